@@ -26,6 +26,7 @@ from foveate.studies.published import (
     publish_result,
     read_published,
     results_block,
+    summarize_differences,
     write_published,
 )
 from foveate.studies.runner import find_study, study_names
@@ -165,6 +166,8 @@ def test_differences_are_written_with_their_signs() -> None:
     assert format_difference(claim) == "+.112 (-.000 to +1.500)"
     assert format_difference(replace(claim, low=None)) == "+.112"
     assert count_verdicts([claim, claim]) == claim.verdict
+    several = [replace(claim, difference=difference) for difference in (10.5, -20.25, 0.5)]
+    assert summarize_differences(several) == "median +.500 (-20.250 to +10.500)"
 
 
 @pytest.mark.parametrize("name", study_names())

@@ -365,12 +365,13 @@ def short_decimal(value: float) -> str:
 
 def format_difference(claim: PublishedClaim) -> str:
     """Return `+.112 (+.089 to +.135)`."""
+    low, high = claim.low, claim.high
+    span = "" if low is None or high is None else f" ({_signed_decimal(low)} to {_signed_decimal(high)})"
+    return _signed_decimal(claim.difference) + span
 
-    def signed(value: float) -> str:
-        return f"{'-' if value < 0 else '+'}{short_decimal(abs(value))}"
 
-    span = "" if claim.low is None or claim.high is None else f" ({signed(claim.low)} to {signed(claim.high)})"
-    return signed(claim.difference) + span
+def _signed_decimal(value: float) -> str:
+    return f"{'-' if value < 0 else '+'}{short_decimal(abs(value))}"
 
 
 def group_claims(claims: Sequence[PublishedClaim]) -> dict[str, list[PublishedClaim]]:
@@ -394,7 +395,7 @@ def summarize_differences(claims: Sequence[PublishedClaim]) -> str:
     if len(claims) == 1:
         return format_difference(claims[0])
     values = sorted(claim.difference for claim in claims)
-    low, middle, high = (f"{value:+.3f}".replace("0.", ".", 1) for value in (values[0], median(values), values[-1]))
+    low, middle, high = map(_signed_decimal, (values[0], median(values), values[-1]))
     return f"median {middle} ({low} to {high})"
 
 
