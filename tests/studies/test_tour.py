@@ -20,6 +20,7 @@ from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.report.words import in_short
+from foveate.studies import tour as module
 from foveate.studies.questions import (
     PLAIN_QUERIES,
     Album,
@@ -47,6 +48,22 @@ def row(question: str, **values: float) -> dict[str, Any]:
         "n": 9,
         "values": {name: value(number) for name, number in values.items()},
     }
+
+
+def test_the_commit_is_that_of_foveate_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c")
+    for command in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "first")):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    monkeypatch.setattr(module, "CHECKOUT", tmp_path)
+    found = module._commit()
+    assert found
+    assert commit.startswith(found)
+    # Installed in a virtual environment within someone's repository.
+    installed = tmp_path / ".venv" / "lib"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(module, "CHECKOUT", installed)
+    assert module._commit() is None
 
 
 def test_tour_table_keeps_its_columns() -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from foveate.core.devices import choose_device, peak_gigabytes
 from foveate.core.errors import UserError
-from foveate.core.paths import PACKAGE
+from foveate.core.paths import CHECKOUT
 from foveate.core.progress import say
 from foveate.core.recipes import load, recipe_path
 from foveate.core.results import parse_result
@@ -354,17 +354,18 @@ def over_seeds(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
 
 def _commit() -> str | None:
     """Return the commit of the running checkout; None outside one."""
-    folder = PACKAGE
     try:
         process = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
+            ["git", "-C", str(CHECKOUT), "rev-parse", "--show-toplevel", "--short", "HEAD"],
             capture_output=True,
             text=True,
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return process.stdout.strip()
+    root, commit = process.stdout.splitlines()
+    # An installed package may lie in a repository of its user.
+    return commit if Path(root).resolve() == CHECKOUT.resolve() else None
 
 
 def _about(seed: int, seeds: int, command: list[str] | None) -> dict[str, Any]:
