@@ -1,6 +1,6 @@
 """Measures of the study `ferret` on frozen features: a classifier of names behind a region encoder, and decoded boxes.
 
-A control swaps what is read: no image, the next image's features, or another region of the same image.
+A control swaps what is read: no image, another image's features, or another region of the same image.
 """
 
 from __future__ import annotations

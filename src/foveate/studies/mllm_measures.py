@@ -104,7 +104,7 @@ def _constant_answer(questions: Sequence[SuiteQuestion]) -> Answer:
 def nearest_names(model: Mllm, collection: Collection, recipe: MllmRecipe, names_path: Path) -> dict[str, float]:
     """Measure how often the embedding nearest to a region of the test split is that of its name.
 
-    The features of the control are those of the next image. Regions with names that no training scene has are left out.
+    The features of the control are another image's. Regions with names that no training scene has are left out.
 
     Args:
         recipe: of the model's training. names_path: file with the names of its training regions.
