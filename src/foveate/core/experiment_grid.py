@@ -57,6 +57,7 @@ class CellStore:
             raise UserError(
                 f"{folder} holds cells of other settings (compare {saved}); choose another folder with --run"
             )
+        # Processes started together may all write this file, which is safe: same content, atomic rename.
         if not saved.is_file():
             write_json_atomically(saved, identity)
 
@@ -72,6 +73,7 @@ class CellStore:
 
     def finish(self, cell: Cell, values: dict[str, float], seconds: float) -> None:
         """Write the result of a cell."""
+        # Only the holder of the cell's lock gets here, so any temporary files were left by processes that died.
         sweep(self.path(cell))
         identity = {"condition": cell.condition, "variant": cell.variant, "seed": cell.seed}
         write_json_atomically(self.path(cell), {**identity, "values": values, "seconds": round(seconds, 2)})
@@ -89,6 +91,7 @@ def run_cells(store: CellStore, cells: Sequence[Cell], work: Work, *, wait: bool
         wait: wait for cells of other processes, and take over those that a dead process left.
     """
     while True:
+        # Checked again in each round, because other processes finish cells in the meantime.
         missing = [cell for cell in cells if store.done(cell) is None]
         if not missing:
             return

@@ -51,6 +51,7 @@ def name_in_errors(path: Path) -> Iterator[None]:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file for writing that appears at `path` on a clean exit; an exception leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A unique name per writer: if two write the same path at once, the last rename wins.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with name_in_errors(path):

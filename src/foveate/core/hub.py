@@ -58,6 +58,7 @@ class Checkpoint:
         Raises:
             UserError: there are none; the error names pickles, which are never read.
         """
+        # Sorted, because `digest` hashes them one after another.
         paths = sorted(self.folder.glob("*.safetensors"))
         if paths:
             return paths
@@ -78,6 +79,7 @@ class Checkpoint:
         from huggingface_hub import errors, list_repo_files
 
         try:
+            # Needed only to name a pickle in the error; without an answer, `weights` raises a more general one.
             return [name for name in list_repo_files(self.name, revision=self.commit) if "/" not in name]
         except (errors.HTTPError, OSError):
             return []
@@ -116,6 +118,7 @@ def fetch(
             partial download is not kept.
     """
     path = Path(source).expanduser()
+    # A local folder takes precedence: a relative path may look like OWNER/NAME.
     if source and path.is_dir():
         if revision is not None:
             raise UserError(
@@ -179,6 +182,7 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
         f"give the path of a folder instead: `hf download {repository} --local-dir FOLDER` makes it on a machine with "
         "a network"
     )
+    # Checked before RepositoryNotFoundError, its base class.
     if isinstance(error, errors.GatedRepoError):
         return (
             "the repository is gated: accept its terms on its page, then run `hf auth login`, or give the path of a "
@@ -191,6 +195,7 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision; give a branch, tag or commit that its page lists"
+    # Checked before the errors below, which the client raises both in offline mode and without a connection.
     if offline:
         return f"not in the cache, and offline mode is on; {elsewhere}"
     hub = constants.ENDPOINT

@@ -73,6 +73,7 @@ def write_model_folder(
             write_text_atomically(folder / name, content)
         else:
             write_json_atomically(folder / name, dict(content))
+    # Written last: a config marks a complete folder.
     header = {"kind": kind, "format": format, "foveate": __version__}
     write_json_atomically(folder / config_name, {**header, **config})
     return folder
@@ -108,6 +109,7 @@ def read_config(
     config = read_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object (got {type(config).__name__})")
+    # The kind is checked before the format, because each kind numbers its formats separately.
     if config.get("kind") != kind:
         raise UserError(f"{path}: field 'kind' must be '{kind}' (got {config.get('kind')!r})")
     check_format(config.get("format"), formats, path)
@@ -184,6 +186,7 @@ def check_header(path: Path, config: Mapping[str, Any], build: Callable[[], Any]
             return func(*args, **kwargs)
 
     shapes = read_shapes(path)
+    # Checked before the network is built: a million layers take time and memory even on the meta device.
     _check_layer_counts(config, len(shapes), where)
     with torch.device("meta"), WithoutValues():
         expected = build().state_dict()

@@ -60,6 +60,7 @@ def describe_ranks(
     return {
         "r": rank,
         "lora_alpha": factor * rank,
+        # PEFT reads the keys of patterns as regular expressions, so the dots must be escaped.
         "rank_pattern": {re.escape(key): ranks[key] for key in other},
         "alpha_pattern": {re.escape(key): factors[key] * ranks[key] for key in other},
     }
@@ -149,6 +150,7 @@ def read_peft_tensors(folder: Path) -> dict[str, Tensor]:
         )
     tensors = read_tensors(folder / WEIGHTS)
     for key, value in tensors.items():
+        # `read_tensors` accepts -inf, which masks contain but no trained matrix does.
         if not value.isfinite().all():
             raise UserError(f"{folder / WEIGHTS}: tensor '{key}' has values that are NaN or infinite")
     return {key.removeprefix(_WRAPPERS): value for key, value in tensors.items()}
@@ -209,6 +211,7 @@ def lora_factor(config: Mapping[str, Any], key: str, rank: int, folder: Path) ->
         UserError: alpha is not above 0.
     """
     patterns = config.get("alpha_pattern") or {}
+    # As in PEFT: the first pattern that matches the end of the name, in whole dotted parts.
     matches = (pattern for pattern in patterns if _compile_pattern(pattern).match(key))
     alpha = patterns.get(next(matches, None), config.get("lora_alpha"))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:

@@ -44,6 +44,7 @@ def configure(*, quiet: bool) -> None:
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Suppress messages inside the block, for example of the parts of work that reports as a whole."""
+    # The earlier state is restored, because the whole command may be quiet.
     before = _quiet
     configure(quiet=True)
     try:
@@ -67,6 +68,7 @@ def track(items: Iterable[T], *, description: str, total: int | None = None) -> 
         total = len(items)  # type: ignore[arg-type]
     if _quiet or total == 0:
         yield from items
+    # A bar redraws itself, which would become one endless line in a log file.
     elif sys.stderr.isatty():
         yield from _bar(items, description, total)
     else:

@@ -157,6 +157,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if isinstance(group, list):
             child = group[_find_entry(group, parent, override)]
         else:
+            # A recipe may leave out a whole group, whose fields then have the model's defaults.
             child = group.setdefault(parent, {})
         if not isinstance(child, dict | list):
             raise UserError(f"override '{override}': '{parent}' is a value, not a group of fields")
@@ -169,6 +170,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 def _find_entry(entries: list[Any], part: str, override: str) -> int:
     """Find an entry of a list by its index from 0, or by the `name` that it has, as stages do."""
+    # A number that is too large for an index may still be the name of an entry.
     if part.isdecimal() and int(part) < len(entries):
         return int(part)
     names = [str(entry["name"]) if isinstance(entry, dict) and "name" in entry else "" for entry in entries]

@@ -56,6 +56,7 @@ class RunFolder:
                 the user that would be overwritten; without a recipe, a run of any recipe.
         """
         check_run_path(path, has_recipe=recipe is not None)
+        # Checked before the folder is created: `discard` deletes only folders that this run created.
         new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
