@@ -57,8 +57,10 @@ def remove_rows(collection: Path, table: str, select: Callable[[pa.Table], NDArr
         UserError: another process writes the collection, or a part is damaged.
     """
     removed = 0
+    # The appender is opened for its lock and its checks only; nothing is appended.
     with AnnotationAppender(collection, purpose=purpose):
         for path in layout.annotation_parts(collection, table, set(layout.committed_shards(collection))):
+            # Reads every column, even those unknown to this version, because the part is written back.
             part = tables.read_table(path)
             is_removed = select(part)
             if is_removed.any():

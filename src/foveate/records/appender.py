@@ -52,6 +52,7 @@ class NameSet:
     def update(self, names: Iterable[str]) -> None:
         """Add names."""
         for name in names:
+            # Known names must not fill the set of recent ones: every merge of that set sorts all names.
             if name not in self:
                 self._recent.add(_hash_name(name))
             if len(self._recent) > _MAX_RECENT:
@@ -124,6 +125,7 @@ class AnnotationAppender:
         check_description(self.path, description)
         check_writable(self.path, description)
         for kind in layout.annotation_kinds(self.path):
+            # Only leftovers of annotations, which this writer writes; `CollectionWriter` clears the others.
             for leftover in (self.path / "annotations" / kind).glob(".*.tmp"):
                 with contextlib.suppress(FileNotFoundError):
                     leftover.unlink()
@@ -159,6 +161,7 @@ class AnnotationAppender:
         if new:
             tables.write_table(self._next_path(kind), tables.to_table(kind, new))
             self._next[kind] += 1
+            # Only after the part is on disk: a failed write must not make its rows count as stored.
             ids.update(str(row[column]) for row in new)
         return len(new)
 
@@ -171,6 +174,7 @@ class AnnotationAppender:
         return self._ids[kind]
 
     def _next_path(self, kind: str) -> Path:
+        # Looked up once: nobody else adds parts while the lock is held.
         if kind not in self._next:
             self._next[kind] = layout.added_number(layout.next_added_path(self.path, kind))
         return layout.added_path(self.path, kind, self._next[kind])

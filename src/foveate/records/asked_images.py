@@ -75,6 +75,7 @@ def write_asked_images(
             raise UserError(f"{source}: {name} must be at least {minimum} (got {count})")
     positions = [(split, index) for split, count in counts.items() for index in range(count)]
     with CollectionWriter(target, license=license, source=source) as writer:
+        # `make_key` names the last image of a draw, which is written last: if it is stored, so are the others.
         missing = [position for position in positions if writer.known_sha256(make_key(position)) is None]
         drawn = draw_in_processes(draw, missing, workers=workers)
         tracked = track(drawn, description=source, total=len(missing))

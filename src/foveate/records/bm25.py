@@ -118,6 +118,7 @@ class TextIndex:
             raise UserError(f"{path}: columns differ from those of a text index; build the index again")
         index = cls(table, num_documents)
         rows, counts = index._postings
+        # A negative number would score the last documents instead of failing.
         if len(rows) != len(counts) or (len(rows) and not (0 <= rows.min() and rows.max() < num_documents)):
             raise UserError(f"{path}: names images that the index does not have; build the index again")
         return index
@@ -145,6 +146,7 @@ class TextIndex:
         """K1 * (1 - B + B * length / mean length) of each document."""
         rows, counts = self._postings
         lengths = np.bincount(rows, weights=counts, minlength=self.num_documents).astype(np.float64)
+        # The mean is 0 if no document has a term; the lower bound in the next line keeps the division finite.
         mean = float(lengths.mean()) if self.num_documents else 0.0
         return K1 * (1 - B + B * lengths / max(mean, 1e-12))
 
@@ -166,6 +168,7 @@ class TextIndex:
         """
         scores_N = np.zeros(self.num_documents)
         terms = list(dict.fromkeys(split_terms(text)))
+        # K1 + 1 is the limit that the weight of a term approaches as its count grows.
         whole = sum(self.idf(term) for term in terms) * (K1 + 1)
         rows, counts = self._postings
         for term in terms:
@@ -173,10 +176,12 @@ class TextIndex:
             if number is not None:
                 span = slice(self._starts[number], self._starts[number + 1])
                 count = counts[span].astype(np.float64)
+                # Each term lists a document once; with repeated indices `+=` would count only one of them.
                 scores_N[rows[span]] += self.idf(term) * count * (K1 + 1) / (count + self._norms_N[rows[span]])
         return scores_N / whole if whole > 0 else scores_N
 
 
 def _values(column: pa.ChunkedArray) -> NDArray[np.int32]:
     chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    # `concatenate` refuses an empty list, which a column without chunks gives.
     return np.concatenate([np.zeros(0, np.int32), *chunks])

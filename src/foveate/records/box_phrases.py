@@ -57,6 +57,7 @@ class ParsedBoxes:
     problems: tuple[str, ...] = ()
 
 
+# Four fields, not all of them numbers: lists of numbers are judged by `parse_regions`.
 _NO_NUMBERS = re.compile(r"\[(?![\s\d,.+-]*\])[^\[\],]*,[^\[\],]*,[^\[\],]*,[^\[\],]*\]")
 _PIECE = re.compile(r"\[[^\[\]]*\]|[.;!?\n\[\]]|[^.;!?\n\[\]]+")
 
@@ -86,6 +87,7 @@ def parse_boxes(
     merged: dict[str, tuple[str, list[PixelBox]]] = {}
     for phrase, box in pairs:
         merged.setdefault(fold_phrase(phrase), (phrase, []))[1].append(box)
+    # A phrase that is empty or only punctuation folds to "".
     unnamed = merged.pop("", ("", []))[1]
     missing = [phrase for phrase in requested if fold_phrase(phrase) not in merged]
     return ParsedBoxes(
@@ -153,8 +155,10 @@ class AnswerBoxes:
     problems: dict[int, tuple[str, ...]]
 
 
+# At most three digits: larger numbers are left to the parsers, which differ on them.
 _SIDE = r"\s*([0-9]{1,3})\s*"
 _PLAIN_BOX = re.compile(rf"\[{_SIDE},{_SIDE},{_SIDE},{_SIDE}\]")
+# Without groups, which `split` would return between the pieces.
 _PLAIN_SPLIT = re.compile(_PLAIN_BOX.pattern.replace("(", "").replace(")", ""))
 _AFTER_STOP = re.compile(f"[{OFFICIAL_STOPS}](.*)", re.DOTALL)
 
@@ -183,6 +187,7 @@ def parse_answers(
     # one conversion of all together is ten times as fast as a parser that looks at each character.
     for row, text in enumerate(texts):
         bins = _PLAIN_BOX.findall(text)
+        # Equal counts mean that every bracket belongs to a plain box.
         if text.count("[") == text.count("]") == len(bins):
             plain_counts[row] = len(bins)
             plain += bins
@@ -202,6 +207,7 @@ def parse_answers(
         corners = [[box.x1, box.y1, box.x2, box.y2] for _, _, box in other]
         boxes_B4 = np.concatenate((boxes_B4, np.array(corners, dtype=np.float64).reshape(-1, 4)))
         names += [phrase for _, phrase, _ in other] if phrases else []
+        # Stable, so that boxes of one answer stay in the order of its text.
         order = np.argsort(rows_B, kind="stable")
         rows_B, boxes_B4 = rows_B[order], boxes_B4[order]
         names = [names[index] for index in order] if phrases else []

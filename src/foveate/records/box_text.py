@@ -82,6 +82,7 @@ def encode_region(shape: Shape, *, width: int, height: int, rounding: Rounding =
             raise UserError("a region without pixels cannot be written as a box")
         values = (box.x1, box.y1, box.x2, box.y2)
     sides = (width, height, width, height)
+    # A point takes the first two sides.
     return tuple(encode_coordinate(value, side, rounding=rounding) for value, side in zip(values, sides, strict=False))
 
 
@@ -129,6 +130,7 @@ class ParsedText:
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _UNCLOSED = re.compile(r"\[[\s\d,.+-]*$")
+# Signs and fractions match too, so that such lists are reported instead of silently passing as text.
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?|[+-]?\.\d+", re.ASCII)
 _PHRASE_END = re.compile(r"[.;!?\n\[\]]")
 _LEADING_GLUE = re.compile(r"^(?:[\s,:()-]|(?:and|or)\b)+", re.IGNORECASE)
@@ -249,6 +251,7 @@ def parse_template(
         box = decode_region([int(number) for number in match.groups()], width=width, height=height, decoding=decoding)
         assert isinstance(box, PixelBox)
         boxes.append(box)
+    # A box in front of the full stop leaves " ." behind the phrase.
     rest = _TEMPLATE.sub("", text).strip().removesuffix(" .").strip()
     return ([rest] if rest else []), boxes
 
@@ -261,6 +264,7 @@ def is_same_phrase(a: str, b: str) -> bool:
     return fold_phrase(a) == fold_phrase(b)
 
 
+# Marks become blanks, other non-word characters nothing: "T-shirt" equals "tshirt", as in Ferret's evaluation.
 _MARKS = re.compile(r"""["',.;!?|:]""")
 _NON_WORD = re.compile(r"[^\w\s]")
 

@@ -52,6 +52,7 @@ def normalize_box(box: PixelBox, width: int, height: int) -> tuple[float, float,
 
 def raster_key(box: PixelBox) -> tuple[float, float]:
     """Return what boxes in raster order are sorted by: the upper edge, then the left one."""
+    # A design decision: Ferret-v2 mentions raster order without defining it.
     return box.y1, box.x1
 
 
@@ -166,6 +167,7 @@ class Box:
             UserError: the image has no area, or the box is not valid.
         """
         _check_image(width, height)
+        # Converted before the division, which raises OverflowError for an integer beyond the range of floats.
         x1, y1, x2, y2 = map(_as_float, (box.x1, box.y1, box.x2, box.y2))
         return cls._from_fractions(x1 / width, y1 / height, x2 / width, y2 / height, clipped=clipped)
 

@@ -62,6 +62,7 @@ def remove_captions(path: str | Path, model: str, *, dry_run: bool = False) -> C
 def _remove(path: Path, model: str, *, dry_run: bool) -> CaptionRemoval:
     shards = set(layout.committed_shards(path))
     parts = [(kind, part) for kind in _KINDS for part in layout.annotation_parts(path, kind, shards)]
+    # All are read before one is written: an unknown model or a damaged part changes nothing.
     contents = [tables.read_known(part, tables.SCHEMAS[kind]) for kind, part in parts]
     models = sorted({name for table in contents for name in table["model"].unique().to_pylist()} - {""})
     choose(model, models, f"model of captions in the collection {path.name!r}")

@@ -77,11 +77,13 @@ def load_verdicts(collection: Collection) -> list[CaptionVerdict]:
     """Load the verdicts on a collection's captioners, in the order of writing."""
     names = [field.name for field in fields(CaptionVerdict)]
     rows = collection.dataset_table(TABLE).to_pylist()
+    # Files of earlier versions may lack fields, which then have their defaults.
     return [CaptionVerdict(**{name: row[name] for name in names if name in row}) for row in rows]
 
 
 def find_wrong_captioners(collection: Collection, kinds: Collection_[str]) -> list[CaptionVerdict]:
     """Load the verdicts, sorted, by which captions of one of `kinds` are no better than shuffled ones."""
+    # A verdict outlives its captions, which may have been removed since.
     captions = collection.table("captions").select(["kind", "model"]).group_by(["kind", "model"]).aggregate([])
     present = {(row["kind"], row["model"]) for row in captions.to_pylist()}
     wrong = [v for v in load_verdicts(collection) if v.is_wrong and v.kind in kinds and (v.kind, v.model) in present]

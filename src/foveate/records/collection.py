@@ -64,6 +64,7 @@ class Collection:
         """Open a collection folder; raise UserError if it is none or was written by another version."""
         path = layout.check_collection(Path(path))
         description = read_json(path / layout.DESCRIPTION)
+        # Checked before the tables are read: another version may have written them in another form.
         check_description(path, description)
         return cls(path, description, take_snapshot(path))
 

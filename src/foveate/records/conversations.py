@@ -101,6 +101,7 @@ def find_problem(conversation: Conversation, sizes: Mapping[str, tuple[int, int]
     try:
         for text in (conversation.id, conversation.source, *conversation.answers, *conversation.choices):
             clean_text(text)
+        # Texts are checked as they will be stored: one of control characters alone becomes empty.
         cleaned = [replace(turn, text=clean_text(turn.text)) for turn in conversation.turns]
     except UserError as error:
         return Finding("text not storable", str(error))
@@ -166,6 +167,7 @@ def _find_image_problem(conversation: Conversation, sizes: Mapping[str, tuple[in
     for key in conversation.images:
         if key not in sizes:
             return Finding("unknown image", f"the collection has no image {key!r}")
+    # By now every region has its placeholder, and every placeholder of an image its image.
     for turn, indices in zip(conversation.turns, locate_regions(conversation), strict=True):
         for shape, index in zip(turn.regions, indices, strict=True):
             width, height = sizes[conversation.images[index]]
@@ -196,6 +198,7 @@ def locate_regions(conversation: Conversation) -> list[list[int]]:
 def find_shape_problem(shape: Shape, *, width: int, height: int) -> str | None:
     """Return what is wrong with a shape in an image of that size, as a short reason, or None."""
     if isinstance(shape, Mask):
+        # Compared before decoding, which allocates memory for the size that the mask states.
         if tuple(shape.size) != (height, width):
             return "mask of another size"
         try:
@@ -210,6 +213,7 @@ def find_shape_problem(shape: Shape, *, width: int, height: int) -> str | None:
             return "region inverted"
         if shape.x2 == shape.x1 or shape.y2 == shape.y1:
             return "region empty"
+        # Up to the width and height inclusive: coordinates are edges of pixels, not their centers (see `PixelBox`).
         inside = shape.x1 >= 0 and shape.y1 >= 0 and shape.x2 <= width and shape.y2 <= height
         return None if inside else "region outside the image"
     points = (shape,) if isinstance(shape, Point) else shape.points
@@ -345,6 +349,7 @@ class Conversations(Sequence[Conversation]):
             present, total = tables.count_images(self._table, among=pa.array(keys, pa.string()))
             # A conversation whose images lie in two splits is in neither: one of them was trained on.
             mask_N &= (present == total) & ((total > 0) | (split == "train"))
+        # The table stays in Arrow; a row becomes Python objects only when it is read.
         self.rows = np.flatnonzero(mask_N)
         self.groups = self.groups[self.rows]
 

@@ -196,6 +196,7 @@ def _rank_rows(collection: Collection) -> np.ndarray:
     index = collection.index
     pixels_N = index["width"].astype(np.int64) * index["height"]
     texts_N = collection.grouped("captions").counts + collection.grouped("regions").counts
+    # `lexsort` sorts by its last key first.
     order = np.lexsort((np.arange(len(collection)), -texts_N, -pixels_N))
     ranks = np.empty(len(order), dtype=np.int64)
     ranks[order] = np.arange(len(order))

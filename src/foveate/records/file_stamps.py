@@ -57,6 +57,7 @@ class StampedImage:
 
 def hash_text(*parts: object) -> str:
     """Return 16 hexadecimal digits that differ for different parts."""
+    # Joined by NUL, which no file name has, so that ("a", "bc") and ("ab", "c") differ.
     text = "\0".join(map(str, parts))
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
@@ -76,6 +77,7 @@ def stamp_files(folder: str, source: str, names: Sequence[str], *options: object
         try:
             status = os.stat(f"{source}/{name}")
         except OSError:
+            # Without a stamp the version never counts as settled: the next import reads the files again.
             return FileStamp(folder, names[0], "", 0)
         parts += [name, status.st_size, status.st_mtime_ns]
         newest = max(newest, status.st_mtime_ns)
@@ -96,6 +98,7 @@ class FileStamps:
         self._last = {key: row for row, key in enumerate(self._table["key"].to_pylist())}
         names = ("folder", "file", "stamp", "mtime_ns", "version", "created")
         self._columns = {name: self._table[name].to_pylist() for name in names}
+        # An import gives one time to all its rows, so few texts are parsed.
         self._created_ns = {text: _to_ns(text) for text in set(self._columns["created"])}
 
     def __len__(self) -> int:
@@ -170,4 +173,5 @@ def _to_ns(text: str) -> int:
     try:
         return int(datetime.fromisoformat(text).timestamp()) * 10**9
     except ValueError:
+        # With a damaged time no version counts as settled, and its files are read again.
         return 0

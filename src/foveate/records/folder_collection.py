@@ -63,6 +63,7 @@ def refer_to_folder(folder: Path, target: Path, *, workers: int | None = None) -
         with Collection.open(target) as collection:
             root = folder.resolve()
             paths = collection.index["path"].tolist()
+            # Images of another folder would count as gone, and `mirror` would delete them.
             outside = next((path for path in paths if not Path(path).is_relative_to(root)), None)
             if outside is not None:
                 raise UserError(f"{target}: refers to images of another folder, such as {outside}; expected {root}")

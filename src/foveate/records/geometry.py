@@ -173,6 +173,7 @@ class View:
         """Return the view of the largest centered part with the aspect of an input of `size`: no padding remains."""
         input_width, input_height = input_width_height(size)
         if width * input_height >= height * input_width:
+            # At least one pixel remains where integer division gives 0, for an input with an extreme aspect.
             crop_width, crop_height = max(1, height * input_width // input_height), height
         else:
             crop_width, crop_height = width, max(1, width * input_height // input_width)
@@ -211,6 +212,7 @@ class View:
 
 def _whole_pixels(low: float, high: float, limit: int) -> tuple[int, int]:
     """Round an interval to whole pixels of [0, limit], at least one pixel long."""
+    # A crop at the far edge may round to the edge itself; it keeps the last pixel.
     start = min(round(low), limit - 1)
     return start, max(round(high), start + 1)
 
@@ -277,6 +279,7 @@ class Placement:
             inside = _mirror(inside)
         moved = self.letterbox.to_input(inside)
         visible_R = self.visible_fraction(boxes)
+        # Above 0 even with a `min_visible` of 0: a box outside of the crop has nothing to show.
         kept_R = (visible_R >= min_visible) & (visible_R > 0) & (areas(moved) > 0)
         return moved[kept_R], kept_R
 

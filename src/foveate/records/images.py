@@ -172,6 +172,7 @@ def detect_format(data: bytes) -> str:
         return "JPEG"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "PNG"
+    # RIFF alone may also be sound or video.
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[:6] in (b"GIF87a", b"GIF89a"):
@@ -198,8 +199,10 @@ def detect_format(data: bytes) -> str:
 
 def _detect_brand(data: bytes) -> str:
     """Return HEIF or AVIF by the brands of an ISO base media file; raise BadImage for others, such as videos."""
+    # At most 256 bytes: the stated length of a damaged box may span the whole file.
     end = min(len(data), int.from_bytes(data[:4], "big"), 256)
     brands = [data[8:12], *(data[start : start + 4] for start in range(16, end, 4))]
+    # AVIF is tested first because its files also name the generic brand mif1.
     if any(brand in _AVIF_BRANDS for brand in brands):
         return "AVIF"
     if any(brand in _HEIF_BRANDS for brand in brands):

@@ -92,6 +92,7 @@ class ImportSummary:
             (self.animated, "animated images, of which the first frame is used"),
             (self.without_text, "images without any text"),
             (self.ignored_files, f"other files ignored{self._format_ignored()}"),
+            # Changes that were not taken are on a line of their own, with the option that takes them.
             (self.texts_changed if self.updated else 0, "images with changed texts, which were taken"),
             (self.files_replaced if self.updated else 0, "images with other bytes, which were taken"),
         ]

@@ -140,6 +140,7 @@ def _labels(collection: Collection, keys: pa.Array) -> dict[str, dict[str, int]]
     table = _table(collection, "labels", keys)
     fields, values = table["field"].to_numpy(), table["value"].to_numpy()
     counted = {field: _counts(values[fields == field]) for field in sorted(set(fields.tolist()))}
+    # `_counts` sorts by frequency, so the slice keeps the most frequent values.
     return {field: dict(list(counts.items())[:_MAX_VALUES]) for field, counts in counted.items()}
 
 

@@ -31,6 +31,7 @@ def decode_mask(encoded: dict[str, list[int]]) -> NDArray[np.bool_]:
     """
     height, width = encoded["size"]
     counts = np.asarray(encoded["counts"], np.int64)
+    # Before `repeat`, which would take any memory that the counts of a damaged file ask for.
     if (counts < 0).any() or counts.sum() != height * width:
         raise UserError(
             f"mask counts: negative, or of another size (sum {int(counts.sum())}); expected counts >= 0 that add up to "

@@ -106,6 +106,7 @@ def _drop_rows(path: Path, keys: pa.Array, *, dry_run: bool) -> int:
     table = tables.read_table(path)
     if "key" not in table.column_names:
         raise UserError(f"{path} has no column 'key': not a table of a collection")
+    # A conversation goes as soon as one of its images does.
     gone = tables.count_images(table, among=keys)[0] > 0
     if gone.any() and not dry_run:
         tables.write_table(path, table.filter(pa.array(~gone)).combine_chunks())
@@ -146,6 +147,7 @@ def _repack(collection: Path, part: pa.Table, gone: np.ndarray, number: int) -> 
     shards, offsets = part["shard"].to_numpy().copy(), part["offset"].to_numpy().copy()
     lengths = part["length"].to_numpy()
     packed = np.flatnonzero(part["path"].to_numpy() == "")
+    # No image stays: the old tars are deleted and no new one is written.
     if gone[packed].all():
         return part
     final = layout.tar_path(collection, number)
@@ -173,6 +175,7 @@ def _copy_members(
     Args:
         rows: of all images that the tar has.
     """
+    # In the order of the tar, because the headers of a member are located by the end of the one before.
     rows = rows[np.argsort(offsets[rows])]
     ends = pad_member(offsets[rows] + lengths[rows])
     # Members follow one another: the headers of one begin where the one before ends.

@@ -52,6 +52,7 @@ class Quarantine:
         self, key: str, reason: str, detail: str, *, source: str, subject: str, position: int, created: str
     ) -> bool:
         """Add a finding; return False if an equal one (apart from detail and time) exists."""
+        # The remedy is part of the detail, which does not identify a finding: a reworded remedy adds no duplicate.
         remedy = REMEDIES.get((subject, reason))
         row: dict[str, object] = {
             "key": storable(key),

@@ -94,6 +94,7 @@ def write_question(
     wish, in_sentence = "", way == "sentence"
     if way == "drawn":
         in_sentence = rng.random() < SENTENCE_SHARE
+        # The wish also has a held-out wording, for tests.
         wish = pick(rng, (_SENTENCE if in_sentence else _ALONE)[held_out])
     sentence = wording.sentence if isinstance(wording.sentence, str) else wording.sentence[short]
     answer = sentence.format(**fields) if in_sentence else short
@@ -117,6 +118,7 @@ def to_conversation(
     regions = list(question.regions)
     for prompt, answer in zip(prompts, replies, strict=True):
         for role, text in (("user", prompt), ("assistant", answer)):
+            # Counted in the text, because `regions` lists those of prompts and answers one after another.
             count = text.count(REGION)
             turns.append(Turn(role, text, tuple(regions[:count])))
             regions = regions[count:]

@@ -88,6 +88,7 @@ def _parse_numbers(text: str, count: int, name: str, form: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
+    # `float` reads "nan" and "inf", too.
     if len(values) != count or not np.isfinite(values).all():
         raise UserError(f"{name}: not {count} numbers (got '{text}'); expected {form}")
     return values

@@ -74,6 +74,7 @@ def select_region_rows(
         .aggregate([])
         .to_pylist()
     }
+    # Only pseudo-labels come from labeling runs, which the hash tells apart.
     single = {f"{source}@{recipe}": (source, recipe) for source, recipe in there if is_pseudo_label(source)}
     names = {source for source, _ in there}
     selected_rows = np.zeros(regions.num_rows, dtype=bool)
@@ -88,6 +89,7 @@ def select_region_rows(
                 f"{where}: no region has the source '{name}'; expected one of {', '.join(allowed)}"
                 f"{nearest(name, allowed)}"
             )
+        # A name without a run takes the rows of all runs.
         source, recipe = single.get(name, (name, None))
         mask = regions["source"].to_numpy() == source
         if recipe is not None:

@@ -48,6 +48,7 @@ class RemovalSettings(Settings):
             raise ValueError("--keep-bytes and --purge exclude each other; choose one")
         others = sorted(self.model_fields_set - {"captions_of"})
         if self.captions_of is not None and others:
+            # The field with the keys has another name on the command line: --from.
             option = {"keys_file": "from"}.get(others[0], others[0]).replace("_", "-")
             raise ValueError(f"--{option} has no effect with --captions-of, which removes no images")
         return self
@@ -132,6 +133,7 @@ def read_keys(path: Path) -> list[str]:
         raise UserError(f"{path}: no such file; expected a list of keys, one per line") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    # Not splitlines: keys may hold U+2028 and the like, which it takes for ends of lines. Blanks are part of a key.
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
 
@@ -152,6 +154,7 @@ def select_keys(collection: Collection, conditions: Mapping[str, str]) -> list[s
             values = collection.label_values(name)
         else:
             values = collection.splits if name == "split" else collection.index[name]
+        # For each condition alone: a value that no image has is a mistake, a combination that none has is an answer.
         if not (values == value).any():
             raise UserError(f"no image has {name}={value}{nearest(value, set(values.tolist()))}")
         mask &= values == value
@@ -194,6 +197,7 @@ def remove_images(
             summary.purged = purge_images(path, {*summary.removed, *_find_pending(path)}, dry_run=True)
         return summary
     with CollectionWriter(path) as writer:
+        # Under the lock: no other import can add a copy between the plan and the removal.
         summary, to_remove = _plan(path, keys, where, copies=copies, purge=purge)
         # Hidden first: a kill before the purge leaves nothing visible that had to go.
         writer.remove(to_remove, reason=reason, purge=purge)

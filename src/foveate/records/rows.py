@@ -94,6 +94,7 @@ def image_rows(
     for kind, rows in extra.items():
         raw.setdefault(kind, []).extend({**row, "key": key} for row in rows)
     checked = {kind: [check_row(kind, row) for row in rows] for kind, rows in raw.items()}
+    # Filtered after cleaning, which empties a text of control characters alone.
     checked["captions"] = [row for row in checked["captions"] if row["text"]]
     return {kind: rows for kind, rows in checked.items() if rows}
 

@@ -35,6 +35,7 @@ def load_font(name: str, size: int, *, bold: bool = False) -> Font:
     file = FONTS[name][bold]
     if not file:
         font = ImageFont.load_default(size=size)
+        # For the type checker: with a size Pillow always returns this type.
         assert isinstance(font, ImageFont.FreeTypeFont)
         return font
     return ImageFont.truetype(find_font_folder() / f"{file}.ttf", size)
@@ -54,6 +55,7 @@ def find_font_size(name: str, letter_height: int) -> int:
     Raises:
         UserError: the largest font is smaller.
     """
+    # Searched for, because the ratio of size to height of capitals differs between fonts.
     for size in range(4, _MAX_FONT_SIZE + 1):
         if measure_letters(name, size) >= letter_height:
             return size
@@ -138,6 +140,7 @@ class Sheet:
         word_boxes = []
         position = 0
         for part in text.split():
+            # Drawn word by word to get a box for each, at the position that it has in the whole line.
             position = text.index(part, position)
             # Whole pixels: Pillow draws at fractions, but its boxes do not know of them.
             corner = (round(x + font.getlength(text[:position])), round(y))

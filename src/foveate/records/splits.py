@@ -120,6 +120,7 @@ def read_drawn(path: str | Path) -> tuple[dict[str, float], int] | None:
         fractions = {str(name): float(fraction) for name, fraction in drawn["fractions"].items()}
         check_fractions(fractions)
         return fractions, int(drawn["seed"])
+    # A damaged file counts as none: it only gives defaults to the next import.
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
 

@@ -76,6 +76,7 @@ def _read(path: Path) -> Snapshot:
         index.combine_chunks(),
         removed,
         tables.read_known(splits, tables.SPLITS) if splits.is_file() else None,
+        # Only those of committed parts: the annotations of a shard are on disk before its index part.
         {kind: layout.annotation_parts(path, kind, set(parts)) for kind in layout.annotation_kinds(path)},
         {kind: tables.read_table(layout.dataset_table_path(path, kind)) for kind in layout.dataset_table_names(path)},
     )
@@ -124,6 +125,7 @@ def add_tombstones(
         if key not in existing:
             row_reason = reason if isinstance(reason, str) else reason[key]
             rows.append({"key": key, "sha256": sha256, "reason": row_reason, "created": created, "purge": purge})
+    # A repeated removal leaves the file and its inode alone; readers would take a new file for a change.
     if rows != before:
         tables.write_table(path, pa.Table.from_pylist(rows, schema=tables.REMOVED))
 
@@ -169,6 +171,7 @@ def read_committed(collection: Path) -> Committed:
         committed.known.update(zip(part["key"].to_pylist(), part["sha256"].to_pylist(), strict=True))
         locations = zip(part["key"].to_pylist(), part["shard"].to_pylist(), part["path"].to_pylist(), strict=True)
         for key, shard, path in locations:
+            # The shard number of a referenced image belongs to no tar.
             if path:
                 committed.referenced[key] = path
             else:
@@ -180,6 +183,7 @@ def read_committed(collection: Path) -> Committed:
 
 def move_references(collection: Path, moved: Mapping[str, Reference]) -> None:
     """Write new paths of referenced files to the index; each index part is replaced atomically."""
+    # A kill between two parts leaves old paths in the rest; the next import of the files moves them again.
     moved_keys = pa.array(sorted(moved), pa.string())
     for number in layout.committed_shards(collection):
         part_path = layout.index_path(collection, number)
@@ -208,6 +212,7 @@ def clear_leftovers(collection: Path, committed: Committed) -> None:
         if not folder.is_dir():
             continue
         for path in folder.iterdir():
+            # Added parts ("added-00000") are never unused: they have no index part, and their rename commits them.
             number = int(path.stem) if path.suffix in (".tar", ".parquet") and path.stem.isdigit() else None
             used = committed.tars if folder == images else parts
             unused = folder != collection and number is not None and number not in used

@@ -262,6 +262,7 @@ def to_table(kind: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
                 f"{folder}/{kind}: unknown column {unknown[0]!r}; expected one of {', '.join(schema.names)}"
             )
         return pa.Table.from_pylist([_with_defaults(schema, row) for row in rows], schema=schema)
+    # Columns of all rows: `from_pylist` without a schema would take only those of the first one.
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
 
@@ -312,6 +313,7 @@ def read_columns(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pa.Ta
     """
     expected = pa.schema([schema.field(name) for name in columns])
     try:
+        # Files of earlier versions lack columns, which `_complete` fills. It needs the key, whatever is asked for.
         present = set(pq.read_schema(path).names)
         table = _read(path, columns=sorted({"key", *columns} & present))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -344,6 +346,7 @@ def read_annotations(paths: Sequence[Path], kind: str) -> pa.Table:
         for path, part in zip(paths, parts, strict=True):
             _check_regions(part, path) if kind == "regions" else None
     try:
+        # Tables of other kinds may have gained columns: parts without them get nulls.
         return pa.concat_tables(parts, promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:
         raise UserError(
@@ -355,6 +358,7 @@ def _check_regions(part: pa.Table, path: Path) -> None:
     columns = [part[name].to_numpy() for name in ("x1", "y1", "x2", "y2", "score")]
     x1, y1, x2, y2, score = columns
     with np.errstate(invalid="ignore"):
+        # Written so that NaN, which compares as false, is refused.
         good = (x1 >= 0) & (y1 >= 0) & (x1 < x2) & (y1 < y2) & (x2 <= 1) & (y2 <= 1) & (score >= 0) & (score <= 1)
     if not good.all():
         raise UserError(
@@ -380,6 +384,7 @@ def count_images(table: pa.Table, *, among: pa.ChunkedArray | pa.Array) -> tuple
     images = table["images"].combine_chunks()
     owners = pc.call_function("list_parent_indices", [images]).to_numpy().astype(np.int64)
     present = positions(pc.call_function("list_flatten", [images]), among=among) >= 0
+    # Rows without images have no entry in the flat list; the length keeps them, with 0.
     return np.bincount(owners[present], minlength=len(table)), np.bincount(owners, minlength=len(table))
 
 
@@ -408,6 +413,7 @@ def highest_tar(part: pa.Table) -> int:
     Such a number is not used again: a reader that was opened before the purge must not find other images under it.
     """
     number = (part.schema.metadata or {}).get(_HIGHEST_TAR, b"-1")
+    # The file may come from others: nothing in its metadata may raise or become a huge number.
     return int(number) if re.fullmatch(rb"-1|\d{1,9}", number) else -1
 
 

@@ -75,9 +75,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         UserError: no such file, no text, a quote without an end (a file that was cut), or a row that is too long.
     """
     try:
+        # "-sig" drops the byte order mark that spreadsheets write; it would become part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
             delimiter = "\t" if "\t" in file.readline() else ","
             file.seek(0)
+            # Strict: otherwise a quote that never ends would take the rest of the file into one cell without an error.
             reader = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
             rows = []
             for row in reader:
@@ -147,6 +149,7 @@ def make_question(**fields: Any) -> VideoQuestion:
     named |= {"question": "" if not all(text.strip() for text in question.texts) else "text"}
     named |= {"option": "" if not all(option.strip() for option in question.options) else "text"}
     empty = [name for name, text in named.items() if not text.strip()]
+    # A known problem says more: a choice without a right option has no answer text either.
     if empty and not question.problem:
         return replace(question, problem=f"it has no {' and no '.join(empty)}")
     return question
@@ -183,6 +186,7 @@ class Columns:
     ) -> list[VideoQuestion]:
         """Make a question of each row; raise UserError with the file where a column is missing."""
         id, video, answer = (find_column(rows, *names, path=path) for names in (self.id, self.video, self.answer))
+        # A column that is missing is an error of the file; a field that one row lacks is a problem of that question.
         for name in (*self.texts, *self.options):
             find_column(rows, name, path=path)
         kind = next((name for name in self.kind if name in rows[0]), "")
@@ -204,6 +208,7 @@ class Columns:
 
 
 def _parse_number(text: str) -> int | None:
+    # `isdigit` alone also holds for superscripts, which `int` refuses.
     return int(text) if text.isascii() and text.isdigit() else None
 
 

@@ -88,6 +88,7 @@ def open_description(
             "images_per_shard": images_per_shard,
             "bytes_per_shard": bytes_per_shard,
         }
+        # Written before any image, so that the next run recognizes the folder if this first run is killed.
         write_json_atomically(file, description)
         return description
     description = read_json(file)
@@ -169,6 +170,7 @@ class CollectionWriter:
         self._start_ns = 0
         self._referenced: dict[str, str] = {}
         self._moved: dict[str, Reference] = {}
+        # The number of the next tar, and the count of parts: after a purge they differ.
         self._shard = 0
         self._parts = 0
         self._tar: tarfile.TarFile | None = None
@@ -199,6 +201,7 @@ class CollectionWriter:
             if kind is not None:
                 self._discard_open_shard()
         finally:
+            # Released last: until then leftovers belong to this writer, which may delete them.
             self._lock.__exit__(None, None, None)
 
     def _discard_open_shard(self) -> None:
@@ -422,6 +425,7 @@ class CollectionWriter:
             self.quarantine(key, "duplicate key", detail, origin)
             return False
         self._seen.add(key)
+        # First, since a removed image whose bytes were kept is also known.
         if self._was_removed(key, sha256):
             self.summary.removed_earlier += 1
             return False

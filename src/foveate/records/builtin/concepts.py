@@ -72,6 +72,7 @@ def informative_heads() -> frozenset[str]:
 @functools.cache
 def unseen_words() -> frozenset[str]:
     """Return head nouns (singular) of unseen kinds alone: words that training texts must not have."""
+    # A head noun that trained concepts share cannot be held out.
     return (_heads(unseen_kinds=True) & informative_heads()) - _heads(unseen_kinds=False)
 
 
@@ -119,6 +120,7 @@ def _unseen_things() -> frozenset[str]:
         drawn = {thing for thing, lot in lots.items() if lot < UNSEEN_SHARE and thing not in within}
         relatives = sorted(things & drawn_twice, key=lots.__getitem__)
         if relatives:
+            # The relative with the highest lot stays, so that each family is trained on.
             held_out |= drawn - {relatives[-1]}
     return frozenset(held_out)
 

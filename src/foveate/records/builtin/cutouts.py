@@ -44,6 +44,7 @@ class Cutout:
         return _decode(self.data)
 
 
+# More than there are cut-outs, so none is decoded twice.
 @functools.lru_cache(maxsize=8192)
 def _decode(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGBA")

@@ -16,6 +16,7 @@ from typing import Any
 from foveate.records.builtin import phrases, tables
 from foveate.records.text import split_words
 
+# Man, woman, adult; boy, girl, child; old man, old woman, older adult; baby.
 _PEOPLE_CODES = {"1f468", "1f469", "1f9d1", "1f466", "1f467", "1f9d2", "1f474", "1f475", "1f9d3", "1f476"}
 _MARKS = {"200d", "fe0f", "2640", "2642", "27a1"}  # joiner, variation, female, male, facing right
 PEOPLE_WORDS = frozenset(
@@ -96,6 +97,7 @@ class _Groups:
     def join(self, members: Iterable[str]) -> None:
         first, *others = members
         for other in others:
+            # The alphabetically first name is the root in any order of joins: slices are drawn by its hash.
             lower, higher = sorted((self.find(first), self.find(other)))
             self.parent[higher] = lower
 
@@ -108,6 +110,7 @@ def own_words(concept: str) -> frozenset[str]:
     """
     empty = VARIANT_WORDS | PEOPLE_WORDS | _NUMERALS | phrases.SPLITTERS
     words_left = {phrases.singular(word) for word in split_words(concept, style="letters") if word not in empty}
+    # An empty set would be a subset of every name, so such concepts keep their head noun ("man").
     return frozenset(words_left or {phrases.head_noun(concept)})
 
 
@@ -117,12 +120,14 @@ def _list_variants() -> list[list[str]]:
     for row in tables.rows("emoji"):
         concept = concept_of_emoji(row)
         code = _code_key(row["unified"])
+        # Several people in one emoji: families and couples, all of which count as one thing.
         together["code family" if code.startswith("person-person") else f"code {code}"].append(concept)
         if concept.startswith(("family", "couple", "kiss between")) or "holding hands" in concept:
             together["code family"].append(concept)
     for concept in load_concepts():
         together[f"own {' '.join(sorted(own_words(concept)))}"].append(concept)
     present = set(load_concepts())
+    # Names missing from the shipped tables are dropped: the first one could become the name of its group.
     return [*together.values(), *([m for m in same if m in present] for same in _SAME_THING)]
 
 

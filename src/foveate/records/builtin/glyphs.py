@@ -48,6 +48,7 @@ def find_font_folder(folder: Path | None = None) -> Path:
         UserError: there is none, or a font is missing.
     """
     if folder is None:
+        # Located, not imported: only its files are needed.
         spec = importlib.util.find_spec("matplotlib")
         if spec is None or spec.origin is None:
             raise UserError(

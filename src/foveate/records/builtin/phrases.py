@@ -90,6 +90,7 @@ def emoji_phrase(name: str) -> str:
     if detail:
         parts = detail.split(", ")
         together = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else detail
+        # "couple with heart: woman, man" becomes "couple with woman and man".
         return f"{subject} {'between' if subject == 'kiss' else 'with'} {together}".replace("with heart with", "with")
     return _EMOJI_RENAMED.get(name, name)
 

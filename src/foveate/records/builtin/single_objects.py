@@ -81,6 +81,7 @@ def load_single_objects(source: str, *, size: int = 160) -> Iterator[Single]:
         labels |= {"style": cutout.style, "license": row["license"]}
         if cutout.concept:
             labels |= {"concept": cutout.concept, "slice": cutout.slice}
+        # By thing, so that splits drawn by group keep both styles and all variants of an emoji together.
         group = f"emoji {cutout.thing}" if source == "emoji" else holdout.clipart_groups()[cutout.id]
         image = jpeg(render_alone(cutout, size=size))
         yield Single(cutout.id, image, captions, labels, group, holdout.assign_split(cutout.id))

@@ -179,6 +179,7 @@ def _fill_line(rng: np.random.Generator, sheet: Sheet, nouns: tuple[str, ...], r
 
 def _write_spread(sheet: Sheet, left: float, base: float, sentence: list[str], free: float) -> None:
     """Write a sentence over the whole width, as one line."""
+    # `write` counts every call as a line; resetting the number keeps the words in one line of the transcript.
     line, gap = sheet.lines, sheet.measure(" ") + free / max(1, len(sentence) - 1)
     for word in sentence:
         sheet.lines = line
@@ -191,10 +192,12 @@ def _draw_table(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: b
     margin, step = round(0.04 * width), round(1.9 * sheet.size)
     names = pick_some(rng, lexicon.split_names(lexicon.FIRST_NAMES, held_out=held_out), 99)
     heads = pick_some(rng, [noun.capitalize() for noun in lexicon.list_nouns(held_out=held_out) if len(noun) <= 6], 5)
+    # Measured over all names, because the number of rows is decided further down.
     first = max(sheet.measure(name) for name in names) + 2 * sheet.size
     cell = max(sheet.measure(head, bold=True) for head in heads) + 1.2 * sheet.size
     num_columns = min(len(heads), int((width - 2 * margin - first) // cell))
     num_rows = min(len(names), int((height - 2 * margin - 2.4 * sheet.size) // step) - 1, 12)
+    # At least two rows, however large the letters are: questions compare two of them.
     columns, rows = heads[: max(1, num_columns)], names[: max(2, num_rows)]
     rows = rows[: int(rng.integers(min(3, len(rows)), len(rows) + 1))]
     values = [[str(int(rng.integers(1, 1000))) for _ in columns] for _ in rows]
@@ -244,6 +247,7 @@ def _draw_bars(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bo
         height - margin - 1.6 * sheet.size,
     )
     room = (box[3] - box[1]) / (1.4 * sheet.size) if horizontal else (box[2] - box[0]) / (widest + 0.6 * sheet.size)
+    # At least two bars: questions compare two of them.
     labels = labels[: max(2, int(room))]
     values = _draw_values(rng, len(labels))
     _draw_axis(sheet, box, horizontal=horizontal)
@@ -290,6 +294,7 @@ def _draw_line(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bo
     count = min(int(rng.integers(4, 8)), int((box[2] - box[0]) / (sheet.measure("2000") + 0.8 * sheet.size)) + 1)
     count = max(3, count)
     years = [str(first + i) for i in range(count)]
+    # The axis always ends at 100, the largest value that is drawn.
     values = _draw_values(rng, count)
     _draw_axis(sheet, box, horizontal=False)
     color = as_color(rng.integers(30, 200, 3))
@@ -313,6 +318,7 @@ def _draw_receipt(rng: np.random.Generator, sheet: Sheet, layout: str, held_out:
     margin = round(0.07 * width)
     names = lexicon.split_names(lexicon.LAST_NAMES, held_out=held_out)
     shop = f"{pick(rng, names)} {pick(rng, lexicon.PLACES)}"
+    # Days up to 28, which every month has.
     date = f"{int(rng.integers(1, 29)):02d} {pick(rng, lexicon.MONTHS)} {int(rng.integers(2005, 2026))}"
     y = margin + 1.3 * sheet.size
     sheet.write(width / 2, y, shop, align="center", bold=True, scale=1.3)

@@ -61,6 +61,7 @@ def draw_asked_document(position: Position, *, seed: int, size: int) -> list[Ask
     split, index = position
     document = draw_document(seed=seed, split=split, index=index, size=size)
     key = _make_key(position, seed=seed)
+    # Questions draw from a random stream of their own, so changes to them leave the pixels alone.
     questions = ask_document(document, generator("document questions", seed, split, index), split=split)
     labels = {"document": document.kind, "layout": document.layout, "font": document.font}
     image = AskedImage(

@@ -19,7 +19,9 @@ from foveate.records.scenes.language import NUMERALS
 from foveate.records.scenes.pools import SPLITS
 from foveate.records.sheets import Word, enclose
 
+# "yes" comes first because the index is a negation: `_YES_NO[not true]`.
 _YES_NO = ("yes", "no")
+# Held-out wordings use only words that training wordings have; a test asserts this.
 FORMS: dict[str, Form] = {
     "read": Form(
         ("What is written in <region>?", "Read the text in <region>.", "What does <region> say?"),
@@ -150,6 +152,7 @@ class _Asker(QuestionWriter):
         """Ask to read words or lines, and to find words and lines that are written only once."""
         lines = list(self.lines.values())
         parts = [self._draw_part(lines) for _ in range(2 * count)]
+        # Only a text that is written once, whether a line or a word, has a single right place.
         times = Counter(" ".join(word.text for word in line) for line in lines)
         word_counts = Counter(word.text for word in self.document.word_boxes)
         for number, part in enumerate(parts):
@@ -167,6 +170,7 @@ class _Asker(QuestionWriter):
         self.ask("title", content.title, text=content.title)
         word_counts = Counter(word.text for word in self.document.word_boxes)
         pairs = [(a, b) for line in content.lines for a, b in zip(line.split(), line.split()[1:], strict=False)]
+        # A word that is written twice may have two successors.
         pairs = [(a, b) for a, b in pairs if word_counts[a] == 1]
         if pairs:
             first, following = pairs[int(self.rng.integers(len(pairs)))]
@@ -178,6 +182,7 @@ class _Asker(QuestionWriter):
         self.ask("shop", content.shop)
         item, price = content.items[int(self.rng.integers(len(content.items)))]
         self.ask("price", price, row=item)
+        # Answers are number words, which end at six; receipts have up to twelve items.
         if len(content.items) < len(NUMERALS):
             self.ask("number of items", NUMERALS[len(content.items)])
         nouns = lexicon.list_nouns(held_out=self.held_out)
@@ -196,6 +201,7 @@ class _Asker(QuestionWriter):
         # The bars of a chart without written values say what is higher, not by how much.
         if self.document.kind == "table" or self.document.layout.endswith("values"):
             self.ask("look up", values[row], column=name, row=content.rows[row])
+            # False values come from other cells, so that a number's presence on the page proves nothing.
             others = [value for cells in content.values for value in cells if value != values[row]]
             if others:
                 true = self.coin()
@@ -210,10 +216,12 @@ class _Asker(QuestionWriter):
                 )
         heights = [(row_name, float(value)) for row_name, value in zip(content.rows, values, strict=True)]
         ordered = sorted(heights, key=lambda pair: -pair[1])
+        # Two equal highest values have no single answer.
         if ordered[0][1] > ordered[1][1]:
             self.ask("highest", ordered[0][0], column=name)
         self._ask_comparison(name, heights)
         if self.document.kind == "line chart":
+            # All values of a chart differ (see `_draw_values`), so the line either rises or falls.
             start = int(self.rng.integers(len(heights) - 1))
             (first, low), (second, high) = heights[start : start + 2]
             choices = ("rise", "fall")

@@ -115,10 +115,12 @@ def export_camtrap_dp(
             about an unknown image or event, or the folder cannot be written.
     """
     folder = Path(folder)
+    # Checked early, since reading a large survey takes a while; `staged_folder` checks again.
     check_empty_folder(folder)
     if settings.coordinate_digits is None:
         raise UserError("coordinate_digits is missing: Camtrap DP publishes places; expected 1, 2, 3, recorded or drop")
     rows = SurveyRows(collection)
+    # Before anything reads the cached times of the rows, which take the offset of a deployment from here.
     rows.deployments = state_offsets(rows.deployments, settings.utc_offset)
     created = created or tables.now()
     merged = MergedObservations(rows, decisions, events)
@@ -127,6 +129,7 @@ def export_camtrap_dp(
         known = taxa or Taxa.from_rows(collection.dataset_table("taxa").to_pylist())
         writer = _PackageWriter(rows, settings, known, created, stage, export)
         writer.write(merged)
+        # Checked in the staging folder, so that a refused package never appears under its final name.
         violations, doubts = check_written(stage)
         dropped = ("latitude", "longitude", "spatial") if settings.coordinate_digits == "drop" else ()
         refuse(folder, _group_rows(entry for entry in violations if entry.field not in dropped), advice=_REPAIRS)
@@ -355,6 +358,7 @@ class _PackageWriter:
             "observationType": decision.kind,
             "scientificName": decision.taxon if decision.kind == "animal" else "",
             "count": "" if decision.count is None else decision.count,
+            # An image that was not processed has no classification, and so neither method, name nor time of one.
             "classificationMethod": "machine" if processed else "",
             "classifiedBy": self.settings.classifier if processed else "",
             "classificationTimestamp": self.created if processed else "",
@@ -419,8 +423,10 @@ class _PackageWriter:
             described["title"] = title
         if decided:
             tool = {"title": settings.classifier}
+            # The tool is named once, even if the imported package was written with decisions of the same model.
             described["sources"] = [entry for entry in source.get("sources", ()) if entry != tool] + [tool]
         if settings.coordinate_digits != "recorded" or "spatial" not in source:
+            # The source's own `spatial` encloses the places before they were rounded: it would publish them.
             described["spatial"] = _spatial(deployments)
         if isinstance(settings.coordinate_digits, int):
             described["coordinatePrecision"] = 10.0**-settings.coordinate_digits
@@ -436,6 +442,7 @@ class _PackageWriter:
             paths = resource.get("path") or ()
             local = {path for path in ({paths} if isinstance(paths, str) else paths) if "://" not in path}
             inline = json.dumps(resource.get("data"), ensure_ascii=False)
+            # A resource of several files stays whole or not at all.
             if resource["name"] not in TABLES and local <= self.files - self.left_out:
                 if self._keep_further(resource["name"], inline):
                     further.append(resource)

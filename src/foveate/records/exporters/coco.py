@@ -71,7 +71,7 @@ def export_coco(
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder; choose a new one")
     regions = SelectedRegions(collection, region_sources)
-    # Absolute: "." has no name.
+    # Beside the target, as a folder is renamed atomically only within one file system; absolute, as "." has no name.
     final = folder.absolute()
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
@@ -81,7 +81,10 @@ def export_coco(
         (temporary / "annotations").mkdir(parents=True)
         names = ImageNames(collection)
         selected = [
-            row for row in track(selected, description="exporting images") if _copy_image(row, names, temporary, export)
+            # An image that cannot be read must be left out of the annotations as well.
+            row
+            for row in track(selected, description="exporting images")
+            if _copy_image(row, names, temporary, export)
         ]
         with (temporary / "annotations" / "instances.json").open("w", encoding="utf-8") as file:
             _write_instances(file, regions, selected, names, export)
@@ -158,6 +161,7 @@ def _write_captions(
                     "image_id": image_ids[row],
                     "caption": caption.text,
                 }
+                # Only what plain COCO does not say is added, so that an imported file comes out as it was.
                 if caption.kind != "caption":
                     entry["kind"] = caption.kind
                 yield entry | _add_source(collection, row, caption.source)
@@ -230,6 +234,7 @@ def _write_object(file: IO[str], lists: Mapping[str, Iterator[object]], *, info:
 
 
 def _plain(value: object) -> object:
+    # Numbers of the index are NumPy's, which json does not write.
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} in COCO's JSON")

@@ -59,6 +59,7 @@ class ResultsInfo:
         """Return the object `info` of a file."""
         info: dict[str, object] = {"format_version": VERSION, "detector": self.detector}
         info |= {"detection_completion_time": self.detected_at} if self.detected_at else {}
+        # Timelapse selects by these thresholds, and assumes 0.2 and 0.5 where a file states none.
         info["detector_metadata"] = {
             "typical_detection_threshold": self.detection_threshold,
             "conservative_detection_threshold": self.conservative_detection_threshold,
@@ -105,6 +106,7 @@ def export_megadetector(path: str | Path, images: Iterable[DetectedImage], info:
         file.write(f'{{"info": {_encode(info.as_dict())},\n"images": [')
         for image in images:
             name = normalize_path(image.file)
+            # Two records of one file contradict each other; `importers.megadetector` refuses them as well.
             if name in files:
                 raise UserError(f"{path}: images[{export.images}].file: {name!r} occurs twice")
             files.add(name)
@@ -170,6 +172,7 @@ def _make_detection(detection: Detection, best: ScoredLabel | None, names: _Name
 
 
 def _make_classes(field_name: str, scored: Iterable[ScoredLabel], names: _Names) -> dict[str, object]:
+    # Timelapse shows the first class of a box.
     ordered = sorted(scored, key=lambda pair: -pair[1])
     pairs = [[number, round(float(score), _DIGITS)] for label, score in ordered if (number := names.label(label))]
     return {field_name: pairs} if pairs else {}
@@ -197,6 +200,7 @@ class _Names:
         """Return the number of a class; "" if it is no taxon or says no more than the box."""
         number = self._labels.get(label)
         if number is None:
+            # A class named like a box category makes Timelapse refuse the file; see the module docstring.
             is_said = not label.taxon or label.name.lower() in CATEGORIES
             number = self._labels[label] = "" if is_said else str(len(self._class_names))
             if number:
@@ -230,6 +234,7 @@ def describe(label: ClassLabel) -> str:
     fields = label.description.split(";")
     if len(fields) == NUM_FIELDS:
         return label.description
+    # Six fields are MegaDetector's own, from the kingdom down to the binomial.
     lineage = dict(zip(("class", "order", "family", "species"), fields[2:], strict=True)) if len(fields) == 6 else {}
     if not lineage and len(label.taxon.split()) == 2 and label.taxon.casefold() != label.name.casefold():
         lineage = {"species": label.taxon}

@@ -40,6 +40,7 @@ def export_observations_csv(
     with csv_rows(Path(path), COLUMNS) as writer:
         for label in list_image_labels(merged, taxa=taxa, classifier=""):
             values = (
+                # Forward slashes everywhere: the source may have been written on Windows.
                 (files[label.row] or keys[label.row]).replace("\\", "/"),
                 label.sequence,
                 deployments[label.row],

@@ -76,6 +76,7 @@ class SurveyRows:
         clocks, offsets = self.clock_N.tolist(), self.offset_N.tolist()
         texts = zip(self.media["time"].to_pylist(), self.media["deployment"].to_pylist(), clocks, offsets, strict=True)
         return [
+            # A valid time is passed on as it is, so that a package comes out with its own offsets.
             text if is_valid_time(text) and not self.deployments[name].clock_shift else format_time(clock, offset)
             for text, name, clock, offset in texts
         ]
@@ -98,6 +99,7 @@ class SurveyRows:
     @cached_property
     def local_clock_N(self) -> np.ndarray:
         """Seconds of the clock at the place of each medium, shifted; NaN where there is no time."""
+        # For tables whose times have no offset; Camtrap DP writes the clock with its own offset instead.
         return local_clock(self._parsed, shift_N=self._shift_N, place_offset_N=self._stated_offset_N)
 
     @cached_property
@@ -183,6 +185,7 @@ class MergedObservations:
         for decision in decided:
             if decision.event and not self.events.get(decision.event):
                 raise UserError(f"decision about event {decision.event!r}: the survey has no such event")
+            # Called for its error about unknown images, before the first row is written.
             for key in self.members(decision):
                 self.rows.find_row(key)
         self.decided_keys = {key for decision in decided for key in self.members(decision)}
@@ -216,6 +219,7 @@ class MergedObservations:
     def new(self) -> Iterator[Decision]:
         """Yield the decisions to write, then one "unclassified" for each image without any row; call after `read`."""
         for decision in self.decisions or ():
+            # One reviewed frame is enough: a pooled decision would count its animal again, beside the person's row.
             reviewed = bool(decision.event) and self._event(decision) in self.reviewed_events
             if reviewed or not self.reviewed_keys.isdisjoint(self.members(decision)):
                 self.num_skipped += 1
@@ -229,6 +233,7 @@ class MergedObservations:
 def _is_reviewed(observation: Observation) -> bool:
     if "cameraSetupType" in observation.extra:
         return True
+    # A row that does not say who made it counts as a person's: replacing it could destroy work.
     return observation.method != "machine" and observation.kind != "unclassified"
 
 
@@ -240,6 +245,7 @@ def format_time(clock: float, offset: float) -> str:
     """
     if np.isnan(clock):
         return ""
+    # UTC keeps Python from converting the written clock; fractions of a second are cut, since the standard has none.
     moment = datetime.fromtimestamp(int(clock), UTC)
     zone = None if np.isnan(offset) else timezone(timedelta(seconds=offset))
     return moment.replace(tzinfo=zone).isoformat(timespec="seconds")
@@ -283,6 +289,7 @@ def list_image_labels(merged: MergedObservations, *, taxa: Taxa | None, classifi
     for entry in merged.read():
         row = rows.keys.get(entry.key, -1)
         if row >= 0:
+            # By id first: `find` returns nothing for a name that several taxa share.
             index = taxa.index(entry.taxon_id) if entry.taxon_id in taxa else taxa.find(entry.taxon)
             rank = taxa.ranks[index] if entry.taxon and index >= 0 else ""
             event = entry.event or sequences[row]

@@ -61,6 +61,7 @@ def export_webdataset(
     for number, shard in enumerate(track(shards, description="exporting shards")):
         path = target / f"{number:05d}.tar"
         temporary = path.with_name(f".{path.name}.tmp")
+        # PAX headers allow names of any length, in UTF-8.
         with name_in_errors(path), tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for row in shard:
                 _write_sample(tar, collection, regions, row)
@@ -78,6 +79,7 @@ def _write_sample(tar: tarfile.TarFile, collection: Collection, regions: Selecte
     members["json"] = json.dumps(sidecar_fields(record), ensure_ascii=False).encode()
     # Readers take neighbors with one key for a sample, so its members are written one behind another.
     for ending, data in members.items():
+        # With TarInfo's defaults, time 0 and no owner, a repeated export has the same bytes.
         member = tarfile.TarInfo(member_name(record.key, ending))
         member.size = len(data)
         tar.addfile(member, io.BytesIO(data))

@@ -104,6 +104,7 @@ def export_wildlife_insights(
             # The clock at the place, without its offset.
             time = format_time(float(rows.local_clock_N[label.row]), float("nan")).replace("T", " ")
             if label.kind in _UNIDENTIFIED or not time:
+                # Counted by reason, so that no image of the survey goes missing silently.
                 export.left_out["no identification" if label.kind in _UNIDENTIFIED else "no time"] += 1
                 continue
             key, file, deployment = (columns[name][label.row] for name in ("key", "file", "deployment"))
@@ -131,6 +132,7 @@ def _name_taxon(label: ImageLabel, taxa: Taxa) -> dict[str, str]:
     if label.kind in _KINDS:
         identity, name = _KINDS[label.kind]
         return {"wi_taxon_id": identity, "common_name": name}
+    # The site's ids are UUIDs: numbers of NCBI or GBIF name none of its taxa.
     cells = {"wi_taxon_id": label.taxon_id if _UUID.fullmatch(label.taxon_id) else ""}
     index = taxa.index(label.taxon_id) if label.taxon_id in taxa else taxa.find(label.taxon) if label.taxon else -1
     if index >= 0:

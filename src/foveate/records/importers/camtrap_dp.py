@@ -105,6 +105,7 @@ def import_camtrap_dp(
     if images is not None and not Path(images).is_dir():
         raise UserError(f"--images: {images} is not a folder")
     with open_package(path) as package:
+        # A reference needs a file of its own on disk.
         if reference and images is None and package.files.is_zip:
             raise UserError(f"--reference has no effect: the images lie inside of {path}")
         survey = _Survey(package, Files(Path(images)) if images is not None else package.files, images is not None)
@@ -166,6 +167,7 @@ class _Survey:
     def _batches(self) -> Iterator[tuple[int, list[dict[str, Any]], dict[int, list[dict[str, Any]]]]]:
         """Yield the first number, the rows and the observations of some media at a time."""
         media, observations = self.package.tables["media"], self.package.tables["observations"]
+        # In batches: as dictionaries, 200,000 observations would take half a gigabyte at once.
         for start in range(0, media.num_rows, _BATCH_ROWS):
             rows = media.slice(start, _BATCH_ROWS).to_pylist()
             first, last = np.searchsorted(self.sorted_media, (start, start + len(rows)))
@@ -180,6 +182,7 @@ class _Survey:
             self.counts["media that are no images (videos, sounds)"] += 1
             return None
         path, name = row["filePath"], row.get("fileName") or ""
+        # An address names no file of the package, but --images may have the image under its bare name.
         candidates = [] if "://" in path else [path]
         if self.by_name:
             bare = [each for each in _bare_names(path, name) if self.num_media[each] == 1]
@@ -216,6 +219,7 @@ class _Survey:
     def write_tables(self, writer: CollectionWriter) -> None:
         """Write what is about the whole survey, and the rows of media that became no image."""
         observations = self.package.tables["observations"]
+        # -1 stands for both: rows about events, and rows of the level media that name no medium.
         events = observations.filter(pa.array(self.medium_O < 0))
         writer.summary.further["observations of events"] += events.num_rows
         write_survey(
@@ -243,6 +247,7 @@ class _Survey:
     def _rows_without_image(self, writer: CollectionWriter) -> Iterator[Mapping[str, object]]:
         for start, rows, _ in self._batches():
             for number, row in enumerate(rows, start):
+                # Checked after the import: an image whose file exists but could not be read is absent as well.
                 if writer.known_sha256(self.keys[number]) is None:
                     yield media_row(self._medium(row, number))
 
@@ -289,6 +294,7 @@ def make_keys(media: pa.Table) -> list[str]:
     for identity, deployment, path, name in zip(*(column.to_pylist() for column in columns), strict=True):
         key = f"{deployment}/{make_key(name or identity)}" if "://" in path else make_key(path)
         if key in keys or not _is_key(key):
+            # Ids are free text, but a key has no backslash.
             key = base = f"{deployment}/{identity}".replace("\\", "_")
             number = 2
             while key in keys:
@@ -416,6 +422,7 @@ def make_box(row: Mapping[str, Any]) -> Box | None:
 
 def make_region(observation: Observation) -> Region | None:
     """Return the region of an observation with a box."""
+    # A box on a blank image surrounds nothing: its region would have the phrase "blank".
     if observation.box is None or observation.kind == "blank":
         return None
     name = observation.taxon or observation.kind

@@ -62,6 +62,7 @@ class Files:
         except _ZIP_ERRORS as error:
             raise UserError(f"{self.path} cannot be read as a zip: {error}") from error
         names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
+        # The shortest path first: a package nested in another one does not take its place.
         inside = sorted((name for name in names if posixpath.basename(name) == DESCRIPTOR), key=lambda name: len(name))
         if not inside:
             raise UserError(f"{self.path} has no {DESCRIPTOR}{nearest(DESCRIPTOR, map(posixpath.basename, names))}")
@@ -81,6 +82,7 @@ class Files:
     def has(self, name: str) -> bool:
         """Whether the package has a file of this path."""
         if self.is_zip:
+            # A zip knows its members by their exact names only.
             return posixpath.normpath(name.replace("\\", "/")) in self._names
         location = locate_file(name, self.root)
         return not isinstance(location, Problem) and location[1].is_file()
@@ -174,6 +176,7 @@ def open_package(path: Path) -> Iterator[CamtrapPackage]:
 
 def _read(files: Files) -> CamtrapPackage:
     descriptor, problems = read_descriptor(files)
+    # Before the tables: what follows takes the descriptor's required fields for granted.
     refuse(files.path, problems)
     tables = {name: _read_resource(files, resource) for name, resource in _table_resources(descriptor).items()}
     problems += check_tables(descriptor, tables)
@@ -243,6 +246,7 @@ def _read_resource(files: Files, resource: Mapping[str, Any]) -> pa.Table:
     name = str(resource["path"])
     if "://" in name:
         raise UserError(f"{files.path}: resource '{resource['name']}' is a URL ({name}); download it into the package")
+    # Two suffixes, since .csv.gz has its format in the first.
     suffix = "".join(PurePosixPath(name).suffixes[-2:]).lower()
     packed = suffix.endswith(".gz") or resource.get("compression") == "gz"
     parquet = ".parquet" in suffix or resource.get("format") == "parquet"
@@ -275,6 +279,7 @@ def _read_csv(path: Path) -> pa.Table:
     if repeated:
         raise UserError(f"{path}: column {repeated[0]!r} comes twice")
     table, findings = read_columns(path, names)
+    # An error here, while other imports skip a bad line: a skipped row would be missing from the next export.
     if findings:
         raise UserError(f"{path}, {findings[0].key}: {findings[0].problems[0].detail}")
     columns = {}
@@ -289,6 +294,7 @@ def _read_csv(path: Path) -> pa.Table:
 def _read_parquet(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path, partitioning=None)
+        # Full validation: reading alone does not check that texts are UTF-8 or that offsets lie inside a column.
         table.validate(full=True)
         return pa.table({name: _as_text(table[name]) for name in table.column_names})
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -299,6 +305,7 @@ def _as_text(cells: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return typed cells as a CSV file would have them."""
     kind = cells.type
     if pa.types.is_timestamp(kind):
+        # An unsafe cast, because a safe one refuses times with fractions of a second.
         utc = cells.cast(pa.timestamp("s", kind.tz), safe=False)
         # strftime writes the clock of the column's zone; most writers use UTC, which hides the clock of the place.
         layout = "%Y-%m-%dT%H:%M:%S" + ("Z" if kind.tz == "UTC" else "%z" if kind.tz else "")
@@ -328,6 +335,7 @@ def _read_further(files: Files, descriptor: Mapping[str, Any]) -> tuple[dict[str
             if "://" in path:
                 continue
             with files.open(path, max_bytes=MAX_TABLE_BYTES) as file:
+                # One byte more than allowed shows that a file is too large without reading all of it.
                 content = file.read(_MAX_FURTHER_BYTES + 1)
             if len(content) <= _MAX_FURTHER_BYTES:
                 further[files.normalize(path)] = content

@@ -89,6 +89,7 @@ def import_cards(
         ignored=count_kinds(others, hidden=hidden),
         reference=reference,
         further=Counter({"videos, which are not read": videos}),
+        # Before the first image: a second season with the ids of the first is refused and leaves the survey alone.
         begin=lambda writer: select_deployments(writer, table.deployments),
         finish=cards.finish,
         **shared,
@@ -153,6 +154,7 @@ class _Cards:
             yield sample
 
     def _load_with_time(self, sample: Sample, path: Path, identity: str, deployment: Deployment | None) -> None:
+        # EXIF is read from bytes that a thread of the import loads anyway; the sample's rows are used only afterwards.
         read = make_reader(path)
 
         def load() -> bytes:
@@ -176,6 +178,7 @@ class _Cards:
         further["images without a time in EXIF: they have no hour"] += timeless
         further[MOVED] += moved
         further["images of folders that are in no row of the deployments"] += sum(self.unlisted.values())
+        # Unary plus drops what was counted 0 times.
         writer.summary.further = +further
 
     def notes(self) -> list[str]:

@@ -47,6 +47,7 @@ def parse_chat(entry: Mapping[str, Any], *, extract: bool, patterns: tuple[str, 
     joined: list[tuple[str, str]] = []
     for role, content in read_turns(entry):
         text = _read_content(content, waiting, images)
+        # Roles of a conversation must alternate, so consecutive messages of one role are joined into one turn.
         if joined and joined[-1][0] == role:
             joined[-1] = (role, f"{joined[-1][1]}\n{text}")
         else:

@@ -80,6 +80,7 @@ def import_coco_file(
     root = find_image_folder(listed, _list_image_folders(path), source=path, requested=requested)
 
     def keep_categories(writer: CollectionWriter) -> None:
+        # Skipped if no image was imported: no region would have these categories.
         if writer.summary.imported or writer.summary.existing:
             writer.add_dataset_rows("coco_categories", [_clean(category.row) for category in read.categories.values()])
 
@@ -115,6 +116,7 @@ def _samples(path: Path, read: CocoFile, root: Path, names: Callable[[CocoImage]
     yield from read.findings
     for image in read.images.values():
         options = names(image)
+        # LVIS gives two names: images may be unpacked with the folder of their URL or without it.
         locations = [locate_file(name, root) for name in options]
         existing = (entry for entry in locations if not isinstance(entry, Problem) and entry[1].is_file())
         below = next(existing, None)
@@ -168,6 +170,7 @@ def _recognize(source: str) -> str | None:
         return None
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
+    # Other formats of JSON that have "images" or "annotations" too: conversations, VQA, MDETR's RefCOCO, MegaDetector.
     others = (b'"conversations"', b'"messages"', b'"questions"', b'"dataset_name"', b'"detections"')
     if any(field in head for field in others) or is_camera_traps(head):
         return None

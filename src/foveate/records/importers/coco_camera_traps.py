@@ -78,7 +78,9 @@ def classify_name(name: str, category: int | None = None) -> tuple[ObservationKi
     """
     text = name.strip()
     kind = next((kind for kind, names in _NAMES.items() if text.lower() in names), get_kind(text))
+    # The format reserves the number 0 for empty images, whatever the category's name is.
     kind = "blank" if category == _EMPTY else kind
+    # Files write names in lower case; a scientific name begins with a capital.
     return kind, text[:1].upper() + text[1:] if kind == "animal" and text.lower() != "animal" else ""
 
 
@@ -143,6 +145,7 @@ def import_survey_file(
         write_survey(
             writer, deployments=deployments, event_observations=events, format=format, descriptor=read.descriptor
         )
+        # A repeated import reads no image again: corrected locations and coordinates reach existing ones here.
         keys = {image.medium.key: image.medium.deployment for image in read.images}
         writer.summary.further[MOVED] += update_images(writer, keys, deployments)
         writer.summary.further = +writer.summary.further
@@ -150,6 +153,7 @@ def import_survey_file(
     return import_samples(
         target,
         _make_samples(read, root, source=path.name),
+        # Every release of WILDS has a metadata.csv: the folder tells them apart.
         default_source=path.parent.name if path.stem == "metadata" else path.stem,
         total=len(read.images),
         reference=reference,
@@ -321,6 +325,7 @@ def _parse_image(entry: Mapping[str, Any], where: str, further: Counter[str]) ->
     location, frame, corrupt = entry.get("location"), entry.get("frame_num"), entry.get("corrupt")
     if location is None or location == "":
         further[NO_LOCATION] += 1
+    # A frame number beyond the 32 bits of its column would stop the import; without one, file names break ties in time.
     medium = Medium(
         key=make_key(normalize_path(file)),
         deployment="" if location is None else str(location),
@@ -380,6 +385,7 @@ def _add_annotation(
 
 def _parse_box(entry: Mapping[str, Any], image: SurveyImage, further: Counter[str]) -> Box | None:
     """Return the box of an annotation, clipped; None if it has none, or one that cannot be used."""
+    # Fractions first: a box in pixels needs the size of its image, which a file may not state.
     relative = entry.get("bbox_relative")
     scale, bbox = (image.stated_size, entry.get("bbox")) if relative is None else ((1, 1), relative)
     if bbox is None:
@@ -392,6 +398,7 @@ def _parse_box(entry: Mapping[str, Any], image: SurveyImage, further: Counter[st
         return None
     x, y, width, height = map(float, bbox[:4])
     corners = (x / scale[0], y / scale[1], (x + width) / scale[0], (y + height) / scale[1])
+    # NaN passes through min and max when it comes first, and then fails the comparison below.
     clipped = [min(max(corner, 0.0), 1.0) for corner in corners]
     if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
         further[UNUSABLE] += 1

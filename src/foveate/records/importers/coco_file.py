@@ -210,6 +210,7 @@ def _region(entry: Mapping[str, Any], category: Category, *, crowd: bool) -> dic
 
 def _region_row(entry: Mapping[str, Any], category: Category, *, crowd: bool) -> dict[str, object]:
     area = entry.get("area")
+    # Bounded: an export could not write NaN as JSON, and float() raises OverflowError on longer integers.
     is_valid = isinstance(area, int | float) and not isinstance(area, bool) and abs(area) < 1e15
     return {
         "annotation_id": get_integer(entry, "id"),

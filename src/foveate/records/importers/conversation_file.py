@@ -99,6 +99,7 @@ def read_entries(path: Path) -> Iterator[tuple[str, object]]:
                 if line.strip():
                     try:
                         yield str(number), json.loads(line)
+                    # RecursionError comes from brackets nested thousands deep, which must spoil only their own line.
                     except (ValueError, RecursionError) as error:
                         yield str(number), Finding("malformed entry", f"the line is not JSON ({str(error)[:120]})")
         return
@@ -147,6 +148,7 @@ def read_turns(entry: Mapping[str, Any]) -> list[tuple[str, object]]:
             turns = entry[name]
             if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
                 raise MalformedEntryError(f"field {name!r} must be a list of objects")
+            # Files may mix the spellings: a list "conversations" of objects with "role" and "content".
             roles = [turn.get(role_name, turn.get("role", "")) for turn in turns]
             contents = [turn.get(content_name, turn.get("content")) for turn in turns]
             return [(_ROLES.get(str(role), str(role)), content) for role, content in zip(roles, contents, strict=True)]
@@ -182,6 +184,7 @@ def read_image(value: object) -> FileImage:
 
 def _decode_base64(text: str) -> bytes:
     try:
+        # Without `validate` foreign characters would be skipped, and a damaged image would go on as bytes.
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedEntryError(f"a data URL is not base64 ({error})") from error
@@ -190,6 +193,7 @@ def _decode_base64(text: str) -> bytes:
 def get_size(entry: Mapping[str, Any], width: str, height: str) -> tuple[int, int] | None:
     """Return (width, height) of two fields, or None if one is missing or not positive."""
     sides = (entry.get(width), entry.get(height))
+    # JSON's true is an integer for Python, and would be a side of one pixel.
     if all(isinstance(side, int) and not isinstance(side, bool) and 0 < side < 2**31 for side in sides):
         return sides  # type: ignore[return-value]
     return None
@@ -225,6 +229,7 @@ def import_conversations(
     requested = None if images is None else Path(images)
     near = [path.parent / name for name in (*folders, "images", "")] + [path.parent.parent]
     root = find_image_folder(named, near, source=path, requested=requested) if named else path.parent
+    # The size 1 x 1 is a placeholder: `replace` sets that of each image.
     frame = CoordinateFrame(coordinates or "", 1, 1, None, None, resize_min_pixels, resize_max_pixels)
     boxes = _first_boxes(drafts, root, frame) if coordinates not in (None, "none") else []
     if coordinates is None:
@@ -296,6 +301,7 @@ class _ImageImport:
 
     def _make_sample(self, image: FileImage) -> Sample:
         if not image.names:
+            # Named by content: an inline image has no name, and a repeated import must recognize it.
             key = f"inline/{hashlib.sha256(image.data).hexdigest()[:32]}"
             sample = Sample(key, f"{self._source}: inline image", lambda: image.data)
         else:

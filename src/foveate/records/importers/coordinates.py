@@ -48,6 +48,7 @@ def extract_regions(text: str, *patterns: str) -> tuple[str, tuple[Shape, ...]]:
         shapes.append(Point(*values) if len(values) == 2 else PixelBox(*values))
         return REGION
 
+    # One pass over all patterns keeps the regions in the order of the text.
     return re.sub("|".join(patterns), collect, text), tuple(shapes)
 
 
@@ -117,6 +118,7 @@ def resize_like_qwen(width: int, height: int, *, min_pixels: int, max_pixels: in
     Source: `smart_resize` of transformers' Qwen2VLImageProcessor.
     """
     across, down = (max(factor, round(side / factor) * factor) for side in (width, height))
+    # Floor above the maximum and ceil below the minimum: rounded sides must not cross the bound again.
     if across * down > max_pixels:
         scale = math.sqrt(width * height / max_pixels)
         across, down = (max(factor, math.floor(side / scale / factor) * factor) for side in (width, height))
@@ -139,6 +141,7 @@ def fit_shape(shape: Shape, *, width: int, height: int) -> Shape:
 
 
 def _clip(value: float, side: int) -> float:
+    # A value further outside stays as it is: the check that follows refuses it; clipping would hide a wrong unit.
     slack = CLIP_TOLERANCE * side
     return min(max(value, 0.0), float(side)) if -slack <= value <= side + slack else value
 
@@ -168,6 +171,7 @@ def measure_fit(boxes: Sequence[CheckedBox], unit: str) -> Fit:
         converted = replace(frame, unit=unit).to_pixels(box.shape)
         fitted = fit_shape(converted, width=frame.width, height=frame.height)
         problem = find_shape_problem(fitted, width=frame.width, height=frame.height)
+        # A shape without area has none in any unit, so it says nothing about this one.
         outside += problem is not None and problem != "region empty"
         around = enclosing_box(fitted)
         if problem is None and around is not None:
@@ -189,13 +193,16 @@ def check_unit(boxes: Sequence[CheckedBox], unit: str, *, source: Path) -> list[
     fits = {other: measure_fit(boxes, other) for other in _UNITS}
     outside, reach = fits[unit]
     others = {other: fit for other, fit in fits.items() if other != unit and fit.outside <= _MAX_OUTSIDE * count}
+    # The unit whose boxes reach farthest inside the images: too small a unit puts all boxes near the corner.
     best = max(others, key=lambda other: others[other].reach if others[other].reach <= 1 else 0.0, default=None)
     hint = f". Did you mean '{best}'?" if best is not None else ""
+    # Data sets have a few bad boxes of their own, so two are allowed even in a short file.
     if outside == count or outside > max(2, _MAX_OUTSIDE * count):
         raise UserError(
             f"--coordinates {unit}: {outside} of the first {count} boxes of {source} do not lie in their images; "
             f"expected the unit of the file{hint}"
         )
+    # Fractions read as pixels or thousandths lie inside of every image, in its corner, so `outside` does not tell.
     in_corner = all(_max_value(box.shape) <= 1 for box in boxes) and not unit.startswith("0-1-") and unit != "0-1"
     if in_corner:
         raise UserError(
@@ -203,6 +210,7 @@ def check_unit(boxes: Sequence[CheckedBox], unit: str, *, source: Path) -> list[
             f"of the file. Did you mean '0-1'?"
         )
     notes = [f"{count} boxes checked as {unit}: {outside} outside, the farthest reaches {reach:.0%} of its image"]
+    # Only a note, because boxes of things in the middle of the image rightly end far from its edges.
     if count >= _MIN_BOXES and best is not None and others[best].outside == 0 and others[best].reach > reach + 0.15:
         notes.append(f"the boxes would also fit as {best}, reaching {others[best].reach:.0%}: look at the drawn sample")
     return notes
@@ -251,6 +259,7 @@ def draw_sample(boxes: Sequence[CheckedBox], path: Path) -> None:
         scaled = [value * (across, down)[index % 2] for index, value in enumerate(corners)]
         if len(scaled) == 2:
             scaled = [scaled[0] - 3, scaled[1] - 3, scaled[0] + 3, scaled[1] + 3]
+        # Foreign values may be infinite, inverted or beyond Pillow's integers; the sample must not fail the import.
         if scaled and all(map(math.isfinite, scaled)) and scaled[0] <= scaled[2] and scaled[1] <= scaled[3]:
             ImageDraw.Draw(image).rectangle([round(min(max(v, -9), 9999)) for v in scaled], outline="red", width=3)
         sheet.paste(image, (number % columns * _SIDE + 4, number // columns * _SIDE + 4))

@@ -80,6 +80,7 @@ def _read_package(path: Path) -> Iterator[Correction]:
         table = package.tables["observations"].select([*names, "classifiedBy", "classificationTimestamp"])
     for number, row in enumerate(table.to_pylist(), start=1):
         kind, key = row["observationType"], row["mediaID"]
+        # A returned package also has its machine rows, unchanged, and "unclassified" says that nobody looked.
         if row["classificationMethod"] != "human" or not key or kind == "unclassified":
             continue
         yield Correction(
@@ -96,6 +97,7 @@ def _read_package(path: Path) -> Iterator[Correction]:
 
 def _read_table(path: Path, column: str | None) -> Iterator[Correction]:
     try:
+        # "-sig" drops the byte order mark of Excel's CSV UTF-8, which would become part of the first column's name.
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}; save it as CSV UTF-8") from error
@@ -103,6 +105,7 @@ def _read_table(path: Path, column: str | None) -> Iterator[Correction]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     # Spreadsheets of many languages write semicolons.
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    # Strict: an unclosed quote would otherwise make all rows behind it one answer.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]

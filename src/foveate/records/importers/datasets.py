@@ -182,6 +182,7 @@ def _is_image(feature: object) -> bool:
 
 
 def _without_decoding(data: Any, column: str) -> Any:
+    # Decoded and encoded again, an image would have other bytes, and its key is their hash.
     return data.cast_column(column, _import_datasets().Image(decode=False))
 
 
@@ -190,6 +191,7 @@ def _samples(
 ) -> Iterator[Sample]:
     for part, data in parts.items():
         image, text, key = columns[part]
+        # Set before the loop, because the first row itself may be damaged.
         number = 0
         try:
             for number, row in enumerate(data, start=1):
@@ -221,6 +223,7 @@ def _sample(
         if sample.only_problems:
             return sample
         data = _read_bytes(sample)
+    # Never by reference: the file is the data set's own, or lies in a cache that may be cleared.
     sample.location = None
     # The prefix that files without a part have had from the start: another one would import their images twice.
     prefix = "train" if part == _UNNAMED else part
@@ -233,6 +236,7 @@ def _sample(
 
 def _find_root(source: Path, path: object) -> Path:
     """Return the folder that a file of a data set must be in: the source, or the cache of `datasets`."""
+    # A row may name any file of this machine: only the data set's folder and the library's cache are read.
     cache = Path(_import_datasets().config.HF_CACHE_HOME)
     below = isinstance(path, str) and Path(path).is_absolute() and Path(path).is_relative_to(cache)
     return cache if below else source

@@ -77,6 +77,7 @@ def _read_mask(mask: object) -> Mask:
         counts = mask["counts"]  # type: ignore[index]
         counts = decode_counts(counts) if isinstance(counts, str) else [int(count) for count in counts]
         return Mask((int(height), int(width)), tuple(counts))
+    # OverflowError: int() of a run that JSON gives as Infinity.
     except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:
         raise MalformedEntryError(f"field 'masks': {str(mask)[:60]} has no 'size' and 'counts' ({error})") from error
 

@@ -69,6 +69,7 @@ def file_sample(name: object, root: Path, *, source: str) -> Sample:
     below, path = outcome
     sample = Sample(key=make_key(below), source=source, load=make_reader(path), location=path)
     problem = check_file(path, root.resolve())
+    # Not `exists`, which is false for a dangling link too: that one keeps the reason from `check_file`.
     if not os.path.lexists(path):
         problem = Problem("image", "no image", f"there is no file {below!r} in the folder of images")
     if problem is not None:
@@ -79,12 +80,14 @@ def file_sample(name: object, root: Path, *, source: str) -> Sample:
 def check_file(path: Path, root: Path) -> Problem | None:
     """Return why a file must not be opened (a link out of the folder, a pipe, socket or device), or None."""
     try:
+        # Through a link, any file of the machine would be copied into the collection.
         if not path.resolve().is_relative_to(root):
             return Problem("image", "link leaves the folder", "the symbolic link leads out of the imported folder")
         mode = path.stat().st_mode
     except (OSError, RuntimeError) as error:
         detail = f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
         return Problem("image", "unreadable", detail)
+    # Reading a pipe or a device would wait, or never end.
     if not stat.S_ISREG(mode):
         return Problem("image", "no regular file", "the path is a folder, pipe, socket or device")
     return None
@@ -95,6 +98,7 @@ def make_reader(path: Path) -> Callable[[], bytes]:
 
     def read() -> bytes:
         with path.open("rb") as file:
+            # One byte more than allowed shows that a file is too large without reading all of it.
             return file.read(MAX_BYTES + 1)
 
     return read

@@ -31,6 +31,7 @@ PROMPTS = (
     "Name the things in the image in a sentence, each with its box.",
 )
 _PHRASE = re.compile(r"\[/EN#(\d{1,9})/(\S+) ([^\[\]]+)\]")
+# Of one image, whose files have a few kB: anything larger is refused before it is read.
 _MAX_BYTES = 4 * 2**20
 
 
@@ -77,6 +78,7 @@ def _read_image(folder: Path, id: str) -> Iterator[EntitySentence]:
     try:
         lines = _read_text(folder / "Sentences" / f"{id}.txt").splitlines()
         size, boxes = read_boxes(folder / "Annotations" / f"{id}.xml")
+    # One damaged file puts its image aside, not the whole import.
     except UserError as error:
         yield EntitySentence(f"{id}/0", f"{id}.jpg", problem=str(error))
         return
@@ -164,6 +166,7 @@ def import_flickr_entities(
     """
     folder = check_source(Path(source))
     drafts = [_draft(sentence) for sentence in read_sentences(folder, part)]
+    # The path passed below only tells where to look for images; its name, "Sentences", would be a poor source name.
     shared["source_name"] = shared.get("source_name") or "flickr-entities"
     return import_conversations(
         folder / "Sentences",
@@ -187,6 +190,7 @@ def _draft(sentence: EntitySentence) -> Draft:
     # By the id of the sentence: a repeated import asks the same.
     prompt = PROMPTS[int(seeds.uniform("flickr-entities", sentence.id) * len(PROMPTS))]
     turns = [Turn("user", f"{IMAGE}\n{prompt}"), Turn("assistant", text, boxes)]
+    # With the size of the annotations: boxes follow a resized copy of the image, and are refused for a crop.
     return Draft(sentence.id, [FileImage((sentence.image,))], turns, stated=sentence.size)
 
 

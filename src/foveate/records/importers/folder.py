@@ -86,11 +86,13 @@ def import_folder(
         summary.gone = versions.list_gone(writer, names)
         summary.renamed = versions.list_renamed(writer, summary.gone, names)
         if mirror:
+            # After the list of renamed files, which compares with images that are still there.
             writer.forget(summary.gone)
 
     return import_samples(
         target,
         _samples(source, files, versions, first_line=first_line, label=label_from_folder),
+        # Resolved, because "." has no name.
         default_source=source.resolve().name,
         total=len(files.links) + len(files.images),
         ignored=files.ignored,
@@ -122,15 +124,18 @@ def _samples(
     for image in files.images:
         sample = Sample(key=keys[image.name], source=image.name, load=None)
         names = classes.find(image.texts[0]) if image.texts else ()
+        # Options and class names are in the stamp: with others the same files give other rows.
         versions.compare(sample, image.all, (first_line, label, *names))
         if not sample.unchanged:
             path = source / image.name
             _prepare_sample(sample, path, root, label=label)
             sample.class_names = names
+            # In YOLO's folder "labels", numbers that are no boxes mean a damaged file, not a caption.
             sample.label_texts = any("labels" in name.split("/")[:-1] for name in image.texts)
             for name in [*image.texts, *image.objects]:
                 is_text = name in image.texts
                 sidecar = source / name
+                # A bad sidecar is put aside alone: the image is imported without it.
                 problem = check_file(sidecar, root)
                 if problem is not None:
                     sample.problems.append(Problem("sidecar", problem.reason, f"{sidecar.suffix}: {problem.detail}"))

@@ -80,6 +80,7 @@ def pair_files(source: Path, target: Path) -> FolderFiles:
         label = _to_yolo_label(stem)
         if not image.texts and label is not None:
             image.texts = list(texts.get(label, ()))
+        # Takeout has over 20 possible names per image, so they are tried only if there is JSON but no usual sidecar.
         if objects and not image.objects:
             image.objects = [name for base in _list_takeout_names(image.name) for name in objects.get(base, ())][:1]
     class_files: dict[str, str] = {}

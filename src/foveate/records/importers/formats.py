@@ -60,6 +60,7 @@ def detect_format(source: str, *, others: tuple[str, ...] = (), options: Collect
     matches = {name: evidence for name, entry in formats.items() if (evidence := entry.recognize(source)) is not None}
     if Path(source).exists():
         recognized_options = {option for name in matches for option in formats[name].options}
+        # An option is evidence only where no recognized format takes it: COCO Camera Traps have --deployments, too.
         matches |= {
             name: _flag(entry)
             for name, entry in formats.items()

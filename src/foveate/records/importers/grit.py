@@ -51,6 +51,7 @@ def parse_grit(entry: Mapping[str, Any], *, extract: bool) -> Draft:
     names = read_image_list(entry.get("image") or entry.get("file_name"))
     key = entry.get("key")
     if not names and isinstance(key, str | int):
+        # GRIT states no file: img2dataset names a download by its key, in the format that it was asked for.
         names = [FileImage((f"{key}.jpg", f"{key}.png", f"{key}.webp"))]
     prompt = PROMPTS[int(seeds.uniform("grit", caption) * len(PROMPTS))]
     turns = [Turn("user", f"{IMAGE}\n{prompt}"), Turn("assistant", text, boxes)]
@@ -59,6 +60,7 @@ def parse_grit(entry: Mapping[str, Any], *, extract: bool) -> Draft:
 
 def _read_chunk(chunk: object, length: int) -> tuple[int, PixelBox]:
     values = chunk if isinstance(chunk, list) and len(chunk) in (6, 7) else []
+    # The bound keeps out NaN, on which int() raises, and integers that are too long for float().
     if not values or not all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 2**53 for v in values):
         raise MalformedEntryError(f"field 'noun_chunks': {str(chunk)[:60]} is not [start, end, x1, y1, x2, y2, score]")
     start, end = int(values[0]), int(values[1])

@@ -114,6 +114,7 @@ def import_samples(
         adjusted = (_apply_options(sample, group_by=group_by, reference=reference) for sample in tracked)
         add_samples(writer, adjusted, workers=workers, max_pixels=max_pixels, versions=versions)
         if versions is not None and versions.take:
+            # All together at the end, since `forget` rewrites the shards of the images that it deletes.
             writer.forget(sample.key for sample in versions.replaced)
             add_samples(writer, versions.replaced, workers=workers, max_pixels=max_pixels)
         writer.summary.further.update(+(further or Counter()))
@@ -161,6 +162,7 @@ def _prepare_ahead(
             while pending:
                 yield _wait(pending.popleft())
         finally:
+            # Leaving the pool waits for all tasks, but after an error or Ctrl-C nothing uses their images.
             for task in pending:
                 if isinstance(task, Future):
                     task.cancel()
@@ -282,6 +284,7 @@ def _extra_rows(sample: Sample, sidecar: Sidecar) -> dict[str, list[Mapping[str,
     ):
         if table is not None and indices:
             kind, rows = table
+            # Entries that were refused leave gaps in the file's numbering: `position` counts those that were stored.
             extra[kind] = [{**rows[index], "position": position} for position, index in enumerate(indices)]
     return extra
 

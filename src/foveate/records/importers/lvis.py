@@ -51,6 +51,7 @@ def import_lvis(
 
 def _names(image: CocoImage) -> list[object]:
     url = image.entry.get("coco_url")
+    # Version 1 has no file_name, and its validation images are from train2017, too: only the URL states the folder.
     if isinstance(url, str) and url.count("/") >= 2:
         folder, name = url.split("/")[-2:]
         return [f"{folder}/{name}", name]

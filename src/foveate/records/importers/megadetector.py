@@ -64,6 +64,7 @@ def parse_results(content: dict[str, Any], path: Path) -> DetectionResults:
 
 def _parse_version(info: Mapping[str, Any], parser: ResultsParser) -> float:
     written = info.get("format_version")
+    # Files before 1.6 may have numbers.
     if is_number(written):
         parser.repairs[NUMBER_AS_VERSION] += 1
         written = str(float(written))
@@ -104,6 +105,7 @@ def _parse_image(
         raise parser.error(f"{where}.detections", f"expected a list, or a 'failure' (got {detections!r:.40})")
     frame_rate, frames = None, None
     is_video = PurePosixPath(file).suffix.lower() in VIDEO_SUFFIXES
+    # A video that could not be opened has neither rate nor frames.
     if is_video and failure is None:
         frame_rate, frames = _parse_video(entry, where, version, parser)
     boxes = []
@@ -128,6 +130,7 @@ def _parse_video(
 ) -> tuple[float | None, tuple[int, ...] | None]:
     rate, frames = entry.get("frame_rate"), entry.get("frames_processed")
     if version >= _FRAME_RATE_SINCE or rate is not None:
+        # NaN and infinity, which Python's JSON reads, fail the comparison.
         if not is_number(rate) or rate <= 0:
             raise parser.error(f"{where}.frame_rate", f"expected frames a second of this video (got {rate!r:.40})")
     if version >= _FRAMES_SINCE or frames is not None:

@@ -25,6 +25,7 @@ _PATTERNS = (
     rf"<box>{_CORNERS}</box>",
     rf"<\|box_start\|>{_CORNERS}<\|box_end\|>",
     BOX_LIST,
+    # Twice, since Python's look-behind has a fixed width and the blank is optional.
     rf'(?<="point_2d": )\[{_N},{_N}\]',
     rf'(?<="point_2d":)\[{_N},{_N}\]',
 )

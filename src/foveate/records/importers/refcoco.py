@@ -119,12 +119,14 @@ def _read_references(references: list[object], path: Path) -> list[Expression]:
         raise UserError(f"{path}: no instances.json beside it; expected the boxes of its references")
     content = read_annotations(instances)
     boxes, images = (_index(get_list(content, name, instances), "id") for name in ("annotations", "images"))
+    # The reference files of RefCOCO and RefCOCO+ share a name; only their folders differ.
     dataset = path.parent.name if path.parent.name.startswith("refcoco") else ""
     expressions = []
     for number, reference in enumerate(references):
         reference = reference if isinstance(reference, Mapping) else {}
         image, annotation = _look_up(images, reference, "image_id"), _look_up(boxes, reference, "ann_id")
         sentences = reference.get("sentences")
+        # One None if the list is missing, so that the reference is reported instead of skipped.
         for position, sentence in enumerate(sentences if isinstance(sentences, list) else [None]):
             text = sentence.get("sent", sentence.get("raw")) if isinstance(sentence, Mapping) else None
             expressions.append(
@@ -159,6 +161,7 @@ def _make(
         x, y, width, height = map(float, sides)
         corners = PixelBox(x, y, x + width, y + height)
     name = name if isinstance(name, str) else ""
+    # Also without folders: the images may lie flat in the folder that the user gives.
     names = tuple(dict.fromkeys((name, name.rpartition("/")[2]))) if name else ()
     return Expression(id, names, size, phrase if isinstance(phrase, str) else "", corners, dataset, split, problem)
 
@@ -202,6 +205,7 @@ def import_refcoco(
 def _draft(expression: Expression) -> Draft:
     if expression.problem or expression.box is None:
         raise MalformedEntryError(expression.problem)
+    # Drawn by expression, not by position, so that a repeated import asks the same.
     prompt = _PROMPTS[int(seeds.uniform("refcoco", expression.id, expression.phrase) * len(_PROMPTS))]
     question = Turn("user", f"{IMAGE}\n{prompt.format(x=expression.phrase.strip())}")
     answer = Turn("assistant", REGION, (expression.box,))
@@ -211,6 +215,7 @@ def _draft(expression: Expression) -> Draft:
 def _recognize(source: str) -> str | None:
     path = Path(source)
     if path.is_file() and path.suffix.lower() in _PICKLES and path.name.startswith("refs("):
+        # Recognized only to be refused with the command that converts it.
         return "a pickle of references"
     head = read_head(source, ".json")
     if b'"dataset_name"' in head and b'"caption"' in head:

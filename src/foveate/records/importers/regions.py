@@ -54,6 +54,7 @@ def read_region(
             raise UserError(f"neither field 'phrase' nor 'label' has text{_hint(raw, 'phrase')}")
         corners = _corners(raw, width=width, height=height, unit=unit)
     except UserError as error:
+        # Whatever is wrong with the entry: one bad region becomes a finding and never ends the import.
         return Problem("region", "malformed region", str(error), position)
     texts["phrase"] = texts["phrase"] if texts["phrase"].strip() else texts["label"]
     outcome = _fit(corners)
@@ -112,6 +113,7 @@ def _number(value: object, name: str) -> float:
         raise UserError(f"field {name!r} must hold numbers")
     try:
         return float(value)
+    # JSON integers have any length; one too large for a float lies outside of every image.
     except OverflowError:
         return math.inf
 

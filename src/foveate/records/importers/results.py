@@ -139,11 +139,13 @@ def add_results(collection: str | Path, path: str | Path, results: DetectionResu
     files, keys, deployments = _read_media(collection)
     rows, ambiguous = FileIndex(files, keys).find_all([image.file for image in results.images])
     matched = [(row, image) for row, image in zip(rows, results.images, strict=True) if row >= 0]
+    # Results of another survey would add nothing and look like a success.
     if not matched:
         example = results.images[0].file if results.images else ""
         raise UserError(f"{path}: none of its {len(rows)} files is in {collection} (got {example!r}); {files[:1]} is")
     model = results.detector or results.classifier
     unmatched = [image for row, image in zip(rows, results.images, strict=True) if row < 0]
+    # A path that fits several images has the row -1 as well: it counts as ambiguous, not as missing.
     left_out = set(ambiguous)
     missing = [image.file for image in unmatched if image.file not in left_out]
     videos = sum(map(is_video, missing))
@@ -162,6 +164,7 @@ def add_results(collection: str | Path, path: str | Path, results: DetectionResu
     # By content: an equal file adds nothing, another one of this detector takes the place of the first.
     digest = sha256_file(path)[:16]
     provenance = Provenance(source=path.name, model=model, recipe_hash=digest)
+    # Removed first: a run killed after this leaves images without results, never with those of two files.
     _remove_earlier(collection, {keys[row] for row, _ in matched}, provenance)
 
     def split_rows(batch: Sequence[tuple[int, DetectedImage]]) -> dict[str, list[Row]]:
@@ -174,7 +177,12 @@ def add_results(collection: str | Path, path: str | Path, results: DetectionResu
 
     with AnnotationAppender(collection, purpose=f"adding {path.name}") as appender:
         writer = PartWriter[tuple[int, DetectedImage]](
-            appender, provenance, split_rows, max_results=_IMAGES_PER_PART, max_seconds=float("inf")
+            # Parts are cut by number, not by time: unlike a model's results, a file's survive a crash.
+            appender,
+            provenance,
+            split_rows,
+            max_results=_IMAGES_PER_PART,
+            max_seconds=float("inf"),
         )
         write_results(matched, writer)
     return summary
@@ -230,9 +238,11 @@ def make_observations(key: str, deployment: str, image: DetectedImage, results: 
         box: Box | None = None,
         extra: dict[str, str] | None = None,
     ) -> Observation:
+        # A file may have classes and name no classifier: then the detector's name stands for both.
         label, by_detector = best[0] if best else ClassLabel(""), best is None or not results.classifier
         name = f"{key}|{results.detector or results.classifier}|{len(observations)}"
         return Observation(
+            # The same id in a later file of this model, so that its row replaces this one (see `select_current`).
             id=hashlib.blake2b(name.encode(), digest_size=8).hexdigest(),
             deployment=deployment,
             key=key,
@@ -258,6 +268,7 @@ def make_observations(key: str, deployment: str, image: DetectedImage, results: 
             extra["classifications"] = _format_classes(classes)
         # A detector of one's species has their names as categories.
         taxon = category if kind == "animal" and category != "animal" else ""
+        # Where the two differ, the class wins, as for a person in a box of the category animal.
         kind = best[0].kind if best else kind
         observations.append(
             observe(kind, best, taxon=taxon, score=detection.confidence, box=detection.box, extra=extra)
@@ -268,6 +279,7 @@ def make_observations(key: str, deployment: str, image: DetectedImage, results: 
         if image.raw_prediction:
             extra["classifications"] = _format_classes(image.raw_prediction)
         observations.append(observe(prediction.label.kind, (prediction.label, prediction.score), extra=extra))
+    # No finding in a processed image: the tool says that it is empty.
     return observations or [observe("blank")]
 
 

@@ -51,6 +51,7 @@ class ResultsParser:
         """Return the path with forward slashes and relative; raise UserError if the file occurred before."""
         if not isinstance(value, str) or not value.strip():
             raise self.error(where, f"expected the path of an image (got {value!r:.40})")
+        # The format allows backslashes and absolute paths, so both are counted as repairs instead of refused.
         self.repairs[BACKSLASHES] += "\\" in value
         self.repairs[ABSOLUTE] += is_absolute(value)
         file = normalize_path(value)
@@ -69,6 +70,7 @@ class ResultsParser:
         """Return a score in [0, 1]."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(where, f"expected a number in [0, 1] (got {value!r:.40})")
+        # 1 means 1.0, but the public validator wants the decimal point.
         self.repairs[INTEGER_SCORES] += isinstance(value, int)
         # NaN compares false, so it is refused, too.
         if not 0 <= value <= 1:
@@ -105,6 +107,7 @@ class ResultsParser:
         corners = (x, y, x + width, y + height)
         if min(corners) < -_MAX_CORNER or max(corners) > _MAX_CORNER:
             raise self.error(where, f"expected fractions of the image, not pixels (got {value})")
+        # A detector with padded input may return a box that leaves the image; clipping removes only padding.
         clipped = [min(max(corner, 0.0), 1.0) for corner in corners]
         if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
             self.repairs[EMPTY_BOXES] += 1

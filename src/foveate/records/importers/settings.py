@@ -57,6 +57,7 @@ class FormatOptions(Settings):
         description="unit of the boxes of a file of conversations, required if it has any (grit: 0-1 if left out); "
         "none leaves them in the text (chat, ferret, grit, llava, qwen-vl)",
     )
+    # 4 and 16,384 patches of 28 x 28 pixels: the values in preprocessor_config.json of Qwen2-VL and Qwen2.5-VL.
     resize_min_pixels: int = Field(
         3136, ge=1, description="with resized-pixels: the processor's min_pixels (chat, ferret, grit, llava, qwen-vl)"
     )

@@ -84,6 +84,7 @@ def read_sidecars(
         elif content.strip() not in {caption.text.strip() for caption in captions}:
             written.append(Caption(content))
     _add_captions([*written, *captions], sidecar)
+    # Added before the labels of the JSON, which override equal names.
     _add_labels(labels, sidecar)
     for content in parsed:
         _add_labels(content.get("labels"), sidecar)
@@ -143,6 +144,7 @@ def _add_takeout(content: Mapping[str, object], captions: list[Caption], sidecar
     photo_time = content.get("photoTakenTime")
     seconds = photo_time.get("timestamp") if isinstance(photo_time, Mapping) else None
     try:
+        # Takeout writes the seconds as text; str() allows for a number as well.
         time = datetime.fromtimestamp(int(str(seconds)), UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):
         time = ""
@@ -183,6 +185,7 @@ def _parse_captions(value: object, name: str, sidecar: Sidecar) -> list[Caption]
 def _add_captions(captions: list[Caption], sidecar: Sidecar) -> None:
     seen = set()
     for position, caption in enumerate(captions):
+        # JSON can escape half a surrogate pair (\ud83d): Python reads it, but UTF-8 cannot hold it.
         if not all(map(_is_storable, (caption.text, caption.kind, caption.source))):
             detail = "the caption has half a surrogate pair, which is not valid Unicode"
             sidecar.problems.append(Problem("caption", "not Unicode", detail, position))
@@ -219,6 +222,7 @@ def _add_regions(value: object, size: tuple[int, int], sidecar: Sidecar) -> None
         detail = "field 'regions' must be a list of objects"
         sidecar.problems.append(Problem("region", "malformed region", detail))
         return
+    # All boxes of the image decide together: a tiny one in pixels could look like a fraction.
     unit = "normalized" if are_fractions(value) else "pixel"
     if unit == "normalized":
         sidecar.further["images whose boxes were taken as fractions: no unit, and no corner above 1"] += 1

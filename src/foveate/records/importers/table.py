@@ -106,6 +106,7 @@ def import_table(
     }
     labels = [need_column(names, (), requested=name, option="--label-column", where=path) for name in label_column]
     if columns["text"] is None and columns["boxes"] is None and not labels:
+        # Called for its error, which names the nearest column: a table of paths alone has nothing to add.
         need_column(names, TEXTS, requested=None, option="--text-column", where=path)
     used = {use: name for use, name in columns.items() if name is not None}
     table, findings = read_columns(path, list(dict.fromkeys([*used.values(), *labels])))
@@ -137,6 +138,7 @@ def _samples(
     paths, texts, boxes = (table[used[use]] if use in used else None for use in ("path", "text", "boxes"))
     assert paths is not None
     # Sorting integer codes groups equal paths much faster than comparing strings row by row.
+    # Nulls get a code as well, so that rows without a path form a group and are reported.
     encoded = paths.combine_chunks().dictionary_encode(null_encoding="encode")
     codes = encoded.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
@@ -158,6 +160,7 @@ def _sample(
     where = f"{path.name}, row {rows[0] + 1}"
     try:
         name = _cell(paths, rows[0])
+    # Cells of text files are unchecked bytes, decoded one by one so that a bad row does not spoil the table.
     except UnicodeDecodeError as error:
         return make_finding(
             f"row {rows[0] + 1}", where, "image", "no file name", f"the path is not UTF-8: {error.reason}"
@@ -215,6 +218,7 @@ def _regions(column: pa.ChunkedArray, row: int, position: int, sample: Sample) -
         value = _cell(column, row)
         if isinstance(value, str):
             value = json.loads(value) if value.strip() else None
+    # UnicodeDecodeError is a ValueError, so that a cell which is not UTF-8 ends here, too.
     except (ValueError, RecursionError) as error:
         detail = f"the cell of the boxes cannot be read as JSON: {str(error)[:120]}"
         sample.problems.append(Problem("region", "malformed JSON", detail, position))

@@ -96,6 +96,7 @@ def _header(path: Path) -> tuple[list[str], str]:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    # Named here, since the error of decoding would only say that byte 0 is wrong.
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path} is UTF-16; expected UTF-8")
     line = head.removeprefix(b"\xef\xbb\xbf").splitlines()[0] if head.strip() else b""
@@ -105,6 +106,7 @@ def _header(path: Path) -> tuple[list[str], str]:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start} of the first line") from error
+    # The header of a one-column table has no delimiter; it gets the tab, so that commas do not split its cells.
     delimiter = max("\t,;", key=text.count)
     try:
         return next(csv.reader([text], delimiter=delimiter)), delimiter
@@ -174,10 +176,13 @@ def find_unclosed_quotes(path: Path, delimiter: str) -> list[tuple[int, int]]:
                 quote = data.find(b'"', quote + 1)
                 continue
             close = data.find(b'"', quote + 1)
+            # Two quotes in a row are one quote of the text.
             while close >= 0 and data[close + 1 : close + 2] == b'"':
                 close = data.find(b'"', close + 2)
             line_end = data.find(b"\n", quote)
             line_end = len(data) if line_end < 0 else line_end
+            # On its own line any quote closes. On a later one only a quote at the end of a cell does: others
+            # belong to other rows.
             closed = close >= 0 and (close < line_end or data[close + 1 : close + 2] in ends)
             if not closed:
                 lines.append((data.rfind(b"\n", 0, quote) + 1, line_end))
@@ -199,6 +204,7 @@ def _is_utf8(path: Path) -> bool:
         try:
             while chunk := file.read(_HEAD_BYTES):
                 decoder.decode(chunk)
+            # A character that is cut by the end of the file is an error only in the final call.
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
             return False
@@ -232,6 +238,7 @@ def _read_parquet(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]
         if not text and not lists:
             raise UserError(f"{path}: column {name!r} has type {kind}; expected text")
     try:
+        # Without partitioning: pyarrow would make columns from folder names such as "a=b".
         table = pq.read_table(path, columns=names, partitioning=None)
         plain = [_without_dictionary(table[name]) for name in names]
         return pa.table(plain, names=names), []

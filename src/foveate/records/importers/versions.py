@@ -42,6 +42,7 @@ class FolderVersions:
     def begin(self, writer: CollectionWriter) -> None:
         """Read what is recorded; finish what a killed run left."""
         self._stamps = FileStamps(writer.path)
+        # A key with a record but no image: a run was killed while it deleted or replaced the image.
         unfinished = [key for key in self._stamps if writer.known_sha256(key) is None]
         if unfinished:
             writer.forget(unfinished)
@@ -59,6 +60,7 @@ class FolderVersions:
         """
         known = self.stamps.keys_by_file(self.folder)
         keys = {name: known[name] for name in names if name in known}
+        # Includes the keys of files that are gone: another file must not take the place of their image.
         used = {*keys.values(), *known.values()}
         for name in names:
             if name not in keys:
@@ -99,6 +101,7 @@ class FolderVersions:
         if changed and recorded.stamp.folder != self.folder:
             return  # a copy of the image in another folder, with texts of its own
         writer.summary.texts_changed += changed
+        # An unsettled stamp is rewritten even without a change; only a settled one lets an import skip files unread.
         if self.take and (changed or recorded.stamp != stamp or not recorded.settled):
             writer.revise(sample.key, stamp, version=recorded.version + 1, rows=rows)
 

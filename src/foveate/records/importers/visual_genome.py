@@ -88,6 +88,7 @@ def import_visual_genome(
     entries = _check_list(read_annotations(folder / _IMAGES), folder / _IMAGES)
     if annotated == _RELATIONS:
         drafts = _draft_relations(_check_list(read_annotations(source), source), entries)
+        # The same source name as for regions and objects, whose images these are.
         shared["source_name"] = shared.get("source_name") or "visual-genome"
         return import_conversations(
             source,
@@ -153,6 +154,7 @@ def _draft_image(entry: object, images: Mapping[int | None, Mapping[str, Any]], 
         return Draft(str(number), finding=Finding("no relations", f"image {number} has none between two boxes"))
     turns[0] = replace(turns[0], text=f"{IMAGE}\n{turns[0].text}")
     names = tuple(map(str, _list_file_names(images[number])))
+    # The same key as for regions, so that both belong to one image of a collection.
     return Draft(str(number), [FileImage(names, key=str(number))], turns, stated=get_stated_size(images[number]))
 
 
@@ -160,6 +162,7 @@ def _ask_relation(relation: object, id: str) -> list[Turn]:
     """Return a question about two objects and its answer; nothing if a name, the predicate or a box is missing."""
     if not isinstance(relation, Mapping) or not isinstance(relation.get("predicate"), str):
         return []
+    # Annotators wrote predicates in any case, such as ON and on.
     predicate = " ".join(relation["predicate"].lower().split())
     boxes = [_read_box(relation.get(part)) for part in ("subject", "object")]
     if not predicate or None in boxes:
@@ -170,6 +173,7 @@ def _ask_relation(relation: object, id: str) -> list[Turn]:
 
 def _read_box(entry: object) -> PixelBox | None:
     sides = [entry.get(name) for name in ("x", "y", "w", "h")] if isinstance(entry, Mapping) else []
+    # `is_number` first: float() lets NaN pass, and raises OverflowError on integers beyond its range.
     usable = [float(side) for side in sides if isinstance(side, int | float) and is_number(side)]
     if len(usable) != 4 or max(map(abs, usable)) >= 2**31:
         return None
@@ -232,6 +236,7 @@ def _samples(
 
 def _sample(number: int, entry: Mapping[str, Any], regions: list[Any], root: Path) -> Sample:
     names = _list_file_names(entry)
+    # If no file exists, the first name is used, so that the finding says which file is missing.
     below = next((str(name) for name in names if (root / str(name)).is_file()), str(names[0]))
     sample = file_sample(below, root, source=f"{_IMAGES}: {number}")
     sample.key = str(number)

@@ -74,6 +74,7 @@ def _read_vqa(path: Path, answers: Path | None) -> list[Draft]:
     subtype = str(content.get("data_subtype", ""))
     answers = answers or _find_annotations(path)
     annotations = get_list(read_annotations(check_source(answers)), "annotations", answers)
+    # As texts: JSON allows a list as an id, which no dict takes as a key.
     by_question = {str(entry.get("question_id")): entry for entry in annotations if isinstance(entry, Mapping)}
 
     def parse(entry: Mapping[str, Any]) -> Draft:
@@ -83,6 +84,7 @@ def _read_vqa(path: Path, answers: Path | None) -> list[Draft]:
         listed = annotation.get("answers")
         texts = [_get_answer(answer) for answer in listed] if isinstance(listed, list) else []
         best = annotation.get("multiple_choice_answer")
+        # The name in COCO 2014 comes first; other copies have its folder, the name in COCO 2017, or a bare number.
         name = f"COCO_{subtype}_{image:012d}.jpg"
         names = (name, f"{subtype}/{name}", f"{image:012d}.jpg", f"{image}.jpg")
         draft = _make_draft(names, entry["question"], texts, best=best if isinstance(best, str) else None)
@@ -94,6 +96,7 @@ def _read_vqa(path: Path, answers: Path | None) -> list[Draft]:
 
 def _find_annotations(path: Path) -> Path:
     """Return the file of annotations beside the questions: the same name without the task and with `annotations`."""
+    # v2_OpenEnded_mscoco_val2014_questions.json beside v2_mscoco_val2014_annotations.json.
     name = re.sub(r"(OpenEnded|MultipleChoice)_", "", path.name).replace("questions", "annotations")
     if name == path.name or not (path.parent / name).is_file():
         raise UserError(f"{path}: no file {name!r} beside it; give the annotations with --answers")

@@ -63,6 +63,7 @@ def list_shards(source: str | Path) -> list[Path]:
         patterns = _expand_braces(text)
         matches = {Path(path) for pattern in patterns for path in glob.glob(pattern)}
         plain = [pattern for pattern in patterns if not glob.has_magic(pattern)]
+        # Braces name every shard, so a missing one is an error; nothing tells which shards "*" should match.
         missing = [path for path in plain if not Path(path).exists()]
         if missing:
             raise UserError(f"{missing[0]} does not exist (in {text})")
@@ -130,6 +131,7 @@ def _add_member(sample: Sample, suffix: str, name: str, data: bytes) -> bool:
     """Add a member to its sample; return False if its kind is not used."""
     if suffix in IMAGE_SUFFIXES | REFUSED_SUFFIXES:
         if sample.load is None:
+            # `data` is this call's own: a lambda in the loop over members would return the last of them.
             sample.load = lambda: data
             return True
     elif suffix in ("txt", "json"):
@@ -147,6 +149,7 @@ def _add_member(sample: Sample, suffix: str, name: str, data: bytes) -> bool:
 
 def _use_json_key(sample: Sample) -> Sample:
     """Return the sample with the key of its JSON, if the key of the tar is its escaped form."""
+    # Without a "%" nothing was escaped: such samples are spared a second parsing of their JSON.
     if "%" not in sample.key or not sample.objects:
         return sample
     try:

@@ -95,10 +95,13 @@ def read_wilds(path: Path) -> SurveyFile:
         seen.add(file)
         if y not in classes:
             raise UserError(f"{path}: row {row}: class y={y!r} has no name in categories.csv{nearest(y, classes)}")
+        # Not isdigit: it takes superscripts, which int() refuses.
         frame_number = int(frame) if frame.isdecimal() else None
         medium = Medium(make_key(normalize_path(file)), location, sequence, frame_number, time, file)
+        # Without the number: y counts the classes of WILDS and is not the category_id of COCO, of which 0 is empty.
         kind, taxon = classify_name(classes[y])
         about = {"kind": kind, "taxon": taxon, "method": "human", "extra": describe_setup(classes[y])}
+        # The file is the id, since the data set has one label for each file.
         observation = Observation(file, location, medium.key, sequence, **about)
         read.images.append(SurveyImage(file, medium, [observation], split=_SPLITS.get(split, split)))
     read.further[BAD_TIMES] += count_bad_times(read.images)

@@ -29,6 +29,7 @@ def parse_yolo(text: str, class_names: Sequence[str]) -> list[dict[str, object]]
         values = _parse_numbers(fields)
         if values is None:
             return None
+        # An outline has at least three corners: five numbers are a box with its score.
         if len(values) >= 6 and len(values) % 2 == 0:
             across, down = values[::2], values[1::2]
             box = [min(across), min(down), max(across), max(down)]

@@ -115,10 +115,12 @@ class AltText:
 def draw_alt_text(rng: np.random.Generator, things: Sequence[Thing], ground: str) -> AltText:
     """Draw a noisy text about `things` (at least one), with the kinds and rates of RATES."""
     kind = list(RATES)[rng.choice(len(RATES), p=list(RATES.values()))]
+    # With noise on the sizes: people mostly name the largest thing, not always.
     ordered = sorted(things, key=lambda thing: -thing.size * rng.uniform(0.5, 1.5))
     main = ordered[0].phrase
     phrases = [thing.phrase for thing in ordered]
     text = _WRITERS[kind](rng, main, phrases, ground)
+    # The other kinds have a case of their own, such as IMG_0042.
     return AltText(_vary_case(rng, text) if kind in ("partial", "list", "wrong") else text, kind)
 
 
@@ -128,6 +130,7 @@ def _choose(rng: np.random.Generator, choices: Sequence[str]) -> str:
 
 def _vary_case(rng: np.random.Generator, text: str) -> str:
     style = rng.random()
+    # A third stays without a capital letter, as 32 % of the real titles.
     return text if style < 0.33 else text.title() if style < 0.6 else text[:1].upper() + text[1:]
 
 
@@ -160,6 +163,7 @@ def _other_language(rng: np.random.Generator, main: str, phrases: Sequence[str],
     for phrase in phrases:
         if head_noun(phrase) in _TRANSLATED:
             return _choose(rng, _TRANSLATED[head_noun(phrase)].split())
+    # For names without a translation: words of another language around the English name.
     return _choose(rng, _FRAMES).format(main)
 
 

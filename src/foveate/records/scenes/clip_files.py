@@ -44,6 +44,7 @@ def write_frames(frames: Iterable[NDArray[np.uint8]], path: str | Path, *, frame
     suffix = choose(path.suffix.lower(), SUFFIXES, "suffix of a clip")
     check_frame_rate(frame_rate)
     iterator = iter(frames)
+    # The first frame is drawn before any file is opened, so that its errors leave no file behind.
     first = next(iterator, None)
     if first is None:
         raise UserError(f"{path}: no frames; expected at least one")
@@ -112,4 +113,5 @@ def _encode(frames: Iterator[NDArray[np.uint8]], handle: BinaryIO, suffix: str, 
             if not index:
                 stream.height, stream.width = pixels_HW3.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels_HW3, format="rgb24")))
+        # Encoders hold frames back until they are flushed with None.
         container.mux(stream.encode(None))

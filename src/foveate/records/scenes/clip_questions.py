@@ -106,6 +106,7 @@ def ask_clip(clip: SceneClip, rng: np.random.Generator, *, way: Way = "short") -
     """
     asker = _Asker(clip, rng, way)
     ask = {"order": asker.ask_order, "counting": asker.ask_count, "direction": asker.ask_direction}
+    # The other two worlds, still and busy, have plates.
     ask.get(clip.world, asker.ask_plates)()
     return asker.questions
 
@@ -141,6 +142,7 @@ class _Asker:
 
     def ask_plates(self) -> None:
         (flash,) = self.list_events("flash")
+        # Colored plates are the first tracks. The gray ones are only clutter: nothing tells one from another.
         position = int(self.rng.integers(len(PLATE_COLORS)))
         plate = self.clip.tracks[position]
         # Plates never cover one another, so only the flash can hide one.
@@ -155,6 +157,7 @@ class _Asker:
         names = [self.clip.tracks[event.track].name for event in events]
         windows = [range(event.start, event.stop) for event in events]
         happens = f"{events[0].kind}s"
+        # Events are sorted by time, and so are the sorted positions of a pair.
         pair = sorted(self.rng.permutation(len(events))[:2].tolist())
         is_last = self.coin()
         answer, other = names[pair[is_last]], names[pair[not is_last]]
@@ -173,6 +176,7 @@ class _Asker:
         answer = names[known + step]
         wrong = [track.name for track in self.clip.tracks if track.name not in (answer, names[known])]
         when = "after" if step == 1 else "before"
+        # All windows are evidence: two alone do not show that nothing happened between them.
         self.ask("order: next", answer, wrong, windows, happens=happens, when=when, x=names[known])
 
     def ask_count(self) -> None:
@@ -185,6 +189,7 @@ class _Asker:
 
     def ask_direction(self) -> None:
         for event in self.list_events("move"):
+            # Frames of both ends: in long clips, neighboring ones may show the thing at the same pixel.
             third = (event.stop - event.start) // 3
             ends = [range(event.start, event.start + third), range(event.stop - third, event.stop)]
             wrong = [name for name in DIRECTIONS if name != event.direction]

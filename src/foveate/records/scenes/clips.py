@@ -49,6 +49,7 @@ _DIGITS = (
 ThingKind = Literal["mixed", "shapes", "seen"]
 
 
+# No generated equality: comparing arrays gives an array, which has no truth value.
 @dataclass(frozen=True, eq=False)
 class Track:
     """A thing over time; later tracks of a clip lie on top.
@@ -155,6 +156,7 @@ class SceneClip:
         ground = _draw_clip_ground(self.stream, self.size, int(self.grounds_T[index]))
         canvas_HW3 = ground.pixels_HW3.astype(np.float32)
         owners_HW = self._paste_tracks(canvas_HW3, index)
+        # The grain depends on the frame's number, so frames read in any order have the same pixels.
         finish = Finish(0.0, _GRAIN, 0.0, 1.0, integer("clip grain", *self.stream, index))
         # A copy: the array of an image is read-only, which PyTorch warns of.
         pixels_HW3 = np.array(apply_finish(canvas_HW3, finish))
@@ -165,6 +167,7 @@ class SceneClip:
         return self._paste_tracks(np.zeros((self.size, self.size, 3), np.float32), index)
 
     def _paste_tracks(self, canvas_HW3: NDArray[np.floating], index: int) -> NDArray[np.int8]:
+        # int8 is enough for the thirteen tracks of the fullest clip: twelve plates and a flash.
         owners_HW = np.full(canvas_HW3.shape[:2], -1, np.int8)
         for position, track in enumerate(self.tracks):
             if track.visible_T[index]:
@@ -210,6 +213,7 @@ def draw_clip(
     choose(world, WORLDS, "world")
     choose(split, pools.SPLITS, "split")
     choose(things, get_args(ThingKind), "things")
+    # A plate is an eighth of the side, and its 8 x 8 pixels are repeated whole times.
     if size < 64 or size % 64:
         raise UserError(f"size: no multiple of 64 pixels (got {size}); expected 64, 128, ...")
     if num_frames < MIN_FRAMES:
@@ -284,6 +288,7 @@ class _Drawer:
         """Move every plate to a free cell next to it every three frames, in place."""
         rng = generator("clip moves", *self.stream)
         for start in range(_FRAMES_PER_MOVE, self.num_frames, _FRAMES_PER_MOVE):
+            # One list that changes with each move: a plate may enter a cell that another has left, never a taken one.
             cells = cells_TP[start - 1].tolist()
             for position in rng.permutation(len(cells)).tolist():
                 across, down = cells[position] % GRID, cells[position] // GRID
@@ -298,6 +303,7 @@ class _Drawer:
     def draw_flash(self) -> None:
         color = FLASH_COLORS[self.rng.integers(len(FLASH_COLORS))]
         side = round(self.size * _FLASH_SIDE)
+        # Drawn four times as large and averaged, because Pillow draws ellipses without smooth edges.
         image = Image.new("RGBA", (side, side), COLORS[color])
         outline = Image.new("L", (4 * side, 4 * side))
         ImageDraw.Draw(outline).ellipse((0, 0, 4 * side - 1, 4 * side - 1), fill=255)
@@ -323,6 +329,7 @@ class _Drawer:
         Args:
             corners: one (left, top), or one for each frame.
         """
+        # Without a window the thing stays in sight, as the fourth one of the world "order" does.
         visible_T = np.full(self.num_frames, event == "disappear" or not windows)
         for start, stop in windows:
             visible_T[start:stop] = event != "disappear"
@@ -396,6 +403,7 @@ class _Drawer:
             axis = int(direction in ("up", "down"))
             corners_T2 = np.repeat(corner[None], self.num_frames, 0)
             path = np.linspace(0, free[axis], window[1] - window[0]).round().astype(int)
+            # The sum of a direction is 1 or -1: the path forwards or backwards.
             corners_T2[slice(*window), axis] = path[:: sum(DIRECTIONS[direction])]
             self.add_track(
                 *("thing", thing.name, layer, corners_T2, [window], "move"),

@@ -72,6 +72,7 @@ def make_layer(rng: np.random.Generator, image: Image.Image, *, longest: float, 
     soft = float(rng.uniform(0.2, 0.75)) if rng.random() < 0.75 else 0.0
     image = image.rotate(turn, Image.Resampling.BILINEAR, expand=True)
     if soft:
+        # With a margin: at the border of the layer the softened edge would be cut off.
         padded = Image.new("RGBa", (image.width + 4, image.height + 4))
         padded.paste(image, (2, 2))
         image = padded.filter(ImageFilter.BoxBlur(soft))
@@ -79,6 +80,7 @@ def make_layer(rng: np.random.Generator, image: Image.Image, *, longest: float, 
     alpha = rgba[..., 3:] / 255
     gain = rng.uniform(0.9, 1.1, 3).astype(np.float32) * np.float32(rng.uniform(0.82, 1.12))
     lift = np.float32(rng.uniform(-10, 14))
+    # Premultiplied: a lift is scaled by alpha, and no color may exceed it.
     colors = (rgba[..., :3] * gain + lift * alpha).clip(0, 255 * alpha)
     tone, shadow = rng.uniform(0, 0.15), rng.uniform(0.15, 0.4) if rng.random() < 0.35 else 0.0
     return Layer(np.concatenate([colors, alpha], -1), 0, 0, float(tone), float(shadow))
@@ -104,6 +106,7 @@ def _window(
     height, width = layer.rgba_hw4.shape[:2]
     left, top = layer.left + dx, layer.top + dy
     x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, shape[1]), min(top + height, shape[0])
+    # A layer off the image gives empty slices; a negative end would count from the other side.
     x2, y2 = max(x1, x2), max(y1, y2)
     return (slice(y1, y2), slice(x1, x2)), (slice(y1 - top, y2 - top), slice(x1 - left, x2 - left))
 

@@ -46,6 +46,7 @@ def split_color(name: str) -> tuple[str, str] | None:
 def excludes(name: str, other: str) -> bool:
     """Whether an image of `name` cannot be called `other`, nor the other way round."""
     colors = split_color(name), split_color(other)
+    # Checked before the rules below, which take things that differ only in color for one thing.
     if colors[0] and colors[1] and colors[0][1] == colors[1][1]:
         return colors[0][0] != colors[1][0]
     if _is_part(singular_words(name), singular_words(other)):
@@ -85,6 +86,7 @@ def draw_name(rng: np.random.Generator, kind: str, name: str, slice_name: str) -
         color, shape = name.split()
         near = [f"{c} {shape}" for c in COLORS if c != color] + [f"{color} {s}" for s in SHAPES if s != shape]
         other = near[int(rng.integers(len(near)))]
+        # Not drawn again: names at the edge of the slice would become more frequent than the others.
         return other if load_shapes()[other].slice == slice_name else None
     if rng.random() >= _NEAR:
         return _load_pool(kind, slice_name).draw(rng).name
@@ -116,6 +118,7 @@ def draw_color_contrast(rng: np.random.Generator, scene: Scene, placed: SceneObj
         return None
     if placed.phrase in load_shapes():
         color = list(COLORS)[int(rng.integers(len(COLORS)))]
+        # None instead of another draw, as in `draw_name`.
         return color if color in colors and color != split[0] else None
     others = [color for color in colors if color != split[0]]
     return others[int(rng.integers(len(others)))]
@@ -151,5 +154,6 @@ def list_shown_words(scene: Scene) -> frozenset[str]:
     """Return words for things that the ground of a scene, or a patch of another ground, may show."""
     by_ground = {image.name: image.shows for image in (*photographs.TRAINING, *photographs.HELD_OUT)}
     on_ground = by_ground.get(scene.ground, frozenset())
+    # Which ground a patch is from is not recorded, so it may show whatever any ground of its pool shows.
     has_patch = any(placed.kind == "distractor" and not placed.cutout for placed in scene.objects)
     return on_ground | _collect_shown(scene.ground in list_ground_names(held_out=True)) if has_patch else on_ground

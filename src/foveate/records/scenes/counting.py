@@ -123,6 +123,7 @@ def draw_copies(
     if rng.random() < _PATCH:
         named = named_words([cutout for cutout, _ in copies]) | absent
         patch = make_patch_layer(rng, size, held_out=split == "test", named=named)
+        # Inserted first, so that it lies below: a patch may be larger than its cell and must not cover a copy.
         members.insert(0, (patch, None))
     cells = rng.permutation(_CELLS * _CELLS)[: len(members)]
     layers = [

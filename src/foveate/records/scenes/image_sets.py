@@ -70,10 +70,12 @@ class _Drawer:
 
     def draw_pair(self) -> tuple[Cutout, Cutout]:
         """Draw two things neither of which can be called the other, by a symmetric rule."""
+        # Only because `draw_things` asks for a ground; scenes get their own, which show neither thing.
         ground = draw_ground(self.rng, size=8, held_out=self.split == "test")
         while True:
             (first,) = draw_things(self.rng, self.split, replace(ground, shows=frozenset()), count=1)
             name = draw_name(self.rng, "counting", first.name, first.slice)
+            # Both are drawn again: another contrast for the same thing would break the symmetry (see `contrasts`).
             if name is None or says_nothing(name) or says_nothing(first.name) or not excludes(first.name, name):
                 continue
             variants = load_variants(first.slice)[name] if name not in load_shapes() else (load_shapes()[name],)
@@ -99,6 +101,7 @@ class _Drawer:
     def ask(
         self, form: str, short: str, scenes: Sequence[Scene], *, choices: tuple[str, ...], **fields: str
     ) -> ImageSet:
+        # [1::-1] is second, first.
         first, second = ORDINALS[:2] if self.coin() else ORDINALS[1::-1]
         fields = {"first": first, "second": second, "answer": short, **fields}
         held_out = self.split == "test"
@@ -117,12 +120,14 @@ class _Drawer:
         if form == "compare: both":
             both = self.coin()
             things = [thing, thing if both else other]
+            # Otherwise the image that lacks the thing would always be the second.
             things = things if self.coin() else things[::-1]
             scenes = [self.draw_scene([(t, self.few())], [thing, other]) for t in things]
             return self.ask(form, "yes" if both else "no", scenes, choices=("yes", "no"), stated=stated)
         low, high = sorted(int(n) + 1 for n in self.rng.permutation(MAX_COPIES)[:2])
         counts = (low, high) if self.coin() else (high, low)
         same = form == "compare: same number" and self.coin()
+        # counts[0] is the lower or the higher with even odds: equal numbers are, on average, as large as unequal ones.
         scenes = [self.draw_scene([(thing, counts[0] if same else count)], [thing]) for count in counts]
         several = pluralize(thing.name)
         if form == "compare: more":

@@ -77,6 +77,7 @@ def add_article(phrase: str) -> str:
 
 def _find_head(phrase: str) -> int:
     """Return the position of the head noun among the words of a phrase that are split by spaces."""
+    # Not `split_words`, which would split hyphenated words that the plural must keep.
     named = phrase.split()
     return next((i - 1 for i, word in enumerate(named) if word in SPLITTERS and i > 0), len(named) - 1)
 
@@ -90,6 +91,7 @@ def is_countable(phrase: str) -> bool:
         or named[0] in _FIRST_WORDS_WITHOUT_ARTICLE
         or not _NOT_COUNTABLE.isdisjoint(named)
         or any(singular(word) != word for word in named)
+        # A head noun in -ing mostly names an activity, not a thing.
         or any(word.endswith("ing") and word not in _THINGS_IN_ING for word in [phrase.split()[_find_head(phrase)]])
     )
 

@@ -82,6 +82,7 @@ def write_photo_folder(
     for number, (scene, split) in enumerate(photographs):
         key = f"IMG_{number + 1:04d}"
         image = scene.image.convert("L").convert("RGB") if gray else scene.image
+        # The suffix in upper case, as cameras write it.
         image.save(folder / f"{key}.PNG")
         fields = {"split": split, "labels": {"subject": name_subject(scene)}}
         write_text_atomically(folder / f"{key}.json", json.dumps(fields))

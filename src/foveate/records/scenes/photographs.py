@@ -34,6 +34,7 @@ def _make_photographs(package: str, *entries: tuple[str, str, str]) -> tuple[Pho
     )
 
 
+# The order is part of the data: scenes draw photographs by their number.
 TRAINING = (
     *_make_photographs(
         "skimage.data",
@@ -71,6 +72,7 @@ def load(photograph: Photograph) -> Image.Image:
     """Load a photograph as RGB (gray ones too), at most 640 px wide or high; decoded once per process."""
     with as_file(files(photograph.package) / photograph.file) as path, Image.open(path) as opened:
         if opened.mode in ("I", "I;16", "F"):
+            # Scaled here, because the conversion of Pillow would cut values above 255.
             values = np.asarray(opened, np.float64)
             opened = Image.fromarray((255 * (values - values.min()) / np.ptp(values)).astype(np.uint8))
         image = opened.convert("RGB")

@@ -65,6 +65,7 @@ def load_pool(slice_name: str) -> Pool:
     for cutout in load_cutouts():
         if cutout.slice == slice_name and holdout.assign_split(cutout.id) == split and is_cut_out(cutout):
             families[cutout.family][cutout.concept].append(cutout)
+    # Sorted, because draws take families by their number.
     return Pool(tuple(tuple(tuple(c) for c in family.values()) for _, family in sorted(families.items())))
 
 

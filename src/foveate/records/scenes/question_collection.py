@@ -111,6 +111,7 @@ def build_questions(
     with CollectionWriter(target, license=LICENSE, source="scenes") as writer:
         for drawn in track(_draw(positions, seed, size, workers), description="scenes", total=len(positions)):
             row = drawn.row
+            # Scenes that were collected without questions have the same keys and get theirs afterwards.
             if writer.known_sha256(row.key) is not None:
                 conversations += drawn.conversations
                 continue

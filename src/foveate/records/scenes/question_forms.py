@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from foveate.records.questions import Form
 
+# A key is the kind, then after a colon the way of asking; `write_question` takes the kind from it.
+# Names occur at every position of a question: a model that saw them only at the end looked for the last token.
 FORMS: dict[str, Form] = {
     "name": Form(
         (
@@ -46,6 +48,7 @@ FORMS: dict[str, Form] = {
     ),
     "where": Form(
         (
+            # {is_x} is "is" or "are": some names are plural, such as "chopsticks".
             "Where is the {x}?",
             "Find the {x}.",
             "Where in the image is the {x}?",
@@ -146,6 +149,7 @@ FORMS: dict[str, Form] = {
     "count: yes or no": Form(
         (
             "{Are_stated} there {stated_xs}?",
+            # "Exactly", because an image of three cups also shows two.
             "Does the image show exactly {stated_xs}?",
             "{Are_stated} there exactly {stated_xs}?",
             "Exactly {stated_xs}: does the image show that?",
@@ -242,6 +246,7 @@ FORMS: dict[str, Form] = {
         ),
         "The {x} {is_x} further {side}.",
     ),
+    # From here on questions are about several images; `<image>` is put in front of them by `image_sets`.
     "compare": Form(
         (
             "Which image shows {stated}, the {first} or the {second}?",

@@ -71,6 +71,7 @@ class SceneAsker:
         self.visible = [
             placed
             for placed in self.things
+            # At least 6 pixels wide and high, as the smallest regions of scenes with small things.
             if placed.visible >= VISIBLE and placed.box and min(placed.box.width, placed.box.height) * size >= 6
         ]
         # One of each name, whether or not it is unique; any of its copies.
@@ -85,6 +86,7 @@ class SceneAsker:
 
     def region(self, placed: SceneObject) -> PixelBox:
         assert placed.box is not None
+        # The edges were whole pixels; the fractions of the box give them back only up to rounding.
         corners = placed.box.to_pixels(self.scene.image.width, self.scene.image.height)
         return PixelBox(*(float(round(edge)) for edge in (corners.x1, corners.y1, corners.x2, corners.y2)))
 
@@ -120,6 +122,7 @@ class SceneAsker:
         **stated: tuple[str, str],
     ) -> Question:
         """Ask for "yes" or "no" of one of two statements, each with even odds; `stated` has (true, false) fields."""
+        # One coin for all fields, so that a verb belongs to the name that is stated.
         is_true = self.coin()
         fields = {**fields, **{name: pair[not is_true] for name, pair in stated.items()}}
         return self.write(form, "yes" if is_true else "no", fields, regions=regions, choices=("yes", "no"), way=way)
@@ -177,12 +180,14 @@ class _Asker(SceneAsker):
     def ask_color(self, questions: list[Question]) -> None:
         for placed in self.named:
             split = split_color(placed.phrase)
+            # Things that scenes show in only one color are skipped: the name alone would give the answer.
             if split is None or len(list_colors(self.scene.kind, placed)) < 2:
                 continue
             color, base = split
             if placed.phrase in load_shapes() and self.rng.random() < 0.3:
                 questions.append(self.write("color: region", color, {"color": color}, regions=(self.region(placed),)))
             others = {other.phrase for other in self.things} - {placed.phrase}
+            # Without its color a name may fit another thing, too: "the apple" beside an apple pie.
             if any(singular_words(base) & singular_words(other) for other in others):
                 continue
             several = sum(other.phrase == placed.phrase for other in self.things) > 1
@@ -217,6 +222,7 @@ class _Asker(SceneAsker):
                     "Are_stated": (stated[0]["are_n"].title(), stated[1]["are_n"].title()),
                 }
                 questions.append(self.decide("count: yes or no", fields, **pairs))
+        # With equal numbers, neither is more.
         if len(counts) == 2 and len(set(counts.values())) == 2:
             more, fewer = (pluralize(name) for name, _ in counts.most_common())
             if self.coin():
@@ -231,6 +237,7 @@ class _Asker(SceneAsker):
             other = int(self.rng.integers(1, MAX_COPIES + 1))
         else:
             other = count + (1 if self.coin() else -1)
+        # Another draw instead of None would favor some pairs at the ends of the range: the rule would not be symmetric.
         return other if other != count and 1 <= other <= MAX_COPIES else None
 
     def ask_position(self, questions: list[Question]) -> None:
@@ -276,6 +283,7 @@ class _Asker(SceneAsker):
         elif share < 0.7:
             questions.append(self.decide("position: relation, yes or no", fields, stated=(true, false)))
         else:
+            # The direction is drawn, and it determines the answer, so either thing is the answer equally often.
             end = self.coin()
             front, back = (placed, other) if before != end else (other, placed)
             fields = {"x": front.phrase, "is_x": be(front.phrase), "side": _FURTHER[axis][end]}

@@ -40,10 +40,12 @@ def expand(pattern: str) -> tuple[str, ...]:
 def make_form(name: str, patterns: Iterable[str], sentence: str | Mapping[str, str]) -> Form:
     """Split the readings of patterns into prompts for training and held-out ones; every pattern is trained on."""
     sources = {reading: pattern for pattern in patterns for reading in expand(pattern)}
+    # By a hash, so that neither the machine nor the order of patterns decides what is held out.
     ranked = sorted(sources, key=lambda reading: uniform("region wording", name, reading))
     remaining = Counter(sources.values())
     held_out: list[str] = []
     for reading in ranked:
+        # The last reading of a pattern stays in training: its words must be known when tests combine them anew.
         if len(held_out) < HELD_OUT_SHARE * len(ranked) and remaining[sources[reading]] > 1:
             held_out.append(reading)
             remaining[sources[reading]] -= 1
@@ -131,6 +133,7 @@ _PATTERNS: dict[str, tuple[tuple[str, ...], str | Mapping[str, str]]] = {
         ),
         "The {x} {is_x} at <region>.",
     ),
+    # Asks whether and where at once: the sentence of a "no" has a box too, that of the near miss.
     "ground: yes or no": (
         (
             "(In the image, |)(do you see|can you see) {stated}? (Where|If so, where|Show it).",

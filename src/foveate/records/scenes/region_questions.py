@@ -76,6 +76,7 @@ class _RegionAsker(SceneAsker):
         self._ask_first_or_second(questions)
 
     def _ask_first_or_second(self, questions: list[Question]) -> None:
+        # The wordings of this form have verbs in the singular only.
         unique = [placed for placed in self.scene.regions if not is_plural(placed.phrase)]
         if len(unique) < 2:
             return
@@ -97,6 +98,7 @@ class _RegionAsker(SceneAsker):
                 continue
             regions = self.point_at(first), self.point_at(second)
             fields = {"x": first.phrase, "y": second.phrase, "relation": name, "answer": name}
+            # Overlapping has no opposite that could be stated instead.
             if name in _OPPOSITES and self.coin():
                 stated = name, _OPPOSITES[name]
                 questions.append(self.decide("relation: yes or no", fields, regions=regions, stated=stated))
@@ -114,6 +116,7 @@ class _RegionAsker(SceneAsker):
                     self.decide(
                         "ground: yes or no",
                         {"near": near, "is_near": verbs[0]},
+                        # For a "no" as well: only as a sentence can the answer point at what is there instead.
                         regions=(self.region(placed),),
                         way="sentence",
                         stated=(near, add_article(contrast)),
@@ -133,6 +136,7 @@ class _RegionAsker(SceneAsker):
 
     def ask_detect(self, questions: list[Question]) -> None:
         # Raster order: by the upper edge, then by the left one.
+        # Includes copies, which are not regions of the scene: a list without one of two equal things would be wrong.
         boxes = sorted(
             ((self.region(placed), placed.phrase) for placed in self.visible), key=lambda pair: raster_key(pair[0])
         )

@@ -181,6 +181,7 @@ def _choose_things(rng: np.random.Generator, split: str, ground: Ground, pool: p
             cutout = pools.load_pool(slice_name).draw(rng)
         else:
             cutout = pool.draw(rng)
+        # A ground that shows the same thing would hold an unlabeled copy of it.
         on_ground = {singular(word) for word in split_words(cutout.name, style="letters")} & ground.shows
         if not on_ground and all(cutout.family != other.family for other in things):
             things.append(cutout)
@@ -201,6 +202,7 @@ def make_cutout_layer(
     """Make a layer of a cut-out whose longest side is drawn from `longest`, as fractions of the scene."""
     low, high = (np.log(share * size) for share in longest)
     # Drawn log-uniformly, so that doubling the size is as likely at the small end as at the large one.
+    # The bound on enlarging grows with the scene, so that sizes as fractions do not depend on its size.
     side = min(float(np.exp(rng.uniform(low, high))), _MAX_SCALE * max(cutout.width, cutout.height) * size / 224)
     flip = rng.random() < 0.5 and not names_a_side(cutout.name)
     return make_layer(rng, cutout.image(), longest=side, flip=flip, turn=float(rng.normal(0, 6)))

@@ -58,6 +58,7 @@ def make_scene_row(scene: Scene, *, key: str, split: str) -> SceneRow:
     regions = tuple(
         Region(placed.box, placed.phrase, label=placed.concept, slice=placed.slice)
         for placed in scene.regions
+        # Always true, since a labeled object has visible pixels; it tells the type checker.
         if placed.box
     )
     labels = {"source": "scenes", "ground": scene.ground_kind, "ground_name": scene.ground}
@@ -119,6 +120,7 @@ def build_scenes(
         UserError: a number of scenes is negative, or workers is below 1.
     """
     counts = {"train": train, "validation": validation, "test": test}
+    # Workers minus one, so that below 0 is wrong for all four numbers.
     for name, count in {**counts, "workers": workers - 1}.items():
         if count < 0:
             minimum = 1 if name == "workers" else 0
@@ -139,6 +141,7 @@ def _draw_row(position: tuple[str, int], *, seed: int, size: int) -> SceneRow:
 
 
 def _draw_rows(positions: list[tuple[str, int]], seed: int, size: int, workers: int) -> Iterator[SceneRow]:
+    # A partial, because a lambda could not be pickled for other processes.
     return draw_in_processes(functools.partial(_draw_row, seed=seed, size=size), positions, workers=workers)
 
 

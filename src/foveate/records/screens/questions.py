@@ -13,6 +13,7 @@ from foveate.records.scenes.language import NUMERALS
 from foveate.records.scenes.pools import SPLITS
 from foveate.records.screens.screen import Screen, Widget
 
+# "yes" comes first because the index is a negation: `_YES_NO[not present]`.
 _YES_NO = ("yes", "no")
 _STATES = {
     "switch": ("on", "off"),
@@ -20,6 +21,7 @@ _STATES = {
     "text field": ("filled", "empty"),
 }
 _ACTS = {"on": "switch off", "off": "switch on", "checked": "clear", "unchecked": "check"}
+# Held-out wordings use only words that training wordings have; a test asserts this.
 FORMS: dict[str, Form] = {
     "name widget": Form(
         ("What is the widget in <region>?", "Name the widget in <region>.", "Which widget is <region>?"),
@@ -104,6 +106,7 @@ class _Asker(QuestionWriter):
         fields, regions = {"type": widget.type, "text": widget.text}, (widget.box,)
         share = self.rng.random()
         unique = self.times[widget.type, widget.text] == 1
+        # Where two widgets have one type and text, "where is it" has no single answer.
         if share < 0.4 and unique:
             self.ask("find widget", "<region>", regions=regions, **fields)
         elif share < 0.75:
@@ -123,9 +126,11 @@ class _Asker(QuestionWriter):
                 self.ask("state", widget.state, choices=(first, second), first=first, second=second, **fields)
             else:
                 self.ask("state: yes or no", _YES_NO[first != widget.state], choices=_YES_NO, stated=first, **fields)
+            # Zero is possible, too: `first` need not be the state of any widget.
             same = sum(other.type == widget.type and other.state == first for other in stateful)
             if same < len(NUMERALS):
                 self.ask("how many", NUMERALS[same], type=widget.type, state=first)
+        # Text fields are left out: no tap changes whether one is filled.
         active = [widget for widget in stateful if widget.state in _ACTS]
         if active:
             widget = active[int(self.rng.integers(len(active)))]

@@ -112,6 +112,7 @@ def draw_screen(
         raise UserError(f"size: screens must be at least 320 pixels high (got {size})")
     rng = generator("screen", seed, split, index, kind)
     low, high = (round(letters * size / 448) for letters in _LETTERS)
+    # Drawn even if the height is given, so that all later draws are the same as without it.
     letters = int(rng.integers(low, high + 1))
     if letter_height is not None:
         if not 4 <= letter_height <= size // 32:
@@ -137,6 +138,7 @@ def draw_screen(
 def load_icons(*, held_out: bool) -> dict[str, Cutout]:
     """Return {word: cut-out} for the nouns that a cut-out shows."""
     nouns = set(lexicon.list_nouns(held_out=held_out))
+    # Tests use seen cut-outs as well: what test screens hold out are words of the lexicon.
     concepts = [concept for family in load_pool(SEEN).families for concept in family]
     return {concept[0].name: concept[0] for concept in concepts if concept[0].name in nouns}
 
@@ -185,6 +187,7 @@ class _Builder:
         """Draw the status line with the time, and the title."""
         time = f"{int(self.rng.integers(0, 24))}:{int(self.rng.integers(0, 60)):02d}"
         self.sheet.write(self.width - self.margin, 1.2 * self.unit, time, align="right", scale=0.8)
+        # The title is written 1.3 times as large as a label is measured.
         self.title = self.next_label((self.width - 2 * self.margin) / 1.3)
         title = self.sheet.write(self.margin, 3.0 * self.unit, self.title, bold=True, scale=1.3)
         self.widgets.append(Widget("title", self.title, enclose(title)))
@@ -192,6 +195,7 @@ class _Builder:
         self.sheet.pen.line((0, self.y, self.width, self.y), fill=self.rule)
 
     def has_room(self, height: float) -> bool:
+        # The bar of tabs takes 2.6 units at the lower edge.
         return self.y + height <= self.height - 3.2 * self.unit
 
     def draw_switch(self, x: float, y: float, text: str) -> Widget:
@@ -252,6 +256,7 @@ def _draw_settings(builder: _Builder) -> None:
         control = draw(x, builder.y + 0.8 * unit, text)
         builder.sheet.write(builder.margin if right else builder.margin + 3.2 * unit, builder.y + 1.8 * unit, text)
         box = builder.box(0, builder.y, builder.width, builder.y + row)
+        # A row and its control have one text; their types tell them apart.
         builder.widgets.append(Widget("list item", text, box, "", (control,)))
         builder.y += row
         builder.sheet.pen.line(
@@ -276,6 +281,7 @@ def _draw_form(builder: _Builder) -> None:
         filled = builder.coin()
         if filled:
             builder.sheet.write(box.x1 + 0.6 * unit, top + 1.5 * unit, pick(builder.rng, names))
+        # The field is named by its label; what is written in it only fills it.
         builder.widgets.append(Widget("text field", text, box, "filled" if filled else "empty"))
         builder.y += step
         count -= 1
@@ -305,6 +311,7 @@ def _draw_list(builder: _Builder) -> None:
             )
         elif builder.layout == "stripes" and number % 2:
             builder.rectangle(box, fill=mix(builder.sheet.paper, builder.sheet.ink, 0.08))
+        # Icons may repeat: only a widget that is there once is asked for by its name.
         name = pick(builder.rng, list(icons))
         icon = _paste_icon(builder, icons[name], builder.margin, builder.y + 0.6 * unit, round(2.4 * unit), name)
         builder.sheet.write(builder.margin + 3.4 * unit, builder.y + 2.2 * unit, text)
@@ -321,6 +328,7 @@ def _draw_grid(builder: _Builder) -> None:
     step, unit = builder.width / columns, builder.unit
     side = round(min(0.5 * step, 5 * unit))
     icons = load_icons(held_out=builder.held_out)
+    # Icons avoid the words of the title, and tabs those of the icons: each text is on the screen once.
     free = [name for name in icons if name not in builder.title.lower().split()]
     names = [name for name in pick_some(builder.rng, free, 40) if builder.sheet.measure(name) < step - 0.5 * unit]
     number, count = 0, int(builder.rng.integers(3, 4 * columns + 1))

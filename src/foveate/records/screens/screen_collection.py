@@ -65,6 +65,7 @@ def draw_asked_screen(position: Position, *, seed: int, size: int) -> list[Asked
     split, index = position
     screen = draw_screen(seed=seed, split=split, index=index, size=size)
     key = _make_key(position, seed=seed)
+    # Questions draw from a random stream of their own, so changes to them leave the pixels alone.
     questions = ask_screen(screen, generator("screen questions", seed, split, index), split=split)
     regions = tuple(
         Region(

@@ -66,6 +66,7 @@ def _adapter(name: str, column: str) -> TypeAdapter[list[Any]]:
 
 def fill_missing(table: pa.Table) -> pa.Table:
     """Return a table of texts with null for every cell that counts as missing."""
+    # All columns have the type of the first one, because tables are read as text.
     missing = pc.SetLookupOptions(value_set=pa.array(MISSING, table.schema.types[0] if table.num_columns else None))
 
     def fill(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -107,6 +108,7 @@ def _check_cells(name: str, table: pa.Table, file: str) -> Iterator[Violation]:
         if info.is_required() and cells.null_count:
             yield from lister.list(_indices(cells.is_null()), "is missing")
         problems = _find_problems(name, column, cells.unique().drop_null())
+        # Listed apart: the first rows of a mild problem must not hide those of one that stops the import.
         for tolerated in (False, True):
             bad = {value: problem for value, (problem, mild) in problems.items() if mild == tolerated}
             options = pc.SetLookupOptions(value_set=pa.array(list(bad), cells.type))
@@ -161,6 +163,7 @@ def describe_problem(problem: Mapping[str, Any], *, repeats_value: bool = True) 
     value = problem["input"]
     if problem["type"] == "missing" or value is None:
         return "is missing"
+    # Removes pydantic's own prefixes, because this message continues after "expected".
     text = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if problem["type"] == "literal_error":
         allowed = [part.strip("'") for part in re.split(", | or ", problem["ctx"]["expected"])]

@@ -73,6 +73,7 @@ def _parse_number(cell: object) -> object:
 
 
 def _parse_boolean(cell: object) -> object:
+    # The spellings that Table Schema, on which the standard builds, takes by default.
     if isinstance(cell, str) and cell not in ("true", "True", "TRUE", "1", "false", "False", "FALSE", "0"):
         raise ValueError("true or false")
     return cell
@@ -84,6 +85,7 @@ Integer = Annotated[int, BeforeValidator(_parse_integer)]
 Number = Annotated[float, BeforeValidator(_parse_number)]
 Boolean = Annotated[bool, BeforeValidator(_parse_boolean)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
+# The standard's own lower bound: a width of 0 is no box.
 Size = Annotated[Number, Field(ge=1e-15, le=1)]
 Positive = Annotated[Number, Field(ge=0)]
 
@@ -263,6 +265,7 @@ class TaxonEntry(BaseModel):
     scientificName: str
     taxonID: str | None = None
     taxonRank: Rank | None = None
+    # By ISO 639-3 code, such as eng.
     vernacularNames: dict[Annotated[str, Field(pattern=r"^[a-z]{3}$")], str] = {}
 
 
@@ -281,6 +284,7 @@ class Resource(BaseModel):
         if self.name in TABLES:
             if not isinstance(self.path, str):
                 raise ValueError("a path of one file")
+            # Packages of other versions are read as far as they are understood.
             if self.profile != "tabular-data-resource" or VERSION not in str(self.table_schema):
                 raise _tolerate(
                     f"'{self.name}' by the schema of Camtrap DP {VERSION}, not {str(self.table_schema):.90}"
@@ -301,5 +305,6 @@ class Package(BaseModel):
     temporal: Temporal
     taxonomic: list[TaxonEntry]
     name: Annotated[str, Field(pattern=r"^[-a-z0-9._/]+$")] | None = None
+    # If there are any, there is one for the data and one for the media.
     licenses: Annotated[list[License], Field(min_length=2)] | None = None
     coordinatePrecision: float | None = None

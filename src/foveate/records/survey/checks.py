@@ -102,6 +102,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "nothing, or correct the observations",
     ),
 }
+# Number of images in one second; a fast burst puts a few there as well.
 _MIN_STUCK = 20
 _MAX_EVENT_IMAGES, _MAX_EVENT_SECONDS = 500, 6 * 3600
 _FAR_KM, _NEAR_KM = 500.0, 1.0
@@ -186,7 +187,9 @@ def check_survey(survey: Survey, *, only: Iterable[str] = ()) -> CheckResult:
     """
     codes = [choose(code, MEANINGS, "check") for code in only] or list(MEANINGS)
     order = {code: number for number, code in enumerate(MEANINGS)}
+    # A check finds several codes in one pass, so all of them run and what was not asked for is dropped.
     findings = [entry for check in _CHECKS for entry in check(survey) if entry.code in codes]
+    # The largest of a code first, since `lines` shows only some of them.
     findings.sort(key=lambda entry: (order[entry.code], -entry.count, entry.subject))
     return CheckResult(dict(survey.describe()), tuple(findings))
 
@@ -234,6 +237,7 @@ def _check_times(survey: Survey) -> Iterator[Finding]:
     num = len(survey.deployments) + 1
     zoned = np.bincount(survey.deployment_N[has_time_N & zoned_N] + 1, minlength=num) > 0
     zoneless = np.bincount(survey.deployment_N[has_time_N & ~zoned_N] + 1, minlength=num) > 0
+    # A stated offset is that of the times without one: with it nothing is mixed.
     stated = np.append(False, ~np.isnan(survey.place_offset_D))
     mixed_N = (zoned & zoneless & ~stated)[survey.deployment_N + 1] & has_time_N
     yield from _by_deployment(survey, "times with and without offset", mixed_N)

@@ -103,6 +103,7 @@ def load_demo_frames() -> dict[str, DemoFrame]:
 
 def describe_sets() -> list[dict[str, object]]:
     """Return name, number of images, address, license and description of each set."""
+    # A set, because each image is listed under two hashes.
     counts = Counter(frame.set for frame in set(load_demo_frames().values()))
     return [
         {
@@ -138,6 +139,7 @@ def import_demo_frames(folder: Path, target: Path) -> DemoImport:
         if frame is None:
             outcome.others += 1
         else:
+            # The published file and its copy with 640 pixels are one image: the first in the order of paths is taken.
             files.setdefault(frame, path)
     if not files:
         addresses = ", ".join(each.url for each in SETS)

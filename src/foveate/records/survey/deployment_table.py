@@ -59,6 +59,7 @@ def read_deployments(path: str | Path) -> DeploymentTable:
         if deployment.id in deployments:
             raise UserError(f"{where}, deploymentID: {deployment.id!r} is that of row {first_rows[deployment.id]}, too")
         folder = row.get("folder") or deployment.id
+        # "." becomes "", the row for all folders that no other row takes.
         folder = "/".join(part for part in folder.replace("\\", "/").split("/") if part not in ("", "."))
         if folder in ids:
             raise UserError(f"{where}, folder: {folder!r} is that of deployment {ids[folder]!r}, too")
@@ -80,6 +81,7 @@ def _read_rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], bool]:
     except OSError as error:
         raise UserError(f"--deployments: {path} cannot be read: {error.strerror or error}") from error
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    # Strict: an unclosed quote would otherwise make all rows behind it one cell.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         lines = [(reader.line_num, [clean_text(cell) for cell in cells]) for cells in reader]
@@ -96,6 +98,7 @@ def _read_rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], bool]:
             raise UserError(f"{path}, row {number} has {len(cells)} cells; expected {len(header)} as in the header")
         present = ["" if cell in _MISSING else cell for cell in cells]
         rows.append((number, dict(zip(header, present, strict=True))))
+    # Where commas separate cells, they are not decimal commas.
     return rows, delimiter != ","
 
 
@@ -134,6 +137,7 @@ def _read_row(row: Mapping[str, str], where: str, *, decimal_comma: bool) -> Dep
 
     def number(text: str) -> float:
         value = float(text.replace(",", ".") if decimal_comma else text)
+        # float() reads "inf" and "infinity", too.
         if not math.isfinite(value):
             raise ValueError(text)
         return value
@@ -143,6 +147,7 @@ def _read_row(row: Mapping[str, str], where: str, *, decimal_comma: bool) -> Dep
     latitude = read("latitude", number, "degrees from -90 to 90, such as 51.496")
     longitude = read("longitude", number, "degrees from -180 to 180, such as 4.774")
     if latitude is not None and abs(latitude) > 90:
+        # Suggested only if the other number could be a latitude.
         swapped = longitude is not None and abs(longitude) <= 90
         hint = "; latitude and longitude may be swapped" if swapped else ""
         raise UserError(f"{where}, latitude: out of range; expected -90 to 90{hint}")

@@ -70,10 +70,12 @@ class ClassLabel:
         >>> ClassLabel.from_lineage("red fox", "5219243", {"genus": "Vulpes", "species": "Vulpes vulpes"}).description
         '5219243;;;;vulpes;vulpes;red fox'
         """
+        # In lower case, as SpeciesNet writes them.
         names = {rank: lineage.get(rank, "").lower() for rank in _RANKS}
         genus, _, epithet = names["species"].partition(" ")
         names |= {"genus": names["genus"] or genus, "species": epithet}
         fields = [taxon_id, *names.values(), name]
+        # A ";" inside of a name would shift the fields behind it.
         return cls(name, ";".join(field.replace(";", ",") for field in fields))
 
     @property
@@ -93,6 +95,7 @@ class ClassLabel:
             name = next(filter(None, reversed(fields)), "") or (
                 "" if self.name.strip().lower() in _KINDS else self.name
             )
+        # SpeciesNet writes all fields in lower case; a scientific name begins with a capital.
         return name[:1].upper() + name[1:]
 
     @property
@@ -166,6 +169,7 @@ def classify_boxes(image: DetectedImage) -> Iterator[tuple[Detection, ScoredLabe
     for detection in image.detections:
         best = detection.classifications[0] if detection.classifications else None
         prediction = image.prediction
+        # The class of an image says nothing of boxes of another kind: a fox is not the person beside it.
         if best is None and prediction is not None and prediction.label.kind == get_kind(detection.category):
             best = prediction.label, prediction.score
         yield detection, best if best is not None and best[0].kind in ("animal", "human", "vehicle") else None

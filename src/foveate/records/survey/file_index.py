@@ -51,6 +51,7 @@ class FileIndex:
 
     def __init__(self, files: Sequence[str], keys: Sequence[str]) -> None:
         self._rows: dict[str, int] = {key: row for row, key in enumerate(keys)}
+        # Files are added after keys: where the key of one image is the path of another, the path wins.
         self._rows |= {normalize_path(file): row for row, file in enumerate(files) if file}
         self._by_name: dict[str, list[str]] = defaultdict(list)
 
@@ -67,6 +68,7 @@ class FileIndex:
                 rivals = best.setdefault(row, [position])
                 if rivals[0] == position:
                     continue
+                # Rivals of the best depth are all kept: two of them mean that none wins.
                 deepest = matches[rivals[0]][1]
                 if depth == deepest:
                     rivals.append(position)
@@ -90,6 +92,7 @@ class FileIndex:
                 # A path that fits as a whole comes before one that is as long without its first folders.
                 return self._rows[tail], (tail == tails[0], len(parts) - start, start == 0)
         # The path may begin in a folder below ours.
+        # The index by name is built where a path needs it: searching all names for each path would be quadratic.
         if not self._by_name:
             for name in self._rows:
                 self._by_name[name.rsplit("/", 1)[-1]].append(name)

@@ -82,6 +82,7 @@ def parse_times(texts: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> Tim
     usable_N = clock_N & exists_N & in_day_N & zone_exists_N
     wall_N = days_N * DAY + parts["hour"] * 3600.0 + parts["minute"] * 60 + parts["second"]
     wall_N += _fraction(groups.field("fraction"))
+    # From the weakest claim to the strongest: each line overrules those before it.
     status_N = np.full(len(column), TimeStatus.UNREADABLE, np.int8)
     status_N[matched_N] = TimeStatus.IMPOSSIBLE
     status_N[matched_N & exists_N & ~clock_N] = TimeStatus.DATE_ONLY
@@ -158,12 +159,14 @@ def local_clock(
         place_offset_N: seconds east of UTC as the user states them; NaN leaves the clock as written.
     """
     clock_N = times.wall_N + shift_N
+    # Only with both offsets: one alone does not say how far the written clock is from that of the place.
     convert_N = ~np.isnan(times.offset_N) & ~np.isnan(place_offset_N)
     return np.where(convert_N, clock_N - times.offset_N + place_offset_N, clock_N)
 
 
 def hours_of_day(clock_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the hour 0 to 23 of seconds of a clock; NaN stays."""
+    # mod takes the sign of the divisor: also before 1970, where seconds are negative, hours are 0 to 23.
     return np.floor(np.mod(clock_N, DAY) / 3600)
 
 

@@ -123,6 +123,7 @@ def update_images(
         times: when the images that were read were taken, as written, by key. They tell an image whose bytes changed
             from one of an earlier season whose cards have the same names and whose folder is named like this one.
     """
+    # Committed first: the last row of each image is read from disk, and rows of this run count too.
     writer.commit()
     media, last = _read_last(writer, "media")
     current = media["deployment"].to_pylist()

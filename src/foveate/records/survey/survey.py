@@ -186,6 +186,7 @@ class Survey:
         Such a table was converted to UTC by a program: the hour that is written is not that of the place.
         """
         starts = parse_times([entry.start for entry in self.deployments])
+        # +00:00 is UTC in another spelling: such a place keeps its hours.
         local_D = ~np.isnan(starts.offset_N) & ~starts.is_utc_N & (starts.offset_N != 0)
         return self.parsed_times.is_utc_N & self._per_image(local_D & np.isnan(self.place_offset_D), False)
 
@@ -200,6 +201,7 @@ class Survey:
         """Start and end of each deployment in seconds of its clock; the end of the day for a date alone; else NaN."""
         starts = parse_times([entry.start for entry in self.deployments])
         ends = parse_times([entry.end for entry in self.deployments])
+        # Bounds are compared as written, whatever their offset: the tolerance of clock faults is a day.
         start_D = np.where(starts.status_N == TimeStatus.OK, starts.wall_N, starts.midnight_N)
         end_D = np.where(ends.status_N == TimeStatus.OK, ends.wall_N, ends.midnight_N + DAY)
         return np.stack([start_D, end_D], axis=1)
@@ -296,6 +298,7 @@ class Survey:
     @cached_property
     def _files(self) -> pa.Array:
         files = self.media["file"].combine_chunks()
+        # Keys stand in for missing names: file names decide the order of images of one second.
         is_empty = pc.call_function("equal", [files, pa.scalar("")])
         return pc.call_function("if_else", [is_empty, pa.array(self.keys, pa.string()), files])
 
@@ -332,17 +335,20 @@ class Survey:
         choose(source, _SOURCES, "source of labels")
         table = self.collection.dataset_table("event_observations")
         about_event = self.observations
+        # A row of an image may be about its event: it labels the event, not the frame.
         about_event = about_event.filter(_is(about_event["level"], "event"))
         tables_of_events = [part.select(_EVENT_COLUMNS) for part in (table, about_event) if part.num_rows]
         if not tables_of_events:
             return np.full(len(self), "", dtype=object)
         joined = pa.concat_tables(tables_of_events, promote_options="permissive")
         joined = joined.filter(pc.call_function("not_equal", [joined["event"], pa.scalar("")]))
+        # With the deployment, as cameras may number their events from 1.
         events = join_names(joined["deployment"], joined["event"])
         names = events.unique()
         rows = tables.positions(events, among=names)
         label_E, _ = _reduce_labels(joined, rows, len(names), source, min_probability)
         sequences = join_names(self.media["deployment"], self.media["sequence"])
+        # The index -1 of images whose event has no row reads the empty label at the end.
         return np.append(label_E, "")[tables.positions(sequences, among=names)]
 
     def label_counts(self, source: LabelSource = "human", *, min_probability: float = 0.0) -> dict[str, int]:
@@ -363,6 +369,7 @@ class Survey:
             rows = tables.positions(table["key"], among=pa.array(self.keys, pa.string()))
             label_N, masks = _reduce_labels(table, rows, len(self), source, min_probability)
             unlabeled_N = (label_N == "") & ~np.logical_or.reduce(list(masks.values()))
+            # Each image counts under one reason: every mask is taken from what the earlier ones left.
             by_event_N = self.event_labels(source, min_probability=min_probability) != ""
             masks["labeled only by their event"] = unlabeled_N & by_event_N
             unlabeled_N &= ~by_event_N

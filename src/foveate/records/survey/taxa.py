@@ -90,6 +90,7 @@ class Taxa:
     def _by_name(self) -> dict[str, list[int]]:
         indices: dict[str, list[int]] = {}
         for i, (name, synonyms) in enumerate(zip(self.names, self.synonyms, strict=True)):
+            # Each key once: a synonym that folds to the taxon's own name would make it a homonym of itself.
             for key in dict.fromkeys(fold_name(text) for text in (name, *synonyms)):
                 indices.setdefault(key, []).append(i)
         return indices
@@ -125,12 +126,14 @@ class Taxa:
 
     def find(self, name: str, rank: str | None = None, kingdom: str | None = None) -> int:
         """Return the index of the only match of a name; -1 if there is none or more than one."""
+        # A homonym is no match: a plant genus must not take the place of an animal's of the same name.
         indices = self.matches(name, rank, kingdom)
         return indices[0] if len(indices) == 1 else -1
 
     def lineage(self, i: int) -> list[int]:
         """Return the indices from a taxon to its root, both included."""
         indices = []
+        # The loop ends because parents that form a cycle are refused when taxa are made.
         while i >= 0:
             indices.append(i)
             i = int(self.parents[i])
@@ -203,6 +206,7 @@ def find_cycle(parents: NDArray[np.int64]) -> list[int]:
                 return list(chain)[chain[i] :]
             chain[i] = len(chain)
             i = int(parents[i])
+        # Later chains end here, so that each taxon is visited once.
         finished[list(chain)] = True
     return []
 

@@ -134,6 +134,7 @@ class Observation:
         values = {name: row[name] for name in (*names, "classified_at", "probability", "event_start", "event_end")}
         box = None if row["x1"] is None else Box(*(row[corner] for corner in _CORNERS))
         count, extra = _integer(row["count"]), _decode(row["extra"])
+        # Rows about events have no column `key`.
         return cls(key=row.get("key") or "", **values, count=count, box=box, extra=extra)
 
 
@@ -174,6 +175,7 @@ def observation_row(observation: Observation) -> dict[str, object]:
 
 
 def _store_integer(value: int | None, where: str) -> int:
+    # Arrow would refuse it as well, but without naming the row.
     if value is not None and value > _MAX_INTEGER:
         raise UserError(f"{where}: out of range (got {value}); expected at most {_MAX_INTEGER}")
     return _NONE if value is None else value

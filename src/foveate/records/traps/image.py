@@ -72,6 +72,7 @@ class _Weather:
     def draw(cls, rng: np.random.Generator, frame: Frame) -> _Weather:
         camera, hour = frame.event.camera, frame.event.time.hour
         night = is_night(frame.event.time, camera.latitude)
+        # One number for each decision, drawn by night as by day, so that the light leaves the fog as it is.
         sunny, gain, fog_draw, fog = rng.random(4)
         early = 3 <= hour <= 9
         density = 0.4 + 0.4 * fog if fog_draw < camera.fogginess * (2 if early else 0.5) else 0.0
@@ -106,6 +107,7 @@ def render_frame(world: World, frame: Frame) -> TrapImage:
     animals = list(_place_animals(world, frame, view, drawing, blurred)) if drawing else []
     rng = generator("trap frame", world.seed, event.id, frame.position)
     sway = int(rng.integers(-2, 3))
+    # Leaving out an animal uncovers those behind it, so the image is composed again until all that remain are visible.
     while True:
         canvas_HW3 = view.pixels_HW3.astype(np.float32)
         owners_HW = _compose(canvas_HW3, view, animals, sway)
@@ -119,6 +121,7 @@ def render_frame(world: World, frame: Frame) -> TrapImage:
         if all(seen):
             break
         animals = [animal for animal, keep in zip(animals, seen, strict=True) if keep]
+    # A copy: the landscape is cached, and all images of its camera share it.
     depth_HW = view.depth_HW.copy() if animals else view.depth_HW
     for number, animal in enumerate(animals):
         near = compute_depth(animal.feet, view.horizon, settings.height)
@@ -215,6 +218,7 @@ def _blur_motion(layer: Layer, reach: int) -> Layer:
     height, width = layer.rgba_hw4.shape[:2]
     sums = np.zeros((height, width + 2 * reach, 4), np.float32)
     sums[:, reach : reach + width] = layer.rgba_hw4
+    # As differences of running sums: a longer blur costs no more.
     sums = np.cumsum(sums, 1)
     return replace(layer, rgba_hw4=((sums[:, reach:] - sums[:, :-reach]) / reach).astype(np.float32))
 
@@ -227,6 +231,7 @@ def _compose(canvas_HW3: Floats, view: Landscape, animals: list[_Animal], sway: 
         paste(canvas_HW3, owners_HW, animal.layer, number)
         nearest = animals[number + 1].feet if number + 1 < len(animals) else math.inf
         for thing in view.things:
+            # Each thing once: in front of this animal and behind the next one.
             if animal.feet < thing.base <= nearest:
                 paste(canvas_HW3, owners_HW, thing.layer, -1)
     paste(canvas_HW3, owners_HW, view.grass.at(view.grass.left + sway, view.grass.top), -1)

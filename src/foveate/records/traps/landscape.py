@@ -119,6 +119,7 @@ def _draw_background(rng: np.random.Generator, colors: Floats, horizon: float, w
     canvas = _mix(np.broadcast_to((rows_H / max(horizon, 1)).clip(0, 1)[:, None], (height, width)), sky * 0.9, sky)
     clouds = _noise(rng, width, height, 5)
     canvas += 22 * (clouds[..., None] - 0.5)
+    # The far ridge first: the near one covers its foot.
     for haze, reach in ((0.6, 0.55), (0.25, 0.3)):
         ridge_W = smooth_noise(rng, width, 6)[0] + 0.25 * smooth_noise(rng, width, 40)[0]
         top_W = horizon * (1 - reach * (0.4 + 0.6 * ridge_W))

@@ -75,9 +75,11 @@ def _read(path: Path, name: str) -> Cutout:
             f"photographs: {path} cannot be read ({error}); expected the folder 'stamps' of tuxpaint-stamps-default, "
             f"which is {INSTALLED} where the package is installed"
         ) from error
+    # The margin is cropped because the size of an animal is set by the longest side of its image.
     image = image.crop(image.getchannel("A").getbbox())
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     buffer = io.BytesIO()
+    # Held in memory: speed counts, not size.
     image.save(buffer, "PNG", compress_level=1)
     opaque = sum(image.getchannel("A").histogram()[128:]) / (image.width * image.height)
     return Cutout(

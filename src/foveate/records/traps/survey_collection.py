@@ -81,6 +81,7 @@ def draw_trap_row(settings: TrapSettings, *, seed: int, split: str, index: int) 
         time=time.isoformat(),
         file=file,
     )
+    # By what is visible: an animal that is hidden or has left the view makes the image empty.
     species = event.kind if drawn.boxes else None
     observations = [
         Observation(
@@ -95,6 +96,7 @@ def draw_trap_row(settings: TrapSettings, *, seed: int, split: str, index: int) 
             box=box,
             method="human",
         )
+        # An empty image has a row as well: without one it would be unlabeled.
         for number, box in enumerate(drawn.boxes or (None,))
     ]
     slice_name = UNSEEN_DRAWING if drawn.unseen else SEEN_DRAWING if species else ""
@@ -173,6 +175,7 @@ def build_traps(
     descriptor = {"seed": seed, **settings.model_dump(mode="json")}
     license = LICENSE + (_PHOTOGRAPHS if settings.photographs else "")
     with CollectionWriter(target, license=license, source=SOURCE) as writer:
+        # Under the writer's lock: no other process can begin a second world in between.
         _check_descriptor(target, descriptor)
         positions = [
             (split, index)
@@ -254,6 +257,7 @@ def write_cards(
         frame = world.locate(split, index)
         frames[world.recorded_deployment(frame.event).name].append(frame)
     for name, shots in sorted(frames.items()):
+        # By the clock in the images: file numbers in another order would look like a clock that was set back.
         shots.sort(key=lambda frame: (world.recorded_time(frame), frame.event.id, frame.position))
         for path, frame in zip(_number_files(folder / name), shots, strict=False):
             data = jpeg(render_frame(world, frame).image, exif=_make_exif(world.recorded_time(frame)))

@@ -161,10 +161,12 @@ class World:
     def __init__(self, settings: TrapSettings, seed: int) -> None:
         self.settings, self.seed = settings, seed
         rng = generator("trap world", seed)
+        # All draws of the world in this order: another one between them would change every survey of every seed.
         ranks_K = rng.permutation(len(KINDS)) + 1.0
         self.shares_K = _normalize(ranks_K**-settings.tail)
         self.homes_K = _assign_homes(rng, settings.regions)
         self.activity_KH = np.stack([_draw_activity(rng, kind.activity) for kind in KINDS])
+        # Hours of a control world: averaged over all species, so that only their dependence on the species is lost.
         self.activity_H = self.shares_K @ self.activity_KH
         self.empty_H = _normalize(0.5 / 24 + 0.5 * _curve(12.5, 2.0))
         habitats = [rng.permutation(HABITATS)[:3].tolist() for _ in range(settings.regions)]
@@ -185,6 +187,7 @@ class World:
         if not self.settings.shuffled_taxonomy:
             return taxa
         rows = taxa.to_rows()
+        # Only parents move: names, ids and images are those of the same survey with the right taxonomy.
         species = [row for row in rows if row["rank"] == "species"]
         parents = generator("trap taxonomy", self.seed).permutation([row["parent"] for row in species]).tolist()
         for row, parent in zip(species, parents, strict=True):
@@ -204,6 +207,7 @@ class World:
         if not self.settings.by_place:
             return self.shares_K
         overlap, regions = self.settings.overlap, self.settings.regions
+        # At an overlap of 1 each region has the same share, so the region tells nothing.
         present_K = (1 - overlap) * (self.homes_K == camera.region) + overlap / regions
         fits_K = np.array([1.0 if camera.habitat in kind.habitats else _OTHER_HABITAT for kind in KINDS])
         patches_K = np.exp(_PATCHINESS * generator("trap patches", self.seed, camera.name).normal(size=len(KINDS)))
@@ -248,6 +252,7 @@ class World:
         kind = None
         if passes >= self._empty_share:
             position = int(np.searchsorted(np.cumsum(self.shares_at(camera)), which, side="right"))
+            # Rounding can leave the last sum a little below 1, and a draw above it.
             kind = KINDS[min(position, len(KINDS) - 1)]
         hours_H = self.activity_H
         if self.settings.by_hour:
@@ -266,6 +271,7 @@ class World:
         """Share of events without an animal; bursts that it leaves make up the rest of the empty images."""
         cameras = [camera for split in SPLITS for camera in self.cameras[split]]
         images = np.array([camera.weight * camera.burst for camera in cameras])
+        # A partly empty burst misses its animal in half of its images on average: the length of its stay is uniform.
         missing = float(np.average([_PARTLY / 2 * (camera.burst > 1) for camera in cameras], weights=images))
         return max(0.0, (self.settings.empty - missing) / (1 - missing))
 
@@ -302,6 +308,7 @@ def is_night(time: datetime, latitude: float) -> bool:
     """
     declination = math.radians(23.45) * math.sin(2 * math.pi * (284 + time.timetuple().tm_yday) / 365)
     cosine = -math.tan(math.radians(latitude)) * math.tan(declination)
+    # Beyond the polar circles the cosine can leave [-1, 1]: the sun is up all day, or not at all.
     half_day = math.degrees(math.acos(min(1.0, max(-1.0, cosine)))) / 15
     return abs(time.hour + time.minute / 60 - 12) > half_day
 

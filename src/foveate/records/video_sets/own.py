@@ -44,6 +44,7 @@ def _read_line(entry: dict[str, Any], where: str, number: int) -> VideoQuestion:
         if name not in _FIELDS:
             raise UserError(f"{where}: unknown field '{name}'; expected {', '.join(_FIELDS)}{nearest(name, _FIELDS)}")
     video, text = (get_field(entry, name, str, where=where) for name in ("video", "question"))
+    # Names may have dots of their own: only the suffix of a clip is cut off.
     stem, _, suffix = video.rpartition(".")
     clip = (stem if suffix.lower() in CLIP_SUFFIXES else video,)
     id, kind, answer = get_text(entry, "id", number), get_text(entry, "type"), entry.get("answer", "")
