@@ -93,6 +93,7 @@ def fuse_views(
     if not tiles:
         assert overview_CHW is not None, "a plan has views"
         return overview_CHW
+    # Plans put the overview before or after all tiles, so the tiles are one slice and need no copy.
     merged_CHW = merge_tiles(views_VLC[tiles[0] : tiles[-1] + 1], plan, grid)
     if overview_CHW is None:
         return merged_CHW
@@ -118,6 +119,7 @@ def order_tokens(
         if unpad:
             whole = ImageSize(merged_EHW.shape[1], merged_EHW.shape[2])
             visible = unpad_patches(plan.size, whole)
+            # `unpad_patches` assumes centered padding, half of it on each side.
             top, left = (whole.height - visible.height) // 2, (whole.width - visible.width) // 2
             merged_EHW = merged_EHW[:, top : top + visible.height, left : left + visible.width]
         if newline_E is not None:

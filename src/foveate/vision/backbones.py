@@ -156,6 +156,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
         self.proj = proj
         self._start_frozen(self)
         if frozen:
+            # Tokens and pooled vector in one flat row, because a cache holds one tensor per image.
             self.feature_shape = (grid[0] * grid[1] * width + pooled_width,)
             self.feature_dtype = torch.float16
 
@@ -204,6 +205,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
             # Through the cache's 16 bits, too: an image gives the same numbers whether or not it was cached.
             return self._of_rows(self.frozen_features(features))
         else:
+            # Cached rows have the length of the encoder's own grid, so other image sizes bypass the cache.
             with torch.no_grad(), self._autocast(features.device):
                 tokens_BLD, pooled_BP = self.run(self.normalized(features))
         return ImageFeatures(tokens_BLD, grid, self.proj(pooled_BP))
@@ -227,6 +229,7 @@ class BackboneImageEncoder(_Frozen, ImageEncoder):
             return super().image_vectors(features)
         if features.dim() == 4 and not self.frozen:
             return self.run(self.normalized(features))[1]
+        # A row ends with the pooled vector, so no untrained projection is involved.
         rows_BF = features if features.dim() == 2 else self.frozen_features(features)
         return as_computed(rows_BF[:, -self.pooled_width :]).float()
 
@@ -301,6 +304,7 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
         precision: str,
         kind: str,
     ) -> None:
+        # A text is one short vector, so it need not be reduced to 16 bits as an image's tokens are.
         shape, dtype = ((pooled_width,), torch.float32) if frozen else ((length,), torch.int32)
         super().__init__(embed_dim=embed_dim, feature_shape=shape, feature_dtype=dtype)
         self.kind, self.length = kind, length
@@ -351,6 +355,7 @@ class BackboneTextEncoder(_Frozen, TextEncoder):
         ids = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )["input_ids"]
+        # Half the bytes of the tokenizer's int64, in caches and on the way to the device.
         return ids.to(torch.int32)
 
     def fingerprint(self) -> str:

@@ -142,6 +142,7 @@ def boxes_in_view(
         points = points - (np.array(view[::-1]) - 1) * plan.tile
     whole_R4 = points.reshape(-1, 4) / plan.tile
     moved_R4 = as_boxes(whole_R4.clip(0.0, 1.0))
+    # The second condition matters when `min_visible` is 0: a box outside the view has no area in it.
     visible_R = (areas(moved_R4) >= min_visible * areas(whole_R4)) & (areas(moved_R4) > 0)
     return moved_R4[visible_R], visible_R
 

@@ -55,6 +55,7 @@ class DualTower(ImageEncoder):
                 f"{overview.grid[0]} x {overview.grid[1]}, as model.tower (set image_size)"
             )
         width = max(overview.width, tiles.width)
+        # Features of a frozen tower are flat rows; a trained tower takes pixels, with three dimensions.
         lengths = [tower.feature_shape[0] for tower in (overview, tiles) if len(tower.feature_shape) == 1]
         super().__init__(width=width, embed_dim=0, grid=overview.grid, preprocess=overview.preprocess)
         self.overview, self.tiles = overview, tiles
@@ -72,6 +73,7 @@ class DualTower(ImageEncoder):
         """Name both towers, and how each one's views are normalized; empty unless both are frozen."""
         if not self.frozen:
             return ""
+        # The store hashes only the overview's preprocessing (that of `self`), so both towers' are named here.
         parts = [
             f"{tower.fingerprint()} {json.dumps(tower.preprocess.to_dict(), sort_keys=True)}"
             for tower in (self.overview, self.tiles)
@@ -96,6 +98,7 @@ class DualTower(ImageEncoder):
         tiles_NLD = _encode(self.tiles, features[~is_overview_V])
         map_OLC = self.adapter_g(overview_OLD)
         map_NLC = self.adapter_l(tiles_NLD) if len(tiles_NLD) else tiles_NLD
+        # Without adapters, maps of two widths do not fit into one tensor, so there is none to read regions from.
         same = map_OLC.shape[2] == map_NLC.shape[2] or not len(map_NLC)
         return DualTokens(overview_OLD, tiles_NLD, join_views(map_OLC, map_NLC, is_overview_V) if same else map_OLC[:0])
 

@@ -143,6 +143,7 @@ class ImageEncoder(nn.Module, ABC):
         Raises:
             UserError: for a layer that the network does not have, or a prefix where it has none.
         """
+        # Not abstract, because an encoder without readable layers can still serve everything else.
         raise UserError(f"{type(self).__name__} has no hidden layers to read")
 
     @abstractmethod

@@ -132,6 +132,7 @@ class FeatureCache:
                     )
                 features[good] = computed.to("cpu", features.dtype)
 
+        # Batches write disjoint entries, so the threads need no lock.
         map_on_cores(compute_batch, range(0, len(entries), self._batch), device=self.device)
         return features, sizes, failures
 
@@ -200,6 +201,7 @@ class TileCache(FeatureCache):
             share=share,
         )
         self.plans = dict(zip(self.rows.tolist(), plans, strict=True))
+        # The number of views varies with each image's plans; the running sum maps between entries and images.
         counts = [sum(len(plan.views) for plan in of_row) for of_row in plans]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._overviews = [view == OVERVIEW for of_row in plans for plan in of_row for view in plan.views]

@@ -74,6 +74,7 @@ class FeatureStore:
     def __init__(
         self, folder: Path, *, kind: str, depends: Sequence[str], shape: tuple[int, ...], dtype: torch.dtype
     ) -> None:
+        # Joined by a byte that no part contains, so that moving text from one part to the next changes the hash.
         digest = hashlib.blake2b("\0".join(depends).encode("utf-8"), digest_size=12).hexdigest()
         self.folder = folder / f"{kind}-v{VERSION}-{digest}"
         self.kind, self.depends = kind, list(depends)

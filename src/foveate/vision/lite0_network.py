@@ -62,6 +62,7 @@ class _Convolution(nn.Module):
             return F.relu6(self.convolution(x), inplace=True)
         layer = self.convolution
         sizes = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        # The fused operator has no ReLU6; hardtanh from 0 to 6 is the same function.
         return self.fused(x, layer.weight, layer.bias, *sizes, "hardtanh", [0.0, 6.0], "")
 
 

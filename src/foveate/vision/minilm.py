@@ -88,6 +88,7 @@ class SentenceEncoder:
         precision: str = "float32",
     ) -> None:
         checkpoint = checkpoint_of(model, revision=revision, offline=offline)
+        # Refuses a pickle before any library opens the folder.
         checkpoint.weights()
         if model == "package":
             self.model: Any = Bert(checkpoint.folder)
@@ -253,6 +254,7 @@ class MiniLMEncoder(TextEncoder):
 
     def forward(self, features: Tensor) -> Tensor:
         """Project sentence vectors [B, sentence_width] to joint embeddings [B, E], not normalized."""
+        # Noise is added to the frozen vectors, not inside the network, so that these can stay cached.
         if self.training and self.noise:
             features = features + self.noise * torch.randn_like(features)
         return self.proj(features)

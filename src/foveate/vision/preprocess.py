@@ -131,6 +131,7 @@ class Preprocess:
             if key not in known:
                 listed = ", ".join(known)
                 raise UserError(f"preprocess: unknown key '{key}'; expected one of {listed}{nearest(key, known)}")
+        # No defaults for these: a guess would change every embedding without an error.
         for key in ("size", "mean", "std"):
             if key not in values:
                 raise UserError(f"preprocess: key '{key}' is missing")

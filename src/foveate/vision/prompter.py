@@ -70,6 +70,7 @@ def check_boxes(boxes_R4: Tensor, *, ids: list[str] | None = None) -> None:
     """
     if boxes_R4.dim() != 2 or boxes_R4.shape[1] != 4:
         raise UserError(f"boxes: wrong shape (got {list(boxes_R4.shape)}); expected [R, 4], rows of (x1, y1, x2, y2)")
+    # Comparisons with NaN are false, so NaN corners are refused as well.
     inside = (boxes_R4 >= 0).all(1) & (boxes_R4 <= 1).all(1)
     good_R = inside & (boxes_R4[:, 2] > boxes_R4[:, 0]) & (boxes_R4[:, 3] > boxes_R4[:, 1])
     if not bool(good_R.all()):
@@ -117,6 +118,7 @@ class Prompter(nn.Module):
         text_prompt_normalized: bool = False,
     ) -> None:
         super().__init__()
+        # The sinusoid of a corner has four equal blocks: sine and cosine of x and of y.
         if width % 4:
             raise UserError(f"width of the Prompter: not a multiple of 4 (got {width})")
         self.width = width
@@ -129,6 +131,8 @@ class Prompter(nn.Module):
         self.layout = choose(layout, LAYOUTS, "prompter.layout")
         self.text_prompt_normalized = text_prompt_normalized
         hidden = int(width * mlp_ratio)
+        # Four layers, not one fused projection: `_forward` applies key weights to queries and value weights to means
+        # of tokens, so that with pool "prompt" no image token is projected.
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.ln1, self.ln2, self.final_ln = (nn.LayerNorm(width, eps=1e-5) for _ in range(3))
@@ -279,6 +283,7 @@ class Prompter(nn.Module):
         lse_RL1 = prepared.lse_BL1[image_index_R]
         total_RL1 = torch.logaddexp(lse_RL1, scores_RLP.logsumexp(-1, keepdim=True))
         values_RPD = F.linear(self.v(normed_RPD), self.o.weight)
+        # Neither exponent exceeds 0, because the total is at least as large as each part: nothing overflows.
         weight_RLP = (scores_RLP - total_RL1).exp().to(values_RPD.dtype)
         weight_RL1 = (lse_RL1 - total_RL1).exp().to(values_RPD.dtype)
         attended_RLD = weight_RLP @ values_RPD + weight_RL1 * prepared.attended_BLD[image_index_R] + self.o.bias

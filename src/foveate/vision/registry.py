@@ -96,6 +96,7 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
     builder = find_encoder(kind, attribute)
     if builder is None:
         choose(kind, encoder_kinds(attribute), f"{field}.kind")
+        # Not reached: `choose` raises with the nearest name, as the kind is not in its list.
         raise AssertionError(kind)
     known = _option_names(builder)
     for key in options:

@@ -100,6 +100,7 @@ class TilingOptions(Settings):
         return self
 
 
+# An option that the rule ignores is refused, so that nobody believes its value had an effect.
 _RULES_WITH = {
     "min_tiles": ("eq1", "internvl"),
     "max_tiles": ("eq1", "internvl", "cohere2"),
@@ -191,6 +192,7 @@ def plan_tiles(size: ImageSize, options: TilingOptions, *, split: bool = True) -
     tiles = [(row, column) for row in range(1, grid.rows + 1) for column in range(1, grid.columns + 1)]
     if not split:
         tiles = [OVERVIEW]
+    # A single tile already shows the whole image; adding an overview is for models trained with both.
     elif options.overview != "none" and (len(tiles) > 1 or options.single_overview):
         tiles.insert(0 if options.overview == "before" else len(tiles), OVERVIEW)
     return TilePlan(
@@ -220,6 +222,7 @@ def _fit(size: ImageSize, canvas: ImageSize, options: TilingOptions, *, fit: str
     else:
         resized = ImageSize(max(1, (2 * height * canvas_width + width) // (2 * width)), canvas_width)
     rest_height, rest_width = canvas_height - resized.height, canvas_width - resized.width
+    # The odd pixel of centered padding goes to the right and the bottom, as in LLaVA.
     top, left = (rest_height // 2, rest_width // 2) if options.padding == "center" else (0, 0)
     return Fit(resized, Padding(left, top, rest_width - left, rest_height - top))
 
@@ -332,6 +335,7 @@ def _choose_cohere2(size: ImageSize, options: TilingOptions) -> Grid:
         for grid in sorted(_list_grids(1, options.max_tiles), key=lambda grid: (grid.rows * grid.columns, grid.columns))
     }
     covering = {grid: scale for grid, scale in scales.items() if scale >= 1}
+    # `min` and `max` return the first of equals, as argmin and argmax do there, so the order above decides ties.
     return min(covering, key=covering.__getitem__) if covering else max(scales, key=scales.__getitem__)
 
 

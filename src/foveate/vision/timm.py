@@ -75,6 +75,7 @@ class TimmImageEncoder(BackboneImageEncoder):
                 geometry=geometry,
                 kind=KIND,
             )
+        # MobileNetV3 and others widen the vector after pooling, so it can be wider than a cell of the map.
         pooled = trunk.head_hidden_size if convolutional else trunk.num_features
         super().__init__(
             trunk=trunk,
@@ -91,6 +92,7 @@ class TimmImageEncoder(BackboneImageEncoder):
         self.convolutional = convolutional
         self._config = {"architecture": name, "model_args": arguments}
         self._commit = commit
+        # timm models have no joint space: the projection is untrained even if the network is not.
         self.fresh_parts = None if options.source is None else ("proj",)
         if options.checkpointing:
             self.trunk.set_grad_checkpointing(True)
@@ -282,6 +284,7 @@ def _patch_of(trunk: Any, name: str) -> tuple[int, bool]:
     info = getattr(trunk, "feature_info", None)
     has_stages = hasattr(trunk, "forward_intermediates") and not hasattr(trunk, "patch_embed")
     last = info[-1] if has_stages and isinstance(info, list) and info else {}
+    # EfficientNets widen the map after their last stage, so no stage returns the map that they pool.
     if last.get("num_chs") == trunk.num_features:
         return int(last["reduction"]), True
     raise UserError(

@@ -56,6 +56,7 @@ class _SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(reduced, width, 1)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
+        # Convolutions only for the names and shapes of Honeybee's weights; on one vector they are matrix products.
         hidden = F.silu(F.linear(x_BHWC.mean((1, 2)), self.fc1.weight.flatten(1), self.fc1.bias))
         gate_BC = F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias).sigmoid()
         return x_BHWC * gate_BC[:, None, None]
@@ -84,6 +85,7 @@ class _Stage(nn.Module):
     def __init__(self, in_width: int, width: int, depth: int) -> None:
         super().__init__()
         for number in range(depth):
+            # Counted from 1, as in timm's RegStage, whose names Honeybee's weights use.
             self.add_module(f"b{number + 1}", _Bottleneck(in_width if number == 0 else width, width))
 
     def forward(self, x_BHWC: Tensor) -> Tensor:

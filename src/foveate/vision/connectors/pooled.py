@@ -50,6 +50,7 @@ class PooledConnector(Connector):
     Options = PooledOptions
 
     def __init__(self, options: PooledOptions, *, in_width: int, out_width: int, grid: tuple[int, int]) -> None:
+        # Adaptive pooling to more cells than the grid has would repeat tokens without an error.
         if options.side > min(grid):
             raise UserError(
                 f"connector 'pooled': side is larger than the grid (got {options.side}); expected at most {min(grid)}"

@@ -58,6 +58,7 @@ class _Stage(nn.Module):
         for pair in self.pairs:
             assert isinstance(pair, nn.ModuleList)
             half = pair[0](x)
+            # The newer half comes first, as in the graph: the weights of the next layer depend on the order.
             x = torch.cat((pair[1](half), half), dim=1)
         return torch.cat((self.last(x), shortcut), dim=1)
 

@@ -56,6 +56,7 @@ class TransformersClipImageEncoder(TransformersImageEncoder):
     def run(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """See `BackboneImageEncoder.run`; the pooled vector is the normed class token."""
         outputs = self.trunk(pixel_values=pixels_B3HW, interpolate_pos_encoding=True)
+        # transformers normalizes the class token alone; its `last_hidden_state` comes before the final norm.
         return self.trunk.post_layernorm(outputs.last_hidden_state[:, 1:]), outputs.pooler_output
 
 
@@ -91,6 +92,7 @@ class TransformersClipTextEncoder(TransformersTextEncoder):
 
     def run(self, ids_BL: Tensor) -> Tensor:
         """Return the normed hidden state at the end token, [B, P]."""
+        # Evaluation keeps the full length: shorter matrix products would round differently from transformers'.
         if self.training:
             ids_BL = ids_BL[:, : int(self._ends(ids_BL).max()) + 1]
         return self.trunk(input_ids=ids_BL).pooler_output

@@ -98,6 +98,7 @@ def load_tower(
                 str(checkpoint.folder),
                 config=settings,
                 use_safetensors=True,
+                # By default transformers 5 would keep the dtype of the file, often half precision.
                 dtype=torch.float32,
                 output_loading_info=True,
             )

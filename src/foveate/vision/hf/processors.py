@@ -57,6 +57,7 @@ def _pair(size: InputSize) -> tuple[int, int]:
 
 def _size(sides: Any, where: str) -> InputSize:
     values = {key: getattr(sides, key, None) for key in ("height", "width", "shortest_edge", "longest_edge")}
+    # Processors of transformers give a mapping, or a SizeDict, which has attributes but is no Mapping.
     if isinstance(sides, Mapping):
         values = {key: sides.get(key) for key in values}
     if values["height"] and values["width"]:

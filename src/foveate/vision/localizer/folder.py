@@ -124,6 +124,7 @@ def load_model(folder: Path, *, device: str | None = None) -> LocalizingModel:
     trained_as, built_from = _split_recipe(config["recipe"])
     recipe = validate(LocalizerSettings, built_from, where=str(folder / CONFIG))
     recipe = recipe.model_copy(update={"text_encoder": with_tokenizer(recipe.text_encoder, folder)})
+    # Before the model is built, so that a config with absurd widths is refused without allocating memory.
     check_header(folder / WEIGHTS, built_from, lambda: LocalizingModel(recipe), where=folder / CONFIG)
     model = LocalizingModel(recipe)
     check_preprocess(folder / PREPROCESS, model.image_encoder.preprocess)
@@ -163,6 +164,7 @@ def load_image_tower(encoder: nn.Module, folder: Path) -> None:
         if name.startswith(_TOWER)
     }
     expected = encoder.state_dict()
+    # Only the projection may be dropped: any other surplus weight means another architecture, and is refused.
     weights = {name: weight for name, weight in weights.items() if name in expected or not name.startswith("proj.")}
     check_tensors(weights, expected, folder / WEIGHTS)
     encoder.load_state_dict({name: weight.float() for name, weight in weights.items()})

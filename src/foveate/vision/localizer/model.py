@@ -101,6 +101,7 @@ class LocalizingModel(nn.Module):
         self.box_head = BoxHead(width=width, embed_dim=recipe.embed_dim) if method == "prompter" else None
         self.roi = RoiPooler(width=width, embed_dim=recipe.embed_dim) if method == "roi" else None
         scale, bias = self._start()
+        # Shape (1,), not (): FSDP2 shards the first dimension of a parameter.
         start = torch.full((1,), math.log(scale))
         self.log_scale = nn.Parameter(start.clone())
         own_scale = recipe.regions.own_temperature and method != "none"
@@ -217,6 +218,7 @@ class LocalizingModel(nn.Module):
 
     def _in_parts(self, features: ImageFeatures, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Split the prompts of a call where each of them reads and keeps all tokens of its image."""
+        # With gradients, parts would save nothing: the graph holds the activations of all of them.
         if self.prompter is None or self.prompter.pool != "all" or torch.is_grad_enabled():
             return [(prompts, image_index_R)]
         _, length, width = features.tokens.shape

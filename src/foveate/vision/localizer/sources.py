@@ -122,6 +122,7 @@ def open_localizer(name: str | Path, *, device: str | None = None) -> Localizing
 def fetch_named(name: str, *, field: str = "model") -> Checkpoint:
     """Return the folder of `FOLDER`, `OWNER/NAME` or `OWNER/NAME@REVISION`; see `foveate.core.hub.fetch`."""
     repository, at, revision = name.rpartition("@")
+    # A folder name may contain an "@".
     if not at or not HUB_ID.fullmatch(repository) or Path(name).exists():
         return fetch(name, field=field)
     if _COMMIT.fullmatch(revision):
@@ -179,6 +180,7 @@ def _find_open_clip(name: str) -> ModelSource:
         None,
         {"kind": "open_clip", "model": architecture, "pretrained": pretrained},
         embed_dim=open_clip_width(architecture),
+        # A tag without a resize mode uses open_clip's default "shortest", which crops the center.
         geometry=_GEOMETRIES.get(str(trained.get("resize_mode")), "center_crop"),
         pin=pin,
         is_local=False,
@@ -252,8 +254,10 @@ def detect_kind(checkpoint: Checkpoint, *, field: str = "initial") -> str:
         UserError: when no encoder does.
     """
     folder = checkpoint.folder
+    # First, because hub repositories may also contain a config.json of transformers or timm.
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return "open_clip"
+    # A run folder is easily mistaken for its model, which lies one level below.
     inner = folder / "model"
     if not (folder / CONFIG).is_file():
         hint = f". Did you mean '{inner}'?" if (inner / CONFIG).is_file() else ""

@@ -93,9 +93,11 @@ def create_open_clip(
                 force_quick_gelu=needs_quick_gelu,
                 force_image_size=image_size,
                 force_patch_dropout=0.0,  # regions need every patch, also in training
+                # Without this, open_clip continues with random weights if it finds none to load.
                 require_pretrained=trained,
                 pretrained_text=False,
                 cache_dir=cache_dir,
+                # open_clip's default is the CPU, which would allocate weights even where models are only counted.
                 device=torch.get_default_device(),
                 **deepcopy(changes),
             )
@@ -158,6 +160,7 @@ def named(
 
 def scale_of(built: Any) -> tuple[float | None, float | None]:
     """Return 1 / temperature and bias that were trained with the weights."""
+    # On the meta device, where models are only counted, tensors have no values.
     if built.logit_scale.is_meta:
         return None, None
     bias = getattr(built, "logit_bias", None)

@@ -54,6 +54,7 @@ def export_open_clip(
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"visual.{name}": value for name, value in image.visual.state_dict().items()}
     state |= text.text_model.state_dict()
+    # A scalar in open_clip; here it has shape (1,), for FSDP2.
     state["logit_scale"] = torch.as_tensor(log_scale, dtype=torch.float32).reshape(())
     model = {key: value for key, value in text.model_config.items() if key != "init_logit_bias"}
     if logit_bias is not None:

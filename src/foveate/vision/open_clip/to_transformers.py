@@ -68,6 +68,7 @@ def check_standard(image: OpenClipImageEncoder, text: OpenClipTextEncoder) -> No
         norms = config.get("norm_kwargs") or {}
         if set(norms) - {"eps"}:
             raise UserError(f"{name}.norm_kwargs: transformers' CLIPModel has only eps (got {norms!r})")
+    # `clip_tokenizer` writes CLIP's byte pairs, whose ids would select wrong embeddings of any other vocabulary.
     vocabulary = text.model_config["text_cfg"].get("vocab_size", 49408)
     if vocabulary != _MERGES + 2 * 256 + 2:
         raise UserError(
@@ -90,6 +91,7 @@ def clip_model(image: OpenClipImageEncoder, text: OpenClipTextEncoder, *, log_sc
     model = CLIPModel(CLIPConfig(**_configuration(image, text, log_scale)))
     state = {**_vision_state(image.visual), **_text_state(text.text_model)}
     state["logit_scale"] = torch.tensor(float(log_scale))
+    # Strict, so that a weight that nothing was mapped to fails here instead of staying random.
     model.load_state_dict({name: value.detach().cpu().float() for name, value in state.items()}, strict=True)
     return model.eval()
 

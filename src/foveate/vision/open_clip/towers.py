@@ -98,6 +98,7 @@ class OpenClipImageEncoder(ImageEncoder):
             embed_dim=options.embed_dim,
             image_size=image_size,
             vision=options.vision,
+            # Trained weights fill both towers at once; without them the other tower is a small stand-in.
             text=None if trained else NO_TEXT,
             cache_dir=options.cache_dir,
             config=None if config is None else {**config, "text_cfg": NO_TEXT, "custom_text": True},
@@ -148,6 +149,7 @@ class OpenClipImageEncoder(ImageEncoder):
             trunk = visual.trunk
             x_BLD = trunk.forward_features(pixels)
             embedding_BE = visual.head(trunk.forward_head(x_BLD))
+            # timm trunks with average pooling have their final norm after it (`fc_norm`); in others it is an identity.
             tokens_BLD = trunk.fc_norm(x_BLD[:, trunk.num_prefix_tokens :])
         else:
             # `forward` of open_clip pools first; its two halves give the tokens as well, at no further cost.
@@ -219,11 +221,13 @@ def _geometry_of(visual: Any, built: Any, model: str) -> tuple[tuple[int, int], 
 
     if isinstance(visual, ModifiedResNet):
         sides = visual.image_size if isinstance(visual.image_size, Sequence) else (visual.image_size,) * 2
+        # Stride 32: 4 from the stem, and 2 from each of the last three stages.
         return (sides[0] // 32, sides[1] // 32), visual.attnpool.v_proj.in_features
     if not isinstance(built, CoCa):
         if isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type in ("tok", "avg"):
             return tuple(visual.grid_size), visual.conv1.out_channels
         trunk = getattr(visual, "trunk", None)
+        # open_clip's own heads for timm trunks ("abs_attn", "rot_attn") pool a map instead of the trunk's tokens.
         own_pool = "pool" in dict(visual.head.named_children()) if trunk is not None else True
         if isinstance(trunk, TimmVisionTransformer) and trunk.global_pool and not own_pool:
             return tuple(trunk.patch_embed.grid_size), trunk.embed_dim
@@ -237,6 +241,7 @@ def _geometry_of(visual: Any, built: Any, model: str) -> tuple[tuple[int, int], 
 def _preprocess_of(visual: Any, geometry: str) -> Preprocess:
     config = visual.preprocess_cfg
     height, width = visual.image_size if isinstance(visual.image_size, Sequence) else (visual.image_size,) * 2
+    # open_clip's third value, "random", affects only training: evaluation then resizes bicubically.
     interpolation = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
     return Preprocess(
         size=(height, width),

@@ -118,6 +118,7 @@ def as_regions(
         masks = [next((shape.size for shape in of_image if isinstance(shape, Mask)), None) for of_image in listed]
         if any(of_image and size is None for of_image, size in zip(listed, masks, strict=True)):
             raise UserError("sizes: missing; expected height and width in pixels of each image that has regions")
+        # Images without regions are not looked at: any size will do for them.
         sizes = [size or (1, 1) for size in masks]
     if len(sizes) != len(listed):
         raise UserError(f"sizes: not one for each image (got {len(sizes)}); expected {len(listed)}")

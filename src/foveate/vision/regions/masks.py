@@ -104,6 +104,7 @@ def draw_points(
         flat = np.flatnonzero(region_mask(shape, size))
         total = len(flat)
         rows, columns = np.divmod(flat[_choose(total, count, rng)], width)
+    # Corners of pixels, i / W, not their centers: the official sampler was trained on these positions.
     points_N2 = np.stack([columns / width, rows / height], axis=1).astype(np.float32)
     return points_N2, min(total, count)
 

@@ -41,11 +41,13 @@ def mean_cells(maps: Maps, regions: RegionBatch) -> Tensor:
     batch = regions.to(cells_LC.device)
     height_width_R12 = sizes_B2[batch.map_R][:, None]
     at_RN2 = batch.points_RN2 * height_width_R12.flip(-1)
+    # A point on the far edge, at 1, belongs to the last cell.
     column_RN, row_RN = torch.minimum(at_RN2.long(), height_width_R12.flip(-1) - 1).unbind(-1)
     start_B = sizes_B2.prod(dim=1).cumsum(dim=0) - sizes_B2.prod(dim=1)
     index_RN = start_B[batch.map_R][:, None] + row_RN * height_width_R12[..., 1] + column_RN
     shares_RN = _distinct_shares(batch)
     exact_LC = cells_LC.float()
+    # Sums the cells without building a copy [R, N, C] of them.
     return F.embedding_bag(index_RN, exact_LC, mode="sum", per_sample_weights=shares_RN.to(exact_LC.dtype))
 
 

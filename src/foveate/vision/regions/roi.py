@@ -29,6 +29,7 @@ class RoiEncoder(RegionEncoder):
     Options = RoiOptions
 
     def __init__(self, *, width: int, out: int, side: int = 1) -> None:
+        # Only boxes are read, so one point per region is enough.
         super().__init__(width=width, out=out, num_points=1)
         self.side, self.tokens_per_region = side, side * side
         self.adapter = nn.Linear(width, out)
@@ -50,6 +51,7 @@ class RoiEncoder(RegionEncoder):
         first = next(iter(maps))
         batch = batch.to(first.device)
         pooled_RTC = first.new_empty(len(batch.map_R), self.tokens_per_region, self.width)
+        # Map by map: maps of tiled images differ in size, which one call of RoI-Align cannot handle.
         for number, map_CHW in enumerate(maps):
             of_map = batch.map_R == number
             pooled = align_boxes(map_CHW[None], batch.boxes_R4[of_map], batch.map_R[of_map] * 0, side=self.side)

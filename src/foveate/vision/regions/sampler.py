@@ -35,6 +35,7 @@ class SamplerOptions(Settings):
     num_points: int = Field(default=512, ge=1, le=8192, description="points drawn from a region")
     anchors: tuple[int, ...] = Field(default=(128, 32), min_length=1, description="points that each block keeps")
     neighbors: tuple[int, ...] = Field(default=(24, 24), description="nearest points that each of them gathers")
+    # The official class defaults to "mean", but the scripts that trained the released models pass "max".
     pool: Literal["max", "mean"] = Field(default="max", description="of the neighbors' features")
     official_xy_swap: bool = Field(
         default=False, description="read features at the transposed position, as released weights were trained"
@@ -103,6 +104,7 @@ class _Aggregate(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        # A convolution of width 1 to match the official name and shape; `_fold` uses it as a matrix.
         self.net = nn.Sequential(nn.Conv1d(inputs, outputs, 1), nn.ReLU())
         self.norm = nn.LayerNorm(outputs)
 
@@ -162,6 +164,7 @@ class RegionSampler(RegionEncoder):
             start_R = central_point(points_RM2) if generator is None else _draw(points_RM2, generator)
             anchors.append(farthest_points(points_RM2, count, start_R))
             points_RM2 = _gather(points_RM2, anchors[-1])
+        # Folded in every call, because training changes the weights, but only once for all parts below.
         layers = [self._fold(block) for block in range(len(anchors))]
         # A bilinear sample is linear too: where points outnumber cells, the cells are projected and then sampled.
         projected_LC = None
@@ -170,6 +173,7 @@ class RegionSampler(RegionEncoder):
         # Few regions at a time: the features of all their points would be by far the largest tensor.
         step = max(1, _MAX_FLOATS // (self.num_points * self.width))
         features = []
+        # At least one pass, so that a batch without regions gives the weights a zero gradient instead of none.
         for start in range(0, max(1, len(batch.map_R)), step):
             rows = slice(start, start + step)
             of_rows = [anchor_RM[rows] for anchor_RM in anchors]
@@ -231,6 +235,7 @@ class RegionSampler(RegionEncoder):
         return features_RNC
 
     def _sample(self, cells_LC: Tensor, sizes_B2: Tensor, points_RN2: Tensor, map_R: Tensor) -> Tensor:
+        # The official code samples at (y, x) where (x, y) is expected; the geometry of neighbors keeps (x, y).
         positions_RN2 = points_RN2.flip(-1) if self.options.official_xy_swap else points_RN2
         return sample_cells(cells_LC, sizes_B2, positions_RN2, map_R)
 
@@ -271,6 +276,7 @@ class RegionSampler(RegionEncoder):
         pooled = []
         for start in range(0, max(1, len(index_PK)), step := max(1, _MAX_PAIR_FLOATS // (index_PK.shape[1] * width))):
             pairs_PKC = rows[index_PK[start : start + step]] + anchors_PC[start : start + step, None]
+            # The norm comes after the activation, as in the official code.
             pairs_PKC = layer_norm(pairs_PKC.relu_(), norm)
             pooled.append(pairs_PKC.amax(dim=1) if self.options.pool == "max" else pairs_PKC.mean(dim=1))
         return torch.cat(pooled).view(*neighbor_RMK.shape[:2], width)
@@ -282,6 +288,7 @@ def _gather(values_RND: Tensor, index_RM: Tensor) -> Tensor:
 
 def _draw(points_RN2: Tensor, generator: torch.Generator) -> Tensor:
     regions, count = points_RN2.shape[:2]
+    # Drawn on the CPU, so that a seed gives the same starts on every device.
     return torch.randint(0, count, (regions,), generator=generator).to(points_RN2.device)
 
 

@@ -47,6 +47,7 @@ def choose_frames(
         got = "none" if query_D is None else "one"
         raise UserError(f"query: rule '{rule}' (got {got}); expected an embedding with rule 'query', and with no other")
     total = len(vectors)
+    # Before the shortcut for short clips: for them this rule repeats a frame, as the official sampler does.
     if rule == "even":
         return sample(total, num_frames)
     if num_frames >= total:

@@ -77,6 +77,7 @@ def _paste(canvas: Image.Image, collage: TowerImage, number: int, frame: Image.I
     for cell, index in enumerate(collage.frames):
         if index == number:
             row, column = divmod(cell, columns)
+            # Edges are rounded, not sizes, so that cells leave no gap when the canvas does not divide evenly.
             left, right = (canvas.width * each // columns for each in (column, column + 1))
             top, bottom = (canvas.height * each // rows for each in (row, row + 1))
             canvas.paste(squash(frame, (bottom - top, right - left)), (left, top))

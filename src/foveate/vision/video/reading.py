@@ -160,6 +160,7 @@ class ClipReader:
         assert self._is_counted, "frames are counted by decoding"
         inside, damage = self._list_inside(), list(self._source.damage)
         header = self._source.header_frames
+        # A pass stops at `end`, so only a pass over the whole clip can contradict the header.
         if header and self._end is None and header != len(self._times):
             damage.append(f"the header promises {header} frames; {len(self._times)} can be decoded")
         return ClipRecord(
@@ -183,6 +184,7 @@ class ClipReader:
         for index, frame in enumerate(self._source.decode(repeats)):
             if self._end is not None and frame.time >= self._end:
                 break
+            # Frames before `start` are counted too: indices number all decoded frames of the file.
             times.append(frame.time)
             if frame.image is not None:
                 if index == self.indices[0]:
@@ -245,6 +247,7 @@ def read_clip(
         images: list[Image.Image] = []
         last: Image.Image | None = None
         for frame in frames:
+            # A repeated frame arrives as the same object: it is transformed once, and held once.
             images.append(images[-1] if frame is last else frame if transform is None else transform(frame))
             last = frame
         return images
@@ -265,6 +268,7 @@ def _refuse_damage(source: Source, num_decoded: int) -> BadClip:
 
 
 def _refuse_empty(source: Source, times: list[float], start: float | None, end: float | None) -> BadClip:
+    # With an `end`, an intact clip may begin after it: no frame was decoded, yet nothing is broken.
     if not times and (end is None or source.damage):
         return BadClip("no frames", f"{source.name}: no frame can be decoded")
     span = f"--from {format_time(start or 0)}" + ("" if end is None else f" --to {format_time(end)}")

@@ -100,6 +100,7 @@ def _sample_rate(times_N: np.ndarray, num_frames: int, fps: float) -> list[int]:
     """Return the frames on screen at every 1 / fps seconds from the first frame on, without repeats."""
     if not 0 < fps < float("inf"):
         raise UserError(f"fps: expected a rate above 0 (got {fps})")
+    # The search below needs times that never decrease, which those of a caller may do.
     times_N = np.maximum.accumulate(times_N)
     length = times_N[-1] - times_N[0]
     # Of a frame that starts at 2.0000001 s the instant 2 s is meant: times come from fractions of a time base.
@@ -133,6 +134,7 @@ def format_time(seconds: float) -> str:
     >>> format_time(80.25), format_time(3599.97)
     ('1:20.2', '1:00:00.0')
     """
+    # Rounded before it is split: 59.97 s must not become "0:60.0".
     tenths = round(seconds * 10)
     sign, tenths = ("-", -tenths) if tenths < 0 else ("", tenths)
     minutes, rest = divmod(tenths, 600)

@@ -71,6 +71,7 @@ class ImageList:
                 else:
                     data = encode_input(item)
                     image = decode(data) if num_decoded in indices else None
+                    # Frames that are not sampled are checked too, so that every pass counts the same frames.
                     if image is None:
                         check(data)
             except UserError as error:

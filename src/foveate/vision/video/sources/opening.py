@@ -43,6 +43,7 @@ def open_source(clip: ClipInput, *, frame_rate: float | None = None) -> Source:
     if not path.is_file():
         problem = "a pipe, socket or device" if path.exists() else "no such file"
         raise BadClip("unreadable", f"{path}: {problem}; expected a video file or a folder of images")
+    # Image signatures are at the start of a file, so a long video is not read for them.
     with path.open("rb") as handle:
         start = handle.read(512)
     if not start:
