@@ -115,12 +115,14 @@ class Chat:
     def __init__(self, tokenizer: Tokenizer, template: str = "chatml") -> None:
         self.template = TEMPLATES[choose(template, TEMPLATES, "chat template")]
         self.tokenizer = tokenizer
+        # A mark that is no token would be split into ordinary ones, which no model was trained on, without any error.
         missing = [mark for mark in self.template.marks if mark not in tokenizer.special]
         if missing:
             raise UserError(f"chat template '{template}': the tokenizer has no token {', '.join(missing)}")
         end = self.template.ends["assistant"]
         self.end: int = tokenizer.end if end is None else tokenizer.special[end]
         """Token that ends an answer."""
+        # Without marks, a pattern that matches nowhere; an empty one would match everywhere.
         self._marks = re.compile("|".join(map(re.escape, self.template.marks)) or r"(?!)")
 
     def render(self, turns: Sequence[Turn], *, strict: bool = True) -> list[Part]:
@@ -161,6 +163,7 @@ class Chat:
         if template.begin in self.tokenizer.special and not goes_on:
             parts.insert(0, Part((self.tokenizer.special[template.begin],), False))
         for index, turn in enumerate(turns):
+            # Labels are set here, by role: searching the finished row for answers may be off by a token.
             learned = turn.role == "assistant"
             header = template.headers[turn.role]
             if template.behind_images is not None and turn.text.startswith(PLACEHOLDERS):

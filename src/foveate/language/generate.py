@@ -81,6 +81,7 @@ class Prefix:
 
     def copy(self, rows: int) -> Any:
         """Copy the cache for that many rows; the original stays as it is."""
+        # Caches of transformers grow in place: prompts that share one would write into each other.
         cache = copy.deepcopy(self.cache)
         if rows > 1:
             cache.batch_repeat_interleave(rows)
@@ -348,6 +349,7 @@ class _Rows:
         self.lengths = [before + len(prompt) for prompt in prompts]
         rooms = [_count_room(model, length) for length in self.lengths]
         self.limits = [min(row.max_new_tokens, room) for row, room in zip(settings, rooms, strict=True)]
+        # One generator per row, so that its draws do not depend on the rows generated beside it.
         self.draws = [seeds.generator("generate", row.seed) for row in settings]
         self.ids: list[list[int]] = [[] for _ in prompts]
         self.scores = [0.0] * len(prompts)

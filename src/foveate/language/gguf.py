@@ -84,6 +84,7 @@ class GGUFFile:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise UserError(f"{path}: not a GGUF file (its first 4 bytes are not 'GGUF')")
+            # Memory-mapped, so that a configuration is read without the gigabytes of weights behind it.
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         header = _Header(self._data, path)
         version, num_tensors, num_fields = header.read_preamble()
@@ -99,6 +100,7 @@ class GGUFFile:
 
     def _data_start(self, header_end: int) -> int:
         alignment = self.metadata.get("general.alignment", 32)
+        # Not `isinstance`: a field may hold a bool, which is an int in Python.
         if type(alignment) is not int or not 8 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
             raise UserError(f"{self.path}: field 'general.alignment' must be a power of two, 8 to {_MAX_ALIGNMENT}")
         self._alignment = alignment
@@ -126,6 +128,7 @@ class _Header:
     def read_preamble(self) -> tuple[int, int, int]:
         """Read version, number of tensors, number of fields."""
         (version,) = self._unpack("<I", "its version")
+        # In a big-endian file the version is a small number only after its bytes are swapped.
         if version not in _VERSIONS:
             big = (
                 " (a file for big-endian machines)"
@@ -257,6 +260,7 @@ _BLOCKS = {
 
 
 def _decode_f32(data: mmap.mmap, info: TensorInfo) -> NDArray[np.float32] | None:
+    # `astype` copies: an array on a read-only map cannot be written to, and torch warns about it.
     values = np.frombuffer(data, "<f4", count=info.size // 4, offset=info.start).astype(np.float32)
     return values if np.isfinite(values).all() else None
 
@@ -269,6 +273,7 @@ def _scaled(data: mmap.mmap, info: TensorInfo, field: str = "scale") -> tuple[ND
 
 def _decode_q8_0(data: mmap.mmap, info: TensorInfo) -> NDArray[np.float32] | None:
     blocks, scale_N1 = _scaled(data, info)
+    # Integers times a finite half-precision scale stay finite in float32, so checking the scales is enough.
     return blocks["quants"] * scale_N1 if np.isfinite(scale_N1).all() else None
 
 
@@ -282,6 +287,7 @@ def _decode_q4_0(data: mmap.mmap, info: TensorInfo) -> NDArray[np.float32] | Non
     blocks, scale_N1 = _scaled(data, info)
     if not np.isfinite(scale_N1).all():
         return None
+    # As int8: subtracting 8 from an unsigned byte below 8 would wrap around.
     return (_unpack_nibbles(blocks).view(np.int8) - np.int8(8)) * scale_N1
 
 

@@ -78,6 +78,7 @@ class LlamaForward:
 
         config = model.config
         if (
+            # Exact types: a subclass may compute something else.
             type(model) is not LlamaForCausalLM
             or _is_changed(model)
             or model.training
@@ -103,6 +104,7 @@ class LlamaForward:
         cos, sin = (part[:, None] for part in self.rotary(embeddings_BTD, position_ids=positions_BT))
         length, before = embeddings_BTD.shape[1], cache.get_seq_length()
         mask = None
+        # A mask, not `is_causal`: PyTorch aligns that to the upper left, which is wrong when cached keys come first.
         if length > 1:
             mask = torch.ones(length, before + length, dtype=torch.bool, device=embeddings_BTD.device).tril(before)
         if mask_BL is not None:

@@ -63,6 +63,7 @@ def read_llama_config(file: GGUFFile) -> Any:
     key_heads = _size(file, "llama.attention.head_count_kv", default=heads)
     head_width = _size(file, "llama.rope.dimension_count", default=max(width // heads, 1))
     layers = _size(file, "llama.block_count")
+    # With a damaged count, millions of layers would be built before the tensor names are compared.
     if layers > len(file.tensors):
         raise UserError(f"{file.path}: field 'llama.block_count' is {layers}; the file has {len(file.tensors)} tensors")
     if width % heads or head_width != width // heads or head_width % 2 or heads % key_heads:
@@ -81,6 +82,7 @@ def read_llama_config(file: GGUFFile) -> Any:
         rms_norm_eps=_positive(file, "llama.attention.layer_norm_rms_epsilon"),
         rope_parameters={
             "rope_type": "default",
+            # llama.cpp's default when the file leaves the field out.
             "rope_theta": _positive(file, "llama.rope.freq_base", default=10000.0),
         },
         vocab_size=len(_texts(file, "tokenizer.ggml.tokens")),
@@ -119,6 +121,7 @@ def read_llama_weights(file: GGUFFile, config: Any) -> dict[str, Tensor]:
 
 def _join_halves(values_OI: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     rows, columns = values_OI.shape
+    # llama.cpp rotates neighboring pairs within a head, transformers its two halves: query and key rows are reordered.
     halves = values_OI.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2)
     return np.ascontiguousarray(halves).reshape(rows, columns)
 
@@ -168,6 +171,7 @@ def read_tokenizer(file: GGUFFile) -> BackendTokenizer:
     used = {id for id in (end, pad, _token_id(file, "bos"), _token_id(file, "unknown")) if id is not None}
     template = str(file.metadata.get("tokenizer.chat_template", ""))
     used |= {id for token, id in control.items() if token in template}
+    # No free rows: the embedding table of a GGUF file is exactly as long as its vocabulary.
     special = place_placeholders(control, used, free=())
     return BackendTokenizer(backend, end=end, pad=end if pad is None else pad, special=special)
 
@@ -191,6 +195,7 @@ def _texts(file: GGUFFile, name: str) -> Sequence[str]:
 def _token_id(file: GGUFFile, name: str) -> int | None:
     field = f"tokenizer.ggml.{name}_token_id"
     value, count = file.metadata.get(field), len(_texts(file, "tokenizer.ggml.tokens"))
+    # An id outside the vocabulary would fail in the middle of an answer.
     if value is not None and (type(value) is not int or not 0 <= value < count):
         raise UserError(f"{file.path}: field '{field}' must be an id from 0 to {count - 1} (got {value!r:.40})")
     return value

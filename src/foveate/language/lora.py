@@ -51,6 +51,7 @@ class LoraLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return W x + b + s B A dropout(x)."""
         outputs = F.linear(input, self.weight, self.bias)
+        # Autocast casts both operands itself; without it, half-precision inputs do not mix with float32 weights.
         x = input if torch.is_autocast_enabled(input.device.type) else input.to(self.lora_A.weight.dtype)
         added = self.lora_B(self.lora_A(self.dropout(x)))
         return outputs + (added if self.factor == 1 else added * self.factor).to(outputs.dtype)
@@ -60,6 +61,7 @@ class LoraLinear(nn.Linear):
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         with torch.no_grad():
             delta = self.lora_B.weight @ self.lora_A.weight * self.factor
+            # Added in float32 and rounded once: in half precision a small delta would vanish.
             weight = (self.weight.to(delta.dtype) + delta).to(self.weight.dtype)
         layer.weight, layer.bias = nn.Parameter(weight, requires_grad=self.weight.requires_grad), self.bias
         return layer.train(self.training)
@@ -83,7 +85,9 @@ def add_lora(model: nn.Module, options: LoraOptions, *, seed: int = 0) -> list[s
         layer = _replace(model, name, rank=options.rank, factor=factor, dropout=options.dropout)
         device = layer.lora_A.weight.device
         generator = torch.Generator("cpu" if device.type == "meta" else device)
+        # Seeded by the layer's name: a pair starts the same no matter which other layers have one.
         generator.manual_seed(seeds.integer("lora", seed, name))
+        # As in PEFT: with B zero, the model at first computes what it did without LoRA (arXiv 2106.09685, Section 4.1).
         nn.init.kaiming_uniform_(layer.lora_A.weight, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(layer.lora_B.weight)
     return names
@@ -91,6 +95,7 @@ def add_lora(model: nn.Module, options: LoraOptions, *, seed: int = 0) -> list[s
 
 def merge_lora(model: nn.Module) -> int:
     """Add each pair to its weight, in place, and leave plain linear layers; return how many."""
+    # A list, since modules are replaced while the model is walked.
     layers = list(lora_layers(model))
     for name, layer in layers:
         _set(model, name, layer.merged())
@@ -171,6 +176,7 @@ def load_lora(model: nn.Module, folder: str | Path, *, trainable: bool = False) 
     factors: dict[str, float] = {}
     for key, (a, b) in pairs.items():
         layer = linear[names[key]]
+        # All shapes are checked before any layer is replaced: a folder that does not fit leaves the model as it was.
         check_shape((a.shape[0], layer.in_features), a.shape, f"{key}.lora_A", path)
         check_shape((layer.out_features, a.shape[0]), b.shape, f"{key}.lora_B", path)
         factors[key] = lora_factor(config, key, len(a), path)
@@ -189,6 +195,7 @@ def load_lora(model: nn.Module, folder: str | Path, *, trainable: bool = False) 
 def _find_targets(model: nn.Module, options: LoraOptions) -> list[str]:
     if dict(lora_layers(model)):
         raise UserError(f"LoRA: the {type(model).__name__} has it already; merge it first")
+    # Without the head, as in PEFT's `all-linear`.
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     linear = {
         name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head

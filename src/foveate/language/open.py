@@ -119,6 +119,7 @@ def read_language_config(source: str, *, revision: str | None = None) -> Any:
     checkpoint = fetch(source, revision=revision, field="language model")
     checkpoint.config()
     with loading(checkpoint.name):
+        # Explicitly False: by default transformers asks on the terminal whether to run the code of a repository.
         return AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
 
 
@@ -200,6 +201,7 @@ def _make_room(model: Any, tokenizer: Tokenizer) -> None:
     num_rows = max(tokenizer.special.values(), default=0) + 1
     if num_rows > model.get_input_embeddings().num_embeddings:
         with quiet(), torch.random.fork_rng(devices=[]):
+            # New rows are random: seeded, to be the same in every session; forked, to leave the global state alone.
             torch.random.default_generator.manual_seed(0)
             model.resize_token_embeddings(num_rows, mean_resizing=False)
 
@@ -227,6 +229,7 @@ def _bind(
     files: Sequence[Path] = (),
 ) -> LanguageModel:
     rows, largest = model.get_input_embeddings().num_embeddings, max(tokenizer.end, tokenizer.pad)
+    # Such an id would be an unexplained index error later, which on a GPU also ends the process's use of the device.
     if max([largest, *tokenizer.special.values()]) >= rows:
         raise UserError(f"{source}: the tokenizer has ids beyond the {rows} rows of the embedding table")
     return LanguageModel(model.eval(), tokenizer, Chat(tokenizer, chat), source, commit, tuple(sorted(files)))

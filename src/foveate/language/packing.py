@@ -63,6 +63,7 @@ def pack_texts(rows: Sequence[Sequence[Tokens]], *, pad: int) -> PackedTexts:
             stop = start + len(tokens.ids)
             ids_BT[index, start:stop] = torch.tensor(tokens.ids)
             text_BT[index, start:stop] = number
+            # Each conversation counts from 0, so that it has the positions that it would have alone behind the images.
             position_BT[index, start:stop] = torch.arange(stop - start)
             learned_BT[index, start:stop] = torch.tensor(tokens.learned)
             start = stop

@@ -28,6 +28,7 @@ def encode_pieces(backend: tokenizers.Tokenizer, pieces: Sequence[Piece]) -> lis
             users.append((len(text), len(text) + len(piece.text)))
         text += piece.text
     cuts = [
+        # A mark that is cut behind its first character is whole in neither half, so both halves are spelled out.
         match.start() + 1
         for match in _find_marks(backend).finditer(text)
         if any(match.start() < end and match.start() + len(match[1]) > start for start, end in users)

@@ -293,6 +293,7 @@ def _convert(mlp: Any, options: SparseOptions, *, std: float, generator: torch.G
             std=std,
             generator=generator,
         ).to(weight.dtype)
+    # As in AXLearn's converter: each expert copies the dense MLP, the router is random. MM1.5's own way is unknown.
     if options.init == "copy_dense":
         with torch.no_grad():
             sparse.experts.get_parameter("gate_up_proj").copy_(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))

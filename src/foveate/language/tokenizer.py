@@ -54,6 +54,7 @@ class BackendTokenizer:
     def __post_init__(self) -> None:
         # Without this a user who writes "<|im_end|>" would end the turn and could speak as the system.
         self.backend.encode_special_tokens = True
+        # A tokenizer.json may set padding or truncation, which would add ids or drop the end of a question.
         self.backend.no_padding()
         self.backend.no_truncation()
 
@@ -81,6 +82,7 @@ def place_placeholders(
     Raises:
         UserError: there are too few.
     """
+    # In the order of ids, so that a checkpoint has the same placeholders in every session.
     unused = [id for text, id in sorted(special.items(), key=lambda item: item[1]) if text not in PLACEHOLDERS]
     ids = iter([id for id in unused if id not in used] + list(free))
     places: dict[str, int] = {}
@@ -109,6 +111,7 @@ def wrap_transformers(tokenizer: Any, *, source: str) -> BackendTokenizer:
         raise UserError(f"{source}: its tokenizer has no end token (eos_token); answers would never end")
     special = {token.content: id for id, token in backend.get_added_tokens_decoder().items() if token.special}
     named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    # Searched as text in the Jinja source: at worst a token is spared that a placeholder could have had.
     in_template = {id for token, id in special.items() if token in str(tokenizer.chat_template or "")}
     return BackendTokenizer(
         backend,
