@@ -40,6 +40,7 @@ class ShardedAdafactor(torch.optim.Adafactor):
         used = [entry for entry in entries if entry is not None]
         columns = iter(_sum_over_ranks(_measure_gradient(entry) for entry in used))
         updates = [_scale_gradient(entry, next(columns)) for entry in used]
+        # Norms are taken before the weight decay below, as torch does.
         norms = _sum_over_ranks(
             torch.stack([entry.shard.square().sum(), update.square().sum()])
             for entry, update in zip(used, updates, strict=True)
@@ -59,6 +60,7 @@ class ShardedAdafactor(torch.optim.Adafactor):
         assert isinstance(parameter, DTensor), "a whole parameter would be summed over processes"
         state = self.state[parameter]
         if not state:
+            # On the CPU, as in torch, so that reading it in every step does not wait for the device.
             state["step"] = torch.zeros((), dtype=torch.float32)
             for moment in ("row_var", "col_var") if parameter.ndim > 1 else ("variance",):
                 state[moment] = new_moment(parameter, moment)
@@ -94,8 +96,10 @@ def _measure_gradient(entry: _Entry) -> Tensor:
         return gradient.new_zeros(0)
     row_var = _local(state["row_var"])
     row_var.lerp_(gradient.square().mean(dim=-1, keepdim=True), _decay(entry))
+    # Rows and columns are the last two dimensions, but shards split the first, so nothing is left to sum.
     if gradient.ndim > 2:
         return gradient.new_zeros(0)
+    # Sums, not means: processes may hold different numbers of rows.
     return torch.cat([gradient.square().sum(dim=0), row_var.sum(dim=0)])
 
 

@@ -100,6 +100,7 @@ class LabeledImages:
         """Identify `rows` by the names of data and classes and a hash of keys, labels and content."""
         digest = hashlib.blake2b(digest_size=16)
         for row in rows.tolist():
+            # As JSON, so that where a key ends and its label begins is unambiguous.
             digest.update(json.dumps([self.keys[row], int(self.labels_N[row])]).encode())
             if self.content is not None:
                 digest.update(self.content(row))
@@ -186,6 +187,7 @@ class ClassificationDataset:
         try:
             inputs = self.load(row, epoch, seed)
         except BadImage as problem:
+            # The loader counts and replaces only samples that raise BadSample.
             raise BadSample(self.images.keys[row], str(problem)) from problem
         label, key = int(self.images.labels_N[row]), self.images.keys[row]
         return {"inputs": inputs, "label": label, "key": key, "draw": (seed, row, epoch)}
@@ -352,6 +354,7 @@ def train_classifier(
     try:
         return train(task, loader, settings, run)
     except TrainingError as error:
+        # The loop knows steps but not images; the task has the keys of the batch that failed.
         keys, more = ", ".join(task.batch_keys[:_MAX_KEYS]), len(task.batch_keys) - _MAX_KEYS
         keys += f" and {more} more" if more > 0 else ""
         raise TrainingError(f"{error}; images of this step: {keys}") from error
@@ -432,7 +435,9 @@ def predict(
     logits, features, readable, unreadable = [], [], list[int](), dict[int, str]()
     for part, inputs in readable_batches(images, rows, unreadable, description=description):
         outputs = model(inputs.to(device))
+        # Features of width 0 if the model returns none, so that results always have the same form.
         pair = outputs if isinstance(outputs, tuple) else (outputs, outputs.new_zeros(len(outputs), 0))
+        # float(), because NumPy has no bfloat16.
         logits.append(pair[0].float().cpu().numpy())
         features.append(pair[1].float().cpu().numpy())
         readable += part

@@ -173,6 +173,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, part: Tensor) -> Tensor:
+        # Collectives accept only contiguous tensors.
         total = part.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total

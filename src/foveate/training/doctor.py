@@ -195,6 +195,7 @@ def measure(
 
 def _drop_cache(collection: Collection) -> bool:
     """Ask the kernel to drop the shards from its cache, so that they are read from the disk; needs no privilege."""
+    # macOS and Windows have no such call.
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in (collection.path / "images").glob("*.tar"):
@@ -301,6 +302,7 @@ def problems(plan: Plan, *, cores: int, reader: str = "foveate") -> list[str]:
             "no image of the split has a region, so that no batch can hold a positive of the region loss; add boxes, "
             "or train CLIP with regions.method=none"
         )
+    # Without loader threads the process reads the data itself.
     readers = plan.devices * max(plan.workers, 1)
     if reader == "webdataset" and plan.shards < readers:
         sentences.append(

@@ -185,6 +185,7 @@ class ImageTexts:
             lender = next((kind for kind in self._lenders if kind in texts_of_kind), None)
             if lender is not None:
                 texts_of_kind[ALT] = texts_of_kind[lender]
+        # A kind that was read only to stand in for `alt` must not be drawn under its own name.
         return {kind: texts for kind, texts in texts_of_kind.items() if kind in self.kinds}
 
     def read_captioners(self, row: int) -> dict[str, str]:
@@ -204,6 +205,7 @@ class ImageTexts:
 
     def list_possible(self, rows: NDArray[np.int64]) -> pa.ChunkedArray:
         """List every text that may be drawn for one of `rows`."""
+        # Joined and cut texts must be built image by image; all others are drawn as they stand in the column.
         if self.rule.combine in ("concat", "part"):
             texts = (text for row in rows.tolist() for text in self.rule.list_possible(self.read_row(row)))
             return pa.chunked_array([pa.array(texts, pa.string())])

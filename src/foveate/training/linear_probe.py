@@ -87,6 +87,7 @@ def solve_head(
     # Penalties are comparable between networks only on features of one scale. One number for all features, not one for
     # each: with few images that blows up features that hardly vary (docs/methods/adapt/linear.md has the numbers).
     mean_D = features_ND.mean(axis=0)
+    # Features that do not vary at all have no scale to divide by.
     scale = float(np.sqrt(features_ND.var(axis=0).mean())) or 1.0
     standard_ND = (features_ND - mean_D) / scale
     folds, accuracies = 0, dict[float, float]()

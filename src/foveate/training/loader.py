@@ -326,6 +326,7 @@ class MixtureLoader(Loader):
         assert sources, "a mixture needs a source"
         self.sources = list(sources)
         self._source_rows = [np.asarray(source.rows, dtype=np.int64) for source in sources]
+        # Before `super().__init__`, which draws a batch at once to refuse empty data.
         self.order = MixtureOrder(
             self._source_rows,
             weights=[source.weight for source in sources],

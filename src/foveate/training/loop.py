@@ -346,6 +346,7 @@ class _Session:
 
 def _check_evaluation(task: Task, settings: TrainingSettings) -> None:
     """Raise UserError for a monitored metric that nothing measures, or a task that has no evaluation."""
+    # A task may evaluate by its own rule, such as after each epoch, without this setting.
     evaluates = settings.evaluate_every is not None or type(task).should_evaluate is not Task.should_evaluate
     if settings.monitor is not None and not evaluates:
         raise UserError(f"training.monitor '{settings.monitor}' needs training.evaluate_every (got none)")
@@ -377,6 +378,7 @@ def _evaluate(
             # FSDP2 leaves the root unsharded after a forward without a backward; what follows expects shards.
             model.reshard()
     task.train()
+    # JSON has neither NaN nor infinities.
     return broadcast_json({name: value if math.isfinite(value) else None for name, value in metrics.items()})
 
 

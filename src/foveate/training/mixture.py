@@ -99,6 +99,7 @@ class MixtureSampler:
         total = sum(weighted.values())
         if self.missing == "alt" and "alt" in available and len(present) < len(weighted):
             lost = total - sum(present.values())
+            # Iterates over `self.weights` to keep its order, which `draw` relies on, even if alt has no weight.
             present = {
                 source: present.get(source, 0.0) + (lost if source == "alt" else 0.0)
                 for source in self.weights

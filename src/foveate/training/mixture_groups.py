@@ -112,6 +112,7 @@ def mixture_shares(alpha: Mapping[str, float], *, w: Sequence[float]) -> dict[st
     if GENERAL not in alpha:
         raise UserError(f"alpha: '{GENERAL}' is absent (got {', '.join(alpha) or 'none'}){nearest(GENERAL, alpha)}")
     in_single = normalize_weights(alpha, what="alpha")
+    # Only now: the line above has refused weights that are not numbers and cannot be compared.
     if not alpha[GENERAL] > 0:
         raise UserError(f"alpha of '{GENERAL}': the others are relative to it (got {alpha[GENERAL]}); expected > 0")
     parts = normalize_weights(dict(zip(("single-image", *_OUTSIDE_ALPHA), w, strict=True)), what="w")
@@ -170,6 +171,7 @@ def check_groups(mixture: GroupMixture, sizes: Mapping[str, int], *, batch_size:
                     f"group '{name}': its share of {share:.2%} is no sample of a batch of {batch_size}; expected "
                     f"draw=multinomial or a batch_size of about {math.ceil(1 / share)}"
                 )
+        # Batches are drawn by these rounded counts, so plans and warnings must use them too.
         return {name: count / batch_size for name, count in counts.items()}
     return shares
 

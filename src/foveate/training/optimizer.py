@@ -74,6 +74,7 @@ def parameter_table(
                 rule=rule.pattern,
                 learning_rate_scale=rule.learning_rate_scale,
                 weight_decay=default_decay if rule.weight_decay is None else rule.weight_decay,
+                # Parameters that the model froze itself stay frozen: no rule unfreezes them.
                 frozen=rule.frozen or not parameter.requires_grad,
             )
         )
@@ -103,6 +104,7 @@ def _undecayed_names(module: nn.Module) -> set[str]:
     names = set()
     for prefix, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
+            # By owner too: a norm over several dimensions has a weight with as many, which must not decay either.
             if parameter.ndim <= 1 or name == "bias" or isinstance(owner, _NORMS):
                 names.add(f"{prefix}.{name}" if prefix else name)
     return names

@@ -91,6 +91,7 @@ def _rows_of_draws(
     """Return row and epoch [n, 2] of the draws with these numbers; epochs of the source are laid end to end."""
     epochs, positions = np.divmod(draws, len(rows))
     drawn = np.empty(len(draws), dtype=np.int64)
+    # One or two epochs unless the batch is larger than the data, so the loop is short.
     for epoch in np.unique(epochs).tolist():
         inside = epochs == epoch
         drawn[inside] = rows[permutation(epoch)[positions[inside]]]
@@ -136,6 +137,7 @@ class MixtureOrder:
                 raise UserError(f"source '{name}': weight must be a positive number (got {weight})")
         self.rows, self.seed, self.names, self.draw = list(rows), seed, list(names), draw
         self.block_size = batch_size if draw == "fixed" else BLOCK
+        # The same in every block of even and fixed draws, so block x count is how often a source came before it.
         self.counts = largest_remainders(weights, self.block_size)
         if 0 in self.counts:
             name, weight = next((n, w) for n, w, c in zip(names, weights, self.counts, strict=True) if c == 0)

@@ -118,6 +118,7 @@ class Task(nn.Module, ABC):
 
 
 def _has_rows(value: Any) -> bool:
+    # A zero-dimensional tensor is one number for the whole batch, which must not be split.
     return isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
 
 

@@ -91,6 +91,7 @@ class TokenBatches:
 
     def _find(self, step: int) -> tuple[int, int]:
         """Return the pool of a step, and the number of its batch in there."""
+        # Without a lock, two loader threads could append the same pool twice and shift all later steps.
         with self._lock:
             while self._ends[-1] <= step:
                 self._ends.append(self._ends[-1] + len(self._pool(len(self._ends) - 1)))
@@ -148,6 +149,7 @@ def cut_batches(lengths_N: np.ndarray, *, max_tokens: int, max_samples: int, mul
         )
     for stop in range(multiple, len(lengths) + 1, multiple):
         size = stop - start
+        # Lengths ascend, so all samples are padded to the newest one.
         if size > limit or size * lengths[stop - 1] > max_tokens:
             start = stop - multiple
             bounds.append(start)
