@@ -111,6 +111,7 @@ def _votes(logits: Array) -> Array:
     return (predicted[..., None] == np.arange(logits.shape[2])).sum(axis=0).astype(np.float64)
 
 
+# Mean logits and mean log-probabilities predict the same classes: they differ by one constant per sample.
 ENSEMBLES: dict[str, Callable[[Array], Array]] = {
     "logits": lambda logits: logits.mean(axis=0),
     "probabilities": lambda logits: softmax(logits).mean(axis=0),

@@ -77,6 +77,7 @@ def parse_letter_official(answer: str) -> int | None:
 
     Source: apple/ml-slowfast-llava, eval/eval_multiple_choice_qa.py at bea0f73.
     """
+    # `find` returns 0 for an empty text: an empty answer would be read as A.
     index = "abcde".find(answer[:1].lower()) if answer else -1
     start = answer.find("answer is ")
     text = answer[start:] if start >= 0 else answer
@@ -223,6 +224,7 @@ def score_verdicts(replies: Sequence[str | None], *, score_only: bool = False) -
         total=len(replies),
         unparsed=len(replies) - len(parsed) - failed,
         failed=failed,
+        # Over all questions: failed requests and unreadable replies must not raise the accuracy.
         accuracy=None if score_only else hits / len(replies),
         parsed_accuracy=None if score_only or not parsed else hits / len(parsed),
         mean_score=statistics.fmean(verdict.score for verdict in parsed) if parsed else None,

@@ -48,6 +48,7 @@ class LabelRanks:
 
 
 def _percent(hits_N: NDArray[np.bool_]) -> float | None:
+    # One division of whole numbers: equal shares give equal floats, whatever the number of samples.
     return 100 * int(hits_N.sum()) / len(hits_N) if len(hits_N) else None
 
 
@@ -199,6 +200,7 @@ def average_logit_gap(
     for rows, part in chunks(logits):
         is_seen_n = of_label_N[rows] == SEEN
         true_n = np.where(is_seen_n, np.take_along_axis(part, labels[rows, None], axis=1)[:, 0], 0.0)
+        # The true class is left out of both sum and count of the seen classes; labels outside S have none to leave out.
         seen_n = (np.take(part, groups.seen, axis=1).sum(1) - true_n) / (len(groups.seen) - is_seen_n)
         total += float((seen_n - np.take(part, groups.absent, axis=1).mean(1)).sum())
     return total / len(labels)

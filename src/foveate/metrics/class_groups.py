@@ -135,6 +135,7 @@ def as_labels(labels_N: ArrayLike, *, rows: int, classes: int, what: str = "labe
         raise UserError(f"{what}: there are {rows} rows of logits, but labels of shape {list(labels.shape)}")
     if labels.dtype.kind not in "iu":
         raise UserError(f"{what}: not class numbers (got {labels.dtype}); expected integers")
+    # NumPy would read -1, a common mark for "none", as the last column.
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(outside):
         raise UserError(

@@ -101,6 +101,7 @@ def _centers(truth_KD: ArrayLike, found_KD: ArrayLike) -> tuple[NDArray[np.float
 
 
 def _distances(left_KD: NDArray[np.float64], right_LD: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Not |a|^2 - 2ab + |b|^2, which loses the digits of close centers to cancellation.
     return np.sqrt(((left_KD[:, None] - right_LD[None]) ** 2).sum(-1))
 
 

@@ -26,6 +26,7 @@ def group_means(values: Mapping[str, float], groups: Mapping[str, Sequence[str]]
             raise UserError(f"group '{group}': no value for task '{missing[0] if missing else ''}'")
         means[group] = float(np.mean([values[task] for task in tasks]))
     if groups:
+        # Here each group has the same weight, whatever its number of tasks; in "mean" each task does.
         means["mean of groups"] = float(np.mean([means[group] for group in groups]))
     means["mean"] = float(np.mean(list(values.values())))
     return means

@@ -38,6 +38,7 @@ def _checked(confidences_N: ArrayLike, *others: ArrayLike) -> NDArray[np.float64
     confidences = np.asarray(confidences_N, dtype=np.float64)
     if confidences.ndim != 1 or not len(confidences) or any(len(np.asarray(o)) != len(confidences) for o in others):
         raise UserError("confidences: expected one for each prediction and truth, and at least one")
+    # NaN fails both comparisons and is refused as well.
     if not ((confidences >= 0) & (confidences <= 1)).all():
         raise UserError("confidences: out of range; expected numbers in [0, 1]")
     return confidences

@@ -75,6 +75,7 @@ def continuity(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float:
 
 def _neighbors(map_Nd: ArrayLike, k: int, *, include_self: bool) -> NDArray[np.int64]:
     drawn = as_points(map_Nd, what="map points")
+    # Points that are passed as queries are not left out of their own neighbors.
     return nearest(drawn, k, queries_MD=drawn) if include_self else nearest(drawn, k)
 
 
@@ -141,6 +142,7 @@ def knn_right(
         if known.shape != (len(drawn),) or test_labels.shape != (len(tested),):
             sizes = f"{known.size} labels for {len(drawn)} points, {test_labels.size} for {len(tested)} test points"
             raise UserError(sizes)
+        # Encoded together, so that a label that only test points have equals none of the known labels.
         both = np.unique(np.concatenate([known, test_labels]), return_inverse=True)[1].astype(np.int64)
         labels, truth = both[: len(drawn)], both[len(drawn) :]
         neighbors = nearest(drawn, k, queries_MD=tested)
@@ -171,4 +173,5 @@ def distance_correlation(points_ND: ArrayLike, map_Nd: ArrayLike, *, include_sel
     pairs = rows * (rows - 1) / 2 + (rows / 2 if include_self else 0)
     covariance = sums[4] / pairs - sums[0] * sums[1] / pairs**2
     spread = (sums[2] / pairs - (sums[0] / pairs) ** 2) * (sums[3] / pairs - (sums[1] / pairs) ** 2)
+    # Distances were scaled to about 1, so a product of variances this small counts as no spread.
     return float(covariance / np.sqrt(spread)) if spread > 1e-24 else 0.0

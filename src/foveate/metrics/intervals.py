@@ -67,6 +67,7 @@ def _cluster_of(groups_N: Groups | None, rows: int) -> NDArray[np.int64]:
         return np.arange(rows)
     if len(groups_N) != rows:
         raise UserError(f"groups: {len(groups_N)} for {rows} values; expected one for each")
+    # In order of appearance, not sorted: image keys of mixed types cannot be compared.
     number_of: dict[Hashable, int] = {}
     return np.array([number_of.setdefault(group, len(number_of)) for group in groups_N], dtype=np.int64)
 

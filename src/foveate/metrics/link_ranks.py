@@ -82,5 +82,6 @@ def link_ranks(
     # The filter lists all true candidates, so the target, too; without it there would be nothing to rank.
     candidates_NC[rows, targets] = True
     better_N = ((scores > true_N1 + tie) & candidates_NC).sum(1)
+    # This count includes the target itself, so it is already the pessimistic rank, from 1.
     not_worse_N = ((scores >= true_N1 - tie) & candidates_NC).sum(1)
     return LinkRanks(better_N + 1, not_worse_N, candidates_NC.sum(1))

@@ -65,6 +65,7 @@ def normalize_benchmark(name: str, raw: Raw) -> float:
     if set(parts) != set(expected):
         raise UserError(f"benchmark {name}: expected {' and '.join(expected)} (got {raw!r})")
     for value in parts.values():
+        # A bool is an int in Python, but as a score it is a mistake.
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value < 0:
             raise UserError(f"benchmark {name}: not a score (got {value!r}); expected a number >= 0")

@@ -12,6 +12,7 @@ from foveate.metrics.calibration import LabelRanks, label_ranks
 from foveate.metrics.class_groups import ClassGroups, as_labels
 from foveate.metrics.retrieval import normalize
 
+# Not -inf, because `label_ranks` refuses scores that are not finite.
 _BELOW_EVERY_COSINE = -2.0
 
 
@@ -34,6 +35,7 @@ def nearest_mean_scores(
     sums_CD = np.zeros((classes, oracle.shape[1]))
     np.add.at(sums_CD, labels, oracle)
     scores = np.full((len(features), classes), _BELOW_EVERY_COSINE)
+    # Sums stand for means: scaled to unit length, both are the same.
     scores[:, present] = features @ normalize(sums_CD[present], what="class mean").T
     return scores
 

@@ -102,10 +102,12 @@ def score_boxes(
     has_box = counts > 0
     ious_B = intersection_over_union(parsed.boxes_B4, true[rows])
     best_N = np.zeros(len(true))
+    # `at`, because plain indexing would keep only the last of several boxes of an answer.
     np.maximum.at(best_N, rows, ious_B)
     firsts_N = np.cumsum(counts) - counts
     mean_N = np.zeros(len(true), bool)
     if has_box.any():
+        # The official "mean" is the IoU of the averaged box, not the mean of the IoUs.
         sums = np.stack([np.bincount(rows, parsed.boxes_B4[:, axis], len(true)) for axis in range(4)], axis=1)
         means = sums[has_box] / counts[has_box, None]
         mean_N[has_box] = intersection_over_union(means, true[has_box]) >= IOU_THRESHOLD
@@ -157,6 +159,7 @@ class PhraseScores:
 
     def recall(self) -> dict[int, dict[str, float]]:
         """Return the recall at 1, 5, 10 and of all boxes (-1), for "all" and each category."""
+        # Without phrases there is no "all": it would be a mean of nothing.
         members: dict[str, list[int]] = {"all": list(range(len(self.ranks_P)))} if len(self.ranks_P) else {}
         for position, names in enumerate(self.categories):
             for name in names:
@@ -240,6 +243,7 @@ def _number(phrases: Sequence[str], rows: NDArray[np.int64], *, fold: bool) -> N
     """Number pairs of an answer and a phrase; equal ones, also up to `fold_phrase`, have equal numbers."""
     ids: dict[str, int] = {}
     table = {phrase: ids.setdefault(fold_phrase(phrase) if fold else phrase, len(ids)) for phrase in set(phrases)}
+    # The factor exceeds every phrase number, so that no two answers share a number.
     return rows * (len(table) + 1) + np.array([table[phrase] for phrase in phrases], np.int64)
 
 
@@ -371,6 +375,7 @@ def parse_judge(reply: str) -> tuple[float, float] | None:
     >>> parse_judge("9.5, 7\\nThe second answer misses the hat."), parse_judge("I'd say 9 and 7.")
     ((9.5, 7.0), None)
     """
+    # The whole line must match: numbers inside a sentence may count something else.
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[,\s]\s*(\d+(?:\.\d+)?)\s*", reply.strip().split("\n")[0])
     scores = (float(match[1]), float(match[2])) if match else None
     return scores if scores and max(scores) <= 10 else None

@@ -159,6 +159,7 @@ def rank_positives(sim_NM: ArrayLike, positives: Positives = None) -> Ranks:
     if sim.ndim != 2:
         raise UserError(f"similarities: wrong shape (got {list(sim.shape)}); expected [N, M]")
     flat = _FlatPositives.of(positives, *sim.shape)
+    # In parts: the masks of better and of tied candidates would each be as large as the whole matrix.
     firsts = range(0, len(sim), ROWS_PER_CHUNK)
     return _joined([_rank_chunk(sim[first : first + ROWS_PER_CHUNK], first, flat, None) for first in firsts])
 
@@ -268,6 +269,7 @@ def positives_by_label(
     columns: dict[Hashable, list[int]] = defaultdict(list)
     for column, label in enumerate(candidate_labels):
         columns[label].append(column)
+    # All queries of a label share one array: copies would grow with the square of the label's members.
     arrays = {label: np.array(positions, dtype=np.int64) for label, positions in columns.items()}
     return [arrays.get(label, np.zeros(0, dtype=np.int64)) for label in query_labels]
 

@@ -54,6 +54,7 @@ def separate(present_P: ArrayLike, absent_A: ArrayLike) -> Separation:
     hits = (len(present) - np.searchsorted(present, thresholds)) / len(present)
     alarms = (len(absent) - np.searchsorted(absent, thresholds)) / len(absent)
     best = int(np.argmin(np.abs(1 - hits - alarms)))
+    # The sum of both counts a tied absent score once and every lower one twice, hence the division by 2 below.
     below = np.searchsorted(absent, present, side="left") + np.searchsorted(absent, present, side="right")
     auc = float(below.mean() / 2 / len(absent))
     return Separation(float(thresholds[best]), auc, float(hits[best]), float(alarms[best]))

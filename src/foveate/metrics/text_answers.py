@@ -81,6 +81,7 @@ def anls(answer: str, references: Sequence[str], *, threshold: float = 0.5) -> f
     _check_references(references)
     answer = answer.strip()
     folded = " ".join(answer.lower().split())
+    # The 1 avoids a division by zero where both texts are empty, which is a match.
     similarity = max(
         1
         - edit_distance(" ".join(reference.lower().split()), folded)
@@ -272,6 +273,7 @@ def yes_no_metrics(predicted: Sequence[bool | None], true: Sequence[bool]) -> di
         raise UserError(f"yes and no: {len(predicted)} answers for {len(true)} questions; expected one for each")
     says_yes, is_yes = np.array([answer is True for answer in predicted]), np.array(true, dtype=bool)
     hits = int((says_yes & is_yes).sum())
+    # F1 as 2 TP / (predicted + true), which is defined even where precision or recall is not.
     positives = int(says_yes.sum()) + int(is_yes.sum())
     return {
         "accuracy": float(np.mean([answer is truth for answer, truth in zip(predicted, is_yes.tolist(), strict=True)])),
