@@ -100,6 +100,7 @@ class AnswerWriter:
     def shares_images(self) -> bool:
         """Whether all of several questions are behind the same images, which then need to be read only once."""
         first, *others = self.pending
+        # Images within a text stand behind different tokens in each question: they share no prefix.
         return bool(others and first.views) and all(
             (question.views, question.layout, question.in_text) == (first.views, first.layout, False)
             for question in self.pending
@@ -161,6 +162,7 @@ class AnswerWriter:
         boxes = [position for position, token in enumerate(answer) if token == region_id]
         tokens: list[int] = []
         if len(boxes) > 1:
+            # The open entry has `length` tokens so far: guess what followed as many in the one before, up to its box.
             length = len(answer) - 1 - boxes[-1]
             tokens = answer[boxes[-2] + 1 + length : boxes[-1]][:MAX_DRAFT]
         table_VE = self.loaded.model.embeddings_VE

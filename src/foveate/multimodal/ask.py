@@ -118,6 +118,7 @@ class Mllm:
         answers: list[Answer] = []
         for start in range(0, len(questions), batch):
             part = questions[start : start + batch]
+            # Encoded batch by batch: the image tokens of thousands of questions would fill memory.
             writer = AnswerWriter(self.loaded, *prepare_questions(self.loaded, part, ground=ground))
             settings = limit_tokens(max_tokens) if generation is None else generation[start : start + batch]
             answers += self._generate(writer, settings, ground=ground, ends_repeats=ends_repeats)
@@ -262,6 +263,7 @@ class Mllm:
             rows = []
             for question, texts in zip(pending, options[start : start + BATCH], strict=True):
                 ids = [self.loaded.prompts.write_answer(text) for text in check_options(texts)]
+                # By the longest option: options are packed, but the positions of each start behind the images again.
                 check_length(self.loaded.model, question, more=max(map(len, ids)))
                 rows.append(OptionRow(question.views, question.layout, question.written, ids, question.in_text))
             scores = score_options(self.loaded, visual, rows)

@@ -74,6 +74,7 @@ class SamplePlan:
         previous: tuple[int, int] | None = None
         for view in plan.views:
             index = ViewIndex(image, *view)
+            # The paper names both forms but not their exact strings; these were chosen here (docs/methods/mm15.md).
             if self.options.indicator == "index":
                 parts.append(f"({index.image},{index.row},{index.column})")
             elif self.options.indicator == "seps":

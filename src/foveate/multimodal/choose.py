@@ -42,6 +42,7 @@ def check_options(options: Sequence[str]) -> list[str]:
     """Return the cleaned options; raise UserError if there are fewer than two different ones, or one is no text."""
     texts = [clean_text(option) for option in options]
     for number, text in enumerate(texts, 1):
+        # A placeholder in an option would be a token without an image or region.
         if not text or IMAGE in text or REGION in text:
             raise UserError(f"option {number}: not a text (got {text!r}); expected an answer in words")
     if len(texts) < 2 or len(set(texts)) < len(texts):

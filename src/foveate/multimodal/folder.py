@@ -248,6 +248,7 @@ def stored_state(weights: Mapping[str, Tensor], settings: MultimodalSettings) ->
 def _is_tied(weights: Mapping[str, Tensor], name: str) -> bool:
     """Return whether a head is the table of embeddings."""
     head = weights[name]
+    # By storage, not by value: a head that only starts as a copy of the table is trained separately.
     others = (value for other, value in weights.items() if other != name and value.device == head.device)
     return not head.is_meta and any(value.is_set_to(head) for value in others)
 

@@ -184,6 +184,7 @@ class ForeignMllm:
         conversation = Conversation("question", tuple(map(str, range(len(images)))), tuple(turns))
         check_regions(conversation, [image.size for image in images], numbered)
         bare = [(turn.role, turn.text.replace(REGION, "")) for turn in turns]
+        # Only the processor knows to what size it resizes an image; to ask it, the texts without regions are enough.
         inputs = self._inputs(list(images), bare) if unit == "resized-pixels" else {}
         written = []
         for turn, owners in zip(turns, locate_regions(conversation), strict=True):
@@ -269,6 +270,7 @@ class ForeignMllm:
         for each in lengths:
             self._check_context(each, room)
         context = find_context(self.model)
+        # If a model states no context length, only the settings limit its answers.
         rooms = [1 << 30 if context is None else context - each for each in lengths]
         limits = [min(row.max_new_tokens, room) for row, room in zip(settings, rooms, strict=True)]
         first_images = list(accumulate((len(images) for images, _ in rows), initial=0))
@@ -287,6 +289,7 @@ class ForeignMllm:
                 observer.end(row_ids[row], replace(results[row][0], unboxed=()))
             return False
 
+        # Ends each row at its own limit or when its observer says so; `max_new_tokens` below is the largest limit.
         def stop(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
             stops = [row in results or not step(row, ids_T[length:]) for row, ids_T in enumerate(ids_BT)]
             return torch.tensor(stops, device=ids_BT.device)
@@ -309,6 +312,7 @@ class ForeignMllm:
         boxes: tuple[PixelBox, ...] = ()
         if len(images) == 1 and self.unit != "none":
             text, boxes = read_boxes(text, self._frame(images[0], inputs, unit=self.unit, number=first_image))
+        # Boxes are rewritten in the one form that `pair_phrases` reads; it ignores their numbers.
         phrases, unboxed = pair_phrases(_BOX.sub("[0, 0, 0, 0]", written) if boxes else text)
         answer = Answer(
             text=text,
@@ -487,6 +491,7 @@ def _encode_images_once(model: Any) -> Iterator[None]:
     it encodes the images of each option.
     """
     network = getattr(model, "model", model)
+    # An instance's own override is restored afterwards; deleting ours alone would lose it.
     encode, before = getattr(network, "get_image_features", None), vars(network).get("get_image_features")
     if encode is None:
         yield
@@ -511,6 +516,7 @@ def _encode_images_once(model: Any) -> Iterator[None]:
 
 def _is_equal(first: Any, second: Any) -> bool:
     """Compare nested arguments, tensors by their values."""
+    # By values: the processor makes new tensors of the same pixels for each option.
     if isinstance(first, Tensor):
         return isinstance(second, Tensor) and torch.equal(first, second)
     if isinstance(first, tuple | list):

@@ -196,6 +196,7 @@ class MultimodalModel(nn.Module):
 
     def _region_tokens(self, tokens_VLD: Tensor, full_VLE: Tensor) -> Tensor:
         if self.region_reader is None:
+            # Empty, not None: selecting and batching views treat all fields of `Visual` the same way.
             return full_VLE[:, :0]
         if self.settings.region_map == "connector":
             tokens_VLD = full_VLE

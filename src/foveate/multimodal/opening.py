@@ -71,12 +71,14 @@ def find_native_folder(source: str | Path) -> Path | None:
         UserError: there is no such model, or the folder holds another kind.
     """
     folder = find_folder(source)
+    # A local folder takes precedence over a hub repository of the same name.
     if not folder.exists() and HUB_ID.fullmatch(str(source)):
         return None
     if not folder.is_dir():
         near = nearest(str(source), SHIPPED)
         raise UserError(f"model: there is no folder {folder}; expected {', '.join(SHIPPED)} or a model folder{near}")
     config = _read_config(folder)
+    # Before `_is_foreign`: these configs have a model_type too, but transformers cannot read their layout.
     if "mm_projector_type" in config or str(config.get("model_type")).lower().startswith("ferret"):
         raise UserError(
             f"{folder}: in the layout of ml-ferret, which is not opened as it is; expected the folder that foveate "

@@ -139,6 +139,7 @@ def prepare_turns(
 def check_length(model: MultimodalModel, pending: PendingAnswer, *, read: int = 0, more: int = 0) -> None:
     """Raise UserError if a question, and `more` tokens of its answer, do not fit; nothing is ever cut."""
     images = len(pending.views) * model.connector.num_tokens + sum(len(ids) for _, ids in pending.layout)
+    # Images within the text are already among its ids.
     before = read or (0 if pending.in_text else images)
     length = before + len(pending.written.tokens.ids) + more
     # A question needs room for a token of its answer; options bring theirs along.

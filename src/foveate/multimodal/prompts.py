@@ -190,6 +190,7 @@ def _tidy(text: str, behind: str) -> str:
 
 def _join(parts: Sequence[Part], images: Sequence[Sequence[int]]) -> Tokens:
     """Lay parts end to end, with the ids of the next image for each of its placeholders."""
+    # Each part brings its labels: searching for answers in the tokenized whole fails where tokens merge differently.
     remaining = iter(images)
     ids, learned = list[int](), list[bool]()
     for part in parts:

@@ -61,6 +61,7 @@ class RegionPrompts(NamedTuple):
         cls, regions: Sequence[tuple[int, Sequence[float] | NDArray[np.float64]]], points: Sequence[RegionPoints] = ()
     ) -> RegionPrompts:
         """Collect regions (image, box) and, if there are any, the points of all of them."""
+        # Reshaped, so that an empty list gives [0, 4] as well.
         boxes_R4 = torch.tensor(np.array([list(box) for _, box in regions]).reshape(-1, 4), dtype=torch.float32)
         image_R = torch.tensor([image for image, _ in regions], dtype=torch.long)
         if not points:
@@ -105,6 +106,7 @@ def place_points(shape: Shape, placement: Placement, num_points: int) -> RegionP
 
 def spread_points(boxes_R4: Tensor, num_points: int) -> Tensor:
     """Return points [R, N, 2] inside boxes, at the same fractions of the sides of each."""
+    # The fractions are the same in every call, so that equal boxes give equal vectors.
     unit_N2 = torch.from_numpy(seeds.generator("box points", num_points).random((num_points, 2))).to(boxes_R4)
     return boxes_R4[:, None, :2] + unit_N2 * (boxes_R4[:, None, 2:] - boxes_R4[:, None, :2])
 
@@ -163,6 +165,7 @@ class RegionReader(nn.Module):
             parts[-1] = move_to_canvas(parts[-1], plan)
         if parts:
             columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+            # Regions were grouped by image; this restores the order of their tokens.
             batch = RegionBatch(*columns).select(torch.cat(order).argsort())
         return self._encode(maps, batch)
 
