@@ -42,6 +42,7 @@ class Endpoint:
         """Raise the limit after a response that took `seconds`."""
         # A moving average: one slow response does not stretch the interval between two halvings.
         self.round_trip = seconds if not self.round_trip else 0.9 * self.round_trip + 0.1 * seconds
+        # Adds one per `limit` responses: additive increase; the halving below is the multiplicative decrease.
         self.limit = min(float(self.max_requests), self.limit + 1 / self.limit)
         self.failures = 0
 
