@@ -29,6 +29,7 @@ from foveate.records.questions import pick
 from foveate.records.region_sources import OWN_SOURCES, RegionSources, SelectedRegions
 
 GROUP = "dense-regions"
+# `foveate mllm label` asks the first of each, and hashes it in its recipe: after a change, all is labeled anew.
 DETECT_PROMPTS = (
     "Find all things in the image, row by row.",
     "Name and box each thing in the image, from top to bottom.",
@@ -107,8 +108,10 @@ def _write_all(
             for region in selected.read(row)
             if (name := getattr(region, settings.names))
         ]
+        # Drawn by image key: a repeated call writes the same conversations, none of which are new.
         boxed = seeds.uniform("dense task", seed, key) < settings.box_share
         reason = "without regions" if not objects else ""
+        # Left out, not cut: the question asks for all things, and a cut answer would teach the model to stop early.
         if boxed and len(objects) > settings.max_detected:
             reason = f"with more than {settings.max_detected} regions"
         if reason:

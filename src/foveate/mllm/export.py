@@ -116,6 +116,7 @@ def check_parts(
     require("tower.kind", settings.tower["kind"], towers)
     require("tiles_tower", settings.tiles_tower, [None])
     require("regions", settings.regions, ["text"])
+    # The classes of transformers feed only visual tokens into the decoder, and return only logits.
     require("phrase_maps", settings.phrase_maps, [False])
     require("box_head", settings.box_head, [False])
     if settings.assembly is not None:
@@ -172,6 +173,7 @@ def fold_prefix(model: MultimodalModel, weights: dict[str, Tensor], *, weight: s
 
 def decoder_weights(model: MultimodalModel, prefix: str) -> dict[str, Tensor]:
     """Return the weights of the language model, LoRA merged, under the names of a class that calls it `prefix`."""
+    # In place, so that the outputs that an export is compared with come from the merged weights, too.
     merge_lora(model.language_model)
     body = {f"model.{prefix}.{name}": value for name, value in model.language_model.base_model.state_dict().items()}
     return {**body, "lm_head.weight": model.language_model.get_output_embeddings().weight}
@@ -180,6 +182,7 @@ def decoder_weights(model: MultimodalModel, prefix: str) -> dict[str, Tensor]:
 def decoder_config(loaded: LoadedModel) -> dict[str, Any]:
     """Return the language model's config with the ids of its end mark and padding."""
     config = loaded.model.language_model.config.to_dict()
+    # Small vocabularies have no begin mark; LlamaConfig's default for its id, 1, is their end mark.
     ids = {"eos_token_id": loaded.tokenizer.end, "pad_token_id": loaded.tokenizer.pad, "bos_token_id": None}
     # transformers builds a decoder by its model_type; vLLM looks the class up by this name.
     architectures = [type(loaded.model.language_model).__name__]
@@ -203,6 +206,7 @@ def copy_tokenizer(loaded: LoadedModel, added: Sequence[str] = ()) -> Any:
         pad_token=PAD,
         additional_special_tokens=[name for name in special if name not in (END, PAD)] + list(added),
         model_input_names=["input_ids", "attention_mask"],
+        # Explicit: by default, older versions of transformers remove blanks before punctuation when decoding.
         clean_up_tokenization_spaces=False,
     )
 
@@ -238,6 +242,7 @@ def chat_template(loaded: LoadedModel) -> str:
         "{%- if part.type == 'text' -%}{%- set seen.content = seen.content ~ ' ' ~ part.text -%}"
         "{%- elif not seen.lead -%}"
         "{%- set seen.content = (seen.content.split() | join(' ')) ~ '<image>' -%}{%- endif -%}{%- endfor -%}"
+        # As in `PromptWriter`: white space is reduced throughout a question, but only stripped around an answer.
         "{%- set content = seen.content.split() | join(' ') if message.role == 'user' else seen.content.strip() -%}"
         f"{{%- set start = {blank} if content and not content.startswith('<image>') else '' -%}}"
         "{{ before[message.role] ~ start ~ content ~ after[message.role] }}"
@@ -328,6 +333,7 @@ def measure_differences(job: Job, theirs: Any, pixels: Callable[[Any], dict[str,
     logits = theirs(input_ids=ids_1L, attention_mask=torch.ones_like(ids_1L), **inputs).logits[:, count:]
     texts = pack_texts([[tokens]], pad=loaded.tokenizer.pad)
     expected = model.logits(model.hidden_states(visual, torch.zeros(1, 1, dtype=torch.long), texts))
+    # Idefics3's processor returns [samples, images, 3, H, W], LLaVA's [images, 3, H, W].
     flat = inputs["pixel_values"].flatten(0, -4)
     return {
         "pixels": _largest(flat[0], preprocess.normalize(ours_3HW)),

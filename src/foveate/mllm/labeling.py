@@ -35,6 +35,7 @@ from foveate.training.stopping import StopRequest
 
 _UNREADABLE = "unreadable"
 _IMAGES_PER_PART, _SECONDS_PER_PART = 256, 30.0
+# Up to three digits: a question has at most 100 regions.
 _NUMBERED = re.compile(r"(?:^|\s)(\d{1,3})\. ")
 
 
@@ -207,6 +208,7 @@ def _label_images(
         for row, key in pending[start : start + settings.batch_size]:
             try:
                 data = collection.image_bytes(row)
+                # Decoded in full, so that a truncated file counts as unreadable, which the next run tries again.
                 size = decode(data).size
             except BadImage as problem:
                 yield _Labeled(key, _UNREADABLE, detail=str(problem))
@@ -235,6 +237,7 @@ Ask = tuple[bytes, str, Sequence[Shape]]
 
 def _ask(data: bytes, boxes: Sequence[PixelBox], objects: int) -> list[Ask]:
     """Ask for all things of an image, and for the names of its regions in parts."""
+    # Always the first wording, which the recipe's hash includes: one recipe never asks in two ways.
     questions: list[Ask] = [(data, DETECT_PROMPTS[0], ())]
     for start in range(0, len(boxes), objects):
         part = boxes[start : start + objects]

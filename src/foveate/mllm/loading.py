@@ -40,6 +40,7 @@ def open_loader(stage: StageSettings, samples: MllmSamples, *, seed: int, here: 
             f"stage '{stage.name}', tokens.multiple: a batch has a part for each process and each of "
             f"training.accumulate (got {stage.tokens.multiple}); expected a multiple of {parts}"
         )
+    # Only where batches are filled by tokens, since measuring lengths tokenizes every conversation.
     lengths = samples.measure_lengths() if stage.tokens else None
     options: dict[str, Any] = {
         "batch_size": settings.batch_size,
@@ -53,6 +54,7 @@ def open_loader(stage: StageSettings, samples: MllmSamples, *, seed: int, here: 
         return Loader(samples, rows=samples.rows, lengths=lengths, **options)
     rows: dict[str, list[int]] = defaultdict(list)
     for row in samples.rows.tolist():
+        # The first stands for all: where groups are counted, `image_sets.select_sets` gives each set one group only.
         rows[samples.sets[row].conversations[0].group].append(row)
     if stage.mixture is None:
         return Loader(samples, rows=_multiply(rows, stage, seed=seed), lengths=lengths, **options)

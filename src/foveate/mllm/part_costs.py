@@ -37,6 +37,7 @@ class Experts:
         divisor: an expert's hidden width is that of the dense MLP over this.
     """
 
+    # As in MM1.5's sparse models: 64 experts in every second layer, two of them for each token.
     num: int = 64
     top_k: int = 2
     every: int = 2
@@ -107,6 +108,7 @@ def count_vision(shape: ModelShape, precision: str) -> tuple[dict[str, PartCost]
 
 def count_built_vision(tower: ImageEncoder, connector: Connector, precision: str) -> tuple[dict[str, PartCost], int]:
     """Count a tower of this house and its connector, of one view, on copies of their meta tensors."""
+    # A copy: `make_fake` replaces the weights of its argument, and the caller prices further stages with its own tower.
     tower = copy.deepcopy(tower)
     mode, size = FakeTensorMode(), count_parameters(tower)
     make_fake(tower, mode)

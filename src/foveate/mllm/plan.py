@@ -132,6 +132,7 @@ def plan_images(paths: Sequence[Path], options: AssemblyOptions, *, preset: Pres
         tokens = len(plan.views) * options.tokens_per_view
         if preset == "llava-next" and len(plan.views) > 1:
             tokens = count_llava_tokens(plan, isqrt(options.tokens_per_view))
+        # An image that is not split is seen only in its overview, whose scale may differ from that of tiles.
         whole = plan.overview if plan.views == ((0, 0),) else plan.tiles
         images.append(
             PlannedImage(

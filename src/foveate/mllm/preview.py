@@ -124,6 +124,7 @@ def load_batch(training: MllmTraining, stage: StageSettings, *, step: int) -> St
     """
     seed, dataset = training.loader_seed(stage), training.samples(stage, features=False)
     sets, loader = dataset.sets, training.loader(stage, dataset)
+    # Draws of a mixture have the index of their source before row and epoch.
     draws = loader.draws(step - 1)[:, -2:].tolist()
     dataset.features = training.cache_features([sets[row] for row in sorted({row for row, _ in draws})])
     samples, bad, waiting = [], {}, 0
@@ -279,6 +280,7 @@ def _describe_views(training: MllmTraining, sample: dict[str, Any], folder: Path
 
 def _render_views(training: MllmTraining, rows: Sequence[int]) -> Iterator[tuple[Tensor, str]]:
     """Render each view of a sample [3, H, W], with the tile that it is."""
+    # Rendered again, since the cache holds features, not pixels.
     collection, preprocess = training.collection, training.model.tower.preprocess
     if training.model.settings.assembly is None:
         for row in rows:

@@ -62,6 +62,7 @@ def price(
     Raises:
         UserError: shapes that do not fit together, unknown parts or hardware, a batch that devices do not divide.
     """
+    # Stages of one precision have the same costs, which take seconds to count.
     counted = cache(lambda precision: count_vision(shape, precision))
     return _price(
         lambda stage: counted(stage.training.precision),
@@ -161,6 +162,7 @@ def _price(
     device = parse_hardware(hardware)
     result: dict[str, Any] = {"stages": [], "hardware": {"name": device.name, "gb": device.gigabytes}, "mfu": mfu}
     for stage in stages:
+        # A recipe's "auto" is resolved for the hardware that is priced, not for the machine that runs this.
         precision = device.resolve_precision(stage.training.precision)
         settings = stage.training.model_copy(update={"precision": precision})
         stage = replace(stage, training=settings)
@@ -230,6 +232,7 @@ def memory_per_device(
     gradient.
     """
     settings = stage.training
+    # Only one part's activations are in memory at a time, so accumulation lowers them.
     samples = settings.batch_size / devices / settings.accumulate
     first = min((PARTS.index(name) for name in stage.trained), default=len(PARTS))
     times = {"tower": stage.views, "connector": stage.views, "regions": 1.0, "language": float(stage.runs_language)}

@@ -97,6 +97,7 @@ class StageSettings(Settings):
         if self.multipliers and (self.mixture is not None or not self.texts):
             other = "mixture, which has shares instead" if self.texts else "texts false"
             raise ValueError(f"stage '{self.name}': multipliers have no effect with {other}; expected one of them")
+        # The number of processes is not known here; `loading.open_loader` checks the multiple again for all of them.
         if self.tokens is not None and self.tokens.multiple % self.training.accumulate:
             raise ValueError(
                 f"stage '{self.name}': tokens.multiple must be a multiple of training.accumulate (got "
@@ -108,6 +109,7 @@ class StageSettings(Settings):
 
     def trains(self, group: str) -> bool:
         """Return whether conversations of a group are trained in this stage."""
+        # With replay, conversations of other groups are trained, too.
         if not self.texts or (self.groups and group not in self.groups and not self.replay):
             return False
         if self.mixture is not None:

@@ -96,6 +96,7 @@ class MllmSamples:
         self.sets, self.collection, self.prompts, self.names = sets, collection, prompts, names
         self.max_conversations, self.max_positions = max_conversations, max_positions
         self.tokens_of_view, self.settings = tokens_of_view, settings
+        # Before any feature is computed: a stage without a usable set fails at once, not after hours of encoding.
         self.rows = find_usable_sets(sets, self.collection, texts=max_conversations > 0)
         if not len(self.rows):
             missing = "conversation of the stage's groups" if max_conversations else "region that a stage could align"
@@ -170,6 +171,7 @@ class MllmSamples:
         lengths = np.zeros(len(self.sets), dtype=np.int64)
         for number in self.rows.tolist():
             images, conversations, others, in_text = self.sets[number]
+            # The same frames as in `sample`, but from the index's sizes: no features exist yet.
             sizes = read_sizes(self.collection, images)
             if self.settings.assembly is None:
                 layout = _lay_out_whole(len(images))

@@ -49,6 +49,7 @@ def _resize(name: str, value: Tensor, target: Tensor, *, grid: tuple[int, int], 
             f"weight {name}: cannot be brought from views of {grid[0]} x {grid[1]} patches to {new_grid[0]} x "
             f"{new_grid[1]} (got {list(value.shape)}); expected {list(target.shape)}"
         )
+    # Some parameters are [L, D], others [1, L, D]: both are resized as rows and then given their own shape again.
     flat_LD = value.reshape(-1, value.shape[-1])
     map_LD = resize_positions(flat_LD[None, prefix:], grid=grid, new_grid=new_grid)[0]
     return torch.cat([flat_LD[:prefix], map_LD]).reshape(target.shape)
@@ -66,6 +67,7 @@ def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
     with seeded(0):
         language_model = AutoModelForCausalLM.from_config(config)
     prepare_tuning(language_model, source)
+    # Nothing is tokenized for this model: any id may stand for `<region>`.
     return build_model(recipe.model, region_id=0, language_model=language_model)
 
 

@@ -141,6 +141,7 @@ def collect_questions(path: Path, split: str, make: Callable[[Conversation], Sui
     if not questions:
         collection.close()
         raise UserError(f"{path}: split '{split}' has no conversations to ask; `foveate collect` imports them")
+    # The collection stays open: images are read when they are asked about, and `SuiteData.close` closes it.
     return SuiteData(questions, lambda key: collection.image_bytes(collection.find_row(key)), collection.close)
 
 
@@ -191,6 +192,7 @@ def _find_box_lists(answer: ModelAnswer) -> list[re.Match[str]] | None:
     lists = list(_LIST.finditer(answer.text))
     if len(lists) == len(answer.boxes):
         return lists
+    # One iterator for all boxes: each list is used once, so two equal boxes find two lists.
     chosen, rest = [], iter(lists)
     for box in answer.boxes:
         match = next((match for match in rest if match[0] == write_corners(box)), None)
@@ -222,6 +224,8 @@ def move_answer(answer: ModelAnswer, size: tuple[int, int], target: tuple[int, i
 def _write_box(box: PixelBox, size: tuple[int, int]) -> str:
     """Write a box as bins; those that a model wrote come back, also at the far edge, which `format_region` moves."""
     (x1, x2), (y1, y2) = sorted((box.x1, box.x2)), sorted((box.y1, box.y2))
+    # Truncated, so that a box that was decoded at the centers of its bins gets them back; the far edge of an image
+    # would be bin 1000, which no text has.
     bins = (int(NUM_BINS * value / side) for value, side in zip((x1, y1, x2, y2), (*size, *size), strict=True))
     return f"[{', '.join(str(min(max(number, 0), NUM_BINS - 1)) for number in bins)}]"
 

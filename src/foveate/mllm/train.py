@@ -76,6 +76,7 @@ from foveate.vision.hidden_layer import HiddenLayerEncoder
 from foveate.vision.localizer.folder import load_image_tower
 from foveate.vision.preprocess import check_preprocess
 
+# A run may be resumed with other values of these, which change neither weights nor metrics.
 _FREE = tuple(f"stages.training.{name}" for name in WITHOUT_INFLUENCE)
 LANGUAGE, INITIAL, COLLECTION = "language.json", "initial.json", "collection.json"
 TOWER = "tower.json"
@@ -137,6 +138,7 @@ def prepare_training(
     """
     here = here or world()
     run = RunFolder(run_path)
+    # Before the run folder is created: a recipe that does not fit the collection leaves none behind.
     sets = read_sets(recipe, collection)
     if here.is_main:
         run = RunFolder.create(run_path, command=list(command), recipe=dump(recipe), free=_FREE)
@@ -179,6 +181,7 @@ class MllmTraining:
         self.box_scores: BoxScoreResult | None = None
         self._features: FeatureCache | None = None
         if recipe.start:
+            # Stored weights fit the model's own views; `enter` resizes their positions to the views of the stage.
             self.model = self._load_initial(find_folder(recipe.start))
             self.enter(recipe.stages[0])
         else:
@@ -202,6 +205,7 @@ class MllmTraining:
         identity = {"source": str(folder), "sha256": sha256_file(folder / WEIGHTS)}
         check_unchanged(self.run, TOWER, "image tower", identity)
         tower = self.model.tower
+        # A wrapper that reads a hidden layer has no weights of its own; the folder holds those of the encoder.
         load_image_tower(tower.encoder if isinstance(tower, HiddenLayerEncoder) else tower, folder)
 
     def _open_source(self) -> LanguageModel | None:
@@ -231,6 +235,7 @@ class MllmTraining:
             )
         if self.names.index:
             with torch.no_grad():
+                # In float32: with a source's bfloat16 weights, the mean embeddings of names would be rounded.
                 model.set_names(self.names.embeddings(model.embeddings_VE.float()))
         return model
 
@@ -387,6 +392,7 @@ class MllmTraining:
         from safetensors.torch import save
 
         state = self._stage_state()
+        # The task holds the model as `model`; a stage's folder uses the model's own weight names.
         tensors = {name.removeprefix("model."): value for name, value in gathered.items()}
         # Tied tensors are gathered once; the folder of a stage holds every name of the state.
         whole = {name: tensors.get(name, value).detach().cpu().clone().contiguous() for name, value in state.items()}

@@ -92,6 +92,7 @@ class FerretCheckpoint:
             prompts = RegionPrompts.create(boxes, points).to(pixels_V3HW.device)
             # views_1K * 0: all views are of image 0, and all regions of row 0.
             vectors_RE = model.region_reader.read_prompts(visual.tower_VLD, views_1K, views_1K * 0, row_R, prompts)
+            # A region's vector replaces the embedding of its token, as in the official code; it is not added to it.
             text_TE[text_ids == model.region_id] = vectors_RE.to(text_TE.dtype)
         image_TE = visual.tokens_VTE[0]
         if model.settings.assembly is not None:
@@ -118,6 +119,7 @@ def read_ferret(
     tensors: dict[str, Tensor] = {}
     for path in checkpoint.weights():
         tensors |= read_tensors(path)
+    # Parts are removed from `tensors`: what is left must be the decoder's, or loading the decoder refuses it.
     parts = {part: _take(tensors, f"model.{part}") for part in _PARTS}
     if not parts["mm_projector"] or not (parts["region_geo_sampler"] or parts["region_fea_adapter"]):
         raise UserError(
@@ -131,6 +133,7 @@ def read_ferret(
     built_tower = build_tower(settings.tower)
     if parts["vision_tower"]:
         trunk: Any = built_tower
+        # LLaVA's code wraps the tower, so CLIP's names are prefixed with `vision_tower.vision_model.`.
         stored = {name.split("vision_model.")[-1]: value for name, value in parts["vision_tower"].items()}
         load_part(trunk.encoder.trunk, stored, f"{source}: model.vision_tower")
     language_model = _build_decoder(config, tensors, source)
@@ -259,6 +262,7 @@ def _build_decoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sou
     fields = {name: value for name, value in config.items() if name in known and name not in ("model_type", "dtype")}
     with loading(str(source)):
         decoder = getattr(transformers, _DECODERS[family])(transformers.AutoConfig.for_model(family, **fields))
+    # Older checkpoints store the rotary frequencies, which transformers computes from the config.
     stored = {name: value.float() for name, value in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     if decoder.config.tie_word_embeddings:
         if "model.embed_tokens.weight" not in stored:

@@ -54,6 +54,7 @@ def read_llava(checkpoint: Checkpoint) -> ImportedParts:
         check_loaded(report, name=checkpoint.name)
     processor = processor_settings(checkpoint)
     next_ = config.model_type == "llava_next"
+    # LLaVA pads with the processor's mean, truncated to whole levels; LLaVA-NeXT's "stretch" leaves nothing to fill.
     fill = [0, 0, 0] if next_ else [int(255 * value) for value in processor["mean"]]
     settings: dict[str, Any] = {
         "tower": {

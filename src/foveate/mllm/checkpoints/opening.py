@@ -84,6 +84,7 @@ def _find_chat(checkpoint: Checkpoint) -> str:
     from transformers import AutoTokenizer
 
     with loading(checkpoint.name, kind="its tokenizer"):
+        # Explicitly False: by default transformers asks on the terminal whether to run the code of a repository.
         tokenizer: Any = AutoTokenizer.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
     vocabulary, config = tokenizer.get_vocab(), checkpoint.config()
     if "<|im_start|>" in vocabulary:

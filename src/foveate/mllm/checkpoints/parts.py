@@ -44,6 +44,7 @@ class ImportedParts:
 
 def load_part(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load the weights of a part; raise UserError for the first that is missing, surplus or of another shape."""
+    # Compared here, because the error of `load_state_dict` lists all names of a part without naming its file.
     expected = module.state_dict()
     for name in sorted({*expected, *tensors}):
         if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape:

@@ -73,6 +73,7 @@ def export(job: Job) -> ExportReport:
     write_gguf(
         job.folder / MODEL, {**_decoder_fields(loaded), **_vocabulary(loaded)}, _decoder_tensors(loaded, weights)
     )
+    # Hidden layers are counted from the end and include the embedding: -1 is after all blocks, -2 before the last one.
     layers = trunk.config.num_hidden_layers + 1 + fields["vision_feature_layer"]
     if layers < 1:
         raise UserError("tower.layer: llama.cpp reads a layer's output (got that of the embedding); expected another")
@@ -124,6 +125,7 @@ def _decoder_fields(loaded: LoadedModel) -> dict[str, Value]:
         f"{kind}.feed_forward_length": config.intermediate_size,
         f"{kind}.attention.head_count": config.num_attention_heads,
         f"{kind}.attention.head_count_kv": config.num_key_value_heads,
+        # By default llama.cpp takes width / heads, from which a config's `head_dim` may differ.
         f"{kind}.attention.key_length": head_width,
         f"{kind}.attention.value_length": head_width,
         f"{kind}.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
@@ -146,6 +148,7 @@ def _vocabulary(loaded: LoadedModel) -> dict[str, Value]:
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": [names[id] for id in range(len(names))],
         "tokenizer.ggml.token_type": [kinds[id] for id in range(len(names))],
+        # tokenizers writes merges as pairs since 0.20; before, as text with a blank between.
         "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
         "tokenizer.ggml.eos_token_id": tokenizer.end,
         # Else it warns that the end mark is not among the tokens that end an answer.

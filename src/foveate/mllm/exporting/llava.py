@@ -78,6 +78,7 @@ def processor_options(loaded: LoadedModel, fields: dict[str, Any]) -> dict[str, 
         "tokenizer": copy_tokenizer(loaded),
         "patch_size": fields["vision_config"]["patch_size"],
         "vision_feature_select_strategy": strategy,
+        # CLIP's class token: LlavaProcessor adds it to the patch count and, by strategy, subtracts it again.
         "num_additional_image_tokens": int(strategy == "default"),
         "chat_template": chat_template(loaded),
     }

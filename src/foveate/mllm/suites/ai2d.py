@@ -45,6 +45,7 @@ def read(path: Path, split: str) -> SuiteData:
             for text, entry in get_field(table, "questions", dict, where=str(file)).items():
                 if labeled or not entry.get("abcLabel"):
                     questions.append(_read(text, entry, image, where=f"{file}: question '{text}'"))
+    # Called only for its error: image names include their folder, and labeled images are in another folder.
     folder_reader(path / "images")
     return SuiteData(questions, folder_reader(path))
 

@@ -73,6 +73,7 @@ def read(path: Path, split: str) -> SuiteData:
             )
             context = get_field(contexts[image], "text", str, where=where)
             reference = get_field(answers[id], "text", str, where=where)
+            # The judge reads the question as published, with coordinates; the model gets `<region>` instead of them.
             prompt = (
                 f"[Context]\n{context}\n\n[Question]\n{entry['text']}\n\n"
                 f"[{role} 1]\n{reference}\n\n[End of {role} 1]\n\n"
@@ -154,6 +155,7 @@ def _write(question: SuiteQuestion, answer: ModelAnswer) -> ChatRequest:
 def _read(reply: JudgeReply) -> Verdict:
     scores = None if reply.error else parse_judge(reply.text)
     judged = {"judge": reply.judge, "date": reply.date, "reply": reply.text, "error": reply.error, "scores": scores}
+    # A judge scores the reference first and the model's answer second.
     return Verdict(None if scores is None else scores[1] / 10, judged)
 
 

@@ -121,6 +121,7 @@ def _read_entry(entry: object, task: str, platform: str, *, id: str) -> SuiteQue
         raise MalformedEntryError("no answer; expected a second turn or 'label' (the released samples have none)")
     boxes: tuple[PixelBox, ...] = ()
     if task in GROUNDING:
+        # Boxes of a turn were parsed with it; those of a `label` are still text.
         written = answers[0].regions if answers else ()
         boxes = tuple(box for box in written if isinstance(box, PixelBox)) or parse_boxes(label, draft.stated).boxes
         if not boxes:
@@ -129,6 +130,7 @@ def _read_entry(entry: object, task: str, platform: str, *, id: str) -> SuiteQue
     # The published code reads screens by the last part of their names.
     image = draft.images[0].names[0].rpartition("/")[2]
     text = question.text.replace(IMAGE, "").strip()
+    # One box per question: boxes are scored in one table, where a second one would shift all that follow.
     return _make(id, image, text, task, label, platform, regions=question.regions, boxes=boxes[:1], size=draft.stated)
 
 
@@ -155,6 +157,7 @@ def _ask_screens(collection: Collection, split: str) -> Iterator[SuiteQuestion]:
 
 
 def _ask_screen(key: str, size: tuple[int, int], tree: Mapping[str, Any]) -> Iterator[SuiteQuestion]:
+    # Without the root, which is the screen itself.
     elements = list(_walk(tree))[1:]
     counts = Counter((element["type"], element["text"]) for element in elements)
     texts = Counter(element["text"].casefold() for element in elements)

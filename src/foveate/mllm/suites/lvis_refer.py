@@ -45,6 +45,7 @@ def _make(
     id: str, image: str, region: Shape, names: tuple[str, ...], other: str, kind: str, *, swap: bool
 ) -> SuiteQuestion:
     """Make a question; the order of the two names alternates."""
+    # LVIS writes spaces in its names as underscores.
     name = names[0].replace("_", " ")
     first, second = (other, name) if swap else (name, other)
     return SuiteQuestion(
@@ -106,6 +107,7 @@ def _ask_regions(collection: Collection, split: str) -> list[SuiteQuestion]:
         absent = [name for name in names if name not in {region.phrase for region in record.regions}]
         for number, region in enumerate(record.regions if absent else ()):
             id = f"{record.key}/{number}"
+            # Drawn by a hash of the region, so that the draw does not depend on earlier regions.
             other = absent[int(seeds.uniform("lvis-refer", id) * len(absent))]
             box = region.box.to_pixels(record.width, record.height)
             questions.append(_make(id, record.key, box, (region.phrase,), other, "box", swap=len(questions) % 2 == 1))

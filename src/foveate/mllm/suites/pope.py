@@ -30,6 +30,7 @@ def _read(entry: dict, kind: str, *, where: str) -> SuiteQuestion:
     if label not in ("yes", "no"):
         raise UserError(f"{where}: label '{label}'; expected yes or no")
     return SuiteQuestion(
+        # The three files use the same question numbers.
         id=f"{kind}/{entry.get('question_id', where)}",
         images=(get_field(entry, "image", str, where=where),),
         text=get_field(entry, "text", str, where=where),

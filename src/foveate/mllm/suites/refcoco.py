@@ -36,6 +36,7 @@ def read(path: Path, split: str) -> SuiteData:
 def _make(expression: Expression, file: Path) -> SuiteQuestion:
     if expression.problem or expression.box is None or expression.size is None:
         raise UserError(f"{file}: {expression.problem or f'{expression.id}: no width and height of its image'}")
+    # The official question has no commas. The reference keeps them: phrases are compared without punctuation.
     phrase = expression.phrase.replace(",", "").strip()
     name = expression.dataset or file.stem
     return SuiteQuestion(

@@ -85,6 +85,7 @@ class Network:
 
     def encode_images(self, images: Iterable[Image.Image]) -> Iterator[Tensor]:
         """Yield the tokens [B, N, D] of images as they come, a few at a time."""
+        # Lazy: frames come from the decoder while they are encoded, and are never all in memory.
         rendered = map(self.render, images)
         while batch := list(itertools.islice(rendered, _TOWER_BATCH)):
             yield self.encode(self.pixels(batch))

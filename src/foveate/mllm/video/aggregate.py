@@ -222,6 +222,7 @@ def aggregate_frames(
     count = 0
     for count, tokens_ND in enumerate(frames, 1):
         if aggregator is None:
+            # Only the first frame tells how many tokens a frame has.
             layout = how.layout(num_frames, tokens_ND.shape[0], slow_indices=slow_indices)
             if not all(image.is_frame for image in layout.images):
                 raise UserError(f"how: strategy '{how.kind}' reads collages of frames, which must be encoded for it")

@@ -65,6 +65,7 @@ class ClipHashes:
         if path is None:
             return ""
         if path not in self._hashes:
+            # A folder of images is a clip, too.
             self._hashes[path] = sha256_folder(path) if path.is_dir() else sha256_file(path)
         return self._hashes[path]
 
@@ -75,6 +76,7 @@ def read_answered(questions: Sequence[VideoQuestion], hashes: ClipHashes, path: 
     Raises:
         UserError: a clip was replaced since questions about it were answered.
     """
+    # The last row of a question counts: if a kill cost some rows of a batch, the whole batch was asked again.
     rows = {row["id"]: row for row in repair_json_lines(path)}
     answered, replaced = {}, []
     for question in questions:
@@ -95,6 +97,7 @@ def read_answered(questions: Sequence[VideoQuestion], hashes: ClipHashes, path: 
 
 
 def describe_answers(answers: Sequence[ClipAnswer | UserError]) -> dict[str, Any]:
+    # A pair of questions is one row, which cannot be scored if one of its answers is missing.
     errors = [str(answer) for answer in answers if isinstance(answer, UserError)]
     if errors:
         return {"error": errors[0]}

@@ -38,6 +38,7 @@ class ClipWatcher:
         if getattr(how, "choose", "even") == "query":
             raise UserError("choose: 'query' reads a clip for each question; expected even, cover or change for a set")
         self.network, self.how = network, how
+        # Without options that are off: they must not change the description that identifies a run.
         self.options = {name: value for name, value in options.items() if value}
         self._last: tuple[tuple[Path, int | None], Viewing] | None = None
 
@@ -49,6 +50,7 @@ class ClipWatcher:
             fields["rope_factor"] = self.network.rope_factor
         prompt = Path(str(self.options.get("prompt", "")))
         if prompt.is_file():
+            # By its content: a run resumed with an edited prompt would mix answers to two prompts.
             fields["prompt"] = f"{prompt.name} {sha256_file(prompt)[:12]}"
         return " ".join([self.how.kind, *(f"{name}={value}" for name, value in fields.items())])
 

@@ -109,6 +109,7 @@ def evaluate(
     rows = seeds.draw([question.id for question in listed], settings.limit, "video", settings.seed, what="question")
     selected = _sort_by_clip([listed[row] for row in rows])
     identity = {
+        # Not part of the identity: a stopped run may be resumed with missing clips allowed, or another batch size.
         **settings.model_dump(exclude={"allow_missing", "batch_size"}),
         **{"model": name, "weights": weights, "how": how},
         **{"questions": len(selected), "sha256": hash_questions(selected)},

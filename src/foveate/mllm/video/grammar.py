@@ -58,6 +58,7 @@ def parse_aggregation(text: str, *, compat: bool = False) -> Strategy:
     match = (_COMPATIBLE if compat else _STRICT).fullmatch(text)
     if match is not None and match[2] in OPERATORS:
         slow, rows, columns = (int(match[group]) for group in (1, 3, 4))
+        # In an official string an empty grid, accepted with `compat`, means that there is no fast path.
         fast = (rows, columns) if rows * columns else None
         return build_strategy("slowfast", {"slow": slow, "slow_pool": match[2], "fast": fast})
     if text == "temporal_global_pool":
@@ -86,6 +87,7 @@ def format_aggregation(how: Strategy) -> str:
         text = options.get("pool", "temporal_global_pool")
     else:
         raise UserError(f"how: strategy '{how.kind}' has no string in the paper; expected slowfast, concat or mean")
+    # Parsed again, so that an option that the string cannot express is refused instead of lost.
     same = parse_aggregation(text, compat=True).model_dump()
     for name, value in options.items():
         if name not in ("frames", "choose") and same.get(name) != value:

@@ -110,6 +110,7 @@ def read_prompts(path: Path) -> dict[str, JudgePrompt]:
         if not isinstance(value, dict) or set(value) != {"system", "user"} or not all(map(_is_text, value.values())):
             raise UserError(f"{path}: field '{name}': expected the texts 'system' and 'user'")
         prompt = JudgePrompt(value["system"], value["user"])
+        # Without one of these slots a judge would compare nothing, yet its scores would look like any others.
         for slot in ("answer", "prediction", *(("prediction2",) if name == "CO" else ())):
             if f"{{{slot}}}" not in prompt.user:
                 raise UserError(f"{path}: field '{name}.user': {{{slot}}} is missing")

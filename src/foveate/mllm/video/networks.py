@@ -67,6 +67,7 @@ def open_network(
         return wrap_native(load_model(folder, device=torch_device), name=str(source))
     checkpoint = fetch(str(source), revision=revision, field="model")
     config = read_config(checkpoint)
+    # Before the model is built, since it computes its rotary frequencies from the config.
     stretch_positions(config.get_text_config(), rope_factor)
     model = load_foreign(checkpoint, device=torch_device, config=config)
     return wrap_foreign(model, checkpoint, name=str(source))
@@ -104,6 +105,7 @@ def wrap_llava(
 
     @torch.inference_mode()
     def encode(pixels_T3HW: Tensor) -> Tensor:
+        # Normalized in float32, as in the official code, and only then cast to the dtype of the tower's weights.
         pixels = preprocess.normalize(pixels_T3HW.to(device)).to(dtype)
         hidden = inner.vision_tower(pixels, output_hidden_states=True).hidden_states
         features = torch.cat([hidden[layer] for layer in ([layers] if isinstance(layers, int) else layers)], dim=-1)
@@ -141,6 +143,7 @@ def stretch_positions(config: Any, factor: float | None) -> None:
     if factor is None:
         rope = getattr(config, "rope_parameters", None) or {}
         is_doubled = getattr(config, "max_position_embeddings", None) == _DOUBLED
+        # A model whose positions are scaled already keeps its own scaling.
         factor = 2 if is_doubled and rope.get("rope_type") == "default" else 1
     scale_rope(config, factor)
 
@@ -168,8 +171,10 @@ def read_config(checkpoint: Checkpoint) -> Any:
             f"model_type '{model_type}'); expected one of {', '.join(FAMILIES)}, or a model of foveate mllm train"
         )
     with loading(checkpoint.name):
+        # Explicitly False: by default transformers asks on the terminal whether to run the code of a repository.
         config = AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
     tower = config.vision_config
+    # Pixtral has an image_size too, but its grid depends on each image.
     if tower.model_type == "pixtral" or not isinstance(getattr(tower, "image_size", None), int):
         raise UserError(f"{checkpoint.name}: its tower '{tower.model_type}' has no fixed grid; expected CLIP or SigLIP")
     return config

@@ -66,6 +66,7 @@ def measure_occlusion(
 
     def measure(text: str) -> tuple[float, ...]:
         prompt, ids = _encode(viewing, text, answer, options)
+        # The first leaves nothing out: every drop is measured against it.
         scores = _score(viewing, prompt, ids, [[], *rows_of_index.values()], batch)
         drops = dict(zip(rows_of_index, (scores[0] - score for score in scores[1:]), strict=True))
         return tuple(drops[index] for index in indices)

@@ -55,6 +55,7 @@ class PromptTemplate:
         values = {"{question}": question, "{options}": write_options(options)}
         parts: dict[str, list[Piece]] = {"{start}": [], "{video}": [], "{answer}": []}
         part = "{start}"
+        # The template is split before anything is filled in, so that a slot name in a user's text stays text.
         for piece in _SLOT.split(self.text):
             if piece in parts:
                 part = piece
@@ -120,6 +121,7 @@ def check_choices(options: Sequence[str], *, distinct: bool = True) -> list[str]
     Args:
         distinct: False where only a letter is written: some published questions have two equal options.
     """
+    # On one line, since a line break in an option would look like the start of the next one.
     texts = [" ".join(clean_text(option).split()) for option in options]
     if len(texts) < 2 or (distinct and len(set(texts)) < len(texts)) or not all(texts):
         raise UserError(f"options: expected at least two different texts (got {', '.join(map(repr, texts)) or 'none'})")
@@ -172,6 +174,7 @@ def find_prompts(source: str | Path, *, chatml: bool) -> Prompts:
 
 def _read_official(path: Path, content: str, *, chatml: bool) -> Prompts:
     try:
+        # Parsed, never imported: the file is code from elsewhere.
         literals = [node.value for node in ast.walk(ast.parse(content)) if isinstance(node, ast.Constant)]
     except SyntaxError as error:
         raise UserError(f"{path}: line {error.lineno} is no Python; expected the official prompt.py") from error

@@ -55,6 +55,7 @@ def summarize(
     table, unparsed, failed, further = [], 0, 0, {}
     for name, part in _split_kinds(choices):
         table.append(_score_choices(part, _join(question_set.title, name), seed, recipe.get("likelihood", False)))
+    # Questions without an answer are excluded here; they are counted as missing.
     unparsed += sum("error" not in row and _read_letter(row) is None for row in choices)
     if replies is not None:
         for aspect in dict.fromkeys(aspect for row in judged for aspect in row["aspects"]):
@@ -142,6 +143,7 @@ def _draw_samples(rows: Sequence[AnswerRow], replies: Mapping[tuple[str, str], J
             slow=sorted(set(_list_slow(row))),
             num_frames=row["seen"]["num_decoded"],
         )
+        # Spread evenly instead of the first ones, because rows are sorted by clip.
         for row in (known[index * len(known) // count] for index in range(count))
     ]
 
@@ -182,6 +184,7 @@ def _score_choices(rows: Sequence[AnswerRow], title: str, seed: int, by_likeliho
     answered = [row for row in rows if "error" not in row]
     strict = [float("error" not in row and _is_hit(row, _read_letter)) for row in rows]
     official = [float(_is_hit(row, lambda row: parse_letter_official(row["predictions"][0]))) for row in answered]
+    # Questions of one set may have different numbers of options.
     chance = sum(1 / len(row["options"]) for row in rows) / len(rows)
     values = {"strict": _average(rows, strict, seed), "official": _average(answered, official, seed)}
     if by_likelihood:
@@ -215,6 +218,7 @@ def _score_judged(
         reply = replies[row["id"], aspect]
         return None if reply.error else reply.text
 
+    # Missing answers are wrong in the strict score; the official evaluators leave them out of the denominator.
     strict_replies = [_WRONG if "error" in row else read_reply(row) for row in rows]
     given_replies = [read_reply(row) for row in answered]
     scores = score_verdicts(given_replies, score_only=score_only) if given_replies else None

@@ -61,6 +61,7 @@ def score(
                 raise UserError(f"{folder.path}: --judge is missing; open answers are scored by a judge, at a server")
             replies = judge_answers(rows, judge, prompts, folder.path / REPLIES)
         result = summarize(rows, recipe, replies=replies)
+        # A run of only multiple-choice questions names no judge, even if one was given.
         if judge is not None and replies:
             result = result.model_copy(update={"judge": judge.name, "judge_prompts": hash_prompts(prompts)})
         folder.write_result(result.model_copy(update={"command": command or ""}).to_json())

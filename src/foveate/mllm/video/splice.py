@@ -47,6 +47,7 @@ def encode_prompt(network: Network, prompt: Prompt) -> PromptIds:
 
 def splice(network: Network, ids: PromptIds, video_LD: Tensor) -> Tensor:
     """Return the embeddings [before + L + after, D] of a prompt with its video."""
+    # A float32 projector may feed a bfloat16 decoder.
     dtype = network.language.get_input_embeddings().weight.dtype
     return torch.cat([network.embed(ids.before), video_LD.to(dtype), network.embed(ids.after)])
 
@@ -93,6 +94,7 @@ def list_fitting(how: Strategy, room: Room) -> list[str]:
     """List the largest settings with which a video would fit, each alone, as options: "--slow 8"."""
     return [
         f"--{name} {_write_value(value)}"
+        # Advice may go below the four slow frames that `--fit` keeps: whoever follows it chooses to.
         for name, values in _list_shrinks(how, room, min_slow=1)
         if (value := _find_largest(how, name, values, room)) is not None
     ]

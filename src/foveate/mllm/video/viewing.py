@@ -124,6 +124,7 @@ class Viewing:
         """Yield the text of an answer as it is generated; return the answer. Arguments: see `ask`."""
         ids = self.encode_question(question, options, max_tokens)
         prefix = self._read(ids, max_tokens)
+        # A prefix already holds the video and what precedes it: only the text behind it is left to read.
         prompt_LD = splice(self.network, ids, self.video_LD) if prefix is None else self.network.embed(ids.after)
         completion = yield from stream(
             self.network.language,
@@ -133,6 +134,7 @@ class Viewing:
             settings=answer_settings(max_tokens),
             prefix=prefix,
             suppress=self.network.suppress,
+            # The cache is cut back, not copied: a copy would hold a video's keys and values twice.
             in_place=True,
         )
         return self.build_answer(completion)

@@ -24,6 +24,7 @@ _STRIDES = {"1x1": "concat", "1x2": "spatial_1d_max_pool", "2x2": "spatial_2d_ma
 
 def _parse_operator(value: Any) -> Any:
     """Turn a stride "1x2" (rows x columns) into the operator that has it; the rest is left to pydantic."""
+    # For a mistyped stride the error lists the strides; for other texts pydantic lists the operators.
     if isinstance(value, str) and value[:1].isdigit() and value not in _STRIDES:
         raise ValueError(f"unknown stride; expected one of {', '.join(_STRIDES)}, or an operator such as concat")
     return _STRIDES.get(value, value) if isinstance(value, str) else value
@@ -136,6 +137,7 @@ def fast_warnings(grid: tuple[int, int] | None, image_tokens: int) -> list[str]:
 
 def frames_block(path: str, images: Sequence[TowerImage], frames: Sequence[int], pool: Pool, bins: int = 0) -> Block:
     """Lay out the rows of frames that are among `images`, in this order."""
+    # Keyed by all frames of an image, so that a collage of several is never taken for one of them.
     positions = {image.frames: position for position, image in enumerate(images)}
     return Block(path, tuple(positions[frame,] for frame in frames), pool, bins)
 

@@ -24,6 +24,7 @@ class ImageGrid(Strategy):
     def _arrange(self, num_frames: int, image_tokens: int, slow: tuple[int, ...]) -> Layout:
         """Lay out the tokens of the image, then of its tiles row by row; see `Strategy.layout`."""
         frames = tuple(range(num_frames))
+        # At least as many rows as columns: six frames are three rows of two, as in IG-VLM.
         columns = round(num_frames**0.5)
         cells = Grid(-(-num_frames // columns), columns)
         rows, columns = self.tiles

@@ -27,6 +27,7 @@ class ThumbnailSampling(Strategy):
         warnings = []
         if self.sampled > total:
             warnings.append(f"sampled: {self.sampled} of {total} tokens; all are read")
+        # Rounded, as in TS-LLaVA's code, whereas the official slow frames are truncated.
         tokens = np.rint(float_linspace(total - 1, min(self.sampled, total))).astype(int)
         frames, counts = np.unique(tokens // image_tokens, return_counts=True)
         shares = np.split(tokens % image_tokens, np.cumsum(counts)[:-1])
