@@ -139,6 +139,7 @@ class Block:
     def projections(self) -> list[tuple[str, nn.Module]]:
         """Return the modules of `qkv` with their letters."""
         letters = self.letters or (("qkv",) if len(self.qkv) == 1 else ("q", "k", "v"))
+        # A block without projections has the default letters too, so `strict` must be off for it.
         return list(zip(letters, self.qkv, strict=bool(self.qkv)))
 
 

@@ -56,6 +56,7 @@ class Classifier(nn.Module):
             raise UserError(
                 f"head '{head_name}' of {type(network).__name__} must be a linear layer (got {type(head).__name__})"
             )
+        # Calibrations address classes by name, so a repeated name would be ambiguous.
         if head.out_features != len(self.names) or len(set(self.names)) != len(self.names):
             raise UserError(
                 f"head '{head_name}' has {head.out_features} outputs; expected as many different class names (got "

@@ -42,6 +42,7 @@ def augment_images(images: LabeledImages, augmentation: Augmentation) -> LoadSam
     if augmentation.randaugment or augmentation.erasing:
         transforms = RandomTransforms(augmentation.randaugment, augmentation.erasing)
 
+    # Depends on seed, epoch and key only, so a resumed run sees the same images with any number of threads.
     def load(row: int, epoch: int, seed: int) -> Tensor:
         key, view = images.keys[row], View()
         if views is not None:
@@ -131,6 +132,7 @@ def _label_collection(
         np.asarray(collection.splits),
         load,
         size,
+        # The stored hash, so that no image is read just to identify it.
         content=lambda row: str(hashes[row]).encode(),
     )
 
@@ -189,6 +191,7 @@ def _open_vtab(folder: Path, data: AdaptData, preprocess: Preprocess) -> Labeled
 
 
 def _refuse_field(path: Path, data: AdaptData, where: str) -> None:
+    # An option without effect is refused: the user would believe that the labels of that field were learned.
     if data.field is not None:
         raise UserError(f"data.field '{data.field}' has no effect on {path}, whose labels are {where}")
 

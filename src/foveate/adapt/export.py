@@ -184,6 +184,7 @@ def _timm(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[st
         if size not in (None, int(sides[0])) and hasattr(model, "dynamic_img_size"):
             arguments["dynamic_img_size"] = True  # as it was tuned: positions are resampled
     save_for_hf(model, str(path), model_config=about, model_args=arguments, safe_serialization=True)
+    # Reloaded from disk as a user of timm would: the files are compared, not the model in memory.
     reloaded = timm.create_model(f"local-dir:{path}", pretrained=True).to(pixels).eval()
     return reloaded(pixels)
 
@@ -276,6 +277,7 @@ def import_peft(
         "preprocess": network.preprocess.to_dict(),
         "imported_from": "peft",
     }
+    # The folder appears at once: a killed import leaves nothing that looks like an adapter.
     with staged_folder(to) as stage:
         save_adapter(adapted, stage)
     counts = adapted.count_parameters()

@@ -146,14 +146,17 @@ FAMILIES: dict[str, Family] = {
         ),
         norms="other",
     ),
+    # The rows of qkv are grouped by head; they are not all of q, then all of k, then all of v.
     "timm.EfficientFormer": Family(
         _timm("stages.*.blocks.*", qkv="token_mixer.qkv", proj="token_mixer.proj", attention="token_mixer", patch=""),
         ordered=False,
     ),
     "timm.Eva": Family(_timm("blocks.*", scale1="gamma_1", scale2="gamma_2"), tokens="rotary"),
     "timm.GlobalContextVit": Family(_timm("stages.*.blocks.*", patch="", final_norm="")),
+    # Where the width grows, norm1 also feeds the projection of the shortcut.
     "timm.Hiera": Family(_timm("blocks.*", final_norm="head.norm"), norms="other"),
     "timm.HieraDet": Family(_timm("blocks.*", final_norm="head.norm"), norms="other"),
+    # As in EfficientFormer, the rows of qkv are grouped by head (timm's `head_first`).
     "timm.MaxxVit": Family(
         _timm(
             "stages.*.blocks.*.attn_block|stages.*.blocks.*.attn_grid|stages.*.blocks.*",
@@ -174,6 +177,7 @@ FAMILIES: dict[str, Family] = {
         norms="other",
     ),
     "timm.ByobNet": Family(_timm("stages.*.*.transformer.*", patch="", final_norm="")),
+    # As in Hiera, but norm2 may feed the projection of a shortcut, too (`shortcut_proj_mlp`).
     "timm.MultiScaleVit": Family(_timm("stages.*.blocks.*"), norms="other"),
     "timm.NaFlexVit": Family(_timm("blocks.*", patch=""), tokens="rotary"),
     "timm.Nest": Family(_timm("levels.*.transformer_encoder.*")),
@@ -268,6 +272,7 @@ FAMILIES: dict[str, Family] = {
         positions=("embeddings.position_embedding.weight", 0, 0),
     ),
     "transformers.SwinModel": Family({"block": "encoder.layers.*.blocks.*", **_TRANSFORMERS}),
+    # Post-norm with the names of Swin v1: "layernorm_before" comes after the attention, so the sublayer ends there.
     "transformers.Swinv2Model": Family(
         {
             "block": "encoder.layers.*.blocks.*",

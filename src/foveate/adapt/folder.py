@@ -106,6 +106,7 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
         path, kind=KIND, formats=[FORMAT], fields=sections, label="adapter", config_name=CONFIG, inner="adapter"
     )
     strength = config.get("strength")
+    # JSON's true is an int in Python, and Python's parser takes NaN for a float.
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
         raise UserError(f"{path / CONFIG}: field 'strength' must be a finite number (got {strength})")
     return {**config, "strength": float(strength)}
@@ -214,6 +215,7 @@ def load_adapter(
     adapted = AdaptedModel(model, modules if isinstance(modules, dict) else None)
     try:
         add_adapter(adapted, folder, name=name, other_weights=other_weights)
+    # Also on KeyboardInterrupt: the caller's network must not keep its hooks.
     except BaseException:
         adapted.detach()
         raise

@@ -99,6 +99,7 @@ def _detect_kind(path: Path) -> str:
     if isinstance(config, dict):
         if config.get("kind") == "localizing-encoder":
             return "foveate"
+        # timm writes `architecture` into its config.json, transformers `model_type`.
         if "architecture" in config:
             return "timm"
         kind = KIND_OF_TYPE.get(str(config.get("model_type")))

@@ -284,6 +284,7 @@ class AdaptedModel(nn.Module):
         # Copied without hooks: they would be copied along and still refer to this model's adapter.
         self._release()
         try:
+            # The map is left out and rebuilt below: its blocks and functions refer to this model's modules.
             state = {key: value for key, value in vars(self).items() if key not in ("backbone", "_attached")}
             vars(copied).update(copy.deepcopy(state, memo))
         finally:
@@ -434,6 +435,7 @@ def adapt(
     adapted = AdaptedModel(model, modules)
     try:
         adapted.add(config, classes=classes, head=head, name=name, seed=seed)
+    # Also on KeyboardInterrupt: the caller's network must not stay frozen and hooked.
     except BaseException:
         adapted.detach()
         raise

@@ -82,6 +82,7 @@ def map_blocks(
     biased: list[Any] = []
     for name in match_names(modules["block"], list(names)):
         parts = _Parts(name, names, modules)
+        # A match inside a block already found is part of that block and would be hooked twice.
         if parts.is_empty or any(name.startswith(f"{block.name.removeprefix(prefix)}.") for block in blocks):
             continue
         block = _map_block(len(blocks), prefix, parts, pairs, biased, one_input=one_input, ordered=ordered)
@@ -141,6 +142,7 @@ class _Parts:
     def scale(self, role: str) -> nn.Module | None:
         """Return LayerScale as a module: the block's own, or one for a parameter of the block."""
         for relative in self._modules.get(role, "").split("|"):
+            # A bare parameter takes no hook, so a module stands for it.
             if relative and isinstance(getattr(self.block, relative, None), nn.Parameter):
                 return ParameterScale(self.block, relative)
         return self.get(role)
@@ -166,6 +168,7 @@ def _map_block(
 ) -> Block | None:
     attention, mlp = parts.get("attention"), parts.get("mlp")
     projections, proj = parts.projections(), parts.get("proj")
+    # With another kdim or vdim, torch has three separate weights, and `in_proj_weight` is None.
     if not projections and isinstance(attention, nn.MultiheadAttention) and attention.in_proj_weight is not None:
         projection = InProjection(attention)
         pairs.append((attention, projection))
@@ -203,6 +206,7 @@ def _map_block(
 
 def _width(parts: _Parts, proj: nn.Module | None, last: nn.Module | None) -> int:
     """Return the channels of the tokens that leave a block."""
+    # `last` first: the MLP comes after the attention, so its last layer produces the block's output.
     for module in (last, proj):
         if isinstance(module, nn.Linear):
             return module.out_features
@@ -237,6 +241,7 @@ def map_by_head(model: nn.Module, head: str, **fields: Any) -> Backbone:
     assert isinstance(layer, nn.Linear)
 
     def features(pixels: Tensor) -> Tensor:
+        # Captured at the head's input, because each library has another method for features before the head.
         return capture_input(layer, lambda: model(pixels)).flatten(1)
 
     def forward_original(pixels: Tensor) -> Tensor:

@@ -218,6 +218,7 @@ def open_transformers(settings: Mapping[str, Any]) -> Network:
     unused_pooler = family is not None and "pooler.dense.weight" in family.unused
     options: dict[str, Any] = {"add_pooling_layer": False} if unused_pooler else {}
     with loading(source):
+        # No pickles, which can run code when they are read; float32 whatever type the checkpoint has.
         model, report = kind.from_pretrained(
             str(checkpoint.folder), use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
         )
@@ -252,6 +253,7 @@ def open_torchvision(settings: Mapping[str, Any], *, seed: int) -> Network:
         raise UserError("model of 'torchvision' is missing: give a name such as torchvision:resnet50")
     choose(name, models.list_models(module=models), "network of torchvision")
     weights: Any = models.get_model_weights(name)
+    # The preprocessing of the published weights; reading it downloads nothing.
     published = weights.DEFAULT.transforms()
     size = int(settings.get("image_size") or published.crop_size[0])
     # These two families are built for one size; the others take any.

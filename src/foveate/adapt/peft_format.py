@@ -91,6 +91,7 @@ def export_peft(adapted: AdaptedModel, folder: str | Path, *, backbone: Mapping[
         tensors |= {f"{base.head}.{key}": value for key, value in head.items()}
     config |= {
         "peft_type": kind,
+        # PEFT's `AutoPeftModel` reads `auto_mapping` only where the task type is None.
         "task_type": None,
         "base_model_name_or_path": base.source,
         "revision": base.revision,
@@ -148,6 +149,7 @@ def _timm_base(adapted: AdaptedModel, settings: Mapping[str, Any]) -> Base:
     else:
         name, pretrained = f"{'local-dir' if Path(str(source)).is_dir() else 'hf-hub'}:{source}", True
     options = [f"{name!r}", f"pretrained={pretrained}", f"num_classes={_num_classes(adapted)}"]
+    # The architecture's name does not imply it: without this option the base would have fixed positions.
     if getattr(model, "dynamic_img_size", False):
         options.append("dynamic_img_size=True")
     note = "" if pretrained else "  # and load the weights that the adapter was trained on"
@@ -169,6 +171,7 @@ def _transformers_base(adapted: AdaptedModel, settings: Mapping[str, Any]) -> Ba
     prefix = ""
     if source is not None:
         kind, prefix = _class_in_folder(adapted, str(source), revision)
+    # Only if the folder holds the adapted class: another one, such as a whole CLIP model, has no such layer.
     head = adapted.backbone.classifier if kind is type(model) and isinstance(adapted.head, nn.Linear) else ""
     if head:
         features = "model(pixel_values=pixels).logits"
@@ -297,6 +300,7 @@ def _card(adapted: AdaptedModel, base: Base, names: Sequence[str]) -> str:
         lines.append("from safetensors.torch import load_file")
         code.insert(2, f'head = load_file("FOLDER/{HEAD_WEIGHTS}")')
         code.append(f"    features = {base.features}")
+        # Spells out `ZeroShotHead.forward`, because a process without Foveate lacks that class.
         if isinstance(adapted.head, ZeroShotHead):
             if adapted.head.projection is not None:
                 code.append('    features = features @ head["projection"].T')
@@ -362,6 +366,7 @@ def add_peft(adapted: AdaptedModel, folder: str | Path, *, name: str = "default"
         network=type(adapted.backbone.model).__name__,
     )
     factors = {key: lora_factor(config, key, len(a), path) for key, (a, _) in pairs.items()}
+    # The settings have one rank and one factor: smaller ranks are padded with zeros, other factors go into B.
     rank, factor = max(len(a) for a, _ in pairs.values()), next(iter(factors.values()))
     settings = LoraSettings(
         rank=rank,

@@ -179,6 +179,7 @@ class Predictor:
         Raises:
             UserError: naming the first image that cannot be read; there is no image, or no readable one.
         """
+        # Strings and arrays are iterable, too: their letters or rows would be taken for images.
         if is_single_image(images):
             raise UserError("images: expected a list (got a single image); write [image]")
         sources = [_describe_input(image, number) for number, image in enumerate(images)]
@@ -200,6 +201,7 @@ class Predictor:
         rows = np.arange(len(sources))
         names = [source.name for source in sources]
         splits = np.full(len(rows), "")
+        # `predict` takes labeled images; -1 means "no label", and nothing here reads it.
         labeled = LabeledImages(self._name, self.classes, names, np.full(len(rows), -1), splits, load)
         outputs = predict(self._logits, labeled, rows, device=self._device, description="classifying")
         unreadable = {names[row]: reason for row, reason in outputs.unreadable.items()}
@@ -246,6 +248,7 @@ def _is_image(file: Path, folder: Path) -> bool:
 def _list_collection(path: Path, *, prefix: str) -> list[ImageSource]:
     collection = Collection.open(path)
 
+    # A separate function, because lambdas in the comprehension below would all render the last row.
     def source(row: int, key: str) -> ImageSource:
         return ImageSource(f"{prefix}{key}", lambda preprocess: read_image(collection, row, preprocess)[0])
 
@@ -325,6 +328,7 @@ def _read_folded(path: Path, *, num_classes: int) -> Gamma:
 def _choose_gamma(
     path: Path, classes: Sequence[str], value: float | None, calibration: Path | None, folded: Gamma | None
 ) -> Gamma | None:
+    # The bias already contains gamma: a second one would be added on top of it.
     if folded is not None:
         if value is not None or calibration is not None:
             raise UserError(
@@ -349,6 +353,7 @@ def _choose_gamma(
             f"{calibration}: is a calibration of {len(known) + result.classes.rest} classes; expected {len(classes)} "
             f"as in {path}"
         )
+    # Called only for its error: a calibration of other classes must not pass because the counts happen to agree.
     _positions(result.classes.seen, classes, calibration)
     return Gamma(result.gamma, _positions(result.classes.absent, classes, calibration))
 
@@ -374,6 +379,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], to: Path) -> Pred
     if to.is_dir():
         raise UserError(f"{to}: is a folder; expected the name of a CSV file")
     sources, others = list_sources(paths)
+    # One damaged file among thousands must not cost the others: it gets a row with the reason instead.
     answers = predictor.predict_sources(sources, skip_unreadable=True)
     answers.write_csv(to)
     calibrated = answers.calibrated_labels

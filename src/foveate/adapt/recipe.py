@@ -76,6 +76,7 @@ class AdaptTraining(ClassificationSettings):
         """
         if self.epochs is not None:
             return self.epochs
+        # `min`, because fewer images than a batch still make one step per epoch.
         return max(DEFAULT_EPOCHS, math.ceil(MIN_STEPS * min(self.batch_size, num_images) / num_images))
 
     def resolve(self, num_images: int) -> TrainingSettings:

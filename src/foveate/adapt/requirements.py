@@ -80,6 +80,7 @@ def list_carried(backbone: Backbone) -> list[str]:
     carried = []
     for name in method_names():
         if name == "lora":
+            # The default comes first, then targets for networks without q, k and v.
             for settings in (LoraSettings(), LoraSettings(targets=["mlp"]), LoraSettings(targets=["conv"])):
                 try:
                     find_targets(backbone, settings)
@@ -90,6 +91,7 @@ def list_carried(backbone: Backbone) -> list[str]:
                 break
         elif name == "subset" and not backbone.blocks:
             carried.append("subset with a pattern")
+        # Both methods need nothing from the map, but without biases or norms there is nothing to tune.
         elif (name == "bitfit" and not bias_names(backbone)) or (name == "layernorm" and not norm_names(backbone)):
             continue
         elif not find_obstacle(get_method(name), backbone):

@@ -123,6 +123,7 @@ def select_training_rows(recipe: AdaptRecipe, images: LabeledImages) -> Rows:
             f"{len(missing)} of {len(images.classes)} classes have no training image (first '{missing[0]}'): tuning "
             "lowers their logits; `foveate calibrate` measures by how much"
         )
+    # Missing classes were handled above: either refused or known to the head that training starts from.
     return images.draw_shots(pool, recipe.data.shots, seed=recipe.training.seed, allow_missing=True)
 
 
@@ -326,6 +327,7 @@ def solve_cached_head(
 ) -> tuple[SolvedHead, float]:
     """Solve the head of `adapted` on cached features (row -> [D]); return it, and the seconds it took."""
     began = time.monotonic()
+    # Sorted, because the cross-validation folds depend on row order, and the cache has the order it was filled in.
     rows = sorted(cache)
     features_ND = torch.stack([cache[row] for row in rows]).float().numpy()
     solved = solve_head(

@@ -43,6 +43,7 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
                 family="open_clip",
                 model=model,
                 root=root,
+                # The whole tower, not the trunk: open_clip's projection behind it belongs to the features.
                 features=visual,
                 forward_original=visual,
                 features_dim=_width_of(visual, inner.features_dim),
@@ -78,6 +79,7 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
         patch_size=int(visual.conv1.kernel_size[0]),
         prefix_tokens=1,
         patch=visual.conv1,
+        # [positions, width], with the row of the class token first.
         positions=(f"{root}positional_embedding", 0, 1),
         final_norm=visual.ln_post,
         pre_norm=None if isinstance(visual.ln_pre, nn.Identity) else visual.ln_pre,

@@ -76,6 +76,7 @@ def _block_fields(tower: Any, root: str) -> dict[str, Any]:
         "family": "transformers",
         "blocks": tuple(blocks),
         "width": blocks[-1].width,
+        # Swin's configuration has a list of heads here, one number for each stage.
         "heads": getattr(tower.config, "num_attention_heads", 0) if family.tokens != "map" else 0,
         "grid": (rows // side, columns // side),
         "patch_size": side,
@@ -110,6 +111,7 @@ def _pooled(model: Any, tower: Any, root: str, fields: dict[str, Any]) -> Backbo
         return outputs.last_hidden_state[:, 0] if vector is None else vector.flatten(1)
 
     config = tower.config
+    # Convolutional networks have a width for each stage; the pooled features have the last one.
     sizes = getattr(config, "hidden_sizes", None)
     return Backbone(
         model=model,

@@ -80,9 +80,11 @@ class AbsentClassCalibrator(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             UserError: an unknown method, a label that the classifier does not know, absent classes with one seen class.
         """
         choose(self.method, METHODS, "method of AbsentClassCalibrator")
+        # scikit-learn's estimator checks expect a ValueError with these words.
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
         check_classification_targets(y)
+        # Not cloned: a clone forgets the very fit whose logits are to be calibrated.
         self.estimator_ = self.estimator
         try:
             check_is_fitted(self.estimator)
@@ -116,6 +118,7 @@ class AbsentClassCalibrator(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the logits with gamma on the absent classes, [N, C]; with two classes their difference, [N]."""
         shifted = self._shifted(X)
+        # scikit-learn's scorers take one column for two classes.
         return shifted[:, 1] - shifted[:, 0] if shifted.shape[1] == 2 else shifted
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:

@@ -18,6 +18,7 @@ from foveate.metrics.tradeoff import Curve, area, best_intervals, build_curve, s
 # two standard errors; on whole test sets the safe recipe moves it by less than 1 (docs/methods/calibration.md).
 DAMAGE_POINTS = 5.0
 _UNCHANGED_POINTS = 1.0
+# Enough for a plot; the exact curve has up to one point for each sample.
 _CURVE_POINTS = 400
 
 

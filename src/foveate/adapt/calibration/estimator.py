@@ -61,6 +61,7 @@ class Calibrator(ClassifierMixin, BaseEstimator):
         threshold: str = "all_columns",
         tie: str = "smallest",
     ) -> None:
+        # Stored as given and checked in `fit`: scikit-learn's `clone` requires the very objects that were passed.
         self.method = method
         self.variant = variant
         self.threshold = threshold

@@ -82,11 +82,13 @@ def from_logits(
             raise UserError(f"{before}: its labels differ from those of {path}; expected the same samples in order")
     for file in (main, tuned, earlier):
         if file is not None:
+            # Called only for its error, which names the file here: later the metrics see only arrays.
             as_logits(file.logits, what=f"{file.path}: logits")
             notes += [note for note in file.notes if note not in notes]
     if any(file is not None and file.features is not None for file in (main, tuned, earlier)):
         notes.append(_FEATURES_UNUSED)
     runs = _read_pseudo_runs(pseudo, main.class_names, path)
+    # A file of seen classes only is fine-tuning data: nothing about absent classes can be measured on it.
     testing = training is not None or not only_seen
     return Evidence(
         names=main.class_names,
@@ -151,6 +153,7 @@ def from_model(
     Raises:
         UserError: models or data that cannot be read or do not fit, or PCV without `before`.
     """
+    # Imported here, so that a calibration from files of logits does not load torch.
     from foveate.adapt.calibration.fine_tuning import head_weights, predict_classifier
     from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
     from foveate.adapt.calibration.settings import FineTuneSettings

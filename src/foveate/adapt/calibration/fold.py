@@ -73,6 +73,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
                 file, name, entry["dtype"], tuple(entry["shape"]), 8 + length + start, 8 + length + end
             )
         return tensors
+    # Anyone may have written the JSON header, and a wrong field can raise any of these errors.
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno is not None and not file.exists():
             raise UserError(f"{file}: no such file") from error
@@ -113,6 +114,7 @@ def find_bias(path: Path, *, classes: int, head: str | None = None) -> Tensor:
         UserError: no classifier, one without bias, one of another number of classes, or of integers.
     """
     tensors = checkpoint_tensors(path)
+    # The name in timm's config comes first: where several known names occur, it decides.
     modules = [head] if head is not None else [name for name in _heads_of(path) if f"{name}.weight" in tensors]
     if not modules:
         heads = ", ".join(HEADS)
@@ -131,6 +133,7 @@ def find_bias(path: Path, *, classes: int, head: str | None = None) -> Tensor:
         raise UserError(
             f"{path}: '{bias.name}' has shape {list(bias.shape)}, but gamma was found for {classes} classes"
         )
+    # NumPy has no bfloat16: `_decode` and `_encode` convert it by its bits.
     if bias.dtype not in _DTYPES and bias.dtype != "BF16":
         raise UserError(f"{path}: '{bias.name}' must be of type F64, F32, F16 or BF16 (got {bias.dtype})")
     return bias

@@ -89,6 +89,7 @@ def read_logits(path: Path, *, class_names: Sequence[str] = ()) -> LogitFile:
         raise UserError(f"{path}: no such file")
     try:
         arrays, notes = _READERS[path.suffix](path)
+    # Before the parsers' errors, because UserError is a ValueError, and so is one of them.
     except UserError:
         raise
     except MemoryError as error:

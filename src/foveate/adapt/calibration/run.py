@@ -193,6 +193,7 @@ def _fit_free(method: str, evidence: Evidence, variant: str = "training") -> Cal
         )
     else:
         logits, labels = evidence.training
+    # The official variant takes labels of test data, absent classes among them.
     if variant == "training":
         _check_training(evidence, labels)
     calibrator = Calibrator(method, variant=variant)

@@ -282,6 +282,7 @@ class Bench:
         for begin in range(0, len(rows), BATCH_SIZE):
             readable, pixels = [], []
             for row in rows[begin : begin + BATCH_SIZE].tolist():
+                # Remembered from an earlier pass, so that a damaged file is not decoded again for every candidate.
                 if row in self._unreadable:
                     continue
                 try:
@@ -322,6 +323,7 @@ def measure_step_bytes(task: Task, batch: Batch) -> int:
     Weights, their gradients, AdamW's two moments, and what one forward pass saves for the backward one, each storage
     once. Working memory of single operations and of the allocator is not in it.
     """
+    # By address, so that tied weights and views of one storage count once.
     weights = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in task.parameters()}
     trained = sum(value.numel() * value.element_size() for value in task.parameters() if value.requires_grad)
     saved: dict[int, int] = {}

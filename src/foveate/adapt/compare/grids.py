@@ -105,6 +105,7 @@ class Grid:
             raise UserError("methods: expected at least one name, or all")
         variants: set[str] = set()
         for name in names:
+            # Methods may also be written with `_`; names of variants must match exactly.
             plain = name.replace("_", "-")
             of_method = {variant for variant in self.axes if self.methods[variant] == plain}
             if name == "all":

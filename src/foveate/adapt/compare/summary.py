@@ -65,6 +65,7 @@ def summarize(
     for task in recipe.tasks:
         logits: dict[str, list[NDArray[Any]]] = {}
         labels: NDArray[np.int64] | None = None
+        # Sorted, so that the logits of a variant are in the order of its seeds.
         for (key, variant, _), path in sorted(paths.items()):
             if key == task.key:
                 file = read_logits(path)
@@ -114,6 +115,7 @@ def _build_line(
     groups: dict[str, list[str]] = {}
     for task in comparison.recipe.tasks:
         selection, finished = selected[task.key, variant], done[task.key, variant]
+        # A training that diverged has no accuracy: it counts as failed and is not averaged in as 0.
         converged = [outcome.values for _, outcome in finished if "test" in outcome.values]
         entry: dict[str, Any] = {
             "candidate": selection.candidate.describe(),

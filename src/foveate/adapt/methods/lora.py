@@ -98,6 +98,7 @@ class Pair(nn.Module):
         self.b = nn.Linear(rank, outputs or 3 * width, bias=False)
         self.dropout = nn.Dropout(dropout)
         init_kaiming(self.a)
+        # Only one of the two starts at 0: with both at 0, neither would get a gradient.
         init_zero(self.b)
         self._state = PassState()
 
@@ -186,6 +187,7 @@ class Target:
 
 def _features(layer: nn.Module) -> tuple[int, int]:
     """Return inputs and outputs of a linear layer."""
+    # From the weight's shape: the fused projection of an `nn.MultiheadAttention` has no `in_features`.
     weight = get_tensor(layer, "weight")
     assert weight is not None
     return weight.shape[1], weight.shape[0]
@@ -202,9 +204,11 @@ def find_targets(backbone: Backbone, settings: LoraSettings) -> tuple[list[Block
     roles, shared = settings.roles() - set(patterns), list[Block]()
     targets: dict[str, Target] = {}
     matched: set[str] = set()
+    # Convolutions are found by type below, because networks without blocks have them, too.
     if roles - {"conv"}:
         letters = [letter for letter in _LETTERS if letter in roles]
         for block in select_blocks(backbone, settings) if backbone.blocks else ():
+            # One layer may stand for several letters, such as "kv".
             present = set("".join(names for names, _ in block.projections())) & set(letters)
             matched |= present
             if len(present) == 3 and settings.shared and _can_share(block):
@@ -219,6 +223,7 @@ def find_targets(backbone: Backbone, settings: LoraSettings) -> tuple[list[Block
         for name, layer in backbone.model.named_modules():
             if name.startswith(backbone.root) and isinstance(layer, nn.Conv2d) and _is_plain(layer):
                 matched.add("conv")
+                # Keys of a `ModuleDict` must not contain a dot.
                 targets[name] = Target(name.replace(".", "/"), name, layer)
     for pattern in patterns:
         _add_pattern(targets, backbone, pattern)
