@@ -114,6 +114,7 @@ class Model:
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return unit-length embeddings [T, E] of texts: captions, names, phrases."""
+        # A string is itself a sequence of strings: each letter would be embedded.
         if isinstance(texts, str):
             raise UserError("texts: expected a list (got a single text); write [text]")
         return unit(embed_phrases(self.network, list(texts))).astype(np.float32)

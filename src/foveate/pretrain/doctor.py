@@ -102,6 +102,7 @@ def examine(
     try:
         rows = collection.rows(split)
     except UserError as problem:
+        # Reported as one problem among others: the rates over all images are still worth measuring.
         problems.append(str(problem))
         rows = collection.rows()
     if not len(rows):
@@ -151,6 +152,7 @@ def _whole(data: bytes, preprocess: Preprocess) -> object:
 
 def _rate_remarks(rates: doctor.Rates, cores: int) -> list[str]:
     remarks = []
+    # More threads than cores cannot reach a multiple of one thread's rate.
     if rates.threads <= cores and rates.loader < 0.7 * rates.decode_draft * rates.threads:
         remarks.append(
             f"the loader reaches {rates.loader / max(rates.decode_draft * rates.threads, 1e-9):.0%} of "
@@ -228,6 +230,7 @@ def _check_run(
         "hardware": priced["hardware"],
         "devices": devices,
         "images_per_second_needed": plan.needed,
+        # Cached features are read, not decoded, so the loader's rate says nothing about them.
         "images_per_second_available": None if cached else available,
         "reads_cached_features": cached,
         "hours": priced["samples"] / reached / 3600,

@@ -74,6 +74,7 @@ def read_batches(
     """Yield batches of readable images: row numbers, placements and uint8 pixels; add the others to `bad`."""
     preprocess = model.image_encoder.preprocess
 
+    # Returned instead of raised: an exception would end the iteration over `pool.map` at the first damaged image.
     def read_row(row: int) -> tuple[Tensor, Placement] | str:
         try:
             return read_image(collection, row, preprocess)
@@ -118,6 +119,7 @@ def _feature_batches(
 ) -> Iterator[tuple[list[int], list[Placement], Tensor]]:
     """Yield batches as `read_batches` does, with frozen features in place of pixels."""
     encoder = model.image_encoder
+    # Without a frozen part there are no features to cache.
     if cache is None or not encoder.fingerprint():
         for batch_rows, placements, pixels in read_batches(collection, rows, model, description="images", bad=bad):
             yield batch_rows, placements, encoder.frozen_features(pixels)

@@ -131,6 +131,7 @@ class Validation:
             UserError: when the split has fewer than two images.
         """
         rows = collection.rows(split)
+        # With a single image, every retrieval is correct.
         if len(rows) < 2:
             raise UserError(
                 f"training.evaluate_every: split '{split}' of the collection {collection.name!r} has {len(rows)} "
@@ -182,6 +183,7 @@ def _add_region_metrics(
     z_by_column = {name: embeddings.z_RE}
     if embeddings.crop_RE is not None:
         z_by_column[f"{name}_crop"] = embeddings.crop_RE
+    # The control exposes a region module that ignores its box and scores well from the rest of the image.
     z_by_column[f"{name}_shuffled"] = embeddings.shuffled_RE
     samples: dict[str, Any] = {
         "key": [collection.keys[embeddings.rows[image]] for image in embeddings.image_R],

@@ -123,6 +123,7 @@ def export(
     sources = settings.region_sources or (OWN_SOURCES,)
     if (source / DESCRIPTION).is_file():
         targets = collection_targets()
+        # The same package has exporters of survey decisions, so the error names the command that they belong to.
         if to not in targets and to in load_all(COLLECTION_TARGETS, f"export_{to}"):
             raise UserError(
                 f"--to {to} writes decisions about a survey, no collection: run foveate species export RESULTS"
@@ -163,10 +164,12 @@ def _export_model(
     model = load_model(source, device=device)
     metrics = read_json(source / METRICS) if (source / METRICS).is_file() else {}
     job = Job(source, model, read_json(source / _CONFIG), metrics, target, **options)
+    # Checked before anything is written, in a dry run as well: a target refuses models that it cannot express.
     planned: list[str] = module.check(job)
     if dry_run:
         result = ExportResult(source=str(source), to=to, files=planned, dry_run=True)
         return target, result, [f"would write {target}/{name}" for name in planned]
+    # Only targets that embed a collection have an identity, by which a stopped export resumes; others start over.
     identity = getattr(module, "identity", None)
     with staged_folder(target, identity=identity(job) if identity else None) as folder:
         report: ExportReport = module.export(Job(source, model, job.config, metrics, folder, **options))

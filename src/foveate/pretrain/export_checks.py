@@ -28,6 +28,7 @@ def probe_pixels(job: Job) -> Tensor:
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
     """Return the largest absolute difference of two tensors of the same shape."""
+    # Broadcasting would silently compare the wrong values.
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return float((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0.0
 

@@ -72,6 +72,7 @@ def resolve_initial(recipe: PretrainRecipe) -> PretrainRecipe:
             model, pretrained = split_open_clip(source)
             options = {key: value for key, value in options.items() if key != "source"}
             changes[name] = {"kind": "open_clip", "model": model, "pretrained": pretrained, **options}
+            # A width of 0 means that of the checkpoint's joint space.
             if name == "image_encoder" and recipe.embed_dim == 0:
                 changes["embed_dim"] = open_clip_width(model)
             continue
@@ -177,6 +178,7 @@ def _status(model: LocalizingModel, name: str) -> str:
         fresh = encoder.fresh_parts
         return "fresh" if fresh is None or rest.startswith(fresh) else "loaded"
     scale, bias = model.trained_start()
+    # A start value in the recipe replaces the trained one, so the tensor does not count as loaded.
     if area == "log_scale" and model.recipe.logit_scale_init is None:
         return "fresh" if scale is None else "loaded"
     if area == "bias" and model.recipe.logit_bias_init is None:

@@ -187,6 +187,7 @@ def locate_phrases(
     Args:
         cache: of texts that the model has embedded before.
     """
+    # Checked before the image is encoded, so that a mistake costs no pass of the network.
     for phrase in phrases:
         _check_phrase(phrase)
     is_default, rule = rule is None, _choose_rule(model, rule)
@@ -212,6 +213,7 @@ def _locate_all(
 def draw_names() -> list[str]:
     """Draw the random names that the floor of an image is measured with."""
     texts = draw_texts()
+    # Evenly spaced, because the list is alphabetical and neighbors in it share words.
     return texts[:: len(texts) // _NAMES]
 
 
@@ -229,8 +231,10 @@ def _measure_floor(
     scores_NC = candidate_scores(model, encoded.tokens, [encoded.placement], names_NE.to(model.device), index)[1]
     unit_TE = torch.nn.functional.normalize(texts_TE.double(), dim=-1).numpy()
     direction_E = mean_direction(unit_TE[len(names) :])
+    # Only single-word names, as in `measure_floor`: longer names are no measure for a single word.
     single_NE = unit_TE[[row for row, name in enumerate(names) if name.isalpha()]]
     max_cosine = float((single_NE @ direction_E).max())
+    # The best candidate of each name, because a phrase is judged by its best candidate, too.
     floor = float(np.quantile(scores_NC.max(axis=1), 1 - NAMES_ABOVE))
     return floor, [
         judge_words(phrase, split_query(phrase), model, direction_E, max_cosine, cache=cache) for phrase in phrases
@@ -265,6 +269,7 @@ def _check_phrase(phrase: str) -> None:
 
 
 def _list_rules(model: LocalizingModel) -> tuple[str, ...]:
+    # A model that never learned places may still have a box head, but its boxes would be random.
     return LOCATE_RULES if model.prompter is not None and model.localizes else LOCATE_RULES[1:]
 
 

@@ -58,6 +58,7 @@ def find_tokenizer(encoder: TextEncoder) -> Tokenizer | None:
         tokenizer = _copy(source)
         if tokenizer is not None:
             tokenizer.enable_truncation(encoder.max_tokens)
+            # No fixed length: texts are padded to the longest of a call, and the mean over real tokens ignores padding.
             _pad(tokenizer, source, length=None)
         return tokenizer
     length = encoder.context_length
@@ -71,6 +72,7 @@ def find_tokenizer(encoder: TextEncoder) -> Tokenizer | None:
         tokenizer = _copy(clip_tokenizer(length))
         if tokenizer is not None:
             tokenizer.enable_truncation(length)
+            # open_clip pads with 0 after the end token; CLIP's tokenizer in transformers would repeat the end token.
             tokenizer.enable_padding(length=length, pad_id=0)
         return tokenizer
     if isinstance(encoder, BackboneTextEncoder) and length is not None:

@@ -39,6 +39,7 @@ def write_regions(model: LocalizingModel, folder: Path) -> list[str]:
     if recipe.regions.method == "none":
         return []
     parts = {"prompter": model.prompter, "box_head": model.box_head, "roi": model.roi}
+    # Contiguous, because safetensors rejects all other tensors.
     state = {
         f"{name}.{key}": value.detach().cpu().contiguous()
         for name, part in parts.items()
@@ -84,6 +85,7 @@ def read_regions(folder: str | Path) -> Regions:
         nn.ModuleDict(parts).load_state_dict(state)
     except FileNotFoundError as error:
         raise UserError(f"{folder / WEIGHTS}: no such file") from error
+    # `load_state_dict` raises RuntimeError for missing, unexpected and wrongly shaped tensors.
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{folder / WEIGHTS}: damaged ({str(error).splitlines()[0]})") from error
     # As loaded models are: no dropout, no gradient.

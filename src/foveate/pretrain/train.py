@@ -217,6 +217,7 @@ def _build_datasets(
         others.append(
             build_dataset(recipe, other, model, device=here.device, cache=folder, share=share, collates=False)
         )
+    # Built last, because it collates the samples of all datasets and encodes all their texts once.
     first = build_dataset(recipe, collection, model, device=here.device, cache=cache, share=share, mixed_with=others)
     return [first, *others]
 

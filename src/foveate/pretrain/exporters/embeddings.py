@@ -130,6 +130,7 @@ def export(job: Job) -> ExportReport:
     counts["unreadable images"] = len(unreadable)
     write_json_atomically(job.folder / UNREADABLE, unreadable)
     write_text_atomically(job.folder / CARD, _card(job, job.collection, counts))
+    # Removed last: as long as these notes exist, a killed export resumes from them.
     shutil.rmtree(job.folder / _DONE)
     counts["regions of other sources"] = source_regions.left_out
     return ExportReport(counts=counts, notes=[note] if (note := source_regions.describe_left_out()) else [])
@@ -251,6 +252,7 @@ def _write(job: Job, name: str, part: int, rows: Rows) -> None:
             assert not any(column.dtype.hasobject for column in columns.values())
             np.savez(handle, **columns)  # pyrefly: ignore[bad-argument-type]
         return
+    # The arrays mark "no box" with NaN; in Parquet it becomes null.
     empty_N = np.isnan(columns["box"]).any(axis=1)
     arrays = {
         "key": pa.array(rows.key, pa.string()),

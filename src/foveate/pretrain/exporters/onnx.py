@@ -125,6 +125,7 @@ def export(job: Job) -> ExportReport:
     encoder = model.image_encoder
     pixels = probe_pixels(job)
     with torch.no_grad():
+        # As Foveate runs it, perhaps in bfloat16; the card reports how much the float32 graph differs.
         as_is_BE = model.encode_image(pixels)
         if isinstance(encoder, Lite0Encoder):
             encoder.precision = "float32"  # the graph's
@@ -276,6 +277,7 @@ def _run(path: Path, **inputs: Tensor) -> list[Tensor]:
     """Run a graph in onnxruntime on the CPU."""
     import onnxruntime
 
+    # Foveate's side of the comparison also runs on the CPU.
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     # A graph has no input that it does not read, such as the mask of a causal text tower.
     outputs: Any = session.run(None, {node.name: inputs[node.name].numpy() for node in session.get_inputs()})

@@ -63,6 +63,7 @@ def export(job: Job) -> ExportReport:
     loaded: Any = open_clip.create_model_from_pretrained(f"local-dir:{job.folder}")
     theirs = loaded[0].eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{job.folder}")
+    # Both get the same pixels, because open_clip's `preprocess` may place a padded image one pixel off.
     pixels = image.normalized(probe_pixels(job))
     ids_BL = text.frozen_features(list(TEXTS))
     differences = {

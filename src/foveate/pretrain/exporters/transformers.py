@@ -71,6 +71,7 @@ def check(job: Job) -> list[str]:
     """List the files; refuse towers that `CLIPModel` cannot compute."""
     image, text = job.model.image_encoder, job.model.text_encoder
     regions = [] if job.model.recipe.regions.method == "none" else [region_files.WEIGHTS, region_files.CONFIG]
+    # Called only for its error: preprocessing that the processor cannot express is refused before anything is written.
     clip_image_processor(image.preprocess)
     if isinstance(image, TransformersClipImageEncoder) and isinstance(text, TransformersClipTextEncoder):
         check_whole(image, text)

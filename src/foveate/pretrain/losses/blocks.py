@@ -125,6 +125,7 @@ class RegionLoss:
     def from_parts(cls, parts_2: Tensor, masked: Tensor, *, total: int) -> RegionLoss:
         """Sum this process's parts (region to text, text to region) and masked entries over processes."""
         r2t, t2r = sum_with_grad(parts_2).unbind(0)
+        # `max` avoids 0 / 0: a single region has no negatives.
         return cls((r2t + t2r) / 2, r2t, t2r, all_sum(masked) / max(total * (total - 1), 1))
 
 

@@ -78,6 +78,7 @@ def price(
     settings = recipe.training.model_copy(update={"precision": device.resolve_precision(recipe.training.precision)})
     recipe = recipe.model_copy(update={"training": settings})
     if settings.batch_size % devices:
+        # The largest power of two that divides the batch size and does not exceed `devices`.
         divisor = math.gcd(settings.batch_size, 2 ** int(math.log2(devices)))
         raise UserError(
             f"devices: {devices} do not divide batch_size {settings.batch_size}; expected a divisor, for example "
@@ -154,6 +155,7 @@ def price(
         result |= {"images": facts["images"], "images_with_text": facts["with_text"], "regions": facts["regions"]}
         result["epochs"] = round(result["samples"] / max(facts["with_text"], 1), 2)
     result["warnings"] = warnings(recipe, cost, layout, capacity=capacity, result=result)
+    # Put before all other warnings: without regions the run cannot learn places at all.
     if facts and not facts["regions"] and recipe.regions.method != "none":
         result["warnings"].insert(0, describe_no_regions(facts["path"], recipe.data.split))
     return result
@@ -384,6 +386,7 @@ def _find_fit(recipe: PretrainRecipe, cost: ModelCost, layout: Layout, capacity:
     """Return settings that would fit, the smallest change first; empty if there are none."""
     per_device = recipe.training.batch_size // layout.devices
     parallels = [layout.parallel] + (["fsdp"] if layout.devices > 1 and layout.parallel != "fsdp" else [])
+    # Accumulation first: it needs no other hardware, and the loss keeps all negatives of the batch.
     for parallel in parallels:
         parts = layout.accumulate
         while parts <= per_device:

@@ -72,6 +72,7 @@ def combine_spreads(spreads: Spreads, terms: Mapping[str, float]) -> dict[str, S
     for kind in KINDS:
         parts = [(factor, spreads.get(_PART_OF.get(part, part), {}).get(kind)) for part, factor in terms.items()]
         known = [(factor, *spread) for factor, spread in parts if spread is not None]
+        # If one part has no measured spread, the sum has none either: that part's share of the variance is unknown.
         if len(known) == len(parts):
             mean = sum(factor * mean for factor, mean, _ in known)
             variance = sum((factor * std) ** 2 for factor, _, std in known)
@@ -128,6 +129,7 @@ class _Rows:
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return vectors [n, E] of row numbers in any order."""
+        # `take` needs ascending row numbers; repeated ones are read once.
         ascending, inverse = np.unique(rows, return_inverse=True)
         if not len(rows):
             return np.zeros((0, 0), np.float32)
@@ -158,6 +160,7 @@ def _spread(
     images = owner_R[starts]
     cosines = []
     for start in range(0, len(queries_QE), _BLOCK):
+        # Only the best box of each image counts, as in a search.
         best_QN = np.maximum.reduceat(queries_QE[start : start + _BLOCK] @ vectors_RE.T, starts, axis=1)
         others = np.ones(best_QN.shape, bool) if image_Q is None else images != image_Q[start : start + _BLOCK, None]
         cosines.append(best_QN[others].astype(np.float64))

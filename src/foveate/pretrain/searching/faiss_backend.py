@@ -50,8 +50,10 @@ def nearest_by_faiss(
     index: Any,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the `count` rows nearest to a unit-length query by faiss; scores and order as in `nearest`."""
+    # faiss does not know which rows are excluded, so that many more are requested.
     request = min(count + len(excluded), index.ntotal)
     _, rows_1K = index.search(query_E[None].astype(np.float32), request)
+    # faiss pads the result with -1 where the lists that it searched hold fewer rows.
     rows = np.setdiff1d(rows_1K[0][rows_1K[0] >= 0].astype(np.int64), excluded)
     if not len(rows):
         return np.zeros(0), rows
@@ -71,6 +73,7 @@ def open_faiss(parts: Sequence[NDArray[np.floating]], segments: Sequence[Segment
         _add(flat, parts)
         return flat
     kind, names = segments[0].kind, "\n".join(segment.name for segment in segments)
+    # A hash of the segments' names is part of the file name, so lists of an earlier state are never mistaken for these.
     path = folder / "faiss" / f"{kind}-{hashlib.blake2b(names.encode(), digest_size=8).hexdigest()}.faiss"
     if not path.is_file():
         with FolderLock(folder, purpose="faiss lists"):

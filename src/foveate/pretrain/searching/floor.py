@@ -115,6 +115,7 @@ class TextCache:
 
     def embed(self, model: LocalizingModel, texts: Sequence[str]) -> torch.Tensor:
         """Return unnormalized joint embeddings [T, E]; those that are not cached are computed in one batch."""
+        # Starts over once it is full: the memory of a process that answers queries for days must not grow.
         vectors = self._vectors if len(self._vectors) < _CACHED else {}
         missing = [text for text in dict.fromkeys(texts) if text not in vectors]
         if missing:
@@ -159,6 +160,7 @@ def find_unknown_words(
     if not query_words:
         return []
     texts = list_compared(query_words)
+    # Random Latin letters say nothing about another script: its words are compared with their own letters, shuffled.
     foreign = {word: garbled for word in query_words if (garbled := _garble(word))}
     vectors = (cache or TextCache()).embed(model, texts).double().numpy()
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -187,6 +189,7 @@ def _garble(word: str) -> list[str]:
     """
     if all(_script(letter) == "LATIN" for letter in word if letter.isalpha()):
         return []
+    # Seeded by the word, so that its verdict is the same in every search.
     rng = generator("search floor", word)
     if len(word) > 2:
         return ["".join(rng.permutation(list(word)).tolist()) for _ in range(_GARBLED)]

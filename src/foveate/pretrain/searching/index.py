@@ -264,6 +264,7 @@ def _target_description(
                 option = _OPTIONS[name]
                 text = f" {option} ".join(current) if isinstance(current, tuple) else current
                 raise UserError(f"{out}: was made with {option} {text}; leave {option} out, or give another --out")
+        # The paths are updated, because model and collection may have moved since the index was made.
         return existing.at(source, collection.path, out)
     _check_new(out)
     description = Description(
@@ -408,6 +409,7 @@ def _embed(
         bad = {row: image for row, image in pairs if isinstance(image, str)}
         if good:
             pixels = torch.stack([image[0] for _, image in good]).to(model.device)
+            # The tokens are computed once per image: all its boxes read the same ones.
             tokens = model.encode_image_tokens(pixels)
             image_BE = unit(model.encode_image(tokens))
             boxes: list[NDArray[Any]] = [np.zeros((0, 4), np.float32)]
@@ -476,6 +478,7 @@ def _embedded_regions(
     rows: list[dict[str, Any]] = []
     if selected:
         boxes_R4 = np.stack([region.box.to_array() for region in selected])
+        # Crops are cut from the original, so no box is out of view.
         if placement is None:
             moved_K4, visible_R = boxes_R4, np.ones(len(boxes_R4), bool)
         else:
@@ -492,6 +495,7 @@ def _embedded_regions(
             if visible
         ]
     if with_grid:
+        # The grid covers only the content: a box on the letterbox bars shows nothing.
         grid_C4 = coarse_boxes(None if placement is None else placement.letterbox.content_box.to_array())
         boxes.append(grid_C4)
         original_C4 = grid_C4 if placement is None else placement.to_original(grid_C4)

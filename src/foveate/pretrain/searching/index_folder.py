@@ -160,6 +160,7 @@ class Description:
 
     def at(self, source: ModelSource, collection: Path, folder: Path) -> Description:
         """Return a copy that refers to the model and the collection where they are now."""
+        # A name on the hub is no path: `MovablePath.of` would resolve it against the working directory.
         model = MovablePath(source.name, "") if not source.is_local else MovablePath.of(Path(source.name), folder)
         name = "" if source.is_local else source.name
         return replace(self, model=model, source=name, collection=MovablePath.of(collection, folder))

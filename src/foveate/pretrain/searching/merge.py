@@ -176,6 +176,7 @@ def _write_segment(
             vectors = read_vectors(source.vectors)
             if len(vectors) != len(source.mask):
                 raise UserError(f"{source.vectors}: has {len(vectors)} rows; its table has {len(source.mask)}")
+            # Indexing by an array copies, so rows are copied in blocks: a whole segment may have half a gigabyte.
             for start in range(0, len(rows), _COPY_ROWS):
                 handle.write(vectors[rows[start : start + _COPY_ROWS]].tobytes())
     tables = [source.table.take(pa.array(rows)) for source, rows in pieces]

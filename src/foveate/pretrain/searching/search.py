@@ -131,6 +131,7 @@ class Index:
         if not (path / COLLECTION_FILE).is_file():
             raise UserError(f"{folder}: its collection is not at {path}; give its folder with --collection")
         opened = Collection.open(path)
+        # Matching keys prove nothing: many collections have an image `0001.jpg`.
         if opened.name != description.collection_name:
             raise UserError(
                 f"{path}: is the collection '{opened.name}'; expected '{description.collection_name}', which was "
@@ -163,6 +164,7 @@ class Index:
         if not self.description.source and not Path(name).is_dir():
             raise UserError(f"{self.folder}: its model is not at {name}; give its folder with --model")
         source = find_model(name)
+        # Vectors of two models have no common space: their cosines would only look like results.
         if source.fingerprint() != self.description.fingerprint:
             raise UserError(f"{self.folder}: was made with another model than {name}; build the index again with it")
         return source.load(device=device)
@@ -191,6 +193,7 @@ class Index:
         content = {"count": count, "kind": kind, "per_image": per_image, "backend": backend, "text_weight": text_weight}
         validate(HitSettings, content, where="search")
         query = np.asarray(vector_E, dtype=np.float64)
+        # A zero vector has no direction, and NaN has no order.
         if query.shape != (self.description.embed_dim,) or not np.isfinite(query).all() or not query.any():
             raise UserError(f"query vector: expected {self.description.embed_dim} finite numbers, not all of them 0")
         # Unit length makes inner products cosines; the stored vectors already are.
@@ -268,6 +271,7 @@ class Index:
             )
         best = max(((hit.z or 0.0) + text_weight * hit.text for hit in hits), default=None)
         reason = ""
+        # A caption with any word of the query can match by its text, even where the tower knows none of the others.
         if is_unknown and len(strange) == len(split_query(query.text)):
             reason = UNKNOWN
         elif best is None:
@@ -363,6 +367,7 @@ class KindRows:
     def rows(self) -> pa.Table:
         table = read_rows([segment.rows_path(self.folder) for segment in self.segments])
         expected = sum(segment.rows for segment in self.segments)
+        # Rows and vectors are matched by position: one missing row would shift all that follow.
         if table.num_rows != expected:
             raise UserError(f"{self.folder / 'rows'}: has {table.num_rows} rows; expected {expected} ({DESCRIPTION})")
         return table

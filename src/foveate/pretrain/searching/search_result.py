@@ -83,6 +83,7 @@ def write_search(
                 "negative": query.negative,
                 "image": None if query.image is None else "images/query.webp",
                 "box": None if box is None else _corners(box),
+                # The weight of a single part has no effect: the vector is scaled to unit length.
                 "weights": weights if len(weights) > 1 else {},
             }
         ),
