@@ -129,6 +129,7 @@ def audit(
         collection=collection.name,
         formats=list(formats),
         models=models,
+        # For a note on the page: captions rendered from the ground truth say nothing about a captioner.
         scene_oracle=any("scene-oracle" in model for counts in models.values() for model in counts),
         sample=AuditSample(
             images=len(rows),
@@ -226,6 +227,7 @@ def _open_judges(
     run: Path,
 ) -> _Judges:
     model = None
+    # On scenes the model is only compared with the ground truth, so too few images are not an error.
     if opened is not None and group == SCENES and len(rows) < MIN_IMAGES:
         say(f"{len(rows)} scenes are too few to compare the model of --judge with the truth; at least {MIN_IMAGES}")
     elif opened is not None:

@@ -82,6 +82,7 @@ def _read_options(options: Mapping[str, Any]) -> tuple[str, str, int | None]:
     if not isinstance(alt, str):
         raise UserError(f"foveate.alt: not a text (got {type(alt).__name__}); expected the AltText")
     if (value := options.get("length")) is not None:
+        # JSON's true is an int in Python.
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= len(EDGES):
             raise UserError(f"foveate.length: no class (got {value!r}); expected 0 to {len(EDGES)}")
         length = value
@@ -96,6 +97,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         kind = name.rpartition("-")[0]
         if kind not in (*CAPTION_KINDS, "shorten", "lengthen"):
             continue
+        # Doubled braces stand for single ones in the prompt; \0 and \1 hold their place until the fields are replaced.
         pattern = re.escape(Prompt(name, _LANGUAGE).text.replace("{{", "\0").replace("}}", "\1"))
         for field, value in _FIELDS.items():
             pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>{value})")
@@ -113,6 +115,7 @@ def _read_prompt(text: str) -> tuple[str, str, str]:
         kind, values = name.rpartition("-")[0], match.groupdict()
         if kind in CAPTION_KINDS:
             return name, kind, _unquoted(values.get("alt"))
+        # Reversed, so that the first format wins where two have the same word count: dsc over afc.
         kind_of_count = {str(number): kind for kind, number in reversed(list(RETRY_WORDS.items()))}
         return name, kind_of_count.get(values["words"], "dsc"), ""
     return "", "", ""

@@ -48,6 +48,7 @@ COLUMNS = [
     Column(key="dsc_plus", title="DSC+", what="dense: everything, with places and relations", role="ours"),
     Column(key="afc", title="AFC", what="descriptive, with facts of the AltText", role="ours"),
 ]
+# The acceptance bar of training stage 1: below it, a captioner has not learned its formats.
 _MIN_OBEDIENCE = 0.95
 _REAL, _SCENES = "images", "scenes"
 
@@ -237,6 +238,7 @@ def build_table(captions: Sequence[JudgedCaption], *, seed: int) -> list[Row]:
         groups = {kind: group for kind, group in groups.items() if group}
         if not groups:
             continue
+        # Images without a usable AltText have no AFC, so the formats may differ in their number of captions.
         n = max(len(group) for group in groups.values())
         obeyed = {kind: _mean([caption.obeys for caption in group], seed) for kind, group in groups.items()}
         rows.append(_row("obeys its format (parses, has an allowed length)", data, n, obeyed, chance=_MIN_OBEDIENCE))
@@ -300,6 +302,7 @@ def collect_samples(
             for row, kinds in by_row.items()
             if (next(iter(kinds.values())).verdicts is not None) == (data == _SCENES)
         ]
+        # A random stream for each kind of data, so that real images do not change which scenes are shown.
         drawn = seeds.generator("captioner samples", seed, data).permutation(len(rows))[:count]
         for row in sorted(rows[index] for index in drawn):
             path = Path("images") / f"{len(samples):03d}.webp"
@@ -353,6 +356,7 @@ def evaluate(
         raise UserError(f"{captioner.model}: all {len(written)} captions failed ({reasons})")
     captions = judge_captions(collection, written)
     by_kind = {kind: [caption for caption in captions if caption.kind == kind] for kind in CAPTION_KINDS}
+    # Without afc, whose captions are as long as those of dsc.
     groups = [by_kind[kind] for kind in ("ssc", "dsc", "dsc_plus")]
     means = [float(np.mean([caption.tokens for caption in group])) for group in groups if group]
     obedience = {kind: float(np.mean([caption.obeys for caption in group])) for kind, group in by_kind.items() if group}

@@ -35,6 +35,7 @@ _TEXTS: Mapping[str, str] = MappingProxyType(
             "Write one sentence about this picture. Name the main subject and what it does or where it is. Make no "
             f"list and use no words about style. About 10 to 15 words. {_RULES} {_ANSWER}"
         ),
+        # Limits are in words, because models cannot count CLIP tokens: 45 and 55 words are about 60 and 75 tokens.
         "dsc-1": (
             "Describe this picture in 2 to 4 short sentences: first what kind of picture it is, then the main subject "
             "with its attributes, then other important things, then the background. Stay under 45 words; 55 are the "
@@ -46,6 +47,7 @@ _TEXTS: Mapping[str, str] = MappingProxyType(
             "readable text in quotation marks; background; light. Write more than 100 words and fewer than 250. "
             f"{_RULES} {_ANSWER}"
         ),
+        # The AltText is untrusted: it is quoted as JSON and declared as data, so that no instruction in it is followed.
         "afc-1": (
             "Describe this picture in 2 to 4 short sentences: first what kind of picture it is, then the main subject "
             "with its attributes, then other important things, then the background. A text that stood beside the "

@@ -147,11 +147,13 @@ def _parse_list(raw: str, name: str) -> tuple[str, list[Any]]:
 
 def _normalize(caption: object) -> tuple[str, bool]:
     """Join white space to single blanks; also return whether more than the ends changed."""
+    # A lone surrogate cannot be encoded as UTF-8.
     if not isinstance(caption, str) or _SURROGATE.search(caption):
         raise _ParseError("schema")
     collapsed = " ".join(caption.split())
     if not collapsed:
         raise _ParseError("empty")
+    # Matched only at the start, because a sign in the image may say "sorry".
     if _REFUSAL.match(collapsed):
         raise _ParseError("refused")
     if _REPEATED.search(collapsed):

@@ -71,6 +71,7 @@ class _FormatCounts:
     def tally(self, total: int, *, stopped: bool) -> RequestTally:
         """Add up the counts of a format; requests that a stop left count as skipped."""
         num_results = self.ok + self.repaired + self.errors.total() + self.skipped.total()
+        # Only after a stop: otherwise missing results are a bug, which the assertion below must catch.
         skipped = self.skipped + Counter({"stopped before": total - num_results if stopped else 0})
         tally = RequestTally(
             total=total,

@@ -125,6 +125,7 @@ class ClipJudge:
 
     def judge(self, rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
         """Judge the assertions of each row; those of an unreadable image are unverifiable."""
+        # Many captions make the same assertion, so each distinct text is encoded only once.
         distinct = list(dict.fromkeys(text for of_row in assertions for text in of_row))
         text_index = {text: index for index, text in enumerate(distinct)}
         text_TE = self._encode_texts(distinct)

@@ -105,6 +105,7 @@ async def stream_results(
         while any(not task.done() for task in tasks) or not flow.results.empty():
             yield await flow.next_results()
             for task in tasks:
+                # Raised at once: the error of one task must not wait until all other requests are done.
                 if task.done() and not task.cancelled() and task.exception() is not None:
                     raise task.exception() or AssertionError
         if flow.failure is not None:

@@ -97,6 +97,7 @@ def prepare_captions(
     conversations = map(to_conversation, _write_captions(materials, settings, rewriter, seed=seed, counts=counts))
     added = existing = removed = 0
     if dry_run:
+        # Consumed only for the counts, which are updated as the rows are made.
         deque(conversations, maxlen=0)
     else:
         summary = add_conversations(path, conversations, recipe_hash=recipe_hash)
@@ -151,6 +152,7 @@ def _write_captions(
     parts = range(0, len(materials), _IMAGES_PER_PART)
     for start in track(parts, description=f"captions, {_IMAGES_PER_PART} images at a time"):
         part = materials[start : start + _IMAGES_PER_PART]
+        # `others` is all material: mismatched AltTexts drawn from one part would depend on the size of the parts.
         rows = write_rows(part, settings, rewriter, seed=seed, others=materials)
         for name, of_part in rows.summary().items():
             counts[name].update(of_part)

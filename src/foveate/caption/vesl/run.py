@@ -232,6 +232,7 @@ def label_regions(
     """
     began = time.monotonic()
     validate(RegionRunSettings, {"batch": batch}, where="foveate regions")
+    # The lock comes first: the pending images must not change before their rows are written.
     with AnnotationAppender(path, purpose="labeling regions") as appender, Collection.open(path) as collection:
         plan = plan_labeling(
             collection,
@@ -253,6 +254,7 @@ def label_regions(
             _split_rows,
             max_results=_IMAGES_PER_PART,
             max_seconds=_SECONDS_PER_PART,
+            # Counted once the rows of a part are on disk, so that the result claims no more than a resumed run finds.
             on_part=tally.add,
         )
         with StopRequest() as stop:

@@ -129,6 +129,7 @@ class CaptionSource:
                 f"collection '{collection.name}': no caption of the kinds {', '.join(self.kinds)} (it has: "
                 f"{', '.join(available) or 'none'}){hint}"
             )
+        # Verdicts reorder only the default: an order that the user set is kept.
         is_default = "captions" not in settings.model_fields_set
         self.wrong = find_wrong_captioners(collection, self.kinds) if is_default and "alt" in available else []
         self._wrong = {(verdict.kind, verdict.model) for verdict in self.wrong}

@@ -114,12 +114,14 @@ class Llm:
     def formats(self, descriptions: Sequence[str]) -> list[Rewrites]:
         """Ask one question per description, about all formats."""
         forms = json.dumps({kind: FORMS[kind] for kind in REWRITTEN})
+        # Asked as dsc_plus, which has the largest token limit, because one response holds all formats.
         questions = [
             _Question(self._long, "dsc_plus", self._long.fill(sources=text, forms=forms)) for text in descriptions
         ]
         return [_split_formats(response) for response in self._ask(questions)]
 
     def _hash(self, prompt: str) -> str:
+        # `provenance` has model, revision and prompts, so that another model does not reuse these responses.
         return hashlib.sha256(f"{self.provenance}\0{prompt}".encode()).hexdigest()
 
     def _ask(self, questions: Sequence[_Question]) -> list[CaptionResponse]:

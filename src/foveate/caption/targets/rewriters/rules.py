@@ -43,13 +43,16 @@ class Rules:
 
         ssc is the caption that is most similar to the others; dsc and dsc_plus are it and what the others add.
         """
+        # A caption made only of frame words, such as "a photo of this", names nothing.
         captions = [_to_sentence(text) for text in short if content_words(text)]
         if not captions:
             return {}
         main = _find_central(captions)
         others = _order_by_novelty(main, [text for text in captions if text != main])
+        # Descriptive formats open with the kind of image; "a picture of" needs an article or a quantifier after it.
         framed = f"A picture of {main[0].lower()}{main[1:]}" if _ARTICLE.match(main) else main
         drawn_text = [make_text_sentence(written)] if written else []
+        # Captions without a new word only relate known things: the dense format has room for them, dsc does not.
         new = [text for text, is_new in others if is_new]
         dense = [framed, *(text for text, _ in others), *drawn_text]
         return {

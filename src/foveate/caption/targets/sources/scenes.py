@@ -65,6 +65,7 @@ def _short(truth: SceneTruth) -> str:
     """Name the largest thing and its position: one name is recognized more surely than two."""
     main = plan_claims("ssc", truth)[0].names[0]
     known = next((thing for thing in unique_things(truth) if thing.phrase == main), None)
+    # A repeated thing has no single position.
     return f"{write_claim(Claim('line', (main,), '|'))} {describe_position(known) if known else 'more than once'}."
 
 
@@ -84,6 +85,7 @@ def _dense(truth: SceneTruth) -> str:
         if claim.kind == "there" and claim.names in where:
             sentences.append(f"{write_claim(claim)} {where[claim.names]}.")
         elif claim.kind == "place" and claim.names == main:
+            # The first sentence names the main thing, so the sentence on its position comes right after it.
             sentences.insert(1, f"{write_claim(claim)}.")
         elif claim.kind not in ("place", "relation") or claim in links:
             sentences.append(f"{write_claim(claim)}.")

@@ -41,6 +41,7 @@ def load_spacy(*, exclude: Sequence[str] = ("ner",)) -> Any:
     folder = next(Path(spec.submodule_search_locations[0]).glob(f"*-{VERSION}"), None)
     if folder is None:
         raise UserError(f"{PACKAGE}: no model of version {VERSION}; install {PACKAGE}=={VERSION}")
+    # The tags decide which rows come out, but a recipe records only the version, so the files are checked, too.
     sha256 = sha256_folder(folder)
     if sha256 != SHA256:
         raise UserError(f"{PACKAGE}: wrong sha256 of its files (got {sha256}); expected {SHA256}. Reinstall it")
