@@ -25,8 +25,10 @@ from foveate.core.errors import UserError
 from foveate.federated.points import ReadOptions
 
 _MAGIC = b"\x93NUMPY"
+# NumPy's own bound (`max_header_size`): `ast.literal_eval` can exhaust the interpreter on a large text.
 _MAX_HEADER = 10_000
 _MAX_ARRAYS = 10_000
+# Without objects: reading them means unpickling, which can run code from the file.
 _TYPE = re.compile(r"[<>|=]?(?:[biu][1248]|b1|f(?:2|4|8|12|16)|[SU][1-9]\d{0,6})")
 _DAMAGE = (
     OSError,
@@ -86,6 +88,7 @@ def read_header(stream: IO[bytes], what: str) -> ArrayHeader:
     except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
         raise UserError(f"{what}: not a readable file of arrays (a damaged header)") from None
     is_shape = isinstance(shape, tuple) and all(type(length) is int and length >= 0 for length in shape)
+    # More than 32 axes fail in NumPy 1.
     if not is_shape or len(shape) > 32 or not isinstance(fortran, bool):
         raise UserError(f"{what}: not a readable file of arrays (its header has the shape {shape!s:.60})")
     known = isinstance(kind, str) and _TYPE.fullmatch(kind)
@@ -112,8 +115,10 @@ def read_values(stream: IO[bytes], header: ArrayHeader, what: str) -> NDArray[An
             f"{what}: its header claims {shape} values of {header.type}, but it ends after {len(content):,} bytes"
         )
     order = "F" if header.fortran else "C"
+    # A view of the bytes that were read: the values are not copied a second time.
     values = np.ndarray(header.shape, header.dtype, buffer=content, order=order)
     if values.dtype.kind == "U":
+        # NumPy takes any four bytes for a character; a bad one fails only later, when the text is used or written.
         codes = np.frombuffer(content, np.dtype("u4").newbyteorder(header.dtype.byteorder))
         if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
             raise UserError(f"{what}: holds characters that do not exist")
@@ -129,6 +134,7 @@ def read_npy(path: Path, options: ReadOptions) -> NDArray[Any]:
     with path.open("rb") as file:
         header = read_header(file, str(path))
         options.check_size(str(path), header.num_bytes)
+        # Compared before the read: a short file must not make the reader reserve what its header claims.
         left = path.stat().st_size - file.tell()
         if header.dtype is not None and math.prod(header.shape) * header.dtype.itemsize > left:
             shape = " x ".join(map(str, header.shape))

@@ -39,7 +39,9 @@ class ColumnDigests:
             return cls()
         pairs = [[feature.name, feature.type] for feature in features]
         ordered, unordered = (
-            hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:32] for listed in (pairs, sorted(pairs))
+            # 128 bits are enough to tell columns apart; a longer digest would not make names harder to guess.
+            hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:32]
+            for listed in (pairs, sorted(pairs))
         )
         return cls(ordered, unordered)
 
@@ -56,6 +58,7 @@ def find_mismatches(digests: Mapping[int, ColumnDigests]) -> dict[int, str]:
     usual, votes = Counter(digest.ordered for digest in named.values()).most_common(1)[0]
     if votes == len(named):
         return {}
+    # Half is no majority: of two clients that differ, nobody knows which one is right.
     if 2 * votes <= len(named):
         raise UserError(f"columns: the clients' names, order or types differ and no majority agrees; {HELP}")
     unordered = next(digest.unordered for digest in named.values() if digest.ordered == usual)
@@ -99,6 +102,7 @@ def match_columns(
     matched = []
     for name, matrix, client_features in zip(names, points, features, strict=True):
         columns = list(client_features)
+        # Without names only the position is left to match by.
         if columns == first or not all(feature.name for feature in (*first, *columns)):
             matched.append(matrix)
             continue

@@ -181,6 +181,7 @@ def load_snapshot(path: Path, job: TrainingJob[S]) -> S | None:
         UserError: the file is damaged, has another format, or belongs to other options.
     """
 
+    # Runs inside `read_state`, which reports a field that is missing here as a damaged file.
     def build(arrays: dict[str, NDArray[Any]], header: dict[str, Any]) -> S:
         state = job.unpack(arrays, header)
         state.round, state.history = int(header["round"]), header["history"]
@@ -316,6 +317,7 @@ def fit_in_process(
 
 def _min_count(job: TrainingJob[Any], default: int) -> int:
     """Return the smallest number of points that is asked about."""
+    # FedNE's options lack it; then the default holds: 1 in one process, SAFE_MIN_COUNT over a network.
     return getattr(job.options, "min_count", default)
 
 
@@ -330,6 +332,7 @@ def fit_in_run(
 ) -> S:
     """Train in this process with a progress bar, a snapshot after each round, and answers stored within a round."""
     method = job.options.method
+    # One file per method: each baseline of a run resumes from its own snapshot.
     path = run_folder / "states" / f"{method}.safetensors"
     state = load_snapshot(path, job)
     with Meter(f"rounds of {method}", job.num_rounds) as meter:

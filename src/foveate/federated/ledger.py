@@ -80,6 +80,7 @@ class Ledger:
             if text and not text.endswith("\n"):
                 handle.write("\n")  # behind a line that a kill cut off
             digest = question.request.digest()
+            # Answered questions only: one that failed has no answer to repeat, and counts again.
             known = any(line["question"] == digest and line["outcome"] == ANSWERED for line in lines)
             if not (known and question.is_repeatable):
                 _check(lines, question, limits)
@@ -94,6 +95,7 @@ class Ledger:
                         "kind": question.request.kind,
                         "round": question.request.round,
                         "question": digest,
+                        # With noise the budget is counted instead of partitions.
                         "partition": question.is_partition and not question.rho,
                         "rho": question.rho,
                         "outcome": outcome,
@@ -101,6 +103,7 @@ class Ledger:
                     handle.write(json.dumps(entry) + "\n")
                     handle.flush()
                     os.fsync(handle.fileno())
+                    # The folder, too: otherwise a power failure may lose a file that was just created.
                     fsync_path(self.path.parent)
         return answer
 
@@ -121,6 +124,7 @@ def _check(lines: list[dict[str, Any]], question: Question, limits: Limits) -> N
             count=limits.max_questions,
         )
     if question.rho:
+        # Failed questions count, because a failure says something, too. Partitions, below, count only if answered.
         spent = sum(line["rho"] for line in lines) + question.rho
         if epsilon(spent) > limits.max_epsilon:
             raise Refusal(

@@ -35,6 +35,7 @@ class Limits(Settings):
     max_questions: StrictInt = Field(
         500, ge=1, description="maximum number of requests about the same data, across runs"
     )
+    # 1: where two partitions differ by one point, the difference of two sums is that point.
     max_partitions: StrictInt = Field(
         1, ge=1, description="maximum number of clusterings of the same data answered without noise, across runs"
     )

@@ -107,6 +107,7 @@ class Node:
             Exception: whatever else goes wrong.
         """
         if request.kind == HELLO:
+            # Not in the ledger: a client whose limits are used up must still say who it is, or it counts as absent.
             columns = self.digest_columns()
             values = {"columns": columns.ordered, "columns.unordered": columns.unordered}
             return Message(HELLO, request.round, values={"client": self.number, "name": self.name, **values})
@@ -172,6 +173,7 @@ def _code(problem: Exception, *, is_configured: bool, is_read: bool) -> tuple[st
         return reasons.INTERNAL_ERROR, None
     if isinstance(problem, MessageError) or not is_read:
         return reasons.REQUEST_INVALID, None
+    # `min_count` is None until the node's settings are read; before that, the mistake is in them, not in the data.
     return (reasons.DATA_UNUSABLE if is_configured else reasons.SETTINGS_INVALID), None
 
 
@@ -183,6 +185,7 @@ def _log(limits: Limits, text: str) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / "client.log"
         with path.open("a", encoding="utf-8") as handle:
+            # For the owner alone: these texts may quote cells of the data.
             path.chmod(0o600)
             handle.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
     except OSError as problem:

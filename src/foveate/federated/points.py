@@ -60,6 +60,7 @@ class ReadOptions(Settings):
         """
         content = {name: config[key] for key, name in READ_FIELDS.items() if key in config}
         if "columns" in content:
+            # Flower's configurations hold single values only, so a list of columns arrives as one text.
             content["columns"] = tuple(part.strip() for part in str(content["columns"]).split(",") if part.strip())
         return validate(cls, content, where="the node's configuration")
 
@@ -138,6 +139,7 @@ class Points:
             options.check_size(self.name, self.points_ND.size * 8)
         missing_N = np.isnan(self.points_ND).any(axis=1)
         if options.drop_missing:
+            # Without --drop-missing, `Points.column` refuses a missing label and names its row.
             for name in others:
                 if name in self.columns:
                     missing_N |= is_missing(self.columns[name])
@@ -168,6 +170,7 @@ class Points:
         position = find_huge(self.points_ND)
         if position is not None:
             row, column = position
+            # The row number in the file, where the user looks for it: rows above it may have been dropped.
             source_row = row if self.rows is None else int(self.rows[row])
             raise UserError(
                 f"{self.name}: row {source_row}, {self._title(column)} is infinite or too large (got "

@@ -112,6 +112,7 @@ def tabulate(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     for entry in entries:
         values = ", ".join(entry.values)
         parts = [(note.name, note.dtype, list(note.shape), note.size) for note in entry.arrays]
+        # Single values are logged by name only; their size is what the arrays do not account for.
         rest = entry.size - sum(note.size for note in entry.arrays)
         parts += [(values, "values", [], rest)] if values else []
         for name, dtype, shape, size in parts:
@@ -205,6 +206,7 @@ class InProcess:
         log: Log | None = None,
     ) -> None:
         self._clients = {client.number: client for client in sorted(clients, key=lambda client: client.number)}
+        # Of two clients with the same number, the dictionary keeps the last; the other would be lost silently.
         if len(self._clients) != len(clients):
             listed = [client.number for client in clients]
             twice = next(number for number in listed if listed.count(number) > 1)

@@ -123,6 +123,7 @@ def with_labels(points: Points, collection: Path, label: str) -> Points:
     keys = points.column("key", "column")
     opened = Collection.open(collection)
     values = opened.label_values(label)
+    # By key, not by row: an export may hold one split only, in an order of its own.
     rows = {key: row for row, key in enumerate(opened.keys)}
     missing = [key for key in keys if key not in rows]
     if missing:
@@ -216,6 +217,7 @@ def split_labels(
         UserError: a split by labels without labels, or one that cannot be.
     """
     name, number = parse_split(split)
+    # A stream of its own: the same seed splits the same way, whatever else a run draws.
     random = generator("partition", seed)
     if name == "even":
         return partition.even(points, clients, random)
@@ -253,6 +255,7 @@ def split_clients(
     parts = split_labels(
         labels_N, len(whole.points_ND), split, clients, seed=seed, min_points=min_points, max_draws=max_draws
     )
+    # Reported, because a split that was redrawn until clients were large enough is not a plain Dirichlet draw.
     again = f", {parts.draws - 1} redraws" if parts.draws > 1 else ""
     return _select(whole, labels_N, parts, f"{split} over {clients} clients, seed {seed}{again}")
 
@@ -296,10 +299,12 @@ def gather(
     """
     if collection is not None and label is None:
         raise UserError("--collection needs --label, the label field")
+    # With --collection, the label is a field of the collection, not a column of the sources.
     others = [name for name in (client, None if collection is not None else label) if name is not None]
     read = [read_points(source, options, others=others) for source in sources]
     if collection is not None and label is not None:
         read = [with_labels(points, collection, label) for points in read]
+    # Public sets have one known column of labels, so no option is needed to measure against it.
     if label is None and all(str(source) in SETS for source in sources):
         label = "label"
     labels = None if label is None else [points.column(label, "column of labels") for points in read]
@@ -353,6 +358,7 @@ def _gather_several(
         matched,
         labels,
         "a source each",
+        # After matching, all sources have the columns of the first, in its order.
         [features[0] for _ in read],
         read[0].aside,
         rows,

@@ -246,6 +246,7 @@ def table_points(name: str, table: pa.Table, options: ReadOptions, others: Seque
         points_ND = _stack_lists(table[lists[0]], f"{name}: column '{lists[0]}'")
         used, features = set(lists), ()
     else:
+        # `read_parquet` stores the names of columns that it skipped, so that errors can list them.
         unread = (table.schema.metadata or {}).get(b"unread", b"").decode().split("\0")
         names_D, aside = _choose(name, table, kinds, options, others, [text for text in unread if text])
         used = set(names_D)
@@ -272,6 +273,7 @@ def _choose(
     if options.columns:
         picked = _pick(name, options.columns, free, kinds, unread)
         return picked, {column: kind for column, kind in kinds.items() if column not in picked}
+    # Row numbers, which many programs write: the user need not be asked about them.
     counting = {column for column in free if kinds[column] == WHOLE and _counts_rows(table[column])}
     decimals = [column for column in free if kinds[column] == DECIMAL]
     codes = _codes(table, decimals)
@@ -282,6 +284,7 @@ def _choose(
         or (column in free and kinds[column] in (WHOLE, BOOL) and column not in counting)
         or (kinds[column] == TEXT and column not in others and _mostly_numbers(table[column]))
     ]
+    # Refused, not guessed: an id among the points would dominate distances, and nobody would notice.
     if doubtful:
         listed = ", ".join(f"'{column}' ({_describe(table[column], kinds[column])})" for column in doubtful[:10])
         certain = [column for column in decimals if column not in codes][:5]
@@ -307,6 +310,7 @@ def _pick(
     excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
     picked: list[str] = []
     for pattern in included:
+        # A name that is spelled out may be a column that patterns pass over, such as `row` or a label.
         matches = [pattern] if pattern in kinds else [column for column in free if fnmatchcase(column, pattern)]
         if not matches:
             listed = ", ".join([*kinds, *unread][:20])
@@ -335,6 +339,7 @@ def _codes(table: pa.Table, decimals: Sequence[str]) -> set[str]:
         is_whole = bool(len(values)) and bool((values == np.round(values)).all())
         if is_whole and len(distinct) <= _MAX_CODES and len(values) >= 3 * len(distinct):
             codes.add(column)
+    # If all columns look like codes, none stands out: the table may hold counts, which are valid points.
     return codes if len(codes) < len(decimals) else set()
 
 

@@ -22,6 +22,7 @@ def account(options: ClusteringOptions, *, evaluated: bool, delta: float = DELTA
     Args:
         evaluated: clients were also asked how well the centers fit.
     """
+    # The cost of a request does not depend on its centers, so any will do.
     centers = np.zeros((1, 1))
     sent = [
         ("centroids", protocol.centroids_request(options, 0), 1),

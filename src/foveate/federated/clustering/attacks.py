@@ -43,12 +43,14 @@ def subtract_cells(answers: Sequence[Message]) -> list[Floats]:
     Where one cell holds the points of the other and one more, the difference is that point.
     """
     tables = [read_sums(answer) for answer in answers]
+    # A cell of one point needs no difference: its sum is the point.
     candidates: list[Floats] = [total[row] for total, counts in tables for row in np.flatnonzero(counts == 1)]
     for first in range(len(tables)):
         for second in range(first + 1, len(tables)):
             (total_1, count_1), (total_2, count_2) = tables[first], tables[second]
             gap = count_1[:, None] - count_2[None]
             pairs = np.argwhere((np.abs(gap) == 1) & (count_1[:, None] > 0) & (count_2[None] > 0))
+            # The gap is 1 or -1: as a sign it turns either difference into the point.
             candidates += [(total_1[i] - total_2[j]) * gap[i, j] for i, j in pairs]
     return candidates
 
@@ -102,11 +104,13 @@ def read_from_inertia(ask: Ask, middle_D: Floats, reach: float, *, min_count: in
     alone = inertia(middle_D[None])
     if alone is None:
         return rows
+    # Small, because the formula holds only while no point changes its cell.
     step = 1e-3 * reach
     for axis in range(width):
         for sign in (1.0, -1.0):
             for threshold in np.linspace(reach, 0.2 * reach, steps):
                 far = middle_D.copy()
+                # The border between two centers is halfway, so the far center gets what lies beyond the threshold.
                 far[axis] += sign * 2 * threshold
                 together = inertia(np.stack([middle_D, far]))
                 if together is None:
@@ -124,6 +128,7 @@ def read_from_inertia(ask: Ask, middle_D: Floats, reach: float, *, min_count: in
                         change[index, column] = together - value
                 points = -(change[0] + change[1]).mean() / (2 * step**2)
                 if round(points) == 1:
+                    # With n = 1, S is the point's offset from the far center.
                     rows.append(far + (change[0] - change[1]) / (4 * step))
                 break
     return rows

@@ -248,6 +248,7 @@ def make_pool(answers: dict[int, Message]) -> tuple[Pool, dict[int, float]]:
 
 def _reduce_clusters(options: ClusteringOptions, pool: Pool) -> ClusteringOptions:
     """Options with no more clusters than there are distinct centroids, where fewer may be returned."""
+    # Before the server step: most methods refuse a K above the number of distinct centroids.
     if options.on_few_groups != "return" or pool.distinct() >= options.clusters:
         return options
     _warn_few(pool.distinct(), options.clusters)

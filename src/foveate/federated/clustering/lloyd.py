@@ -110,6 +110,7 @@ class _Nearest:
         changed_K = np.zeros(len(moved_K), dtype=bool)
         changed_K[before_R[other_R]] = changed_K[label_R[other_R]] = True
         self.label_N[rows] = label_R
+        # `_moved_K` is a running total, so a new margin counts from what its cluster has moved so far.
         self._until_N[rows] = margin_R + self._moved_K[label_R]
         return changed_K
 

@@ -100,6 +100,7 @@ def awasthi_sheffet(points_ND: Floats, clusters: int, rng: np.random.Generator) 
     axes_DR = axes_DD[:, ::-1][:, :clusters]
     projected_ND = (points_ND @ axes_DR) @ axes_DR.T
     run = lloyd(projected_ND, plus_plus(projected_ND, clusters, rng))
+    # With a single center there is no other to compare distances with.
     if len(run.centers) < 2:
         return run.centers
     clear_N = np.empty(len(points_ND), dtype=bool)
@@ -234,6 +235,7 @@ def fuse(points_ND: Floats, local: Local, *, below: float = FUSE_BELOW) -> Local
     centers, labels = list(local.centers), local.labels.copy()
     while len(centers) > 1:
         p, q, gap = closest_pair(np.array(centers))
+        # Centers that coincide have no line between them to measure along, and are merged.
         if gap > 0:
             along = (centers[q] - centers[p]) / gap
             spread = sum(float((points_ND[labels == label] @ along).std()) for label in (p, q))

@@ -72,6 +72,7 @@ class ClusteringOptions(Settings):
     # Besides the radii, which alone failed on groups of very different sizes.
     restarts: Count = Field(10, ge=0, description="weighted k-means++ starts of the server")
     refine_rounds: Count = Field(1, ge=0, description="number of refinement rounds with sums and counts; 0 = one-shot")
+    # 1 merges nothing: in one process all data share the memory, and results should be those of the methods.
     min_count: Count = Field(
         1, ge=1, description="merge clusters with fewer points before sending; suggested for sensitive data: 10"
     )
@@ -84,6 +85,7 @@ class ClusteringOptions(Settings):
         0.0, ge=0, description="standard deviation z of the noise on counts, and of that on sums in units of the clip"
     )
     clip: Number | None = Field(None, gt=0, description="norm to which rows are clipped where there is noise")
+    # Few: each step costs as much privacy as a round of refinement.
     noise_steps: Count = Field(5, ge=1, le=100, description="steps of a client's k-means with noise")
     kfed_seeds: Literal["all", "one"] = Field(
         "all", description="centroids of the first client that k-FED starts from", json_schema_extra=REFERENCE
@@ -94,6 +96,7 @@ class ClusteringOptions(Settings):
     on_few_groups: Literal["raise", "return"] = Field(
         "raise", description="error, or fewer centers with a warning, where there are fewer groups than clusters"
     )
+    # Suspects stay in by default: a client that alone holds a group of points looks suspicious, too.
     suspects: Literal["report", "exclude"] = Field("report", description="what becomes of anomalous clients")
     changed: dict[str, Any] = Field({}, exclude=True, description="options that differ from the method's defaults")
 

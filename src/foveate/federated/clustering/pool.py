@@ -64,4 +64,5 @@ class Pool:
 
 def lexicographic(centers_QD: Floats) -> Labels:
     """Order of rows by their first coordinate, then the second, and so on."""
+    # Reversed, because `lexsort` sorts by its last key first.
     return np.lexsort(centers_QD.T[::-1])

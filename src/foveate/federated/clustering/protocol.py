@@ -248,12 +248,14 @@ def _describe_with_noise(points_ND: Floats, clusters: int, rng: np.random.Genera
     )
     if not len(centers):
         raise UserError(f"the noise leaves no group of min_count {min_count}: fewer clusters or less noise helps")
+    # No flags and no spreads: they depend on single points and have no noise.
     arrays: dict[str, ArrayLike] = {"centers": centers}
     totals: dict[str, int] = {}
     if values["send_counts"]:
         arrays["counts"] = counts
         totals["points"] = int(counts.sum())
     if values["send_radius"]:
+        # Of the noisy centers: what is computed from them hides as much as they do.
         arrays["radius"] = [half_smallest_distance(centers)]
     return request.answer(arrays=arrays, **totals)
 

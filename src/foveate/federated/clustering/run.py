@@ -192,6 +192,7 @@ def _measure(clients: Clients, clustered: Clustered, groups: list[Labels], log: 
         # True centers are the means of the classes in these very data, not those of whatever drew them.
         means = metrics.class_means(points, truth)
         quality["centroid_index"] = float(metrics.centroid_index(means, clustered.centers))
+        # The error is that of a one-to-one matching, which needs as many classes as centers.
         if len(means) == len(clustered.centers):
             quality["center_error"] = metrics.center_error(means, clustered.centers).mean
     return ClusterMethod(
@@ -275,6 +276,7 @@ def write_server_result(
         )
         for client, name in names.items()
     ]
+    # Covers only clients that reported their fit, without the cells that they withheld.
     total = sum(points for points, _ in clustered.inertia.values())
     inertia = sum(value for _, value in clustered.inertia.values())
     method = ClusterMethod(

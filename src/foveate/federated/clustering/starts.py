@@ -6,6 +6,7 @@ import numpy as np
 
 from foveate.federated.clustering.distances import FAST_CELLS, FEW, ROUNDING, Floats, Labels, blocks, squared
 
+# Relative; sums by inner products that are closer than this are decided by differences.
 _NEAR_TIE = 1e-8
 
 
@@ -81,6 +82,7 @@ class _ByProducts(_ByDifferences):
 
     def __init__(self, points_ND: Floats, weight_N: Floats, first: int) -> None:
         super().__init__(points_ND, weight_N, first)
+        # Centered first: inner products of points far from zero lose all digits of small distances.
         self._offset_D = points_ND.mean(0)
         self._length_N = np.empty(len(points_ND))
         for block in self._blocks(1):
@@ -91,6 +93,7 @@ class _ByProducts(_ByDifferences):
         """Add the best row, see `_ByDifferences.add_best_of`."""
         near_TN, total_T, rounding = self._guess(drawn_T)
         winner = int(total_T.argmin())
+        # Negated, so that NaN counts as a rival.
         rivals_T = drawn_T[~(total_T > total_T[winner] * (1 + _NEAR_TIE) + rounding)]
         if (rivals_T != drawn_T[winner]).any():
             return super().add_best_of(drawn_T)
@@ -114,6 +117,7 @@ class _ByProducts(_ByDifferences):
             guess_TB *= -2.0
             guess_TB += length_B
             guess_TB += length_T[:, None]
+            # Rounding may only add points to those that are compared exactly, never hide one.
             slack_B = ROUNDING * (length_B + length_T.max())
             np.less(guess_TB, best_B + slack_B, out=near_TN[:, block])
             np.minimum(guess_TB, best_B, out=guess_TB)

@@ -81,11 +81,14 @@ def find_scales(answers: Mapping[int, Message]) -> dict[int, tuple[float, str]]:
     reasons: dict[int, tuple[float, str]] = {}
     for index, client in enumerate(clients):
         other = float(np.median(np.delete(spread_M, index)))
+        # Another unit changes radii as it changes centers; another place changes the centers alone.
         is_alike = min(spread_M[index], other) > 0 and 1 / SPREAD_ALONE < spread_M[index] / other < SPREAD_ALONE
+        # The median of one against the 90th percentile of the others: a few far centroids are no other unit.
         larger_D = _ratios(middle_MD[index], np.delete(high_MD, index, axis=0).max(axis=0))
         smaller_D = _ratios(np.delete(middle_MD, index, axis=0).min(axis=0), high_MD[index])
         if is_alike:
             larger_D = np.zeros_like(larger_D)
+            # Despite like radii, smaller than several others still counts; of two, nothing says which one is wrong.
             smaller_D = smaller_D if len(clients) > 2 else larger_D
         far_D = np.maximum(larger_D, smaller_D)
         strange = np.argsort(-far_D, kind="stable")[: int((far_D >= SCALE_ALONE).sum())]
@@ -111,6 +114,7 @@ def _column_quantile(answer: Message, share: float) -> Floats:
     count_k = answer.arrays.get("counts", np.ones(len(center_kD)))
     order_kD = np.argsort(center_kD, axis=0)
     mass_kD = np.cumsum(count_k[order_kD], axis=0)
+    # The cumulative sum may fall short of the share by a rounding error.
     row_D = (mass_kD >= share * count_k.sum() * (1 - 1e-12)).argmax(axis=0)
     return np.take_along_axis(center_kD, order_kD, axis=0)[row_D, np.arange(center_kD.shape[1])]
 
@@ -125,6 +129,7 @@ def find_wide_groups(answers: Mapping[int, Message]) -> dict[int, str]:
     reasons: dict[int, list[str]] = {}
     if all("spreads" in answer.arrays for answer in answers.values()):
         spread_Q = np.concatenate([answer.array("spreads") for answer in answers.values()])
+        # The lower median: of two groups it is the narrower one, so that the wide one stands out.
         if (usual := float(np.sort(spread_Q)[(len(spread_Q) - 1) // 2])) > 0:
             for index in np.flatnonzero(spread_Q > WIDE * usual)[:3]:
                 reasons.setdefault(int(clients[index]), []).append(

@@ -71,6 +71,7 @@ def write_model(
             "options": options.model_dump(mode="json"),
         },
         tensors={
+            # With a prefix, so that no tensor of a network can be taken for the centers.
             **{_NETWORK + name: value for name, value in state.items()},
             _CENTERS: torch.from_numpy(centers_KD.copy()),
         },

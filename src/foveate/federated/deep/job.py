@@ -310,6 +310,7 @@ class DeepJob(TrainingJob[DeepState]):
             arrays["centers"] = state.centers
         header = {
             "width": state.width,
+            # Lists of pairs: JSON allows neither numbers nor tuples as keys.
             "excluded": list(state.excluded.items()),
             "suspects": [[*key, reason] for key, reason in state.suspects.items()],
         }
@@ -332,6 +333,7 @@ class DeepJob(TrainingJob[DeepState]):
             raise UserError(f"method '{POOLED}' cannot run over a network: {METHODS[POOLED]}")
 
     def remote_transport(self, transport: Transport, state: DeepState) -> Transport:
+        # Only to clients whose data fit; the others were left out when sizes were compared.
         return OptionsTransport(transport, self.options, sorted(self.sizes))
 
     def finished(self, state: DeepState) -> Fitted:
@@ -359,6 +361,7 @@ class DeepJob(TrainingJob[DeepState]):
             clients=rows,
             methods=[measure_cost(fitted)],
             notes=state.notes(transport.name),
+            # A server sees no embeddings that it could draw.
             map=GroupMap(),
         )
 
@@ -384,6 +387,7 @@ class Fitted:
 
     def transform(self, points_ND: ArrayLike) -> NDArray[np.float64]:
         """Embed points as vectors of length 1, [N, width]."""
+        # In float64, as clients do before their k-means: the network's own unit vectors are rounded to float32.
         return unit_rows(embed(self.network, self._samples(points_ND)))
 
     def outputs(self, points_ND: ArrayLike) -> NDArray[np.float64]:
@@ -400,6 +404,7 @@ class Fitted:
         points = as_points(points_ND)
         if points.shape[1] != self.features:
             raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.features}")
+        # Scaled in float64, then converted: float32 would lose what varies in a column with a large mean.
         if self.state.scaling is not None:
             points = self.state.scaling.apply(points)
         return prepare_samples(points, self.options).to(next(self.network.parameters()).device)

@@ -38,12 +38,14 @@ class DeepOptions(Settings):
         description="standard: columns in units of their common standard deviation, from sums that clients send; "
         "rows are not sent",
     )
+    # 128 as in DeepCluster-v2, whose hidden layer, unlike the one below, is 2048 wide.
     width: int = Field(128, ge=2, le=4096, description="width of the embedding")
     hidden: int = Field(256, ge=1, le=65536, description="width of the head's hidden layer")
     rounds: int = Field(20, ge=1, le=100_000, description="rounds of clustering, training and averaging")
     local_epochs: int = Field(1, ge=1, le=100, description="passes of a client over its points per round")
     batch_size: int = Field(64, ge=2, description="points per step of a client")
     learning_rate: float = Field(0.05, gt=0, le=10, description="of the clients' SGD with momentum 0.9")
+    # As in DeepCluster-v2.
     weight_decay: float = Field(1e-6, ge=0, le=1, description="of the clients' SGD")
     # As published.
     temperature: float = Field(0.1, gt=0, le=10, description="divisor of the cosines in the loss")

@@ -157,6 +157,7 @@ def _cluster_plainly(clients: Clients, options: DeepOptions) -> list[FeaturesMet
     began = time.monotonic()
     try:
         plain = FederatedKMeans(options.clusters, scale=options.scale, random_state=options.seed).fit(clients.points)
+    # A failed comparison must not end a run whose training is finished.
     except UserError as problem:
         say(f"groups of the points without an encoder: {problem}")
         return []
@@ -205,4 +206,5 @@ def _write(path: Path, clients: Clients, encoded: Encoded, metrics: dict[str, fl
 
 
 def _as_lists(parts: list[NDArray[np.float64]]) -> list[NDArray[np.float32]]:
+    # Networks compute in float32: more digits would double the file and tell nothing.
     return list(np.concatenate(parts).astype(np.float32))

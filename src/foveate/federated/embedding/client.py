@@ -77,6 +77,7 @@ class ClientData:
 
     def neighbors(self, k: int) -> NDArray[np.int64] | None:
         """Return the k nearest others of every point (fewer if there are not k); None for a single point."""
+        # Neighbors among the original points, which never change: one search serves all rounds, edges and mixtures.
         k = min(k, len(self.points_ND) - 1)
         if k < 1:
             return None
@@ -270,6 +271,7 @@ def _foreign(
         return surrogates, surrogates.outside
     if "field" in request.arrays:
         grid = request_grid(request)
+        # A copy: arrays of messages are read-only, which tensors cannot be.
         field_G = torch.from_numpy(np.array(request.array("field"))).to(device, dtype)
         return lambda z_Nd: grids.interpolate(field_G, grid, z_Nd), grid.outside
     if "positions" in request.arrays:

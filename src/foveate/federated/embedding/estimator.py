@@ -142,6 +142,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
             UserError: points or options that do not fit one another or the checkpoint; names the client or option.
         """
         several = _are_clients(X)
+        # Matrices of a list are checked by `fit_in_process`, whose errors name the client.
         clients = self._read_list(X) if several else [validate_data(self, X, dtype=[np.float64, np.float32])]
         options = self._read_options()
         job = MapJob(options, self.encoder)
@@ -188,6 +189,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
 
     def _read_options(self) -> EmbeddingOptions:
         content = {
+            # A `surrogate` of None is left out: the options choose it by dimensions and grid.
             _NAMES.get(name, name): value
             for name, value in self.get_params(deep=False).items()
             if name not in _NO_OPTIONS and not (name == "surrogate" and value is None)

@@ -447,6 +447,7 @@ def _history_entry(
 
     def mean(name: str) -> float | None:
         values = [answer.values.get(name) for answer in answers.values()]
+        # Of all clients or of none: a mean over some of them would look like one over all.
         if any(value is None for value in values):
             return None
         return float(np.average(np.array(values, dtype=np.float64), weights=weights))
@@ -495,6 +496,7 @@ class Fitted:
         points = as_points(points_ND)
         if points.shape[1] != self.state.features:
             raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.state.features}")
+        # Scaled in float64, then converted: float32 would lose what varies in a column with a large mean.
         if self.state.scaling is not None:
             points = self.state.scaling.apply(points)
         rows = torch.from_numpy(points).to(first)

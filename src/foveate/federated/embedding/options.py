@@ -42,6 +42,7 @@ class EmbeddingOptions(Settings):
     kernel: Literal["shifted", "cauchy"] = Field(
         "shifted", description="similarity of two map positions", json_schema_extra=REFERENCE
     )
+    # The public code's number for Dirichlet(0.5); for Dirichlet(0.1) it takes 500 to 600.
     rounds: int = Field(150, ge=1, le=100_000, description="rounds of training and averaging")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="of the clients' Adam")
     decay_at: tuple[float, ...] = Field((0.6,), description="shares of the rounds after which the learning rate falls")
@@ -66,6 +67,7 @@ class EmbeddingOptions(Settings):
         json_schema_extra=reference_values("official"),
     )
     grid_step: float = Field(0.3, gt=0, description="distance of two queries")
+    # A map can grow twentyfold within a round; with a fixed step, the number of queries grows with its square.
     max_axis_points: int = Field(28, ge=2, le=200, description="queries per axis at most, union grid")
     # A small map with a fixed step would have a handful of queries per axis.
     min_axis_points: int = Field(12, ge=2, le=200, description="queries per axis at least")
@@ -85,6 +87,7 @@ class EmbeddingOptions(Settings):
     keep_self_edges: bool = Field(
         False, description="as the public code: a duplicate may be its own neighbor", json_schema_extra=REFERENCE
     )
+    # A choice of this project: the published value is not known.
     proximal: float = Field(0.01, ge=0, description="mu of fedprox")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients that train in a round")
     aggregation: Literal["mean", "median", "trimmed_mean"] = Field(

@@ -45,6 +45,7 @@ class Architecture:
         return dimensions * (1 + 2 * self.levels)
 
 
+# `network64`: the surrogate that a secondary source ascribes to the paper, one hidden layer on the bare position.
 ARCHITECTURES = {"network": Architecture(), "network64": Architecture((64,), levels=0)}
 
 
@@ -70,6 +71,7 @@ class SurrogateNetwork(nn.Module):
 
     def read(self, encoded_NI: Tensor) -> Tensor:
         """Repulsion at encoded positions, [N]."""
+        # Apart from `forward`, so that a fit encodes its queries once and not in every epoch.
         hidden = encoded_NI
         for layer in self.layers[:-1]:
             hidden = F.relu(layer(hidden))
@@ -80,6 +82,7 @@ class SurrogateNetwork(nn.Module):
 class FitSettings:
     """Settings of a surrogate's fit."""
 
+    # As in the public code, whose warm start for later rounds (rate 1e-4, 8 epochs) is never reached.
     epochs: int = 40
     batch: int = 128
     rate: float = 1e-3
@@ -113,6 +116,7 @@ def r_squared_of_noisy(noisy_G: Tensor, sigma: float, error: float) -> float:
 
     The variance of the values without noise is that of the noisy ones less sigma^2; 0 where nothing of it is left.
     """
+    # In float64, because the two variances may be nearly equal.
     variance = float(noisy_G.double().var(correction=0)) - sigma**2
     return 1.0 - error / variance if variance > 0 else 0.0
 

@@ -43,6 +43,7 @@ class NodeOptions(Limits, ReadOptions):
 
     def to_config(self) -> dict[str, Any]:
         """Return the fields of Flower's node configuration besides the client's number: the data and what was set."""
+        # Flower's configuration has no value for None: what is not set is left out, and the node takes its default.
         fields = ("name", *Limits.model_fields, *ReadOptions.model_fields)
         values = {name: getattr(self, name) for name in fields if name in self.model_fields_set and getattr(self, name)}
         if "columns" in values:

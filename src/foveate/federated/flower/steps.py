@@ -159,6 +159,7 @@ def register(folder: Path, keys: Sequence[Path]) -> list[str]:
     Raises:
         UserError: a file is no public key; no server of this folder answers, or it refuses.
     """
+    # All files are checked before the first is registered: a bad one must not leave half of the list done.
     for key in keys:
         check_public_key(key)
     _need_connection(folder)
@@ -170,6 +171,7 @@ def register(folder: Path, keys: Sequence[Path]) -> list[str]:
         number = re.search(r"SuperNode (\d+) registered", output)
         if number:
             node_ids.append(number[1])
+        # Not an error, so that the same command can be repeated with a longer list.
         elif IN_USE.lower() in output.lower():
             say(f"{key} is registered already")
         else:
@@ -200,6 +202,7 @@ def carry_out(folder: Path, fields: Mapping[str, Any]) -> Path:
             status = child.wait()
         finally:
             output = child.text
+            # None after Ctrl-C or a signal: `flwr run` only follows a run, which would go on at the server.
             if status is None:
                 _stop_run(folder, output)
     if not result.is_file() or result.stat().st_mtime_ns == before:

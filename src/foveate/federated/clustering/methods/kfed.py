@@ -40,6 +40,7 @@ def kfed_server(centers_QD: Floats, first: int, clusters: int, *, one_step: bool
 def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
     """Farthest-first seeds from the first client on, then Lloyd. Clients are taken in the order of their numbers."""
     pool.need(options.clusters)
+    # `all` is k-FED's own rule. With K centers per client, all seeds are the first client's; one seed does better.
     first = int((pool.client == pool.client[0]).sum()) if options.kfed_seeds == "all" else 1
     centers, _ = kfed_server(pool.centers, first, options.clusters, one_step=options.kfed_steps == "one")
     return Merged(centers, {"seeds_of_first_client": min(first, options.clusters)})

@@ -14,6 +14,7 @@ def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radi
     """Return the best of several starts by the weighted sum of squares."""
     pool.need(options.clusters)
     pool = pool.sorted()
+    # 0 restarts suit `consensus`, which has other candidates; here no center would be left.
     restarts = max(1, options.restarts)
     run = weighted_kmeans(pool.centers, options.clusters, rng, restarts=restarts, weight_N=pool.counts)
     assert run is not None
