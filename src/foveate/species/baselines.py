@@ -22,6 +22,7 @@ class LinearBaseline(nn.Module):
     """Empirical risk minimization: encoder and linear head under cross-entropy, all of it at the encoder's rate."""
 
     image: Any
+    # No batch norm follows the encoder, unlike in ConvE, so a last batch of one image may be kept.
     drops_last = False
 
     def __init__(self, image: ImageNetwork) -> None:
@@ -53,6 +54,7 @@ class ConcatBaseline(nn.Module):
         self.layer_norm = nn.LayerNorm(3 * dim)
         self.mlp, self.act = nn.Linear(3 * dim, dim), nn.PReLU()
         self.classifier = nn.Linear(dim, num_classes)
+        # Only the weights, as in model_st.py; the biases keep PyTorch's defaults.
         nn.init.xavier_uniform_(self.mlp.weight)
         nn.init.xavier_uniform_(self.classifier.weight)
         self.widths = (place_width, hour_width)
@@ -61,6 +63,7 @@ class ConcatBaseline(nn.Module):
         """Return logits [B, K] of features, scaled places and scaled hours, side by side."""
         features = inputs.shape[1] - sum(self.widths)
         x, places, hours = inputs.split([features, *self.widths], dim=1)
+        # Image, hour, place is the order of model_st.py; the inputs have places before hours.
         joined = torch.cat([self.image(x), self.hours(hours), self.places(places)], dim=1)
         return self.classifier(self.act(self.mlp(self.layer_norm(joined))))
 
@@ -99,6 +102,7 @@ def concat_inputs(
             f"places and hours: wrong shapes (got {list(places.shape)} and {list(hours.shape)}); expected "
             f"[{len(features)}, 2] and [{len(features)}]"
         )
+    # The layer norm has a width of 3 dim, so the network needs all three vectors, as the released code does.
     missing_N = np.isnan(places).any(axis=1) | np.isnan(hours)
     if missing_N.any():
         row = int(np.flatnonzero(missing_N)[0])

@@ -96,15 +96,18 @@ def add_boxes(
     recipe_hash = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     status: Counter[str] = Counter()
     _remove_earlier(path, recipe_hash)
+    # Opened after `_remove_earlier`, which takes the same writer lock of the collection.
     with AnnotationAppender(path, purpose="proposing boxes") as appender, Collection.open(path) as collection:
         completed: set[str] = set()
         boxes = 0
         known = {"source": SOURCE, "recipe_hash": recipe_hash}
+        # Reads statuses, not regions: an image in which nothing was found is done as well.
         for part in matching_parts(path, "region_status", ["key", "status", "regions"], where=known):
             for row in part.to_pylist():
                 completed.add(row["key"])
                 status[row["status"]] += 1
                 boxes += row["regions"]
+        # Images with an imported box are skipped: a second box by NanoDet would show the same animal twice.
         imported = set() if settings.every_image else _rows_with_boxes(collection)
         pending = [row for row, key in enumerate(collection.keys) if key not in completed and row not in imported]
         if completed:
@@ -112,6 +115,7 @@ def add_boxes(
 
         def count(images: Sequence[BoxedImage], seconds: float) -> None:
             nonlocal boxes
+            # Counted once a part is on disk: what a kill loses is counted by the call that resumes.
             status.update(image.status for image in images)
             boxes += sum(len(image.proposals.boxes_K4) for image in images if image.proposals)
 
@@ -161,6 +165,7 @@ def _propose(
     def load(row: int) -> NDArray[np.uint8] | str:
         try:
             image = decode(collection.image_bytes(row), longest_side=_DECODE_SCALE * proposer.input_px)
+        # Returned as text, because an exception would end the whole run for one damaged image.
         except BadImage as problem:
             return str(problem)
         return proposer.to_square(image)
@@ -184,6 +189,7 @@ def _propose(
                     continue
                 of_image = next(proposals)
                 yield BoxedImage(key, "ok" if len(of_image.boxes_K4) else "no_boxes", of_image)
+            # Checked after the batch: its boxes are computed already and go into the last part.
             if stop.signal_name:
                 return
 

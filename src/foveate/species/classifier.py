@@ -131,9 +131,11 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, numbers_N = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y: classifier needs at least two classes (got 1 class: {self.classes_[0]!r})")
+        # Drawn from the random state, as in scikit-learn: a shared generator gives each fit another seed.
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         graph, training = self._settings(seed)
         labels = [str(label) for label in self.classes_]
+        # Classes are matched to taxa as text, so two labels with the same text would become one column.
         if len(set(labels)) < len(labels):
             raise UserError("y: two labels have the same text; expected labels that differ as text")
         is_validation = None if validation is None else _rows(validation, len(X), "validation", np.bool_)
@@ -147,6 +149,7 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
             validation=is_validation,
         )
         model = build_link_model(data, graph, lambda: ImageNetwork(X.shape[1], self.dim), seed=seed)
+        # The training loop keeps the best epoch as a checkpoint on disk, so a run folder is needed even here.
         with tempfile.TemporaryDirectory() as folder, silent(), start("cpu"):
             outcome = fit_links(
                 model,
@@ -160,6 +163,7 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
         self.n_iter_ = outcome.step // order_passes(model, data, training).steps_per_epoch
         self.contexts_, self.taxa_ = data.present_contexts, data.taxa
         self.entities_, self.class_entities_ = data.entity_taxa, data.targets_K
+        # A copy, because the array would otherwise share memory with `model_` and change if that is trained further.
         self.entity_vectors_ = model.entities.weight.detach().numpy().copy()
         self.places_, self.hours_ = data.candidate_places_P2, data.candidate_hours_H
         self.coef_, self.intercept_ = None, None
@@ -180,6 +184,7 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters of the constructor."""
+        # scikit-learn reads attributes with `getattr`, which would give the method `score` instead of the parameter.
         return {name: vars(self)[name] for name in inspect.signature(type(self)).parameters}
 
     def _settings(self, seed: int) -> tuple[GraphSettings, LinkTraining]:

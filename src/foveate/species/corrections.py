@@ -92,6 +92,7 @@ def open_target(folder: Path) -> ReviewTarget:
     Raises:
         UserError: the folder is neither.
     """
+    # Only a collection has this file: a survey can be corrected before anything is predicted.
     if (folder / layout.DESCRIPTION).is_file():
         collection = Collection.open(folder)
         return ReviewTarget(Survey.open(collection), open_taxa(collection, None))
@@ -115,6 +116,7 @@ def apply_corrections(target: ReviewTarget, corrections: Sequence[Correction], p
     survey, taxa = target.survey, target.taxa
     collection = survey.collection
     summary = CorrectionsSummary()
+    # Everything is resolved before the first write, so that a wrong row does not leave half of the answers behind.
     answers = _resolve(target, corrections, summary)
     if not answers:
         raise UserError(f"{path}: no correction fits an image of {collection.path}, or all are known")
@@ -129,10 +131,12 @@ def apply_corrections(target: ReviewTarget, corrections: Sequence[Correction], p
         unknown.update(entry.taxon for entry in observations if entry.kind == "animal" and not entry.taxon_id)
         summary.images += 1
         summary.blank += observations[0].kind == "blank"
+        # A label of the survey is an id, a name or a kind, so the same answer in another form is no change.
         names = {name for entry in observations for name in (entry.taxon_id, entry.taxon, entry.kind) if name}
         summary.also_labeled += bool(others[row]) and others[row] not in names
         rows += [observation_row(entry) for entry in observations]
     summary.new_names = {name: count for name, count in unknown.items() if name}
+    # Called before the new rows are written: it goes by key and review source, and would remove them as well.
     summary.replaced = _remove_earlier(collection.path, set(answers))
     with AnnotationAppender(collection.path, purpose="adding corrections") as appender:
         appender.append("observations", rows, Provenance(source=f"{REVIEW_SOURCE}{path.name}"))
@@ -147,6 +151,7 @@ def _resolve(
     keys = set(survey.keys)
     corrections = _drop_unchanged(corrections, survey)
     members, decided = {}, {}
+    # Rows are converted only if an answer needs them: a survey has far more decisions than answers.
     if target.decisions is not None and any(entry.event or _confirms(entry.label) for entry in corrections):
         for row in target.decisions.to_pylist():
             members[row["event"]] = row["keys"]
@@ -218,6 +223,7 @@ def _observe(key: str, number: int, survey: Survey, row: int, correction: Correc
     if kind == "animal" and label.lower() != "animal":
         index = taxa.index(label) if label in taxa else taxa.find(label)
         if index < 0:
+            # A common name shared by two taxa is ambiguous, so the label stays as it was written.
             matches = [i for i, name in enumerate(taxa.common) if name and name.lower() == label.lower()]
             index = matches[0] if len(matches) == 1 else -1
         taxon, taxon_id = (taxa.names[index], taxa.ids[index]) if index >= 0 else (label, "")

@@ -73,6 +73,7 @@ def choose_box(boxes_R4: ArrayLike, scores_R: ArrayLike, *, min_score: float) ->
     eligible = np.flatnonzero(scores >= min_score)
     if not len(eligible):
         return None
+    # `np.lexsort` sorts by its last key first: by score, then by area.
     order = np.lexsort((-areas(boxes[eligible]), -scores[eligible]))
     return boxes[eligible[order[0]]]
 
@@ -200,6 +201,7 @@ class Views:
     def _strips_of(self, row: int, height: int) -> Strips | None:
         if self._settings.strip_px:
             top, bottom = (*self._settings.strip_px, 0)[:2]
+            # Below one half on each side, so that something is left between the strips even of a small image.
             return Strips(min(top / height, 0.45), min(bottom / height, 0.45))
         return self.strips.get(self._groups[row])
 

@@ -67,6 +67,7 @@ def prepare_stages(settings: Settings, classes: Classes, taxa: Taxa) -> tuple[St
     Raises:
         UserError: a file or name of the settings is wrong.
     """
+    # Each stage gets the settings of all: a species list may turn off the prior, and rules turn off the roll-up.
     others = {name: getattr(settings, name) for name in _STAGES}
     stages = [module.prepare(others[name], others, classes, taxa) for name, module in _STAGES.items()]
     return tuple(stage for stage in stages if stage is not None)
@@ -149,6 +150,7 @@ class Decisions:
         if not columns:
             return pa.array(["[]"] * len(self), type=pa.string())
         lists = _join_texts("[", _join_texts(*columns, separator=","), "]")
+        # A row without probabilities has no alternatives, whatever its columns contain.
         return pc.call_function("if_else", [pa.array(empty_R), pa.scalar("[]"), lists])
 
 
@@ -160,6 +162,7 @@ def _join_texts(*parts: pa.Array | str, separator: str = "") -> pa.Array:
 
 def _format(scores_R: Floats) -> pa.Array:
     """Write probabilities as JSON numbers of four decimals."""
+    # JSON has no NaN, so the score of a failed row is written as 0.
     return pc.cast(pa.array(np.round(np.nan_to_num(scores_R), 4)), pa.string())
 
 
@@ -217,6 +220,7 @@ def decide(
     parts = []
     for rows in _split_blocks(events_N[order_N]):
         images = order_N[rows]
+        # Only these rows are read: the probabilities on disk may be far larger than memory.
         probabilities_RK = _check_block(matrix[images])
         block = Rows(
             classes=classes,
@@ -295,6 +299,7 @@ def _column(
 
 def number_events(events_N: Integers) -> Integers:
     """Number events from 0 in the order of their first image; each -1 is an event of its own."""
+    # Numbered above all given events, so that no image joins one by accident.
     alone_N = np.arange(len(events_N)) + events_N.max(initial=0) + 1
     _, first_E, event_N = np.unique(np.where(events_N < 0, alone_N, events_N), return_index=True, return_inverse=True)
     rank_E = np.empty_like(first_E)

@@ -109,6 +109,7 @@ def evaluate_classes(
     Args:
         train_counts: label -> training images.
     """
+    # An image that could not be read has no answer and counts neither as right nor as wrong.
     usable_N = (truth.classes_N >= 0) & ~np.isnan(predictions.probabilities_NK).any(axis=1)
     probabilities, truth_N = predictions.probabilities_NK[usable_N].astype(np.float64), truth.classes_N[usable_N]
     if not len(truth_N):
@@ -126,6 +127,7 @@ def evaluate_classes(
         *(
             Row(question="Macro-F1", data=text, n=len(truth_N), values={"model": Value(value=counts.macro_f1(name))})
             for name, text in (
+                # All three, because they can differ a lot and papers seldom say which one they report.
                 ("present", "classes that occur (WILDS)"),
                 ("union", "that occur or are predicted (scikit-learn)"),
                 ("all", "every class of the model"),
@@ -139,6 +141,7 @@ def evaluate_classes(
             tail = Value(value=counts.mean_recall(is_tail_K))
             text = f"classes of at most {TAIL_IMAGES} training images"
             rows.append(Row(question="Mean accuracy of rare classes", data=text, values={"model": tail}))
+        # With splits by camera, some classes occur only at test cameras.
         untrained_K = np.array([not train_counts.get(label, 0) for label in classes.labels]) & (counts.support_K > 0)
         if untrained_K.any():
             notes.append(
@@ -194,6 +197,7 @@ def _class_rows(
         support, predicted = int(counts.support_K[column]), int(counts.predicted_K[column])
         if not support and not predicted:
             continue
+        # Wilson's interval: for a rare class with few predictions the normal one has no width or leaves [0, 1].
         interval = wilson_interval(int(counts.correct_K[column]), predicted)
         rows.append(
             ClassRow(
@@ -235,6 +239,7 @@ def evaluate_hours(predictions: Predictions, truth: Truth) -> list[HourRow]:
 def camera_accuracies(predictions: Predictions, truth: Truth) -> dict[str, tuple[int, float]]:
     """Return labeled images and accuracy of each camera that has any."""
     correct_N, usable_N = _correct(predictions, truth)
+    # The table lists files that are not images after the images with scores.
     cameras = np.array(predictions.images["camera"].to_pylist()[: len(correct_N)], dtype=object)
     result = {}
     for camera in dict.fromkeys(cameras[usable_N].tolist()):
@@ -282,6 +287,7 @@ def decision_truths(predictions: Predictions, truth: Truth) -> list[str]:
     for owner, label in zip(owners_N.tolist(), truth.names_N.tolist(), strict=True):
         if label:
             labels[owner].add(label)
+    # An event with two animals has no single right answer, so it is not judged.
     single = [names - {"blank"} or names for names in labels]
     return [next(iter(names)) if len(names) == 1 else "" for names in single]
 
@@ -327,6 +333,7 @@ def evaluate_coverage(predictions: Predictions, truth: Truth) -> Coverage:
     correct_N, usable_N = _correct(predictions, truth)
     confidences_N = np.clip(predictions.probabilities_NK[usable_N].max(axis=1).astype(np.float64), 0, 1)
     curve = coverage_curve(confidences_N, correct_N[usable_N])
+    # Thinned out: a curve has a point for each distinct confidence, up to one per image.
     picked = np.unique(np.linspace(0, len(curve.coverage_T) - 1, _MAX_POINTS).round().astype(int))
     return Coverage(
         thresholds=curve.thresholds_T[picked].tolist(),

@@ -56,6 +56,7 @@ def explain(
     Raises:
         UserError: no such image, or the model is not the one of the results.
     """
+    # Vectors from other weights lie in another space: their neighbors would explain another model's answer.
     if model.sha256 != predictions.config["model"]["sha256"]:
         raise UserError(f"{model.folder}: other weights than those that made {predictions.folder}")
     index = predictions.find_image(name)
@@ -64,6 +65,7 @@ def explain(
     probabilities_K = predictions.probabilities_NK[index].astype(np.float64)
     if np.isnan(probabilities_K).any():
         raise UserError(f"{key}: the image cannot be read ({predictions.images['failure'][index].as_py()})")
+    # The model's own classes, before any stage; `steps` tells what the stages changed.
     order = np.argsort(-probabilities_K, kind="stable")[:_NUM_CLASSES].tolist()
     row = int(predictions.rows[index])
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,7 @@ def explain(
         score=decision["score"],
         classes=[(name_class(predictions, column), float(probabilities_K[column])) for column in order],
         steps=[format_step(step) for step in json.loads(decision["source"])],
+        # Decisions are made per event: another frame may be the one that shows the animal.
         best_image=decision["file"] if decision["key"] != key else "",
         taxa=near_taxa(model, order[0]),
         images=near_images(predictions, model, row, training, folder, target) if training is not None else [],
@@ -130,6 +133,7 @@ def near_images(
     views = Views(predictions.collection, predictions.rows, model.view)
     pixels = read_image(predictions.collection, row, encoder.preprocess, views[row])[0]
     with torch.inference_mode():
+        # Moved to the CPU before the conversion, because Apple GPUs (MPS) have no float64.
         vector_D = encoder.frozen_features(pixels[None].to(device))[0].float().cpu().double().numpy()
     with Collection.open(training) as collection:
         rows = _training_rows(collection)
@@ -196,6 +200,7 @@ def hint_survey(
     Raises:
         UserError: the collection is no survey, or the model has neither relation.
     """
+    # Checked before the features of the whole survey are computed in vain.
     if not len(model.hours) and not len(model.places_P2):
         raise UserError(f"{model.folder}: trained without hours, and written without places; it gives no hints")
     target = choose_device(device or "auto")

@@ -57,6 +57,7 @@ def export_predictions(
     if settings.format == "camtrap-dp":
         from foveate.records.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
 
+        # Passes only what was given, because the exporter has its own defaults.
         values = {
             name: value for name in _OPTIONS_OF["camtrap-dp"] if (value := getattr(settings, name)) not in (None, ())
         }
@@ -93,6 +94,7 @@ def export_predictions(
 def write_megadetector(predictions: Predictions, path: Path) -> MegaDetectorExport:
     """Write boxes with the decided taxa in MegaDetector's format 1.6, which Timelapse opens."""
     sources = sorted({row.removeprefix("detector:") for row in predictions.boxes["source"].unique().to_pylist()})
+    # MegaDetector writes times without an offset and with a space between date and time.
     decided = read_json(predictions.folder / DECIDE)["created"][:19].replace("T", " ")
     info = ResultsInfo(
         detector=", ".join(sources) or "no detector",
@@ -111,6 +113,7 @@ def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
     for box in predictions.boxes.to_pylist():
         boxes.setdefault(box["key"], []).append(box)
     labels = predictions.classes.labels
+    # Read only if there are no boxes, which otherwise tell the empty frames.
     blank_N = predictions.class_probabilities(labels.index("blank")) if "blank" in labels and not boxes else None
     for number, row in enumerate(predictions.images.to_pylist()):
         if row["status"] == FAILED:
@@ -130,6 +133,7 @@ def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
 def _detect(box: Mapping[str, Any], scored: tuple[ClassLabel, float] | None) -> Detection:
     kind = get_kind(box["label"])
     category = {"human": "person", "vehicle": "vehicle"}.get(kind, "animal")
+    # The class of the event goes to the box that the model saw, never to a person or vehicle next to the animal.
     classes = (scored,) if scored is not None and box["used"] and scored[0].kind == kind else ()
     corners = Box(box["x1"], box["y1"], box["x2"], box["y2"])
     return Detection(category, box["score"], corners, classifications=classes)
@@ -139,6 +143,7 @@ def _label(decision: Mapping[str, Any], taxa: Taxa) -> tuple[ClassLabel, float] 
     """Return the class of a decision; None for one that names nothing, or nothing beyond the box."""
     if decision["kind"] in ("unknown", "unclassified", "blank"):
         return None
+    # For "human" or a label that matched no taxon, the name is all that is known.
     if not decision["taxon"]:
         return ClassLabel(decision["name"]), decision["score"]
     taxon = taxa.index(decision["taxon"])

@@ -31,12 +31,15 @@ def read_features(path: Path, keys: Sequence[str], rows: NDArray[np.int64]) -> t
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: key {repeated[0]!r} comes more than once; expected one vector for each image")
+    # One NaN would spread to all weights of the linear layer in the first step.
     wrong_M = ~np.isfinite(vectors).all(axis=1)
     if wrong_M.any():
         raise UserError(f"{path}: the vector of key {names[int(np.flatnonzero(wrong_M)[0])]!r} is not finite")
     positions = {name: position for position, name in enumerate(names)}
+    # Matched by key: the file may have other images, or the same ones in another order.
     index_N = np.array([positions.get(key, -1) for key in keys], dtype=np.int64)
     missing = rows[index_N[rows] < 0]
+    # Some images may lack features and are reported; if all do, the file belongs to another collection.
     if len(missing) == len(rows):
         raise UserError(
             f"{path}: no key is an image of the collection (got {names[:1]}); expected keys such as "
@@ -71,12 +74,14 @@ def _read_parquet(path: Path) -> tuple[list[str], NDArray[np.float32]]:
         raise UserError(f"{path}: not a Parquet table ({' '.join(str(error).split())[:100]})") from error
     for name in ("key", "vector"):
         choose(name, table.column_names, f"{path}: column")
+    # Checked by schema before any value: a column of text would end in a NumPy error that names no file.
     kind = table.schema.field("vector").type
     value = getattr(kind, "value_type", None)
     if value is None or not (pa.types.is_floating(value) or pa.types.is_integer(value)):
         raise UserError(f"{path}: column 'vector' is {kind}; expected lists of numbers")
     names = [str(value) for value in table["key"].to_pylist()]
     lists = table["vector"].to_pylist()
+    # A null is a row without a vector; -1 distinguishes it from an empty list.
     widths = {len(value) if isinstance(value, list) else -1 for value in lists}
     if len(widths) != 1 or widths == {-1}:
         raise UserError(f"{path}: column 'vector' has lists of different lengths (got {sorted(widths)}); expected one")

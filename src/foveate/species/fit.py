@@ -98,6 +98,7 @@ class FeatureInputs(Inputs):
 
     def apply(self, network: Callable[[Tensor], Tensor], rows: Rows, device: torch.device) -> tuple[Tensor, Rows]:
         """See `Inputs.apply`."""
+        # In parts and moved to the CPU, because the outputs of all validation images need not fit on a GPU.
         parts = [network(self.features_NF[part].to(device)).cpu() for part in torch.from_numpy(rows).split(_BATCH)]
         return torch.cat(parts), rows
 
@@ -129,6 +130,7 @@ class PixelInputs(Inputs):
                 readable.append(row)
             if pixels:
                 outputs.append(network(torch.stack(pixels).to(device)).cpu())
+        # `torch.cat` of an empty list would raise an error that names no file.
         if not readable:
             raise UserError(f"none of {len(rows)} images can be read, first '{self.keys[rows[0]]}'")
         return torch.cat(outputs), np.array(readable, dtype=np.int64)
@@ -136,6 +138,7 @@ class PixelInputs(Inputs):
 
 def order_passes(model: SpeciesNetwork, data: LinkData, training: LinkTraining) -> PassOrder:
     """Return the batches of every epoch of a training."""
+    # Shared by training and report, so that a page never counts other steps than were trained.
     return PassOrder(
         data.passes(training),
         batch_size=training.batch_size,
@@ -175,6 +178,7 @@ def fit_links(
         say("no labeled validation images: the last epoch is taken")
     task = LinkTask(
         model,
+        # The training loop has one learning rate, so that of the image network is given as a multiple of it.
         image_rate_scale=image_learning_rate / training.learning_rate,
         offsets_K=offsets_K,
         steps_per_epoch=steps_per_epoch,
@@ -187,6 +191,7 @@ def fit_links(
 def measure(model: nn.Module, data: LinkData, inputs: Inputs) -> Mapping[str, float]:
     """Return accuracy and macro-F1 (WILDS: over classes present in the truth) of the validation images."""
     device = next(model.parameters()).device
+    # Images that cannot be read have no logits, so the labels are taken for the rows that were returned.
     logits, rows = inputs.apply(model, data.validation_rows, device)
     predicted_N, truth_N = logits.argmax(dim=1).numpy(), data.labels_N[rows]
     counts = count_classes(predicted_N, truth_N, len(data.classes))

@@ -85,6 +85,7 @@ def save_species(
         tensors |= {_DEGREES: torch.from_numpy(info.places_P2), _REFERENCE: torch.from_numpy(info.reference_R2)}
         tensors |= {name: value for name, value in network.named_buffers() if name == _PLACES and value is not None}
     else:
+        # The network of places goes, too: even without the table it could score any coordinates against an image.
         tensors = {name: value for name, value in tensors.items() if not name.startswith("places.")}
     head = _fold(network)
     if head is not None:
@@ -99,6 +100,7 @@ def save_species(
         settings = info.encoder
     config = {
         "method": info.method,
+        # Stored by label and taxon id, because the meaning of plain indices depends on the order of a table.
         "classes": [
             {"label": label, "taxon": _taxon_id(info.taxa, taxon)}
             for label, taxon in zip(info.classes.labels, info.classes.taxa_K.tolist(), strict=True)
@@ -198,6 +200,7 @@ def open_species(folder: str | Path) -> SpeciesModel:
 def _read_info(path: Path, config: Mapping[str, Any]) -> SpeciesInfo:
     where = path / CONFIG
     choose(config["method"], METHODS, f"{where}: method")
+    # The folder may come from anywhere: JSON of any shape must end in an error message, not a traceback.
     content = read_json(path / TAXA)
     rows = content.get("taxa") if isinstance(content, dict) else None
     try:
@@ -243,11 +246,13 @@ def _build_network(info: SpeciesInfo, config: Mapping[str, Any]) -> SpeciesNetwo
     encoder = None
     if info.encoder is not None and not info.fingerprint:
         encoder = build_image_encoder(info.encoder)
+    # The linear layer of a baseline outputs the logits directly.
     image = ImageNetwork(features, num_classes if is_linear else graph.dim, encoder)
     if is_linear:
         return LinearBaseline(image)
     if info.method == "mlp_concat":
         return build_concat(image, graph, num_classes)
+    # Only the shape matters here: the values are not in the state dict and come from the file (`open_species`).
     places_NF = torch.zeros(config["num_places"], PLACE_WIDTHS[graph.place_input])
     return LinkModel(
         image,

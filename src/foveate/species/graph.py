@@ -121,6 +121,7 @@ class SpeciesGraph:
         survey = Survey.open(collection)
         taxa = open_taxa(survey.collection) if taxa is None else taxa
         labels_N, splits_N = survey.labels(source, min_probability=min_probability), survey.collection.splits
+        # An image without a split is neither trained on nor tested; `left_out` counts it.
         usable_N = (labels_N != "") & (splits_N != "")
         name = survey.collection.name
         if not (labels_N != "").any():
@@ -128,6 +129,7 @@ class SpeciesGraph:
         if not usable_N.any():
             raise UserError(f"{name}: no labeled image is in a split; collect it again with --split train=0.8,test=0.2")
         matching = match_labels(labels_N[usable_N].tolist(), taxa, names=read_names(survey.collection))
+        # Labels of the same taxon, such as a name and its synonym, share an entity and so become one class.
         entity_of = {match.label: _name_entity(match, taxa) for match in matching.matches}
         table = make_table(
             [
@@ -145,6 +147,7 @@ class SpeciesGraph:
             survey=hash_survey(survey, source, min_probability),
             source=source,
             min_probability=min_probability,
+            # Unary plus drops reasons that apply to no image.
             left_out=dict(+left_out),
             matching=matching,
         )
@@ -317,6 +320,7 @@ def is_graph(folder: str | Path) -> bool:
 
 def open_collection(folder: str | Path) -> Collection:
     """Open the collection that a folder's graph was built from."""
+    # Relative to the graph (see `save`), because both may have been moved together.
     where = _read_description(Path(folder)).get("collection")
     if not where:
         raise UserError(f"{Path(folder) / GRAPH}: names no collection; build the graph again")
@@ -351,6 +355,7 @@ def hash_survey(survey: Survey, source: LabelSource = "human", min_probability: 
     labels_N = survey.labels(source, min_probability=min_probability)
     texts = zip(survey.keys, labels_N.tolist(), survey.collection.splits.tolist(), strict=True)
     for row in texts:
+        # Separators keep "ab", "c" and "a", "bc" from having the same hash.
         digest.update("\x1f".join(row).encode() + b"\x1e")
     # Every NaN has one bit pattern here, whatever computed it.
     for values in (survey.places_N2, survey.clock_N):
@@ -367,6 +372,7 @@ def _parent_rows(matching: Matching, taxa: Taxa, prune: PruneMode) -> list[tuple
     parents = [ids[parent] if parent >= 0 else None for parent in taxa.parents.tolist()]
     labels = [ids[match.taxon] for match in matching.matches if match.taxon >= 0]
     edges = prune_edges(zip(ids, parents, strict=True), labels, prune)
+    # As in the released code, every edge belongs to the split "train".
     return [(child, "id", PARENT, parent, "id", "train") for child, parent in edges]
 
 
@@ -381,6 +387,7 @@ def _image_rows(
     for row in rows.tolist():
         yield keys[row], "image", SPECIES, entity_of[labels_N[row]], "id", splits_N[row]
     for row in rows[~np.isnan(clock_N[rows])].tolist():
+        # The time on the camera's own clock; `datetime64` has no time zone that could shift it.
         time = str(np.datetime64(int(np.floor(clock_N[row])), "s")).replace("T", " ")
         yield keys[row], "image", TIME, time, "time", splits_N[row]
     for row in rows[~np.isnan(places_N2[rows, 0])].tolist():

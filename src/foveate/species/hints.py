@@ -81,8 +81,10 @@ def normalized_ranks(scores_NC: ArrayLike, columns_N: ArrayLike) -> NDArray[np.f
     """
     scores = np.asarray(scores_NC, dtype=np.float64)
     columns_N = np.asarray(columns_N, dtype=np.int64)
+    # A single candidate would be the most and the least plausible at once.
     if scores.shape[1] < 2:
         return np.full(len(scores), np.nan)
+    # An index of -1 would read the last column; its rank becomes NaN below.
     own_N1 = np.take_along_axis(scores, np.maximum(columns_N, 0)[:, None], axis=1)
     above_N = (scores > own_N1).sum(axis=1)
     # Without itself: a row of equal scores then has the rank of chance.

@@ -62,6 +62,7 @@ class LinkData:
         wrong_N = ~np.isnan(self.hours_N) & ~((self.hours_N >= 0) & (self.hours_N < 24))
         if wrong_N.any():
             raise UserError(f"hours: out of range (got {self.hours_N[wrong_N][0]:g}); expected 0 to 23, NaN for none")
+        # Comparisons with NaN are false, so images without a place pass.
         latitude_N, longitude_N = self.places_N2.T
         wrong_N = (np.abs(latitude_N) > 90) | (np.abs(longitude_N) > 180)
         if wrong_N.any():
@@ -90,6 +91,7 @@ class LinkData:
         parts = {
             "classes": [*self.classes.labels, *(str(taxon) for taxon in self.classes.taxa_K)],
             "taxonomy": [f"{row}" for row in self.taxa.to_rows()],
+            # Includes the splits: an image that moved to validation also changes what is trained.
             "labels": [array.tobytes().hex() for array in (self.labels_N, self.is_train_N, self.is_validation_N)],
             "places": [self.places_N2.tobytes().hex()],
             "hours": [self.hours_N.tobytes().hex()],
@@ -146,6 +148,7 @@ class LinkData:
         tails_N = {Relation.SPECIES: self.labels_N, Relation.LOCATION: self.place_N, Relation.TIME: self.hour_N}[
             relation
         ]
+        # Nothing is imputed: an image without a place or a trusted clock has no such link.
         rows = self.train_rows[tails_N[self.train_rows] >= 0]
         return LinkRows(relation, rows, tails_N[rows], balanced, name)
 
@@ -215,6 +218,7 @@ def link_arrays(
     graph = SpeciesGraph.from_labels(names, taxa)
     targets_K = graph.triples.targets_K
     classes = Classes(tuple(names), graph.entity_taxa[targets_K])
+    # Labels index the classes and edges index the entities; `targets_K` maps one to the other.
     columns = {label: column for column, label in enumerate(classes.labels)}
     is_validation_N = np.zeros(count, np.bool_) if validation is None else np.asarray(validation, np.bool_)
     return LinkData(
@@ -255,6 +259,7 @@ def link_graph(
     # A collection need not have the split of the default: the last epoch is taken then.
     if validation not in ("", SpeciesData().validation):
         choose(validation, known, f"data.validation, a split of {collection.name},")
+    # An epoch must not be selected by images that it was trained on.
     if validation in train:
         raise UserError(
             f"data.validation: '{validation}' is trained on as well; expected another split, or '' for none"

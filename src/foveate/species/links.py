@@ -44,6 +44,7 @@ def build_score(name: str, dim: int, *, rows: int | None = None) -> Score:
         UserError: there is no such score, or it has no such dimension.
     """
     kind = load_plugin("foveate.species.scores", name, "SCORE", label="score")
+    # Checked in the signature, because a custom score need not know an option of ConvE.
     options = {"rows": rows} if rows is not None and "rows" in inspect.signature(kind).parameters else {}
     return cast(Score, kind(dim, **options))
 
@@ -60,6 +61,7 @@ class ImageNetwork(nn.Module):
         super().__init__()
         self.encoder: ImageEncoder | None = encoder
         self.fc = nn.Linear(features, dim)
+        # Only the weight, as in the released code; the bias keeps PyTorch's default.
         nn.init.xavier_uniform_(self.fc.weight)
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -134,6 +136,7 @@ class LinkModel(nn.Module):
         )
         if network is None:
             raise UserError(f"relation '{relation.name.lower()}': this model was trained without it")
+        # Encoded anew in each batch, so that the networks of places and hours get gradients from every candidate.
         return network(values)
 
     def heads(self, inputs: Tensor, relation: Relation) -> Tensor:

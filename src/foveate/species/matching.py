@@ -70,6 +70,7 @@ def match_labels(
     matches = []
     for label in dict.fromkeys(labels):
         match = _match(label, taxa, kingdom, common)
+        # An id of another taxonomy matches nothing, but the name that the survey gives it may.
         if match.taxon < 0 and match.status != "no animal" and label in names:
             match = replace(_match(names[label], taxa, kingdom, common), label=label)
         matches.append(match)
@@ -91,6 +92,7 @@ def _match(label: str, taxa: Taxa, kingdom: str, common: dict[str, list[int]]) -
         return Match(label, -1, "no animal")
     if label in taxa:
         return Match(label, taxa.index(label), "id")
+    # Only in the kingdom: the released scripts join by name alone, where a plant genus may capture a mammal genus.
     indices = taxa.matches(label, kingdom=kingdom)
     # Rank tells apart only what is ambiguous: a synonym may have one more word than the name in use.
     ranked = taxa.matches(label, guess_rank(label), kingdom) if len(indices) > 1 else indices
@@ -107,6 +109,7 @@ def _match(label: str, taxa: Taxa, kingdom: str, common: dict[str, list[int]]) -
     if indices or by_common:
         described = (f"{taxa.names[i]}, {taxa.ranks[i] or 'no rank'}, id {taxa.ids[i]}" for i in indices or by_common)
         return Match(label, -1, "homonym", "; ".join(described))
+    # In any kingdom, so that the note shows that the name is known and why it was not used.
     others = taxa.matches(label)
     if others:
         where = ", ".join(f"id {taxa.ids[i]}" for i in others)

@@ -28,6 +28,7 @@ from foveate.vision.encoder import ImageEncoder
 from foveate.vision.image_vectors import VectorEncoder
 from foveate.vision.registry import build_image_encoder
 
+# Limits the memory of scores that are not linear: ConvE's maps in the paper's size take 39 kB a row.
 _BATCH = 4096
 
 
@@ -112,6 +113,7 @@ class SpeciesModel:
                 f"{self.folder}: trained on features that came from a file, so it reads no images; expected features "
                 "of the same encoder"
             )
+        # A trained encoder is among the folder's weights, so it needs no check.
         if isinstance(encoder := self.network.image.encoder, ImageEncoder):
             return encoder.to(device)
         # A frozen encoder is not in the folder: only its fingerprint says that the head meets the features it was
@@ -141,6 +143,7 @@ class SpeciesModel:
         """
         features = self._check_features(features_ND)
         reads_context = isinstance(self.network, ConcatBaseline)
+        # COSMO refuses places instead of ignoring them: at test time it sees only the image (docs/methods/cosmo.md).
         if reads_context != (places_N2 is not None) or reads_context != (hours_N is not None):
             what = "needs places and hours" if reads_context else "takes features alone"
             raise UserError(f"model of method '{self.info.method}' {what}")
@@ -177,6 +180,7 @@ class SpeciesModel:
     def _score(self, features: Tensor, relation: Relation) -> Tensor:
         if not isinstance(self.network, LinkModel):
             return self.network(features)
+        # Not `self.network(features)`: a trained encoder would take the features for pixels.
         return self.network.score_heads(self.network.image.fc(features), relation)
 
     def _check_features(self, features_ND: ArrayLike) -> Tensor:
@@ -184,6 +188,7 @@ class SpeciesModel:
         width = self.network.image.fc.in_features
         if features.ndim != 2 or features.shape[1] != width:
             raise UserError(f"features: wrong shape (got {list(features.shape)}); expected [N, {width}]")
+        # NaN would give a row of NaN, which everywhere else means an image that could not be read.
         wrong_N = ~np.isfinite(features).all(axis=1)
         if wrong_N.any():
             raise UserError(f"features: row {int(np.flatnonzero(wrong_N)[0])} has NaN or infinite values")

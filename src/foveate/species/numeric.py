@@ -50,6 +50,7 @@ class NumericMLP(nn.Module):
         widths = [inputs, *mlp_widths(inputs, outputs, layers)]
         self.mlp = nn.Sequential()
         for before, after in zip(widths, widths[1:], strict=False):
+            # The released code has Dropout(0) between the two, which has no effect.
             self.mlp.extend([nn.Linear(before, after), nn.PReLU()])
         self.initialize(start)
 
@@ -65,6 +66,7 @@ class NumericMLP(nn.Module):
             if start == "official":
                 for parameter in module.parameters():
                     nn.init.uniform_(parameter)
+            # PReLU keeps its default slope of 0.25.
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)

@@ -73,6 +73,7 @@ class PassOrder:
         counts = [len(links.heads_N) / batch_size for links in self.passes]
         self.batches_of_passes = [int(count) if drop_last else int(np.ceil(count)) for count in counts]
         trained = {links.relation for links, count in zip(self.passes, self.batches_of_passes, strict=True) if count}
+        # With `drop_last` a pass shorter than a batch has no step: species would silently not be trained.
         if Relation.SPECIES not in trained:
             num_links = sum(len(links.heads_N) for links in passes if links.relation is Relation.SPECIES)
             raise UserError(
@@ -82,9 +83,11 @@ class PassOrder:
         # Pass and batch within the pass of each step.
         steps = [(index, batch) for index, count in enumerate(self.batches_of_passes) for batch in range(count)]
         if schedule == "interleaved":
+            # Sorted by the middle of each batch's slot, which puts a pass of one batch in mid-epoch, not first.
             steps.sort(key=lambda step: (step[1] + 0.5) / self.batches_of_passes[step[0]])
         self._steps = steps
         self._orders: dict[int, list[Rows]] = {}
+        # Loader threads request batches concurrently; see `batch`.
         self._lock = threading.Lock()
 
     @property
@@ -119,6 +122,7 @@ class PassOrder:
 
     def _order(self, links: LinkRows, epoch: int) -> Rows:
         count, parts = len(links.heads_N), (self.seed, links.relation.name, links.name, epoch)
+        # The pass name is part of the seed, so that two passes of one relation in an epoch see different batches.
         if not links.balanced:
             return _shuffle(count, *parts)
         # Each tail's links in an order of their own, begun anew as often as needed.
@@ -168,6 +172,7 @@ class FeatureBatches:
         features_NF: of all images that links name by row.
     """
 
+    # Training runs in one process; `fit_links` refuses more.
     world_size = 1
 
     def __init__(self, order: PassOrder, features_NF: Tensor) -> None:
@@ -208,6 +213,7 @@ class ImageBatches(Loader):
     ) -> None:
         self.order = order
         self._tails = [dict(zip(links.heads_N.tolist(), links.tails_N.tolist(), strict=True)) for links in order.passes]
+        # Heads of PARENT are taxa, whose indices must not be taken for rows of images.
         images = [links.heads_N for links in order.passes if links.relation is not Relation.PARENT]
         super().__init__(
             _PixelDataset(load, keys),

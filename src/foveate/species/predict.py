@@ -101,6 +101,7 @@ def predict(
     """
     start = time.monotonic()
     failed = (0, 0)
+    # Checked before the lock, which creates the folder: a refusal must leave nothing behind.
     check_folder(folder)
     _check_input(model, source, settings)
     with FolderLock(folder, purpose="predicting species"), StopRequest() as stop:
@@ -195,6 +196,7 @@ def prepare_collection(source: Path, folder: Path, settings: PredictSettings, *,
         say(f"format: {importer.name} ({evidence})")
         options: dict[str, Any] = {"reference": True} if "reference" in importer.options else {}
         if settings.deployments is not None:
+            # If it were ignored, every camera would lack a place without any explanation.
             if "deployments" not in importer.options:
                 raise UserError(f"--deployments has no effect on the format {importer.name!r} of {source}")
             options["deployments"] = settings.deployments
@@ -338,6 +340,7 @@ def _make_compute(
         candidates["places"] = ("place", len(model.places_P2))
 
     def compute(rows: Sequence[int]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]], dict[int, str]]:
+        # Initialized to NaN: a row that failed stays NaN through all stages.
         probabilities = np.full((len(rows), len(model.classes)), np.nan, dtype=np.float32)
         links: dict[str, NDArray[Any]] = {
             name: np.full((len(rows), count), np.nan, dtype=np.float32) for name, (_, count) in candidates.items()

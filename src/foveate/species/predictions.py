@@ -250,6 +250,7 @@ class Predictions:
             UserError: it was moved, or has other images now.
         """
         path = Path(self.config["collection"])
+        # Relative if the survey lies in this folder (`predict`), since both may have been moved.
         path = path if path.is_absolute() else self.folder / path
         if not (path / layout.DESCRIPTION).is_file():
             raise UserError(f"{self.folder / CONFIG}: the collection is not at {path} any more; move it back")
@@ -262,6 +263,7 @@ class Predictions:
         Raises:
             UserError: the collection lacks an image that was predicted.
         """
+        # Looked up by key, because images may have been added to the collection since.
         keys = pa.array(self.collection.keys, pa.string())
         rows = tables.positions(pa.array(self.collection_keys, pa.string()), among=keys)
         if (rows < 0).any():

@@ -96,6 +96,7 @@ class LinkTraining(Settings):
         """
         selection: dict[str, Any] = {}
         if selects:
+            # A tie counts as an improvement, as in the released code: of equal epochs the last one is kept.
             selection = {"monitor": self.monitor, "monitor_mode": "max", "ties": "later", "restore_best": True}
             selection |= {"patience": self.patience}
         return TrainingSettings(
@@ -172,6 +173,7 @@ class SpeciesRecipe(Settings):
         named = f"graph.contexts {', '.join(graph.contexts) or 'none'}"
         rules: list[tuple[bool, str, str]] = [
             (not is_cosmo, method, "graph.score graph.contexts training.schedule graph.conve_rows " + _OF_PASSES),
+            # Only ConvE reshapes a vector to rows.
             (graph.score != "conve", "another score", "graph.conve_rows"),
             (is_linear, method, "graph.dim graph.start graph.place_input graph.hour_input graph.candidates"),
             # Encoder and linear layer learn at the rate of images, and nothing else is there.
@@ -186,6 +188,7 @@ class SpeciesRecipe(Settings):
             (not self.data.validation, "no data.validation", "training.monitor training.patience"),
             (self.data.features is not None, "data.features", "encoder view"),
         ]
+        # Only fields that differ from their defaults: every recipe has all fields, and nobody asked for the others.
         idle: dict[str, str] = {}
         default = SpeciesRecipe()
         for is_idle, reason, names in rules:

@@ -64,6 +64,7 @@ def rank_events(predictions: Predictions) -> list[ReviewEvent]:
     uses = Counter(row["name"] for row in decisions if row["kind"] == "animal")
     events = []
     for index, row in enumerate(decisions):
+        # None of its images could be read, so there is nothing to look at.
         if row["kind"] == "unclassified":
             continue
         alternatives = json.loads(row["alternatives"])
@@ -108,6 +109,7 @@ def write_review(
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
+    # Draws only the box that the model saw: the others had no part in the answer.
     boxes = {row["key"]: row for row in predictions.boxes.to_pylist() if row["used"]}
     times = _read_times(predictions)
     entries, frames = [], []
@@ -149,6 +151,7 @@ def write_review(
         table_sha256=hashlib.sha256(content).hexdigest(),
         sheet=SHEET if any(frames) else "",
     )
+    # Written last: a table whose hash no result names counts as a person's work and is never overwritten.
     write_json_atomically(folder / _RESULT, result.to_json())
     return result
 
@@ -198,6 +201,7 @@ def _save_frames(
 
 def _open_tile(path: Path) -> Image.Image:
     with Image.open(path) as opened:
+        # Pillow decodes lazily, so the pixels must be read before the file is closed.
         image = opened.convert("RGB")
     image.thumbnail((_TILE - 8, _TILE - 8))
     return image

@@ -59,6 +59,7 @@ class _Counts:
         codes, first_P, self.pair_T, self.count_P = np.unique(
             event_T * num_classes + class_T, return_index=True, return_inverse=True, return_counts=True
         )
+        # Ties are in the order of first appearance, as in the dictionaries of the library.
         order = np.lexsort((first_P, -self.count_P, codes // num_classes))
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))

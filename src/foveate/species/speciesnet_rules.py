@@ -77,6 +77,7 @@ class SpeciesNetRules:
         depth = _DEPTHS.get(rank)
         if depth is None:
             return None
+        # No field holds the kingdom: a label with a class is of an animal, and so is the label "animal" itself.
         filled = parts[depth] if depth else parts[1] or label == ANIMAL
         return self.taxonomy.get(_make_key(parts[1 : depth + 1])) if filled else None
 
@@ -86,6 +87,7 @@ class SpeciesNetRules:
         Raises:
             UserError: the country has not three letters, or the state not two.
         """
+        # Comes before the checks: without a country nothing is blocked, as in the published code.
         if not (self.enabled and self.country):
             return False
         if len(self.country) != 3:
@@ -94,6 +96,7 @@ class SpeciesNetRules:
             raise UserError(f"state: expected two letters, such as TX (got '{self.state}')")
         rules = self.geofence.get(_make_key(split_label(label)[1:6]), {})
         allowed, blocked = rules.get("allow"), rules.get("block")
+        # An empty allow list allows all, an empty list of states the whole country; an unknown state never blocks.
         if allowed:
             states = allowed.get(self.country)
             if states is None or (self.state and states and self.state not in states):
@@ -115,6 +118,7 @@ class SpeciesNetRules:
         Raises:
             UserError: a rank is unknown.
         """
+        # All ranks are checked first, so that a misspelled one fails on every image, not only where it is reached.
         for rank in ranks:
             choose(rank, _DEPTHS, "rank")
         for rank in ranks:
@@ -150,6 +154,7 @@ class SpeciesNetRules:
             confidence: of the detection, 0 where there is none.
         """
         top, score = labels[0], scores[0]
+        # All comparisons are strict, as in the published code: a detection of exactly 0.7 is not enough.
         by_detector = detection in ("human", "vehicle") and confidence > 0.7
         # A person in a car is a person: the classifier's human wins over the detector's vehicle.
         is_human = top == HUMAN or (detection == "human" and top == VEHICLE)
@@ -176,6 +181,7 @@ class SpeciesNetRules:
 
 
 def _make_key(parts: Sequence[str]) -> str:
+    # Lower ranks are empty fields, as in the keys of the maps of SpeciesNet.
     return ";".join([*parts, *[""] * (5 - len(parts))])
 
 

@@ -170,6 +170,7 @@ def _list_cameras(
     predictions: Predictions, survey: Survey | None, truth: Truth | None, digits: int | None
 ) -> list[CameraRow]:
     images, decisions = predictions.images, predictions.decisions
+    # Counted by Arrow, because a survey may have hundreds of thousands of rows.
     totals, events = _count_values(images["camera"]), _count_values(decisions["camera"])
     failed = _count_values(images["camera"].filter(_is_in(images["status"], FAILED)))
     tops: dict[str, Counter[str]] = {}
@@ -187,6 +188,7 @@ def _list_cameras(
             places[camera] = round(latitude, digits), round(longitude, digits)
     rows = []
     for camera, count in sorted(totals.items()):
+        # The table also lists files that are not readable images; those have no camera.
         if not camera:
             continue
         labels, accuracy = accuracies.get(camera, (0, None))
@@ -222,6 +224,7 @@ def rank_links(predictions: Predictions, survey: Survey | None) -> tuple[list[Cl
         return [], []
     hours_NH, columns_N = map(predictions.links, ("hours", "place_columns"))
     is_readable_N = ~np.isnan(predictions.class_probabilities(0))
+    # The table lists files that are not images after the images with scores; they have no row here.
     names = predictions.images["deployment"].to_pylist()[: len(is_readable_N)]
     clocks, places = [], []
     if hours_NH is not None:
@@ -246,6 +249,7 @@ def find_stones(predictions: Predictions, survey: Survey | None) -> list[Repeate
         scores_B=boxes["score"].to_numpy(),
         keys_B=boxes["key"].to_pylist(),
         cameras_B=[cameras[row] for row in rows.tolist()],
+        # Days on the camera's own clock, because a time zone is never guessed.
         days_B=survey.clock_N[predictions.rows[rows]] // 86400,
     )
 
@@ -257,9 +261,11 @@ def _draw_samples(
     decisions, boxes = predictions.decisions, predictions.boxes
     order = np.argsort(-decisions["score"].to_numpy(), kind="stable")
     order = order[~_is_in(decisions["kind"], "unclassified")[order]]
+    # No name ever needs more than `count` samples, however many decisions have it.
     groups = [order[members[:count]] for _, members in _group(name=decisions["name"].take(pa.array(order)))]
     picked = [int(row) for turn in zip_longest(*groups) for row in turn if row is not None][:count]
     rows = decisions.take(pa.array(picked, pa.int64())).to_pylist()
+    # Filtered before the conversion to dictionaries: a survey has many more boxes than the page has samples.
     is_drawn = _is_in(boxes["key"], *(row["key"] for row in rows))
     box_of_key = {row["key"]: row for row in boxes.filter(pa.array(is_drawn)).to_pylist() if row["used"]}
     samples = []
@@ -269,6 +275,7 @@ def _draw_samples(
         try:
             data = predictions.collection.image_bytes(predictions.collection.find_row(row["key"]))
             save_thumbnail(data, folder / path)
+        # Images may be collected by reference and deleted since; the page does without them.
         except BadImage:
             continue
         right = judge(row["name"], label, predictions.taxa)[0] if label else None

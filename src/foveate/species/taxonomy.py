@@ -21,6 +21,7 @@ Edge = tuple[str, str | None]
 PruneMode = Literal["full", "iwildcam", "inat"]
 PRUNE_MODES: tuple[PruneMode, ...] = ("full", "iwildcam", "inat")
 _COLUMNS = ("id", "name", "rank", "parent", "common", "synonyms")
+# How R, pandas, Python and SQL write a missing cell.
 _NO_PARENT = ("", "na", "nan", "none", "null")
 _ROOT = "Animalia"
 _NUM_FIELDS = 7  # of a label of SpeciesNet
@@ -55,10 +56,12 @@ def read_taxa(path: Path) -> Taxa:
     table = _read_rows(path)
     rows: dict[str, dict[str, str]] = {}
     lines: list[int] = []
+    # Line 1 is the header: errors count lines as an editor does.
     for line, row in enumerate(table, 2):
         row["parent"] = "" if row["parent"].lower() in _NO_PARENT else row["parent"]
         if not row["id"]:
             raise UserError(f"{path}: line {line} has no taxon")
+        # A taxon may have several rows if all of them name the same parent; the first one counts.
         previous = rows.setdefault(row["id"], row)
         if previous["parent"] != row["parent"]:
             parents = f"{previous['parent']!r} in line {lines[list(rows).index(row['id'])]} and {row['parent']!r}"
@@ -70,6 +73,7 @@ def read_taxa(path: Path) -> Taxa:
         row["name"] = row.get("name") or row["id"]
         row["rank"] = row.get("rank") or _find_rank(row["name"])
     taxa = Taxa.from_rows(rows.values())
+    # The checks above and the result must number the taxa alike, in the order of the rows.
     assert np.array_equal(taxa.parents, parents)
     return taxa
 
@@ -109,6 +113,7 @@ def _check_tree(path: Path, rows: Sequence[Mapping[str, str]], lines: Sequence[i
             f"without a parent{nearest(first, index)}"
         )
     parents = np.array([index.get(row["parent"], -1) for row in rows], dtype=np.int64)
+    # Checked before the roots: a cycle without a root would be reported as a missing root.
     cycle = find_cycle(parents)
     if cycle:
         named = " -> ".join(f"{rows[i]['id']!r} (line {lines[i]})" for i in (*cycle, cycle[0]))
@@ -122,6 +127,7 @@ def _check_tree(path: Path, rows: Sequence[Mapping[str, str]], lines: Sequence[i
 
 def guess_rank(name: str) -> str:
     """Return the rank that the number of words of a scientific name shows; "" for one word, which may have any."""
+    # One word may be a genus, a family or an order; a wrong guess would let a homonym of another rank match.
     return {2: "species", 3: "subspecies"}.get(len(name.split()), "")
 
 
@@ -158,6 +164,7 @@ def taxa_from_labels(labels: Iterable[str], *, where: str = "labels") -> Taxa:
     }
     parent_of: dict[tuple[str, str], tuple[str, str]] = {}
     for number, text in enumerate(labels, 1):
+        # Without this, "no cv result" would become a class, an order and a family.
         fields = ["" if field.strip() == _NO_RESULT else field.strip() for field in text.split(";")]
         if len(fields) != _NUM_FIELDS:
             raise UserError(f"{where}: label {number} has {len(fields)} fields (got {text!r}); expected {_NUM_FIELDS}")
@@ -180,6 +187,7 @@ def taxa_from_labels(labels: Iterable[str], *, where: str = "labels") -> Taxa:
             taxon = child
         if taxon[0] != "kingdom" or fields[6].lower() == "animal":
             rows[taxon] |= {"id": fields[0], "common": fields[6]}
+    # Ids are assigned last: a later label may bring the id of a taxon that was only an ancestor so far.
     used = {row["id"] for row in rows.values()}
     for row in rows.values():
         row["id"] = row["id"] or _free_id(row["name"], row["rank"], used)
@@ -202,10 +210,12 @@ def complete_taxa(taxa: Taxa) -> Taxa:
     and every index stays.
     """
     roots = np.flatnonzero(taxa.parents < 0)
+    # A list of a single taxon also has one root, but no ancestors yet.
     if len(roots) == 1 < len(taxa):
         return taxa
     rows, known = taxa.to_rows(), load_builtin_taxa()
     used = set(taxa.ids)
+    # Reversed, so that of two rows with the same rank and name the first one stays in the dictionary.
     placed = {(row["rank"], fold_name(row["name"])): row for row in reversed(rows)}
 
     def add_row(name: str, rank: str, common: str = "") -> tuple[dict[str, str], bool]:
@@ -226,8 +236,10 @@ def complete_taxa(taxa: Taxa) -> Taxa:
             parent, is_new = add_row(known.names[j], known.ranks[j], known.common[j])
             child["parent"] = parent["id"]
             child = parent
+            # An existing parent has its own ancestors, or gets them in its own turn.
             if not is_new:
                 break
+        # The shipped table knows neither the taxon nor its genus, so only the names of the list can place it.
         if not row["parent"]:
             parts = row["name"].split()
             species, genus = ("species", fold_name(" ".join(parts[:2]))), ("genus", fold_name(parts[0]))
@@ -263,6 +275,7 @@ def prune_edges(edges: Iterable[Edge], labels: Iterable[str], mode: PruneMode = 
     collected: set[str] = set()
     for label in labels:
         node: str | None = label
+        # Everything above a collected node is collected already, so shared ancestors are walked only once.
         while node is not None and node in parent_of and node not in collected:
             collected.add(node)
             node = parent_of[node]

@@ -128,6 +128,7 @@ def train_species(
             all_candidates=recipe.graph.candidates == "all",
         )
         run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
+        # Hashed before unreadable images are taken out: hashes describe the survey, not what this machine can decode.
         identity = _check_data(run, data, recipe.data.features)
         sources = _open_inputs(recipe, collection, data, run, here.device)
         data = _without(data, sources.unreadable, collection.keys)
@@ -155,6 +156,7 @@ def train_species(
                 # Beside the model and not in it: a model that is passed on must not carry where its cameras stood.
                 if fit_survey_prior(run.path / PRIOR, recipe.prior, data, Survey.open(collection)) is None:
                     say(f"no prior: no training image has what the {recipe.prior} prior reads (place, hour or day)")
+        # Written last: a run with a result always has its model and its prior.
         run.write_result(result.to_json())
     return SpeciesRun(run, result, model)
 
@@ -170,6 +172,7 @@ def _check_data(run: RunFolder, data: LinkData, features: str | None) -> dict[st
         UserError: the run folder was begun with others; its checkpoints number other classes, or read other vectors.
     """
     path, identity = run.path / _DATA, data.describe()
+    # Compared by content, because a file may be rewritten under the same name.
     if features is not None:
         source = Path(features)
         if not source.exists():
@@ -209,6 +212,7 @@ def _open_inputs(
 
         inputs: Inputs = PixelInputs(load, collection.keys)
         return _Sources(inputs, encoder.vector_width, encoder, "", views.cropped, strips, {})
+    # A frozen encoder sees each image once; later epochs and trainings read the cache.
     frozen = VectorEncoder(encoder).to(device)
     cache = FeatureCache(
         frozen,
@@ -237,6 +241,7 @@ def _without(data: LinkData, unreadable: Mapping[str, str], keys: Sequence[str])
         return data
     key, reason = next(iter(unreadable.items()))
     say(f"{len(unreadable)} images are left out, for example {key}: {reason}")
+    # Drops the label, not the row, because links refer to images by their rows in the collection.
     labels_N = data.labels_N.copy()
     labels_N[[row for row, key in enumerate(keys) if key in unreadable]] = -1
     data = replace(data, labels_N=labels_N)
@@ -256,6 +261,7 @@ def _build(
             data, recipe.graph, lambda: ImageNetwork(sources.width, dim, encoder), seed=seed
         ), sources
     if recipe.method in ("erm", "linear_probe"):
+        # The solver has no gradients that could train an encoder.
         if recipe.method == "linear_probe" and recipe.train_encoder:
             raise UserError("method 'linear_probe' is solved on features (got train_encoder: true); set it to false")
         with seeded(seed):
@@ -263,6 +269,7 @@ def _build(
     if recipe.train_encoder:
         raise UserError("method 'mlp_concat' trains on features here (got train_encoder: true); set it to false")
     assert isinstance(sources.inputs, FeatureInputs), "features are in memory"
+    # Checked for the images in use: one without a label may lack place or hour.
     rows = np.concatenate([data.train_rows, data.validation_rows])
     lacking = rows[np.isnan(data.places_N2[rows]).any(axis=1) | np.isnan(data.hours_N[rows])]
     if len(lacking):
@@ -350,6 +357,7 @@ def _describe(
 
 def _describe_pass(relation: Relation, steps: int, data: LinkData, rows: Sequence[Mapping[str, Any]]) -> PassResult:
     name = relation.name.lower()
+    # Averaged over the last rows of the log: a single one is too noisy to compare with chance.
     losses = [row[f"loss_{name}"] for row in rows if row.get(f"loss_{name}") is not None][-_LOGGED:]
     candidates = {
         Relation.TIME: len(data.candidate_hours_H),
@@ -388,6 +396,7 @@ def _inform(recipe: SpeciesRecipe, data: LinkData, sources: _Sources, result: Sp
         provenance={
             "data": result.data,
             "images": result.images,
+            # `predict` reads it: a model that never saw a crop needs no boxes from a detector.
             "cropped": result.cropped,
             "contexts": result.contexts,
             "steps": result.steps,
@@ -403,4 +412,5 @@ def _reads_places(recipe: SpeciesRecipe, data: LinkData) -> bool:
 
 def _reference(recipe: SpeciesRecipe, data: LinkData) -> NDArray[np.float64]:
     rows = data.train_rows if recipe.method == "mlp_concat" else data.links_of_places()
+    # Stores only mean and spread, enough to scale places as in training without the place of any camera.
     return summarize_reference(data.places_N2[rows])

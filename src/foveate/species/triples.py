@@ -36,6 +36,7 @@ _DATATYPES = {
 # Coordinates that differ by less than a centimeter are one place, whatever digits they were written with.
 PLACE_DIGITS = 7
 _ROWS_PER_BATCH = 65_536
+# Hours up to 23 in fixed positions, from which `parse_hours` cuts them out.
 _TIME = r"^\d{4}-\d\d-\d\d[ T]([01]\d|2[0-3]):\d\d"
 
 
@@ -81,6 +82,7 @@ class Triples:
         Raises:
             UserError: a row is no triple of the four relations.
         """
+        # Checked first: everything below separates columns by relation and would number nonsense.
         _check(table)
         heads, tails = _normalized(table, "h"), _normalized(table, "t")
         is_id = [_equals(table[f"datatype_{side}"], "id") for side in "ht"]
@@ -93,6 +95,7 @@ class Triples:
 
         parents, species = relation_N == PARENT, relation_N == SPECIES
         labels_N[parents] = _positions(tails.filter(pa.array(parents)), entities)
+        # Numbered separately from the entities, as in the released code: images index targets, taxa index entities.
         targets = tails.filter(pa.array(species)).unique()
         labels_N[species] = _positions(tails.filter(pa.array(species)), targets)
 
@@ -153,6 +156,7 @@ def read_triples(path: Path) -> pa.Table:
     try:
         table = pa_csv.read_csv(
             path,
+            # A label may contain a line break, which `write_triples` quotes.
             parse_options=pa_csv.ParseOptions(newlines_in_values=True),
             convert_options=pa_csv.ConvertOptions(
                 column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False
@@ -186,6 +190,7 @@ def parse_places(texts: pa.ChunkedArray) -> NDArray[np.float64]:
     Raises:
         UserError: a text is no place of degrees in range; it is not repeated, since errors end in logs.
     """
+    # Each text is parsed once: the place of a camera stands in thousands of rows.
     encoded = texts.combine_chunks().dictionary_encode()
     try:
         pairs = [
@@ -193,7 +198,9 @@ def parse_places(texts: pa.ChunkedArray) -> NDArray[np.float64]:
         ]
         places = np.array(pairs, dtype=np.float64).reshape(len(pairs), 2)
     except ValueError:
+        # `from None`, because the ValueError quotes the text, and coordinates must not end up in a log.
         raise UserError("triples: a location is not of the form [latitude longitude]") from None
+    # Written as "not all within", so that NaN, which compares as false, is refused as well.
     if not (np.abs(places) <= (90, 180)).all():
         raise UserError("triples: a location is out of range; expected latitude in [-90, 90], longitude in [-180, 180]")
     return places[encoded.indices.to_numpy()]
@@ -214,6 +221,7 @@ def parse_hours(texts: pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def _check(table: pa.Table) -> None:
+    # Checks distinct combinations only: a table may have millions of rows, but there are four relations.
     for r, datatype_h, datatype_t in zip(*(_unique(table, ("r", "datatype_h", "datatype_t"))), strict=True):
         if not r.isdecimal() or _DATATYPES.get(int(r)) != (datatype_h, datatype_t):
             expected = "; ".join(f"{name}: {head} to {tail}" for name, (head, tail) in _DATATYPES.items())

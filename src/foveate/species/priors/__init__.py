@@ -64,6 +64,7 @@ def open_prior(path: Path, classes: Classes, taxa: Taxa, *, parts: Sequence[str]
     Raises:
         UserError: there is no such prior, or it knows nothing of a part.
     """
+    # BirdNET is a single .onnx file; a fitted prior is a folder whose config names its module.
     name = "birdnet" if path.suffix == ".onnx" else read_prior_config(path)["prior"]
     return load_plugin(__name__, name, "open_prior", label="prior")(path, classes, taxa, parts=parts)
 
@@ -80,11 +81,13 @@ def fit_survey_prior(
         data: labels of the images of `survey`.
     """
     rows = data.train_rows
+    # Priors never weigh blank, human or vehicle, so these are left out of the averages as well.
     rows = rows[data.classes.animals_K[data.labels_N[rows]]]
     codes = survey.events(gap_seconds=gap_seconds).event_N[rows] * len(data.classes) + data.labels_N[rows]
     rows = rows[np.unique(codes, return_index=True)[1]]
     # Days of a survey count from 1.
     places_N2, hours_N, days_N = survey.places_N2[rows], survey.hour_N[rows], survey.day_N[rows] - 1
+    # The learned prior ignores hours, and a day without a place is of no use to it.
     needed = [places_N2[:, 0]] if kind == "learned" else [places_N2[:, 0], hours_N, days_N]
     if all(np.isnan(column).all() for column in needed):
         return None
@@ -182,16 +185,19 @@ class SelectedPrior:
 
     def __init__(self, prior: Prior, labels: Sequence[str], classes: Classes) -> None:
         self.name, self.prior = prior.name, prior
+        # Matched by label: the model may have other classes than the prior, or the same ones in another order.
         position = {label: n for n, label in enumerate(labels)}
         self.columns_K = np.array([position.get(label, -1) for label in classes.labels])
 
     def factors(self, places_U2: Floats, hours_U: Floats, days_U: Floats) -> Floats:
         """See `Prior.factors`."""
         factors_UL = self.prior.factors(places_U2, hours_U, days_U)
+        # Index -1 reads the last column, which `where` then replaces by NaN.
         return np.where(self.columns_K >= 0, factors_UL[:, self.columns_K], np.nan)
 
 
 def normalize_ratios(ratios_UK: Floats, shares_K: NDArray[np.float64]) -> Floats:
     """Scale rows so that their mean over the shares of classes is 1; a class without a share is NaN."""
+    # Without training images a ratio is 0 / 0 or pure smoothing; NaN means unknown and later becomes a factor of 1.
     ratios_UK = np.where(shares_K > 0, ratios_UK, np.nan)
     return ratios_UK / np.nansum(ratios_UK * shares_K, axis=1, keepdims=True)

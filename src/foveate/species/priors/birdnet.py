@@ -68,6 +68,7 @@ def find_labels(model: Path) -> Path:
     for path in candidates:
         if path.is_file():
             return path
+    # A renamed model still has its labels beside it; they are used if there is only one candidate.
     others = sorted(path for path in model.parent.glob("*.txt") if "label" in path.name.lower())
     if len(others) != 1:
         raise UserError(f"{model}: no labels beside it; expected {candidates[1].name} or {candidates[0].name}")

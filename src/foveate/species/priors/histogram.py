@@ -37,6 +37,8 @@ _HOURS, _SEASONS = 24, 24
 _DAYS = 366
 # Widths of the kernels: activity is known to an hour or two, a season to half a month.
 _HOUR_WIDTH, _SEASON_WIDTH = 1.5, 1.0
+# Pseudo-count of images per class for hours and seasons (`_select_smoothing` picks the one for places from
+# _STRENGTHS): with it, a species of three images is hardly weighed at all.
 _CLASS_IMAGES = 20.0
 _BANDWIDTHS_KM = (25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
 _STRENGTHS = (2.0, 5.0, 20.0)

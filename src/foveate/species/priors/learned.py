@@ -133,6 +133,7 @@ class LearnedPrior:
     @torch.no_grad()
     def score(self, places_U2: Floats, days_U: Floats) -> Floats:
         """Return probabilities of all classes at known places; without a day they are averaged over the year."""
+        # Rows with a date repeat their day, so that one mean over the dates serves both cases.
         days_DU = np.where(np.isnan(days_U), (np.arange(_DATES)[:, None] + 0.5) * _DAYS / _DATES, days_U)
         places = torch.from_numpy(places_U2).float()
         sums_UL = np.zeros((len(places), len(self.labels)))
@@ -144,6 +145,7 @@ class LearnedPrior:
         """See `Prior.factors`; columns are those of `labels`. Without a day factors are averaged over the year."""
         result = np.full((len(places_U2), len(self.labels)), np.nan)
         known = np.flatnonzero(~np.isnan(places_U2).any(axis=1))
+        # The paper multiplies by p; here a factor says how much likelier a class is than on average.
         ratios = self.score(places_U2[known], days_U[known]) / np.maximum(self.means_L, _FLOOR)
         result[known] = normalize_ratios(ratios, self.shares_L)
         return result

@@ -155,6 +155,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
 
     def apply(rows: Rows) -> Rows:
         blank = rows.classes.labels.index(_BLANK) if _BLANK in rows.classes.labels else None
+        # Rows of an event are adjacent (`Rows.events_R`), so first rows and lengths describe all events.
         events_E, starts_E, lengths_E = np.unique(rows.events_R, return_index=True, return_counts=True)
         event_R = np.repeat(np.arange(len(events_E)), lengths_E)
         valid_R = ~np.isnan(rows.probabilities_RK[:, 0])
@@ -174,6 +175,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         num_valid_E = np.add.reduceat(valid_R.astype(np.int64), starts_E)
         notes, codes_E = _describe(settings, num_valid_E, lengths_E)
         best_E = _select_best(rows.probabilities_RK, pooled_EK, event_R)
+        # The box with the highest score in the event, which need not be on its best image.
         strongest_E = _select_first(-rows.detections.scores_N, event_R)
         # An event fails only if all its images failed.
         answers_E = np.maximum.reduceat(np.minimum(rows.answers_R, 0), starts_E)

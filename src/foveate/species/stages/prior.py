@@ -50,6 +50,7 @@ def weigh_by_prior(
         prior_RK: factors, NaN where the prior knows nothing.
         animals_K: the classes that the prior acts on.
     """
+    # `np.maximum` propagates NaN, so an unknown factor becomes 1 below instead of the floor.
     factors = np.maximum(prior_RK, floor) ** strength
     factors[np.isnan(factors)] = 1.0
     factors[:, ~animals_K] = 1.0
@@ -66,12 +67,14 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         return None
     listing = others.get("species_list")
     if isinstance(listing, ListSettings) and listing.file is not None and not settings.within_list:
+        # Leaves a trace, so that `source` explains why --place-prior changed no answer.
         return lambda rows: rows.noted("prior", ("off: a species list is in use",))
     if settings.source is None:
         raise UserError(
             f"prior: --{used[0]}-prior needs a prior, and none lies beside the model; expected --prior with the folder "
             "that `foveate species train` wrote, or with BirdNET's file .onnx"
         )
+    # Opened here, so that a wrong file fails before any row is decided.
     prior = open_prior(settings.source, classes, taxa, parts=used)
     subsets = [[part for bit, part in enumerate(PARTS) if code >> bit & 1] for code in range(2 ** len(PARTS))]
     notes = tuple(
@@ -80,6 +83,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
     )
 
     def apply(rows: Rows) -> Rows:
+        # A part that was not requested is set to unknown, so that it does not affect the factors.
         conditions = [
             rows.places_R2 if "place" in used else np.full_like(rows.places_R2, np.nan),
             (rows.hours_R if "hour" in used else np.full_like(rows.hours_R, np.nan))[:, None],

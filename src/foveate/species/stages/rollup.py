@@ -62,6 +62,7 @@ class RankGroups:
         return merge_columns(probabilities_RK, self.groups_K, len(self.answers_M))
 
 
+# Cached, because `apply` asks for the same groups in every block of rows; classes and taxa hash by identity.
 @lru_cache(maxsize=8)
 def group_by_rank(classes: Classes, taxa: Taxa, ranks: tuple[str, ...]) -> tuple[RankGroups, ...]:
     """Group the classes by their ancestor at each rank.
@@ -77,6 +78,7 @@ def group_by_rank(classes: Classes, taxa: Taxa, ranks: tuple[str, ...]) -> tuple
 
 
 def _group(rank: str, answers_K: Integers) -> RankGroups:
+    # Groups are in the order of their first class, so that the earliest wins ties of equal sums.
     unique = np.array(list(dict.fromkeys(answer for answer in answers_K.tolist() if answer >= 0)), dtype=np.int64)
     position = {answer: m for m, answer in enumerate(unique.tolist())}
     return RankGroups(rank, unique, np.array([position.get(answer, -1) for answer in answers_K.tolist()]))

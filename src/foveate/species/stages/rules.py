@@ -63,6 +63,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
     if settings.rules == "none":
         warn_idle(settings, "taxonomy", "geofence", "country", "state", needs="--rules speciesnet")
         return None
+    # SpeciesNet ships its map with the weights, not with its code, so there is no default.
     if settings.country and settings.geofence is None:
         raise UserError("country: no map of regions; expected --geofence with SpeciesNet's JSON file")
     if not settings.country:
@@ -80,6 +81,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         # A geofence must not remove a species that a person listed.
         enabled=not is_listed,
     )
+    # All taxa above a class share the label "animal", which must not be resolved to one of them.
     taxon_of = {label: i for i, label in reversed(list(enumerate(labels))) if label != speciesnet_rules.ANIMAL}
     by_key = {";".join(label.split(";")[1:6]): i for label, i in taxon_of.items()}
 
@@ -114,6 +116,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
             scores_R[r] = prediction.score
             sources_R[r] = notes.setdefault(prediction.source, len(notes))
         width = len(extended) - len(rows.classes)
+        # The added classes get probability 0: only the rules answer with them.
         probabilities_RK = np.pad(rows.probabilities_RK, ((0, 0), (0, width)))
         rows = replace(
             rows, classes=extended, probabilities_RK=probabilities_RK, answers_R=answers_R, scores_R=scores_R

@@ -61,6 +61,7 @@ def read_list(path: Path) -> list[str]:
         UserError: the file is missing, not UTF-8 text, or has no name.
     """
     try:
+        # Spreadsheets write a byte order mark, which would otherwise become part of the first name.
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a species list") from None
@@ -71,6 +72,7 @@ def read_list(path: Path) -> list[str]:
     column = 0
     if rows:
         header = [cell.lower() for cell in rows[0]]
+        # Searched in the order of _COLUMNS, because MegaDetector lists have English names in a second column, `common`.
         column = next((header.index(name) for name in _COLUMNS if name in header), -1)
         rows = rows[1:] if column >= 0 else rows
         column = max(column, 0)
@@ -86,6 +88,7 @@ def match_classes(names: Iterable[str], classes: Classes, taxa: Taxa, *, where: 
     Raises:
         UserError: names that match no class, all of them.
     """
+    # By the tree, not by ranks: a listed family admits a species whose genus is missing from the taxonomy.
     lineages = [set(taxa.lineage(int(taxon))) for taxon in classes.taxa_K]
     labels = {normalize_name(label): k for k, label in enumerate(classes.labels)}
     allowed_K = np.zeros(len(classes), dtype=bool)
@@ -120,6 +123,7 @@ def restrict_classes(names: Iterable[str], classes: Classes, taxa: Taxa, *, walk
     listed: set[int] = set()
     unmatched = []
     for name in names:
+        # Exactly one match: restricting to the wrong homonym would move animals to another branch of the tree.
         matches = _match_taxa(name, taxa)
         listed.update(matches)
         if len(matches) != 1:
@@ -132,6 +136,7 @@ def restrict_classes(names: Iterable[str], classes: Classes, taxa: Taxa, *, walk
         children.setdefault(int(taxa.parents[i]), []).append(i)
     targets_K = classes.taxa_K.copy()
     for k in np.flatnonzero(classes.animals_K & (classes.taxa_K >= 0)):
+        # A lineage runs upward, so the first open taxon is the nearest.
         target = next((i for i in _below_phylum(int(classes.taxa_K[k]), taxa) if i in open_taxa), -1)
         while walk_down and target >= 0 and len(children.get(target, ())) == 1:
             target = children[target][0]
@@ -148,6 +153,7 @@ def _below_phylum(taxon: int, taxa: Taxa) -> list[int]:
 
 def _match_taxa(name: str, taxa: Taxa) -> list[int]:
     """List the taxa of a scientific name, else of a common one."""
+    # Scientific names take precedence: an English name may also be a genus ("puma").
     matches = taxa.matches(name)
     return matches or [
         i for i, common in enumerate(taxa.common) if common and normalize_name(common) == normalize_name(name)
