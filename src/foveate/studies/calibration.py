@@ -97,6 +97,7 @@ class Case:
         return "safe" if self.recipe == "safe" and self.seen == HALF.get(self.world) else f"{self.recipe}-{self.seen}"
 
 
+# Worlds of the main comparison; digits appear only in CASES.
 HALF = {GLYPHS: 18, EMOJI: 12}
 CLASSES = {GLYPHS: 36, EMOJI: 24, DIGITS: 10}
 CASES = (
@@ -235,6 +236,7 @@ class Scale:
 
 
 FULL = Scale(source_per_class=300, target_per_class=60, pretraining_epochs=8, epochs=20, pseudo_splits=3, seeds=5)
+# Seeds are not part of a grid's identity: the full study can go on in the folder of a quick run, with its cells.
 QUICK = replace(FULL, seeds=2)
 
 
@@ -246,6 +248,7 @@ class CalibrationStudy(GridStudy):
 
     @classmethod
     def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        # Lists, as JSON gives them back: the stored identity of a folder is compared for equality.
         rates = {
             condition: {name: list(rate) for name, rate in by_variant.items()}
             for condition, by_variant in RATES.items()
@@ -303,6 +306,7 @@ class CalibrationStudy(GridStudy):
             models["wise"] = _half_way(world.before, tuned)
         outputs, answers = {}, {}
         for key, model in models.items():
+            # Training images of all classes give class means: labels of absent ones serve the analysis, no method.
             whole, tested = predict_classifier(model, world.train), predict_classifier(model, world.test)
             answers[key] = whole
             outputs[key] = Outputs(tested.logits, tested.features, (whole.features, whole.labels))
@@ -443,6 +447,7 @@ def _shuffled(logits: Any, labels: Any, groups: Any, gamma: float, *, seed: int)
     """Apply PCV's gamma to as many classes as are absent, drawn at random from all."""
     from foveate.metrics.calibration import group_accuracies
 
+    # Seen classes may be drawn, too: the control keeps size and number of the shifts, but not their classes.
     drawn = generator("calibration control", seed).permutation(groups.classes)[: len(groups.absent)]
     shifted = logits.astype(np.float64)
     shifted[:, drawn] += gamma

@@ -64,6 +64,7 @@ def glyph_network() -> nn.Module:
         depth=3,
         num_heads=4,
         mlp_ratio=2,
+        # PyTorch's eps instead of timm's 1e-6: tests load the stored network of the goldens, which has it.
         norm_layer=functools.partial(nn.LayerNorm, eps=1e-5),  # pyrefly: ignore[bad-argument-type]
     )
 
@@ -116,6 +117,7 @@ def prepare_emoji(folder: Path, *, epochs: int, features: Callable[[Path], None]
         if not (folder / f"{name}.npz").is_file():
             _save(folder / f"{name}.npz", arrays["features"][selected], arrays["labels"][selected])
     if not (folder / "before.safetensors").is_file():
+        # Held-out concepts are left out of this style, too: no training may see the things of the test.
         selected = (arrays["style"] == "noto") & ~arrays["held_out"]
         samples = array_images(arrays["features"][selected], arrays["labels"][selected])
         network = functools.partial(FeatureNetwork, arrays["features"].shape[1], classes=len(names))
@@ -124,6 +126,7 @@ def prepare_emoji(folder: Path, *, epochs: int, features: Callable[[Path], None]
 
 def held_out(group: str) -> bool:
     """Whether a group of emoji (one thing in all styles) is held out for tests."""
+    # By a hash of the group, so that the tour holds out the same things with other features.
     return uniform("calibration study", group) < TEST_SHARE
 
 
@@ -140,6 +143,7 @@ def prepare_digits(folder: Path, *, epochs: int) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     pixels, labels = load_digits(return_X_y=True)
+    # Without the seed of a cell: all cells share the world and its pre-trained model.
     order = generator("calibration digits").permutation(len(labels))
     source, target = order[:NUM_SOURCE_DIGITS], order[NUM_SOURCE_DIGITS:]
     images = pixels.reshape(-1, 8, 8)[target] / 16
@@ -216,6 +220,7 @@ def _pretrain(
     batch: int,
 ) -> None:
     """Pre-train on the source's samples of all classes: AdamW, one rate for all weights."""
+    # One pre-trained model for all seeds: intervals are over splits of the classes and orders of the samples.
     with seeded(0):
         untrained = Classifier(network(), head_name="head", names=names)
     settings = FineTuneSettings(

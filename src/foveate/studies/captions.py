@@ -184,6 +184,7 @@ class Scale:
 
 
 STUDY_SEED = 23  # of scenes, splits and the captioner
+# Raised from 600 scenes and 120 steps, which missed the margin that must hold on scenes; these miss it, too.
 FULL = Scale(train_scenes=1500, test_scenes=200, images=2400, captioner_part=1.0, steps=240, batch_size=96, seeds=5)
 QUICK = Scale(train_scenes=200, test_scenes=80, images=800, captioner_part=0.1, steps=60, batch_size=64, seeds=2)
 RECIPE = "tour-clip"
@@ -243,6 +244,7 @@ class CaptionsStudy(GridStudy):
         collection = open_shuffled(path, seed=cell.seed) if VARIANTS[cell.variant][1] else Opened.open(path)
         changes = overrides(cell, self.scale)
         model = train_cell(cell, RECIPE, changes, collection, self.folder, device=self.device)
+        # The test reads the original captions, even where the training read shuffled ones.
         return measure(model, Opened.open(path), cache=path / CACHE)
 
     def further_tables(self) -> list[dict[str, Any]]:

@@ -116,10 +116,12 @@ def prepare_images(path: Path, *, seed: int, run: Path, max_images: int | None, 
             split = split_of(single.key if single.labels["source"] == "emoji" else single.group, seed)
             concept = single.labels.get("concept", "")
             if split == "test" and not concept:
+                # Without a name there is nothing to search for or to judge; the image is not trained on, either.
                 split = "unnamed"
             texts = {caption.kind: caption.text for caption in single.captions}
             long = ". ".join(dict.fromkeys(filter(None, map(texts.get, ("title", "keywords", "description")))))
             queries = (Caption(concept, QUERY_SHORT), Caption(long, QUERY_LONG)) if split == "test" else ()
+            # An interrupted build goes on without adding images twice.
             if writer.known_sha256(single.key) is None:
                 writer.add(
                     single.key,
@@ -131,6 +133,7 @@ def prepare_images(path: Path, *, seed: int, run: Path, max_images: int | None, 
                 )
     targets = TargetSettings(split=CAPTIONER_SPLIT, sources=("singles",))
     folder = train_captioner(path, run / "captioner", targets, part=captioner_part, seed=seed)
+    # Captions of test images are for the audit alone, which judges every kind.
     for split, formats in (("train", FORMATS), ("test", CAPTION_KINDS)):
         options = {"model": str(folder), "device": "cpu"}
         write_captions(path, "foveate", options, run / f"captions-foveate-{split}", split=split, formats=formats)
@@ -168,6 +171,7 @@ def judge_named(assertions: Sequence[str], labels: dict[str, str]) -> list[str]:
     concept = labels.get("concept", "")
     if not concept:
         return [UNVERIFIABLE] * len(assertions)
+    # As NAMES_DEFINITION says: one drawing in the middle of a plain ground, and nothing else.
     truth = SceneTruth(
         (Thing(concept, Box(0.1, 0.1, 0.9, 0.9), 1.0),), frozenset(), (), "a plain ground", "drawn", frozenset()
     )
@@ -209,6 +213,7 @@ def open_shuffled(path: Path, *, seed: int) -> Collection:
     table = opened.table("captions")
     training = set(np.array(opened.keys, dtype=object)[opened.rows("train")])
     kinds, keys = np.array(table["kind"].to_pylist(), dtype=object), table["key"].to_pylist()
+    # Texts that came with the images have no request.
     was_generated = np.array(table["request"].to_pylist(), dtype=object) != ""
     mask = was_generated & np.array([key in training for key in keys], dtype=bool)
     texts = np.array(table["text"].to_pylist(), dtype=object)

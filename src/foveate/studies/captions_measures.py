@@ -86,6 +86,7 @@ def retrieval(
     owner_N = np.array([position.get(text, -1) for text in image_texts])
     cosine_NT = image_NE @ text_TE.T
     has_text = owner_N >= 0
+    # Stable, so that equal cosines keep the order of the texts.
     to_text = np.argsort(-cosine_NT[has_text], axis=1, kind="stable")[:, :best]
     of_images = (to_text == owner_N[has_text][:, None]).any(1).mean()
     to_image = np.argsort(-cosine_NT.T, axis=1, kind="stable")[:, :best]

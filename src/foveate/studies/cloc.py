@@ -234,6 +234,8 @@ class Scale:
 
 
 STUDY_SCENES = 11  # seed of the series of scenes
+# Margins were fixed before the first run. Then the batch was cut from 112 to 80 to save time; by then one training
+# of four variants at batch 64 had been seen.
 FULL = Scale(train_scenes=3000, test_scenes=400, steps=300, batch_size=80, map_drawings=8, seeds=5)
 QUICK = Scale(train_scenes=1200, test_scenes=150, steps=150, batch_size=80, map_drawings=4, seeds=2)
 
@@ -282,11 +284,13 @@ class ClocStudy(GridStudy):
     def variants_of(cls, condition: str, scale: Any) -> Sequence[str]:
         if condition in (COARSE, MAPS):
             return _ON_COARSE if condition == COARSE else _ON_MAPS
+        # On the full grid a step that pools over all tokens costs about 20 times as much.
         full = [variant for variant in VARIANTS if variant != "pool-all"]
         return full if condition == TRUE else [variant for variant in full if variant not in _ONLY_TRUE]
 
     @classmethod
     def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        # Optional data are part of the identity: cells measured before details were installed lack that measure.
         variants = {name: [recipe, *changes] for name, (recipe, changes, _) in VARIANTS.items()}
         return {"variants": variants, "real": sorted(datasets)}
 
@@ -343,6 +347,7 @@ class ClocStudy(GridStudy):
         )
         if MAPS in self.datasets:
             build_maps(self.collection_path(MAPS), self.datasets[MAPS], train=scale.map_drawings, test=1)
+        # One variant is enough: all share the frozen towers, and conditions with noisy boxes the images of TRUE.
         for condition in (TRUE, COARSE, MAPS) if MAPS in self.datasets else (TRUE, COARSE):
             changes = overrides(Cell(0, condition, "cloc"), self.scale)
             cache_features(self.collection_path(condition), "tour", changes, device=self.device)

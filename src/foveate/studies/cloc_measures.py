@@ -31,6 +31,7 @@ def box_gain(seen: CollectionEmbeddings, collection: Collection) -> float:
         for region in collection.read_regions(int(row))
         if not is_pseudo_label(region.source)
     ]
+    # Under a squared error no other constant box does better on the training boxes.
     mean_4 = np.mean(boxes, axis=0)
     truth_R4 = seen.boxes_R4[asked_R]
     head_error = float(np.square(seen.located["head"][asked_R] - truth_R4).mean())

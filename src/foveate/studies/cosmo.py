@@ -62,7 +62,9 @@ MEASURES = (
     Measure("place_chance", "Loss of places by chance", control=True),
     Measure("time_loss", "Loss of hours, held-out images", control=True),
     Measure("time_chance", "Loss of hours by chance", control=True),
+    # As log 10: the official start's losses, 1,062 to 29,923, differ by factors; a t-interval of them says nothing.
     Measure("first_place_loss", "Loss of places before training, log 10", control=True),
+    # Constants as measures, because a claim compares two measures.
     Measure("first_low", "Most that a sane start has, log 10", control=True),
     Measure("first_high", "Least that the official start has, log 10", control=True),
     Measure("temperature", "Temperature", control=True),
@@ -123,6 +125,7 @@ CLAIMS = (
     Claim("Roll-up answers more often than a threshold", TRAPS, "coverage", "rollup", "threshold"),
     Claim("Places are learned: their loss lies below chance", TRAPS, "place_chance", "place", "place",
           worse_measure="place_loss", asserted=True),
+    # This claim and the next were added after the numbers were seen (docs/studies/cosmo.md).
     Claim("Places are learned from whole images", TRAPS, "place_chance", f"{WHOLE}-all", f"{WHOLE}-all",
           worse_measure="place_loss"),
     Claim("Places are learned from whole images without info strips", BARE, "place_chance", f"{WHOLE}-all",
@@ -235,6 +238,7 @@ class Scale:
     seeds: int
 
 
+# Small, because every seed draws a world of its own, and intervals are over these five worlds.
 FULL = Scale(train=400, held_out=200, test=300, dim=128, passes=36, seeds=5)
 QUICK = Scale(train=240, held_out=80, test=80, dim=32, passes=6, seeds=2)
 _MEASURED = {
@@ -261,6 +265,7 @@ class CosmoStudy(GridStudy):
         return {"worlds": {key: each.model_dump(mode="json") for key, each in SETTINGS.items()}, "encoder": ENCODER}
 
     def measure(self, cell: Cell) -> dict[str, float]:
+        # Only the views that a world's parts read: each costs a pass of the encoder, and NanoDet's also a detector.
         views = VIEWS if cell.condition == TRAPS else (WHOLE,) if cell.condition == BARE else (EXACT,)
         sizes = {"train": self.scale.train, "held_out": self.scale.held_out, "test": self.scale.test}
         folder = self.folder / "worlds" / f"{cell.condition}-{cell.seed}"

@@ -39,6 +39,7 @@ LABELS = np.array([kind.taxon_id for kind in KINDS])
 RARE_COUNTS = (3, 10, 30)
 NUM_RARE = 8
 CLOCK_FAULTS = (1, 3, 12)  # hours
+# At least 1: probabilities are only softened, since an overconfident model leaves a prior nothing to decide.
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 LIST_SHARE = 0.002  # of a region's events: a person knows the species that pass
 BATCH = 16
@@ -95,6 +96,7 @@ ARMS: dict[str, Arm] = {
     ),
     "all": Arm("all contexts", "taxonomy, place and time", contexts=_ALL),
     "all-shuffled": Arm("all contexts, shuffled", "each of them shuffled", contexts=_ALL, shuffled=_ALL),
+    # In the released code a context adds steps as well as knowledge; this arm shows what steps alone are worth.
     "none-epochs": Arm("image only, fewer steps", "as many epochs as all contexts: a third of the steps", equal=False),
     "official": Arm(
         "all contexts, official start", "numbers start at U(0, 1) on raw degrees and hours", contexts=_ALL,
@@ -192,6 +194,7 @@ def measure_decisions(world: TrapWorld, *, dim: int, passes: int, seed: int) -> 
     values = {"plain/temperature": temperature}
 
     def run(key: str, options: Mapping[str, Any], **inputs: Any) -> None:
+        # Every stage is off but the one that a run measures.
         settings: dict[str, Any] = {"pooling": {"method": "none"}, "rollup": {"enabled": False}}
         settings |= {"threshold": {"threshold": 0}, "temperature": {"temperature": temperature}}
         stages = prepare_stages(Stages(**{**settings, **options}), classes, world.taxa)
@@ -229,6 +232,7 @@ def measure_hints(world: TrapWorld, *, dim: int, passes: int, seed: int) -> dict
         }
 
     right = rank_clocks(test.hours_N)
+    # A constant as a measure: the other side of the claims about AUCs.
     values = {"hints/auc_chance": 0.5}
     for hours in CLOCK_FAULTS:
         wrong = rank_clocks((test.hours_N + hours) % 24)
@@ -237,6 +241,7 @@ def measure_hints(world: TrapWorld, *, dim: int, passes: int, seed: int) -> dict
     scores_NP = classifier.predict_links(world.features(held_out, EXACT), "place")
     columns_N, _ = match_places(classifier.places_, held_out.places_N2, held_out.cameras_N.astype(object))
     rng = seeds.generator("study cosmo folders", seed)
+    # No camera keeps its own folder, as some would under a plain permutation.
     others_P = _derange(len(classifier.places_), rng)
     right = _mean_ranks(scores_NP, columns_N, held_out.cameras_N)
     wrong = _mean_ranks(scores_NP, np.where(columns_N < 0, -1, others_P[columns_N]), held_out.cameras_N)
@@ -313,6 +318,7 @@ def _fit_graph(
         # Else arms with place and time would see the species more often than the others.
         extra_species_pass=False,
         balance="logit_adjustment" if arm.balanced else "none",
+        # No early stopping: arms are compared at equal steps.
         patience=None,
         random_state=seed,
         **inputs,  # pyrefly: ignore[bad-argument-type]
@@ -376,6 +382,7 @@ def _measure_arm(
     trained = _fit(world, arm, dim=dim, passes=passes, seed=seed, view=view)
     predicted_N = trained.predict(world.test)
     correct_N = predicted_N == world.test.kinds_N
+    # Drawings that no training image shows are reported separately, as `accuracy_unseen`.
     seen = ~world.test.unseen_N
     counts = count_classes(predicted_N[seen], world.test.kinds_N[seen], len(KINDS))
     values = {
@@ -403,10 +410,12 @@ def _measure_links(world: TrapWorld, classifier: LinkClassifier, view: str) -> d
         if name == "taxonomy":
             continue
         tails, recorded = candidates[name]
+        # Rounded as in `species.triples` (PLACE_DIGITS): equal places must be equal numbers.
         tails_TF, recorded_NF = (
             np.round(np.asarray(part, float).reshape(len(part), -1), 7) for part in (tails, recorded)
         )
         target_NT = (recorded_NF[:, None] == tails_TF[None]).all(2)
+        # A camera or hour without a training image is no candidate.
         known = target_NT.any(1)
         logits_NT = torch.from_numpy(classifier.predict_links(world.features(held_out, view)[known], name)).double()
         loss = F.binary_cross_entropy_with_logits(logits_NT, torch.from_numpy(target_NT[known]).double())
@@ -481,6 +490,7 @@ def _fit_temperature(probabilities_NK: NDArray[np.float64], truth_N: NDArray[np.
 
     A model that is too sure leaves a prior nothing to decide.
     """
+    # A species without a training image has probability 0 and an infinite loss at any temperature.
     known = probabilities_NK[np.arange(len(truth_N)), truth_N] > 0
     losses = []
     for temperature in TEMPERATURES:

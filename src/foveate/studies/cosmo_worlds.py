@@ -96,6 +96,7 @@ def open_world(
     """
     world = load_world(settings, seed)
     shuffled = load_world(settings.model_copy(update={"shuffled_taxonomy": True}), seed)
+    # One series for both parts: held-out images are other events of the same cameras.
     frames = list_frames(world, "train", train + held_out)
     parts = {"train": frames[:train], "held_out": frames[train:], "test": list_frames(world, "test", test)}
     # An event that is cut in two would be in both parts.

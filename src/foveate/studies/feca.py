@@ -114,6 +114,7 @@ def _claims() -> tuple[Claim, ...]:
     for condition, (name, split, _) in WORLDS.items():
         drawn = name in ("clear", "near", "uneven", *point_sets.S_NAMES)
         claims += [
+            # In an even split any client has points of every group, and may know as much alone.
             Claim("Control: the largest client alone knows less", condition, "nmi", "consensus", "alone",
                   asserted=split != "even" and drawn and name != "uneven"),
             Claim("consensus is better than k-FED", condition, "nmi", "consensus", "kfed", asserted=drawn),
@@ -199,6 +200,7 @@ def drawn(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw points and labels; means are drawn again until they are far enough apart."""
     random = generator("feca study", name, seed)
     width, apart, spread = {"clear": (2, 1.69, 0.30), "near": (2, 1.34, 0.49), "uneven": (8, 6.0, 1.0)}[name]
+    # The other sets have 15 groups of about 333 points, about 5,000 in all, as in the S-sets.
     counts = [2000, 2000, 2000, 300, 100, 100, 100, 100] if name == "uneven" else random.integers(300, 367, 15).tolist()
     means: list[np.ndarray] = []
     while len(means) < len(counts):
@@ -232,6 +234,7 @@ class FecaStudy(point_sets.PointSetStudy):
 
         name, split, clients = WORLDS[cell.condition]
         points, labels = self.points(name, cell.seed)
+        # At least 30 points at each client, by redrawing, as in the reference measurements of the S-sets.
         partition = split_labels(labels, len(points), SPLITS[split], clients, seed=cell.seed, min_points=30)
         if partition.draws > 1:
             say(f"{cell.condition}, seed {cell.seed}: {partition.draws - 1} redraws until each client had 30 points")
@@ -241,6 +244,7 @@ class FecaStudy(point_sets.PointSetStudy):
         for key, options in METHODS.items():
             client_points = [max(parts, key=len)] if key == "alone" else parts
             result = measure(client_points, options, points[order], labels[order], seed=cell.seed)
+            # The estimator counts what its one client would send; this control exchanges nothing.
             if key == "alone":
                 result["kilobytes"] = 0.0
             values |= {f"{key}/{measured}": value for measured, value in result.items()}

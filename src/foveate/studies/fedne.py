@@ -203,6 +203,7 @@ class FedneStudy(point_sets.PointSetStudy):
     def cells(cls, scale: Any, *, seed: int, datasets: Collection[str]) -> list[Cell]:
         """List what takes longest, surrogate networks on MNIST-5k, last; the others seed by seed."""
         listed = super().cells(scale, seed=seed, datasets=datasets)
+        # The sort is stable: all other cells stay in the order of seeds.
         return sorted(listed, key=lambda cell: (cell.condition, cell.variant) == (MNIST, "network"))
 
     @classmethod
@@ -225,6 +226,7 @@ class FedneStudy(point_sets.PointSetStudy):
             source, folder=self.folder, datasets=self.datasets, seed=cell.seed, max_points=FASHION_POINTS
         )
         clients = split_clients(points, labels.astype(str), split, count, seed=cell.seed)
+        # Votes, trustworthiness and continuity are measured on points that the map was not fitted to.
         parts = split_held_out(clients, 0.2, seed=cell.seed)
         options = EmbeddingOptions(rounds=self.scale.rounds, seed=cell.seed, **VARIANTS[cell.variant])
         make_transport = shuffling(cell.seed) if cell.variant == "shuffled" else None
@@ -237,6 +239,7 @@ class FedneStudy(point_sets.PointSetStudy):
         ]
         values = measure_quality(drawn[0], drawn[1], k=options.neighbors)
         history = fitted.state.history
+        # Plain averaging, and rounds before surrogates start (30 % by default), have no R2.
         fits = [np.mean(list(entry["r2"].values())) for entry in history if entry["r2"]]
         if fits:
             values["r2"] = float(np.mean(fits))
@@ -251,6 +254,7 @@ def shuffling(seed: int) -> Callable[[Sequence[Any], Any], Any]:
 
     class Shuffled(InProcess):
         def ask(self, requests: Any, *arguments: Any, **options: Any) -> Any:
+            # Fields come in one request per client, each with the sum of the others'; a message to all has none.
             if not isinstance(requests, Message):
                 requests = {client: spoiled(client, request) for client, request in requests.items()}
             return super().ask(requests, *arguments, **options)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from foveate.vision.encoder import ImageEncoder
 
 LAYOUT, SHAPES, SMALLER, LARGER, QUESTIONS = "layout", "shapes", "sizes-448", "sizes-672", "questions"
+# A side has 1,000 bins: in the smaller images a bin is finer than a pixel, in the larger ones coarser.
 IMAGE_SIZES = {"digits-640": (640, 480), "digits-3000": (3000, 2000)}
 BOX_SIDES = (8, 16, 32, 64, 200)
 PAPER = "arXiv 2404.07973"
@@ -52,6 +53,7 @@ MEASURES = (
     Measure("another_image_where", "IoU at least .5, another image", control=True),
     Measure("processor_seconds", "Processor seconds of the training", control=True),
 )
+# An eighth of the paper's 512 points and of its 128 and 32 anchors, so that a training takes seconds.
 _SAMPLER = {"kind": "sampler", "num_points": 64, "anchors": (16, 4), "neighbors": (8, 4)}
 # Region encoders, of the layout and of shapes.
 ENCODERS: dict[str, dict[str, dict[str, Any]]] = {
@@ -128,6 +130,7 @@ def _claims_of_sizes(condition: str, pixels: int) -> tuple[Claim, ...]:
     )  # fmt: skip
 
 
+# Written after a trial of one seed, whose numbers were known, and before the run.
 CLAIMS = (
     Claim("A correct sampler names boxes, a transposed one does not", LAYOUT, "box", "sampler", "transposed", 0.3,
           asserted=True),
@@ -269,6 +272,7 @@ FULL = Scale(
     tower_steps=100,
     seeds=5,
 )
+# A check that everything runs; after such short trainings the numbers say nothing.
 QUICK = Scale(
     train_regions=40,
     test_regions=20,
@@ -303,6 +307,7 @@ class FerretStudy(TrainedStudy):
 
     @classmethod
     def parameters(cls, datasets: Collection[str]) -> dict[str, Any]:
+        # As text: JSON gives tuples back as lists, and the stored identity of a folder is compared for equality.
         encoders = {key: {name: str(sorted(kind.items())) for name, kind in of.items()} for key, of in ENCODERS.items()}
         return {"encoders": encoders, **cls.training_parameters()}
 
@@ -335,6 +340,7 @@ class FerretStudy(TrainedStudy):
         """Train a tower on the scenes of the questions, or read it; return its image encoder."""
         from foveate.vision.localizer.folder import load_model
 
+        # The tower is needed for the tiles, before `prepare_trainings` draws the scenes that it trains on.
         reference = VARIANTS["token"]
         collection = self.collection_path(reference)
         self.build_collection(reference, collection)
@@ -374,6 +380,7 @@ def _rename_controls(values: Mapping[str, float]) -> dict[str, float]:
         "another_image/name": "another_image",
         "another_image/where": "another_image_where",
     }
+    # Rows of this study have no prefix, and such a row reads no measure with a slash in its name.
     keys = {key: controls.get(key, key) for key in values if key in controls or "/" not in key}
     return {name: values[key] for key, name in keys.items()}
 

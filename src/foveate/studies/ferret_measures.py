@@ -49,6 +49,7 @@ def train_classifier(data: PointedSet, encoder: Mapping[str, Any], *, names: int
     model = RegionClassifier(encoder, names=names, seed=seed)
     rng = seeds.generator("study ferret", seed)
     num_images = len(data.features_BF)
+    # Each seed trains on another part: intervals cover the data, too, not only initial weights.
     images = rng.permutation(num_images)[: round(TRAIN_SHARE * num_images)]
     optimizer, schedule = _make_optimizer(model, steps)
     for _ in range(steps):
@@ -90,6 +91,7 @@ def score_classifier(model: nn.Module, data: PointedSet) -> dict[str, float]:
     requests = {
         **{kind: (features, data.regions[kind]) for kind in (*SHAPES, POINT_AS_BOX)},
         "no_image": (torch.zeros_like(features), box),
+        # The region keeps its place and shape: only what is seen there changes.
         "another_image": (features.roll(1, dims=0), box),
         "shuffled": (features, box.select(data.neighbor_R)),
     }
@@ -118,6 +120,7 @@ def probe_vectors(
 
     def join(data: PointedSet, prefix: str = "") -> Tensor:
         parts = [data.vectors[prefix + name] for name in maps]
+        # Each map by itself: features of two towers differ in scale.
         return torch.cat([nn.functional.layer_norm(part, part.shape[-1:]) for part in parts], dim=1)
 
     inputs_RC = join(train)
@@ -163,6 +166,7 @@ def score_decoding(
     """Return the mean IoU of boxes with themselves, sent through digits and back, by their side in pixels."""
     (width, height), scores = size, {}
     for side in sides:
+        # The stream does not depend on the decoding: both are compared on the same boxes.
         rng = seeds.generator("study ferret decoding", seed, side)
         corners_N2 = rng.uniform(0, (width - side, height - side), size=(count, 2))
         boxes_N4 = np.concatenate([corners_N2, corners_N2 + side], axis=1)

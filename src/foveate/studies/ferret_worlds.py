@@ -104,6 +104,7 @@ def draw_pointed_scene(condition: str, position: Position) -> PointedImage:
         names = [int(number) for number in rng.permutation(world.names)[: world.things]]
     variants = [load_things()[name] for name in names]
     cutouts = [of_name[int(rng.integers(len(of_name)))] for of_name in variants]
+    # No training image has a ground of the test.
     ground = draw_ground(rng, size=world.size, held_out=split == "test")
     cells = rng.permutation(world.cells**2)[: world.things]
     layers = tuple(
@@ -209,6 +210,7 @@ def write_set(path: Path, condition: str, split: str, count: int, *, tower: Imag
         "neighbor": find_neighbors(image_R),
     }
     sizes = [image.image.size[::-1] for image in scenes]
+    # Tiled conditions are asked by boxes alone, from vectors that need no region encoder.
     if WORLDS[condition].size == VIEW:
         for kind in (*SHAPES, POINT_AS_BOX):
             listed = [[shapes[kind] for shapes in image.shapes] for image in scenes]
@@ -218,6 +220,7 @@ def write_set(path: Path, condition: str, split: str, count: int, *, tower: Imag
             }  # fmt: skip
         tensors["features"] = _encode([image.image for image in scenes])
     else:
+        # Empty, to keep one file format: tiled conditions store vectors in place of maps.
         tensors["features"] = torch.zeros(0)
         tensors |= {f"vectors/{name}": value for name, value in _encode_tiled(scenes, tower).items()}
     write_bytes_atomically(path, save({name: value.contiguous() for name, value in tensors.items()}))
@@ -242,6 +245,7 @@ def _frozen_network() -> Lite0Encoder:
 
 def _encode(images: Sequence[Image.Image]) -> Tensor:
     encoder = _frozen_network()
+    # Scenes are drawn at the size of a view, so nothing is resized.
     pixels = torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images])
     parts = track(pixels.split(_BATCH), description="frozen features")
     return torch.cat([encoder.frozen_features(part) for part in parts])
@@ -273,6 +277,7 @@ def _encode_tiled(scenes: Sequence[PointedImage], tower: ImageEncoder | None) ->
             of_image = {"view": views_VLC[0].T.unflatten(1, encoder.grid)}
             if tower is None:
                 of_image["tiles"] = merge_tiles(views_VLC[1:], plan, encoder.grid)
+                # Of one tower only: maps of two differ in width and cannot be added.
                 of_image["fused"] = fuse_views(views_VLC, plan, encoder.grid)
             else:
                 of_image["tiles"] = merge_tiles(tower(features[1:]).tokens, plan, tower.grid)
@@ -284,6 +289,7 @@ def _encode_tiled(scenes: Sequence[PointedImage], tower: ImageEncoder | None) ->
         regions = prepare_regions(boxes, sizes, num_points=NUM_POINTS)
         for name, of_batch in maps.items():
             parts.setdefault(name, []).append(mean_samples(of_batch, regions))
+            # Another image of the same batch: the control needs no encoding of its own.
             rolled = [*of_batch[1:], of_batch[0]]
             parts.setdefault(f"another_image/{name}", []).append(mean_samples(rolled, regions))
     return {name: torch.cat(of_batches) for name, of_batches in parts.items()}

@@ -49,6 +49,7 @@ class GridStudy:
     @classmethod
     def cells(cls, scale: Any, *, seed: int, datasets: Collection[str]) -> list[Cell]:
         """List all cells, seed by seed: a study that is stopped early has whole seeds."""
+        # A scale names conditions only where its quick form has fewer; any other runs the whole design.
         conditions = [
             condition
             for condition in getattr(scale, "conditions", None) or [entry.key for entry in cls.design.conditions]

@@ -35,6 +35,7 @@ MEASURES = (
 
 def _weighted(title: str, what: str, *, refer: float = 2.0, text_rich: float = 0.0, multi: float = 0.1) -> Variant:
     alpha = {"general": 1.0, "refer-ground": refer, "text-rich": text_rich}
+    # w: shares of single-image, multi-image and text-only samples; no conversation is without an image.
     mixture = {"alpha": alpha, "w": (1 - multi, multi, 0.0)}
     # The mixture names the groups; no list of them besides.
     return Variant(title, what, groups=(), instruction={"mixture": mixture})
@@ -72,6 +73,7 @@ def _claim(text: str, measure: str, better: str, worse: str, margin: float = 0.0
 _NAMES_IMAGE = "Control: another image names regions no better than guessing, within .05"
 _BOXES_IMAGE = "Control: another image finds boxes no better than guessing, within .05"
 _PAIRS_IMAGE = "Control: other images tell two images apart no better than guessing, within .05"
+# Claims and margins were fixed before the first run.
 CLAIMS = (
     _claim("Names come from the image", "name", REFERENCE, f"{REFERENCE}-another-image", 0.10, asserted=True),
     _claim("Boxes come from the image", "where", REFERENCE, f"{REFERENCE}-another-image", 0.10, asserted=True),

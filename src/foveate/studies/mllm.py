@@ -55,6 +55,7 @@ MEASURES = (
 _CAPTIONED = {ALIGNMENT: 0.3, TEXT: 0.2, INSTRUCTION: 0.5}
 _GROUPS = ("general", "refer-ground")
 _ALL_GROUPS = (*_GROUPS, "multi-image", "text-rich")
+# With tiles, regions are text: region tokens, phrase maps and the box head need one view of the whole image.
 _IN_DIGITS = {"regions": "text", "phrase_maps": False, "box_head": False}
 
 
@@ -72,6 +73,7 @@ def _captioned(title: str, what: str, *formats: str) -> Variant:
 
 
 def _on_tower(title: str, what: str, tower: str) -> Variant:
+    # The sizes in the recipes `tour` and `tour-clip`, whose trained weights are loaded into this tower.
     width = {"kind": "lite0", "width": 192, "embed_dim": 192}
     return Variant(title, f"tower with the head of {what}, frozen", model={"tower": width}, tower=tower)
 
@@ -103,6 +105,7 @@ VARIANTS = {
     "cabstractor": Variant(
         "C-Abstractor",
         "pools before its MLP, to as many tokens; regions, maps and boxes read these tokens",
+        # 49 tokens, as many as the pooled connector of the recipe has with its side of 7.
         model={"connector": {"kind": "cabstractor", "num_tokens": 49, "hidden_width": 256, "depth": 1}},
     ),
     "sparse": Variant(
@@ -140,6 +143,7 @@ VARIANTS = {
     ),
     "episodes": Variant(
         "episodes", "trained on episodes of other images", EPISODES, groups=("multi-image",),
+        # Four examples and the image that is asked about.
         model={"max_images": 5}, instruction={"box_weight": 0.0, "max_conversations": 1},
     ),
     "screens": Variant("screens", "trained on screens", SCREENS, groups=("text-rich",)),
@@ -183,6 +187,7 @@ _NAMES_IMAGE = "Control: another image names regions no better than guessing, wi
 _BOXES_IMAGE = "Control: another image finds boxes no better than guessing, within .05"
 _TWO_IMAGE = "Control: another image answers questions with two answers no better than guessing, within .05"
 _PAGES_IMAGE = "Control: another page tells what is shown no better than guessing, within .05"
+# Claims and margins were fixed before the first run.
 CLAIMS = (
     _claim("Names come from the image", "name", "held", "held-another-image", 0.10, asserted=True),
     _claim("Boxes come from the image", "where", "held", "held-another-image", 0.10, asserted=True),
@@ -319,6 +324,7 @@ FULL = TrainingScale(
     tower_steps=150,
     seeds=5,
 )
+# A check that everything runs; after 6 seconds of training the numbers say nothing.
 QUICK = TrainingScale(
     train=250,
     test=40,

@@ -56,6 +56,7 @@ def suite_scores(questions: Iterable[SuiteQuestion], rows: Iterable[Mapping[str,
     by_id = {question.id: question for question in questions}
     scores: dict[str, list[float]] = defaultdict(list)
     for row in rows:
+        # A question that could not be answered has an error instead.
         if "score" not in row:
             continue
         prefix = "" if row["condition"] == CONDITIONS[0] else f"{row['condition'].replace(' ', '_')}/"
@@ -86,6 +87,7 @@ def guess_scores(suite: Suite, questions: Sequence[SuiteQuestion]) -> dict[str, 
         for measure in measures_of(question):
             by_measure[measure].append(question)
     scores: dict[str, float] = {}
+    # Each measure has its own constant answer: the best one for small things may not be that for all.
     for measure, group in by_measure.items():
         answer = _constant_answer(group)
         points = [suite.score(question, answer) if question.chance is None else question.chance for question in group]
@@ -153,8 +155,10 @@ def score_nearest_names(
         device=device,
     )
     features.fill()
+    # `MllmTask` refuses a stage that evaluates without a function to measure with.
     quiet = training.model_copy(update={"evaluate_every": None})
     stage = StageSettings(name="nearest", texts=False, alignment_weight=1.0, training=quiet)
+    # No conversations: alignment reads only regions and their names.
     samples = MllmSamples(
         [ImageSet((int(row),), ()) for row in rows],
         collection,
@@ -177,6 +181,7 @@ def score_nearest_names(
                 batch = samples.collate([samples.sample(row, 0, 0) for row in rows])
                 views = {"nearest": batch["features"], "another_image/nearest": batch["features"].roll(1, dims=0)}
             batch = {name: value.to(device) for name, value in batch.items()}
+            # The report is a mean over the named regions of a batch, whose number differs from batch to batch.
             count = task.count_targets(batch)["nearest_name"]
             for key, features in views.items():
                 _, report = task.losses({**batch, "features": features.to(device)})

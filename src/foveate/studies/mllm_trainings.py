@@ -134,6 +134,7 @@ class TrainedStudy(GridStudy):
         """Return what the trainings depend on besides the scale, JSON-ready."""
         variants = {}
         for key, variant in cls.trained.items():
+            # `without` only where it is set: it came later, and the identity of older folders stays valid.
             fields = (*_FIELDS, "without") if variant.without else _FIELDS
             variants[key] = {name: _plain(getattr(variant, name)) for name in fields}
         return {"recipe": RECIPE, "batch": BATCH, "variants": variants}
@@ -166,6 +167,7 @@ class TrainedStudy(GridStudy):
             if timed not in steps:
                 steps[timed] = choose_steps(self.trained[timed], self._time_steps(timed), self.scale.processor_seconds)
             steps[key] = steps[timed]
+            # After each variant, so that an interrupted preparation times none twice.
             write_json_atomically(path, steps)
 
     def train_tower(self, tower: str, collection_path: Path) -> Path:
@@ -241,11 +243,13 @@ class TrainedStudy(GridStudy):
         model = open_mllm(trained.model_folder, device=self.device)
         assert isinstance(model, Mllm)
         values: dict[str, float] = {}
+        # The nearest name reads one view an image; with tiles there are several.
         if model.loaded.model.settings.assembly is None:
             with Collection.open(path) as collection:
                 recipe = build_recipe(variant, steps, seed=cell.seed)
                 values |= nearest_names(model, collection, recipe, run / NAMES)
         suite, settings = load_suite("scenes"), SuiteSettings(limit=self.scale.questions, batch_size=32)
+        # The same questions that `evaluate` draws below: its rows of answers name them only by id.
         contents = suite.read(path, settings.split)
         contents.close()
         questions = draw_questions(contents.questions, limit=settings.limit, seed=settings.seed)

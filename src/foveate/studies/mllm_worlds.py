@@ -40,7 +40,9 @@ NUM_NAMES = 40
 SCENE, PAGE = 224, 256  # longer sides in pixels
 _THING, _SIGN = (0.24, 0.46), 0.5  # longest side of a thing, as a share of a scene; share of scenes with a word
 _NEW_WORDS = "dax wug blick fep toma zup gorp kiv".split()
+# Drawn uniformly in the logarithm, so that SMALL_THING and SMALL_LETTER cut the draws about in half.
 _THING_PIXELS, _LETTER_PIXELS = (14.0, 110.0), (5.0, 30.0)  # on pages
+# An episode shows two earlier images of each of its names; before this index a name has fewer.
 EXAMPLES = 2 * NUM_NAMES  # images of one thing that no episode asks about
 SMALL_THING, SMALL_LETTER = 40, 12  # below, a thing or a capital letter of a page is small
 _SHAPES = ((PAGE, PAGE), (PAGE, PAGE // 2), (PAGE // 2, PAGE))  # width and height of pages
@@ -99,6 +101,7 @@ class _Questions:
             Turn("user", prompt if "<image>" in prompt else f"<image>\n{prompt}", regions if in_prompt else ()),
             Turn("assistant", answer, () if in_prompt else regions),
         )
+        # The id is read by `measures_of`, and by the suite `scenes`, which gives two answers a chance of .5.
         id = f"{kind}/{way}/{part}/{self.key}/{len(self.conversations)}"
         self.conversations.append(Conversation(id, images, turns, group, "study mllm"))
 
@@ -108,6 +111,7 @@ def draw_asked_scene(position: Position, *, formats: Sequence[str] = ()) -> list
     split, index = position
     indices, rng = _choose_things(split, index)
     cutouts = [load_things()[number][int(rng.integers(len(load_things()[number])))] for number in indices]
+    # A sign stands in a quarter of its own, and four things leave none.
     word = PLACES[int(rng.integers(len(PLACES)))] if rng.random() < _SIGN and len(indices) < 4 else ""
     ground = draw_ground(rng, size=SCENE, held_out=split == "test")
     layers = [make_cutout_layer(rng, cutout, SCENE, longest=_THING) for cutout in cutouts]
@@ -121,6 +125,7 @@ def draw_asked_scene(position: Position, *, formats: Sequence[str] = ()) -> list
     row = make_scene_row(scene, key=key, split=split)
     questions = _Questions(key)
     _ask_scene(questions, scene, indices, word, position, rng)
+    # Drawn after the questions, which are thus the same in collections with and without captions.
     if formats and split == "train":
         truth = parse_scene_truth({"key": key, **row.extra["scenes"][0]})
         alt = next(caption.text for caption in row.captions if caption.kind == "alt")
@@ -169,6 +174,7 @@ def _ask_scene(
         questions.ask("name", "What is <region>?", name, group="refer-ground", box=boxes[name])
         questions.ask("where", f"Where is the {name}?", "<region>", group="refer-ground", box=boxes[name])
     absent = [number for number in range(NUM_NAMES) if number not in indices]
+    # Yes and no with even odds: a constant answer is right half of the time.
     for _ in range(2):
         truth = bool(rng.random() < 0.5)
         stated = _name(int(rng.choice(indices if truth else absent)))
@@ -176,6 +182,7 @@ def _ask_scene(
     first, second = names[:2]
     centers = [(boxes[name].x1 + boxes[name].x2, boxes[name].y1 + boxes[name].y2) for name in (first, second)]
     for axis, sides in enumerate((("left", "right"), ("above", "below"))):
+        # Clear cases only: things in one row of quarters are neither above nor below each other.
         if abs(centers[0][axis] - centers[1][axis]) > SCENE / 4:
             side = sides[centers[0][axis] > centers[1][axis]]
             prompt = f"Is the {first} {sides[0]} or {sides[1]}, seen from the {second}?"
@@ -217,6 +224,7 @@ def draw_asked_page(position: Position) -> list[AskedImage]:
     variants = load_things()[int(rng.integers(NUM_NAMES))]
     cutout = variants[int(rng.integers(len(variants)))]
     word = PLACES[int(rng.integers(len(PLACES)))]
+    # Split along the longer side: both halves are at least 128 pixels wide and high, enough for any thing.
     across = width >= height if width != height else bool(rng.random() < 0.5)
     middle = (width if across else height) // 2
     halves = [(0, 0, middle, height), (middle, 0, width, height)]
@@ -271,6 +279,7 @@ def _paste(
     left = x1 + int(rng.integers(max(1, x2 - x1 - image.width)))
     top = y1 + int(rng.integers(max(1, y2 - y1 - image.height)))
     page.paste(image, (left, top), image)
+    # A pixel counts as visible above an alpha of .3, as in `records.scenes.compose` (SOLID).
     bounds = image.getchannel("A").point(lambda alpha: 255 * (alpha > 76)).getbbox() or (0, 0, *image.size)
     edges = [bounds[0] + left, bounds[1] + top, bounds[2] + left, bounds[3] + top]
     limits = (page.width, page.height) * 2
@@ -314,10 +323,12 @@ def _ask_episode(questions: _Questions, position: Position, rng: np.random.Gener
     split, index = position
     name = index % NUM_NAMES
     other = (name + int(rng.integers(1, NUM_NAMES))) % NUM_NAMES
+    # Two examples of each name in random order: neither count nor position gives the answer away.
     classes = [int(number) % 2 for number in rng.permutation(4)]
     # Different images of each: twice the same one would show its label.
     rounds = [list(rng.permutation(index // NUM_NAMES)[:2]) for _ in range(2)]
     images = [_thing_key((split, int(rounds[of].pop()) * NUM_NAMES + (name, other)[of])) for of in classes]
+    # Drawn anew, so that a word means nothing beyond its episode.
     new_words = [_NEW_WORDS[int(number)] for number in rng.permutation(len(_NEW_WORDS))[:2]]
     random_labels = [new_words[int(rng.integers(2))] for _ in range(4)]
     for kind, labels in (

@@ -42,6 +42,7 @@ def jittered(boxes_R4: NDArray[np.float64], rng: np.random.Generator, *, jitter:
     >>> jittered(np.array([[0.2, 0.2, 0.4, 0.6]]), np.random.default_rng(0), jitter=0.0).tolist()
     [[0.2, 0.2, 0.4, 0.6]]
     """
+    # Returned unchanged: the floor and the clips below would change small boxes and those at the edges.
     if not jitter:
         return boxes_R4.copy()
     low_R2, high_R2 = boxes_R4[:, :2], boxes_R4[:, 2:]

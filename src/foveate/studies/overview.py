@@ -59,6 +59,7 @@ def run_all(
 ) -> dict[str, Any]:
     """Run every study in a folder of its own, resuming what is there, and write the overview of their results."""
     options = ["--quick"] if quick else []
+    # Every option that changes results: the stored command of each run must repeat it.
     for flag, value in (("--seeds", seeds), ("--seed", seed or None), ("--device", device)):
         options += [flag, str(value)] if value is not None else []
     for name in study_names():
@@ -128,6 +129,7 @@ def write_overview(
 
 def _study_line(design: Design, published: Published) -> StudyLine:
     run = published.run
+    # Counted by data set: a claim that must hold on three of them counts three times.
     asserted = [claim for claim in published.claims if claim.must_hold]
     return StudyLine(
         study=design.name, title=design.title, question=design.question, command=run.command, version=run.version,

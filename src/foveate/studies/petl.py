@@ -89,6 +89,7 @@ def _claims(condition: str) -> tuple[Claim, ...]:
         return Claim(text, condition, measure, better, worse, margin, **more)
 
     return (
+        # These three came with the row of features alone, after the first results were published.
         claim("Few parameters beat the features alone", "acc", "thirteen", "features"),
         claim("Full fine-tuning beats the features alone", "acc", "full", "features"),
         claim("The solved head beats the one trained by steps", "acc", "features", "linear"),
@@ -207,6 +208,7 @@ FULL = Scale(
     source_per_class=300,
     pool_per_class=20,
     shots=10,
+    # 33 of each of six turns: 198 images, about the 200 of the reference measurement (see `petl_rotation`).
     rotation_shots=33,
     glyph_pretraining_epochs=8,
     distillation_epochs=24,
@@ -230,6 +232,7 @@ class PetlStudy(PetlTrainings):
         tables = [table for table in [_gains(self)] if table["lines"]]
         for condition in CONDITIONS:
             rates = self.rates(condition.key)
+            # A solved head has no learning rate: none exist after `--variants features` alone.
             if not rates:
                 continue
             tables.append(

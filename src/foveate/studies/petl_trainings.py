@@ -134,6 +134,7 @@ class _Cell:
         data = self.world.data
         pool = np.flatnonzero((data.splits == "pool") & (data.labels_N >= 0))
         self.learn = data.draw_shots(pool, work.shots(condition), seed=seed)
+        # Learning rates are chosen on the rest of the pool, so that neither test set is used for them.
         self.held = np.setdiff1d(pool, self.learn)
         self.rows = {name: data.rows(name) for name in ("test", "shift")}
         self.labels = {name: data.labels_N[rows] for name, rows in self.rows.items()}
@@ -163,6 +164,7 @@ class _Cell:
                 batch_size=32,
                 learning_rate=rate,
                 seed=integer("petl", self.seed, name) % 2**31 if seed is None else seed,
+                # More steps than any of these trainings has: none writes a log or a checkpoint on the way.
                 log_every=10_000,
                 checkpoint_every=10_000,
                 workers=0,
@@ -295,6 +297,7 @@ class _Cell:
         test |= {f"{name}-half": curve[0.5][:count] for name, curve in curves.items()}
         shift |= {f"{name}-half": curve[0.5][count:] for name, curve in curves.items()}
         for name in test:
+            # Second seeds are members of the controls, not rows of their own.
             if not name.endswith("-again"):
                 yield f"{name}/acc", accuracy(test[name], self.labels["test"])
                 yield f"{name}/shift", accuracy(shift[name], self.labels["shift"])
@@ -304,6 +307,7 @@ class _Cell:
         yield "thirteen/acc", float(np.mean(member_accuracies))
         yield "thirteen/shift", float(np.mean([accuracy(shift[name], self.labels["shift"]) for name in THIRTEEN]))
         yield "thirteen/spread", float(np.std(member_accuracies, ddof=1))
+        # A constant as a measure, because a claim compares two measures.
         yield "thirteen/limit", LIMIT
         yield "best/acc", max(member_accuracies)
         twins = [(test[name], test[f"{name}-again"]) for name in TWICE]

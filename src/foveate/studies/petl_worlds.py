@@ -91,10 +91,12 @@ def open_emoji(folder: Path) -> World:
     labels = np.array(
         [names.index(name_of_row) if name_of_row in names else -1 for name_of_row in arrays["subcategory"].tolist()]
     )
+    # Twemoji of concepts in the pool are in no split, so that the shifted test, too, shows only held-out concepts.
     splits = np.where(arrays["held_out"], np.where(noto, "test", "shift"), np.where(noto, "pool", ""))
     with seeded(0):
         network = small_vit(len(names))
     weights = load_file(folder / "student.safetensors")
+    # The student was distilled without a classifier.
     missing, unexpected = network.load_state_dict(weights, strict=False)
     assert set(missing) == {"head.weight", "head.bias"}
     assert not unexpected
@@ -112,6 +114,7 @@ def prepare_glyph_world(folder: Path, *, source_per_class: int, pool_per_class: 
     prepare_glyphs(folder, source_per_class=source_per_class, target_per_class=pool_per_class, epochs=epochs)
     path = folder / "shift.npz"
     if not path.is_file():
+        # The fonts of the pre-training, but other images: the name of a set decides its draws.
         drawn = glyphs.load_glyphs("source", "petl shift", per_class=pool_per_class)
         with atomic_file(path) as handle:
             np.savez(handle, arrays=drawn.images, labels=drawn.labels)
@@ -165,6 +168,7 @@ def _write_images(path: Path) -> None:
             columns["source"].append(single.labels["source"])
             columns["style"].append(single.labels["style"])
             columns["subcategory"].append(single.labels["subcategory"])
+            # By group: a thing is held out in all styles at once.
             columns["held_out"].append(uniform("petl study", single.group) < HELD_OUT)
     arrays: dict[str, Any] = {key: np.concatenate(columns.pop(key)) for key in ("map", "pooled")}
     arrays |= {key: np.array(values) for key, values in columns.items()}

@@ -93,6 +93,7 @@ def publish_result(result: Mapping[str, Any]) -> Published:
         version=result["version"],
         seeds=len(result["seeds"]),
         trainings=result["trainings"],
+        # Results of earlier versions lack `planned`.
         planned=result.get("planned", result["trainings"]),
         # Of a list (the conditions of a study), how many there are.
         scale={name: len(size) if isinstance(size, list | tuple) else size for name, size in result["scale"].items()},
@@ -117,6 +118,7 @@ def write_published(result: Mapping[str, Any], folder: Path) -> Published:
     """Write the files of a finished run's result; files of an older run are replaced."""
     published = publish_result(result)
     folder.mkdir(parents=True, exist_ok=True)
+    # Otherwise a further table that the new run lacks would stay beside numbers of another run.
     for path in folder.glob("*.csv"):
         path.unlink()
     _write_numbers(published, folder)
@@ -144,6 +146,7 @@ def join_published(result: Mapping[str, Any], design: Design, folder: Path) -> P
     ):
         if ours != theirs:
             raise UserError(f"{folder}: the run has another {name} (got {ours}); expected {theirs}, as published")
+    # By condition and variant, not by measure: a published row never mixes numbers of two runs.
     known = {(value.condition, value.variant) for value in published.values}
     added = [value for value in joined.values if (value.condition, value.variant) not in known]
     if not added:
@@ -209,6 +212,7 @@ def bound_claim(claim: Claim, published: Published) -> PublishedClaim | None:
     if ours is None or theirs is None or ours.half_width is None or theirs.half_width is None:
         return None
     difference = ours.value - theirs.value
+    # For any correlation sd(X - Y) <= sd(X) + sd(Y): with equal seeds the sum bounds the paired half-width.
     width = ours.half_width + theirs.half_width + _ROUNDING
     low, high = difference - width, difference + width
     return PublishedClaim(
@@ -331,6 +335,7 @@ def results_block(published: Published, design: Design, folder: str) -> str:
 def _headline_table(published: Published, design: Design) -> list[str]:
     run = published.run
     columns = design.headline or [(condition, design.measures[0].key) for condition in run.conditions]
+    # A run without some optional data lacks their conditions.
     columns = [(condition, measure) for condition, measure in columns if condition in run.conditions]
     rows = [key for key in design.headline_rows or run.variants if key in run.variants]
     measures = {measure for _, measure in columns}
@@ -428,6 +433,7 @@ def _with_source(claims: Sequence[PublishedClaim]) -> str:
 
 
 def _must_hold(claims: Sequence[PublishedClaim]) -> str:
+    # Margins may differ by data set; one of 0 goes without saying.
     margins = sorted({claim.margin for claim in claims if claim.must_hold and claim.margin})
     beyond = ", beyond " + " or ".join(f"{margin:+.2f}" for margin in margins) if margins else ""
     return _where_it_must_hold(claims) + beyond
@@ -449,6 +455,7 @@ def _file_list(published: Published, folder: str) -> list[str]:
         f"- [claims.csv]({folder}/claims.csv): {len(published.claims)} claims with intervals and verdicts",
         f"- [run.json]({folder}/run.json): sizes, and titles of what the files name by keys",
     ]
+    # One line for each note, not for each table: the study `petl` has ten tables with three notes.
     for note in dict.fromkeys(table.note for table in run.tables):
         links = ", ".join(f"[{table.title}]({folder}/{table.file})" for table in run.tables if table.note == note)
         lines.append(f"- {links}: {note}")

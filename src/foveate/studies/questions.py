@@ -162,6 +162,7 @@ def plain_searches(
     """
     searches: list[dict[str, Any]] = []
     everything = np.arange(len(album.any.rows))
+    # All images are judged, not the hits alone: the mean is the chance of a search that reads nothing.
     verdicts = [[query.judge(*content) for content in album.contents] for query in queries]
     vectors = {name: normalize(embed_phrases(model, [query.text for query in queries]).numpy())
                for name, model in models.items()}  # fmt: skip
@@ -228,6 +229,7 @@ def image_searches(album: Album, names: Sequence[str], *, source: str, field: st
     labels = album.collection.label_values(field)[album.any.rows]
     searches = []
     for position in album.draw(places, count, f"image {source}"):
+        # The query itself would be its own best hit.
         others = places[places != position]
         results = {}
         for name in names:
@@ -338,6 +340,7 @@ def choice_questions(album: Album, name: str, *, part: str, count: int) -> list[
     seen = album.embedded[name]
     unit_RE = normalize(seen.z_RE)
     questions = []
+    # Only images with at least three boxes: of two, a guess is right half of the time.
     for index in album.draw(_askable(seen, part, min_boxes=3), count, f"which {part}"):
         same = np.flatnonzero(seen.image_R == seen.image_R[index])
         scores = unit_RE[same] @ seen.phrase_RE[index]

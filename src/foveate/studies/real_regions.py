@@ -83,9 +83,11 @@ def read_map(path: Path) -> DrawnMap:
     """
     try:
         root = ElementTree.parse(path).getroot()
+        # The name alone: a map file must not open files outside its folder.
         image = Image.open(path.parent / Path(root.findtext("mapFile") or "").name).convert("RGB")
     except (ElementTree.ParseError, OSError) as problem:
         raise UserError(f"{path}: the map cannot be read ({problem})") from problem
+    # Bytes would overflow in the shifts that make one number of each color.
     pixels_HW3 = np.asarray(image).astype(np.int32)
     codes_HW = (pixels_HW3[..., 0] << 16) | (pixels_HW3[..., 1] << 8) | pixels_HW3[..., 2]
     divisions, labels_HW = [], np.full(codes_HW.shape, -1, np.int16)
@@ -148,12 +150,14 @@ def build_maps(target: Path, folder: Path, *, train: int, test: int, seed: int =
         for path in track(paths, description="maps"):
             drawn = read_map(path)
             regions = map_regions(drawn)
+            # With one box there is nothing to choose between.
             if len(regions) < 2:
                 continue
             for split, count in (("train", train), ("test", test)):
                 for number in range(count):
                     rng = generator("maps", seed, split, number, drawn.key)
                     target_bytes = io.BytesIO()
+                    # Lossless: JPEG would smear colors across borders.
                     recolor(drawn, rng).save(target_bytes, "PNG")
                     writer.add(
                         f"map-{drawn.key}-{split}-{number:03d}",
@@ -199,6 +203,7 @@ def read_details(path: Path) -> list[Details]:
                 boxes.append(_about(float(x), float(y), crop.size, image.size))
                 crops.append(crop.convert("RGB"))
         instruction = _BOARD_TEXT.search(text)
+        # The question is which of the image's boxes a detail is from, so it takes at least two.
         if len(boxes) > 1:
             caption = instruction.group(1) if instruction else ""
             details.append(Details(Path(name).stem, caption, image, tuple(boxes), tuple(crops)))

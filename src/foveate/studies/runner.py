@@ -93,6 +93,7 @@ def run_study(
     datasets = study.find_datasets(data)
     cells = study.cells(scale, seed=seed, datasets=datasets)
     selected = _select_variants(cells, variants)
+    # Before the run folder is created: a dry run writes nothing.
     if dry_run:
         return _plan(study, selected, scale, datasets)
     if so_far and not (run_path / "cells").is_dir():
@@ -108,6 +109,7 @@ def run_study(
         started = time.monotonic()
         _prepare(work)
         seconds["prepare"] = round(time.monotonic() - started, 1)
+        # After the preparation, which one process does for all and which may use every core.
         _single_thread()
         announce_duration(store, selected, work.measure, workers=workers)
         helpers = [_start_helper(name, run.path, scale, datasets, device, selected) for _ in range(workers - 1)]
@@ -115,6 +117,7 @@ def run_study(
             for number, cell in enumerate(run_cells(store, selected, work.measure), start=1):
                 say(f"{cell.name} is finished, {number} by this process")
         finally:
+            # After an error or Ctrl-C a helper would go on training, and `join` would wait for it.
             for helper in helpers:
                 if sys.exc_info()[0] is not None:
                     helper.terminate()
@@ -132,6 +135,7 @@ def announce_duration(store: CellStore, cells: Sequence[Cell], work: Work, *, wo
     if not missing:
         say(f"all {len(cells)} trainings are finished")
         return
+    # Without waiting: a cell that another process works on cannot be timed here.
     for cell in run_cells(store, missing[:1], work, wait=False):
         done = store.done(cell)
         assert done is not None
@@ -228,6 +232,7 @@ def _result(
     design = study.design
     finished = {cell: done for cell in cells if (done := store.done(cell)) is not None}
     judged = summary(design, study.row_values({cell: done.values for cell, done in finished.items()}))
+    # A condition without a finished cell, such as one of missing optional data, has no column on the page.
     present = {entry["condition"] for entry in judged["table"]}
     result = {
         "kind": "study",

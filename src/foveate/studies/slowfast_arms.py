@@ -34,6 +34,7 @@ def _how(kind: str, **options: Any) -> Strategy:
     return build_strategy(kind, {"frames": NUM_FRAMES, **options})
 
 
+# 128 tokens in each path: 4 frames of 64 pooled 1x2, and 32 frames of 2x2.
 _SLOWFAST: dict[str, Any] = {"slow": 4, "slow_pool": "1x2", "fast": "2x2"}
 
 
@@ -78,6 +79,7 @@ def _budget_arms() -> dict[str, Arm]:
     """Return the arms at other budgets: each doubles frames or the grid."""
     arms = {}
     grids = {64: "1x1", 128: "1x2", 512: "2x4", 1024: "4x4"}
+    # Without slow frames the fast path has their half of the budget, too: twice the tokens a frame.
     finer = {64: "1x2", 128: "2x2", 512: "4x4", 1024: "4x8"}
     for tokens, fast in grids.items():
         count = tokens // 64

@@ -225,6 +225,7 @@ def train(folder: Path, *, steps: int, seed: int, device: str | None) -> None:
         schedule.step()
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    # Renamed last, so that a folder of the final name is always a finished training.
     unfinished.rename(folder)
 
 
@@ -262,6 +263,7 @@ def score_images(network: Network, seed: int) -> dict[str, float]:
     for start in range(0, _TEST_SAMPLES, _BATCH):
         samples = [draw_sample("test", seed, index) for index in range(start, min(start + _BATCH, _TEST_SAMPLES))]
         batch = collate([encode_sample(network, sample) for sample in samples], device=network.language.device)
+        # A logit predicts the next token, so labels are shifted by one.
         labels_BL = batch["labels"][:, 1:]
         predicted_BL = network.language(**batch).logits[:, :-1].argmax(-1)
         correct_B = ((predicted_BL == labels_BL) | (labels_BL == _IGNORED)).all(1).tolist()

@@ -103,6 +103,7 @@ def draw_cases(world: str, *, clips: int, seed: int) -> list[Case]:
     cases = []
     for index in range(clips):
         clip = draw_clip(world, seed=seed, split="test", index=index, num_frames=_NUM_FRAMES, things="shapes")
+        # One stream per clip, so that a run with fewer clips has the first ones of a larger run.
         rng = seeds.generator("study slowfast", world, seed, index)
         frames = np.stack([frame.pixels_HW3 for frame in clip])
         cases.append(Case(clip, ask_clip(clip, rng), frames, rng.permutation(len(clip))))
@@ -115,6 +116,7 @@ def score_world(world: str, arms: Mapping[str, Arm], *, clips: int, seed: int) -
     sources: dict[str, Source] = {}
     values = {}
     for key, arm in arms.items():
+        # Cut into patches once for all arms that see the same frames.
         if arm.frames not in sources:
             sources[arm.frames] = Source(cases, arm.frames)
         readings = sources[arm.frames].read(arm)
@@ -181,6 +183,7 @@ class Source:
         seen: dict[str, set[int]] = {}
         for block in layout.blocks:
             frames = {sampled[frame] for image in block.images for frame in layout.images[image].frames}
+            # Evidence is given in frames of the clip, not in those of the shuffled order.
             if self.kind == "shuffled":
                 frames = {int(case.order_T[frame]) for frame in frames}
             seen.setdefault(block.path, set()).update(() if block.bins or self.kind == "blank" else frames)
@@ -226,6 +229,7 @@ def score_plates(cases: Sequence[Case], readings: Sequence[Reading]) -> dict[str
     for case, reading in zip(cases, readings, strict=True):
         color = case.track.name.split()[0]
         [start] = [event.start for event in case.clip.events if event.kind == "flash"]
+        # Any token of the frame counts: generous to TS-LLaVA, which reads six of them.
         values["flash"].append(start in reading.seen)
         for name, read in (("", read_digit), ("_distance", read_digit_by_distance)):
             right = read(reading.rows_LD, color) == int(case.track.text)
@@ -242,6 +246,7 @@ def score_order(cases: Sequence[Case], readings: Sequence[Reading]) -> dict[str,
         starts = {event.track: event for event in case.clip.events}
         pair = [tracks[name] for name in case.questions[0].options]
         pair.sort(key=lambda position: starts[position].start)
+        # For things that disappear, the reader looks for where their color is gone.
         sign = 1 if starts[pair[0]].kind == "appear" else -1
         first, second = (find_time(reading, find_color(case.clip.tracks[position]), sign) for position in pair)
         right.append((1 + np.sign(second - first)) / 2)
@@ -352,6 +357,7 @@ def score_coverage(path: Path, arms: Mapping[str, Strategy], *, trials: int, see
     values = {}
     for key, how in arms.items():
         before_L13 = aggregate_frames(colors_TN3, how)[:, None]
+        # Trials stand in the channels, so that a strategy pools all of them in one pass.
         for name, mark_TNR in marks.items():
             marked = (colors_TN3[:, :, None] + mark_TNR[..., None]).flatten(2)
             change_LR3 = aggregate_frames(marked, how).unflatten(1, (trials, 3)) - before_L13

@@ -36,6 +36,7 @@ class Row:
     key: str
     title: str
     what: str
+    # Several rows may read one training: asking a model in another way costs no second training.
     trained_as: str
     prefix: str = ""
     role: Literal["reference", "variant", "baseline", "control"] = "variant"
@@ -58,6 +59,7 @@ class Claim:
     measure: str
     better: str
     worse: str
+    # A margin below 0 claims "not worse by more than" its size.
     margin: float = 0.0
     worse_measure: str = ""
     asserted: bool = False
@@ -155,6 +157,7 @@ def verdict(low: float | None, high: float | None, *, margin: float) -> str:
     >>> verdict(0.02, 0.2, margin=0.15), verdict(0.02, 0.1, margin=0.15), verdict(-0.04, 0.02, margin=-0.05)
     ('not shown', 'not shown', 'shown')
     """
+    # One seed has no interval, and so shows nothing.
     if low is None or high is None:
         return "not shown"
     if low > margin:

@@ -258,6 +258,7 @@ def _list_overrides(seed: int, size: TourSize) -> list[str]:
 
 def _cache_features(collection: Collection, seed: int, size: TourSize, device: str | None) -> None:
     """Compute the frozen features that all trainings and all evaluations read."""
+    # CLOC's recipe has the towers and texts of CLIP's, and phrases of regions besides: one pass serves both.
     recipe = load(PretrainRecipe, RECIPES["cloc"], _list_overrides(seed, size))
     model, cache = build_model(recipe).to(choose_device(device or "auto")), collection.path / CACHE
     build_dataset(recipe, collection, model, device=model.device, cache=cache)
@@ -340,6 +341,7 @@ def _priority(row: dict[str, Any]) -> tuple[int, str]:
 
 def over_seeds(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Merge the tables of several seeds: means with t-intervals over seeds."""
+    # One seed keeps its bootstrap intervals over images; over seeds it would have none.
     if len(tables) == 1:
         return list(tables[0])
     result = []
@@ -401,6 +403,7 @@ def _result(
     names = list(answers.models)
     sources = collection.label_values("source")
     table = over_seeds(tables)
+    # The whole table; `tour_table` below has one column for each way of answering.
     run.write_result({"table": table}, "evaluation.json")
     searches = [
         *word_searches(album, answers.models, source="clipart", count=3),

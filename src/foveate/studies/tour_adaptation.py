@@ -67,6 +67,7 @@ def tour_adaptation(
         # Both start from the solved head: from a random one, the first steps would spoil what the layers know.
         head = nn.Linear(vectors_ND.shape[1], num_classes)
         solved.copy_to(head)
+        # A copy for each method, so that all start from the same untuned weights.
         adapted = adapt(copy.deepcopy(model), config, head=head, seed=seed)
         settings = AdaptTraining(epochs=epochs, batch_size=32, learning_rate=rate, seed=seed).resolve(len(train))
         task = ClassificationTask(adapted)
@@ -104,6 +105,7 @@ def _open_images(
     stored.fill()
     values = collection.label_values(FIELD)
     classes = tuple(sorted(set(values[rows].tolist()) - {""}))
+    # -1 keeps images without a style, and those that cannot be read, out of every split.
     labels_N = np.full(len(values), -1, dtype=np.int64)
     for row in rows.tolist():
         if values[row] in classes and row not in stored.bad:
@@ -119,6 +121,7 @@ def _open_images(
 def _row(
     name: str, predicted_N: NDArray[np.int64], labels_N: NDArray[np.int64], trained: int, seconds: float
 ) -> AdaptedRow:
+    # An interval over images, because each method is trained only once.
     accuracy = bootstrap_interval((predicted_N == labels_N).astype(float), seed=("tour adaptation", name)).to_value()
     return AdaptedRow(key=name, title=TITLES[name], trained=trained, accuracy=accuracy, seconds=round(seconds, 1))
 

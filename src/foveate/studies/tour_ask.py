@@ -43,6 +43,7 @@ def ask_shipped(run: RunFolder, *, device: str | None = None) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     model = open_mllm(MODEL, device=device)
     questions = folder / "questions"
+    # The first test scenes as they come, whatever the model answers about them.
     build_questions(questions, train=0, test=NUM_SCENES)
     evaluate(model, SUITE, questions, run=folder / "answers", name=MODEL)
     rows: dict[str, dict[str, dict[str, Any]]] = {}
@@ -74,6 +75,7 @@ def _name_regions(model: AskableModel, questions: Path, read_image: Any) -> dict
                     box=normalize_box(region.box.to_pixels(*size), *size),
                     answer=answer.text,
                     truth=region.phrase,
+                    # As the suite scores short answers, so that both count alike.
                     right=normalize_vqa(answer.text) == normalize_vqa(region.phrase),
                 )
                 for region, answer in zip(regions, answers, strict=True)
@@ -96,6 +98,7 @@ def _collect_scenes(
         path = run / "images" / f"ask-{key}.webp"
         save_thumbnail(encoded, path, longest_side=448)
         of_scene = [question for question in questions if question.images == (key,)]
+        # Reversed, so that the first question of a kind wins.
         first = {question.slices[0]: question for question in reversed(of_scene)}
         descriptions = [
             _describe(first[kind], rows[first[kind].id], (info.width, info.height)) for kind in KINDS if kind in first

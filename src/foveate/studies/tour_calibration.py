@@ -68,6 +68,7 @@ def tour_calibration(
     )
     seen = np.flatnonzero(np.isin(world.train.labels_N, groups.seen))
     after = fine_tune(world.before, world.train, settings, folder / "fine-tuning", rows=seen, device=device)
+    # Pseudo runs take the settings of the fine-tuning: gamma is estimated on models that were tuned alike.
     runs = make_pseudo_runs(
         world.before, world.train, groups.seen, settings, folder, count=scale.pseudo_splits, seed=seed, device=device
     )
@@ -139,6 +140,7 @@ def _examples(
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
     """Draw held-out images whose answer gamma changes, and count such images by group."""
     arrays, _ = emoji_arrays(run / FOLDER / "features.npz")
+    # In the order of test.npz: `prepare_emoji` selects the same rows of the same arrays.
     rows = arrays["row"][(arrays["style"] == "twemoji") & arrays["held_out"]]
     shifted = tested.logits.astype(np.float64)
     shifted[:, groups.absent] += gamma
@@ -176,5 +178,6 @@ def _examples(
 def _drawn(
     positions: NDArray[np.int64], rows: NDArray[np.int64], collection: Collection, *, count: int, seed: int
 ) -> list[int]:
+    # Drawn by a hash of each key, so that the draw does not depend on which other answers gamma changes.
     key = {int(position): collection.keys[int(rows[position])] for position in positions}
     return sorted(key, key=lambda position: seeds.uniform("tour calibration", seed, key[position]))[:count]

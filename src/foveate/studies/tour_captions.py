@@ -131,6 +131,7 @@ def _write_captions(
     unusable: dict[int, dict[str, str]] = {}
     for written in caption_rows(captioner, collection, rows, kinds=kinds, max_tokens=MAX_TOKENS):
         gated = apply_length_filter(written.kind, written.text)
+        # Unusable texts are kept for the page: without them it would hide how often the model fails.
         if written.parses and not gated.error and gated.caption and not is_looping(gated.caption):
             captions.setdefault(written.row, {})[written.kind] = gated.caption
         else:
@@ -160,6 +161,7 @@ def _examples(
     totals = {"n": 0, "held": 0, "held_by_another_scene": 0}
     for number, row in enumerate(rows.tolist()):
         truth = truths.get(row)
+        # The control: what also holds of the next scene was not read off this image.
         other_truth = truths.get(int(rows[(number + 1) % len(rows)])) if len(rows) > 1 else None
         alt = next((caption.text for caption in collection.read_captions(row) if caption.kind == "alt"), "")
         texts = {"alt": alt, **captions.get(row, {})}
@@ -204,6 +206,7 @@ def _regions(
     detector = kind.open(kind.settings.model_validate({"model": str(locator)}), collection, device)
     inputs = []
     for row in phrases:
+        # Decoded as in `foveate regions`: at most twice the side that the detector reads.
         image = decode(collection.image_bytes(row), longest_side=2 * detector.input_px)
         width, height = (int(collection.index[name][row]) for name in ("width", "height"))
         inputs.append(DetectorInput(row, collection.keys[row], image, width, height))
@@ -235,6 +238,7 @@ def _encoders(
     truths = SceneTruths(collection)
     known = {row: truth for row in tested.tolist() if (truth := truths.get(row)) and truth.things}
     rows = np.array(sorted(known), dtype=np.int64)
+    # A fixed stream: every seed describes a scene in the same words.
     sentences = [render("ssc", known[row], alt="", rng=np.random.default_rng(0)).text for row in rows.tolist()]
     distinct = list(dict.fromkeys(sentences))
     recalls: dict[str, float] = {}

@@ -41,6 +41,7 @@ from foveate.records.collection import Collection
 from foveate.records.images import save_thumbnail
 from foveate.studies.image_features import LENGTH
 
+# Eight clients for seven categories: the largest one is split over two.
 CLIENTS, SPLIT, STYLE = 8, "shards:1", "noto"
 ROUNDS, HELD_OUT = 40, 0.2
 MAX_POINTS, IMAGES = 1200, 6
@@ -106,6 +107,7 @@ def _cluster_and_map(
     maps = {name: map_emoji(emoji, name, run.path / name, seed=seed, rounds=rounds) for name in TITLES}
     groupings = _groupings(emoji, grouping, seed=seed)
     gain = _gain(maps, seed=seed)
+    # The same emoji on both maps, so that they can be compared point by point.
     drawn = sample_rows(len(grouping.groups), MAX_POINTS, seed=seed)
     return {
         "images": grouping.result.points,
@@ -229,6 +231,7 @@ def map_emoji(emoji: Emoji, method: str, folder: Path, *, seed: int, rounds: int
 
 def _gain(maps: dict[str, EmojiMap], *, seed: int) -> Interval:
     """Return FedNE's right votes minus averaging's over held-out images, with a paired interval."""
+    # `TITLES` has FedNE first, so that the difference below is its gain over averaging.
     right = [
         knn_right(
             emoji_map.positions_N2[~emoji_map.held_out],
@@ -248,6 +251,7 @@ def sentence(groupings: list[dict[str, Any]], qualities: list[dict[str, float]],
     clients, central = groupings[0]["nmi"], groupings[1]["nmi"]
     # The margin of the study `feca`.
     as_good = "no worse than" if clients >= central - 0.02 else "worse than"
+    # Two groupings may agree and both be poor, so an NMI below .5 is called little.
     little = ", which is little: such features lie by look more than by kind" if max(clients, central) < 0.5 else ""
     votes = [quality["knn"] for quality in qualities]
     low, high = 100 * (gain.low or 0.0), 100 * (gain.high or 0.0)

@@ -67,6 +67,7 @@ def read_stored_size(run_path: Path, settings: TourSettings) -> TourSize | None:
             raise UserError(f"{run_path}: holds a tour of an earlier version; choose another --run")
         return None
     stored = validate(TourSize, read_json(path), where=str(path))
+    # If no size is named, a repeated command goes on with what the machine chose, or with the full size.
     if requested == stored or (requested is None and (stored.by_speed or stored == FULL)):
         return stored
     origin, advice = "", "repeat its options"

@@ -103,15 +103,18 @@ def compare_priors(
     rows = np.flatnonzero((truth.classes_N >= 0) & classes.animals_K[truth.classes_N])
     probabilities_NK = predictions.probabilities_NK[rows].astype(np.float64)
     places_N2, truth_N = survey.places_N2[predictions.rows[rows]], truth.classes_N[rows]
+    # The priors below use places alone, so hours and days are unknown.
     unknown_N = np.full(len(rows), np.nan)
 
     def measure(prior: HistogramPrior) -> float:
         factors_NK = prior.factors(places_N2, unknown_N, unknown_N)
+        # Strength and floor are the defaults of the stage.
         weighted_NK = weigh_by_prior(probabilities_NK, factors_NK, classes.animals_K, strength=1.0, floor=0.01)
         return float((weighted_NK.argmax(axis=1) == truth_N).mean())
 
     labels_T, cameras_T, places_T2 = _read_training(predictions, survey)
     names, index_T = np.unique(cameras_T, return_inverse=True)
+    # Places are dealt out by camera: images of one camera stay together, as in the survey.
     places_C2 = places_T2[[int(np.flatnonzero(cameras_T == name)[0]) for name in names]]
     rng = generator("tour species", seed)
     shuffled = [
@@ -170,6 +173,7 @@ def show_image(
         events=np.zeros(len(rows)),
         places=survey.places_N2[rows],
         hours=survey.hour_N[rows],
+        # A survey counts days of the year from 1, a prior from 0.
         days=survey.day_N[rows] - 1,
     )
     best = int(decisions.images_R[0])

@@ -50,6 +50,7 @@ def draw_tour_clip(seed: int) -> tuple[SceneClip, str]:
         draw_clip(WORLD, seed=seed, split="test", index=index, size=SIDE, num_frames=NUM_FRAMES, things="seen")
         for index in range(NUM_OTHERS)
     )
+    # The names share no word: a thing of the same color or kind would blur what "absent" means.
     present = {word for track in clip.tracks for word in split_words(track.name, style="letters")}
     names = (track.name for other in others for track in other.tracks)
     return clip, next(name for name in names if not present & set(split_words(name, style="letters")))
@@ -82,6 +83,7 @@ def compare_with_truth(
             )
         )
     in_sight = [index for index, row in enumerate(rows) if row.true_box]
+    # As many frames as show the thing: a perfect ranking has exactly those.
     best = sorted(range(len(rows)), key=lambda index: -rows[index].score)[: len(in_sight)]
     truth_R4 = np.array([rows[index].true_box for index in in_sight])
 

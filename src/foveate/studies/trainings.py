@@ -24,6 +24,7 @@ from foveate.vision.localizer.model import LocalizingModel
 
 def train(recipe: str, changes: Sequence[str], collection: Collection, run: Path, *, device: str | None) -> Path:
     """Train, or resume the training in `run`; return its model folder. A signal to stop ends the study, too."""
+    # Studies do their own measuring: the evaluation at the end of a training would only take time.
     trained = pretrain(load(PretrainRecipe, recipe, changes), collection, run, device=device, evaluate_split=None)
     if trained.model_folder is None:
         raise KeyboardInterrupt

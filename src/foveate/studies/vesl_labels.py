@@ -10,6 +10,7 @@ from typing import Any
 from foveate.core.files import read_json, write_json_atomically
 from foveate.core.progress import say
 
+# Not among the seeds of cells (0 to 4 by default): the teacher is none of the models that its labels train.
 TRUTH, TEACHER_SEED = "scenes", 1000
 LABELS_FILE = "labels.json"
 # Cosine of box and phrase above which the teacher's answer is a label. Chosen before the first run by the share of
@@ -34,6 +35,7 @@ class Labeling:
     shuffled: bool = False
 
 
+# Pairs differ in one thing: captions (own, oracle), boxes (oracle, oracle-boxes), phrases (alt-phrases, ngrams).
 LABELINGS = (
     Labeling("own", "own", "dsc"),
     Labeling("oracle", "oracle", "dsc"),
@@ -159,6 +161,7 @@ def quality(scenes: Path, sources: Mapping[str, str | None]) -> dict[str, dict[s
                 start, end = grouped.bounds(row)
                 ours = start + np.flatnonzero(mine_R[start:end])
                 true = start + np.flatnonzero(true_R[start:end])
+                # Counted before the next test: an image without a label still has true regions to be found.
                 labels, truths = labels + len(ours), truths + len(true)
                 if not len(ours) or not len(true):
                     continue
