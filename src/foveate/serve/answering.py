@@ -196,6 +196,7 @@ class Answerer:
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run what would hold up the event loop."""
+        # Uses the decoder's threads: their number limits how many large bodies and images are processed at once.
         return await asyncio.get_running_loop().run_in_executor(self.decoder.pool, work)
 
     def _find_worker(self, name: str, endpoint: Endpoint) -> ModelWorker:

@@ -71,6 +71,7 @@ class Application:
         return to_json({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
+        # For load balancers, which do not know the model of a request: one full queue is enough.
         full = [
             worker.adapter.name for worker in self.answerer.workers.values() if worker.num_waiting >= worker.max_waiting
         ]
@@ -104,11 +105,13 @@ class Application:
         if source is None:
             raise Refused("model: expected the name of an index", status=404, param="model")
         key = request.path_params["key"]
+        # In a thread, because an image of an index is decoded and encoded again.
         reading = self.answerer.in_thread(lambda: source.thumbnail(key))
         return Response(await self.answerer.while_connected(reading, request.receive), media_type="image/webp")
 
     async def _page_file(self, request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
+        # Looked up among the files read at startup, so that no name in a request can lead to another file.
         if name not in self.page:
             raise HTTPException(404)
         return Response(self.page[name], media_type=mimetypes.guess_type(name)[0])

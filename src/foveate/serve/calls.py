@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Endpoint = Literal["chat", "embeddings", "locate", "search", "classify"]
 
 
+# Not a `UserError`: those may name files of this server and are filtered before a client sees them.
 class Refused(Exception):
     """A call that gets an error instead of a reply.
 
@@ -57,6 +58,7 @@ class ServedImage:
     data: bytes
     width: int
     height: int
+    # Left out of comparisons, since equal bytes decode to equal pixels, and out of logs, where pixels take megabytes.
     decoded: DecodedImage | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -97,6 +99,7 @@ class ChatCall:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    # In pixels, as the models read and write boxes; requests and replies use fractions.
     regions: tuple[PixelBox, ...] = ()
     caption: Mapping[str, Any] | None = None
     is_json: bool = False
@@ -139,6 +142,7 @@ class EmbeddingsCall:
     boxes: tuple[Box, ...] = ()
 
 
+# Compared by identity, because comparing arrays gives no single truth value.
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingsReply:
     """Vectors [N, E] of unit length, in the order of the call, and the tokens that were read."""
@@ -254,6 +258,7 @@ class Adapter(Protocol):
     num_bytes: int
     decode_side: int | None
 
+    # Called in the event loop before a call is queued, so it must not run the model or decode anything.
     def check(self, call: Call) -> None:
         """Raise `Refused` for a call that this model can never answer, such as one with too many images."""
         ...

@@ -93,6 +93,7 @@ class ClipWriter:
             if listener.is_gone(number):
                 raise _GoneError
 
+        # Tokens for question and answer are set aside first; frames share what is left of the context.
         room = count_text(self.network, [(turn.text, ())], max_tokens=max_tokens)
         clip = _CheckedSource(turn.clips[0], check_gone)
         viewing = watch(self.network, clip, fit=True, text_tokens=room)
@@ -101,10 +102,12 @@ class ClipWriter:
         while True:
             try:
                 text += next(pieces)
+            # The generator's return value is the whole answer with its token counts.
             except StopIteration as end:
                 answer = end.value
                 break
             check_gone()
+            # Stripped like the final answer, so that the text already sent is always its beginning.
             whole, is_cut = cut_text(text.strip(), call.stop)
             safe = whole if is_cut else hold_back(whole, call.stop)
             if len(safe) > len(sent):
@@ -138,6 +141,7 @@ class _CheckedSource:
         for frame in self.source.decode(indices):
             self.check()
             yield frame
+        # The damage is known only once all frames are decoded.
         self.damage = self.source.damage
 
 

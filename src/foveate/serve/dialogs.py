@@ -35,6 +35,7 @@ def hold_back(text: str, stop: Sequence[str]) -> str:
     >>> hold_back("one th", ("three",))
     'one '
     """
+    # Only proper prefixes of a stop text: at a whole one `cut_text` has cut already.
     sizes = ((each, size) for each in stop for size in range(1, min(len(each), len(text) + 1)))
     lengths = [size for each, size in sizes if text.endswith(each[:size])]
     return text[: len(text) - max(lengths, default=0)]
@@ -53,6 +54,7 @@ def read_dialog(call: ChatCall, images: Mapping[bytes, bytes] | None = None) -> 
     images_of_call = [image for turn in call.turns for image in turn.images]
     for turn in call.turns:
         if turn.role == "user":
+            # `<1>` and `<2>` refer to the boxes of the last question only.
             regions = call.regions if turn is call.turns[-1] else ()
             turns += ask_turns(turn.text, regions, images=len(turn.images))
         elif turn.role == "system":

@@ -199,9 +199,11 @@ class Guard:
         return length
 
     def _is_own(self, origin: bytes, host: bytes) -> bool:
+        # Both schemes, because behind a proxy that terminates TLS the page is https and this server http.
         return origin.lower() in (b"http://" + host.lower(), b"https://" + host.lower())
 
     def _is_allowed(self, origin: bytes) -> bool:
+        # Latin-1 decodes any bytes, so a malformed origin is just not allowed instead of raising an error.
         return origin.decode("latin-1") in self.settings.allow_origin
 
     def _is_preflight(self, scope: Scope) -> bool:
@@ -219,6 +221,7 @@ class Guard:
             return headers
         origin = dict(scope["headers"]).get(b"origin", b"")
         if self._is_allowed(origin):
+            # One origin, never "*", which would let any page read replies; Vary stops caches from mixing up origins.
             headers += [
                 (b"access-control-allow-origin", origin),
                 (b"access-control-allow-headers", b"authorization, content-type"),

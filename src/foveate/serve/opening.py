@@ -28,8 +28,10 @@ def read_key(settings: ServeSettings) -> str:
     """
     name = settings.api_key_env
     key = os.environ.get(name, "") if name else ""
+    # The guard strips the key that a client sends, so a key with spaces around it could never match.
     if name and (not key or key != key.strip() or not key.isprintable()):
         raise UserError(f"--api-key-env {name}: expected a key without spaces around it in this variable")
+    # A server that other machines can reach needs a key or an explicit choice to go without one.
     if not (key or settings.is_local or settings.without_key):
         raise UserError(
             f"--host {settings.host}: whoever reaches this machine could use the models; expected a key "
@@ -62,6 +64,7 @@ def plan(folders: Sequence[str], settings: ServeSettings) -> list[dict[str, Any]
     Raises:
         UserError: a folder holds nothing that can be served.
     """
+    # Imported here, so that a missing extra or key is reported before the model libraries are loaded.
     from foveate.multimodal.opening import find_folder
     from foveate.serve.adapters import find_kind
 

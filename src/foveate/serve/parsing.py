@@ -74,6 +74,7 @@ def without_images(body: Body) -> dict[str, Any]:
     """Return a request for the log, without the images in it."""
     content = body.model_dump(exclude={"image", "images"}, exclude_defaults=True)
     for message in content.get("messages", ()):
+        # Keeps only text, so that a new kind of part stays out of the log by default.
         message["content"] = [part for part in message["content"] if part["type"] == "text"]
     return content
 

@@ -34,6 +34,7 @@ def error_headers(refusal: Refused) -> dict[str, str]:
     """Return the headers of an error's reply: when to come back, and how to send a key."""
     headers = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
     if refusal.retry_after is not None:
+        # HTTP allows whole seconds only; 0 would ask the client to come back at once.
         headers["retry-after"] = str(max(1, round(refusal.retry_after)))
     return headers
 
@@ -69,11 +70,13 @@ class ChatWriter:
         """Return the last chunks: the reason, the boxes and the frames, and the usage where the client wants it."""
         chunks = [self._chunk({}, _finish_reason(reply)) | {"foveate": self._extras(reply)}]
         if self.include_usage:
+            # As in OpenAI: the usage comes in a further chunk without choices.
             chunks.append(self._object("chat.completion.chunk", [], usage=_usage(reply)))
         return chunks
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        # As in OpenAI: if usage was requested, every other chunk has the field as null.
         return self._object("chat.completion.chunk", [choice], **({"usage": None} if self.include_usage else {}))
 
     def _object(self, kind: str, choices: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
@@ -137,6 +140,7 @@ def hits_body(model: str, reply: SearchReply) -> dict[str, Any]:
             "box": astuple(hit.box) if hit.box else None,
             "phrase": hit.phrase,
             "caption": hit.caption,
+            # Slashes of the key stay, because the route takes a path; the name is a query value, where all is escaped.
             "image": f"/images/{quote(hit.key)}?model={quote(model, safe='')}",
         }
         for hit in reply.hits

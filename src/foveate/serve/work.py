@@ -90,6 +90,7 @@ class ModelWorker:
         is_reading: Callable[[], bool] = lambda: True,
     ) -> None:
         self.adapter, self.max_waiting = adapter, max_waiting
+        # Holds both queued and running rows: running ones keep their images in memory, so they count as waiting, too.
         self._rows: dict[_Row, asyncio.Future[None]] = {}
         self._is_closing, self._is_reading = False, is_reading
         self._batcher: DynamicBatcher[_Row, None] = DynamicBatcher(
@@ -146,6 +147,7 @@ class ModelWorker:
         """Take no more calls, let those at work end within the grace time, stop the others, and end the thread."""
         self._is_closing = True
         closing = asyncio.create_task(self._batcher.close())
+        # Not `wait_for`, which would cancel the closing that still has to end the thread.
         done, _ = await asyncio.wait([closing], timeout=None if grace_seconds == float("inf") else grace_seconds)
         if not done:
             for row in list(self._rows):
@@ -154,12 +156,14 @@ class ModelWorker:
         await closing
 
     def _submit(self, call: Call, *, is_streamed: bool) -> _Row:
+        # Checked first: a call that can never be answered is refused as such, however full the queue is.
         self.adapter.check(call)
         if self._is_closing:
             raise Refused("the server is stopping", status=503, code="stopping", retry_after=5)
         if self.num_waiting >= self.max_waiting:
             text = f"{self.adapter.name}: {self.num_waiting} calls are waiting already; try again later"
             raise Refused(text, status=503, code="queue_full", retry_after=1)
+        # Grouped by type as well: `write` takes only chats, `answer` all other calls.
         row = _Row(call, (type(call), self.adapter.group(call)), is_streamed=is_streamed)
         self._rows[row] = future = self._batcher.enqueue(row)
         future.add_done_callback(lambda future: self._forget(row, future))

@@ -53,6 +53,7 @@ def open_served(
 
 def name_folder(folder: str | Path) -> str:
     """Return the name of a folder; of a run's folder `model` that of the run."""
+    # Resolved, because the name of `Path(".")` is empty.
     path = Path(folder).resolve()
     return (path.parent.name if path.name == MODEL else "") or path.name
 
@@ -70,6 +71,7 @@ def find_kind(folder: str | Path) -> str:
     for name in names:
         if load_module(__name__, name, label="kind").matches(path):
             return name
+    # A common mistake is to give the folder of a run instead of the model in it.
     inner = [path / name for name in _INNER if (path / name).is_dir()]
     near = f". Did you mean '{inner[0]}'?" if inner else ""
     config = read_folder_config(path)
@@ -93,6 +95,7 @@ def use_precision(precision: str, network: Any) -> AbstractContextManager[Any]:
     """Return a context in which a network computes in a precision."""
     import torch
 
+    # The weights stay as they were opened; autocast changes only the computation.
     if precision != "bfloat16":
         return contextlib.nullcontext()
     return torch.autocast(next(network.parameters()).device.type, dtype=torch.bfloat16)

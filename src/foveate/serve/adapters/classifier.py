@@ -43,6 +43,7 @@ class ClassifierAdapter:
         for row, call in enumerate(requests):
             plain_K = plain_NK[row]
             calibrated_K = None if calibrated_NK is None else calibrated_NK[row]
+            # Sorted by the calibrated probability where there is one: gamma also changes the order.
             order = (-(plain_K if calibrated_K is None else calibrated_K)).argsort(kind="stable")[: call.count]
             replies.append(
                 tuple(

@@ -33,6 +33,7 @@ class IndexAdapter(LocalizerAdapter):
 
     def __init__(self, opened: SearchIndex, *, name: str, precision: str = "auto") -> None:
         super().__init__(opened.model, name=name, precision=precision)
+        # Thumbnails are read in any thread while the model thread searches; only one may reopen the index at a time.
         self._index, self._lock = opened.index, threading.Lock()
         self._stamp = self._read_stamp()
 

@@ -55,6 +55,7 @@ class LocalizerAdapter:
             return self._embed(embeddings) if embeddings else [self._locate(call) for call in calls]
 
     def _embed(self, calls: Sequence[EmbeddingsCall]) -> list[EmbeddingsReply]:
+        # `group` keeps texts, images and boxes apart, so the first call represents the whole batch.
         if calls[0].boxes:
             parts = [self.model.encode_regions(call.images[0].source, call.boxes) for call in calls]
             return [EmbeddingsReply(part) for part in parts]
@@ -81,6 +82,7 @@ class LocalizerAdapter:
 
 
 def _box_or_none(corners: Sequence[float]) -> Box | None:
+    # A head may predict corners outside the image or in the wrong order; a box without area is not returned.
     x1, y1, x2, y2 = np.clip(corners, 0, 1).tolist()
     return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
