@@ -155,6 +155,7 @@ def interval_bar(
         return Markup("")
 
     def at(number: float) -> float:
+        # The ends of an interval may lie outside [0, maximum]; the drawing must not leave its cell.
         return 100 * min(1.0, max(0.0, number / maximum))
 
     text = measure(value, unit=unit)

@@ -83,6 +83,7 @@ def federated_section(r: TourFederated) -> dict[str, Any]:
     )
     rows = []
     for title, values, named in colored:
+        # One set of colors per row of maps: a kind must not change its color from map to map.
         styles = ranked(values)
         drawn = [
             plot(
@@ -92,6 +93,7 @@ def federated_section(r: TourFederated) -> dict[str, Any]:
             for drawn_map in r.maps
         ]
         rows.append({"title": title, "maps": drawn, "legend": legend(styles)})
+    # A measure that no map has would be a column of dashes.
     measures = [measure for measure in MEASURES if any(measure[0] in drawn.quality for drawn in r.maps)]
     lines = [
         {

@@ -22,6 +22,7 @@ WIDTH = 1600
 MARGIN = 56
 GAP = 32
 RADIUS = 22
+# Colors of the page's light theme (templates/page.css), so that image and report look alike.
 GROUND = (251, 250, 248)
 CARD = (255, 255, 255)
 LINE = (228, 225, 220)
@@ -52,6 +53,7 @@ def choose_tiles(answers: Sequence[LocatedPhrase], *, default: str, max_tiles: i
         if (answer.default or default) in answer.boxes:
             pools.setdefault(answer.slice, []).append(answer)
     for pool in pools.values():
+        # The best of each slice come first; slices then take turns, so that unseen phrases appear, too.
         pool.sort(key=lambda a: -(_overlap(a, default) or 0.0))
     while len(tiles) < max_tiles and any(pools.values()):
         for pool in pools.values():
@@ -177,6 +179,7 @@ def compose(run_folder: Path, tour: TourResult) -> Image.Image:
 def _footnote(tour: TourResult) -> str:
     overlaps = [value for a in tour.locate if (value := _overlap(a, tour.default)) is not None]
     num_found = sum(overlap >= RIGHT_FROM for overlap in overlaps)
+    # The image shows only the best answers, so the footnote must count all of them.
     text = "Held-out images, boxes as the model gave them."
     if overlaps:
         counts = f"{len(overlaps)} examples {num_found} are found (overlap of half or more)"

@@ -43,10 +43,12 @@ def forest(
     Args:
         zero: the axis starts at zero unless something lies below it.
     """
+    # `nice_ticks` raises an error for ends that are not finite: one row of NaN would cost the whole page.
     finite = [row for row in rows if all(map(math.isfinite, (row.value, *_ends(row))))]
     if not finite:
         return Markup("")
     lows, highs = zip(*map(_ends, finite), strict=True)
+    # The axis starts at zero by default: a cut-off axis makes small differences look large.
     low = min(0.0, *lows) if zero else min(lows)
     ticks = nice_ticks(low, max(highs), num_ticks=5)
     left, right = _LABEL, width - _RIGHT
@@ -84,6 +86,7 @@ def difference_bar(value: float, low: float | None, high: float | None, *, margi
     def at(number: float) -> float:
         return 50 + 50 * max(-1.0, min(1.0, number / reach))
 
+    # Without an interval the bar is a hairline at the value, and the label omits the ends.
     start, stop = (value if low is None else low), (value if high is None else high)
     label = f"difference {value:+.3f}" + ("" if low is None else f", from {start:+.3f} to {stop:+.3f}")
     ticks = ['<line class="zero" x1="50" x2="50" y1="0" y2="14"/>']

@@ -72,6 +72,7 @@ class RunImages:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # A page may show an image several times (slides, answers, hits), and decoding and encoding are the costly part.
         self._cache: dict[tuple[str, int], InlineImage] = {}
 
     def image(self, relative: str, *, longest_side: int = 420) -> InlineImage:

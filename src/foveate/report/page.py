@@ -96,6 +96,7 @@ def render_page(page: Page, run_images: images.RunImages) -> str:
     template = environment().get_template(page.template)
     return template.render(
         title=page.title,
+        # Not escaped, because both files ship with the package and hold no user text.
         style=Markup(_asset("page.css")),
         script=Markup(script),
         script_hash=_source_hash(script),

@@ -21,6 +21,7 @@ RIGHT_FROM = 0.5
 """A box is right from this intersection over union on (the field's convention)."""
 
 RULE_ORDER = ("head", "candidates", "center", "random")
+# Axes and schedules, whose curves say nothing about how well a training goes.
 _NO_CURVES = {"step", "seconds", "time", "learning_rate", "lr", "epoch"}
 
 
@@ -99,6 +100,7 @@ def _table_line(row: Row, columns: Sequence[Column]) -> TableLine:
     values = {column.key: row.values.get(column.key) for column in columns}
     measured = [value.value for value in values.values() if value is not None]
     best = max(measured, default=None)
+    # The bars of a row share a scale, which must hold the ends of intervals and chance as well as the values.
     highs = [v.high if v.high is not None else v.value for v in values.values() if v is not None]
     # Never 0: bars are drawn as shares of it.
     maximum = 1.0 if row.unit == "fraction" else max([*highs, row.chance or 0.0, 1e-12])
@@ -204,6 +206,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, max_charts: int =
     for key in order[:max_charts]:
         series = [
             Series(name, [(float(r["step"]), float(r[key])) for r in rows if _has(r, key)], style)
+            # Style 1 is the accent color: a single run gets it; of several, the first is the plain line (style 0).
             for style, (name, rows) in enumerate(runs.items(), start=int(len(runs) == 1))
         ]
         chart = line_chart(series, title=words.loss(key))
@@ -213,6 +216,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, max_charts: int =
 
 
 def _is_number(value: object) -> bool:
+    # In Python a bool is an int, but a flag is not a curve.
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -299,6 +303,7 @@ def hero_slides(locate: Sequence[LocatedPhrase], examples: Sequence[Example], de
     Predicted boxes of held-out images where there are any (most right answers first, then the best overlap),
     else regions of the collection.
     """
+    # Only answers with a box by the default rule: the top of the page shows what a user would get.
     by_image: dict[str, list[LocatedPhrase]] = {}
     for answer in locate:
         if (answer.default or default) in answer.boxes:

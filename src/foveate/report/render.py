@@ -31,6 +31,7 @@ def read_result(run_folder: Path) -> dict[str, Any]:
         raise UserError(f"{run_folder} has no result.json; a report is made from the folder of a finished run")
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+    # The file may come from somebody else or have been edited by hand.
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(result, dict) or not isinstance(result.get("kind"), str):
@@ -54,5 +55,6 @@ def render(run_folder: Path) -> Path:
     run_folder = Path(run_folder)
     page = build(read_result(run_folder), run_folder)
     target = run_folder / "report.html"
+    # The whole page is rendered before the file is touched: an error leaves the last report as it was.
     write_text_atomically(target, render_page(page, RunImages(run_folder)))
     return target

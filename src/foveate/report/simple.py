@@ -46,6 +46,7 @@ def simple_page(title: str, *, eyebrow: str, **blocks: Any) -> Page:
         "recipe": {},
         "command": "",
     }
+    # The template would silently ignore a block with a misspelled name.
     assert set(blocks) <= set(defaults), set(blocks) - set(defaults)
     context = {**defaults, **blocks}
     # An empty quarantine is a result, too: nothing was refused.

@@ -25,6 +25,7 @@ _MAX_HOUR_CHARTS = 6
 
 def format_time(time: str) -> str:
     """Write a time with dashes in its date and a blank behind it; EXIF has colons there, ISO 8601 a T."""
+    # By regular expression, so that both forms of a date match and an offset stays as it was written.
     return re.sub(r"^(\d{4})[:-](\d\d)[:-](\d\d)T?", r"\1-\2-\3 ", time).replace("  ", " ").rstrip()
 
 
@@ -36,6 +37,7 @@ def draw_hours(taxa: Sequence[TaxonRow], unit: str, *, count: int = _MAX_HOUR_CH
         count: number of charts.
     """
     charts = []
+    # Without a trusted clock an animal has no hours, and an empty chart would look like no activity.
     for row in [row for row in taxa if row.kind == "animal" and len(row.hours) == 24 and sum(row.hours)][:count]:
         known = sum(row.hours)
         title = f"{row.name}, {known:,} {unit if known > 1 else unit.removesuffix('s')}"
@@ -46,6 +48,7 @@ def draw_hours(taxa: Sequence[TaxonRow], unit: str, *, count: int = _MAX_HOUR_CH
 def _degree_ticks(degrees: Sequence[float], *, limit: int) -> list[float]:
     """Return ticks around degrees of latitude or longitude; there are none beyond the poles or the date line."""
     ticks = nice_ticks(min(degrees), max(degrees), num_ticks=4)
+    # A set, because several ticks beyond a pole are clamped to the same value.
     return sorted({min(max(tick, -limit), limit) for tick in ticks})
 
 

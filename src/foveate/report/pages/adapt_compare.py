@@ -95,6 +95,7 @@ def interval_text(r: ComparedResult) -> str:
 
 def table(r: ComparedResult) -> list[dict[str, Any]]:
     """Build a line of cells for each method, best mean first; those that did not finish last."""
+    # A method without a mean did not finish all tasks; a mean over the others would not be comparable.
     ordered = sorted(r.lines, key=lambda line: -line.means.get("mean", -1.0))
     rows = []
     for line in ordered:
@@ -129,6 +130,7 @@ def charts(r: ComparedResult) -> list[Markup]:
     ):
         values = [(line, getattr(line, field)) for line in complete if getattr(line, field) is not None]
         points = [
+            # Computed for this cost: `line.unbeaten` is about size alone.
             Point(line.variant, cost, 100 * line.means["mean"], not _beaten(cost, line.means["mean"], values))
             for line, cost in values
         ]
@@ -152,6 +154,7 @@ def forests(r: ComparedResult) -> list[Markup]:
             ForestRow(
                 line.variant,
                 100 * entry.value,
+                # Seeds that agree to the last digit have an interval of zero width, which would look like certainty.
                 None if entry.low is None or _alike(entry) else 100 * entry.low,
                 None if entry.high is None or _alike(entry) else 100 * entry.high,
                 "control" if line.method in ("linear", "full") else "variant",
@@ -162,6 +165,7 @@ def forests(r: ComparedResult) -> list[Markup]:
         ]
         chance = None if task.chance is None else 100 * task.chance
         title = f"{task.title}: accuracy (%), {numbers.count(task.tested)} test images"
+        # The axis need not start at zero: methods that differ by a few points would overlap.
         drawn.append(plot(title, forest(rows, title=title, zero=False, line=chance)))
     return drawn
 
@@ -192,6 +196,7 @@ def ensembles(task: ComparedTask) -> list[dict[str, Any]]:
 
 def regions(counts: ComparedRegions) -> list[tuple[str, int, int]]:
     """Build rows of who shares how many confident correct and unconfident wrong answers; regions of one first."""
+    # Reversed, so that "100", the first method alone, comes before "010" and "001".
     keys = sorted(set(counts.right) | set(counts.wrong), key=lambda key: (key.count("1"), key[::-1]))
     lines = []
     for key in keys:
@@ -213,6 +218,7 @@ def _span(low: float | None, high: float | None) -> str:
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a comparison's result.json (`ComparedResult`)."""
     r = parse_result(ComparedResult, result)
+    # A single candidate is not tried on validation images: there is nothing to choose.
     trainings = sum(count * len(r.tasks) for count in r.grid.candidates.values() if count > 1)
     facts = [
         ("Network", f"{amount(r.backbone.parameters)} parameters"),

@@ -23,6 +23,7 @@ def percents(image_set: WiseSet) -> list[float]:
 
 def mean_of_shifted(r: WiseResult) -> list[float]:
     """Return the mean over shifted sets at each alpha; empty without any."""
+    # Each set counts equally, whatever its size, so that a large one does not dominate the mean.
     shifted = [percents(image_set) for image_set in r.sets if image_set.role == "shifted"]
     return [sum(values) / len(values) for values in zip(*shifted, strict=True)]
 
@@ -93,6 +94,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "facts": facts,
         "charts": charts(r),
         "rows": rows,
+        # Chosen with test labels, so shown as what could have been reached, never as a result.
         "peeking": [(titles[key], point) for key, point in (r.peeking or {}).items() if key in titles],
         "command": command_text(r.command),
     }

@@ -41,6 +41,7 @@ def _exchange_card(exchange: Exchange, images: Sequence[AskedImage], *, first: b
     """Put the images of an exchange together: all at the first one, then those that it has boxes in."""
     cards = []
     for number, image in enumerate(images):
+        # `AskedImage.size` is (height, width), as in arrays.
         height, width = image.size
         overlays = [
             Overlay(normalize_box(PixelBox(*box), width, height), style)
@@ -51,6 +52,7 @@ def _exchange_card(exchange: Exchange, images: Sequence[AskedImage], *, first: b
             for box, of_image in zip(boxes, of_images, strict=True)
             if of_image == number
         ]
+        # Otherwise a chat about one image would show it again with every answer.
         if first or overlays:
             cards.append({"image": image, "overlays": overlays})
     return {"exchange": exchange, "images": cards}

@@ -58,6 +58,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Tokens in", count(sum(tally.tokens_in for tally in r.formats.values()))),
         ("Tokens out", count(sum(tally.tokens_out for tally in r.formats.values()))),
     ]
+    # The total is 0 unless prices were given, and a local model has none.
     if r.cost.total:
         facts.append(("Cost", money(r.cost.total)))
     return Page(
@@ -95,4 +96,5 @@ def _sort_reasons(by_kind: Mapping[str, Mapping[str, int]]) -> list[tuple[str, d
     """List reasons with their count by format, most frequent first."""
     names = sorted({name for counts in by_kind.values() for name in counts})
     rows = [(name, {kind: counts.get(name, 0) for kind, counts in by_kind.items()}) for name in names]
+    # The sort is stable, so reasons with equal counts stay in the order of their names.
     return sorted(rows, key=lambda row: -sum(row[1].values()))

@@ -38,6 +38,7 @@ def draw_maps(positions: GroupMap, names: list[str]) -> list[dict[str, Any]]:
     if positions.labels is not None:
         colored.append(("By label", positions.labels, True))
     figures = []
+    # In a run over a network the server holds no points, so there is nothing to draw.
     for title, groups, named in colored if positions.positions else []:
         styles = ranked(groups)
         image = scatter(positions.positions, groups, styles, title=f"Joint map, {title.lower()}", named=named)
@@ -62,6 +63,7 @@ def measures(r: ClusterResult) -> dict[str, Any]:
     lines = []
     for method in r.methods:
         cells = [_cell(key, method.quality.get(key)) for key in keys]
+        # A central baseline sends no messages: it was given all points.
         traffic = size_words(method.bytes_up + method.bytes_down) if method.federated else "all points"
         lines.append(
             {"title": method.method, "cells": cells, "traffic": traffic, "seconds": numbers.duration(method.seconds)}
@@ -82,6 +84,7 @@ def traffic_rows(exchanged: list[Traffic], kinds: Mapping[str, str]) -> list[dic
     """Build the rows of the traffic table: first messages from the clients, then those to them."""
     rows = []
     for row in sorted(exchanged, key=lambda row: not row.up):
+        # Both the smallest and the largest: under one name, clients may send messages of different shapes.
         shapes = [" × ".join(map(str, shape)) for shape in (row.smallest, row.largest) if shape]
         rows.append(
             {
@@ -104,6 +107,7 @@ def describe_privacy(options: Mapping[str, Any], *, federated: bool, weights: bo
     """
     if not federated:
         return "All points were put in one place."
+    # Appended to every sentence below: noise and min_count protect sums and means, not weights.
     also = " The weights of the encoder left them, too, and depend on every point." if weights else ""
     if options.get("noise"):
         return "Sums and counts left the clients with noise; what it hides is below." + also

@@ -92,6 +92,7 @@ def measures(r: EmbedResult) -> dict[str, Any]:
     lines = []
     for method in r.maps:
         cells = [f"{method.quality[key]:.3f}" if key in method.quality else "–" for key, _ in columns]
+        # Nothing is sent if clients train alone or all data is in one place.
         traffic = size_words(method.bytes_up + method.bytes_down) if method.bytes_up else "nothing"
         lines.append(
             {
@@ -117,6 +118,7 @@ def charts(method: EmbedMethod) -> list[Markup]:
     figures = []
     if any(line.points for line in series):
         figures.append(plot("Losses", line_chart(series, title="Losses", x_label="round")))
+    # The worst client is shown beside the mean, where a single poor surrogate would be lost.
     fits = [(e.round, list(e.r2.values())) for e in method.history if e.r2]
     if fits:
         lines = [

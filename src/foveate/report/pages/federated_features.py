@@ -57,6 +57,7 @@ def measures(r: FeaturesResult) -> dict[str, Any]:
 
 def charts(r: FeaturesResult) -> list[Markup]:
     """Draw the loss by round, and how far centers moved."""
+    # Rounds count from 0 in the result, and from 1 on the page.
     loss = [(float(entry.round + 1), entry.loss) for entry in r.history]
     moved = [(float(entry.round + 1), entry.moved) for entry in r.history if entry.moved is not None]
     titled = [
@@ -87,6 +88,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     ]
     context = {
         "r": r,
+        # Unlike in plain clustering, weights of the encoder leave the clients, too.
         "left": describe_privacy(r.options, federated=r.methods[0].federated, weights=True),
         "title_of": TITLES,
         "facts": [(name, value) for name, value in facts if value],

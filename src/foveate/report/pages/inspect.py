@@ -41,6 +41,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     r = parse_result(InspectResult, result)
     charts = []
     for name, h in r.histograms.items():
+        # Checked here, because `histogram` raises a ValueError that names no field of result.json.
         if len(h.edges) != (num_edges := len(h.counts) + 1):
             raise UserError(f"result.json, field 'histograms.{name}': {len(h.counts)} counts need {num_edges} edges")
         title = words.plain(name)

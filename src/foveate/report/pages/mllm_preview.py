@@ -43,6 +43,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
 
 def _spread(values: list[int]) -> str:
     """Format the smallest, the median and the largest value."""
+    # One number where all samples agree: a range would look like three measurements.
     if not values or min(values) == max(values):
         return numbers.count(values[0] if values else 0)
     return f"{numbers.count(min(values))} to {numbers.count(max(values))}, median {numbers.count(median(values))}"

@@ -32,6 +32,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     charts = []
     for name, h in r.histograms.items():
         expected = len(h.counts) + 1
+        # Checked here, because `histogram` raises a ValueError that names no field of result.json.
         if len(h.edges) != expected:
             raise UserError(
                 f"result.json, field 'histograms.{name}': {len(h.counts)} counts need {expected} edges "
@@ -40,6 +41,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         charts.append(plot(words.plain(name), histogram(h.edges, h.counts, title=words.plain(name), unit=h.unit)))
     facts = [("Images", count(r.images)), ("Regions", count(r.regions))]
     facts += [(STATUSES.get(name, words.plain(name)), count(number)) for name, number in r.status.items() if number]
+    # Boxes that were known in advance must not be read as found by a detector.
     warning = "This detector is an oracle: its boxes were in the collection already. " if r.oracle else ""
     return simple_page(
         r.title or f"Regions of {r.collection or 'a collection'}",

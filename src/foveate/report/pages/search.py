@@ -53,6 +53,7 @@ def split_path(path: str) -> tuple[str, str]:
 
 def file_uri(path: str) -> str:
     """Return the link to a file of this machine; "" unless the path is absolute."""
+    # A relative link would be resolved against the folder of the page.
     return Path(path).as_uri() if Path(path).is_absolute() else ""
 
 

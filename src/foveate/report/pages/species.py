@@ -33,6 +33,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     r = parse_result(SpeciesResult, result)
     unit = "events" if r.events else "images"
     facts = [("Images", numbers.count(r.images)), ("Cameras", numbers.count(r.cameras))]
+    # Without events there is one decision per image, so the number would only repeat that of images.
     facts += [(f"Decisions ({unit})", numbers.count(r.decisions))] if r.events else []
     facts += [(KINDS.get(name, name), numbers.count(count)) for name, count in r.counts.items() if count]
     facts += [("Labeled images", numbers.count(r.labels))] if r.labels else []
@@ -50,6 +51,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "coverage": _coverage_chart(r),
         "scores": _score_chart(r),
         "samples": [(sample, _overlays(sample)) for sample in r.samples],
+        # Only the most frequent ones, which keeps the page short; result.json has all.
         "classes": r.classes[:_MAX_CLASSES],
         "stages": STAGES,
         "settings": _settings(r.settings),
@@ -69,6 +71,7 @@ def _overlays(sample: SampleImage) -> list[Overlay]:
 
 
 def _coverage_chart(r: SpeciesResult) -> Markup | None:
+    # A single confidence is a point, not a curve.
     if r.coverage is None or len(r.coverage.coverage) < 2:
         return None
     points = list(zip(r.coverage.coverage, r.coverage.precision, strict=True))

@@ -48,7 +48,9 @@ def charts(r: StudyResult, condition: str) -> list[tuple[StudyMeasure, Markup]]:
             for row, entry in entries
             if (value := entry.values.get(measure.key)) is not None
         ]
+        # A line at the reference's mean through all rows shows differences without the table.
         line = next((forest_row.value for forest_row in rows if forest_row.style == "reference"), None)
+        # A single dot compares nothing.
         if len(rows) > 1:
             figures.append((measure, plot(measure.title, forest(rows, title=measure.title, line=line))))
     return figures
@@ -68,6 +70,7 @@ def mean_and_half(value: Value | None, *, seeds: int) -> str:
     """Format `0.466 ± 0.041`, with n where it has fewer seeds than the study; a dash where not measured."""
     if value is None:
         return "–"
+    # A mean over fewer seeds than the others must be marked as such.
     fewer = "" if value.n in (None, seeds) else f" (n {value.n})"
     if value.low is None or value.high is None:
         return f"{value.value:.3f}{fewer}".replace("-", "−")
@@ -93,6 +96,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         for condition in r.conditions
     ]
     names = {"train_scenes": "Training scenes", "test_scenes": "Test scenes", "steps": "Steps", "batch_size": "Batch"}
+    # The page of an unfinished study would otherwise look finished.
     unfinished = f" of {numbers.count(r.planned)}, the others are to come" if r.planned > r.trainings else ""
     trainings = f"{numbers.count(r.trainings)}{unfinished}"
     facts = [("Seeds", str(len(r.seeds))), ("Trainings", trainings)]

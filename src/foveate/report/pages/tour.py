@@ -99,6 +99,7 @@ class Stat:
 
 def ask_stat(tallies: list[AskedTally]) -> Stat | None:
     """Count right answers about names that training showed; the control is the answer to another image."""
+    # Reported separately, never added: names that training did not show are a harder question.
     known = next((tally for tally in tallies if not tally.unseen_names and tally.n), None)
     if known is None:
         return None
@@ -115,6 +116,7 @@ def search_stat(tallies: list[SearchTally], titles: Mapping[str, str]) -> Stat |
     ours = next((tally for tally in tallies if tally.model == OURS), None)
     if ours is None:
         return None
+    # Expected number of hits among as many images drawn at random from all that were searched.
     chance = ours.n * (ours.chance_right + ours.chance_related)
     others = [
         f"{titles.get(tally.model, tally.model)}: {tally.right + tally.related}"
@@ -146,6 +148,7 @@ def trained_stat(groups: list[parts.TableGroup]) -> Stat | None:
 
 def video_stat(video: TourVideo) -> Stat:
     """Count the frames of highest cosine that show the thing; the controls are chance and an absent phrase."""
+    # Expected number among as many frames drawn at random: the mean of a hypergeometric distribution.
     chance = video.in_sight * video.in_sight / len(video.frames)
     return Stat(
         f"{video.best_in_sight} of {video.in_sight}",
@@ -195,6 +198,7 @@ def adaptation_stat(r: TourAdaptation) -> Stat | None:
 def calibration_stat(r: calibration.TourCalibration) -> Stat | None:
     """Return accuracy on the classes that fine-tuning left out; the control is the same model without gamma."""
     rows = {row.key: row.accuracies for row in r.rows}
+    # The key of the calibrated row is the method that found its gamma.
     after, calibrated = rows.get("after"), rows.get(r.method)
     if after is None or calibrated is None:
         return None
@@ -220,6 +224,7 @@ def federated_stat(r: TourFederated) -> Stat | None:
 
 def region_overlays(example: Example) -> list[Overlay]:
     """Return the boxes of a record, without one that is the whole image."""
+    # A box around the whole image locates nothing, and its outline would look like a frame.
     return [Overlay(r.box, "region") for r in example.regions if min(r.box[2:]) < 0.99 or max(r.box[:2]) > 0.01]
 
 
@@ -246,6 +251,7 @@ def where_groups(answers: list[Any], default: str) -> list[dict[str, Any]]:
     groups = []
     for (data, slice_), members in parts.group_answers(answers).items():
         items = [parts.locate_card(answer, default) for answer in members]
+        # Without a true box an answer is neither right nor wrong.
         judged = [item for item in items if item["right"] is not None]
         right = sum(item["right"] for item in judged)
         groups.append({"title": group_title(data, slice_), "members": items, "right": right, "n": len(judged)})
@@ -278,6 +284,7 @@ def visible_searches(r: TourResult) -> list[Search]:
 
 
 def hits_of_ours(search: Search) -> list[Any]:
+    # If CLOC is not among the models, the hits of the first one are shown.
     return search.results.get(OURS) or next(iter(search.results.values()), [])
 
 
@@ -329,6 +336,7 @@ def calibration_section(result: dict[str, Any]) -> dict[str, Any]:
 
 def video_section(video: TourVideo) -> dict[str, Any]:
     """Build the tour's clip: frames with the true and the predicted box, and the scores of both phrases over time."""
+    # The control is in the same chart: a cosine means little without that of a phrase that is absent.
     series = [
         charts.Series(video.phrase, [(frame.time, frame.score) for frame in video.frames], 1),
         charts.Series(f"{video.absent}, absent", [(frame.time, frame.control_score) for frame in video.frames], 2),
@@ -360,6 +368,7 @@ def rules_of(answers: list[Any], default: str) -> list[str]:
     """List all rules that answered, the default first."""
     names = {name for answer in answers for name in answer.boxes}
     order = {name: number for number, name in enumerate(parts.RULE_ORDER)}
+    # 99 puts rules that the page does not know last.
     return sorted(names, key=lambda name: (name != default, order.get(name, 99), name))
 
 
@@ -376,6 +385,7 @@ def summarize(result: Mapping[str, Any]) -> list[str]:
     ]
     lines = [f"{name}: {stat.number} {stat.claim} ({stat.control})" for name, stat in stats if stat]
     memory = f", {r.memory_gb:.1f} GB of memory" if r.memory_gb is not None else ""
+    # After a resume the time covers this call alone and must not be read as the total.
     parts_done = "the parts that were left" if r.resumed else "all parts"
     size = f"; {r.size.describe()}" if r.size else ""
     return [*lines, f"{parts_done}: {numbers.duration(r.seconds.get('total'))}{memory}{size}"]
@@ -386,6 +396,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     r = parse_result(TourResult, result)
     groups = parts.table_groups(r.table, r.columns)
     titles = _titles(r)
+    # The total is not a stage: it would fill half of the bar of shares.
     seconds = {key: value for key, value in r.seconds.items() if key != "total"}
     stages = [(words.stage(key), value) for key, value in seconds.items()]
     total = r.seconds.get("total", sum(seconds.values()) if seconds else None)
@@ -394,6 +405,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     captions = parse_result(TourCaptions, r.captions) if r.captions else None
     federated = parse_result(TourFederated, r.federated) if r.federated else None
     where, which = where_groups(r.locate, r.default), which_groups(r.choose)
+    # Quoted, because commands are copied into a shell and the path of a run folder may contain spaces.
     model = shlex.quote(str(run_folder / f"{OURS}-seed{r.seed or 0}" / "model"))
     commands = [replace(item, command=item.command.replace("{model}", model)) for item in COMMANDS]
     context = {

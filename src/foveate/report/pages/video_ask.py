@@ -50,6 +50,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
 def list_budget(r: VideoAskResult) -> list[tuple[str, int, float, str]]:
     """List the parts of the context: name, tokens, percent of the whole, CSS class; empty without tokens."""
     parts = [(name, count, f"b{number}") for number, (name, count) in enumerate(r.tokens.items())]
+    # Without a known limit no free part is drawn; if the limit is exceeded, the free part is 0.
     if r.limit is not None:
         parts.append(("free for text and answer", max(0, r.limit - sum(r.tokens.values())), "bfree"))
     total = sum(count for _, count, _ in parts)
@@ -58,6 +59,7 @@ def list_budget(r: VideoAskResult) -> list[tuple[str, int, float, str]]:
 
 def list_evidence(number: int, exchange: VideoExchange) -> list[dict[str, Any]]:
     """List the bars under each frame of a question: drop and control, in percent of the largest of both."""
+    # Drops and control share one scale, since only the comparison is meaningful. `or 1`: all may be 0.
     largest = max(map(abs, [*exchange.drops, *exchange.control]), default=0) or 1
     control: list[float | None] = [*exchange.control] or [None] * len(exchange.drops)
 
@@ -81,6 +83,7 @@ def _frame_card(frame: ShownFrame, r: VideoAskResult) -> dict[str, Any]:
     path = "slow" if frame.is_slow else next((name for name in r.grids if name != "slow"), "")
     rows, columns = r.grids.get(path, (0, 0))
     overlays = []
+    # A grid of one cell would only outline the frame itself.
     if 1 < rows * columns and max(rows, columns) <= _MAX_LINES:
         overlays = [
             Overlay((x / columns, y / rows, (x + 1) / columns, (y + 1) / rows), "cell")

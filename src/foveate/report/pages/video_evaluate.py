@@ -21,6 +21,7 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Questions", numbers.count(r.questions)),
         ("Clips", numbers.count(r.clips)),
     ]
+    # A score on a different number of questions is not comparable with published ones.
     if r.published and r.questions not in r.published:
         facts.append(("Questions of the published lists", " or ".join(map(numbers.count, r.published))))
     counts = {
