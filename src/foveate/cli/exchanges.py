@@ -25,6 +25,7 @@ def make_exchange(
     from foveate.records.conversations import Conversation, locate_regions
     from foveate.records.shapes import enclosing_box
 
+    # Numbers stand in for file names: `locate_regions` only returns which image each region lies in.
     names = tuple(map(str, range(num_images)))
     turns = ask_turns(question, regions, images=num_images)
     boxes = [enclosing_box(shape) for shape in turns[0].regions]
@@ -47,6 +48,7 @@ def make_exchange(
 
 def find_nearest_requests(model: Any, question: str, *, name: str, silent: bool = False) -> list[str]:
     """Return the requests nearest to a question that the model was not trained for, and tell the user on stderr."""
+    # Models of transformers have no `loaded`: which requests they were trained on is unknown.
     loaded = getattr(model, "loaded", None)
     nearest = loaded.requests.find_nearest(question) if loaded is not None and loaded.requests else []
     if nearest and not silent:

@@ -132,6 +132,7 @@ class FieldOption(click.Option):
             if default not in (None, "", (), [], {}):
                 settings |= {"default": _as_text(default), "show_default": True}
             settings["metavar"] = metavar or ("A,B,..." if isinstance(settings["type"], _List) else None)
+        # `into` is part of the name: two models of one command may have a field of the same name.
         super().__init__([*flags, f"{into}__{path.replace('.', '__')}"], **settings)
 
 
@@ -177,6 +178,7 @@ class FieldsCommand(click.Command):
     _expanded: list[click.Parameter] | None = None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        # Click calls this several times; the model is imported and its options are built only once.
         if self._expanded is None:
             self._expanded = [
                 option
@@ -189,6 +191,7 @@ class FieldsCommand(click.Command):
         rest = super().parse_args(ctx, args)
         for parameter in self.params:
             if isinstance(parameter, Fields):
+                # The command expects this argument even if none of its options was given.
                 ctx.params.setdefault(parameter.into, {})
         for parameter in self.get_params(ctx):
             if isinstance(parameter, FieldOption) and parameter.name is not None:

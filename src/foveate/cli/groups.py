@@ -29,6 +29,7 @@ class LazyCommands(MutableMapping[str, click.Command]):
             command = self._commands[name] = importlib.import_module(f"{self._package}.{module}").command
         return command
 
+    # Needed by click: `Group.add_command` assigns to this mapping.
     def __setitem__(self, name: str, command: click.Command) -> None:
         self._commands[name] = command
 

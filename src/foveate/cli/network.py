@@ -119,6 +119,7 @@ def client(
     from foveate.federated.flower import commands, keys, steps
     from foveate.federated.flower.options import NodeOptions
 
+    # Stored beside the keys. Limits count within one such folder: the same data in two folders get two budgets.
     settings.setdefault("state", str((folder / "state").resolve()))
     options = validate(NodeOptions, settings, where="foveate federated client")
     number = options.client
@@ -210,6 +211,7 @@ def run(
     if spaced:
         raise UserError(f"--set {spaced[0]!r}: Flower takes no setting with a space in it")
     config = {"job": CLUSTER} | {name.replace("_", "-"): value for name, value in settings.items()}
+    # Absolute: the job runs in a process of the server, which may have been started in another folder.
     config["out"] = str(out.resolve())
     if overrides:
         config["options"] = " ".join(overrides)
@@ -242,6 +244,7 @@ def _finish_plan(folder: Path, planned: list[list[str]], files: Mapping[str, str
 
     environment = commands.variables(folder)
     lines = []
+    # File contents are printed as comments, so that the whole plan is a valid script.
     for path, content in files.items():
         lines += [f"# {path}:", *(f"#   {line}".rstrip() for line in content.splitlines())]
     result = {"variables": environment, "files": dict(files), "commands": planned}

@@ -31,6 +31,7 @@ class RegionsCommand(FieldsCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; `ctx.meta` gets the regions' options in their order."""
+        # A copy: click's parser empties the list that it is given.
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         ctx.meta["foveate.regions"] = [parameter.name for parameter in order if parameter.name in _REGIONS]
         return super().parse_args(ctx, args)
@@ -231,6 +232,7 @@ def _convert(shapes: Sequence[Shape], unit: Unit, question: str, images: tuple[P
     converted = list(shapes)
     for shape, image in zip(turns[0].regions, locate_regions(conversation)[0], strict=True):
         width, height = _read_size(images[image])
+        # By identity: the question may name regions in another order, and two equal regions are still two.
         number = next(index for index, other in enumerate(shapes) if other is shape)
         converted[number] = CoordinateFrame(unit, width, height).to_pixels(shape)
     return converted

@@ -140,6 +140,7 @@ def _check_options(options: dict[str, Any], *, seen: tuple[str, ...], method: st
         (_OF_PCV, method in ("alg", "best_gap"), f"with --method {method}"),
         (("pseudo_splits", *_OF_PSEUDO_RUNS), bool(options["pseudo"]), "where pseudo runs are given with --pseudo"),
     ):
+        # () is what click passes for a repeatable option that was not given.
         wrong = next((name for name in names if values[name] not in (None, ())), None) if condition else None
         if wrong is not None:
             raise click.UsageError(f"--{wrong.replace('_', '-')} has no effect {reason}")
@@ -241,6 +242,7 @@ def _evidence(
 def _plan(
     source: Path, classes: dict[str, list[str]], options: dict[str, Any], *, method: str | None, on_model: bool
 ) -> dict[str, Any]:
+    # Only pseudo runs train, and only the methods "pcv" and "all" make them.
     if not on_model or method not in ("pcv", "all") or options["pseudo"]:
         return {"kind": "plan", "fine_tunings": 0, "steps": 0, "sentence": "no fine-tuning: gamma comes from logits"}
     from foveate.adapt.calibration.evidence import plan

@@ -291,6 +291,7 @@ def _build(
     from foveate.records.collection import Collection
 
     choose(source, BUILT_IN, "built-in collection")
+    # Clip art and emoji are ready-made: a seed or more processes would change nothing.
     undrawn = {} if source in DRAWN else {"workers": workers, "seed": seed}
     useless = sorted({*settings, *(name for name, value in undrawn.items() if value is not None)} - {"format"})
     if useless:

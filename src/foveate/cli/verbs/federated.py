@@ -59,6 +59,7 @@ def closing(name: str, *, dry_run: str, device: bool = True) -> Callable[[F], F]
     """
 
     def decorate(function: F) -> F:
+        # Click lists the option applied last first: applied in reverse, they appear in the order below.
         for option in reversed(
             (
                 click.option(
@@ -159,6 +160,7 @@ def embed(
         "model": target / "model",
         "report": render(target),
     }
+    # Without the first line, the columns that are used: only those left out may surprise a user.
     finish(_brief(result), _embed_lines(result) + gathered.column_lines()[1:], paths, as_json=as_json)
 
 
@@ -216,6 +218,7 @@ def cluster(
     from foveate.federated.run_options import ClusterRun, SourceOptions
 
     run_options = validate(ClusterRun, running, where="foveate federated cluster")
+    # The sources are read before the options: without --clusters, K is their number of labels.
     gathered = validate(SourceOptions, source, where="foveate federated cluster").gather(sources, seed=seed or 0)
     content = parse_overrides(overrides) | settings
     options = read_options(gathered, number.get("clusters"), content, seed=seed or 0)
@@ -239,6 +242,7 @@ def cluster(
         "groups": target / "groups.parquet",
         "report": render(target),
     }
+    # The map's points stay in result.json; printed, they would hide the measures.
     brief = {name: value for name, value in result.items() if name != "map"}
     finish(brief, _cluster_lines(result) + gathered.column_lines()[1:], paths, as_json=as_json)
 
@@ -316,6 +320,7 @@ def features(
         options,
         target,
         run_options,
+        # As in `embed`: only on a CPU does a stopped run resume bit for bit.
         device=str(choose_device(device or "cpu")),
         command=["foveate", *sys.argv[1:]],
     )

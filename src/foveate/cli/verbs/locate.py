@@ -111,6 +111,7 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
     from foveate.records.images import decode
 
     question = ask_where(phrase)
+    # Checked first, because opening the model takes seconds.
     if not image.is_file():
         raise UserError(f"{image}: no such file")
     check_run_path(run)
@@ -121,6 +122,7 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
     exchange = make_exchange(question, (), answer, time.perf_counter() - loaded, num_images=1)
     verdict = {"has_match": bool(answer.boxes), "reason": answer.reason}
     result = make_result(opened, str(model), loaded - start, [exchange]).model_copy(update=verdict)
+    # Width and height twice, one for each of x1, y1, x2, y2.
     sides = decode(image.read_bytes()).size * 2
     lines = []
     for box in answer.boxes:

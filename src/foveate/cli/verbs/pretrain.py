@@ -92,6 +92,7 @@ def command(
         command=["foveate", *sys.argv[1:]],
         evaluate_split=None if no_evaluation else "test",
     )
+    # Under torchrun every process gets here; only one prints and writes the page.
     if not done.is_main:
         return
     if done.model_folder is None:

@@ -146,6 +146,7 @@ def _answer_lines(
     for line in texts:
         query_text = line.strip()
         if not query_text:
+            # At a terminal, an empty line ends the session; in piped input it is skipped.
             if terminal:
                 return
             continue

@@ -115,6 +115,7 @@ def _format_comparison(result: ComparedResult) -> list[str]:
     for task in result.tasks:
         lines.append(f"{task.title}: {task.tested} test images, chance {task.chance:.3f}; {task.selection}")
         entries = [(line.variant, line.tasks[task.key]) for line in result.lines]
+        # Accuracies sort by their negative, so the key 1.0 puts those that did not converge last.
         for variant, entry in sorted(entries, key=lambda pair: 1.0 if pair[1].value is None else -pair[1].value):
             if entry.value is None:
                 lines.append(f"  {variant:<14} did not converge")

@@ -98,6 +98,7 @@ def command(
         sys.exit(130)  # as a shell reports a program that Ctrl-C ended
     paths = {"run": target, "adapter": outcome.folder, "report": render(target)}
     lines = _format_training(result)
+    # Tuning lowers the logits of classes that it never saw, which a calibration with these files undoes.
     if result.absent and (target / "logits-test.npz").is_file():
         lines.append(
             f"{len(result.absent)} classes had no training image; bring them back: foveate calibrate "

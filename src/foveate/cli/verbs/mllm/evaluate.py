@@ -63,6 +63,7 @@ def command(
         run=target,
         settings=checked,
         name=model,
+        # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
         weights=hash_weights(model),
         command=["foveate", *sys.argv[1:]],
     )

@@ -67,6 +67,7 @@ def command(
     preset, options = resolve_options(settings, recipe=recipe)
     result = plan_images(images, options, preset=preset)
     paths: dict[str, Path] = {}
+    # Only the page decodes pixels: for the numbers, the headers are enough, however large the images are.
     if page:
         from foveate.core.runs import RunFolder
         from foveate.records.images import encode_input, save_thumbnail

@@ -101,6 +101,7 @@ def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
 
     if not is_importable(model):
         return model
+    # A dry run writes nothing, and the processes of torchrun would all import into the same folder.
     if dry_run or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise click.UsageError(
             f"--add-regions: {model} must be imported before; run foveate mllm import {model} --to DIR, give DIR/model"

@@ -66,6 +66,7 @@ def command(
     counts = run_predict(opened, collection, target, checked, device=device, workers=workers)
     if counts.stopped:
         finish(asdict(counts), ["stopped; run the same command to resume"], {"results": target}, as_json=as_json)
+        # Ends with status 130, as Ctrl-C does anywhere else.
         raise KeyboardInterrupt
     predictions = Predictions.open(target)
     truth = read_truth(predictions, label_field=label_field)

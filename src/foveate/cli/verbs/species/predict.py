@@ -67,6 +67,7 @@ def command(
     if counts.stopped:
         lines = [f"stopped after {counts.computed:,} images; run the same command to resume"]
         finish(asdict(counts), lines, {"results": out}, as_json=as_json)
+        # Ends with status 130, as Ctrl-C does anywhere else.
         raise KeyboardInterrupt
     if counts.view == "crop" and not counts.cropped:
         say(

@@ -69,6 +69,7 @@ def command(
     if seed is not None:
         settings.setdefault("training", {})["seed"] = seed
     content = settings if recipe is None else read(recipe, format_overrides(settings))
+    # Last: OVERRIDES win over the options, and both over the recipe.
     apply_overrides(content, overrides)
     where = "foveate species train" if recipe is None else f"recipe '{recipe}'"
     resolved = validate(SpeciesRecipe, content, where=where)
@@ -85,6 +86,7 @@ def command(
     if outcome.model is None:
         stopped = f"stopped at step {result.steps}; run the same command to resume"
         finish(result.to_json(), [stopped], paths, as_json=as_json)
+        # Ends with status 130, as Ctrl-C does anywhere else.
         raise KeyboardInterrupt
     contexts = ", ".join(result.contexts) or "the species alone"
     lines = [f"{result.images:,} images of {result.cameras} cameras, {len(result.classes)} classes; links: {contexts}"]

@@ -77,6 +77,7 @@ def command(
             settings=checked,
             name=model,
             how=watcher.description,
+            # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
             weights=hash_weights(model),
             command=["foveate", *sys.argv[1:]],
         )

@@ -70,6 +70,7 @@ def command(
         LocatedFrame(
             index=read.indices[row],
             time=read.times[row],
+            # The page shows only the best frames; of the others it plots just the scores.
             image=save_frame(folder, read.frames[row], read.indices[row]) if row in best else "",
             box=phrase_boxes.pixel_box,
             fractions=phrase_boxes.box,

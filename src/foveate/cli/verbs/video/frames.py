@@ -57,6 +57,7 @@ def command(
     indices = None
     if check_choice(strategy_settings, selector=encoder, query=query):
         indices = reader.read(lambda frames: choose_slow(strategy_settings, frames, selector=encoder, query=query))
+    # A separate pass that shrinks each frame as it is decoded: a long clip at full size may not fit in memory.
     images = reader.read(lambda frames: [shrink(frame) for frame in frames])
     read = reader.record
     slow = strategy_settings.pick_slow(len(images), indices)

@@ -85,6 +85,7 @@ def collect_warnings() -> Iterator[list[str]]:
     """Collect the texts of warnings, which Python would print with file and line."""
     texts: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
+        # Overrides filters such as -W ignore and -W error, which would drop the warnings or raise them.
         warnings.simplefilter("always", UserWarning)
         yield texts
         texts += dict.fromkeys(str(warning.message) for warning in caught)
@@ -114,6 +115,7 @@ def save_viewing(
         how=describe_how(viewing.how),
         fitted=record["fitted"],
         num_decoded=record["num_decoded"],
+        # Reading frames decodes the clip again, so it is done only where there is a page to show them on.
         frames=[] if folder is None else viewing.read_frames(lambda frames: save_frames(folder, frames)),
         tokens=record["tokens"],
         grids={name: (grid.rows, grid.columns) for name, grid in viewing.layout.find_grids().items()},

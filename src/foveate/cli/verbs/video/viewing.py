@@ -121,6 +121,7 @@ def ask_question(
             click.echo("(nothing: the model ended its answer at once)", err=True)
         text = written.text
         details.update(tokens=written.tokens, finished=written.finished)
+    # The clock stops before the evidence, which is slow and not part of the answer.
     seconds = round(time.perf_counter() - start, 3)
     if evidence and text:
         from foveate.mllm.video.occlusion import measure_occlusion
