@@ -199,9 +199,9 @@ def _decimal_comma(path: Path, table: pa.Table) -> bool:
             texts = table[name].drop_null()
             if _count_matches(texts, r"^\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*$") == len(texts):
                 commas.append(name)
-                # Of numbers without a comma nothing follows: 950 stands beside 1,234 in a column of thousands as well.
-                num_doubtful = _count_matches(texts, r"^\s*[+-]?\d{1,3},\d{3}\s*$")
-                certain = certain or num_doubtful < _count_matches(texts, ",")
+                # In a column of thousands, 950 stands beside 1,234 as well, but neither 0,125 nor 12500 does.
+                num_doubtful = _count_matches(texts, r"^\s*[+-]?([1-9]\d{0,2},\d{3}|\d{1,3})\s*$")
+                certain = certain or num_doubtful < len(texts)
     if not commas:
         return False
     if not certain:
