@@ -363,6 +363,7 @@ def test_written_speciesnet_is_the_published_conversion(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["red fox", "Red fox", "Vulpes vulpes"])
 def test_a_name_without_a_description_is_no_lineage(name: str) -> None:
     assert describe(ClassLabel(name)) == f";;;;;;{name}"
+    assert describe(ClassLabel("vulpes vulpes", "Vulpes vulpes")) == ";;;;vulpes;vulpes;vulpes vulpes"
 
 
 def test_no_class_repeats_the_box_and_names_are_unique(tmp_path: Path) -> None:

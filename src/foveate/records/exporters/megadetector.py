@@ -236,7 +236,8 @@ def describe(label: ClassLabel) -> str:
         return label.description
     # Six fields are MegaDetector's own, from the kingdom down to the binomial.
     lineage = dict(zip(("class", "order", "family", "species"), fields[2:], strict=True)) if len(fields) == 6 else {}
-    if not lineage and len(label.taxon.split()) == 2 and label.taxon.casefold() != label.name.casefold():
+    # Without a description the taxon is the name itself: no scientific one is known.
+    if not lineage and label.description and len(label.taxon.split()) == 2 and label.taxon != label.name:
         lineage = {"species": label.taxon}
     return ClassLabel.from_lineage(label.name, "", lineage).description
 
