@@ -153,7 +153,7 @@ def test_learned_factors_are_measured_against_scores_at_the_same_dates() -> None
     features = encode_conditions(torch.tensor([NORTH] * 18), torch.from_numpy(dates).float())
     with torch.no_grad():
         expected = np.average(prior.network(features).double().numpy(), axis=0, weights=weights)
-    np.testing.assert_allclose(prior.means_L, expected, rtol=1e-6)
+    np.testing.assert_allclose(prior.means_L, expected, rtol=1e-5)
 
 
 def test_presence_loss_and_inputs() -> None:

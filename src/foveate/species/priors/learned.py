@@ -134,12 +134,14 @@ class LearnedPrior:
     def score(self, places_U2: Floats, days_U: Floats) -> Floats:
         """Return probabilities of all classes at known places; without a day they are averaged over the year."""
         # Rows with a date repeat their day, so that one mean over the dates serves both cases.
-        days_DU = np.where(np.isnan(days_U), (np.arange(_DATES)[:, None] + 0.5) * _DAYS / _DATES, days_U)
+        dates_D1 = (np.arange(_DATES)[:, None] + 0.5) * _DAYS / _DATES
+        days_DU = np.where(np.isnan(days_U), dates_D1, days_U) if np.isnan(days_U).any() else days_U[None]
         places = torch.from_numpy(places_U2).float()
         sums_UL = np.zeros((len(places), len(self.labels)))
         for days in days_DU:
             sums_UL += self.network(encode_conditions(places, torch.from_numpy(days).float())).numpy()
-        return sums_UL / _DATES
+        sums_UL /= len(days_DU)
+        return sums_UL
 
     def factors(self, places_U2: Floats, hours_U: Floats, days_U: Floats) -> Floats:
         """See `Prior.factors`; columns are those of `labels`. Without a day factors are averaged over the year."""
