@@ -15,7 +15,7 @@ from foveate.metrics.nearest_mean import nearest_mean_ranks
 from foveate.metrics.tradeoff import Curve, area, best_intervals, build_curve, select_gamma
 
 # Features count as damaged when accuracy among the absent classes falls by more than this many points and by more than
-# two standard errors; on whole test sets the safe recipe moves it by less than 1 (docs/methods/calibration.md).
+# two standard errors; in the study the recommended recipe does not lower it (docs/studies/calibration.md).
 DAMAGE_POINTS = 5.0
 _UNCHANGED_POINTS = 1.0
 # Enough for a plot; the exact curve has up to one point for each sample.
