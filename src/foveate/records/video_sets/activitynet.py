@@ -37,11 +37,11 @@ def read(path: Path) -> list[VideoQuestion]:
     ids = [get_text(entry, "question_id") for entry in entries]
     rows = [{"answer": "", "type": ""} | by_id.get(id, {}) | entry for id, entry in zip(ids, entries, strict=True)]
     questions = Columns(kind=("type",)).read(rows, path, name_clip=name_clip, name_kind=_name_kind)
-    asked = set(ids)
+    known_ids = set(ids)
     missing = f"{answers_path.name} has no answer"
     unasked = f"{path.name} has no such question"
     return [each if each.id in by_id else replace(each, problem=missing) for each in questions] + [
-        make_question(id=id, clip=(), texts=("",), answer="", problem=unasked) for id in by_id if id not in asked
+        make_question(id=id, clip=(), texts=("",), answer="", problem=unasked) for id in by_id if id not in known_ids
     ]
 
 
