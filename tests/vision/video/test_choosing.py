@@ -41,6 +41,7 @@ def test_rules_against_their_definition(vectors: np.ndarray, num_frames: int, ru
     else:
         changes = [-1.0, *np.linalg.norm(vectors[1:] - vectors[:-1], axis=1)]
         assert sorted(changes[index] for index in frames) == sorted(changes)[-num_frames:]
+        changes = np.round(changes, 9).tolist()
         limit = sorted(changes)[-num_frames]
         above = [index for index in range(total) if changes[index] > limit]
         equal = [index for index in range(total) if changes[index] == limit]
@@ -60,6 +61,23 @@ def test_query_takes_the_best_frames_apart_from_one_another(vectors: np.ndarray,
     longest[20:24] = [2.0, 1.0]
     # ceil(40 / 8) frames between two: of four equally good neighbors the first is taken, then the earliest elsewhere.
     assert choose_frames(longest, 2, "query", query_D=query) == [0, 20]
+
+
+@pytest.mark.parametrize("rule", ["cover", "change", "query"])
+@given(vectors=VECTORS, num_frames=st.integers(1, 16), seed=st.integers(0, 99))
+def test_rounding_of_another_processor_changes_no_choice(
+    rule: str, vectors: np.ndarray, num_frames: int, seed: int
+) -> None:
+    noise = np.random.default_rng(seed).uniform(-1e-9, 1e-9, vectors.shape)
+    query = {"query_D": np.array([2.0, 1.0])} if rule == "query" else {}
+    frames = choose_frames(vectors, num_frames, rule, **query)  # type: ignore[arg-type]
+    assert choose_frames(vectors * (1 + noise), num_frames, rule, **query) == frames  # type: ignore[arg-type]
+
+
+def test_ties_go_to_the_earlier_frame() -> None:
+    # Two processors disagreed about this one: their products round differently.
+    vectors = [[-1, -1], [0, -1], [1, -1], [-1, 0], [-1, -1]]
+    assert choose_frames(vectors, 3, "change") == [1, 2, 3]
 
 
 def test_cover_finds_what_even_frames_miss() -> None:

@@ -12,13 +12,17 @@ from foveate.vision.video.sampling import sample
 
 ChoiceRule = Literal["even", "cover", "change", "query"]
 
+# Encoders return float32: two distances that differ by less than this part of the longest vector differ by rounding
+# alone, and another processor, which rounds differently, would choose other frames.
+TOLERANCE = 2 * float(np.finfo(np.float32).eps)
+
 
 def choose_frames(
     vectors_TD: ArrayLike, num_frames: int, rule: ChoiceRule = "cover", *, query_D: ArrayLike | None = None
 ) -> list[int]:
     """Return the indices of `num_frames` of T frames, in order; all of them where there are no more.
 
-    Equal scores go to the earlier frame.
+    Distances that differ by rounding alone (2.4e-7 of the longest vector) are equal; the earlier of equal frames wins.
 
     Args:
         vectors_TD: a vector for each frame, from any encoder: its image embedding, or the mean of its tokens.
@@ -65,6 +69,7 @@ def _choose_covering(
     """Add candidates to `selected`, always the one farthest from its nearest selected frame, up to `num_frames`."""
     # Vectors with a common offset lose digits in differences.
     centered_TD = vectors_TD - vectors_TD.mean(0)
+    scale = _measure_scale(vectors_TD)
     distances_T = np.full(len(vectors_TD), np.inf)
     allowed_T = np.zeros(len(vectors_TD), dtype=bool)
     allowed_T[candidates] = True
@@ -76,16 +81,20 @@ def _choose_covering(
             allowed_T[index] = False
         if len(selected) == num_frames:
             return sorted(selected)
-        # argmax returns the first of equal values, the earlier frame.
-        newest = [int(np.where(allowed_T, distances_T, -1).argmax())]
+        # Those taken are ranked below all others, which are at least 0 away. argmin returns the first of equal ranks.
+        ranks_T = _rank(np.where(allowed_T, distances_T, -2 * TOLERANCE * scale - 1), scale)
+        newest = [int(ranks_T.argmin())]
         selected += newest
 
 
 def _choose_changes(vectors_TD: NDArray[np.float64], num_frames: int) -> list[int]:
+    scale = _measure_scale(vectors_TD)
     # The first frame follows none: any change stands above it.
-    changes_T = np.concatenate([[-1.0], np.linalg.norm(np.diff(vectors_TD, axis=0), axis=1)])
-    threshold = np.sort(changes_T)[-num_frames]
-    above, equal = np.flatnonzero(changes_T > threshold).tolist(), np.flatnonzero(changes_T == threshold).tolist()
+    first = -2 * TOLERANCE * scale - 1
+    changes_T = np.concatenate([[first], np.linalg.norm(np.diff(vectors_TD, axis=0), axis=1)])
+    ranks_T = _rank(changes_T, scale)
+    threshold = np.sort(ranks_T)[num_frames - 1]
+    above, equal = np.flatnonzero(ranks_T < threshold).tolist(), np.flatnonzero(ranks_T == threshold).tolist()
     return _choose_covering(vectors_TD, num_frames, above or equal[:1], equal)
 
 
@@ -96,7 +105,7 @@ def _choose_like(vectors_TD: NDArray[np.float64], num_frames: int, query_D: NDAr
     norms_T = np.linalg.norm(vectors_TD, axis=1) * np.linalg.norm(query_D)
     # A frame whose vector is 0 is like nothing, and comes last.
     scores_T = np.divide(vectors_TD @ query_D, norms_T, out=np.full(total, -1.0), where=norms_T > 0)
-    order = np.argsort(-scores_T, kind="stable").tolist()
+    order = np.argsort(_rank(scores_T, 1.0), kind="stable").tolist()
     selected: list[int] = []
     # The gap shrinks until enough frames fit; at 0 any do.
     for between in range(-(-total // (4 * num_frames)), -1, -1):
@@ -104,3 +113,17 @@ def _choose_like(vectors_TD: NDArray[np.float64], num_frames: int, query_D: NDAr
             if len(selected) < num_frames and all(abs(index - other) > between for other in selected):
                 selected.append(index)
     return sorted(selected)
+
+
+def _measure_scale(vectors_TD: NDArray[np.float64]) -> float:
+    """Return the length of the longest vector: rounding errors grow with the values, not with their differences."""
+    return float(np.linalg.norm(vectors_TD, axis=1).max())
+
+
+def _rank(scores_T: NDArray[np.float64], scale: float) -> NDArray[np.int64]:
+    """Rank scores, 0 for the highest; neighbors in that order that differ by rounding alone share a rank."""
+    order = np.argsort(-scores_T, kind="stable")
+    gaps = -np.diff(scores_T[order], prepend=scores_T[order[0]])
+    ranks_T = np.empty(len(scores_T), dtype=np.int64)
+    ranks_T[order] = np.cumsum(gaps > TOLERANCE * scale)
+    return ranks_T
