@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -239,14 +240,32 @@ def test_a_process_ends_with_one_line(tmp_path: Path) -> None:
     assert "Did you mean 'tour'?" in done.stderr
 
 
-def test_a_full_standard_output_is_named() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_named(unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         process = subprocess.run(  # noqa: PLW1510
             [sys.executable, "-m", "foveate", "recipes"],
-            env=environment(),
+            # An empty value counts as not set: the interpreter then flushes once more at its end.
+            env={**environment(), "PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
         )
     assert process.returncode == 1
     assert process.stderr.startswith("foveate: standard output: ")
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_mistake(unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(  # noqa: PLW1510
+        [sys.executable, "-m", "foveate", "recipes"],
+        env={**environment(), "PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, "")

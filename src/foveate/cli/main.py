@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 import traceback
@@ -12,6 +13,10 @@ import click
 from foveate.core.allocator import keep_freed_memory
 from foveate.core.errors import STANDARD_OUTPUT, UserError, explain_os_error, nearest
 from foveate.core.version import __version__
+
+
+class _ReaderGoneError(Exception):
+    """The process that reads the output has ended, as `head` does after ten lines."""
 
 
 class Verbs(click.Group):
@@ -30,6 +35,13 @@ class Verbs(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         return importlib.import_module(f"foveate.cli.verbs.{cmd_name}").command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as problem:
+            # click.Group.main would end the process with status 1, as if the user had made a mistake.
+            raise _ReaderGoneError from problem
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -66,6 +78,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         # Not standalone: click would end Ctrl-C with status 1, as if the user had made a mistake.
         cli.main(args=arguments, prog_name="foveate", standalone_mode=False)
+        # Flush here, where an error is one sentence: at its own last flush the interpreter prints a traceback and
+        # replaces the status by 120.
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as problem:
@@ -74,10 +90,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # `foveate ... | head` is no mistake: end as a program that SIGPIPE stopped (128 + 13). Standard error is
-        # closed, or the interpreter would report the broken pipe while it ends.
-        sys.stderr.close()
+    except (BrokenPipeError, _ReaderGoneError):
+        # `foveate ... | head` is no mistake: end as a program that SIGPIPE stopped (128 + 13).
+        _discard_output()
         sys.exit(141)
     except UserError as problem:
         # Settings say which command they belong to: "foveate federated embed: unknown field ...".
@@ -85,6 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(problem.exit_code)
     except OSError as problem:
         problem.filename = problem.filename or _name_standard_output(problem)
+        if problem.filename == STANDARD_OUTPUT:
+            _discard_output()
         refused = explain_os_error(problem)
         if refused is None:
             raise
@@ -95,4 +112,15 @@ def main(arguments: list[str] | None = None) -> None:
 def _name_standard_output(problem: OSError) -> str | None:
     """Name standard output if `problem` was raised while printing to it: such errors carry no file name."""
     *_, last = traceback.extract_tb(problem.__traceback__)
-    return STANDARD_OUTPUT if last.filename == click.utils.__file__ else None
+    return STANDARD_OUTPUT if last.filename in (click.utils.__file__, __file__) else None
+
+
+def _discard_output() -> None:
+    """Point standard output at the null device.
+
+    What could not be written stays in the buffer, and the interpreter tries again while it ends: a second error there
+    would replace our exit status by 120.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
