@@ -179,3 +179,15 @@ def test_frozen_weights_give_the_very_bits_of_trained_ones() -> None:
         expected = encoder(features).pooled
         encoder.requires_grad_(False)
         assert torch.equal(encoder(features).pooled, expected)
+
+
+def test_fused_convolutions_run_in_bfloat16_on_older_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a processor without AVX-512 the fused operator raises for bfloat16.
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    network = load_lite0().fuse().bfloat16()
+    refused = [module for module in network.modules() if torch.bfloat16 in getattr(module, "fused_types", ())]
+    assert not refused
+    assert network(torch.zeros(1, 3, 64, 64, dtype=torch.bfloat16))[1].dtype == torch.bfloat16
+    monkeypatch.undo()
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert torch.bfloat16 in load_lite0().fuse().stem.fused_types

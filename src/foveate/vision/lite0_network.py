@@ -51,6 +51,7 @@ class _Convolution(nn.Module):
         total = kernel - stride
         self.padding = (total // 2, total - total // 2) * 2 if stride > 1 else None
         self.fused: Callable[..., Tensor] | None = None
+        self.fused_types: frozenset[torch.dtype] = frozenset()
 
     def forward(self, x: Tensor, *, relu6: bool = False) -> Tensor:
         """Convolve, with min(max(x, 0), 6) after it where `relu6`."""
@@ -58,7 +59,7 @@ class _Convolution(nn.Module):
             x = F.pad(x, self.padding)
         if not relu6:
             return self.convolution(x)
-        if self.fused is None:
+        if self.fused is None or x.dtype not in self.fused_types:
             return F.relu6(self.convolution(x), inplace=True)
         layer = self.convolution
         sizes = (layer.padding, layer.stride, layer.dilation, layer.groups)
@@ -113,9 +114,13 @@ class Lite0(nn.Module):
         fused = (
             getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
         )
+        types = {torch.float32}
+        # The fused operator raises where the processor lacks AVX-512; the plain convolution has a slower path there.
+        if fused is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            types.add(torch.bfloat16)
         for module in self.modules():
             if isinstance(module, _Convolution):
-                module.fused = fused
+                module.fused, module.fused_types = fused, frozenset(types)
         return self
 
 
