@@ -174,6 +174,9 @@ def test_thumbnails_are_the_most_square_and_rather_tall() -> None:
     assert shapes == {1: (1, 1), 4: (2, 2), 6: (3, 2), 7: (7, 1), 8: (4, 2)}
 
 
+# Without fused multiply-adds torch itself rounds otherwise; the indices of the official code are those of processors
+# that have them, and ours are the same on all.
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch runs without AVX2 and FMA")
 @settings(deadline=None)
 @given(st.integers(0, 100_000), st.integers(1, 5000))
 def test_linspace_equals_torch(end: int, steps: int) -> None:
