@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,3 +55,9 @@ class Classes:
             return self.labels.index(label)
         except ValueError:
             raise UserError(f"class {label!r}: the model has no such class{nearest(label, self.labels)}") from None
+
+
+def add_labels(classes: Classes, labels: Sequence[str]) -> Classes:
+    """Return the classes and, behind them, the labels that they lack, without a taxon."""
+    missing = [label for label in labels if label not in classes.labels]
+    return Classes((*classes.labels, *missing), np.append(classes.taxa_K, np.full(len(missing), -1, dtype=np.int64)))

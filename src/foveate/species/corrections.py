@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -150,11 +151,13 @@ def _resolve(
     survey = target.survey
     keys = set(survey.keys)
     corrections = _drop_unchanged(corrections, survey)
-    members, decided = {}, {}
+    # By image: an event has an answer for its people, and another for its animals.
+    owners: dict[str, dict[str, Any]] = {}
+    decided: dict[str, str] = {}
     # Rows are converted only if an answer needs them: a survey has far more decisions than answers.
     if target.decisions is not None and any(entry.event or _confirms(entry.label) for entry in corrections):
         for row in target.decisions.to_pylist():
-            members[row["event"]] = row["keys"]
+            owners |= dict.fromkeys(row["keys"], row)
             decided |= dict.fromkeys(row["keys"], row["name"] if row["kind"] == "animal" else row["kind"])
     index = FileIndex(survey.media["file"].to_pylist(), survey.keys)
     # Each file once: an image with two kinds has two rows, and two paths of one image would be rivals.
@@ -172,8 +175,9 @@ def _resolve(
             label = decided.get(key, "")
             if label in ("", "unknown", "unclassified"):
                 raise UserError(f"{correction.where}: {correction.label!r} confirms no answer; expected a name")
-        is_blank_event = correction.event in members and bool(correction.event) and get_kind(label) == "blank"
-        for member in members[correction.event] if is_blank_event else (key,):
+        owner = owners.get(key, {"event": "", "keys": (key,)})
+        is_blank_event = bool(correction.event) and owner["event"] == correction.event and get_kind(label) == "blank"
+        for member in owner["keys"] if is_blank_event else (key,):
             # By label: two species on one image are two answers, the same one twice is a correction of it.
             of_image, count = answers.setdefault(member, {}), correction.count
             earlier = of_image.get(label)

@@ -19,6 +19,7 @@ from foveate.records.boxes import Box, areas, as_boxes
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, decode
+from foveate.records.survey.detections import get_kind
 
 # Frames of a camera that are compared for its strips: by day and by night, so that a dark sky is no strip.
 _FRAMES_OF_A_CAMERA = 12
@@ -209,9 +210,16 @@ class Views:
 def collection_boxes(
     collection: Collection, rows: Iterable[int], settings: ViewSettings
 ) -> dict[int, NDArray[np.float64]]:
-    """Choose the box of each row among the regions of the collection; rows without one are left out."""
+    """Choose the box of each row among the regions of the collection; rows without one are left out.
+
+    Boxes of people and vehicles are never chosen: the classifier is one of animals.
+    """
     regions = collection.grouped("regions")
     scores, corners = regions.array("score"), collection.region_boxes
+    labels = regions.table["label"].to_pylist()
+    others = {label for label in set(labels) if get_kind(label) in ("human", "vehicle")}
+    # NaN is below every minimum, so that these boxes are never eligible.
+    scores = np.where([label in others for label in labels], np.nan, scores)
     boxes = {}
     for row in rows:
         start, end = regions.bounds(row)

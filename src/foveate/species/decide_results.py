@@ -16,15 +16,20 @@ from foveate.core.files import write_json_atomically
 from foveate.core.recipes import Settings
 from foveate.records import tables
 from foveate.records.boxes import Box
+from foveate.records.region_sources import DETECTED as DETECTED_SOURCE
+from foveate.records.region_sources import detector_source
 from foveate.records.survey.decisions import Decision
 from foveate.records.survey.detections import get_kind
 from foveate.records.survey.events import GAP_SECONDS, Events
 from foveate.records.survey.survey import Survey, has_survey
 from foveate.records.survey.types import ObservationKind
-from foveate.species.classes import NON_ANIMALS
+from foveate.species.classes import NON_ANIMALS, add_labels
 from foveate.species.decisions import Decisions, decide, prepare_stages
 from foveate.species.predictions import DECIDE, DECISIONS, Predictions
 from foveate.species.rows import ABSTAINED, DETECTED, FAILED, Detections
+from foveate.species.stages.detector import LABELS as DETECTOR_LABELS
+
+_NANODET = detector_source("nanodet")  # its boxes have no categories
 
 
 def decide_results(predictions: Predictions, stages: Settings, *, gap_seconds: float = GAP_SECONDS) -> pa.Table:
@@ -37,7 +42,12 @@ def decide_results(predictions: Predictions, stages: Settings, *, gap_seconds: f
     Raises:
         UserError: a file or name of the settings is wrong, or the collection of the folder has gone.
     """
-    prepared = prepare_stages(stages, predictions.classes, predictions.taxa)
+    detections = best_detections(predictions)
+    classes = predictions.classes
+    if detections is not None and detections.is_judged_N is not None:
+        # The detector answers with them, whether the model knows them or not.
+        classes = add_labels(classes, DETECTOR_LABELS)
+    prepared = prepare_stages(stages, classes, predictions.taxa)
     survey = open_survey(predictions)
     events = None if survey is None else survey.events(gap_seconds=gap_seconds)
     context: dict[str, Any] = {}
@@ -47,11 +57,11 @@ def decide_results(predictions: Predictions, stages: Settings, *, gap_seconds: f
         context = {"events": events.event_N[rows], "places": survey.places_N2[rows]}
         context |= {"hours": survey.hour_N[rows], "days": survey.day_N[rows] - 1}
     decisions = decide(
-        predictions.stored_probabilities,
-        predictions.classes,
+        predictions.store_probabilities(len(classes)),
+        classes,
         predictions.taxa,
         prepared,
-        detections=best_detections(predictions),
+        detections=detections,
         **context,
     )
     table = _to_table(predictions, decisions, survey, events)
@@ -67,9 +77,10 @@ def open_survey(predictions: Predictions) -> Survey | None:
 
 
 def best_detections(predictions: Predictions) -> Detections | None:
-    """Return the best detection of each image; None where no image has a box: nothing was detected at all then."""
+    """Return the best detection of each image; None where no detector looked at any image."""
     boxes = predictions.boxes
-    if not boxes.num_rows:
+    is_judged_N = _find_judged(predictions)
+    if not boxes.num_rows and not is_judged_N.any():
         return None
     rows_B = tables.positions(boxes["key"], among=pa.array(predictions.collection_keys, pa.string()))
     scores_B = boxes["score"].to_numpy()
@@ -81,7 +92,18 @@ def best_detections(predictions: Predictions) -> Detections | None:
     # Of equal scores the first one counts: written last.
     order = np.lexsort((-np.arange(len(rows_B)), scores_B))
     kinds_N[rows_B[order]], scores_N[rows_B[order]] = kinds_B[order], scores_B[order]
-    return Detections(kinds_N, scores_N)
+    return Detections(kinds_N, scores_N, is_judged_N if is_judged_N.any() else None)
+
+
+def _find_judged(predictions: Predictions) -> NDArray[np.bool_]:
+    """Return which images a detector with categories looked at."""
+    images = predictions.images.filter(predictions.images["scored"])
+    if "detector" in images.column_names:
+        return np.array([bool(name) for name in images["detector"].to_pylist()], dtype=bool)
+    # Older folders have no such column: images without a box may not have been looked at.
+    sources = predictions.boxes.select(["key", "source"]).to_pylist()
+    keys = {row["key"] for row in sources if row["source"].startswith(DETECTED_SOURCE) and row["source"] != _NANODET}
+    return np.array([key in keys for key in images["key"].to_pylist()], dtype=bool)
 
 
 def name_events(survey: Survey, events: Events) -> list[str]:
@@ -143,15 +165,17 @@ def _kind(decisions: Decisions, answer: int) -> ObservationKind:
 def read_decisions(predictions: Predictions) -> tuple[list[Decision], dict[str, list[str]]]:
     """Return the decisions as exporters take them, and the keys of the images of each event."""
     boxes = _used_boxes(predictions)
-    decisions, members = [], {}
+    decisions, members = [], dict[str, list[str]]()
     for row in predictions.decisions.to_pylist():
         is_taxon = row["kind"] == "animal" and bool(row["taxon"])
         is_label = row["kind"] == "animal" and not row["taxon"] and row["name"] != "animal"
-        members |= {row["event"]: row["keys"]} if row["event"] else {}
+        if row["event"]:
+            members.setdefault(row["event"], []).extend(row["keys"])
         decisions.append(
             Decision(
                 key="" if row["event"] else row["key"],
                 event=row["event"],
+                keys=tuple(row["keys"]) if row["event"] else (),
                 kind=row["kind"],
                 taxon=row["name"] if is_taxon or is_label else "",
                 taxon_id=row["taxon"],

@@ -234,18 +234,30 @@ def decide(
             images_R=images,
             answers_R=np.where(np.isnan(probabilities_RK[:, 0]), FAILED, 0),
             scores_R=np.zeros(len(images)),
+            is_fixed_R=np.zeros(len(images), dtype=bool),
         ).passed("classifier", probabilities_RK, ("probabilities of the model",))
+        unpooled = block
         for stage in stages:
+            # A stage may have split events, so the last rows before they become events say which images these have.
+            unpooled = unpooled if block.is_pooled else block
             block = stage(block)
-        parts.append(_Part(block, num_alternatives))
-    return _join(parts, events_N, taxa)
+        parts.append(_Part(block, unpooled if block.is_pooled else block, num_alternatives))
+    return _join(parts, taxa)
 
 
 class _Part:
-    """What a block leaves behind: everything but its probabilities."""
+    """What a block leaves behind: everything but its probabilities.
 
-    def __init__(self, rows: Rows, num_alternatives: int) -> None:
+    Args:
+        images: the rows when each was an image.
+    """
+
+    def __init__(self, rows: Rows, images: Rows, num_alternatives: int) -> None:
         self.classes, self.is_pooled = rows.classes, rows.is_pooled
+        self.members_I = images.images_R
+        self.rows_I = (
+            np.searchsorted(rows.events_R, images.events_R) if rows.is_pooled else np.arange(len(rows.images_R))
+        )
         self.images_R, self.answers_R, self.scores_R, self.traces = (
             rows.images_R,
             rows.answers_R,
@@ -264,16 +276,23 @@ class _Part:
             np.put_along_axis(rest_RK, best_R1, -1.0, axis=1)
 
 
-def _join(parts: list[_Part], events_N: Integers, taxa: Taxa) -> Decisions:
+def _join(parts: list[_Part], taxa: Taxa) -> Decisions:
     images_R = np.concatenate([part.images_R for part in parts])
-    is_pooled = parts[0].is_pooled
-    # Events are in the order of their first image; images that were not pooled go back to that of the call.
-    order_R = np.arange(len(images_R)) if is_pooled else np.argsort(images_R, kind="stable")
+    members_N = np.concatenate([part.members_I for part in parts])
+    offsets = np.cumsum([0, *(len(part.images_R) for part in parts[:-1])])
+    row_N = np.empty(len(members_N), dtype=np.int64)
+    row_N[members_N] = np.concatenate([part.rows_I + offset for part, offset in zip(parts, offsets, strict=True)])
+    # Events are in the order of their first image, and images that were not pooled in that of the call.
+    first_R = np.full(len(images_R), len(row_N))
+    np.minimum.at(first_R, row_N, np.arange(len(row_N)))
+    order_R = np.argsort(first_R, kind="stable")
+    position_R = np.empty_like(order_R)
+    position_R[order_R] = np.arange(len(order_R))
     return Decisions(
         classes=parts[0].classes,
         taxa=taxa,
-        is_pooled=is_pooled,
-        decisions_N=events_N if is_pooled else np.arange(len(events_N)),
+        is_pooled=parts[0].is_pooled,
+        decisions_N=position_R[row_N],
         images_R=images_R[order_R],
         answers_R=np.concatenate([part.answers_R for part in parts])[order_R],
         scores_R=np.concatenate([part.scores_R for part in parts])[order_R],

@@ -26,6 +26,7 @@ from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import BadImage
+from foveate.records.survey.observations import name_detectors
 from foveate.records.survey.survey import Survey, has_survey
 from foveate.species.boxes import NOTICE, SOURCE, add_boxes
 from foveate.species.crops import Views, ViewSettings
@@ -67,6 +68,7 @@ class PredictResult:
     Attributes:
         images: readable or not. computed: by this call. failed: that cannot be read.
         cropped: that show a box instead of the whole frame. boxed: that NanoDet proposed a box for.
+        judged: that a detector with categories looked at, such as MegaDetector.
         stopped: by a signal; the same call resumes.
     """
 
@@ -75,6 +77,7 @@ class PredictResult:
     failed: int
     cropped: int
     boxed: int
+    judged: int
     view: str
     seconds: float
     stopped: bool
@@ -113,7 +116,7 @@ def predict(
             boxed = proposed.status.get("ok", 0)
             if proposed.stopped:
                 seconds = round(time.monotonic() - start, 2)
-                return PredictResult(proposed.images, 0, 0, 0, boxed, model.view.view, seconds, stopped=True)
+                return PredictResult(proposed.images, 0, 0, 0, boxed, 0, model.view.view, seconds, stopped=True)
         with Collection.open(collection_path) as collection:
             inside = collection_path.resolve().is_relative_to(folder.resolve())
             rows = collection.rows(settings.split)
@@ -121,6 +124,7 @@ def predict(
             view = model.view if settings.features is None else ViewSettings(view="whole")
             views = Views(collection, rows, view)
             place_columns_N, cameras = _match_places(model, collection)
+            detectors = name_detectors(collection.table("observations"), [collection.keys[row] for row in rows])
             write_config(
                 folder,
                 {
@@ -141,13 +145,14 @@ def predict(
                 model, collection, rows, views, place_columns_N, folder, settings, device, workers, stop
             )
             if not stop.signal_name:
-                failed = _write_tables(collection, rows, views, folder)
+                failed = _write_tables(collection, rows, views, detectors, folder)
     return PredictResult(
         images=len(rows) + failed[1],
         computed=computed,
         failed=sum(failed),
         cropped=views.cropped,
         boxed=boxed,
+        judged=sum(map(bool, detectors)),
         view=view.view,
         seconds=round(time.monotonic() - start, 2),
         stopped=stop.signal_name is not None,
@@ -178,7 +183,9 @@ def _needs_boxes(model: SpeciesModel, path: Path, settings: PredictSettings) -> 
         return False
     with Collection.open(path) as collection:
         sources = set(collection.table("regions")["source"].unique().to_pylist())
-    return sources <= {SOURCE}
+        # A detector may have found every image empty.
+        is_judged = any(name_detectors(collection.table("observations"), collection.keys))
+    return sources <= {SOURCE} and not is_judged
 
 
 def prepare_collection(source: Path, folder: Path, settings: PredictSettings, *, workers: int | None) -> Path:
@@ -366,8 +373,14 @@ def _make_compute(
     return compute
 
 
-def _write_tables(collection: Collection, rows_N: NDArray[np.int64], views: Views, folder: Path) -> tuple[int, int]:
-    """Write the tables of images and boxes; return how many images failed, and how many files are none."""
+def _write_tables(
+    collection: Collection, rows_N: NDArray[np.int64], views: Views, detectors: Sequence[str], folder: Path
+) -> tuple[int, int]:
+    """Write the tables of images and boxes; return how many images failed, and how many files are none.
+
+    Args:
+        detectors: of `name_detectors`; stored, because results that are imported later are not those of the boxes.
+    """
     count = len(rows_N)
     failures: dict[int, str] = {}
     for number in range(-(-count // _IMAGES_PER_PART)):
@@ -379,6 +392,7 @@ def _write_tables(collection: Collection, rows_N: NDArray[np.int64], views: View
     columns["status"] = [FAILED if row in failures else OK for row in range(count)]
     columns["failure"] = [failures.get(row, "") for row in range(count)]
     columns["scored"] = [True] * count
+    columns["detector"] = list(detectors)
     columns["cropped"] = [views.box(row) is not None for row in rows_N.tolist()]
     known, bad = set(collection.keys), 0
     for row in collection.quarantine().to_pylist():

@@ -209,7 +209,12 @@ class Predictions:
     @cached_property
     def stored_probabilities(self) -> StoredRows:
         """The same on disk, for what needs some images at a time."""
-        return self._store(lambda part: part.probabilities_NK, len(self.classes))
+        return self.store_probabilities(len(self.classes))
+
+    def store_probabilities(self, num_classes: int) -> StoredRows:
+        """Return the probabilities on disk for the model's classes and further ones behind them, which have 0."""
+        missing = ((0, 0), (0, num_classes - len(self.classes)))
+        return self._store(lambda part: np.pad(part.probabilities_NK, missing), num_classes)
 
     def stored_places(self) -> StoredRows:
         """Return the scores [N, P] of the candidate places on disk; `links("place_columns")` says if there are any."""

@@ -30,14 +30,18 @@ class Detections:
     Args:
         kinds_N: index into `DETECTED`, -1 where nothing was detected.
         scores_N: confidence in [0, 1], 0 where nothing was detected.
+        is_judged_N: whether a detector that tells animals, people and vehicles apart looked at the image; None where no
+            image has results of one.
     """
 
     kinds_N: Integers
     scores_N: Floats
+    is_judged_N: NDArray[np.bool_] | None = None
 
     def take(self, rows: Any) -> Detections:
         """Return the detections of some images."""
-        return Detections(self.kinds_N[rows], self.scores_N[rows])
+        is_judged_N = None if self.is_judged_N is None else self.is_judged_N[rows]
+        return Detections(self.kinds_N[rows], self.scores_N[rows], is_judged_N)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Rows:
         images_R: position of the image in the call, after pooling that of the image which shows the event best.
         answers_R: a taxon; or `len(taxa)` + a class that has none; or ABSTAINED, FAILED.
         scores_R: probability of the answer; of the best class where the row abstains.
+        is_fixed_R: whether the detector gave the answer, which no later stage changes.
         is_pooled: whether a row is an event.
         traces: of the stages passed so far.
     """
@@ -106,6 +111,7 @@ class Rows:
     images_R: Integers
     answers_R: Integers
     scores_R: Floats
+    is_fixed_R: NDArray[np.bool_]
     is_pooled: bool = False
     traces: tuple[Trace, ...] = ()
 
@@ -119,7 +125,8 @@ class Rows:
         """
         answers_R, scores_R = best_answers(probabilities_RK, self.classes, self.taxa)
         # A row that failed or abstained stays so.
-        answers_R = np.where(self.answers_R < 0, self.answers_R, answers_R)
+        answers_R = np.where((self.answers_R < 0) | self.is_fixed_R, self.answers_R, answers_R)
+        scores_R = np.where(self.is_fixed_R, self.scores_R, scores_R)
         rows = replace(self, probabilities_RK=probabilities_RK, answers_R=answers_R, scores_R=scores_R)
         return rows.noted(stage, notes, codes_R)
 
@@ -129,6 +136,23 @@ class Rows:
         codes_R = np.zeros(len(self.answers_R), dtype=np.int64) if codes_R is None else codes_R
         trace = Trace(stage, notes, codes_R, self.answers_R, self.scores_R)
         return replace(self, traces=(*self.traces, trace))
+
+    def take(self, order_R: Integers) -> Rows:
+        """Return the rows in another order."""
+        return replace(
+            self,
+            probabilities_RK=self.probabilities_RK[order_R],
+            events_R=self.events_R[order_R],
+            places_R2=self.places_R2[order_R],
+            hours_R=self.hours_R[order_R],
+            days_R=self.days_R[order_R],
+            detections=self.detections.take(order_R),
+            images_R=self.images_R[order_R],
+            answers_R=self.answers_R[order_R],
+            scores_R=self.scores_R[order_R],
+            is_fixed_R=self.is_fixed_R[order_R],
+            traces=tuple(trace.take(order_R) for trace in self.traces),
+        )
 
 
 Stage = Callable[[Rows], Rows]

@@ -205,7 +205,7 @@ def smooth(rows: Rows, settings: SmoothingSettings) -> Rows:
     labels_R = np.nan_to_num(rows.probabilities_RK).argmax(axis=1)
     scores_R = np.take_along_axis(rows.probabilities_RK, labels_R[:, None], axis=1)[:, 0]
     detected_R = (rows.detections.kinds_N == 0) & (rows.detections.scores_N >= settings.min_detection)
-    counts_R = np.flatnonzero(detected_R & (scores_R >= settings.min_score))
+    counts_R = np.flatnonzero(detected_R & (scores_R >= settings.min_score) & ~rows.is_fixed_R)
     smoothed_R = labels_R.copy()
     smoothed_R[counts_R] = smooth_labels(labels_R[counts_R], rows.events_R[counts_R], rows.classes, rows.taxa, settings)
     changed_R = np.flatnonzero(smoothed_R != labels_R)

@@ -288,7 +288,9 @@ class _PackageWriter:
                 continue
             yield self._note(self._observation_row(observation))
         for decision in merged.new():
-            rows = [self.rows.find_row(key) for key in merged.members(decision)]
+            # Several rows of one event have its times.
+            members = (merged.events or {})[decision.event] if decision.event else (decision.key,)
+            rows = [self.rows.find_row(key) for key in members]
             start, end = self._span(rows)
             # Images without a time have no row of media, and so none of observations.
             if start:

@@ -204,7 +204,7 @@ class MergedObservations:
 
     def members(self, decision: Decision) -> Sequence[str]:
         """Return the keys of the images that a decision is about."""
-        return (self.events or {})[decision.event] if decision.event else (decision.key,)
+        return decision.keys or ((self.events or {})[decision.event] if decision.event else (decision.key,))
 
     def read(self) -> Iterator[Observation]:
         """Yield the observations of the survey that stay."""

@@ -16,6 +16,7 @@ class Decision:
     Args:
         key: of the image; "" for a decision about an event.
         event: id of the event that was pooled; "" for a decision about an image.
+        keys: of the images of the event that the decision is about, where it is one of several; by default all.
         kind: "unknown" for an abstention, "unclassified" for an image that was not processed.
         taxon: scientific name of an animal, of any rank; "" where there is none.
         taxon_id, rank: of the taxon; "" where unknown.
@@ -27,6 +28,7 @@ class Decision:
 
     key: str = ""
     event: str = ""
+    keys: tuple[str, ...] = ()
     kind: ObservationKind = "animal"
     taxon: str = ""
     taxon_id: str = ""

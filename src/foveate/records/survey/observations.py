@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,6 +39,28 @@ def select_current(table: pa.Table) -> pa.Table:
     is_answered_O = positions(table["key"], among=table["key"].filter(pa.array(is_review_O)).unique()) >= 0
     is_machine_O = pc.call_function("equal", [table["method"], pa.scalar("machine")]).to_numpy()
     return table.filter(pa.array(is_review_O | is_machine_O | ~is_answered_O))
+
+
+def name_detectors(table: pa.Table, keys: Sequence[str]) -> list[str]:
+    """Return the detector with categories that looked at each image, "" for none or one that failed.
+
+    Only a file of results (`foveate.records.importers.results`) leaves a row about an image without a box; a classifier
+    of whole images does so, too, and is no detector.
+
+    Args:
+        table: rows of the annotation table `observations`.
+        keys: of the images.
+    """
+    table = table.filter(pc.call_function("not_equal", [table["model"], pa.scalar("")]))
+    table = table.filter(pc.call_function("not_equal", [table["kind"], pa.scalar("unclassified")]))
+    table = table.filter(pc.call_function("equal", [table["method"], pa.scalar("machine")]))
+    boxed = table.filter(pc.call_function("is_valid", [table["x1"]]))
+    has_boxes_O = pc.call_function("is_in", [table["model"]], pc.SetLookupOptions(value_set=boxed["model"].unique()))
+    # A class of a whole image has a probability; that a detector found nothing has none.
+    is_empty_O = pc.call_function("is_null", [table["probability"]], pc.NullOptions(nan_is_null=True))
+    table = table.filter(pc.call_function("or", [has_boxes_O, is_empty_O]))
+    models = dict(zip(table["key"].to_pylist(), table["model"].to_pylist(), strict=True))
+    return [models.get(key, "") for key in keys]
 
 
 def _is_latest(table: pa.Table) -> np.ndarray:

@@ -175,10 +175,16 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         num_valid_E = np.add.reduceat(valid_R.astype(np.int64), starts_E)
         notes, codes_E = _describe(settings, num_valid_E, lengths_E)
         best_E = _select_best(rows.probabilities_RK, pooled_EK, event_R)
+        # The detector's answer is that of an event in which it left nothing to the classifier.
+        is_fixed_E = (num_valid_E > 0) & ~np.logical_or.reduceat(valid_R & ~rows.is_fixed_R, starts_E)
+        sources_E = _select_fixed(rows, blank, event_R)
+        best_E = np.where(is_fixed_E, sources_E, best_E)
+        pooled_EK[is_fixed_E] = rows.probabilities_RK[sources_E[is_fixed_E]]
         # The box with the highest score in the event, which need not be on its best image.
         strongest_E = _select_first(-rows.detections.scores_N, event_R)
         # An event fails only if all its images failed.
         answers_E = np.maximum.reduceat(np.minimum(rows.answers_R, 0), starts_E)
+        answers_E = np.where(is_fixed_E, rows.answers_R[best_E], answers_E)
         events = replace(
             rows,
             events_R=events_E,
@@ -188,6 +194,8 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
             detections=rows.detections.take(strongest_E),
             images_R=rows.images_R[best_E],
             answers_R=answers_E,
+            scores_R=rows.scores_R[best_E],
+            is_fixed_R=is_fixed_E,
             is_pooled=True,
             traces=tuple(trace.take(best_E) for trace in rows.traces),
         )
@@ -208,6 +216,16 @@ def _select_best(probabilities_RK: Floats, pooled_EK: Floats, event_R: Integers)
     best_R = pooled_EK.argmax(axis=1)[event_R]
     scores_R = np.take_along_axis(probabilities_RK, best_R[:, None], axis=1)[:, 0]
     return _select_first(np.where(np.isnan(scores_R), np.inf, -scores_R), event_R)
+
+
+def _select_fixed(rows: Rows, blank: int | None, event_R: Integers) -> Integers:
+    """Return the row of each event by which the detector decides it, one that it did not decide where there is none.
+
+    The surest person or vehicle, else the least blank image.
+    """
+    is_blank_R = np.zeros(len(event_R), dtype=bool) if blank is None else rows.probabilities_RK[:, blank] == 1
+    keys_R = np.where(is_blank_R, rows.scores_R, -rows.scores_R - 1)
+    return _select_first(np.where(rows.is_fixed_R, keys_R, np.inf), event_R)
 
 
 def _select_first(keys_R: NDArray[np.float64], event_R: Integers) -> Integers:

@@ -131,12 +131,15 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         )
         # An abstention keeps the probability of its best class, by which reviews are ordered.
         scores_R = np.where(answers_R < 0, top_R, scores_R)
-        answers_R = np.where(rows.answers_R < 0, rows.answers_R, answers_R)
+        scores_R = np.where(rows.is_fixed_R, rows.scores_R, scores_R)
+        answers_R = np.where((rows.answers_R < 0) | rows.is_fixed_R, rows.answers_R, answers_R)
         notes = (
             f"no taxon above {threshold:g}",
             *(f"{group.rank} above {threshold:g}" for group in groups),
             f"no animal, above {threshold:g}",
+            "decided by the detector",
         )
-        return replace(rows, answers_R=answers_R, scores_R=scores_R).noted("rollup", notes, ranks_R + 1)
+        codes_R = np.where(rows.is_fixed_R, len(notes) - 1, ranks_R + 1)
+        return replace(rows, answers_R=answers_R, scores_R=scores_R).noted("rollup", notes, codes_R)
 
     return apply

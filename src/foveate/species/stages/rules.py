@@ -14,7 +14,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.records.survey.taxa import Taxa
 from foveate.species import speciesnet_rules
-from foveate.species.classes import Classes
+from foveate.species.classes import Classes, add_labels
 from foveate.species.rows import ABSTAINED, DETECTED, Rows, Stage, answer_codes
 from foveate.species.speciesnet_rules import NUM_CLASSES, SpeciesNetRules
 from foveate.species.stages import warn_idle
@@ -86,7 +86,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
     by_key = {";".join(label.split(";")[1:6]): i for label, i in taxon_of.items()}
 
     def apply(rows: Rows) -> Rows:
-        extended = _add_special(rows.classes)
+        extended = add_labels(rows.classes, list(_SPECIAL))
         codes_K = answer_codes(extended, taxa)
         special = {_SPECIAL[name]: int(codes_K[extended.labels.index(name)]) for name in _SPECIAL}
         label_K = [
@@ -124,9 +124,3 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         return rows.noted("rules", tuple(notes), sources_R)
 
     return apply
-
-
-def _add_special(classes: Classes) -> Classes:
-    """Add the classes that the rules can answer with and the model lacks."""
-    missing = [label for label in _SPECIAL if label not in classes.labels]
-    return Classes((*classes.labels, *missing), np.append(classes.taxa_K, np.full(len(missing), -1, dtype=np.int64)))

@@ -30,11 +30,17 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
     rules = others.get("rules")
     if not settings.threshold or (isinstance(rules, RulesSettings) and rules.rules != "none"):
         return None
-    notes = (f"at least {settings.threshold:g}", f"below {settings.threshold:g}", "no answer")
+    notes = (
+        f"at least {settings.threshold:g}",
+        f"below {settings.threshold:g}",
+        "no answer",
+        "decided by the detector",
+    )
 
     def apply(rows: Rows) -> Rows:
-        low_R = (rows.answers_R >= 0) & (rows.scores_R < settings.threshold)
+        low_R = (rows.answers_R >= 0) & (rows.scores_R < settings.threshold) & ~rows.is_fixed_R
         codes_R = np.where(rows.answers_R < 0, 2, low_R.astype(np.int64))
+        codes_R = np.where(rows.is_fixed_R, 3, codes_R)
         return replace(rows, answers_R=np.where(low_R, ABSTAINED, rows.answers_R)).noted("threshold", notes, codes_R)
 
     return apply

@@ -31,6 +31,8 @@ def stage_options(function: F) -> F:
     stages: Callable[[F], F] = fields(
         "foveate.species.decisions:Stages",
         ("temperature.temperature", "--temperature"),
+        ("detector.enabled", "--detector"),
+        ("detector.threshold", "--detector-threshold"),
         ("prior.source", "--prior"),
         ("prior.by_place", "--place-prior"),
         ("prior.by_hour", "--hour-prior"),
@@ -122,6 +124,17 @@ def decide_and_render(
     )
     write_json_atomically(predictions.folder / "result.json", result.to_json())
     return result, render(predictions.folder)
+
+
+def describe_detector(images: int, stages: Mapping[str, Any]) -> str:
+    """Say what the detector's results decide about the images that it looked at."""
+    from foveate.species.stages.detector import StageSettings
+
+    settings = StageSettings(**dict(stages.get("detector", {})))
+    looked_at = f"{images:,} have results of a detector with categories"
+    if not settings.enabled or dict(stages.get("rules", {})).get("rules", "none") != "none":
+        return looked_at
+    return f"{looked_at}: people, vehicles and no box at {settings.threshold:g} (--detector-threshold) decide"
 
 
 def describe_result(result: SpeciesResult) -> list[str]:

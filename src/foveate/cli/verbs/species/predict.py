@@ -15,6 +15,7 @@ from foveate.cli.verbs.species.options import (
     SETTINGS,
     check_stages,
     decide_and_render,
+    describe_detector,
     describe_result,
     page_options,
     stage_options,
@@ -69,7 +70,7 @@ def command(
         finish(asdict(counts), lines, {"results": out}, as_json=as_json)
         # Ends with status 130, as Ctrl-C does anywhere else.
         raise KeyboardInterrupt
-    if counts.view == "crop" and not counts.cropped:
+    if counts.view == "crop" and not counts.cropped and not counts.judged:
         say(
             "the model was trained on crops of animals, and no image has a box that is sure enough: whole frames were "
             "recognized; give --results with MegaDetector's file"
@@ -77,6 +78,7 @@ def command(
     result, report = decide_and_render(Predictions.open(out), stages, decision, page)
     lines = [f"{counts.images:,} images, {counts.computed:,} of them now; {counts.failed:,} cannot be read"]
     lines += [f"{counts.boxed:,} got boxes from NanoDet-g"] if counts.boxed else []
+    lines += [describe_detector(counts.judged, stages)] if counts.judged else []
     lines += [f"{counts.cropped:,} were cropped to a box"] if counts.view == "crop" else []
     lines += describe_result(result)
     finish({**asdict(counts), "counts": result.counts}, lines, {"results": out, "report": report}, as_json=as_json)

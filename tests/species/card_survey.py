@@ -1,0 +1,88 @@
+"""A card of four bursts of three frames with MegaDetector's results, and a model of features that predicts it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from training_survey import build_survey, write_features
+
+from foveate.core.recipes import validate
+from foveate.records.importers.results import add_results
+from foveate.records.survey.store import make_context, survey_rows, write_survey
+from foveate.records.survey.types import Deployment, Medium
+from foveate.records.writer import CollectionWriter
+from foveate.species.decide_results import decide_results
+from foveate.species.decisions import Stages
+from foveate.species.model import SpeciesModel
+from foveate.species.predict import predict
+from foveate.species.predictions import Predictions
+from foveate.species.recipe import SpeciesRecipe
+from foveate.species.settings import PredictSettings
+from foveate.species.train import train_species
+
+EVENTS, FRAMES = 4, 3
+CORNERS = [0.1, 0.1, 0.5, 0.5]
+FILES = [f"A/IMG_{number:04}.JPG" for number in range(EVENTS * FRAMES)]
+KEYS = [file.removesuffix(".JPG") for file in FILES]
+Boxes = Mapping[int, list[tuple[str, float]]]
+
+
+def train_model(folder: Path) -> SpeciesModel:
+    """Train a linear head on features of three kinds and blank."""
+    survey = build_survey(folder / "train", images=32)
+    write_features(folder / "train.npz", survey)
+    values = {"method": "linear_probe", "data": {"features": str(folder / "train.npz")}, "prior": "none"}
+    recipe = validate(SpeciesRecipe, values, where="test")
+    outcome = train_species(survey.collection.path, folder / "run", recipe, device="cpu")
+    assert outcome.model is not None
+    return outcome.model
+
+
+def write_card(folder: Path) -> None:
+    """Write the survey of the card: a burst an hour, a frame a second, without sequences of the camera."""
+    with CollectionWriter(folder, source="card") as writer:
+        deployment = Deployment("A", "A", 48.137, 11.575, utc_offset="+02:00")
+        for number, (key, file) in enumerate(zip(KEYS, FILES, strict=True)):
+            time = f"2026-05-01 {8 + number // FRAMES:02}:00:{number % FRAMES:02}"
+            medium = Medium(key, "A", time=time, file=file)
+            buffer = io.BytesIO()
+            Image.new("RGB", (60, 40), (20 * number, 90, 60)).save(buffer, "JPEG")
+            context = make_context(medium, deployment)
+            writer.add(key, buffer.getvalue(), context=context, extra=survey_rows(medium))
+        write_survey(writer, deployments=[deployment])
+
+
+def write_boxes(path: Path, boxes: Boxes) -> Path:
+    """Write MegaDetector's results: boxes (category, confidence) of each listed frame."""
+    numbers = {"animal": "1", "person": "2", "vehicle": "3"}
+    images: list[dict[str, Any]] = []
+    for number, pairs in boxes.items():
+        detections = [{"category": numbers[name], "conf": conf, "bbox": CORNERS} for name, conf in pairs]
+        images.append({"file": FILES[number], "detections": detections})
+    content = {"info": {"format_version": "1.6", "detector": "MegaDetector v5a"}, "images": images}
+    path.write_text(json.dumps({**content, "detection_categories": {n: name for name, n in numbers.items()}}))
+    return path
+
+
+def predict_card(
+    model: SpeciesModel, folder: Path, kinds: list[int], boxes: Boxes | None, **stages: Any
+) -> Predictions:
+    """Write the card, its results of MegaDetector and its predictions into `folder`, and decide.
+
+    Args:
+        kinds: what the classifier sees on each frame, as an index of `training_survey.KINDS`.
+        boxes: see `write_boxes`; None is a card that no detector looked at.
+    """
+    write_card(folder / "card")
+    if boxes is not None:
+        add_results(folder / "card", write_boxes(folder / "md.json", boxes))
+    np.savez(folder / "features.npz", key=np.array(KEYS), vector=np.eye(6)[kinds] * 3)
+    predict(model, folder / "card", folder / "results", PredictSettings(features=folder / "features.npz"))
+    decide_results(Predictions.open(folder / "results"), validate(Stages, stages, where="test"))
+    return Predictions.open(folder / "results")
