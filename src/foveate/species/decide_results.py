@@ -16,6 +16,7 @@ from foveate.core.files import write_json_atomically
 from foveate.core.recipes import Settings
 from foveate.records import tables
 from foveate.records.boxes import Box
+from foveate.records.exporters.survey_rows import MergedObservations, SurveyRows
 from foveate.records.region_sources import DETECTED as DETECTED_SOURCE
 from foveate.records.region_sources import detector_source
 from foveate.records.survey.decisions import Decision
@@ -187,6 +188,13 @@ def read_decisions(predictions: Predictions) -> tuple[list[Decision], dict[str, 
             )
         )
     return decisions, members
+
+
+def merge_decisions(predictions: Predictions) -> MergedObservations | None:
+    """Return the decisions with what people say of the survey, None where the collection is no survey."""
+    if open_survey(predictions) is None:
+        return None
+    return MergedObservations(SurveyRows(predictions.collection), *read_decisions(predictions))
 
 
 def _used_boxes(predictions: Predictions) -> dict[str, Box]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from foveate.records.boxes import Box
 from foveate.records.exporters.megadetector import MegaDetectorExport, ResultsInfo, export_megadetector
 from foveate.records.survey.detections import ClassLabel, DetectedImage, Detection, Prediction, get_kind
 from foveate.records.survey.taxa import Taxa
-from foveate.species.decide_results import image_decisions, read_decisions
+from foveate.records.survey.types import Observation
+from foveate.species.decide_results import image_decisions, merge_decisions, read_decisions
 from foveate.species.predictions import DECIDE, FAILED, Predictions
 from foveate.species.settings import ExportSettings
 
@@ -24,6 +26,7 @@ _OPTIONS_OF = {
     "camtrap-dp": ("coordinate_digits", "title", "contributor", "sampling_design", "utc_offset"),
     "wildlife-insights": ("project",),
 }
+_CATEGORIES = {"animal": "animal", "human": "person", "vehicle": "vehicle"}  # of MegaDetector, by kind
 _MIN_BLANK = 0.5  # without boxes: from this probability on an image of an animal's event is one of its empty frames
 
 
@@ -107,21 +110,34 @@ def write_megadetector(predictions: Predictions, path: Path) -> MegaDetectorExpo
 
 def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
     decisions = predictions.decisions.to_pylist()
+    merged = merge_decisions(predictions)
+    answers = merged.image_answers() if merged is not None else {}
+    reviewed = merged.reviewed if merged is not None else {}
     keys = predictions.collection_keys
     owners_N = image_decisions(predictions, keys)
     boxes: dict[str, list[dict[str, Any]]] = {}
     for box in predictions.boxes.to_pylist():
         boxes.setdefault(box["key"], []).append(box)
+    # A model of whole images has seen no box more than another.
+    is_whole = predictions.config["view"]["view"] == "whole"
     labels = predictions.classes.labels
     # Read only if there are no boxes, which otherwise tell the empty frames.
     blank_N = predictions.class_probabilities(labels.index("blank")) if "blank" in labels and not boxes else None
     for number, row in enumerate(predictions.images.to_pylist()):
+        if answer := answers.get(row["key"]):
+            # A person saw more of an image that cannot be read any more, or has no box, than the detector.
+            detections = _answer_boxes(boxes.get(row["key"], ()), answer, predictions.taxa, row["key"] in reviewed)
+            yield DetectedImage(row["file"], tuple(detections), time=row["time"])
+            continue
         if row["status"] == FAILED:
             yield DetectedImage(row["file"], failure=row["failure"])
             continue
         decision = decisions[int(owners_N[number])]
         scored = _label(decision, predictions.taxa)
-        detections = [_detect(box, scored) for box in boxes.get(row["key"], ())]
+        of_image = boxes.get(row["key"], [])
+        if is_whole and scored is not None:
+            of_image = _mark_best(of_image, scored[0].kind)
+        detections = [_detect(box, scored) for box in of_image]
         prediction = None
         # A frame without a box, of a survey with boxes, is one that the animal had left.
         if not boxes and scored is not None:
@@ -130,23 +146,71 @@ def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
         yield DetectedImage(row["file"], tuple(detections), prediction=prediction, time=row["time"])
 
 
+def _mark_best(boxes: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Return the boxes of an image, of which the surest of a kind is the one that the model saw."""
+    rivals = [index for index, box in enumerate(boxes) if get_kind(box["label"]) == kind]
+    best = max(rivals, key=lambda index: boxes[index]["score"], default=-1)
+    return [{**box, "used": index == best} for index, box in enumerate(boxes)]
+
+
 def _detect(box: Mapping[str, Any], scored: tuple[ClassLabel, float] | None) -> Detection:
     kind = get_kind(box["label"])
-    category = {"human": "person", "vehicle": "vehicle"}.get(kind, "animal")
+    category = _CATEGORIES.get(kind, "animal")
     # The class of the event goes to the box that the model saw, never to a person or vehicle next to the animal.
     classes = (scored,) if scored is not None and box["used"] and scored[0].kind == kind else ()
     corners = Box(box["x1"], box["y1"], box["x2"], box["y2"])
     return Detection(category, box["score"], corners, classifications=classes)
 
 
+def _answer_boxes(
+    rows: Sequence[Mapping[str, Any]], answers: Sequence[Observation], taxa: Taxa, is_own: bool
+) -> list[Detection]:
+    """Return the boxes of an image with what people say of it, in place of the classes of the model.
+
+    A person's answer goes to the best box of its kind, else to the best of another kind, which becomes one of it. An
+    image without any finding of a person has no box, as the format writes an empty image.
+
+    Args:
+        is_own: whether the answers are about this image, which is certain then, and gets a box of the whole frame where
+            it has none; in other frames of an event the animal may be missing.
+    """
+    if all(answer.kind == "blank" for answer in answers):
+        return []
+    detections = [_detect(box, None) for box in rows]
+    order = sorted(range(len(rows)), key=lambda index: (-rows[index]["used"], -rows[index]["score"]))
+    categories = {_CATEGORIES[answer.kind]: answer.kind for answer in answers if answer.kind in _CATEGORIES}
+    for category, kind in categories.items():
+        # Only animals have a class: the box itself says person or vehicle.
+        named = [answer for answer in answers if answer.kind == kind == "animal" and answer.taxon]
+        classes = tuple((_name_class(answer.taxon, answer.taxon_id, taxa), 1.0) for answer in named)
+        index = next((index for index in order if detections[index].category == category), None)
+        if index is not None:
+            box = replace(detections[index], classifications=classes)
+            # Timelapse hides boxes of low confidence.
+            detections[index] = replace(box, confidence=1.0) if is_own else box
+            continue
+        index = next((index for index in order if detections[index].category not in categories), None)
+        if index is not None:
+            box = replace(detections[index], category=category, confidence=1.0, classifications=classes)
+            detections[index] = box
+        elif is_own:
+            detections.append(Detection(category, 1.0, Box(0.0, 0.0, 1.0, 1.0), classes))
+    return detections
+
+
 def _label(decision: Mapping[str, Any], taxa: Taxa) -> tuple[ClassLabel, float] | None:
     """Return the class of a decision; None for one that names nothing, or nothing beyond the box."""
     if decision["kind"] in ("unknown", "unclassified", "blank"):
         return None
+    return _name_class(decision["name"], decision["taxon"], taxa), decision["score"]
+
+
+def _name_class(name: str, taxon_id: str, taxa: Taxa) -> ClassLabel:
+    """Return the class of a taxon, with its lineage where the taxonomy knows it."""
     # For "human" or a label that matched no taxon, the name is all that is known.
-    if not decision["taxon"]:
-        return ClassLabel(decision["name"]), decision["score"]
-    taxon = taxa.index(decision["taxon"])
+    if taxon_id not in taxa:
+        return ClassLabel(name)
+    taxon = taxa.index(taxon_id)
     lineage = {rank: taxa.names[index] for rank in _RANKS if (index := taxa.at_rank(taxon, rank)) >= 0}
     name = taxa.common[taxon] or taxa.names[taxon]
-    return ClassLabel.from_lineage(name.lower(), taxa.ids[taxon], lineage), decision["score"]
+    return ClassLabel.from_lineage(name.lower(), taxa.ids[taxon], lineage)

@@ -25,7 +25,7 @@ from foveate.core.files import read_json, sha256_file, write_bytes_atomically, w
 from foveate.records import tables
 from foveate.records.exporters.survey_rows import SurveyRows
 from foveate.records.images import BadImage, save_thumbnail
-from foveate.species.decide_results import best_detections, open_survey
+from foveate.species.decide_results import best_detections, merge_decisions, open_survey
 from foveate.species.predictions import Predictions
 from foveate.species.results import ReviewEntry, ReviewImage, SpeciesReviewResult
 from foveate.species.rows import DETECTED
@@ -49,16 +49,23 @@ class ReviewEvent:
         row: in the table of decisions.
         priority: what a look can change, higher is more.
         reasons: why, in words.
+        is_answered: whether a person has answered it.
     """
 
     row: int
     priority: float
     reasons: tuple[str, ...]
+    is_answered: bool = False
 
 
 def rank_events(predictions: Predictions) -> list[ReviewEvent]:
-    """Order decisions by what a look would change, the most first; those without a readable image are left out."""
+    """Order decisions by what a look would change, the most first; those without a readable image are left out.
+
+    What a person answered comes last: a look at it again changes nothing.
+    """
     decisions = predictions.decisions.to_pylist()
+    merged = merge_decisions(predictions)
+    answered = [] if merged is None else [merged.is_answered(decision) for decision in merged.decisions or ()]
     detections = best_detections(predictions)
     rows = tables.positions(predictions.decisions["key"], among=predictions.images["key"])
     uses = Counter(row["name"] for row in decisions if row["kind"] == "animal")
@@ -66,6 +73,9 @@ def rank_events(predictions: Predictions) -> list[ReviewEvent]:
     for index, row in enumerate(decisions):
         # None of its images could be read, so there is nothing to look at.
         if row["kind"] == "unclassified":
+            continue
+        if answered and answered[index]:
+            events.append(ReviewEvent(index, 0.0, ("answered by a person",), is_answered=True))
             continue
         alternatives = json.loads(row["alternatives"])
         # What the answer leaves open: of "Felidae 0.9" still the species, of which the best has less.
@@ -89,7 +99,7 @@ def rank_events(predictions: Predictions) -> list[ReviewEvent]:
                 priority += score
                 reasons.append(f"blank, but the detector has an {DETECTED[kind]} of {score:.2f}")
         events.append(ReviewEvent(index, round(priority, 4), tuple(reasons)))
-    return sorted(events, key=lambda event: (-event.priority, event.row))
+    return sorted(events, key=lambda event: (event.is_answered, -event.priority, event.row))
 
 
 def write_review(

@@ -286,7 +286,11 @@ class _PackageWriter:
             if observation.key and observation.key not in self.media_ids:
                 self.export.counts["observations of images without a time"] += 1
                 continue
-            yield self._note(self._observation_row(observation))
+            yield self._note(self._observation_row(observation, merged))
+        for answer, _, is_new in merged.read_answers():
+            if is_new:
+                self.export.counts["events with the answer of a person"] += 1
+                yield self._note(self._observation_row(answer, merged, (merged.events or {})[answer.event]))
         for decision in merged.new():
             # Several rows of one event have its times.
             members = (merged.events or {})[decision.event] if decision.event else (decision.key,)
@@ -310,9 +314,12 @@ class _PackageWriter:
                 taxon |= {"taxonID": decision.taxon_id, "taxonRank": decision.rank if decision.rank in RANKS else ""}
         return row
 
-    def _observation_row(self, observation: Observation) -> dict[str, object]:
+    def _observation_row(
+        self, observation: Observation, merged: MergedObservations, keys: Sequence[str] = ()
+    ) -> dict[str, object]:
+        """Return the row of an observation; `keys` are those of an event whose id the survey does not have."""
         row = self.rows.keys.get(observation.key, -1)
-        sequence = self.rows.sequences.get((observation.deployment, observation.event), ())
+        sequence = keys or self.rows.sequences.get((observation.deployment, observation.event), ())
         members = [row] if row >= 0 else [self.rows.keys[key] for key in sequence]
         span = ("", "") if observation.event_start and observation.event_end else self._span(members)
         deployment = self.rows.deployments.get(observation.deployment) or Deployment(observation.deployment)
@@ -322,8 +329,9 @@ class _PackageWriter:
             self.export.counts["times of classifications left out, which have no offset from UTC"] += 1
             classified = ""
         probability = observation.probability
-        # Only of another format: in a package, an empty cell was meant.
-        event = self.rows.media["sequence"][row].as_py() if row >= 0 and not self.descriptor else ""
+        # Of a review or another format: in a package, an empty cell was meant.
+        is_own = not self.descriptor or (observation.key, observation.id) in self.rows.review_ids
+        event = merged.name_event(observation.key) if row >= 0 and is_own else ""
         return {
             **observation.extra,
             **_box_cells(observation.box),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import atomic_file
@@ -21,7 +22,7 @@ from foveate.records.collection import Collection
 from foveate.records.survey.camtrap_schema import is_valid_time
 from foveate.records.survey.decisions import Decision
 from foveate.records.survey.hours import Times, local_clock, parse_offset, parse_times
-from foveate.records.survey.observations import select_current
+from foveate.records.survey.observations import REVIEW_SOURCE, select_current
 from foveate.records.survey.taxa import Taxa
 from foveate.records.survey.types import Deployment, Medium, Observation
 from foveate.records.tables import positions
@@ -145,6 +146,13 @@ class SurveyRows:
                 yield from map(Observation.from_row, batch.to_pylist())
 
     @cached_property
+    def review_ids(self) -> set[tuple[str, str]]:
+        """Key and id of each row that a person wrote in a review."""
+        table = self.collection.table("observations").select(["key", "id", "source"])
+        is_review = pc.call_function("starts_with", [table["source"]], pc.MatchSubstringOptions(REVIEW_SOURCE))
+        return {(row["key"], row["id"]) for row in table.filter(is_review).to_pylist()}
+
+    @cached_property
     def sequences(self) -> dict[tuple[str, str], list[str]]:
         """Keys of each sequence of the source by deployment and id: cameras may count from 1."""
         sequences: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -157,14 +165,20 @@ class SurveyRows:
 
 @dataclass
 class MergedObservations:
-    """A survey's observations, with those of a machine replaced by new decisions.
+    """A survey's observations, with those of a machine replaced by new decisions and answers of people about events.
 
-    A row of a person, of nobody in particular or about setting up the camera is never touched, and its image or event
-    gets no decision beside it.
+    A row of a person, of nobody in particular or about setting up the camera is never touched. What it says is the
+    answer about its event, in place of the decision. A frame that a person called empty leaves the decision about the
+    others as it is.
 
     Args:
         decisions: None leaves everything as it is.
         events: keys of the images of each event that was pooled; by default the sequences whose id one deployment has.
+
+    Attributes:
+        reviewed: rows of people about each image that has a decision.
+        labeled: images with rows that stay, after `read`.
+        num_skipped: decisions that gave way to a person, after `new`.
     """
 
     rows: SurveyRows
@@ -177,8 +191,8 @@ class MergedObservations:
             self.events = {
                 sequence: keys for (_, sequence), keys in self.rows.sequences.items() if deployments[sequence] == 1
             }
-        self.reviewed_keys: set[str] = set()
-        self.reviewed_events: set[tuple[str, str]] = set()
+        self.reviewed: dict[str, list[Observation]] = defaultdict(list)
+        self._reviewed_events: dict[tuple[str, str], list[Observation]] = defaultdict(list)
         self.labeled: set[str] = set()
         self.num_skipped = 0
         decided = self.decisions or ()
@@ -190,12 +204,14 @@ class MergedObservations:
                 self.rows.find_row(key)
         self.decided_keys = {key for decision in decided for key in self.members(decision)}
         self.decided_events = {self._event(decision) for decision in decided if decision.event}
+        self._event_of = {key: decision.event for decision in decided for key in self.members(decision)}
+        self._sequences = self.rows.media["sequence"].to_pylist()
         for observation in self.rows.read_observations() if decided else ():
             if _is_reviewed(observation):
-                if observation.key:
-                    self.reviewed_keys.add(observation.key)
-                else:
-                    self.reviewed_events.add((observation.deployment, observation.event))
+                if observation.key in self.decided_keys:
+                    self.reviewed[observation.key].append(observation)
+                elif (observation.deployment, observation.event) in self.decided_events and not observation.key:
+                    self._reviewed_events[observation.deployment, observation.event].append(observation)
 
     def _event(self, decision: Decision) -> tuple[str, str]:
         """Return deployment and id of the event that a decision is about."""
@@ -205,6 +221,30 @@ class MergedObservations:
     def members(self, decision: Decision) -> Sequence[str]:
         """Return the keys of the images that a decision is about."""
         return decision.keys or ((self.events or {})[decision.event] if decision.event else (decision.key,))
+
+    def name_event(self, key: str) -> str:
+        """Return the id of the event of an image: of its decision, else of its source; "" for none."""
+        return self._event_of.get(key) or self._sequences[self.rows.keys[key]]
+
+    def is_answered(self, decision: Decision) -> bool:
+        """Whether a person said what the image or event of a decision shows."""
+        return bool(self.find_answers(decision)) if decision.event else decision.key in self.reviewed
+
+    def find_answers(self, decision: Decision) -> list[Observation]:
+        """Return what people say of the event of a decision, one row for each kind; none where the decision stands."""
+        if not decision.event or not (self.reviewed or self._reviewed_events):
+            return []
+        deployment, event = self._event(decision)
+        if (deployment, event) in self._reviewed_events:
+            return self._reviewed_events[deployment, event]
+        members = self.members(decision)
+        rows = [row for key in members for row in self.reviewed.get(key, ())]
+        for kinds in (("animal", "human", "vehicle"), ("unknown",), ("blank",)):
+            shown = [row for row in rows if row.kind in kinds]
+            # An empty frame says nothing about the others of its burst.
+            if shown and (kinds != ("blank",) or all(key in self.reviewed for key in members)):
+                return _join_answers(shown, deployment, event)
+        return []
 
     def read(self) -> Iterator[Observation]:
         """Yield the observations of the survey that stay."""
@@ -216,18 +256,59 @@ class MergedObservations:
                 self.labeled.add(observation.key)
                 yield observation
 
+    def read_answers(self) -> Iterator[tuple[Observation, Sequence[str], bool]]:
+        """Yield the answers about events, the keys of the images, and whether `read` lacks the row."""
+        for decision in self.decisions or ():
+            if answers := self.find_answers(decision):
+                is_new = self._event(decision) not in self._reviewed_events
+                for answer in answers:
+                    yield answer, self.members(decision), is_new
+
+    def image_answers(self) -> dict[str, list[Observation]]:
+        """Return what people say of each image that has a decision: rows of its own, else those about its event."""
+        answers = dict(self.reviewed)
+        for answer, keys, _ in self.read_answers():
+            for key in keys:
+                if key not in self.reviewed:
+                    answers.setdefault(key, []).append(answer)
+        return answers
+
     def new(self) -> Iterator[Decision]:
         """Yield the decisions to write, then one "unclassified" for each image without any row; call after `read`."""
+        self.num_skipped = 0
         for decision in self.decisions or ():
-            # One reviewed frame is enough: a pooled decision would count its animal again, beside the person's row.
-            reviewed = bool(decision.event) and self._event(decision) in self.reviewed_events
-            if reviewed or not self.reviewed_keys.isdisjoint(self.members(decision)):
+            if self.is_answered(decision):
                 self.num_skipped += 1
             else:
                 yield decision
         if self.decisions is not None:
             done = self.labeled | self.decided_keys
             yield from (Decision(key=key, kind="unclassified") for key in self.rows.keys if key not in done)
+
+
+def _join_answers(rows: Sequence[Observation], deployment: str, event: str) -> list[Observation]:
+    """Return a row about an event for each kind and taxon among rows about its images, with the highest count."""
+    joined: dict[tuple[str, ...], Observation] = {}
+    for row in rows:
+        setup = {name: value for name, value in row.extra.items() if name == "cameraSetupType"}
+        name = (row.kind, row.taxon, *setup.values())
+        counts = [count for count in (row.count, joined[name].count if name in joined else None) if count is not None]
+        joined[name] = Observation(
+            id="",
+            deployment=deployment,
+            event=event,
+            level="event",
+            kind=row.kind,
+            taxon=row.taxon,
+            taxon_id=row.taxon_id,
+            # Frames of a burst show the same animals, so that a sum would count them again.
+            count=max(counts, default=None),
+            method=row.method,
+            classifier=row.classifier,
+            classified_at=row.classified_at,
+            extra=setup,
+        )
+    return list(joined.values())
 
 
 def _is_reviewed(observation: Observation) -> bool:
@@ -276,31 +357,38 @@ class ImageLabel:
 def list_image_labels(merged: MergedObservations, *, taxa: Taxa | None, classifier: str) -> Iterator[ImageLabel]:
     """Yield what is known of each image, in the order of the survey's rows and then of the decisions.
 
-    A decision about an event is one about each of its images. Imported rows about events are left out: an animal leaves
-    some frames of its burst.
+    A decision or answer about an event is one about each of its images that has no row of a person. Imported rows about
+    events that have no decision are left out: an animal leaves some frames of its burst.
 
     Args:
         taxa: for the ranks of imported rows; by default the collection's.
         classifier: name and version of the model that decided.
     """
     rows = merged.rows
-    taxa = taxa or Taxa.from_rows(rows.collection.dataset_table("taxa").to_pylist())
-    sequences = rows.media["sequence"].to_pylist()
+    known = taxa or Taxa.from_rows(rows.collection.dataset_table("taxa").to_pylist())
+
+    def label(row: int, entry: Observation, event: str) -> ImageLabel:
+        # By id first: `find` returns nothing for a name that several taxa share.
+        index = known.index(entry.taxon_id) if entry.taxon_id in known else known.find(entry.taxon)
+        rank = known.ranks[index] if entry.taxon and index >= 0 else ""
+        taxon = (entry.kind, entry.taxon, entry.taxon_id, rank)
+        return ImageLabel(row, event, *taxon, entry.probability, entry.method, entry.classifier, entry.count)
+
     for entry in merged.read():
         row = rows.keys.get(entry.key, -1)
         if row >= 0:
-            # By id first: `find` returns nothing for a name that several taxa share.
-            index = taxa.index(entry.taxon_id) if entry.taxon_id in taxa else taxa.find(entry.taxon)
-            rank = taxa.ranks[index] if entry.taxon and index >= 0 else ""
-            event = entry.event or sequences[row]
-            taxon = (entry.kind, entry.taxon, entry.taxon_id, rank)
-            yield ImageLabel(row, event, *taxon, entry.probability, entry.method, entry.classifier, entry.count)
+            yield label(row, entry, entry.event or merged.name_event(entry.key))
+    for answer, keys, _ in merged.read_answers():
+        yield from (label(rows.find_row(key), answer, answer.event) for key in keys if key not in merged.reviewed)
     for decision in merged.new():
         processed = classifier if decision.kind != "unclassified" else ""
         for key in merged.members(decision):
+            # Called empty by a person, in an event whose other frames show something.
+            if key in merged.reviewed:
+                continue
             row = rows.find_row(key)
             taxon = (decision.kind, decision.taxon, decision.taxon_id, decision.rank)
-            source, event = ";".join(decision.source), decision.event or sequences[row]
+            source, event = ";".join(decision.source), decision.event or merged.name_event(key)
             yield ImageLabel(row, event, *taxon, decision.probability, source, processed, decision.count)
 
 
