@@ -71,8 +71,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its status.
 
-    0 done, 1 a user's mistake, 2 wrong arguments, 3 nothing was found or no part of a run succeeded, 130 stopped,
-    141 the reader of its output is gone (SIGPIPE).
+    0 done, 1 a user's mistake or images that could not be reached, 2 wrong arguments, 3 nothing was found or no part of
+    a run succeeded, 130 stopped, 141 the reader of its output is gone (SIGPIPE).
     """
     keep_freed_memory()
     try:

@@ -27,6 +27,19 @@ R = TypeVar("R")
 Row = dict[str, object]
 
 
+def describe_unreachable(count: int, total: int, first: str) -> str:
+    """Describe images that a run could not reach (`BadImage.is_passing`): the end of a command that tries them again.
+
+    Args:
+        total: images of the run.
+        first: why the first of them could not be read.
+    """
+    return (
+        f"{count:,} of {total:,} images could not be reached (the first: {first}); is the card still there? Run the "
+        "same command again"
+    )
+
+
 def matching_parts(
     collection: Path, table: str, columns: Sequence[str], *, where: Mapping[str, object]
 ) -> Iterator[pa.Table]:

@@ -115,7 +115,13 @@ ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 
 # Reasons that are not in an image's bytes: a disk that is back, or an installed library, ends them.
-_PASSING = {"missing file", "changed file", "missing shard", "damaged shard", "unreadable", "format needs an extra"}
+NEEDS_EXTRA = "format needs an extra"
+_PASSING = {"missing file", "changed file", "missing shard", "damaged shard", "unreadable", NEEDS_EXTRA}
+
+
+def is_passing(failure: str) -> bool:
+    """Whether a stored failure, "reason: sentence" or its reason alone, may be over when the image is read again."""
+    return failure.partition(": ")[0] in _PASSING
 
 
 class BadImage(UserError):
@@ -128,7 +134,7 @@ class BadImage(UserError):
     @property
     def is_passing(self) -> bool:
         """Whether the same image may be readable later, so that the failure must not be stored."""
-        return self.reason in _PASSING
+        return is_passing(self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +231,7 @@ def _find_decoder(format_name: str) -> Any:
             return HeifImageFile
     if format_name in ("AVIF", "HEIF"):
         name = "AVIF" if format_name == "AVIF" else "HEIC or HEIF"
-        raise BadImage("format needs an extra", f"the file is {name}; to read it: pip install 'foveate[heif]'")
+        raise BadImage(NEEDS_EXTRA, f"the file is {name}; to read it: pip install 'foveate[heif]'")
     return _DECODERS[format_name]
 
 

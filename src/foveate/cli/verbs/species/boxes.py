@@ -22,7 +22,7 @@ def command(collection: Path, settings: dict[str, Any], workers: int | None, as_
     """Propose boxes of animals on the images of COLLECTION that have none, with a small detector that comes along.
 
     It was trained on everyday objects and is no MegaDetector; its class names are not used. The same command
-    resumes.
+    resumes, and tries images again that could not be reached.
 
     \b
     Example:
@@ -41,8 +41,13 @@ def command(collection: Path, settings: dict[str, Any], workers: int | None, as_
     lines = [f"{result.boxes:,} boxes by NanoDet-g; images: {counts}"]
     if result.skipped:
         lines.append(f"{result.skipped:,} images have boxes of another source and were left as they are")
+    if result.unreachable:
+        lines.append(f"{result.unreachable:,} images could not be reached; the same command tries them again")
     if result.stopped:
         lines.append("stopped; run the same command to resume")
     finish(asdict(result), lines, {"collection": collection}, as_json=as_json)
     if result.stopped:
         raise KeyboardInterrupt
+    # Boxes that were found are written; the exit status still tells a script that there is more to do.
+    if (failure := result.find_failure()) is not None:
+        raise failure
