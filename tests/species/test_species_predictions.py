@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +122,62 @@ def test_cards_are_collected_and_built_by_commands(folder: Path, tmp_path: Path)
     rows = read_csv(tmp_path / "graph/triples.csv")
     assert {row["datatype_h"] for row in rows} >= {"image", "id"}
     assert result["counts"]
+
+
+def test_images_whose_card_is_away_are_tried_again(folder: Path, tmp_path: Path) -> None:
+    cards, survey = tmp_path / "cards", tmp_path / "survey"
+    shutil.copytree(folder / "cards", cards)
+    run("collect", cards, "--deployments", cards / "deployments.csv", "--reference", "--to", survey)
+    model, settings = open_species(folder / "run/model"), PredictSettings(detect=False)
+
+    def count() -> tuple[int, int, int]:
+        result = predict(model, survey, tmp_path / "results", settings, device="cpu", workers=1)
+        assert (result.find_failure() is None) == (result.unreachable == 0)
+        return result.computed, result.failed, result.unreachable
+
+    # A damaged file among them is refused when it is collected: it never counts as unreachable.
+    cards.rename(tmp_path / "away")
+    assert count() == (9, 10, 9)
+    assert Predictions.open(tmp_path / "results").images["status"].to_pylist() == ["failed"] * 10
+    (tmp_path / "away").rename(cards)
+    image = first_image(tmp_path)
+    image.rename(tmp_path / "one.jpg")
+    assert count() == (9, 2, 1)
+    before = read_part(tmp_path / "results", 0)
+    arguments = ("species", "predict", folder / "run/model", survey, "--out", tmp_path / "results", "--no-detect")
+    with raises_naming(UserError, "1 of 10 images", "missing file", "is the card still there? Run the same command"):
+        run(*arguments)
+    (tmp_path / "one.jpg").rename(image)
+    assert count() == (1, 1, 0)
+    after, whole = read_part(tmp_path / "results", 0), read_part(folder / "results", 0)
+    (lost,) = before.failures
+    kept = np.arange(9) != lost
+    np.testing.assert_array_equal(after.probabilities_NK[kept], before.probabilities_NK[kept])
+    assert np.isfinite(after.probabilities_NK).all()
+    assert np.isfinite(after.links["hours"]).all()
+    assert (after.failures, after.links.keys()) == ({}, whole.links.keys())
+    assert count() == (0, 1, 0)
+
+
+def test_files_that_could_not_be_read_while_cards_were_collected_are_tried_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "cards", tmp_path / "cards")
+    image, read = first_image(tmp_path), Path.open
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == image:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path, *arguments, **options)
+
+    model, settings = open_species(folder / "run/model"), PredictSettings(detect=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        result = predict(model, tmp_path / "cards", tmp_path / "results", settings, device="cpu", workers=1)
+    assert (result.images, result.unreachable, result.first_error) == (10, 1, "unreadable")
+    assert "1 of 10 images" in str(result.find_failure())
+    again = predict(model, tmp_path / "cards", tmp_path / "results", settings, device="cpu", workers=1)
+    assert (again.images, again.failed, again.find_failure()) == (10, 1, None)
 
 
 def test_predicting_again_computes_nothing_and_a_lost_part_alone(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Predict species on cards, surveys and collections: probabilities in parts, so that a killed run goes on.
 
 A folder of cards is collected by reference first, into the results folder: from there on it is a survey like any other.
+Images that cannot be reached, because a card or disk is away, count as failed, and the same call tries them again.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, sha256_file
 from foveate.core.progress import say, track
 from foveate.records import layout, tables
+from foveate.records.annotate import describe_unreachable
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.records.images import BadImage
+from foveate.records.images import NEEDS_EXTRA, BadImage, is_passing
 from foveate.records.survey.observations import name_detectors
 from foveate.records.survey.survey import Survey, has_survey
-from foveate.species.boxes import NOTICE, SOURCE, add_boxes
+from foveate.species.boxes import NOTICE, SOURCE, BoxesResult, add_boxes
 from foveate.species.crops import Views, ViewSettings
 from foveate.species.feature_files import read_features
 from foveate.species.hints import match_places
@@ -42,7 +44,7 @@ from foveate.species.predictions import (
     ScorePart,
     check_folder,
     describe_images,
-    has_part,
+    list_pending,
     read_part,
     remove_parts,
     write_classes,
@@ -70,6 +72,8 @@ class PredictResult:
         cropped: that show a box instead of the whole frame. boxed: that NanoDet proposed a box for.
         judged: that a detector with categories looked at, such as MegaDetector.
         stopped: by a signal; the same call resumes.
+        unreachable: that could not be reached, `failed` ones among them; the same call tries them again.
+        first_error: why the first of those could not.
     """
 
     images: int
@@ -81,6 +85,14 @@ class PredictResult:
     view: str
     seconds: float
     stopped: bool
+    unreachable: int = 0
+    first_error: str = ""
+
+    def find_failure(self) -> UserError | None:
+        """Return the error that the command ends with if images could not be reached."""
+        if not self.unreachable:
+            return None
+        return UserError(describe_unreachable(self.unreachable, self.images, self.first_error))
 
 
 def predict(
@@ -103,12 +115,12 @@ def predict(
             of another model, source or view.
     """
     start = time.monotonic()
-    failed = (0, 0)
+    failed, num_refused, proposed = list[str](), 0, None
     # Checked before the lock, which creates the folder: a refusal must leave nothing behind.
     check_folder(folder)
     _check_input(model, source, settings)
     with FolderLock(folder, purpose="predicting species"), StopRequest() as stop:
-        collection_path = prepare_collection(source, folder, settings, workers=workers)
+        collection_path, uncollected = prepare_collection(source, folder, settings, workers=workers)
         boxed = 0
         if _needs_boxes(model, collection_path, settings):
             say(NOTICE)
@@ -145,18 +157,37 @@ def predict(
                 model, collection, rows, views, place_columns_N, folder, settings, device, workers, stop
             )
             if not stop.signal_name:
-                failed = _write_tables(collection, rows, views, detectors, folder)
+                failed, num_refused = _write_tables(collection, rows, views, detectors, folder)
+    unreachable, first_error = _count_unreachable(failed, proposed, uncollected)
     return PredictResult(
-        images=len(rows) + failed[1],
+        images=len(rows) + num_refused,
         computed=computed,
-        failed=sum(failed),
+        failed=len(failed) + num_refused,
         cropped=views.cropped,
         boxed=boxed,
         judged=sum(map(bool, detectors)),
         view=view.view,
         seconds=round(time.monotonic() - start, 2),
         stopped=stop.signal_name is not None,
+        unreachable=unreachable,
+        first_error=first_error,
     )
+
+
+def _count_unreachable(
+    failures: Sequence[str], proposed: BoxesResult | None, uncollected: Sequence[str]
+) -> tuple[int, str]:
+    """Count the images that could not be reached in any pass; also return why the first could not.
+
+    Args:
+        failures: reasons of images without scores. uncollected: reasons of files that were not collected.
+    """
+    reasons = [failure for failure in failures if is_passing(failure)]
+    # An image that came back after its box was to be proposed has scores, of the whole frame.
+    if proposed is not None and proposed.unreachable > len(reasons):
+        reasons += [proposed.first_error] * (proposed.unreachable - len(reasons))
+    reasons += uncollected
+    return len(reasons), next(iter(reasons), "")
 
 
 def _check_input(model: SpeciesModel, source: Path, settings: PredictSettings) -> None:
@@ -188,13 +219,17 @@ def _needs_boxes(model: SpeciesModel, path: Path, settings: PredictSettings) -> 
     return sources <= {SOURCE} and not is_judged
 
 
-def prepare_collection(source: Path, folder: Path, settings: PredictSettings, *, workers: int | None) -> Path:
+def prepare_collection(
+    source: Path, folder: Path, settings: PredictSettings, *, workers: int | None
+) -> tuple[Path, list[str]]:
     """Return the collection of a source: itself, or one by reference in the results folder; add boxes of a file.
+
+    Also returns why files of the source could not be reached; the same call tries them again.
 
     Raises:
         UserError: the source is neither a collection nor anything that `foveate collect` reads.
     """
-    path = source
+    path, uncollected = source, list[str]()
     if not (source / layout.DESCRIPTION).is_file():
         from foveate.records.importers.formats import detect_format
 
@@ -210,6 +245,11 @@ def prepare_collection(source: Path, folder: Path, settings: PredictSettings, *,
         summary = importer.run(str(source), path, name=source.name, license=None, workers=workers, **options)
         for line in summary.lines():
             say(line)
+        for finding, count in summary.quarantined.items():
+            subject, _, reason = finding.partition(": ")
+            # A missing library is no card that is away, and is named in the quarantine.
+            if subject == "image" and is_passing(reason) and reason != NEEDS_EXTRA:
+                uncollected += [reason] * count
     elif settings.deployments is not None:
         raise UserError(f"--deployments: {source} is a collection, which has its deployments already")
     if settings.results is not None:
@@ -217,7 +257,7 @@ def prepare_collection(source: Path, folder: Path, settings: PredictSettings, *,
 
         for line in add_results(path, settings.results).lines():
             say(line)
-    return path
+    return path, uncollected
 
 
 def _compute_parts(
@@ -240,12 +280,17 @@ def _compute_parts(
     parts = [row_list[first : first + _IMAGES_PER_PART] for first in range(0, len(row_list), _IMAGES_PER_PART)]
     # With the view: an image whose box has changed is predicted anew.
     hashes = [_hash_rows([(collection.keys[row], sha256[row], views[row]) for row in part]) for part in parts]
-    missing = [number for number, digest in enumerate(hashes) if not has_part(folder, number, digest)]
+    listed = [
+        list_pending(folder, number, digest, len(part))
+        for number, (digest, part) in enumerate(zip(hashes, parts, strict=True))
+    ]
+    pending = {number: positions for number, positions in enumerate(listed) if positions}
     remove_parts(folder, first=len(parts))
-    if 0 < len(missing) < len(parts):
-        say(f"resumed: {sum(len(part) for part in parts) - sum(len(parts[n]) for n in missing):,} images are done")
-    if not missing:
+    num_pending = sum(map(len, pending.values()))
+    if not pending:
         return 0
+    if num_pending < len(row_list):
+        say(f"resumed: {len(row_list) - num_pending:,} images are done")
     (folder / IMAGES).unlink(missing_ok=True)  # written again once all parts are there
     # Decisions about other images: beside the new table, new images would have none.
     (folder / DECISIONS).unlink(missing_ok=True)
@@ -257,15 +302,18 @@ def _compute_parts(
     compute = _make_compute(model, collection, read, place_columns_N)
     computed = 0
     with _threads(workers, device):
-        for number in track(missing, description=f"predicting, {_IMAGES_PER_PART} images at a time"):
-            rows = parts[number]
+        for number, positions in track(pending.items(), description=f"predicting, {_IMAGES_PER_PART} images at a time"):
+            rows = [parts[number][position] for position in positions]
             batches = [rows[first : first + settings.batch] for first in range(0, len(rows), settings.batch)]
             results = map_on_cores(compute, batches, device=device)
             failures = {rows.index(row): reason for *_, reasons in results for row, reason in reasons.items()}
             probabilities = np.concatenate([probabilities for probabilities, *_ in results])
             names = results[0][1]
             links = {name: np.concatenate([links[name] for _, links, _ in results]) for name in names}
-            write_part(folder, number, ScorePart(hashes[number], probabilities, failures, links))
+            part = ScorePart(hashes[number], probabilities, failures, links)
+            # Images of the part that were reached before are not read again.
+            is_whole = len(rows) == len(parts[number])
+            write_part(folder, number, part if is_whole else read_part(folder, number).replace_rows(positions, part))
             computed += len(rows)
             if stop.signal_name:
                 break
@@ -375,8 +423,8 @@ def _make_compute(
 
 def _write_tables(
     collection: Collection, rows_N: NDArray[np.int64], views: Views, detectors: Sequence[str], folder: Path
-) -> tuple[int, int]:
-    """Write the tables of images and boxes; return how many images failed, and how many files are none.
+) -> tuple[list[str], int]:
+    """Write the tables of images and boxes; return why images failed, and how many files are none.
 
     Args:
         detectors: of `name_detectors`; stored, because results that are imported later are not those of the boxes.
@@ -409,7 +457,7 @@ def _write_tables(
     # Boxes first: the table of images says that the folder is complete.
     tables.write_table(folder / BOXES, _boxes_table(collection, rows_N, views))
     tables.write_table(folder / IMAGES, pa.table(columns))
-    return len(failures), bad
+    return list(failures.values()), bad
 
 
 def _boxes_table(collection: Collection, rows_N: NDArray[np.int64], views: Views) -> pa.Table:

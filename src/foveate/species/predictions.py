@@ -13,7 +13,7 @@ No file here has coordinates: `decide` reads places from the collection.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from foveate.core.model_folder import read_config
 from foveate.core.version import __version__
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
+from foveate.records.images import is_passing
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
@@ -69,6 +70,19 @@ class ScorePart:
     failures: dict[int, str]
     links: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
+    def replace_rows(self, positions: Sequence[int], part: ScorePart) -> ScorePart:
+        """Return this part with other values of some images; `part` has those of `positions` alone."""
+        rows = list(positions)
+        probabilities_NK = self.probabilities_NK.copy()
+        probabilities_NK[rows] = part.probabilities_NK
+        # Of links only those that both have: coordinates may have been added to the survey, or taken out, since.
+        links = {name: values.copy() for name, values in self.links.items() if name in part.links}
+        for name, values in links.items():
+            values[rows] = part.links[name]
+        failures = {row: reason for row, reason in self.failures.items() if row not in set(rows)}
+        failures |= {rows[row]: reason for row, reason in part.failures.items()}
+        return ScorePart(self.rows_hash, probabilities_NK, dict(sorted(failures.items())), links)
+
 
 def write_part(folder: Path, number: int, part: ScorePart) -> None:
     """Write a part whole or not at all."""
@@ -81,16 +95,22 @@ def write_part(folder: Path, number: int, part: ScorePart) -> None:
     write_bytes_atomically(path, data)
 
 
-def has_part(folder: Path, number: int, rows_hash: str) -> bool:
-    """Whether a part was computed for exactly these images."""
+def list_pending(folder: Path, number: int, rows_hash: str, count: int) -> list[int]:
+    """List the positions of a part of `count` images that are to be computed.
+
+    All of them if the part was not computed for exactly these images; else those that could not be reached.
+    """
     path = _part_path(folder, number)
-    if not path.is_file():
-        return False
-    try:
-        with safe_open(path, "np") as file:
-            return (file.metadata() or {}).get("rows") == rows_hash
-    except (SafetensorError, OSError):
-        return False  # damaged: it is computed again
+    if path.is_file():
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata() or {}
+            if metadata.get("rows") == rows_hash:
+                failures = json.loads(metadata.get("failures", "{}"))
+                return sorted(int(row) for row, reason in failures.items() if is_passing(reason))
+        except (SafetensorError, OSError, ValueError):
+            pass  # damaged: it is computed again
+    return list(range(count))
 
 
 def read_part(folder: Path, number: int) -> ScorePart:

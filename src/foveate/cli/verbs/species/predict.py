@@ -47,7 +47,8 @@ def command(
 
     SOURCE is a folder of cards (a folder per camera, and deployments.csv), a collection, or a survey that `foveate
     collect` reads. Images are looked at once: `foveate species decide` decides anew in seconds. The same command
-    resumes. The model sees the images alone; a prior of place, hour or season is a stage of its own.
+    resumes, and tries images again that could not be reached. The model sees the images alone; a prior of place, hour
+    or season is a stage of its own.
 
     \b
     Example:
@@ -82,3 +83,6 @@ def command(
     lines += [f"{counts.cropped:,} were cropped to a box"] if counts.view == "crop" else []
     lines += describe_result(result)
     finish({**asdict(counts), "counts": result.counts}, lines, {"results": out, "report": report}, as_json=as_json)
+    # Results and page are written; the exit status still tells a script that there is more to do.
+    if (failure := counts.find_failure()) is not None:
+        raise failure
