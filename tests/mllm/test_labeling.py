@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from labels_to_kill import QuickModel, label
 
 import tiny
-from foveate.core.errors import UserError
+from foveate.core.errors import NothingSucceededError, UserError
 from foveate.mllm.labeling import LabelSettings, label_collection
 from foveate.records.annotate import matching_parts
 from foveate.records.collection import Collection
@@ -106,6 +106,32 @@ def test_images_that_are_gone_are_unreadable_and_the_others_labeled(shapes: Path
     assert (counts.status["unreadable"], sum(counts.status.values())) == (8, 32)
     again = label(str(path), "regions")
     assert (again.done_before, again.status["unreadable"], again.rows) == (24, 8, 0)
+    for run in (counts, again):
+        assert run.unreachable == 8
+        assert type(run.find_failure()) is UserError, "some were labeled: status 1"
+        assert "8 of 32 images could not be reached" in str(run.find_failure())
+
+
+def test_no_answer_at_all_is_no_success(shapes: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(shapes, tmp_path / "shapes"))
+    (path / "images").rename(tmp_path / "away")
+    away = label(str(path), "regions")
+    assert isinstance(away.find_failure(), NothingSucceededError)
+    assert "32 of 32 images could not be reached" in str(away.find_failure())
+    (tmp_path / "away").rename(path / "images")
+    assert label(str(path), "regions").find_failure() is None
+
+    class Refusing(QuickModel):
+        def _ask(self, data: bytes, text: str, regions: Sequence[Any]) -> Any:
+            raise UserError("question: too long")
+
+    for labels in ("regions", "conversations"):
+        for before in (0, 32):
+            settings = LabelSettings(labels=labels)  # type: ignore[arg-type]
+            counts = label_collection(path, Refusing(), settings, name="mute", sha256="2" * 64)
+            assert (counts.done_before, counts.succeeded) == (before, 0)
+            assert isinstance(counts.find_failure(), NothingSucceededError)
+            assert "too long" in str(counts.find_failure())
 
 
 @pytest.mark.slow

@@ -18,11 +18,11 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from foveate.chat.batching import run_in_halves
-from foveate.core.errors import UserError
+from foveate.core.errors import NothingSucceededError, UserError
 from foveate.core.progress import say
 from foveate.core.recipes import Settings
 from foveate.mllm.dense import DETECT_PROMPTS, GROUP, REFER_PROMPTS
-from foveate.records.annotate import PartWriter, Row, matching_parts, write_results
+from foveate.records.annotate import PartWriter, Row, describe_unreachable, matching_parts, write_results
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box, PixelBox, raster_key
 from foveate.records.collection import Collection
@@ -33,7 +33,7 @@ from foveate.records.shapes import Shape
 from foveate.records.tables import Provenance
 from foveate.training.stopping import StopRequest
 
-_UNREADABLE = "unreadable"
+_UNREADABLE, _REFUSED = "unreadable", "refused"
 _IMAGES_PER_PART, _SECONDS_PER_PART = 256, 30.0
 # Up to three digits: a question has at most 100 regions.
 _NUMBERED = re.compile(r"(?:^|\s)(\d{1,3})\. ")
@@ -69,6 +69,10 @@ class LabelCounts(BaseModel):
         source, recipe_hash: of the rows. images: selected ones, `done_before` of them in an earlier run.
         rows: new regions or conversations. status: images of this run by status.
         left_out: boxes without a name, and the like.
+        succeeded: images with an answer, of all runs of the recipe.
+        unreachable: images that this run could not reach, `unreadable` ones among others; the same call tries them
+            again.
+        first_error: why the first image without an answer has none, of `unreachable` before others.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,6 +85,21 @@ class LabelCounts(BaseModel):
     status: dict[str, int] = {}
     left_out: dict[str, int] = {}
     stopped: bool = False
+    succeeded: int = 0
+    unreachable: int = 0
+    first_error: str = ""
+
+    def find_failure(self) -> UserError | None:
+        """Return the error that the command ends with: no image has an answer, or some could not be reached."""
+        if self.unreachable:
+            reason = describe_unreachable(self.unreachable, self.images, self.first_error)
+            return UserError(reason) if self.succeeded else NothingSucceededError(reason)
+        # Over all runs of the recipe: a repeated one may have nothing left to ask.
+        if self.images and not self.succeeded and not self.stopped:
+            return NothingSucceededError(
+                f"none of {self.images:,} images has an answer (the first: {self.first_error})"
+            )
+        return None
 
 
 @dataclass
@@ -93,6 +112,7 @@ class _Labeled:
     detail: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
     before: int = 0
+    is_unreachable: bool = False
 
 
 def label_collection(
@@ -126,11 +146,14 @@ def label_collection(
         keys = [collection.keys[row] for row in rows]
         of_recipe = {"recipe_hash": recipe_hash}
         completed = {
-            row["key"]
-            for part in matching_parts(path, "region_status", ["key", "status"], where=of_recipe)
+            row["key"]: row
+            for part in matching_parts(path, "region_status", ["key", "status", "detail"], where=of_recipe)
             for row in part.to_pylist()
             if row["status"] != _UNREADABLE  # tried again: its disk may be back
         }
+        refusals = [
+            completed[key]["detail"] for key in keys if key in completed and completed[key]["status"] == _REFUSED
+        ]
         # The rows of an image are all in one part. One with rows and no status is asked again for the status alone:
         # rows do not tell whether its answer was cut.
         unfinished = Counter(
@@ -143,6 +166,7 @@ def label_collection(
         if num_completed:
             say(f"resumed: {num_completed}/{len(keys)} images were labeled before")
         status, left_out, num_rows = Counter[str](), Counter[str](), 0
+        unreachable, errors = list[str](), list[str](refusals)
 
         def tally(images: Sequence[_Labeled], seconds: float) -> None:
             nonlocal num_rows
@@ -150,6 +174,8 @@ def label_collection(
                 status[image.status] += 1
                 left_out.update(image.left_out)
                 num_rows += len(image.rows)
+                if image.status in (_UNREADABLE, _REFUSED):
+                    (unreachable if image.is_unreachable else errors).append(image.detail)
             say(f"labeled: {num_completed + sum(status.values())}/{len(keys)} images")
 
         writer = PartWriter(
@@ -171,6 +197,9 @@ def label_collection(
         status=dict(status),
         left_out=dict(left_out),
         stopped=stop.signal_name is not None,
+        succeeded=num_completed - len(refusals) + sum(status.values()) - status[_UNREADABLE] - status[_REFUSED],
+        unreachable=len(unreachable),
+        first_error=next(iter([*unreachable, *errors]), ""),
     )
 
 
@@ -211,7 +240,7 @@ def _label_images(
                 # Decoded in full, so that a truncated file counts as unreadable, which the next run tries again.
                 size = decode(data).size
             except BadImage as problem:
-                yield _Labeled(key, _UNREADABLE, detail=str(problem))
+                yield _Labeled(key, _UNREADABLE, detail=str(problem), is_unreachable=problem.is_passing)
                 continue
             regions = selected.read(row) if selected is not None else []
             batch.append((key, size, data, [region.box.to_pixels(*size) for region in regions]))
@@ -249,7 +278,7 @@ def _ask(data: bytes, boxes: Sequence[PixelBox], objects: int) -> list[Ask]:
 def _read_regions(key: str, size: tuple[int, int], answer: Any) -> _Labeled:
     """Return the rows of the boxes that have a name; the same name and box is one row."""
     if isinstance(answer, UserError):
-        return _Labeled(key, "refused", detail=str(answer))
+        return _Labeled(key, _REFUSED, detail=str(answer))
     labeled, (width, height) = _Labeled(key, "done" if answer.finished else "cut"), size
     if answer.rejected:
         labeled.left_out["boxes below the model's min_box_score"] += len(answer.rejected)
@@ -270,6 +299,8 @@ def _read_regions(key: str, size: tuple[int, int], answer: Any) -> _Labeled:
 def _read_conversations(key: str, questions: Sequence[Ask], answers: Sequence[Any], source: str) -> _Labeled:
     """Return the conversations of answers that say what was asked; others are counted."""
     labeled = _Labeled(key, "done")
+    if all(isinstance(answer, UserError) for answer in answers):
+        labeled.status, labeled.detail = _REFUSED, str(answers[0])
     for number, ((_, question, regions), answer) in enumerate(zip(questions, answers, strict=True)):
         kind = "referring" if regions else "detection"
         if isinstance(answer, UserError):

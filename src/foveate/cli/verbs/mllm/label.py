@@ -54,3 +54,6 @@ def command(collection: Path, model: str, settings: dict[str, Any], as_json: boo
     finish({"kind": "labels", **counts.model_dump(mode="json")}, lines, {}, as_json=as_json)
     if counts.stopped:
         sys.exit(130)
+    # Labels are written; the exit status still tells a script that there is more to do.
+    if (failure := counts.find_failure()) is not None:
+        raise failure
