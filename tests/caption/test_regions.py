@@ -321,6 +321,22 @@ def test_a_damaged_image_beside_labeled_ones_is_no_total_failure(shapes: Path, m
         assert done.result.status["decode_error"] == 1
 
 
+def test_images_that_are_away_beside_labeled_ones_end_with_an_error(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = module.find_detector("annotations")
+    monkeypatch.setattr(module, "find_detector", lambda name: replace(kind, reads_pixels=True))
+    shard = shapes / "images" / "00002.tar"
+    shard.rename(tmp_path / "away.tar")
+    done = label(shapes)
+    count = done.result.status["decode_error"]
+    assert type(done.failure) is UserError
+    assert f"{count} of 32 images could not be reached" in str(done.failure)
+    (tmp_path / "away.tar").rename(shard)
+    done = label(shapes)
+    assert (done.failure, done.result.status["decode_error"]) == (None, 0)
+
+
 def test_the_control_of_other_images_is_another_recipe(shapes: Path) -> None:
     """Its partners are drawn among its images: resumed with others, phrases of an image would be used twice."""
     shuffled = RegionLabelSettings(captions=("alt",), shuffle_phrases=True)

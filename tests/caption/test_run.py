@@ -14,7 +14,7 @@ from foveate.caption import prompts
 from foveate.caption.captioner import prepare_image
 from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.pending_requests import CaptionSettings, RequestConfig, list_pending
-from foveate.core.errors import UserError
+from foveate.core.errors import NothingSucceededError, UserError
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.records.record import Caption
@@ -281,6 +281,21 @@ def test_images_that_cannot_be_read_are_quarantined_and_counted(tmp_path: Path) 
         balanced(again.result.to_json()["formats"])
     stored = Collection.open(collection).quarantine().to_pylist()
     assert [(row["key"], row["reason"], row["source"]) for row in stored] == [("p2", "damaged shard", "captioner http")]
+
+
+def test_images_that_are_away_end_with_an_error_and_are_asked_about_again(tmp_path: Path) -> None:
+    collection = make(tmp_path / "c")
+    (collection / "images").rename(tmp_path / "away")
+    with ChatServer() as server:
+        away = ask(collection, server.url, formats=("ssc",))
+        assert isinstance(away.failure, NothingSucceededError)
+        assert "12 of 12 images could not be reached" in str(away.failure)
+        (tmp_path / "away").rename(collection / "images")
+        assert ask(collection, server.url, formats=("ssc",)).failure is None
+        (collection / "images").rename(tmp_path / "away")
+        # Captions are there: what is left is more to do, not a total failure.
+        partly = ask(collection, server.url, formats=("ssc", "dsc"))
+        assert type(partly.failure) is UserError
 
 
 def test_parts_are_written_every_so_many_rows(tmp_path: Path) -> None:

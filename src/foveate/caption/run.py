@@ -30,12 +30,15 @@ from foveate.core.progress import Meter
 from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
 from foveate.records import tables
-from foveate.records.annotate import PartWriter, Row, write_stream
+from foveate.records.annotate import PartWriter, Row, describe_unreachable, write_stream
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
+from foveate.records.images import is_passing
 from foveate.records.quarantine import Quarantine
 from foveate.records.tables import Provenance
 from foveate.training.stopping import StopRequest
+
+_DONE = "done"  # skipped, as an earlier run wrote the caption
 
 
 @dataclass(slots=True)
@@ -96,7 +99,8 @@ class CaptionRun:
     Attributes:
         result: for result.json.
         stopped: a signal stopped it before its end.
-        failure: why it had to end early, if it had to.
+        failure: why it had to end early, if it had to; else set if no caption was written, or if images could not be
+            reached.
     """
 
     result: CaptionRunResult
@@ -171,13 +175,20 @@ def caption(
         stopped=stopped,
         failure="" if failure is None else str(failure),
     )
-    return CaptionRun(result, stopped, failure or _find_total_failure(result))
+    return CaptionRun(result, stopped, failure or _find_failure(result, writer))
 
 
-def _find_total_failure(result: CaptionRunResult) -> UserError | None:
-    """Return an error if requests were sent and none gave a caption: a script must not take that for success."""
+def _find_failure(result: CaptionRunResult, writer: _RunWriter) -> UserError | None:
+    """Return an error if no request gave a caption or images could not be reached: neither is success for a script."""
     tallies = result.formats.values()
     num_requests = sum(tally.requested for tally in tallies)
+    if writer.unreachable:
+        text = describe_unreachable(len(writer.unreachable), result.images, next(iter(writer.unreachable.values())))
+        has_captions = any(tally.ok + tally.repaired + tally.skipped.get(_DONE, 0) for tally in tallies)
+        if not has_captions:
+            return NothingSucceededError(text)
+        # A run that was stopped has a status of its own, and is repeated anyway.
+        return None if result.stopped else UserError(text)
     if num_requests == 0 or any(tally.ok + tally.repaired for tally in tallies):
         return None
     reasons = Counter[str]()
@@ -235,10 +246,12 @@ class _RunWriter:
             max_seconds=self._settings.seconds_per_part,
             on_part=self._finish_part,
         )
+        # Key -> why its file could not be read for now.
+        self.unreachable: dict[str, str] = {}
         self._counts = {kind: _FormatCounts() for kind in self._settings.formats}
         for kind, counts in pending.counts.items():
             # Skipped from the start, so that the counts add up to all requests of the format.
-            self._counts[kind].skipped.update({"done": counts.completed, "final error earlier": counts.final_errors})
+            self._counts[kind].skipped.update({_DONE: counts.completed, "final error earlier": counts.final_errors})
 
     async def count(
         self, stream: AsyncGenerator[list[CaptionResult], None], meter: Meter
@@ -248,6 +261,8 @@ class _RunWriter:
             async for results in stream:
                 for result in results:
                     self._counts[result.kind].add(result)
+                    if result.status == SKIPPED and is_passing(result.error):
+                        self.unreachable[result.key] = result.raw
                 if results:
                     meter.advance(len(results), note=self._progress_note())
                 # Empty lists too: they tell the writer that time has passed, which ends a part.

@@ -44,7 +44,7 @@ from foveate.core.errors import NothingSucceededError, UserError
 from foveate.core.progress import say, track
 from foveate.core.recipes import Settings, validate
 from foveate.core.version import code_revision
-from foveate.records.annotate import PartWriter, write_results
+from foveate.records.annotate import PartWriter, describe_unreachable, write_results
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
@@ -102,6 +102,7 @@ class LabeledImage:
         detail: error message, "" without an error.
         before: regions that a killed run wrote without the image's status.
         regions: new rows.
+        is_unreachable: its file could not be read for now (`BadImage.is_passing`).
     """
 
     key: str
@@ -112,6 +113,7 @@ class LabeledImage:
     detail: str = ""
     before: int = 0
     regions: list[dict[str, object]] = field(default_factory=list)
+    is_unreachable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class LabelingRun:
 
     Attributes:
         rows: of the collection, those that the run was about.
-        failure: set if images were examined and none could be.
+        failure: set if images were examined and none could be, or if some could not be reached.
     """
 
     result: RegionsResult
@@ -278,19 +280,22 @@ def label_regions(
         stopped=stop.signal_name is not None,
         code=code_revision(),
     )
-    return LabelingRun(result, plan.rows, _find_total_failure(result, tally.first_error))
+    return LabelingRun(result, plan.rows, _find_failure(result, tally))
 
 
-def _find_total_failure(result: RegionsResult, first_error: str) -> UserError | None:
-    """Return an error if images were examined and all failed: a script must not take that for success."""
+def _find_failure(result: RegionsResult, tally: _Tally) -> UserError | None:
+    """Return an error if all examined images failed or some could not be reached: neither is success for a script."""
     # Over all runs of the recipe: a repeated run may have nothing left but a few damaged images.
     if not any(result.status[name] for name in FAILED) or result.status[OK] or result.status[NO_BOXES]:
-        return None
+        # A run that was stopped has a status of its own, and is repeated anyway.
+        if not tally.unreachable or result.stopped:
+            return None
+        return UserError(describe_unreachable(len(tally.unreachable), result.images, tally.unreachable[0]))
     counts = {name: result.status[name] for name in FAILED if result.status[name]}
     listed = ", ".join(f"{name} {number:,}" for name, number in counts.items())
     return NothingSucceededError(
         f"{result.collection}: all {sum(counts.values()):,} examined images failed ({listed}; the first: "
-        f"{first_error}); the same command tries them again"
+        f"{tally.first_error}); the same command tries them again"
     )
 
 
@@ -371,15 +376,17 @@ def _label_batch(plan: LabelingPlan, rows: Sequence[int], workers: int) -> Itera
             ready.append((image, query))
         else:
             key, kind = plan.collection.keys[query.row], query.captions.kind
-            labeled[query.row] = LabeledImage(key, DECODE_ERROR, kind, len(query.phrases), detail=image)
+            labeled[query.row] = LabeledImage(
+                key, DECODE_ERROR, kind, len(query.phrases), detail=str(image), is_unreachable=image.is_passing
+            )
     for (image, query), detections in zip(ready, _detect(plan, ready), strict=True):
         labeled[image.row] = _to_rows(plan, image, query, detections)
     # In the order of the rows, whichever step decided about an image.
     yield from (labeled[row] for row in rows)
 
 
-def _load_input(plan: LabelingPlan, row: int) -> DetectorInput | str:
-    """Decode an image for the detector; return the reason if it cannot be read."""
+def _load_input(plan: LabelingPlan, row: int) -> DetectorInput | BadImage:
+    """Decode an image for the detector; return the error if it cannot be read."""
     index = plan.collection.index
     width, height, key = int(index["width"][row]), int(index["height"][row]), plan.collection.keys[row]
     if not plan.kind.reads_pixels:
@@ -388,7 +395,7 @@ def _load_input(plan: LabelingPlan, row: int) -> DetectorInput | str:
     try:
         image = decode(plan.collection.image_bytes(row), longest_side=side)
     except BadImage as problem:
-        return str(problem)
+        return problem
     return DetectorInput(row, key, image, width, height)
 
 
@@ -449,6 +456,7 @@ class _Tally:
         self.status: Counter[str] = Counter()
         self.regions = self.thin = 0
         self.first_error = ""
+        self.unreachable: list[str] = []
 
     def add(self, images: Sequence[LabeledImage], seconds: float) -> None:
         """Count a part once its rows are written."""
@@ -456,6 +464,7 @@ class _Tally:
         self.regions += sum(len(image.regions) + image.before for image in images)
         self.thin += sum(image.thin for image in images)
         self.first_error = self.first_error or next((image.detail for image in images if image.detail), "")
+        self.unreachable += [image.detail for image in images if image.is_unreachable]
 
 
 def _split_rows(images: Sequence[LabeledImage]) -> dict[str, list[dict[str, object]]]:
