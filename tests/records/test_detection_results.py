@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from made_cameras import FILES, make_survey
 
 from foveate.core.errors import UserError
@@ -320,6 +322,117 @@ def test_reading_and_writing_again_gives_equal_rows(name: str, tmp_path: Path) -
         ]
     else:
         assert again.images == images
+
+
+NAMES = ("red fox", "Vulpes vulpes", "wild boar", "European roe deer", "Füchsin; alt")
+LINEAGES = {
+    "red fox": FOX,
+    "Vulpes vulpes": ";mammalia;carnivora;canidae;vulpes;vulpes;Vulpes vulpes",
+    "wild boar": "a1;;;;sus;scrofa;wild boar",
+    "European roe deer": ";mammalia;cetartiodactyla;cervidae;;;roe deer",
+    "Füchsin; alt": ";;;;;;another name",
+}
+FRACTIONS = st.integers(0, 10**6).map(lambda number: number / 10**6)
+
+
+@st.composite
+def files_of_megadetector(draw: st.DrawFn) -> dict[str, Any]:
+    """The content of a file: any subset of the optional fields."""
+    names = dict(enumerate(draw(st.lists(st.sampled_from(NAMES), unique=True))))
+
+    def draw_pairs() -> list[list[Any]]:
+        scores = draw(st.lists(FRACTIONS, max_size=3)) if names else []
+        return [[str(draw(st.sampled_from(list(names)))), score] for score in sorted(scores, reverse=True)]
+
+    def draw_detection() -> dict[str, Any]:
+        x, y = (draw(st.integers(0, 10**6 - 1)) for _ in "xy")
+        width, height = draw(st.integers(1, 10**6 - x)), draw(st.integers(1, 10**6 - y))
+        box = [number / 10**6 for number in (x, y, width, height)]
+        detection = {"category": draw(st.sampled_from(["1", "2", "3", "4"])), "conf": draw(FRACTIONS), "bbox": box}
+        return detection | {
+            name: draw_pairs() for name in ("classifications", "raw_classifications") if draw(st.booleans())
+        }
+
+    def draw_image(number: int) -> dict[str, Any]:
+        is_video = draw(st.booleans())
+        image: dict[str, Any] = {"file": f"A/{number}.{'mp4' if is_video else 'JPG'}"}
+        if draw(st.booleans()):
+            image["datetime"] = "2024:01:10 12:00:00"
+        if draw(st.booleans()):
+            return image | {"failure": "Failure image access", "detections": None}
+        image["detections"] = [draw_detection() for _ in range(draw(st.integers(0, 3)))]
+        if is_video:
+            image |= {"frame_rate": 29.97, "frames_processed": [0, 30]}
+            for detection in image["detections"]:
+                detection["frame_number"] = draw(st.sampled_from([0, 30]))
+        return image
+
+    content: dict[str, Any] = {
+        "info": {"format_version": "1.6", "detector": "md"},
+        "detection_categories": {"1": "animal", "2": "person", "3": "vehicle", "4": "snow"},
+        "images": [draw_image(number) for number in range(draw(st.integers(0, 3)))],
+    }
+    if names:
+        content["classification_categories"] = {str(number): name for number, name in names.items()}
+        described = draw(st.one_of(st.none(), st.sets(st.sampled_from(list(names)))))
+        if described is not None:
+            content["classification_category_descriptions"] = {str(n): LINEAGES[names[n]] for n in described}
+    return content
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=files_of_megadetector())
+def test_any_file_of_megadetector_survives_a_round_trip(content: dict[str, Any], tmp_path: Path) -> None:
+    images = read_results(write(tmp_path, content)).images
+    # Also the second way through: it reads what the first one wrote.
+    for _ in range(2):
+        export_megadetector(tmp_path / "again.json", images, INFO)
+        again = read_results(tmp_path / "again.json")
+        assert again.images == images
+        assert not +again.repairs
+
+
+def test_a_species_without_a_description_survives_every_way_through(tmp_path: Path) -> None:
+    content = change("classification_categories", {"0": "red fox", "1": "Vulpes lagopus"})
+    del content["classification_category_descriptions"]
+    content["images"] = [
+        content["images"][0] | {"detections": [DETECTION | {"classifications": [["0", 0.8], ["1", 0.1]]}]}
+    ]
+    images = read_results(write(tmp_path, content)).images
+    for _ in range(3):
+        labels = [label for label, _ in images[0].detections[0].classifications]
+        assert [(label.name, label.taxon) for label in labels] == [
+            ("red fox", "Red fox"),
+            ("Vulpes lagopus", "Vulpes lagopus"),
+        ]
+        assert not list_timelapse_faults(export(tmp_path / "again.json", images))
+        images = read_results(tmp_path / "again.json").images
+
+
+DETECTION = {"category": "1", "conf": 0.9, "bbox": [0.1, 0.1, 0.2, 0.2]}
+
+
+def test_a_file_that_calls_an_image_empty_and_a_species_says_so(tmp_path: Path) -> None:
+    collection = make_survey(tmp_path / "survey")
+    fox, empty = DETECTION | {"classifications": [["0", 0.8]]}, {"category": "0", "conf": 0.9}
+    content = change("classification_categories", {"0": "red fox", "1": "blank"})
+    del content["classification_category_descriptions"]
+
+    def count(*detections: dict[str, Any]) -> int:
+        content["images"] = [{"file": FILES[0], "detections": list(detections)}]
+        summary = add_results(collection, write(tmp_path, content))
+        assert any("empty and a species" in line for line in summary.lines()) == bool(summary.contradictions)
+        return summary.contradictions
+
+    assert count(fox) == count(empty, DETECTION) == count(empty | {"classifications": [["1", 0.8]]}) == 0
+    assert count(fox, empty) == count(empty | {"classifications": [["0", 0.8]]}) == 1
+
+
+def test_a_class_of_an_image_without_a_box_of_its_kind_is_counted(tmp_path: Path) -> None:
+    box = Detection("empty", 0.9, Box(0.1, 0.1, 0.2, 0.2))
+    fox = Prediction(ClassLabel("red fox", FOX), 0.7)
+    written = export_megadetector(tmp_path / "r.json", [DetectedImage("a.jpg", (box,), prediction=fox)], INFO)
+    assert (written.detections, written.unboxed) == (1, 1)
 
 
 def test_written_speciesnet_is_the_published_conversion(tmp_path: Path) -> None:

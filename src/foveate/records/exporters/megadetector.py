@@ -24,6 +24,7 @@ from foveate.records.survey.detections import (
     Detection,
     ScoredLabel,
     classify_boxes,
+    get_kind,
 )
 from foveate.records.survey.file_index import normalize_path
 
@@ -78,6 +79,7 @@ class MegaDetectorExport:
     Args:
         made_up: boxes of the whole image, for images that have a class and no box.
         left_out: classes that are no taxa and so stand in no list of classes.
+        unboxed: classes of whole images beside boxes of another kind, which the format has no place for.
     """
 
     path: Path
@@ -86,6 +88,7 @@ class MegaDetectorExport:
     failures: int = 0
     made_up: int = 0
     left_out: int = 0
+    unboxed: int = 0
 
 
 def export_megadetector(path: str | Path, images: Iterable[DetectedImage], info: ResultsInfo) -> MegaDetectorExport:
@@ -136,6 +139,8 @@ def _make_entry(
         entry |= {"frame_rate": float(image.frame_rate), "frames_processed": list(image.frames or ())}
     detections = [_make_detection(detection, best, names) for detection, best in classify_boxes(image)]
     prediction = image.prediction
+    if detections and prediction is not None and prediction.label.is_species:
+        export.unboxed += all(get_kind(detection.category) != "animal" for detection in image.detections)
     if not detections and prediction is not None and prediction.label.kind in _CATEGORY_OF_KIND:
         # The format has no place for a class without a box.
         export.made_up += 1

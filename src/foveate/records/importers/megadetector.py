@@ -16,7 +16,7 @@ from typing import Any
 
 from foveate.records.importers.json_files import is_number
 from foveate.records.importers.results_parser import ResultsParser
-from foveate.records.survey.detections import ClassLabel, DetectedImage, Detection, DetectionResults
+from foveate.records.survey.detections import ClassLabel, DetectedImage, Detection, DetectionResults, get_kind
 from foveate.records.survey.file_index import VIDEO_SUFFIXES
 
 KNOWN_VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6")
@@ -43,7 +43,7 @@ def parse_results(content: dict[str, Any], path: Path) -> DetectionResults:
         descriptions: dict[str, str] = {}
         if content.get("classification_category_descriptions") is not None:
             descriptions = _parse_names(content, "classification_category_descriptions", parser)
-        labels = {number: ClassLabel(name, descriptions.get(number, "")) for number, name in names.items()}
+        labels = {number: _make_label(name, descriptions.get(number, "")) for number, name in names.items()}
     entries = parser.get(content, "images", list, where="the file")
     images = []
     for position, entry in enumerate(entries):
@@ -59,6 +59,7 @@ def parse_results(content: dict[str, Any], path: Path) -> DetectionResults:
         categories=tuple(categories.values()),
         labels=tuple(labels.values()),
         repairs=parser.repairs,
+        contradictions=parser.contradictions,
     )
 
 
@@ -73,6 +74,12 @@ def _parse_version(info: Mapping[str, Any], parser: ResultsParser) -> float:
     if written.strip() not in KNOWN_VERSIONS:
         parser.repairs[OTHER_VERSION] += 1
     return float(written)
+
+
+def _make_label(name: str, description: str) -> ClassLabel:
+    # Our exporter describes a class without a description by its name alone, because other tools want one of each.
+    says_more = description != ClassLabel.from_lineage(name, "", {}).description
+    return ClassLabel(name, description if says_more else "")
 
 
 def _parse_names(content: Mapping[str, Any], field: str, parser: ResultsParser) -> dict[str, str]:
@@ -108,7 +115,7 @@ def _parse_image(
     # A video that could not be opened has neither rate nor frames.
     if is_video and failure is None:
         frame_rate, frames = _parse_video(entry, where, version, parser)
-    boxes = []
+    boxes, is_empty, has_species = [], False, False
     for position, detection in enumerate(detections or []):
         at = f"{where}.detections[{position}]"
         parsed = _parse_detection(detection, at, categories, labels, parser)
@@ -121,6 +128,10 @@ def _parse_image(
             raise parser.error(f"{at}.frame_number", "missing, of a detection in a video")
         if parsed is not None:
             boxes.append(parsed)
+        # A species goes with the detection that is left out as empty: never silently.
+        is_empty |= get_kind(categories.get(str(detection["category"]), "empty")) == "blank"
+        has_species |= _has_species(detection, labels)
+    parser.contradictions += is_empty and has_species
     time = _text(entry.get("datetime"))
     return DetectedImage(file, tuple(boxes), failure or "", time=time, frame_rate=frame_rate, frames=frames)
 
@@ -160,6 +171,14 @@ def _parse_detection(
     raw = parser.parse_pairs(entry.get("raw_classifications"), labels, f"{where}.raw_classifications")
     box = parser.parse_box(entry.get("bbox"), f"{where}.bbox")
     return None if box is None else Detection(categories[number], confidence, box, scored, raw, frame)
+
+
+def _has_species(entry: Mapping[str, Any], labels: Mapping[str, ClassLabel]) -> bool:
+    """Whether the first class of a detection is a taxon; detections that are left out may have anything there."""
+    pairs = entry.get("classifications")
+    first = pairs[0] if isinstance(pairs, list) and pairs else None
+    label = labels.get(str(first[0])) if isinstance(first, list) and first else None
+    return label is not None and label.is_species
 
 
 def _text(value: object) -> str:

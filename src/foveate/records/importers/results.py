@@ -90,6 +90,7 @@ class ResultsSummary:
         missing: files of the results that are not in the survey; videos are counted separately.
         ambiguous: files that fit several images, or an image that several files fit.
         without_results: images of the survey of which the file says nothing.
+        contradictions: images that the file calls empty and a species at once.
     """
 
     format: str
@@ -101,6 +102,7 @@ class ResultsSummary:
     videos: int = 0
     ambiguous: int = 0
     without_results: int = 0
+    contradictions: int = 0
     repairs: Mapping[str, int] | None = None
 
     def as_dict(self) -> dict[str, object]:
@@ -117,6 +119,7 @@ class ResultsSummary:
             (self.videos, "videos of the results left out"),
             (self.ambiguous, "files of the results left out: they fit several images, or share one"),
             (self.without_results, "images of the survey are not in the results"),
+            (self.contradictions, "images are called empty and a species at once: see which is right"),
             *((count, f"repaired: {what}") for what, count in (self.repairs or {}).items()),
         ]
         first = f"results: {self.format}, {self.images:,} images ({self.model or 'model not stated'})"
@@ -159,6 +162,7 @@ def add_results(collection: str | Path, path: str | Path, results: DetectionResu
         videos=videos,
         ambiguous=len(ambiguous),
         without_results=len(keys) - len(matched),
+        contradictions=results.contradictions,
         repairs=+results.repairs,
     )
     # By content: an equal file adds nothing, another one of this detector takes the place of the first.

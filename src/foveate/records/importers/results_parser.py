@@ -26,11 +26,12 @@ NUMBER_AS_CATEGORY = "categories written as numbers"
 
 
 class ResultsParser:
-    """Checks of the fields that both formats have; counts repairs, and files that occur twice are an error."""
+    """Checks of the fields that both formats have; counts what is doubtful, and refuses files that occur twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.repairs: Counter[str] = Counter()
+        self.contradictions = 0
         self._positions: dict[str, str] = {}
 
     def error(self, where: str, problem: str) -> UserError:

@@ -58,6 +58,7 @@ def parse_predictions(content: dict[str, Any], path: Path) -> DetectionResults:
         categories=tuple(categories),
         labels=tuple(labels.values()),
         repairs=parser.repairs,
+        contradictions=parser.contradictions,
     )
 
 
@@ -97,6 +98,8 @@ def _parse_image(
         if box is not None:
             # The name that MegaDetector uses for the same class.
             boxes.append(Detection("person" if category == "human" else category, confidence, box, scored, box_raw))
+    if prediction is not None and prediction.label.kind == "blank":
+        parser.contradictions += any(box.classifications and box.classifications[0][0].is_species for box in boxes)
     return DetectedImage(file, tuple(boxes), prediction=prediction, raw_prediction=raw)
 
 

@@ -53,6 +53,8 @@ class ClassLabel:
     ('Vulpes vulpes', 't044', 'animal')
     >>> ClassLabel("dog family", "t021;mammalia;carnivora;canidae;;;dog family").taxon
     'Canidae'
+    >>> ClassLabel("red fox", ";;;;;;red fox").taxon
+    'Red fox'
     """
 
     name: str
@@ -84,6 +86,11 @@ class ClassLabel:
         return get_kind(self.taxon) if self.taxon else get_kind(self.name)
 
     @property
+    def is_species(self) -> bool:
+        """Whether the class is a taxon of animals, of any rank."""
+        return bool(self.taxon) and self.kind == "animal"
+
+    @property
     def taxon(self) -> str:
         """Scientific name of the description, else the name; "" where the class is no taxon."""
         fields = self.description.split(";")
@@ -92,9 +99,10 @@ class ClassLabel:
             name = f"{genus} {species}" if genus and species else next(filter(None, [genus, *reversed(ranks)]), "")
         else:
             # MegaDetector's example writes ranks alone, from the kingdom down, and the binomial as the species.
-            name = next(filter(None, reversed(fields)), "") or (
-                "" if self.name.strip().lower() in _KINDS else self.name
-            )
+            name = next(filter(None, reversed(fields)), "")
+        # A description may have no rank at all, as of a class that was known by its name alone and written again.
+        if not name and self.name.strip().lower() not in _KINDS:
+            name = self.name
         # SpeciesNet writes all fields in lower case; a scientific name begins with a capital.
         return name[:1].upper() + name[1:]
 
@@ -186,6 +194,7 @@ class DetectionResults:
         categories: the detector's names of its classes.
         labels: the classifier's classes, those without a score among them.
         repairs: what was doubtful and repaired, with the number of times.
+        contradictions: images that the file calls empty and a species at once.
     """
 
     images: list[DetectedImage]
@@ -197,3 +206,4 @@ class DetectionResults:
     categories: tuple[str, ...] = ()
     labels: tuple[ClassLabel, ...] = ()
     repairs: Counter[str] = field(default_factory=Counter)
+    contradictions: int = 0
