@@ -45,6 +45,7 @@ from foveate.records.importers.camtrap_dp import (
 from foveate.records.importers.camtrap_package import Files, check_written, open_package
 from foveate.records.importers.formats import detect_format
 from foveate.records.survey.decisions import Decision
+from foveate.records.survey.observations import EMPTY_AND_SPECIES
 from foveate.records.survey.store import survey_rows, write_survey
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.taxa import Taxa
@@ -126,6 +127,19 @@ def test_only_a_persons_rows_about_an_image_are_labels(tmp_path: Path) -> None:
     labels = dict(zip(survey.keys, survey.labels(), strict=True))
     expected = {"dep-A/IMG_0000": "Vulpes vulpes", "dep-A/IMG_0003": "human", "dep-B/IMG_0006": "Meles meles"}
     assert {key.removeprefix("media/"): label for key, label in labels.items() if label} == expected
+
+
+def test_images_that_are_empty_and_a_species_are_counted(tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package", images=True)
+    rows = read_rows(package, "observations")
+    usual = import_camtrap_dp(package, tmp_path / "usual").further[EMPTY_AND_SPECIES]
+    row = next(row for row in rows.values() if row["observationLevel"] == "media" and row["scientificName"])
+    # A second row of the same person about the same image, and one row that is both.
+    rows["empty"] = row | {"observationID": "empty", "observationType": "blank", "scientificName": "", "count": ""}
+    write_rows(package, "observations", rows)
+    summary = import_camtrap_dp(package, tmp_path / "two")
+    assert summary.further[EMPTY_AND_SPECIES] == usual + 1
+    assert any(EMPTY_AND_SPECIES in line for line in summary.lines())
 
 
 def test_reading_and_writing_gives_equal_content(collection: Collection, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from foveate.records.importers.coco_camera_traps import (
 )
 from foveate.records.importers.formats import detect_format
 from foveate.records.importers.wilds import import_wilds
+from foveate.records.survey.observations import EMPTY_AND_SPECIES
 from foveate.records.survey.store import MOVED
 from foveate.records.survey.survey import Survey
 from foveate.records.survey.types import Deployment, Observation
@@ -317,3 +318,21 @@ def test_images_can_stay_where_they_are(survey_folder: Path, tmp_path: Path) -> 
     summary = import_coco_camera_traps(survey_folder / "traps.json", tmp_path / "s", reference=True)
     assert summary.imported == 6
     assert not list((tmp_path / "s").glob("images/*.tar"))
+
+
+def test_an_image_that_is_empty_and_a_species_is_counted(tmp_path: Path) -> None:
+    content = golden()
+    usual = read_camera_traps(write(tmp_path / "cct.json", content)).further
+    image, (empty, fox) = content["images"][0]["id"], content["categories"][:2]
+    assert (empty["id"], empty["name"]) == (0, "empty")
+    content["annotations"] += [
+        {"id": f"new {n}", "image_id": image, "category_id": each["id"]} for n, each in enumerate((empty, fox))
+    ]
+    assert (
+        read_camera_traps(write(tmp_path / "cct.json", content)).further[EMPTY_AND_SPECIES]
+        == usual[EMPTY_AND_SPECIES] + 1
+    )
+    # The number 0 is reserved: a file that counts its species from 0 loses one of them, with a warning that names it.
+    empty["name"] = "puma concolor"
+    read = read_camera_traps(write(tmp_path / "cct.json", content))
+    assert [name for name in read.further if "'puma concolor': imported as empty" in name]

@@ -92,6 +92,13 @@ def test_broken_tables_name_line_and_column(text: str, names: list[str], tmp_pat
         read_corrections(path)
 
 
+def test_a_row_that_is_empty_and_a_species_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "File,Species,Empty\na.jpg,fox,true\nb.jpg,fox,false\nc.jpg,,true\nd.jpg,blank,true\n"
+    labels = [entry.label for entry in read_corrections(write(tmp_path / "t.csv", text))]
+    assert labels == ["fox", "fox", "blank", "blank"]
+    assert "marked as empty and have an answer: 1; the answer counts" in capsys.readouterr().err
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with raises_naming(UserError, "t.csv", "UTF-8"):
         read_corrections(write(tmp_path / "t.csv", "File,Species\nä.jpg,fox\n", encoding="latin-1"))

@@ -108,6 +108,9 @@ def export_wildlife_insights(
                 export.left_out["no identification" if label.kind in _UNIDENTIFIED else "no time"] += 1
                 continue
             key, file, deployment = (columns[name][label.row] for name in ("key", "file", "deployment"))
+            if label.kind == "blank" and label.taxon:
+                # The site has one label a line, and the survey calls the image empty.
+                export.left_out["species of an image that is called empty"] += 1
             location = (file or key).replace("\\", "/")
             writer.writerow(
                 dict.fromkeys(COLUMNS, "")

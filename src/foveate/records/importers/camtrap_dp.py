@@ -30,6 +30,7 @@ from foveate.records.record import Region
 from foveate.records.rows import region_row
 from foveate.records.survey.deployment_table import parse_shift
 from foveate.records.survey.hours import parse_offset, parse_times
+from foveate.records.survey.observations import EMPTY_AND_SPECIES, count_contradictions
 from foveate.records.survey.store import (
     MOVED,
     make_context,
@@ -155,6 +156,7 @@ class _Survey:
         order = np.argsort(self.medium_O, kind="stable")
         self.order, self.sorted_media = order, self.medium_O[order]
         self.sequences = assign_sequences(media, observations, self.medium_O)
+        self.counts[EMPTY_AND_SPECIES] = _count_contradictions(observations)
 
     def samples(self) -> Iterator[Sample]:
         """Yield the sample of every image that is there."""
@@ -265,6 +267,16 @@ class _Survey:
         warnings = self.package.warnings
         further = [f"{len(warnings) - _LISTED} further warnings"] if len(warnings) > _LISTED else []
         return [*map(str, warnings[:_LISTED]), *further]
+
+
+def _count_contradictions(observations: pa.Table) -> int:
+    names = ("deploymentID", "mediaID", "eventID", "classificationMethod", "classifiedBy")
+    columns = [_column(observations, name).to_pylist() for name in (*names, "observationType", "scientificName")]
+    return count_contradictions(
+        # With the observer: a machine that overlooks what a person names contradicts nobody.
+        ((deployment, medium or event, method, person), kind, taxon or "")
+        for deployment, medium, event, method, person, kind, taxon in zip(*columns, strict=True)
+    )
 
 
 def _bare_names(path: str, name: str | None) -> list[str]:

@@ -34,6 +34,7 @@ from foveate.records.survey.deployment_table import read_deployments
 from foveate.records.survey.detections import get_kind
 from foveate.records.survey.file_index import normalize_path
 from foveate.records.survey.hours import TimeStatus, parse_times
+from foveate.records.survey.observations import EMPTY_AND_SPECIES, count_contradictions
 from foveate.records.survey.store import (
     MOVED,
     make_context,
@@ -65,6 +66,7 @@ BAD_TIMES = "times that cannot be read: these images have no hour"
 NO_LOCATION = "images without a location: their folder is their camera"
 OF_BURSTS = "annotations of whole bursts: of events, not of images"
 NO_PLACE = "cameras without coordinates"
+NAMED_EMPTY = "annotations of category 0, which is empty in this format, though it is named {name!r}: imported as empty"
 CLIPPED = "boxes that left the image and were clipped"
 UNUSABLE = "boxes without any area in the image, left out"
 NO_SIZE = "boxes in pixels of images without width and height, left out"
@@ -300,6 +302,10 @@ def read_camera_traps(path: Path) -> SurveyFile:
         labeled.add(image_id)
     read.events = list({observation.id: observation for observation in read.events}.values())
     info = content.get("info")
+    observations = [*read.events, *(entry for image in read.images for entry in image.observations)]
+    read.further[EMPTY_AND_SPECIES] += count_contradictions(
+        (entry.key or (entry.deployment, entry.event), entry.kind, entry.taxon) for entry in observations
+    )
     read.descriptor = {"info": info if isinstance(info, dict) else {}, "categories": content["categories"]}
     read.further[BAD_TIMES] += count_bad_times(read.images)
     read.further[UNLABELED] += len(by_id) - len(labeled)
@@ -360,6 +366,8 @@ def _add_annotation(
     read: SurveyFile,
 ) -> None:
     (kind, taxon, name), medium = category, image.medium
+    if kind == "blank" and get_kind(name) != "blank":
+        read.further[NAMED_EMPTY.format(name=name[:80])] += 1
     is_of_burst = entry.get("sequence_level_annotation") in (True, 1)
     count = entry.get("count")
     common: dict[str, Any] = {"deployment": medium.deployment, "kind": kind, "taxon": taxon, "method": "human"}

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.progress import say
 from foveate.records.importers.camtrap_package import DESCRIPTOR, open_package
 from foveate.records.importers.ingest import check_source
+from foveate.records.survey.detections import get_kind
 from foveate.records.survey.file_index import normalize_path
 
 # Usual names of columns, the first that a table has counts; Timelapse's are those of the user's template.
@@ -107,6 +109,7 @@ def _read_table(path: Path, column: str | None) -> Iterator[Correction]:
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     # Strict: an unclosed quote would otherwise make all rows behind it one answer.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    num_contradictions = 0
     try:
         header = [name.strip() for name in next(reader, [])]
         columns = _find_columns(header, column, path)
@@ -116,11 +119,15 @@ def _read_table(path: Path, column: str | None) -> Iterator[Correction]:
             if len(cells) != len(header):
                 expected = f"expected {len(header)} as in the header"
                 raise UserError(f"{path}, line {reader.line_num}: has {len(cells)} cells; {expected}")
-            correction = _read_row({use: cells[index].strip() for use, index in columns.items()}, path, reader.line_num)
+            values = {use: cells[index].strip() for use, index in columns.items()}
+            correction = _read_row(values, path, reader.line_num)
             if correction is not None:
+                num_contradictions += _is_empty(values) and get_kind(correction.label) != "blank"
                 yield correction
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: cannot be read as CSV ({error})") from error
+    if num_contradictions:
+        say(f"{path}: rows that are marked as empty and have an answer: {num_contradictions:,}; the answer counts")
 
 
 def _find_columns(header: Sequence[str], column: str | None, path: Path) -> dict[str, int]:
@@ -151,7 +158,7 @@ def _read_row(cells: Mapping[str, str], path: Path, line: int) -> Correction | N
     """Return the answer of a row; None where nobody answered."""
     label = "" if cells["answer"] in _MISSING else cells["answer"]
     # Templates of Timelapse often have a flag for empty images besides the choice of a species.
-    label = label or ("blank" if cells.get("empty", "").lower() in _TRUE else "")
+    label = label or ("blank" if _is_empty(cells) else "")
     if not label:
         return None
     folder, file, count = cells.get("folder", ""), cells.get("file", ""), cells.get("count", "")
@@ -171,3 +178,8 @@ def _read_row(cells: Mapping[str, str], path: Path, line: int) -> Correction | N
         person=cells.get("person", ""),
         time=cells.get("time", ""),
     )
+
+
+def _is_empty(cells: Mapping[str, str]) -> bool:
+    """Whether the flag for empty images is set, which some templates have beside the answer."""
+    return cells.get("empty", "").lower() in _TRUE

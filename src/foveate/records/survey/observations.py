@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,9 @@ from foveate.records.tables import positions
 REVIEW_SOURCE = "review:"
 """Beginning of the source of a row that a person wrote in a review; the file of the answers follows."""
 
+EMPTY_AND_SPECIES = "images or events that are called empty and a species at once: see which is right"
+"""What an import counts with `count_contradictions`."""
+
 # A character that no id has: rows are cleaned of control characters.
 SEPARATOR = "\x1f"
 
@@ -20,6 +23,24 @@ SEPARATOR = "\x1f"
 def join_names(first: pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ChunkedArray:
     """Join two columns of ids row by row, so that pairs can be looked up as one text."""
     return pc.call_function("binary_join_element_wise", [first, second, pa.scalar(SEPARATOR)])
+
+
+def count_contradictions(rows: Iterable[tuple[Hashable, str, str]]) -> int:
+    """Count images or events that one observer calls empty and a species at once.
+
+    Args:
+        rows: what an observation is about and who made it, its kind, its taxon.
+
+    >>> count_contradictions([("a", "blank", ""), ("a", "animal", "Vulpes vulpes"), ("b", "blank", "")])
+    1
+    """
+    empty, named = set(), set()
+    for about, kind, taxon in rows:
+        if kind == "blank":
+            empty.add(about)
+        if taxon:
+            named.add(about)
+    return len(empty & named)
 
 
 def select_current(table: pa.Table) -> pa.Table:
