@@ -30,7 +30,10 @@ def ask_node(rows: np.ndarray, **limits: int) -> attacks.Ask:
     folder = Path(tempfile.mkdtemp())
     np.savez(folder / "points.npz", points=rows)
     config = {"partition-id": 0, "data": str(folder / "points.npz"), "state": str(folder / "state")}
-    config |= {"min-count": MIN_COUNT} | {name.replace("_", "-"): value for name, value in limits.items()}
+    # The attacks ask without `winsorize`; a client whose owner has not chosen that refuses every one of them.
+    config |= {"min-count": MIN_COUNT, "winsorize": 0} | {
+        name.replace("_", "-"): value for name, value in limits.items()
+    }
 
     def ask(request: Message) -> Message | None:
         answer = answer_request(config, lambda: request)

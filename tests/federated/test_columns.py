@@ -79,7 +79,7 @@ def test_clients_send_digests_of_their_columns(tmp_path: Path) -> None:
 
 def test_alignment_needs_names(tmp_path: Path) -> None:
     np.savez(tmp_path / "points.npz", points=ROWS)
-    request = protocol.centroids_request(resolve(2, min_count=10), 0)
+    request = protocol.centroids_request(resolve(2, min_count=10, winsorize=3.0), 0)
     config = {"partition-id": 0, "data": str(tmp_path / "points.npz"), "min-count": 10, "state": str(tmp_path)}
     answer = answer_request(config | {"align-columns": True}, lambda: request)
     assert answer.values["failure"] == "columns-unnamed"

@@ -324,7 +324,7 @@ def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch, limits: dict,
     np.savez(tmp_path / "points.npz", points=PARTS[0])
     context = SimpleNamespace(node_config={"partition-id": 0, "data": str(tmp_path / "points.npz"), **limits})
     context.node_config |= {"state": str(tmp_path / "state"), "max-partitions": 2}
-    plan = resolve(15, min_count=10)
+    plan = resolve(15, min_count=10, winsorize=3.0)
     centers = np.zeros((15, 2)) + np.arange(15)[:, None]
     for request in (protocol.centroids_request(plan, 0), protocol.lloyd_request(centers, plan, 1)):
         answer = at_client.answer(SimpleNamespace(content=to_records(request)), context)

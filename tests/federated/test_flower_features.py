@@ -46,6 +46,7 @@ class Nodes:
                 "state": str(folder / "state"),
                 "min-count": 1,
                 "max-partitions": 10,
+                "jobs": "features",
             } | (own if number == 1 else {})
         monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
         monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: SimpleNamespace(**fields))
@@ -131,7 +132,9 @@ def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
     message = SimpleNamespace(content=to_records(Message(SIZE)))
-    content = client_app.answer(message, SimpleNamespace(node_config={"partition-id": 0, "min-count": 1}))
+    content = client_app.answer(
+        message, SimpleNamespace(node_config={"partition-id": 0, "min-count": 1, "jobs": "features"})
+    )
     assert dict(from_records(content).values) == {FAILURE: DATA_MISSING}
 
 

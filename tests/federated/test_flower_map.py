@@ -45,7 +45,7 @@ class FakeGrid:
         for number, part in enumerate(PARTS):
             np.savez(folder / f"client{number}.npz", points=part)
             node = {"partition-id": number, "data": str(folder / f"client{number}.npz"), "min-count": 1}
-            self.config[107 - 2 * number] = node | {"state": str(folder / "state")}
+            self.config[107 - 2 * number] = node | {"state": str(folder / "state"), "jobs": "embed"}
         monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
         monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: SimpleNamespace(**fields))
 
@@ -147,5 +147,7 @@ def test_positions_never_leave_over_a_network(tmp_path: Path, monkeypatch: pytes
 def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
     message = SimpleNamespace(content=to_records(Message(kinds.POINTS)))
-    content = client_app.answer(message, SimpleNamespace(node_config={"partition-id": 0, "min-count": 1}))
+    content = client_app.answer(
+        message, SimpleNamespace(node_config={"partition-id": 0, "min-count": 1, "jobs": "embed"})
+    )
     assert dict(from_records(content).values) == {FAILURE: DATA_MISSING}

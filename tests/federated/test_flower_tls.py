@@ -38,6 +38,7 @@ NAMES = ("north ward", "south ward", "nobody")
 SHORT = "rounds=2 hidden=[8] surrogate=grid surrogate_start=0.5 min_r2=-10.0"
 """In place of the page's settings of a map, whose 60 rounds would take an hour here."""
 LIST = "flwr supernode list ours --format json"
+BOTH = 'jobs="cluster,embed"'
 KEY = "--auth-supernode-private-key client2"
 REFUSED = {
     "unknown": ({}, "[code: 2004] Failed to activate SuperNode"),
@@ -111,7 +112,7 @@ class Walk:
                 "--port 9150": f"--port {free_port()}",
                 "private-key client0": f"private-key client{number}",
                 # A map is compared with one in process, whose boxes are those of single points.
-                "partition-id=0 min-count=10": f"partition-id={number} min-count=1 max-partitions=3",
+                "partition-id=0 min-count=10": f"partition-id={number} min-count=1 max-partitions=3 {BOTH}",
                 "north ward": NAMES[number],
             },
         )

@@ -78,7 +78,7 @@ class Federation:
         """The arguments of a client's node."""
         data = ["--data", f"points{number}.npz", "--name", f"ward {number}", "--port", str(free_port())]
         # As many partitions as DeepFeCA has rounds, and one more for the last clustering.
-        data += ["--min-count", "1", "--max-partitions", "3"]
+        data += ["--min-count", "1", "--max-partitions", "3", "--jobs", "features"]
         return ["client", "--folder", f"ward{number}", "--client", str(number), "--server", self.address, *data]
 
     def until(self, met: Callable[[], bool], seconds: float = 300) -> None:

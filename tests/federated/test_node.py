@@ -17,12 +17,13 @@ from foveate.federated import scaling
 from foveate.federated.clustering import attacks, protocol
 from foveate.federated.clustering.options import resolve
 from foveate.federated.deep import message_kinds as features_kinds
+from foveate.federated.deep.options import DeepOptions
 from foveate.federated.embedding import message_kinds as map_kinds
 from foveate.federated.embedding.client import ClientData, answer_box, build_encoder
 from foveate.federated.embedding.networks import flatten_weights
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower.jobs import read_job
-from foveate.federated.limits import Limits
+from foveate.federated.limits import JOBS, Limits
 from foveate.federated.messages import Message
 from foveate.federated.node import HELLO, KINDS, answer_request
 from foveate.federated.reasons import COUNT, FAILURE, SENTENCES, failure_values, read_failure
@@ -37,6 +38,8 @@ def configure(folder: Path, rows: Any, **limits: Any) -> dict[str, Any]:
     path = folder / "hospital-north-patients-2026.npz"
     np.savez(path, points=rows)
     config = {"partition-id": 0, "data": str(path), "state": str(folder / "state"), "min-count": 10}
+    # Every kind is answered here, as one process would; `test_hostile_server.py` has what an owner must name.
+    config |= {"jobs": ",".join(JOBS), "winsorize": 0, "scale": "standard"}
     return config | {name.replace("_", "-"): value for name, value in limits.items()}
 
 
@@ -61,8 +64,9 @@ def request_of(kind: str) -> Message:
         protocol.ASSIGN: protocol.assign_request(centers, options, 2),
     }
     encoder = flatten_weights(build_encoder(EmbeddingOptions(), WINE.shape[1]))
-    values = {"options": EmbeddingOptions().model_dump_json()}
-    return made.get(kind) or Message(kind, 0, {"encoder": encoder} if kind in map_kinds.REMOTE_KINDS else {}, values)
+    is_map = kind in map_kinds.REMOTE_KINDS
+    values = {"options": (EmbeddingOptions() if is_map else DeepOptions(clusters=3, min_count=10)).model_dump_json()}
+    return made.get(kind) or Message(kind, 0, {"encoder": encoder} if is_map else {}, values)
 
 
 @pytest.mark.parametrize("kind", KINDS)

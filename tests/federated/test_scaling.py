@@ -197,6 +197,7 @@ class Node(dict[str, Any]):
         np.savez(folder / f"{number}.npz", points=part)
         data, state = str(folder / f"{number}.npz"), str(folder / f"state-{number}")
         self.config = {"partition-id": number, "data": data, "min-count": 10, "state": state, "max-partitions": 9}
+        self.config |= {"jobs": "embed,features", "scale": "standard"}
 
     def __contains__(self, kind: object) -> bool:
         return True

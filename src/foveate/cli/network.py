@@ -90,11 +90,14 @@ def server(
     "columns",
     "drop_missing",
     "max_gib",
+    "jobs",
     "min_count",
     "max_clusters",
     "max_questions",
     "max_partitions",
     "max_epsilon",
+    "winsorize",
+    "scale",
     "align_columns",
     "port",
     metavars={"server": _ADDRESS},
@@ -204,7 +207,7 @@ def run(
     """
     from foveate.federated.flower import commands, steps
     from foveate.federated.flower.jobs import read_job
-    from foveate.federated.flower.options import CLUSTER
+    from foveate.federated.limits import CLUSTER
 
     # Flower splits the settings at spaces and knows no quotes inside of them.
     spaced = [override for override in overrides if override.split() != [override]]

@@ -1,4 +1,4 @@
-"""A client's own limits, whatever a server asks: points of a group, clusters, questions, partitions, epsilon.
+"""A client's own limits, whatever a server asks: jobs, points of a group, clusters, questions, partitions, epsilon.
 
 A server that asks for as many clusters as there are points, with min_count 1, gets every row; one that may ask often
 gets rows from differences. Over a network these limits are in the node's own configuration, which no server sees or
@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, StrictBool, StrictInt
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import Field, StrictBool, StrictInt, field_validator
 
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings, validate
@@ -20,14 +22,34 @@ from foveate.federated import reasons
 from foveate.federated.messages import Message
 from foveate.federated.points import READ_FIELDS
 from foveate.federated.reasons import Refusal
+from foveate.federated.scaling import MOMENTS
 
 SAFE_MIN_COUNT = 10
 """Proposed `min_count`: a group of fewer points is nearly its points."""
+SAFE_WINSORIZE = 3.0
+"""`winsorize` of a clustering over a network, at the server and at its clients, unless both are told otherwise."""
+JOBS = ("cluster", "embed", "features")
+CLUSTER, EMBED, FEATURES = JOBS
+MAX_AXIS_POINTS, MAX_HIDDEN = 28, 1024
+"""Largest grid per axis and largest hidden layer that a client computes for a server.
+
+Finer grids and wider layers than the defaults tell single rows apart; smaller ones make that harder and do not rule it
+out, which is why both jobs must be named by the owner.
+"""
+MAX_QUERIES = 2000
+"""Largest number of queries of a client's own grid."""
 
 
 class Limits(Settings):
     """A client's own limits; `None` in `min_count` = not chosen, which a networked client must."""
 
+    # Clustering alone: a server that departs from the protocol of the other two reads rows, whatever min_count is.
+    jobs: tuple[Literal["cluster", "embed", "features"], ...] = Field(
+        (CLUSTER,),
+        min_length=1,
+        description="jobs that this client answers: cluster, embed, features; a server that departs from the protocol "
+        "can read rows of the data in embed and features",
+    )
     min_count: StrictInt | None = Field(
         None, ge=1, description=f"do not release groups smaller than this; suggested: {SAFE_MIN_COUNT}"
     )
@@ -42,10 +64,31 @@ class Limits(Settings):
     max_epsilon: float = Field(
         8.0, gt=0, description="total privacy budget (epsilon, delta = 1e-5) for noisy answers about the same data"
     )
+    winsorize: float = Field(
+        SAFE_WINSORIZE,
+        ge=0,
+        allow_inf_nan=False,
+        description="refuse clusterings with another winsorize than this; 0 = only those without",
+    )
+    scale: Literal["none", "standard"] = Field(
+        "none",
+        description="standard: send sums for a common scale of the columns, and accept that scale; none: refuse both",
+    )
     align_columns: StrictBool = Field(False, description="sort columns by name before anything is computed")
     state: str | None = Field(
         None, description="folder of the client's log of questions; ~/.local/state/foveate/federated by default"
     )
+
+    @field_validator("jobs", mode="before")
+    @classmethod
+    def _read_jobs(cls, value: Any) -> Any:
+        # Flower's configurations hold single values only, so a list arrives as one text.
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            return value
+        names = [name.strip() if isinstance(name, str) else name for name in names]
+        # DeepFeCA is the method of the job `features`; both names are in use for it.
+        return tuple(FEATURES if name == "deep" else choose(str(name), JOBS, "job") for name in names)
 
     @property
     def smallest_group(self) -> int:
@@ -77,6 +120,38 @@ class Limits(Settings):
                 f"({SAFE_MIN_COUNT} for sensitive data: with 1 single rows can leave this client)"
             )
         return limits
+
+    def allow_job(self, job: str) -> None:
+        """Raise Refusal for a job that the owner has not named."""
+        if job not in self.jobs:
+            raise Refusal(
+                reasons.JOB,
+                f"asks for the job {job}; this client answers {', '.join(self.jobs)} (its own jobs; the others can "
+                "cost rows of the data)",
+            )
+
+    def check_scale(self, request: Message) -> None:
+        """Raise Refusal for a request that is about a common scale, or brings one, where the owner wants none."""
+        if self.scale == "none" and (request.kind == MOMENTS or {"offset", "scale"} & set(request.arrays)):
+            raise Refusal(reasons.SCALE, "is about a common scale of the columns; this client's own scale is 'none'")
+
+    def check_winsorize(self, request: Message) -> None:
+        """Raise Refusal for a clustering with another `winsorize` than this client's.
+
+        Sums under two different ones differ by the outlying rows alone.
+        """
+        value = request.values.get("winsorize", 0.0)
+        # Percentiles have no noise, so a request with noise has no winsorize; its answers have a budget instead.
+        if request.kind != MOMENTS and request.values.get("noise") and value == 0:
+            return
+        # The scale of a map or an encoder comes from sums of all points as they are.
+        if request.kind == MOMENTS and value == 0 and set(self.jobs) - {CLUSTER}:
+            return
+        if value != self.winsorize:
+            raise Refusal(
+                reasons.WINSORIZE,
+                f"asks with winsorize {value or 'none'}; this client's own is {self.winsorize or 'none'}",
+            )
 
     def check(self, request: Message) -> None:
         """Raise Refusal if a request asks about fewer points, or for more clusters, than this client allows."""
@@ -110,6 +185,27 @@ class Limits(Settings):
                 f"{points} points are fewer than this client's own min-count {self.smallest_group}: nothing is sent",
                 count=self.smallest_group,
             )
+
+
+def check_grid(*sizes: ArrayLike, queries: int = 0) -> None:
+    """Raise Refusal for more points per axis, or more queries in all, than a client computes for a server."""
+    # Written with `not`, so that NaN is refused, too.
+    if any(not (np.asarray(size) <= MAX_AXIS_POINTS).all() for size in sizes):
+        raise Refusal(
+            reasons.GRID, f"asks for a grid of more than {MAX_AXIS_POINTS} points per axis", count=MAX_AXIS_POINTS
+        )
+    if queries > MAX_QUERIES:
+        raise Refusal(reasons.GRID, f"asks for {queries} queries; at most {MAX_QUERIES} are allowed", count=MAX_QUERIES)
+
+
+def check_hidden(*widths: int) -> None:
+    """Raise Refusal for a wider hidden layer than a client trains for a server."""
+    if any(width > MAX_HIDDEN for width in widths):
+        raise Refusal(
+            reasons.HIDDEN,
+            f"asks for hidden layers of {', '.join(map(str, widths))}; at most {MAX_HIDDEN} is allowed",
+            count=MAX_HIDDEN,
+        )
 
 
 _LIMIT_FIELDS = tuple(name.replace("_", "-") for name in Limits.model_fields)

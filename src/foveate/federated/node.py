@@ -21,15 +21,18 @@ from foveate.federated.clients import Client
 from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.columns import ColumnDigests, sort_columns
-from foveate.federated.deep.message_kinds import EMBEDDED
+from foveate.federated.deep.message_kinds import EMBEDDED, SIZE
 from foveate.federated.deep.message_kinds import REMOTE_KINDS as FEATURES_KINDS
+from foveate.federated.deep.options import request_options as read_features_options
+from foveate.federated.embedding.message_kinds import POINTS
 from foveate.federated.embedding.message_kinds import REMOTE_KINDS as MAP_KINDS
+from foveate.federated.embedding.options import request_options as read_map_options
 from foveate.federated.ledger import Ledger, Question
-from foveate.federated.limits import Limits
+from foveate.federated.limits import CLUSTER, EMBED, FEATURES, Limits, check_grid, check_hidden
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.points import Points, ReadOptions
 from foveate.federated.reasons import Refusal, failure_values
-from foveate.federated.scaling import MOMENTS
+from foveate.federated.scaling import MOMENTS, check_scale
 from foveate.federated.sources import read_points
 from foveate.federated.store import digest
 
@@ -38,6 +41,8 @@ UNREADABLE = "query.unreadable"
 """Kind of the answer to what is no request."""
 KINDS = (HELLO, *HANDLERS, *MAP_KINDS, *FEATURES_KINDS)
 """All kinds that a client answers over a network."""
+_JOBS = dict.fromkeys(HANDLERS, CLUSTER) | dict.fromkeys(MAP_KINDS, EMBED) | dict.fromkeys(FEATURES_KINDS, FEATURES)
+"""Jobs by the kind of their requests."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +118,11 @@ class Node:
             return Message(HELLO, request.round, values={"client": self.number, "name": self.name, **values})
         if request.kind not in KINDS:
             raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
-        if request.kind in HANDLERS:
-            # Before the data are read: a refused request costs the client nothing.
-            self.limits.check(request)
+        # Before the data are read: a refused request costs the client nothing.
+        self._check(request)
         points = self.read().points_ND
         self.limits.need_points(len(points))
+        check_scale(points, request)
         client = Client(self.number, points, {request.kind: self._handler(request.kind)})
         question = Question(
             request,
@@ -129,6 +134,29 @@ class Node:
         )
         ledger = Ledger(self.limits.state_folder, digest(points))
         return ledger.answer(question, self.limits, lambda: client.answer(request))
+
+    def _check(self, request: Message) -> None:
+        """Raise Refusal for a request that the owner has not allowed; the data are not touched."""
+        # A common scale belongs to every job.
+        if request.kind != MOMENTS:
+            self.limits.allow_job(_JOBS[request.kind])
+        self.limits.check_scale(request)
+        if request.kind in HANDLERS:
+            self.limits.check_winsorize(request)
+            self.limits.check(request)
+        elif request.kind in (POINTS, SIZE):
+            return  # numbers of points and features: nothing is built for them
+        elif request.kind in MAP_KINDS:
+            options = read_map_options(request)
+            check_grid(
+                options.min_axis_points,
+                options.max_axis_points,
+                request.arrays.get("counts", ()),
+                queries=options.max_points,
+            )
+            check_hidden(*options.hidden)
+        else:
+            check_hidden(read_features_options(request).hidden)
 
     def _handler(self, kind: str) -> Callable[[Any, Message, int], Message]:
         """Handler of a kind; torch is loaded only for maps and encoders."""

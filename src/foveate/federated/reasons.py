@@ -17,6 +17,11 @@ DATA_UNUSABLE = "data-unusable"
 DATA_ABSURD = "data-absurd"
 TOO_FEW_POINTS = "too-few-points"
 COLUMNS_UNNAMED = "columns-unnamed"
+JOB = "job"
+GRID = "grid"
+HIDDEN = "hidden"
+WINSORIZE = "winsorize"
+SCALE = "scale"
 MIN_COUNT = "min-count"
 MAX_CLUSTERS = "max-clusters"
 MAX_QUESTIONS = "max-questions"
@@ -33,6 +38,11 @@ SENTENCES = {
     DATA_ABSURD: "its data hold magnitudes that no measurement has",
     TOO_FEW_POINTS: "it has fewer points than its own min-count{count}: nothing is sent",
     COLUMNS_UNNAMED: "its columns have no names to be aligned by",
+    JOB: "its owner does not allow this job: a client answers `cluster` only, unless its own `jobs` name others",
+    GRID: "the request's grid has more points than the bound{count}",
+    HIDDEN: "the request's `hidden` is above the bound{count}",
+    WINSORIZE: "the request's `winsorize` is not the client's own",
+    SCALE: "the request's scale is not the client's own: `scale` is `none`, or the numbers are no common scale of it",
     MIN_COUNT: "its own min-count{count} is larger than the request's min_count",
     MAX_CLUSTERS: "its own max-clusters{count} is less than what the request asks for",
     MAX_QUESTIONS: "its own max-questions{count} about these data are used up",

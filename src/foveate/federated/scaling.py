@@ -21,12 +21,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from foveate.core.errors import UserError
+from foveate.federated import reasons
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule, Value
 from foveate.federated.points import MAX_COORDINATE, as_points
+from foveate.federated.reasons import Refusal
 from foveate.federated.rounds import Check, Requests, Round, TooFewClientsError, Transport
 
 Floats = NDArray[np.float64]
 MOMENTS = "query.moments"
+MAX_DEVIATIONS = 100.0
+"""Bound of a client's columns in units of a common scale, as root mean squares.
+
+A client's share of the common variance is at most all of it, so a client of a share w of all points is at most
+1 / sqrt(w) out: 100 for one of ten thousand.
+"""
 _OFFSET, _SCALE = "offset", "scale"
 
 
@@ -197,6 +205,27 @@ def scale_points(points_ND: Floats, request: Message) -> Floats:
     # A scale of a hostile server may overflow; `as_points` refuses what comes out, with the row.
     with np.errstate(all="ignore"):
         return as_points((points_ND - offset_D) / scale_D)
+
+
+def check_scale(data: ArrayLike, request: Message) -> None:
+    """Raise Refusal if the scale that a request brings cannot be a common one of this client and others."""
+    if not {_OFFSET, _SCALE} & set(request.arrays):
+        return
+    points = as_points(data)
+    if "winsorize" in request.values:
+        points = winsorize(points, request.number("winsorize"))
+    offset_D, scale_D = request.array(_OFFSET), request.array(_SCALE)
+    if offset_D.shape != points.shape[1:] or scale_D.shape != points.shape[1:]:
+        return  # `scale_points` says which widths do not fit
+    with np.errstate(all="ignore"):
+        out_D = np.sqrt((((points - offset_D) / scale_D) ** 2).mean(0))
+    # Written with `not`, so that NaN is refused, too.
+    if not ((scale_D > 0).all() and (out_D <= MAX_DEVIATIONS).all()):
+        raise Refusal(
+            reasons.SCALE,
+            "brings a scale in which this client's columns are more than "
+            f"{MAX_DEVIATIONS:g} deviations out: no common scale of its data",
+        )
 
 
 def take_scale(data: ArrayLike, request: Message) -> tuple[Floats, Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import Field
@@ -9,6 +10,10 @@ from pydantic import Field
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings, validate
 from foveate.federated.clustering.options import ClusteringOptions, load_method, method_names, resolve
+from foveate.federated.messages import Message, MessageError
+
+# Honest options have some hundred characters; a longer text would cost the client time to parse.
+MAX_OPTIONS_LENGTH = 10_000
 
 DEEPFECA, LOCAL, POOLED, UNTRAINED = "deepfeca", "local", "central", "untrained"
 METHODS = {
@@ -98,6 +103,31 @@ def read_options(content: dict[str, Any], *, where: str = "DeepFeCA") -> DeepOpt
         raise UserError(f"{where}: field 'scale': pixels have one unit; leave it out with an encoder of images")
     if options.augment == "noise" and options.reads_images:
         raise UserError(f"{where}: field 'augment': noise is for features; with an encoder of images use shift or none")
+    return options
+
+
+def request_options(request: Message) -> DeepOptions:
+    """Read the options that a request carries, within their bounds.
+
+    Raises:
+        MessageError: it carries none that can be read, unknown fields, or values out of bounds.
+    """
+    text = request.values.get("options")
+    if not isinstance(text, str) or len(text) > MAX_OPTIONS_LENGTH:
+        raise MessageError(f"message '{request.kind}' has no 'options' of at most {MAX_OPTIONS_LENGTH:,} characters")
+    try:
+        content = json.loads(text)
+    # RecursionError: nested brackets within the allowed length can still exhaust the parser's stack.
+    except (ValueError, RecursionError):
+        raise MessageError("field 'options' is not JSON") from None
+    if not isinstance(content, dict):
+        raise MessageError("field 'options' must be a mapping of names to values")
+    try:
+        options = read_options(content, where="the request's options")
+    except UserError as problem:
+        raise MessageError(str(problem)) from None
+    if options.method == POOLED:
+        raise MessageError(f"method '{POOLED}' pools raw points; no client sends them")
     return options
 
 

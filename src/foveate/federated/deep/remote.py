@@ -8,22 +8,17 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.federated.deep.job import DeepJob, build_network, prepare_samples
 from foveate.federated.deep.message_kinds import EMBEDDED, REMOTE_KINDS, SIZE
-from foveate.federated.deep.options import POOLED, DeepOptions, read_options
+from foveate.federated.deep.options import DeepOptions, request_options
 from foveate.federated.deep.protocol import embedded_request, handlers, train_request
 from foveate.federated.limits import Limits
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.scaling import take_scale
 from foveate.metrics.neighbors import as_points
-
-# Honest options have some hundred characters; a longer text would cost the client time to parse.
-MAX_OPTIONS_LENGTH = 10_000
 
 
 def answer_remote(
@@ -58,29 +53,6 @@ def answer_remote(
     _check_size(len(checked.array("weights")), options, points.shape[1])
     network = build_network(options, points.shape[1])
     return handlers(network)[request.kind](prepare_samples(points, options), checked, client)
-
-
-def request_options(request: Message) -> DeepOptions:
-    """Read the options that a request carries, within their bounds.
-
-    Raises:
-        MessageError: it carries none that can be read.
-        UserError: unknown fields, or values out of bounds.
-    """
-    text = request.values.get("options")
-    if not isinstance(text, str) or len(text) > MAX_OPTIONS_LENGTH:
-        raise MessageError(f"message '{request.kind}' has no 'options' of at most {MAX_OPTIONS_LENGTH:,} characters")
-    try:
-        content = json.loads(text)
-    # RecursionError: nested brackets within the allowed length can still exhaust the parser's stack.
-    except (ValueError, RecursionError):
-        raise MessageError("field 'options' is not JSON") from None
-    if not isinstance(content, dict):
-        raise MessageError("field 'options' must be a mapping of names to values")
-    options = read_options(content, where="the request's options")
-    if options.method == POOLED:
-        raise MessageError(f"method '{POOLED}' pools raw points; no client sends them")
-    return options
 
 
 def _rebuild(request: Message, options: DeepOptions, client: int) -> Message:

@@ -21,7 +21,7 @@ from foveate.federated.embedding.graph import neighborhood
 from foveate.federated.embedding.message_kinds import BOX, FIELD, POINTS, POSITIONS, REMOTE_KINDS, SURROGATE, TRAIN
 from foveate.federated.embedding.networks import flatten_weights, frozen_rows, load_flat, perceptron
 from foveate.federated.embedding.objective import mean_repulsion
-from foveate.federated.embedding.options import FEDPROX, LOCAL, POOLED, EmbeddingOptions
+from foveate.federated.embedding.options import FEDPROX, LOCAL, POOLED, EmbeddingOptions, request_options
 from foveate.federated.embedding.surrogates import (
     ARCHITECTURES,
     FitSettings,
@@ -92,18 +92,6 @@ class ClientData:
             self._cache["encoder"] = network.to(self.device)
         load_flat(self._cache["encoder"], weights_P)
         return self._cache["encoder"]
-
-
-def request_options(request: Message) -> EmbeddingOptions:
-    """Read the options that every request carries.
-
-    Raises:
-        MessageError: it carries none.
-    """
-    text = request.values.get("options")
-    if not isinstance(text, str):
-        raise MessageError(f"message '{request.kind}' has no 'options'")
-    return EmbeddingOptions.model_validate_json(text)
 
 
 def _map_points(data: ClientData, request: Message) -> tuple[EmbeddingOptions, NDArray[np.floating], Tensor]:

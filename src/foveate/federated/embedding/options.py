@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, validate
 from foveate.core.reference import REFERENCE, reference_values
+from foveate.federated.messages import Message, MessageError
 
 FEDNE, FEDAVG, FEDPROX, LOCAL, POOLED, EXACT = "fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"
 METHODS = {
@@ -162,6 +163,21 @@ def read_options(content: dict[str, Any], *, where: str = "FedNE") -> EmbeddingO
             "needs grow with the power of the dimensions"
         )
     return validate(EmbeddingOptions, content, where=where)
+
+
+def request_options(request: Message) -> EmbeddingOptions:
+    """Read the options that every request carries.
+
+    Raises:
+        MessageError: it carries none, or they do not fit.
+    """
+    text = request.values.get("options")
+    if not isinstance(text, str):
+        raise MessageError(f"message '{request.kind}' has no 'options'")
+    try:
+        return EmbeddingOptions.model_validate_json(text)
+    except ValidationError as problem:
+        raise MessageError(f"field 'options' does not fit: {problem}") from None
 
 
 def decay_rounds(rounds: int, shares: Sequence[float]) -> list[int]:

@@ -12,13 +12,13 @@ from foveate.federated.deep.options import DEEPFECA, DeepOptions
 from foveate.federated.deep.options import read_options as read_deep_options
 from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
 from foveate.federated.embedding.options import read_options as read_map_options
-from foveate.federated.flower.options import CLUSTER, EMBED, FEATURES, WHERE, RunOptions
-from foveate.federated.limits import SAFE_MIN_COUNT
+from foveate.federated.flower.options import WHERE, RunOptions
+from foveate.federated.limits import CLUSTER, EMBED, FEATURES, SAFE_MIN_COUNT, SAFE_WINSORIZE
 
 CONSENSUS = "consensus"
 
 
-REMOTE_DEFAULTS: dict[str, Any] = {"min_count": SAFE_MIN_COUNT, "refine_rounds": 0, "winsorize": 3.0}
+REMOTE_DEFAULTS: dict[str, Any] = {"min_count": SAFE_MIN_COUNT, "refine_rounds": 0, "winsorize": SAFE_WINSORIZE}
 """Options of a clustering that differ over a network, to protect people: one shot, no small group, no outlier."""
 
 

@@ -10,12 +10,10 @@ from pydantic import Field
 
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings, validate
-from foveate.federated.limits import Limits
+from foveate.federated.limits import CLUSTER, JOBS, Limits
 from foveate.federated.points import ReadOptions
 
 WHERE = "run configuration"
-JOBS = ("cluster", "embed", "features")
-CLUSTER, EMBED, FEATURES = JOBS
 
 
 class ServerOptions(Settings):
@@ -45,9 +43,10 @@ class NodeOptions(Limits, ReadOptions):
         """Return the fields of Flower's node configuration besides the client's number: the data and what was set."""
         # Flower's configuration has no value for None: what is not set is left out, and the node takes its default.
         fields = ("name", *Limits.model_fields, *ReadOptions.model_fields)
-        values = {name: getattr(self, name) for name in fields if name in self.model_fields_set and getattr(self, name)}
-        if "columns" in values:
-            values["columns"] = ",".join(values["columns"])
+        values = {name: getattr(self, name) for name in fields if name in self.model_fields_set}
+        # Numbers stay: 0 is a choice of its own, such as no `winsorize`.
+        values = {name: value for name, value in values.items() if value or type(value) in (int, float)}
+        values = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return {"data": str(Path(self.data or "").resolve())} | {
             name.replace("_", "-"): value for name, value in values.items()
         }

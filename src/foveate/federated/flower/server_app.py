@@ -17,8 +17,9 @@ from foveate.federated.clustering.run import write_server_result
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower.jobs import read_job
-from foveate.federated.flower.options import CLUSTER, EMBED, FEATURES, RunOptions
+from foveate.federated.flower.options import RunOptions
 from foveate.federated.flower.transport import GridTransport
+from foveate.federated.limits import CLUSTER, EMBED, FEATURES
 
 app = ServerApp()
 
