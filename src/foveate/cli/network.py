@@ -223,10 +223,17 @@ def run(
         _finish_plan(folder, [commands.run(folder, config)], {}, as_json=as_json)
         return
     steps.carry_out(folder, config)
+    from foveate.core.files import read_json
     from foveate.report import render
 
+    lines = [*list_suspects(read_json(out / "result.json")), f"{options.job}: done"]
     paths = {"result": out / "result.json", "report": render(out)}
-    finish({"job": options.job, "run": config}, [f"{options.job}: done"], paths, as_json=as_json)
+    finish({"job": options.job, "run": config}, lines, paths, as_json=as_json)
+
+
+def list_suspects(result: Mapping[str, Any]) -> list[str]:
+    """First lines of the output: clients with anomalous data that are in the result."""
+    return [f"warning: {sentence}" for sentence in result.get("suspects", [])]
 
 
 def _refuse(insecure: bool, dry_run: bool) -> None:

@@ -5,7 +5,7 @@ Each sign is taken against the median over clients, so it holds while most of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,31 @@ MIN_CLIENTS = 4
 WEIGHTS_ALONE, BOX_FAR = 4.0, 4.0
 """Multiples of the median at which weights and boxes are flagged."""
 MAX_SIZE_SHARE, SIZE_ALONE = 0.5, 30.0
+EXCLUDE = "--set suspects=exclude leaves it out"
+"""Remedy of the command line."""
+_SUSPICIOUS, _LEFT_OUT = " is suspicious: ", "; left out"
 # Values of a block of weights of all clients together: 32 MiB of float64.
 _BLOCK_VALUES = 1 << 22
+
+
+def note_suspect(name: str, reason: str, *, left_out: bool = False) -> str:
+    """Sentence about an anomalous client."""
+    return f"{name}{_SUSPICIOUS}{reason}{_LEFT_OUT * left_out}"
+
+
+def warn_of_suspects(notes: Iterable[str], clients: int, *, remedy: str) -> list[str]:
+    """Sentences about the anomalous clients that are in a result, each with what to do.
+
+    Args:
+        notes: of `note_suspect`; others, and those of clients that were left out, are skipped.
+        clients: number of all clients.
+        remedy: how to do without such a client.
+    """
+    suspects = [note for note in notes if _SUSPICIOUS in note and not note.endswith(_LEFT_OUT)]
+    # Signs are taken against the other clients: of two it may be the honest one that stands out.
+    if 2 * len({note.partition(_SUSPICIOUS)[0] for note in suspects}) >= clients:
+        remedy = "half of the clients or more are suspected, so nothing says which of them is wrong"
+    return [f"{note}; it is in the result all the same: check its data and their units; {remedy}" for note in suspects]
 
 
 def find_outliers(clients: NDArray[np.int64], log_M: NDArray[np.float64], min_ratio: float) -> dict[int, float]:

@@ -17,6 +17,7 @@ from sklearn.utils.validation import (
 )
 
 from foveate.core.errors import UserError
+from foveate.federated.anomaly import note_suspect, warn_of_suspects
 from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
@@ -155,7 +156,15 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
             members = [Client(number, part, HANDLERS) for number, part in enumerate(parts)]
             folder = None if self.answers_folder is None else Path(self.answers_folder)
             transport = InProcess(members, timeout=self.timeout, answers_folder=folder, log=log)
-            self._set_result(cluster(transport, options, min_clients=self.min_clients), log)
+            result = cluster(transport, options, min_clients=self.min_clients)
+            self._set_result(result, log)
+            notes = [
+                note_suspect(f"client {client}", reason)
+                for client, reason in result.suspects.items()
+                if client not in result.excluded
+            ]
+            for warning in warn_of_suspects(notes, len(parts), remedy="suspects='exclude' leaves it out"):
+                warnings.warn(warning, UserWarning, stacklevel=2)
         self.n_features_in_ = int(self.cluster_centers_.shape[1])
         labels, self.inertia_ = [], 0.0
         for part in parts:

@@ -10,6 +10,7 @@ from foveate.core.results import ResultModel, RunResult
 
 CLUSTER, EMBED, FEATURES = "federated_cluster", "federated_embed", "federated_features"
 """Kinds of result.json; each is the name of its page."""
+_SUSPECTS = "anomalous clients in the result and what to do: the first lines of page and terminal"
 
 
 class Traffic(ResultModel):
@@ -96,6 +97,7 @@ class ClusterResult(RunResult):
     bytes_down: int = 0
     seconds: float = 0.0
     server: dict[str, Any] = Field({}, description="report of the server step")
+    suspects: list[str] = Field([], description=_SUSPECTS)
     privacy: list[PrivacyCost] = Field([], description="account of the noise; empty without noise")
     notes: list[str] = []
     map: GroupMap
@@ -160,6 +162,7 @@ class EmbedResult(RunResult):
     held_out: int = 0
     neighbors: int = 7
     maps: list[EmbedMethod]
+    suspects: list[str] = Field([], description=_SUSPECTS)
     payoff: str = Field("", description="whether surrogates pay against federated averaging on these data")
     options: dict[str, Any] = {}
 
@@ -218,6 +221,7 @@ class FeaturesResult(RunResult):
     methods: list[FeaturesMethod]
     exchanged: list[Traffic] = []
     history: list[FeaturesRound] = []
+    suspects: list[str] = Field([], description=_SUSPECTS)
     notes: list[str] = []
     map: GroupMap
     options: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.network import COMMANDS
+from foveate.cli.network import COMMANDS, list_suspects
 from foveate.cli.options import F, common, dry_run_option, finish, run_option
 
 _RUN = "foveate.federated.run_options"
@@ -174,13 +174,18 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _embed_lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{len(result['clients'])} clients, {sum(result['clients'].values())} points, {result['split']}"]
+    lines = [
+        *list_suspects(result),
+        f"{len(result['clients'])} clients, {sum(result['clients'].values())} points, {result['split']}",
+    ]
     for entry in result["maps"]:
         qualities = ", ".join(f"{name} {value:.3f}" for name, value in entry["quality"].items())
         sent = (entry["bytes_up"] + entry["bytes_down"]) / 1e6
         lines.append(f"{entry['method']}: {qualities}; {sent:.1f} MB exchanged, {entry['seconds']:.1f} s")
     for note, count in result["maps"][0]["notes"].items():
-        lines.append(f"note ({count} times): {note}")
+        # Those of suspects are the first lines already.
+        if not any(sentence.startswith(note) for sentence in result["suspects"]):
+            lines.append(f"note ({count} times): {note}")
     return [*lines, result["payoff"]] if result.get("payoff") else lines
 
 
@@ -248,7 +253,10 @@ def cluster(
 
 
 def _cluster_lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{len(result['clients'])} clients, {result['points']:,} points, {result['split']}"]
+    lines = [
+        *list_suspects(result),
+        f"{len(result['clients'])} clients, {result['points']:,} points, {result['split']}",
+    ]
     for entry in result["methods"]:
         qualities = ", ".join(f"{name} {value:.4g}" for name, value in entry["quality"].items())
         sent = (
@@ -336,7 +344,10 @@ def features(
 
 
 def _features_lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{len(result['clients'])} clients, {result['points']:,} points, {result['split']}"]
+    lines = [
+        *list_suspects(result),
+        f"{len(result['clients'])} clients, {result['points']:,} points, {result['split']}",
+    ]
     for entry in result["methods"]:
         qualities = ", ".join(f"{name} {value:.3f}" for name, value in entry["quality"].items())
         sent = (

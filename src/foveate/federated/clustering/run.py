@@ -15,6 +15,7 @@ from foveate.core.files import FolderLock, atomic_file, write_json_atomically
 from foveate.core.progress import say
 from foveate.core.reference import refuse_reference
 from foveate.core.runs import RunFolder
+from foveate.federated.anomaly import EXCLUDE, note_suspect, warn_of_suspects
 from foveate.federated.clients import Client
 from foveate.federated.clustering.account import account
 from foveate.federated.clustering.distances import Labels, nearest
@@ -121,6 +122,7 @@ def run_clustering(
             clients=_client_rows(clients, clustered, groups, log),
             methods=rows,
             seconds=round(seconds, 3),
+            suspects=_suspects(clustered, dict(enumerate(clients.names))),
             notes=_notes(clients, clustered),
             map=sample_map(
                 clients,
@@ -248,7 +250,19 @@ def _notes(clients: Clients, clustered: Clustered) -> list[str]:
 
 def _exclusion_notes(clustered: Clustered, names: Mapping[int, str]) -> list[str]:
     notes = [f"{names[client]} was left out: {reason}" for client, reason in clustered.excluded.items()]
-    return notes + [f"{names[client]} is suspicious: {reason}" for client, reason in clustered.suspects.items()]
+    # The others have lines of their own, which come first.
+    left_out = {client: reason for client, reason in clustered.suspects.items() if client in clustered.excluded}
+    return notes + [note_suspect(names[client], reason) for client, reason in left_out.items()]
+
+
+def _suspects(clustered: Clustered, names: Mapping[int, str]) -> list[str]:
+    """Sentences about anomalous clients that are in the result."""
+    notes = [
+        note_suspect(names[client], reason)
+        for client, reason in clustered.suspects.items()
+        if client not in clustered.excluded
+    ]
+    return warn_of_suspects(notes, len(names), remedy=EXCLUDE)
 
 
 def _reported_points(clustered: Clustered, client: int) -> int:
@@ -296,6 +310,7 @@ def write_server_result(
         clients=rows,
         methods=[method],
         seconds=round(seconds, 3),
+        suspects=_suspects(clustered, names),
         notes=_exclusion_notes(clustered, names),
         map=GroupMap(
             centers=project(clustered.centers, axes),

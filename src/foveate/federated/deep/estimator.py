@@ -160,6 +160,8 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         self.cluster_centers_ = state.centers
         for client, reason in state.excluded.items():
             warnings.warn(f"client {client} was left out: {reason}", UserWarning, stacklevel=2)
+        for warning in state.warnings(lambda client: f"client {client}", len(clients)):
+            warnings.warn(warning, UserWarning, stacklevel=2)
         self.history_, self.excluded_, self.suspects_ = state.history, state.excluded, state.describe_suspects()
         self.exchanged_, self.bytes_up_, self.bytes_down_ = log.table(), log.bytes(up=True), log.bytes(up=False)
         rounds = f"{self.n_rounds} round{'s' * (self.n_rounds != 1)}"

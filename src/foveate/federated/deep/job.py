@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.core.model_folder import CONFIG, WEIGHTS, check_tensors
-from foveate.federated.anomaly import find_odd_sizes, find_odd_weights
+from foveate.federated.anomaly import find_odd_sizes, find_odd_weights, note_suspect, warn_of_suspects
 from foveate.federated.clients import Client, Handler, stream
 from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.distances import nearest
@@ -82,11 +82,13 @@ class DeepState(TrainingSnapshot):
         return {client: "; ".join(listed) for client, listed in reasons.items()}
 
     def notes(self, name: Callable[[int], str]) -> list[str]:
-        """Sentences for the report about clients that were left out or are suspicious."""
-        notes = [f"{name(client)} was left out: {reason}" for client, reason in self.excluded.items()]
-        return notes + [
-            f"{name(client)} is suspicious: {reason}" for client, reason in self.describe_suspects().items()
-        ]
+        """Sentences for the report about clients that were left out."""
+        return [f"{name(client)} was left out: {reason}" for client, reason in self.excluded.items()]
+
+    def warnings(self, name: Callable[[int], str], clients: int) -> list[str]:
+        """Sentences about anomalous clients, which train all the same."""
+        notes = [note_suspect(name(client), reason) for client, reason in self.describe_suspects().items()]
+        return warn_of_suspects(notes, clients, remedy="a run without it shows what it changes")
 
 
 def average(answers: list[tuple[NDArray[np.float32], int]]) -> NDArray[np.float32]:
@@ -360,6 +362,7 @@ class DeepJob(TrainingJob[DeepState]):
             points=sum(self.sizes.values()),
             clients=rows,
             methods=[measure_cost(fitted)],
+            suspects=state.warnings(transport.name, len(self.sizes)),
             notes=state.notes(transport.name),
             # A server sees no embeddings that it could draw.
             map=GroupMap(),

@@ -117,6 +117,7 @@ def run_features(
             points=sum(clients.sizes().values()),
             clients=_client_rows(clients, first),
             methods=rows,
+            suspects=first.fitted.state.warnings(lambda client: clients.names[client], len(clients.names)),
             notes=first.fitted.state.notes(lambda client: clients.names[client]),
             map=sample_map(clients, first.vectors, first.groups, first.fitted.centers, seed=options.seed),
             command=command or [],
@@ -156,7 +157,9 @@ def _cluster_plainly(clients: Clients, options: DeepOptions) -> list[FeaturesMet
         return []
     began = time.monotonic()
     try:
-        plain = FederatedKMeans(options.clusters, scale=options.scale, random_state=options.seed).fit(clients.points)
+        with warnings_as_progress():
+            plain = FederatedKMeans(options.clusters, scale=options.scale, random_state=options.seed)
+            plain.fit(clients.points)
     # A failed comparison must not end a run whose training is finished.
     except UserError as problem:
         say(f"groups of the points without an encoder: {problem}")

@@ -16,6 +16,7 @@ from sklearn.utils.validation import (
 from torch import nn
 
 from foveate.core.errors import UserError
+from foveate.federated.anomaly import warn_of_suspects
 from foveate.federated.embedding.folder import encoder_config, load_encoder, save_encoder
 from foveate.federated.embedding.job import MapJob
 from foveate.federated.embedding.networks import frozen_rows
@@ -160,8 +161,15 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         self.encoder_ = fitted.encoder
         self.history_ = state.history
         self.notes_ = state.notes
-        for note, count in state.notes.items():
-            warnings.warn(f"{note} ({count} times)", UserWarning, stacklevel=2)
+        remedy = "options={'suspects': 'exclude'} leaves it out"
+        suspects = warn_of_suspects(state.notes, len(clients), remedy=remedy)
+        others = [
+            f"{note} ({count} times)"
+            for note, count in state.notes.items()
+            if not any(suspect.startswith(note) for suspect in suspects)
+        ]
+        for warning in suspects + others:
+            warnings.warn(warning, UserWarning, stacklevel=2)
         self.log_ = log
         self.n_features_in_ = state.features
         if options.method == LOCAL:

@@ -17,7 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from foveate.core.errors import UserError
-from foveate.federated.anomaly import BOX_FAR, WEIGHTS_ALONE, find_far_boxes, find_odd_sizes, find_odd_weights
+from foveate.federated.anomaly import (
+    BOX_FAR,
+    EXCLUDE,
+    WEIGHTS_ALONE,
+    find_far_boxes,
+    find_odd_sizes,
+    find_odd_weights,
+    note_suspect,
+    warn_of_suspects,
+)
 from foveate.federated.clients import Client, stream
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.account import account
@@ -172,8 +181,7 @@ class MapJob(TrainingJob[MapState]):
         return _history_entry(state, rate, answers, usable if active else None)
 
     def _note_suspect(self, transport: Transport, state: MapState, client: int, reason: str) -> None:
-        left_out = "; left out" * (self.options.suspects == "exclude")
-        state.add_note(f"{transport.name(client)} is suspicious: {reason}{left_out}")
+        state.add_note(note_suspect(transport.name(client), reason, left_out=self.options.suspects == "exclude"))
 
     def _aggregate(self, state: MapState, weights: Mapping[int, Array]) -> Array:
         """Combine the clients' weights into one encoder."""
@@ -382,6 +390,7 @@ class MapJob(TrainingJob[MapState]):
             clients={client.name: client.points for client in clients},
             neighbors=self.options.neighbors,
             maps=[measure_method(fitted, clients, EmbedMap())],
+            suspects=warn_of_suspects(state.notes, len(clients), remedy=EXCLUDE),
             options=self.options.model_dump(mode="json"),
         )
 

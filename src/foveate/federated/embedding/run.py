@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from foveate.core.files import FolderLock
 from foveate.core.runs import RunFolder
 from foveate.core.seeds import generator
+from foveate.federated.anomaly import EXCLUDE, warn_of_suspects
 from foveate.federated.embedding.folder import encoder_config, save_encoder
 from foveate.federated.embedding.job import Fitted, MapJob, measure_method
 from foveate.federated.embedding.options import FEDAVG, FEDNE, METHODS, EmbeddingOptions
@@ -112,6 +113,7 @@ def run_embedding(
             held_out=sum(len(points) for points in split.held_out),
             neighbors=options.neighbors,
             maps=maps,
+            suspects=warn_of_suspects(first.state.notes, len(clients.names), remedy=EXCLUDE),
             payoff=judge_surrogates(maps),
             options=options.model_dump(mode="json"),
             command=command or [],
