@@ -209,7 +209,14 @@ def kept(given: argparse.Namespace) -> None:
                     {"kind": "timm", "model": given.model},
                     said["method"],
                     [f"method.{text}" for text in overrides],
-                    training={"epochs": given.epochs, "batch_size": given.batch, "cache": keep, "workers": 0},
+                    # Random, so that the time is that of the steps and not of a linear probe.
+                    training={
+                        "epochs": given.epochs,
+                        "batch_size": given.batch,
+                        "cache": keep,
+                        "workers": 0,
+                        "head_init": "random",
+                    },
                 )
                 with silent():
                     train_adapter(recipe, data, Path(folder) / str(next(count)), device=given.device, evaluate=False)

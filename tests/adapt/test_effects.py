@@ -129,12 +129,31 @@ def tuned(on: Task, method: str, seed: int, folder: Path) -> Fit:
         log_every=10_000,
         workers=0,
         seed=seed,
+        head_init="random",  # as the reference
     )
     bench = Bench(LoadedBackbone(network(), Preprocess(24, (0.5,) * 3, (0.5,) * 3), {"kind": "test"}), device="cpu")
     options = {"method": method, **OPTIONS.get(method, {})}
     fit = bench.fit(data, rows, options, training, folder=folder / "fit", test=data.rows("test"))
     assert updates <= fit.steps <= updates + 2
     return fit
+
+
+def test_few_epochs_from_the_probe_keep_what_a_random_head_has_not_learned_yet(tmp_path: Path) -> None:
+    """By default all methods start from the linear probe, so that 5 epochs at the default rate lose nothing to it."""
+    data, _ = digits(0)
+    bench = Bench(LoadedBackbone(network(), Preprocess(24, (0.5,) * 3, (0.5,) * 3), {"kind": "test"}), device="cpu")
+    rows, test = data.rows("train"), data.rows("test")
+
+    def accuracy(method: str, **fields: Any) -> float:
+        options = {"method": method, **OPTIONS.get(method, {})}
+        training = AdaptTraining(epochs=5, workers=0, **fields)
+        return bench.fit(data, rows, options, training, folder=tmp_path / "fit", test=test).accuracy
+
+    probe = accuracy("linear")
+    for method in ("lora", "bitfit", "adaptformer"):
+        assert accuracy(method, head_init="random") < probe - 0.2, method
+        # Two standard errors of 1,697 images.
+        assert accuracy(method) > probe - 0.022, method
 
 
 @pytest.mark.slow

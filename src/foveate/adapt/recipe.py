@@ -37,6 +37,10 @@ class AdaptTraining(ClassificationSettings):
         "lbfgs",
         description="of method linear; lbfgs = the head is solved (no learning rate), steps = trained as with others",
     )
+    head_init: Literal["solved", "random"] = Field(
+        "solved",
+        description="start of a new head: solved = the linear probe on the untuned features, random = as in the study",
+    )
     head_c: float | None = Field(
         None, gt=0, description="inverse L2 penalty of a solved head; by default chosen by cross-validation"
     )

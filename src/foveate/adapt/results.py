@@ -33,6 +33,34 @@ class ProbeResult(ResultModel):
     accuracies: dict[str, float] = {}
 
 
+class TuningGain(ResultModel):
+    """Accuracy of the tuned model on one split, beside that of the untuned features (a solved linear probe).
+
+    Attributes:
+        gain: tuned minus features; negative where tuning lost.
+        low, high: its 95 % interval, a bootstrap over images with both answers of an image drawn together.
+    """
+
+    split: str
+    tuned: float
+    features: float
+    gain: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+
+    def describe_loss(self) -> str:
+        """Return the loss in words, with both accuracies; "" where tuning lost nothing."""
+        if self.gain >= 0:
+            return ""
+        interval = "" if self.low is None else f", 95% interval of the difference {self.low:.3f} to {self.high:.3f}"
+        chance = "" if self.high is None or self.high < 0 else ", which may be chance"
+        return (
+            f"tuning lost {-self.gain:.3f} on {self.split}{chance}: {self.tuned:.3f} tuned, {self.features:.3f} for "
+            f"the untuned features (n {self.n}{interval})"
+        )
+
+
 class AdaptResult(RunResult):
     """One adapter trained by `adapt train`.
 
@@ -45,6 +73,8 @@ class AdaptResult(RunResult):
         bad_samples: key -> reason, of images that cannot be read.
         probe: the solved head: of the adapter where the method is linear, else of the column "features alone".
         adapter: its folder, relative to the run folder; "" where training was stopped.
+        gains: of each held-out split, against the untuned features; empty where the method is linear and solved, or a
+            class has no training image.
     """
 
     kind: str = "adapt"
@@ -65,6 +95,24 @@ class AdaptResult(RunResult):
     probe: ProbeResult | None = None
     adapter: str = ""
     evaluation: Evaluation | None = None
+    gains: list[TuningGain] = []
+
+    @property
+    def loss(self) -> str:
+        """What tuning lost against the untuned features, and what to try; "" where it lost nothing.
+
+        Of the test split where it was measured, else of the validation split.
+        """
+        test = self.recipe.get("data", {}).get("test")
+        gains = [gain for gain in self.gains if gain.split == test] or self.gains
+        text = gains[0].describe_loss() if gains else ""
+        if not text:
+            return ""
+        random = self.recipe.get("head") is None and self.recipe.get("training", {}).get("head_init") == "random"
+        return (
+            f"{text}; try {'--head-init solved, ' if random else ''}more images or epochs, a lower "
+            "training.learning_rate, or --method linear"
+        )
 
 
 class MergeResult(ResultModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.parameter_summary import group_names
 from foveate.adapt.prefix import FrozenPrefix
 from foveate.adapt.recipe import AdaptRecipe, AdaptTraining
-from foveate.adapt.results import AdaptResult, ProbeResult, TrainedParameters
+from foveate.adapt.results import AdaptResult, ProbeResult, TrainedParameters, TuningGain
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
 from foveate.core.progress import say, silent
@@ -30,7 +32,7 @@ from foveate.core.results import Column, Evaluation, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.metrics.classification import class_accuracies
-from foveate.metrics.intervals import bootstrap_interval
+from foveate.metrics.intervals import bootstrap_interval, paired_difference
 from foveate.training.classification import (
     ClassificationTask,
     LabeledImages,
@@ -176,8 +178,9 @@ def train_adapter(
     Raises:
         UserError: recipe, backbone and data do not fit, or the run folder holds another run, or one on other data.
     """
-    training = recipe.training
     with start(device or "auto") as here:
+        recipe, recipe_text = match_earlier_run(recipe, run_path)
+        training = recipe.training
         network = load_backbone(recipe.backbone, seed=training.seed, drop_path=training.drop_path)
         images = load_images(data, recipe.data, network.preprocess)
         rows = select_training_rows(recipe, images)
@@ -188,7 +191,7 @@ def train_adapter(
         if here.is_main:
             # A solved head never reaches the training loop, which compares the rows of its checkpoint only.
             identity = images.identify(rows)
-            run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE, data=identity)
+            run = RunFolder.create(run_path, command=command, recipe=recipe_text, free=_FREE, data=identity)
         # The main rank creates the folder before the others use it.
         barrier()
         adapted.to(here.device)
@@ -199,11 +202,18 @@ def train_adapter(
             say(f"cached: {cached}")
         probe = None
         solved = is_solved(adapted, recipe.method, training, missing=missing, cached=cache is not None)
+        if "head_init" in training.model_fields_set and (solved or adapted.active in adapted.first_heads):
+            reason = "solves its head" if solved else "starts from the head of --head-from"
+            say(f"training.head_init has no effect: this run {reason}")
         if solved and cache is not None:
             probe, seconds = solve_cached_head(adapted, cache, images, training)
             bad = {images.keys[row]: reason for row, reason in unreadable.items()}
             outcome = TrainingOutcome("finished", 0, seconds, model=adapted, ema=None, bad_samples=bad)
         else:
+            if starts_solved(adapted, training):
+                # On every rank: each needs the same head, and the features of the others are not sent.
+                probe = probe_features(adapted, network, images, rows, training)
+                start_head(adapted, probe)
             augmented = augment_images(images, training.augmentation)
             loader = training_loader(
                 images,
@@ -221,12 +231,13 @@ def train_adapter(
             outcome = train_classifier(task, loader, settings, run)
         finished = outcome.status == "finished" and here.is_main
         folder = save_adapter(adapted, run.path / "adapter") if finished else None
-        evaluation = None
+        evaluation, gains = None, list[TuningGain]()
         if folder is not None and evaluate:
-            alone = None
             if probe is None and not missing:
-                alone = probe = _probe_features(adapted, network, images, rows, training)
-            evaluation = _measure_splits(adapted.eval(), recipe, network, images, run.path, alone=alone)
+                probe = probe_features(adapted, network, images, rows, training)
+            # A solved adapter is the probe itself.
+            alone = None if solved else probe
+            evaluation, gains = _measure_splits(adapted.eval(), recipe, network, images, run.path, alone=alone)
             if missing:
                 # What `foveate calibrate` needs to bring these classes back.
                 _write_predictions(adapted, network, images, rows, run.path / "logits-training.npz", "training images")
@@ -252,10 +263,49 @@ def train_adapter(
             revision=code_revision(),
             adapter="" if folder is None else "adapter/",
             evaluation=evaluation,
+            gains=gains,
         )
         if here.is_main:
             run.write_result(result.to_json())
     return AdaptRun(run, result, folder, here.is_main)
+
+
+def match_earlier_run(recipe: AdaptRecipe, run_path: Path) -> tuple[AdaptRecipe, str]:
+    """Return the recipe to run, and its text for the run folder; a run begun without `head_init` keeps its random head.
+
+    Without this, no run that was begun before the field existed could resume: its recipe would be another one.
+    """
+    saved = run_path / "recipe.yaml"
+    if "head_init" in recipe.training.model_fields_set or not saved.is_file():
+        return recipe, dump(recipe)
+    try:
+        before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return recipe, dump(recipe)  # `RunFolder.create` refuses the folder, with its reason
+    recorded = before.get("training") if isinstance(before, dict) else None
+    if not isinstance(recorded, dict) or "head_init" in recorded:
+        return recipe, dump(recipe)
+    if recipe.head is None and not (recipe.method["method"] == "linear" and recipe.training.head_solver == "lbfgs"):
+        say(f"{run_path}: begun before training.head_init existed; its head starts from random values, as it did then")
+    training = recipe.training.model_copy(update={"head_init": "random"})
+    recipe = recipe.model_copy(update={"training": training})
+    content = recipe.model_dump(mode="json")
+    # Left out as in the saved recipe, so that the same command finds its own folder.
+    del content["training"]["head_init"]
+    return recipe, yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def starts_solved(adapted: AdaptedModel, training: AdaptTraining) -> bool:
+    """Whether the head starts from the linear probe: by default, unless it was trained before."""
+    return training.head_init == "solved" and adapted.active not in adapted.first_heads
+
+
+def start_head(adapted: AdaptedModel, probe: SolvedHead) -> None:
+    """Set the new head of `adapted` to a probe; before any step, an unchanged network answers as the probe does."""
+    assert isinstance(adapted.head, nn.Linear), "a new head is linear"
+    probe.copy_to(adapted.head)
+    # As of any head that was trained before: `adapt wise` needs it for the model at alpha 0.
+    adapted.first_heads[adapted.active] = copy.deepcopy(adapted.head).requires_grad_(False)
 
 
 def _cache_frozen_parts(
@@ -342,11 +392,18 @@ def solve_cached_head(
     return solved, time.monotonic() - began
 
 
-def _probe_features(
+def probe_features(
     adapted: AdaptedModel, network: LoadedBackbone, images: LabeledImages, rows: Rows, training: AdaptTraining
 ) -> SolvedHead:
-    """Solve a head on the features of the network as it came: what any tuning has to beat."""
+    """Solve a head on the features of the network as it came: what any tuning has to beat.
+
+    Raises:
+        UserError: no image of a class can be read, or a feature is not finite.
+    """
     features_ND, labels_N = _original_features(adapted, network, images, rows, "features alone")
+    missing = sorted(set(range(len(images.classes))) - set(labels_N.tolist()))
+    if missing:
+        raise UserError(f"{images.name}: no training image of class '{images.classes[missing[0]]}' can be read")
     return solve_head(features_ND, labels_N, num_classes=len(images.classes), C=training.head_c, seed=training.seed)
 
 
@@ -361,6 +418,8 @@ def _original_features(
         for part, pixels in readable_batches(images, rows, {}, description=description):
             readable += part
             features.append(adapted.backbone.features(network.normalize(pixels.to(device))).float().cpu().numpy())
+    if not features:
+        raise UserError(f"{images.name}: none of {len(rows)} images can be read")
     return np.concatenate(features), images.labels_N[readable]
 
 
@@ -413,13 +472,17 @@ def _measure_splits(
     folder: Path,
     *,
     alone: SolvedHead | None,
-) -> Evaluation:
+) -> tuple[Evaluation, list[TuningGain]]:
     """Measure the held-out splits that exist; their logits are written into the run folder.
 
     Args:
         alone: a head on the features of the network as it came, for the column beside the adapter's.
+
+    Returns:
+        The table, and for each split what tuning gained over `alone`; none without it.
     """
     table: list[Row] = []
+    gains: list[TuningGain] = []
     for split in held_out_splits(recipe, images):
         path = folder / f"logits-{split}.npz"
         predictions = _write_predictions(adapted, network, images, images.rows(split), path, split)
@@ -435,6 +498,16 @@ def _measure_splits(
             correct_N = (predicted_N == labels).astype(float)
             accuracies[way] = bootstrap_interval(correct_N, seed=("adapt", split)).to_value()
             means[way] = Value(value=float(class_accuracies(predicted_N, labels).accuracy_C.mean()))
+        if alone is not None:
+            correct = [(predicted[way] == labels).astype(float) for way in ("adapted", "features")]
+            difference = paired_difference(*correct, seed=("adapt", split))
+            tuned, untuned = accuracies["adapted"].value, accuracies["features"].value
+            gains.append(
+                TuningGain(
+                    split=split, tuned=tuned, features=untuned, gain=difference.value, low=difference.low,
+                    high=difference.high, n=difference.n,
+                )
+            )  # fmt: skip
         for question, chance, values in (
             ("Which class? (accuracy)", largest_class, accuracies),
             ("Which class, each class alike? (mean of classes)", 1 / len(images.classes), means),
@@ -444,4 +517,4 @@ def _measure_splits(
     if alone is not None:
         what = "logistic regression on the features of the network as it came"
         columns.append(Column(key="features", title="features alone", what=what, role="baseline"))
-    return Evaluation(columns=columns, table=table)
+    return Evaluation(columns=columns, table=table), gains

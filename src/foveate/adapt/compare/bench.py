@@ -30,7 +30,15 @@ from foveate.adapt.load_backbone import LoadedBackbone, set_drop_path
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.prefix import FrozenPrefix
 from foveate.adapt.recipe import AdaptTraining
-from foveate.adapt.train import build_task, describe_training, is_solved, solve_cached_head
+from foveate.adapt.train import (
+    build_task,
+    describe_training,
+    is_solved,
+    probe_features,
+    solve_cached_head,
+    start_head,
+    starts_solved,
+)
 from foveate.core.errors import UserError
 from foveate.core.progress import silent
 from foveate.core.runs import RunFolder
@@ -46,6 +54,7 @@ from foveate.training.classification import (
     training_loader,
 )
 from foveate.training.distributed import start
+from foveate.training.linear_probe import SolvedHead
 from foveate.training.task import Batch, Task
 
 PIXELS = ("pixels", 0)
@@ -108,6 +117,7 @@ class Bench:
         self._images: LabeledImages | None = None
         self._cache: dict[CacheKey, dict[int, Tensor]] = {}
         self._unreadable: dict[int, str] = {}
+        self._probes: dict[tuple[bytes, float | None, int], SolvedHead] = {}
         self._num_bytes = 0
 
     def fit(
@@ -134,7 +144,8 @@ class Bench:
             memory: also measure what a step holds (one forward pass more).
             peek: also measure `test` after every epoch.
             save: folder that the adapter is written to.
-            keep_head: start from the network's own classifier, which must have these classes, not from a new head.
+            keep_head: start from the network's own classifier, which must have these classes, not from a new head;
+                `training.head_init` has no effect then.
 
         Raises:
             UserError: an option that does not fit the network, or (TrainingError) a loss that is not finite.
@@ -206,6 +217,8 @@ class Bench:
             task.evaluate_with(evaluate, images_per_epoch=len(rows))
         run = RunFolder.create(folder)
         solved = is_solved(adapted, adapted.adapter().settings.model_dump(), training, cached=train_prefix is not None)
+        if not solved and starts_solved(adapted, training):
+            start_head(adapted, self._solve_probe(adapted, images, rows, training))
         if solved:
             assert train_prefix is not None
             cache = self._cache[_cache_key(train_prefix)]
@@ -251,13 +264,27 @@ class Bench:
             epochs=epochs,
         )
 
+    def _solve_probe(
+        self, adapted: AdaptedModel, images: LabeledImages, rows: Rows, training: AdaptTraining
+    ) -> SolvedHead:
+        """Return the linear probe on the untuned features of `rows`; candidates that share images and seed share it."""
+        self._select_images(images)
+        key = rows.tobytes(), training.head_c, training.seed
+        if key not in self._probes:
+            self._probes[key] = probe_features(adapted, self.network, images, rows, training)
+        return self._probes[key]
+
+    def _select_images(self, images: LabeledImages) -> None:
+        # Another data set: nothing that is cached belongs to it.
+        if self._images is not images:
+            self._images, self._cache, self._unreadable, self._num_bytes = images, {}, {}, 0
+            self._probes = {}
+
     def _fill_cache(
         self, adapted: AdaptedModel, images: LabeledImages, rows: Rows, prefix: FrozenPrefix | None
     ) -> bool:
         """Cache pixels (or what `prefix` computes) of all readable rows; False where they do not fit into memory."""
-        if self._images is not images:
-            # Another data set: nothing that is cached belongs to it.
-            self._images, self._cache, self._unreadable, self._num_bytes = images, {}, {}, 0
+        self._select_images(images)
         cache = self._cache.setdefault(_cache_key(prefix), {})
         missing = np.array(
             [row for row in rows.tolist() if row not in cache and row not in self._unreadable], dtype=np.int64

@@ -91,8 +91,9 @@ class CompareRecipe(Settings):
 
     def resolve_training(self, grid: dict[str, Any], candidate: dict[str, Any], *, seed: int) -> AdaptTraining:
         """Return how a candidate is trained: fields of the grid, above them the user's, above these the candidate's."""
+        # Random heads unless a grid or the user says otherwise, as in the study: its protocol is what is compared.
         # The candidate's own fields last: they are what a grid compares.
-        content = {**grid, **self.training, **candidate, "seed": seed}
+        content = {"head_init": "random", **grid, **self.training, **candidate, "seed": seed}
         return validate(AdaptTraining, content, where="training")
 
 

@@ -41,10 +41,11 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Time", numbers.duration(r.seconds)),
     ]
     evaluation = r.evaluation or Evaluation()
+    measured = "The last epoch's model, measured on images that took no part in training or in any selection."
     return simple_page(
         r.title or "An adapted model",
         eyebrow="Adaptation",
-        lead="The last epoch's model, measured on images that took no part in training or in any selection.",
+        lead=f"{r.loss[0].upper()}{r.loss[1:]}. {measured}" if r.loss else measured,
         facts=facts,
         charts=parts.curves({"this run": parts.read_metrics(run_folder, r.curves)}, max_charts=6) if r.curves else [],
         charts_title="Training curves",

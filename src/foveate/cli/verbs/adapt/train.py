@@ -14,6 +14,7 @@ from foveate.cli.verbs.adapt.options import backbone_option, modules_option
 
 if TYPE_CHECKING:
     from foveate.adapt.results import AdaptResult
+    from foveate.core.results import Value
 
 
 @click.command("train", cls=FieldsCommand, short_help="Train an adapter on labeled images.")
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     "data.shots",
     "training.epochs",
     ("head", "--head-from"),
+    "training.head_init",
     metavars={"head": "FOLDER"},
 )
 @run_option("runs/adapt-METHOD")
@@ -111,13 +113,23 @@ def command(
 def _format_training(result: AdaptResult) -> list[str]:
     counts = result.parameters
     share = counts.trained / max(1, counts.backbone)
-    lines = [
+    # First of all lines, because someone who stops reading after it must not take the tuned model for the better one.
+    lines = [result.loss] if result.loss else []
+    lines += [
         f"{result.steps} steps in {result.seconds:.0f} s on {result.images} images; trained {counts.trained:,} of "
         f"{counts.backbone:,} parameters ({share:.2%}) and a head of {counts.head:,}; cached: {result.cached}"
     ]
     for row in [] if result.evaluation is None else result.evaluation.table:
         value = row.values["adapted"]
         if value is not None:
-            interval = "" if value.low is None else f" ({value.low:.3f} to {value.high:.3f})"
-            lines.append(f"{row.question}, {row.data}: {value.value:.3f}{interval}, n {row.n}")
+            untuned = row.values.get("features")
+            beside = "" if untuned is None else f"; untuned features {_format_value(untuned)}"
+            lines.append(f"{row.question}, {row.data}: {_format_value(value)}{beside}, n {row.n}")
+    if result.absent:
+        lines.append("untuned features: not measured, since a linear probe needs training images of every class")
     return lines
+
+
+def _format_value(value: Value) -> str:
+    interval = "" if value.low is None else f" ({value.low:.3f} to {value.high:.3f})"
+    return f"{value.value:.3f}{interval}"
