@@ -440,7 +440,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten images of each digit to train on: enough for a linear probe, few for a random head and 4 epochs."""
     from sklearn.datasets import load_digits
 
-    source = load_digits()
+    source: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(source.target))
     train = np.concatenate([order[source.target[order] == number][:10] for number in range(10)])
     rows = np.concatenate([train, np.setdiff1d(order, train)[:300]])

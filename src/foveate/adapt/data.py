@@ -14,6 +14,7 @@ from torch import Tensor
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.vtab import image_loader, image_sizes, is_vtab, read_lists
 from foveate.core.errors import UserError, nearest
+from foveate.core.labels import as_class_labels
 from foveate.core.npz_files import read_npz
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
@@ -138,12 +139,13 @@ def _label_collection(
 
 
 def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
-    """Open arrays images [N, H, W, 3] or [N, H, W] uint8, labels [N] (numbers or names), split [N] (names)."""
+    """Open arrays images [N, H, W, 3] or [N, H, W] uint8, labels [N] (integers or names), split [N] (names)."""
     arrays = read_npz(path)
     for name in ("images", "labels", "split"):
         if name not in arrays:
             raise UserError(f"{path}: array '{name}' is missing; expected images, labels and split")
-    pixels, labels, splits = arrays["images"], arrays["labels"].astype(str), arrays["split"].astype(str)
+    labels = as_class_labels(arrays["labels"], what=f"{path}: array 'labels'").astype(str)
+    pixels, splits = arrays["images"], arrays["split"].astype(str)
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
         raise UserError(f"{path}: array 'images' is {pixels.dtype} {list(pixels.shape)}; expected uint8 [N, H, W, 3]")
     if not len(pixels) == len(labels) == len(splits):

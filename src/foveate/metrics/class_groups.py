@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.labels import as_class_labels
 
 SEEN, ABSENT, REST = 0, 1, 2
 _NUMBERS_PER_CHUNK = 1 << 21  # 16 MB in float64
@@ -130,11 +131,9 @@ def as_labels(labels_N: ArrayLike, *, rows: int, classes: int, what: str = "labe
     Raises:
         UserError: another number of them than of rows, no whole numbers, or one outside 0..C-1 (the first is named).
     """
-    labels = np.asarray(labels_N)
+    labels = as_class_labels(labels_N, what=what, numbers=True)
     if labels.shape != (rows,):
         raise UserError(f"{what}: there are {rows} rows of logits, but labels of shape {list(labels.shape)}")
-    if labels.dtype.kind not in "iu":
-        raise UserError(f"{what}: not class numbers (got {labels.dtype}); expected integers")
     # NumPy would read -1, a common mark for "none", as the last column.
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(outside):

@@ -75,6 +75,20 @@ def context_row(key: str, context: Context) -> dict[str, object]:
     return {"key": key, **degrees, "time": context.time, "place": context.location}
 
 
+def label_row(key: str, field: str, value: object) -> dict[str, object]:
+    """Return a label as a row.
+
+    Raises:
+        UserError: the value is neither text nor number, such as a list, whose text would become a class.
+    """
+    if not isinstance(value, str | int | float | np.generic):
+        raise UserError(
+            f"labels of {key!r}: field {field!r} is of type {type(value).__name__} (got {value!r:.40}); expected one "
+            "text or number"
+        )
+    return {"key": key, "field": field, "value": str(value)}
+
+
 def image_rows(
     key: str,
     *,
@@ -88,7 +102,7 @@ def image_rows(
     raw: dict[str, list[dict[str, object]]] = {
         "captions": [caption_row(key, caption) for caption in captions],
         "regions": [region_row(key, region) for region in regions],
-        "labels": [{"key": key, "field": field, "value": str(value)} for field, value in labels.items()],
+        "labels": [label_row(key, field, value) for field, value in labels.items()],
         "context": [] if context is None else [context_row(key, context)],
     }
     for kind, rows in extra.items():

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
+from foveate.core.labels import as_class_labels
 from foveate.core.progress import say, track
 from foveate.core.runs import RunFolder
 from foveate.records.geometry import View
@@ -69,6 +70,9 @@ class LabeledImages:
     load: Callable[[int, View], Tensor]
     size: Callable[[int], tuple[int, int]] | None = None
     content: Callable[[int], bytes] | None = None
+
+    def __post_init__(self) -> None:
+        as_class_labels(self.labels_N, what=f"{self.name}: labels", numbers=True)
 
     def rows(self, *splits: str) -> Rows:
         """Return the labeled images of these splits, ascending.
@@ -138,14 +142,16 @@ def array_images(arrays: NDArray[Any], labels: NDArray[Any], *, name: str = "arr
     """Wrap arrays [N, ...] that the model takes as they are, with class numbers [N].
 
     Raises:
-        UserError: the numbers of arrays and labels differ or are 0, or a value is not finite.
+        UserError: the numbers of arrays and labels differ or are 0, labels are no class numbers, or a value is not
+            finite.
     """
+    numbers = as_class_labels(labels, what=f"{name}: labels", numbers=True)
     if len(arrays) != len(labels) or len(labels) == 0:
         raise UserError(f"{name}: expected as many arrays as labels, at least one (got {len(arrays)}, {len(labels)})")
     if not np.isfinite(arrays).all():
         raise UserError(f"{name}: some values are NaN or infinite")
     tensors = torch.from_numpy(np.ascontiguousarray(arrays, dtype=np.float32))
-    labels_N = np.asarray(labels, dtype=np.int64)
+    labels_N = numbers.astype(np.int64)
     classes = tuple(str(number) for number in range(int(labels_N.max()) + 1))
     keys = [str(row) for row in range(len(labels_N))]
     return LabeledImages(name, classes, keys, labels_N, np.full(len(labels_N), ""), lambda row, _: tensors[row])

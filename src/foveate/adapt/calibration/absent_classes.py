@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from foveate.adapt.calibration.estimator import Calibrator
 from foveate.adapt.calibration.method_choice import choose_method
 from foveate.core.errors import UserError, choose, nearest
+from foveate.core.labels import as_class_labels
 
 METHODS = ("auto", "alg", "best_gap")
 
@@ -84,6 +85,10 @@ class AbsentClassCalibrator(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
         check_classification_targets(y)
+        # scikit-learn's conventions decide what a label is, whole floats included; a column [N, 1] only warns below.
+        shape = np.asarray(y).shape
+        if len(shape) > 1 and shape[1] > 1:
+            as_class_labels(y, what="y")
         # Not cloned: a clone forgets the very fit whose logits are to be calibrated.
         self.estimator_ = self.estimator
         try:

@@ -33,6 +33,7 @@ from foveate.adapt.calibration.logit_tables import read_csv_table, read_parquet_
 from foveate.adapt.calibration.pseudo import PseudoRun
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import atomic_file
+from foveate.core.labels import as_class_labels
 from foveate.core.npz_files import DAMAGE, read_npz
 from foveate.metrics.class_groups import as_labels, as_logits
 
@@ -261,8 +262,10 @@ FORMATS = tuple(_READERS)
 
 def _number_labels(labels: NDArray[Any], names: list[str], *, rows: int, path: Path) -> NDArray[np.int64]:
     """Return labels as class numbers; texts are looked up among the names, whole floats are numbers."""
-    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.floor(labels)).all():
+    # Unlike where labels become class names, 1.0 is no new class here: it can only be the column 1.
+    if labels.ndim == 1 and labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels % 1 == 0).all():
         labels = labels.astype(np.int64)
+    labels = as_class_labels(labels, what=f"{path}: labels")
     # Columns that are named 3, 7, 9 are the classes 3, 7, 9: a label 7 is then a name and no position.
     named_by_numbers = all(name.isdecimal() for name in names) and names != [str(n) for n in range(len(names))]
     if labels.dtype.kind in "USO" or (labels.dtype.kind in "iu" and named_by_numbers):

@@ -131,6 +131,8 @@ def _columns(table: pa.Table, names: list[str], path: Path) -> NDArray[Any]:
 def _label_values(column: pa.ChunkedArray, *, name: str, path: Path) -> NDArray[Any]:
     if column.null_count:
         raise UserError(f"{path}: column '{name}' has {column.null_count} empty values")
+    if pa.types.is_nested(column.type):
+        raise UserError(f"{path}: column '{name}' holds {column.type}; expected one label per row, text or integers")
     return np.array(column.to_pylist())
 
 

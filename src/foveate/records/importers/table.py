@@ -92,7 +92,7 @@ def import_table(
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: the table is missing, damaged, of another form, or lacks a column.
+        UserError: the table is missing, damaged, of another form, or lacks a column; a column of labels holds lists.
     """
     path = check_source(Path(source))
     root = path.parent if images is None else Path(images)
@@ -113,6 +113,12 @@ def import_table(
     kind = table[used["path"]].type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind):
         raise UserError(f"{path}: column {used['path']!r} of paths has type {kind}; expected text")
+    for name in labels:
+        # A list would become the label "['0', '1']".
+        if pa.types.is_nested(table[name].type):
+            raise UserError(
+                f"{path}: column {name!r} of labels has type {table[name].type}; expected one label per image, text"
+            )
     if table.num_rows == 0:
         what = f" that can be read: in {findings[0].key} {findings[0].problems[0].detail}" if findings else ""
         raise UserError(f"{path} has no rows{what}")
