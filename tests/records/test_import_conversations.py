@@ -357,3 +357,76 @@ def test_text_only_files_need_no_images(tmp_path: Path) -> None:
     entries = [{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}]
     summary, conversations = run("chat", write_lines(tmp_path / "x.jsonl", entries), tmp_path / "c")
     assert (summary.imported, [entry.group for entry in conversations]) == (0, ["text"])
+
+
+def talks(question: object) -> list[dict[str, object]]:
+    """Messages with roles: a question and its answer."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": "A dog jumps."}]
+
+
+VIDEO_ROWS: dict[str, list[dict[str, Any]]] = {
+    "llava": [
+        {"video": "1.mp4", "conversations": says("<video>\nWhat happens?", "A dog jumps.")},
+        {"video": "1.mp4", "conversations": says("What happens?", "A dog jumps.")},
+        # LLaVA-Video writes `<image>` for a video, ShareGPT4Video may name an image beside it.
+        {"video": ["1.mp4"], "conversations": says("<image>\nWhat happens?", "A dog jumps.")},
+        {"video": "1.mp4", "image": "0.jpg", "conversations": says("<image>\nWhat happens?", "A dog jumps.")},
+        {"videos": ["1.mp4"], "conversations": says("What happens?", "A dog jumps.")},
+        {"conversations": says("<video>\nWhat happens?", "A dog jumps.")},
+        {"video_id": "x", "video_path": "1.mp4", "captions": [{"idx": "0", "content": "A dog jumps."}]},
+    ],
+    "ferret": [{"video": "1.mp4", "conversations": says("What happens?", "A dog jumps.")}],
+    "chat": [
+        {"videos": ["1.mp4"], "messages": talks("<video> What happens?")},
+        {"videos": ["1.mp4"], "messages": talks("What happens?")},
+        {"messages": talks("<video>What happens?")},
+        {"messages": talks([{"type": "video", "video": "1.mp4"}, {"type": "text", "text": "What happens?"}])},
+        {"messages": talks([{"type": "video_url", "video_url": {"url": "http://host/1.mp4"}}])},
+        {"messages": talks([{"video": "1.mp4"}, {"text": "What happens?"}])},
+        {"messages": talks([{"type": "text", "text": "<video> What happens?"}])},
+    ],
+    "qwen-vl": [
+        {"video": "1.mp4", "conversations": says("<video>\nWhat happens?", "A dog jumps.")},
+        {"messages": talks("<|vision_start|><|video_pad|><|vision_end|>What happens?")},
+        {"messages": talks([{"type": "video", "video": ["1.jpg", "2.jpg"], "fps": 1.0}])},
+    ],
+    "vqa": [{"video": "1.mp4", "image": "0.jpg", "questionId": 7, "question": "What?", "answers": ["x"]}],
+    "grit": [{"video": "1.mp4", "caption": "A dog on grass", "noun_chunks": []}],
+}
+
+
+@pytest.mark.parametrize("name", sorted(VIDEO_ROWS))
+def test_rows_of_videos_are_quarantined_by_name(tmp_path: Path, name: str) -> None:
+    """A row whose video is dropped would teach answers without seeing; the rest of its file is imported."""
+    source = WRITERS[name][0](tmp_path / "set")
+    is_lines = source.suffix == ".jsonl"
+    text = source.read_text(encoding="utf-8")
+    good = [json.loads(line) for line in text.splitlines()] if is_lines else json.loads(text)
+    if name == "vqa":
+        # Of the layouts of questions, the one of a plain list.
+        write_images(source.parent, "0.jpg")
+        good = [{"image": "0.jpg", "questionId": 1, "question": "What?", "answers": ["x"]}]
+    videos = [{"id": f"clip-{number}", **row} for number, row in enumerate(VIDEO_ROWS[name])]
+    (write_lines if is_lines else write_json)(source, [*videos, *good])
+    summary, conversations = run(name, source, tmp_path / "c", **unit(name))
+    assert len(conversations) == len(good)
+    assert not any(entry.id.startswith("clip") for entry in conversations)
+    assert summary.quarantined == {"conversation: video not imported": len(videos)}
+    with Collection.open(tmp_path / "c") as collection:
+        rows = collection.quarantine().to_pylist()
+    assert sorted(row["key"] for row in rows) == sorted(row["id"] for row in videos)
+    for row in rows:
+        assert row["reason"] == "video not imported"
+        assert row["detail"].startswith(f"row '{row['key']}': ")
+        assert "videos are not imported" in row["detail"]
+
+
+def test_what_only_mentions_videos_is_imported(tmp_path: Path) -> None:
+    """Tables of Hugging Face fill a missing column with null; an answer may be about the tag of HTML."""
+    entries = [
+        {"id": "null", "video": None, "videos": [], "conversations": says("Hello.", "Good day.")},
+        {"id": "tag", "conversations": says("Which tag plays a film?", "HTML's <video> does.")},
+    ]
+    summary, conversations = run("llava", write_json(tmp_path / "x.json", entries), tmp_path / "c")
+    assert [entry.id for entry in conversations] == ["null", "tag"]
+    assert not summary.quarantined

@@ -47,6 +47,11 @@ from foveate.records.shapes import Mask
 
 HEAD_BYTES = 65536
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
+# Fields, parts of messages and marks in texts by which data of LLaVA-Video, ShareGPT4Video, chat templates of
+# transformers and Qwen-VL name a video.
+_VIDEO_FIELDS = ("video", "videos", "video_path", "video_file", "video_url")
+_VIDEO_PARTS = ("video", "video_url", "input_video")
+_VIDEO_MARKS = ("<video>", "<|video|>", "<|video_pad|>")
 OPTIONS = ("images", "coordinates", "resize_min_pixels", "resize_max_pixels", "data_group", "reference")
 
 
@@ -123,12 +128,14 @@ def make_drafts(entries: Iterable[tuple[str, object]], parse: Callable[[Mapping[
     drafts = []
     used: Counter[str] = Counter()
     for number, entry in entries:
-        name, finding, draft = number, None, None
+        name, finding, draft, video = number, None, None, ""
         if isinstance(entry, Mapping):
             stated = next((entry[field] for field in ("id", "question_id", "questionId") if field in entry), number)
             name = storable(str(stated))[: layout.MAX_KEY_LENGTH] if isinstance(stated, str | int) else number
+            video = find_video(entry)
             try:
-                draft = parse(entry)
+                # Not parsed: without its video, a row would be one of text, and teach answers without seeing.
+                draft = parse(entry) if not video else None
             except MalformedEntryError as error:
                 finding = Finding("malformed entry", str(error))
         else:
@@ -137,8 +144,41 @@ def make_drafts(entries: Iterable[tuple[str, object]], parse: Callable[[Mapping[
         # LLaVA's ids are those of images, and several conversations of one image have the same.
         used[name] += 1
         draft.id = name if used[name] == 1 else f"{name}#{used[name]}"
+        if video:
+            draft.finding = Finding("video not imported", f"row '{draft.id}': {video}; videos are not imported")
         drafts.append(draft)
     return drafts
+
+
+def find_video(entry: Mapping[str, Any]) -> str:
+    """Say where an entry names a video; "" if it names none."""
+    for name in _VIDEO_FIELDS:
+        # Tables fill a field that a row lacks with null, or with an empty list.
+        if entry.get(name):
+            return f"field {name!r} ({str(entry[name])[:80]})"
+    for name, role_name, content_name in (("conversations", "from", "value"), ("messages", "role", "content")):
+        turns = entry.get(name)
+        for turn in (turn for turn in turns if isinstance(turn, Mapping)) if isinstance(turns, list) else ():
+            role = str(turn.get(role_name, turn.get("role")))
+            # An answer may be about HTML's tag of that name; a placeholder stands in a question.
+            if _ROLES.get(role, role) != "assistant":
+                video = _find_video_part(turn.get(content_name, turn.get("content")))
+                if video:
+                    return video
+    return ""
+
+
+def _find_video_part(content: object) -> str:
+    for part in content if isinstance(content, list) else [content]:
+        text = part
+        if isinstance(part, Mapping):
+            if part.get("type") in _VIDEO_PARTS or any(part.get(name) for name in _VIDEO_FIELDS):
+                return "a part of a message is a video"
+            text = part.get("text")
+        mark = next((mark for mark in _VIDEO_MARKS if isinstance(text, str) and mark in text), None)
+        if mark:
+            return f"placeholder {mark}"
+    return ""
 
 
 def read_turns(entry: Mapping[str, Any]) -> list[tuple[str, object]]:
