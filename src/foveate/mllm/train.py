@@ -41,7 +41,13 @@ from foveate.mllm.calibrate import measure_box_scores
 from foveate.mllm.card import model_card
 from foveate.mllm.image_sets import ImageSet, select_sets
 from foveate.mllm.loading import cache_features, open_loader
-from foveate.mllm.preparation import check_unchanged, hash_collection, read_sets, write_vocabulary
+from foveate.mllm.preparation import (
+    check_unchanged,
+    hash_collection,
+    list_training_words,
+    read_sets,
+    write_vocabulary,
+)
 from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import BoxScoreResult, MllmResult, StageResult
 from foveate.mllm.samples import MllmSamples
@@ -178,6 +184,8 @@ class MllmTraining:
         self.prompts = create_prompts(chat, recipe.model)
         self.names = NameTable.create(read_json(run.path / NAMES), self.prompts.tokenizer)
         self.initial_sha256 = ""
+        # Not at the end of the training, when the initial model may have been moved.
+        self.training_words = list_training_words(sets, recipe.start)
         self.box_scores: BoxScoreResult | None = None
         self._features: FeatureCache | None = None
         if recipe.start:
@@ -476,6 +484,7 @@ class MllmTraining:
             metrics=self.box_scores.to_metrics() if self.box_scores else {},
             provenance=provenance,
             min_box_score=self.box_scores.min_box_score if self.box_scores else None,
+            training_words=self.training_words,
             # What is trained in bf16 is stored in it.
             dtype=autocast_dtype(self.recipe.stages[-1].training.precision, self.here.device) or torch.float32,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any, NamedTuple
@@ -11,16 +11,21 @@ import torch
 from torch import Tensor
 
 from foveate.core.recipes import validate
+from foveate.language.forbidden_words import WordFilter
 from foveate.language.generate import GenerationSettings
 from foveate.language.packing import SLOT
 from foveate.multimodal.answers import (
+    NOT_FOUND,
     Answer,
     find_runs,
+    find_sequences,
+    is_settled,
     join_text,
     open_box,
     pair_phrases,
     read_coordinates,
     reject_boxes,
+    says_no,
     split_digits,
     to_pixels,
     write_corners,
@@ -95,6 +100,7 @@ class AnswerWriter:
         prompts, special = loaded.prompts, loaded.tokenizer.special
         # Answers hold text, regions and the end; nothing else may be written.
         self.suppressed = [id for id in special.values() if id not in (prompts.chat.end, prompts.region_id)]
+        self.words = WordFilter(loaded.forbidden_words) if loaded.forbidden_words is not None else None
 
     @property
     def shares_images(self) -> bool:
@@ -196,10 +202,14 @@ class AnswerWriter:
         (phrase_E,) = model.point(state_E[None], ids_1T, is_text_1T)
         return self._match(torch.tensor(question.views, device=device), phrase_E)
 
-    def answer(self, number: int, *, ground: bool = False) -> Answer:
+    def answer(self, number: int, *, ground: bool = False, is_whole: bool = True) -> Answer:
         """Put an answer together, its boxes in pixels of their images; with `ground` also those of names in it.
 
-        What the image does not show, by the model's `min_box_score`, has no box.
+        What the image does not show, by the model's `min_box_score`, has no box. Where that is all that the answer says
+        of the image, its text is "not found".
+
+        Args:
+            is_whole: it has ended. The text of one that is being written is "" as long as it may become "not found".
         """
         question, prompts, tokenizer = self.pending[number], self.loaded.prompts, self.loaded.tokenizer
         # A region token that had no image to point at has no box and stays in the text.
@@ -228,6 +238,10 @@ class AnswerWriter:
         phrases, unboxed = pair_phrases(join_text(pieces, lambda _: "[0, 0, 0, 0]"))
         phrases = phrases if len(phrases) == len(located) else ("",) * len(located)
         hidden = [not is_visible for is_visible in visible]
+        rejected = [box.score for box in compress(boxes, hidden)]
+        doubts = compress(sorted(pointed), hidden) if rejected else ()
+        if self.loaded.min_box_score is not None and not any(visible):
+            text, rejected = self._doubt(number, text, doubts, rejected, is_whole=is_whole)
         return Answer(
             text=text,
             boxes=tuple(compress((box for _, box in located), visible)),
@@ -238,8 +252,56 @@ class AnswerWriter:
             finished=question.finished,
             digits=tuple(compress(digits, visible)),
             box_scores=tuple(box.score for box in compress(boxes, visible)),
-            rejected=tuple(box.score for box in compress(boxes, hidden)),
+            rejected=tuple(rejected),
         )
+
+    def _doubt(
+        self, number: int, text: str, doubts: Iterable[int], rejected: list[float], *, is_whole: bool
+    ) -> tuple[str, list[float]]:
+        """Return the text of an answer without a box, "not found" in its place, and the scores of what was rejected.
+
+        Args:
+            doubts: positions of its tokens that point at what the image does not show. rejected: their scores.
+            is_whole: see `answer`.
+        """
+        question, decode = self.pending[number], self.loaded.tokenizer.decode
+        avoided = self.words.avoided.get(number) if self.words is not None else None
+
+        def is_open(position: int) -> bool:
+            # The blank that follows a stop may be that of the token itself.
+            return not is_settled(f"{decode(question.answer[:position])} ")
+
+        is_doubted = not says_no(text) and any(map(is_open, doubts))
+        if not is_doubted and avoided is not None and is_open(avoided):
+            # The model took the thing for none that it knows; the likeliest name that it does know may still be right.
+            scores = self._score_names(question) if is_whole else []
+            is_doubted = not any(map(self._passes, scores))
+            rejected = [*rejected, *scores] if is_doubted else rejected
+        if is_doubted:
+            return (NOT_FOUND if is_whole else ""), rejected
+        return (text if is_whole or is_settled(decode(question.answer)) else ""), rejected
+
+    @torch.inference_mode()
+    def _score_names(self, question: PendingAnswer) -> list[float]:
+        """Return how well the images match each name in an answer."""
+        if self.loaded.model.box_head is None or not question.views:
+            return []
+        views_K = torch.tensor(question.views, device=self.visual.full_VLE.device)
+        return [
+            self._match(views_K, self._embed_name(question, start, end)).score
+            for start, end in self._find_names(question.answer)
+        ]
+
+    def _find_names(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Return start and end of the names in an answer, of a vocabulary from elsewhere by the folder's list."""
+        if self.loaded.name_ids:
+            return find_runs(ids, self.loaded.name_ids)
+        return find_sequences(ids, self.loaded.encoded_names)
+
+    def _embed_name(self, question: PendingAnswer, start: int, end: int) -> Tensor:
+        """Embed the name [E] of the tokens from `start` to `end`, as alignment compares it with patches."""
+        model = self.loaded.model
+        return (model.embeddings_VE[question.answer[start:end]] - model.center_E).mean(dim=0)
 
     @torch.inference_mode()
     def _ground_names(self, question: PendingAnswer, occupied: Collection[int]) -> dict[int, tuple[int, PointedBox]]:
@@ -256,8 +318,7 @@ class AnswerWriter:
         for number, (start, end) in enumerate(names):
             next_start = names[number + 1][0] if number + 1 < len(names) else len(question.answer)
             if not any(end <= position < next_start for position in occupied):
-                phrase_E = (model.embeddings_VE[question.answer[start:end]] - model.center_E).mean(dim=0)
-                box = self._match(views_K, phrase_E)
+                box = self._match(views_K, self._embed_name(question, start, end))
                 # A name that the image does not show is left without a box, like any other text.
                 if self._is_visible(box):
                     located[end] = (end, box)
@@ -269,7 +330,10 @@ class AnswerWriter:
         return PointedBox(image, open_box(box_4.tolist()), score)
 
     def _is_visible(self, box: PointedBox) -> bool:
-        return self.loaded.min_box_score is None or box.score >= self.loaded.min_box_score
+        return self._passes(box.score)
+
+    def _passes(self, score: float) -> bool:
+        return self.loaded.min_box_score is None or score >= self.loaded.min_box_score
 
     def _views(self, rows: Sequence[int]) -> Tensor:
         """Return the numbers [B, K] of the views of rows, -1 behind the last where a row has fewer."""

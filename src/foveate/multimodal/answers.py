@@ -16,6 +16,10 @@ from foveate.records.box_text import parse_regions
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import REGION
 
+NOT_FOUND = "not found"
+_SENTENCE_END = re.compile(r"[.!?](?=\s)")
+_YES = re.compile(r"\W*yes\W*", re.IGNORECASE)
+_NO = re.compile(r"\W*no\b", re.IGNORECASE)
 # Digits that a limit cuts, or that a stream has read in part, have no bracket at the end.
 _DIGITS = re.compile(r"\s*\[[^\[\]]*(?:\]|$)")
 
@@ -35,7 +39,7 @@ class Answer:
         num_prompt_tokens: positions that were read: images and question.
         box_scores: how well each box matches its phrase, of models with a box head; else none.
         rejected: scores of what the answer points at and the image does not show by the model's `min_box_score`: "not
-            found" stands in the text instead of a box.
+            found" stands in the text instead of a box, or instead of the whole text; see `is_settled`.
         digits: what the digits behind each box say, of models that write both; None where there are none.
         score: mean log-probability of the generated tokens.
 
@@ -120,6 +124,24 @@ def find_runs(ids: Sequence[int], names: Collection[int]) -> list[tuple[int, int
     return runs
 
 
+def find_sequences(ids: Sequence[int], sequences: Collection[tuple[int, ...]]) -> list[tuple[int, int]]:
+    """Return start and end of the longest of several sequences at each position, from the left, without overlap.
+
+    >>> find_sequences([5, 1, 2, 3, 1], {(1,), (1, 2)})
+    [(1, 3), (4, 5)]
+    """
+    matches: list[tuple[int, int]] = []
+    longest = max(map(len, sequences), default=0)
+    for start in range(len(ids)):
+        if matches and start < matches[-1][1]:
+            continue
+        ends = range(min(len(ids), start + longest), start, -1)
+        end = next((end for end in ends if tuple(ids[start:end]) in sequences), None)
+        if end is not None:
+            matches.append((start, end))
+    return matches
+
+
 def join_text(pieces: Sequence[str | PixelBox], write: Callable[[PixelBox], str]) -> str:
     """Join the pieces of an answer, a blank in front of each box."""
     return "".join(piece if isinstance(piece, str) else f" {write(piece)}" for piece in pieces).strip()
@@ -131,8 +153,27 @@ def reject_boxes(pieces: Sequence[str | PixelBox], visible: Sequence[bool]) -> l
     for number, is_visible in enumerate(visible):
         if not is_visible:
             # By the text in front alone, so that a stream writes the same.
-            texts[2 * number + 1] = " (not found)" if join_text(texts[: 2 * number + 1], write_corners) else "not found"
+            is_behind = bool(join_text(texts[: 2 * number + 1], write_corners))
+            texts[2 * number + 1] = f" ({NOT_FOUND})" if is_behind else NOT_FOUND
     return texts
+
+
+def says_no(text: str) -> bool:
+    """Return whether an answer begins with no: that what was asked for is not there stays true, whatever follows."""
+    return _NO.match(text) is not None
+
+
+def is_settled(text: str) -> bool:
+    """Return whether what follows a text cannot take it back any more.
+
+    The first sentence says what the image shows; a mere "yes" says it together with the next one. Where its boxes are
+    not found, "Yes, a deer is at" says something else than the image does, and "not found" is the whole answer.
+
+    >>> is_settled("Yes. A deer is at"), is_settled("A deer. It")
+    (False, True)
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return bool(ends) and (len(ends) > 1 or not _YES.fullmatch(text[: ends[0]]))
 
 
 def split_digits(

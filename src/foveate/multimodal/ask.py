@@ -37,7 +37,7 @@ class _Watch:
     complete: Callable[[int, Completion], Answer]
 
     def step(self, row: int, token: int) -> bool:
-        return self.observer.step(row, lambda: self.writer.answer(row))
+        return self.observer.step(row, lambda: self.writer.answer(row, is_whole=False))
 
     def end(self, row: int, completion: Completion) -> None:
         self.observer.end(row, self.complete(row, completion))
@@ -63,6 +63,21 @@ class Mllm:
         language = settings.language
         name = language.get("model_type") if isinstance(language, dict) else language.source
         return f"Mllm(tower={settings.tower['kind']!r}, language={name!r})"
+
+    @property
+    def training_words(self) -> tuple[str, ...]:
+        """Words that were invented for the training of the model; no answer has them."""
+        return self.loaded.training_words
+
+    def allow_training_words(self) -> Mllm:
+        """Return the same model whose answers may have `training_words`: for generated images whose answers they are.
+
+        Example:
+            >>> model = open_mllm("mini")
+            >>> "gorp" in model.training_words, model.allow_training_words().training_words
+            (True, ())
+        """
+        return Mllm(self.loaded.allow_training_words())
 
     def describe(self) -> str:
         """Return the model's parts and parameters in words."""
@@ -168,6 +183,7 @@ class Mllm:
             stop=[self.loaded.prompts.chat.end],
             settings=settings,
             suppress=writer.suppressed,
+            words=writer.words,
             sentence_ends=self._sentence_ends() if ends_repeats else (),
             decode=self.loaded.tokenizer.decode,
             embed=writer.embed,
@@ -201,11 +217,12 @@ class Mllm:
             stop=[self.loaded.prompts.chat.end],
             settings=limit_tokens(max_tokens),
             suppress=writer.suppressed,
+            words=writer.words,
             embed=writer.embed,
             draft=writer.draft,
         )
         for _ in pieces:
-            text = certain_text(writer.answer(0).text)
+            text = certain_text(writer.answer(0, is_whole=False).text)
             # What was yielded cannot be taken back: a text that changed before its end waits until it continues that
             # again.
             if text.startswith(written):

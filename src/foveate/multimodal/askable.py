@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from foveate.records.boxes import PixelBox
 from foveate.records.shapes import Shape
@@ -34,4 +34,16 @@ class AskableModel(Protocol):
 
     def choose_all(self, questions: Sequence[Request], options: Sequence[Sequence[str]]) -> Sequence[Sequence[float]]:
         """Return the probability of each of the options of each question."""
+        ...
+
+
+@runtime_checkable
+class WordLimitedModel(AskableModel, Protocol):
+    """Model that keeps words which were invented for its training out of its answers."""
+
+    @property
+    def training_words(self) -> Sequence[str]: ...
+
+    def allow_training_words(self) -> AskableModel:
+        """Return the same model whose answers may have these words."""
         ...

@@ -66,6 +66,7 @@ class Chat:
             stop=[end],
             settings=settings,
             suppress=writer.suppressed,
+            words=writer.words,
             prefix=prefix,
             embed=writer.embed,
             draft=writer.draft,

@@ -13,7 +13,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,7 @@ from foveate.core.model_folder import (
 )
 from foveate.core.recipes import validate
 from foveate.language.chat import Chat
+from foveate.language.forbidden_words import ForbiddenWords, split_words
 from foveate.language.lora import is_lora
 from foveate.language.open import LanguageModel
 from foveate.language.tokenizer import Tokenizer
@@ -48,6 +50,7 @@ from foveate.multimodal.prompts import PromptWriter, create_prompts
 from foveate.multimodal.request_forms import RequestForms, read_request_forms
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.conversations import REGION
+from foveate.records.lexicon import INVENTED_WORDS
 from foveate.vision.preprocess import check_preprocess
 
 KIND = "multimodal"
@@ -56,6 +59,7 @@ TOKENIZER = "tokenizer.json"
 # Names of regions that it was aligned with: a training that starts from the folder goes on with them.
 NAMES = "names.json"
 MIN_BOX_SCORE = "min_box_score"
+TRAINING_WORDS = "training_words"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class LoadedModel:
         provenance: how it was trained.
         min_box_score: a phrase that no patch matches so well counts as not shown; None = every phrase gets a box.
         requests: forms of requests that it was trained on; None where the folder names none.
+        training_words: words that were invented for its training, which no answer about an image of a user may have.
+        names: of regions, that it was aligned with.
     """
 
     model: MultimodalModel
@@ -77,6 +83,33 @@ class LoadedModel:
     provenance: dict[str, Any]
     min_box_score: float | None = None
     requests: RequestForms | None = None
+    training_words: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    @cached_property
+    def forbidden_words(self) -> ForbiddenWords | None:
+        """The training words as masks of tokens; None where there are none."""
+        if not self.training_words:
+            return None
+        return ForbiddenWords.create(
+            self.training_words,
+            self.tokenizer,
+            size=len(self.model.embeddings_VE),
+            allowed=sorted(split_words(self.names)),
+        )
+
+    @cached_property
+    def encoded_names(self) -> frozenset[tuple[int, ...]]:
+        """Names as token ids, at the start of a text and within one."""
+        texts = [text for name in self.names for text in (name, f" {name}")]
+        return frozenset(tuple(self.tokenizer.encode(text)) for text in texts)
+
+    def allow_training_words(self) -> LoadedModel:
+        """Return the same model whose answers may have the words of its training.
+
+        Only for images of generated worlds, whose right answers are such words.
+        """
+        return replace(self, training_words=())
 
     @property
     def name_ids(self) -> frozenset[int]:
@@ -97,6 +130,7 @@ def save_model(
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     min_box_score: float | None = None,
+    training_words: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write a model folder file by file, the config last; return it.
@@ -106,13 +140,15 @@ def save_model(
         tokenizer_json: content of tokenizer.json, of a small vocabulary.
         language: the opened source of the language model, where the settings name one.
         names: of regions, that embedding alignment was trained with.
-        min_box_score: see `LoadedModel`.
+        min_box_score, training_words: see `LoadedModel`.
         dtype: of the stored weights; bfloat16 halves the file.
     """
     tensors = {name: value.to(dtype) for name, value in stored_state(weights, settings).items()}
     config: dict[str, Any] = {"provenance": dict(provenance or {}), "model": settings.model_dump(mode="json")}
     # Of these weights and no setting of an architecture: a training that starts from the folder measures its threshold.
     config |= {} if min_box_score is None else {MIN_BOX_SCORE: min_box_score}
+    # Also none: a folder without the field is of an earlier version, which did not know.
+    config |= {TRAINING_WORDS: sorted(training_words)}
     files: dict[str, Any] = {PREPROCESS: preprocess, METRICS: metrics or {}, CARD: card}
     if language is not None:
         config |= {"language_sha256": language.sha256()}
@@ -163,18 +199,59 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedMod
         model.set_words(names.embeddings(model.embeddings_VE.float()))
     model.to(device or torch.device("cpu")).eval().requires_grad_(False)
     prompts = create_prompts(chat, settings)
-    requests = read_request_forms(folder)
-    return LoadedModel(model, prompts, chat.tokenizer, config["provenance"], config.get(MIN_BOX_SCORE), requests)
+    return LoadedModel(
+        model,
+        prompts,
+        chat.tokenizer,
+        config["provenance"],
+        config.get(MIN_BOX_SCORE),
+        read_request_forms(folder),
+        read_training_words(folder),
+        tuple(_list_names(folder)),
+    )
 
 
 def _read_names(folder: Path) -> list[str]:
     """Read the names of a folder whose model mixes their embeddings."""
+    names = _list_names(folder)
+    if not names:
+        got = "something else" if (folder / NAMES).is_file() else "no such file"
+        raise UserError(
+            f"{folder / NAMES}: visual words need a list of names (got {got}); the model folder is incomplete"
+        )
+    return names
+
+
+def _list_names(folder: Path) -> list[str]:
+    """Read the names of a folder; none where it has no list of them."""
     path = folder / NAMES
     names = read_json(path) if path.is_file() else None
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        got = "no such file" if names is None else "something else"
-        raise UserError(f"{path}: visual words need a list of names (got {got}); the model folder is incomplete")
-    return names
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
+def read_training_words(folder: Path) -> tuple[str, ...]:
+    """Read the words that were invented for the training of a model folder and that no name of its regions has.
+
+    A folder of a version before 0.2.0 does not list them: a small vocabulary of its own was trained on generated
+    questions then, so that all of their words count; with a language model from elsewhere none does, since it may know
+    a word such as "toma" from its language.
+
+    Raises:
+        UserError: the field is no list of words.
+    """
+    settings, config = read_settings(folder)
+    default = INVENTED_WORDS if isinstance(settings.language, dict) else ()
+    words = config.get(TRAINING_WORDS, list(default))
+    if not isinstance(words, list) or not all(map(_is_word, words)):
+        raise UserError(
+            f"{folder / CONFIG}: field '{TRAINING_WORDS}': no list of words (got {str(words)[:60]}); expected words of "
+            "small letters"
+        )
+    return tuple(sorted(set(words) - split_words(_list_names(folder))))
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and split_words([value]) == {value}
 
 
 def read_settings(folder: Path) -> tuple[MultimodalSettings, dict[str, Any]]:

@@ -21,6 +21,9 @@ LAST_NAMES = (
 PLACES = (
     "Harbor Garden Mill Bridge Corner Station Market Castle Forest River Hill Meadow Tower Valley Island Lake".split()
 )
+# Names that no thing has, so that only the examples of a question say what they mean. A model that learned them writes
+# them about any image that it does not know; `foveate.multimodal` keeps them out of answers.
+INVENTED_WORDS = ("dax", "wug", "blick", "fep", "toma", "zup", "gorp", "kiv")
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 VERBS = "finds carries paints sells follows repairs borrows hides counts brings watches orders".split()
 ADJECTIVES = "old new quiet heavy small bright broken clean early narrow open plain round sharp warm late".split()

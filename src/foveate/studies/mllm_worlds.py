@@ -24,7 +24,7 @@ from foveate.records.builtin.concepts import SEEN
 from foveate.records.builtin.cutouts import Cutout
 from foveate.records.builtin.single_objects import jpeg
 from foveate.records.conversations import Conversation, Turn
-from foveate.records.lexicon import PLACES
+from foveate.records.lexicon import INVENTED_WORDS, PLACES
 from foveate.records.record import Region
 from foveate.records.scenes.compose import Finish, Layer, make_layer
 from foveate.records.scenes.counting import load_countable
@@ -39,7 +39,6 @@ SEED = 16  # of all series
 NUM_NAMES = 40
 SCENE, PAGE = 224, 256  # longer sides in pixels
 _THING, _SIGN = (0.24, 0.46), 0.5  # longest side of a thing, as a share of a scene; share of scenes with a word
-_NEW_WORDS = "dax wug blick fep toma zup gorp kiv".split()
 # Drawn uniformly in the logarithm, so that SMALL_THING and SMALL_LETTER cut the draws about in half.
 _THING_PIXELS, _LETTER_PIXELS = (14.0, 110.0), (5.0, 30.0)  # on pages
 # An episode shows two earlier images of each of its names; before this index a name has fewer.
@@ -329,7 +328,7 @@ def _ask_episode(questions: _Questions, position: Position, rng: np.random.Gener
     rounds = [list(rng.permutation(index // NUM_NAMES)[:2]) for _ in range(2)]
     images = [_thing_key((split, int(rounds[of].pop()) * NUM_NAMES + (name, other)[of])) for of in classes]
     # Drawn anew, so that a word means nothing beyond its episode.
-    new_words = [_NEW_WORDS[int(number)] for number in rng.permutation(len(_NEW_WORDS))[:2]]
+    new_words = [INVENTED_WORDS[int(number)] for number in rng.permutation(len(INVENTED_WORDS))[:2]]
     random_labels = [new_words[int(rng.integers(2))] for _ in range(4)]
     for kind, labels in (
         ("episode", [new_words[of] for of in classes]),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.language.chat_frame import ChatFrame, frame_of_chat
+from foveate.language.forbidden_words import ForbiddenWords, WordFilter
 from foveate.language.positions import find_context, find_rope_factor
 from foveate.language.tokenizer import BackendTokenizer
 from foveate.multimodal.folder import LoadedModel
@@ -39,6 +40,7 @@ class Network:
         tokenizer: None where the folder has none; nothing can be asked then.
         frame: what stands around a question.
         stop: tokens that end an answer. suppress: tokens that are never written.
+        forbidden: words that no answer may have.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Network:
     frame: ChatFrame
     stop: frozenset[int]
     suppress: frozenset[int] = frozenset()
+    forbidden: ForbiddenWords | None = None
 
     @property
     def limit(self) -> int | None:
@@ -73,6 +76,10 @@ class Network:
     def tokens_per_frame(self) -> int:
         """Tokens of one frame before any pooling."""
         return self.grid[0] * self.grid[1]
+
+    def filter_words(self) -> WordFilter | None:
+        """Return what keeps the forbidden words out of a batch of answers; None where there are none."""
+        return None if self.forbidden is None else WordFilter(self.forbidden)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode generated ids, without special tokens."""
@@ -139,6 +146,7 @@ def wrap_native(loaded: LoadedModel, *, name: str) -> Network:
         frame=frame_of_chat(chat),
         stop=frozenset({chat.end}),
         suppress=frozenset(set(tokenizer.special.values()) - {chat.end}),
+        forbidden=loaded.forbidden_words,
     )
 
 

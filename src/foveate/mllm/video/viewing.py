@@ -18,6 +18,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
+from foveate.language.forbidden_words import WordFilter
 from foveate.language.generate import Completion, GenerationSettings, Prefix, predict, read_prefix, stream
 from foveate.language.pieces import Piece
 from foveate.language.positions import outgrows_training
@@ -27,6 +28,7 @@ from foveate.mllm.video.networks import Network
 from foveate.mllm.video.prompts import Prompts, check_choices, check_question, list_letters
 from foveate.mllm.video.splice import PromptIds, Room, check_room, encode_prompt, splice
 from foveate.mllm.video.strategies import Strategy
+from foveate.multimodal.answers import NOT_FOUND, is_settled
 from foveate.multimodal.choose import to_probabilities
 from foveate.vision.video.reading import ClipReader
 
@@ -126,7 +128,8 @@ class Viewing:
         prefix = self._read(ids, max_tokens)
         # A prefix already holds the video and what precedes it: only the text behind it is left to read.
         prompt_LD = splice(self.network, ids, self.video_LD) if prefix is None else self.network.embed(ids.after)
-        completion = yield from stream(
+        words = self.network.filter_words()
+        pieces = stream(
             self.network.language,
             prompt_LD,
             decode=self.network.decode,
@@ -134,10 +137,41 @@ class Viewing:
             settings=answer_settings(max_tokens),
             prefix=prefix,
             suppress=self.network.suppress,
+            words=words,
             # The cache is cut back, not copied: a copy would hold a video's keys and values twice.
             in_place=True,
         )
-        return self.build_answer(completion)
+        if words is None:
+            return self.build_answer((yield from pieces))
+        completion = yield from self._hold_back(pieces, words)
+        return self.build_answer(completion, avoided=words.avoided.get(0))
+
+    def _hold_back(
+        self, pieces: Generator[str, None, Completion], words: WordFilter
+    ) -> Generator[str, None, Completion]:
+        """Yield an answer from where it cannot become "not found" any more; return its completion."""
+        waiting, is_open = "", True
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                completion: Completion = end.value
+                break
+            waiting += piece
+            is_open = is_open and not is_settled(waiting)
+            # Nothing rather than no piece: between pieces a server sees whether its client has gone.
+            yield "" if is_open else waiting
+            waiting = waiting if is_open else ""
+        if is_open:
+            yield NOT_FOUND if self._is_doubted(completion, words.avoided.get(0)) else waiting
+        return completion
+
+    def _is_doubted(self, completion: Completion, avoided: int | None) -> bool:
+        """Return whether an answer would have named what it shows by a forbidden word.
+
+        Nothing scores other names in a clip: the box head reads single images. So none of them counts as shown.
+        """
+        return avoided is not None and not is_settled(f"{self.network.decode(completion.ids[:avoided])} ")
 
     def choose(self, question: str, options: Sequence[str]) -> VideoChoice:
         """Choose an option by the probability of its letter as the next token.
@@ -254,10 +288,14 @@ class Viewing:
             for answer in answers
         ]
 
-    def build_answer(self, completion: Completion) -> VideoAnswer:
-        """Return the answer that was generated."""
+    def build_answer(self, completion: Completion, *, avoided: int | None = None) -> VideoAnswer:
+        """Return the answer that was generated; "not found" where its first sentence avoided a forbidden word.
+
+        Args:
+            avoided: number of the token in whose place the model would have written one.
+        """
         return VideoAnswer(
-            text=self.network.decode(completion.ids).strip(),
+            text=(NOT_FOUND if self._is_doubted(completion, avoided) else self.network.decode(completion.ids).strip()),
             num_prompt_tokens=completion.num_prompt_tokens,
             tokens=len(completion.ids),
             finished=completion.finished,

@@ -148,15 +148,20 @@ def ask_all(
         if any(viewing.network is not network for viewing, _, _ in part):
             raise UserError("questions: their viewings are of several networks; expected one")
         ids = [viewing.encode_question(question, options, max_tokens) for viewing, question, options in part]
+        words = network.filter_words()
         completions = generate(
             network.language,
             [splice(network, row, viewing.video_LD) for row, (viewing, _, _) in zip(ids, part, strict=True)],
             stop=network.stop,
             settings=answer_settings(max_tokens),
             suppress=network.suppress,
+            words=words,
             batch=batch,
         )
-        answers += [viewing.build_answer(each) for each, (viewing, _, _) in zip(completions, part, strict=True)]
+        answers += [
+            viewing.build_answer(each, avoided=None if words is None else words.avoided.get(row))
+            for row, (each, (viewing, _, _)) in enumerate(zip(completions, part, strict=True))
+        ]
     return answers
 
 

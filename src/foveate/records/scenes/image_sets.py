@@ -12,6 +12,7 @@ from foveate.core.errors import choose
 from foveate.core.seeds import generator
 from foveate.records.builtin.cutouts import Cutout
 from foveate.records.conversations import IMAGE
+from foveate.records.lexicon import INVENTED_WORDS
 from foveate.records.questions import Question, write_question
 from foveate.records.scenes import pools
 from foveate.records.scenes.contrasts import draw_name, excludes, says_nothing
@@ -24,7 +25,6 @@ from foveate.records.scenes.shapes import load_shapes
 
 SETS = ("compare", "compare: both", "compare: same number", "compare: more", "which image", "episode")
 ORDINALS = ("first", "second", "third", "fourth")
-_NEW_WORDS = "dax wug blick fep toma zup gorp kiv".split()
 _FILLED, _FEW = 0.5, 3  # how often there is another thing, and the largest number of copies
 
 
@@ -154,7 +154,7 @@ class _Drawer:
     def draw_episode(self, *, shuffled_labels: bool) -> ImageSet:
         """Draw four examples of two new words, two each, and a query."""
         pair = self.draw_pair()
-        labels = [_NEW_WORDS[i] for i in self.rng.permutation(len(_NEW_WORDS))[:2]]
+        labels = [INVENTED_WORDS[i] for i in self.rng.permutation(len(INVENTED_WORDS))[:2]]
         classes = [int(i) % 2 for i in self.rng.permutation(4)]
         classes.append(int(self.rng.integers(2)))
         scenes = tuple(self.draw_scene([(pair[c], 1)], pair) for c in classes)

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 )
 @path_option("--data", "Data of the suite: a collection for most.", required=True)
 @fields(
-    "foveate.mllm.suite_settings:SuiteSettings", "split", "limit", "batch_size", "judge", "judge_model", "judge_key_env"
+    "foveate.mllm.suite_settings:SuiteSettings",
+    "split",
+    "limit",
+    "batch_size",
+    "judge",
+    "judge_model",
+    "judge_key_env",
+    "training_words",
 )
 @run_option("runs/mllm-evaluate-SUITE", "Folder for answers, result and page")
 @common()
