@@ -29,6 +29,8 @@ from foveate.caption.chat_format import EDGES, caption_request
 from foveate.caption.prompts import CAPTION_KINDS, find_prompt
 from foveate.caption.response_parser import parse_caption
 from foveate.core.errors import UserError
+from foveate.multimodal.answers import Answer
+from foveate.multimodal.ask import Mllm
 from naming import raises_naming
 
 
@@ -239,3 +241,11 @@ def test_the_revision_changes_with_the_weights(folder: Path, captioner: MllmCapt
     (other / "config.json").write_text(json.dumps({**damaged, "kind": "localizer"}))
     with raises_naming(UserError, "localizer", str(other)):
         open_captioner(FoveateSettings(model=str(other)))
+
+
+def test_not_found_is_no_caption(captioner: MllmCaptioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [Answer("not found", rejected=(1.0,)), Answer("A red disc.")]
+    monkeypatch.setattr(Mllm, "ask_all", lambda *_, **__: answers)
+    missing, written = captioner.caption_batch([make_request(0), make_request(1)])
+    assert (missing.text, missing.error, missing.final) == ("", "not_found", True)
+    assert (json.loads(written.text), written.error) == ({"caption": "A red disc."}, "")

@@ -484,3 +484,38 @@ def test_boxes_of_another_image_are_scored_at_the_same_place_of_its_own() -> Non
     assert moved == StoredAnswer("[40, 5, 80, 15]", question.boxes)
     assert _move_back(answer, data, question, [png(80, 20)]) is answer
     assert _move_back(answer, data, question, []) is answer, "without an image there is nothing to scale"
+
+
+def test_words_of_training_are_allowed_where_a_reference_has_one(collection: Path, tmp_path: Path) -> None:
+    """Few-shot episodes cannot be answered otherwise; about all else a model is asked as a user asks it."""
+    add(
+        collection,
+        conversation("episode/two answers/seen/1", "What is this?", "zup", images=("test-00",)),
+        conversation("name/open/seen/1", "What is it?", "a tomato", images=("test-01",)),
+    )
+
+    @dataclass(frozen=True)
+    class Limited:
+        training_words: tuple[str, ...] = ("toma", "zup")
+
+        def allow_training_words(self) -> Limited:
+            return Limited(())
+
+        def ask_all(self, questions: Sequence[Any], *, max_tokens: int) -> list[Reply]:
+            return [Reply("not found" if self.training_words else "zup") for _ in questions]
+
+        def choose_all(self, questions: Sequence[Any], options: Sequence[Any]) -> list[tuple[float, ...]]:
+            raise AssertionError("no question has choices")
+
+    def read_answers(run: Path) -> dict[str, str]:
+        rows = [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
+        return {row["id"]: row["answer"] for row in rows if row["condition"] == "image"}
+
+    evaluate(Limited(), "scenes", collection, run=tmp_path / "run")
+    assert read_answers(tmp_path / "run") == {"episode/two answers/seen/1": "zup", "name/open/seen/1": "not found"}
+    assert "training_words" not in (tmp_path / "run" / "recipe.yaml").read_text()
+    never = SuiteSettings(training_words="never")
+    evaluate(Limited(), "scenes", collection, run=tmp_path / "never", settings=never)
+    assert set(read_answers(tmp_path / "never").values()) == {"not found"}
+    with raises_naming(UserError, "recipe.yaml"):
+        evaluate(Limited(), "scenes", collection, run=tmp_path / "run", settings=never)

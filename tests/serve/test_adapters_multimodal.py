@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
 from caption.tiny_captioner import save_captioner
@@ -26,6 +28,7 @@ from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prompts import _BLANKS
 from foveate.multimodal.questions import ask_where, find_phrase
 from foveate.records.boxes import PixelBox
+from foveate.records.lexicon import INVENTED_WORDS
 from foveate.serve.adapters import open_served
 from foveate.serve.adapters.multimodal import MultimodalAdapter
 from foveate.serve.calls import Call, ChatCall, ChatReply, ChatTurn, LocateCall, Refused, ServedImage
@@ -387,3 +390,22 @@ def test_errors_of_a_model_of_transformers_name_no_folder(foreign: MultimodalAda
         write(foreign, ask("dog " * 2000, IMAGES[0]))
     assert "qwen;" in str(too_long.value)
     assert "/" not in str(too_long.value)
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-ferret"])
+def test_shipped_models_never_write_invented_words(name: str) -> None:
+    """About photographs, at whatever temperature, whole or as a stream; a yes without a box is none."""
+    pixels = [skimage.data.cat(), skimage.data.coins(), skimage.data.horse() * np.uint8(255)]
+    images = []
+    for each in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(each).convert("RGB").save(buffer, "PNG")
+        images.append(ServedImage(buffer.getvalue(), each.shape[1], each.shape[0]))
+    texts = ("What is in the image?", "What is this?", "Is there a deer in the image? If so, where is it?")
+    calls = [ask(text, image, temperature=heat, seed=3) for image in images for text in texts for heat in (0.0, 2.0)]
+    recorder = write(open_served(name, device="cpu"), *calls)
+    for row, reply in recorder.replies.items():
+        assert not re.search(rf"(?<![a-z])({'|'.join(INVENTED_WORDS)})(?![a-z])", reply.text, re.IGNORECASE)
+        assert "".join(recorder.pieces[row]) == reply.text
+        assert not re.match(r"(?i)yes\W.*not found", reply.text)
+    assert "not found" in {reply.text for reply in recorder.replies.values()}

@@ -39,7 +39,7 @@ class Answer:
         num_prompt_tokens: positions that were read: images and question.
         box_scores: how well each box matches its phrase, of models with a box head; else none.
         rejected: scores of what the answer points at and the image does not show by the model's `min_box_score`: "not
-            found" stands in the text instead of a box, or instead of the whole text; see `is_settled`.
+            found" stands in the text instead of a box, or is the whole text.
         digits: what the digits behind each box say, of models that write both; None where there are none.
         score: mean log-probability of the generated tokens.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -34,6 +35,7 @@ from foveate.mllm.video.strategies.slowfast import SlowFast
 from foveate.mllm.video.strategies.ts import ThumbnailSampling
 from foveate.mllm.video.viewing import Viewing
 from foveate.mllm.video.watch import ask_all, count_text, watch
+from foveate.records.lexicon import INVENTED_WORDS
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.video.sources.images import ImageList
 from naming import raises_naming
@@ -295,6 +297,29 @@ def test_the_shipped_model_watches() -> None:
     assert viewing.ask("What is in the image?", max_tokens=8) == first
     assert first.text
     assert "<region>" not in first.text
+
+
+def test_no_answer_about_a_clip_has_an_invented_word() -> None:
+    """No score tells what a clip shows, so that an answer which would have named it so is not found."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = open_network("mini", device="cpu")
+    free = replace(network, forbidden=None)
+    pattern = re.compile(rf"(?<![a-z])({'|'.join(INVENTED_WORDS)})(?![a-z])", re.IGNORECASE)
+    num_named = 0
+    for seed in range(4):
+        frames = tiny_llavas.frames(8, seed=seed)
+        viewing, other = watch(network, frames, how=HOW), watch(free, frames, how=HOW)
+        questions = ("What is in the image?", "What is this?", "Name the thing.")
+        together = ask_all([(viewing, question, ()) for question in questions], max_tokens=8)
+        for question, answer in zip(questions, together, strict=True):
+            assert not pattern.search(answer.text)
+            assert viewing.ask(question, max_tokens=8).text == answer.text
+            assert "".join(viewing.stream(question, max_tokens=8)).strip() == answer.text
+            named = pattern.search(other.ask(question, max_tokens=8).text)
+            num_named += bool(named)
+            assert not named or answer.text == "not found"
+    assert num_named
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from foveate.core.model_folder import CONFIG
 from foveate.core.progress import say
 from foveate.core.recipes import Settings
 from foveate.language.generate import GenerationSettings
+from foveate.multimodal.answers import NOT_FOUND
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import hash_model
 from foveate.multimodal.opening import find_native_folder, open_mllm
@@ -103,7 +104,10 @@ class MllmCaptioner:
         latency = 1000 * (time.monotonic() - began)
         return [
             CaptionResponse(
-                self.read_answer(answer.text, finished=answer.finished),
+                # That the model knows nothing in an image is no caption of it.
+                "" if answer.text == NOT_FOUND else self.read_answer(answer.text, finished=answer.finished),
+                error="not_found" if answer.text == NOT_FOUND else "",
+                final=answer.text == NOT_FOUND,
                 latency_ms=latency,
                 tokens_in=answer.num_prompt_tokens,
                 tokens_out=answer.tokens,
