@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _serve(folder: object) -> list[str]:
-    limits = ["--queue", "1024", "--max-connections", "256", "--timeout-seconds", "3600", "--no-page"]
+    limits = ["--queue", "1024", "--max-connections", "1025", "--timeout-seconds", "3600", "--no-page"]
     return [sys.executable, "-m", "foveate", "serve", str(folder), "--port", "0", "--device", "cpu", *limits]
 
 

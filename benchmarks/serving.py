@@ -190,7 +190,7 @@ def _serve_foveate(port_file: Path) -> None:
     from foveate.serve.run import serve
     from foveate.serve.settings import ServeSettings
 
-    settings = ServeSettings(port=0, port_file=port_file, page=False, queue=1024)
+    settings = ServeSettings(port=0, port_file=port_file, page=False, queue=1024, max_connections=1025)
     serve(Application([InstantAdapter()], settings), ready=lambda port: None)
 
 

@@ -246,7 +246,7 @@ def test_the_key_guards_all_but_health_and_the_page() -> None:
 def test_slow_guests_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(framing, "HEAD_SECONDS", 0.3)
     monkeypatch.setattr(framing, "_SLOW_START_SECONDS", 0.3)
-    with serving(max_connections=40) as address:
+    with serving(max_connections=40, queue=8) as address:
         host, port = address.removeprefix("http://").split(":")
         silent = [socket.create_connection((host, int(port))) for _ in range(30)]
         half = send(address, b"GET /health HTTP/1.1\r\nHost: ")
@@ -269,7 +269,7 @@ def test_empty_lines_keep_no_connection_open(parser: str) -> None:
 
 
 def test_a_client_has_a_number_of_connections() -> None:
-    with serving(max_connections=3) as address:
+    with serving(max_connections=3, queue=2) as address:
         host, port = address.removeprefix("http://").split(":")
         connections = [socket.create_connection((host, int(port))) for _ in range(3)]
         reply = send(address, HIDDEN)

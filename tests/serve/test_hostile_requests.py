@@ -157,7 +157,7 @@ def test_wrong_fields_are_not_all_listed(model: Any, fields: dict[str, Any], tex
 @pytest.mark.slow
 @pytest.mark.parametrize(("seed", "parser"), list(enumerate(["h11", "httptools"] * 2)))
 def test_hostile_requests(seed: int, parser: str) -> None:
-    process, port = start(parser=parser, max_connections=64, max_body_mb=1, timeout_seconds=5)
+    process, port = start(parser=parser, max_body_mb=1, timeout_seconds=5)
     try:
         draw, statuses, server = random.Random(seed), set[int](), psutil.Process(process.pid)
         memory = 0

@@ -38,8 +38,12 @@ Corners = Annotated[list[float], Field(min_length=4, max_length=4)]
 # Millions of wrong items would else become millions of errors, of some hundred bytes each.
 Boxes = Annotated[list[Corners], FailFast()]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
+# A client's own name for a user: OpenAI allows 64 letters.
+Label = Annotated[str, Field(max_length=512)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
-Texts = Annotated[list[str], FailFast(), BeforeValidator(_as_list)]
+# A data URL in a text is no image: it may not be longer than a text.
+Text = Annotated[str, Field(max_length=2**20)]
+Texts = Annotated[list[Text], FailFast(), BeforeValidator(_as_list)]
 
 
 class ImageAddress(_Body):
@@ -49,7 +53,7 @@ class ImageAddress(_Body):
 
 class TextPart(_Body):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImagePart(_Body):
@@ -71,8 +75,8 @@ Part = Annotated[TextPart | ImagePart | ClipPart, Field(discriminator="type")]
 
 class Message(_Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)]
-    name: str | None = None
+    content: Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)] = Field(max_length=4096)
+    name: Label | None = None
     # Clients send an answer back as they got it.
     refusal: None = None
     annotations: Annotated[list[Any] | None, _neutral([], expected="null or []")] = None
@@ -113,7 +117,7 @@ class ChatBody(_Body):
     """`POST /v1/chat/completions`."""
 
     model: Name
-    messages: list[Message] = Field(min_length=1, max_length=1024)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1, max_length=1024)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -124,7 +128,7 @@ class ChatBody(_Body):
     stop: Annotated[list[Stop] | None, BeforeValidator(_as_list)] = Field(None, max_length=16)
     response_format: ResponseFormat | None = None
     foveate: Extras = Field(default_factory=Extras)  # pydantic would copy a default deeply for each request
-    user: str | None = None
+    user: Label | None = None
     n: Annotated[int | None, _neutral(1, expected="1")] = None
     logprobs: Annotated[bool | None, _neutral(False, expected="false")] = None
     frequency_penalty: Annotated[float | None, _neutral(0, 0.0, expected="0")] = None
@@ -142,9 +146,9 @@ class EmbeddingsBody(_Body):
     model: Name
     input: Annotated[Texts, Field(max_length=65536)] = []
     images: list[str] = Field([], max_length=4096)
-    boxes: Boxes = Field([], max_length=65536)
+    boxes: Boxes = Field([], max_length=16384)
     encoding_format: Literal["float", "base64"] = "float"
-    user: str | None = None
+    user: Label | None = None
 
 
 class LocateBody(_Body):
@@ -159,10 +163,10 @@ class SearchBody(_Body):
     """`POST /v1/search`."""
 
     model: Name
-    text: str | None = Field(None, min_length=1)
+    text: Text | None = Field(None, min_length=1)
     image: str | None = None
     box: Corners | None = None
-    negative: str | None = Field(None, min_length=1)
+    negative: Text | None = Field(None, min_length=1)
     count: int = Field(20, ge=1, le=1000)
     kind: Literal["both", "images", "regions"] = "both"
 

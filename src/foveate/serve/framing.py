@@ -118,7 +118,7 @@ class FramingProtocol(Parser):
         is_ending: the reply has been sent, and what still comes is dropped. has_rest: more is expected to come.
     """
 
-    max_connections, max_all_connections = 32, 1024
+    max_connections, max_all_connections = 128, 1024
     max_body_bytes = 2**20
     clients: Counter[str] = Counter()
     is_ending = has_rest = False

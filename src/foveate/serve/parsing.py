@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -28,15 +29,82 @@ _MAX_PROBLEMS = 3
 # More take longer to read than their body: for seconds no other thread would run.
 _MAX_READ_PROBLEMS = 1000
 _MAX_PARAM_LETTERS = 100
+# The name of an unknown field may be as long as the body.
+_MAX_SENTENCE_LETTERS = 1000
+# All but images and clips. More JSON than this takes so long to read that other requests notice.
+MAX_TEXT_BYTES = 2**20
+MAX_DEPTH = 16
+# By the sign that each costs: above what the limits of fields in `bodies` let pass together, below what takes 0.1 s.
+_MAX_SIGNS = {b"{": (8192, "objects"), b"[": (17_000, "lists"), b":": (17_000, "fields"), b",": (85_000, "values")}
+_MAX_STRINGS = 70_000
+_BASE64 = re.compile(rb";base64,", re.IGNORECASE)
+# A string without an end is read to the end of the body: to try again at each of its quotes would take quadratic time.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 B = TypeVar("B", bound=Body)
+
+
+def check_bounds(data: bytes) -> None:
+    """Refuse a body that would take long to read, by its bytes alone and in linear time.
+
+    pydantic holds the interpreter's lock while it reads and checks a body, so even in a thread it would stop the event
+    loop: 3.5 MB of `[[],[],...]` did for more than 3 s.
+
+    Raises:
+        Refused: more than `MAX_TEXT_BYTES` beside what data URLs hold, or too many values, fields or levels.
+    """
+    outside = cut_data_urls(data)
+    # Counted first: of many short strings, cutting them out takes longest.
+    num_strings = outside.count(b'"') // 2
+    structure = b"" if num_strings > _MAX_STRINGS else _STRING.sub(b"", outside)
+    counts = [("strings", num_strings, _MAX_STRINGS)]
+    counts += [(name, structure.count(sign), limit) for sign, (limit, name) in _MAX_SIGNS.items()]
+    for name, number, limit in counts:
+        if number > limit:
+            raise Refused(f"body: {number:,} {name}; expected at most {limit:,}", status=413, code="too_large")
+    brackets = structure.translate(None, _ALL_BUT_BRACKETS)
+    # Each turn takes away the innermost level. Brackets that do not match are left for the parser, which names them.
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    if brackets and brackets.count(b"[") + brackets.count(b"{") == brackets.count(b"]") + brackets.count(b"}"):
+        raise Refused(f"body: expected at most {MAX_DEPTH} levels of lists and objects", code="invalid_json")
+
+
+def cut_data_urls(data: bytes) -> bytes:
+    """Return a body without what its data URLs hold, as which it is JSON if and only if the body is.
+
+    Raises:
+        Refused: more than `MAX_TEXT_BYTES` are left.
+    """
+    parts, length, start = list[bytes](), 0, 0
+    while start < len(data):
+        match = _BASE64.search(data, start, start + MAX_TEXT_BYTES - length + 1)
+        end = len(data) if match is None else match.end()
+        length += end - start
+        if length > MAX_TEXT_BYTES:
+            raise Refused(
+                f"body: more than {MAX_TEXT_BYTES:,} bytes beside the images; send it in several requests",
+                status=413,
+                code="too_large",
+            )
+        parts.append(data[start:end])
+        if match is None:
+            break
+        # Outside a string the semicolon would be no JSON, and what follows would never be read; inside it, everything
+        # up to the next quote belongs to the string. A backslash before the quote is kept: the string goes on then.
+        quote = data.find(b'"', end)
+        quote = len(data) if quote < 0 else quote
+        start = end + len(data[end:quote].rstrip(b"\\"))
+    return b"".join(parts)
 
 
 def parse_body(model: type[B], data: bytes) -> B:
     """Read a request's JSON.
 
     Raises:
-        Refused: it is no JSON, or a field is wrong or unknown; `param` is the first of them.
+        Refused: it is too large, no JSON, or a field is wrong or unknown; `param` is the first of them.
     """
+    check_bounds(data)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -46,7 +114,7 @@ def parse_body(model: type[B], data: bytes) -> B:
     first = problems[0]
     if first["type"] == "json_invalid":
         raise Refused(f"body: expected JSON (got {first['ctx']['error']})", code="invalid_json") from None
-    sentences = [describe_problem(model, dict(problem)) for problem in problems[:_MAX_PROBLEMS]]
+    sentences = [describe_problem(model, dict(problem))[:_MAX_SENTENCE_LETTERS] for problem in problems[:_MAX_PROBLEMS]]
     # A body of a thousand wrong parts must not be answered with a thousand sentences.
     more = [f"{len(problems) - _MAX_PROBLEMS} more problems"] if len(problems) > _MAX_PROBLEMS else []
     # The path may hold a key of the request, which is as long as its sender likes.

@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from foveate.core.recipes import Settings
 
@@ -23,16 +23,21 @@ class ServeSettings(Settings):
     port_file: Path | None = Field(None, description="file that holds the port while the server listens")
     batch: int = Field(8, ge=1, le=4096, description="maximum number of calls that a model answers together")
     queue: int = Field(
-        64, ge=1, le=65536, description="maximum number of calls at work or waiting for a model; more get 503"
+        64, ge=1, le=65535, description="maximum number of calls at work or waiting for a model; more get 503"
     )
-    max_body_mb: float = Field(24, gt=0, le=1024, description="maximum size of a request in MB")
+    max_body_mb: float = Field(
+        24, gt=0, le=1024, description="maximum size of a request in MB, of which at most 1 MB is not images or clips"
+    )
     max_pixels: int = Field(
         25_000_000, ge=1, le=80_000_000, description="maximum width times height of images and frames"
     )
     max_clip_frames: int = Field(3000, ge=1, le=100_000, description="maximum number of frames of a clip")
     max_tokens: int = Field(1024, ge=1, le=1_000_000, description="maximum and default length of an answer in tokens")
     max_connections: int = Field(
-        32, ge=1, le=65536, description="maximum number of open connections of one client address; more get 429"
+        128,
+        ge=2,
+        le=65536,
+        description="maximum number of open connections of one client address, above --queue; more get 429",
     )
     max_all_connections: int = Field(
         1024, ge=1, le=65536, description="maximum number of open connections of all clients; more get 503"
@@ -58,6 +63,17 @@ class ServeSettings(Settings):
             if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
                 raise ValueError("expected an origin without a path, such as https://example.org")
         return origins
+
+    @model_validator(mode="after")
+    def _check_connections(self) -> ServeSettings:
+        # A call waits on a connection of its own: the queue of one client would never fill, and its calls would be
+        # refused although the model could take them.
+        if self.max_connections <= self.queue:
+            raise ValueError(
+                f"--max-connections: one client could not fill --queue {self.queue} (got {self.max_connections}); "
+                f"expected at least {self.queue + 1}"
+            )
+        return self
 
     @property
     def max_body_bytes(self) -> int:
