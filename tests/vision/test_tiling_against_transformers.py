@@ -93,7 +93,7 @@ def test_idefics3_and_smolvlm(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         height, width = processor.resize_for_vision_encoder(image, options.tile).shape[-2:]
         plan = plan_tiles(size, options)
         assert plan.canvas == (height, width), size
-        views, rows, columns = processor.get_number_of_image_patches(*size)
+        views, rows, columns = processor.get_number_of_image_patches(*size, {})
         assert ((rows or 1, columns or 1), max(views, 1)) == (plan.grid, len(plan.views)), size
 
 

@@ -44,7 +44,7 @@ class SiglipImageEncoder(TransformersImageEncoder):
         projection = nn.Identity() if options.projection == "own" else None
         loaded = load_tower(KIND, SiglipVisionModel, SiglipVisionConfig, options, types=_TYPES)
         config = loaded.model.config
-        if not config.vision_use_head:
+        if not getattr(config, "vision_use_head", True):  # transformers before 5.23 has no such default
             raise UserError(f"{options.source or KIND}: no pooling head (vision_use_head is false)")
         super().__init__(
             loaded, options, kind=KIND, trunk=loaded.model, projection=projection, projection_width=config.hidden_size

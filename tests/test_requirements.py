@@ -1,0 +1,54 @@
+"""Files of versions: lower bounds are those that tests ran with, and the tested versions lie within all ranges."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+
+
+def read_pins(name: str) -> dict[str, Version]:
+    lines = (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(package): Version(version) for package, version in pins}
+
+
+def read_requirements(*extras: str) -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return [Requirement(line) for line in listed]
+
+
+def test_lower_bounds_are_those_that_were_run() -> None:
+    bounds = {
+        canonicalize_name(requirement.name): Version(part.version)
+        for requirement in read_requirements("serve")
+        for part in requirement.specifier
+        if part.operator == ">="
+    }
+    assert read_pins("lowest.txt") == bounds
+
+
+def test_tested_versions_are_allowed() -> None:
+    pins = read_pins("constraints.txt")
+    for requirement in read_requirements("serve", "dev", "docs"):
+        if requirement.marker is None or requirement.marker.evaluate():
+            assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement.name
+
+
+@pytest.mark.parametrize("package", ["torch", "torchvision"])
+def test_torch_is_pinned_for_every_build(package: str) -> None:
+    pin = read_pins("constraints.txt")[package]
+    assert pin.local is None
+    # Such as 2.13.0+cpu, which a pin without a local part allows.
+    assert Version(importlib.metadata.version(package)).public == str(pin)
+    install = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert re.search(rf"^pip install .*\b{package}=={re.escape(str(pin))}\b", install, re.MULTILINE)
