@@ -51,19 +51,52 @@ def test_words_of_names_are_terms_joined_and_apart() -> None:
 def test_scores_are_those_of_the_formula() -> None:
     terms = [[term for text in texts for term in split_document(text)] for texts in DOCUMENTS]
     mean = np.mean([len(row) for row in terms])
-    query = ["red", "boat", "unicorn"]
+    query = ["red", "boat", "house"]
     idf = {}
     for term in query:
         count = sum(term in row for row in terms)
         idf[term] = math.log(1 + (len(terms) - count + 0.5) / (count + 0.5))
-    expected = [
-        sum(idf[t] * row.count(t) * (K1 + 1) / (row.count(t) + K1 * (1 - B + B * len(row) / mean)) for t in query)
-        for row in terms
-    ]
-    scores = TextIndex.build(DOCUMENTS).score("red boats, unicorn")
-    np.testing.assert_allclose(scores, np.array(expected) / (sum(idf.values()) * (K1 + 1)))
-    assert np.argmax(scores) == 2
+    whole = sum(idf.values())
+    shares = np.array([sum(idf[term] for term in query if term in row) for row in terms]) / whole
+    saturated = np.array(
+        [
+            sum(idf[t] * row.count(t) / (row.count(t) + K1 * (1 - B + B * len(row) / mean)) for t in query) / whole
+            for row in terms
+        ]
+    )
+    scores = TextIndex.build(DOCUMENTS).score("red boats, a house")
+    np.testing.assert_allclose(scores, shares**2 + (1 - shares) * saturated)
+    # Two documents have "red" and "boat"; the one that repeats both comes first.
+    assert scores[2] > scores[0]
+
+
+def test_a_document_with_every_known_word_scores_one() -> None:
+    documents = [["solar4.webp"], [f"solar panels on a roof, {'and much else ' * 40}"], ["IMG_0001"], ["a polar_bear"]]
+    index = TextIndex.build(documents)
+    assert index.score("a polar bear").tolist() == [0, 0, 0, 1]
+    # The same words in a short name and in a long text; "unicorn" is in no document.
+    assert index.score("solar").tolist() == [1, 1, 0, 0]
+    assert index.score("solar unicorn").tolist() == [1, 1, 0, 0]
+    short, long, *others = index.score("solar panels")
+    assert long == 1
+    assert 0 < short < 1
+    assert others == [0, 0]
+    # "bear" is in one document of four and so is "polar": half of the query's weight, less what saturation takes.
+    half = TextIndex.build([["polar"], ["bear"], ["fish"]]).score("polar bear")
+    assert half[0] == half[1]
+    assert 0.25 < half[0] <= 0.5
     assert not TextIndex.build(DOCUMENTS).score("unicorn").any()
+    assert not TextIndex.build([]).score("unicorn").any()
+
+
+def test_plural_and_singular_match() -> None:
+    index = TextIndex.build([["solar-panel3.webp"], ["solarPanels"], ["solar4.webp"]])
+    for query in ("solar panels", "a solar panel"):
+        scores = index.score(query)
+        assert scores[:2].tolist() == [1, 1]
+        assert 0 < scores[2] < 1
+    # Where no document has "panel", the word says nothing, and every "solar" is a complete match.
+    assert TextIndex.build([["solar4.webp"], ["boat"]]).score("solar panels").tolist() == [1, 0]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -71,7 +104,11 @@ def test_scores_are_those_of_the_formula() -> None:
 def test_scores_are_shares(documents: list[list[str]], query: str) -> None:
     scores = TextIndex.build(documents).score(query)
     assert scores.shape == (len(documents),)
-    assert ((scores >= 0) & (scores < 1)).all()
+    assert ((scores >= 0) & (scores <= 1)).all()
+    terms = [{term for text in texts for term in split_document(text)} for texts in documents]
+    known = {term for term in split_terms(query) if any(term in row for row in terms)}
+    assert [score == 1 for score in scores] == [bool(known) and known <= row for row in terms]
+    assert [score == 0 for score in scores] == [not known & row for row in terms]
 
 
 def test_written_and_read(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ class Hit(ResultModel):
         kind: "images" or "regions". right: the very thing; None where the truth is unknown.
         related: not the very thing, but of its kind.
         path: of the image file; "" where the collection holds a copy.
-        z: standard deviations above random queries. text: BM25 share of the query's words.
+        z: standard deviations above random queries. text: BM25 share of the query's words, 1 for all that are known.
     """
 
     image: str

@@ -161,24 +161,32 @@ class TextIndex:
         return all(term in self._positions for term in split_terms(text))
 
     def score(self, text: str) -> NDArray[np.float64]:
-        """Return the BM25 scores [N] of a query, as shares of the score of a document that is full of its terms.
+        """Score documents [N] by a query: 0 without a common term, 1 with every term that the index knows.
 
-        In [0, 1): 0 without a common term. Terms that no document has count in the whole, so that "red unicorn" does
-        not match everything red completely.
+        With c the share of the known terms' summed inverse document frequency that a document has, and b the same share
+        with each term weighted by its BM25 saturation in [0, 1), the score is c^2 + (1 - c) * b. So a partial match is
+        worth at most c: less in a long document, more with repeated terms. A complete match is 1 whatever the length,
+        because a short file name and a long description may be equally right. Terms that no document has say nothing
+        about the order and do not count; without any known term all scores are 0.
         """
-        scores_N = np.zeros(self.num_documents)
-        terms = list(dict.fromkeys(split_terms(text)))
-        # K1 + 1 is the limit that the weight of a term approaches as its count grows.
-        whole = sum(self.idf(term) for term in terms) * (K1 + 1)
+        present_N, saturated_N = np.zeros(self.num_documents), np.zeros(self.num_documents)
+        total = 0.0
         rows, counts = self._postings
-        for term in terms:
+        for term in dict.fromkeys(split_terms(text)):
             number = self._positions.get(term)
-            if number is not None:
-                span = slice(self._starts[number], self._starts[number + 1])
-                count = counts[span].astype(np.float64)
-                # Each term lists a document once; with repeated indices `+=` would count only one of them.
-                scores_N[rows[span]] += self.idf(term) * count * (K1 + 1) / (count + self._norms_N[rows[span]])
-        return scores_N / whole if whole > 0 else scores_N
+            if number is None:
+                continue
+            span = slice(self._starts[number], self._starts[number + 1])
+            documents, count, idf = rows[span], counts[span].astype(np.float64), self.idf(term)
+            # Each term lists a document once; with repeated indices `+=` would count only one of them.
+            present_N[documents] += idf
+            saturated_N[documents] += idf * count / (count + self._norms_N[documents])
+            # Added in the same order as `present_N`, so that a complete match divides to exactly 1.
+            total += idf
+        if total <= 0:
+            return present_N
+        share_N = present_N / total
+        return share_N**2 + (1 - share_N) * saturated_N / total
 
 
 def _values(column: pa.ChunkedArray) -> NDArray[np.int32]:

@@ -66,7 +66,7 @@ class Hit:
         phrase: of the region; "" for an image and for a box of the grid. caption: the image's first text.
         path: of the image file; "" where the collection holds a copy, see `Record.open`.
         z: standard deviations by which the cosine is above that of random queries; None without a calibration.
-        text: BM25 share in [0, 1) of the query's words in the image's captions and file name.
+        text: BM25 share in [0, 1] of the query's words in the image's captions and file name.
 
     Example:
         >>> hit = open_index(index_folder).search("a red disc", count=1)[0]
