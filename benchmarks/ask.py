@@ -35,7 +35,7 @@ from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import prepare_questions
 from foveate.multimodal.questions import ask_where
 from foveate.records.boxes import PixelBox
-from foveate.records.scenes import draw_scene
+from foveate_labs.worlds.scenes import draw_scene
 
 PARTS = ("packed", "first", "second", "regions", "dense")
 # In a small process of its own: a child's memory peak is never below that of the process that started it.

@@ -31,8 +31,8 @@ from foveate.metrics.separation import separate
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import prepare_questions
-from foveate.records.builtin.single_objects import load_single_objects
 from foveate.records.collection import Collection
+from foveate_labs.worlds.builtin.single_objects import load_single_objects
 
 _BATCH = 16
 _MAX_TOKENS = {"ssc": 40, "dsc": 80}

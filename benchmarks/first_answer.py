@@ -23,7 +23,7 @@ from PIL import Image
 
 import foveate
 from benchmarks.common import compare, publish, ratio
-from foveate.pretrain.searching.index import build_index
+from foveate.search.index import build_index
 from foveate.vision.open_clip.export import export_open_clip
 from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 

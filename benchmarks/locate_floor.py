@@ -23,9 +23,9 @@ from benchmarks.search_queries import NONSENSE
 from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator
-from foveate.pretrain.locate import draw_names, encode_image
 from foveate.records.collection import Collection
 from foveate.records.images import decode
+from foveate.search.locate import draw_names, encode_image
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.inference import candidate_scores, embed_phrases
 from foveate.vision.localizer.model import LocalizingModel

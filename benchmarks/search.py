@@ -22,8 +22,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import compare, publish, ratio
-from foveate.pretrain.searching.faiss_backend import PROBES, inverted_lists, nearest_by_faiss
-from foveate.pretrain.searching.nearest import nearest
+from foveate.search.faiss_backend import PROBES, inverted_lists, nearest_by_faiss
+from foveate.search.nearest import nearest
 
 COUNT = 20
 

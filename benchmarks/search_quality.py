@@ -45,27 +45,20 @@ from benchmarks.search_queries import (
 from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator
-from foveate.pretrain.searching.calibration import draw_texts
-from foveate.pretrain.searching.floor import (
-    TextCache,
-    find_unknown_words,
-    list_compared,
-    mean_direction,
-    score_texts,
-    split_query,
-)
-from foveate.pretrain.searching.index import build_index, unit
-from foveate.pretrain.searching.index_folder import IMAGE, RANDOM_LETTERS, REGION, read_vectors
-from foveate.pretrain.searching.query import Query
-from foveate.pretrain.searching.search import UNKNOWN, Index, search
-from foveate.pretrain.searching.settings import TEXT_WEIGHT
 from foveate.records.bm25 import TextIndex
-from foveate.records.builtin import load_cutouts
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
+from foveate.search.calibration import draw_texts
+from foveate.search.floor import TextCache, find_unknown_words, list_compared, mean_direction, score_texts, split_query
+from foveate.search.index import build_index, unit
+from foveate.search.index_folder import IMAGE, RANDOM_LETTERS, REGION, read_vectors
+from foveate.search.query import Query
+from foveate.search.search import UNKNOWN, Index, search
+from foveate.search.settings import TEXT_WEIGHT
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
+from foveate_labs.worlds.builtin.cutouts import load_cutouts
 
 FIRST = 5
 Scores = NDArray[np.float64]

@@ -110,7 +110,7 @@ def time_clients(server: Server, model: str, repeats: int, out: Path) -> None:
 
 def time_regions(server: Server, folder: Path, repeats: int, out: Path) -> None:
     """Time boxes of images, embedded over HTTP and in the process."""
-    from foveate.pretrain.api import open_model
+    from foveate.search.api import open_model
 
     opened = open_model(folder, device="cpu")
     corners = np.sort(np.random.default_rng(0).random((_BOXES, 2, 2)), axis=1).reshape(_BOXES, 4) * 0.9

@@ -25,13 +25,13 @@ from torch import Tensor
 from benchmarks.common import compare, publish, ratio
 from foveate.records.geometry import View
 from foveate.records.images import decode
-from foveate.records.survey.taxa import Taxa
 from foveate.species.fit import build_link_model, order_passes
 from foveate.species.link_data import LinkData, link_arrays
 from foveate.species.links import ImageNetwork, LinkModel, Relation
 from foveate.species.passes import FeatureBatches, PassOrder
 from foveate.species.recipe import GraphSettings, LinkTraining
 from foveate.species.task import LinkTask
+from foveate.survey.taxa import Taxa
 from foveate.training.optimizer import build_optimizer, parameter_table
 from foveate.vision.image_vectors import VectorEncoder
 from foveate.vision.lite0 import Lite0Encoder

@@ -25,17 +25,17 @@ from foveate.core.files import write_json_atomically
 from foveate.core.recipes import validate
 from foveate.core.seeds import generator
 from foveate.records.removal import remove_images
-from foveate.records.survey.store import write_survey
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.types import Deployment
-from foveate.records.traps import TrapSettings, build_traps
-from foveate.records.traps.survey_collection import make_trap_key
 from foveate.records.writer import CollectionWriter
 from foveate.species.explain import hint_survey
 from foveate.species.folder import open_species
 from foveate.species.model import SpeciesModel
 from foveate.species.recipe import SpeciesRecipe
 from foveate.species.train import train_species
+from foveate.survey.store import write_survey
+from foveate.survey.survey import Survey
+from foveate.survey.types import Deployment
+from foveate_labs.worlds.traps import TrapSettings, build_traps
+from foveate_labs.worlds.traps.survey_collection import make_trap_key
 
 CLOCKS = (1, 3, 12)
 _SHARE = 0.25

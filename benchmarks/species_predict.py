@@ -20,7 +20,6 @@ from benchmarks.common import compare, publish, ratio
 from foveate.core.recipes import validate
 from foveate.records.collection import Collection
 from foveate.records.images import decode
-from foveate.records.traps import TrapSettings, build_traps
 from foveate.species.crops import Views
 from foveate.species.folder import open_species
 from foveate.species.predict import predict
@@ -28,6 +27,7 @@ from foveate.species.recipe import SpeciesRecipe
 from foveate.species.settings import PredictSettings
 from foveate.species.train import train_species
 from foveate.vision.preprocess import read_image
+from foveate_labs.worlds.traps import TrapSettings, build_traps
 
 
 def main() -> None:

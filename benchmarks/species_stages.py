@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Ratio, compare, publish, ratio
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.priors.histogram import fit_prior
 from foveate.species.smoothing import SmoothingSettings, smooth_labels
+from foveate.survey.taxa import Taxa
 
 AIM = 5.0
 _RANKS = ("kingdom", "class", "order", "family", "genus", "species")

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from benchmarks.common import compare, publish, ratio
 from foveate.core.devices import peak_gigabytes
-from foveate.mllm.video.aggregate import aggregate_frames
-from foveate.mllm.video.strategies.slowfast import SlowFast
+from foveate.video.aggregate import aggregate_frames
+from foveate.video.strategies.slowfast import SlowFast
 
 MAX_TIME_SHARE = MAX_MEMORY_SHARE = 0.3
 """What the frame-by-frame form may take of the official order."""

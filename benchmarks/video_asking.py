@@ -19,11 +19,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks.common import compare, publish, ratio
 from foveate.core import seeds
-from foveate.mllm.video.adapter import Network
-from foveate.mllm.video.networks import open_network, wrap_llava
-from foveate.mllm.video.watch import watch
-from foveate.records.scenes import draw_scene
+from foveate.video.adapter import Network
+from foveate.video.networks import open_network, wrap_llava
+from foveate.video.watch import watch
 from foveate.vision.preprocess import Preprocess
+from foveate_labs.worlds.scenes import draw_scene
 
 MIN_SPEEDUP = 5.0
 """What a later question must gain over watching the clip again."""

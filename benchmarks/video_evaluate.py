@@ -22,13 +22,13 @@ import torch
 from benchmarks.common import Timing, compare, publish, ratio
 from benchmarks.video_asking import build_network
 from foveate.core import progress, seeds
-from foveate.mllm.video.clip_model import ClipWatcher
-from foveate.mllm.video.evaluate import VideoEvaluationSettings, evaluate
-from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.networks import open_network
-from foveate.records.scenes.clip_files import write_frames
-from foveate.records.scenes.clip_questions import ask_clip
-from foveate.records.scenes.clips import draw_clip
+from foveate.video.clip_model import ClipWatcher
+from foveate.video.evaluate import VideoEvaluationSettings, evaluate
+from foveate.video.grammar import parse_how
+from foveate.video.networks import open_network
+from foveate_labs.worlds.scenes.clip_files import write_frames
+from foveate_labs.worlds.scenes.clip_questions import ask_clip
+from foveate_labs.worlds.scenes.clips import draw_clip
 
 _BATCH = 8
 _DISTINCT = 50

@@ -23,8 +23,8 @@ import foveate
 from benchmarks.common import compare, publish, ratio
 from benchmarks.first_answer import write_images
 from foveate.core.seeds import generator
-from foveate.pretrain.searching.index import build_index
 from foveate.records.builtin.families import load_concepts
+from foveate.search.index import build_index
 
 AIM_MS = 20.0
 QUESTIONS = 50

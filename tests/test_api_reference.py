@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import importlib
 import inspect
 import subprocess
 import sys
@@ -25,8 +24,8 @@ NAMES = sorted(name for name in foveate.__all__ if not name.startswith("_"))
 def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What examples may use without importing it: the public names, and files of a tiny world."""
     from foveate.adapt.load_backbone import load_backbone, parse_backbone
-    from foveate.pretrain.searching.index import build_index
     from foveate.pretrain.train import build_model
+    from foveate.search.index import build_index
     from foveate.vision.localizer.folder import save_model
 
     folder = tmp_path_factory.mktemp("reference")
@@ -83,8 +82,8 @@ def save_species_model(folder: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_public_name_has_an_example_that_runs(name: str, names: dict[str, Any], tmp_path: Path) -> None:
     value = getattr(foveate, name)
-    if inspect.ismodule(value):  # `foveate.adapt` is a package that can be called
-        value = importlib.import_module(f"{value.__name__}.model").adapt
+    if inspect.ismodule(value):  # a package that can be called
+        value = value.called
     module = sys.modules[value.__module__]
     globs = {**vars(module), **names, "new_folder": tmp_path / "new"}
     tests = [test for test in doctest.DocTestFinder().find(value, name, module=module, globs=globs) if test.examples]

@@ -21,14 +21,16 @@ from verbs import VERBS, module_of, named, parameters_of, sub_verbs, verb_of_rec
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "src" / "foveate"
-MODULES = sorted(SOURCES.rglob("*.py"))
+LABS = ROOT / "src" / "foveate_labs"
+# All rules of code hold for the laboratory, too.
+MODULES = sorted([*SOURCES.rglob("*.py"), *LABS.rglob("*.py")])
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
-GROUND = ("records", "metrics", "chat", "core")
+GROUND = ("survey", "records", "metrics", "chat", "core")
 FIRST = ("vision", "language", "training")
 SECOND = ("multimodal",)
-WINGS = ("caption", "pretrain", "mllm", "adapt", "federated", "species")
-ROOF = ("studies", "report", "serve", "cli")
+WINGS = ("caption", "pretrain", "search", "mllm", "video", "adapt", "calibrate", "federated", "species")
+ROOF = ("report", "serve", "cli")
 FLOOR = {room: floor for floor, rooms in enumerate((GROUND, FIRST, SECOND, WINGS, ROOF)) for room in rooms}
 WITHOUT_TORCH = (*GROUND, "report")
 HEAVY = {"torch", "torchvision", "open_clip", "transformers", "safetensors.torch", "timm"}
@@ -45,10 +47,10 @@ SAME_FLOOR = {
     ("metrics", "core"),
     ("chat", "core"),
     ("metrics", "records"),
+    ("survey", "records"),
+    ("survey", "core"),
     ("cli", "report"),
-    ("cli", "studies"),
     ("cli", "serve"),
-    ("report", "studies"),
 }
 
 
@@ -78,7 +80,7 @@ def facts_of(path: Path) -> Facts:
             assert node.level == 0, f"{relative(path)}:{node.lineno}: imports are absolute"
             module = node.module or ""
             facts.imports.append((node.lineno, module))
-            if module.startswith("foveate"):
+            if module.split(".")[0] in ("foveate", "foveate_labs"):
                 facts.imports.extend((node.lineno, f"{module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Call) and (name := dotted(node.func)):
             safe = any(key.arg == "weights_only" and getattr(key.value, "value", None) is True for key in node.keywords)
@@ -113,9 +115,19 @@ def test_every_folder_is_a_room_of_the_house() -> None:
         assert len(list((SOURCES / folder).rglob("*.py"))) > 1, f"{folder} is empty: a room exists once it is built"
 
 
+def test_the_product_never_imports_the_laboratory() -> None:
+    wrong = [
+        f"{relative(path)}:{line} imports {module}"
+        for path in SOURCES.rglob("*.py")
+        for line, module in imports_of(path)
+        if module.split(".")[0] == "foveate_labs"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_arrows_run_down() -> None:
     wrong = []
-    for path in MODULES:
+    for path in sorted(SOURCES.rglob("*.py")):
         room = path.relative_to(SOURCES).parts[0]
         if room not in FLOOR:
             continue
@@ -180,7 +192,13 @@ def test_no_catch_all_and_no_global_numpy_state() -> None:
 
 
 def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(SOURCES.parent).with_suffix("").parts).removesuffix(".__init__")
+    return ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of_path(path: Path) -> str:
+    """The room of a file: of the product "vision", of the laboratory "foveate_labs.worlds"."""
+    package, room, *_ = path.relative_to(ROOT / "src").parts
+    return room if package == "foveate" else f"{package}.{room}"
 
 
 def test_every_module_with_a_public_class_has_a_test() -> None:
@@ -190,7 +208,8 @@ def test_every_module_with_a_public_class_has_a_test() -> None:
         for path in MODULES:
             if name_of(path) in tested:
                 inner = {module for _, module in imports_of(path)}
-                tested |= {module for module in inner if room_of(module) == path.relative_to(SOURCES).parts[0]}
+                room = room_of_path(path)
+                tested |= {module for module in inner if module.startswith((f"foveate.{room}.", f"{room}."))}
     untested = []
     for path in MODULES:
         public = facts_of(path).public_classes

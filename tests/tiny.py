@@ -140,8 +140,8 @@ def write_recipe(path: Path, **changes: Any) -> Path:
 def make_index(root: Path, collection: Path) -> Path:
     """Write `model`, a copy of the collection `my-images`, and `my-index` of them into `root`; return it."""
     # Most of those who draw a collection need no torch.
-    from foveate.pretrain.searching.index import build_index
     from foveate.pretrain.train import build_model
+    from foveate.search.index import build_index
     from foveate.vision.localizer.folder import save_model
 
     shutil.copytree(collection, root / "my-images")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from foveate.core.plugins import module_names
+from foveate.core.plugins import load_module, module_names
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = module_names("foveate.cli.verbs")
@@ -17,7 +17,7 @@ VERBS = module_names("foveate.cli.verbs")
 
 def module_of(verb: str) -> Any:
     """The module of a verb."""
-    return importlib.import_module(f"foveate.cli.verbs.{verb}")
+    return load_module("foveate.cli.verbs", verb, label="verb")
 
 
 def leaves(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -21,7 +21,7 @@ from foveate.mllm.suite import SuiteQuestion
 from foveate.multimodal.askable import AskableModel, ModelAnswer
 from foveate.multimodal.opening import open_mllm
 from foveate.records.conversations import REGION
-from foveate.records.scenes.question_collection import REGION_KINDS
+from foveate_labs.worlds.scenes.question_collection import REGION_KINDS
 
 SLICE = "refer, open"
 STORED = "as stored"

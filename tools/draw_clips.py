@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from foveate.records.scenes.clips import WORLDS, SceneClip, draw_clip
+from foveate_labs.worlds.scenes.clips import WORLDS, SceneClip, draw_clip
 
 SIDE, COLUMNS, INDEX = 128, 8, 32
 COLOR = "#edae49"

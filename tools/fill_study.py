@@ -13,8 +13,8 @@ from pathlib import Path
 
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
-from foveate.studies.published import fill_page, join_published, read_published, results_block, write_published
-from foveate.studies.runner import find_study
+from foveate_labs.studies.published import fill_page, join_published, read_published, results_block, write_published
+from foveate_labs.studies.runner import find_study
 
 STUDIES = Path(__file__).resolve().parents[1] / "docs" / "studies"
 

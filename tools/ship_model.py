@@ -30,9 +30,9 @@ from foveate.mllm.results import MllmResult, SuiteResult
 from foveate.multimodal.folder import TRAINING_WORDS
 from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.request_forms import REQUESTS
-from foveate.records.lexicon import INVENTED_WORDS
-from foveate.records.questions import list_endings
-from foveate.records.scenes import question_forms, region_forms
+from foveate.language.forbidden_words import INVENTED_WORDS
+from foveate_labs.worlds.questions import list_endings
+from foveate_labs.worlds.scenes import question_forms, region_forms
 
 MAX_BYTES = 10_000_000
 # Connector and LoRA alone: the language model comes with a package of its own.

@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from foveate.mllm.video.aggregate import aggregate_frames
-from foveate.mllm.video.strategies.slowfast import SlowFast
-from foveate.records.scenes.clips import draw_clip
+from foveate.video.aggregate import aggregate_frames
+from foveate.video.strategies.slowfast import SlowFast
+from foveate_labs.worlds.scenes.clips import draw_clip
 
 SIDE, PATCH, COLUMNS, GAP = 128, 8, 10, 4
 GRID = SIDE // PATCH

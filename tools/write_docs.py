@@ -9,7 +9,6 @@ In a page, `<!-- options: adapt train -->` and `<!-- /options -->` enclose the t
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import re
 import sys
@@ -101,8 +100,8 @@ def public_names() -> Iterator[tuple[str, Any]]:
     for name in sorted(foveate.__all__, key=str.casefold):
         if not name.startswith("_"):
             value = getattr(foveate, name)
-            # `foveate.adapt` is a package that can be called; what it calls has the signature and the docstring.
-            yield name, importlib.import_module(f"{value.__name__}.model").adapt if inspect.ismodule(value) else value
+            # `foveate.adapt` and `foveate.search` can be called; the docstring is that of the function.
+            yield name, value.called if inspect.ismodule(value) else value
 
 
 def reference() -> str:

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from foveate.adapt.calibration.fine_tuning import fine_tune, predict_classifier
-from foveate.adapt.calibration.logit_files import write_logits
-from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
-from foveate.adapt.calibration.settings import FineTuneSettings
-from foveate.adapt.classifier import Classifier
-from foveate.records.builtin.glyphs import CLASSES, load_glyphs
-from foveate.studies.calibration_worlds import glyph_network
+from foveate.calibrate.fine_tuning import fine_tune, predict_classifier
+from foveate.training.logit_files import write_logits
+from foveate.calibrate.pseudo_runs import make_pseudo_runs
+from foveate.calibrate.settings import FineTuneSettings
+from foveate.vision.classifier import Classifier
+from foveate_labs.worlds.builtin.glyphs import CLASSES, load_glyphs
+from foveate_labs.studies.calibration_worlds import glyph_network
 from foveate.training.classification import array_images
 
 SEED = 20

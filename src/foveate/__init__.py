@@ -8,25 +8,28 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from foveate.core import moved
 from foveate.core.version import __version__
 
+moved.install()
+
 _LAZY = {
-    "AbsentClassCalibrator": "foveate.adapt.calibration.absent_classes",
+    "AbsentClassCalibrator": "foveate.calibrate.absent_classes",
     "AdaptedModel": "foveate.adapt.model",
     "Answer": "foveate.multimodal.answers",
     "Box": "foveate.records.boxes",
-    "Calibrator": "foveate.adapt.calibration.estimator",
+    "Calibrator": "foveate.calibrate.estimator",
     "Collection": "foveate.records.collection",
     "ClipReader": "foveate.vision.video.reading",
     "FederatedDeepClustering": "foveate.federated.deep.estimator",
     "FederatedKMeans": "foveate.federated.estimators",
     "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
-    "Hit": "foveate.pretrain.searching.search",
+    "Hit": "foveate.search.search",
     "LinkClassifier": "foveate.species.classifier",
-    "Location": "foveate.pretrain.api",
+    "Location": "foveate.search.api",
     "Mask": "foveate.records.shapes",
     "Mllm": "foveate.multimodal.ask",
-    "Model": "foveate.pretrain.api",
+    "Model": "foveate.search.api",
     "PixelBox": "foveate.records.boxes",
     "PixelXYWH": "foveate.records.boxes",
     "Point": "foveate.records.shapes",
@@ -34,60 +37,60 @@ _LAZY = {
     "Record": "foveate.records.record",
     "Region": "foveate.records.record",
     "RegionSampler": "foveate.vision.regions.sampler",
-    "SearchIndex": "foveate.pretrain.api",
-    "SlowFast": "foveate.mllm.video.strategies.slowfast",
+    "SearchIndex": "foveate.search.api",
+    "SlowFast": "foveate.video.strategies.slowfast",
     "SpeciesGraph": "foveate.species.graph",
     "Stroke": "foveate.records.shapes",
     "UserError": "foveate.core.errors",
     "adapt": "foveate.adapt",  # the package, which can be called
-    "aggregate_frames": "foveate.mllm.video.aggregate",
+    "aggregate_frames": "foveate.video.aggregate",
     "choose_frames": "foveate.vision.video.choosing",
     "decide": "foveate.species.decisions",
     "load_adapter": "foveate.adapt.folder",
     "open_adapter": "foveate.adapt.predictor",
-    "open_index": "foveate.pretrain.api",
+    "open_index": "foveate.search.api",
     "open_mllm": "foveate.multimodal.opening",
-    "open_model": "foveate.pretrain.api",
+    "open_model": "foveate.search.api",
     "open_species": "foveate.species.folder",
     "parse_boxes": "foveate.records.box_phrases",
-    "parse_how": "foveate.mllm.video.grammar",
-    "plan_video": "foveate.mllm.video.plan",
+    "parse_how": "foveate.video.grammar",
+    "plan_video": "foveate.video.plan",
     "read_clip": "foveate.vision.video.reading",
     "sample": "foveate.vision.video.sampling",
     "save_adapter": "foveate.adapt.folder",
-    "search": "foveate.pretrain.api",
-    "watch": "foveate.mllm.video.watch",
+    "search": "foveate.search",  # the package, which can be called
+    "watch": "foveate.video.watch",
 }
 
 if TYPE_CHECKING:
-    from foveate.adapt.calibration.absent_classes import AbsentClassCalibrator
-    from foveate.adapt.calibration.estimator import Calibrator
     from foveate.adapt.folder import load_adapter, save_adapter
     from foveate.adapt.model import AdaptedModel, adapt
     from foveate.adapt.predictor import Predictor, open_adapter
+    from foveate.calibrate.absent_classes import AbsentClassCalibrator
+    from foveate.calibrate.estimator import Calibrator
     from foveate.core.errors import UserError
     from foveate.federated.deep.estimator import FederatedDeepClustering
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
     from foveate.federated.estimators import FederatedKMeans
-    from foveate.mllm.video.aggregate import aggregate_frames
-    from foveate.mllm.video.grammar import parse_how
-    from foveate.mllm.video.plan import plan_video
-    from foveate.mllm.video.strategies.slowfast import SlowFast
-    from foveate.mllm.video.watch import watch
     from foveate.multimodal.answers import Answer
     from foveate.multimodal.ask import Mllm
     from foveate.multimodal.opening import open_mllm
-    from foveate.pretrain.api import Location, Model, SearchIndex, open_index, open_model, search
-    from foveate.pretrain.searching.search import Hit
     from foveate.records.box_phrases import parse_boxes
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
     from foveate.records.collection import Collection
     from foveate.records.record import Record, Region
     from foveate.records.shapes import Mask, Point, Stroke
+    from foveate.search.api import Location, Model, SearchIndex, open_index, open_model, search
+    from foveate.search.search import Hit
     from foveate.species.classifier import LinkClassifier
     from foveate.species.decisions import decide
     from foveate.species.folder import open_species
     from foveate.species.graph import SpeciesGraph
+    from foveate.video.aggregate import aggregate_frames
+    from foveate.video.grammar import parse_how
+    from foveate.video.plan import plan_video
+    from foveate.video.strategies.slowfast import SlowFast
+    from foveate.video.watch import watch
     from foveate.vision.regions.sampler import RegionSampler
     from foveate.vision.video.choosing import choose_frames
     from foveate.vision.video.reading import ClipReader, read_clip

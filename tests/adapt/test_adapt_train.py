@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from adapt.test_matrix import config, moved
 from adapt.towers import CLASSES, FAMILIES, pixels, tower
-from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.data import load_images
 from foveate.adapt.export import open_adapted
 from foveate.adapt.load_backbone import load_backbone, parse_backbone
@@ -33,6 +32,7 @@ from foveate.records.geometry import View
 from foveate.records.writer import CollectionWriter
 from foveate.report.pages.adapt import build as build_page
 from foveate.training.classification import ClassificationTask
+from foveate.training.logit_files import read_logits
 from foveate.vision.preprocess import Preprocess
 from naming import raises_naming
 

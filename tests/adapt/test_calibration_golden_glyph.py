@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
-from foveate.adapt.calibration.fold import fold
-from foveate.adapt.calibration.pseudo import PseudoRun, estimate, run_threshold
+from foveate.calibrate.fold import fold
+from foveate.calibrate.pseudo import PseudoRun, estimate, run_threshold
 from foveate.metrics.class_groups import ClassGroups
-from foveate.records.builtin.glyphs import load_glyphs
+from foveate_labs.worlds.builtin.glyphs import load_glyphs
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "calibration"
 EXPECTED = json.loads((GOLDENS / "glyph.json").read_text())

@@ -16,16 +16,16 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 import foveate
-from foveate.adapt.calibration import estimator
-from foveate.adapt.calibration.diagnosis import Outputs, curve_points, diagnose
-from foveate.adapt.calibration.estimator import Calibrator
-from foveate.adapt.calibration.logit_files import read_logits, write_logits
-from foveate.adapt.calibration.method_choice import choose_method
-from foveate.adapt.calibration.pseudo import PseudoRun, estimate, run_threshold, split_classes
+from foveate.calibrate import estimator
+from foveate.calibrate.diagnosis import Outputs, curve_points, diagnose
+from foveate.calibrate.estimator import Calibrator
+from foveate.calibrate.method_choice import choose_method
+from foveate.calibrate.pseudo import PseudoRun, estimate, run_threshold, split_classes
 from foveate.core.errors import UserError
 from foveate.metrics.calibration import average_logit_gap, group_accuracies
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.tradeoff import best_intervals, su_curve
+from foveate.training.logit_files import read_logits, write_logits
 from naming import raises_naming
 
 SEEN, ABSENT = [0, 2, 3, 5], [1, 4]
@@ -357,11 +357,11 @@ def test_files_of_logits(tmp_path: Path) -> None:
         assert found.class_names == names
         assert found.classes == 6
     with raises_naming(UserError, "seen", "absent"):
-        read_logits(npz).as_run()
+        PseudoRun.from_file(read_logits(npz))
     run = pseudo_run(0)
     arrays = {name: getattr(run, name) for name in ("logits", "labels", "seen", "absent", "source_logits")}
     write_logits(tmp_path / "run.npz", **arrays)
-    assert estimate([read_logits(tmp_path / "run.npz").as_run()]) == estimate([run])
+    assert estimate([PseudoRun.from_file(read_logits(tmp_path / "run.npz"))]) == estimate([run])
 
 
 BAD_ARRAYS: list[tuple[dict[str, Any], str]] = [

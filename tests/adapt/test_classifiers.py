@@ -15,18 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from foveate.adapt.calibration.fine_tuning import predict_classifier
-from foveate.adapt.calibration.fold import fold
-from foveate.adapt.checkpoints.foveate import EncoderClassifier, classifier_of
-from foveate.adapt.classifier import Classifier, classifier_formats, open_classifier, save_classifier
-from foveate.adapt.data import augment_images, open_classifier_images
+from foveate.adapt.data import open_classifier_images
+from foveate.calibrate.fine_tuning import predict_classifier
+from foveate.calibrate.fold import fold
 from foveate.core.errors import UserError
 from foveate.metrics.class_groups import ClassGroups
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.writer import CollectionWriter
+from foveate.training.augment import augment_images
 from foveate.training.classification import ClassificationDataset, array_images
 from foveate.training.epochs import Augmentation
+from foveate.vision.classifier import Classifier, classifier_formats, open_classifier, save_classifier
+from foveate.vision.classifiers.foveate import EncoderClassifier, classifier_of
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.registry import build_image_encoder
 from naming import raises_naming

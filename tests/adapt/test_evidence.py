@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.adapt.calibration.diagnosis import Outputs
-from foveate.adapt.calibration.evidence import from_logits
-from foveate.adapt.calibration.logit_files import write_logits
-from foveate.adapt.calibration.run import Calibration, Evidence, calibrate, parse_groups, table_lines
-from foveate.adapt.calibration.settings import ModelData
+from foveate.calibrate.diagnosis import Outputs
+from foveate.calibrate.evidence import from_logits
+from foveate.calibrate.run import Calibration, Evidence, calibrate, parse_groups, table_lines
+from foveate.calibrate.settings import ModelData
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.metrics.calibration import average_logit_gap
 from foveate.metrics.class_groups import ClassGroups
+from foveate.training.logit_files import write_logits
 from naming import raises_naming
 
 NAMES = ["ant", "bee", "cat", "dog"]

@@ -10,23 +10,23 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from foveate.adapt.calibration.diagnosis import Outputs, diagnose
-from foveate.adapt.calibration.estimator import Calibrator
-from foveate.adapt.calibration.fine_tuning import fine_tune, head_weights, parameter_rules, predict_classifier
-from foveate.adapt.calibration.pseudo_runs import make_pseudo_runs
-from foveate.adapt.calibration.settings import FineTuneSettings
-from foveate.adapt.classifier import Classifier
+from foveate.calibrate.diagnosis import Outputs, diagnose
+from foveate.calibrate.estimator import Calibrator
+from foveate.calibrate.fine_tuning import fine_tune, head_weights, parameter_rules, predict_classifier
+from foveate.calibrate.pseudo_runs import make_pseudo_runs
+from foveate.calibrate.settings import FineTuneSettings
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.metrics.calibration import average_logit_gap, group_accuracies
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import head_changes
 from foveate.metrics.tradeoff import ausuc
-from foveate.records.builtin.glyphs import CLASSES, load_glyphs
-from foveate.studies.calibration_worlds import glyph_network
 from foveate.training.classification import ClassificationTask, LabeledImages, array_images
 from foveate.training.optimizer import parameter_table
 from foveate.training.settings import TrainingSettings
+from foveate.vision.classifier import Classifier
+from foveate_labs.studies.calibration_worlds import glyph_network
+from foveate_labs.worlds.builtin.glyphs import CLASSES, load_glyphs
 from naming import raises_naming
 
 CHECKPOINT = Path(__file__).parents[1] / "goldens" / "calibration" / "glyph_pretrained.safetensors"

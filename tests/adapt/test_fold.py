@@ -21,7 +21,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from foveate.adapt.calibration.fold import checkpoint_tensors, find_bias, fold
+from foveate.calibrate.fold import checkpoint_tensors, find_bias, fold
 from foveate.core.errors import UserError
 from foveate.metrics.class_groups import ClassGroups
 

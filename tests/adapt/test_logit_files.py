@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from foveate.adapt.calibration.evidence import from_logits
-from foveate.adapt.calibration.logit_files import FORMATS, read_logits, write_logits
+from foveate.calibrate.evidence import from_logits
 from foveate.core.errors import UserError
+from foveate.training.logit_files import FORMATS, read_logits, write_logits
 from naming import raises_naming
 
 NAMES = ["ant", "bee", "cat", "dog"]

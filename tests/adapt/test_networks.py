@@ -15,12 +15,12 @@ from timm.models.vision_transformer import VisionTransformer
 
 from adapt.compared import stripes
 from adapt.towers import pixels, tower
-from foveate.adapt.classifier import open_classifier
 from foveate.adapt.export import open_adapted
 from foveate.adapt.load_backbone import load_backbone, parse_backbone
 from foveate.adapt.networks import open_network
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
+from foveate.vision.classifier import open_classifier
 from naming import raises_naming
 
 CNN = "timm:resnet10t"

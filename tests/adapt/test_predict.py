@@ -19,17 +19,17 @@ from PIL import Image
 import foveate
 from adapt.test_adapt_train import stripes
 from adapt.towers import tower
-from foveate.adapt.calibration.fold import fold
-from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.predictor import Predictor
 from foveate.adapt.recipe import build_recipe
 from foveate.adapt.train import train_adapter
+from foveate.calibrate.fold import fold
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.files import write_json_atomically
 from foveate.metrics.agreement import softmax
 from foveate.metrics.class_groups import ClassGroups
 from foveate.records.writer import CollectionWriter
+from foveate.training.logit_files import read_logits
 from naming import raises_naming
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from adapt.test_matrix import moved, small
 from adapt.towers import pixels
-from foveate.adapt.classifier import Classifier
 from foveate.adapt.registry import method_names
+from foveate.vision.classifier import Classifier
 
 THREADS = 4
 

@@ -21,7 +21,7 @@ def trained_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scene_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty generated scenes; tests read them only (features may be cached beside them)."""
-    from foveate.records.scenes.scene_collection import build_scenes
+    from foveate_labs.worlds.scenes.scene_collection import build_scenes
 
     path = tmp_path_factory.mktemp("scenes") / "scenes"
     build_scenes(path, train=24, test=6, size=96)

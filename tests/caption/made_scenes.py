@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 
-from foveate.caption.assertions.scene_truth import SceneTruth, parse_scene_truth
-from foveate.records.scenes.scene_collection import draw_scene_row
+from foveate_labs.captions.scene_truth import SceneTruth, parse_scene_truth
+from foveate_labs.worlds.scenes.scene_collection import draw_scene_row
 
 
 @functools.cache

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 
 from foveate.caption.assertions.clip_judge import ClipJudge, JudgeModel, encode_images, verdict_of_rank
-from foveate.caption.assertions.scene_judge import judge_assertions
-from foveate.caption.assertions.scene_truth import SceneTruths
 from foveate.caption.audit import AuditMethod, audit
 from foveate.caption.audit_metrics import shuffled_order
 from foveate.caption.audit_settings import AuditSettings
-from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
 from foveate.caption.captioner import CaptionRequest
 from foveate.caption.entities import collect_entities, open_entities
 from foveate.core.errors import UserError
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
-from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
+from foveate_labs.captions.backends.scene_oracle import SceneOracle, SceneOracleSettings
+from foveate_labs.captions.ground_truths.scenes import judge_assertions
+from foveate_labs.captions.scene_truth import SceneTruths
+from foveate_labs.worlds.scenes import build_scenes
 from naming import raises_naming
 
 KINDS = ("ssc", "dsc", "dsc_plus", "afc")

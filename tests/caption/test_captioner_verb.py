@@ -18,9 +18,9 @@ from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
-from foveate.records.scenes import build_scenes
 from foveate.records.writer import CollectionWriter
 from foveate.report.pages.captioner import build
+from foveate_labs.worlds.scenes import build_scenes
 from naming import raises_naming
 from tiny import draw, image_bytes
 
@@ -111,7 +111,7 @@ def test_an_evaluation_measures_what_captions_are_like(scenes: Path, tmp_path: P
 
 def test_true_captions_hold_and_those_of_other_images_less(scenes: Path) -> None:
     """Captions of the scene-oracle, judged by the truth of their image and by that of the next one."""
-    from foveate.caption.backends.scene_oracle import BACKEND
+    from foveate_labs.captions.backends.scene_oracle import BACKEND
 
     collection = Collection.open(scenes)
     oracle = BACKEND.open(BACKEND.settings(), collection)

@@ -24,9 +24,9 @@ from foveate.core.errors import UserError
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import intersection_over_union
 from foveate.records.collection import Collection
-from foveate.records.scenes import draw_scene
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.registry import seeded
+from foveate_labs.worlds.scenes import draw_scene
 from naming import raises_naming
 
 

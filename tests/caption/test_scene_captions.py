@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from made_scenes import rng, scenes
 
-from foveate.caption.assertions.scene_judge import judge_assertions
 from foveate.caption.assertions.splitter import count, split
 from foveate.caption.entities import collect_entities
-from foveate.caption.scene_captions import KINDS, render
 from foveate.metrics.captions import UNVERIFIABLE, assertion_metrics, overlap
+from foveate_labs.captions.ground_truths.scenes import judge_assertions
+from foveate_labs.captions.scene_captions import KINDS, render
 
 SCENES = 240
 

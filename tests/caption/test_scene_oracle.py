@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.backends.scene_oracle import SceneOracle, SceneOracleSettings
 from foveate.caption.captioner import CaptionRequest, CaptionResponse, find_backend
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.scenes import build_scenes
+from foveate_labs.captions.backends.scene_oracle import SceneOracle, SceneOracleSettings
+from foveate_labs.worlds.scenes import build_scenes
 from naming import raises_naming
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.caption.assertions.scene_judge import judge_assertion
-from foveate.caption.assertions.scene_truth import SceneTruth, Thing
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.boxes import Box
+from foveate_labs.captions.ground_truths.scenes import judge_assertion
+from foveate_labs.captions.scene_truth import SceneTruth, Thing
 
 # A red apple at the upper left, two dogs at the right, a wrench inside nothing, on bricks with the word "open".
 TRUTH = SceneTruth(

@@ -10,8 +10,8 @@ import pytest
 from conftest import Run
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
-from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
+from foveate_labs.worlds.scenes import build_scenes
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from foveate.adapt.calibration.logit_files import read_logits, write_logits
 from foveate.cli.main import main
 from foveate.records.writer import CollectionWriter
+from foveate.training.logit_files import read_logits, write_logits
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "calibration"
 NAMES = ["ant", "bee", "cat", "dog"]

@@ -28,9 +28,9 @@ from foveate.multimodal.results import AskResult
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Turn, add_conversations
-from foveate.records.scenes import draw_scene
 from foveate.records.shapes import Point, Stroke, enclosing_box
 from foveate.training.loader import Loader
+from foveate_labs.worlds.scenes import draw_scene
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def place(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def index(place: Path) -> Path:
-    from foveate.pretrain.searching.index import build_index
+    from foveate.search.index import build_index
 
     build_index(place / "model", place / "shapes", place / "index")
     return place / "index"

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 import foveate.report
-import foveate.report.pages.tour
-import foveate.studies.tour
+import foveate_labs.pages.tour
+import foveate_labs.tour.run
 from foveate.cli.verbs.serve import command as serve
-from foveate.cli.verbs.tour import command
 from foveate.core.files import write_json_atomically
+from foveate_labs.verbs.tour import command
 
 
 def test_the_tour_ends_with_a_line_that_serves_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,9 +24,9 @@ def test_the_tour_ends_with_a_line_that_serves_its_model(tmp_path: Path, monkeyp
         write_json_atomically(run / "result.json", {})
         return run
 
-    monkeypatch.setattr(foveate.studies.tour, "tour", tour)
+    monkeypatch.setattr(foveate_labs.tour.run, "tour", tour)
     monkeypatch.setattr(foveate.report, "render", lambda folder: folder / "report.html")
-    monkeypatch.setattr(foveate.report.pages.tour, "summarize", lambda result: ["learned"])
+    monkeypatch.setattr(foveate_labs.pages.tour, "summarize", lambda result: ["learned"])
     result = CliRunner().invoke(command, ["--run", str(tmp_path), "--seed", "3"])
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.output.splitlines() if "foveate serve" in line]

@@ -17,11 +17,11 @@ from foveate.cli.verbs.video import chat
 from foveate.cli.verbs.video.options import Span
 from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
-from foveate.mllm.video.judging import REPLIES
-from foveate.mllm.video.results import VideoAskResult
-from foveate.mllm.video.scores import ANSWERS
 from foveate.pretrain.train import build_model
 from foveate.report.pages.video_ask import list_budget, list_evidence
+from foveate.video.judging import REPLIES
+from foveate.video.results import VideoAskResult
+from foveate.video.scores import ANSWERS
 from foveate.vision.localizer.folder import save_model
 from naming import raises_naming
 

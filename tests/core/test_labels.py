@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from foveate.adapt.calibration.absent_classes import AbsentClassCalibrator
-from foveate.adapt.calibration.estimator import Calibrator
-from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.data import load_images
 from foveate.adapt.recipe import AdaptData
+from foveate.calibrate.absent_classes import AbsentClassCalibrator
+from foveate.calibrate.estimator import Calibrator
 from foveate.core.errors import UserError
 from foveate.core.labels import as_class_labels
 from foveate.records.importers.table import import_table
 from foveate.records.rows import label_row
 from foveate.training.classification import LabeledImages, array_images
+from foveate.training.logit_files import read_logits
 from foveate.vision.preprocess import Preprocess
 from naming import raises_naming
 

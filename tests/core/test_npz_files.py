@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.data import load_images
 from foveate.adapt.recipe import AdaptData
 from foveate.core.errors import UserError
 from foveate.core.npz_files import read_npz
 from foveate.species.feature_files import read_features
+from foveate.training.logit_files import read_logits
 from foveate.vision.preprocess import Preprocess
 from naming import raises_naming
 

@@ -24,10 +24,10 @@ from verbs import parameters_of
 
 # What these do for minutes is not what arguments break: they end where the work would begin.
 _LONG = (
-    ("foveate.studies.tour", "tour"),
-    ("foveate.studies.runner", "run_study"),
+    ("foveate_labs.tour.run", "tour"),
+    ("foveate_labs.studies.runner", "run_study"),
     ("foveate.pretrain.train", "pretrain"),
-    ("foveate.records.scenes", "build_scenes"),
+    ("foveate_labs.worlds.scenes", "build_scenes"),
     ("foveate.pretrain.doctor", "examine"),
     ("foveate.pretrain.export", "export"),
     ("foveate.pretrain.evaluate", "evaluate"),

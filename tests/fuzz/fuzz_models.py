@@ -26,8 +26,8 @@ from foveate.records.boxes import Box, PixelBox
 def home() -> Path:
     """A folder with a collection `c`, a tiny model `m` and its index `i`."""
     import tiny
-    from foveate.pretrain.searching.index import build_index
     from foveate.pretrain.train import build_model
+    from foveate.search.index import build_index
     from foveate.vision.localizer.folder import save_model
 
     place = Path(tempfile.mkdtemp(prefix="fuzz-home-"))
@@ -89,7 +89,7 @@ def models(trial: Trial) -> str:
 
 
 def _query(trial: Trial) -> Any:
-    from foveate.pretrain.searching.query import Query
+    from foveate.search.query import Query
 
     random = trial.random
     text = odd_text(random) if random.random() < 0.7 else None
@@ -118,7 +118,7 @@ def _encoder() -> Any:
 
 def queries(trial: Trial) -> str:
     """Words, images, boxes and weights of every kind, asked of a good index."""
-    from foveate.pretrain.searching.search import Index, search
+    from foveate.search.search import Index, search
 
     random = trial.random
     hits, _ = search(
@@ -137,9 +137,9 @@ def queries(trial: Trial) -> str:
 
 def indexes(trial: Trial) -> str:
     """A damaged index, searched; at times brought up to date."""
-    from foveate.pretrain.searching.index import build_index
-    from foveate.pretrain.searching.query import Query
-    from foveate.pretrain.searching.search import Index, search
+    from foveate.search.index import build_index
+    from foveate.search.query import Query
+    from foveate.search.search import Index, search
 
     random, place = trial.random, trial.folder / "i"
     shutil.copytree(home() / "i", place)

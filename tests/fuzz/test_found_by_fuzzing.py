@@ -196,7 +196,7 @@ def test_what_the_system_refuses_is_a_sentence_also_for_names_that_are_too_long(
     ],
 )
 def test_fields_of_an_index_that_hold_other_things(tmp_path: Path, name: str, value: object) -> None:
-    from foveate.pretrain.searching.index_folder import Description
+    from foveate.search.index_folder import Description
 
     shutil.copytree(home() / "i", tmp_path / "i")
     content = json.loads((tmp_path / "i" / "index.json").read_text())
@@ -206,8 +206,8 @@ def test_fields_of_an_index_that_hold_other_things(tmp_path: Path, name: str, va
 
 
 def test_damaged_embeddings_of_an_index(tmp_path: Path) -> None:
-    from foveate.pretrain.searching.index_folder import ROWS, read_rows, read_vectors
-    from foveate.pretrain.searching.nearest import nearest
+    from foveate.search.index_folder import ROWS, read_rows, read_vectors
+    from foveate.search.nearest import nearest
 
     vectors = np.full((4, 3), np.nan, np.float32)
     with pytest.raises(UserError, match="embeddings are damaged"):

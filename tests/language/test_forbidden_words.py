@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.core.paths import DATA
-from foveate.language.forbidden_words import ForbiddenWords, split_words
+from foveate.language.forbidden_words import INVENTED_WORDS, ForbiddenWords, split_words
 from foveate.language.vocabulary import WordTokenizer, read_tokenizer, train_tokenizer, wrap_tokenizer
-from foveate.records.lexicon import INVENTED_WORDS
 
 PATTERN = re.compile(rf"(?<![a-z])({'|'.join(INVENTED_WORDS)})(?![a-z])", re.IGNORECASE)
 

@@ -13,8 +13,10 @@ from test_suites import Reply, Table, png, value, write
 from foveate.core.errors import UserError
 from foveate.mllm.evaluate import evaluate, load_suite
 from foveate.mllm.suite import StoredAnswer, SuiteQuestion
+from foveate.mllm.suites import ferret_ui
 from foveate.records.boxes import PixelBox
-from foveate.records.screens import build_screens
+from foveate_labs.worlds.screens import build_screens
+from foveate_labs.worlds.screens.questions import FORMS
 from naming import raises_naming
 
 SUITE = load_suite("ferret-ui")
@@ -188,3 +190,8 @@ def test_rows_name_the_reason(folder: Path, tmp_path: Path) -> None:
         evaluate(Table(lambda *_: "no idea"), "ferret-ui", folder, run=tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
     assert {row["miss"] for row in rows} == {"wrong phrase", "no box"}
+
+
+def test_wordings_are_those_that_training_holds_out() -> None:
+    assert ferret_ui._FIND == FORMS["find widget"].held_out[0]
+    assert ferret_ui._WIDGET_TYPE == FORMS["widget type"].held_out[0]

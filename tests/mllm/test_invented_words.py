@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.mllm.image_sets import ImageSet
 from foveate.mllm.preparation import list_training_words
 from foveate.records.conversations import Conversation, Turn
-from foveate.records.lexicon import INVENTED_WORDS
 
 
 def make_set(*talks: tuple[str, str]) -> ImageSet:

@@ -16,7 +16,7 @@ from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import prepare_questions
 from foveate.multimodal.questions import ask_where
 from foveate.records.boxes import PixelBox
-from foveate.records.scenes import draw_scene
+from foveate_labs.worlds.scenes import draw_scene
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 64, 3), dtype=np.uint8)
 LEFT, RIGHT = [0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]

@@ -18,7 +18,7 @@ from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import Question
 from foveate.records.boxes import PixelBox, pairwise_iou
-from foveate.records.scenes.scene import draw_scene
+from foveate_labs.worlds.scenes.scene import draw_scene
 from naming import raises_naming
 
 FOLDER = DATA / "smollm2-mini"

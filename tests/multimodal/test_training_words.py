@@ -20,6 +20,7 @@ from test_not_found import IMAGE, LEFT, write
 
 from foveate.core.errors import UserError
 from foveate.core.paths import DATA
+from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.language.generate import GenerationSettings
 from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
 from foveate.multimodal.answers import Answer, is_settled
@@ -28,8 +29,7 @@ from foveate.multimodal.folder import LoadedModel, load_model, read_training_wor
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import Question, prepare_questions
 from foveate.records.boxes import PixelBox
-from foveate.records.lexicon import INVENTED_WORDS
-from foveate.records.scenes.image_sets import draw_image_set
+from foveate_labs.worlds.scenes.image_sets import draw_image_set
 from naming import raises_naming
 
 PATTERN = re.compile(rf"(?<![a-z])({'|'.join(INVENTED_WORDS)})(?![a-z])", re.IGNORECASE)

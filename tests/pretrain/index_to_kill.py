@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from foveate.core import progress
-from foveate.pretrain.searching import calibration, floor, index, merge
+from foveate.search import calibration, floor, index, merge
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.sources import ModelSource
 

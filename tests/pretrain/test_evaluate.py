@@ -14,10 +14,11 @@ import torch
 
 import tiny
 from foveate.core.errors import UserError
+from foveate.metrics.grounding import baseline_boxes
 from foveate.metrics.intervals import Interval
 from foveate.pretrain import evaluate as module
 from foveate.pretrain.embed import CollectionEmbeddings, embed_collection, embed_images
-from foveate.pretrain.evaluate import Validation, baseline_boxes, choose_locate_rule, class_embeddings, evaluate
+from foveate.pretrain.evaluate import Validation, choose_locate_rule, class_embeddings, evaluate
 from foveate.pretrain.metrics_table import MetricsTable, describe_columns, merge_tables
 from foveate.pretrain.results import SplitEvaluation
 from foveate.pretrain.settings import EvaluateSettings

@@ -15,15 +15,15 @@ import torch.nn.functional as F
 
 import foveate
 import tiny
-from foveate.pretrain import locate as locate_module
-from foveate.pretrain.searching import floor as module
-from foveate.pretrain.searching.floor import draw_letters, find_unknown_words, mean_direction, score_texts, split_query
-from foveate.pretrain.searching.index import build_index
-from foveate.pretrain.searching.index_folder import RANDOM_LETTERS, Description, read_vectors
-from foveate.pretrain.searching.query import Query
-from foveate.pretrain.searching.search import UNKNOWN
 from foveate.pretrain.train import build_model
 from foveate.records.builtin.families import load_concepts
+from foveate.search import floor as module
+from foveate.search import locate as locate_module
+from foveate.search.floor import draw_letters, find_unknown_words, mean_direction, score_texts, split_query
+from foveate.search.index import build_index
+from foveate.search.index_folder import RANDOM_LETTERS, Description, read_vectors
+from foveate.search.query import Query
+from foveate.search.search import UNKNOWN
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel

@@ -15,16 +15,16 @@ import pytest
 import tiny
 from foveate.core.errors import UserError
 from foveate.pretrain.embed import embed_collection
-from foveate.pretrain.searching import index as module
-from foveate.pretrain.searching import merge
-from foveate.pretrain.searching.index import build_index
-from foveate.pretrain.searching.index_folder import Description, read_rows
-from foveate.pretrain.searching.search import Index
 from foveate.pretrain.train import build_model
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
+from foveate.search import index as module
+from foveate.search import merge
+from foveate.search.index import build_index
+from foveate.search.index_folder import Description, read_rows
+from foveate.search.search import Index
 from foveate.vision.localizer.candidates import coarse_boxes
 from foveate.vision.localizer.folder import load_model, save_model
 from foveate.vision.localizer.sources import ModelSource

@@ -17,11 +17,11 @@ import foveate
 import tiny
 from foveate.cli.main import main
 from foveate.core.errors import UserError, explain_os_error
-from foveate.pretrain.searching import index as indexing
-from foveate.pretrain.searching.index import COLLECTION, build_index
-from foveate.pretrain.searching.index_folder import DESCRIPTION, Description, read_rows
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
+from foveate.search import index as indexing
+from foveate.search.index import COLLECTION, build_index
+from foveate.search.index_folder import DESCRIPTION, Description, read_rows
 from foveate.vision.localizer.folder import save_model
 from killing import Server, kill_at_random
 from naming import raises_naming

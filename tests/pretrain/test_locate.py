@@ -13,10 +13,10 @@ from PIL import Image
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.locate import PhraseBoxes, encode_image, find_decode_side, locate, read_image
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import PixelBox
 from foveate.records.geometry import View
+from foveate.search.locate import PhraseBoxes, encode_image, find_decode_side, locate, read_image
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.preprocess import render_file
 from naming import raises_naming

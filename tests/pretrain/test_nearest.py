@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from foveate.pretrain.searching import nearest as module
-from foveate.pretrain.searching.nearest import nearest, rounding_slack
+from foveate.search import nearest as module
+from foveate.search.nearest import nearest, rounding_slack
 
 
 def made(seed: int, rows: int, width: int, dtype: type, *, values: int = 0) -> NDArray[np.floating]:

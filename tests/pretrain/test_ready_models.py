@@ -22,9 +22,9 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import load
 from foveate.pretrain.initialization import resolve_initial
 from foveate.pretrain.recipe import PretrainRecipe
-from foveate.pretrain.searching.index import build_index
-from foveate.pretrain.searching.index_folder import Description
 from foveate.records.collection import Collection
+from foveate.search.index import build_index
+from foveate.search.index_folder import Description
 from foveate.vision.localizer.sources import find_model
 from naming import raises_naming
 from vision.foreign import SIZE, save_clip, save_dinov2, save_open_clip, save_siglip
@@ -239,7 +239,7 @@ def test_files_that_change_while_they_are_indexed(
     served: Hub, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deleted file is quarantined; a replaced one has the vector of its new content after a second run."""
-    from foveate.pretrain.searching import index as index_module
+    from foveate.search import index as index_module
 
     read_image, out = index_module.read_image, tmp_path / "index"
 

@@ -15,11 +15,11 @@ from foveate.core.errors import UserError
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.export import export
 from foveate.pretrain.pricing.price import price
-from foveate.pretrain.searching.index import build_index
-from foveate.pretrain.searching.index_folder import DESCRIPTION, Description
 from foveate.pretrain.train import build_dataset, build_model
 from foveate.records.collection import Collection
 from foveate.records.importers.webdataset import import_webdataset
+from foveate.search.index import build_index
+from foveate.search.index_folder import DESCRIPTION, Description
 from foveate.vision.localizer.folder import save_model
 from naming import raises_naming
 

@@ -20,18 +20,18 @@ from PIL import Image
 import foveate
 import tiny
 from foveate import Box, Hit, PixelBox, UserError
-from foveate.pretrain.api import Location, Model
-from foveate.pretrain.searching import faiss_backend
-from foveate.pretrain.searching.index import build_index
-from foveate.pretrain.searching.index_folder import RANDOM_TEXTS, Description
-from foveate.pretrain.searching.query import Query, embed_query
-from foveate.pretrain.searching.search import Index, search
 from foveate.pretrain.train import build_model
 from foveate.records.bm25 import TextIndex
 from foveate.records.collection import Collection
-from foveate.records.scenes.clip_files import write_frames
 from foveate.records.writer import CollectionWriter
+from foveate.search import faiss_backend
+from foveate.search.api import Location, Model
+from foveate.search.index import build_index
+from foveate.search.index_folder import RANDOM_TEXTS, Description
+from foveate.search.query import Query, embed_query
+from foveate.search.search import Index, search
 from foveate.vision.localizer.folder import save_model
+from foveate_labs.worlds.scenes.clip_files import write_frames
 from naming import raises_naming
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

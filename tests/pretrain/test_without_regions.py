@@ -11,11 +11,11 @@ import torch
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.locate import encode_image, locate
 from foveate.pretrain.pricing.price import price
-from foveate.pretrain.searching.index import build_index
 from foveate.pretrain.train import PretrainRun, pretrain
 from foveate.records.collection import Collection
+from foveate.search.index import build_index
+from foveate.search.locate import encode_image, locate
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.roi import roi_pool
 from naming import raises_naming

@@ -24,10 +24,10 @@ from made_surveys import GOLDEN, import_package, read_rows
 from PIL import Image
 
 from foveate.core.devices import peak_gigabytes
-from foveate.records.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
-from foveate.records.importers.coco_camera_traps import import_coco_camera_traps
-from foveate.records.importers.results import add_results
-from foveate.records.importers.wilds import import_wilds
+from foveate.survey.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
+from foveate.survey.importers.coco_camera_traps import import_coco_camera_traps
+from foveate.survey.importers.results import add_results
+from foveate.survey.importers.wilds import import_wilds
 
 _FIRST = datetime(2023, 5, 2, tzinfo=UTC)
 _CAMERAS, _SPECIES = 50, 200

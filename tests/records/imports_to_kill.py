@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from foveate.core import progress
-from foveate.records.importers.cards import import_cards
 from foveate.records.importers.folder import import_folder
 from foveate.records.importers.llava import import_llava
 from foveate.records.removal import remove_images
+from foveate.survey.importers.cards import import_cards
 
 STAMP = "2026-01-01T00:00:00+00:00"
 progress.configure(quiet=True)

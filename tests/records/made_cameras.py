@@ -6,9 +6,9 @@ from pathlib import Path
 
 from made_images import jpeg
 
-from foveate.records.survey.store import make_context, survey_rows, write_survey
-from foveate.records.survey.types import Deployment, Medium, Observation
 from foveate.records.writer import CollectionWriter
+from foveate.survey.store import make_context, survey_rows, write_survey
+from foveate.survey.types import Deployment, Medium, Observation
 
 FILES = ("dep-A/IMG_0000.JPG", "dep-A/IMG_0001.JPG", "dep-A/IMG_0002.JPG", "dep-A/IMG_0003.JPG", "dep-B/IMG_0099.JPG")
 

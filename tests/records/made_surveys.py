@@ -14,7 +14,7 @@ import pytest
 from made_images import jpeg
 
 from foveate.records.collection import Collection
-from foveate.records.importers.camtrap_dp import import_camtrap_dp
+from foveate.survey.importers.camtrap_dp import import_camtrap_dp
 
 FORMATS = Path(__file__).parents[1] / "goldens" / "cosmo" / "formats"
 GOLDEN = FORMATS / "camtrap_dp"

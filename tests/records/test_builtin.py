@@ -13,18 +13,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate.records.builtin import (
-    build_clipart,
-    build_emoji,
-    concepts,
-    families,
-    holdout,
-    load_cutouts,
-    phrases,
-    tables,
-)
+from foveate.records.builtin import families, phrases, tables
 from foveate.records.collection import Collection
 from foveate.records.text import split_words
+from foveate_labs.worlds.builtin import concepts, holdout
+from foveate_labs.worlds.builtin.cutouts import load_cutouts
+from foveate_labs.worlds.builtin.single_objects import build_clipart, build_emoji
 
 LICENSES = {
     "clipart": {"http://web.resource.org/cc/PublicDomain", "http://creativecommons.org/licenses/publicdomain/"},
@@ -224,7 +218,7 @@ def test_words_and_heads() -> None:
 
 
 def test_collections_carry_raw_texts_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate.records.builtin import single_objects as singles
+    from foveate_labs.worlds.builtin import single_objects as singles
 
     few = {source: tables.rows(source)[100:112] for source in tables.SOURCES}
     monkeypatch.setattr(singles.tables, "rows", lambda source: few[source])

@@ -24,14 +24,17 @@ from made_surveys import EXAMPLE, GOLDEN, KEYS, copy_package, import_package, ne
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.exporters.camtrap_dp import (
+from foveate.records.importers.formats import detect_format
+from foveate.records.writer import CollectionWriter
+from foveate.survey.decisions import Decision
+from foveate.survey.exporters.camtrap_dp import (
     CamtrapExport,
     CamtrapSettings,
     _complete_event_time,
     _complete_time,
     export_camtrap_dp,
 )
-from foveate.records.importers.camtrap_dp import (
+from foveate.survey.importers.camtrap_dp import (
     BOX_COLUMNS,
     FILES_TABLE,
     NOT_THERE,
@@ -42,15 +45,12 @@ from foveate.records.importers.camtrap_dp import (
     make_keys,
     read_taxa,
 )
-from foveate.records.importers.camtrap_package import Files, check_written, open_package
-from foveate.records.importers.formats import detect_format
-from foveate.records.survey.decisions import Decision
-from foveate.records.survey.observations import EMPTY_AND_SPECIES
-from foveate.records.survey.store import survey_rows, write_survey
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.taxa import Taxa
-from foveate.records.survey.types import Deployment, Medium, Observation
-from foveate.records.writer import CollectionWriter
+from foveate.survey.importers.camtrap_package import Files, check_written, open_package
+from foveate.survey.observations import EMPTY_AND_SPECIES
+from foveate.survey.store import survey_rows, write_survey
+from foveate.survey.survey import Survey
+from foveate.survey.taxa import Taxa
+from foveate.survey.types import Deployment, Medium, Observation
 from naming import raises_naming
 
 RECORDED = CamtrapSettings(coordinate_digits="recorded")
@@ -520,8 +520,8 @@ def test_decisions_about_nothing_are_refused(decision: Decision, collection: Col
 
 
 def test_a_survey_of_another_format_asks_for_what_is_missing(tmp_path: Path) -> None:
-    from foveate.records.survey.store import survey_rows, write_survey
-    from foveate.records.survey.types import Medium, Observation
+    from foveate.survey.store import survey_rows, write_survey
+    from foveate.survey.types import Medium, Observation
 
     place = Deployment("A", "pond", 50.69912, 4.01345, utc_offset="+02:00", clock_shift=3600)
     medium = Medium("A/1", "A", time="2021:05:31 08:25:38", file="C:\\cards\\A\\1.JPG")

@@ -15,13 +15,13 @@ from made_surveys import FORMATS, GOLDEN, copy_package, import_package, read_row
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
-from foveate.records.exporters.wildlife_insights import export_wildlife_insights
-from foveate.records.importers.camtrap_package import check_written
-from foveate.records.importers.cards import import_cards
-from foveate.records.survey.camtrap_schema import KEYS, REFERENCES, TABLES
-from foveate.records.survey.decisions import Decision
-from foveate.records.traps import TrapSettings, write_cards
+from foveate.survey.camtrap_schema import KEYS, REFERENCES, TABLES
+from foveate.survey.decisions import Decision
+from foveate.survey.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
+from foveate.survey.exporters.wildlife_insights import export_wildlife_insights
+from foveate.survey.importers.camtrap_package import check_written
+from foveate.survey.importers.cards import import_cards
+from foveate_labs.worlds.traps import TrapSettings, write_cards
 
 frictionless = pytest.importorskip("frictionless")
 

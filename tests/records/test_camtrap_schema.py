@@ -12,9 +12,9 @@ import pytest
 from made_surveys import FORMATS, copy_package
 
 from foveate.core.errors import UserError
-from foveate.records.importers.camtrap_package import open_package
-from foveate.records.survey.camtrap_checks import MAX_LISTED, check_package, check_table, fill_missing
-from foveate.records.survey.camtrap_schema import KEYS, MISSING, TABLES, columns, required_columns
+from foveate.survey.camtrap_checks import MAX_LISTED, check_package, check_table, fill_missing
+from foveate.survey.camtrap_schema import KEYS, MISSING, TABLES, columns, required_columns
+from foveate.survey.importers.camtrap_package import open_package
 
 PUBLISHED = Path(__file__).parents[1] / "goldens" / "camtrap_dp"
 SCHEMAS = {name: json.loads((PUBLISHED / f"{name}-table-schema.json").read_text()) for name in TABLES}
@@ -175,7 +175,7 @@ def test_every_closed_list_of_the_descriptor_holds(field: str, value: object) ->
 
 
 def test_lists_of_the_descriptor_are_those_of_the_published_profile() -> None:
-    from foveate.records.survey import camtrap_schema as ours
+    from foveate.survey import camtrap_schema as ours
 
     profile = json.loads((PUBLISHED / "camtrap-dp-profile.json").read_text())["allOf"][1]
     fields = profile["properties"]

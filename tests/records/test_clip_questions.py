@@ -11,10 +11,10 @@ import pytest
 
 from foveate.core.seeds import generator
 from foveate.metrics.answers import evidence_recall
-from foveate.records.scenes.clip_questions import CLIP_KINDS, FORMS, ClipQuestion, ask_clip
-from foveate.records.scenes.clips import DIRECTIONS, FLASH_COLORS, WORLDS, SceneClip, draw_clip, draw_plate
-from foveate.records.scenes.language import NUMERALS
-from foveate.records.scenes.shapes import COLORS
+from foveate_labs.worlds.scenes.clip_questions import CLIP_KINDS, FORMS, ClipQuestion, ask_clip
+from foveate_labs.worlds.scenes.clips import DIRECTIONS, FLASH_COLORS, WORLDS, SceneClip, draw_clip, draw_plate
+from foveate_labs.worlds.scenes.language import NUMERALS
+from foveate_labs.worlds.scenes.shapes import COLORS
 
 CLIPS = 24
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.records.masks import mask_bounds
-from foveate.records.scenes.clip_files import write_frames
-from foveate.records.scenes.clips import (
+from foveate_labs.worlds.scenes.clip_files import write_frames
+from foveate_labs.worlds.scenes.clips import (
     DIRECTIONS,
     GRID,
     MIN_FRAMES,
@@ -27,8 +27,8 @@ from foveate.records.scenes.clips import (
     draw_clip,
     draw_plate,
 )
-from foveate.records.scenes.counting import load_countable
-from foveate.records.scenes.pools import SPLITS
+from foveate_labs.worlds.scenes.counting import load_countable
+from foveate_labs.worlds.scenes.pools import SPLITS
 from naming import raises_naming
 
 

@@ -11,8 +11,8 @@ from made_surveys import CAMERA_TRAPS
 
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.survey.demo_frames import describe_sets, import_demo_frames, load_demo_frames
-from foveate.records.survey.survey import Survey
+from foveate.survey.demo_frames import describe_sets, import_demo_frames, load_demo_frames
+from foveate.survey.survey import Survey
 from naming import raises_naming
 
 FRAMES = CAMERA_TRAPS / "frames"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from foveate.records.exporters.megadetector import ResultsInfo, export_megadetector
-from foveate.records.importers.coco_camera_traps import read_camera_traps
-from foveate.records.importers.results import read_results
-from foveate.records.survey.detections import ClassLabel, DetectedImage, Prediction
+from foveate.survey.detections import ClassLabel, DetectedImage, Prediction
+from foveate.survey.exporters.megadetector import ResultsInfo, export_megadetector
+from foveate.survey.importers.coco_camera_traps import read_camera_traps
+from foveate.survey.importers.results import read_results
 
 FORMATS = Path(__file__).parent.parent / "goldens" / "cosmo" / "formats"
 NAMES = ["megadetector_1.6", "speciesnet_new", "speciesnet_old"]

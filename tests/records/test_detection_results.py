@@ -17,11 +17,11 @@ from foveate.core.errors import UserError
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.exporters.megadetector import ResultsInfo, describe, export_megadetector
-from foveate.records.importers.results import add_results, read_results
-from foveate.records.survey.detections import ClassLabel, DetectedImage, Detection, Prediction
-from foveate.records.survey.file_index import FileIndex
-from foveate.records.survey.types import Observation
+from foveate.survey.detections import ClassLabel, DetectedImage, Detection, Prediction
+from foveate.survey.exporters.megadetector import ResultsInfo, describe, export_megadetector
+from foveate.survey.file_index import FileIndex
+from foveate.survey.importers.results import add_results, read_results
+from foveate.survey.types import Observation
 from naming import raises_naming
 from timelapse import list_timelapse_faults
 

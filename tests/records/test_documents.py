@@ -9,14 +9,14 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.core.seeds import generator
-from foveate.records import lexicon
 from foveate.records.conversations import check_conversation
-from foveate.records.documents import Document, ask_document, draw_document
-from foveate.records.documents.document import KINDS, LAYOUTS, Receipt, Table, Text
-from foveate.records.documents.questions import FORMS
-from foveate.records.questions import Question, to_conversation
-from foveate.records.sheets import Sheet, find_font_size, measure_letters
 from foveate.records.text import split_words
+from foveate_labs.worlds import lexicon
+from foveate_labs.worlds.documents import Document, ask_document, draw_document
+from foveate_labs.worlds.documents.document import KINDS, LAYOUTS, Receipt, Table, Text
+from foveate_labs.worlds.documents.questions import FORMS
+from foveate_labs.worlds.questions import Question, to_conversation
+from foveate_labs.worlds.sheets import Sheet, find_font_size, measure_letters
 from naming import raises_naming
 
 COUNT = 60

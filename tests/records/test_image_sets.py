@@ -10,9 +10,9 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.records.conversations import check_conversation
-from foveate.records.questions import to_conversation
-from foveate.records.scenes.image_sets import ORDINALS, SETS, ImageSet, draw_image_set
-from foveate.records.scenes.language import add_article, pluralize
+from foveate_labs.worlds.questions import to_conversation
+from foveate_labs.worlds.scenes.image_sets import ORDINALS, SETS, ImageSet, draw_image_set
+from foveate_labs.worlds.scenes.language import add_article, pluralize
 from naming import raises_naming
 
 SIZE = 96

@@ -15,7 +15,8 @@ from made_images import jpeg
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.importers.coco_camera_traps import (
+from foveate.records.importers.formats import detect_format
+from foveate.survey.importers.coco_camera_traps import (
     BAD_TIMES,
     CORRUPT,
     INTEGER_IDS,
@@ -25,12 +26,11 @@ from foveate.records.importers.coco_camera_traps import (
     read_camera_traps,
     read_locations,
 )
-from foveate.records.importers.formats import detect_format
-from foveate.records.importers.wilds import import_wilds
-from foveate.records.survey.observations import EMPTY_AND_SPECIES
-from foveate.records.survey.store import MOVED
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.types import Deployment, Observation
+from foveate.survey.importers.wilds import import_wilds
+from foveate.survey.observations import EMPTY_AND_SPECIES
+from foveate.survey.store import MOVED
+from foveate.survey.survey import Survey
+from foveate.survey.types import Deployment, Observation
 from naming import raises_naming
 
 FORMATS = Path(__file__).parent.parent / "goldens" / "cosmo" / "formats"

@@ -19,11 +19,11 @@ from foveate.cli.verbs.collect import command
 from foveate.core.errors import UserError
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
-from foveate.records.importers.cards import find_deployment, import_cards, read_time
 from foveate.records.importers.formats import detect_format
 from foveate.records.record import Context
-from foveate.records.survey.deployment_table import parse_shift, read_deployments
-from foveate.records.survey.survey import Survey
+from foveate.survey.deployment_table import parse_shift, read_deployments
+from foveate.survey.importers.cards import find_deployment, import_cards, read_time
+from foveate.survey.survey import Survey
 from naming import raises_naming
 
 TIME = "2021:05:31 08:25:38"
@@ -232,7 +232,7 @@ def test_a_correction_reaches_images_whose_bytes_changed(tmp_path: Path) -> None
 
 
 def test_an_import_that_dies_goes_on(cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate.records.importers import cards as module
+    from foveate.survey.importers import cards as module
 
     table = write_table(tmp_path / "deployments.csv", ROWS)
     options = {"deployments": table, "images_per_shard": 1, "created": "2024-05-01T00:00:00+00:00", "workers": 1}

@@ -12,7 +12,7 @@ from made_images import write_folder
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversations
 from foveate.records.images import decode
-from foveate.records.survey.survey import Survey
+from foveate.survey.survey import Survey
 from killing import Server, kill_at_random
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.importers.folder import import_folder
-from foveate.records.scenes import add_truth, draw_scene, write_photo_folder
+from foveate_labs.worlds.scenes import add_truth, draw_scene, write_photo_folder
 from naming import raises_naming
 
 NAMES = "accordion banana bicycle bus camera guitar hammer key octopus penguin rocket teapot".split()

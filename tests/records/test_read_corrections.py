@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.records.importers.corrections import Correction, read_corrections
+from foveate.survey.importers.corrections import Correction, read_corrections
 from naming import raises_naming
 
 PACKAGE = Path(__file__).parent.parent / "goldens" / "cosmo" / "formats" / "camtrap_dp"

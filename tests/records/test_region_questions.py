@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
 from foveate.core.seeds import generator
+from foveate.multimodal.request_forms import expand
 from foveate.records.boxes import PixelBox, intersection_over_union
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversations, check_conversation, find_shape_problem
 from foveate.records.masks import encode_mask
-from foveate.records.questions import Question, to_conversation
-from foveate.records.scenes import draw_scene
-from foveate.records.scenes.question_collection import build_region_questions
-from foveate.records.scenes.region_forms import FORMS, expand
-from foveate.records.scenes.region_questions import KINDS, ask_regions, mark_phrases
-from foveate.records.scenes.scene import Scene
-from foveate.records.scenes.strokes import draw_point, draw_stroke, is_inside
 from foveate.records.shapes import Mask, Point, Shape, Stroke, enclosing_box
+from foveate_labs.worlds.questions import Question, to_conversation
+from foveate_labs.worlds.scenes import draw_scene
+from foveate_labs.worlds.scenes.question_collection import build_region_questions
+from foveate_labs.worlds.scenes.region_forms import FORMS
+from foveate_labs.worlds.scenes.region_questions import KINDS, ask_regions, mark_phrases
+from foveate_labs.worlds.scenes.scene import Scene
+from foveate_labs.worlds.scenes.strokes import draw_point, draw_stroke, is_inside
 from naming import raises_naming
 
 _MASKS = st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=9).map(np.array)

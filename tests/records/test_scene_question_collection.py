@@ -11,9 +11,9 @@ from foveate.core.errors import UserError
 from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Conversations, add_conversations, check_conversation
-from foveate.records.scenes.question_collection import build_questions, draw_asked_scene
-from foveate.records.scenes.scene_collection import LICENSE
 from foveate.records.writer import CollectionWriter
+from foveate_labs.worlds.scenes.question_collection import build_questions, draw_asked_scene
+from foveate_labs.worlds.scenes.scene_collection import LICENSE
 from naming import raises_naming
 
 SIZE = 96

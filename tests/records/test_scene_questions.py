@@ -11,19 +11,19 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.core.seeds import generator
-from foveate.records.builtin.concepts import SEEN, mentions_unseen
 from foveate.records.conversations import check_conversation
-from foveate.records.questions import Question, to_conversation
-from foveate.records.scenes import draw_scene
-from foveate.records.scenes.contrasts import excludes, list_shown_words
-from foveate.records.scenes.counting import MAX_COPIES, draw_counting_scene, load_countable
-from foveate.records.scenes.grounds import list_ground_names
-from foveate.records.scenes.language import NUMERALS, is_countable, pluralize
-from foveate.records.scenes.question_forms import FORMS
-from foveate.records.scenes.questions import KINDS, ask_scene
-from foveate.records.scenes.scene import Scene
-from foveate.records.scenes.shapes import COLORS, SHAPES, load_shapes
 from foveate.records.text import split_words
+from foveate_labs.worlds.builtin.concepts import SEEN, mentions_unseen
+from foveate_labs.worlds.questions import Question, to_conversation
+from foveate_labs.worlds.scenes import draw_scene
+from foveate_labs.worlds.scenes.contrasts import excludes, list_shown_words
+from foveate_labs.worlds.scenes.counting import MAX_COPIES, draw_counting_scene, load_countable
+from foveate_labs.worlds.scenes.grounds import list_ground_names
+from foveate_labs.worlds.scenes.language import NUMERALS, is_countable, pluralize
+from foveate_labs.worlds.scenes.question_forms import FORMS
+from foveate_labs.worlds.scenes.questions import KINDS, ask_scene
+from foveate_labs.worlds.scenes.scene import Scene
+from foveate_labs.worlds.scenes.shapes import COLORS, SHAPES, load_shapes
 from naming import raises_naming
 
 SIZE = 96

@@ -13,10 +13,11 @@ from foveate.core.errors import UserError
 from foveate.core.seeds import generator
 from foveate.records.boxes import Box
 from foveate.records.builtin import families
-from foveate.records.builtin.concepts import SEEN, UNSEEN, UNSEEN_KIND, concept_slice, mentions_unseen
 from foveate.records.collection import Collection
 from foveate.records.masks import decode_mask, encode_mask, mask_bounds
-from foveate.records.scenes import (
+from foveate.records.text import split_words
+from foveate_labs.worlds.builtin.concepts import SEEN, UNSEEN, UNSEEN_KIND, concept_slice, mentions_unseen
+from foveate_labs.worlds.scenes import (
     alt_text,
     build_scenes,
     build_tour_collection,
@@ -25,12 +26,11 @@ from foveate.records.scenes import (
     photographs,
     pools,
 )
-from foveate.records.scenes.compose import SOLID, Layer, compose
-from foveate.records.scenes.grounds import list_ground_names
-from foveate.records.scenes.relations import relate
-from foveate.records.scenes.scene import VISIBLE, Scene, plan_scene
-from foveate.records.scenes.scene_collection import draw_scene_row, make_scene_key
-from foveate.records.text import split_words
+from foveate_labs.worlds.scenes.compose import SOLID, Layer, compose
+from foveate_labs.worlds.scenes.grounds import list_ground_names
+from foveate_labs.worlds.scenes.relations import relate
+from foveate_labs.worlds.scenes.scene import VISIBLE, Scene, plan_scene
+from foveate_labs.worlds.scenes.scene_collection import draw_scene_row, make_scene_key
 from naming import raises_naming
 
 SIZE = 160

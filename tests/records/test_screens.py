@@ -9,13 +9,13 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.core.seeds import generator
-from foveate.records import lexicon
 from foveate.records.conversations import check_conversation
-from foveate.records.questions import Question, to_conversation
-from foveate.records.screens import Screen, ask_screen, draw_screen
-from foveate.records.screens.questions import FORMS
-from foveate.records.screens.screen import KINDS, LAYOUTS, TYPES
 from foveate.records.text import split_words
+from foveate_labs.worlds import lexicon
+from foveate_labs.worlds.questions import Question, to_conversation
+from foveate_labs.worlds.screens import Screen, ask_screen, draw_screen
+from foveate_labs.worlds.screens.questions import FORMS
+from foveate_labs.worlds.screens.screen import KINDS, LAYOUTS, TYPES
 from naming import raises_naming
 
 COUNT = 60

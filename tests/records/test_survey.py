@@ -17,13 +17,13 @@ from made_images import jpeg
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.duplicates import remove_duplicates
-from foveate.records.exporters.survey_rows import SurveyRows
 from foveate.records.splits import assign_splits
-from foveate.records.survey.store import survey_rows, write_survey
-from foveate.records.survey.survey import Survey, has_survey
-from foveate.records.survey.types import Deployment, Medium, Observation, observation_row
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
+from foveate.survey.exporters.survey_rows import SurveyRows
+from foveate.survey.store import survey_rows, write_survey
+from foveate.survey.survey import Survey
+from foveate.survey.types import Deployment, Medium, Observation, observation_row
 from naming import raises_naming
 
 
@@ -98,7 +98,7 @@ def test_the_last_row_of_an_image_holds(tmp_path: Path) -> None:
 def test_a_collection_without_survey_and_an_impossible_offset_are_refused(tmp_path: Path) -> None:
     with CollectionWriter(tmp_path / "c") as writer:
         writer.add("a", jpeg(1))
-    assert not has_survey(Collection.open(tmp_path / "c"))
+    assert not Collection.open(tmp_path / "c").has_survey
     with raises_naming(UserError, "annotations/media", "'c'", "--deployments"):
         Survey.open(tmp_path / "c")
     survey = build(tmp_path / "d", [Medium("a", "d")], [Deployment("d", utc_offset="Europe/Paris")])
@@ -251,10 +251,10 @@ from pathlib import Path
 import numpy as np, pyarrow as pa
 from foveate.core.devices import peak_gigabytes
 from foveate.records import layout, tables
-from foveate.records.survey.checks import check_survey
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.store import write_survey
-from foveate.records.survey.types import Deployment
+from foveate.survey.checks import check_survey
+from foveate.survey.survey import Survey
+from foveate.survey.store import write_survey
+from foveate.survey.types import Deployment
 from foveate.records.writer import CollectionWriter
 folder, N = Path(sys.argv[1]), 200_000
 with CollectionWriter(folder) as writer:

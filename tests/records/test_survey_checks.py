@@ -14,13 +14,13 @@ from made_images import jpeg
 
 from foveate.cli.verbs.species.check import command
 from foveate.core.errors import UserError
-from foveate.records.survey.checks import MEANINGS, CheckResult, check_survey, measure_km
-from foveate.records.survey.clocks import find_clock_faults, find_set_back
-from foveate.records.survey.hours import parse_times
-from foveate.records.survey.store import survey_rows, write_survey
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.types import Deployment, Medium, Observation
 from foveate.records.writer import CollectionWriter
+from foveate.survey.checks import MEANINGS, CheckResult, check_survey, measure_km
+from foveate.survey.clocks import find_clock_faults, find_set_back
+from foveate.survey.hours import parse_times
+from foveate.survey.store import survey_rows, write_survey
+from foveate.survey.survey import Survey
+from foveate.survey.types import Deployment, Medium, Observation
 from naming import raises_naming
 
 BOUNDS = parse_times(["2024-05-01 08:00:00", "2024-06-01 08:00:00"]).wall_N

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.records.survey.coordinates import round_deployments, round_place
-from foveate.records.survey.events import group_events
-from foveate.records.survey.hours import days_of_year, hours_of_day, local_clock, months, parse_offset, parse_times
-from foveate.records.survey.types import Deployment
+from foveate.survey.coordinates import round_deployments, round_place
+from foveate.survey.events import group_events
+from foveate.survey.hours import days_of_year, hours_of_day, local_clock, months, parse_offset, parse_times
+from foveate.survey.types import Deployment
 from naming import raises_naming
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "cosmo"

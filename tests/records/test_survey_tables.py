@@ -11,14 +11,14 @@ from made_surveys import copy_package, import_package
 
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.exporters.observations_csv import COLUMNS, export_observations_csv
-from foveate.records.exporters.survey_rows import MergedObservations, SurveyRows, list_image_labels
-from foveate.records.exporters.wildlife_insights import export_wildlife_insights
-from foveate.records.survey.decisions import Decision
-from foveate.records.survey.store import survey_rows, write_survey
-from foveate.records.survey.taxa import Taxa
-from foveate.records.survey.types import Deployment, Medium, Observation
 from foveate.records.writer import CollectionWriter
+from foveate.survey.decisions import Decision
+from foveate.survey.exporters.observations_csv import COLUMNS, export_observations_csv
+from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows, list_image_labels
+from foveate.survey.exporters.wildlife_insights import export_wildlife_insights
+from foveate.survey.store import survey_rows, write_survey
+from foveate.survey.taxa import Taxa
+from foveate.survey.types import Deployment, Medium, Observation
 from naming import raises_naming
 
 FOX = "5a5a5a5a-0000-4000-8000-000000000001"

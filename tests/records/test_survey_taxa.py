@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.records.survey.taxa import RANKS, Taxa, find_cycle, load_builtin_taxa, normalize_name
+from foveate.survey.taxa import RANKS, Taxa, find_cycle, load_builtin_taxa, normalize_name
 from naming import raises_naming
 
 ROWS = [

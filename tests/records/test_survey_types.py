@@ -10,9 +10,9 @@ from made_images import jpeg
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.survey.store import make_context, survey_rows, write_survey
-from foveate.records.survey.types import Deployment, Medium, Observation, media_row, observation_row
 from foveate.records.writer import CollectionWriter
+from foveate.survey.store import make_context, survey_rows, write_survey
+from foveate.survey.types import Deployment, Medium, Observation, media_row, observation_row
 from naming import raises_naming
 
 DEPLOYMENTS = [

@@ -14,21 +14,21 @@ from PIL import Image
 from scipy.stats import chi2_contingency
 
 from foveate.core.errors import UserError
-from foveate.records.builtin.single_objects import jpeg
 from foveate.records.collection import Collection
-from foveate.records.importers.cards import import_cards
-from foveate.records.scenes.compose import Finish, Layer, apply_finish, paste
-from foveate.records.survey.checks import check_survey
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.taxa import Taxa
-from foveate.records.survey.types import Deployment, Observation
-from foveate.records.traps import TrapSettings, World, build_traps, draw_trap_image, photographs, write_cards
-from foveate.records.traps import image as trap_image
-from foveate.records.traps.image import render_frame
-from foveate.records.traps.kinds import KINDS, load_drawings, load_taxa
-from foveate.records.traps.landscape import draw_landscape
-from foveate.records.traps.survey_collection import UNSEEN_DRAWING, draw_trap_row
-from foveate.records.traps.world import SPLITS, Frame, is_night, load_world
+from foveate.survey.checks import check_survey
+from foveate.survey.importers.cards import import_cards
+from foveate.survey.survey import Survey
+from foveate.survey.taxa import Taxa
+from foveate.survey.types import Deployment, Observation
+from foveate_labs.worlds.builtin.single_objects import jpeg
+from foveate_labs.worlds.scenes.compose import Finish, Layer, apply_finish, paste
+from foveate_labs.worlds.traps import TrapSettings, World, build_traps, draw_trap_image, photographs, write_cards
+from foveate_labs.worlds.traps import image as trap_image
+from foveate_labs.worlds.traps.image import render_frame
+from foveate_labs.worlds.traps.kinds import KINDS, load_drawings, load_taxa
+from foveate_labs.worlds.traps.landscape import draw_landscape
+from foveate_labs.worlds.traps.survey_collection import UNSEEN_DRAWING, draw_trap_row
+from foveate_labs.worlds.traps.world import SPLITS, Frame, is_night, load_world
 from naming import raises_naming
 
 SMALL = TrapSettings(width=160, height=120, train_cameras=6, validation_cameras=2, test_cameras=4)

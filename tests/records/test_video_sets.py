@@ -277,7 +277,7 @@ def _write_lines(path: Path, video: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", module_names("foveate.records.video_sets"))
+@pytest.mark.parametrize("name", module_names("foveate.video.sets"))
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe\x00", b"a,b\n1,2\n", b'video_name,question\n"a,b', b"[1, 2]", b"[]"]
 )

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from foveate.studies import cloc
-from foveate.studies.study import summary
+from foveate_labs.studies import cloc
+from foveate_labs.studies.study import summary
 
 _LEVELS = {
     "cloc": 0.42, "clip-crop": 0.13, "clip-roi": 0.08, "roi": 0.41, "filter-embedding": 0.24, "filter-none": 0.4,

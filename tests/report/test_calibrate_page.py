@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from foveate.adapt.results import CalibrateResult
 from foveate.core.errors import UserError
+from foveate.core.results import CalibrateResult
 from foveate.report import render
 from foveate.report.calibration import percent, signed, table
 from foveate.report.charts import Series

@@ -11,9 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from foveate.core.errors import UserError
 from foveate.core.results import parse_result
-from foveate.report import readme_image
-from foveate.report.figure import BOX, choose_tiles, fit_text
-from foveate.studies.results import TourResult
+from foveate_labs.studies.results import TourResult
+from foveate_labs.tour.figure import BOX, choose_tiles, fit_text, readme_image
 from naming import raises_naming
 
 

@@ -18,8 +18,8 @@ from foveate.core.errors import UserError
 from foveate.core.results import Column, Row, Value
 from foveate.report import numbers, parts, render
 from foveate.report.page import unbroken
-from foveate.report.pages.tour import Stat, summarize, trained_stat
 from foveate.report.render import kinds
+from foveate_labs.pages.tour import Stat, summarize, trained_stat
 from naming import raises_naming
 
 KINDS = ["caption", "evaluate", "inspect", "locate", "pretrain", "regions", "search"]

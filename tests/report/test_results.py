@@ -9,8 +9,8 @@ import pytest
 from foveate.caption.results import RequestTally
 from foveate.core.errors import UserError
 from foveate.core.results import BoxChoice, Example, Histogram, Region, Value, parse_result
-from foveate.pretrain.results import LocateResult
 from foveate.report.pages.inspect import InspectResult
+from foveate.search.results import LocateResult
 from naming import raises_naming
 
 

@@ -20,8 +20,8 @@ from foveate.core.errors import UserError
 from foveate.core.results import Value
 from foveate.report import render
 from foveate.report.forest import ForestRow, difference_bar, forest
-from foveate.report.pages.study import mean_and_half, signed
-from foveate.studies.results import StudyResult
+from foveate_labs.pages.study import mean_and_half, signed
+from foveate_labs.studies.results import StudyResult
 from naming import raises_naming
 
 
@@ -98,7 +98,7 @@ def test_the_page_fits_a_phone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["calibration", "captions", "cloc", "deepfeca", "feca", "fedne", "petl", "vesl"])
 def test_the_page_takes_the_sizes_of_every_study(name: str) -> None:
-    module = importlib.import_module(f"foveate.studies.{name}")
+    module = importlib.import_module(f"foveate_labs.studies.{name}")
     kind = TypeAdapter(StudyResult.model_fields["scale"].annotation)
     sizes = json.loads(json.dumps(asdict(module.FULL)))
     assert kind.validate_python(sizes) == sizes, "none is left out or changed on the way to the page"

@@ -9,8 +9,8 @@ from typing import Any
 import made_run
 
 from foveate.report import render
-from foveate.report.asked import slides
-from foveate.studies.results import TourAsk
+from foveate_labs.studies.results import TourAsk
+from foveate_labs.tour.ask_page import slides
 
 
 def control(answer: str, right: bool = False) -> dict[str, Any]:

@@ -21,10 +21,10 @@ import foveate.records.images
 import tiny
 from foveate.cli.options import NOT_FOUND
 from foveate.core.files import write_json_atomically
-from foveate.pretrain.searching.index_folder import DESCRIPTION
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.removal import remove_images
+from foveate.search.index_folder import DESCRIPTION
 from foveate.serve.adapters import find_kind, open_served
 from foveate.serve.adapters.classifier import ClassifierAdapter
 from foveate.serve.adapters.index import IndexAdapter

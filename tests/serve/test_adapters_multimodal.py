@@ -20,6 +20,7 @@ from foveate.caption.captioner import CaptionRequest
 from foveate.caption.chat_requests import read_request
 from foveate.caption.prompts import find_prompt
 from foveate.core.errors import UserError
+from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.language.generate import GenerationSettings
 from foveate.multimodal.answers import Answer, certain_text
 from foveate.multimodal.ask import Mllm
@@ -28,7 +29,6 @@ from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prompts import _BLANKS
 from foveate.multimodal.questions import ask_where, find_phrase
 from foveate.records.boxes import PixelBox
-from foveate.records.lexicon import INVENTED_WORDS
 from foveate.serve.adapters import open_served
 from foveate.serve.adapters.multimodal import MultimodalAdapter
 from foveate.serve.calls import Call, ChatCall, ChatReply, ChatTurn, LocateCall, Refused, ServedImage

@@ -18,8 +18,8 @@ from foveate.chat.client import ChatSettings
 from foveate.core.runs import RunFolder
 from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
 from foveate.records.collection import Collection
-from foveate.records.scenes import build_scenes
 from foveate.serve.adapters import open_served
+from foveate_labs.worlds.scenes import build_scenes
 
 KEY = "a secret"
 

@@ -18,12 +18,12 @@ from fakes import HTTP, FakeAdapter, serving
 from test_adapters_multimodal import Recorder, draw
 
 from caption.tiny_captioner import save_captioner
-from foveate.mllm.video.networks import open_network
-from foveate.mllm.video.watch import count_text, watch
 from foveate.serve.adapters import open_served
 from foveate.serve.adapters.multimodal import MultimodalAdapter
 from foveate.serve.calls import ChatCall, ChatTurn, Refused, ServedImage
 from foveate.serve.media import read_clip_url
+from foveate.video.networks import open_network
+from foveate.video.watch import count_text, watch
 from foveate.vision.video.sources.source import Source
 from multimodal.foreign_models import save
 from naming import raises_naming

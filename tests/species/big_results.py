@@ -26,7 +26,6 @@ from benchmarks.species_stages import build_classes, draw_bursts  # noqa: E402
 from foveate.core.devices import peak_gigabytes  # noqa: E402
 from foveate.records import tables  # noqa: E402
 from foveate.records.collection import Collection  # noqa: E402
-from foveate.records.survey.survey import Survey  # noqa: E402
 from foveate.species.decide_results import decide_results  # noqa: E402
 from foveate.species.decisions import Stages  # noqa: E402
 from foveate.species.predictions import (  # noqa: E402
@@ -40,6 +39,7 @@ from foveate.species.predictions import (  # noqa: E402
     write_part,
 )
 from foveate.species.summary import summarize  # noqa: E402
+from foveate.survey.survey import Survey  # noqa: E402
 
 _IMAGES_PER_PART = 256
 

@@ -13,9 +13,6 @@ from PIL import Image
 from training_survey import build_survey, write_features
 
 from foveate.core.recipes import validate
-from foveate.records.importers.results import add_results
-from foveate.records.survey.store import make_context, survey_rows, write_survey
-from foveate.records.survey.types import Deployment, Medium
 from foveate.records.writer import CollectionWriter
 from foveate.species.decide_results import decide_results
 from foveate.species.decisions import Stages
@@ -25,6 +22,9 @@ from foveate.species.predictions import Predictions
 from foveate.species.recipe import SpeciesRecipe
 from foveate.species.settings import PredictSettings
 from foveate.species.train import train_species
+from foveate.survey.importers.results import add_results
+from foveate.survey.store import make_context, survey_rows, write_survey
+from foveate.survey.types import Deployment, Medium
 
 EVENTS, FRAMES = 4, 3
 CORNERS = [0.1, 0.1, 0.5, 0.5]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
+from foveate.survey.taxa import Taxa
 
 RANKS = ("class", "order", "family", "genus", "species")
 NON_ANIMALS = ("blank", "human", "vehicle")

@@ -12,12 +12,12 @@ from PIL import Image
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.importers.corrections import Correction, read_corrections
-from foveate.records.survey.store import survey_rows
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.types import Medium, Observation
 from foveate.records.writer import CollectionWriter
 from foveate.species.corrections import CorrectionsSummary, ReviewTarget, apply_corrections, open_target
+from foveate.survey.importers.corrections import Correction, read_corrections
+from foveate.survey.store import survey_rows
+from foveate.survey.survey import Survey
+from foveate.survey.types import Medium, Observation
 from naming import raises_naming
 
 HARE = "Lepus europaeus"

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from foveate.records.geometry import View
-from foveate.records.traps.survey_collection import draw_trap_row
-from foveate.records.traps.world import TrapSettings, load_world
 from foveate.species.crops import Strips, ViewSettings, camera_strips, choose_box, crop_view, find_strips
+from foveate_labs.worlds.traps.survey_collection import draw_trap_row
+from foveate_labs.worlds.traps.world import TrapSettings, load_world
 
 _BESIDE = Path(__file__).parents[3] / "shared" / "assets" / "camera-traps"
 MICA = sorted((Path(os.environ.get("FOVEATE_CAMERA_TRAPS", _BESIDE)) / "frames").glob("mica-*"))

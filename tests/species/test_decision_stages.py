@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.records.survey.taxa import Taxa
 from foveate.species import decisions as decisions_module
 from foveate.species.classes import Classes
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
@@ -33,6 +32,7 @@ from foveate.species.stages.prior import weigh_by_prior
 from foveate.species.stages.rollup import group_by_rank
 from foveate.species.stages.species_list import match_classes, read_list, restrict_classes
 from foveate.species.stages.temperature import scale_temperature
+from foveate.survey.taxa import Taxa
 from naming import raises_naming
 
 METHODS = ("mean_logprob", "mean_prob", "max_prob", "vote")

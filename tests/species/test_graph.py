@@ -16,12 +16,12 @@ from PIL import Image
 from foveate.cli.verbs.species import command
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.survey.store import survey_rows, write_survey
-from foveate.records.survey.taxa import load_builtin_taxa
-from foveate.records.survey.types import Deployment, Medium, Observation
 from foveate.records.writer import CollectionWriter
 from foveate.species.graph import SpeciesGraph, build_graph, is_graph, open_collection
 from foveate.species.triples import LOCATION, PARENT, SPECIES, TIME
+from foveate.survey.store import survey_rows, write_survey
+from foveate.survey.taxa import load_builtin_taxa
+from foveate.survey.types import Deployment, Medium, Observation
 from naming import raises_naming
 
 DEPLOYMENTS = [

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from foveate.core.errors import UserError
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classifier import LinkClassifier
 from foveate.species.fold import fold_species
 from foveate.species.links import Relation
+from foveate.survey.taxa import Taxa
 from naming import raises_naming
 
 

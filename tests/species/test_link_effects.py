@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classifier import LinkClassifier
 from foveate.species.link_data import LinkData, link_arrays
 from foveate.species.links import ImageNetwork, LinkModel, Relation
@@ -17,6 +16,7 @@ from foveate.species.numeric import scale_hours, scale_places
 from foveate.species.passes import FeatureBatches, ImageBatches, PassOrder
 from foveate.species.recipe import LinkTraining
 from foveate.species.task import chance_loss, class_offsets, link_loss
+from foveate.survey.taxa import Taxa
 from foveate.vision.registry import seeded
 
 PLACES = np.array([[45.0, 4.0], [-2.0, 35.0], [20.0, 100.0], [-10.0, -60.0], [60.0, 20.0], [5.0, 110.0]])

@@ -13,7 +13,6 @@ from training_survey import build_survey, write_features
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
-from foveate.records.survey.survey import Survey
 from foveate.records.tables import write_table
 from foveate.species.decide_results import decide_results
 from foveate.species.decisions import Stages
@@ -26,6 +25,7 @@ from foveate.species.recipe import SpeciesRecipe
 from foveate.species.settings import PredictSettings
 from foveate.species.summary import rank_links
 from foveate.species.train import train_species
+from foveate.survey.survey import Survey
 from naming import raises_naming
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foveate.records.traps.kinds import KINDS
-from foveate.records.traps.world import TrapSettings, World
 from foveate.species.classes import Classes
 from foveate.species.priors import histogram, learned
 from foveate.species.stages.prior import weigh_by_prior
+from foveate_labs.worlds.traps.kinds import KINDS
+from foveate_labs.worlds.traps.world import TrapSettings, World
 
 CLASSES = Classes(tuple(kind.taxon_id for kind in KINDS), np.full(len(KINDS), -1))
 SEEDS = range(5)

@@ -24,10 +24,6 @@ from click.testing import CliRunner
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.importers.corrections import Correction
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.taxa import Taxa
-from foveate.records.traps import TrapSettings, build_traps, write_cards
 from foveate.species.classes import Classes
 from foveate.species.corrections import apply_corrections, open_target
 from foveate.species.evaluate import Truth, evaluate_classes, judge, match_truth
@@ -38,6 +34,10 @@ from foveate.species.predictions import Predictions, read_part
 from foveate.species.review import _free_path, rank_events, write_review
 from foveate.species.settings import ExportSettings, PredictSettings
 from foveate.species.summary import summarize
+from foveate.survey.importers.corrections import Correction
+from foveate.survey.survey import Survey
+from foveate.survey.taxa import Taxa
+from foveate_labs.worlds.traps import TrapSettings, build_traps, write_cards
 from naming import raises_naming
 from timelapse import list_timelapse_faults
 

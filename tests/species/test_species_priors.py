@@ -11,7 +11,6 @@ import torch
 
 from foveate.core.errors import UserError
 from foveate.core.model_folder import CONFIG, WEIGHTS
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.decisions import Stages, decide, prepare_stages
 from foveate.species.priors import open_prior
@@ -26,6 +25,7 @@ from foveate.species.priors.learned import (
     presence_loss,
 )
 from foveate.species.priors.learned import fit_prior as fit_learned
+from foveate.survey.taxa import Taxa
 from naming import raises_naming
 
 LABELS = ("fox", "lynx", "rare", "never", "blank")

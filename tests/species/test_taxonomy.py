@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.records.survey.taxa import Taxa, load_builtin_taxa
 from foveate.species.matching import match_labels
 from foveate.species.taxonomy import complete_taxa, open_taxa, prune_edges, read_taxa, taxa_from_labels
+from foveate.survey.taxa import Taxa, load_builtin_taxa
 from naming import raises_naming
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "cosmo"

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate.records.survey.store import make_context, survey_rows, write_survey
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.types import Deployment, Medium, Observation
 from foveate.records.writer import CollectionWriter
+from foveate.survey.store import make_context, survey_rows, write_survey
+from foveate.survey.survey import Survey
+from foveate.survey.types import Deployment, Medium, Observation
 
 KINDS = ("Cervus elaphus", "Lynx lynx", "Vulpes vulpes", "blank")
 COLORS = ((140, 90, 50), (200, 190, 90), (220, 110, 40), (60, 120, 60))

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-import foveate.studies
+import foveate_labs.studies
 from foveate.core import progress
-from foveate.studies import cloc
-from foveate.studies.runner import run_study
+from foveate_labs.studies import cloc
+from foveate_labs.studies.runner import run_study
 
 progress.configure(quiet=True)
-foveate.studies.__path__.append(str(Path(__file__).resolve().parent / "made"))
+foveate_labs.studies.__path__.append(str(Path(__file__).resolve().parent / "made"))
 
 
 def counted(folder: str) -> None:

@@ -11,15 +11,15 @@ from foveate.core.experiment_grid import Cell
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
-from foveate.records.scenes import build_scenes
 from foveate.records.tables import Provenance
 from foveate.report import render
-from foveate.studies import captions
-from foveate.studies.captions_data import classes_of, judge_named, open_shuffled, split_of
-from foveate.studies.captions_measures import probe, retrieval, right_name
-from foveate.studies.published import write_published
-from foveate.studies.runner import run_study
-from foveate.studies.study import row_values
+from foveate_labs.studies import captions
+from foveate_labs.studies.captions_data import classes_of, judge_named, open_shuffled, split_of
+from foveate_labs.studies.captions_measures import probe, retrieval, right_name
+from foveate_labs.studies.published import write_published
+from foveate_labs.studies.runner import run_study
+from foveate_labs.studies.study import row_values
+from foveate_labs.worlds.scenes import build_scenes
 
 
 @pytest.fixture(scope="module")

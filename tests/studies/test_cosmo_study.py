@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.records.traps.kinds import KINDS
 from foveate.report import render
-from foveate.studies import cosmo, cosmo_measures
-from foveate.studies.cosmo_worlds import EXACT, TrapWorld, list_frames, open_world
-from foveate.studies.published import write_published
-from foveate.studies.runner import run_study
+from foveate_labs.studies import cosmo, cosmo_measures
+from foveate_labs.studies.cosmo_worlds import EXACT, TrapWorld, list_frames, open_world
+from foveate_labs.studies.published import write_published
+from foveate_labs.studies.runner import run_study
+from foveate_labs.worlds.traps.kinds import KINDS
 
 # Few cameras: each has a landscape of its own, which takes longest.
 FEW_CAMERAS = cosmo.SETTINGS[cosmo.TRAPS].model_copy(update={"train_cameras": 4, "test_cameras": 2})
@@ -42,7 +42,7 @@ def test_parts_of_a_world_share_no_event_and_tests_no_camera(world: TrapWorld) -
 
 
 def test_a_world_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: TrapWorld) -> None:
-    from foveate.studies import cosmo_worlds
+    from foveate_labs.studies import cosmo_worlds
 
     sizes = {"train": 4, "held_out": 2, "test": 2}
     first = open_world(tmp_path, FEW_CAMERAS, 0, views=[EXACT], **sizes)

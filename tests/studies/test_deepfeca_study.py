@@ -14,8 +14,8 @@ from foveate.federated.deep.encoder import flatten_weights
 from foveate.federated.deep.job import DeepJob, build_network, make_handlers, prepare_samples
 from foveate.federated.deep.options import METHODS, read_options
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN, train_request
-from foveate.studies import deepfeca
-from foveate.studies.study import row_values, summary
+from foveate_labs.studies import deepfeca
+from foveate_labs.studies.study import row_values, summary
 from naming import raises_naming
 
 

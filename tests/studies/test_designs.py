@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from foveate.studies import cosmo, ferret, slowfast
-from foveate.studies.study import judge
+from foveate_labs.studies import cosmo, ferret, slowfast
+from foveate_labs.studies.study import judge
 
 DESIGNS = pytest.mark.parametrize("module", [cosmo, ferret, slowfast], ids=lambda module: module.__name__)
 

@@ -6,8 +6,8 @@ import torch
 
 import tiny
 from foveate.pretrain.train import build_model
-from foveate.studies.feature_cache import FeatureMemory
 from foveate.vision.localizer.model import LocalizingModel
+from foveate_labs.studies.feature_cache import FeatureMemory
 
 
 class Frozen(torch.nn.Module):

@@ -10,8 +10,8 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
-from foveate.studies import feca
-from foveate.studies.study import row_values, summary
+from foveate_labs.studies import feca
+from foveate_labs.studies.study import row_values, summary
 from naming import raises_naming
 
 

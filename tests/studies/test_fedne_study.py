@@ -13,8 +13,8 @@ from foveate.core.experiment_grid import Cell
 from foveate.federated.clients import Client
 from foveate.federated.messages import Message
 from foveate.federated.rounds import Log
-from foveate.studies import fedne
-from foveate.studies.study import row_values, summary
+from foveate_labs.studies import fedne
+from foveate_labs.studies.study import row_values, summary
 from naming import raises_naming
 
 TINY = replace(fedne.QUICK, rounds=3, seeds=1)
@@ -82,7 +82,7 @@ def test_the_control_has_the_same_values_in_another_order() -> None:
 @pytest.mark.slow
 def test_images_are_points_with_categories(tmp_path: Path) -> None:
     from foveate.federated.sources import read_points
-    from foveate.studies.image_features import LENGTH, write_image_features
+    from foveate_labs.studies.image_features import LENGTH, write_image_features
 
     write_image_features(tmp_path / "images.npz")
     found = read_points(tmp_path / "images.npz")

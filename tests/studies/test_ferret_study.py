@@ -15,9 +15,9 @@ from foveate.records.conversations import Conversations
 from foveate.records.masks import decode_mask
 from foveate.records.shapes import Mask, Point, Stroke
 from foveate.report import render
-from foveate.studies import ferret, mllm_trainings
-from foveate.studies.ferret_measures import score_decoding, select_regions
-from foveate.studies.ferret_worlds import (
+from foveate_labs.studies import ferret, mllm_trainings
+from foveate_labs.studies.ferret_measures import score_decoding, select_regions
+from foveate_labs.studies.ferret_worlds import (
     POINT_AS_BOX,
     SHAPES,
     WORLDS,
@@ -27,8 +27,8 @@ from foveate.studies.ferret_worlds import (
     load_set,
     write_set,
 )
-from foveate.studies.published import write_published
-from foveate.studies.runner import run_study
+from foveate_labs.studies.published import write_published
+from foveate_labs.studies.runner import run_study
 
 TINY = ferret.Scale(
     train_regions=3, test_regions=2, train_sizes=2, test_sizes=2, classifier_steps=2, probe_steps=2, boxes=3,

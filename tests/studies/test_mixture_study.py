@@ -9,10 +9,10 @@ import yaml
 
 import tiny_mllm
 from foveate.mllm.recipe import MllmRecipe
-from foveate.studies import mixture, mllm_trainings
-from foveate.studies.mllm_trainings import TrainingScale, build_recipe
-from foveate.studies.runner import run_study
-from foveate.studies.study import judge
+from foveate_labs.studies import mixture, mllm_trainings
+from foveate_labs.studies.mllm_trainings import TrainingScale, build_recipe
+from foveate_labs.studies.runner import run_study
+from foveate_labs.studies.study import judge
 
 TINY = TrainingScale(train=24, test=6, processor_seconds=1, timed_steps=1, questions=9, tower_steps=0, seeds=1)
 

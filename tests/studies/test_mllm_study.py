@@ -19,14 +19,14 @@ from foveate.mllm.results import StageResult
 from foveate.mllm.suite import SuiteQuestion
 from foveate.records.boxes import PixelBox
 from foveate.report import render
-from foveate.studies import mllm, mllm_trainings
-from foveate.studies.mllm_measures import guess_scores, step_seconds, suite_scores
-from foveate.studies.mllm_trainings import build_recipe, choose_steps
-from foveate.studies.published import write_published
-from foveate.studies.runner import run_study
-from foveate.studies.study import judge
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.tiling import ImageSize, plan_tiles
+from foveate_labs.studies import mllm, mllm_trainings
+from foveate_labs.studies.mllm_measures import guess_scores, step_seconds, suite_scores
+from foveate_labs.studies.mllm_trainings import build_recipe, choose_steps
+from foveate_labs.studies.published import write_published
+from foveate_labs.studies.runner import run_study
+from foveate_labs.studies.study import judge
 
 
 def make_question(id: str, answer: str, **fields: object) -> SuiteQuestion:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.records.asked_images import AskedImage
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Conversations
-from foveate.studies import mllm_worlds
-from foveate.studies.mllm_worlds import draw_asked_page, draw_asked_scene, draw_asked_thing, draw_named_screen
+from foveate_labs.studies import mllm_worlds
+from foveate_labs.studies.mllm_worlds import draw_asked_page, draw_asked_scene, draw_asked_thing, draw_named_screen
+from foveate_labs.worlds.asked_images import AskedImage
 
 
 def only(images: list[AskedImage]) -> AskedImage:

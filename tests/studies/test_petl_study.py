@@ -15,10 +15,10 @@ from foveate.core.experiment_grid import Cell, CellStore
 from foveate.core.seeds import integer
 from foveate.metrics.agreement import agreement
 from foveate.records.geometry import View
-from foveate.studies import petl, petl_rotation, petl_trainings, petl_worlds
-from foveate.studies.petl_measures import alike, all_pairs, bootstrap, together
-from foveate.studies.study import row_values, summary
 from foveate.training.linear_probe import solve_head
+from foveate_labs.studies import petl, petl_rotation, petl_trainings, petl_worlds
+from foveate_labs.studies.petl_measures import alike, all_pairs, bootstrap, together
+from foveate_labs.studies.study import row_values, summary
 
 SMALL = petl.Scale(
     source_per_class=8,

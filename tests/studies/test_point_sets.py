@@ -9,7 +9,7 @@ import numpy as np
 
 from foveate.core.errors import UserError
 from foveate.federated.public_sets import FASHION_IMAGES, FASHION_LABELS
-from foveate.studies import point_sets
+from foveate_labs.studies import point_sets
 from naming import raises_naming
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "feca"

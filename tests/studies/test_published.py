@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.report import render
-from foveate.studies import overview
-from foveate.studies.overview import paper_lines, read_all_published, verdict_text, write_overview
-from foveate.studies.published import (
+from foveate_labs.studies import overview
+from foveate_labs.studies.overview import paper_lines, read_all_published, verdict_text, write_overview
+from foveate_labs.studies.published import (
     END,
     START,
     count_verdicts,
@@ -29,8 +29,8 @@ from foveate.studies.published import (
     summarize_differences,
     write_published,
 )
-from foveate.studies.runner import find_study, study_names
-from foveate.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row, summary
+from foveate_labs.studies.runner import find_study, study_names
+from foveate_labs.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row, summary
 from naming import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,10 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.report import render
-from foveate.studies import slowfast, slowfast_arms
-from foveate.studies.published import write_published
-from foveate.studies.runner import run_study
-from foveate.studies.slowfast_arms import ARMS, BUDGET, BUDGETS, BUSY, DIRECTION, MAIN, NUM_FRAMES, ORDER, STILL
+from foveate_labs.studies import slowfast, slowfast_arms
+from foveate_labs.studies.published import write_published
+from foveate_labs.studies.runner import run_study
+from foveate_labs.studies.slowfast_arms import ARMS, BUDGET, BUDGETS, BUSY, DIRECTION, MAIN, NUM_FRAMES, ORDER, STILL
 from naming import raises_naming
 
 TINY = slowfast.Scale(clips=2, trials=3, watched_clips=1, steps=2, seeds=1)
@@ -37,7 +37,7 @@ def test_strategies_have_the_same_number_of_tokens() -> None:
 
 
 def test_both_paths_hold_what_each_alone_lacks() -> None:
-    from foveate.studies.slowfast_measures import score_world
+    from foveate_labs.studies.slowfast_measures import score_world
 
     arms = {key: ARMS[key] for key in ("slowfast", "slow", "fast", "concat", "shuffled", "blank")}
     values = score_world(BUSY, arms, clips=10, seed=0)
@@ -52,7 +52,7 @@ def test_both_paths_hold_what_each_alone_lacks() -> None:
 
 @pytest.mark.parametrize(("world", "chance"), [(ORDER, 0.5), (DIRECTION, 0.25)])
 def test_order_and_direction_are_read_and_need_the_order_of_frames(world: str, chance: float) -> None:
-    from foveate.studies.slowfast_measures import score_world
+    from foveate_labs.studies.slowfast_measures import score_world
 
     arms = {key: ARMS[key] for key in ("slowfast", "mean", "shuffled", "blank")}
     values = score_world(world, arms, clips=10, seed=0)
@@ -63,7 +63,7 @@ def test_order_and_direction_are_read_and_need_the_order_of_frames(world: str, c
 
 
 def test_rows_know_their_frame_and_place() -> None:
-    from foveate.studies.slowfast_measures import Source, draw_cases
+    from foveate_labs.studies.slowfast_measures import Source, draw_cases
 
     cases = draw_cases(STILL, clips=1, seed=0)
     source = Source(cases, "plain")
@@ -105,7 +105,7 @@ def test_the_part_without_a_model_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_the_part_with_a_model_trains_saves_and_watches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate.studies import slowfast_llava
+    from foveate_labs.studies import slowfast_llava
 
     monkeypatch.setattr(slowfast_llava, "_TEST_SAMPLES", 2)
     result = run(tmp_path, "llava")
@@ -116,7 +116,7 @@ def test_the_part_with_a_model_trains_saves_and_watches(tmp_path: Path, monkeypa
 
 
 def test_a_model_of_an_earlier_session_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate.studies import slowfast_llava
+    from foveate_labs.studies import slowfast_llava
 
     def train(folder: Path, **options: object) -> None:
         folder.mkdir()
@@ -131,7 +131,7 @@ def test_a_model_of_an_earlier_session_has_no_time(tmp_path: Path, monkeypatch: 
 
 
 def test_images_hold_the_answer_and_the_tokenizer_knows_their_words() -> None:
-    from foveate.studies.slowfast_llava import build_model, build_tokenizer, draw_sample
+    from foveate_labs.studies.slowfast_llava import build_model, build_tokenizer, draw_sample
 
     tokenizer = build_tokenizer()
     for index in range(12):

@@ -13,19 +13,19 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-import foveate.studies
+import foveate_labs.studies
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell, CellStore, run_cells
 from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
 from foveate.report import render
-from foveate.studies import cloc, runner
-from foveate.studies.noise import Noise, jittered, open_spoiled, spoiled
-from foveate.studies.published import publish_result, results_block
-from foveate.studies.rcc import read_rcc
-from foveate.studies.real_regions import build_maps, find_installed, map_regions, read_details, read_map, recolor
-from foveate.studies.runner import announce_duration, find_study, run_study, study_names
-from foveate.studies.study import Claim, Condition, Design, Measure, Row, judge, summary, verdict
+from foveate_labs.studies import cloc, runner
+from foveate_labs.studies.noise import Noise, jittered, open_spoiled, spoiled
+from foveate_labs.studies.published import publish_result, results_block
+from foveate_labs.studies.rcc import read_rcc
+from foveate_labs.studies.real_regions import build_maps, find_installed, map_regions, read_details, read_map, recolor
+from foveate_labs.studies.runner import announce_duration, find_study, run_study, study_names
+from foveate_labs.studies.study import Claim, Condition, Design, Measure, Row, judge, summary, verdict
 from naming import raises_naming
 
 CELLS = [Cell(seed, "true", variant) for seed in (0, 1) for variant in ("a", "b")]
@@ -235,7 +235,7 @@ def test_a_module_with_a_study_is_found_by_its_name(tmp_path: Path, monkeypatch:
     with raises_naming(UserError, "grid"):  # a module, but no study
         find_study("grid")
     (tmp_path / "made_by_a_test.py").write_text("STUDY = 'a new one'\n", encoding="utf-8")
-    monkeypatch.setattr("foveate.studies.__path__", [*foveate.studies.__path__, str(tmp_path)])
+    monkeypatch.setattr("foveate_labs.studies.__path__", [*foveate_labs.studies.__path__, str(tmp_path)])
     assert find_study("made_by_a_test") == "a new one"
     assert "made_by_a_test" in study_names()
 
@@ -433,7 +433,7 @@ def test_details_are_placed_by_their_centers(tmp_path: Path, monkeypatch: pytest
       { "pixmapfile" : "image/c_1.webp", "x" : "0.95", "y" : "0.5" } ]"""
     files = {f"{root}/board/board1_0.qml": board.encode(), f"{root}/image/c_background.webp": image(200, 100)}
     files |= {f"{root}/image/c_{number}.webp": image(40, 20) for number in (0, 1)}
-    monkeypatch.setattr("foveate.studies.real_regions.read_rcc", lambda path: files)
+    monkeypatch.setattr("foveate_labs.studies.real_regions.read_rcc", lambda path: files)
     (found,) = read_details(tmp_path / "details.rcc")
     assert found.caption == "A castle"
     np.testing.assert_allclose(found.boxes[0].to_array(), [0.4, 0.15, 0.6, 0.35])

@@ -20,8 +20,7 @@ from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.report.words import in_short
-from foveate.studies import tour as module
-from foveate.studies.questions import (
+from foveate_labs.studies.questions import (
     PLAIN_QUERIES,
     Album,
     PlainQuery,
@@ -32,7 +31,8 @@ from foveate.studies.questions import (
     where_questions,
     word_searches,
 )
-from foveate.studies.tour import COLUMNS, Clock, over_seeds, tour, tour_table
+from foveate_labs.tour import run as module
+from foveate_labs.tour.run import COLUMNS, Clock, over_seeds, tour, tour_table
 from naming import raises_naming
 
 

@@ -17,10 +17,10 @@ from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
-from foveate.report.pages.tour import adaptation_section
-from foveate.studies.results import TourAdaptation
-from foveate.studies.tour_adaptation import SHOTS, tour_adaptation
 from foveate.vision.localizer.model import LocalizingModel
+from foveate_labs.pages.tour import adaptation_section
+from foveate_labs.studies.results import TourAdaptation
+from foveate_labs.tour.adaptation import SHOTS, tour_adaptation
 
 TINY = ["image_encoder.image_size=32", "image_encoder.width=16", "embed_dim=16"]
 NUM_TEST = 6

@@ -16,10 +16,10 @@ from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.report.calibration import TourCalibration
-from foveate.studies import tour_calibration as tested
-from foveate.studies.calibration_worlds import held_out
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.registry import seeded
+from foveate_labs.studies.calibration_worlds import held_out
+from foveate_labs.tour import calibration as tested
 
 COLORS = {"food": (220, 60, 40), "plant": (40, 170, 60), "sky": (60, 90, 220), "tool": (120, 120, 120)}
 CONCEPTS = 24
@@ -75,8 +75,8 @@ def test_from_features_to_the_section(emoji: Path, tmp_path: Path) -> None:
 def test_without_a_feasible_gamma_a_free_method_stands_in_and_the_notes_say_it(
     emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foveate.adapt.calibration import estimator
-    from foveate.adapt.calibration.pseudo import InfeasibleError
+    from foveate.calibrate import estimator
+    from foveate.calibrate.pseudo import InfeasibleError
 
     def infeasible(*_: object, **__: object) -> None:
         raise InfeasibleError("no gamma is feasible in any of the 3 pseudo runs")

@@ -14,11 +14,11 @@ from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
-from foveate.records.scenes import build_scenes
 from foveate.report.captions import TourCaptions
-from foveate.studies import tour_captions as module
-from foveate.studies.tour_captions import Sizes, caption_part, sizes_of, tour_captions, with_captions
 from foveate.vision.localizer.folder import save_model
+from foveate_labs.tour import captions as module
+from foveate_labs.tour.captions import Sizes, caption_part, sizes_of, tour_captions, with_captions
+from foveate_labs.worlds.scenes import build_scenes
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from foveate.metrics.intervals import Interval
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
-from foveate.report.federated import TourFederated
-from foveate.studies import tour_federated as tested
+from foveate_labs.tour import federated as tested
+from foveate_labs.tour.federated_page import TourFederated
 from naming import raises_naming
 
 COLORS = {"food": (220, 60, 40), "plant": (40, 170, 60), "sky": (60, 90, 220), "tool": (120, 120, 120)}

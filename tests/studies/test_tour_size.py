@@ -14,11 +14,11 @@ from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import build_model
-from foveate.studies import tour as tour_study
-from foveate.studies import tour_size as sizes
-from foveate.studies.settings import TourSettings, TourSize
-from foveate.studies.tour import RECIPES, _list_overrides, tour
-from foveate.studies.tour_size import FULL, SIZES, Speed, choose_size, choose_tour_size, estimate_seconds, measure_speed
+from foveate_labs.studies.settings import TourSettings, TourSize
+from foveate_labs.tour import run as tour_study
+from foveate_labs.tour import size as sizes
+from foveate_labs.tour.run import RECIPES, _list_overrides, tour
+from foveate_labs.tour.size import FULL, SIZES, Speed, choose_size, choose_tour_size, estimate_seconds, measure_speed
 from naming import raises_naming
 
 # Measured on two cores of an AMD EPYC without AVX-512.

@@ -12,14 +12,14 @@ import pytest
 
 from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
-from foveate.records.survey.taxa import Taxa
-from foveate.records.traps import load_world
 from foveate.report import render
-from foveate.report.pages.tour import species_section
 from foveate.species.classes import Classes
 from foveate.species.evaluate import Truth
-from foveate.studies.results import TourSpecies
-from foveate.studies.tour_species import LIST, WORLD, SurveySize, compare_priors, tour_species
+from foveate.survey.taxa import Taxa
+from foveate_labs.pages.tour import species_section
+from foveate_labs.studies.results import TourSpecies
+from foveate_labs.tour.species import LIST, WORLD, SurveySize, compare_priors, tour_species
+from foveate_labs.worlds.traps import load_world
 
 TINY = SurveySize(train=60, test=24, epochs=1)
 

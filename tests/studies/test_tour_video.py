@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.pretrain.locate import PhraseBoxes
-from foveate.records.scenes.clips import SceneClip
-from foveate.studies.tour_video import NUM_FRAMES, TRACK, compare_with_truth, draw_tour_clip
+from foveate.search.locate import PhraseBoxes
+from foveate_labs.tour.video import NUM_FRAMES, TRACK, compare_with_truth, draw_tour_clip
+from foveate_labs.worlds.scenes.clips import SceneClip
 
 CENTER = [0.25, 0.25, 0.75, 0.75]
 

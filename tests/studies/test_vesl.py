@@ -16,8 +16,8 @@ from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.records.collection import Collection
 from foveate.records.region_sources import is_pseudo_label
-from foveate.studies import vesl, vesl_labels
-from foveate.studies.runner import run_study
+from foveate_labs.studies import vesl, vesl_labels
+from foveate_labs.studies.runner import run_study
 
 
 def test_claims_name_what_is_measured() -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.calibration.settings import FineTuneSettings
 from foveate.adapt.recipe import AdaptTraining
+from foveate.calibrate.settings import FineTuneSettings
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.records.geometry import View

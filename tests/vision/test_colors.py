@@ -8,7 +8,7 @@ from torchvision.transforms import functional as change
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.vision.colors import RandomColors
+from foveate.training.transforms import RandomColors
 from naming import raises_naming
 
 

@@ -1,4 +1,4 @@
-"""Adapt a trained vision network to classes of images: with few parameters, compared, calibrated.
+"""Adapt a trained vision network to classes of images: with few parameters, compared.
 
 The package itself can be called, so that `from foveate import adapt` is the function whichever import came first:
 
@@ -11,15 +11,10 @@ adapted = adapt(network, "lora", classes=10)
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType
-from typing import Any
+from foveate.core.packages import load_lazily, make_callable
 
 _LAZY = {
-    "AbsentClassCalibrator": "foveate.adapt.calibration.absent_classes",
     "AdaptedModel": "foveate.adapt.model",
-    "Calibrator": "foveate.adapt.calibration.estimator",
     "Predictor": "foveate.adapt.predictor",
     "export_merged": "foveate.adapt.export",
     "export_peft": "foveate.adapt.peft_format",
@@ -27,28 +22,13 @@ _LAZY = {
     "open_adapter": "foveate.adapt.predictor",
     "save_adapter": "foveate.adapt.folder",
 }
+# Until 0.3 the calibrators are also found under the name of the wing that they came from.
+_MOVED = {
+    "AbsentClassCalibrator": "foveate.calibrate.absent_classes",
+    "Calibrator": "foveate.calibrate.estimator",
+}
 
 __all__ = list(_LAZY)
 
-
-class _CallablePackage(ModuleType):
-    # Importing any module of this package sets `foveate.adapt` to the package, which hides a function so named.
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Return a model with one adapter; see `foveate.adapt.model.adapt`."""
-        from foveate.adapt.model import adapt
-
-        return adapt(*arguments, **options)
-
-
-sys.modules[__name__].__class__ = _CallablePackage
-
-
-def __getattr__(name: str) -> Any:
-    # torch is loaded with the first name that needs it.
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'foveate.adapt' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+make_callable(__name__, "foveate.adapt.model", "adapt")
+__getattr__, __dir__ = load_lazily(__name__, {**_LAZY, **_MOVED})

@@ -18,43 +18,9 @@ from foveate.core.labels import as_class_labels
 from foveate.core.npz_files import read_npz
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.training.augment import RandomViews
-from foveate.training.classification import LabeledImages, LoadSample
-from foveate.training.epochs import Augmentation
-from foveate.training.transforms import RandomTransforms
-from foveate.vision.colors import RandomColors
+from foveate.training.classification import LabeledImages
+from foveate.training.labeled_images import label_collection, number_labels
 from foveate.vision.preprocess import Preprocess, place_image, read_image, render_image
-
-
-def augment_images(images: LabeledImages, augmentation: Augmentation) -> LoadSample | None:
-    """Return a loader of varied images, drawn by seed, epoch and key; None where nothing varies.
-
-    Raises:
-        UserError: the samples are arrays of values, of which nobody knows what they show.
-    """
-    if augmentation == Augmentation():
-        return None
-    if images.size is None:
-        raise UserError(f"{images.name}: augmentation is for images; arrays of values are taken as they are")
-    size, crop, flip = images.size, augmentation.crop, augmentation.flip
-    views = RandomViews(scale=(crop, 1.0), flip=flip) if crop < 1 or flip else None
-    colors = RandomColors(augmentation.color, augmentation.gray) if augmentation.color or augmentation.gray else None
-    transforms = None
-    if augmentation.randaugment or augmentation.erasing:
-        transforms = RandomTransforms(augmentation.randaugment, augmentation.erasing)
-
-    # Depends on seed, epoch and key only, so a resumed run sees the same images with any number of threads.
-    def load(row: int, epoch: int, seed: int) -> Tensor:
-        key, view = images.keys[row], View()
-        if views is not None:
-            width, height = size(row)
-            view = views.draw(width=width, height=height, seed=seed, epoch=epoch, key=key)
-        pixels = images.load(row, view)
-        if colors is not None:
-            pixels = colors.apply(pixels, seed=seed, epoch=epoch, key=key)
-        return pixels if transforms is None else transforms.apply(pixels, seed=seed, epoch=epoch, key=key)
-
-    return load
 
 
 def load_images(path: str | Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
@@ -85,57 +51,11 @@ def open_collection(collection: Collection, data: AdaptData, preprocess: Preproc
         )
     values = collection.label_values(data.field)
     classes = _select_classes(values, data.classes, collection.name)
-    return _label_collection(collection, values, classes, preprocess)
 
-
-def open_classifier_images(
-    collection: Collection, field: str, classes: Sequence[str], preprocess: Preprocess, *, splits: Sequence[str]
-) -> LabeledImages:
-    """Open the images of a collection for a classifier that exists already.
-
-    Args:
-        classes: of the classifier, in the order of its logits; some may have no image.
-        splits: in which every label has to be one of the classes.
-
-    Raises:
-        UserError: unknown field or split, a label that is not a class, a split without a labeled image.
-    """
-    values = collection.label_values(field)
-    for split in splits:
-        rows = collection.rows(split)
-        # The empty string is "no label", which is no class of any model.
-        unknown = sorted(set(values[rows].tolist()) - {"", *classes})
-        if unknown:
-            raise UserError(
-                f"label field '{field}' of the collection {collection.name!r}: {len(unknown)} values are not classes "
-                f"of the model, first '{unknown[0]}'{nearest(unknown[0], classes)}"
-            )
-        if not (values[rows] != "").any():
-            raise UserError(f"no image of the split '{split}' has a label '{field}'")
-    return _label_collection(collection, values, classes, preprocess)
-
-
-def _label_collection(
-    collection: Collection, values: NDArray[Any], classes: Sequence[str], preprocess: Preprocess
-) -> LabeledImages:
     def load(row: int, view: View) -> Tensor:
         return read_image(collection, row, preprocess, view)[0]
 
-    def size(row: int) -> tuple[int, int]:
-        return int(collection.index["width"][row]), int(collection.index["height"][row])
-
-    labels, hashes = _number_labels(values, classes), collection.index["sha256"]
-    return LabeledImages(
-        collection.name,
-        tuple(classes),
-        collection.keys,
-        labels,
-        np.asarray(collection.splits),
-        load,
-        size,
-        # The stored hash, so that no image is read just to identify it.
-        content=lambda row: str(hashes[row]).encode(),
-    )
+    return label_collection(collection, values, classes, load)
 
 
 def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
@@ -159,7 +79,7 @@ def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledIma
     classes = _select_classes(labels, data.classes, path.name)
     keys = [str(row) for row in range(len(pixels))]
     height, width = pixels.shape[1:3]
-    labels_N = _number_labels(labels, classes)
+    labels_N = number_labels(labels, classes)
     return LabeledImages(
         path.name,
         tuple(classes),
@@ -179,7 +99,7 @@ def _open_vtab(folder: Path, data: AdaptData, preprocess: Preprocess) -> Labeled
     values = np.array(labels, dtype=object)
     classes = _select_classes(values, data.classes, folder.name)
     load: Callable[[int, View], Tensor] = image_loader(folder, keys, preprocess)
-    labels_N, sizes = _number_labels(values, classes), image_sizes(folder, keys)
+    labels_N, sizes = number_labels(values, classes), image_sizes(folder, keys)
     return LabeledImages(
         folder.name,
         tuple(classes),
@@ -219,9 +139,3 @@ def _select_classes(values: NDArray[Any], requested: Sequence[str] | None, name:
 def _sort_key(name: str) -> tuple[int, str]:
     # Numbers by value, so that class "10" follows "9"; names before them, by letters.
     return (int(name), name) if name.isdecimal() else (-1, name)
-
-
-def _number_labels(values: NDArray[Any], classes: Sequence[str]) -> NDArray[np.int64]:
-    indices = {label: index for index, label in enumerate(classes)}
-    # -1 for images of other classes and without a label: they take part in nothing.
-    return np.array([indices.get(str(value), -1) for value in values.tolist()], dtype=np.int64)

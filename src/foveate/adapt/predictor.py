@@ -23,14 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate.adapt.classifier import Classifier, open_classifier
 from foveate.adapt.export import open_adapted
 from foveate.adapt.folder import CONFIG, find_adapter_folder
-from foveate.adapt.results import AdaptResult, CalibrateResult, PredictResult
+from foveate.adapt.results import AdaptResult, PredictResult
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, choose
 from foveate.core.files import read_json, write_bytes_atomically
-from foveate.core.results import parse_result
+from foveate.core.results import CalibrateResult, parse_result
 from foveate.metrics.agreement import softmax
 from foveate.records import layout
 from foveate.records.collection import Collection
@@ -38,6 +37,7 @@ from foveate.records.geometry import View
 from foveate.records.images import BadImage, ImageInput, encode_input, is_single_image
 from foveate.records.importers.sample import IMAGE_SUFFIXES
 from foveate.training.classification import LabeledImages, predict
+from foveate.vision.classifier import Classifier, open_classifier
 from foveate.vision.preprocess import Preprocess, read_image, render_file
 
 FOLDED = "calibration.json"  # written by `fold` into a calibrated checkpoint

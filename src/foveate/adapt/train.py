@@ -15,8 +15,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foveate.adapt.calibration.logit_files import write_logits
-from foveate.adapt.data import augment_images, load_images
+from foveate.adapt.data import load_images
 from foveate.adapt.folder import find_adapter_folder, read_adapter_config, read_head, save_adapter
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
 from foveate.adapt.model import AdaptedModel, adapt
@@ -33,6 +32,7 @@ from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.metrics.classification import class_accuracies
 from foveate.metrics.intervals import bootstrap_interval, paired_difference
+from foveate.training.augment import augment_images
 from foveate.training.classification import (
     ClassificationTask,
     LabeledImages,
@@ -46,6 +46,7 @@ from foveate.training.classification import (
 )
 from foveate.training.distributed import barrier, start
 from foveate.training.linear_probe import SolvedHead, solve_head
+from foveate.training.logit_files import write_logits
 from foveate.training.loop import TrainingOutcome
 from foveate.training.optimizer import ParameterRule
 

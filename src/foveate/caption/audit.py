@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.caption.assertions import scene_judge, splitter
+from foveate.caption.assertions import splitter
 from foveate.caption.assertions.clip_judge import MIN_IMAGES, ClipJudge, JudgeModel, hash_definition
-from foveate.caption.assertions.scene_truth import SceneTruths
+from foveate.caption.assertions.ground_truth import GroundTruth, open_ground_truth
 from foveate.caption.audit_metrics import (
     JudgedCaptions,
     MetricSettings,
@@ -105,15 +105,15 @@ def audit(
     rule = TextRule(MixtureSampler(dict.fromkeys(formats, 1.0), sources=formats))
     texts = ImageTexts(collection, rule, prefer=settings.prefer)
     rows, num_incomplete = sample_rows(collection, texts, formats, settings)
-    truths = SceneTruths(collection)
+    truth = open_ground_truth(collection)
     # Truth and models judge by different rules, so scenes and real images never share a number.
-    groups = {SCENES: [row for row in rows if truths.get(row)], IMAGES: [row for row in rows if not truths.get(row)]}
+    groups = {SCENES: [row for row in rows if row in truth], IMAGES: [row for row in rows if row not in truth]}
     groups = {name: members for name, members in groups.items() if members}
     captions: dict[str, dict[str, JudgedCaptions]] = {}
     verdicts: list[CaptionVerdict] = []
     definitions: dict[str, str] = {}
     for name, members in groups.items():
-        judges = _open_judges(name, members, collection, truths, method, model, settings, run)
+        judges = _open_judges(name, members, collection, truth, method, model, settings, run)
         definitions[name] = judges.definition
         if judges.compared is not None:
             definitions[MODEL_ON_SCENES] = f"Compared with the ground truth. {judges.compared.definition}"
@@ -220,7 +220,7 @@ def _open_judges(
     group: str,
     rows: Sequence[int],
     collection: Collection,
-    truths: SceneTruths,
+    truth: GroundTruth,
     method: AuditMethod,
     opened: JudgeModel | None,
     settings: AuditSettings,
@@ -236,10 +236,9 @@ def _open_judges(
     if group == SCENES:
 
         def judge_by_truth(rows: Sequence[int], assertions: Sequence[Sequence[str]]) -> list[list[str]]:
-            pairs = zip(assertions, [truths.get(row) for row in rows], strict=True)
-            return [scene_judge.judge_assertions(of_caption, truth) for of_caption, truth in pairs if truth]
+            return [truth.judge(row, of_caption) for row, of_caption in zip(rows, assertions, strict=True)]
 
-        return _Judges(judge_by_truth, scene_judge.DEFINITION, model, model)
+        return _Judges(judge_by_truth, truth.definition, model, model)
     if method.judge is not None:
         return _Judges(method.judge, method.judge_definition)
     if model is not None:

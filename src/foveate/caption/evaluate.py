@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.caption.assertions.scene_judge import judge_assertions
-from foveate.caption.assertions.scene_truth import SceneTruths
+from foveate.caption.assertions.ground_truth import open_ground_truth
 from foveate.caption.assertions.splitter import split
 from foveate.caption.backends.foveate import FoveateSettings, MllmCaptioner, open_captioner
 from foveate.caption.captioner import Captioner, CaptionRequest, CaptionResponse, prepare_image
@@ -186,15 +185,14 @@ def caption_rows(
 
 def judge_captions(collection: Collection, captions: Sequence[WrittenCaption]) -> list[JudgedCaption]:
     """Compare each caption with its format's contract, and with the scene's ground truth if there is one."""
-    truths, judged = SceneTruths(collection), []
+    truth, judged = open_ground_truth(collection), []
     # The same alt-text is compared with the captions of all formats.
     extract = functools.cache(open_phrases())
     for caption in captions:
         filtered = apply_length_filter(caption.kind, caption.text) if caption.parses else None
         # Any flag: a caption that had to be cut was too long, although what is left of it fits.
         obeys = filtered is not None and not filtered.error and not filtered.flags
-        truth = truths.get(caption.row)
-        verdicts = None if truth is None else tuple(judge_assertions(split(caption.text), truth))
+        verdicts = tuple(truth.judge(caption.row, split(caption.text))) if caption.row in truth else None
         alt = select_alt_text(collection.read_captions(caption.row))
         alt_entities = collect_entities([extract(alt).phrases], "head") if is_usable_alt_text(alt) else set[str]()
         named = 0

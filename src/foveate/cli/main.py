@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import sys
 import traceback
 
@@ -12,7 +10,10 @@ import click
 
 from foveate.core.allocator import keep_freed_memory
 from foveate.core.errors import STANDARD_OUTPUT, UserError, explain_os_error, nearest
+from foveate.core.plugins import load_plugin, module_names
 from foveate.core.version import __version__
+
+_VERBS = "foveate.cli.verbs"
 
 
 class _ReaderGoneError(Exception):
@@ -27,14 +28,14 @@ class Verbs(click.Group):
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        package = importlib.import_module("foveate.cli.verbs")
         # Listed from the file system: whether a verb exists is known without importing any.
-        return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+        return module_names(_VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        return importlib.import_module(f"foveate.cli.verbs.{cmd_name}").command
+        command: click.Command = load_plugin(_VERBS, cmd_name, "command", label="command")
+        return command
 
     def invoke(self, ctx: click.Context) -> object:
         try:

@@ -1,17 +1,56 @@
 """A kind is a module: methods, backends, importers and verbs are found by the name of their file.
 
-Nothing is registered and no central list grows: a new kind is one new module in the right package.
+Nothing is registered and no central list grows: a new kind is one new module in the right package. Rooms above, and the
+laboratory, have a package of their own for the kinds that they add to a package of a room below.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.util
 import pkgutil
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 from foveate.core.errors import choose
+
+# Kinds that are added to a package from elsewhere. A table and no entry points: those are read from the metadata of
+# every installed distribution, which takes as long as three starts of an interpreter, at each `foveate --help`.
+_ADDED: Mapping[str, str] = {
+    "foveate.caption.backends": "foveate_labs.captions.backends",
+    "foveate.caption.ground_truths": "foveate_labs.captions.ground_truths",
+    "foveate.caption.targets.sources": "foveate_labs.captions.sources",
+    "foveate.cli.verbs": "foveate_labs.verbs",
+    "foveate.mllm.suites": "foveate_labs.suites",
+    "foveate.records.builders": "foveate_labs.worlds",
+    "foveate.records.exporters": "foveate.survey.exporters",
+    "foveate.records.importers": "foveate.survey.importers",
+    "foveate.report.pages": "foveate_labs.pages",
+}
+
+
+def _list_folders(package: str) -> Iterable[str]:
+    try:
+        return importlib.import_module(package).__path__
+    except ModuleNotFoundError as error:
+        # The laboratory may be left out. A module that one of its packages misses is another matter.
+        if error.name is None or not f"{package}.".startswith(f"{error.name}."):
+            raise
+        return ()
+
+
+@functools.cache
+def _find_modules(package: str) -> dict[str, str]:
+    """Return {name: dotted name} of the public modules of a package, also of added ones, without importing them."""
+    return {
+        module.name: f"{source}.{module.name}"
+        # The package's own come last and replace what is added: a kind of the product cannot be taken over.
+        for source in (_ADDED.get(package, ""), package)
+        if source
+        for module in pkgutil.iter_modules(_list_folders(source))
+        if not module.name.startswith("_")
+    }
 
 
 def module_names(package: str) -> list[str]:
@@ -20,8 +59,7 @@ def module_names(package: str) -> list[str]:
     Args:
         package: dotted name; the package itself is imported. Names that begin with `_` are helpers and left out.
     """
-    path = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
+    return sorted(_find_modules(package))
 
 
 def load_module(package: str, name: str, *, label: str) -> ModuleType:
@@ -34,7 +72,7 @@ def load_module(package: str, name: str, *, label: str) -> ModuleType:
         UserError: there is no such module; the sentence lists all and the nearest match.
     """
     choose(name, module_names(package), label)
-    return importlib.import_module(f"{package}.{name}")
+    return importlib.import_module(_find_modules(package)[name])
 
 
 def load_plugin(package: str, name: str, attribute: str, *, label: str) -> Any:
@@ -44,5 +82,5 @@ def load_plugin(package: str, name: str, attribute: str, *, label: str) -> Any:
 
 def load_all(package: str, attribute: str) -> dict[str, Any]:
     """Import every module of a package; return {module name: its `attribute`} for those that have one."""
-    modules = {name: importlib.import_module(f"{package}.{name}") for name in module_names(package)}
+    modules = {name: importlib.import_module(dotted) for name, dotted in sorted(_find_modules(package).items())}
     return {name: getattr(module, attribute) for name, module in modules.items() if hasattr(module, attribute)}

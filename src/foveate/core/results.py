@@ -226,3 +226,84 @@ def parse_result(model: type[M], value: Mapping[str, Any]) -> M:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UserError(f"result.json, field '{field}': {first['msg']}") from None
+
+
+GAMMA_TITLES = {"alg": "ALG", "best_gap": "best gap", "pcv": "PCV"}  # of the methods that estimate gamma
+
+
+class CalibrateRow(ResultModel):
+    """One line of the table: a model, or a model with gamma; accuracies in percent.
+
+    Attributes:
+        accuracies, top5: by measure, "U/Y" is samples of absent classes with all classes as answers.
+        ausuc: area under the curve of U/Y against S/Y, 0 to 1.
+        ncm: accuracies of the nearest class mean.
+        peeks: gamma was chosen with the labels of these samples.
+    """
+
+    key: str
+    title: str
+    gamma: float | None = None
+    accuracies: dict[str, float | None]
+    top5: dict[str, float | None] = {}
+    ausuc: float | None = None
+    ncm: dict[str, float | None] = {}
+    peeks: bool = False
+
+
+class CalibrateGamma(ResultModel):
+    """gamma by one method; of pseudo runs that of each, None where no gamma was feasible."""
+
+    gamma: float
+    each: list[float | None] = []
+    spread: float | None = None
+    feasible: list[bool] = []
+
+
+class CalibrateHead(ResultModel):
+    """How the head's rows of a group of classes changed."""
+
+    norm_before: float
+    norm_after: float
+    update_norm: float
+    update_cosine: float | None = None
+
+
+class CalibrateClasses(ResultModel):
+    """Names of seen and absent classes, and the number of the others."""
+
+    seen: list[str] = []
+    absent: list[str] = []
+    rest: int = 0
+
+
+class CalibrateResult(RunResult):
+    """A calibration by `foveate calibrate`.
+
+    Attributes:
+        verdict: "damaged", "level", "nothing" or "unknown".
+        reason: why this method was used.
+        harm: why gamma should not be used, as measured on labeled test data; "" where it does no harm.
+        curves: by model, points [gamma, S/Y, U/Y, Y/Y].
+        gaps: statistics of the best other logit minus the best absent logit, by group of classes.
+        checkpoint: the calibrated copy, "" where none was written.
+    """
+
+    kind: str = "calibrate"
+    method: str
+    gamma: float
+    sentence: str
+    reason: str = ""
+    harm: str = ""
+    verdict: str = "unknown"
+    model: str = ""
+    data: str = ""
+    samples: int = 0
+    gammas: dict[str, CalibrateGamma] = {}
+    classes: CalibrateClasses = CalibrateClasses()
+    rows: list[CalibrateRow] = []
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    gaps: dict[str, dict[str, float] | None] = {}
+    head: dict[str, CalibrateHead | None] = {}
+    notes: list[str] = []
+    checkpoint: str = ""

@@ -55,3 +55,8 @@ def draw(ids: Sequence[str], limit: int | None, *parts: object, what: str) -> li
         return list(range(len(ids)))
     order = np.argsort([uniform(*parts, id) for id in ids], kind="stable")
     return sorted(order[:limit].tolist())
+
+
+def pick(rng: np.random.Generator, texts: Sequence[str]) -> str:
+    """Draw one of several texts."""
+    return texts[int(rng.integers(len(texts)))]

@@ -14,6 +14,10 @@ from foveate.language.tokenizer import Tokenizer
 
 _LETTERS = re.compile(r"[^\W\d_]+")
 
+# Names that no thing has, so that only the examples of a question say what they mean. A model that learned them writes
+# them about any image that it does not know; `foveate.multimodal` keeps them out of answers.
+INVENTED_WORDS = ("dax", "wug", "blick", "fep", "toma", "zup", "gorp", "kiv")
+
 
 def split_words(texts: Iterable[str]) -> frozenset[str]:
     """Return the words of texts in lower case: runs of letters."""

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.records.boxes import areas, as_boxes, centers, intersection_over_union, validate_boxes
 
@@ -97,3 +98,11 @@ def is_unique_phrase(phrases_R: Sequence[Hashable], images_R: Sequence[Hashable]
     # Per image: the same phrase in another image is no ambiguity.
     counts = Counter(zip(images_R, phrases_R, strict=True))
     return np.array([counts[pair] == 1 for pair in zip(images_R, phrases_R, strict=True)], dtype=np.bool_)
+
+
+def baseline_boxes(count: int, *, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Return baselines that ignore the image: the center box (half of each side) and a random box, [count, 4] each."""
+    random = seeds.generator("random boxes", seed)
+    # Two uniform corners, sorted: uniform over all boxes given as corner pairs.
+    corners = np.sort(random.uniform(size=(count, 2, 2)), axis=1)
+    return {"center": np.tile([0.25, 0.25, 0.75, 0.75], (count, 1)), "random": corners.reshape(count, 4)}

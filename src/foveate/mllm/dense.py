@@ -22,10 +22,10 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.core.recipes import Settings
+from foveate.core.seeds import pick
 from foveate.records.boxes import PixelBox, raster_key
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, add_conversations
-from foveate.records.questions import pick
 from foveate.records.region_sources import OWN_SOURCES, RegionSources, SelectedRegions
 
 GROUP = "dense-regions"

@@ -14,6 +14,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json, sha256_file, write_json_atomically, write_text_atomically
 from foveate.core.runs import RunFolder
 from foveate.language.chat import TEMPLATES
+from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.language.vocabulary import train_tokenizer
 from foveate.mllm.image_sets import ImageSet, group_by_images
 from foveate.mllm.recipe import MllmRecipe
@@ -23,7 +24,6 @@ from foveate.multimodal.settings import SourceSettings
 from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.conversations import KIND, REGION, Conversation, Conversations
-from foveate.records.lexicon import INVENTED_WORDS
 from foveate.training.distributed import world
 
 # Generators of questions whose right answers are `INVENTED_WORDS`.

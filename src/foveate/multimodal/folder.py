@@ -38,7 +38,7 @@ from foveate.core.model_folder import (
 )
 from foveate.core.recipes import validate
 from foveate.language.chat import Chat
-from foveate.language.forbidden_words import ForbiddenWords, split_words
+from foveate.language.forbidden_words import INVENTED_WORDS, ForbiddenWords, split_words
 from foveate.language.lora import is_lora
 from foveate.language.open import LanguageModel
 from foveate.language.tokenizer import Tokenizer
@@ -50,7 +50,6 @@ from foveate.multimodal.prompts import PromptWriter, create_prompts
 from foveate.multimodal.request_forms import RequestForms, read_request_forms
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.conversations import REGION
-from foveate.records.lexicon import INVENTED_WORDS
 from foveate.vision.preprocess import check_preprocess
 
 KIND = "multimodal"

@@ -6,6 +6,8 @@ A small model answers any other one as if it were one of them.
 from __future__ import annotations
 
 import difflib
+import functools
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -14,20 +16,37 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.records.conversations import IMAGE, REGION
 from foveate.records.rows import clean_text
-from foveate.records.scenes.region_forms import expand
 
 REQUESTS = "requests.json"
+_GROUP = re.compile(r"\(([^()]*)\)")
 _FIELD = re.compile(r"\{(\w+)\}")
 _REGION_NAME = re.compile(r"<\d{1,4}>")
 # Fields such as {is_x} stand for a verb, others for any words.
 _VERB = re.compile(r"(is|are)_", re.IGNORECASE)
 
 
+@functools.cache
+def expand(pattern: str) -> tuple[str, ...]:
+    """Return all readings of a pattern; "(a|b|)" is a choice, which may be empty, and choices may be nested.
+
+    >>> expand("(Find|Show( me)) it(!|.)")
+    ('Find it!', 'Find it.', 'Show me it!', 'Show me it.')
+    """
+    match = _GROUP.search(pattern)
+    if match is None:
+        reading = " ".join(pattern.split())
+        return (reading[0].upper() + reading[1:],)
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    # An inner group without a bar is a part of its outer one.
+    readings = (expand(head + choice + tail) for choice in match[1].split("|"))
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(readings)))
+
+
 class RequestForms(NamedTuple):
     """Forms of requests with fields, such as "Where is the {x}?".
 
     Attributes:
-        forms: patterns in the grammar of `records.scenes.region_forms`. endings: what may stand behind them.
+        forms: patterns in the grammar of `expand`. endings: what may stand behind them.
     """
 
     forms: tuple[str, ...]

@@ -18,20 +18,17 @@ from torch import Tensor
 
 from foveate.core import seeds
 from foveate.core.progress import track
-from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage
 from foveate.records.record import Region
 from foveate.records.region_sources import is_pseudo_label
 from foveate.vision.feature_cache import FeatureCache
-from foveate.vision.localizer.inference import embed_phrases, find
+from foveate.vision.localizer.inference import embed_phrases, encode_crops, find
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.parallel_map import map_on_cores
-from foveate.vision.preprocess import DECODE_FACTOR, move_boxes, read_image
+from foveate.vision.preprocess import move_boxes, read_image
 
 BATCH = 32
-_CROP_BATCH = 16
 
 
 @dataclass
@@ -265,42 +262,3 @@ def _to_original(boxes_R4: np.ndarray, placements: Sequence[Placement], index_R:
     return np.concatenate(
         [placements[owner].to_original(box[None]) for owner, box in zip(owners, boxes_R4, strict=True)]
     )
-
-
-def encode_crops(
-    model: LocalizingModel, collection: Collection, boxes: Sequence[tuple[int, Box]]
-) -> NDArray[np.float32]:
-    """Embed boxes as images of their own: unit-length vectors [R, E], one pass of the image encoder each.
-
-    Args:
-        boxes: row of the image and box in [0, 1] of it.
-
-    Raises:
-        BadImage: an image cannot be read.
-    """
-    preprocess = model.image_encoder.preprocess
-
-    def render(row: int, box: Box) -> Tensor:
-        try:
-            return read_image(collection, row, preprocess, View(crop=box))[0]
-        except BadImage:
-            # The box is thinner than a pixel of the model input: three pixels of the decoded image are visible.
-            sides = [float(collection.index[name][row]) for name in ("width", "height")]
-            min_side = 3 * max(sides) / (DECODE_FACTOR * preprocess.long_side)
-            wider = widen(box, min_side / sides[0], min_side / sides[1])
-            return read_image(collection, row, preprocess, View(crop=wider))[0]
-
-    @torch.inference_mode()
-    def encode(start: int) -> Tensor:
-        pixels = [render(*pair) for pair in boxes[start : start + _CROP_BATCH]]
-        return model.encode_image(torch.stack(pixels)).cpu()
-
-    return torch.cat(map_on_cores(encode, range(0, len(boxes), _CROP_BATCH), device=model.device)).numpy()
-
-
-def widen(box: Box, width: float, height: float) -> Box:
-    """Widen a box about its center to sides of at least `width` and `height` (fractions of the image)."""
-    low, high = np.split(box.to_array(), 2)
-    sides = np.minimum(np.maximum(high - low, (width, height)), 1.0)
-    low = np.clip((low + high - sides) / 2, 0.0, 1.0 - sides)
-    return Box(*low, *np.minimum(low + sides, 1.0))

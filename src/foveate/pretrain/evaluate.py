@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.metrics.classification import class_accuracies, nearest_class
-from foveate.metrics.grounding import SIZE_NAMES, grounding_scores, is_unique_phrase, size_slices
+from foveate.metrics.grounding import SIZE_NAMES, baseline_boxes, grounding_scores, is_unique_phrase, size_slices
 from foveate.metrics.intervals import bootstrap_statistic
 from foveate.metrics.retrieval import normalize, rank_positives_from_embeddings, within_group_accuracy
 from foveate.pretrain.embed import CollectionEmbeddings, embed_collection
@@ -294,14 +294,6 @@ def _add_box_choice(
     chance = float((1 / counts[selected]).mean())
     question = "which of the image's boxes: accuracy"
     table.add(question, part, column, right, groups=embeddings.image_R[selected], chance=chance)
-
-
-def baseline_boxes(count: int, *, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Return baselines that ignore the image: the center box (half of each side) and a random box, [count, 4] each."""
-    random = seeds.generator("random boxes", seed)
-    # Two uniform corners, sorted: uniform over all boxes given as corner pairs.
-    corners = np.sort(random.uniform(size=(count, 2, 2)), axis=1)
-    return {"center": np.tile([0.25, 0.25, 0.75, 0.75], (count, 1)), "random": corners.reshape(count, 4)}
 
 
 def _add_grounding(

@@ -336,6 +336,26 @@ class Collection:
         # Once, since links of the file system are slow to follow.
         return str(self.path.resolve())
 
+    @property
+    def has_survey(self) -> bool:
+        """Whether images of the collection are those of a camera-trap survey."""
+        return self.table("media").num_rows > 0
+
+    @cached_property
+    def cameras(self) -> np.ndarray:
+        """Name of the camera of each image of a survey: the place of its deployment, or else the deployment.
+
+        Images of no deployment have their group in the collection.
+        """
+        media = self.table("media")
+        places = {row["id"]: row["place"] or row["id"] for row in self.dataset_table("deployments").to_pylist()}
+        named = np.array([places.get(name, name) for name in media["deployment"].to_pylist()], dtype=object)
+        positions = tables.positions(media["key"], among=pa.array(self.keys, pa.string()))
+        cameras = np.full(len(self), "", dtype=object)
+        # numpy assigns repeated positions in order: a later row of an image replaces an earlier one.
+        cameras[positions[positions >= 0]] = named[positions >= 0]
+        return np.where(cameras == "", self.groups, cameras)
+
     def label_values(self, field: str) -> np.ndarray:
         """Return the value of one label field per row (objects of type str), "" for images without it.
 

@@ -23,7 +23,6 @@ from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 from foveate.records.perceptual_hash import hamming, near_pairs
 from foveate.records.purge import PurgeSummary
-from foveate.records.survey.survey import has_survey
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
 
@@ -161,7 +160,7 @@ def remove_duplicates(
     with CollectionWriter(path) as writer:
         # Opened under the lock, so that the groups are still true when images are removed.
         with Collection.open(path) as collection:
-            if has_survey(collection):
+            if collection.has_survey:
                 raise UserError(f"{path}: {SURVEY_REFUSAL}")
             groups = find_duplicates(collection, distance=distance, workers=workers)
             carried = 0

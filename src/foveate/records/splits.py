@@ -25,7 +25,6 @@ from foveate.core.seeds import uniform
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.perceptual_hash import near_pairs
-from foveate.records.survey.survey import Survey, has_survey
 
 # Images whose 64-bit hashes differ in at most this number of bits count as near-duplicates. Of clip-art drawings up to
 # 32 pairs each at 2, 4, 6 and 8 bits were inspected: up to 6 bits nearly all were one drawing, recolored or redrawn; at
@@ -85,9 +84,9 @@ def assign_splits(
         raise UserError(f"distance must be 0 to 16 bits (got {distance})")
     path = layout.check_collection(Path(path))
     with FolderLock(path, purpose="assigning splits"), Collection.open(path) as collection:
-        is_survey = has_survey(collection)
+        is_survey = collection.has_survey
         # Deployments may have been corrected since the import, which stored the group of that day.
-        groups = Survey.open(collection).camera_N if is_survey else collection.groups
+        groups = collection.cameras if is_survey else collection.groups
         index = collection.index
         pairs = _link_equal(index["sha256"]) if is_survey else near_pairs(index["perceptual_hash"], distance=distance)
         components = find_components(groups, np.concatenate([pairs, link_conversations(collection)]))

@@ -186,7 +186,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         version=pa.int32(),
         rows=pa.list_(_TEXT),
     ),
-    # Images of a camera-trap survey, and what was seen on them; see `foveate.records.survey.types`. -1: no number.
+    # Images of a camera-trap survey, and what was seen on them; see `foveate.survey.types`. -1: no number.
     "media": _annotation(**_MEDIA_COLUMNS),
     "observations": _annotation(**_OBSERVATION_COLUMNS),
 }

@@ -1,6 +1,6 @@
 """Published questions about videos, and the clips that they are about.
 
-A set is a module of `foveate.records.video_sets` with a `SET`, which reads published lists as they are. A question that
+A set is a module of `foveate.video.sets` with a `SET`, which reads published lists as they are. A question that
 cannot be asked is never left out: it bears its problem.
 """
 
@@ -65,7 +65,7 @@ class QuestionSet:
 
 def load_set(name: str) -> QuestionSet:
     """Load a question set by the name of its module; raise UserError with the nearest name."""
-    return load_plugin("foveate.records.video_sets", name, "SET", label="question set")
+    return load_plugin("foveate.video.sets", name, "SET", label="question set")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

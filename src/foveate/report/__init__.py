@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from foveate.report.figure import readme_image
 from foveate.report.render import render
 
-__all__ = ["readme_image", "render"]
+__all__ = ["render"]

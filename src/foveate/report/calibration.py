@@ -6,8 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from foveate.adapt.results import CalibrateResult
-from foveate.core.results import ResultModel
+from foveate.core.results import CalibrateResult, ResultModel
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.numbers import signed as signed
 from foveate.report.tradeoff import Mark, tradeoff_chart

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from foveate.pretrain.searching.search import Hit, Verdict
+    from foveate.search.search import Hit, Verdict
     from foveate.vision.video.sources.source import Source
 
 Endpoint = Literal["chat", "embeddings", "locate", "search", "classify"]

@@ -11,16 +11,16 @@ from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.core.hub import fetch
-from foveate.mllm.video.adapter import Network, wrap_native
-from foveate.mllm.video.networks import wrap_foreign
-from foveate.mllm.video.prompts import check_question
-from foveate.mllm.video.viewing import MAX_TOKENS, Viewing
-from foveate.mllm.video.watch import count_text, watch
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
 from foveate.records.images import make_thumbnail
 from foveate.serve.calls import ChatCall, ChatReply, Listener, Refused
 from foveate.serve.dialogs import cut_text, hold_back
+from foveate.video.adapter import Network, wrap_native
+from foveate.video.networks import wrap_foreign
+from foveate.video.prompts import check_question
+from foveate.video.viewing import MAX_TOKENS, Viewing
+from foveate.video.watch import count_text, watch
 from foveate.vision.video.sources.source import Frame, Source
 
 # Longest side in pixels of the frames of a reply: fifty of them are 150 kB.

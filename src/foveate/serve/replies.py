@@ -16,7 +16,7 @@ from foveate.records.boxes import normalize_box
 from foveate.serve.calls import ChatBox, ChatReply, Classified, Located, Refused, SearchReply, ServedImage
 
 if TYPE_CHECKING:
-    from foveate.pretrain.searching.search import Verdict
+    from foveate.search.search import Verdict
 
 _MAX_MESSAGE_LETTERS = 600
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}

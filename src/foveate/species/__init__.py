@@ -9,8 +9,7 @@ probabilities = open_species("runs/species/model").probabilities(features)
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from foveate.core.packages import load_lazily
 
 _LAZY = {
     "LinkClassifier": "foveate.species.classifier",
@@ -26,13 +25,4 @@ _LAZY = {
 
 __all__ = list(_LAZY)
 
-
-def __getattr__(name: str) -> Any:
-    # torch is loaded with the first name that needs it.
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'foveate.species' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = load_lazily(__name__, _LAZY)

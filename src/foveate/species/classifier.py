@@ -20,12 +20,12 @@ from foveate.core.errors import UserError, choose
 from foveate.core.progress import silent
 from foveate.core.recipes import validate
 from foveate.core.runs import RunFolder
-from foveate.records.survey.taxa import Taxa
 from foveate.species.fit import FeatureInputs, build_link_model, fit_links, order_passes
 from foveate.species.fold import fold_head
 from foveate.species.link_data import link_arrays
 from foveate.species.links import RELATIONS, ImageNetwork, Relation
 from foveate.species.recipe import CONTEXTS, Context, GraphSettings, LinkTraining
+from foveate.survey.taxa import Taxa
 from foveate.training.distributed import start
 
 

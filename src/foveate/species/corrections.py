@@ -25,16 +25,16 @@ from foveate.records import layout, tables
 from foveate.records.annotate import remove_rows
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
-from foveate.records.importers.corrections import Correction
-from foveate.records.survey.detections import get_kind
-from foveate.records.survey.file_index import FileIndex
-from foveate.records.survey.observations import REVIEW_SOURCE
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.taxa import Taxa
-from foveate.records.survey.types import Observation, observation_row
 from foveate.records.tables import Provenance
 from foveate.species.predictions import DECISIONS, Predictions
 from foveate.species.taxonomy import open_taxa
+from foveate.survey.detections import get_kind
+from foveate.survey.file_index import FileIndex
+from foveate.survey.importers.corrections import Correction
+from foveate.survey.observations import REVIEW_SOURCE
+from foveate.survey.survey import Survey
+from foveate.survey.taxa import Taxa
+from foveate.survey.types import Observation, observation_row
 
 _CONFIRMED = ("ok", "yes", "right", "correct")
 

@@ -19,7 +19,7 @@ from foveate.records.boxes import Box, areas, as_boxes
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, decode
-from foveate.records.survey.detections import get_kind
+from foveate.survey.detections import get_kind
 
 # Frames of a camera that are compared for its strips: by day and by night, so that a dark sky is no strip.
 _FRAMES_OF_A_CAMERA = 12

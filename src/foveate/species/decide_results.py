@@ -16,19 +16,19 @@ from foveate.core.files import write_json_atomically
 from foveate.core.recipes import Settings
 from foveate.records import tables
 from foveate.records.boxes import Box
-from foveate.records.exporters.survey_rows import MergedObservations, SurveyRows
 from foveate.records.region_sources import DETECTED as DETECTED_SOURCE
 from foveate.records.region_sources import detector_source
-from foveate.records.survey.decisions import Decision
-from foveate.records.survey.detections import get_kind
-from foveate.records.survey.events import GAP_SECONDS, Events
-from foveate.records.survey.survey import Survey, has_survey
-from foveate.records.survey.types import ObservationKind
 from foveate.species.classes import NON_ANIMALS, add_labels
 from foveate.species.decisions import Decisions, decide, prepare_stages
 from foveate.species.predictions import DECIDE, DECISIONS, Predictions
 from foveate.species.rows import ABSTAINED, DETECTED, FAILED, Detections
 from foveate.species.stages.detector import LABELS as DETECTOR_LABELS
+from foveate.survey.decisions import Decision
+from foveate.survey.detections import get_kind
+from foveate.survey.events import GAP_SECONDS, Events
+from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows
+from foveate.survey.survey import Survey
+from foveate.survey.types import ObservationKind
 
 _NANODET = detector_source("nanodet")  # its boxes have no categories
 
@@ -74,7 +74,7 @@ def decide_results(predictions: Predictions, stages: Settings, *, gap_seconds: f
 
 def open_survey(predictions: Predictions) -> Survey | None:
     """Return the survey of a results folder, None where its collection is none."""
-    return predictions.survey if has_survey(predictions.collection) else None
+    return predictions.survey if predictions.collection.has_survey else None
 
 
 def best_detections(predictions: Predictions) -> Detections | None:

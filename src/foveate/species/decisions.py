@@ -24,7 +24,6 @@ from pydantic import create_model
 from foveate.core.errors import UserError
 from foveate.core.plugins import module_names
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import (
     FAILED,
@@ -38,6 +37,7 @@ from foveate.species.rows import (
     concatenate_traces,
 )
 from foveate.species.stages.species_list import renormalize
+from foveate.survey.taxa import Taxa
 
 _PACKAGE = "foveate.species.stages"
 NUM_ALTERNATIVES = 5

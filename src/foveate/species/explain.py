@@ -19,7 +19,6 @@ from foveate.core.errors import UserError
 from foveate.core.files import write_json_atomically
 from foveate.records.collection import Collection
 from foveate.records.images import save_thumbnail
-from foveate.records.survey.survey import Survey, has_survey
 from foveate.species.crops import Views
 from foveate.species.decide_results import image_decisions
 from foveate.species.evaluate import name_class
@@ -27,6 +26,7 @@ from foveate.species.hints import ClockHint, PlaceHint, find_clock_hints, find_p
 from foveate.species.predictions import Predictions
 from foveate.species.results import NearImage, NearTaxon, SpeciesExplanation
 from foveate.species.summary import format_step, name_label
+from foveate.survey.survey import Survey
 from foveate.vision.feature_cache import FeatureCache, choose_cache_folder
 from foveate.vision.image_vectors import VectorEncoder
 from foveate.vision.preprocess import read_image
@@ -140,7 +140,7 @@ def near_images(
         training_views = Views(collection, rows, model.view)
         readable, vectors_ND = cached_vectors(encoder, collection, rows, training_views, folder, device)
         cosine_N = cosines(vector_D, vectors_ND)
-        survey = Survey.open(collection) if has_survey(collection) else None
+        survey = Survey.open(collection) if collection.has_survey else None
         labels = survey.labels() if survey is not None else np.full(len(collection), "", dtype=object)
         near = []
         for position in np.argsort(-cosine_N, kind="stable").tolist():

@@ -13,13 +13,13 @@ from foveate.core.progress import say
 from foveate.core.recipes import validate
 from foveate.core.version import __version__
 from foveate.records.boxes import Box
-from foveate.records.exporters.megadetector import MegaDetectorExport, ResultsInfo, export_megadetector
-from foveate.records.survey.detections import ClassLabel, DetectedImage, Detection, Prediction, get_kind
-from foveate.records.survey.taxa import Taxa
-from foveate.records.survey.types import Observation
 from foveate.species.decide_results import image_decisions, merge_decisions, read_decisions
 from foveate.species.predictions import DECIDE, FAILED, Predictions
 from foveate.species.settings import ExportSettings
+from foveate.survey.detections import ClassLabel, DetectedImage, Detection, Prediction, get_kind
+from foveate.survey.exporters.megadetector import MegaDetectorExport, ResultsInfo, export_megadetector
+from foveate.survey.taxa import Taxa
+from foveate.survey.types import Observation
 
 _RANKS = ("class", "order", "family", "genus", "species")
 _OPTIONS_OF = {
@@ -58,7 +58,7 @@ def export_predictions(
             lines.append(f"{export.made_up:,} images have a class and no box: the whole frame stands for one")
         return counts, lines
     if settings.format == "camtrap-dp":
-        from foveate.records.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
+        from foveate.survey.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
 
         # Passes only what was given, because the exporter has its own defaults.
         values = {
@@ -71,7 +71,7 @@ def export_predictions(
         rows = ", ".join(f"{count:,} {table}" for table, count in package.rows.items())
         return {"rows": package.rows, **package.counts}, [rows, *package.notes]
     if settings.format == "wildlife-insights":
-        from foveate.records.exporters.wildlife_insights import export_wildlife_insights
+        from foveate.survey.exporters.wildlife_insights import export_wildlife_insights
 
         if settings.project is None:
             raise UserError("--project is missing: Wildlife Insights needs the id of a project")
@@ -86,7 +86,7 @@ def export_predictions(
         )
         lines = [f"{count:,} labels left out: {reason}" for reason, count in written.left_out.items()]
         return {"lines": written.lines, "left_out": dict(written.left_out)}, [f"{written.lines:,} lines", *lines]
-    from foveate.records.exporters.observations_csv import export_observations_csv
+    from foveate.survey.exporters.observations_csv import export_observations_csv
 
     count = export_observations_csv(
         predictions.collection, path, decisions=decisions, events=events, taxa=predictions.taxa

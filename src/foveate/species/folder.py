@@ -30,7 +30,6 @@ from foveate.core.model_folder import (
     write_model_folder,
 )
 from foveate.core.recipes import validate
-from foveate.records.survey.taxa import Taxa
 from foveate.species.baselines import LinearBaseline, SpeciesNetwork, build_concat
 from foveate.species.classes import Classes
 from foveate.species.crops import ViewSettings
@@ -39,6 +38,7 @@ from foveate.species.links import ImageNetwork, LinkModel, build_score
 from foveate.species.model import SpeciesInfo, SpeciesModel
 from foveate.species.numeric import PLACE_WIDTHS, scale_hours
 from foveate.species.recipe import METHODS, GraphSettings
+from foveate.survey.taxa import Taxa
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.registry import build_image_encoder
 

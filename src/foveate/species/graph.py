@@ -25,8 +25,6 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically, write_text_atomically
 from foveate.records import tables
 from foveate.records.collection import Collection
-from foveate.records.survey.survey import LabelSource, Survey
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.matching import Match, Matching, match_labels, read_names
 from foveate.species.taxonomy import PruneMode, open_taxa, prune_edges
@@ -44,6 +42,8 @@ from foveate.species.triples import (
     read_triples,
     write_triples,
 )
+from foveate.survey.survey import LabelSource, Survey
+from foveate.survey.taxa import Taxa
 
 TRIPLES, TAXA, MATCHES, GRAPH = "triples.csv", "taxa.csv", "matches.csv", "graph.json"
 _UNFINISHED = "graph.unfinished"  # while a graph is written: a stopped build may begin again in its own folder
@@ -76,7 +76,7 @@ class SpeciesGraph:
         left_out: reason -> images without a triple of that kind.
         matching: of the survey's labels to taxa.
 
-    >>> from foveate.records.survey.taxa import load_builtin_taxa
+    >>> from foveate.survey.taxa import load_builtin_taxa
     >>> graph = SpeciesGraph.from_labels(["Lynx lynx", "Vulpes vulpes", "blank"], load_builtin_taxa())
     >>> graph.classes.labels
     ('Lynx lynx', 'Vulpes vulpes', 'blank')

@@ -10,9 +10,9 @@ from typing import Literal
 
 from foveate.core.errors import nearest
 from foveate.records.collection import Collection
-from foveate.records.survey.taxa import Taxa, fold_name
 from foveate.species.classes import NON_ANIMALS
 from foveate.species.taxonomy import guess_rank
+from foveate.survey.taxa import Taxa, fold_name
 
 Status = Literal["id", "name", "synonym", "common name", "no animal", "homonym", "unmatched"]
 

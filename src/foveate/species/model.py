@@ -17,13 +17,13 @@ from torch import Tensor
 from foveate.core.errors import UserError, choose
 from foveate.core.files import sha256_file
 from foveate.core.model_folder import CONFIG, WEIGHTS
-from foveate.records.survey.taxa import Taxa
 from foveate.species.baselines import ConcatBaseline, SpeciesNetwork, concat_inputs
 from foveate.species.classes import Classes
 from foveate.species.crops import ViewSettings
 from foveate.species.fold import LinearHead
 from foveate.species.links import RELATIONS, LinkModel, Relation
 from foveate.species.recipe import GraphSettings
+from foveate.survey.taxa import Taxa
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.image_vectors import VectorEncoder
 from foveate.vision.registry import build_image_encoder

@@ -28,8 +28,6 @@ from foveate.records.annotate import describe_unreachable
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import NEEDS_EXTRA, BadImage, is_passing
-from foveate.records.survey.observations import name_detectors
-from foveate.records.survey.survey import Survey, has_survey
 from foveate.species.boxes import NOTICE, SOURCE, BoxesResult, add_boxes
 from foveate.species.crops import Views, ViewSettings
 from foveate.species.feature_files import read_features
@@ -52,6 +50,8 @@ from foveate.species.predictions import (
     write_part,
 )
 from foveate.species.settings import BoxSettings, PredictSettings
+from foveate.survey.observations import name_detectors
+from foveate.survey.survey import Survey
 from foveate.training.stopping import StopRequest
 from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.preprocess import read_image
@@ -253,7 +253,7 @@ def prepare_collection(
     elif settings.deployments is not None:
         raise UserError(f"--deployments: {source} is a collection, which has its deployments already")
     if settings.results is not None:
-        from foveate.records.importers.results import add_results
+        from foveate.survey.importers.results import add_results
 
         for line in add_results(path, settings.results).lines():
             say(line)
@@ -376,7 +376,7 @@ def _feature_reader(path: Path, collection: Collection, rows_N: NDArray[np.int64
 
 def _match_places(model: SpeciesModel, collection: Collection) -> tuple[NDArray[np.int64] | None, list[str]]:
     """Return the model's place of each image and its cameras' names; none where no image is at any of its places."""
-    if model.info.method != "cosmo" or not len(model.places_P2) or not has_survey(collection):
+    if model.info.method != "cosmo" or not len(model.places_P2) or not collection.has_survey:
         return None, []
     survey = Survey.open(collection)
     columns_N, cameras = match_places(model.places_P2, survey.places_N2, survey.camera_N)
@@ -434,7 +434,7 @@ def _write_tables(
     for number in range(-(-count // _IMAGES_PER_PART)):
         part = read_part(folder, number)
         failures |= {number * _IMAGES_PER_PART + row: reason for row, reason in part.failures.items()}
-    survey = Survey.open(collection) if has_survey(collection) else None
+    survey = Survey.open(collection) if collection.has_survey else None
     keys = [collection.keys[row] for row in rows_N.tolist()]
     columns: dict[str, list[Any]] = {"key": keys, **describe_images(collection, rows_N, survey)}
     columns["status"] = [FAILED if row in failures else OK for row in range(count)]

@@ -32,10 +32,10 @@ from foveate.core.version import __version__
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.images import is_passing
-from foveate.records.survey.survey import Survey
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import StoredRows
+from foveate.survey.survey import Survey
+from foveate.survey.taxa import Taxa
 
 KIND, FORMAT = "species-results", 1
 CONFIG, CLASSES, TAXA, IMAGES, BOXES, DECISIONS = (

@@ -23,12 +23,12 @@ from PIL import Image, ImageDraw, ImageFont
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, sha256_file, write_bytes_atomically, write_json_atomically
 from foveate.records import tables
-from foveate.records.exporters.survey_rows import SurveyRows
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.species.decide_results import best_detections, merge_decisions, open_survey
 from foveate.species.predictions import Predictions
 from foveate.species.results import ReviewEntry, ReviewImage, SpeciesReviewResult
 from foveate.species.rows import DETECTED
+from foveate.survey.exporters.survey_rows import SurveyRows
 
 SHEET, TABLE, _RESULT = "sheet.png", "review.csv", "result.json"
 _MAX_FRAMES = 4  # of an event on the sheet

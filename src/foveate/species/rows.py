@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
+from foveate.survey.taxa import Taxa
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

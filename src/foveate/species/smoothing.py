@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import Integers, Rows
+from foveate.survey.taxa import Taxa
 
 # Levels of the library: what lies above a class is no taxon to it.
 _LEVELS = {"class": 3, "order": 4, "family": 5, "genus": 6, "species": 7, "subspecies": 8}

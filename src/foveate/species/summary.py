@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from foveate.core.results import Histogram
 from foveate.records import tables
 from foveate.records.images import BadImage, save_thumbnail
-from foveate.records.survey.checks import check_survey
-from foveate.records.survey.survey import Survey
 from foveate.species.decide_results import open_survey
 from foveate.species.evaluate import (
     Truth,
@@ -41,6 +39,8 @@ from foveate.species.hints import (
 )
 from foveate.species.predictions import FAILED, Predictions
 from foveate.species.results import CameraRow, Finding, SampleImage, SpeciesResult, TaxonRow
+from foveate.survey.checks import check_survey
+from foveate.survey.survey import Survey
 
 _IMAGES = "images"
 _NUM_SAMPLES = 24

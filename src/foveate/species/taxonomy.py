@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError, choose, nearest
 from foveate.records.collection import Collection
 from foveate.records.importers.table_files import read_column_names, read_columns
-from foveate.records.survey.taxa import RANKS, Taxa, find_cycle, fold_name, load_builtin_taxa
+from foveate.survey.taxa import RANKS, Taxa, find_cycle, fold_name, load_builtin_taxa
 
 Edge = tuple[str, str | None]
 PruneMode = Literal["full", "iwildcam", "inat"]

@@ -20,7 +20,6 @@ from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.records.collection import Collection
-from foveate.records.survey.survey import Survey
 from foveate.species.baselines import LinearBaseline, SpeciesNetwork, build_concat, concat_inputs
 from foveate.species.crops import Views
 from foveate.species.feature_files import read_features
@@ -44,6 +43,7 @@ from foveate.species.recipe import SpeciesRecipe
 from foveate.species.results import ClassResult, PassResult, SpeciesTrainResult
 from foveate.species.task import chance_loss
 from foveate.species.taxonomy import open_taxa
+from foveate.survey.survey import Survey
 from foveate.training.distributed import start
 from foveate.training.linear_probe import solve_head
 from foveate.training.loop import TrainingOutcome

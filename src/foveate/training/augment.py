@@ -7,10 +7,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.geometry import View
+from foveate.training.classification import LabeledImages, LoadSample
+from foveate.training.epochs import Augmentation
+from foveate.training.transforms import RandomColors, RandomTransforms
 
 # Draws before the whole image is used; as many as torchvision's RandomResizedCrop makes.
 _ATTEMPTS = 10
@@ -86,3 +91,34 @@ class RandomViews:
                 x1, y1 = left * (1 - share_x), top * (1 - share_y)
                 return View(crop=Box(x1, y1, min(1.0, x1 + share_x), min(1.0, y1 + share_y)), flip=flip)
         return View(crop=None, flip=flip)
+
+
+def augment_images(images: LabeledImages, augmentation: Augmentation) -> LoadSample | None:
+    """Return a loader of varied images, drawn by seed, epoch and key; None where nothing varies.
+
+    Raises:
+        UserError: the samples are arrays of values, of which nobody knows what they show.
+    """
+    if augmentation == Augmentation():
+        return None
+    if images.size is None:
+        raise UserError(f"{images.name}: augmentation is for images; arrays of values are taken as they are")
+    size, crop, flip = images.size, augmentation.crop, augmentation.flip
+    views = RandomViews(scale=(crop, 1.0), flip=flip) if crop < 1 or flip else None
+    colors = RandomColors(augmentation.color, augmentation.gray) if augmentation.color or augmentation.gray else None
+    transforms = None
+    if augmentation.randaugment or augmentation.erasing:
+        transforms = RandomTransforms(augmentation.randaugment, augmentation.erasing)
+
+    # Depends on seed, epoch and key only, so a resumed run sees the same images with any number of threads.
+    def load(row: int, epoch: int, seed: int) -> Tensor:
+        key, view = images.keys[row], View()
+        if views is not None:
+            width, height = size(row)
+            view = views.draw(width=width, height=height, seed=seed, epoch=epoch, key=key)
+        pixels = images.load(row, view)
+        if colors is not None:
+            pixels = colors.apply(pixels, seed=seed, epoch=epoch, key=key)
+        return pixels if transforms is None else transforms.apply(pixels, seed=seed, epoch=epoch, key=key)
+
+    return load

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.aggregate import FrameAggregator, aggregate_frames
-from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.layout import OPERATORS
-from foveate.mllm.video.strategies import Strategy, build_strategy, strategy_kinds
-from foveate.mllm.video.strategies.slowfast import SlowFast
+from foveate.video.aggregate import FrameAggregator, aggregate_frames
+from foveate.video.grammar import parse_how
+from foveate.video.layout import OPERATORS
+from foveate.video.strategies import Strategy, build_strategy, strategy_kinds
+from foveate.video.strategies.slowfast import SlowFast
 from naming import raises_naming
 
 SMALL: dict[str, dict[str, Any]] = {

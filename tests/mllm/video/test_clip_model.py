@@ -9,12 +9,12 @@ import pytest
 import tiny_llavas
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.adapter import Network
-from foveate.mllm.video.clip_model import ClipWatcher
-from foveate.mllm.video.evaluate import ClipRequest
-from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.networks import hash_weights, open_network
-from foveate.mllm.video.watch import watch
+from foveate.video.adapter import Network
+from foveate.video.clip_model import ClipWatcher
+from foveate.video.evaluate import ClipRequest
+from foveate.video.grammar import parse_how
+from foveate.video.networks import hash_weights, open_network
+from foveate.video.watch import watch
 from naming import raises_naming
 
 HOW = "slowfast-slow_2frms_spatial_1d_max_pool-fast_1x1"
@@ -95,7 +95,7 @@ def test_a_clip_is_encoded_once_for_questions_in_two_batches(
         clips.append(clip.name)
         return watch(network, clip, **options)
 
-    monkeypatch.setattr("foveate.mllm.video.clip_model.watch", count)
+    monkeypatch.setattr("foveate.video.clip_model.watch", count)
     watcher = ClipWatcher(network, parse_how(HOW, frames=4))
     first, second = (videos / f"deep/clip{number}" for number in (0, 1))
     for batch in ([first, second], [second, second], [second, first]):

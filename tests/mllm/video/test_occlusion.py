@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.language.generate import predict, score_tokens
-from foveate.mllm.video.answers import VideoAnswer
-from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.networks import Network
-from foveate.mllm.video.occlusion import group_rows, measure_occlusion, shuffle_words
-from foveate.mllm.video.splice import encode_prompt, splice
-from foveate.mllm.video.strategies import Strategy
-from foveate.mllm.video.strategies.interleaved import Interleaved
-from foveate.mllm.video.strategies.slowfast import SlowFast
-from foveate.mllm.video.watch import watch
+from foveate.video.answers import VideoAnswer
+from foveate.video.grammar import parse_how
+from foveate.video.networks import Network
+from foveate.video.occlusion import group_rows, measure_occlusion, shuffle_words
+from foveate.video.splice import encode_prompt, splice
+from foveate.video.strategies import Strategy
+from foveate.video.strategies.interleaved import Interleaved
+from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.watch import watch
 from naming import raises_naming
 
 ANSWER = 7

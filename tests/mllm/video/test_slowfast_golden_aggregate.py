@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.mllm.video.aggregate import aggregate_frames
-from foveate.mllm.video.grammar import parse_aggregation
+from foveate.video.aggregate import aggregate_frames
+from foveate.video.grammar import parse_aggregation
 from foveate.vision.video.sampling import slow_positions
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "slowfast"

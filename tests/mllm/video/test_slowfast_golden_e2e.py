@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from foveate.language.generate import GenerationSettings, generate, predict
-from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.networks import Network, open_network
-from foveate.mllm.video.splice import PromptIds, splice
-from foveate.mllm.video.watch import encode_layout
+from foveate.video.grammar import parse_how
+from foveate.video.networks import Network, open_network
+from foveate.video.splice import PromptIds, splice
+from foveate.video.watch import encode_layout
 from foveate.vision.video.sampling import sample
 
 FOLDER = tiny_llavas.GOLDENS / "e2e"

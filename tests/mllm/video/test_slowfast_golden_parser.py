@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.aggregate import aggregate_frames
-from foveate.mllm.video.grammar import EXAMPLE, format_aggregation, parse_aggregation, parse_how
-from foveate.mllm.video.layout import OPERATORS
-from foveate.mllm.video.strategies import build_strategy, strategy_kinds
-from foveate.mllm.video.strategies.slowfast import SlowFast
+from foveate.video.aggregate import aggregate_frames
+from foveate.video.grammar import EXAMPLE, format_aggregation, parse_aggregation, parse_how
+from foveate.video.layout import OPERATORS
+from foveate.video.strategies import build_strategy, strategy_kinds
+from foveate.video.strategies.slowfast import SlowFast
 from naming import raises_naming
 
 GOLDENS = json.loads((Path(__file__).parents[2] / "goldens" / "slowfast" / "parser.json").read_text())

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.aggregate import FrameAggregator, aggregate_frames
-from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.strategies import strategy_kinds
+from foveate.video.aggregate import FrameAggregator, aggregate_frames
+from foveate.video.grammar import parse_how
+from foveate.video.strategies import strategy_kinds
 from foveate.vision.preprocess import Preprocess, squash
 from foveate.vision.video.collages import TowerImage, assemble_images
 from foveate.vision.video.sampling import float_linspace

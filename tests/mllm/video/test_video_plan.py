@@ -10,8 +10,8 @@ import tiny_llavas
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.plan import format_plan, plan_video, read_shape
-from foveate.mllm.video.strategies.slowfast import SlowFast
+from foveate.video.plan import format_plan, plan_video, read_shape
+from foveate.video.strategies.slowfast import SlowFast
 from naming import raises_naming
 
 

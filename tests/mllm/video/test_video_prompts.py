@@ -16,8 +16,8 @@ from foveate.core.errors import UserError
 from foveate.language.chat_frame import ChatFrame
 from foveate.language.pieces import Piece, encode_pieces, list_start_ids
 from foveate.language.tokenizer import wrap_transformers
-from foveate.mllm.video import prompts
-from foveate.mllm.video.prompts import (
+from foveate.video import prompts
+from foveate.video.prompts import (
     FINGERPRINTS,
     PLAIN,
     VIDEO,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.splice import ContextFullError, Room, check_room, fit_strategy
-from foveate.mllm.video.strategies import Strategy
-from foveate.mllm.video.strategies.slowfast import SlowFast
+from foveate.video.grammar import parse_how
+from foveate.video.splice import ContextFullError, Room, check_room, fit_strategy
+from foveate.video.strategies import Strategy
+from foveate.video.strategies.slowfast import SlowFast
 from naming import raises_naming
 
 

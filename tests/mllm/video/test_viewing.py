@@ -19,23 +19,23 @@ import torch
 from PIL import Image
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.grammar import parse_how
-from foveate.mllm.video.networks import Network, open_network, wrap_llava
-from foveate.mllm.video.splice import ContextFullError, encode_prompt, splice
-from foveate.mllm.video.strategies import Strategy
-from foveate.mllm.video.strategies.chosen import Chosen
-from foveate.mllm.video.strategies.concat import Concat
-from foveate.mllm.video.strategies.fast import Fast
-from foveate.mllm.video.strategies.freeva import FreeVa
-from foveate.mllm.video.strategies.grid import ImageGrid
-from foveate.mllm.video.strategies.interleaved import Interleaved
-from foveate.mllm.video.strategies.mean import Mean
-from foveate.mllm.video.strategies.slow import Slow
-from foveate.mllm.video.strategies.slowfast import SlowFast
-from foveate.mllm.video.strategies.ts import ThumbnailSampling
-from foveate.mllm.video.viewing import Viewing
-from foveate.mllm.video.watch import ask_all, count_text, watch
-from foveate.records.lexicon import INVENTED_WORDS
+from foveate.language.forbidden_words import INVENTED_WORDS
+from foveate.video.grammar import parse_how
+from foveate.video.networks import Network, open_network, wrap_llava
+from foveate.video.splice import ContextFullError, encode_prompt, splice
+from foveate.video.strategies import Strategy
+from foveate.video.strategies.chosen import Chosen
+from foveate.video.strategies.concat import Concat
+from foveate.video.strategies.fast import Fast
+from foveate.video.strategies.freeva import FreeVa
+from foveate.video.strategies.grid import ImageGrid
+from foveate.video.strategies.interleaved import Interleaved
+from foveate.video.strategies.mean import Mean
+from foveate.video.strategies.slow import Slow
+from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.strategies.ts import ThumbnailSampling
+from foveate.video.viewing import Viewing
+from foveate.video.watch import ask_all, count_text, watch
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.video.sources.images import ImageList
 from naming import raises_naming

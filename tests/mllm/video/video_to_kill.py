@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
-from foveate.mllm.video.evaluate import ClipRequest, VideoEvaluationSettings, evaluate
-from foveate.mllm.video.results import VideoScores
+from foveate.video.evaluate import ClipRequest, VideoEvaluationSettings, evaluate
+from foveate.video.results import VideoScores
 
 
 @dataclass

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.records.scenes import draw_clip, write_frames
 from foveate.vision.video.choosing import choose_frames
 from foveate.vision.video.reading import read_clip
+from foveate_labs.worlds.scenes import draw_clip, write_frames
 
 pytest.importorskip("av")
 

@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.adapt.data import augment_images
 from foveate.adapt.folder import save_adapter
 from foveate.adapt.heads import num_classes
 from foveate.adapt.load_backbone import LoadedBackbone, set_drop_path
@@ -44,6 +43,7 @@ from foveate.core.progress import silent
 from foveate.core.runs import RunFolder
 from foveate.records.geometry import View
 from foveate.records.images import BadImage
+from foveate.training.augment import augment_images
 from foveate.training.classification import (
     BATCH_SIZE,
     LabeledImages,

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.adapt.calibration.logit_files import write_logits
 from foveate.adapt.compare.bench import Bench, Fit
 from foveate.adapt.compare.comparison import Comparison, SelectedCandidate
 from foveate.adapt.compare.grids import Candidate
@@ -42,6 +41,7 @@ from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.metrics.classification import class_accuracies
 from foveate.training.classification import LabeledImages, Rows
+from foveate.training.logit_files import write_logits
 from foveate.training.loop import TrainingError
 
 DIVERGED = {"diverged": 1.0}

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.adapt.calibration.logit_files import read_logits
 from foveate.adapt.compare.comparison import Comparison, SelectedCandidate
 from foveate.adapt.registry import get_method
 from foveate.adapt.results import (
@@ -33,6 +32,7 @@ from foveate.metrics.agreement import (
 )
 from foveate.metrics.comparison import group_means, pareto_mask, relative_spread
 from foveate.metrics.intervals import bootstrap_interval, seed_interval
+from foveate.training.logit_files import read_logits
 
 # The two baselines between which methods with few parameters lie; they join no ensemble where others can.
 BASELINES = ("linear", "full")

@@ -12,9 +12,9 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, dry_run_option, finish, path_option, read_lines, run_option, split_names
 
 if TYPE_CHECKING:
-    from foveate.adapt.calibration.run import Evidence
-    from foveate.adapt.calibration.settings import ModelData
-    from foveate.adapt.results import CalibrateResult
+    from foveate.calibrate.run import Evidence
+    from foveate.calibrate.settings import ModelData
+    from foveate.core.results import CalibrateResult
     from foveate.core.runs import RunFolder
 
 _FILE = click.Path(path_type=Path)
@@ -24,7 +24,7 @@ _OF_PSEUDO_RUNS = ("learning_rate", "backbone_rate", "epochs", "batch_size", *_A
 _SPLITS = ("train_split", "test_split")
 _OF_MODELS = ("data", "labels", *_SPLITS, "pseudo_splits", *_OF_PSEUDO_RUNS)
 _OF_LOGITS = ("training", "checkpoint", "class_names")
-_SETTINGS = "foveate.adapt.calibration.settings"
+_SETTINGS = "foveate.calibrate.settings"
 # The public code's variants ("variant", "tie") are for comparisons with it: Python takes them.
 _OF_GAMMA = ("method", "threshold", "pseudo_splits")
 _OF_PCV = ("threshold", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
@@ -73,7 +73,7 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
       foveate calibrate test-logits.csv --training train-logits.csv
       foveate calibrate tuned --before pretrained --data my-images --labels species --classes-seen @seen.txt
     """
-    from foveate.adapt.calibration.run import calibrate, table_lines
+    from foveate.calibrate.run import calibrate, table_lines
     from foveate.core.runs import RunFolder
     from foveate.report import render
 
@@ -195,7 +195,7 @@ def _refuse_other_run(target: Path, recipe: str) -> None:
 
 
 def _model_data(options: dict[str, Any]) -> ModelData:
-    from foveate.adapt.calibration.settings import ModelData
+    from foveate.calibrate.settings import ModelData
 
     splits = {name: options[name] for name in _SPLITS if options[name] is not None}
     return ModelData(collection=options["data"], field=options["labels"], **splits)
@@ -210,7 +210,7 @@ def _evidence(
     method: str | None,
     on_model: bool,
 ) -> Evidence:
-    from foveate.adapt.calibration.evidence import from_logits, from_model
+    from foveate.calibrate.evidence import from_logits, from_model
 
     if not on_model:
         return from_logits(
@@ -222,7 +222,7 @@ def _evidence(
             pseudo=options["pseudo"],
             class_names=[] if options["class_names"] is None else read_lines(options["class_names"]),
         )
-    from foveate.adapt.calibration.settings import FineTuneSettings
+    from foveate.calibrate.settings import FineTuneSettings
 
     return from_model(
         source,
@@ -245,8 +245,8 @@ def _plan(
     # Only pseudo runs train, and only the methods "pcv" and "all" make them.
     if not on_model or method not in ("pcv", "all") or options["pseudo"]:
         return {"kind": "plan", "fine_tunings": 0, "steps": 0, "sentence": "no fine-tuning: gamma comes from logits"}
-    from foveate.adapt.calibration.evidence import plan
-    from foveate.adapt.calibration.settings import FineTuneSettings
+    from foveate.calibrate.evidence import plan
+    from foveate.calibrate.settings import FineTuneSettings
 
     settings = FineTuneSettings(**_settings(options))
     return plan(source, _model_data(options), settings, **classes, splits=options["pseudo_splits"] or 3)
@@ -256,7 +256,7 @@ def _fold(checkpoint: Path, options: dict[str, Any], gamma: float, groups: Any, 
     """Write the calibrated checkpoint; one that the same run folder made before is replaced."""
     import shutil
 
-    from foveate.adapt.calibration.fold import fold
+    from foveate.calibrate.fold import fold
 
     target = options["to"]
     if target is None:
@@ -266,7 +266,7 @@ def _fold(checkpoint: Path, options: dict[str, Any], gamma: float, groups: Any, 
 
 
 def _gamma_lines(result: CalibrateResult) -> list[str]:
-    from foveate.adapt.results import GAMMA_TITLES
+    from foveate.core.results import GAMMA_TITLES
 
     lines = []
     for name, estimate in result.gammas.items():

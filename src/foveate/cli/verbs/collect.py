@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,72 +20,7 @@ if TYPE_CHECKING:
     from foveate.records.splits import SplitSummary
 
 
-def _clipart(target: Path, workers: int, seed: int) -> None:
-    from foveate.records.builtin import build_clipart
-
-    build_clipart(target)
-
-
-def _emoji(target: Path, workers: int, seed: int) -> None:
-    from foveate.records.builtin import build_emoji
-
-    build_emoji(target)
-
-
-def _scenes(target: Path, workers: int, seed: int) -> None:
-    from foveate.records.scenes import build_scenes
-
-    build_scenes(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
-
-
-def _questions(target: Path, workers: int, seed: int) -> None:
-    from foveate.records.scenes.question_collection import build_questions
-
-    build_questions(target, train=14_000, validation=400, test=1_600, seed=seed, workers=workers)
-
-
-def _referring(target: Path, workers: int, seed: int) -> None:
-    from foveate.records.scenes.question_collection import build_region_questions
-
-    build_region_questions(target, train=6000, validation=200, test=800, seed=seed, workers=workers)
-
-
-def _image_sets(target: Path, workers: int, seed: int) -> None:
-    from foveate.records.scenes.image_set_collection import build_image_sets
-
-    build_image_sets(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
-
-
-def _documents(target: Path, workers: int, seed: int) -> None:
-    from foveate.records.documents import build_documents
-
-    build_documents(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
-
-
-def _screens(target: Path, workers: int, seed: int) -> None:
-    from foveate.records.screens import build_screens
-
-    build_screens(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
-
-
-def _traps(target: Path, workers: int, seed: int) -> None:
-    from foveate.records.traps import build_traps
-
-    build_traps(target, train=4000, validation=500, test=1500, seed=seed, workers=workers)
-
-
-# Drawn from a seed and by several processes; the others are shipped as they are.
-DRAWN: dict[str, Callable[[Path, int, int], None]] = {
-    "scenes": _scenes,
-    "questions": _questions,
-    "referring": _referring,
-    "image-sets": _image_sets,
-    "documents": _documents,
-    "screens": _screens,
-    "traps": _traps,
-}
 GONE = "gone.txt"  # in a collection: keys of images whose files are gone
-BUILT_IN: dict[str, Callable[[Path, int, int], None]] = {"clipart": _clipart, "emoji": _emoji, **DRAWN}
 
 
 @click.command("collect", cls=FieldsCommand, short_help="Import images and texts into a collection.")
@@ -175,13 +109,14 @@ def command(
     """
     from foveate.core.recipes import validate
     from foveate.records import layout
-    from foveate.records.importers.results import add_results, read_results
     from foveate.records.importers.settings import CollectSettings, FormatOptions
     from foveate.records.splits import assign_splits, check_fractions, read_drawn
+    from foveate.records.worlds import load_builders
+    from foveate.survey.importers.results import add_results, read_results
 
     resolved = validate(CollectSettings, settings, where="foveate collect")
     # A folder of the user's named "scenes" comes first: a built-in collection can still be named by --format builtin.
-    built_in = source in BUILT_IN and not Path(source).exists()
+    built_in = source in load_builders() and not Path(source).exists()
     if resolved.format == "builtin" or (resolved.format == "auto" and built_in):
         return _build(source, to, settings, workers=workers, seed=seed, as_json=as_json)
     importer = _choose_importer(source, resolved.format, settings)
@@ -242,10 +177,11 @@ def command(
 def _choose_importer(source: str, format: str, settings: dict[str, Any]) -> Format:
     """Return the importer of a format, or of the source's own where it is to be found."""
     from foveate.records.importers.formats import detect_format, load_formats
+    from foveate.records.worlds import load_builders
 
     if format != "auto":
         return load_formats()[choose(format, [*load_formats(), "auto", "builtin"], "format")]
-    importer, evidence = detect_format(source, others=tuple(BUILT_IN), options=settings)
+    importer, evidence = detect_format(source, others=tuple(load_builders()), options=settings)
     say(f"format: {importer.name} ({evidence})")
     return importer
 
@@ -289,15 +225,16 @@ def _build(
 ) -> None:
     """Make a built-in collection; options that would have no effect on it are refused."""
     from foveate.records.collection import Collection
+    from foveate.records.worlds import load_builders
 
-    choose(source, BUILT_IN, "built-in collection")
+    builder = load_builders()[choose(source, load_builders(), "built-in collection")]
     # Clip art and emoji are ready-made: a seed or more processes would change nothing.
-    undrawn = {} if source in DRAWN else {"workers": workers, "seed": seed}
+    undrawn = {} if builder.is_drawn else {"workers": workers, "seed": seed}
     useless = sorted({*settings, *(name for name, value in undrawn.items() if value is not None)} - {"format"})
     if useless:
         why = "it has its own name, license and splits" if useless[0] in ("name", "license", "split") else "it is made"
         raise UserError(f"{_flag(useless[0])} has no effect on the built-in collection {source!r}: {why}")
-    BUILT_IN[source](target, workers or 2, seed or 0)
+    builder.build(target, workers or 2, seed or 0)
     count = len(Collection.open(target))
     result: dict[str, Any] = {"format": "builtin", "source": source, "images": count}
     finish(result, ["format: builtin", f"{count} images"], {"collection": target}, as_json=as_json)

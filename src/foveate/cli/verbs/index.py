@@ -18,7 +18,7 @@ from foveate.cli.options import common, dry_run_option, finish, path_option, wor
 @click.argument("target", type=click.Path(path_type=Path))
 @path_option("--out", "The index folder; TARGET-index by default.")
 @fields(
-    "foveate.pretrain.searching.settings:IndexSettings",
+    "foveate.search.settings:IndexSettings",
     "regions",
     ("region_sources", "--region-source"),
     "precision",
@@ -50,8 +50,8 @@ def command(
       foveate index open_clip:ViT-B-32/laion2b_s34b_b79k my-folder
       foveate index runs/tour/cloc-seed0/model my-images --out my-index
     """
-    from foveate.pretrain.results import IndexResult
-    from foveate.pretrain.searching.index import build_index
+    from foveate.search.index import build_index
+    from foveate.search.results import IndexResult
 
     # Beside the images, not among them: an index can be deleted and made again, and a folder may be read-only.
     out = out or target.parent / f"{target.resolve().name}-index"

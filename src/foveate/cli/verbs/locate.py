@@ -12,14 +12,14 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import NOT_FOUND, common, finish, run_option
 
 if TYPE_CHECKING:
-    from foveate.pretrain.locate import PhraseBoxes
+    from foveate.search.locate import PhraseBoxes
 
 
 @click.command("locate", cls=FieldsCommand, short_help="Find a phrase in an image.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("phrase")
-@fields("foveate.pretrain.searching.settings:LocateSettings", "rule")
+@fields("foveate.search.settings:LocateSettings", "rule")
 @run_option("runs/locate", "Folder for the page")
 @common()
 def command(
@@ -52,10 +52,10 @@ def command(
         _ask_for_box(model, image, phrase, run, as_json=as_json, device=device)
         return
     from foveate.core.runs import RunFolder
-    from foveate.pretrain.locate import locate, read_image
-    from foveate.pretrain.results import LocateResult
     from foveate.records.images import save_thumbnail
     from foveate.report import render
+    from foveate.search.locate import locate, read_image
+    from foveate.search.results import LocateResult
     from foveate.vision.localizer.model import LEARN_PLACES
     from foveate.vision.localizer.sources import open_localizer
 

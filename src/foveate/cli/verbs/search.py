@@ -17,10 +17,10 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import NOT_FOUND, common, finish, path_option, run_option
 
 if TYPE_CHECKING:
-    from foveate.pretrain.searching.query import Query
-    from foveate.pretrain.searching.search import Hit, Index, Verdict
-    from foveate.pretrain.searching.settings import SearchSettings
     from foveate.records.boxes import Box, PixelBox
+    from foveate.search.query import Query
+    from foveate.search.search import Hit, Index, Verdict
+    from foveate.search.settings import SearchSettings
     from foveate.vision.localizer.model import LocalizingModel
 
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("text", required=False)
 @fields(
-    "foveate.pretrain.searching.settings:SearchSettings",
+    "foveate.search.settings:SearchSettings",
     "image",
     "box",
     "pixels",
@@ -71,9 +71,9 @@ def command(
       foveate search my-index --image holiday.jpg --box 0.1,0.2,0.5,0.6 --negative "a person"
     """
     from foveate.core.recipes import validate
-    from foveate.pretrain.locate import read_image
-    from foveate.pretrain.searching.query import Query
-    from foveate.pretrain.searching.settings import SearchSettings
+    from foveate.search.locate import read_image
+    from foveate.search.query import Query
+    from foveate.search.settings import SearchSettings
 
     resolved = validate(SearchSettings, settings, where="foveate search")
     if interactive and (resolved.image or resolved.box or run):
@@ -88,7 +88,7 @@ def command(
             weights=resolved.weights,
         )
     # The query is checked by now: a mistake in it must not wait for the model to load.
-    from foveate.pretrain.searching.search import Index
+    from foveate.search.search import Index
 
     opened = Index.open(index, collection=collection)
     encoder = opened.open_model(model, device=device)
@@ -104,9 +104,9 @@ def _answer(
 ) -> None:
     """Search once, write the page, and print the hits."""
     from foveate.core.runs import RunFolder, make_free_folder
-    from foveate.pretrain.searching.search import search
-    from foveate.pretrain.searching.search_result import write_search
     from foveate.report import render
+    from foveate.search.search import search
+    from foveate.search.search_result import write_search
 
     hits, query_box = search(index, query, encoder, **_hit_options(settings))
     # Created only now: a query that finds nothing leaves no folder.
@@ -136,8 +136,8 @@ def _answer_lines(
 ) -> None:
     """Answer one text after the other from standard input, with the model and the index kept in memory."""
     from foveate.core.errors import UserError
-    from foveate.pretrain.searching.query import Query
-    from foveate.pretrain.searching.search import search
+    from foveate.search.query import Query
+    from foveate.search.search import search
 
     terminal = sys.stdin.isatty()
     texts = itertools.chain([] if text is None else [text], sys.stdin)
@@ -193,7 +193,7 @@ def _describe_verdict(verdict: Verdict) -> list[str]:
 
 
 def _hit_options(settings: SearchSettings) -> dict[str, Any]:
-    from foveate.pretrain.searching.settings import HitSettings
+    from foveate.search.settings import HitSettings
 
     return settings.model_dump(include=set(HitSettings.model_fields))
 

@@ -37,7 +37,6 @@ from foveate.records.conversations import IMAGE, REGION
 from foveate.records.importers.conversation_file import MalformedEntryError, read_entries
 from foveate.records.importers.ferret import parse_ferret
 from foveate.records.layout import DESCRIPTION, annotation_kinds
-from foveate.records.screens.questions import FORMS
 
 OCR, ICON, CLASS = REFERRING = ("ocr", "icon recognition", "widget classification")
 GROUNDING = ("find text", "find icons", "find widget")
@@ -51,6 +50,9 @@ UNSCORED = {
     "function inference": _NO_PROMPT,
     **dict.fromkeys(("screen2words", "widgetcaptions", "taperception"), _SPOTLIGHT),
 }
+# Wordings that training on generated screens holds out (`foveate_labs.worlds.screens.questions`); a test compares them.
+_FIND = 'Show where the {type} "{text}" is.'
+_WIDGET_TYPE = "Which type of widget is <region>?"
 PLATFORMS = ("iphone", "android")
 _MODES: dict[str, Mode] = {"as published": "official", "corrected": "corrected"}
 _MAX_TOKENS_OF_TEXT = 10
@@ -168,7 +170,7 @@ def _ask_screen(key: str, size: tuple[int, int], tree: Mapping[str, Any]) -> Ite
 
     for element in elements:
         kind, text, box = element["type"], element["text"], PixelBox(*element["box"])
-        find = FORMS["find widget"].held_out[0].format(type=kind, text=text)
+        find = _FIND.format(type=kind, text=text)
         unique = bool(text) and counts[kind, text] == 1
         if kind in _TEXT_TYPES and len(text) > 1 and len(text.split()) < _MAX_TOKENS_OF_TEXT:
             yield make(OCR, f"What text does {REGION} show?", text, regions=(box,))
@@ -179,7 +181,7 @@ def _ask_screen(key: str, size: tuple[int, int], tree: Mapping[str, Any]) -> Ite
             if unique:
                 yield make("find icons", find, text, boxes=(box,))
         elif kind != "title":
-            yield make(CLASS, FORMS["widget type"].held_out[0], kind, regions=(box,))
+            yield make(CLASS, _WIDGET_TYPE, kind, regions=(box,))
             if unique:
                 yield make("find widget", find, f"{kind} {text}", boxes=(box,))
 

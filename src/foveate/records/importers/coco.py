@@ -14,8 +14,15 @@ from typing import Unpack
 
 from foveate.core.errors import UserError, nearest
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.coco_camera_traps import is_camera_traps
-from foveate.records.importers.coco_file import CocoFile, CocoImage, fill_sample, read_coco
+from foveate.records.importers.coco_file import (
+    CocoFile,
+    CocoImage,
+    fill_sample,
+    is_camera_traps,
+    is_coco,
+    read_coco,
+    read_head,
+)
 from foveate.records.importers.files import file_sample, locate_file, make_key
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
@@ -23,8 +30,6 @@ from foveate.records.importers.json_files import find_image_folder
 from foveate.records.importers.sample import Problem, Sample, SharedOptions
 from foveate.records.rows import clean_text, storable
 from foveate.records.writer import CollectionWriter
-
-_HEAD_BYTES = 65536
 
 
 def import_coco(
@@ -168,13 +173,12 @@ def _recognize(source: str) -> str | None:
     # LVIS has the same fields: only the name of its files tells.
     if path.suffix.lower() != ".json" or not path.is_file() or path.name.startswith("lvis"):
         return None
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+    head = read_head(path)
     # Other formats of JSON that have "images" or "annotations" too: conversations, VQA, MDETR's RefCOCO, MegaDetector.
     others = (b'"conversations"', b'"messages"', b'"questions"', b'"dataset_name"', b'"detections"')
     if any(field in head for field in others) or is_camera_traps(head):
         return None
-    return "annotations of images in JSON" if b'"images"' in head or b'"annotations"' in head else None
+    return "annotations of images in JSON" if is_coco(head) else None
 
 
 FORMAT = Format(

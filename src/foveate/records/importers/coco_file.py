@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,26 @@ from foveate.records.importers.sample import Problem, Sample
 
 CROWD = "crowd"
 _OUTLINES = "outlines (polygons or RLE) left out; their boxes are used"
+_HEAD_BYTES = 65536
+# Plain COCO has none of these; ids that are texts are those of camera traps, too.
+_TRAPS = re.compile(rb'"(seq_id|seq_num_frames|frame_num|sequence_level_annotation)"|"(location|image_id)"\s*:\s*"')
 _CROWDS = f"crowd boxes (iscrowd) imported, with the slice {CROWD!r}"
+
+
+def read_head(path: Path) -> bytes:
+    """Read the beginning of a file, which shows what it is: files of millions of images are gigabytes."""
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def is_coco(head: bytes) -> bool:
+    """Whether the beginning of a JSON file has lists of images or annotations."""
+    return b'"images"' in head or b'"annotations"' in head
+
+
+def is_camera_traps(head: bytes) -> bool:
+    """Whether the beginning of a JSON file has fields that COCO Camera Traps have and plain COCO does not."""
+    return _TRAPS.search(head) is not None
 
 
 @dataclass(frozen=True, slots=True)

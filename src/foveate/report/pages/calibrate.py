@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from foveate.adapt.results import GAMMA_TITLES, CalibrateResult
-from foveate.core.results import parse_result
+from foveate.core.results import GAMMA_TITLES, CalibrateResult, parse_result
 from foveate.report import numbers
 from foveate.report.calibration import VERDICTS, charts, signed, table
 from foveate.report.page import Page, command_text

@@ -9,8 +9,8 @@ from typing import Any
 from foveate.core.results import BoxChoice, LocatedPhrase, Search, parse_result
 from foveate.pretrain.results import EvaluateResult
 from foveate.report import parts
+from foveate.report.examples import rules_of, where_groups, which_groups
 from foveate.report.page import Page, command_text
-from foveate.report.pages.tour import rules_of, where_groups, which_groups
 from foveate.report.simple import simple_page
 
 

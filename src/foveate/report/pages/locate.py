@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import parse_result
-from foveate.pretrain.results import LocateResult
 from foveate.report import parts
 from foveate.report.page import Page, command_text
 from foveate.report.simple import simple_page
+from foveate.search.results import LocateResult
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:

@@ -9,8 +9,8 @@ from typing import Any
 from foveate.core.results import parse_result
 from foveate.pretrain.results import PretrainResult
 from foveate.report import numbers, parts, words
+from foveate.report.examples import example_groups
 from foveate.report.page import Page, command_text
-from foveate.report.pages.tour import example_groups
 from foveate.report.simple import simple_page
 
 

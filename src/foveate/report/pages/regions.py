@@ -11,9 +11,9 @@ from foveate.core.errors import UserError
 from foveate.core.results import parse_result
 from foveate.report import words
 from foveate.report.charts import histogram, plot
+from foveate.report.examples import example_groups
 from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
-from foveate.report.pages.tour import example_groups
 from foveate.report.simple import simple_page
 
 STATUSES = {

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import Query, parse_result
-from foveate.pretrain.results import SearchResult
 from foveate.report.images import Overlay
 from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
+from foveate.search.results import SearchResult
 
 KINDS = {"text": "a text", "image": "an image", "box": "a box in an image"}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import parse_result
-from foveate.mllm.video.results import ShownFrame, VideoAskResult, VideoExchange
 from foveate.report import numbers
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
+from foveate.video.results import ShownFrame, VideoAskResult, VideoExchange
 from foveate.vision.video.sampling import format_time
 
 # Finer grids would hide the frame.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import parse_result
-from foveate.mllm.video.results import EvidenceSample, VideoScores
 from foveate.report import numbers, parts
 from foveate.report.page import Page, command_text
+from foveate.video.results import EvidenceSample, VideoScores
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:

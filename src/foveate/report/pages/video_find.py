@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import parse_result
-from foveate.pretrain.results import VideoFindResult
 from foveate.report import charts
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
+from foveate.search.results import VideoFindResult
 from foveate.vision.video.sampling import format_time
 
 

@@ -6,12 +6,12 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.adapt.classifier import classifier_formats
 from foveate.adapt.folder import CONFIG, find_adapter_folder
 from foveate.adapt.predictor import Predictor
 from foveate.adapt.predictor import open_adapter as open_predictor
 from foveate.serve.adapters import count_bytes, read_folder_config, use_precision
 from foveate.serve.calls import Call, Classified, ClassifyCall, Endpoint
+from foveate.vision.classifier import classifier_formats
 
 
 class ClassifierAdapter:

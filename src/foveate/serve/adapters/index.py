@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
-from foveate.pretrain.api import SearchIndex, open_index
-from foveate.pretrain.searching.index_folder import DESCRIPTION
-from foveate.pretrain.searching.query import Query
-from foveate.pretrain.searching.search import Index
-from foveate.pretrain.searching.search import search as search_in
-from foveate.pretrain.searching.search_result import describe_floor
 from foveate.records import layout
 from foveate.records.images import make_thumbnail
+from foveate.search.api import SearchIndex, open_index
+from foveate.search.index_folder import DESCRIPTION
+from foveate.search.query import Query
+from foveate.search.search import Index
+from foveate.search.search import search as search_in
+from foveate.search.search_result import describe_floor
 from foveate.serve.adapters import use_precision
 from foveate.serve.adapters.localizer import LocalizerAdapter
 from foveate.serve.calls import Call, Endpoint, Refused, SearchCall, SearchReply

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from foveate.pretrain.api import Model, open_model
-from foveate.pretrain.locate import find_decode_side, locate_phrases
-from foveate.pretrain.searching.floor import TextCache
-from foveate.pretrain.searching.search import Verdict
 from foveate.records.boxes import Box
+from foveate.search.api import Model, open_model
+from foveate.search.floor import TextCache
+from foveate.search.locate import find_decode_side, locate_phrases
+from foveate.search.search import Verdict
 from foveate.serve.adapters import check_letters, count_bytes, read_folder_config, use_precision
 from foveate.serve.calls import Call, EmbeddingsCall, EmbeddingsReply, Endpoint, LocateCall, Located, SearchCall
 from foveate.vision.hf.loading import KIND_OF_TYPE

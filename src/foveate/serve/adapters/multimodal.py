@@ -13,20 +13,20 @@ from foveate.caption.chat_requests import read_request
 from foveate.core.errors import UserError
 from foveate.language.generate import GenerationSettings
 from foveate.language.positions import find_context
-from foveate.mllm.video.adapter import Network
 from foveate.multimodal.answers import Answer, certain_text
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
 from foveate.multimodal.opening import find_native_folder, is_multimodal, open_mllm
 from foveate.multimodal.prepare import Dialog
 from foveate.multimodal.questions import ask_turns, ask_where, find_phrase
-from foveate.pretrain.searching.search import Verdict
 from foveate.records.boxes import Box
 from foveate.records.conversations import IMAGE
+from foveate.search.search import Verdict
 from foveate.serve.adapters import check_letters, count_bytes, use_precision
 from foveate.serve.calls import Call, ChatCall, ChatReply, Endpoint, Listener, LocateCall, Located, Refused
 from foveate.serve.clips import ClipWriter, wrap_model
 from foveate.serve.dialogs import cut_text, hold_back, list_boxes, read_dialog
+from foveate.video.adapter import Network
 
 # More than any vocabulary packs into a token, but for blanks.
 _LETTERS_PER_TOKEN = 32

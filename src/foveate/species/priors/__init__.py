@@ -19,16 +19,16 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.core.errors import UserError
 from foveate.core.model_folder import WEIGHTS, read_config, read_tensors, write_model_folder
 from foveate.core.plugins import load_plugin
-from foveate.records.survey.events import GAP_SECONDS
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats
+from foveate.survey.events import GAP_SECONDS
+from foveate.survey.taxa import Taxa
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from foveate.records.survey.survey import Survey
     from foveate.species.link_data import LinkData
+    from foveate.survey.survey import Survey
 
 KIND, FORMAT = "species-prior", 1
 PARTS = ("place", "hour", "season")

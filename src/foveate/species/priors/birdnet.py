@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from foveate.core.errors import UserError
-from foveate.records.survey.taxa import Taxa, normalize_name
 from foveate.species.classes import Classes
 from foveate.species.priors import check_parts
 from foveate.species.rows import Floats
+from foveate.survey.taxa import Taxa, normalize_name
 
 _WEEKS = 48
 # First day of each month in a common year, from 0. The day alone does not tell a leap year: there a date after February

@@ -19,7 +19,6 @@ from pydantic import Field
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.priors import (
     SelectedPrior,
@@ -31,6 +30,7 @@ from foveate.species.priors import (
     write_prior,
 )
 from foveate.species.rows import Floats
+from foveate.survey.taxa import Taxa
 
 _EARTH_KM = 6371.0
 _HOURS, _SEASONS = 24, 24

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from foveate.core.errors import UserError
 from foveate.core.model_folder import WEIGHTS, check_tensors
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.priors import (
     SelectedPrior,
@@ -39,6 +38,7 @@ from foveate.species.priors import (
     write_prior,
 )
 from foveate.species.rows import Floats
+from foveate.survey.taxa import Taxa
 
 _DAYS = 366
 # Added to probabilities before their logarithm, as geo_prior does: one that is exactly 0 would make the loss infinite.

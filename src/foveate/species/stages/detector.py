@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import DETECTED, Detections, Integers, Rows, Stage, answer_codes
 from foveate.species.stages import warn_idle
 from foveate.species.stages.rules import StageSettings as RulesSettings
+from foveate.survey.taxa import Taxa
 
 ORDER = 15
 LABELS = ("blank", "human", "vehicle")

@@ -16,12 +16,12 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats, Integers, Rows, Stage
 from foveate.species.smoothing import SmoothingSettings, smooth
 from foveate.species.stages import warn_idle
 from foveate.species.stages.species_list import renormalize
+from foveate.survey.taxa import Taxa
 
 ORDER = 40
 FLOOR = 1e-6

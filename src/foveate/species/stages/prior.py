@@ -16,13 +16,13 @@ from pydantic import Field
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.priors import PARTS, open_prior
 from foveate.species.rows import Floats, Rows, Stage
 from foveate.species.stages import warn_idle
 from foveate.species.stages.species_list import StageSettings as ListSettings
 from foveate.species.stages.species_list import renormalize
+from foveate.survey.taxa import Taxa
 
 ORDER = 20
 

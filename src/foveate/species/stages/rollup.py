@@ -15,11 +15,11 @@ from pydantic import Field, field_validator
 
 from foveate.core.errors import choose
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import RANKS, Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import ABSTAINED, Floats, Integers, Rows, Stage, answer_codes, best_answers, merge_columns
 from foveate.species.stages.rules import StageSettings as RulesSettings
 from foveate.species.stages.threshold import StageSettings as ThresholdSettings
+from foveate.survey.taxa import RANKS, Taxa
 
 ORDER = 50
 _CLASS = "class of the model"

@@ -12,7 +12,6 @@ from pydantic import Field
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa
 from foveate.species import speciesnet_rules
 from foveate.species.classes import Classes, add_labels
 from foveate.species.rows import ABSTAINED, DETECTED, Rows, Stage, answer_codes
@@ -20,6 +19,7 @@ from foveate.species.speciesnet_rules import NUM_CLASSES, SpeciesNetRules
 from foveate.species.stages import warn_idle
 from foveate.species.stages.species_list import ANIMAL
 from foveate.species.stages.species_list import StageSettings as ListSettings
+from foveate.survey.taxa import Taxa
 
 ORDER = 45
 _RANKS = ("class", "order", "family", "genus", "species")

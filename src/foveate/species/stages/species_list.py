@@ -18,10 +18,10 @@ from pydantic import Field
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa, normalize_name
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats, Integers, Rows, Stage, merge_columns
 from foveate.species.stages import warn_idle
+from foveate.survey.taxa import Taxa, normalize_name
 
 ORDER = 30
 _COLUMNS = ("latin", "scientificname", "scientific_name", "taxon", "species", "name")

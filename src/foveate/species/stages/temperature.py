@@ -8,9 +8,9 @@ import numpy as np
 from pydantic import Field
 
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats, Rows, Stage
+from foveate.survey.taxa import Taxa
 
 ORDER = 10
 

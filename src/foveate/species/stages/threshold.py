@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from foveate.core.recipes import Settings
-from foveate.records.survey.taxa import Taxa
 from foveate.species.classes import Classes
 from foveate.species.rows import ABSTAINED, Rows, Stage
 from foveate.species.stages.rules import StageSettings as RulesSettings
+from foveate.survey.taxa import Taxa
 
 ORDER = 60
 

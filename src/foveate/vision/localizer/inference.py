@@ -11,13 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.core.progress import track
-from foveate.records.geometry import Placement
+from foveate.records.boxes import Box
+from foveate.records.collection import Collection
+from foveate.records.geometry import Placement, View
+from foveate.records.images import BadImage
 from foveate.vision.encoder import ImageFeatures, TextEncoder
 from foveate.vision.localizer.candidates import candidate_boxes
 from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.parallel_map import map_on_cores
+from foveate.vision.preprocess import DECODE_FACTOR, read_image
 
 _BATCH = 256
 _TEXTS = 256
+_CROP_BATCH = 16
 
 
 def encode_all(encoder: TextEncoder, texts: list[str], *, description: str = "reading texts") -> Tensor:
@@ -78,3 +84,42 @@ def candidate_scores(
     scores_RC = torch.cat([torch.einsum("rce,re->rc", z_BCE[index], texts) for index, texts in parts])
     best_R = scores_RC.argmax(1).cpu().numpy()
     return boxes_BC4[index_R.cpu().numpy(), best_R].astype(np.float64), scores_RC.cpu().numpy()
+
+
+def encode_crops(
+    model: LocalizingModel, collection: Collection, boxes: Sequence[tuple[int, Box]]
+) -> NDArray[np.float32]:
+    """Embed boxes as images of their own: unit-length vectors [R, E], one pass of the image encoder each.
+
+    Args:
+        boxes: row of the image and box in [0, 1] of it.
+
+    Raises:
+        BadImage: an image cannot be read.
+    """
+    preprocess = model.image_encoder.preprocess
+
+    def render(row: int, box: Box) -> Tensor:
+        try:
+            return read_image(collection, row, preprocess, View(crop=box))[0]
+        except BadImage:
+            # The box is thinner than a pixel of the model input: three pixels of the decoded image are visible.
+            sides = [float(collection.index[name][row]) for name in ("width", "height")]
+            min_side = 3 * max(sides) / (DECODE_FACTOR * preprocess.long_side)
+            wider = widen(box, min_side / sides[0], min_side / sides[1])
+            return read_image(collection, row, preprocess, View(crop=wider))[0]
+
+    @torch.inference_mode()
+    def encode(start: int) -> Tensor:
+        pixels = [render(*pair) for pair in boxes[start : start + _CROP_BATCH]]
+        return model.encode_image(torch.stack(pixels)).cpu()
+
+    return torch.cat(map_on_cores(encode, range(0, len(boxes), _CROP_BATCH), device=model.device)).numpy()
+
+
+def widen(box: Box, width: float, height: float) -> Box:
+    """Widen a box about its center to sides of at least `width` and `height` (fractions of the image)."""
+    low, high = np.split(box.to_array(), 2)
+    sides = np.minimum(np.maximum(high - low, (width, height)), 1.0)
+    low = np.clip((low + high - sides) / 2, 0.0, 1.0 - sides)
+    return Box(*low, *np.minimum(low + sides, 1.0))

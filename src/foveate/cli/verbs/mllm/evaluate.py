@@ -56,9 +56,9 @@ def command(
     from foveate.core.recipes import validate
     from foveate.mllm.evaluate import evaluate as evaluate_suite
     from foveate.mllm.suite_settings import SuiteSettings
-    from foveate.mllm.video.networks import hash_weights
     from foveate.multimodal.opening import open_mllm
     from foveate.report import render
+    from foveate.video.networks import hash_weights
 
     checked = validate(SuiteSettings, {**settings, "seed": seed or 0}, where="foveate mllm evaluate")
     target = run or Path("runs") / f"mllm-evaluate-{suite}"

@@ -30,9 +30,9 @@ def command(collection: Path, settings: dict[str, Any], model: Path | None, as_j
       foveate species check survey --model runs/species/model
     """
     from foveate.core.recipes import validate
-    from foveate.records.survey.checks import check_survey
-    from foveate.records.survey.survey import Survey
     from foveate.species.settings import CheckSettings
+    from foveate.survey.checks import check_survey
+    from foveate.survey.survey import Survey
 
     checked = validate(CheckSettings, settings, where="foveate species check")
     result = check_survey(Survey.open(collection), only=checked.only)

@@ -25,7 +25,7 @@ def command(folder: Path | None, to: Path | None, as_json: bool) -> None:
       foveate species demo-frames downloads --to demo
     """
     from foveate.core.errors import UserError
-    from foveate.records.survey.demo_frames import describe_sets, import_demo_frames
+    from foveate.survey.demo_frames import describe_sets, import_demo_frames
 
     if folder is None or to is None:
         if folder is not None or to is not None:

@@ -37,12 +37,12 @@ def command(results: Path, out: Path | None, settings: dict[str, Any], as_json: 
     from foveate.core.errors import UserError
     from foveate.core.recipes import validate
     from foveate.records import layout
-    from foveate.records.importers.corrections import read_corrections
     from foveate.report import render
     from foveate.species.corrections import apply_corrections, open_target
     from foveate.species.predictions import Predictions
     from foveate.species.review import write_review
     from foveate.species.settings import ReviewSettings
+    from foveate.survey.importers.corrections import read_corrections
 
     checked = validate(ReviewSettings, settings, where="foveate species review")
     if checked.corrections is not None:

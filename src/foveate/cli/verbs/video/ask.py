@@ -48,7 +48,7 @@ def command(
       foveate video ask mini street.mp4 "Which color is it?" --frames 24 --evidence --run runs/street
     """
     if options:
-        from foveate.mllm.video.prompts import check_choices
+        from foveate.video.prompts import check_choices
 
         source = click.get_current_context().get_parameter_source("max_tokens")
         if source is click.core.ParameterSource.COMMANDLINE:
@@ -58,7 +58,7 @@ def command(
     requests = [(question, options) for question in questions]
     viewing = watch_clip(model, clip, requests, max_tokens=max_tokens, run=run, **watching)
     if evidence:
-        from foveate.mllm.video.occlusion import group_rows
+        from foveate.video.occlusion import group_rows
 
         # A strategy whose frames cannot be left out is refused before it answers.
         group_rows(viewing.layout)

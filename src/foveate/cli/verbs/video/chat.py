@@ -15,7 +15,7 @@ from foveate.cli.verbs.video.page import describe_viewing, save_viewing
 from foveate.cli.verbs.video.viewing import ask_question, watch_clip
 
 if TYPE_CHECKING:
-    from foveate.mllm.video.results import VideoExchange
+    from foveate.video.results import VideoExchange
 
 
 @click.command("chat", short_help="Ask about a clip, question after question.")

@@ -19,7 +19,7 @@ from foveate.cli.verbs.video.page import collect_warnings, describe_warnings, fo
 @path_option("--questions", "The set's published file of questions, or its folder.", required=True)
 @path_option("--videos", "Folder with the clips, however nested.", required=True)
 @fields(
-    "foveate.mllm.video.evaluate:VideoEvaluationSettings",
+    "foveate.video.evaluate:VideoEvaluationSettings",
     ("question_set", "--set"),
     "limit",
     "batch_size",
@@ -57,11 +57,11 @@ def command(
       foveate video evaluate llava-hf/llava-v1.6-vicuna-7b-hf --set nextqa --questions val.csv --videos NExTVideo
     """
     from foveate.core.recipes import validate
-    from foveate.mllm.video.clip_model import ClipWatcher
-    from foveate.mllm.video.evaluate import VideoEvaluationSettings
-    from foveate.mllm.video.evaluate import evaluate as evaluate_set
-    from foveate.mllm.video.networks import hash_weights, open_network
     from foveate.report import render
+    from foveate.video.clip_model import ClipWatcher
+    from foveate.video.evaluate import VideoEvaluationSettings
+    from foveate.video.evaluate import evaluate as evaluate_set
+    from foveate.video.networks import hash_weights, open_network
 
     checked = validate(VideoEvaluationSettings, {**settings, "seed": seed or 0}, where="foveate video evaluate")
     strategy = build_how(how, strategy_options)

@@ -46,9 +46,9 @@ def command(
     """
     from foveate.core.errors import UserError
     from foveate.core.runs import RunFolder, check_run_path
-    from foveate.pretrain.locate import locate_frames
-    from foveate.pretrain.results import LocatedFrame, VideoFindResult
     from foveate.report import render
+    from foveate.search.locate import locate_frames
+    from foveate.search.results import LocatedFrame, VideoFindResult
     from foveate.vision.localizer.folder import load_model
     from foveate.vision.video.reading import read_clip
     from foveate.vision.video.sampling import format_time

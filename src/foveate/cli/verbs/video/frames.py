@@ -43,10 +43,10 @@ def command(
       foveate video frames street.mp4 --choose query --selector runs/tour/cloc-seed0/model --query "a red boat"
     """
     from foveate.core.runs import RunFolder, check_run_path
-    from foveate.mllm.video.answers import SeenFrame
-    from foveate.mllm.video.results import VideoAskResult
-    from foveate.mllm.video.slow_frames import check_choice, choose_slow
     from foveate.report import render
+    from foveate.video.answers import SeenFrame
+    from foveate.video.results import VideoAskResult
+    from foveate.video.slow_frames import check_choice, choose_slow
     from foveate.vision.video.reading import ClipReader
     from foveate.vision.video.sampling import format_time
 

@@ -11,7 +11,7 @@ import click
 from foveate.cli.options import path_option
 
 if TYPE_CHECKING:
-    from foveate.mllm.video.strategies import Strategy
+    from foveate.video.strategies import Strategy
 
 F = TypeVar("F", bound=Callable[..., Any])
 allow_damaged_option = click.option("--allow-damaged", is_flag=True, help="Use what can be decoded of a damaged clip.")
@@ -79,7 +79,7 @@ def _add(options: list[Callable[[Any], Any]], function: F) -> F:
 
 def build_how(how: str, options: Mapping[str, Any]) -> Strategy:
     """Build the strategy that `strategy_options` describe; options that were not passed keep its defaults."""
-    from foveate.mllm.video.grammar import parse_how
+    from foveate.video.grammar import parse_how
 
     return parse_how(how, **{name: options[name] for name in _STRATEGY if options.get(name) is not None})
 

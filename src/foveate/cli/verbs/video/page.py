@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from foveate.core.runs import RunFolder
-    from foveate.mllm.video.answers import SeenFrame
-    from foveate.mllm.video.occlusion import Occlusion
-    from foveate.mllm.video.results import ShownFrame, VideoExchange, VideoScores
-    from foveate.mllm.video.strategies import Strategy
-    from foveate.mllm.video.viewing import Viewing
+    from foveate.video.answers import SeenFrame
+    from foveate.video.occlusion import Occlusion
+    from foveate.video.results import ShownFrame, VideoExchange, VideoScores
+    from foveate.video.strategies import Strategy
+    from foveate.video.viewing import Viewing
 
 # Longest side in pixels: a page holds fifty of them in its own file.
 _SIDE = 320
@@ -102,8 +102,8 @@ def save_viewing(
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Return the result of a viewing; write it with frames and page where there is a folder for it."""
     from foveate.core.runs import RunFolder
-    from foveate.mllm.video.results import VideoAskResult
     from foveate.report import render
+    from foveate.video.results import VideoAskResult
 
     record = viewing.record
     folder = None if run is None else RunFolder.create(run)
@@ -132,7 +132,7 @@ def save_viewing(
 
 def save_frames(folder: RunFolder, frames: Iterable[SeenFrame]) -> list[ShownFrame]:
     """Write frames into a run folder; a frame that repeats is one file."""
-    from foveate.mllm.video.results import ShownFrame
+    from foveate.video.results import ShownFrame
 
     return [
         ShownFrame(

@@ -44,7 +44,7 @@ def command(
     """
     import dataclasses
 
-    from foveate.mllm.video.plan import TEXT_TOKENS, format_plan, plan_video
+    from foveate.video.plan import TEXT_TOKENS, format_plan, plan_video
     from foveate.vision.video.reading import read_clip
 
     if clip is not None and seconds is not None:

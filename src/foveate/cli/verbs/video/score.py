@@ -16,7 +16,7 @@ from foveate.cli.verbs.video.page import format_scores
 @click.command("score", cls=FieldsCommand, short_help="Score a run of a question set, by a judge where it is open.")
 @click.argument("run", type=click.Path(path_type=Path))
 @fields(
-    "foveate.mllm.video.judging:JudgeSettings",
+    "foveate.video.judging:JudgeSettings",
     "judge",
     "judge_model",
     "judge_key_env",
@@ -34,9 +34,9 @@ def command(run: Path, settings: dict[str, Any], as_json: bool) -> None:
       foveate video score runs/video-evaluate-msvd --judge http://127.0.0.1:8000/v1 --judge-model qwen
     """
     from foveate.core.recipes import validate
-    from foveate.mllm.video.judging import JudgeSettings
-    from foveate.mllm.video.scores import score as score_run
     from foveate.report import render
+    from foveate.video.judging import JudgeSettings
+    from foveate.video.scores import score as score_run
 
     checked = validate(JudgeSettings, settings, where="foveate video score")
     result = score_run(run, checked, command=["foveate", *sys.argv[1:]])

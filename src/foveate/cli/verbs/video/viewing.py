@@ -14,9 +14,9 @@ from foveate.cli.verbs.video.options import Span, build_how
 from foveate.cli.verbs.video.page import collect_warnings, describe_occlusion, describe_warnings
 
 if TYPE_CHECKING:
-    from foveate.mllm.video.answers import VideoAnswer, VideoChoice
-    from foveate.mllm.video.results import VideoExchange
-    from foveate.mllm.video.viewing import Viewing
+    from foveate.video.answers import VideoAnswer, VideoChoice
+    from foveate.video.results import VideoExchange
+    from foveate.video.viewing import Viewing
 
 # Of an answer with options: a letter, which a few tokenizers split.
 _LETTER_TOKENS = 4
@@ -43,8 +43,8 @@ def watch_clip(
     """Show a clip to a model as the options of `ask` and `chat` say; `requests` are questions with their options."""
     from foveate.core.errors import UserError
     from foveate.core.runs import check_run_path
-    from foveate.mllm.video.networks import open_network
-    from foveate.mllm.video.watch import count_text, watch
+    from foveate.video.networks import open_network
+    from foveate.video.watch import count_text, watch
 
     check_run_path(run)
     settings, span = build_how(how, strategy), Span.parse(start, end)
@@ -87,7 +87,7 @@ def open_selector(folder: Path | None, device: str | None) -> Any:
     """Open the encoder of --selector; None without."""
     if folder is None:
         return None
-    from foveate.pretrain.api import open_model
+    from foveate.search.api import open_model
 
     return open_model(folder, device=device)
 
@@ -102,7 +102,7 @@ def ask_question(
     evidence: bool = False,
 ) -> VideoExchange:
     """Ask a question, print its answer as it comes, and note both."""
-    from foveate.mllm.video.results import VideoExchange
+    from foveate.video.results import VideoExchange
 
     start = time.perf_counter()
     answer: VideoAnswer | VideoChoice
@@ -124,7 +124,7 @@ def ask_question(
     # The clock stops before the evidence, which is slow and not part of the answer.
     seconds = round(time.perf_counter() - start, 3)
     if evidence and text:
-        from foveate.mllm.video.occlusion import measure_occlusion
+        from foveate.video.occlusion import measure_occlusion
 
         occlusion = measure_occlusion(viewing, question, answer, options)
         details.update(drops=list(occlusion.drops), control=list(occlusion.control))

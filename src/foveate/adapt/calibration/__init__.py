@@ -1,1 +1,0 @@
-"""Calibrated fine-tuning: bring the classes back that the fine-tuning data lacked."""

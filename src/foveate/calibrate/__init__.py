@@ -1,0 +1,14 @@
+"""Calibrated fine-tuning: bring the classes back that the fine-tuning data lacked."""
+
+from __future__ import annotations
+
+from foveate.core.packages import load_lazily
+
+_LAZY = {
+    "AbsentClassCalibrator": "foveate.calibrate.absent_classes",
+    "Calibrator": "foveate.calibrate.estimator",
+}
+
+__all__ = list(_LAZY)
+
+__getattr__, __dir__ = load_lazily(__name__, _LAZY)

@@ -1,0 +1,121 @@
+"""Old import paths, for one release: each gives the module that has taken its place, with a line of warning."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+# Longest match first: `foveate.studies.tour_size` is not `foveate_labs.studies.tour_size`.
+_MOVED: Mapping[str, str] = {
+    "foveate.adapt.calibration": "foveate.calibrate",
+    "foveate.adapt.calibration.logit_files": "foveate.training.logit_files",
+    "foveate.adapt.calibration.logit_tables": "foveate.training.logit_tables",
+    "foveate.adapt.checkpoints": "foveate.vision.classifiers",
+    "foveate.adapt.classifier": "foveate.vision.classifier",
+    "foveate.caption.assertions.claims": "foveate_labs.captions.claims",
+    "foveate.caption.assertions.scene_judge": "foveate_labs.captions.ground_truths.scenes",
+    "foveate.caption.assertions.scene_truth": "foveate_labs.captions.scene_truth",
+    "foveate.caption.backends.scene_oracle": "foveate_labs.captions.backends.scene_oracle",
+    "foveate.caption.scene_captions": "foveate_labs.captions.scene_captions",
+    "foveate.caption.scene_claims": "foveate_labs.captions.scene_claims",
+    "foveate.caption.targets.sources.scenes": "foveate_labs.captions.sources.scenes",
+    "foveate.caption.targets.sources.singles": "foveate_labs.captions.sources.singles",
+    "foveate.mllm.video": "foveate.video",
+    "foveate.pretrain.api": "foveate.search.api",
+    "foveate.pretrain.locate": "foveate.search.locate",
+    "foveate.pretrain.searching": "foveate.search",
+    "foveate.records.asked_images": "foveate_labs.worlds.asked_images",
+    **{
+        f"foveate.records.builtin.{name}": f"foveate_labs.worlds.builtin.{name}"
+        for name in ("concepts", "cutouts", "glyphs", "holdout", "single_objects")
+    },
+    "foveate.records.documents": "foveate_labs.worlds.documents",
+    **{
+        f"foveate.records.exporters.{name}": f"foveate.survey.exporters.{name}"
+        for name in ("camtrap_dp", "megadetector", "observations_csv", "survey_rows", "wildlife_insights")
+    },
+    **{
+        f"foveate.records.importers.{name}": f"foveate.survey.importers.{name}"
+        for name in (
+            "camtrap_dp",
+            "camtrap_package",
+            "cards",
+            "coco_camera_traps",
+            "corrections",
+            "megadetector",
+            "results",
+            "results_parser",
+            "speciesnet",
+            "wilds",
+        )
+    },
+    "foveate.records.lexicon": "foveate_labs.worlds.lexicon",
+    "foveate.records.questions": "foveate_labs.worlds.questions",
+    "foveate.records.scenes": "foveate_labs.worlds.scenes",
+    "foveate.records.screens": "foveate_labs.worlds.screens",
+    "foveate.records.sheets": "foveate_labs.worlds.sheets",
+    "foveate.records.survey": "foveate.survey",
+    "foveate.records.traps": "foveate_labs.worlds.traps",
+    "foveate.records.video_sets": "foveate.video.sets",
+    "foveate.report.asked": "foveate_labs.tour.ask_page",
+    "foveate.report.federated": "foveate_labs.tour.federated_page",
+    "foveate.report.figure": "foveate_labs.tour.figure",
+    "foveate.studies": "foveate_labs.studies",
+    "foveate.studies.tour": "foveate_labs.tour.run",
+    **{
+        f"foveate.studies.tour_{name}": f"foveate_labs.tour.{name}"
+        for name in ("adaptation", "ask", "calibration", "captions", "federated", "size", "species", "video")
+    },
+}
+
+
+_WARNED: set[str] = set()
+
+
+class _Alias:
+    """Loads the module that has taken the place of another."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._spec: ModuleSpec | None = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        # One line for a package: its modules are imported behind it.
+        if spec.parent not in _WARNED:
+            warnings.warn(f"{spec.name} is now {self._name}; the old name goes with 0.3", FutureWarning, stacklevel=2)
+        _WARNED.add(spec.name)
+        module = importlib.import_module(self._name)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The import system has given the module the specification of its old name.
+        module.__spec__ = self._spec
+
+
+class OldNames:
+    """A finder of modules by their old names; before the others, which would load a moved module a second time."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return what loads the module that `name` meant; None where it means itself."""
+        if not name.startswith("foveate."):
+            return None
+        head, rest = name, ""
+        while head not in _MOVED:
+            head, _, last = head.rpartition(".")
+            if not head:
+                return None
+            rest = f".{last}{rest}"
+        # A package is its own folder: its modules are asked for one by one, by their old names.
+        return ModuleSpec(name, _Alias(_MOVED[head] + rest), is_package=False)  # type: ignore[arg-type]
+
+
+def install() -> None:
+    """Let old names be imported in this process."""
+    if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
+        sys.meta_path.insert(0, OldNames())

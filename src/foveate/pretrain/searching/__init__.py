@@ -1,1 +1,0 @@
-"""Search: an index of the embeddings of a collection, what is asked of it, and what it answers."""

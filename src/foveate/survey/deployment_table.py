@@ -1,0 +1,202 @@
+"""Read `deployments.csv`: a row per camera folder, with Camtrap DP's column names and three of our own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foveate.core.errors import UserError, nearest
+from foveate.records.rows import clean_text
+from foveate.survey.hours import TimeStatus, parse_offset, parse_times
+from foveate.survey.types import Deployment
+
+OUR_COLUMNS = ("folder", "utc_offset", "clock_shift")
+CAMTRAP_COLUMNS = (
+    *("deploymentID", "locationID", "locationName", "latitude", "longitude", "coordinateUncertainty"),
+    *("deploymentStart", "deploymentEnd", "setupBy", "cameraID", "cameraModel", "cameraDelay", "cameraHeight"),
+    *("cameraDepth", "cameraTilt", "cameraHeading", "detectionDistance", "timestampIssues", "baitUse"),
+    *("featureType", "habitat", "deploymentGroups", "deploymentTags", "deploymentComments"),
+)
+_FIELDS = ("deploymentID", "latitude", "longitude", "coordinateUncertainty", "deploymentStart", "deploymentEnd")
+_MISSING = ("NA", "N/A", "NaN", "nan", "NULL", "null")
+_TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
+_SHIFT = re.compile(r"(?P<sign>[+-]?)(?:(?P<seconds>\d+)|(?P<hours>\d+):(?P<minutes>[0-5]\d)(?::(?P<rest>[0-5]\d))?)")
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentTable:
+    """Deployments of a table in its order, and the id of the deployment of each of its folders."""
+
+    deployments: tuple[Deployment, ...]
+    ids: dict[str, str] = field(default_factory=dict)
+
+
+def read_deployments(path: str | Path) -> DeploymentTable:
+    """Read a table of deployments: CSV with comma, semicolon or tab.
+
+    Only `deploymentID` is required; COCO Camera Traps call it `location`. `folder` is the camera's folder, by default
+    the id. `clock_shift` is added to every time: seconds, or hours and minutes as in -1:00. `utc_offset` states the
+    offset of the place. Further columns are stored with the deployment.
+
+    Raises:
+        UserError: the table cannot be read; a column is misspelled; a cell, an id or a folder is impossible (file, row
+            and column are named).
+    """
+    path = Path(path)
+    rows, decimal_comma = _read_rows(path)
+    deployments: dict[str, Deployment] = {}
+    ids: dict[str, str] = {}
+    first_rows: dict[str, int] = {}
+    for number, row in rows:
+        where = f"{path}, row {number}"
+        deployment = _read_row(row, where, decimal_comma=decimal_comma)
+        if deployment.id in deployments:
+            raise UserError(f"{where}, deploymentID: {deployment.id!r} is that of row {first_rows[deployment.id]}, too")
+        folder = row.get("folder") or deployment.id
+        # "." becomes "", the row for all folders that no other row takes.
+        folder = "/".join(part for part in folder.replace("\\", "/").split("/") if part not in ("", "."))
+        if folder in ids:
+            raise UserError(f"{where}, folder: {folder!r} is that of deployment {ids[folder]!r}, too")
+        deployments[deployment.id], ids[folder], first_rows[deployment.id] = deployment, deployment.id, number
+    if not deployments:
+        raise UserError(f"{path} has no rows; expected one per camera folder")
+    return DeploymentTable(tuple(deployments.values()), ids)
+
+
+def _read_rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], bool]:
+    """Return the rows with their line numbers, and whether numbers may have a decimal comma."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}; save it as CSV UTF-8") from error
+    except FileNotFoundError as error:
+        names = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise UserError(f"--deployments: {path} does not exist{nearest(path.name, names)}") from error
+    except OSError as error:
+        raise UserError(f"--deployments: {path} cannot be read: {error.strerror or error}") from error
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    # Strict: an unclosed quote would otherwise make all rows behind it one cell.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, [clean_text(cell) for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise UserError(f"{path}, row {reader.line_num}: cannot be read as CSV ({error})") from error
+    if not lines:
+        raise UserError(f"{path} is empty; expected a first line with column names such as deploymentID")
+    header = _match_columns(lines[0][1], path)
+    rows = []
+    for number, cells in lines[1:]:
+        if not any(cells):
+            continue
+        if len(cells) != len(header):
+            raise UserError(f"{path}, row {number} has {len(cells)} cells; expected {len(header)} as in the header")
+        present = ["" if cell in _MISSING else cell for cell in cells]
+        rows.append((number, dict(zip(header, present, strict=True))))
+    # Where commas separate cells, they are not decimal commas.
+    return rows, delimiter != ","
+
+
+def _match_columns(header: list[str], path: Path) -> list[str]:
+    """Return the header with known names in their spelling; case, blanks and underscores do not matter."""
+    folded = {_fold(name): name for name in (*CAMTRAP_COLUMNS, *OUR_COLUMNS)}
+    names = [folded.get(_fold(name), name) for name in header]
+    if "deploymentID" not in names:
+        names = ["deploymentID" if _fold(name) == "location" else name for name in names]
+    if doubled := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise UserError(f"{path}: column {doubled[0]!r} occurs twice")
+    missing = [name for name in folded.values() if name not in names]
+    for name in names:
+        # A misspelled column would be stored and have no effect, and its coordinates would be lost.
+        if name not in folded.values() and (hint := nearest(name, missing)):
+            raise UserError(f"{path}: unknown column {name!r}{hint} Rename it, or give it another name if it is new")
+    if "deploymentID" not in names:
+        listed = ", ".join(header[:30])
+        raise UserError(f"{path} has no column 'deploymentID' (got {listed}); its rows are the camera folders")
+    return names
+
+
+def _fold(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).casefold()
+
+
+def _read_row(row: Mapping[str, str], where: str, *, decimal_comma: bool) -> Deployment:
+    def read(column: str, convert: Callable[[str], Any], expected: str) -> Any:
+        text = row.get(column, "")
+        try:
+            return convert(text) if text else None
+        except ValueError as error:
+            # Errors end in logs, where coordinates must not be.
+            problem = "not a number" if column in ("latitude", "longitude") else repr(text[:40])
+            raise UserError(f"{where}, {column}: {problem}; expected {expected}") from error
+
+    def number(text: str) -> float:
+        value = float(text.replace(",", ".") if decimal_comma else text)
+        # float() reads "inf" and "infinity", too.
+        if not math.isfinite(value):
+            raise ValueError(text)
+        return value
+
+    if not row["deploymentID"]:
+        raise UserError(f"{where}, deploymentID: is empty; expected a name for the deployment")
+    latitude = read("latitude", number, "degrees from -90 to 90, such as 51.496")
+    longitude = read("longitude", number, "degrees from -180 to 180, such as 4.774")
+    if latitude is not None and abs(latitude) > 90:
+        # Suggested only if the other number could be a latitude.
+        swapped = longitude is not None and abs(longitude) <= 90
+        hint = "; latitude and longitude may be swapped" if swapped else ""
+        raise UserError(f"{where}, latitude: out of range; expected -90 to 90{hint}")
+    if longitude is not None and abs(longitude) > 180:
+        raise UserError(f"{where}, longitude: out of range; expected -180 to 180")
+    uncertainty = read("coordinateUncertainty", number, "meters of at least 1")
+    if uncertainty is not None and uncertainty < 1:
+        raise UserError(f"{where}, coordinateUncertainty: {uncertainty:g}; expected meters of at least 1")
+    for column in ("deploymentStart", "deploymentEnd"):
+        text = row.get(column, "")
+        if parse_times([text]).status_N[0] in (TimeStatus.UNREADABLE, TimeStatus.IMPOSSIBLE):
+            raise UserError(f"{where}, {column}: {text[:40]!r}; expected a time as 2024-05-31 or 2024-05-31 08:30:00")
+    offset = row.get("utc_offset", "")
+    if offset:
+        parse_offset(offset, where=f"{where}, utc_offset")
+    return Deployment(
+        row["deploymentID"],
+        row.get("locationID") or row.get("locationName") or "",
+        latitude,
+        longitude,
+        row.get("deploymentStart", ""),
+        row.get("deploymentEnd", ""),
+        offset,
+        read("clock_shift", parse_shift, "seconds, or hours and minutes as -1:00") or 0,
+        bool(read("timestampIssues", _parse_flag, "true or false")),
+        uncertainty,
+        row.get("habitat", ""),
+        {name: text for name, text in row.items() if text and name not in (*_FIELDS, "habitat", *OUR_COLUMNS)},
+    )
+
+
+def parse_shift(text: str) -> int:
+    """Return seconds from "3600", "-1:00" or "+12:00:30".
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = _SHIFT.fullmatch(text.strip().replace("\N{MINUS SIGN}", "-"))
+    if match is None:
+        raise ValueError(text)
+    seconds = int(match["seconds"] or 0)
+    seconds += int(match["hours"] or 0) * 3600 + int(match["minutes"] or 0) * 60 + int(match["rest"] or 0)
+    # A shift of thousands of years is a typing error, and the arithmetic of dates ends there.
+    if seconds > 100 * 366 * 86_400:
+        raise ValueError(text)
+    return -seconds if match["sign"] == "-" else seconds
+
+
+def _parse_flag(text: str) -> bool:
+    if text.lower() in (*_TRUE, *_FALSE):
+        return text.lower() in _TRUE
+    raise ValueError(text)

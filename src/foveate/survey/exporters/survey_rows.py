@@ -1,0 +1,405 @@
+"""Read the media and observations of a survey for exporters, also those of images that are not there."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from foveate.core.errors import UserError, nearest
+from foveate.core.files import atomic_file
+from foveate.records.collection import Collection
+from foveate.records.tables import positions
+from foveate.survey.camtrap_schema import is_valid_time
+from foveate.survey.decisions import Decision
+from foveate.survey.hours import Times, local_clock, parse_offset, parse_times
+from foveate.survey.observations import REVIEW_SOURCE, select_current
+from foveate.survey.taxa import Taxa
+from foveate.survey.types import Deployment, Medium, Observation
+
+_BATCH_ROWS = 10_000
+
+
+class SurveyRows:
+    """Rows of a survey, with those of images that are not in the collection."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection
+        rows = collection.dataset_table("deployments").to_pylist()
+        self.deployments = {row["id"]: Deployment.from_row(row) for row in rows}
+        self.media = self._read_media()
+        if not self.media.num_rows:
+            raise UserError(f"collection {collection.name!r} has no camera-trap survey: no image has a row in 'media'")
+        for name in self.media["deployment"].unique().to_pylist():
+            self.deployments.setdefault(name, Deployment(name))
+
+    def _read_media(self) -> pa.Table:
+        media, columns = self.collection.table("media"), ["key", "deployment", "sequence", "frame_number"]
+        columns += ["time", "file", "extra"]
+        # The last row of an image holds: reversed, it comes first.
+        newest = media.take(pa.array(np.arange(len(media))[::-1]))
+        newest = newest.filter(pa.array(positions(newest["key"], among=newest["key"]) == np.arange(len(newest))))
+        newest = newest.take(pa.array(np.arange(len(newest))[::-1])).select(columns)
+        absent = self.collection.dataset_table("media_without_image")
+        if not absent.num_rows:
+            return newest.combine_chunks()
+        # Also those whose image was imported later.
+        gone = positions(absent["key"], among=newest["key"]) < 0
+        return pa.concat_tables([newest, absent.filter(pa.array(gone)).select(columns)]).combine_chunks()
+
+    @cached_property
+    def keys(self) -> dict[str, int]:
+        """Row of each medium by its key."""
+        return {key: row for row, key in enumerate(self.media["key"].to_pylist())}
+
+    def find_row(self, key: str) -> int:
+        """Return the row of a medium; raise UserError with the nearest if there is none."""
+        if key not in self.keys:
+            raise UserError(f"decision about {key!r}: no image of the survey has this key{nearest(key, self.keys)}")
+        return self.keys[key]
+
+    @cached_property
+    def times(self) -> list[str]:
+        """Time of each medium as ISO 8601, after the shift of its deployment's clock; "" where there is none.
+
+        It has an offset where its text has one, or where the user states that of the deployment.
+        """
+        clocks, offsets = self.clock_N.tolist(), self.offset_N.tolist()
+        texts = zip(self.media["time"].to_pylist(), self.media["deployment"].to_pylist(), clocks, offsets, strict=True)
+        return [
+            # A valid time is passed on as it is, so that a package comes out with its own offsets.
+            text if is_valid_time(text) and not self.deployments[name].clock_shift else format_time(clock, offset)
+            for text, name, clock, offset in texts
+        ]
+
+    @cached_property
+    def local_times(self) -> list[str]:
+        """Time of each medium as `times`, at the place: one in another offset than the stated one is converted."""
+        clocks = zip(self.clock_N.tolist(), self.local_clock_N.tolist(), self._stated_offset_N.tolist(), strict=True)
+        return [
+            # NaN is a time that is not there.
+            time if local == clock or np.isnan(local) else format_time(local, offset)
+            for time, (clock, local, offset) in zip(self.times, clocks, strict=True)
+        ]
+
+    @cached_property
+    def clock_N(self) -> np.ndarray:
+        """Seconds of the clock of each medium after its shift; NaN where there is no time."""
+        return self._parsed.wall_N + self._shift_N
+
+    @cached_property
+    def local_clock_N(self) -> np.ndarray:
+        """Seconds of the clock at the place of each medium, shifted; NaN where there is no time."""
+        # For tables whose times have no offset; Camtrap DP writes the clock with its own offset instead.
+        return local_clock(self._parsed, shift_N=self._shift_N, place_offset_N=self._stated_offset_N)
+
+    @cached_property
+    def _shift_N(self) -> np.ndarray:
+        shifts = {name: entry.clock_shift for name, entry in self.deployments.items()}
+        return np.array([shifts[name] for name in self.media["deployment"].to_pylist()], np.int64)
+
+    @cached_property
+    def _parsed(self) -> Times:
+        return parse_times(self.media["time"])
+
+    @cached_property
+    def _stated_offset_N(self) -> np.ndarray:
+        stated = {
+            name: parse_offset(entry.utc_offset, where=f"utc_offset of deployment {name!r}")
+            for name, entry in self.deployments.items()
+            if entry.utc_offset
+        }
+        return np.array([stated.get(name, np.nan) for name in self.media["deployment"].to_pylist()], np.float64)
+
+    @cached_property
+    def offset_N(self) -> np.ndarray:
+        """Seconds east of UTC of each medium, by its text or else its deployment; NaN where neither states one."""
+        return np.where(np.isnan(self._parsed.offset_N), self._stated_offset_N, self._parsed.offset_N)
+
+    def read_media(self) -> Iterator[tuple[int, Medium]]:
+        """Yield each medium with its row."""
+        row = 0
+        for batch in self.media.to_batches(max_chunksize=_BATCH_ROWS):
+            for entry in batch.to_pylist():
+                yield row, Medium.from_row(entry)
+                row += 1
+
+    def read_observations(self) -> Iterator[Observation]:
+        """Yield observations of images, also of absent ones, then those of events."""
+        with_image = select_current(self.collection.table("observations"))
+        absent = self.collection.dataset_table("observations_without_image")
+        if absent.num_rows:
+            # Rows of absent images that came later are in the first table, too.
+            absent = absent.filter(pa.array(positions(absent["key"], among=self.collection.table("media")["key"]) < 0))
+        for table in (with_image, absent, self.collection.dataset_table("event_observations")):
+            for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+                yield from map(Observation.from_row, batch.to_pylist())
+
+    @cached_property
+    def review_ids(self) -> set[tuple[str, str]]:
+        """Key and id of each row that a person wrote in a review."""
+        table = self.collection.table("observations").select(["key", "id", "source"])
+        is_review = pc.call_function("starts_with", [table["source"]], pc.MatchSubstringOptions(REVIEW_SOURCE))
+        return {(row["key"], row["id"]) for row in table.filter(is_review).to_pylist()}
+
+    @cached_property
+    def sequences(self) -> dict[tuple[str, str], list[str]]:
+        """Keys of each sequence of the source by deployment and id: cameras may count from 1."""
+        sequences: dict[tuple[str, str], list[str]] = defaultdict(list)
+        columns = (self.media[name].to_pylist() for name in ("key", "deployment", "sequence"))
+        for key, deployment, sequence in zip(*columns, strict=True):
+            if sequence:
+                sequences[deployment, sequence].append(key)
+        return dict(sequences)
+
+
+@dataclass
+class MergedObservations:
+    """A survey's observations, with those of a machine replaced by new decisions and answers of people about events.
+
+    A row of a person, of nobody in particular or about setting up the camera is never touched. What it says is the
+    answer about its event, in place of the decision. A frame that a person called empty leaves the decision about the
+    others as it is.
+
+    Args:
+        decisions: None leaves everything as it is.
+        events: keys of the images of each event that was pooled; by default the sequences whose id one deployment has.
+
+    Attributes:
+        reviewed: rows of people about each image that has a decision.
+        labeled: images with rows that stay, after `read`.
+        num_skipped: decisions that gave way to a person, after `new`.
+    """
+
+    rows: SurveyRows
+    decisions: Sequence[Decision] | None
+    events: Mapping[str, Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.events is None:
+            deployments = Counter(sequence for _, sequence in self.rows.sequences)
+            self.events = {
+                sequence: keys for (_, sequence), keys in self.rows.sequences.items() if deployments[sequence] == 1
+            }
+        self.reviewed: dict[str, list[Observation]] = defaultdict(list)
+        self._reviewed_events: dict[tuple[str, str], list[Observation]] = defaultdict(list)
+        self.labeled: set[str] = set()
+        self.num_skipped = 0
+        decided = self.decisions or ()
+        for decision in decided:
+            if decision.event and not self.events.get(decision.event):
+                raise UserError(f"decision about event {decision.event!r}: the survey has no such event")
+            # Called for its error about unknown images, before the first row is written.
+            for key in self.members(decision):
+                self.rows.find_row(key)
+        self.decided_keys = {key for decision in decided for key in self.members(decision)}
+        self.decided_events = {self._event(decision) for decision in decided if decision.event}
+        self._event_of = {key: decision.event for decision in decided for key in self.members(decision)}
+        self._sequences = self.rows.media["sequence"].to_pylist()
+        for observation in self.rows.read_observations() if decided else ():
+            if _is_reviewed(observation):
+                if observation.key in self.decided_keys:
+                    self.reviewed[observation.key].append(observation)
+                elif (observation.deployment, observation.event) in self.decided_events and not observation.key:
+                    self._reviewed_events[observation.deployment, observation.event].append(observation)
+
+    def _event(self, decision: Decision) -> tuple[str, str]:
+        """Return deployment and id of the event that a decision is about."""
+        row = self.rows.find_row(self.members(decision)[0])
+        return self.rows.media["deployment"][row].as_py(), decision.event
+
+    def members(self, decision: Decision) -> Sequence[str]:
+        """Return the keys of the images that a decision is about."""
+        return decision.keys or ((self.events or {})[decision.event] if decision.event else (decision.key,))
+
+    def name_event(self, key: str) -> str:
+        """Return the id of the event of an image: of its decision, else of its source; "" for none."""
+        return self._event_of.get(key) or self._sequences[self.rows.keys[key]]
+
+    def is_answered(self, decision: Decision) -> bool:
+        """Whether a person said what the image or event of a decision shows."""
+        return bool(self.find_answers(decision)) if decision.event else decision.key in self.reviewed
+
+    def find_answers(self, decision: Decision) -> list[Observation]:
+        """Return what people say of the event of a decision, one row for each kind; none where the decision stands."""
+        if not decision.event or not (self.reviewed or self._reviewed_events):
+            return []
+        deployment, event = self._event(decision)
+        if (deployment, event) in self._reviewed_events:
+            return self._reviewed_events[deployment, event]
+        members = self.members(decision)
+        rows = [row for key in members for row in self.reviewed.get(key, ())]
+        for kinds in (("animal", "human", "vehicle"), ("unknown",), ("blank",)):
+            shown = [row for row in rows if row.kind in kinds]
+            # An empty frame says nothing about the others of its burst.
+            if shown and (kinds != ("blank",) or all(key in self.reviewed for key in members)):
+                return _join_answers(shown, deployment, event)
+        return []
+
+    def read(self) -> Iterator[Observation]:
+        """Yield the observations of the survey that stay."""
+        for observation in self.rows.read_observations():
+            replaced = observation.key in self.decided_keys or (
+                not observation.key and (observation.deployment, observation.event) in self.decided_events
+            )
+            if not replaced or _is_reviewed(observation):
+                self.labeled.add(observation.key)
+                yield observation
+
+    def read_answers(self) -> Iterator[tuple[Observation, Sequence[str], bool]]:
+        """Yield the answers about events, the keys of the images, and whether `read` lacks the row."""
+        for decision in self.decisions or ():
+            if answers := self.find_answers(decision):
+                is_new = self._event(decision) not in self._reviewed_events
+                for answer in answers:
+                    yield answer, self.members(decision), is_new
+
+    def image_answers(self) -> dict[str, list[Observation]]:
+        """Return what people say of each image that has a decision: rows of its own, else those about its event."""
+        answers = dict(self.reviewed)
+        for answer, keys, _ in self.read_answers():
+            for key in keys:
+                if key not in self.reviewed:
+                    answers.setdefault(key, []).append(answer)
+        return answers
+
+    def new(self) -> Iterator[Decision]:
+        """Yield the decisions to write, then one "unclassified" for each image without any row; call after `read`."""
+        self.num_skipped = 0
+        for decision in self.decisions or ():
+            if self.is_answered(decision):
+                self.num_skipped += 1
+            else:
+                yield decision
+        if self.decisions is not None:
+            done = self.labeled | self.decided_keys
+            yield from (Decision(key=key, kind="unclassified") for key in self.rows.keys if key not in done)
+
+
+def _join_answers(rows: Sequence[Observation], deployment: str, event: str) -> list[Observation]:
+    """Return a row about an event for each kind and taxon among rows about its images, with the highest count."""
+    joined: dict[tuple[str, ...], Observation] = {}
+    for row in rows:
+        setup = {name: value for name, value in row.extra.items() if name == "cameraSetupType"}
+        name = (row.kind, row.taxon, *setup.values())
+        counts = [count for count in (row.count, joined[name].count if name in joined else None) if count is not None]
+        joined[name] = Observation(
+            id="",
+            deployment=deployment,
+            event=event,
+            level="event",
+            kind=row.kind,
+            taxon=row.taxon,
+            taxon_id=row.taxon_id,
+            # Frames of a burst show the same animals, so that a sum would count them again.
+            count=max(counts, default=None),
+            method=row.method,
+            classifier=row.classifier,
+            classified_at=row.classified_at,
+            extra=setup,
+        )
+    return list(joined.values())
+
+
+def _is_reviewed(observation: Observation) -> bool:
+    if "cameraSetupType" in observation.extra:
+        return True
+    # A row that does not say who made it counts as a person's: replacing it could destroy work.
+    return observation.method != "machine" and observation.kind != "unclassified"
+
+
+def format_time(clock: float, offset: float) -> str:
+    """Return seconds of a clock as ISO 8601, with the offset in seconds if it is a number; "" for NaN.
+
+    >>> format_time(0.0, 7200.0)
+    '1970-01-01T00:00:00+02:00'
+    """
+    if np.isnan(clock):
+        return ""
+    # UTC keeps Python from converting the written clock; fractions of a second are cut, since the standard has none.
+    moment = datetime.fromtimestamp(int(clock), UTC)
+    zone = None if np.isnan(offset) else timezone(timedelta(seconds=offset))
+    return moment.replace(tzinfo=zone).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLabel:
+    """One line of a flat table: what a person or a machine says about one image.
+
+    Args:
+        row: of the medium in `SurveyRows.media`.
+        sequence: event or burst; "" for none.
+        source: what each stage did, or "human", "machine" or "" for an imported row.
+    """
+
+    row: int
+    sequence: str
+    kind: str
+    taxon: str
+    taxon_id: str
+    rank: str
+    probability: float | None
+    source: str
+    classifier: str
+    count: int | None
+
+
+def list_image_labels(merged: MergedObservations, *, taxa: Taxa | None, classifier: str) -> Iterator[ImageLabel]:
+    """Yield what is known of each image, in the order of the survey's rows and then of the decisions.
+
+    A decision or answer about an event is one about each of its images that has no row of a person. Imported rows about
+    events that have no decision are left out: an animal leaves some frames of its burst.
+
+    Args:
+        taxa: for the ranks of imported rows; by default the collection's.
+        classifier: name and version of the model that decided.
+    """
+    rows = merged.rows
+    known = taxa or Taxa.from_rows(rows.collection.dataset_table("taxa").to_pylist())
+
+    def label(row: int, entry: Observation, event: str) -> ImageLabel:
+        # By id first: `find` returns nothing for a name that several taxa share.
+        index = known.index(entry.taxon_id) if entry.taxon_id in known else known.find(entry.taxon)
+        rank = known.ranks[index] if entry.taxon and index >= 0 else ""
+        taxon = (entry.kind, entry.taxon, entry.taxon_id, rank)
+        return ImageLabel(row, event, *taxon, entry.probability, entry.method, entry.classifier, entry.count)
+
+    for entry in merged.read():
+        row = rows.keys.get(entry.key, -1)
+        if row >= 0:
+            yield label(row, entry, entry.event or merged.name_event(entry.key))
+    for answer, keys, _ in merged.read_answers():
+        yield from (label(rows.find_row(key), answer, answer.event) for key in keys if key not in merged.reviewed)
+    for decision in merged.new():
+        processed = classifier if decision.kind != "unclassified" else ""
+        for key in merged.members(decision):
+            # Called empty by a person, in an event whose other frames show something.
+            if key in merged.reviewed:
+                continue
+            row = rows.find_row(key)
+            taxon = (decision.kind, decision.taxon, decision.taxon_id, decision.rank)
+            source, event = ";".join(decision.source), decision.event or merged.name_event(key)
+            yield ImageLabel(row, event, *taxon, decision.probability, source, processed, decision.count)
+
+
+@contextmanager
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[csv.DictWriter[str]]:
+    """Open a CSV file that appears whole at a clean exit; its header is written."""
+    with atomic_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        yield writer
+        text.flush()
+        # Closing the wrapper would close the file before it is renamed.
+        text.detach()

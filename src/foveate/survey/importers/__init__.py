@@ -1,0 +1,1 @@
+"""Import formats of camera-trap surveys, each found by its module's name."""

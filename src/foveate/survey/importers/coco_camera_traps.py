@@ -1,0 +1,422 @@
+"""Import COCO Camera Traps: images of cameras with labels of images or whole bursts, and a table of locations.
+
+An image without an annotation is unlabeled, not empty; category 0 is empty. An annotation of a burst
+(`sequence_level_annotation`) says that the burst has the species, not that this frame has it: it becomes one
+observation of the event. The format has no coordinates: they come from a table of deployments.
+
+Source: https://github.com/agentmorris/MegaDetector, "COCO Camera Traps format".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Unpack
+
+from foveate.core.errors import UserError, nearest
+from foveate.records.boxes import EDGE_ROUNDING, Box
+from foveate.records.import_summary import ImportSummary
+from foveate.records.importers.coco_file import is_camera_traps, is_coco, read_head
+from foveate.records.importers.files import file_sample, make_key
+from foveate.records.importers.formats import Format
+from foveate.records.importers.ingest import check_source, import_samples
+from foveate.records.importers.json_files import (
+    find_image_folder,
+    get_list,
+    get_stated_size,
+    is_number,
+    read_annotations,
+)
+from foveate.records.importers.sample import Problem, Sample, SharedOptions
+from foveate.records.writer import CollectionWriter
+from foveate.survey.deployment_table import read_deployments
+from foveate.survey.detections import get_kind
+from foveate.survey.file_index import normalize_path
+from foveate.survey.hours import TimeStatus, parse_times
+from foveate.survey.observations import EMPTY_AND_SPECIES, count_contradictions
+from foveate.survey.store import MOVED, make_context, select_deployments, survey_rows, update_images, write_survey
+from foveate.survey.types import Deployment, Medium, Observation, ObservationKind
+
+NAME = "coco-camera-traps"
+_EMPTY = 0
+_SETUP = ("start", "end", "setup")  # a person puts up the camera or takes it down
+_NAMES: Mapping[ObservationKind, tuple[str, ...]] = {
+    "human": ("human", "person", "people", "homo sapiens"),
+    "vehicle": ("vehicle", "car", "truck", "bus", "motorcycle", "bicycle", "atv"),
+    # A misfire shows what triggered the camera as little as an animal that nobody could name.
+    "unknown": ("misfire", "unknown", "unidentified", "unidentifiable", *_SETUP),
+}
+
+UNLABELED = "images without an annotation: unlabeled, not empty"
+CORRUPT = "images marked as corrupt, left out"
+INTEGER_IDS = "ids written as integers"
+BAD_TIMES = "times that cannot be read: these images have no hour"
+NO_LOCATION = "images without a location: their folder is their camera"
+OF_BURSTS = "annotations of whole bursts: of events, not of images"
+NO_PLACE = "cameras without coordinates"
+NAMED_EMPTY = "annotations of category 0, which is empty in this format, though it is named {name!r}: imported as empty"
+CLIPPED = "boxes that left the image and were clipped"
+UNUSABLE = "boxes without any area in the image, left out"
+NO_SIZE = "boxes in pixels of images without width and height, left out"
+
+
+def classify_name(name: str, category: int | None = None) -> tuple[ObservationKind, str]:
+    """Return kind and taxon of a category of a camera-trap data set.
+
+    >>> classify_name("vulpes vulpes"), classify_name("empty"), classify_name("start")
+    (('animal', 'Vulpes vulpes'), ('blank', ''), ('unknown', ''))
+    """
+    text = name.strip()
+    kind = next((kind for kind, names in _NAMES.items() if text.lower() in names), get_kind(text))
+    # The format reserves the number 0 for empty images, whatever the category's name is.
+    kind = "blank" if category == _EMPTY else kind
+    # Files write names in lower case; a scientific name begins with a capital.
+    return kind, text[:1].upper() + text[1:] if kind == "animal" and text.lower() != "animal" else ""
+
+
+def describe_setup(name: str) -> dict[str, str]:
+    """Return the field of an observation by which a category of setting up the camera is told from others."""
+    return {"cameraSetupType": "setup"} if name.strip().lower() in _SETUP else {}
+
+
+def import_coco_camera_traps(
+    source: str | Path,
+    target: str | Path,
+    *,
+    images: str | Path | None = None,
+    deployments: str | Path | None = None,
+    reference: bool = False,
+    **shared: Unpack[SharedOptions],
+) -> ImportSummary:
+    """Import the images of a COCO Camera Traps file as a survey into the collection `target`.
+
+    Args:
+        source: the JSON file.
+        target: collection folder; created if it does not exist.
+        images: folder that `file_name` is relative to; by default searched near the file.
+        deployments: table of locations, see `read_locations`.
+        reference: leave the files where they are and only refer to them.
+        shared: see `SharedOptions`.
+
+    Raises:
+        UserError: the file contradicts itself (an annotation of an unknown image or category, an id that occurs
+            twice), or no image is found.
+    """
+    path = check_source(Path(source))
+    read = read_camera_traps(path)
+    read.deployments = make_deployments(read, deployments)
+    folders = [path.parent / "images", path.parent, path.parent.parent / "images", path.parent.parent]
+    return import_survey_file(path, read, target, folders, format=NAME, images=images, reference=reference, **shared)
+
+
+def import_survey_file(
+    path: Path,
+    read: SurveyFile,
+    target: str | Path,
+    folders: list[Path],
+    *,
+    format: str,
+    images: str | Path | None,
+    reference: bool,
+    **shared: Unpack[SharedOptions],
+) -> ImportSummary:
+    """Import the images of an annotation file that was read.
+
+    Args:
+        folders: where the images may be, if `images` does not say it.
+        format: name of the importer.
+    """
+    requested = None if images is None else Path(images)
+    names: list[list[object]] = [[image.file] for image in read.images]
+    root = find_image_folder(names, folders, source=path, requested=requested)
+
+    def finish(writer: CollectionWriter) -> None:
+        deployments, events = read.deployments.values(), read.events
+        write_survey(
+            writer, deployments=deployments, event_observations=events, format=format, descriptor=read.descriptor
+        )
+        # A repeated import reads no image again: corrected locations and coordinates reach existing ones here.
+        keys = {image.medium.key: image.medium.deployment for image in read.images}
+        writer.summary.further[MOVED] += update_images(writer, keys, deployments)
+        writer.summary.further = +writer.summary.further
+
+    return import_samples(
+        target,
+        _make_samples(read, root, source=path.name),
+        # Every release of WILDS has a metadata.csv: the folder tells them apart.
+        default_source=path.parent.name if path.stem == "metadata" else path.stem,
+        total=len(read.images),
+        reference=reference,
+        further=read.further,
+        begin=lambda writer: select_deployments(writer, read.deployments.values()),
+        finish=finish,
+        **shared,
+    )
+
+
+@dataclass(slots=True)
+class SurveyImage:
+    """One image that an annotation file lists; the medium has its key.
+
+    Args:
+        regions: as in a sidecar.
+        stated_size: (width, height) in pixels that boxes refer to.
+        corrupt: the file cannot be read, as its owner says.
+    """
+
+    file: str
+    medium: Medium
+    observations: list[Observation] = field(default_factory=list)
+    regions: list[dict[str, object]] = field(default_factory=list)
+    stated_size: tuple[int, int] | None = None
+    split: str = ""
+    corrupt: bool = False
+
+
+@dataclass(slots=True)
+class SurveyFile:
+    """Content of an annotation file of a survey."""
+
+    images: list[SurveyImage] = field(default_factory=list)
+    deployments: dict[str, Deployment] = field(default_factory=dict)
+    events: list[Observation] = field(default_factory=list)
+    descriptor: dict[str, object] = field(default_factory=dict)
+    further: Counter[str] = field(default_factory=Counter)
+
+
+def _make_samples(read: SurveyFile, root: Path, *, source: str) -> Iterator[Sample]:
+    for image in read.images:
+        sample = file_sample(image.file, root, source=f"{source}: {image.file}"[:400])
+        if image.corrupt:
+            detail = f"the file marks {image.file!r} as corrupt"
+            sample.only_problems, sample.problems = True, [Problem("image", "corrupt", detail)]
+        if not sample.only_problems:
+            medium, deployment = image.medium, read.deployments.get(image.medium.deployment)
+            sample.key = medium.key
+            # Splits are drawn by group: no camera may be trained on and tested.
+            sample.group = deployment.camera if deployment else medium.key.rpartition("/")[0]
+            sample.context = make_context(medium, deployment)
+            sample.extra = survey_rows(medium, image.observations)
+            sample.fields = {"regions": image.regions, "split": image.split}
+            sample.stated_size = image.stated_size
+        yield sample
+
+
+def read_locations(path: str | Path) -> dict[str, Deployment]:
+    """Read what is known of each location: a table of deployments, or the gps_locations.json of iWildCam.
+
+    Raises:
+        UserError: the file cannot be read, or a cell is impossible (record and field are named).
+    """
+    path = check_source(Path(path))
+    if path.suffix.lower() != ".json":
+        return {deployment.id: deployment for deployment in read_deployments(path).deployments}
+    content = read_annotations(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object of locations (got {type(content).__name__})")
+    locations = {}
+    for name, entry in content.items():
+        degrees = []
+        for field_name, limit in (("latitude", 90), ("longitude", 180)):
+            value = entry.get(field_name) if isinstance(entry, dict) else None
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= limit:
+                where = f"{path}: {name!r}.{field_name}"
+                # Without the value: errors end in logs, where coordinates must not be.
+                raise UserError(f"{where}: missing or out of range; expected degrees from -{limit} to {limit}")
+            degrees.append(float(value))
+        locations[name] = Deployment(name, name, latitude=degrees[0], longitude=degrees[1])
+    return locations
+
+
+def make_deployments(read: SurveyFile, table: str | Path | None) -> dict[str, Deployment]:
+    """Return one deployment for each location of the images, as the table has it.
+
+    Raises:
+        UserError: no location is in the table.
+    """
+    listed = {} if table is None else read_locations(table)
+    names = list(dict.fromkeys(image.medium.deployment for image in read.images if image.medium.deployment))
+    # One common name is enough, since a table may list the cameras of many years; without any, it is another survey's.
+    if listed and not listed.keys() & set(names):
+        hint = nearest(names[0], listed) if names else ""
+        raise UserError(
+            f"{table}: no row has a location of the images (got {', '.join(list(listed)[:5])}); "
+            f"expected {', '.join(names[:5])}{hint}"
+        )
+    deployments = {name: listed.get(name) or Deployment(name, location=name) for name in names}
+    read.further[NO_PLACE] += sum(deployment.latitude is None for deployment in deployments.values())
+    return deployments
+
+
+def count_bad_times(images: list[SurveyImage]) -> int:
+    """Count times that say nothing; they stay as written and give no hour."""
+    status_N = parse_times([image.medium.time for image in images]).status_N
+    return int(((status_N != TimeStatus.OK) & (status_N != TimeStatus.EMPTY)).sum())
+
+
+def read_camera_traps(path: Path) -> SurveyFile:
+    """Read a COCO Camera Traps file.
+
+    Raises:
+        UserError: the file contradicts itself; the error names record and field.
+    """
+    content = read_annotations(path)
+    read = SurveyFile()
+    by_id: dict[str, SurveyImage] = {}
+    for position, entry in enumerate(get_list(content, "images", path)):
+        where = f"{path}: images[{position}]"
+        number = _parse_id(entry, "id", where, read.further)
+        if number in by_id:
+            raise UserError(f"{where}.id: {number!r} occurs twice; ids must be unique")
+        by_id[number] = _parse_image(entry, where, read.further)
+    read.images = list(by_id.values())
+    categories = _parse_categories(get_list(content, "categories", path), path)
+    seen: set[str] = set()
+    labeled: set[str] = set()
+    for position, entry in enumerate(get_list(content, "annotations", path)):
+        where = f"{path}: annotations[{position}]"
+        number = _parse_id(entry, "id", where, read.further)
+        if number in seen:
+            raise UserError(f"{where}.id: {number!r} occurs twice; ids must be unique")
+        seen.add(number)
+        image_id = _parse_id(entry, "image_id", f"{where} ({number})", read.further)
+        if image_id not in by_id:
+            raise UserError(f"{where} ({number}).image_id: no image has the id {image_id!r}{nearest(image_id, by_id)}")
+        category = entry.get("category_id")
+        # Of JSON anything may come, also a list, which no dict can look up.
+        if not isinstance(category, int | float) or category not in categories:
+            raise UserError(f"{where} ({number}).category_id: no category has the id {category!r}")
+        _add_annotation(entry, number, categories[category], by_id[image_id], image_id, read)
+        labeled.add(image_id)
+    read.events = list({observation.id: observation for observation in read.events}.values())
+    info = content.get("info")
+    observations = [*read.events, *(entry for image in read.images for entry in image.observations)]
+    read.further[EMPTY_AND_SPECIES] += count_contradictions(
+        (entry.key or (entry.deployment, entry.event), entry.kind, entry.taxon) for entry in observations
+    )
+    read.descriptor = {"info": info if isinstance(info, dict) else {}, "categories": content["categories"]}
+    read.further[BAD_TIMES] += count_bad_times(read.images)
+    read.further[UNLABELED] += len(by_id) - len(labeled)
+    read.further[CORRUPT] += sum(image.corrupt for image in read.images)
+    return read
+
+
+def _parse_id(entry: object, name: str, where: str, further: Counter[str]) -> str:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected an object (got {type(entry).__name__})")
+    value = entry.get(name)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(f"{where}.{name}: expected an id (got {str(value)[:40]}){nearest(name, map(str, entry))}")
+    # Plain COCO has integers: as texts they are as unique.
+    further[INTEGER_IDS] += isinstance(value, int)
+    return str(value)
+
+
+def _parse_image(entry: Mapping[str, Any], where: str, further: Counter[str]) -> SurveyImage:
+    file = entry.get("file_name")
+    if not isinstance(file, str) or not file.strip():
+        raise UserError(f"{where}.file_name: expected the path of an image (got {str(file)[:40]})")
+    location, frame, corrupt = entry.get("location"), entry.get("frame_num"), entry.get("corrupt")
+    if location is None or location == "":
+        further[NO_LOCATION] += 1
+    # A frame number beyond the 32 bits of its column would stop the import; without one, file names break ties in time.
+    medium = Medium(
+        key=make_key(normalize_path(file)),
+        deployment="" if location is None else str(location),
+        sequence="" if entry.get("seq_id") is None else str(entry["seq_id"]),
+        frame_number=frame if isinstance(frame, int) and not isinstance(frame, bool) and 0 <= frame < 2**31 else None,
+        time="" if entry.get("datetime") is None else str(entry["datetime"]),
+        file=file,
+    )
+    return SurveyImage(file, medium, stated_size=get_stated_size(entry), corrupt=corrupt is True or corrupt == 1)
+
+
+def _parse_categories(entries: list[Any], path: Path) -> dict[int, tuple[ObservationKind, str, str]]:
+    """Return kind, taxon and name by the number of the category."""
+    categories: dict[int, tuple[ObservationKind, str, str]] = {}
+    for position, entry in enumerate(entries):
+        where = f"{path}: categories[{position}]"
+        number = entry.get("id") if isinstance(entry, dict) else None
+        if isinstance(number, bool) or not isinstance(number, int) or not isinstance(entry.get("name"), str):
+            raise UserError(f"{where}: expected an object with an integer 'id' and a 'name' (got {str(entry)[:60]})")
+        if number in categories:
+            raise UserError(f"{where}.id: {number} occurs twice; ids must be unique")
+        categories[number] = (*classify_name(entry["name"], number), entry["name"])
+    return categories
+
+
+def _add_annotation(
+    entry: Mapping[str, Any],
+    number: str,
+    category: tuple[ObservationKind, str, str],
+    image: SurveyImage,
+    image_id: str,
+    read: SurveyFile,
+) -> None:
+    (kind, taxon, name), medium = category, image.medium
+    if kind == "blank" and get_kind(name) != "blank":
+        read.further[NAMED_EMPTY.format(name=name[:80])] += 1
+    is_of_burst = entry.get("sequence_level_annotation") in (True, 1)
+    count = entry.get("count")
+    common: dict[str, Any] = {"deployment": medium.deployment, "kind": kind, "taxon": taxon, "method": "human"}
+    common["extra"] = describe_setup(name)
+    if is_of_burst:
+        # Every frame of a burst repeats the annotation: one row for the event and its species.
+        event = medium.sequence or image_id
+        read.further[OF_BURSTS] += 1
+        row_id = f"{medium.deployment}|{event}|{entry['category_id']}"
+        read.events.append(Observation(row_id, event=event, level="event", **common))
+        return
+    box = _parse_box(entry, image, read.further)
+    if box is not None:
+        corners = [box.x1, box.y1, box.x2, box.y2]
+        image.regions.append(
+            {"box": corners, "format": "xyxy", "unit": "normalized", "phrase": name, "label": taxon or kind}
+        )
+    is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+    image.observations.append(
+        Observation(number, key=medium.key, event=medium.sequence, count=count if is_count else None, box=box, **common)
+    )
+
+
+def _parse_box(entry: Mapping[str, Any], image: SurveyImage, further: Counter[str]) -> Box | None:
+    """Return the box of an annotation, clipped; None if it has none, or one that cannot be used."""
+    # Fractions first: a box in pixels needs the size of its image, which a file may not state.
+    relative = entry.get("bbox_relative")
+    scale, bbox = (image.stated_size, entry.get("bbox")) if relative is None else ((1, 1), relative)
+    if bbox is None:
+        return None
+    if scale is None:
+        further[NO_SIZE] += 1
+        return None
+    if not isinstance(bbox, list) or len(bbox) < 4 or not all(map(is_number, bbox[:4])):
+        further[UNUSABLE] += 1
+        return None
+    x, y, width, height = map(float, bbox[:4])
+    corners = (x / scale[0], y / scale[1], (x + width) / scale[0], (y + height) / scale[1])
+    # NaN passes through min and max when it comes first, and then fails the comparison below.
+    clipped = [min(max(corner, 0.0), 1.0) for corner in corners]
+    if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
+        further[UNUSABLE] += 1
+        return None
+    further[CLIPPED] += max(-corners[0], -corners[1], corners[2] - 1, corners[3] - 1) > EDGE_ROUNDING
+    return Box(*clipped)
+
+
+def _recognize(source: str) -> str | None:
+    path = Path(source)
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return None
+    head = read_head(path)
+    return "annotations of camera traps in JSON" if is_coco(head) and is_camera_traps(head) else None
+
+
+FORMAT = Format(
+    name=NAME,
+    run=import_coco_camera_traps,
+    recognize=_recognize,
+    options=("images", "deployments", "reference"),
+    survey=True,
+)

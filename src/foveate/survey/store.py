@@ -1,0 +1,165 @@
+"""Write a survey into a collection: rows of its images for importers, and tables about the whole survey."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from foveate.core.errors import UserError
+from foveate.records import layout, tables
+from foveate.records.record import Context
+from foveate.records.rows import check_row, context_row
+from foveate.records.tables import PROVENANCE_COLUMNS, Provenance
+from foveate.records.writer import CollectionWriter
+from foveate.survey.types import Deployment, Medium, Observation, deployment_row, media_row, observation_row
+
+MOVED = "images moved to another deployment"
+
+
+def survey_rows(medium: Medium, observations: Iterable[Observation] = ()) -> dict[str, list[Mapping[str, object]]]:
+    """Return the rows of one image by annotation table, for `Sample.extra` or `CollectionWriter.add(extra=...)`."""
+    rows: dict[str, list[Mapping[str, object]]] = {"media": [media_row(medium)]}
+    observed: list[Mapping[str, object]] = [observation_row(observation) for observation in observations]
+    return {**rows, "observations": observed} if observed else rows
+
+
+def make_context(medium: Medium, deployment: Deployment | None) -> Context:
+    """Return where and when an image was taken, for readers that know nothing of surveys; the time as written."""
+    if deployment is None:
+        return Context(None, None, medium.time, medium.deployment)
+    return Context(deployment.latitude, deployment.longitude, medium.time, deployment.camera)
+
+
+def write_survey(
+    writer: CollectionWriter,
+    *,
+    deployments: Iterable[Deployment] = (),
+    event_observations: Iterable[Observation] = (),
+    format: str = "",
+    descriptor: Mapping[str, object] | None = None,
+) -> int:
+    """Write the tables about the whole survey; return how many rows are new or changed.
+
+    A row takes the place of the one with its id: a corrected table of deployments is imported by the same command. That
+    of a deployment which another source has stays, see `select_deployments`.
+
+    Args:
+        format: name of the importer.
+        descriptor: the source's own description, stored as JSON for round trips.
+    """
+    changed = writer.replace_dataset_rows("deployments", select_deployments(writer, deployments), by="id")
+    changed += writer.replace_dataset_rows("event_observations", map(observation_row, event_observations), by="id")
+    if descriptor is not None:
+        text = json.dumps(descriptor, ensure_ascii=False)
+        # By source: a second package of the same format has its own title, people and taxa.
+        changed += writer.replace_dataset_rows("survey", [{"format": format, "descriptor": text}], by="source")
+    return changed
+
+
+def select_deployments(writer: CollectionWriter, deployments: Iterable[Deployment]) -> list[dict[str, object]]:
+    """Return the rows of the deployments that are new or of the writer's source.
+
+    Left out are those that another source has with the same content, or of which nothing but the id is said.
+
+    Raises:
+        UserError: another source has a different deployment of the same id, as a second season may.
+    """
+    # A writer without a source corrects what is there.
+    stored = _read_deployments(writer) if writer.source else []
+    others = {row["id"]: row for row in stored if row["source"] != writer.source}
+    selected = []
+    for deployment in deployments:
+        row = check_row("deployments", deployment_row(deployment))
+        known = others.get(row["id"])
+        if known is None or (_says_nothing(Deployment.from_row(known)) and not _says_nothing(deployment)):
+            selected.append(row)
+        elif not _says_nothing(deployment) and any(known.get(name) != value for name, value in row.items()):
+            raise UserError(
+                f"deployment {deployment.id!r} of {writer.source!r} differs from that of {known['source']!r} in the "
+                "collection; give it another id, collect into another collection, or, if it is the same survey, add "
+                f"--source-name {shlex.quote(known['source'])}"
+            )
+    return selected
+
+
+def _says_nothing(deployment: Deployment) -> bool:
+    """Whether nothing but the id is known, as from a file of annotations without a table of places."""
+    return deployment.location in ("", deployment.id) and deployment == Deployment(
+        deployment.id, location=deployment.location
+    )
+
+
+def _read_deployments(writer: CollectionWriter) -> list[dict[str, Any]]:
+    path = layout.dataset_table_path(writer.path, "deployments")
+    return tables.read_table(path).to_pylist() if path.is_file() else []
+
+
+def update_images(
+    writer: CollectionWriter,
+    deployment_of: Mapping[str, str],
+    deployments: Iterable[Deployment],
+    *,
+    times: Mapping[str, str] | None = None,
+) -> int:
+    """Move images to other deployments and give them the places of corrected ones; return how many were moved.
+
+    Both by a new row, of `media` and of `context`. A different image that has one of the keys is left alone, such as
+    that of an earlier season whose cards have the same names.
+
+    Args:
+        deployment_of: id of the deployment of each image by key; images that are in no survey are left alone.
+        deployments: with the coordinates of today.
+        times: when the images that were read were taken, as written, by key. They tell an image whose bytes changed
+            from one of an earlier season whose cards have the same names and whose folder is named like this one.
+    """
+    # Committed first: the last row of each image is read from disk, and rows of this run count too.
+    writer.commit()
+    media, last = _read_last(writer, "media")
+    current = media["deployment"].to_pylist()
+    sources = media["source"].to_pylist()
+    own = {key for key, row in last.items() if key in deployment_of and writer.is_about(key, sources[row])}
+    if times is not None:
+        taken = media["time"].to_pylist()
+        # Without a time nothing says that two different files are one image.
+        own = {key for key in own if not writer.is_refused(key) or (times.get(key) and times[key] == taken[last[key]])}
+    moved = [row for key, row in last.items() if key in own and deployment_of[key] != current[row]]
+    rows = [{**row, "deployment": deployment_of[str(row["key"])]} for row in _take(media, moved, "media")]
+    _annotate(writer, "media", rows, num_before=len(media))
+    # What the collection has goes first: a row that says nothing did not take its place.
+    known = {deployment.id: deployment for deployment in deployments}
+    known |= {row["id"]: Deployment.from_row(row) for row in _read_deployments(writer)}
+    contexts, last = _read_last(writer, "context")
+    columns = ("key", "latitude", "longitude", "time", "place")
+    values = list(zip(*(contexts[name].to_pylist() for name in columns), strict=True))
+    changed = []
+    for key, row in last.items():
+        if key in own:
+            medium = Medium(key, deployment_of[key], time=values[row][3])
+            new = context_row(key, make_context(medium, known.get(medium.deployment)))
+            changed += [new] if tuple(new[name] for name in columns) != values[row] else []
+    _annotate(writer, "context", changed, num_before=len(contexts))
+    return len(moved)
+
+
+def _read_last(writer: CollectionWriter, kind: str) -> tuple[pa.Table, dict[str, int]]:
+    """Read an annotation table, and the last row of each image that was not removed."""
+    parts = layout.annotation_parts(writer.path, kind, set(layout.committed_shards(writer.path)))
+    table = tables.read_annotations(parts, kind)
+    removed = set(tables.read_removed(writer.path / layout.REMOVED_FILE)["key"].to_pylist())
+    last = {key: row for row, key in enumerate(table["key"].to_pylist()) if key not in removed}
+    return table, last
+
+
+def _take(table: pa.Table, rows: list[int], kind: str) -> list[dict[str, object]]:
+    names = [column.name for column in tables.SCHEMAS[kind] if column.name not in ("row_id", *PROVENANCE_COLUMNS)]
+    return table.take(pa.array(rows, pa.int64())).select(names).to_pylist()
+
+
+def _annotate(writer: CollectionWriter, kind: str, rows: list[dict[str, object]], *, num_before: int) -> None:
+    if rows:
+        # A correction that is taken back has the content of an earlier row, which would count as known.
+        writer.annotate(kind, rows, Provenance(source=writer.source, recipe_hash=f"{num_before:016x}"))

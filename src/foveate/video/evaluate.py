@@ -1,0 +1,205 @@
+"""Ask a model all questions of a set about their clips.
+
+Each answer is a row of `answers.jsonl` in the run folder: the same command goes on where it was stopped, and ends
+with the same file, byte for byte. Nothing is skipped: a question without a clip, or with one that cannot be read, stops
+the evaluation, or counts as wrong where this is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import yaml
+from pydantic import Field
+
+from foveate.chat.batching import run_in_halves
+from foveate.core import seeds
+from foveate.core.errors import UserError
+from foveate.core.files import (
+    FolderLock,
+    append_json_lines,
+    write_text_atomically,
+)
+from foveate.core.progress import Meter, say
+from foveate.core.recipes import Settings
+from foveate.core.runs import RunFolder
+from foveate.records.clip_search import find_clips
+from foveate.records.video_questions import VideoQuestion, hash_questions, load_set
+from foveate.video.answer_rows import (
+    PATHS,
+    ClipAnswer,
+    ClipHashes,
+    cut_folder,
+    describe_answers,
+    read_answered,
+    write_row,
+)
+from foveate.video.results import VideoScores
+from foveate.video.score_table import summarize
+from foveate.video.scores import ANSWERS, read_recipe, refuse_missing
+from foveate.vision.video.sources.video_file import load_decoder
+
+
+class VideoEvaluationSettings(Settings):
+    """Which questions a model is asked about clips, and how many together."""
+
+    question_set: str = Field(
+        description="Question set: nextqa, egoschema, intentqa, msvd, msrvtt, tgif, activitynet, vcgbench or own"
+    )
+    allow_missing: bool = Field(False, description="count questions without a clip or an answer as wrong")
+    limit: int | None = Field(None, ge=1, description="maximum number of questions, drawn by the seed")
+    batch_size: int = Field(8, ge=1, le=1024, description="questions that are asked together")
+    max_tokens: int = Field(128, ge=1, le=8192, description="longest answer")
+    likelihood: bool = Field(False, description="score multiple choices by the probabilities of their letters too")
+    seed: int = Field(0, ge=0, description="of the drawn questions and the intervals")
+
+
+class ClipRequest(NamedTuple):
+    """A question about a clip; with options it is a multiple choice.
+
+    Attributes:
+        likelihood: the probabilities of its letters are needed, too.
+    """
+
+    clip: Path
+    text: str
+    options: tuple[str, ...] = ()
+    likelihood: bool = False
+
+
+class ClipModel(Protocol):
+    """Model that a question set asks."""
+
+    def ask_all(self, requests: Sequence[ClipRequest], *, max_tokens: int) -> Sequence[ClipAnswer | UserError]:
+        """Answer requests in their order; a clip or question that cannot be used is an error, returned or raised."""
+        ...
+
+
+def evaluate(
+    model: ClipModel,
+    questions: str | Path,
+    videos: str | Path,
+    *,
+    run: str | Path,
+    settings: VideoEvaluationSettings,
+    name: str = "model",
+    how: str = "",
+    weights: str = "",
+    command: list[str] | None = None,
+) -> VideoScores:
+    """Ask a model all questions of a set, and write rows and `result.json` into the run folder.
+
+    Multiple choices are scored at once; open answers wait for the judge of `score`.
+
+    Args:
+        questions: the published file of the set, or its folder. videos: folder with the clips, however nested.
+        run: folder; the same arguments go on where a stopped run was.
+        name: of the model, `how` it looks at clips, and a hash of its `weights`, which a repeated run must have, too.
+
+    Raises:
+        UserError: unusable questions, a run folder of another evaluation or in use, questions without a clip or an
+            answer that are not allowed, a clip that was replaced since questions about it were answered, or videos
+            without the extra `video`.
+    """
+    listed = load_set(settings.question_set).read(Path(questions))
+    rows = seeds.draw([question.id for question in listed], settings.limit, "video", settings.seed, what="question")
+    selected = _sort_by_clip([listed[row] for row in rows])
+    identity = {
+        # Not part of the identity: a stopped run may be resumed with missing clips allowed, or another batch size.
+        **settings.model_dump(exclude={"allow_missing", "batch_size"}),
+        **{"model": name, "weights": weights, "how": how},
+        **{"questions": len(selected), "sha256": hash_questions(selected)},
+    }
+    clips = find_clips(Path(videos), {question.id: question.clip for question in selected})
+    for clip in clips.values():
+        if clip.suffix.lower() not in (".gif", ".webp") and clip.is_file():
+            # Before any row: one without an answer is asked again only if its clip has changed.
+            load_decoder(clip)
+            break
+    folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity))
+    try:
+        if not settings.allow_missing:
+            refuse_missing([write_row(question, clips) for question in selected], where=str(videos))
+    except UserError:
+        folder.discard()
+        raise
+    with FolderLock(folder.path, purpose="evaluating a model"):
+        answers = _ask_all(model, selected, clips, folder.path / ANSWERS, settings, folder=str(Path(videos)))
+        if not settings.allow_missing:
+            refuse_missing(answers, where=str(folder.path))
+        result = summarize(answers, read_recipe(folder.path))
+        folder.write_result(result.model_copy(update={"command": command or ""}).to_json())
+    return result
+
+
+def _sort_by_clip(questions: Sequence[VideoQuestion]) -> list[VideoQuestion]:
+    """Put questions about one clip together, which is then encoded once; the clips stay in their order."""
+    position: dict[tuple[str, ...], int] = {}
+    for question in questions:
+        position.setdefault(question.clip, len(position))
+    return sorted(questions, key=lambda question: position[question.clip])
+
+
+def _ask_all(
+    model: ClipModel,
+    questions: Sequence[VideoQuestion],
+    clips: Mapping[str, Path],
+    path: Path,
+    settings: VideoEvaluationSettings,
+    *,
+    folder: str,
+) -> list[dict[str, Any]]:
+    """Ask what has no row yet, and return the rows of all questions in their order."""
+    hashes = ClipHashes(clips)
+    answered = read_answered(questions, hashes, path)
+    # Batches are cut from all questions, not from those that are left: their padding moves the last bits of answers,
+    # so that a batch is asked again as a whole if a kill took some of its rows.
+    starts = range(0, len(questions), settings.batch_size)
+    batches = [questions[start : start + settings.batch_size] for start in starts]
+    pending = [batch for batch in batches if not all(question.id in answered for question in batch)]
+    num_left = sum(map(len, pending))
+    if num_left < len(questions):
+        say(f"resumed from question {len(questions) - num_left:,}/{len(questions):,}")
+    with Meter("answered", len(questions)) as meter:
+        meter.advance(len(questions) - num_left)
+        for batch in pending:
+            rows = _ask_batch(model, batch, clips, hashes, settings)
+            # Where the clips are on this machine is of no use elsewhere, and names its user.
+            part = [row | cut_folder({key: row[key] for key in PATHS & row.keys()}, folder + os.sep) for row in rows]
+            append_json_lines(path, part)
+            answered |= {row["id"]: row for row in part}
+            meter.advance(len(batch), note=f"{sum('error' in row for row in answered.values())} without an answer")
+    rows = [answered[question.id] for question in questions]
+    # In order, and without rows of batches that were asked twice.
+    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _ask_batch(
+    model: ClipModel,
+    questions: Sequence[VideoQuestion],
+    clips: Mapping[str, Path],
+    hashes: ClipHashes,
+    settings: VideoEvaluationSettings,
+) -> list[dict[str, Any]]:
+    rows = [write_row(question, clips) | {"sha256": hashes.get(question)} for question in questions]
+    requests = [
+        (row["id"], ClipRequest(clips[row["id"]], text, tuple(row["options"]), settings.likelihood))
+        for row in rows
+        if "error" not in row
+        for text in row["texts"]
+    ]
+    # One clip that is damaged, or too long, must not end an evaluation.
+    answers = run_in_halves(
+        lambda part: model.ask_all([request for _, request in part], max_tokens=settings.max_tokens),
+        requests,
+        errors=UserError,
+    )
+    by_id: dict[str, list[ClipAnswer | UserError]] = {}
+    for (id, _), answer in zip(requests, answers, strict=True):
+        by_id.setdefault(id, []).append(answer)
+    return [row | describe_answers(by_id[row["id"]]) if row["id"] in by_id else row for row in rows]

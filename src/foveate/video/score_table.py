@@ -1,0 +1,260 @@
+"""The table of a question set, from the rows of its answers and a judge's replies: strict and official side by side.
+
+Strict: every question counts, and what is missing or cannot be read is wrong. Official: what the published evaluators
+print, slips included, over the answers that they would get to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from foveate.chat.judge import JudgeReply
+from foveate.core.results import Column, Row, Value
+from foveate.metrics.answers import (
+    VCGBENCH_ASPECTS,
+    VerdictScores,
+    evidence_recall,
+    parse_letter,
+    parse_letter_official,
+    parse_verdict,
+    score_verdicts,
+    score_verdicts_official,
+    vcgbench_mean,
+)
+from foveate.metrics.intervals import bootstrap_interval
+from foveate.records.video_questions import load_set
+from foveate.video.judging import OPEN
+from foveate.video.results import EvidenceSample, VideoScores
+
+_COLUMNS = [
+    Column(key="strict", title="Strict", what="missing and unreadable answers are wrong", role="ours"),
+    Column(key="official", title="Official", what="as the published evaluators count", role="baseline"),
+]
+_LIKELIHOOD = Column(
+    key="likelihood", title="Likelihood", what="the likeliest letter; missing ones are wrong", role="ours"
+)
+_ASPECT_TITLES = dict(zip(VCGBENCH_ASPECTS, ("correctness", "detail", "context", "time", "consistency"), strict=True))
+# A page with thousands of questions would not be read.
+_MAX_SAMPLES = 40
+# What a strict judge would say of an answer that is not there.
+_WRONG = "{'pred': 'no', 'score': 0}"
+AnswerRow = Mapping[str, Any]
+
+
+def summarize(
+    rows: Sequence[AnswerRow],
+    recipe: Mapping[str, Any],
+    *,
+    replies: Mapping[tuple[str, str], JudgeReply] | None = None,
+) -> VideoScores:
+    """Compute the table of a set from its rows and a judge's replies; without replies, of its choices alone."""
+    question_set = load_set(recipe["question_set"])
+    seed = recipe.get("seed", 0)
+    choices, judged = [row for row in rows if row["options"]], [row for row in rows if row["aspects"]]
+    table, unparsed, failed, further = [], 0, 0, {}
+    for name, part in _split_kinds(choices):
+        table.append(_score_choices(part, _join(question_set.title, name), seed, recipe.get("likelihood", False)))
+    # Questions without an answer are excluded here; they are counted as missing.
+    unparsed += sum("error" not in row and _read_letter(row) is None for row in choices)
+    if replies is not None:
+        for aspect in dict.fromkeys(aspect for row in judged for aspect in row["aspects"]):
+            part = [row for row in judged if aspect in row["aspects"]]
+            lines, scores = _score_judged(part, aspect, replies, question_set.title, seed)
+            table += lines
+            if scores is None:
+                continue
+            unparsed, failed = unparsed + scores.unparsed, failed + scores.failed
+            label = _ASPECT_TITLES.get(aspect, "")
+            further[_join("accuracy of readable replies", label)] = scores.parsed_accuracy
+            further[_join("mean score without decimals", label)] = scores.mean_truncated_score
+        table += _score_mean(table, question_set.title)
+    further |= _recall_evidence(rows)
+    dates = sorted({reply.date for reply in (replies or {}).values()})
+    return VideoScores(
+        title=question_set.title,
+        question_set=recipe["question_set"],
+        model=recipe["model"],
+        how=recipe["how"],
+        columns=[*_COLUMNS, *([_LIKELIHOOD] if any(_LIKELIHOOD.key in row.values for row in table) else [])],
+        table=table,
+        questions=len(rows),
+        clips=len({row["clip"] for row in rows}),
+        published=list(question_set.published),
+        missing=sum("error" in row for row in rows),
+        reasons=list_reasons(rows),
+        unfinished=sum(not all(row["finished"]) for row in rows if "error" not in row),
+        unparsed=unparsed,
+        failed=failed,
+        unjudged=len(judged) if replies is None else 0,
+        judge_dates=[dates[0], dates[-1]] if dates else [],
+        further={name: value for name, value in further.items() if value is not None},
+        samples=_draw_samples(rows, replies or {}),
+    )
+
+
+def list_reasons(rows: Sequence[AnswerRow]) -> list[str]:
+    """List the first five reasons of questions without an answer, each with its first question."""
+    first: dict[str, str] = {}
+    for row in rows:
+        if "error" in row:
+            first.setdefault(row["error"], row["id"])
+    return [f"{error} (question {id})" for error, id in first.items()][:5]
+
+
+def _recall_evidence(rows: Sequence[AnswerRow]) -> dict[str, float | None]:
+    """Return the share of questions whose evidence was among the frames, and the accuracy of choices with and without.
+
+    Where both accuracies are alike, answers do not come from the evidence.
+    """
+    known = [row for row in rows if row["evidence"] and "error" not in row]
+    if not known:
+        return {}
+    evidence, frames = [row["evidence"] for row in known], [row["seen"]["indices"] for row in known]
+    hits: dict[bool, list[bool]] = {}
+    for row in known:
+        if row["options"]:
+            is_seen = evidence_recall([row["evidence"]], [row["seen"]["indices"]]) == 1
+            hits.setdefault(is_seen, []).append(_is_hit(row, _read_letter))
+    names = {True: "accuracy with the evidence among the frames", False: "accuracy without it"}
+    return {
+        "evidence among the frames": evidence_recall(evidence, frames),
+        "evidence among the slow frames": evidence_recall(evidence, [_list_slow(row) for row in known]),
+        **{name: sum(hits[is_seen]) / len(hits[is_seen]) for is_seen, name in names.items() if is_seen in hits},
+    }
+
+
+def _list_slow(row: AnswerRow) -> list[int]:
+    return [row["seen"]["indices"][position] for position in row["seen"]["slow"]]
+
+
+def _draw_samples(rows: Sequence[AnswerRow], replies: Mapping[tuple[str, str], JudgeReply]) -> list[EvidenceSample]:
+    """Draw questions whose evidence is known evenly from all of them, for a page."""
+    known = [row for row in rows if row["evidence"] and "error" not in row]
+    count = min(len(known), _MAX_SAMPLES)
+    return [
+        EvidenceSample(
+            question=row["texts"][0],
+            clip=row["clip"],
+            prediction=row["predictions"][0],
+            is_right=_is_hit(row, _read_letter) if row["options"] else _read_verdict(replies.get((row["id"], OPEN))),
+            evidence=row["evidence"],
+            frames=sorted(set(row["seen"]["indices"])),
+            slow=sorted(set(_list_slow(row))),
+            num_frames=row["seen"]["num_decoded"],
+        )
+        # Spread evenly instead of the first ones, because rows are sorted by clip.
+        for row in (known[index * len(known) // count] for index in range(count))
+    ]
+
+
+def _read_verdict(reply: JudgeReply | None) -> bool | None:
+    """Return whether a judge's reply says that an answer is right; one that cannot be read is no such reply."""
+    if reply is None:
+        return None
+    verdict = None if reply.error else parse_verdict(reply.text)
+    return verdict is not None and verdict.yes is True
+
+
+def _join(title: str, part: str) -> str:
+    return f"{title}: {part}" if part else title
+
+
+def _split_kinds(rows: Sequence[AnswerRow]) -> list[tuple[str, Sequence[AnswerRow]]]:
+    kinds = sorted({row["kind"] for row in rows} - {""})
+    parts = [(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds] if len(kinds) > 1 else []
+    return ([("", rows)] if rows else []) + parts
+
+
+def _read_letter(row: AnswerRow) -> int | None:
+    return parse_letter(row["predictions"][0], row["options"])
+
+
+def _read_likeliest(row: AnswerRow) -> int | None:
+    probabilities = row.get("probabilities")
+    return probabilities.index(max(probabilities)) if probabilities else None
+
+
+def _is_hit(row: AnswerRow, read: Callable[[AnswerRow], int | None]) -> bool:
+    # A right option of None, of a row without one, is not hit by an answer that names none.
+    return row["correct"] is not None and read(row) == row["correct"]
+
+
+def _score_choices(rows: Sequence[AnswerRow], title: str, seed: int, by_likelihood: bool) -> Row:
+    answered = [row for row in rows if "error" not in row]
+    strict = [float("error" not in row and _is_hit(row, _read_letter)) for row in rows]
+    official = [float(_is_hit(row, lambda row: parse_letter_official(row["predictions"][0]))) for row in answered]
+    # Questions of one set may have different numbers of options.
+    chance = sum(1 / len(row["options"]) for row in rows) / len(rows)
+    values = {"strict": _average(rows, strict, seed), "official": _average(answered, official, seed)}
+    if by_likelihood:
+        values[_LIKELIHOOD.key] = _average(rows, [float(_is_hit(row, _read_likeliest)) for row in rows], seed)
+    return Row(question=title, data="accuracy", chance=chance, n=len(rows), values=values)
+
+
+def _average(rows: Sequence[AnswerRow], values: Sequence[float], seed: int) -> Value | None:
+    """Average values; questions about one clip are not independent, so whole clips are drawn."""
+    if not values:
+        return None
+    return bootstrap_interval(values, seed=seed, groups_N=[row["clip"] for row in rows]).to_value()
+
+
+def _share(yes: int, no: int) -> Value | None:
+    return Value(value=yes / (yes + no), n=yes + no) if yes + no else None
+
+
+def _score_judged(
+    rows: Sequence[AnswerRow],
+    aspect: str,
+    replies: Mapping[tuple[str, str], JudgeReply],
+    title: str,
+    seed: int,
+) -> tuple[list[Row], VerdictScores | None]:
+    """Return the rows of one aspect, and the scores of the replies, if there are any."""
+    score_only = aspect != OPEN
+    answered = [row for row in rows if "error" not in row]
+
+    def read_reply(row: AnswerRow) -> str | None:
+        reply = replies[row["id"], aspect]
+        return None if reply.error else reply.text
+
+    # Missing answers are wrong in the strict score; the official evaluators leave them out of the denominator.
+    strict_replies = [_WRONG if "error" in row else read_reply(row) for row in rows]
+    given_replies = [read_reply(row) for row in answered]
+    scores = score_verdicts(given_replies, score_only=score_only) if given_replies else None
+    official = score_verdicts_official(given_replies, score_only=score_only)
+    verdicts = [None if reply is None else parse_verdict(reply, score_only=score_only) for reply in strict_replies]
+    lines = []
+    if not score_only:
+        hits = [float(verdict is not None and verdict.yes is True) for verdict in verdicts]
+        for name, part in _split_kinds(rows):
+            ids = {row["id"] for row in part}
+            selected = [hit for row, hit in zip(rows, hits, strict=True) if row["id"] in ids]
+            judged = score_verdicts_official([read_reply(row) for row in part if "error" not in row])
+            values = {
+                "strict": _average(part, selected, seed),
+                "official": None if judged is None else _share(judged.yes, judged.no),
+            }
+            lines.append(Row(question=_join(title, name), data="accuracy", n=len(part), values=values))
+    pairs = [(row, verdict.score) for row, verdict in zip(rows, verdicts, strict=True) if verdict is not None]
+    values = {
+        "strict": _average([row for row, _ in pairs], [value for _, value in pairs], seed),
+        "official": None if official is None else Value(value=official.mean_score, n=official.num_scored),
+    }
+    data = f"mean score, {_ASPECT_TITLES[aspect]}" if score_only else "mean score"
+    lines.append(Row(question=title, data=data, n=len(rows), unit="of 5", values=values))
+    return lines, scores
+
+
+def _score_mean(table: Sequence[Row], title: str) -> list[Row]:
+    """Return the row of VCGBench's mean of five, where all five are there."""
+    by_data = {row.data: row.values for row in table}
+    names = {aspect: f"mean score, {_ASPECT_TITLES[aspect]}" for aspect in VCGBENCH_ASPECTS}
+    if not all(name in by_data for name in names.values()):
+        return []
+    values: dict[str, Value | None] = {}
+    for column in _COLUMNS:
+        cells = {aspect: by_data[name].get(column.key) for aspect, name in names.items()}
+        known = {aspect: cell.value for aspect, cell in cells.items() if cell is not None}
+        values[column.key] = Value(value=vcgbench_mean(known)) if len(known) == len(names) else None
+    return [Row(question=title, data="mean of the five scores", unit="of 5", values=values)]

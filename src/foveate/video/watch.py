@@ -1,0 +1,179 @@
+"""Show a clip to an image model: read, sample and encode its frames.
+
+Source: SlowFast-LLaVA (arXiv 2407.15841).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+
+from PIL import Image
+from torch import Tensor
+
+from foveate.core.errors import UserError
+from foveate.language.generate import BATCH, generate
+from foveate.video.aggregate import FrameAggregator
+from foveate.video.answers import VideoAnswer
+from foveate.video.grammar import parse_how
+from foveate.video.layout import Layout
+from foveate.video.networks import Network, open_network
+from foveate.video.prompts import Prompts, find_prompts
+from foveate.video.slow_frames import Selector, check_choice, choose_slow
+from foveate.video.splice import Room, check_room, encode_prompt, fit_strategy, splice
+from foveate.video.strategies import Strategy
+from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.viewing import MAX_TOKENS, Viewing, answer_settings
+from foveate.vision.video.collages import assemble_images
+from foveate.vision.video.reading import ClipReader
+from foveate.vision.video.sources.opening import ClipInput
+
+# Tokens of a question for which `fit` leaves room where it is not known yet.
+_QUESTION_TOKENS = 64
+
+
+def watch(
+    model: Network | str | PathLike[str],
+    clip: ClipInput,
+    *,
+    how: Strategy | str = SlowFast(),  # noqa: B008, settings are frozen
+    start: float | None = None,
+    end: float | None = None,
+    selector: Selector | None = None,
+    query: str | None = None,
+    fit: bool = False,
+    text_tokens: int | None = None,
+    prompt: str | None = None,
+    device: str | None = None,
+    allow_damaged: bool = False,
+) -> Viewing:
+    """Show a clip to an image model.
+
+    Args:
+        model: a folder or hub id of a LLaVA of transformers, a folder of `foveate mllm train`, or an opened `Network`.
+        clip: a video file, an animated image, a folder of images, or images.
+        how: which tokens of which frames the model reads: a strategy, its name, or the paper's string.
+        start, end: seconds; only what lies between is shown.
+        selector: encoder by whose vectors slow frames are chosen; the model's own tokens by default.
+        query: question whose frames are chosen, for a strategy with choose "query".
+        fit: shrink the strategy until its video fits, instead of refusing it.
+        text_tokens: for which `fit` leaves room, see `count_text`; by default a short question and 128 of an answer.
+        prompt: "video", "plain", or a file, see `find_prompts`; by default "plain" for models of `foveate mllm train`,
+            which were trained with questions alone, and "video" for others.
+
+    Raises:
+        UserError: the model or the clip cannot be read, or the video does not fit the context.
+
+    Example:
+        >>> model = open_network("mini", device="cpu")
+        >>> viewing = watch(model, [image_file] * 4, how=parse_how("slowfast", slow=2, fast="1x1"))
+        >>> viewing.layout.count_tokens()
+        {'slow': 48, 'fast': 4}
+    """
+    network = model if isinstance(model, Network) else open_network(str(model), device=device)
+    strategy = parse_how(how) if isinstance(how, str) else how
+    prompts = _find_prompts(network, prompt)
+    text = count_text(network, prompt=prompt) if fit and text_tokens is None else text_tokens or 1
+    looks = check_choice(strategy, selector=selector, query=query)
+    reader, changes = ClipReader(clip, strategy.frames, start=start, end=end, allow_damaged=allow_damaged), ()
+
+    def measure_room() -> Room:
+        return Room(len(reader.indices), network.tokens_per_frame, text, network.limit)
+
+    # Of a short clip, or one that may not fit, the number of frames decides; it is not always what the file promises.
+    if len(reader.indices) < strategy.frames or not measure_room().holds(strategy):
+        reader.count()
+    if text_tokens is None and not fit and not measure_room().holds(strategy):
+        # What the error advises must leave room for a question.
+        text = count_text(network, prompt=prompt)
+    if fit:
+        strategy, changes = fit_strategy(strategy, measure_room())
+    check_room(strategy, measure_room())
+    reader.sample(strategy.frames)
+    slow = None
+    if looks:
+        # A pass of its own: vectors of all frames are small, their tokens are not.
+        slow = reader.read(
+            lambda frames: choose_slow(strategy, frames, network=network, selector=selector, query=query)
+        )
+
+    def encode(frames: Iterable[Image.Image]) -> tuple[Layout, Tensor]:
+        layout = strategy.layout(len(reader.indices), network.tokens_per_frame, slow_indices=slow)
+        return layout, encode_layout(network, layout, frames)
+
+    layout, video_LD = reader.read(encode)
+    return Viewing(network, prompts, how=strategy, reader=reader, layout=layout, video_LD=video_LD, changes=changes)
+
+
+def count_text(
+    network: Network,
+    questions: Sequence[tuple[str, Sequence[str]]] = (),
+    *,
+    prompt: str | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> int:
+    """Count the tokens of the longest question with its prompt, and of an answer.
+
+    Args:
+        questions: each with its options, or none; without any, a short question.
+        prompt: as of `watch`.
+
+    Raises:
+        UserError: a question or an option is empty.
+    """
+    prompts = _find_prompts(network, prompt)
+    filled = [prompts.fill(network.frame, question, options) for question, options in questions]
+    unknown = 0 if filled else _QUESTION_TOKENS
+    # The prompt with options is the longer one.
+    filled = filled or [prompts.choose.fill(network.frame, "")]
+    return max(sum(map(len, encode_prompt(network, each))) for each in filled) + unknown + max_tokens
+
+
+def ask_all(
+    questions: Sequence[tuple[Viewing, str, Sequence[str]]], *, max_tokens: int = MAX_TOKENS, batch: int = BATCH
+) -> list[VideoAnswer]:
+    """Answer questions about clips, several at once, each as `Viewing.ask` does alone.
+
+    Args:
+        questions: viewing of one network, question, and its options or none.
+        batch: maximum number of questions answered together; each holds its whole video.
+
+    Raises:
+        UserError: as `Viewing.ask`; or the viewings are of several networks.
+    """
+    answers: list[VideoAnswer] = []
+    for begin in range(0, len(questions), batch):
+        part = questions[begin : begin + batch]
+        network = part[0][0].network
+        if any(viewing.network is not network for viewing, _, _ in part):
+            raise UserError("questions: their viewings are of several networks; expected one")
+        ids = [viewing.encode_question(question, options, max_tokens) for viewing, question, options in part]
+        words = network.filter_words()
+        completions = generate(
+            network.language,
+            [splice(network, row, viewing.video_LD) for row, (viewing, _, _) in zip(ids, part, strict=True)],
+            stop=network.stop,
+            settings=answer_settings(max_tokens),
+            suppress=network.suppress,
+            words=words,
+            batch=batch,
+        )
+        answers += [
+            viewing.build_answer(each, avoided=None if words is None else words.avoided.get(row))
+            for row, (each, (viewing, _, _)) in enumerate(zip(completions, part, strict=True))
+        ]
+    return answers
+
+
+def encode_layout(network: Network, layout: Layout, frames: Iterable[Image.Image]) -> Tensor:
+    """Encode the images of a layout as their frames come, and aggregate them to [L, D]."""
+    aggregator = FrameAggregator(layout)
+    for tokens_BND in network.encode_images(assemble_images(layout.images, frames, network.preprocess)):
+        for tokens_ND in tokens_BND:
+            aggregator.add(tokens_ND)
+    return aggregator.finish()
+
+
+def _find_prompts(network: Network, source: str | None) -> Prompts:
+    is_chatml = network.tokenizer is not None and "<|im_start|>" in network.tokenizer.special
+    return find_prompts(source or ("plain" if network.frame.leads else "video"), chatml=is_chatml)

@@ -1,0 +1,1 @@
+"""Captions of generated scenes: claims, templates, and the ground truth that judges them."""

@@ -1,0 +1,1 @@
+"""Captioner backends for generated scenes, each found by its module's name."""

@@ -1,0 +1,1 @@
+"""Sources of captioner targets that need generated scenes or single drawings."""

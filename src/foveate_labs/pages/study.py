@@ -1,0 +1,115 @@
+"""The page of a study: its claims with their verdicts, then every value with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from foveate.core.results import Value, parse_result
+from foveate.report import numbers
+from foveate.report.charts import plot
+from foveate.report.forest import ForestRow, difference_bar, forest
+from foveate.report.page import Page, command_text
+from foveate_labs.studies.results import StudyClaim, StudyMeasure, StudyResult, StudyRow
+
+REACH = 0.5  # of the bars of differences
+FIRST = 4  # measures whose charts are open
+
+
+def signed(value: float) -> str:
+    """Format `+0.123` with a true minus sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def claim_line(claim: StudyClaim) -> dict[str, Any]:
+    """Prepare a claim for the template: difference as text and as a bar."""
+    mean = claim.difference
+    span = "" if mean.low is None or mean.high is None else f"{signed(mean.low)} to {signed(mean.high)}"
+    return {
+        "claim": claim,
+        "value": signed(mean.value),
+        "span": span,
+        "bar": difference_bar(mean.value, mean.low, mean.high, margin=claim.margin, reach=REACH),
+    }
+
+
+def charts(r: StudyResult, condition: str) -> list[tuple[StudyMeasure, Markup]]:
+    """Draw a forest chart of every measure of a condition that at least two rows have."""
+    entries = [
+        (row, entry) for row in r.rows for entry in r.table if (entry.condition, entry.row) == (condition, row.key)
+    ]
+    figures = []
+    for measure in r.measures:
+        rows = [
+            ForestRow(row.title, value.value, value.low, value.high, row.role)
+            for row, entry in entries
+            if (value := entry.values.get(measure.key)) is not None
+        ]
+        # A line at the reference's mean through all rows shows differences without the table.
+        line = next((forest_row.value for forest_row in rows if forest_row.style == "reference"), None)
+        # A single dot compares nothing.
+        if len(rows) > 1:
+            figures.append((measure, plot(measure.title, forest(rows, title=measure.title, line=line))))
+    return figures
+
+
+def number_lines(r: StudyResult, condition: str) -> list[tuple[StudyRow, list[str]]]:
+    """Return rows of the plain table: mean and half of the interval for every measure."""
+    by_row = {entry.row: entry for entry in r.table if entry.condition == condition}
+    return [
+        (row, [mean_and_half(by_row[row.key].values.get(measure.key), seeds=len(r.seeds)) for measure in r.measures])
+        for row in r.rows
+        if row.key in by_row
+    ]
+
+
+def mean_and_half(value: Value | None, *, seeds: int) -> str:
+    """Format `0.466 ± 0.041`, with n where it has fewer seeds than the study; a dash where not measured."""
+    if value is None:
+        return "–"
+    # A mean over fewer seeds than the others must be marked as such.
+    fewer = "" if value.n in (None, seeds) else f" (n {value.n})"
+    if value.low is None or value.high is None:
+        return f"{value.value:.3f}{fewer}".replace("-", "−")
+    return f"{value.value:.3f} ± {(value.high - value.low) / 2:.3f}{fewer}".replace("-", "−")
+
+
+def tally(claims: Sequence[StudyClaim]) -> list[tuple[str, int]]:
+    """Count the verdicts."""
+    return [(name, sum(claim.verdict == name for claim in claims)) for name in ("shown", "not shown", "opposite")]
+
+
+def build(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a `StudyResult`."""
+    r = parse_result(StudyResult, result)
+    sections = [
+        {
+            "condition": condition,
+            "asserted": [claim_line(c) for c in r.claims if c.condition == condition.key and c.asserted],
+            "open": [claim_line(c) for c in r.claims if c.condition == condition.key and not c.asserted],
+            "charts": charts(r, condition.key),
+            "lines": number_lines(r, condition.key),
+        }
+        for condition in r.conditions
+    ]
+    names = {"train_scenes": "Training scenes", "test_scenes": "Test scenes", "steps": "Steps", "batch_size": "Batch"}
+    # The page of an unfinished study would otherwise look finished.
+    unfinished = f" of {numbers.count(r.planned)}, the others are to come" if r.planned > r.trainings else ""
+    trainings = f"{numbers.count(r.trainings)}{unfinished}"
+    facts = [("Seeds", str(len(r.seeds))), ("Trainings", trainings)]
+    known = {name: value for name, value in r.scale.items() if isinstance(value, int)}
+    facts += [(title, numbers.count(known[name])) for name, title in names.items() if name in known]
+    facts.append(("Time in the trainings, processes added up", numbers.duration(r.seconds.get("trainings"))))
+    context = {
+        "r": r,
+        "sections": sections,
+        "facts": facts,
+        "tally": tally(r.claims),
+        "first": FIRST,
+        "rows": [row for row in r.rows if any(entry.row == row.key for entry in r.table)],
+        "command": command_text(r.command),
+    }
+    return Page("study.html.j2", r.title, context)

@@ -1,0 +1,1 @@
+"""The tour: what ships, then what each part does, on one page."""

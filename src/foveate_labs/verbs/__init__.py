@@ -1,0 +1,1 @@
+"""Commands of the laboratory: `foveate tour` and `foveate study`."""

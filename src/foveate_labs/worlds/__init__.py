@@ -1,0 +1,1 @@
+"""Generated worlds with exact ground truth: scenes, clips, documents, screens, camera traps."""

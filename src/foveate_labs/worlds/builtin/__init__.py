@@ -1,0 +1,1 @@
+"""Drawings that ship inside the package, as cut-outs and as collections of single objects."""

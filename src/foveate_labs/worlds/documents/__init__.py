@@ -1,0 +1,9 @@
+"""Generated documents with exact contents and boxes of words: pages, tables, charts and receipts."""
+
+from __future__ import annotations
+
+from foveate_labs.worlds.documents.document import Document, draw_document
+from foveate_labs.worlds.documents.document_collection import build_documents
+from foveate_labs.worlds.documents.questions import ask_document
+
+__all__ = ["Document", "ask_document", "build_documents", "draw_document"]

@@ -1,0 +1,162 @@
+"""Questions on generated images: prompts for training, others for tests, answers in a word or in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from foveate.core.seeds import pick
+from foveate.records.conversations import IMAGE, REGION, Conversation, Turn
+from foveate.records.shapes import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its exact answer.
+
+    Args:
+        kind: such as "name", "where", "count", "read".
+        form: the kind and the way of asking.
+        prompt: holds `<region>` where a region is meant; `<image>` only if there are several images.
+        answer: in the form that the prompt asks for: alone, or in a sentence.
+        short: the answer alone.
+        regions: those of the prompt, then those of the answer, in pixels of the image.
+        choices: the possible short answers of a two-way question or of one among several images, else None.
+        examples: (prompt, answer) of earlier turns, for few-shot episodes.
+    """
+
+    kind: str
+    form: str
+    prompt: str
+    answer: str
+    short: str
+    regions: tuple[Shape, ...] = ()
+    choices: tuple[str, ...] | None = None
+    examples: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """Prompts of one form of question, and the answer as a sentence (by short answer, if it is "yes" or "no")."""
+
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+    sentence: str | Mapping[str, str]
+
+
+# Each verb asks for both: a model trained with "Answer in" before sentences alone takes that for the request.
+_ALONE = (
+    ("", "", "", " Answer briefly.", " Use one phrase.", " Answer in few words.", " Answer with one phrase."),
+    ("", " Answer in one phrase."),
+)
+_SENTENCE = (
+    (" Answer in a sentence.", " Use a full sentence.", " Answer with a full sentence.", " Write one full sentence."),
+    (" Answer in a full sentence.", " Use a sentence."),
+)
+SENTENCE_SHARE = 0.25
+Way = Literal["drawn", "short", "sentence"]
+
+
+def list_endings() -> list[str]:
+    """List what may stand behind a question to say in which form its answer shall be."""
+    return sorted({ending.strip() for group in (*_ALONE, *_SENTENCE) for ending in group if ending})
+
+
+def write_question(
+    rng: np.random.Generator,
+    forms: Mapping[str, Form],
+    form: str,
+    short: str,
+    *,
+    held_out: bool,
+    regions: tuple[Shape, ...] = (),
+    choices: tuple[str, ...] | None = None,
+    fields: Mapping[str, str],
+    way: Way = "drawn",
+) -> Question:
+    """Word a question of `form`, a key of `forms`, whose answer is `short`.
+
+    Args:
+        held_out: take the prompts that no training text has.
+        regions: the regions of the prompt, then of the answer.
+        fields: what the prompts and sentences of the form name.
+        way: "drawn" asks for a short answer or a sentence; the others always answer so, and ask for nothing.
+    """
+    wording = forms[form]
+    prompt = pick(rng, wording.held_out if held_out else wording.training).format(**fields)
+    wish, in_sentence = "", way == "sentence"
+    if way == "drawn":
+        in_sentence = rng.random() < SENTENCE_SHARE
+        # The wish also has a held-out wording, for tests.
+        wish = pick(rng, (_SENTENCE if in_sentence else _ALONE)[held_out])
+    sentence = wording.sentence if isinstance(wording.sentence, str) else wording.sentence[short]
+    answer = sentence.format(**fields) if in_sentence else short
+    return Question(form.split(":")[0], form, prompt + wish, answer, short, regions, choices)
+
+
+def to_conversation(
+    question: Question, *, id: str, images: tuple[str, ...], group: str = "", source: str = "scenes"
+) -> Conversation:
+    """Make a conversation of a question; a prompt without `<image>` gets it in front.
+
+    Args:
+        images: record keys of the images in the order of the prompt.
+        group: of the training mixture; by default by what is asked.
+    """
+    prompts = [prompt for prompt, _ in question.examples] + [question.prompt]
+    replies = [answer for _, answer in question.examples] + [question.answer]
+    if IMAGE not in "".join(prompts):
+        prompts[0] = f"{IMAGE}\n{prompts[0]}"
+    turns: list[Turn] = []
+    regions = list(question.regions)
+    for prompt, answer in zip(prompts, replies, strict=True):
+        for role, text in (("user", prompt), ("assistant", answer)):
+            # Counted in the text, because `regions` lists those of prompts and answers one after another.
+            count = text.count(REGION)
+            turns.append(Turn(role, text, tuple(regions[:count])))
+            regions = regions[count:]
+    group = group or _choose_group(question, len(images))
+    # A judge of answers compares with the short one, however the answer is worded.
+    answers = (question.short,) if question.short != question.answer and REGION not in question.short else ()
+    return Conversation(id, images, tuple(turns), group, source, answers, question.choices or ())
+
+
+def _choose_group(question: Question, num_images: int) -> str:
+    return "multi-image" if num_images > 1 else "refer-ground" if question.regions else "general"
+
+
+class QuestionWriter:
+    """Collect questions on one image; the base of what asks about documents and screens.
+
+    Args:
+        forms: by name.
+        rng: decides wording, choice and which of two answers is true.
+        held_out: take the prompts that no training text has.
+    """
+
+    def __init__(self, forms: Mapping[str, Form], rng: np.random.Generator, *, held_out: bool) -> None:
+        self.forms, self.rng, self.held_out = forms, rng, held_out
+        self.questions: list[Question] = []
+
+    def coin(self) -> bool:
+        """Draw which of two answers is true."""
+        return bool(self.rng.random() < 0.5)
+
+    def ask(
+        self,
+        form: str,
+        short: str,
+        *,
+        regions: tuple[Shape, ...] = (),
+        choices: tuple[str, ...] | None = None,
+        **fields: str,
+    ) -> None:
+        """Add a question of `form` whose answer is `short`; `fields` are what the form's texts name."""
+        fields = {"answer": short, **fields}
+        question = write_question(
+            self.rng, self.forms, form, short, held_out=self.held_out, regions=regions, choices=choices, fields=fields
+        )
+        self.questions.append(question)
