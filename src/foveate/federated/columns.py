@@ -58,7 +58,7 @@ def find_mismatches(digests: Mapping[int, ColumnDigests]) -> dict[int, str]:
     usual, votes = Counter(digest.ordered for digest in named.values()).most_common(1)[0]
     if votes == len(named):
         return {}
-    # Half is no majority: of two clients that differ, nobody knows which one is right.
+    # Half is no majority: if two clients differ, nothing shows which one is right.
     if 2 * votes <= len(named):
         raise UserError(f"columns: the clients' names, order or types differ and no majority agrees; {HELP}")
     unordered = next(digest.unordered for digest in named.values() if digest.ordered == usual)

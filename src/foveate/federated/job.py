@@ -287,7 +287,7 @@ def fit_in_process(
         # Pooling is the same job with a single client, so that the upper bound differs in nothing else.
         points, names = [np.concatenate(points)], ["all clients"]
     titles = list(names) or [f"client {number}" for number in range(len(points))]
-    # What "exchanges" without a federation (pooled or separate clients) is no traffic: it goes to a log of its own.
+    # Methods without a federation (pooled or separate clients) cause no traffic, so they get a log of their own.
     log = (Log() if log is None else log) if job.is_exchanging else Log()
 
     def connect(members: Sequence[Client]) -> Transport:

@@ -68,7 +68,8 @@ class Ledger:
         """Answer a question if the limits allow it, and log it before the answer is returned.
 
         Args:
-            respond: makes the answer. If it raises, the question is logged as failed: a failure says something too.
+            respond: makes the answer. If it raises, the question is logged as failed, since a failure is information,
+                too.
 
         Raises:
             Refusal: a limit is used up.
@@ -124,7 +125,7 @@ def _check(lines: list[dict[str, Any]], question: Question, limits: Limits) -> N
             count=limits.max_questions,
         )
     if question.rho:
-        # Failed questions count, because a failure says something, too. Partitions, below, count only if answered.
+        # Failed questions count, because a failure is information, too. Partitions, below, count only if answered.
         spent = sum(line["rho"] for line in lines) + question.rho
         if epsilon(spent) > limits.max_epsilon:
             raise Refusal(

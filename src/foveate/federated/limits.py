@@ -43,7 +43,7 @@ MAX_QUERIES = 2000
 class Limits(Settings):
     """A client's own limits; `None` in `min_count` = not chosen, which a networked client must."""
 
-    # Clustering alone: a server that departs from the protocol of the other two reads rows, whatever min_count is.
+    # Allow only clustering by default: in the other two jobs a dishonest server can read rows, whatever min_count is.
     jobs: tuple[Literal["cluster", "embed", "features"], ...] = Field(
         (CLUSTER,),
         min_length=1,
@@ -138,7 +138,7 @@ class Limits(Settings):
     def check_winsorize(self, request: Message) -> None:
         """Raise Refusal for a clustering with another `winsorize` than this client's.
 
-        Sums under two different ones differ by the outlying rows alone.
+        Sums under two different values differ only by the outlying rows, which would reveal these.
         """
         value = request.values.get("winsorize", 0.0)
         # Percentiles have no noise, so a request with noise has no winsorize; its answers have a budget instead.
@@ -157,7 +157,8 @@ class Limits(Settings):
         """Raise Refusal if a request asks about fewer points, or for more clusters, than this client allows."""
         centers = request.arrays.get("centers")
         clusters = 0 if centers is None else len(centers)
-        # The larger of both: a server may send centers that nobody asked for beside the number that is used.
+        # Take the larger of the two: a server may add centers that the request does not need, beside the number it
+        # uses.
         if centers is None or "clusters" in request.values:
             clusters = max(clusters, int(request.number("clusters")))
         self.allow(int(request.number("min_count")), clusters)

@@ -1,4 +1,4 @@
-"""A client elsewhere: what it checks before it answers a server, and what it says when it does not answer.
+"""Answer a server's requests as a client on another machine: check, compute, or refuse.
 
 `answer_request` never raises and never sends a sentence: a failure leaves as a code from a fixed list (`reasons`), its
 text goes to the client's log. Nothing here knows Flower.
@@ -52,7 +52,7 @@ class Node:
     Attributes:
         number: its partition number, from 0.
         data: path of its points.
-        name: what it is called in results.
+        name: its name in results.
         limits: its own.
         reading: how its data are read.
     """
@@ -112,7 +112,8 @@ class Node:
             Exception: whatever else goes wrong.
         """
         if request.kind == HELLO:
-            # Not in the ledger: a client whose limits are used up must still say who it is, or it counts as absent.
+            # The greeting is not in the ledger: a client whose limits are used up must still identify itself, or it
+            # counts as absent.
             columns = self.digest_columns()
             values = {"columns": columns.ordered, "columns.unordered": columns.unordered}
             return Message(HELLO, request.round, values={"client": self.number, "name": self.name, **values})
@@ -129,7 +130,7 @@ class Node:
             # Sums over all points are no partition.
             is_partition=request.kind in (*HANDLERS, EMBEDDED) and request.kind != MOMENTS,
             rho=request_cost(request) if request.kind in HANDLERS else 0.0,
-            # What has noise of its own differs every time, and two answers tell more than one.
+            # An answer with noise differs every time, and two of them reveal more than one.
             is_repeatable=request.kind in (*HANDLERS, EMBEDDED) and "noise" not in request.values,
         )
         ledger = Ledger(self.limits.state_folder, digest(points))
@@ -213,7 +214,7 @@ def _log(limits: Limits, text: str) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / "client.log"
         with path.open("a", encoding="utf-8") as handle:
-            # For the owner alone: these texts may quote cells of the data.
+            # Only the owner may read this file: the texts may quote cells of the data.
             path.chmod(0o600)
             handle.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
     except OSError as problem:

@@ -142,7 +142,7 @@ def shards(labels_N: ArrayLike, clients: int, rng: np.random.Generator, *, class
     """Give each client `classes` classes; each class is cut into equal pieces, one per client that holds it.
 
     Classes of a client are drawn without repetition, with weights 1 / (times used so far + 1), so that all are used
-    about equally often. Classes that nobody drew go, one each, to the clients with the fewest rows: no row is lost.
+    about equally often. Classes that no client drew go, one each, to the clients with the fewest rows: no row is lost.
 
     Raises:
         UserError: more classes a client than there are, or too many clients.
@@ -161,7 +161,7 @@ def shards(labels_N: ArrayLike, clients: int, rng: np.random.Generator, *, class
             used_C[index] += 1
             owners[index].append(client)
     parts: list[list[Rows]] = [[] for _ in range(clients)]
-    # Classes that nobody drew come last: by then it is known which clients have the fewest rows.
+    # Classes that no client drew come last: by then it is known which clients have the fewest rows.
     for number in sorted(range(len(values)), key=lambda class_index: not owners[class_index]):
         if not owners[number]:
             owners[number] = [min(range(clients), key=lambda client: sum(len(part) for part in parts[client]))]

@@ -21,7 +21,7 @@ READ_FIELDS = {"columns": "columns", "drop-missing": "drop_missing", "max-gib": 
 
 
 class ReadOptions(Settings):
-    """How sources are read."""
+    """Options for reading sources."""
 
     columns: tuple[str, ...] = Field(
         (),
@@ -196,7 +196,7 @@ def find_huge(points_ND: NDArray[np.floating], limit: float = MAX_COORDINATE) ->
 
 
 def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which entries of a column are None or NaN, [N]."""
+    """Mark the entries of a column that are None or NaN, [N]."""
     if values.dtype.kind == "f":
         return np.isnan(values)
     if values.dtype.kind != "O":

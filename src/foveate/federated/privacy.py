@@ -49,7 +49,7 @@ class SystemNoise:
 
 
 def private_noise() -> NormalSource:
-    """Source of noise that nobody can repeat."""
+    """Source of noise that cannot be reproduced: the operating system's generator, without a seed."""
     # Never from the run's seed: whoever knows the seed (the server does) could compute the noise and subtract it. Nor
     # from a statistical generator, whose state can be computed from enough of its values.
     return SystemNoise()

@@ -89,7 +89,7 @@ def pbmc68k() -> Set:
 
 
 def cells_file() -> Path | None:
-    # Not imported: scanpy takes seconds and pulls in packages that this file does not need.
+    # Do not import scanpy: that takes seconds and pulls in packages that this file does not need.
     """Path of PBMC 68k in an installed scanpy, without importing it; None if there is none."""
     spec = importlib.util.find_spec("scanpy")
     path = Path(spec.origin).parent / _CELLS if spec is not None and spec.origin else None

@@ -206,7 +206,7 @@ class InProcess:
         log: Log | None = None,
     ) -> None:
         self._clients = {client.number: client for client in sorted(clients, key=lambda client: client.number)}
-        # Of two clients with the same number, the dictionary keeps the last; the other would be lost silently.
+        # The dictionary keeps only the last of two clients with the same number; the other would be lost silently.
         if len(self._clients) != len(clients):
             listed = [client.number for client in clients]
             twice = next(number for number in listed if listed.count(number) > 1)

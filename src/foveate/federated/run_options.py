@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SourceOptions(ReadOptions):
-    """How sources are read, which labels the points have, and how they are split over clients; see `sources.gather`."""
+    """Options for reading sources, labeling points and splitting them over clients; see `sources.gather`."""
 
     label: str | None = Field(None, description="column of labels; with --collection a label field of it")
     client: str | None = Field(None, description="column with the client of each row")

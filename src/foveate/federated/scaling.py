@@ -182,7 +182,7 @@ def winsorize(points_ND: Floats, reach: float) -> Floats:
     """Clip each column to its 5th and 95th percentile, widened by `reach` times the distance between them.
 
     A typing error of 1e8 in one row then moves a mean by as much as an ordinary outlier. A column whose percentiles are
-    equal stays as it is: nothing says what is usual in it.
+    equal stays as it is, as they define no usual range.
     """
     low_D, high_D = np.percentile(points_ND, (5, 95), axis=0)
     width_D = high_D - low_D
@@ -216,7 +216,7 @@ def check_scale(data: ArrayLike, request: Message) -> None:
         points = winsorize(points, request.number("winsorize"))
     offset_D, scale_D = request.array(_OFFSET), request.array(_SCALE)
     if offset_D.shape != points.shape[1:] or scale_D.shape != points.shape[1:]:
-        return  # `scale_points` says which widths do not fit
+        return  # `scale_points` raises the error about widths
     with np.errstate(all="ignore"):
         out_D = np.sqrt((((points - offset_D) / scale_D) ** 2).mean(0))
     # Written with `not`, so that NaN is refused, too.

@@ -93,7 +93,7 @@ def read_parquet(path: Path, options: ReadOptions) -> pa.Table:
                         num_bytes += column.num_values * 8
             options.check_size(str(path), num_bytes)
             batches, held = [], 0
-            # What a file claims of its sizes need not be true: the sum is checked again while it is read.
+            # Sizes in the file's header may be wrong, so the sum is checked again while reading.
             for batch in file.iter_batches(batch_size=_BATCH, columns=names):
                 held += batch.nbytes
                 options.check_size(str(path), held)
@@ -284,7 +284,7 @@ def _choose(
         or (column in free and kinds[column] in (WHOLE, BOOL) and column not in counting)
         or (kinds[column] == TEXT and column not in others and _mostly_numbers(table[column]))
     ]
-    # Refused, not guessed: an id among the points would dominate distances, and nobody would notice.
+    # Refuse instead of guessing: an id among the points would dominate distances unnoticed.
     if doubtful:
         listed = ", ".join(f"'{column}' ({_describe(table[column], kinds[column])})" for column in doubtful[:10])
         certain = [column for column in decimals if column not in codes][:5]
@@ -379,7 +379,7 @@ def _to_float(column: pa.ChunkedArray) -> NDArray[np.float64]:
         column = column.cast(column.type.value_type)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
-    # Not safe: whole numbers above 2^53 are rounded, as everywhere in float64.
+    # An unsafe cast is intended: whole numbers above 2^53 are rounded, as everywhere in float64.
     return column.cast(pa.float64(), safe=False).to_numpy()
 
 

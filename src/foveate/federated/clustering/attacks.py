@@ -1,8 +1,8 @@
-"""What an honest-but-curious server reads from answers of a clustering: attacks to try on one's own data.
+"""Attacks of an honest-but-curious server on a clustering, to try on your own data.
 
-Each takes `ask`, which carries a request to a client and returns its answer, or None where it refuses. The requests are
-such as a client's limits allow; what is read are candidates for rows, which the caller compares with the rows
-themselves.
+Each takes `ask`, which carries a request to a client and returns its answer, or None if the client refuses. All
+requests stay within the client's limits. An attack returns candidates for rows; the caller compares them with the
+real rows.
 """
 
 from __future__ import annotations

@@ -62,8 +62,7 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
     for name, part in (("all centroids", pool), ("trusted centroids", pool.take(pool.trusted))):
         parts[name] = part
         tried = search(part, clusters) if len(part) else []
-        # Several radii, not the best alone: the score of a radius says nothing of the sum of squares that Lloyd reaches
-        # from it.
+        # Try several radii: the score of a radius does not predict the sum of squares that Lloyd reaches from it.
         candidates += [(name, groups.radius, groups.score, groups.centers(part)) for groups in tried[:BEST]]
     if not candidates:
         candidates.append(("coinciding centroids", 0.0, 0.0, coinciding_centers(pool, clusters)[0]))

@@ -189,7 +189,7 @@ def sums(
     """Weighted sums [groups, D] and weights [groups] of the points of each group.
 
     Args:
-        only_K: sums of these groups alone; those of the others are 0.
+        only_K: compute only the sums of these groups; the others are 0.
     """
     weights, labels, starts = weight_N, label_N, np.arange(len(label_N) + 1)
     if only_K is not None:

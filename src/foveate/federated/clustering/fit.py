@@ -37,10 +37,10 @@ class Clustered:
     Attributes:
         centers: [K, D].
         options: as resolved.
-        client_reports: by client what it sent: centers, counts, trusted, radius.
+        client_reports: the answer of each client: centers, counts, trusted, radius.
         server: report of the server step.
-        excluded: by client why it was left out, and at which request.
-        suspects: by client what is anomalous about it.
+        excluded: for each excluded client the reason and the request at which it was left out.
+        suspects: for each suspicious client the anomaly.
         inertia: by client (points, summed squared distance) where clients were asked (`evaluate`).
         scaling: common scale in which `centers` and distances are; None where points are taken as they are.
     """
@@ -103,7 +103,7 @@ def cluster(
         )
     answers = _ask_centroids(transport, options, min_clients, excluded, scaling)
     pool, radii = make_pool(answers)
-    # Before the server step: a poisoned centroid that is merged cannot be told apart afterwards.
+    # This runs before the server step: once a poisoned centroid is merged, it cannot be recognized.
     suspects = _check_scales(transport, answers, options, excluded)
     if any(client in excluded for client in answers):
         answers = {client: answer for client, answer in answers.items() if client not in excluded}
@@ -152,7 +152,7 @@ def _check_scales(
     """Reasons of clients with columns of another magnitude or absurdly wide groups; what no unit explains is left out.
 
     Raises:
-        UserError: no unit explains it, and there is no majority that says which client is wrong.
+        UserError: no unit explains it, and no majority of clients shows which one is wrong.
     """
     # Directions have no unit.
     scales = {} if options.spherical else find_scales(answers)

@@ -42,7 +42,7 @@ def group(centers_QD: Floats, radius_Q: Floats, counts_Q: Floats, *, seeds: str)
     centers, radius = centers_QD[order], radius_Q[order]
     weight = counts_Q[order] if seeds == "most_mass" else np.ones(len(order))
     alive = np.ones(len(order), dtype=bool)
-    # Mass within the radius of each centroid, computed once; later groups only subtract what they take away.
+    # Compute the mass within the radius of each centroid once; each later group only subtracts its own members.
     mass = np.empty(len(order))
     for block in blocks(len(order), len(order)):
         mass[block] = within(centers[block], centers, radius[block]) @ weight

@@ -101,7 +101,7 @@ class _Nearest:
         reached_K = self._moved_K * (1 + _ADDING)
         # `not >` instead of `<=`: points with NaN are compared in every step.
         rows_R = np.flatnonzero(~(self._until_N > reached_K[self.label_N]))
-        # Where most points are compared, copying their rows costs more than comparing all.
+        # If most points must be compared, copying their rows costs more than comparing all points.
         everywhere = 2 * len(rows_R) > len(self.label_N)
         label_R, margin_R = margins(self._points_ND, centers_KD, None if everywhere else rows_R)
         rows = slice(None) if everywhere else rows_R

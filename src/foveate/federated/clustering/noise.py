@@ -64,7 +64,7 @@ def noisy_sums(
     np.add.at(total_KD, labels_N, steps_ND)
     total_KD += discrete_gaussian(_exact(noise, GRID), total_KD.shape)
     count_K = np.bincount(labels_N, minlength=groups) + discrete_gaussian(_exact(noise), (groups,))
-    # Decided by the noisy count: whether the true one is small would be told without noise.
+    # The noisy count decides: a decision by the true count would reveal without noise whether it is small.
     small_K = count_K < max(min_count, 1)
     total_KD[small_K], count_K[small_K] = 0, 0
     return from_grid(total_KD, clip), count_K.astype(np.float64)

@@ -69,7 +69,7 @@ class ClusteringOptions(Settings):
         description=f"order in which groups are formed: {', '.join(SEED_RULES)}",
         json_schema_extra=REFERENCE,
     )
-    # Besides the radii, which alone failed on groups of very different sizes.
+    # Restarts compete with the radii because radii without them failed on groups of very different sizes.
     restarts: Count = Field(10, ge=0, description="weighted k-means++ starts of the server")
     refine_rounds: Count = Field(1, ge=0, description="number of refinement rounds with sums and counts; 0 = one-shot")
     # 1 merges nothing: in one process all data share the memory, and results should be those of the methods.
@@ -96,7 +96,7 @@ class ClusteringOptions(Settings):
     on_few_groups: Literal["raise", "return"] = Field(
         "raise", description="error, or fewer centers with a warning, where there are fewer groups than clusters"
     )
-    # Suspects stay in by default: a client that alone holds a group of points looks suspicious, too.
+    # Suspects stay in by default: a client that is the only one to hold a group of points looks suspicious, too.
     suspects: Literal["report", "exclude"] = Field("report", description="what becomes of anomalous clients")
     changed: dict[str, Any] = Field({}, exclude=True, description="options that differ from the method's defaults")
 
@@ -191,7 +191,7 @@ class Method:
     federated: bool = True
 
 
-# What every federated method sends to its clients, so that it always has an effect.
+# Every federated method sends these options to its clients, so they always have an effect.
 CLIENT_OPTIONS = frozenset(
     {
         "client_init",

@@ -255,7 +255,7 @@ def _describe_with_noise(points_ND: Floats, clusters: int, rng: np.random.Genera
         arrays["counts"] = counts
         totals["points"] = int(counts.sum())
     if values["send_radius"]:
-        # Of the noisy centers: what is computed from them hides as much as they do.
+        # The radius is computed from the noisy centers, so it reveals no more than they do.
         arrays["radius"] = [half_smallest_distance(centers)]
     return request.answer(arrays=arrays, **totals)
 

@@ -1,7 +1,7 @@
-"""Search a radius that fits the number of clusters: of 48 the one that best separates the K-th group from the next.
+"""Search 48 radii for the one that best separates the K-th group from the next.
 
-Distances are looked at twice, in blocks: once for the range of radii, once to say for each pair at which radius they
-become neighbors (one byte). The heaviest groups come first and supports fall, so K + 1 groups tell all that is asked.
+Distances are computed twice, in blocks: once for the range of radii, once to find for each pair the radius at which
+the two become neighbors (one byte). The heaviest groups come first and supports fall, so K + 1 groups are enough.
 """
 
 from __future__ import annotations

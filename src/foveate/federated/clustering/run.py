@@ -47,7 +47,7 @@ def read_options(clients: Clients, clusters: int | None, options: Mapping[str, A
     Raises:
         UserError: an option that is not allowed, or no K and no labels.
     """
-    # K before the other options: what is wrong with it is said first.
+    # Check K before the other options, so that its error is reported first.
     clusters = infer_clusters(clients, clusters)
     content = dict(options)
     for name in ("seed", "clusters"):
@@ -61,7 +61,7 @@ def read_options(clients: Clients, clusters: int | None, options: Mapping[str, A
 
 def plan(clients: Clients, options: ClusteringOptions) -> dict[str, Any]:
     """Upper bound of what a run would exchange: bytes up and down per client."""
-    # Of the first client: all must have one width in one process.
+    # The first client's width stands for all: in one process all clients must have the same width.
     width = clients.points[0].shape[1]
     local = max(options.count_local(number) for number in range(len(clients.points)))
     parts = optional_parts(options)
@@ -209,7 +209,7 @@ def _measure(clients: Clients, clustered: Clustered, groups: list[Labels], log: 
 
 
 def _report_fields(clustered: Clustered, client: int) -> dict[str, Any]:
-    """What a server knows of one client."""
+    """Facts about one client that its server knows."""
     report = clustered.client_reports.get(client, {})
     points, inertia = clustered.inertia.get(client, (0, 0.0))
     return {

@@ -75,9 +75,10 @@ class _ByDifferences:
 
 
 class _ByProducts(_ByDifferences):
-    """The same, bit for bit, for many dimensions: inner products say which row wins, and to which points it matters.
+    """The same distances, bit for bit, computed faster in many dimensions.
 
-    Differences are then taken for these points alone; for all, where two rows are too close to call.
+    Inner products find the row that wins and the points that it changes; differences are then computed only for these
+    points, or for all points if two rows are too close to call.
     """
 
     def __init__(self, points_ND: Floats, weight_N: Floats, first: int) -> None:

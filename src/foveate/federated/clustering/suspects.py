@@ -44,7 +44,8 @@ def find_suspects(pool: Pool) -> dict[int, str]:
     # Two distances: poisoned clients that agree with one another are near to the nearest other client, but not to half
     # of them.
     for gap_Q, whom in zip(gap_2Q, ("every other client's", "those of half of the other clients"), strict=True):
-        # Logarithms: "far" is a factor, whatever the scale of the data. `tiny` stands in for centroids that coincide.
+        # Logarithms make "far" a factor that does not depend on the scale of the data. `tiny` avoids log(0) where
+        # centroids coincide.
         gap_M = _by_client(pool, np.log(np.maximum(gap_Q, np.finfo(float).tiny)))
         for client, ratio in find_outliers(clients, gap_M, ALONE).items():
             reasons[client].append(f"its centroids are {ratio:.3g}x the median distance from {whom}")
@@ -81,14 +82,15 @@ def find_scales(answers: Mapping[int, Message]) -> dict[int, tuple[float, str]]:
     reasons: dict[int, tuple[float, str]] = {}
     for index, client in enumerate(clients):
         other = float(np.median(np.delete(spread_M, index)))
-        # Another unit changes radii as it changes centers; another place changes the centers alone.
+        # A different unit scales radii and centers alike; a different location changes only the centers.
         is_alike = min(spread_M[index], other) > 0 and 1 / SPREAD_ALONE < spread_M[index] / other < SPREAD_ALONE
         # The median of one against the 90th percentile of the others: a few far centroids are no other unit.
         larger_D = _ratios(middle_MD[index], np.delete(high_MD, index, axis=0).max(axis=0))
         smaller_D = _ratios(np.delete(middle_MD, index, axis=0).min(axis=0), high_MD[index])
         if is_alike:
             larger_D = np.zeros_like(larger_D)
-            # Despite like radii, smaller than several others still counts; of two, nothing says which one is wrong.
+            # A client whose values are smaller than those of several others still counts despite similar radii; with
+            # only two clients, nothing shows which one is wrong.
             smaller_D = smaller_D if len(clients) > 2 else larger_D
         far_D = np.maximum(larger_D, smaller_D)
         strange = np.argsort(-far_D, kind="stable")[: int((far_D >= SCALE_ALONE).sum())]
@@ -164,7 +166,7 @@ def find_suspicious_sums(centers_KD: Floats, answers: Mapping[int, Message], *, 
         count_K = answer.array("counts")
         filled = count_K > 0
         gap_KD = answer.array("sums")[filled] / count_K[filled, None] - centers_KD[filled]
-        # Weighted by counts: a far mean of one point says less than one of many.
+        # Weight by counts: a far mean of one point is weaker evidence than a far mean of many.
         away.append(np.sqrt(count_K[filled] @ (gap_KD**2).sum(1) / counts[client]))
     log_M = np.log(np.maximum(np.array(away), np.finfo(float).tiny))
     reasons = {

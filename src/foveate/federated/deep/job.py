@@ -63,7 +63,7 @@ class DeepState(TrainingSnapshot):
         weights: of the common encoder, [P].
         width: of its embeddings.
         centers: [K, D] of the last round; None before it.
-        excluded: by client the last reason why it was left out.
+        excluded: for each excluded client the last reason why it was left out.
         suspects: by client and what it sent ("centroids", "weights", "points"), why that is anomalous; of the last
             round in which it was.
     """

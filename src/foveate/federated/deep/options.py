@@ -135,7 +135,7 @@ def image_shape(options: DeepOptions, features: int) -> tuple[int, int, int]:
     """Channels, height and width of the images in rows of `features` values.
 
     Raises:
-        UserError: there are no such images; says how to pass the shape.
+        UserError: `shape` does not match the rows, or it is unset and the rows are no square images.
     """
     if options.shape is not None:
         channels, height, width = options.shape

@@ -108,7 +108,8 @@ def embedded_rule(options: ClusteringOptions, width: int) -> MessageRule:
     """Rule of the answers to `embedded_request`."""
     rule = clustering.centroids_rule(options)
     arrays = {name: array for name, array in rule.arrays.items() if name != "spreads"}
-    # The encoder is the server's, so it knows the width; in plain clustering only the majority can tell.
+    # The server owns the encoder, so it knows the width; in plain clustering only a majority of clients can establish
+    # it.
     return replace(rule, kind=EMBEDDED, arrays={**arrays, "centers": ArrayRule("float64", ("k", width))})
 
 

@@ -31,7 +31,7 @@ def measure_quality(
 ) -> dict[str, float]:
     """Compute measures by name; with labels: nmi, ari, purity of groups, and knn and probe of the encoder's output.
 
-    distance is the root mean square from a unit vector to its center, from 0 to 2; it says nothing across encoders.
+    distance is the root mean square from a unit vector to its center, from 0 to 2; it cannot compare encoders.
     The probe is logistic regression on four fifths of at most `MAX_POINTS` points, tested on the others; knn leaves
     one out.
     """
@@ -60,7 +60,7 @@ def probe(outputs_NE: Floats, labels_N: NDArray[Any]) -> float | None:
     cut = len(labels_N) - int(HELD_OUT * len(labels_N))
     if cut == len(labels_N) or len(np.unique(labels_N[:cut])) < 2:
         return None
-    # Standardized by the training part alone: the test part must not shape the features that it is tested on.
+    # Standardize with statistics of the training part only, so that the test part stays unseen.
     scaler = StandardScaler().fit(outputs_NE[:cut])
     model = LogisticRegression(C=0.1, max_iter=300).fit(scaler.transform(outputs_NE[:cut]), labels_N[:cut])
     return float((model.predict(scaler.transform(outputs_NE[cut:])) == labels_N[cut:]).mean())

@@ -42,7 +42,7 @@ def answer_remote(
     # Before any answer, sizes included: with fewer points than its own limit a client sends nothing at all.
     client_limits.need_points(len(points))
     points, request = take_scale(points, request)
-    # Sizes alone need no options and no network.
+    # A request for sizes needs no options and no network.
     if request.kind == SIZE:
         return request.answer(points=len(points), features=points.shape[1])
     # The server is not trusted: options are parsed within their bounds before anything is computed from the request.
@@ -59,7 +59,7 @@ def _rebuild(request: Message, options: DeepOptions, client: int) -> Message:
     """Build the request anew from its options, so that the options' bounds hold for everything that it asks.
 
     Raises:
-        MessageError: the request says anything else.
+        MessageError: the request differs from the one that its options produce.
     """
     weights = request.array("weights")
     rules = {"weights": ArrayRule("float32", (None,))}
@@ -85,7 +85,7 @@ def _rebuild(request: Message, options: DeepOptions, client: int) -> Message:
 def _check_size(num_weights: int, options: DeepOptions, features: int) -> None:
     """Raise MessageError if a network of these options has more weights than the request.
 
-    A lower bound suffices: it needs no network, whose size the options alone would decide.
+    A lower bound is enough: it can be computed without building a network whose size the server's options decide.
     """
     # Weights of the head, without its first layer's weights on the encoder's output, whose width is not known yet.
     head = options.hidden + options.width * (options.hidden + 1)

@@ -101,7 +101,7 @@ def run_features(
         rows: list[FeaturesMethod] = []
         first: Encoded | None = None
         for name in methods:
-            # Baselines differ in the method alone.
+            # Baselines differ only in the method.
             job = DeepJob(options.model_copy(update={"method": name}))
             state = fit_in_run(
                 job, clients.points, path, names=clients.names, device=device, min_clients=settings.min_clients
@@ -209,5 +209,5 @@ def _write(path: Path, clients: Clients, encoded: Encoded, metrics: dict[str, fl
 
 
 def _as_lists(parts: list[NDArray[np.float64]]) -> list[NDArray[np.float32]]:
-    # Networks compute in float32: more digits would double the file and tell nothing.
+    # Networks compute in float32: more digits would double the file and add no information.
     return list(np.concatenate(parts).astype(np.float32))

@@ -35,7 +35,7 @@ def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA)
         return rows
     start = first_surrogate_round(options.rounds, options.surrogate_start)
     refreshed = sum(is_refreshed(entry["round"], start=start, refresh=options.refresh) for entry in state.history)
-    # A field never asked for, or a single client whose field nobody gets: nothing to account for.
+    # Without a request for fields, or with a single client, no field reaches anyone: there is nothing to account for.
     if not refreshed or len(state.sizes) < 2:
         return rows
     # Asked again after a restart, like the encoder above.

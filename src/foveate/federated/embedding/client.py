@@ -165,7 +165,7 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
         settings=FitSettings(held_out=options.held_out),
     )
     vector = np.concatenate([array.ravel() for array in fit.weights.values()])
-    # Messages refuse NaN; an optional value that is missing says the same.
+    # Messages refuse NaN, so an undefined value is left out instead.
     held_out = {} if math.isnan(fit.r2_held_out) else {"r2_held_out": fit.r2_held_out}
     r2 = fit.r2
     if sigma := options.target_noise:
@@ -182,7 +182,7 @@ def answer_field(data: ClientData, request: Message, client: int) -> Message:
     """Answer with the repulsion of the client's points on the common grid, and how well it interpolates between.
 
     With noise the R2 is estimated from the noisy values that are sent (a cell's middle is the mean of four of them): an
-    R2 of the exact values would tell about them what the noise hides.
+    R2 of the exact values would reveal what the noise hides.
     """
     options, _, z_Nd = _map_points(data, request)
     grid = request_grid(request)
@@ -242,7 +242,7 @@ def _foreign(
 ) -> tuple[Foreign | None, Callable[[Tensor], int] | None]:
     """Return the others' repulsion as a function of positions [N, d] -> [N], and a count of those outside its box.
 
-    Both None where nobody repels this client; no count without a box.
+    Both are None if no other client repels this one; there is no count without a box.
     """
     dtype = getattr(torch, options.precision)
     if "surrogates" in request.arrays:

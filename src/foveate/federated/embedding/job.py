@@ -171,7 +171,7 @@ class MapJob(TrainingJob[MapState]):
         if options.method == LOCAL:
             state.local_weights |= weights
         else:
-            # Before averaging, where one client's weights can still be told from the others'.
+            # This check runs before averaging, while the weights of each client are still separate.
             for client in find_odd_weights(weights):
                 far = f"its weights are {WEIGHTS_ALONE:g}x or more as far from others' as the median"
                 self._note_suspect(transport, state, client, far)
@@ -288,7 +288,7 @@ class MapJob(TrainingJob[MapState]):
                 arrays |= {"positions": positions, "sizes": sizes, "shares": shares}
             elif options.surrogate == "grid":
                 assert state.grid is not None
-                # The server adds up fields on one grid: a client learns the others' sum, none of them alone.
+                # The server adds up fields on one grid, so that a client learns only the sum of the others.
                 field_G = sum(
                     # Added up in float64, rounded once at the end.
                     share * repulsion.vector.astype(np.float64)
@@ -306,7 +306,7 @@ class MapJob(TrainingJob[MapState]):
 
     def _train_rule(self, state: MapState) -> MessageRule:
         values = {"attraction": float, "repulsion": float, "foreign": float, "steps": int, "outside": int}
-        # Losses are computed from the exact points: with noise on the weights they would tell what it hides.
+        # Losses are computed from the exact points, so they would reveal what the noise on the weights hides.
         values = {} if self.options.hides_training else values
         encoder = ArrayRule(self.options.precision, (len(state.encoder),))
         return MessageRule(at_client.TRAIN, {"encoder": encoder}, values, optional=frozenset({"foreign"}))
@@ -408,7 +408,7 @@ def measure_method(
         notes=state.notes,
         exchanged=state.exchanged,
         privacy=account(options, state) if state.exchanged else [],
-        # Of the whole table: what is asked before the first round is in no round's entry.
+        # Sum over the whole table: requests before the first round are in no round's entry.
         bytes_up=sum(row["bytes"] for row in state.exchanged if row["up"]),
         bytes_down=sum(row["bytes"] for row in state.exchanged if not row["up"]),
         seconds=round(sum(entry["seconds"] for entry in state.history), 2),
@@ -456,7 +456,7 @@ def _history_entry(
 
     def mean(name: str) -> float | None:
         values = [answer.values.get(name) for answer in answers.values()]
-        # Of all clients or of none: a mean over some of them would look like one over all.
+        # Report a mean only if all clients sent the value; a partial mean would look complete.
         if any(value is None for value in values):
             return None
         return float(np.average(np.array(values, dtype=np.float64), weights=weights))

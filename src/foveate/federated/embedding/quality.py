@@ -68,7 +68,7 @@ def measure_quality(fitted: MapPoints, held_out: MapPoints | None, *, k: int) ->
         measures["continuity"] = embedding.continuity(unseen.points_ND, unseen.positions_Nd, k=k)
     if len(unseen.points_ND) > 2:
         measures["distances"] = embedding.distance_correlation(unseen.points_ND, unseen.positions_Nd)
-    # What follows looks for k others of every fitted point.
+    # The following measures need k other points for every fitted point.
     if len(sample.points_ND) <= k:
         return measures
     if fitted.labels_N is not None:

@@ -99,7 +99,7 @@ def run_embedding(
         maps: list[EmbedMethod] = []
         first: Fitted | None = None
         for method in methods:
-            # Baselines differ in the method alone: schedules, seeds and graphs are the same.
+            # Baselines differ only in the method; schedules, seeds and graphs are the same.
             job = MapJob(options.model_copy(update={"method": method}))
             fitted = job.finished(fit_in_run(job, split.fit, path, names=clients.names, device=device))
             maps.append(_measure(fitted, split, clients.names))

@@ -94,7 +94,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted surrogate's weights; R2 on all queries, and on those held out alone (NaN without any)."""
+    """A fitted surrogate's weights; R2 on all queries, and on the held-out ones (NaN without any)."""
 
     weights: Weights
     r2: float
@@ -112,9 +112,10 @@ def r_squared(predicted_N: Tensor, truth_N: Tensor) -> float:
 
 
 def r_squared_of_noisy(noisy_G: Tensor, sigma: float, error: float) -> float:
-    """R2 against values of which only a noisy form is known, for a guess of this mean squared error against them.
+    """Estimate R2 against exact values when only noisy ones are known.
 
-    The variance of the values without noise is that of the noisy ones less sigma^2; 0 where nothing of it is left.
+    `error` is the mean squared error of the prediction against the exact values. Their variance is that of the noisy
+    values minus sigma^2. The result is 0 if nothing of the variance is left.
     """
     # In float64, because the two variances may be nearly equal.
     variance = float(noisy_G.double().var(correction=0)) - sigma**2
@@ -160,7 +161,7 @@ def fit_surrogate(
             waited += 1
             if waited >= settings.patience:
                 break
-    # Of the best check, not the last: the fit may have begun to follow the noise of its batches.
+    # Take the weights of the best check, not of the last: the fit may have begun to follow the noise of its batches.
     if best_weights is not None:
         network.load_state_dict(best_weights)
     with torch.no_grad():
@@ -174,7 +175,7 @@ def fit_surrogate(
 
 
 class SurrogateSum:
-    """sum over clients of share * surrogate, evaluated for all of them at once; no parameter of it is trained.
+    """Sum of share * surrogate over clients, evaluated for all of them at once; nothing in it is trained.
 
     Outside the box that a surrogate was fitted on its value is clamped to the range of what it imitates.
 

@@ -27,7 +27,7 @@ _HOME, _DATABASE, _APP = "flower-home", "superlink.db", "app"
 def variables(folder: Path) -> dict[str, str]:
     """Environment of every process of Flower: where its state is, no installs, no telemetry."""
     return {
-        # Not the user's own Flower home: connections and state of other federations stay out of this one.
+        # Use a Flower home of our own, so that connections and state of other federations stay out of this one.
         "FLWR_HOME": str(home(folder)),
         # Otherwise Flower installs packages when a run starts, which fails offline.
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -77,7 +77,7 @@ class Address:
 
 def listening(address: str) -> str:
     """Default host that a server listens on: loopback if clients use that address, else all interfaces."""
-    # Clients that call loopback run on this machine, so nobody else needs to reach the server.
+    # Clients that call loopback run on this machine, so the server need not be reachable from others.
     return LOOPBACK if address in (LOOPBACK, "localhost") else EVERYWHERE
 
 

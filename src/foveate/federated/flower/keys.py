@@ -25,9 +25,9 @@ RUNTIME, RUNTIME_KEY = "runtime.pem", "runtime.key"
 LOOPBACK = "127.0.0.1"
 """Address by which the server's own processes, and a client's, reach their port."""
 MAKE = "--make-keys"
-# Of every certificate; after a year a federation makes new ones with the same command.
+# Every certificate is valid for a year; after that the same command makes new ones.
 _DAYS = "365"
-# `-nodes`: no passphrase, because servers and nodes start without anybody at the keyboard.
+# `-nodes` means no passphrase: servers and nodes start unattended.
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 _PACKAGES = {"openssl": "openssl", "ssh-keygen": "openssh-client"}
 _OPENSSH = "-----BEGIN OPENSSH PRIVATE KEY-----"

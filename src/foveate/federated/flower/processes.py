@@ -117,7 +117,7 @@ def program(name: str) -> str:
     """Path of a program in this Python's environment.
 
     Raises:
-        UserError: it is not there; says how to install it.
+        UserError: the program is not installed.
     """
     path = _programs() / name
     if not path.is_file():
@@ -203,7 +203,7 @@ def _deaf() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handling(handlers: Mapping[signal.Signals, signal._HANDLER]) -> Iterator[None]:
-    """Set signal handlers for a block; does nothing outside the main thread, which alone may set any."""
+    """Set signal handlers for a block; do nothing outside the main thread, as only that one may set any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -41,7 +41,7 @@ def run(grid: Any, config: Mapping[str, Any]) -> Path:
 
 
 def _connect(grid: Any, settings: RunOptions, *, answers_folder: Path | None = None) -> GridTransport:
-    """Transport to as many clients as the configuration says."""
+    """Connect to the number of clients in the configuration."""
     return GridTransport(
         grid,
         clients=settings.clients,
@@ -55,7 +55,7 @@ def _cluster(grid: Any, settings: RunOptions, options: ClusteringOptions) -> Pat
     # Answers of a clustering are repeatable, so a killed server may continue with those that it has.
     out, started = Path(settings.out), time.monotonic()
     link = _connect(grid, settings, answers_folder=out / "answers")
-    # How well centers fit is one more partition of the clients' points, which their owners must allow.
+    # Evaluating centers is one more partition of the clients' points, which their owners must allow.
     clustered = cluster(link, options, min_clients=settings.min_clients, evaluate=settings.evaluate)
     names = {client: link.name(client) for client in link.clients}
     write_server_result(out, clustered, link.log, names, seconds=time.monotonic() - started)

@@ -186,7 +186,7 @@ def register(folder: Path, keys: Sequence[Path]) -> list[str]:
         number = re.search(r"SuperNode (\d+) registered", output)
         if number:
             node_ids.append(number[1])
-        # Not an error, so that the same command can be repeated with a longer list.
+        # This is no error, so that the same command can be repeated with a longer list.
         elif IN_USE.lower() in output.lower():
             say(f"{key} is registered already")
         else:
@@ -290,7 +290,7 @@ def greet(server: Address, authority: Path) -> None:
     """
     try:
         context = ssl.create_default_context(cafile=str(authority))
-        # A handshake of our own before the node starts: its error says what is wrong in one sentence.
+        # Do a handshake before the node starts, because its error is one clear sentence.
         with socket.create_connection((server.host, server.port), timeout=10) as plain:
             with context.wrap_socket(plain, server_hostname=server.host):
                 return

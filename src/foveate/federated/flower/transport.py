@@ -105,12 +105,12 @@ class GridTransport:
                 strange.append(reason)
                 say(f"node {node} did not say which client it is: {reason}")
                 continue
-            # Refused for everybody: nobody can tell which of the two is the real one.
+            # Refuse both clients: nothing shows which of the two is the real one.
             if client in self._nodes:
                 raise UserError(f"two clients say that they are number {client}; give each its own partition-id")
             self._nodes[client], self._names[client] = node, str(answer.values["name"])
             columns[client] = ColumnDigests(str(answer.values["columns"]), str(answer.values["columns.unordered"]))
-        # Matched by position only, columns in another order would be taken for one another without a word.
+        # Arrays are matched by position, so columns in another order would be mixed up silently.
         self._refused = find_mismatches(columns)
         for client, reason in self._refused.items():
             say(f"{self.name(client)} is left out: {reason}")
@@ -142,7 +142,8 @@ class GridTransport:
         for reply in self._grid.send_and_receive(sent, timeout=self._timeout):
             node = reply.metadata.src_node_id
             if node == _SUPERLINK and reply.has_error():
-                # Flower's server itself answers for a node that stopped; which one, only the request's id tells.
+                # Flower's server itself answers for a node that stopped; only the request's id shows which node that
+                # is.
                 ids = {request.metadata.message_id: request.metadata.dst_node_id for request in sent}
                 node = ids.get(reply.metadata.reply_to_message_id, node)
             if node not in requests:

@@ -1,1 +1,1 @@
-"""Server methods, one module each, found by name; `METHOD` says what clients send and how the pool becomes centers."""
+"""Server methods, one module each, found by name; `METHOD` declares what clients send and how it is merged."""

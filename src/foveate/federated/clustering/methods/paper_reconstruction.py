@@ -52,7 +52,7 @@ def _k_aware(pool: Pool, options: ClusteringOptions) -> Merged:
     pool.need(options.clusters)
     tried = search(pool, options.clusters)
     if not tried:
-        # Of few centroids, far apart, even the smallest radius that is tried may join two.
+        # If there are few centroids, far apart, even the smallest radius on the list may join two of them.
         centers, supports = coinciding_centers(pool, options.clusters)
         return Merged(centers, {"radius": 0.0, "score": 0.0, "supports": supports.tolist()})
     best = tried[0]
