@@ -33,7 +33,7 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
     """Species from features of images, trained with places, hours and the taxonomy as further links.
 
     Source: Pahuja et al. 2024, "Bringing Back the Context" (COSMO), arXiv 2401.00608. Places and hours are supervision:
-    `predict` takes features alone.
+    `predict` takes only features.
 
     Parameters:
         score: "distmult", "conve" or "complex".

@@ -1,4 +1,4 @@
-"""Add a person's answers to a survey: of our review table, a table of one's own, Timelapse, or a Camtrap DP package.
+"""Add people's answers to a survey: our review table, any table, Timelapse or Camtrap DP.
 
 They become observations of the survey with the method "human", so that the next training learns from them. Imported
 rows stay on disk; earlier answers of a review about the same images are removed, from whatever file they came. A
@@ -74,7 +74,7 @@ class CorrectionsSummary:
 
 @dataclass(frozen=True)
 class ReviewTarget:
-    """Where answers go.
+    """Target of a person's answers.
 
     Attributes:
         survey: gets the answers.

@@ -1,6 +1,7 @@
-"""What of a camera-trap image an encoder sees: the animal's box with a margin, or the whole frame; info strips cut off.
+"""Crop camera-trap images for the encoder: the animal's box plus a margin, or the full frame.
 
-Training and prediction build their views here, so that a model sees new cards as it saw the old ones.
+Info strips are cut off. Training and prediction both build their views here, so that a model sees new cards exactly
+as it saw the old ones.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _LONGEST_SIDE = 512  # of the frames that are compared: letters of a strip stay 
 _MAX_STRIP = 0.15  # of the height, on each side: more is scenery
 # Rows full of text between rows of the strip's color.
 _MAX_GAP = 0.04
-# Of 255, by which the color of a strip varies. The noise of a JPEG is larger beside letters, that of a dark scene
-# everywhere, which tells the two apart.
+# Levels (of 255) by which the color of a strip may vary. The noise of a JPEG is larger only beside letters, that of a
+# dark scene is larger everywhere, which separates the two.
 _LEVELS = 4
 _MIN_EDGE_SHARE, _MIN_ROW_SHARE = 0.6, 0.25  # of a row that has the strip's color: at the image's edge, within a strip
 _TEXT_CONTRAST, _MIN_TEXT = 64, 0.01  # a black sky has no letters
@@ -95,7 +96,8 @@ def crop_view(box_4: ArrayLike | None, *, width: int, height: int, margin: float
     cropped = (max(x1, 0.0), max(y1, content.y1), min(x2, 1.0), min(y2, content.y2))
     if cropped == (0.0, 0.0, 1.0, 1.0):
         return View()
-    # A box within a strip alone, a false alarm of the detector on its text, or one without any area.
+    # Use the whole content if the box has no area, or lies within a strip: then the detector took its text for an
+    # object.
     usable = cropped[0] < cropped[2] and cropped[1] < cropped[3]
     return View(crop=Box(*cropped) if usable else content)
 

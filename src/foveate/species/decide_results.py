@@ -90,7 +90,7 @@ def best_detections(predictions: Predictions) -> Detections | None:
     kinds_B = np.array([DETECTED.index(kind) if kind in DETECTED else -1 for kind in kinds], dtype=np.int64)
     count = len(predictions.collection_keys)
     kinds_N, scores_N = np.full(count, -1, dtype=np.int64), np.zeros(count)
-    # Of equal scores the first one counts: written last.
+    # Write boxes in ascending order of score, so that the best one remains; the first of equal scores is written last.
     order = np.lexsort((-np.arange(len(rows_B)), scores_B))
     kinds_N[rows_B[order]], scores_N[rows_B[order]] = kinds_B[order], scores_B[order]
     return Detections(kinds_N, scores_N, is_judged_N if is_judged_N.any() else None)

@@ -246,7 +246,7 @@ def decide(
 
 
 class _Part:
-    """What a block leaves behind: everything but its probabilities.
+    """Results of a block, without its probabilities.
 
     Args:
         images: the rows when each was an image.

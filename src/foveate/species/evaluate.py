@@ -280,7 +280,7 @@ def find_confusions(predictions: Predictions, truth: Truth) -> list[Confusion]:
 def decision_truths(predictions: Predictions, truth: Truth) -> list[str]:
     """Return the label of each decision: that of its images, where all but blank ones agree; "" otherwise.
 
-    An animal leaves some frames of its burst, so a blank frame says nothing against it.
+    An animal leaves some frames of its burst, so a blank frame does not contradict the others' label.
     """
     owners_N = image_decisions(predictions, predictions.collection_keys)
     labels: list[set[str]] = [set() for _ in range(predictions.decisions.num_rows)]

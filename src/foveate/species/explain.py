@@ -65,7 +65,7 @@ def explain(
     probabilities_K = predictions.probabilities_NK[index].astype(np.float64)
     if np.isnan(probabilities_K).any():
         raise UserError(f"{key}: the image cannot be read ({predictions.images['failure'][index].as_py()})")
-    # The model's own classes, before any stage; `steps` tells what the stages changed.
+    # These are the model's own classes, before any stage; `steps` lists what the stages changed.
     order = np.argsort(-probabilities_K, kind="stable")[:_NUM_CLASSES].tolist()
     row = int(predictions.rows[index])
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def near_images(
         for position in np.argsort(-cosine_N, kind="stable").tolist():
             other = readable[position]
             if predictions.collection.path.resolve() == collection.path.resolve() and other == row:
-                continue  # the image itself, where a model is asked about what it was trained on
+                continue  # skip the image itself, which is among its neighbors if the model was trained on it
             path = f"near-{len(near)}.webp"
             save_thumbnail(collection.image_bytes(other), folder / path)
             near.append(

@@ -121,7 +121,7 @@ def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
     # A model of whole images has seen no box more than another.
     is_whole = predictions.config["view"]["view"] == "whole"
     labels = predictions.classes.labels
-    # Read only if there are no boxes, which otherwise tell the empty frames.
+    # The probability of "blank" is read only if there are no boxes, which otherwise show the empty frames.
     blank_N = predictions.class_probabilities(labels.index("blank")) if "blank" in labels and not boxes else None
     for number, row in enumerate(predictions.images.to_pylist()):
         if answer := answers.get(row["key"]):
@@ -147,7 +147,7 @@ def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
 
 
 def _mark_best(boxes: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Return the boxes of an image, of which the surest of a kind is the one that the model saw."""
+    """Return the boxes of an image; the most confident one of each kind is marked as seen by the model."""
     rivals = [index for index, box in enumerate(boxes) if get_kind(box["label"]) == kind]
     best = max(rivals, key=lambda index: boxes[index]["score"], default=-1)
     return [{**box, "used": index == best} for index, box in enumerate(boxes)]
@@ -180,7 +180,7 @@ def _answer_boxes(
     order = sorted(range(len(rows)), key=lambda index: (-rows[index]["used"], -rows[index]["score"]))
     categories = {_CATEGORIES[answer.kind]: answer.kind for answer in answers if answer.kind in _CATEGORIES}
     for category, kind in categories.items():
-        # Only animals have a class: the box itself says person or vehicle.
+        # Only animals get a class: for people and vehicles the category of the box is enough.
         named = [answer for answer in answers if answer.kind == kind == "animal" and answer.taxon]
         classes = tuple((_name_class(answer.taxon, answer.taxon_id, taxa), 1.0) for answer in named)
         index = next((index for index in order if detections[index].category == category), None)

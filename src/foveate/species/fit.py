@@ -41,7 +41,7 @@ def build_link_model(
         image: builds the network of images.
     """
     contexts = data.present_contexts
-    # Standardized by training places alone: those of test images must not move the scale.
+    # Standardize with training places only: those of test images must not move the scale.
     places = scale_places(
         data.candidate_places_P2, settings.place_input, reference_N2=data.places_N2[data.links_of_places()]
     )
@@ -87,7 +87,7 @@ class Inputs(ABC):
 
 
 class FeatureInputs(Inputs):
-    """Features in memory, [N, F] of all images; rows that nobody asks for may be anything."""
+    """Features in memory, [N, F] of all images; rows that are never requested may have any values."""
 
     def __init__(self, features_NF: Tensor) -> None:
         self.features_NF = features_NF

@@ -1,7 +1,7 @@
-"""The graph of a survey: which species, parents, places and hours its images are linked to, as readable triples.
+"""Build the graph of a survey: images linked to species, parents, places and hours.
 
 A folder of a graph holds `triples.csv`, `taxa.csv`, `matches.csv` (how each label was matched) and `graph.json`, which
-names the survey. Numbers of entities and classes come from the triples alone, so that no cache can contradict them.
+names the survey. Entities and classes are numbered only from the triples, so that no cache can contradict them.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class SpeciesGraph:
         )
         left_out = Counter(survey.label_counts(source, min_probability=min_probability))
         left_out += Counter(survey.count_missing())
-        # Labeled images alone: one without a label is counted for that already.
+        # Count only labeled images here: one without a label is counted above.
         left_out["no split"] = int(((labels_N != "") & (splits_N == "")).sum())
         return cls(
             triples=Triples.index(table, train=train, official=official),

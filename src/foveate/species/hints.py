@@ -1,4 +1,4 @@
-"""Hints that a survey is not what it says: hours and places that the graph finds implausible, boxes that never move.
+"""Find likely errors in a survey: implausible hours and places, boxes that never move.
 
 A hint has ranks and changes nothing: the graph is a model, and only a person knows the camera.
 """
@@ -26,11 +26,11 @@ _HOURS = 24
 
 
 class ClockHint(ResultModel):
-    """How plausible the hours of one deployment are.
+    """Plausibility of the recorded hours of one deployment.
 
     Attributes:
         rank: mean rank of the recorded hour among all, 0 = always the most plausible, 0.5 = chance, 1 = the least.
-        shift_hours: what would have to be added to the clock for the best mean rank, -11 to 12.
+        shift_hours: hours to add to the clock for the best mean rank, -11 to 12.
         shifted_rank: that rank. implausible: the recorded hours rank below chance.
     """
 
@@ -43,7 +43,7 @@ class ClockHint(ResultModel):
 
 
 class PlaceHint(ResultModel):
-    """How plausible the camera of one deployment is.
+    """Plausibility of the recorded place of one deployment.
 
     Attributes:
         rank: mean rank of the recorded place among those of the survey, 0 to 1 as in `ClockHint`.
@@ -98,7 +98,8 @@ def find_clock_hints(
 ) -> list[ClockHint]:
     """Rank the recorded hours of each deployment, those first whose rank a moved clock would improve most.
 
-    The rank alone hides a fault of an hour or three: neighboring hours are nearly as plausible as the true one.
+    The rank of the recorded hours does not reveal a clock that is one to three hours off, because neighboring hours are
+    nearly as plausible as the true one.
 
     Args:
         scores_NH: of the candidate hours by the graph.
@@ -127,7 +128,7 @@ def find_clock_hints(
         unshifted = float(means_S[11])
         if not np.isfinite(unshifted):
             continue
-        # Of equal shifts the smallest.
+        # Prefer the smallest of equally good shifts.
         best = min(range(len(shifts)), key=lambda index: (means_S[index], abs(int(shifts[index]))))
         hints.append(
             ClockHint(

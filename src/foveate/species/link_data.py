@@ -33,7 +33,7 @@ class LinkData:
     """Links of N images and of the taxonomy.
 
     Attributes:
-        classes, taxa: what the K columns of an answer stand for.
+        classes, taxa: meaning of the K columns of an answer.
         labels_N: class of each image, -1 for none.
         is_train_N: images that links are trained of.
         is_validation_N: images that select the best epoch.

@@ -111,7 +111,8 @@ class LinkModel(nn.Module):
         self.score = build_score(score, dim) if isinstance(score, str) else score
         self.places = _build_numeric(places_NF, dim, start)
         self.hours = _build_numeric(hours_NF, dim, start)
-        # Not persistent: a checkpoint carries no coordinates, and classes are stored by name in the config.
+        # These buffers are not persistent, because a checkpoint must not carry coordinates, and the config stores
+        # classes by name.
         self.register_buffer("places_NF", places_NF, persistent=False)
         self.register_buffer("hours_NF", hours_NF, persistent=False)
         self.register_buffer("targets_K", torch.as_tensor(targets, dtype=torch.int64), persistent=False)

@@ -19,7 +19,7 @@ Status = Literal["id", "name", "synonym", "common name", "no animal", "homonym",
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """How a label was matched.
+    """Match of a label to a taxon.
 
     Args:
         taxon: index into `Taxa`, -1 for none.
@@ -92,9 +92,9 @@ def _match(label: str, taxa: Taxa, kingdom: str, common: dict[str, list[int]]) -
         return Match(label, -1, "no animal")
     if label in taxa:
         return Match(label, taxa.index(label), "id")
-    # Only in the kingdom: the released scripts join by name alone, where a plant genus may capture a mammal genus.
+    # Search only the kingdom: the released scripts join by name, and a plant genus may capture a mammal genus.
     indices = taxa.matches(label, kingdom=kingdom)
-    # Rank tells apart only what is ambiguous: a synonym may have one more word than the name in use.
+    # Use the rank only if the name is ambiguous: a synonym may have one more word than the name in use.
     ranked = taxa.matches(label, guess_rank(label), kingdom) if len(indices) > 1 else indices
     indices = ranked if len(ranked) == 1 else indices
     by_common = common.get(fold_name(label), [])

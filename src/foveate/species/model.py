@@ -34,7 +34,7 @@ _BATCH = 4096
 
 @dataclass(frozen=True)
 class SpeciesInfo:
-    """What a folder says about a model beside its weights.
+    """Description of a model in its folder, beside the weights.
 
     Attributes:
         encoder: settings that build the encoder again, None where features came from elsewhere.
@@ -116,8 +116,8 @@ class SpeciesModel:
         # A trained encoder is among the folder's weights, so it needs no check.
         if isinstance(encoder := self.network.image.encoder, ImageEncoder):
             return encoder.to(device)
-        # A frozen encoder is not in the folder: only its fingerprint says that the head meets the features it was
-        # fitted to.
+        # A frozen encoder is not in the folder; its fingerprint proves that the head gets the features it was fitted
+        # to.
         encoder = VectorEncoder(build_image_encoder(self.info.encoder))
         # The fingerprints of older models do not name a trained projection.
         names = {encoder.fingerprint(), f"{encoder.inner.fingerprint()}-vectors"}
@@ -136,7 +136,7 @@ class SpeciesModel:
 
         Args:
             features_ND: `image_vectors` of the encoder.
-            places_N2, hours_N: for MLP-concat alone, every one known.
+            places_N2, hours_N: only for MLP-concat, which needs all of them.
 
         Raises:
             UserError: features of another width or not finite, or places and hours that are missing or have no effect.

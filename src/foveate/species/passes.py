@@ -245,7 +245,7 @@ class ImageBatches(Loader):
             sample = {"inputs": torch.tensor(head), "head": head, "label": int(links.tails_N[number])}
         else:
             sample = self._load(self.dataset, links.heads_N, None, head, epoch, failures)
-            # Of the image that was loaded, which need not be the one that was drawn.
+            # Take the label of the image that was loaded: it replaces the drawn one if that could not be read.
             sample["label"] = self._tails[index][sample["head"]]
         return {**sample, "relation": links.relation}
 

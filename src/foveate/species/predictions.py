@@ -1,4 +1,4 @@
-"""Results folder of `foveate species predict`: probabilities of each image, its boxes, and what was decided from them.
+"""Read and write the results folder of `foveate species predict`.
 
     predict.json          model, collection, view: what the probabilities depend on
     scores/00000.safetensors ...   probabilities, 256 images a part, in the order of the collection
@@ -71,11 +71,11 @@ class ScorePart:
     links: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def replace_rows(self, positions: Sequence[int], part: ScorePart) -> ScorePart:
-        """Return this part with other values of some images; `part` has those of `positions` alone."""
+        """Return this part with other values of some images; `part` has only those of `positions`."""
         rows = list(positions)
         probabilities_NK = self.probabilities_NK.copy()
         probabilities_NK[rows] = part.probabilities_NK
-        # Of links only those that both have: coordinates may have been added to the survey, or taken out, since.
+        # Keep only links that both parts have: since the first one, the survey may have gained or lost coordinates.
         links = {name: values.copy() for name, values in self.links.items() if name in part.links}
         for name, values in links.items():
             values[rows] = part.links[name]
@@ -142,7 +142,7 @@ def _part_path(folder: Path, number: int) -> Path:
 
 
 def write_classes(folder: Path, classes: Classes, taxa: Taxa) -> None:
-    """Write what the columns of the scores stand for."""
+    """Write the meaning of the score columns: labels, and their taxa."""
     ids = [taxa.ids[taxon] if taxon >= 0 else "" for taxon in classes.taxa_K.tolist()]
     write_json_atomically(folder / CLASSES, {"labels": list(classes.labels), "taxa": ids})
     columns = ("id", "name", "rank", "parent", "common", "synonyms")
@@ -179,7 +179,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
             if value != expected:
                 raise UserError(f"{path}: holds results of another {name}; choose another folder with --out")
         if stored["model"] != config["model"]:
-            # Where it is now: `explain` opens it, and a prior lies beside it.
+            # The model has moved, so store its new path: `explain` opens it, and a prior lies beside it.
             write_json_atomically(path, stored | {"model": config["model"]})
         return
     write_json_atomically(path, {"kind": KIND, "format": FORMAT, "foveate": __version__, **config})
@@ -190,7 +190,7 @@ class Predictions:
 
     Attributes:
         config: content of `predict.json`.
-        classes, taxa: what the K columns stand for.
+        classes, taxa: meaning of the K columns.
         images: table of all images; behind those with scores come files that are no readable image.
     """
 
@@ -237,7 +237,7 @@ class Predictions:
         return self._store(lambda part: np.pad(part.probabilities_NK, missing), num_classes)
 
     def stored_places(self) -> StoredRows:
-        """Return the scores [N, P] of the candidate places on disk; `links("place_columns")` says if there are any."""
+        """Return the scores [N, P] of the candidate places on disk; `links("place_columns")` tests if there are any."""
         columns = read_part(self.folder, 0).links["places"].shape[1]
         return self._store(lambda part: part.links["places"], columns)
 

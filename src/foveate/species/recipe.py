@@ -151,7 +151,7 @@ class SpeciesRecipe(Settings):
     @field_validator("encoder", mode="before")
     @classmethod
     def _keep_kind(cls, value: Any) -> Any:
-        """Fields without a kind, such as encoder.image_size=64 alone, are those of the default encoder."""
+        """Fields without a kind (encoder.image_size=64 and nothing else) are those of the default encoder."""
         return {**_ENCODER, **value} if isinstance(value, dict) and "kind" not in value else value
 
     @property
@@ -159,7 +159,7 @@ class SpeciesRecipe(Settings):
         """Learning rate of the image network."""
         if self.training.image_learning_rate is not None:
             return self.training.image_learning_rate
-        # 3e-5 keeps trained weights near what they know; a new layer on features knows nothing yet.
+        # 3e-5 keeps pretrained weights close to their start; a new layer on features starts from random weights.
         return 3e-5 if self.train_encoder else 1e-3
 
     def idle_fields(self) -> dict[str, str]:
@@ -188,7 +188,7 @@ class SpeciesRecipe(Settings):
             (not self.data.validation, "no data.validation", "training.monitor training.patience"),
             (self.data.features is not None, "data.features", "encoder view"),
         ]
-        # Only fields that differ from their defaults: every recipe has all fields, and nobody asked for the others.
+        # Report only fields that differ from their defaults: every recipe has all fields, but users set only these.
         idle: dict[str, str] = {}
         default = SpeciesRecipe()
         for is_idle, reason, names in rules:

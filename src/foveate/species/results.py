@@ -75,7 +75,7 @@ class SpeciesTrainResult(RunResult):
 
 
 class TaxonRow(ResultModel):
-    """How often a taxon was decided on, and when.
+    """Frequency of a taxon among decisions, in total and by hour.
 
     Attributes:
         decisions: events or images. hours: decisions at each hour of the clock, 24 counts.
@@ -94,7 +94,7 @@ class ClassRow(ResultModel):
 
     Attributes:
         support: labeled images of it. predicted: images that were given it. precision: with Wilson's interval.
-        train_images: that it was trained on, where the model says so.
+        train_images: number of its training images, if the model folder has it.
     """
 
     label: str
@@ -178,7 +178,7 @@ class SampleImage(ResultModel):
 
 
 class Finding(ResultModel):
-    """What a check found doubtful about the survey."""
+    """A doubtful part of the survey, found by a check."""
 
     subject: str
     text: str
@@ -290,11 +290,11 @@ class NearImage(ResultModel):
 
 
 class SpeciesExplanation(RunResult):
-    """What is behind the answer for one image.
+    """Explanation of the answer for one image.
 
     Attributes:
         classes: best classes of this image with their probabilities, before any stage.
-        best_image: file of the image that stands for the event, where it is another one.
+        best_image: file of the image that represents the event, if it is a different one.
         taxa: classes whose vectors are nearest to that of the best class.
         images: nearest training images.
     """

@@ -71,14 +71,15 @@ def rank_events(predictions: Predictions) -> list[ReviewEvent]:
     uses = Counter(row["name"] for row in decisions if row["kind"] == "animal")
     events = []
     for index, row in enumerate(decisions):
-        # None of its images could be read, so there is nothing to look at.
+        # An unclassified event has no readable image, so there is nothing to review.
         if row["kind"] == "unclassified":
             continue
         if answered and answered[index]:
             events.append(ReviewEvent(index, 0.0, ("answered by a person",), is_answered=True))
             continue
         alternatives = json.loads(row["alternatives"])
-        # What the answer leaves open: of "Felidae 0.9" still the species, of which the best has less.
+        # Compute the share that the answer leaves open: "Felidae 0.9" leaves the species open, and the best of them has
+        # a lower score.
         best = alternatives[0][1] if alternatives else 0.0
         open_share = 1 - min(row["score"], best) if alternatives else 1.0
         reasons = []

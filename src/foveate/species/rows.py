@@ -30,8 +30,8 @@ class Detections:
     Args:
         kinds_N: index into `DETECTED`, -1 where nothing was detected.
         scores_N: confidence in [0, 1], 0 where nothing was detected.
-        is_judged_N: whether a detector that tells animals, people and vehicles apart looked at the image; None where no
-            image has results of one.
+        is_judged_N: True if a detector that separates animals, people and vehicles has processed the image; None if
+            no image has results of one.
     """
 
     kinds_N: Integers
@@ -46,11 +46,11 @@ class Detections:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a stage did to each row.
+    """Effect of a stage on each row.
 
     Args:
         stage: name of the stage.
-        notes: the different things that it did.
+        notes: descriptions of its different effects.
         codes_R: index into `notes`.
         answers_R: the answer after the stage, as in `Rows.answers_R`.
         scores_R: probability of that answer.
@@ -181,7 +181,7 @@ class StoredRows:
 
 
 def answer_codes(classes: Classes, taxa: Taxa) -> Integers:
-    """Return the answer [K] that each class stands for: its taxon, else a code of its own above the taxa."""
+    """Return the answer [K] of each class: its taxon, or a code of its own above the taxa."""
     return np.where(classes.taxa_K >= 0, classes.taxa_K, len(taxa) + np.arange(len(classes)))
 
 

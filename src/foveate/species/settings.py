@@ -57,13 +57,13 @@ class PredictSettings(Settings):
 
 
 class DecideSettings(Settings):
-    """What a decision needs beside its stages."""
+    """Options of a decision beside those of its stages."""
 
     gap_seconds: float = Field(60.0, gt=0, description="a longer gap between two images begins a new event")
 
 
 class PageSettings(Settings):
-    """What the page of predictions shows."""
+    """Options of the page of predictions."""
 
     coordinate_digits: int | None = Field(
         None, ge=1, le=3, description="decimals of the places on the map; no place is on the page by default"

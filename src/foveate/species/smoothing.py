@@ -98,7 +98,7 @@ def smooth_labels(
     labels_T = labels_T.copy()
     if not len(labels_T):
         return labels_T
-    # An event whose images agree is left alone, even if all that they say is "other".
+    # An event whose images agree stays as it is, even if they agree on "other".
     counts = _Counts(event_T, labels_T, len(classes))
     mixed_T = (counts.size_P > 1)[counts.pair_T]
     labels_M, event_M = labels_T[mixed_T], event_T[mixed_T]

@@ -69,7 +69,7 @@ def summarize(
     survey = open_survey(predictions)
     decisions, images = predictions.decisions, predictions.images
     failed = images.filter(_is_in(images["status"], FAILED))
-    # What follows the colon differs from file to file: counted with it, every failure would be a kind of its own.
+    # Drop the text behind the colon, which differs from file to file: with it every failure would be a kind of its own.
     failures = Counter(reason.split(":")[0] for reason in failed["failure"].to_pylist())
     truths = None if truth is None else decision_truths(predictions, truth)
     labeled: dict[str, Any] = {}
@@ -88,7 +88,7 @@ def summarize(
             "notes": notes,
         }
     clocks, places = rank_links(predictions, survey)
-    # What was not decided has no score that belongs into a histogram of decisions.
+    # Leave out undecided rows: their scores do not belong in a histogram of decisions.
     scores = decisions["score"].to_numpy()[~_is_in(decisions["kind"], "unknown", "unclassified")]
     counts, edges = np.histogram(scores, bins=20, range=(0, 1))
     ranks = _count_values(decisions["rank"].filter(_is_in(decisions["kind"], "animal")))

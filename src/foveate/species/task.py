@@ -59,7 +59,7 @@ class LinkTask(Task):
     """Losses of a link model; see `foveate.training.task.Task`.
 
     Args:
-        model: a `LinkModel`, or a baseline, which has species alone.
+        model: a `LinkModel`, or a baseline, which has only the species relation.
         image_rate_scale: learning rate of the image network, its linear layer included, over the recipe's.
         offsets_K: added to species scores in training; see `class_offsets`.
         steps_per_epoch: an evaluation follows every so many steps; None: none.
@@ -67,7 +67,7 @@ class LinkTask(Task):
         save: writes the trained model to a folder.
     """
 
-    # A pass trains the parameters of its relation alone.
+    # A pass trains only the parameters of its relation.
     find_unused_parameters = True
 
     def __init__(

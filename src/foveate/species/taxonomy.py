@@ -21,7 +21,7 @@ Edge = tuple[str, str | None]
 PruneMode = Literal["full", "iwildcam", "inat"]
 PRUNE_MODES: tuple[PruneMode, ...] = ("full", "iwildcam", "inat")
 _COLUMNS = ("id", "name", "rank", "parent", "common", "synonyms")
-# How R, pandas, Python and SQL write a missing cell.
+# Spellings of a missing cell in R, pandas, Python and SQL.
 _NO_PARENT = ("", "na", "nan", "none", "null")
 _ROOT = "Animalia"
 _NUM_FIELDS = 7  # of a label of SpeciesNet
@@ -205,7 +205,7 @@ def _free_id(name: str, rank: str, used: set[str]) -> str:
 def complete_taxa(taxa: Taxa) -> Taxa:
     """Return the taxa with ancestors added to those without, so that all animals have one root.
 
-    Lists of surveys often name species alone. A taxon without a parent is placed below the ancestors of the taxon of
+    Lists of surveys often contain only species. A taxon without a parent is placed below the ancestors of the taxon of
     the same name and rank in the shipped table, else below its genus, else below the animals. Nothing given is changed,
     and every index stays.
     """

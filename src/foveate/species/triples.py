@@ -190,7 +190,7 @@ def parse_places(texts: pa.ChunkedArray) -> NDArray[np.float64]:
     Raises:
         UserError: a text is no place of degrees in range; it is not repeated, since errors end in logs.
     """
-    # Each text is parsed once: the place of a camera stands in thousands of rows.
+    # Parse each distinct text once, because the place of a camera repeats in thousands of rows.
     encoded = texts.combine_chunks().dictionary_encode()
     try:
         pairs = [

@@ -56,7 +56,7 @@ class Prior(Protocol):
 
 
 def open_prior(path: Path, classes: Classes, taxa: Taxa, *, parts: Sequence[str]) -> Prior:
-    """Open a prior for some classes: a folder that says its kind, or BirdNET's geomodel (a file .onnx).
+    """Open a prior for some classes: a folder with its kind inside, or BirdNET's geomodel (a file .onnx).
 
     Args:
         parts: of `PARTS`, those that will be used.
@@ -138,7 +138,7 @@ def write_prior(
     Args:
         name: module of the prior.
         labels: its classes.
-        note: what the folder tells about the places of training, for its README.
+        note: text for its README about the places of training that the folder contains.
     """
     return write_model_folder(
         folder,

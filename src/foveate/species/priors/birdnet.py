@@ -25,7 +25,7 @@ from foveate.species.rows import Floats
 from foveate.survey.taxa import Taxa, normalize_name
 
 _WEEKS = 48
-# First day of each month in a common year, from 0. The day alone does not tell a leap year: there a date after February
+# First day of each month in a common year, from 0. The day does not reveal a leap year: there a date after February
 # counts as the next one, at most a day late.
 _MONTH_STARTS = np.cumsum([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30])
 

@@ -1,4 +1,4 @@
-"""Prior by counting: how often each class was seen near a place, around an hour, around a day of the year.
+"""Count-based prior: frequency of each class near a place, an hour and a day of the year.
 
 For a class k and a condition c the factor is P(c | k) / P(c). Counts are smoothed over neighboring cells, hours and
 half-months, and each class is drawn toward the average by a few imagined images, so that a class of three images is
@@ -130,8 +130,7 @@ def compare_counts(weights_UC: Floats, counts_CL: Floats, condition_images: floa
     total_L = counts_CL.sum(axis=0)
     total = max(total_L.sum(), 1e-12)
     shares_L = total_L / total
-    # Far from every bin the kernel is 0: the imagined images alone are left, spread like all images, so that each
-    # ratio is 1.
+    # Far from every bin the kernel is 0: only the imagined images are left, spread like all images, so each ratio is 1.
     near_UL = weights_UC @ counts_CL + condition_images * shares_L
     # P(c): how much was photographed near this condition at all; without it busy places would favor every class.
     share_U1 = near_UL.sum(axis=1, keepdims=True) / total

@@ -147,7 +147,7 @@ class LearnedPrior:
         """See `Prior.factors`; columns are those of `labels`. Without a day factors are averaged over the year."""
         result = np.full((len(places_U2), len(self.labels)), np.nan)
         known = np.flatnonzero(~np.isnan(places_U2).any(axis=1))
-        # The paper multiplies by p; here a factor says how much likelier a class is than on average.
+        # The paper multiplies by p; here a factor is the probability of a class relative to its average.
         ratios = self.score(places_U2[known], days_U[known]) / np.maximum(self.means_L, _FLOOR)
         result[known] = normalize_ratios(ratios, self.shares_L)
         return result

@@ -1,4 +1,4 @@
-"""ComplEx: s(h, r, o) = Re(sum over k of h[k] r[k] conj(o[k])), which tells (a, parent, b) from (b, parent, a).
+"""ComplEx: s(h, r, o) = Re(sum over k of h[k] r[k] conj(o[k])), not symmetric in h and o.
 
 The first half of a vector is its real part, the second its imaginary part. Source: Trouillon et al. 2016
 (arXiv 1606.06357), equation 11. Not in the released code of COSMO.

@@ -11,10 +11,10 @@ from foveate.core.recipes import Settings
 
 
 def warn_idle(settings: Settings, *names: str, needs: str) -> None:
-    """Say which fields are set and have no effect.
+    """Warn about fields that are set but have no effect.
 
     Args:
-        needs: what they would have an effect with.
+        needs: what is missing for them to have an effect.
     """
     for name in names:
         value = getattr(settings, name)

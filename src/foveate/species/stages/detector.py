@@ -87,7 +87,7 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
     )
 
     def apply(rows: Rows) -> Rows:
-        # Of all images of a call or of none, so that all blocks have the same stages in their traces.
+        # Decide for the whole call, not per block, so that all blocks have the same stages in their traces.
         if rows.detections.is_judged_N is None:
             return rows
         kinds_R = judge_images(rows.detections, settings.threshold)

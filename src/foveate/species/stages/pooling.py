@@ -71,7 +71,7 @@ def pool_events(
         return _pool(probabilities_TK, starts_E, weights_T, np.ones(len(weights_T)), method, None)
     blanks_T = probabilities_TK[:, blank]
     rest_T = probabilities_TK.sum(axis=1) - blanks_T
-    # An image that is certainly blank says nothing about animals: its rest is 0 / 0, or what rounding left.
+    # An image that is certainly blank carries no information on animals: its rest is 0 / 0, or a rounding error.
     silent_T = rest_T <= _NOTHING
     # Normalized first: the fallback of weights that are all 0 must not give blank images a share.
     weights_T = np.where(silent_T, 0.0, _normalize_weights(weights_T, starts_E) * (1 - blanks_T))

@@ -1,4 +1,4 @@
-"""Prior: what the place, the hour and the season make more or less likely. Soft: a floor keeps every class possible.
+"""Reweight classes by place, hour and season; a floor keeps every class possible.
 
 q_k is proportional to p_k max(prior_k, floor)^strength over animals; a class of which the prior knows nothing keeps
 factor 1, and blank, human, vehicle and unknown are never touched. A species list switches the prior off, because a

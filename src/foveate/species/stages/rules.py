@@ -52,7 +52,7 @@ def make_labels(taxa: Taxa) -> list[str]:
     for i, taxon_id in enumerate(taxa.ids):
         names = [taxa.names[j].lower() if (j := taxa.at_rank(i, rank)) >= 0 else "" for rank in _RANKS]
         genus, species = names[3], names[4]
-        # The field holds the epithet alone.
+        # The field holds only the epithet, without the genus.
         names[4] = species.removeprefix(f"{genus} ") if genus else species
         labels.append(";".join([taxon_id, *names, taxa.common[i].lower()]) if names[0] else speciesnet_rules.ANIMAL)
     return labels

@@ -1,4 +1,4 @@
-"""Species list: what a person says can occur. It beats everything geographic.
+"""Restrict decisions to a person's list of species; it overrides every geographic stage.
 
 `mask` takes the probability of unlisted animals away. `restrict`, MegaDetector's rule, gives it to the nearest taxon
 above them that has a listed taxon below it; with `walk_down` it goes on to that taxon where it is the only one.
@@ -166,7 +166,7 @@ def _describe_unmatched(names: list[str], choices: Iterable[str]) -> str:
 
 
 def add_targets(targets_K: Integers, classes: Classes, taxa: Taxa) -> tuple[Classes, Integers]:
-    """Add a class for each target that no class stands for; return the column [K] that each class goes to."""
+    """Add a class for each target that has none; return the column [K] that each class goes to."""
     labels, taxa_of = list(classes.labels), classes.taxa_K.tolist()
     # Reversed, so that of several classes of one taxon the first stays in the dictionary.
     columns = {taxon: k for k, taxon in reversed(list(enumerate(taxa_of))) if taxon >= 0}
@@ -178,7 +178,7 @@ def add_targets(targets_K: Integers, classes: Classes, taxa: Taxa) -> tuple[Clas
         if target not in columns:
             columns[target] = len(labels)
             name = taxa.names[target] if target >= 0 else ANIMAL
-            # A homonym of a label is told apart by its id.
+            # The id distinguishes a homonym from the label that exists already.
             labels.append(f"{name} ({taxa.ids[target]})" if name in labels else name)
             taxa_of.append(target)
         column_K[k] = columns[target]

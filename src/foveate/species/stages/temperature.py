@@ -24,7 +24,7 @@ class StageSettings(Settings):
 
 
 def scale_temperature(probabilities_RK: Floats, temperature: float) -> Floats:
-    """Return softmax(log p / T): what the softmax of logits divided by T would be, from the probabilities alone."""
+    """Return softmax(log p / T), which equals softmax(logits / T) and needs no logits."""
     with np.errstate(divide="ignore"):
         logits = np.log(probabilities_RK)
     logits /= temperature
