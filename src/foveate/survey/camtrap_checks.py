@@ -200,7 +200,7 @@ def check_references(tables: Mapping[str, pa.Table], files: Mapping[str, str]) -
             cells = table[column]
             known = pc.call_function("is_in", [cells], pc.SetLookupOptions(value_set=targets))
             rows = _indices(pc.call_function("and_not", [cells.is_valid(), known]))
-            # For a hint alone: comparing with all ids of a large survey would take minutes.
+            # The ids are only for a hint, so take a few: comparing with all ids of a large survey would take minutes.
             near = targets[:1000].to_pylist()
             problems = {
                 value: f"names no row of {files[other]} (got {value!r}){nearest(value, near)}"

@@ -1,7 +1,7 @@
 """The published schema of Camtrap DP 1.0.2 as pydantic models: three tables of text cells, and the descriptor.
 
-Field names are those of the standard. What reading tolerates has errors of the type "tolerated";
-`foveate.survey.camtrap_checks` tells files, rows and fields.
+Field names are those of the standard. Errors that reading tolerates have the type "tolerated";
+`foveate.survey.camtrap_checks` reports files, rows and fields.
 
 Source: https://camtrap-dp.tdwg.org, table schemas and profile 1.0.2.
 """
@@ -23,7 +23,7 @@ MISSING = ("", "NA", "NaN", "nan")
 """Cells without a value."""
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?P<fraction>\.\d+)?(?P<offset>Z|[+-]\d\d:?\d\d)?")
-# Of the standard, and stricter than it in one point: a back-slash is no separator of a path in a package.
+# This is the standard's pattern, stricter in one point: it refuses backslashes, which separate no path in a package.
 _PATH = re.compile(r"(?!.*\.\.)[^./~\\][^\\]*")
 
 

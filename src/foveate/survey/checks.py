@@ -1,7 +1,7 @@
-"""What is doubtful in a survey before any training: clocks, deployments, places, names, duplicates, bursts.
+"""Check a survey before training: clocks, deployments, places, names, duplicates, bursts.
 
-Findings are reported and, where they make an hour unknown, masked (`Survey.count_missing`). Nothing is corrected: each
-finding says what a person may do.
+Findings are reported and, if they make an hour unknown, masked (`Survey.count_missing`). Nothing is corrected: each
+finding names the repair that a person can make.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHIFT = (
     "clock_shift in deployments.csv, or timestampIssues=true if it cannot be known; then collect again"
 )
 _COORDINATES = "correct latitude and longitude in deployments.csv and collect again"
-# Code -> what it means, and the repair.
+# Code -> its meaning, and the repair.
 MEANINGS: dict[str, tuple[str, str]] = {
     "no time": (
         "the images have no time: no hour and no season is learned from them, and each is an event of its own",
@@ -117,7 +117,7 @@ class Finding:
         code: key of `MEANINGS`.
         subject: deployment, place or name that it is about; "" for the survey.
         count: images, or rows where there are no images.
-        detail: values, in one sentence; "" if the code says all.
+        detail: values, in one sentence; "" if the code is enough.
         examples: keys of a few images.
     """
 
@@ -154,7 +154,7 @@ class CheckResult:
         return {"counts": self.counts, "findings": findings}
 
     def lines(self, *, max_per_code: int = 10) -> list[str]:
-        """Format the result for people: what, what it means, what to do.
+        """Format the result for people: each finding, its meaning, and the repair.
 
         Args:
             max_per_code: further findings of a code are counted.
@@ -348,7 +348,7 @@ def _check_files(survey: Survey) -> Iterator[Finding]:
 
 def _check_observations(survey: Survey) -> Iterator[Finding]:
     rows = survey.collection.table("observations")
-    # Of one import: a row that came later with the id corrects the first.
+    # Look for repeated ids within one import: a row of a later import with the same id is a correction.
     imported = join_names(rows["id"], rows["created"]).value_counts()
     repeated = imported.filter(pc.call_function("greater", [imported.field("counts"), pa.scalar(1)]))
     names = Counter({entry["values"].partition(SEPARATOR)[0]: entry["counts"] for entry in repeated.to_pylist()})

@@ -1,4 +1,4 @@
-"""Faults of camera clocks that times alone show. Such images have no hour until the user states a `clock_shift`."""
+"""Detect faults of camera clocks from times; such images have no hour until `clock_shift` is set."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from foveate.survey.hours import DAY
 TOLERANCE = float(DAY)  # around the deployment: it may be written in another offset, or as a date
 YEARS_OFF = 300 * DAY
 FIRST_YEAR = 2000  # of digital camera traps
-# New batteries reset many clocks to January 1, 0:00, in these years also where no deployment tells.
+# New batteries reset many clocks to January 1, 0:00; these years are suspicious even without dates of a deployment.
 _FACTORY_YEARS = (1970, 1980, 2000)
 _BACKWARDS = 60.0  # seconds: within a burst, files may be written in another order than taken
-# Of the gaps between events at most one in ten may run backwards: where files are named in another order than taken,
-# every second one does, and of a few events nobody can tell.
+# At most one in ten gaps between events may run backwards. If files are not named in the order of taking, every
+# second gap does; with only a few events the cause cannot be decided.
 _MIN_GAPS_PER_JUMP = 10
 _LAST_NUMBER, _FIRST_NUMBER = 9990, 10  # cameras count files from 1 to 9999 and begin again
 _NUMBERED = r"^(?P<name>.*?)(?P<number>\d{1,9})?[^0-9/]*$"

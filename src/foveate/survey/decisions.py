@@ -11,7 +11,7 @@ from foveate.survey.types import ObservationKind
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was decided about one image, or about one event by pooling its images.
+    """Decision about one image, or about one event by pooling its images.
 
     Args:
         key: of the image; "" for a decision about an event.

@@ -29,7 +29,7 @@ SOURCE = "demo-frames"
 
 @dataclass(frozen=True)
 class FrameSet:
-    """A published set: its address, the license of its images, and what it shows."""
+    """A published set: its address, the license of its images, and its subject."""
 
     name: str
     url: str
@@ -71,7 +71,7 @@ class DemoFrame:
 
 @dataclass
 class DemoImport:
-    """What an import took: images by set, and files that are none of them."""
+    """Counts of an import: images by set, and files that belong to none."""
 
     imported: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)

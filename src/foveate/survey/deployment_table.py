@@ -98,7 +98,7 @@ def _read_rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], bool]:
             raise UserError(f"{path}, row {number} has {len(cells)} cells; expected {len(header)} as in the header")
         present = ["" if cell in _MISSING else cell for cell in cells]
         rows.append((number, dict(zip(header, present, strict=True))))
-    # Where commas separate cells, they are not decimal commas.
+    # Commas that separate cells cannot be decimal commas.
     return rows, delimiter != ","
 
 

@@ -1,4 +1,4 @@
-"""What a detector and a classifier found on images, as rows without a file format.
+"""Rows of detectors and classifiers about images, independent of any file format.
 
 Importers of MegaDetector's and SpeciesNet's results make such rows, the exporter of MegaDetector's writes them, and
 they become observations of a survey.
@@ -31,7 +31,7 @@ _KINDS: dict[str, ObservationKind] = {
 
 
 def get_kind(name: str) -> ObservationKind:
-    """Return the kind of observation that a class stands for: "animal" for everything but a few names.
+    """Return the kind of observation of a class: "animal" for everything but a few names.
 
     >>> get_kind("person"), get_kind("empty"), get_kind("Red Fox")
     ('human', 'blank', 'animal')
@@ -82,7 +82,7 @@ class ClassLabel:
 
     @property
     def kind(self) -> ObservationKind:
-        """What an observation of this class is."""
+        """Kind of an observation of this class."""
         return get_kind(self.taxon) if self.taxon else get_kind(self.name)
 
     @property
@@ -98,9 +98,9 @@ class ClassLabel:
             ranks, genus, species = fields[1:4], fields[4], fields[5]
             name = f"{genus} {species}" if genus and species else next(filter(None, [genus, *reversed(ranks)]), "")
         else:
-            # MegaDetector's example writes ranks alone, from the kingdom down, and the binomial as the species.
+            # MegaDetector's example writes only ranks, from the kingdom down, and the binomial as the species.
             name = next(filter(None, reversed(fields)), "")
-        # A description may have no rank at all, as of a class that was known by its name alone and written again.
+        # A description may have no rank at all, if the class was known only by its name and then exported again.
         if not name and self.name.strip().lower() not in _KINDS:
             name = self.name
         # SpeciesNet writes all fields in lower case; a scientific name begins with a capital.
@@ -177,7 +177,7 @@ def classify_boxes(image: DetectedImage) -> Iterator[tuple[Detection, ScoredLabe
     for detection in image.detections:
         best = detection.classifications[0] if detection.classifications else None
         prediction = image.prediction
-        # The class of an image says nothing of boxes of another kind: a fox is not the person beside it.
+        # The class of an image does not apply to boxes of another kind: a fox is not the person beside it.
         if best is None and prediction is not None and prediction.label.kind == get_kind(detection.category):
             best = prediction.label, prediction.score
         yield detection, best if best is not None and best[0].kind in ("animal", "human", "vehicle") else None

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-# Of one burst or one passing animal; statistical independence (30 to 60 minutes) is a later filter.
+# Longest gap within a burst or one passing animal; statistical independence (30 to 60 minutes) is a later filter.
 GAP_SECONDS = 60.0
 
 

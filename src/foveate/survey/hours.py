@@ -1,6 +1,6 @@
-"""Times of cameras: read as written, shifted, and turned into the hour of the clock at the place.
+"""Read times of cameras, shift them, and convert them to the hour at the place.
 
-A time without an offset is what the camera's clock said. It is converted only where its text carries an offset and the
+A time without an offset is the camera's clock as it was. It is converted only where its text carries an offset and the
 user states the offset of the place; an offset is never guessed from coordinates, and daylight saving never applied.
 """
 
@@ -30,7 +30,7 @@ _MAX_OFFSET = 14 * 3600  # Kiribati, the farthest east
 
 
 class TimeStatus(IntEnum):
-    """What a time's text is: usable, empty, a date alone, not a time, or a date or hour that does not exist."""
+    """Status of a time's text: usable, empty, a mere date, no time, or a date or hour that does not exist."""
 
     OK = 0
     EMPTY = 1
@@ -159,7 +159,7 @@ def local_clock(
         place_offset_N: seconds east of UTC as the user states them; NaN leaves the clock as written.
     """
     clock_N = times.wall_N + shift_N
-    # Only with both offsets: one alone does not say how far the written clock is from that of the place.
+    # Convert only with both offsets: one of them does not give the difference between the two clocks.
     convert_N = ~np.isnan(times.offset_N) & ~np.isnan(place_offset_N)
     return np.where(convert_N, clock_N - times.offset_N + place_offset_N, clock_N)
 

@@ -1,4 +1,4 @@
-"""Which rows of a survey's observations hold, where a later one takes the place of an earlier one."""
+"""Resolve a survey's observations: later rows replace earlier ones."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def count_contradictions(rows: Iterable[tuple[Hashable, str, str]]) -> int:
 
 
 def select_current(table: pa.Table) -> pa.Table:
-    """Return the observations of images that hold.
+    """Return the current observations of images.
 
-    A row gives way to one of its image with its id that was imported later. An answer of a review is about a whole
-    image: what people said of it before gives way, whatever its ids. Nothing is removed on disk.
+    A row is replaced by a later import of the same id and image. An answer of a review is about a whole image and
+    replaces all earlier answers of people about it, whatever their ids. Nothing is removed on disk.
 
     Args:
         table: rows of the annotation table `observations`.

@@ -63,7 +63,7 @@ def write_survey(
 def select_deployments(writer: CollectionWriter, deployments: Iterable[Deployment]) -> list[dict[str, object]]:
     """Return the rows of the deployments that are new or of the writer's source.
 
-    Left out are those that another source has with the same content, or of which nothing but the id is said.
+    Deployments that another source has with the same content, or that have nothing but an id, are left out.
 
     Raises:
         UserError: another source has a different deployment of the same id, as a second season may.
@@ -107,14 +107,14 @@ def update_images(
 ) -> int:
     """Move images to other deployments and give them the places of corrected ones; return how many were moved.
 
-    Both by a new row, of `media` and of `context`. A different image that has one of the keys is left alone, such as
-    that of an earlier season whose cards have the same names.
+    Both are done by appending rows to `media` and `context`. A different image with one of the keys stays unchanged,
+    such as one of an earlier season whose cards have the same names.
 
     Args:
-        deployment_of: id of the deployment of each image by key; images that are in no survey are left alone.
+        deployment_of: id of the deployment of each image by key; images that are in no survey stay unchanged.
         deployments: with the coordinates of today.
-        times: when the images that were read were taken, as written, by key. They tell an image whose bytes changed
-            from one of an earlier season whose cards have the same names and whose folder is named like this one.
+        times: capture times of the images that were read, as written, by key. They distinguish an image whose bytes
+            changed from one of an earlier season with the same names of cards and folder.
     """
     # Committed first: the last row of each image is read from disk, and rows of this run count too.
     writer.commit()
@@ -124,12 +124,12 @@ def update_images(
     own = {key for key, row in last.items() if key in deployment_of and writer.is_about(key, sources[row])}
     if times is not None:
         taken = media["time"].to_pylist()
-        # Without a time nothing says that two different files are one image.
+        # Without a time nothing proves that two different files are the same image.
         own = {key for key in own if not writer.is_refused(key) or (times.get(key) and times[key] == taken[last[key]])}
     moved = [row for key, row in last.items() if key in own and deployment_of[key] != current[row]]
     rows = [{**row, "deployment": deployment_of[str(row["key"])]} for row in _take(media, moved, "media")]
     _annotate(writer, "media", rows, num_before=len(media))
-    # What the collection has goes first: a row that says nothing did not take its place.
+    # Stored deployments take precedence: new rows without content did not replace them.
     known = {deployment.id: deployment for deployment in deployments}
     known |= {row["id"]: Deployment.from_row(row) for row in _read_deployments(writer)}
     contexts, last = _read_last(writer, "context")

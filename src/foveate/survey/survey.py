@@ -138,7 +138,7 @@ class Survey:
         """Latitude and longitude of each image in degrees; NaN where unknown."""
         degrees = [(entry.latitude, entry.longitude) for entry in self.deployments]
         places = np.array([*degrees, (None, None)], dtype=np.float64).reshape(-1, 2)
-        # A latitude alone is no place.
+        # A latitude without a longitude is no place.
         places[np.isnan(places).any(axis=1)] = np.nan
         return places[self.deployment_N]
 
@@ -188,7 +188,7 @@ class Survey:
 
     @cached_property
     def bounds_D2(self) -> NDArray[np.float64]:
-        """Start and end of each deployment in seconds of its clock; the end of the day for a date alone; else NaN."""
+        """Start and end of each deployment in seconds of its clock; a mere end date ends its day; else NaN."""
         starts = parse_times([entry.start for entry in self.deployments])
         ends = parse_times([entry.end for entry in self.deployments])
         # Bounds are compared as written, whatever their offset: the tolerance of clock faults is a day.
@@ -288,7 +288,7 @@ class Survey:
     @cached_property
     def _files(self) -> pa.Array:
         files = self.media["file"].combine_chunks()
-        # Keys stand in for missing names: file names decide the order of images of one second.
+        # Keys replace missing names, because file names decide the order of images of the same second.
         is_empty = pc.call_function("equal", [files, pa.scalar("")])
         return pc.call_function("if_else", [is_empty, pa.array(self.keys, pa.string()), files])
 
@@ -342,9 +342,9 @@ class Survey:
         return np.append(label_E, "")[tables.positions(sequences, among=names)]
 
     def label_counts(self, source: LabelSource = "human", *, min_probability: float = 0.0) -> dict[str, int]:
-        """Count why images have no label.
+        """Count the reasons for which images have no label.
 
-        Several kinds, an animal without a name, setting up the camera, an observation of the event alone, nothing that
+        Several kinds, an animal without a name, setting up the camera, only an observation of the event, nothing that
         could be named, or no observation.
         """
         return self._label(source, min_probability)[1]

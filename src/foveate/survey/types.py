@@ -1,6 +1,6 @@
 """Rows of a camera-trap survey: deployments, images (media) and observations, in the terms of Camtrap DP 1.0.2.
 
-Times are stored as their source writes them: what they mean is decided by `foveate.survey.hours`.
+Times are stored as their source writes them; `foveate.survey.hours` interprets them.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Medium:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a person or a machine saw on an image or in an event.
+    """Observation of a person or a machine on an image or in an event.
 
     Args:
         key: of the image; "" for a row about an event.

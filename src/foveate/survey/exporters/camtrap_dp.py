@@ -104,7 +104,7 @@ def export_camtrap_dp(
     """Write the survey of a collection to `folder`, atomically. Images are not copied.
 
     Args:
-        decisions: replace earlier rows of machines about the same images; images that nobody labels become
+        decisions: replace earlier rows of machines about the same images; images without any label become
             "unclassified". None writes the survey as it is.
         events: keys of the images of each event that was pooled; by default the survey's sequences.
         taxa: what `taxonomic` says of new names; by default the collection's.
@@ -183,7 +183,7 @@ class _PackageWriter:
         self.ids: set[str] = set()
         self.left_out: set[str] = set()
         self.files = {row["path"] for row in self.rows.collection.dataset_table(FILES_TABLE).to_pylist()}
-        # Of each medium that is written; one without a time is not.
+        # Ids of the media that are written; a medium without a time is left out.
         self.media_ids: dict[str, str] = {}
 
     def _read_descriptor(self) -> dict[str, Any]:
@@ -272,7 +272,7 @@ class _PackageWriter:
                 "filePublic": "false",
                 "fileName": PurePosixPath(path).name,
                 "fileMediatype": f"image/{format.lower()}",
-                # Of a package, as it was: cells may be empty.
+                # A medium from a package keeps its cells as they were, even empty ones.
                 **(dict.fromkeys(("fileName",), "") if "mediaID" in extra else {}),
                 **extra,
                 "mediaID": identity,
@@ -329,7 +329,7 @@ class _PackageWriter:
             self.export.counts["times of classifications left out, which have no offset from UTC"] += 1
             classified = ""
         probability = observation.probability
-        # Of a review or another format: in a package, an empty cell was meant.
+        # Fill in the event only for rows of a review or another format: in a package, an empty cell is intended.
         is_own = not self.descriptor or (observation.key, observation.id) in self.rows.review_ids
         event = merged.name_event(observation.key) if row >= 0 and is_own else ""
         return {
@@ -459,7 +459,7 @@ class _PackageWriter:
         return further
 
     def _taxonomic(self) -> list[dict[str, Any]]:
-        # What the source says of a taxon stays, in its order; new names follow.
+        # The source's entries of taxa stay, in their order; new names follow.
         entries = [entry for entry in self.descriptor.get("taxonomic", ()) if entry["scientificName"] in self.taxa]
         known = {entry["scientificName"] for entry in entries}
         for name in sorted(set(self.taxa) - known):
@@ -494,7 +494,8 @@ def merge_descriptors(descriptors: Sequence[Mapping[str, Any]]) -> dict[str, Any
             ]
     precisions = {descriptor.get("coordinatePrecision") for descriptor in descriptors}
     if len(precisions) > 1:
-        # Of some of the places: subtracting its share of the uncertainty would be wrong for the others.
+        # Each precision holds for some of the places; subtracting its share of the uncertainty would be wrong for the
+        # others.
         merged.pop("coordinatePrecision", None)
     return merged
 
@@ -518,7 +519,7 @@ def _locate_further(name: str, stage: Path) -> Path:
         UserError: that is outside of the package, or one of its own files.
     """
     location = locate_file(name, stage)
-    # A collection of others may hold any path, and some file systems do not tell capitals from small letters.
+    # Collections from elsewhere may contain any path, and some file systems ignore case.
     if isinstance(location, Problem) or PurePosixPath(location[0]).parts[0].lower() in _OWN_FILES:
         expected = f"a path below the package other than {', '.join(_OWN_FILES)}"
         raise UserError(f"{FILES_TABLE}.parquet: path {name!r:.200} cannot be written; expected {expected}")
@@ -561,7 +562,7 @@ def _group_rows(violations: Iterable[Violation]) -> list[Violation]:
 
 
 def _complete_time(text: str, deployment: Deployment, *, second: int) -> str:
-    """Return a start or end with the stated offset from UTC; a date alone gets this second of the day."""
+    """Return a start or end with the stated offset from UTC; a mere date gets this second of the day."""
     if is_valid_time(text):
         return text
     times = parse_times([text])
@@ -582,7 +583,7 @@ def _complete_event_time(text: str, deployment: Deployment) -> str:
     if is_valid_time(text) and not deployment.clock_shift:
         return text
     try:
-        # Not by `parse_times`, which is slow for one text. The import has checked that it is ISO 8601.
+        # `parse_times` is slow for a single text. The import has checked that this one is ISO 8601.
         moment = datetime.fromisoformat(text)
     except ValueError:
         return text

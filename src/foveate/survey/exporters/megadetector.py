@@ -38,7 +38,7 @@ _DIGITS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultsInfo:
-    """What a results file says about the models that made it.
+    """Header of a results file about the models that made it.
 
     Args:
         detector, classifier: names; a file without a classifier has no classes.
@@ -78,7 +78,7 @@ class MegaDetectorExport:
 
     Args:
         made_up: boxes of the whole image, for images that have a class and no box.
-        left_out: classes that are no taxa and so stand in no list of classes.
+        left_out: classes that are no taxa and are therefore in no list of classes.
         unboxed: classes of whole images beside boxes of another kind, which the format has no place for.
     """
 
@@ -156,7 +156,7 @@ def _make_entry(
 def _make_detection(detection: Detection, best: ScoredLabel | None, names: _Names) -> dict[str, object]:
     box = detection.box
     x, y = round(box.x1, _DIGITS), round(box.y1, _DIGITS)
-    # Of the rounded corner, so that the box cannot end outside of the image.
+    # Limit the size by the rounded corner, so that the box cannot end outside of the image.
     width, height = (
         min(round(box.width, _DIGITS), round(1 - x, _DIGITS)),
         min(round(box.height, _DIGITS), round(1 - y, _DIGITS)),
@@ -202,7 +202,7 @@ class _Names:
         return self._categories[name]
 
     def label(self, label: ClassLabel) -> str:
-        """Return the number of a class; "" if it is no taxon or says no more than the box."""
+        """Return the number of a class; "" if it is no taxon or only repeats the box's category."""
         number = self._labels.get(label)
         if number is None:
             # A class named like a box category makes Timelapse refuse the file; see the module docstring.

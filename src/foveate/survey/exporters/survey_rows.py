@@ -167,9 +167,9 @@ class SurveyRows:
 class MergedObservations:
     """A survey's observations, with those of a machine replaced by new decisions and answers of people about events.
 
-    A row of a person, of nobody in particular or about setting up the camera is never touched. What it says is the
-    answer about its event, in place of the decision. A frame that a person called empty leaves the decision about the
-    others as it is.
+    Rows of people, rows without a stated method and rows about setting up the camera are never changed. They are the
+    answer about their event, in place of the decision. A frame that a person called empty does not change the decision
+    about the others.
 
     Args:
         decisions: None leaves everything as it is.
@@ -227,7 +227,7 @@ class MergedObservations:
         return self._event_of.get(key) or self._sequences[self.rows.keys[key]]
 
     def is_answered(self, decision: Decision) -> bool:
-        """Whether a person said what the image or event of a decision shows."""
+        """Whether a person has labeled the image or event of a decision."""
         return bool(self.find_answers(decision)) if decision.event else decision.key in self.reviewed
 
     def find_answers(self, decision: Decision) -> list[Observation]:
@@ -241,7 +241,7 @@ class MergedObservations:
         rows = [row for key in members for row in self.reviewed.get(key, ())]
         for kinds in (("animal", "human", "vehicle"), ("unknown",), ("blank",)):
             shown = [row for row in rows if row.kind in kinds]
-            # An empty frame says nothing about the others of its burst.
+            # An empty frame is no evidence about the others of its burst.
             if shown and (kinds != ("blank",) or all(key in self.reviewed for key in members)):
                 return _join_answers(shown, deployment, event)
         return []
@@ -334,12 +334,12 @@ def format_time(clock: float, offset: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ImageLabel:
-    """One line of a flat table: what a person or a machine says about one image.
+    """One line of a flat table: the label of one image by a person or a machine.
 
     Args:
         row: of the medium in `SurveyRows.media`.
         sequence: event or burst; "" for none.
-        source: what each stage did, or "human", "machine" or "" for an imported row.
+        source: effect of each stage, or "human", "machine" or "" for an imported row.
     """
 
     row: int

@@ -138,7 +138,7 @@ class _Survey:
             entry["scientificName"]: str(entry.get("taxonID") or "") for entry in self.package.descriptor["taxonomic"]
         }
         self.keys = make_keys(media)
-        # Cameras count from 1 on every card: without its folder, a name that comes twice tells no image.
+        # Cameras count from 1 on every card, so a repeated name without its folder does not identify an image.
         paths, names = media["filePath"].to_pylist(), _column(media, "fileName").to_pylist()
         self.num_media = Counter(name for row in zip(paths, names, strict=True) for name in _bare_names(*row))
         levels = observations["observationLevel"].to_numpy()
@@ -214,7 +214,7 @@ class _Survey:
     def write_tables(self, writer: CollectionWriter) -> None:
         """Write what is about the whole survey, and the rows of media that became no image."""
         observations = self.package.tables["observations"]
-        # -1 stands for both: rows about events, and rows of the level media that name no medium.
+        # -1 means a row about an event, or a row of the level "media" that names no medium.
         events = observations.filter(pa.array(self.medium_O < 0))
         writer.summary.further["observations of events"] += events.num_rows
         write_survey(
@@ -266,7 +266,7 @@ def _count_contradictions(observations: pa.Table) -> int:
     names = ("deploymentID", "mediaID", "eventID", "classificationMethod", "classifiedBy")
     columns = [_column(observations, name).to_pylist() for name in (*names, "observationType", "scientificName")]
     return count_contradictions(
-        # With the observer: a machine that overlooks what a person names contradicts nobody.
+        # The key contains the observer: a machine that misses an animal which a person names is no contradiction.
         ((deployment, medium or event, method, person), kind, taxon or "")
         for deployment, medium, event, method, person, kind, taxon in zip(*columns, strict=True)
     )
@@ -335,7 +335,7 @@ def assign_sequences(media: pa.Table, observations: pa.Table, medium_O: np.ndarr
     # A deployment is the first of its media; -1 for one without any.
     deployment_M = positions(media["deploymentID"], among=media["deploymentID"])
     deployment_E = positions(spans["deploymentID"], among=media["deploymentID"])
-    # Where any time of a deployment has no offset, instants cannot be compared, but the clocks as written can.
+    # If any time of a deployment has no offset, instants cannot be compared, but the clocks as written can.
     no_offset = [
         deployment[~np.isnan(times.wall_N) & np.isnan(times.offset_N)]
         for deployment, times in ((deployment_M, times_M), (deployment_E, starts_E), (deployment_E, ends_E))
@@ -439,7 +439,7 @@ def make_region(observation: Observation) -> Region | None:
 
 def read_taxa(taxonomic: Sequence[Mapping[str, Any]]) -> Taxa:
     """Return the taxa of a package's list `taxonomic`, with the higher taxa that its entries name."""
-    # Higher taxa have no id in the standard. Their rank tells them from homonyms of another rank.
+    # Higher taxa have no id in the standard. Their rank distinguishes them from homonyms of another rank.
     ids = {
         (str(entry.get("taxonRank") or ""), str(entry["scientificName"])): str(entry.get("taxonID") or "")
         for entry in taxonomic
@@ -450,7 +450,7 @@ def read_taxa(taxonomic: Sequence[Mapping[str, Any]]) -> Taxa:
         identity = ids.get((rank, name)) or f"{rank or 'taxon'}:{name}"
         known = rows.get(identity, {})
         row = {"id": identity, "name": name, "rank": rank, "parent": parent, "common": common}
-        # What was said first stays; a later entry fills in what was missing.
+        # The first value of a field stays; a later entry fills in missing ones.
         rows[identity] = row | {column: value for column, value in known.items() if value}
         return identity
 

@@ -294,7 +294,7 @@ def _read_csv(path: Path) -> pa.Table:
 def _read_parquet(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path, partitioning=None)
-        # Full validation: reading alone does not check that texts are UTF-8 or that offsets lie inside a column.
+        # Validate in full: reading does not check that texts are UTF-8 or that offsets lie inside a column.
         table.validate(full=True)
         return pa.table({name: _as_text(table[name]) for name in table.column_names})
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -342,7 +342,7 @@ def _read_further(files: Files, descriptor: Mapping[str, Any]) -> tuple[dict[str
             else:
                 problem = f"has more than {_MAX_FURTHER_BYTES:,} bytes and is not stored"
                 too_large.append(Violation(files.descriptor, 0, f"resources: {path}", problem, tolerated=True))
-        # As the contents are stored: an export writes them below its own folder.
+        # Normalize paths in the same way as the stored contents: an export writes them below its own folder.
         normal = [path if "://" in path else files.normalize(path) for path in names]
         resource["path"] = normal[0] if isinstance(paths, str) else normal
     return further, too_large

@@ -1,7 +1,7 @@
 """Import the cards of a camera-trap survey: a folder per camera, EXIF times, and a table of deployments.
 
 The folder of a deployment is the cell `folder` of its row, or else its id; images may lie at any depth below it. Times
-come from EXIF alone: no file name, file date or folder stands in for a missing one.
+come only from EXIF: no file name, file date or folder replaces a missing one.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def import_cards(
         ignored=count_kinds(others, hidden=hidden),
         reference=reference,
         further=Counter({"videos, which are not read": videos}),
-        # Before the first image: a second season with the ids of the first is refused and leaves the survey alone.
+        # Check deployments before the first image: a second season with the ids of the first is refused, and the survey
+        # stays unchanged.
         begin=lambda writer: select_deployments(writer, table.deployments),
         finish=cards.finish,
         **shared,
@@ -166,7 +167,7 @@ class _Cards:
         write_survey(writer, deployments=self.table.deployments, format=NAME)
         moved = update_images(writer, self.key_deployments, self.table.deployments, times=self.times)
         further = writer.summary.further
-        # Of images that could not be imported, the reason is another one.
+        # Count only imported images: the others have another reason.
         timeless = sum(not time and writer.known_sha256(key) is not None for key, time in self.times.items())
         further["images without a time in EXIF: they have no hour"] += timeless
         further[MOVED] += moved
@@ -224,7 +225,7 @@ def read_time(data: bytes) -> str:
     fraction = _read_text(tags, _SUB_SECONDS_ORIGINAL)
     offset = _read_text(tags, _OFFSET_TIME_ORIGINAL)
     if not offset.strip(": ") and _read_text(tags, _DATE_TIME) == time:
-        # OffsetTime belongs to DateTime: the same offset only if nobody changed the file in another zone.
+        # OffsetTime belongs to DateTime: it is the same offset unless the file was edited in another time zone.
         offset = _read_text(tags, _OFFSET_TIME)
     fraction = f".{fraction}" if fraction.isascii() and fraction.isdigit() else ""
     return time + fraction + (offset if _OFFSET.fullmatch(offset) else "")

@@ -1,7 +1,7 @@
 """Import COCO Camera Traps: images of cameras with labels of images or whole bursts, and a table of locations.
 
 An image without an annotation is unlabeled, not empty; category 0 is empty. An annotation of a burst
-(`sequence_level_annotation`) says that the burst has the species, not that this frame has it: it becomes one
+(`sequence_level_annotation`) means that the burst has the species, not that this frame has it: it becomes one
 observation of the event. The format has no coordinates: they come from a table of deployments.
 
 Source: https://github.com/agentmorris/MegaDetector, "COCO Camera Traps format".
@@ -45,7 +45,7 @@ _SETUP = ("start", "end", "setup")  # a person puts up the camera or takes it do
 _NAMES: Mapping[ObservationKind, tuple[str, ...]] = {
     "human": ("human", "person", "people", "homo sapiens"),
     "vehicle": ("vehicle", "car", "truck", "bus", "motorcycle", "bicycle", "atv"),
-    # A misfire shows what triggered the camera as little as an animal that nobody could name.
+    # A misfire has an unknown trigger, so it is filed with animals that could not be named.
     "unknown": ("misfire", "unknown", "unidentified", "unidentifiable", *_SETUP),
 }
 
@@ -77,7 +77,7 @@ def classify_name(name: str, category: int | None = None) -> tuple[ObservationKi
 
 
 def describe_setup(name: str) -> dict[str, str]:
-    """Return the field of an observation by which a category of setting up the camera is told from others."""
+    """Return the field of an observation that marks categories about setting up the camera."""
     return {"cameraSetupType": "setup"} if name.strip().lower() in _SETUP else {}
 
 
@@ -145,7 +145,7 @@ def import_survey_file(
     return import_samples(
         target,
         _make_samples(read, root, source=path.name),
-        # Every release of WILDS has a metadata.csv: the folder tells them apart.
+        # Every release of WILDS has a metadata.csv, so the folder's name identifies the release.
         default_source=path.parent.name if path.stem == "metadata" else path.stem,
         total=len(read.images),
         reference=reference,
@@ -163,7 +163,7 @@ class SurveyImage:
     Args:
         regions: as in a sidecar.
         stated_size: (width, height) in pixels that boxes refer to.
-        corrupt: the file cannot be read, as its owner says.
+        corrupt: its owner marked the file as unreadable.
     """
 
     file: str
@@ -285,7 +285,7 @@ def read_camera_traps(path: Path) -> SurveyFile:
         if image_id not in by_id:
             raise UserError(f"{where} ({number}).image_id: no image has the id {image_id!r}{nearest(image_id, by_id)}")
         category = entry.get("category_id")
-        # Of JSON anything may come, also a list, which no dict can look up.
+        # JSON may contain any type here, such as a list, which is not hashable.
         if not isinstance(category, int | float) or category not in categories:
             raise UserError(f"{where} ({number}).category_id: no category has the id {category!r}")
         _add_annotation(entry, number, categories[category], by_id[image_id], image_id, read)

@@ -1,6 +1,6 @@
 """Read a person's answers about images: a table of ours, Timelapse's CSV, or the human rows of a Camtrap DP package.
 
-A row without an answer was not looked at and says nothing. An image may have several rows, one for each kind.
+A row without an answer was not reviewed and is skipped. An image may have several rows, one for each kind.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _read_package(path: Path) -> Iterator[Correction]:
         table = package.tables["observations"].select([*names, "classifiedBy", "classificationTimestamp"])
     for number, row in enumerate(table.to_pylist(), start=1):
         kind, key = row["observationType"], row["mediaID"]
-        # A returned package also has its machine rows, unchanged, and "unclassified" says that nobody looked.
+        # A returned package also has its machine rows, unchanged, and "unclassified" means not reviewed.
         if row["classificationMethod"] != "human" or not key or kind == "unclassified":
             continue
         yield Correction(
@@ -155,7 +155,7 @@ def _find_columns(header: Sequence[str], column: str | None, path: Path) -> dict
 
 
 def _read_row(cells: Mapping[str, str], path: Path, line: int) -> Correction | None:
-    """Return the answer of a row; None where nobody answered."""
+    """Return the answer of a row; None if there is none."""
     label = "" if cells["answer"] in _MISSING else cells["answer"]
     # Templates of Timelapse often have a flag for empty images besides the choice of a species.
     label = label or ("blank" if _is_empty(cells) else "")

@@ -77,7 +77,7 @@ def _parse_version(info: Mapping[str, Any], parser: ResultsParser) -> float:
 
 
 def _make_label(name: str, description: str) -> ClassLabel:
-    # Our exporter describes a class without a description by its name alone, because other tools want one of each.
+    # Our exporter uses the name as the description of a class without one, because other tools require it.
     says_more = description != ClassLabel.from_lineage(name, "", {}).description
     return ClassLabel(name, description if says_more else "")
 
@@ -160,7 +160,7 @@ def _parse_detection(
         if number != "0":
             allowed = ", ".join(categories)
             raise parser.error(f"{where}.category", f"not in detection_categories (got {number!r}); expected {allowed}")
-        # Not in the published table, but some tools write it for "nothing here".
+        # This category is not in the published table, but some tools write it for "nothing here".
         parser.repairs[EMPTY_CATEGORY] += 1
         return None
     confidence = parser.parse_score(entry.get("conf"), f"{where}.conf")

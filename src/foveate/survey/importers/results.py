@@ -235,7 +235,7 @@ def make_observations(key: str, deployment: str, image: DetectedImage, results: 
         box: Box | None = None,
         extra: dict[str, str] | None = None,
     ) -> Observation:
-        # A file may have classes and name no classifier: then the detector's name stands for both.
+        # A file may have classes without naming a classifier; then the detector's name is used for both.
         label, by_detector = best[0] if best else ClassLabel(""), best is None or not results.classifier
         name = f"{key}|{results.detector or results.classifier}|{len(observations)}"
         return Observation(
@@ -265,7 +265,7 @@ def make_observations(key: str, deployment: str, image: DetectedImage, results: 
             extra["classifications"] = _format_classes(classes)
         # A detector of one's species has their names as categories.
         taxon = category if kind == "animal" and category != "animal" else ""
-        # Where the two differ, the class wins, as for a person in a box of the category animal.
+        # If category and class differ, the class wins, such as for a person in a box of the category animal.
         kind = best[0].kind if best else kind
         observations.append(
             observe(kind, best, taxon=taxon, score=detection.confidence, box=detection.box, extra=extra)
@@ -276,7 +276,7 @@ def make_observations(key: str, deployment: str, image: DetectedImage, results: 
         if image.raw_prediction:
             extra["classifications"] = _format_classes(image.raw_prediction)
         observations.append(observe(prediction.label.kind, (prediction.label, prediction.score), extra=extra))
-    # No finding in a processed image: the tool says that it is empty.
+    # A processed image without findings is empty by the tool's account.
     return observations or [observe("blank")]
 
 

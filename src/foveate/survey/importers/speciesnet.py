@@ -68,7 +68,7 @@ def _parse_image(
     file = parser.parse_file(entry.get("filepath"), f"{where}.filepath")
     where = f"{where} ({file})"
     if entry.get("failures"):
-        # One part may have failed and the other not: what is there cannot be told from what is missing.
+        # Perhaps only one part failed, but the entry does not show which of its values are missing: skip them all.
         return DetectedImage(file, failure=str(entry["failures"]))
     detections = entry.get("detections", [])
     if not isinstance(detections, list):

@@ -95,10 +95,10 @@ def read_wilds(path: Path) -> SurveyFile:
         seen.add(file)
         if y not in classes:
             raise UserError(f"{path}: row {row}: class y={y!r} has no name in categories.csv{nearest(y, classes)}")
-        # Not isdigit: it takes superscripts, which int() refuses.
+        # isdecimal, because isdigit accepts superscripts, which int() refuses.
         frame_number = int(frame) if frame.isdecimal() else None
         medium = Medium(make_key(normalize_path(file)), location, sequence, frame_number, time, file)
-        # Without the number: y counts the classes of WILDS and is not the category_id of COCO, of which 0 is empty.
+        # Pass only the name: y numbers the classes of WILDS and is not the category_id of COCO, where 0 is empty.
         kind, taxon = classify_name(classes[y])
         about = {"kind": kind, "taxon": taxon, "method": "human", "extra": describe_setup(classes[y])}
         # The file is the id, since the data set has one label for each file.
