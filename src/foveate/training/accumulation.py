@@ -145,8 +145,8 @@ def _with_cached_embeddings(
                 embeddings: dict[str, Tensor] = model(piece, call="embed")
             pairs = [(tensor, gradients[name][index]) for name, tensor in embeddings.items() if tensor.requires_grad]
             if last and isinstance(model, DistributedDataParallel):
-                # Parameters of the loss have their gradient, but DDP waits for every parameter before it takes the
-                # mean: a gradient of zero tells it that they are ready.
+                # Parameters of the loss have their gradient, but DDP waits for every parameter before it averages; a
+                # gradient of zero marks them as ready.
                 pairs += [(parameter * 1.0, torch.zeros_like(parameter)) for parameter in with_gradient]
             torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
     return losses, report

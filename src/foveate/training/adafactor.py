@@ -1,4 +1,4 @@
-"""AdaFactor on shards of FSDP2: the updates of `torch.optim.Adafactor`, which fails on them.
+"""AdaFactor on shards of FSDP2, with the updates of `torch.optim.Adafactor`, which fails on them.
 
 Rows of a matrix are split over processes (FSDP2 shards the first dimension). The mean of squares of a row needs this
 process alone, that of a column, the mean over rows and the two norms need all: they are summed for all parameters in

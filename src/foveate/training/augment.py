@@ -26,7 +26,7 @@ DIRECTION_WORDS = re.compile(
 
 
 def names_a_side(texts: Iterable[str]) -> bool:
-    """Tell whether a text says left or right (or east, west, clockwise): mirroring would make it wrong.
+    """Return whether a text names left or right (or east, west, clockwise), so mirroring would falsify it.
 
     English only. It errs on the side of not mirroring: "the right answer" counts.
     """
@@ -97,7 +97,7 @@ def augment_images(images: LabeledImages, augmentation: Augmentation) -> LoadSam
     """Return a loader of varied images, drawn by seed, epoch and key; None where nothing varies.
 
     Raises:
-        UserError: the samples are arrays of values, of which nobody knows what they show.
+        UserError: the samples are arrays of values, to which image augmentation does not apply.
     """
     if augmentation == Augmentation():
         return None

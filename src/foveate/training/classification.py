@@ -295,7 +295,7 @@ class ClassificationTask(Task):
         self.batch_keys = batch["keys"]
         # The softmax in float32, also where autocast gives bfloat16 logits.
         logits, labels = self.logits(batch["inputs"]).float(), batch["labels"]
-        # Of a mixed sample the class of the larger share counts.
+        # A mixed sample counts as the class with the larger share.
         classes_B = labels if labels.ndim == 1 else labels.argmax(dim=1)
         accuracy = (logits.detach().argmax(dim=1) == classes_B).float().mean()
         return {"loss": F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)}, {"accuracy": accuracy}

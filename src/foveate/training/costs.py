@@ -97,7 +97,7 @@ def count_parameters(module: nn.Module | None) -> int:
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
     """Replace weights and buffers by fake CPU tensors, which have no memory."""
-    # Not meta tensors: some layers query the autocast state of their device, which "meta" does not have.
+    # Meta tensors do not work here: some layers query the autocast state of their device, and "meta" has none.
     assert all(weight.is_meta for weight in model.parameters()), "build the model on the meta device"
     with mode:
         for module in model.modules():
@@ -122,9 +122,9 @@ def shorten_config(config: Any, layers: int) -> Any:
 
 
 def extend_layers(few: Sequence[float], layers: int) -> float:
-    """Extend what one and two of equal layers cost to all of them.
+    """Extrapolate the cost of all equal layers from that of one and of two.
 
-    The difference of the two is a layer, and what it leaves of the first are embeddings and head. Counting all layers
+    The difference between the two is the cost of a layer; the rest is that of embeddings and head. Counting all layers
     would take minutes: some take a second each in fake tensors.
     """
     first, second = few

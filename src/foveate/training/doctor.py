@@ -105,7 +105,7 @@ def extras(package: str = "foveate") -> dict[str, dict[str, str | None]]:
 def install_command(libraries: Sequence[str], extra: str, package: str = "foveate") -> str:
     """Return the command that installs libraries of an extra in the versions that the package asks for."""
     specs = [requirement.partition(";")[0].strip() for requirement in importlib.metadata.requires(package) or []]
-    # Not by the extra's name: pip would look for the package itself, which may be on no index.
+    # List packages instead of the extra: for the extra, pip would look for Foveate itself, which may be on no index.
     missing = [spec for spec in dict.fromkeys(specs) if re.split(r"[^\w.-]", spec)[0] in libraries]
     separate = " in an environment of its own" if extra in _SEPARATE_EXTRAS else ""
     return f"{shlex.quote(sys.executable)} -m pip install {shlex.join(missing)}{separate}"
@@ -219,7 +219,7 @@ def _rate(make: Callable[[int], object], rows: Sequence[int], seconds: float) ->
 
 
 class _Drawn:
-    """Dataset of images alone."""
+    """Dataset of images without texts, drawn with the loader's views."""
 
     def __init__(self, make: Callable[[int], object]) -> None:
         self.make = make

@@ -85,7 +85,7 @@ class ClassificationSettings(TrainingSettings):
         values |= {"steps": steps, "batch_size": batch_size}
         values["warmup_steps"] = self.warmup_steps or int(self.warmup * steps)
         values |= self.loop_schedule()
-        # What the chosen optimizer or schedule does not read is left out: the loop would warn that it has no effect.
+        # Leave out options that the chosen optimizer or schedule does not read: the loop would warn about them.
         read = {"adamw": {"betas", "eps"}, "sgd": {"momentum"}, "adafactor": set[str]()}[self.optimizer]
         idle = {"betas", "eps", "momentum"} - read
         idle |= set() if values["schedule"] == "wsd" else {"decay_fraction"}

@@ -75,7 +75,8 @@ class TextRule:
             return self._uniform(texts, seed, epoch, key)
         if self.combine == "fuse" and texts.get("afc"):
             return Drawn("afc", _one_of(texts["afc"], "text", seed, epoch, key))
-        # Of the kinds that the image has; where the weight of a missing one goes is the mixture's own rule.
+        # Draw among the kinds that the image has; the mixture's rule decides what happens to the weight of a missing
+        # one.
         kind = self.mixture.draw(list(texts), seed=seed, epoch=epoch, key=key)
         if kind is None:
             return None
@@ -173,7 +174,7 @@ class ImageTexts:
         return rows[has_text[rows]].astype(np.int64)
 
     def read_row(self, row: int) -> dict[str, tuple[str, ...]]:
-        """Read an image's texts by kind; another kind may stand in for `alt`."""
+        """Read an image's texts by kind; another kind may replace a missing `alt`."""
         captions = self.collection.grouped("captions")
         start, end = captions.bounds(row)
         texts_of_kind: dict[str, tuple[str, ...]] = {}
@@ -185,7 +186,7 @@ class ImageTexts:
             lender = next((kind for kind in self._lenders if kind in texts_of_kind), None)
             if lender is not None:
                 texts_of_kind[ALT] = texts_of_kind[lender]
-        # A kind that was read only to stand in for `alt` must not be drawn under its own name.
+        # A kind that was read only to replace `alt` must not be drawn under its own name.
         return {kind: texts for kind, texts in texts_of_kind.items() if kind in self.kinds}
 
     def read_captioners(self, row: int) -> dict[str, str]:
@@ -205,7 +206,7 @@ class ImageTexts:
 
     def list_possible(self, rows: NDArray[np.int64]) -> pa.ChunkedArray:
         """List every text that may be drawn for one of `rows`."""
-        # Joined and cut texts must be built image by image; all others are drawn as they stand in the column.
+        # Joined and cut texts must be built image by image; all others are drawn unchanged from the column.
         if self.rule.combine in ("concat", "part"):
             texts = (text for row in rows.tolist() for text in self.rule.list_possible(self.read_row(row)))
             return pa.chunked_array([pa.array(texts, pa.string())])
@@ -234,6 +235,7 @@ class ImageTexts:
         for row in rows:
             for kind, probability in self.rule.mixture.probabilities(list(self.read_row(row))).items():
                 sums[kind] = sums.get(kind, 0.0) + probability
-        # Not by the number of images: with missing="skip" the probabilities of an image may sum to less than 1.
+        # Divide by the sum, not by the number of images: with missing="skip" an image's probabilities may sum to less
+        # than 1.
         total = sum(sums.values())
         return {kind: probability / total for kind, probability in sums.items()}

@@ -1,7 +1,7 @@
-"""The linear probe, solved instead of trained: logistic regression on features in memory.
+"""Solve a linear probe without training: logistic regression on features in memory.
 
 The loss of a linear head over fixed features is convex, so there is nothing to tune but its L2 penalty, which is chosen
-by cross-validation. The same probe beside another method says what the features alone give.
+by cross-validation. The same probe beside another method shows how much the features contribute by themselves.
 
 ```python
 probe = solve_head(features_ND, labels_N, num_classes=10)

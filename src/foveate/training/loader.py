@@ -69,9 +69,9 @@ class BatchSource(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the order of rows, as JSON values; a run with other values is not resumed.
+        """Return the values that decide the order of rows, as JSON; a run with other values is not resumed.
 
-        Rows are known by their numbers; for what they hold see the argument `content` of `foveate.training.loop.train`.
+        Rows are identified by number; the argument `content` of `foveate.training.loop.train` identifies their content.
         """
         ...
 

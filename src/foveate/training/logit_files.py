@@ -36,7 +36,8 @@ from foveate.core.npz_files import DAMAGE, read_npz
 from foveate.metrics.class_groups import as_labels, as_logits
 from foveate.training.logit_tables import read_csv_table, read_parquet_table
 
-# What parsers of other libraries raise on damaged bytes besides their own errors: met in 2,000 files, and their kin.
+# Errors, besides their own, that parsers of other libraries raise on damaged bytes: those seen in 2,000 files, and
+# related ones.
 _PARSER_ERRORS = (*DAMAGE, UnpicklingError)
 _KNOWN = ("logits", "labels", "class_names", "features", "seen", "absent", "source_logits")
 

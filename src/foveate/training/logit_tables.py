@@ -78,7 +78,7 @@ def read_parquet_table(path: Path) -> tuple[Arrays, list[str], bytes | None]:
 def _read_wide(table: pa.Table, path: Path) -> tuple[Arrays, list[str]]:
     names = table.column_names
     repeated = next((name for name in names if names.count(name) > 1), None)
-    # Columns are read by name, so two with the same name cannot be told apart.
+    # Columns are read by name, so two with the same name are ambiguous.
     if repeated is not None:
         raise UserError(f"{path}: column '{repeated}' occurs twice")
     label = next((name for name in LABELS if name in names), None)
@@ -89,8 +89,8 @@ def _read_wide(table: pa.Table, path: Path) -> tuple[Arrays, list[str]]:
     others = [name for name in names if name != label]
     features = [name for name in others if name.startswith(FEATURE)]
     logits = [name for name in others if name.startswith(LOGIT)]
-    # With a prefix on the logits, no other column is a class. Without one every column is, unless its name says that
-    # it numbers or names the samples.
+    # With a prefix on the logits, no other column is a class. Without one every column is, unless its name is usual for
+    # a column that numbers or names the samples.
     left_out = [name for name in others if name not in features and name not in logits] if logits else []
     if not logits:
         left_out = [name for name in others if name not in features and _names_samples(name, table[name].type)]

@@ -12,7 +12,7 @@ from foveate.core.errors import UserError, choose
 
 FORMATS = ("alt", "ssc", "dsc", "dsc_plus", "afc")
 Missing = Literal["renormalize", "alt", "skip", "error"]
-# What becomes of the weight of a source that no record has, by the way to treat missing texts.
+# Way to treat missing texts -> fate of the weight of a source that no record has.
 LOST_WEIGHT: Mapping[Missing, str] = MappingProxyType(
     {
         "renormalize": "its weight goes to the others",

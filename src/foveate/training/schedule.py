@@ -13,7 +13,7 @@ from foveate.training.settings import TrainingSettings
 
 def warmup(step: int, *, warmup_steps: int) -> float:
     """Rise linearly from 1/warmup_steps to 1 over the first `warmup_steps` steps, then stay at 1."""
-    # Not from 0: a step at rate 0 would be spent for nothing.
+    # Warmup starts above 0, because a step at rate 0 would change nothing.
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 

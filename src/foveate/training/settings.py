@@ -90,7 +90,7 @@ class TrainingSettings(Settings):
             raise ValueError(
                 "frozen_precision: bf16 needs precision bf16 or auto (got fp32); dtypes do not match without autocast"
             )
-        # Not merely set: a saved recipe lists all fields, most with their defaults.
+        # Compare with defaults: a saved recipe lists all fields as set, most of them with their defaults.
         changed = {
             name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default
         }

@@ -48,15 +48,15 @@ class Task(nn.Module, ABC):
         """Return the loss terms, scalars, with the weighted total under "loss"; and further numbers for the log."""
 
     def count_targets(self, batch: Batch) -> Mapping[str, float]:
-        """Return how many targets each mean of `losses` is taken over in this batch: rows, unless overridden.
+        """Return the number of targets behind each mean of `losses` in this batch: rows, unless overridden.
 
         A language model returns its target tokens. Where terms are means over different things, each has an entry of
-        its own; "loss" stands for every term and report that has none, and `total` adds the terms up.
+        its own; "loss" is the count of every other term and report, and `total` adds the terms up.
         """
         return {"loss": float(_count_rows(batch, type(self).__name__))}
 
     def total(self, terms: Losses) -> Tensor:
-        """Add up the terms that `losses` gave. Needed only where `count_targets` tells terms apart."""
+        """Add up the terms of `losses`; needed only if `count_targets` has an entry for each of several terms."""
         return terms["loss"]
 
     def split(self, batch: Batch, parts: int) -> list[Batch]:
@@ -133,7 +133,7 @@ def _count_rows(batch: Batch, owner: str) -> int:
 
 
 class EmbeddingTask(Task):
-    """A task whose loss couples the samples of a batch through their embeddings alone, as contrastive losses do.
+    """A task whose loss couples the samples of a batch only through embeddings, as contrastive losses do.
 
     Plain accumulation would leave each sample with the negatives of its own part, so embeddings are cached instead
     (`foveate.training.accumulation`).

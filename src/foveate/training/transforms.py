@@ -26,7 +26,7 @@ _RANDOM = frozenset(
 
 
 class _GeneratorMode(TorchFunctionMode):
-    """Give a generator to the random functions of torch that are called in a `with` block, by this thread alone."""
+    """Pass a generator to torch's random functions that this thread calls in a `with` block."""
 
     def __init__(self, *parts: object) -> None:
         super().__init__()
