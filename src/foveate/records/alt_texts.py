@@ -34,7 +34,7 @@ def select_alt_text(captions: Sequence[Caption], kinds: Sequence[str] = ALT_KIND
 
 
 def is_usable_alt_text(alt: str) -> bool:
-    """Whether an alt-text says something: not empty, a file name, an address or only generic words."""
+    """Whether an alt-text is informative: not empty, no file name or address, not only generic words."""
     text = " ".join(alt.split())
     if not text or _FILE.fullmatch(text) or _ADDRESS.fullmatch(text) or _CAMERA.fullmatch(text):
         return False

@@ -174,7 +174,7 @@ class AnnotationAppender:
         return self._ids[kind]
 
     def _next_path(self, kind: str) -> Path:
-        # Looked up once: nobody else adds parts while the lock is held.
+        # Look the number up once: no other process adds parts while the lock is held.
         if kind not in self._next:
             self._next[kind] = layout.added_number(layout.next_added_path(self.path, kind))
         return layout.added_path(self.path, kind, self._next[kind])

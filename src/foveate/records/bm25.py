@@ -90,7 +90,7 @@ class TextIndex:
 
     @classmethod
     def build(cls, documents: Iterable[Sequence[str]]) -> TextIndex:
-        """Build the index of documents, each of which is a list of texts; see `split_document`."""
+        """Build the index of documents, each a list of texts; see `split_document`."""
         postings: dict[str, tuple[list[int], list[int]]] = {}
         number = 0
         for row, texts in enumerate(documents):

@@ -140,7 +140,7 @@ def parse_regions(text: str, *, width: int, height: int, decoding: Decoding = "b
     """Parse all points and boxes of a text; never raises.
 
     Brackets that hold no number list are text. Inverted corners are sorted, and 1000 counts as 999; lists of another
-    length, fractions and numbers out of range are left out and reported, for they are most likely in another unit.
+    length, fractions and numbers out of range are left out and reported, as they are most likely in another unit.
 
     >>> parse_regions("a man [0, 0, 500, 999] and his dog [500, 500, 999, 999].", width=100, height=100).regions[1]
     ParsedRegion(phrase='his dog', region=PixelBox(x1=50.05, y1=50.05, x2=99.95, y2=99.95), start=35, end=55)

@@ -19,7 +19,7 @@ _KINDS = ("captions", "caption_errors")
 
 @dataclass(frozen=True, slots=True)
 class CaptionRemoval:
-    """Counts of a removal of captions, or with `dry_run` what it would do: rows by table, images that had captions."""
+    """Counts of a removal of captions (planned ones with `dry_run`): rows by table, images that had any."""
 
     model: str
     rows: dict[str, int]
@@ -31,7 +31,7 @@ class CaptionRemoval:
         return {"model": self.model, "rows": self.rows, "images": self.images, "dry_run": self.dry_run}
 
     def lines(self) -> list[str]:
-        """Describe what was done, and what it does not reach, as lines of text."""
+        """Describe the removal, and the copies that it does not reach, as lines of text."""
         would = "would be " if self.dry_run else ""
         rows = ", ".join(f"{kind} {count:,}" for kind, count in self.rows.items())
         return [

@@ -16,7 +16,7 @@ TABLE = "caption_verdicts"
 
 @dataclass(frozen=True, slots=True)
 class CaptionVerdict:
-    """How many assertions of a captioner's captions hold, on one kind of data.
+    """Share of assertions in a captioner's captions that hold, on one kind of data.
 
     Attributes:
         kind, model: of the captions.

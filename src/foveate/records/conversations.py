@@ -101,7 +101,7 @@ def find_problem(conversation: Conversation, sizes: Mapping[str, tuple[int, int]
     try:
         for text in (conversation.id, conversation.source, *conversation.answers, *conversation.choices):
             clean_text(text)
-        # Texts are checked as they will be stored: one of control characters alone becomes empty.
+        # Check texts as they will be stored: one that consists of control characters becomes empty.
         cleaned = [replace(turn, text=clean_text(turn.text)) for turn in conversation.turns]
     except UserError as error:
         return Finding("text not storable", str(error))

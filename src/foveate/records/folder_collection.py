@@ -54,7 +54,7 @@ def refer_to_folder(folder: Path, target: Path, *, workers: int | None = None) -
     """Make or update the collection `target` that refers to the images of `folder`; return what changed.
 
     Nothing is copied and the folder is not written. Only files are read whose length or time changed. Images whose
-    files are gone leave no trace: the collection is derived from the folder, and nobody else writes it.
+    files are gone leave no trace: the collection is derived from the folder and has no other writer.
 
     Raises:
         UserError: `folder` has no images, or `target` refers to another folder.

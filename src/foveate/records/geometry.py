@@ -19,7 +19,7 @@ from PIL import Image
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box, PixelBox, areas, as_boxes
 
-# A box that keeps less than this fraction of its area in a crop no longer shows what its phrase says.
+# If a crop keeps less than this fraction of a box's area, the phrase no longer describes it.
 MIN_VISIBLE = 0.3
 
 

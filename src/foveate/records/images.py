@@ -40,8 +40,8 @@ from foveate.records.perceptual_hash import perceptual_hash
 # pixels than before: caches of features depend on it.
 DECODING_VERSION = 2
 MAX_PIXELS = 80_000_000  # 240 MB as RGB; more is a decompression bomb or a scan that should be tiled
-# What is decoded at all (805 MB as RGB): an import may be allowed more than MAX_PIXELS, for phones of 100 and 200
-# megapixels, and what it took must be readable wherever it is used.
+# Largest image that is decoded at all (805 MB as RGB): an import may be allowed more than MAX_PIXELS, for phones of
+# 100 and 200 megapixels, and all its images must be readable wherever they are used.
 MAX_DECODED_PIXELS = 2**28
 SUFFIXES = {
     "JPEG": "jpg",
@@ -61,7 +61,7 @@ _DECODERS = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
-# ISO base media files: the brand says what is in them.
+# Brands of ISO base media files, which identify their content.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 # First bytes -> name and remedy of formats that are not read.
@@ -75,7 +75,7 @@ _OTHER_FORMATS = (
     (b"%!PS", "PostScript", "render it: gs -sDEVICE=png16m -o FILE.png FILE"),
     (b"PK\x03\x04", "a ZIP archive", "unpack it"),
 )
-# What Pillow's decoders raise on damaged data, found by fuzzing: cutting files and flipping bytes of each format.
+# Errors of Pillow's decoders on damaged data, found by fuzzing: cutting files and flipping bytes of each format.
 _DECODING_ERRORS = (
     OSError,
     EOFError,
@@ -120,7 +120,7 @@ _PASSING = {"missing file", "changed file", "missing shard", "damaged shard", "u
 
 
 def is_passing(failure: str) -> bool:
-    """Whether a stored failure, "reason: sentence" or its reason alone, may be over when the image is read again."""
+    """Whether a stored failure, "reason: sentence" or only the reason, may be over on the next read."""
     return failure.partition(": ")[0] in _PASSING
 
 
@@ -178,7 +178,7 @@ def detect_format(data: bytes) -> str:
         return "JPEG"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "PNG"
-    # RIFF alone may also be sound or video.
+    # RIFF without this mark may be sound or video.
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[:6] in (b"GIF87a", b"GIF89a"):

@@ -19,7 +19,7 @@ def append_member(tar: tarfile.TarFile, key: str, format: str, data: bytes) -> i
     member = tarfile.TarInfo(member_name(key, SUFFIXES[format]))
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-    # tarfile does not tell where a member starts: count back from its padded end.
+    # tarfile does not return the start of a member, so count back from its padded end.
     blocks = -(-len(data) // tarfile.BLOCKSIZE)
     return tar.offset - blocks * tarfile.BLOCKSIZE
 

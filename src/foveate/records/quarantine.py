@@ -12,7 +12,7 @@ from foveate.records.rows import storable
 
 # Without detail and time: repeating an import must not repeat its findings.
 _IDENTITY = ("key", "subject", "position", "reason", "source")
-# What to do about a finding, added to its detail: (subject, reason) -> one clause.
+# Remedies, added to the detail of a finding: (subject, reason) -> one clause.
 _COPY_AGAIN = "copy or download the file again"
 REMEDIES = {
     ("image", "empty file"): _COPY_AGAIN,

@@ -107,7 +107,7 @@ class Record:
     split: str = ""
     group: str = ""
     context: Context | None = None
-    # Where an image lies is no annotation: copies of a collection are equal.
+    # The path is no annotation: records of copies of a collection compare equal.
     path: str = field(default="", compare=False)
     read: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
 

@@ -26,7 +26,7 @@ from foveate.records.shapes import Mask, Point, Shape, Stroke
 GROUNDING_REQUEST = "Give the boxes of all things that you mention."
 """Behind a question whose answer shall have boxes; training and asking use the same words."""
 _NAME = re.compile(r"<(\d{1,4})>")
-# From the first bracket on: tried at each of them, a text of brackets alone would take the square of its length.
+# Match from the first of several brackets on: trying each of them would take quadratic time on a run of brackets.
 _PLACEHOLDER = re.compile(rf"(?<!<)<+({IMAGE[1:-1]}|{REGION[1:-1]}|\d{{1,4}})>+")
 
 
@@ -61,7 +61,7 @@ def name_regions(question: str, regions: Sequence[Shape]) -> tuple[str, tuple[Sh
 
 
 def mute_placeholders(text: str) -> str:
-    """Return a text of others, such as an AltText, that stands for no image or region in a question.
+    """Remove placeholders from a foreign text, such as an AltText, so it names no image or region.
 
     >>> mute_placeholders("Box <1> of <image>")
     'Box  1  of  image '

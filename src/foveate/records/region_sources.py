@@ -74,7 +74,7 @@ def select_region_rows(
         .aggregate([])
         .to_pylist()
     }
-    # Only pseudo-labels come from labeling runs, which the hash tells apart.
+    # Only pseudo-labels come from labeling runs, which the hash distinguishes.
     single = {f"{source}@{recipe}": (source, recipe) for source, recipe in there if is_pseudo_label(source)}
     names = {source for source, _ in there}
     selected_rows = np.zeros(regions.num_rows, dtype=bool)

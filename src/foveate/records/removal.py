@@ -56,7 +56,7 @@ class RemovalSettings(Settings):
 
 @dataclass(slots=True)
 class RemovalSummary:
-    """Result of a removal, or with `dry_run` what it would do.
+    """Result of a removal, planned only with `dry_run`.
 
     Args:
         removed: keys of the removed images.
@@ -133,7 +133,7 @@ def read_keys(path: Path) -> list[str]:
         raise UserError(f"{path}: no such file; expected a list of keys, one per line") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    # Not splitlines: keys may hold U+2028 and the like, which it takes for ends of lines. Blanks are part of a key.
+    # splitlines would break keys at U+2028 and similar characters. Blanks are part of a key.
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
 
@@ -154,7 +154,8 @@ def select_keys(collection: Collection, conditions: Mapping[str, str]) -> list[s
             values = collection.label_values(name)
         else:
             values = collection.splits if name == "split" else collection.index[name]
-        # For each condition alone: a value that no image has is a mistake, a combination that none has is an answer.
+        # Check each condition by itself: a value that no image has is a mistake, an empty combination is a valid
+        # answer.
         if not (values == value).any():
             raise UserError(f"no image has {name}={value}{nearest(value, set(values.tolist()))}")
         mask &= values == value
@@ -193,7 +194,7 @@ def remove_images(
         summary, _ = _plan(path, keys, where, copies=copies, purge=purge)
         summary.dry_run = True
         if purge:
-            # With what a killed removal has left, which a purge finishes.
+            # Include the rest of a killed removal, which a purge finishes.
             summary.purged = purge_images(path, {*summary.removed, *_find_pending(path)}, dry_run=True)
         return summary
     with CollectionWriter(path) as writer:

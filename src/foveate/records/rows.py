@@ -17,7 +17,8 @@ from foveate.records.tables import PROVENANCE_COLUMNS, Provenance, id_column
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 CORNERS = ("x1", "y1", "x2", "y2")
-# How an answer may be scored makes no other question: a collection from before choices were stored gets no second row.
+# Choices only affect scoring, so they do not enter the hash: a collection from before they were stored gets no second
+# row for the same question.
 _NOT_HASHED = {"conversations": ("choices",)}
 
 
@@ -108,7 +109,7 @@ def image_rows(
     for kind, rows in extra.items():
         raw.setdefault(kind, []).extend({**row, "key": key} for row in rows)
     checked = {kind: [check_row(kind, row) for row in rows] for kind, rows in raw.items()}
-    # Filtered after cleaning, which empties a text of control characters alone.
+    # Filter after cleaning, which may empty a text of control characters.
     checked["captions"] = [row for row in checked["captions"] if row["text"]]
     return {kind: rows for kind, rows in checked.items() if rows}
 

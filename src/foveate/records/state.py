@@ -125,7 +125,7 @@ def add_tombstones(
         if key not in existing:
             row_reason = reason if isinstance(reason, str) else reason[key]
             rows.append({"key": key, "sha256": sha256, "reason": row_reason, "created": created, "purge": purge})
-    # A repeated removal leaves the file and its inode alone; readers would take a new file for a change.
+    # A repeated removal keeps the file and its inode, because readers would take a new file for a change.
     if rows != before:
         tables.write_table(path, pa.Table.from_pylist(rows, schema=tables.REMOVED))
 

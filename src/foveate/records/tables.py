@@ -114,7 +114,7 @@ INDEX = _schema(
     path=_TEXT,
     mtime_ns=pa.int64(),
 )
-# What a captioner adds: key of its request, how its response was parsed, and how the caption was made (JSON).
+# Columns of captioners: key of the request, status of parsing the response, and provenance of the caption (JSON).
 _CAPTIONER_COLUMNS = {"request": _TEXT, "status": _TEXT, "flags": _TEXT, "score": pa.float32(), "details": _TEXT}
 _MEDIA_COLUMNS = {
     **dict.fromkeys(("deployment", "sequence"), _TEXT),
@@ -288,7 +288,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    # Not pq.read_table: it imports pandas, 0.5 s, and makes columns from folder names such as "a=b".
+    # pq.read_table would import pandas, 0.5 s, and make columns from folder names such as "a=b".
     with pq.ParquetFile(path) as file:
         table = file.read(columns=columns)
     # Full validation, since a damaged offset inside a column would read other memory later.

@@ -117,7 +117,7 @@ def split_sentences(text: str, *, style: Style = "prose") -> list[str]:
     for part in text.splitlines() if rules.content_only else [text]:
         start = 0
         for match in _find_end_marks(part, rules):
-            # Without the marks, a closing quote belongs to the content; a closing bracket alone would dangle.
+            # If marks are cut, a closing quote still belongs to the content, whereas a closing bracket would dangle.
             ending = match["closing"].replace(")", "") if rules.content_only else match[0]
             sentences.append((part[start : match.start()] + ending).strip())
             start = match.end()
@@ -172,7 +172,7 @@ def _is_inside(text: str, start: int, match: re.Match[str], rules: _SentenceRule
     rest = text[match.end() :].lstrip()
     if match["marks"] != "." or not rest:  # an ellipsis, "!" and "?" are always an end
         return False
-    # With what precedes an apostrophe, so that the "t" of "isn't." is not taken for an initial.
+    # Include the letter before an apostrophe, so that the "t" of "isn't." is not taken for an initial.
     before = re.search(r"(?:\w['’])?[\w.]+$", text[: match.start()])
     word = before[0] if before else ""
     if rules.initial and rules.initial.fullmatch(word):

@@ -149,7 +149,7 @@ def make_question(**fields: Any) -> VideoQuestion:
     named |= {"question": "" if not all(text.strip() for text in question.texts) else "text"}
     named |= {"option": "" if not all(option.strip() for option in question.options) else "text"}
     empty = [name for name, text in named.items() if not text.strip()]
-    # A known problem says more: a choice without a right option has no answer text either.
+    # Keep a known problem, which is more specific: a choice without a right option has no answer text either.
     if empty and not question.problem:
         return replace(question, problem=f"it has no {' and no '.join(empty)}")
     return question
@@ -208,7 +208,7 @@ class Columns:
 
 
 def _parse_number(text: str) -> int | None:
-    # `isdigit` alone also holds for superscripts, which `int` refuses.
+    # `isdigit` without `isascii` accepts superscripts, which `int` refuses.
     return int(text) if text.isascii() and text.isdigit() else None
 
 

@@ -117,7 +117,7 @@ def update_description(
 
 
 class CollectionWriter:
-    """The single writer of a collection, as a context manager; `summary` counts what it did.
+    """The single writer of a collection, as a context manager; `summary` counts its work.
 
     Leaving the `with` block commits the last, partly filled shard. An exception does not commit it, so that shards are
     cut at the same images whether or not an import was disturbed.
@@ -246,7 +246,7 @@ class CollectionWriter:
         return not self._was_removed(key, sha256) and key not in self._known and key not in self._seen
 
     def is_about(self, key: str, source: str) -> bool:
-        """Whether what this import says of a key is about the image that has it, and not about a different one.
+        """Whether this import's rows for a key are about the stored image, not about a different one.
 
         Args:
             source: of the image's rows; it decides where this run has read no image of this key.
@@ -351,7 +351,7 @@ class CollectionWriter:
         self.summary.captions_imported += len(rows.get("captions", ()))
         self.summary.regions_imported += len(rows.get("regions", ()))
         self.summary.animated += examined.info.frames > 1
-        # Counted in images and bytes alone, never in time: a resumed import cuts its shards where an undisturbed one
+        # Decide by images and bytes, never by time, so that a resumed import cuts its shards where an undisturbed one
         # does.
         full = len(self._index) >= self._images_per_shard
         if full or (self._tar is not None and self._tar.offset >= self._bytes_per_shard):

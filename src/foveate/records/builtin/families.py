@@ -1,4 +1,4 @@
-"""Group concepts that name almost the same thing, by names and code points alone, in two widths.
+"""Group concepts that name almost the same thing, by names and code points, in two widths.
 
 A *thing* is one concept in all its variants: the man, woman and person variants of an emoji, both styles of it, names
 that differ in a color, a state, a side or a number ("closed book", "open book"; the faces of a clock), and known
@@ -71,7 +71,7 @@ def _code_key(unified: str) -> str:
 
 
 def _name_key(concept: str) -> str:
-    """Return the key of a family: the head noun, or the informative words if the head says little."""
+    """Return the key of a family: the head noun, or the informative words if the head is generic."""
     head = phrases.head_noun(concept)
     informative = [
         phrases.singular(w) for w in split_words(concept, style="letters") if w not in VARIANT_WORDS | PEOPLE_WORDS

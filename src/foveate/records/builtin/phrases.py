@@ -9,7 +9,7 @@ from typing import Any
 
 from foveate.records.text import split_words
 
-# Unicode names that say something else than the image shows, or that nobody says.
+# Replacements of Unicode names that do not describe the image, or that are not in common use.
 _EMOJI_RENAMED = {
     "heavy black heart": "red heart",
     "black heart suit": "heart suit",

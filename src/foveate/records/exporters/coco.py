@@ -196,7 +196,7 @@ def _annotation(
     area, crowd = known.get("area"), int(region.slice == CROWD)
     entry: dict[str, object] = {
         "category_id": category.number,
-        # Not rounded: a float32 corner times integer pixels is exact in float64, so importing gives equal bits.
+        # Do not round: a float32 corner times integer pixels is exact in float64, so importing gives equal bits.
         "bbox": [box.x, box.y, box.width, box.height],
         "area": box.width * box.height if area is None else area,
         "iscrowd": crowd,

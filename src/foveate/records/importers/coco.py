@@ -170,7 +170,7 @@ def _recognize(source: str) -> str | None:
     if path.is_dir():
         paths = _list_annotation_files(path, ("instances*.json", "_annotations.coco.json"))
         return paths[0].name if paths else None
-    # LVIS has the same fields: only the name of its files tells.
+    # LVIS has the same fields; only the name of its files identifies it.
     if path.suffix.lower() != ".json" or not path.is_file() or path.name.startswith("lvis"):
         return None
     head = read_head(path)

@@ -21,7 +21,7 @@ _CROWDS = f"crowd boxes (iscrowd) imported, with the slice {CROWD!r}"
 
 
 def read_head(path: Path) -> bytes:
-    """Read the beginning of a file, which shows what it is: files of millions of images are gigabytes."""
+    """Read the beginning of a file, enough to identify it: files of millions of images are gigabytes."""
     with path.open("rb") as file:
         return file.read(_HEAD_BYTES)
 
@@ -161,7 +161,7 @@ def _read_annotations(entries: list[Any], read: CocoFile, source: str) -> None:
         is_caption, number = "caption" in entry and not entry.get("bbox"), get_integer(entry, "id")
         image = read.images.get(get_integer(entry, "image_id") or 0)
         subject = "caption" if is_caption else "region"
-        # Compared again: 0 stands for a missing id above, but may be the id of an image.
+        # Compare again: above, 0 means a missing id, but it may be the id of an image.
         if image is None or image.number != entry.get("image_id"):
             detail = f"'image_id' is {str(entry.get('image_id'))[:40]}: no entry of 'images' has this id"
             read.findings.append(make_finding(where, source, subject, "unknown image", detail))
@@ -189,7 +189,7 @@ def fill_sample(image: CocoImage, read: CocoFile, sample: Sample, *, file_name: 
         category = read.categories.get(get_integer(entry, "category_id") or 0)
         if "category_id" not in entry and _text(entry.get("caption")):
             category = _NO_CATEGORY
-        # Compared again: 0 stands for a missing id above, but may be the id of a category.
+        # Compare again: above, 0 means a missing id, but it may be the id of a category.
         elif category is None or category.number != entry.get("category_id"):
             detail = f"'category_id' is {str(entry.get('category_id'))[:40]}: no entry of 'categories' has this id"
             sample.problems.append(Problem("region", "unknown category", detail, position))

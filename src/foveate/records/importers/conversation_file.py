@@ -134,7 +134,7 @@ def make_drafts(entries: Iterable[tuple[str, object]], parse: Callable[[Mapping[
             name = storable(str(stated))[: layout.MAX_KEY_LENGTH] if isinstance(stated, str | int) else number
             video = find_video(entry)
             try:
-                # Not parsed: without its video, a row would be one of text, and teach answers without seeing.
+                # Skip rows with a video: without it the row would be plain text and teach a model to answer blindly.
                 draft = parse(entry) if not video else None
             except MalformedEntryError as error:
                 finding = Finding("malformed entry", str(error))
@@ -160,7 +160,8 @@ def find_video(entry: Mapping[str, Any]) -> str:
         turns = entry.get(name)
         for turn in (turn for turn in turns if isinstance(turn, Mapping)) if isinstance(turns, list) else ():
             role = str(turn.get(role_name, turn.get("role")))
-            # An answer may be about HTML's tag of that name; a placeholder stands in a question.
+            # Look only at questions: a placeholder is in a question, whereas an answer may be about HTML's tag of that
+            # name.
             if _ROLES.get(role, role) != "assistant":
                 video = _find_video_part(turn.get(content_name, turn.get("content")))
                 if video:

@@ -54,7 +54,7 @@ def extract_regions(text: str, *patterns: str) -> tuple[str, tuple[Shape, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class CoordinateFrame:
-    """What foreign coordinates of one image are relative to.
+    """Frame of reference for foreign coordinates of one image.
 
     Args:
         unit: see `Coordinates`.
@@ -157,7 +157,7 @@ class CheckedBox(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """How boxes would fit their images in some unit: how many do not, and how far the others reach (1: the edge)."""
+    """Fit of boxes to their images in some unit: the number outside, and the reach of the others (1: the edge)."""
 
     outside: int
     reach: float
@@ -171,7 +171,7 @@ def measure_fit(boxes: Sequence[CheckedBox], unit: str) -> Fit:
         converted = replace(frame, unit=unit).to_pixels(box.shape)
         fitted = fit_shape(converted, width=frame.width, height=frame.height)
         problem = find_shape_problem(fitted, width=frame.width, height=frame.height)
-        # A shape without area has none in any unit, so it says nothing about this one.
+        # A shape without area has none in any unit, so it is no evidence about this one.
         outside += problem is not None and problem != "region empty"
         around = enclosing_box(fitted)
         if problem is None and around is not None:
@@ -202,7 +202,8 @@ def check_unit(boxes: Sequence[CheckedBox], unit: str, *, source: Path) -> list[
             f"--coordinates {unit}: {outside} of the first {count} boxes of {source} do not lie in their images; "
             f"expected the unit of the file{hint}"
         )
-    # Fractions read as pixels or thousandths lie inside of every image, in its corner, so `outside` does not tell.
+    # Fractions read as pixels or thousandths lie inside of every image, in its corner, so `outside` cannot rule them
+    # out.
     in_corner = all(_max_value(box.shape) <= 1 for box in boxes) and not unit.startswith("0-1-") and unit != "0-1"
     if in_corner:
         raise UserError(

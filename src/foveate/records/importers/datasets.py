@@ -141,7 +141,7 @@ def _find_part(path: Path, source: Path) -> str:
 
     On the hub: "train-00000-of-00002.parquet", "default/test/0000.parquet".
     """
-    # Of a single file the folder counts only if its whole name is that of a part: it may be any folder of a user.
+    # The folder of a single file may be any folder of a user, so it counts only if its whole name is that of a part.
     folders = [path.parent.name] if path == source else path.relative_to(source).parts[-2::-1]
     for name in (path.stem, *folders):
         whole = path == source and name != path.stem

@@ -33,7 +33,7 @@ def locate_file(name: object, root: Path) -> tuple[str, Path] | Problem:
         return Problem("image", "address, no file", f"{shortened!r} is a URL; images are not downloaded")
     if "\0" in name or len(name) > _MAX_PATH_LENGTH or any(len(part) > _MAX_NAME_BYTES for part in _encode_parts(name)):
         return Problem("image", "no file name", f"{shortened!r} is not a possible file name")
-    # As text alone: resolving links would touch files that the name has no right to.
+    # Compare paths as text: resolving links would touch files that the name has no right to.
     base = os.path.abspath(root)
     path = os.path.normpath(os.path.join(base, name.strip().replace("\\", "/")))
     below = os.path.relpath(path, base)
@@ -130,7 +130,7 @@ def list_names(source: Path, target: Path) -> tuple[list[str], list[str], int]:
     Hidden files are left out. Links to folders are not followed.
 
     Raises:
-        UserError: a folder cannot be read; its images would be missing without a word.
+        UserError: a folder cannot be read; its images would be missing silently.
     """
     # The target may lie inside of the source; its own files are no images to import.
     inside = target.resolve()

@@ -31,7 +31,7 @@ PROMPTS = (
     "Name the things in the image in a sentence, each with its box.",
 )
 _PHRASE = re.compile(r"\[/EN#(\d{1,9})/(\S+) ([^\[\]]+)\]")
-# Of one image, whose files have a few kB: anything larger is refused before it is read.
+# Files of one image have a few kB; larger ones are refused before they are read.
 _MAX_BYTES = 4 * 2**20
 
 
@@ -47,7 +47,7 @@ class EntityPhrase:
 
 @dataclass(frozen=True, slots=True)
 class EntitySentence:
-    """A sentence about an image, without its marks; `problem` says why it cannot be used."""
+    """A sentence about an image, without its marks; `problem` is the reason why it cannot be used."""
 
     id: str
     image: str
@@ -166,7 +166,7 @@ def import_flickr_entities(
     """
     folder = check_source(Path(source))
     drafts = [_draft(sentence) for sentence in read_sentences(folder, part)]
-    # The path passed below only tells where to look for images; its name, "Sentences", would be a poor source name.
+    # The path passed below only locates the images; its name, "Sentences", would be a poor source name.
     shared["source_name"] = shared.get("source_name") or "flickr-entities"
     return import_conversations(
         folder / "Sentences",

@@ -135,7 +135,7 @@ def _samples(
             for name in [*image.texts, *image.objects]:
                 is_text = name in image.texts
                 sidecar = source / name
-                # A bad sidecar is put aside alone: the image is imported without it.
+                # Only the bad sidecar is put aside: the image is imported without it.
                 problem = check_file(sidecar, root)
                 if problem is not None:
                     sample.problems.append(Problem("sidecar", problem.reason, f"{sidecar.suffix}: {problem.detail}"))

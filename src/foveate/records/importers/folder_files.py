@@ -18,8 +18,8 @@ from foveate.core.yaml_text import read_yaml
 from foveate.records.importers.files import count_kinds, get_suffix, list_names
 from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES
 
-# Google Takeout since 2024: IMG_1.jpg.supplemental-metadata.json, of which Google cuts the name before ".json" to 46
-# characters: IMG_1.jpg.supplemental-me.json, and before 2024 a long name itself.
+# Google Takeout since 2024 writes IMG_1.jpg.supplemental-metadata.json and cuts the name before ".json" to 46
+# characters: IMG_1.jpg.supplemental-me.json. Before 2024 it cut long names of images in the same way.
 _TAKEOUT = ".supplemental-metadata"
 _MAX_TAKEOUT_NAME = 46
 _COPY = re.compile(r"(.*)(\(\d+\))")

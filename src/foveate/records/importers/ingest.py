@@ -68,7 +68,7 @@ def import_samples(
     finish: Callable[[CollectionWriter], None] | None = None,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Add samples to the collection `target` in their order; every importer ends with this.
+    """Add samples to the collection `target` in their order; the last step of every importer.
 
     Args:
         target: collection folder; created if it does not exist.

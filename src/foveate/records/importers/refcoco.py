@@ -41,8 +41,8 @@ class Expression:
 
     Args:
         names: possible file names of its image. size: width and height in pixels, if the file states it.
-        dataset: "refcoco", "refcoco+", "refcocog" or what the file says.
-        problem: why it cannot be used.
+        dataset: "refcoco", "refcoco+", "refcocog" or another name in the file.
+        problem: the reason why it cannot be used; "" for none.
     """
 
     id: str

@@ -253,7 +253,7 @@ def _undo_entities(text: str, sidecar: Sidecar) -> str:
     plain = text
     for _ in range(2):
         plain = _ENTITY.sub(lambda entity: html.unescape(entity[0]), plain)
-    # An entity may stand for a control character.
+    # An entity may encode a control character.
     plain = plain if plain == text or not _is_storable(plain) else clean_text(plain)
     sidecar.further["texts with HTML entities, which were undone"] += plain != text
     return plain

@@ -32,7 +32,7 @@ class FolderVersions:
 
     @cached_property
     def folder(self) -> str:
-        """Hash of the folder's path: a collection that is passed on does not tell where its images were."""
+        """Hash of the folder's path: a collection that is passed on must not reveal the path of its images."""
         return hash_text(self.source.resolve())
 
     @cached_property

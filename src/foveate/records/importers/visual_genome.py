@@ -204,7 +204,7 @@ def _list_file_names(entry: Mapping[str, Any]) -> list[object]:
     """List possible file names of an image, first with the folder of its URL."""
     number, url = _get_number(entry), entry.get("url")
     parts = url.split("/")[-2:] if isinstance(url, str) and url.count("/") >= 2 else []
-    # The URL's folder tells VG_100K from VG_100K_2; not believed where the file has another number.
+    # The URL's folder distinguishes VG_100K from VG_100K_2; ignore it if the file in the URL has another number.
     stated = ["/".join(parts)] if parts and parts[1].rpartition(".")[0] == str(number) else []
     return [*stated, *(f"{folder}/{number}.jpg".lstrip("/") for folder in _FOLDERS)]
 
@@ -236,7 +236,7 @@ def _samples(
 
 def _sample(number: int, entry: Mapping[str, Any], regions: list[Any], root: Path) -> Sample:
     names = _list_file_names(entry)
-    # If no file exists, the first name is used, so that the finding says which file is missing.
+    # If no file exists, use the first name, so that the finding names the missing file.
     below = next((str(name) for name in names if (root / str(name)).is_file()), str(names[0]))
     sample = file_sample(below, root, source=f"{_IMAGES}: {number}")
     sample.key = str(number)

@@ -30,7 +30,7 @@ _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MEMBER = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
 _MAX_DUPLICATES = 1000  # findings per sample: a hostile tar must not fill the quarantine
-# What tarfile and the decompressors raise on damaged files.
+# Errors of tarfile and the decompressors on damaged files.
 _READING_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error, lzma.LZMAError)
 
 
@@ -63,7 +63,7 @@ def list_shards(source: str | Path) -> list[Path]:
         patterns = _expand_braces(text)
         matches = {Path(path) for pattern in patterns for path in glob.glob(pattern)}
         plain = [pattern for pattern in patterns if not glob.has_magic(pattern)]
-        # Braces name every shard, so a missing one is an error; nothing tells which shards "*" should match.
+        # Braces name every shard, so a missing one is an error; the shards that "*" should match are unknown.
         missing = [path for path in plain if not Path(path).exists()]
         if missing:
             raise UserError(f"{missing[0]} does not exist (in {text})")
@@ -107,8 +107,8 @@ def _samples(shard: Path) -> Iterator[Sample]:
             where = f"{shard.name}/{name}" if name else shard.name
             key = name or shard.name
             if problem.subject == "shard" and sample is not None:
-                # Its texts may be in the part that is missing, and the image alone would keep them out when the whole
-                # shard is imported.
+                # Leave out the last sample: its texts may be in the missing part, and an image imported without them
+                # would keep them out when the whole shard is imported.
                 problem = replace(problem, detail=f"{problem.detail}; its last sample {sample.key!r} is left out")
                 sample = None
             yield Sample(key=key, source=where, load=None, problems=[problem], only_problems=True)
@@ -176,7 +176,7 @@ def _read_members(shard: Path) -> Iterator[tuple[str, bytes, Problem | None]]:
                     file = tar.extractfile(member)
                     assert file is not None
                     yield member.name.removeprefix("./"), file.read(), None
-            # tarfile ends silently at a truncation between two members: only the missing end mark tells.
+            # tarfile ends silently at a truncation between two members; only the missing end mark reveals it.
             if tar.fileobj is not None:
                 tar.fileobj.seek(tar.offset)
                 ending = tar.fileobj.read(tarfile.BLOCKSIZE)
