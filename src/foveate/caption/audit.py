@@ -1,4 +1,4 @@
-"""Audit captions: how long, rich, true and varied the captions of each format are, on one sample.
+"""Audit captions: length, richness, truth and variety of each format on one sample.
 
 All formats are compared on the same images: those that have every format, the first by a hash of their keys. Generated
 scenes and real images are reported separately. On scenes the ground truth decides whether an assertion holds; on real
@@ -61,7 +61,7 @@ Judge = Callable[[Sequence[int], Sequence[Sequence[str]]], list[list[str]]]
 
 @dataclass(frozen=True)
 class AuditMethod:
-    """Splitter and judge of an audit; by default the rules split and nobody judges real images.
+    """Splitter and judge of an audit; by default the rules split, and real images are not judged.
 
     Attributes:
         split: (rows, captions) -> assertions of each.
@@ -205,9 +205,9 @@ class _Judges:
     """Judges of a group of images.
 
     Attributes:
-        judge, definition: None and the reason, if nobody does.
-        model: gives CLIPScores.
-        compared: model that is asked about the same assertions where the ground truth judges.
+        judge, definition: None and the reason, if there is no judge.
+        model: computes CLIPScores.
+        compared: model that judges the same assertions for comparison where the ground truth judges.
     """
 
     judge: Judge | None

@@ -30,7 +30,7 @@ class JudgedCaptions:
     """Captions of one format over the sample, in the order of its images.
 
     Attributes:
-        verdicts: one list per caption, as long as its assertions; None if nobody judged.
+        verdicts: one list per caption, as long as its assertions; None if there was no judge.
         shuffled: verdicts of the assertions of another image of the sample (control).
         model_verdicts, model_shuffled: the same by an image-text model, where `verdicts` are the ground truth's.
         scores: CLIPScore of each caption, None for images that could not be read; or None without a model.

@@ -9,7 +9,7 @@ from foveate.records.caption_verdicts import CaptionVerdict
 
 
 class AuditAssertion(ResultModel):
-    """One assertion of a caption; `verdict` is "" where nobody judged."""
+    """One assertion of a caption; `verdict` is "" if there was no judge."""
 
     text: str
     verdict: str = ""

@@ -18,7 +18,7 @@ def _canonical_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class AuditSettings(Settings):
-    """What is audited, on how many images, and how captions are counted."""
+    """Settings of an audit: formats, sample of images, and units that are counted."""
 
     formats: Annotated[tuple[str, ...], AfterValidator(_canonical_names)] = Field(
         (), description="caption formats, such as alt,ssc,dsc; by default all that the collection has"

@@ -26,7 +26,7 @@ from foveate.records.images import decode, read_image_info
 BACKENDS = "foveate.caption.backends"
 # Formats and pixel types that every server reads in the same way; all others are encoded again.
 JPEG = "image/jpeg"
-# Not WebP, which llama.cpp's server refuses.
+# WebP is missing because llama.cpp's server refuses it.
 _MEDIA_TYPES = {"JPEG": JPEG, "PNG": "image/png"}
 _PLAIN_MODES = ("L", "RGB")
 _QUALITY = 92
@@ -173,7 +173,7 @@ def prepare_image(data: bytes, *, longest_side: int) -> PreparedImage:
     Raises:
         BadImage: it cannot be decoded.
     """
-    # The header alone is read first: most images need no change, and encoding again costs time and quality.
+    # Read only the header first: most images need no change, and encoding again costs time and quality.
     info, upright = read_image_info(data)
     usable = info.format in _MEDIA_TYPES and info.mode in _PLAIN_MODES and info.frames == 1 and upright
     if usable and max(info.width, info.height) <= longest_side:

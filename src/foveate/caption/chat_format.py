@@ -1,7 +1,7 @@
-"""The chat turn that asks a multimodal model for a caption: format and length class in plain words.
+"""Chat turns that request a caption from a multimodal model, by format and length class.
 
-The recipe `captioner` trains on these turns and every multimodal folder is asked with them, so that one model answers
-questions and writes captions. The answer is the caption alone.
+The recipe `captioner` trains on these turns, so that one model answers questions and writes captions. The answer is the
+caption and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foveate.records.region_prompts import mute_placeholders
 
 # Edges of the length classes in CLIP tokens without specials; class i is [EDGES[i - 1], EDGES[i]).
 EDGES = (8, 12, 18, 26, 38, 54, 76, 100, 130, 170)
-# Class that is asked for where nobody asks for another: within the format's length filter, and usual in training.
+# Default length class of each format: within its length filter, and usual in training.
 USUAL_LENGTHS: Mapping[str, int] = {"ssc": 1, "dsc": 4, "dsc_plus": 8, "afc": 4}
 _REQUESTS: Mapping[str, str] = {
     "ssc": "Write a short caption",
@@ -39,7 +39,7 @@ def length_class(clip_tokens: int) -> int:
 
 
 def caption_request(kind: str, *, length: int, alt: str = "") -> str:
-    """Return the user turn that asks for a caption; the answer is the caption alone.
+    """Return the user turn that requests a caption; the answer is the caption and nothing else.
 
     Args:
         kind: one of `CAPTION_KINDS`.
@@ -101,7 +101,7 @@ def _common_names() -> tuple[frozenset[str], int]:
 
 
 def writes_captions(config: Mapping[str, Any]) -> bool:
-    """Return whether the config.json of a multimodal folder says that it was trained on these requests."""
+    """Return whether a multimodal folder was trained on these requests, by its config.json."""
     provenance = config.get("provenance")
     groups = provenance.get("groups") if isinstance(provenance, Mapping) else None
     return isinstance(groups, list) and not set(CAPTION_GROUPS).isdisjoint(map(str, groups))

@@ -20,11 +20,11 @@ from foveate.core.errors import UserError, choose
 from foveate.records.rows import clean_text
 
 _LANGUAGE = "Qlanguageq"
-# What others wrote has any length, what a retry puts in is short: three lazy fields of any length would be compared
-# in all their combinations, for seconds.
+# Texts of others have any length, fields that a retry fills in are short: with three lazy fields of any length the
+# match would try all their combinations, which takes seconds.
 _FIELDS = {"alt": ".*?", "caption": ".*?", "words": ".{0,80}?", "sentences": ".{0,80}?"}
 _OPTIONS = ("format", "alt", "length")
-# Beyond the longest template with its AltText nothing is compared, which takes time with the length.
+# Prompts longer than the longest template with its AltText are not compared, since matching takes time with length.
 _MAX_PROMPT = 4 * MAX_ALT_LETTERS + 8_000
 
 
@@ -97,7 +97,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         kind = name.rpartition("-")[0]
         if kind not in (*CAPTION_KINDS, "shorten", "lengthen"):
             continue
-        # Doubled braces stand for single ones in the prompt; \0 and \1 hold their place until the fields are replaced.
+        # Doubled braces are single ones in the prompt; \0 and \1 hold their place until the fields are replaced.
         pattern = re.escape(Prompt(name, _LANGUAGE).text.replace("{{", "\0").replace("}}", "\1"))
         for field, value in _FIELDS.items():
             pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>{value})")

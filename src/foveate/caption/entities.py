@@ -52,7 +52,7 @@ class NamedEntities:
     def __init__(self) -> None:
         from foveate.caption.vesl.taggers.spacy import load_spacy
 
-        # The recognizer alone: the parts left out take most of the time.
+        # Load only the recognizer: the excluded parts take most of the time.
         self._model = load_spacy(exclude=("parser", "tagger", "lemmatizer", "attribute_ruler"))
         self.version = f"{self._model.meta['name']} {self._model.meta['version']}"
 
@@ -70,6 +70,6 @@ def open_phrases(tagger: str = "rules") -> Extractor:
     """Open the extractor of all noun phrases of a caption, by the published recipe.
 
     Raises:
-        UserError: the tagger is unknown, or what it needs is not installed.
+        UserError: the tagger is unknown, or a package that it needs is not installed.
     """
     return open_extractor(PhraseSettings(tagger=tagger, recipe="paper", max_phrases=_ALL_PHRASES))

@@ -58,7 +58,7 @@ class CaptionerResult(RunResult):
     """The result of an evaluation.
 
     Attributes:
-        reads_requests: the model was trained on caption requests; else it was asked with the long prompts.
+        reads_requests: the model was trained on caption requests; else it got the long prompts.
     """
 
     kind: Literal["captioner"] = "captioner"

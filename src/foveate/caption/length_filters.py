@@ -103,12 +103,12 @@ def apply_length_filter(kind: str, caption: str) -> FilteredCaption:
 
 
 def find_content_flags(caption: str, *, prompt: str, alt: str = "", english: bool = True) -> tuple[str, ...]:
-    """Flag what a caption says: repeats, copied_alt, non_english, prompt_leak.
+    """Flag a caption by its content: repeats, copied_alt, non_english, prompt_leak.
 
     Args:
         prompt: the template that was used, without the image's own texts.
         alt: the image's alt-text, whether or not the captioner saw it; "" for none.
-        english: whether English was asked for.
+        english: whether the request was for English.
     """
     flags = []
     if repeats(caption):
@@ -204,7 +204,7 @@ _FOREIGN_WORDS = frozenset(
 def is_non_english(caption: str) -> bool:
     """Whether less than 70 % of letters are Latin, or foreign words outnumber English ones.
 
-    A simple rule: frequent words alone are counted, from five words on. Short captions in Latin letters are taken for
+    A simple rule: only frequent words are counted, from five words on. Short captions in Latin letters are taken for
     English.
     """
     letters = [letter for letter in caption if letter.isalpha()]

@@ -21,7 +21,7 @@ from foveate.core.errors import UserError, choose
 CAPTION_KINDS = ("ssc", "dsc", "dsc_plus", "afc")
 # Letters of an alt-text that the captioner sees: some pages put whole articles into it.
 MAX_ALT_LETTERS = 1000
-# Letters and blanks alone: the language is put into the template, where braces or sentences would do harm.
+# Allow only letters and blanks: the language is put into the template, where braces or sentences would do harm.
 _LANGUAGE = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,4}")
 
 _RULES = (

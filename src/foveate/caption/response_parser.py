@@ -21,7 +21,7 @@ _CLOSING = re.compile(r"\s*[}\]]")
 _QUOTES = (('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("\u2018", "\u2019"), ("\u00ab", "\u00bb"))
 # JSON can escape half of a surrogate pair; no UTF-8 file can store it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# How a refusal begins. The same words later in a text are legal: a sign can say "sorry".
+# Beginnings of refusals. The same words later in a text are legal: a sign can read "sorry".
 _REFUSAL = re.compile(
     r"""["'\u201c\u2018]?(?:
     i\s?['\u2019]?\s?a?m\s(?:very\s|so\s|really\s)?sorry
@@ -33,9 +33,9 @@ _REFUSAL = re.compile(
     )\b""",
     re.IGNORECASE | re.VERBOSE,
 )
-# A model that has lost its way says one word without end; five in a row are in no caption that a person would write.
+# A degenerate model repeats one word without end; no caption of a person has five in a row.
 _REPEATED = re.compile(r"\b(\w+)(?:\W+\1\b){4,}", re.IGNORECASE)
-# Code instead of a sentence: no image is described by the tags of a page.
+# Markup instead of a sentence: the tags of a page describe no image.
 _MARKUP = re.compile(r"</?(?:script|style|iframe|html|body|head|svg|object|embed)\b|javascript:", re.IGNORECASE)
 
 

@@ -126,7 +126,7 @@ def _current_texts(table: pa.Table, key: str, pending: PendingRequests) -> list[
     kinds = ("alt", *config.settings.formats)
     captions = [row for kind in kinds for row in current if row["request"] and row["kind"] == kind]
     texts = []
-    # Of alt-texts the first alone: it is the one that afc was asked with.
+    # Keep only the first alt-text: it is the one that the AFC request contained.
     for row in [*alts[:1], *captions]:
         details = json.loads(row["details"]) if row["details"] else {}
         texts.append(

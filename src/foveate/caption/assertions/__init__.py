@@ -1,1 +1,1 @@
-"""What a caption asserts, and whether it holds."""
+"""Split captions into assertions, and judge each of them."""

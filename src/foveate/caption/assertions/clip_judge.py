@@ -1,6 +1,6 @@
 """Judge assertions about real images by an image-text model: an approximation whose rule is part of the report.
 
-A cosine by itself says nothing: short, general texts are near every image. So an assertion is compared with other
+A cosine by itself is no evidence: short, general texts are near every image. So an assertion is compared with other
 images of the same sample, and its rank decides, with the same thresholds for every model:
 
 - supported: its own image fits better than 90 % of the others;

@@ -28,7 +28,7 @@ class GroundTruth(Protocol):
 
 
 class _Unknown:
-    """The truth of photographs: nobody knows it."""
+    """Ground truth of photographs: there is none."""
 
     definition = ""
 

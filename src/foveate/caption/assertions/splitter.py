@@ -1,4 +1,4 @@
-"""Split a caption into short assertions by rules alone: the offline default.
+"""Split a caption into short assertions by rules: the offline default.
 
 The number of assertions from these rules is called `ana_rule`. It is never compared with a number from a language
 model, nor with the published ones. The rules are those of the specification of captions, section 3.7:
@@ -20,7 +20,7 @@ from foveate.caption.assertions import word_classes as classes
 from foveate.caption.assertions.word_classes import Tagger
 from foveate.records.text import split_sentences, split_words
 
-# Of the rules. It stands in every report, as numbers of different splitters must not be compared.
+# Name of these rules. Every report contains it, because numbers of different splitters must not be compared.
 NAME = "rules-1"
 _JOINTS = frozenset({"and", "but", "while", ","})
 _SUBJECT_PRONOUNS = frozenset({"it", "they"})
@@ -134,7 +134,7 @@ def _find_subject(clause: Sequence[str], tagger: Tagger | None) -> str:
 
 
 def _resolve_pronoun(tokens: Sequence[str], subject: str) -> list[str]:
-    """Replace "it" or "they" at the start by the subject of the clause before, so that an assertion stands alone."""
+    """Replace a leading "it" or "they" by the subject of the clause before, so an assertion is complete."""
     if subject and tokens and tokens[0].lower() in _SUBJECT_PRONOUNS:
         return [subject, *tokens[1:]]
     return list(tokens)

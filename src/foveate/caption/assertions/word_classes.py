@@ -90,7 +90,7 @@ def finite_verbs(tokens: Sequence[str], tagger: Tagger | None = None) -> list[bo
     """Mark the finite verbs among lower-case tokens (punctuation marks are tokens, too)."""
     if tagger is not None:
         tags = tagger(tokens)
-        # Forms of "be" and "have" are finite whatever the tagger says (specification 3.7, rule 2).
+        # Forms of "be" and "have" are finite whatever their tag is (specification 3.7, rule 2).
         return [token in ALWAYS_FINITE or tag in FINITE_TAGS for token, tag in zip(tokens, tags, strict=True)]
     finite: list[bool] = []
     for index, token in enumerate(tokens):

@@ -1,6 +1,6 @@
 """The `foveate` backend: a multimodal model, run in this process, offline.
 
-A folder that was trained on caption requests (recipe `captioner` of `foveate mllm train`) is asked with them; any other
+A folder that was trained on caption requests (recipe `captioner` of `foveate mllm train`) gets such requests; any other
 multimodal folder gets the long prompts that servers get. A folder of transformers is opened by the backend
 `transformers`.
 """
@@ -51,7 +51,7 @@ class MllmCaptioner:
     """See `foveate.caption.captioner.Captioner`; calls in flight together share a batch.
 
     Attributes:
-        reads_requests: it was trained on caption requests; else it is asked with the long prompts.
+        reads_requests: it was trained on caption requests; else it gets the long prompts.
     """
 
     name = "foveate"
@@ -84,7 +84,7 @@ class MllmCaptioner:
             self._batcher = None
 
     def caption_batch(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
-        """Caption a batch; an image that cannot be read is an error of its requests alone."""
+        """Caption a batch; an image that cannot be read fails only its own requests."""
         return [
             _describe_problem(result) if isinstance(result, Exception) else result
             for result in run_in_halves(self._respond, requests, errors=_FAILURES)

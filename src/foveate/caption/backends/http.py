@@ -28,7 +28,7 @@ class HttpCaptioner:
         """
         # `shorten` and `lengthen` have prompts, and so responses, of their own; the format is that of the caption.
         purpose = request.prompt_id.rpartition("-")[0]
-        # Prompts about texts alone have no image.
+        # Prompts that are only about texts have no image.
         images = (ChatImage(request.image, request.media_type),) if request.image else ()
         chat_request = ChatRequest(
             (ChatMessage(request.prompt, images),),

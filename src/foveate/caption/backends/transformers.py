@@ -80,7 +80,7 @@ class TransformersCaptioner:
     def caption_batch(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         """Caption a batch.
 
-        A batch that does not fit into memory is halved; a row that the model cannot take is an error of that row alone.
+        A batch that does not fit into memory is halved; a row that the model cannot take fails only itself.
         """
         errors = (RuntimeError, ValueError, TypeError, IndexError)
         return [
@@ -141,7 +141,7 @@ class TransformersCaptioner:
         ]
 
     def _text(self, ids: Tensor, request: CaptionRequest, read: int) -> tuple[str, int, int]:
-        # The batch went on to the largest `max_tokens` of its rows: this row ends where it would have alone.
+        # The batch continued to the largest `max_tokens` of its rows; cut this row where it would end by itself.
         tokens = [int(token) for token in ids.tolist()][: request.max_tokens]
         ends = [index for index, token in enumerate(tokens) if token in self._ends]
         tokens = tokens[: ends[0]] if ends else tokens

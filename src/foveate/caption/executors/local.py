@@ -29,7 +29,7 @@ from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 
 EXECUTORS = "foveate.caption.executors"
-# How soon a stop is noticed, and how often an executor gives a sign of life.
+# Interval in which a stop is noticed and an executor gives a sign of life.
 _TICK_SECONDS = 0.5
 
 
@@ -71,8 +71,8 @@ class Executor:
 
     Attributes:
         run: (job, pending, captioner, stopping) -> lists of results in any order. An empty list is a sign of life, and
-            comes at least every second. When `stopping()` is true it starts no new images and ends once what is in
-            flight is done. A UserError says that the run cannot go on; results before it stand.
+            comes at least every second. When `stopping()` is true it starts no new images and ends after the requests
+            in flight. A UserError means that the run cannot continue; earlier results stay valid.
         note: one line for lists and docs.
     """
 
@@ -175,7 +175,7 @@ class _Flow:
 
     async def _enqueue(self, request: _Request) -> bool:
         """Queue a request; False when the run is to end before there is room."""
-        # Not a plain put: with a server that hangs the queue stays full, and a stop would go unnoticed.
+        # A plain put would block while a hanging server keeps the queue full, and a stop would go unnoticed.
         while not self.ending:
             try:
                 await asyncio.wait_for(self.requests.put(request), _TICK_SECONDS)

@@ -42,7 +42,7 @@ async def stream_results(
     # A cluster that the caller started is not ours to shut down.
     started = not ray.is_initialized()
     if started:
-        # A cluster that is there (RAY_ADDRESS) has its own processors; Ray refuses to be told their number.
+        # An existing cluster (RAY_ADDRESS) has its own processors; Ray refuses their number as an argument.
         cluster = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": job.processes, "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
     blocks, reading = _iterate_blocks(ray, job, pending), None
@@ -64,8 +64,8 @@ async def stream_results(
             if failures:
                 raise UserError(failures[0])
     finally:
-        # A thread of Ray Data that calls a cluster that is gone may end this process, so it ends first. A reader that
-        # a stop leaves behind holds it; what it raises is nobody's.
+        # Close the blocks before the cluster: a thread of Ray Data that calls a cluster that is gone may end this
+        # process. A reader that a stop leaves behind still holds them; its errors reach no caller.
         if reading is None or reading.done():
             await asyncio.to_thread(blocks.close)
         if started:
@@ -73,7 +73,7 @@ async def stream_results(
 
 
 def _import_ray() -> Any:
-    # Ray tells its maker about every use if it is not told not to.
+    # Ray reports usage statistics to its maker unless they are disabled.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A reader that a stop leaves behind may call Ray once more. Ray would start a second cluster for it, whose
     # processes end with the reader's thread, and 60 seconds later end this process.

@@ -1,7 +1,7 @@
 """Put captions in requested formats into a collection as conversations, for `foveate mllm train captioner`.
 
 Each row of `targets.rows` is a conversation: the request of `chat_format`, and the caption as its answer. The group
-tells the stages apart.
+distinguishes the stages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WITHOUT_INFLUENCE = {"split", "images", "sources", "llm"}
 
 
 class CaptionCounts(BaseModel):
-    """What `prepare_captions` did.
+    """Counts of `prepare_captions`.
 
     Attributes:
         images: number of images by source of their material, "none" for those without.

@@ -130,7 +130,7 @@ def _write_targets(
             # Written as a response: exact texts pass the same parser and filters as rewrites.
             yield material, {kind: CaptionResponse(serialize(text)) for kind, text in material.formats.items()}, EXACT
     described = [material for material in materials if material.descriptions and not material.formats]
-    # Of several descriptions the longest has most to choose from.
+    # Take the longest description; it offers the most phrases.
     written = rewriter.formats([max(material.descriptions, key=len) for material in described])
     yield from ((material, texts, rewriter.provenance) for material, texts in zip(described, written, strict=True))
 
@@ -173,7 +173,7 @@ def _make_afc_row(
     """Return the AFC row of an image, or the reason why it has none."""
     draw = seeds.generator("afc", seed, stage, material.key)
     inputs = material.inputs()
-    # The model must learn when to ignore the AltText: a share of rows has one that says nothing true.
+    # The model must learn when to ignore the AltText, so a share of rows has one without any true content.
     noisy = draw.random() < settings.noisy_alt
     alt, facts = material.alt, tuple[str, ...]()
     if noisy:
@@ -215,7 +215,7 @@ def _draw_mismatched(material: Material, others: Sequence[Material], draw: np.ra
 
 
 def _list_facts(material: Material, draw: np.random.Generator) -> str:
-    """Draw an AltText of one or two known facts, for built-in images whose own tells nothing."""
+    """Draw an AltText of one or two known facts, for built-in images whose own is uninformative."""
     facts = [fact for fact in material.facts if fact]
     if material.alt_clean is None or not facts:
         return material.alt

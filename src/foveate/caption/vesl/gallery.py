@@ -45,7 +45,7 @@ def build_gallery(
     """
     with Collection.open(path) as collection:
         regions = collection.table("regions")
-        # Of this recipe alone: other runs may have labeled the same images.
+        # Keep only regions of this recipe: other runs may have labeled the same images.
         regions = regions.filter(pc.call_function("equal", [regions["recipe_hash"], pa.scalar(recipe_hash)]))
         grouped = GroupedTable(regions, pa.chunked_array([pa.array(collection.keys, pa.string())]))
         row_N = np.asarray(rows, dtype=np.int64)

@@ -1,6 +1,6 @@
 """A small lexicon of the English of captions: all closed classes, and common adjectives, verbs and adverbs.
 
-Written for this package. A word in none of the lists is a noun, unless its ending says otherwise.
+Written for this package. A word in none of the lists is a noun, unless its ending is that of another class.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ THIRD_ONLY = _THIRD_ONLY
 BASE_FORMS = frozenset(_VERBS)
 THIRD_FORMS = frozenset(map(_third, _VERBS)) | _THIRD_ONLY
 PAST_FORMS = _IRREGULAR_PAST
-# What the clean recipe cuts off the end of a phrase: forms that a caption has as verbs, hardly ever as names.
+# Forms that the clean recipe cuts off the end of a phrase: captions use them as verbs, hardly ever as nouns.
 VERB_FORMS = _THIRD_ONLY | frozenset("consists sleep float gather reflect carry stand".split())
 
 

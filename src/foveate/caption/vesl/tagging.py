@@ -77,7 +77,7 @@ def open_extractor(settings: PhraseSettings) -> Extractor:
     """Open the extractor of a tagger.
 
     Raises:
-        UserError: the tagger is unknown (the error has the nearest match), or what it needs is not installed.
+        UserError: the tagger is unknown (the error has the nearest match), or a package that it needs is missing.
     """
     open_tagger: Callable[[PhraseSettings], Extractor] = load_plugin(TAGGERS, settings.tagger, "TAGGER", label="tagger")
     return open_tagger(settings)

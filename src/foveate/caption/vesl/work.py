@@ -38,7 +38,7 @@ OK, NO_CAPTION, NO_PHRASES, NO_BOXES, DECODE_ERROR, DETECTOR_ERROR = STATUSES = 
     "decode_error",
     "detector_error",
 )
-# Of an image that the next run tries again: its disk may be back by then, or its GPU free.
+# Statuses of images that the next run tries again: the disk may be back by then, or the GPU free.
 FAILED = (DECODE_ERROR, DETECTOR_ERROR)
 
 

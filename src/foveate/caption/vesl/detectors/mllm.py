@@ -59,7 +59,8 @@ class MllmDetector(Detector):
         questions = [
             Question(image.pixels, text) for image, positions in zip(images, first, strict=True) for text in positions
         ]
-        # Where names are tokens, the question itself makes the model point; others must be asked for boxes.
+        # In models with tokens for names the question itself makes them point; others need an explicit request for
+        # boxes.
         ground = not self._asked.loaded.name_ids
         answers = iter(self._asked.ask_all(questions, ground=ground, batch=self.settings.batch))
         return [

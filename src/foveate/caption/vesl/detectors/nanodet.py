@@ -21,7 +21,7 @@ from foveate.vision.detectors.nanodet import CLASS_NAMES, NanoDetProposer, Propo
 from foveate.vision.minilm import PACKAGE_SHA256, SentenceEncoder
 
 Comparison = Callable[[int, Proposals, Sequence[str]], NDArray[np.float64]]
-# Of the sentence vectors of a class name and a phrase; see docs/methods/vesl.md.
+# Minimum cosine between the sentence vectors of a class name and a phrase; see docs/methods/vesl.md.
 MIN_NAME_SIMILARITY = 0.5
 
 

@@ -155,7 +155,7 @@ class Owlv2Detector(Detector):
                 width=image.width,
                 height=image.height,
             )
-            # Of each image: logits [A, queries] and boxes [A, 4], A being the patches.
+            # Each image has logits [A, queries] and boxes [A, 4], A being the patches.
             for logits, boxes, queries, image in zip(outputs.logits, outputs.pred_boxes, phrases, images, strict=True)
         ]
 

