@@ -16,7 +16,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, validate
 
 KINDS = ("images", "texts")
-# Of earlier releases, whose caches were one file or folder for each set of images or texts.
+# Prefixes of earlier releases, which cached one file or folder for each set of images or texts.
 _FORMER = ("features-", "texts-")
 _REMOVED = ".removed"
 

@@ -75,8 +75,8 @@ class RowTexts:
 
     def all(self) -> list[str]:
         """Return every text: a mirrored image must contradict none of them."""
-        # Not only the drawn text: whether a view may be mirrored must not depend on the epoch, or a cached view of one
-        # epoch would contradict the text of another.
+        # Return more than the drawn text: whether a view may be mirrored must not depend on the epoch, or a cached view
+        # of one epoch would contradict the text of another.
         return [text for texts in self.captions.values() for text in texts] + list(self.phrases)
 
 

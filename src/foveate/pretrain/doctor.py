@@ -230,7 +230,7 @@ def _check_run(
         "hardware": priced["hardware"],
         "devices": devices,
         "images_per_second_needed": plan.needed,
-        # Cached features are read, not decoded, so the loader's rate says nothing about them.
+        # Cached features are read, not decoded, so the loader's rate does not apply to them.
         "images_per_second_available": None if cached else available,
         "reads_cached_features": cached,
         "hours": priced["samples"] / reached / 3600,

@@ -188,7 +188,7 @@ def _embed(
             for boxes_R4, embedded in ((inside_R4, z), (other_R4, shuffled)):
                 z_RE = model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), index_R)
                 embedded.append(z_RE.float().cpu().numpy())
-            # Not normalized: the phrase prompt takes the text embedding as the tower gives it.
+            # These stay unnormalized: the phrase prompt takes the text embedding as the tower returns it.
             texts_RE = vectors[[phrase_row[region.phrase] for _, region in batch]].to(model.device)
             for rule in rules:
                 boxes_R4 = find(model, tokens, placements, texts_RE, index_R, rule=rule)

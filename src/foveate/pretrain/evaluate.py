@@ -247,7 +247,7 @@ def _add_region_classes(
     z_RE: NDArray[np.float32],
     part: str,
 ) -> None:
-    """Add top-1 and mean class accuracy, where all regions have labels; a phrase of each label stands for its class."""
+    """Add top-1 and mean class accuracy if all regions have labels; one phrase represents each class."""
     labels = np.array([region.label for region in embeddings.regions], dtype=object)[mask_R]
     # A class accuracy over some of the regions would depend on which ones happen to have labels.
     if not all(labels):
@@ -262,7 +262,8 @@ def _add_region_classes(
         rows=len(truth),
         seed=table.seed,
         groups_N=list(embeddings.image_R[mask_R]),
-        # Not 1,000: mAcc is no mean of samples, so every resample counts all classes again.
+        # Use fewer resamples than the usual 1,000: mAcc is no mean of samples, so each resample counts all classes
+        # again.
         resamples=200,
     )
     question = "what is in this box, of all names"

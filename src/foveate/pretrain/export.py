@@ -205,7 +205,7 @@ def _export_collection(
             return target, result, [f"would write {len(opened)} images to {target}", *skipped]
         with staged_folder(target) as folder:
             outcome = function(opened, folder, region_sources=region_sources)
-    # An exporter that leaves out images says so; the others raise.
+    # An exporter that leaves out images lists them here; the others raise.
     unreadable: dict[str, str] = getattr(outcome, "unreadable", {})
     if unreadable:
         counts |= {"images": counts["images"] - len(unreadable), "unreadable images": len(unreadable)}

@@ -41,8 +41,8 @@ _REGION_MODULES = ("prompter.", "roi.")
 def resolve_initial(recipe: PretrainRecipe) -> PretrainRecipe:
     """Replace encoders of kind `initial` by the towers of the checkpoint `initial`.
 
-    `image_encoder.source=X` alone is read as `initial=X`. Other fields of such an encoder (geometry, image_size,
-    frozen ...) are passed to the tower.
+    `image_encoder.source=X` without a kind is read as `initial=X`. Other fields of such an encoder (geometry,
+    image_size, frozen ...) are passed to the tower.
 
     Raises:
         UserError: when `initial` is 'required' and missing, or it has no towers.

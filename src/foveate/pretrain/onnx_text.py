@@ -1,7 +1,7 @@
 """The text tower as a graph, its tokenizer as a file, and a script that embeds images and texts without torch.
 
 `text.onnx`: token ids and mask to embeddings. `tokenizer.json`: for the library `tokenizers`, with padding and cut.
-`embed.py`: needs onnxruntime, numpy, Pillow and tokenizers alone.
+`embed.py`: needs only onnxruntime, numpy, Pillow and tokenizers.
 """
 
 from __future__ import annotations

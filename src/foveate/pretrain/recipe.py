@@ -64,7 +64,7 @@ class DataSettings(Settings):
         """Return the rule by which one text per epoch is drawn."""
         if self.mixture is not None:
             return TextRule(MixtureSampler.preset(self.mixture, missing=self.missing), self.combine)
-        # The sampler draws from its sources alone, so `alt` is one of them where it may inherit weight.
+        # The sampler draws only from its sources, so `alt` must be one of them if it may inherit weight.
         sources = tuple(self.captions) if self.missing != "alt" or "alt" in self.captions else (*self.captions, "alt")
         return TextRule(MixtureSampler(self.captions, sources=sources, missing=self.missing), self.combine)
 

@@ -182,6 +182,6 @@ def _images_with_regions(tokens_BLD: Tensor, counts_B: Tensor, index_R: Tensor) 
     with_regions_B = counts_B > 0
     if bool(with_regions_B.all()) or not len(index_R):
         return tokens_BLD, index_R
-    # Not by the mask itself, whose gradient is written element by element.
+    # Select by index: the gradient of indexing with the mask is written element by element.
     chosen_A = with_regions_B.nonzero().squeeze(1)
     return tokens_BLD.index_select(0, chosen_A), (with_regions_B.cumsum(0) - 1)[index_R]

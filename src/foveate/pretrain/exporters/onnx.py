@@ -180,7 +180,7 @@ def _texts(job: Job) -> tuple[dict[str, float], str]:
     tokenizer.save(str(job.folder / TOKENIZER))
     write_script(job.folder / SCRIPT, model.image_encoder.preprocess)
     theirs = _run(job.folder / TEXT, ids=ids_TL, mask=mask_TL)
-    # One text alone has another length, and another size of the batch, than the graph was traced with.
+    # A single text has a different length and batch size than the graph was traced with.
     first_ids_1L, first_mask_1L = encode(tokenizer, TEXTS[:1])
     first = _run(job.folder / TEXT, ids=first_ids_1L, mask=first_mask_1L)
     differences = {

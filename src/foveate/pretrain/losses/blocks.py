@@ -112,7 +112,7 @@ class RegionLoss:
 
     Attributes:
         loss: mean of both directions (equation 2), the one to train on.
-        r2t: region to text. t2r: text to region. Scalars, divided as `normalize` says.
+        r2t: region to text. t2r: text to region. Scalars, divided according to `normalize`.
         masked_fraction: share of the R (R - 1) negatives that the filter left out, in [0, 1]; without gradient.
     """
 

@@ -129,6 +129,6 @@ def pair_terms(similarity_BN: Tensor, scale: Tensor, bias: Tensor, *, start: int
     rows = torch.arange(len(logits_BN), device=logits_BN.device)
     signs_BN = torch.full_like(logits_BN, -1.0)
     signs_BN[rows, rows + start] = 1.0
-    # Not log(sigmoid(x)), which underflows to -inf where a pair is badly wrong.
+    # logsigmoid, because log(sigmoid(x)) underflows to -inf where a pair is badly wrong.
     terms_BN = -F.logsigmoid(signs_BN * logits_BN)
     return terms_BN.sum() if mask_BN is None else terms_BN.masked_fill(mask_BN, 0.0).sum()

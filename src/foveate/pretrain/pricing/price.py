@@ -32,7 +32,7 @@ from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.registry import tower_options
 
 _DEFAULTS = PriceSettings()
-# Of the parts of `flops_per_image`, those of each tower.
+# Tower -> its parts in `flops_per_image`.
 TOWERS = {"image_encoder": ("image tower",), "text_encoder": ("caption", "phrases")}
 # Assumed without a collection: a photograph of some 640 pixels, and a noun phrase with its start and end tokens.
 IMAGE_BYTES = 100_000
@@ -297,7 +297,7 @@ def flops_per_image(recipe: PretrainRecipe, cost: ModelCost, *, once: bool = Tru
 
 
 def cloc_over_clip(recipe: PretrainRecipe, cost: ModelCost) -> dict[str, float]:
-    """Return the ratio of forward FLOPs to CLIP alone: as computed here, and with a plain Prompter."""
+    """Return the ratio of forward FLOPs to those of CLIP: as computed here, and with a plain Prompter."""
     clip = cost.image.forward + cost.text.forward
     return {
         "ours": flops_per_image(recipe, cost)["forward"] / clip,
@@ -329,7 +329,7 @@ def memory_per_device(recipe: PretrainRecipe, cost: ModelCost, layout: Layout) -
         )
     loss_shape = _loss_shape(recipe)
     with_regions = recipe.regions.method != "none"
-    # Of the whole batch, not of a part: accumulation caches embeddings, and the loss sees all of them at once.
+    # Use the size of the whole batch: accumulation caches embeddings, and the loss sees all of them at once.
     size = {"images": loss_shape["images"], "regions": loss_shape["regions"], "processes": layout.devices}
     state = state_bytes(
         float(sum(cost.parameters.values())),
