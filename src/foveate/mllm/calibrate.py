@@ -1,7 +1,7 @@
-"""Measure when a phrase counts as not shown: the least score of a box, on images that no training saw.
+"""Calibrate the minimum box score on held-out images; below it the answer is "not found".
 
-A box head finds a place for every phrase. Its best match in the image scores higher where the phrase is shown, so that
-a threshold tells "not found"; it belongs to the weights, and is measured again after every training.
+A box head returns a box for every phrase. Its best match scores higher if the image shows the phrase, so a threshold
+separates the two cases. It belongs to the weights and is measured again after every training.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ Trained by {command}, {provenance.get("revision") or "revision unknown"}.
 
 
 def put_box_scores(card: str, result: BoxScoreResult) -> str:
-    """Write into a card when the model answers "not found", in place of what it says about that."""
+    """Replace a card's section about "not found" by a description of the calibrated threshold."""
     text = (
         f"Where no patch of the image matches a phrase with a score of {result.min_box_score:.2f}, the answer is "
         f'"not found".\n{result.hit_rate:.3f} of {result.present} phrases that an image shows then get a box, and '
@@ -85,7 +85,7 @@ def put_box_scores(card: str, result: BoxScoreResult) -> str:
     )
     if _BOX_SCORES in card:
         before, _, after = card.partition(_BOX_SCORES)
-        # This section alone: whoever has the folder may have written others behind it.
+        # Replace only this section: the owner of the folder may have added others behind it.
         _, heading, rest = after.partition("\n## ")
     else:
         before, heading, rest = card.partition(_DATA)

@@ -43,7 +43,7 @@ REFER_PROMPTS = (
 
 
 class DenseSettings(Settings):
-    """What `foveate mllm prepare-dense` writes."""
+    """Settings of `foveate mllm prepare-dense`."""
 
     split: str = Field("train", description="split whose images are asked about")
     sources: RegionSources = (OWN_SOURCES,)
@@ -56,7 +56,7 @@ class DenseSettings(Settings):
 
 
 class DenseCounts(BaseModel):
-    """What `prepare_dense` did.
+    """Counts of `prepare_dense`.
 
     Attributes:
         conversations, objects: by kind, referring or detection.
@@ -108,7 +108,7 @@ def _write_all(
             for region in selected.read(row)
             if (name := getattr(region, settings.names))
         ]
-        # Drawn by image key: a repeated call writes the same conversations, none of which are new.
+        # Draw by image key, so that a repeated call writes the same conversations and adds none.
         boxed = seeds.uniform("dense task", seed, key) < settings.box_share
         reason = "without regions" if not objects else ""
         # Left out, not cut: the question asks for all things, and a cut answer would teach the model to stop early.

@@ -73,9 +73,9 @@ def evaluate(
     plugin = load_suite(suite)
     if settings.judge:
         check_judge_address(settings.judge)
-    # Not the batch size: an answer does not depend on the questions beside it, so that a smaller one may go on.
+    # The batch size is not part of the identity: answers do not depend on it, so a run may resume with a smaller one.
     identity = {"suite": suite, "model": name, "data": _locate(data, Path(run)), **_identify(settings)}
-    # Answers of the same model before it was trained again or calibrated are not its answers.
+    # Answers from before the model was trained further or calibrated are not valid for it.
     identity |= {"weights": weights} if weights else {}
     folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity), free=("batch_size",))
     try:
@@ -297,7 +297,7 @@ def _choose(
         for question, request in zip(questions, requests, strict=True)
         if question.id in answered and len(set(question.choices)) == len(question.choices) > 1
     ]
-    # Where a letter is asked for, the letters are compared, as in evaluations of MMLU.
+    # If the instruction requests a letter, compare the letters, as in evaluations of MMLU.
     letters = suite.instruction == LETTER_ANSWER
     options = [
         [chr(ord("A") + index) for index in range(len(question.choices))] if letters else list(question.choices)
@@ -309,7 +309,7 @@ def _choose(
         errors=UserError,
     )
     for (question, _), shares in zip(pairs, probabilities, strict=True):
-        # Choices that do not fit behind a question that just fits: the written answer counts alone.
+        # If the question just fits but its choices do not, only the written answer counts.
         if not isinstance(shares, UserError):
             choice = question.choices[int(np.argmax(shares))]
             answered[question.id] |= {"choice": choice, "choice_score": float(choice in question.references)}
@@ -342,7 +342,7 @@ def _write_request(
     swapped = [_read_whole(data, name) for name in others]
     regions = question.regions
     if regions:
-        # Placeholders of images stand in front where the text has none.
+        # Placeholders of images come first if the text has none.
         placed = text if IMAGE in text else IMAGE * len(images) + text
         (indices,) = locate_regions(Conversation("", (), (Turn("user", placed, regions),)))
         regions = tuple(

@@ -224,7 +224,7 @@ def chat_marks(loaded: LoadedModel) -> tuple[str, str, str]:
 def chat_template(loaded: LoadedModel) -> str:
     """Return a Jinja template that writes conversations as they were trained.
 
-    Images that begin the first question stand in front of all turns, others where they are (`prompts.images_lead`).
+    Images that begin the first question precede all turns, others stay where they are (`prompts.images_lead`).
     """
     before, after, blank = chat_marks(loaded)
     return (
@@ -263,8 +263,8 @@ def image_processor(loaded: LoadedModel, processor: Any, sizes: dict[str, Any]) 
 def _rename_tower(path: Path) -> None:
     """Give a tower's weights the names that released checkpoints have.
 
-    transformers 5 flattened CLIP and SigLIP and leaves `vision_model.` out; it reads either, releases before it and
-    vLLM the old names alone.
+    transformers 5 flattened CLIP and SigLIP and omits `vision_model.`; it reads both forms, whereas earlier releases
+    and vLLM read only the old names.
     """
     from safetensors.torch import save
 
@@ -329,7 +329,7 @@ def measure_differences(job: Job, theirs: Any, pixels: Callable[[Any], dict[str,
     count = visual.tokens_VTE.shape[1]
     ids = [loaded.tokenizer.special[IMAGE]] * count + tokens.ids
     ids_1L = torch.tensor([ids])
-    # Of the text alone: the model computes no logits of visual tokens.
+    # Compare only logits of the text: the model computes none of visual tokens.
     logits = theirs(input_ids=ids_1L, attention_mask=torch.ones_like(ids_1L), **inputs).logits[:, count:]
     texts = pack_texts([[tokens]], pad=loaded.tokenizer.pad)
     expected = model.logits(model.hidden_states(visual, torch.zeros(1, 1, dtype=torch.long), texts))

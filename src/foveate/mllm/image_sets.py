@@ -41,7 +41,7 @@ def group_by_images(
     without images, or with images within their text.
 
     Args:
-        in_text: images stand in the turns that name them, always.
+        in_text: images are always placed in the turns that name them.
     """
     row_of = {key: row for row, key in enumerate(collection.keys)}
     grouped: dict[tuple[int, ...], list[Conversation]] = defaultdict(list)
@@ -90,7 +90,7 @@ def select_sets(sets: Sequence[ImageSet], stage: StageSettings) -> list[ImageSet
 
 def find_usable_sets(sets: Sequence[ImageSet], collection: Collection, *, texts: bool) -> NDArray[np.int64]:
     """Return the numbers of the sets that a stage can draw: with a conversation, or without texts with a region."""
-    # Images without regions teach alignment nothing: a stage of it alone would waste its steps on them.
+    # Images without regions contribute nothing to alignment: a stage without texts would waste its steps on them.
     named = set() if texts else set(collection.table("regions")["key"].to_pylist())
     usable = [
         number

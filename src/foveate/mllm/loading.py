@@ -54,7 +54,7 @@ def open_loader(stage: StageSettings, samples: MllmSamples, *, seed: int, here: 
         return Loader(samples, rows=samples.rows, lengths=lengths, **options)
     rows: dict[str, list[int]] = defaultdict(list)
     for row in samples.rows.tolist():
-        # The first stands for all: where groups are counted, `image_sets.select_sets` gives each set one group only.
+        # The first conversation decides: if groups are counted, `image_sets.select_sets` gives each set only one group.
         rows[samples.sets[row].conversations[0].group].append(row)
     if stage.mixture is None:
         return Loader(samples, rows=_multiply(rows, stage, seed=seed), lengths=lengths, **options)

@@ -155,7 +155,8 @@ def count_language(config: PretrainedConfig, length: int, experts: Experts | Non
         mlp = _find_mlp(build(1))
     size, sparse = count_parameters(mlp), config.num_hidden_layers // experts.every
     expert, router = size // experts.divisor, config.hidden_size * experts.num
-    # What a token passes beyond the dense MLP, which the count has already; 2 FLOPs a weight, twice that backward.
+    # Add the weights that a token passes beyond the dense MLP, which is counted already: 2 FLOPs a weight, twice that
+    # backward.
     more = experts.top_k * expert - size
     extra = sparse * 2.0 * (more + router) * length
     total = part.parameters + sparse * (experts.num * expert - size + router)

@@ -1,4 +1,4 @@
-"""What images cost before a pixel is read: grids, views, tokens and megapixels of one sample."""
+"""Plan the cost of a sample's images without reading them: grids, views, tokens, megapixels."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ from foveate.vision.canvas import render_input
 from foveate.vision.preprocess import read_image
 from foveate.vision.tiling import OVERVIEW
 
-# Of the drawn attention mask: not read, visual tokens, the own conversation.
+# Colors of the drawn attention mask: masked, visual tokens, the token's own conversation.
 _MASK_COLORS = np.array([(226, 223, 217), (75, 85, 99), (194, 65, 12)], dtype=np.uint8)
 _MASK_SIDE = 480
 
@@ -173,7 +173,7 @@ def _choose_stage(recipe: MllmRecipe, name: str | None) -> StageSettings:
     stages = {stage.name: stage for stage in recipe.stages}
     if name is not None:
         return stages[choose(name, tuple(stages), "stage")]
-    # A stage of alignment alone has no tokens to preview.
+    # A stage that only aligns has no tokens to preview.
     return next((stage for stage in recipe.stages if stage.texts), recipe.stages[0])
 
 
@@ -207,7 +207,7 @@ def _describe_sample(training: MllmTraining, batch: StageBatch, row: int, folder
     sample, texts = batch.samples[row], batch.texts
     visual = batch.visual[row]
     counts_N3, kind_LL = read_counts(texts, row, visual=visual)
-    # The tokens of regions stand in the order of the sample's regions, over all of its conversations.
+    # Tokens of regions follow the order of the sample's regions, over all of its conversations.
     region_id, region_numbers = training.prompts.region_id, iter(range(1, len(sample["regions"]) + 1))
     conversations = []
     for number, conversation in enumerate(sample["conversations"], 1):

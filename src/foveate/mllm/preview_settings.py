@@ -8,7 +8,7 @@ from foveate.core.recipes import Settings
 
 
 class PreviewSettings(Settings):
-    """Which training samples are shown."""
+    """Selection of training samples for a preview."""
 
     stage: str | None = Field(None, description="stage of the recipe; by default the first with conversations")
     step: int = Field(1, ge=1, description="training step whose batch is loaded")

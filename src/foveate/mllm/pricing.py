@@ -22,7 +22,7 @@ from foveate.training.settings import TrainingSettings
 
 PARTS = ("tower", "connector", "regions", "language")
 _PRICE, _SAMPLE = PriceSettings(), MllmPriceSettings()
-# What the views of a dry run's images are planned for: most data sets of photographs are about so large.
+# Assumed size of a dry run's images: photographs of most data sets are about that large.
 _MEAN_IMAGE = (480, 640)
 
 
@@ -228,7 +228,7 @@ def memory_per_device(
 ) -> dict[str, float]:
     """Return the bytes in one process by use, and the `total`: the training's state, activations and logits.
 
-    Activations are saved from the first trained part on. Logits are float32, of the answers' tokens alone, with their
+    Activations are saved from the first trained part on. Logits are float32, only of the answers' tokens, with their
     gradient.
     """
     settings = stage.training

@@ -21,7 +21,7 @@ from foveate.training.token_batches import TokenBatching
 
 
 class StageSettings(Settings):
-    """One stage: what it trains, on what, and with which losses."""
+    """One stage: its trained parts, its data and its losses."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the stage and of its folder")
     training: TrainingSettings
@@ -122,7 +122,7 @@ class StageSettings(Settings):
         return self.mixture is not None or bool(self.multipliers)
 
 
-# Of `model`: what a training that adds regions to a model decides; tuning is of its language model.
+# Fields of `model` that a training decides when it adds regions to a trained model; tuning concerns its language model.
 REGION_FIELDS = (
     "regions",
     "region_encoder",
@@ -133,7 +133,7 @@ REGION_FIELDS = (
     "region_fusion",
 )
 TUNING_FIELDS = ("tuning", "lora")
-# Of `model.tower`: what is read of it, not what it is.
+# Fields of `model.tower` that select which of its features are read; the others define the tower.
 _LAYER_FIELDS = ("layer", "norm")
 
 
@@ -239,7 +239,7 @@ class MllmRecipe(Settings):
             raise ValueError(f"initial: add_regions names the model to start from (got '{self.initial}'); expected one")
         if self.tower_weights and self.start:
             raise ValueError(f"tower_weights: the model to start from has a tower (got initial '{self.start}')")
-        # Not merely set: a saved recipe lists all fields, most with their defaults.
+        # Compare with the default: a saved recipe lists all fields as set, most of them with their defaults.
         changed = self.vocabulary != type(self).model_fields["vocabulary"].default
         if changed and (self.start or isinstance(self.model.language, SourceSettings)):
             source = "initial" if self.initial else "add_regions" if self.add_regions else "model.language.source"
@@ -316,7 +316,7 @@ def _check_agreement(
 
 
 class MllmPriceSettings(PriceSettings):
-    """What a dry run assumes of devices and samples."""
+    """Assumptions of a dry run about devices and samples."""
 
     images: int = Field(
         1, ge=1, description="images of an average sample that a dry run assumes, of 480 x 640 pixels each"

@@ -8,7 +8,7 @@ from foveate.core.results import BoxValues, Evaluation, Region, ResultModel, Run
 
 
 class SuiteSample(ResultModel):
-    """A question of a suite with what was answered under each condition.
+    """A question of a suite with its answer under each condition.
 
     Attributes:
         image: file in the run folder, empty for a question without an image. regions: boxes in it that the question
@@ -196,7 +196,7 @@ class PreviewSample(ResultModel):
 
 
 class LeftOut(ResultModel):
-    """How many of `what` are not in a batch, and why."""
+    """Number of items left out of a batch, and the reason."""
 
     what: str
     count: int

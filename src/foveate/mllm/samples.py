@@ -65,7 +65,7 @@ class MllmSamples:
         collection: of their images. preprocess: of the tower.
         prompts: tokenizes conversations.
         names: for alignment.
-        max_conversations: of one sample; 0 = none, for a stage of alignment alone.
+        max_conversations: of one sample; 0 = none, for a stage that only aligns.
         max_positions: longest sequence; the visual tokens count.
         tokens_of_view: visual tokens of a view.
         settings: of the model: how images become views, and the frame of coordinates.

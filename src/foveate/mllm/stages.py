@@ -67,7 +67,7 @@ def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
     with seeded(0):
         language_model = AutoModelForCausalLM.from_config(config)
     prepare_tuning(language_model, source)
-    # Nothing is tokenized for this model: any id may stand for `<region>`.
+    # Nothing is tokenized for this model, so any id may represent `<region>`.
     return build_model(recipe.model, region_id=0, language_model=language_model)
 
 

@@ -168,8 +168,8 @@ _LIST = re.compile(r"\[[\s\d,.+-]+\]")
 def write_bins(answer: ModelAnswer, size: tuple[int, int] | None) -> str:
     """Return the text of an answer with its boxes as integers 0..999, as evaluators of Ferret read them.
 
-    The boxes of an answer stand in its text in pixels, one list each. Other lists of numbers, such as points, stay as
-    they are. If a box stands nowhere in the text, all lists are taken out, and the boxes are put at its end.
+    The text of an answer contains its boxes in pixels, one list each. Other lists of numbers, such as points, stay as
+    they are. If a box is missing from the text, all lists are removed, and the boxes are appended.
 
     Args:
         size: width and height of the image; without it the text stays as it is.

@@ -10,7 +10,7 @@ from foveate.core.recipes import Settings
 
 
 class SuiteSettings(Settings):
-    """Which questions a model is asked."""
+    """Settings of an evaluation: questions, answers and judge."""
 
     split: str = Field("test", description="split of the data to ask about")
     limit: int | None = Field(None, ge=1, description="maximum number of questions, drawn by the seed")
@@ -29,7 +29,7 @@ class SuiteSettings(Settings):
 
 
 class CalibrateSettings(Settings):
-    """Which images the threshold is measured on."""
+    """Selection of the images that the threshold is measured on."""
 
     split: str = Field("validation", description="split of the collection; one that the model was not trained on")
     limit: int = Field(200, ge=1, description="maximum number of images; of each a phrase that it shows, and one not")

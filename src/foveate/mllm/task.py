@@ -56,7 +56,7 @@ class MllmTask(Task):
         UserError: evaluations are asked for, and nothing measures.
     """
 
-    # A stage of alignment alone leaves the language model's layers out; a batch may hold no box.
+    # A stage that only aligns does not use the language model's layers, and a batch may hold no box.
     find_unused_parameters: ClassVar[bool] = True
 
     def __init__(
@@ -163,7 +163,7 @@ class MllmTask(Task):
     def _align(self, visual: Visual, batch: Batch) -> tuple[Tensor, Tensor]:
         """Softmax over all names of the similarity of a region's mean with the names' embeddings."""
         if not len(batch["name_N"]):
-            # Not a constant, so every weight still gets a gradient in all processes.
+            # Multiply by zero instead of using a constant, so that every weight gets a gradient in all processes.
             zero = visual.full_VLE.sum() * 0.0
             return zero, zero.detach()
         means_NE = self.model.view_regions(visual, batch["name_boxes_N4"], batch["name_view_N"])

@@ -1,8 +1,8 @@
 """Read LLaVA and LLaVA-NeXT in the format of transformers as the parts of a model of ours.
 
-LLaVA was trained on images padded to a square, of which its processor in transformers cuts the middle out; here they
-are padded. LLaVA-NeXT's vector behind each row of its merged tiles, and the leaving out of padding, have no
-counterpart: the tokens of the tiles, padding included, stand row by row.
+LLaVA was trained on images padded to a square, but its processor in transformers crops the center; here they are
+padded. LLaVA-NeXT's vector behind each row of its merged tiles, and its removal of padding, have no counterpart: the
+tokens of the tiles, padding included, follow row by row.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def read_llava(checkpoint: Checkpoint) -> ImportedParts:
 
 
 def _take_decoder(theirs: Any, config: Any) -> Any:
-    """Return the language model alone, on the same tensors."""
+    """Return the language model without tower and connector, on the same tensors."""
     from transformers import AutoModelForCausalLM
 
     state = {f"model.{name}": value for name, value in theirs.model.language_model.state_dict().items()}

@@ -1,7 +1,7 @@
 """Two GGUF files for llama.cpp: the language model with its vocabulary, and tower and MLP as `mmproj`.
 
-llama.cpp's own converter reads no LLaVA with a CLIP or SigLIP tower, and knows tokenizers by a hash of what they make
-of one text, so that it refuses every vocabulary of a collection (convert_hf_to_gguf.py, 0c1e57098).
+llama.cpp's own converter reads no LLaVA with a CLIP or SigLIP tower. It identifies tokenizers by a hash of their output
+for one text, so it refuses every vocabulary of a collection (convert_hf_to_gguf.py, 0c1e57098).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LOADING = f"""```bash
 llama-server --model {MODEL} --mmproj {PROJECTOR} --temp 0
 llama-mtmd-cli --model {MODEL} --mmproj {PROJECTOR} --temp 0 --image holiday.jpg --prompt "What is in the image?"
 ```"""
-# Of images that are not square, in mtmd: clip.cpp, PROJECTOR_TYPE_MLP.
+# Padding color of images that are not square, in mtmd: clip.cpp, PROJECTOR_TYPE_MLP.
 _FILL = (122, 116, 104)
 _CLASS_TOKEN = (
     "llama.cpp up to b11549 puts the class token of a CLIP tower behind the patches, where no position and no output "
@@ -151,7 +151,7 @@ def _vocabulary(loaded: LoadedModel) -> dict[str, Value]:
         # tokenizers writes merges as pairs since 0.20; before, as text with a blank between.
         "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
         "tokenizer.ggml.eos_token_id": tokenizer.end,
-        # Else it warns that the end mark is not among the tokens that end an answer.
+        # Without it, llama.cpp warns that the end mark is not among the tokens that end an answer.
         "tokenizer.ggml.eot_token_id": tokenizer.end,
         "tokenizer.ggml.padding_token_id": tokenizer.pad,
         "tokenizer.ggml.add_bos_token": False,
@@ -217,7 +217,7 @@ def _decoder_tensors(loaded: LoadedModel, weights: dict[str, Tensor]) -> dict[st
             new = inner[match[2]]
             value = interleave_halves(value, heads[new]) if new in heads else value
             tensors[f"blk.{match[1]}.{new}.{match[3]}"] = value
-    # A decoder of a vocabulary of one's own always reads its answers with the table of embeddings.
+    # A decoder with a vocabulary of its own always ties its output layer to the table of embeddings.
     assert config.tie_word_embeddings
     del tensors["output.weight"]
     return tensors

@@ -7,7 +7,7 @@ import torch
 from foveate.mllm.export import ExportReport, Job, image_processor, measure_views, write_export
 from foveate.mllm.exporting.llava import LOADING, processor_options, read_parts, read_weights
 
-# Of LLaVA-1.6, in sides of a view: rows and columns.
+# Grids of LLaVA-1.6 as rows and columns of views.
 _GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 _NOTE = (
     "LlavaNextProcessor always shows an overview and its tiles, joined row by row, with a vector (here zero) behind "

@@ -178,7 +178,7 @@ def summarize(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[st
 
 
 def score(question: SuiteQuestion, answer: ModelAnswer) -> float:
-    """Answers are scored by the judge alone."""
+    """Return no score: only the judge scores these answers."""
     raise AssertionError("Ferret-Bench is scored by its judge")
 
 

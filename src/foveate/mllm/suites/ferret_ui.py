@@ -150,7 +150,7 @@ def _make(
 
 
 def _ask_screens(collection: Collection, split: str) -> Iterator[SuiteQuestion]:
-    """Ask about each element as the paper's data do: once what it is, and once where, if it is unique."""
+    """Ask about each element as the paper's data do: once to name it, and once to find it if it is unique."""
     table = collection.grouped("screens")
     for row in collection.rows(split).tolist():
         record = collection.record(row)

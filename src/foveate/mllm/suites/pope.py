@@ -46,7 +46,7 @@ def score(question: SuiteQuestion, answer: ModelAnswer) -> float:
 
 
 def summarize(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[str, float | None]:
-    """Precision, recall, F1 of "yes" and the share of yes; the same of answers that are read for what they say."""
+    """Precision, recall, F1 of "yes" and the share of yes; the same for answers parsed by meaning."""
     truth = [question.references[0] == "yes" for question, _ in answered]
     texts = [answer.text for _, answer in answered]
     corrected = score_presence(texts, truth)

@@ -23,7 +23,7 @@ def read(path: Path, split: str) -> SuiteData:
     questions = []
     for file in files:
         for expression in read_expressions(file):
-            # The files of MDETR and Ferret have one split each, which their name says.
+            # The files of MDETR and Ferret have one split each, given by their names.
             if split == (expression.split or file.stem.rpartition("_")[2]):
                 questions.append(_make(expression, file))
     if not questions:

@@ -43,7 +43,7 @@ def _make(conversation: Conversation) -> SuiteQuestion:
     question = make_question(_last_question(conversation))
     kind, *more = (part.replace("-", " ").replace("_", " ") for part in conversation.id.split("/"))
     if kind not in KINDS and conversation.source.startswith(_SETS):
-        # Ids of image sets are keys of images: their source says the kind, as in "image-sets: compare: more".
+        # Ids of image sets are keys of images; the kind is in their source, such as "image-sets: compare: more".
         kind = conversation.source.removeprefix(_SETS).partition(":")[0]
         more = ["two answers" if len(conversation.choices) == 2 else "open", "seen", conversation.id]
     kind = kind if kind in KINDS else "where" if question.boxes else "other"
@@ -57,7 +57,7 @@ def _make(conversation: Conversation) -> SuiteQuestion:
 
 
 def _last_question(conversation: Conversation) -> Conversation:
-    """Join the turns before the last answer to one question: examples stand in front of it."""
+    """Join the turns before the last answer to one question, with the examples first."""
     *before, answer = conversation.turns
     if len(before) == 1:
         return conversation
