@@ -224,6 +224,11 @@ DESIGN = Design(
         (QUESTIONS, "name"),
         (QUESTIONS, "where"),
     ],
+    # values.csv has all other rows: a page has at most 120 lines.
+    headline_rows=[
+        *("sampler", "transposed", "mean", "roi", "replay", "view", "tiles", "fused", "integer", "bin-center"),
+        *("token", "coordinates", "both", "digits"),
+    ],
     limits=(
         "Generated images of 40 names: their numbers say nothing about photographs of the world.",
         "Frozen features of Lite0 with a linear layer: a tower that is trained may put more into a vector.",

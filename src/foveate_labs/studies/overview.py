@@ -29,21 +29,15 @@ ALL = "all"
 NOT_TESTABLE = "not testable here"
 INTRODUCTION = """# What the studies found
 
-<!-- Written by `foveate study all --so-far` from the published results; edit src/foveate/studies instead. -->
+<!-- Written by `foveate study all --so-far` from the published results; edit src/foveate_labs/studies instead. -->
 
 Each study trains the variants of a method with several seeds on built-in data and judges its claims. A claim is *shown*
 when the whole 95 % interval of the paired differences lies beyond its margin, *opposite* when it lies on the other
-side, else *not shown*. For a claim that something does not get worse, the margin lies below 0; the page of each study
-has the margins. "Shown 2, not shown 1" counts data sets. A claim *must hold* if the study asserts it before its run
-(exceptions are on its page), and is counted for each data set; all others are only measured. A control is the claim
-that would fail if
-the effect had another cause, such as the same with shuffled labels. Data are small and trainings take minutes: a claim
-that is not shown here is not refuted.
-
-```bash
-foveate study all --so-far   # write this page again from the published results
-foveate study all --quick    # run all studies with two seeds
-```
+side, else *not shown*. The margin of a claim that something does not get worse lies below 0. "Shown 2, not shown 1"
+counts data sets. A claim *must hold* if the study asserts it before its run (exceptions are on its page), and counts
+for each data set; all others are only measured. A control is the claim that would fail if the effect had another cause,
+such as the same with shuffled labels. Data are small and trainings take minutes: a claim that is not shown here is not
+refuted. `foveate study all --so-far` writes this page again, `foveate study all --quick` runs all with two seeds.
 """
 
 

@@ -177,6 +177,9 @@ _ONLY_IN_FILES = (
     "lora-half",
     "adaptformer-half",
     "vpt-shallow",
+    "full-shuffled",
+    "lora-shuffled",
+    "chance",
 )
 
 DESIGN = Design(

@@ -339,11 +339,12 @@ def _headline_table(published: Published, design: Design) -> list[str]:
     columns = [(condition, measure) for condition, measure in columns if condition in run.conditions]
     rows = [key for key in design.headline_rows or run.variants if key in run.variants]
     measures = {measure for _, measure in columns}
+    rest = " (main rows; values.csv has all)" if len(rows) < len(run.variants) else ""
     if len(measures) == 1:
-        caption = f"{run.measures[columns[0][1]]}, mean ± half of the 95 % t-interval over seeds:"
+        caption = f"{run.measures[columns[0][1]]}, mean ± half of the 95 % t-interval over seeds{rest}:"
         titles = [run.conditions[condition] for condition, _ in columns]
     else:
-        caption = "Mean ± half of the 95 % t-interval over seeds:"
+        caption = f"Mean ± half of the 95 % t-interval over seeds{rest}:"
         titles = [f"{run.conditions[condition]}: {run.measures[measure]}" for condition, measure in columns]
     lines = [caption, "", f"| variant | {' | '.join(titles)} |", f"|---|{'---|' * len(titles)}"]
     for row in rows:

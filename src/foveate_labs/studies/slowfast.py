@@ -154,12 +154,10 @@ DESIGN = Design(
         (DIRECTION, "direction"),
         (BIKES, "event"),
         (BIKES, "detail"),
-        *((MODEL, measure) for measure in ("flash", "still_flash", "digit", "still_digit")),
     ],
     # All else is in values.csv: a page has at most 120 lines.
     headline_rows=[
-        *("slowfast", "slow", "fast", "concat", "mean", "grid", "ts", "interleaved", "chosen", "cover", "max", "mm15"),
-        *("shuffled", "blank", *(row.key for row in ROWS if row.trained_as == LLAVA)),
+        *("slowfast", "slow", "fast", "concat", "ts", "chosen", "shuffled"),
     ],
     limits=(
         "Patches are no features: a tower's tokens are smoother and say more of their neighbors.",
