@@ -55,7 +55,8 @@ def find_outliers(clients: NDArray[np.int64], log_M: NDArray[np.float64], min_ra
     # 1.4826: the median absolute deviation of a normal distribution times it is the standard deviation.
     spread = 1.4826 * np.median(np.abs(log_M - median))
     above_M = log_M - median
-    # Both: the ratio alone flags honest clients that differ a lot, the spread alone flags trifles among near equals.
+    # Require both: the ratio by itself flags honest clients that differ a lot, the spread flags trifles among near
+    # equals.
     outliers = (above_M > np.log(min_ratio)) & (above_M > 4 * spread)
     # exp overflows above 709; a ratio of e^700 says as much as infinity.
     return {

@@ -28,7 +28,7 @@ _MAGIC = b"\x93NUMPY"
 # NumPy's own bound (`max_header_size`): `ast.literal_eval` can exhaust the interpreter on a large text.
 _MAX_HEADER = 10_000
 _MAX_ARRAYS = 10_000
-# Without objects: reading them means unpickling, which can run code from the file.
+# Object types are missing: reading them means unpickling, which can run code from the file.
 _TYPE = re.compile(r"[<>|=]?(?:[biu][1248]|b1|f(?:2|4|8|12|16)|[SU][1-9]\d{0,6})")
 _DAMAGE = (
     OSError,

@@ -157,7 +157,7 @@ class _Reader:
         """Category of each code as a string; -1, a missing value, is None."""
         if codes_N.ndim != 1 or codes_N.dtype.kind not in "iu" or categories.ndim != 1:
             raise UserError(f"{self._path}: {what} has codes or categories that are no list")
-        # None first, so that code -1 becomes index 0.
+        # None precedes the names, so that code -1 becomes index 0.
         names = np.array([None, *(_text(category) for category in categories)], dtype=object)
         # A damaged file would otherwise index from the end, silently.
         if int(codes_N.min(initial=0)) < -1 or int(codes_N.max(initial=-1)) >= len(categories):

@@ -231,7 +231,8 @@ def run_rounds(
         entry["bytes_up"] = log.bytes(up=True) - up if job.is_exchanging else 0
         entry["bytes_down"] = log.bytes(up=False) - down if job.is_exchanging else 0
         state.history.append(entry)
-        # Before `after`: a snapshot must name the round that comes next, or a resumed run would repeat this one.
+        # Count the round before `after`: a snapshot must name the round that comes next, or a resumed run would repeat
+        # this one.
         state.round += 1
         account()
         after(state)

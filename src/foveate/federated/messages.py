@@ -114,7 +114,7 @@ class Message:
 
     def digest(self) -> str:
         """SHA-256 of the whole content: equal messages have equal digests, on every machine."""
-        # Sorted by name: the order in which arrays and values were added does not matter.
+        # Sort by name: the order in which arrays and values were added does not matter.
         result = hashlib.sha256(json.dumps([self.kind, self.round, sorted(self.values.items())]).encode())
         for name in sorted(self.arrays):
             array = self.arrays[name]
@@ -209,7 +209,7 @@ class MessageRule:
         """Raise MessageError for the first thing that breaks the rule."""
         if message.kind != self.kind:
             raise MessageError(f"must be a '{self.kind}' (got '{message.kind}')")
-        # Before the content: a check of a huge array would be the very cost that the limit avoids.
+        # Check the size before the content: a check of a huge array would be the very cost that the limit avoids.
         if message.size > self.max_bytes:
             raise MessageError(f"must have at most {self.max_bytes:,} bytes (got {message.size:,})")
         allowed = {*self.arrays, *self.values}

@@ -50,8 +50,8 @@ class SystemNoise:
 
 def private_noise() -> NormalSource:
     """Source of noise that cannot be reproduced: the operating system's generator, without a seed."""
-    # Never from the run's seed: whoever knows the seed (the server does) could compute the noise and subtract it. Nor
-    # from a statistical generator, whose state can be computed from enough of its values.
+    # Noise never comes from the run's seed: whoever knows the seed (the server does) could compute the noise and
+    # subtract it. Nor from a statistical generator, whose state can be computed from enough of its values.
     return SystemNoise()
 
 
@@ -108,7 +108,7 @@ def discrete_gaussian(sigma: Fraction, shape: tuple[int, ...]) -> NDArray[np.int
 
 def clip_norm(vector: NDArray[np.floating], max_norm: float) -> NDArray[np.floating]:
     """Scale a vector down to `max_norm` if it is longer: only then its sensitivity is bounded."""
-    # In float64: a norm rounded down in float32 would let a vector through that is longer than the bound.
+    # Use float64: a norm rounded down in float32 would let a vector through that is longer than the bound.
     norm = float(np.linalg.norm(vector.astype(np.float64)))
     return vector if norm <= max_norm else (vector * (max_norm / norm)).astype(vector.dtype)
 

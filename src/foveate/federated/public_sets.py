@@ -27,10 +27,10 @@ from foveate.federated.h5ad import read_h5ad
 
 Set = tuple[NDArray[np.float64], dict[str, NDArray[Any]]]
 
-FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # folder of Debian's package dataset-fashion-mnist
 FASHION_IMAGES, FASHION_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 _CELLS = "datasets/10x_pbmc68k_reduced.h5ad"
-_MAX_BYTES = 1 << 30  # of an unpacked IDX file; MNIST's kind has 47 MB
+_MAX_BYTES = 1 << 30  # size of an unpacked IDX file; MNIST's has 47 MB
 
 
 def digits() -> Set:
@@ -115,7 +115,7 @@ def read_idx(path: Path, *, axes: int) -> NDArray[np.uint8]:
     if len(held) < start or held[:4] != bytes([0, 0, 8, axes]):
         raise UserError(f"{path}: not an IDX file of bytes with {axes} {'axes' if axes > 1 else 'axis'}")
     shape = [int(length) for length in np.frombuffer(held, ">u4", count=axes, offset=4)]
-    # As Python integers (dtype object): a forged header could otherwise overflow the product to the right size.
+    # Multiply Python integers (dtype object): a forged header could otherwise overflow the product to the right size.
     if len(held) - start != int(np.prod(shape, dtype=object)):
         raise UserError(f"{path}: its header claims {' x '.join(map(str, shape))} bytes (got {len(held) - start:,})")
     return np.frombuffer(held, np.uint8, offset=start).reshape(shape)

@@ -129,7 +129,7 @@ def sample_map(
     share = min(1.0, MAX_POINTS / sum(len(part) for part in points))
     positions, owners, group_list, labels = [], [], [], []
     for number, part in enumerate(points):
-        # At least one point: a small client must not vanish from the map.
+        # Draw at least one point: a small client must not vanish from the map.
         count = max(1, round(share * len(part)))
         # The same rows for every method and every run of this seed, so that maps can be compared.
         rows = np.sort(generator("map", seed, number).permutation(len(part))[:count])

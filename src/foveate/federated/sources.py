@@ -123,7 +123,7 @@ def with_labels(points: Points, collection: Path, label: str) -> Points:
     keys = points.column("key", "column")
     opened = Collection.open(collection)
     values = opened.label_values(label)
-    # By key, not by row: an export may hold one split only, in an order of its own.
+    # Match by key, not by row: an export may hold one split only, in an order of its own.
     rows = {key: row for row, key in enumerate(opened.keys)}
     missing = [key for key in keys if key not in rows]
     if missing:

@@ -248,7 +248,7 @@ def make_pool(answers: dict[int, Message]) -> tuple[Pool, dict[int, float]]:
 
 def _reduce_clusters(options: ClusteringOptions, pool: Pool) -> ClusteringOptions:
     """Options with no more clusters than there are distinct centroids, where fewer may be returned."""
-    # Before the server step: most methods refuse a K above the number of distinct centroids.
+    # Check this before the server step: most methods refuse a K above the number of distinct centroids.
     if options.on_few_groups != "return" or pool.distinct() >= options.clusters:
         return options
     _warn_few(pool.distinct(), options.clusters)
@@ -295,7 +295,7 @@ def _refine(
         answers = {client: answer for client, answer in answers.items() if client not in strange}
     total_KD = np.zeros_like(centers_KD)
     count_K = np.zeros(len(centers_KD))
-    # Added over clients before the division: the step equals one of Lloyd on all reported points together.
+    # Add over clients before dividing, so that the step equals one of Lloyd on all reported points together.
     for answer in answers.values():
         total_KD += answer.array("sums")
         count_K += answer.array("counts")

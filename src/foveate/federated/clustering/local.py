@@ -15,7 +15,7 @@ from foveate.federated.clustering.distances import FAST_CELLS, Floats, Labels, b
 from foveate.federated.clustering.lloyd import MAX_STEPS, Clustering, lloyd
 from foveate.federated.clustering.starts import plus_plus, random_rows
 
-# For scale: the two halves of a Gaussian cut at its mean are 1.32 times the sum of their deviations apart.
+# To give a scale: the two halves of a Gaussian cut at its mean are 1.32 times the sum of their deviations apart.
 FUSE_BELOW = 1.6
 
 

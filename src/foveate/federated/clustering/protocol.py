@@ -160,7 +160,7 @@ def check_centroids(options: ClusteringOptions, client: int, answer: Message) ->
 def answer_centroids(data: ArrayLike, request: Message, client: int) -> Message:
     """Answer of the first round: local k-means, small clusters merged, doubted centroids marked or left out."""
     values = request.values
-    # Before the k-means: centroids then are means of directions, and `describe` measures among the same rows.
+    # Prepare before the k-means: centroids then are means of directions, and `describe` measures among the same rows.
     points = _prepare(data, request)
     seed, clusters = int(request.number("seed")), int(request.number("clusters"))
     # Seed, round and client come with the request: a client that is asked again answers the same.

@@ -26,7 +26,7 @@ def plus_plus(points_ND: Floats, clusters: int, rng: np.random.Generator, *, wei
     Stops with fewer centers where every row has one already.
     """
     weights = np.ones(len(points_ND)) if weight_N is None else weight_N
-    # As many candidates per center as scikit-learn takes.
+    # scikit-learn takes as many candidates per center.
     tries = 2 + int(np.log(max(1, clusters)))
     picked = [int(_draw(weights, np.cumsum(weights), 1, rng)[0])]
     nearest = (_ByDifferences if points_ND.shape[1] <= FEW else _ByProducts)(points_ND, weights, picked[0])

@@ -173,7 +173,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def _options(self, seed: int) -> DeepOptions:
         """Options of the training, checked by the bounds of `DeepOptions`."""
-        # Checked here: 0 rounds is allowed for an estimator (the untrained encoder), and `DeepOptions` starts at 1.
+        # Check this here: 0 rounds is allowed for an estimator (the untrained encoder), and `DeepOptions` starts at 1.
         if isinstance(self.n_rounds, bool) or not isinstance(self.n_rounds, int) or self.n_rounds < 0:
             raise UserError(f"n_rounds must be a whole number from 0 (got {self.n_rounds!r})")
         content = {name: getattr(self, name) for name in _OPTIONS}

@@ -275,7 +275,7 @@ class DeepJob(TrainingJob[DeepState]):
         ]
 
     def begin(self, transport: Transport, *, min_clients: int = 1) -> DeepState:
-        if self.network is not None:  # in this process: the size of the data is known and nothing is asked
+        if self.network is not None:  # in this process the size of the data is known without a request
             return DeepState(flatten_weights(self.network), self.options.width)
         excluded = self._ask_sizes(transport, min_clients)
         assert self.network is not None
@@ -335,7 +335,7 @@ class DeepJob(TrainingJob[DeepState]):
             raise UserError(f"method '{POOLED}' cannot run over a network: {METHODS[POOLED]}")
 
     def remote_transport(self, transport: Transport, state: DeepState) -> Transport:
-        # Only to clients whose data fit; the others were left out when sizes were compared.
+        # Send options only to clients whose data fit; the others were left out when sizes were compared.
         return OptionsTransport(transport, self.options, sorted(self.sizes))
 
     def finished(self, state: DeepState) -> Fitted:

@@ -50,9 +50,9 @@ class DeepOptions(Settings):
     local_epochs: int = Field(1, ge=1, le=100, description="passes of a client over its points per round")
     batch_size: int = Field(64, ge=2, description="points per step of a client")
     learning_rate: float = Field(0.05, gt=0, le=10, description="of the clients' SGD with momentum 0.9")
-    # As in DeepCluster-v2.
+    # The value of DeepCluster-v2.
     weight_decay: float = Field(1e-6, ge=0, le=1, description="of the clients' SGD")
-    # As published.
+    # The published value.
     temperature: float = Field(0.1, gt=0, le=10, description="divisor of the cosines in the loss")
     augment: Literal["none", "noise", "shift"] = Field(
         "none", description="augmentation: noise for features, shift for images"

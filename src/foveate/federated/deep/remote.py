@@ -39,7 +39,7 @@ def answer_remote(
         raise MessageError(f"'{request.kind}' is not answered over a network")
     client_limits = limits or Limits()
     points = as_points(points_ND, what="the data")
-    # Before any answer, sizes included: with fewer points than its own limit a client sends nothing at all.
+    # Check this before any answer, sizes included: with fewer points than its own limit a client sends nothing at all.
     client_limits.need_points(len(points))
     points, request = take_scale(points, request)
     # A request for sizes needs no options and no network.

@@ -38,7 +38,7 @@ def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA)
     # Without a request for fields, or with a single client, no field reaches anyone: there is nothing to account for.
     if not refreshed or len(state.sizes) < 2:
         return rows
-    # Asked again after a restart, like the encoder above.
+    # A restart requests them again, like the encoder above.
     refreshed += state.resumed
     name = "field" if options.surrogate == "grid" else "surrogate"
     rho = None

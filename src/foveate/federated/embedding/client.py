@@ -157,7 +157,7 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
         grids.targets(queries_Gd, z_Nd, drop=options.drop, kernel=options.kernel), options, data
     )
     fit = fit_surrogate(
-        # On the CPU: the same generator and the same arithmetic give the same surrogate whatever device trains.
+        # Fit on the CPU: the same generator and the same arithmetic give the same surrogate whatever device trains.
         queries_Gd.cpu(),
         targets_G.cpu(),
         torch_generator(options.seed, round=request.round, client=client, purpose="surrogate"),

@@ -261,7 +261,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         values = {back.get(name, name): value for name, value in options.model_dump().items()}
         model = cls(**{name: value for name, value in values.items() if name in known}, random_state=options.seed)
         rest = {name: value for name, value in values.items() if name not in known and name != "seed"}
-        # Only what differs from the defaults: the estimator then prints as a user would have written it.
+        # Keep only values that differ from the defaults: the estimator then prints as a user would have written it.
         default = EmbeddingOptions().model_dump()
         model.options = {name: value for name, value in rest.items() if value != default[name]} or None
         model.options_, model.encoder_, model.n_features_in_ = options, network, int(config["widths"][0])

@@ -132,7 +132,7 @@ def targets(
             nearest, which was probably intended. With no more points than that nothing is left out.
     """
     field_G = torch.empty(len(queries_Gd), dtype=queries_Gd.dtype, device=queries_Gd.device)
-    # In blocks: the table of all distances of queries and points need not fit into memory.
+    # Work in blocks: the table of all distances of queries and points need not fit into memory.
     for part in blocks(len(queries_Gd), len(z_Nd) * queries_Gd.shape[1]):
         if drop == "none" or len(z_Nd) <= dropped:
             field_G[part] = mean_repulsion(queries_Gd[part], z_Nd, kernel=kernel)

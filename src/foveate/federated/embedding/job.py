@@ -161,7 +161,7 @@ class MapJob(TrainingJob[MapState]):
             shares=options.decay_at,
             factor=options.decay_factor,
         )
-        # From the server's stream: who takes part does not depend on which clients answer.
+        # Draw from the server's stream: who takes part does not depend on which clients answer.
         random = stream(options.seed, round=round, client=-1, purpose="participation")
         clients = draw_participants(sorted(state.sizes), options.participation, random)
         usable = self._usable_repulsions(transport, state) if active else []
@@ -290,7 +290,7 @@ class MapJob(TrainingJob[MapState]):
                 assert state.grid is not None
                 # The server adds up fields on one grid, so that a client learns only the sum of the others.
                 field_G = sum(
-                    # Added up in float64, rounded once at the end.
+                    # Add up in float64 and round once at the end.
                     share * repulsion.vector.astype(np.float64)
                     for share, repulsion in zip(shares, repulsions, strict=True)
                 )

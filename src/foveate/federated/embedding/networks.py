@@ -106,7 +106,7 @@ def average(weights_M: Sequence[Mapping[str, NDArray[np.generic]]], shares_M: Se
 
 def average_arrays(arrays_M: Sequence[NDArray[np.generic]], shares_M: Sequence[float]) -> NDArray[np.generic]:
     """Return the weighted mean of arrays, computed in float64, as the first one's dtype."""
-    # In float64: float32 sums over many clients depend on their order.
+    # Use float64: float32 sums over many clients depend on their order.
     shares = np.asarray(shares_M, dtype=np.float64) / float(np.sum(shares_M))
     total = np.zeros(arrays_M[0].shape)
     for share, array in zip(shares, arrays_M, strict=True):

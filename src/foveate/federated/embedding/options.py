@@ -205,6 +205,6 @@ def draw_participants(clients: Sequence[int], share: float, generator: np.random
     """Draw the clients that train in a round: at least one, without replacement, ascending."""
     if share >= 1:
         return list(clients)
-    # At least one: a round without clients has nothing to average.
+    # Take at least one: a round without clients has nothing to average.
     count = max(1, round(share * len(clients)))
     return sorted(generator.choice(np.asarray(clients), size=count, replace=False).tolist())

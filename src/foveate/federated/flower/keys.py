@@ -125,7 +125,7 @@ def check_server(folder: Path, address: str, host: str) -> None:
     _need(folder, (CA, SERVER, SERVER_KEY))
     for key in (folder / SERVER_KEY, folder / CA_KEY):
         check_private(key)
-    # Both names: clients use the address, the server's own processes the loopback or the host it listens on.
+    # List both names: clients use the address, the server's own processes the loopback or the host it listens on.
     for name in dict.fromkeys((address, LOOPBACK if host == "0.0.0.0" else host)):
         verify(folder / CA, folder / SERVER, name)
     same_key(folder / SERVER, folder / SERVER_KEY)

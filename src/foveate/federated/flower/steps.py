@@ -118,7 +118,7 @@ def join(
     rows, columns = _check_data(Path(node["data"]), ReadOptions.of_config(node))
     limits.need_points(rows)
     say(f"{node['data']}: {rows:,} points of {columns}")
-    # Before the node connects: afterwards it is too late.
+    # Print the limits before the node connects: afterwards it is too late.
     for line in describe_limits(limits):
         say(line)
     if not is_free(commands.LOOPBACK, port):
@@ -217,7 +217,8 @@ def carry_out(folder: Path, fields: Mapping[str, Any]) -> Path:
             status = child.wait()
         finally:
             output = child.text
-            # None after Ctrl-C or a signal: `flwr run` only follows a run, which would go on at the server.
+            # The status is None after Ctrl-C or a signal: `flwr run` only follows a run, which would go on at the
+            # server.
             if status is None:
                 _stop_run(folder, output)
     if not result.is_file() or result.stat().st_mtime_ns == before:
