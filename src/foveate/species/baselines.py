@@ -54,7 +54,7 @@ class ConcatBaseline(nn.Module):
         self.layer_norm = nn.LayerNorm(3 * dim)
         self.mlp, self.act = nn.Linear(3 * dim, dim), nn.PReLU()
         self.classifier = nn.Linear(dim, num_classes)
-        # Only the weights, as in model_st.py; the biases keep PyTorch's defaults.
+        # Initialize only the weights, as model_st.py does; the biases keep PyTorch's defaults.
         nn.init.xavier_uniform_(self.mlp.weight)
         nn.init.xavier_uniform_(self.classifier.weight)
         self.widths = (place_width, hour_width)

@@ -151,7 +151,7 @@ def _resolve(
     survey = target.survey
     keys = set(survey.keys)
     corrections = _drop_unchanged(corrections, survey)
-    # By image: an event has an answer for its people, and another for its animals.
+    # Group by image: an event has an answer for its people, and another for its animals.
     owners: dict[str, dict[str, Any]] = {}
     decided: dict[str, str] = {}
     # Rows are converted only if an answer needs them: a survey has far more decisions than answers.
@@ -178,7 +178,7 @@ def _resolve(
         owner = owners.get(key, {"event": "", "keys": (key,)})
         is_blank_event = bool(correction.event) and owner["event"] == correction.event and get_kind(label) == "blank"
         for member in owner["keys"] if is_blank_event else (key,):
-            # By label: two species on one image are two answers, the same one twice is a correction of it.
+            # Key by label: two species on one image are two answers, the same one twice is a correction of it.
             of_image, count = answers.setdefault(member, {}), correction.count
             earlier = of_image.get(label)
             if earlier is not None and earlier.id and correction.id not in ("", earlier.id):
@@ -204,7 +204,8 @@ def _drop_unchanged(corrections: Sequence[Correction], survey: Survey) -> list[C
         is_stored = (entry.id, entry.label, -1 if entry.count is None else entry.count) in stored
         if not entry.id or not (is_stored or _is_earlier(entry.time, answered.get(entry.id, ""))):
             changed.add(entry.key)
-    # By image: an answer is about a whole one, so that it would hide the unchanged rows beside an edited one.
+    # Return all entries of a changed image: an answer is about a whole image, so it would hide the unchanged rows
+    # beside an edited one.
     return [entry for entry in corrections if entry.key in changed]
 
 

@@ -25,8 +25,8 @@ from foveate.survey.detections import get_kind
 # Frames of a camera that are compared for its strips: by day and by night, so that a dark sky is no strip.
 _FRAMES_OF_A_CAMERA = 12
 _MIN_FRAMES = 3
-_LONGEST_SIDE = 512  # of the frames that are compared: letters of a strip stay apart from its color
-_MAX_STRIP = 0.15  # of the height, on each side: more is scenery
+_LONGEST_SIDE = 512  # pixels of compared frames: letters of a strip stay apart from its color
+_MAX_STRIP = 0.15  # share of the height, on each side: more is scenery
 # Rows full of text between rows of the strip's color.
 _MAX_GAP = 0.04
 # Levels (of 255) by which the color of a strip may vary. The noise of a JPEG is larger only beside letters, that of a

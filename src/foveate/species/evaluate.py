@@ -31,7 +31,7 @@ from foveate.survey.taxa import Taxa
 # Classes of no more training images are the tail, as in the reports of iWildCam.
 TAIL_IMAGES = 100
 _MAX_CONFUSIONS = 24
-_MAX_POINTS = 120  # of a curve on the page
+_MAX_POINTS = 120  # points of a curve on the page
 _HOURS_PER_ROW = 4
 
 

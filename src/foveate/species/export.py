@@ -26,7 +26,7 @@ _OPTIONS_OF = {
     "camtrap-dp": ("coordinate_digits", "title", "contributor", "sampling_design", "utc_offset"),
     "wildlife-insights": ("project",),
 }
-_CATEGORIES = {"animal": "animal", "human": "person", "vehicle": "vehicle"}  # of MegaDetector, by kind
+_CATEGORIES = {"animal": "animal", "human": "person", "vehicle": "vehicle"}  # kind -> category of MegaDetector
 _MIN_BLANK = 0.5  # without boxes: from this probability on an image of an animal's event is one of its empty frames
 
 

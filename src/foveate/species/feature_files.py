@@ -74,7 +74,7 @@ def _read_parquet(path: Path) -> tuple[list[str], NDArray[np.float32]]:
         raise UserError(f"{path}: not a Parquet table ({' '.join(str(error).split())[:100]})") from error
     for name in ("key", "vector"):
         choose(name, table.column_names, f"{path}: column")
-    # Checked by schema before any value: a column of text would end in a NumPy error that names no file.
+    # Check the schema before any value: a column of text would end in a NumPy error that names no file.
     kind = table.schema.field("vector").type
     value = getattr(kind, "value_type", None)
     if value is None or not (pa.types.is_floating(value) or pa.types.is_integer(value)):

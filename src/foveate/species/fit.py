@@ -28,7 +28,7 @@ from foveate.training.loop import TrainingOutcome, train
 from foveate.vision.registry import build_image_encoder, seeded
 
 _BATCH = 256
-_IMAGE_BATCH = 32  # of pixels
+_IMAGE_BATCH = 32  # images in a batch of pixels
 Rows = NDArray[np.int64]
 
 

@@ -42,7 +42,7 @@ def fold_head(model: LinkModel) -> LinearHead:
     """
     folded_KD, fc = fold_species(model), model.image.fc
     assert isinstance(fc, nn.Linear), "the network of images ends with a linear layer"
-    # In float64: two products in float32 would differ from the model's own scores in the last digits twice.
+    # Use float64: two products in float32 would differ from the model's own scores in the last digits twice.
     wide_KD = folded_KD.double()
     weight_KF, bias_K = wide_KD @ fc.weight.double(), wide_KD @ fc.bias.double()
     return LinearHead(weight_KF.to(folded_KD.dtype), bias_K.to(folded_KD.dtype))

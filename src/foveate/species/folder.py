@@ -177,7 +177,7 @@ def open_species(folder: str | Path) -> SpeciesModel:
     path = Path(folder)
     config = read_config(path, kind=KIND, formats=[FORMAT], fields=_FIELDS)
     info = _read_info(path, config)
-    # Before anything takes memory: a config that asks for a million classes is refused for what its weights are not.
+    # Compare shapes before anything takes memory: a config of a million classes is refused if its weights are smaller.
     shapes = read_shapes(path / WEIGHTS)
     with torch.device("meta"):
         expected = _list_tensors(_build_network(info, config), info, config)

@@ -87,7 +87,7 @@ def normalized_ranks(scores_NC: ArrayLike, columns_N: ArrayLike) -> NDArray[np.f
     # An index of -1 would read the last column; its rank becomes NaN below.
     own_N1 = np.take_along_axis(scores, np.maximum(columns_N, 0)[:, None], axis=1)
     above_N = (scores > own_N1).sum(axis=1)
-    # Without itself: a row of equal scores then has the rank of chance.
+    # Do not count the link itself: a row of equal scores then has the rank of chance.
     equal_N = (scores == own_N1).sum(axis=1) - 1
     ranks_N = (above_N + equal_N / 2) / (scores.shape[1] - 1)
     return np.where(columns_N < 0, np.nan, ranks_N)

@@ -61,7 +61,7 @@ class ImageNetwork(nn.Module):
         super().__init__()
         self.encoder: ImageEncoder | None = encoder
         self.fc = nn.Linear(features, dim)
-        # Only the weight, as in the released code; the bias keeps PyTorch's default.
+        # Initialize only the weight, as the released code does; the bias keeps PyTorch's default.
         nn.init.xavier_uniform_(self.fc.weight)
 
     def features(self, inputs: Tensor) -> Tensor:

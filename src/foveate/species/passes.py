@@ -83,7 +83,7 @@ class PassOrder:
         # Pass and batch within the pass of each step.
         steps = [(index, batch) for index, count in enumerate(self.batches_of_passes) for batch in range(count)]
         if schedule == "interleaved":
-            # Sorted by the middle of each batch's slot, which puts a pass of one batch in mid-epoch, not first.
+            # Sort by the middle of each batch's slot, which puts a pass of one batch in mid-epoch, not first.
             steps.sort(key=lambda step: (step[1] + 0.5) / self.batches_of_passes[step[0]])
         self._steps = steps
         self._orders: dict[int, list[Rows]] = {}

@@ -174,7 +174,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
             value: Any = stored.get(name)
             expected: Any = KIND if name == "kind" else config[name]
             if name == "model" and isinstance(value, dict):
-                # By its hash: the path may be written in another way, or the model may have moved.
+                # Compare hashes: the path may be written in another way, or the model may have moved.
                 value, expected = value.get("sha256"), expected["sha256"]
             if value != expected:
                 raise UserError(f"{path}: holds results of another {name}; choose another folder with --out")

@@ -31,9 +31,9 @@ from foveate.species.rows import DETECTED
 from foveate.survey.exporters.survey_rows import SurveyRows
 
 SHEET, TABLE, _RESULT = "sheet.png", "review.csv", "result.json"
-_MAX_FRAMES = 4  # of an event on the sheet
+_MAX_FRAMES = 4  # frames of an event on the sheet
 _SIDE = 420
-_COLUMNS, _TILE, _LABEL = 6, 260, 40  # of the sheet, in pixels
+_COLUMNS, _TILE, _LABEL = 6, 260, 40  # layout of the sheet; the last two in pixels
 _BLANK_DETECTION = 0.5  # from this confidence on a detector contradicts "blank"
 COLUMNS = (
     "event", "key", "file", "images", "deployment", "time", "answer", "rank", "score", "alternatives", "priority",
@@ -162,7 +162,7 @@ def write_review(
         table_sha256=hashlib.sha256(content).hexdigest(),
         sheet=SHEET if any(frames) else "",
     )
-    # Written last: a table whose hash no result names counts as a person's work and is never overwritten.
+    # Write the result last: a table whose hash no result names counts as a person's work and is never overwritten.
     write_json_atomically(folder / _RESULT, result.to_json())
     return result
 

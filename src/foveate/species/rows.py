@@ -191,7 +191,8 @@ def merge_columns(probabilities_RK: Floats, groups_K: Integers, num_groups: int)
     Args:
         groups_K: group of each column, -1 for none.
     """
-    # With the columns of a group adjacent, one `reduceat` sums all groups without a loop over hundreds of taxa.
+    # Sort the columns of a group side by side, so that one `reduceat` sums all groups without a loop over hundreds of
+    # taxa.
     columns = np.argsort(groups_K, kind="stable")
     columns = columns[groups_K[columns] >= 0]
     sums_RG = np.zeros((len(probabilities_RK), num_groups))

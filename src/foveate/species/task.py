@@ -31,7 +31,7 @@ def link_loss(scores_BN: Tensor, labels_B: Tensor, relation: Relation) -> Tensor
     """
     if relation in (Relation.PARENT, Relation.SPECIES):
         return F.cross_entropy(scores_BN, labels_B)
-    # In the scores' type: the released code rounds it to float32 even in a float64 run, which shifts the loss.
+    # Keep the scores' type: the released code rounds it to float32 even in a float64 run, which shifts the loss.
     target_BN = F.one_hot(labels_B, scores_BN.shape[1]).to(scores_BN.dtype)
     return F.binary_cross_entropy_with_logits(scores_BN, target_BN)
 
@@ -50,7 +50,8 @@ def class_offsets(labels_N: NDArray[np.int64], num_classes: int, tau: float) -> 
     Source: Menon et al. 2021, "Long-tail learning via logit adjustment" (arXiv 2007.07314), equation 10. A class
     without an image counts as one: its frequency has no logarithm.
     """
-    # Added, not subtracted: training then fits logits minus the prior, and prediction without the term is balanced.
+    # Add the prior instead of subtracting it: training then fits logits minus the prior, and prediction without the
+    # term is balanced.
     counts_K = np.bincount(labels_N, minlength=num_classes).clip(min=1)
     return torch.from_numpy(tau * np.log(counts_K / counts_K.sum())).float()
 

@@ -24,8 +24,8 @@ _COLUMNS = ("id", "name", "rank", "parent", "common", "synonyms")
 # Spellings of a missing cell in R, pandas, Python and SQL.
 _NO_PARENT = ("", "na", "nan", "none", "null")
 _ROOT = "Animalia"
-_NUM_FIELDS = 7  # of a label of SpeciesNet
-_NO_RESULT = "no cv result"  # in all fields of SpeciesNet's label for an image that it could not read
+_NUM_FIELDS = 7  # fields in a label of SpeciesNet
+_NO_RESULT = "no cv result"  # SpeciesNet writes this into all fields of an image that it could not read
 # A person should see the first few rows of a long list of mistakes; the rest repeats them.
 _MAX_NAMED = 10
 
@@ -113,7 +113,7 @@ def _check_tree(path: Path, rows: Sequence[Mapping[str, str]], lines: Sequence[i
             f"without a parent{nearest(first, index)}"
         )
     parents = np.array([index.get(row["parent"], -1) for row in rows], dtype=np.int64)
-    # Checked before the roots: a cycle without a root would be reported as a missing root.
+    # Check cycles before roots: a cycle without a root would be reported as a missing root.
     cycle = find_cycle(parents)
     if cycle:
         named = " -> ".join(f"{rows[i]['id']!r} (line {lines[i]})" for i in (*cycle, cycle[0]))

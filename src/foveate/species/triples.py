@@ -82,7 +82,7 @@ class Triples:
         Raises:
             UserError: a row is no triple of the four relations.
         """
-        # Checked first: everything below separates columns by relation and would number nonsense.
+        # Check first: everything below separates columns by relation and would number nonsense.
         _check(table)
         heads, tails = _normalized(table, "h"), _normalized(table, "t")
         is_id = [_equals(table[f"datatype_{side}"], "id") for side in "ht"]
@@ -237,7 +237,7 @@ def _normalized(table: pa.Table, side: str) -> pa.Array:
     encoded = table[side].combine_chunks().dictionary_encode()
     is_id = pa.array(_equals(table[f"datatype_{side}"], "id"))
     ids = pa.array([normalize_id(text) for text in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
-    # Only ids: an image may be called "12.0".
+    # Normalize only ids: an image may be called "12.0".
     return pc.call_function("if_else", [is_id, ids, table[side].combine_chunks()])
 
 

@@ -203,7 +203,7 @@ def _select_smoothing(cells_C2: Floats, counts_CL: Floats, place_images: float) 
         ratios = compare_counts(weights_CC, counts_CL, place_images, strength)
         # A class without images has log(0) and count 0: 1 keeps its term at 0.
         expected = np.where(shares_L > 0, ratios * shares_L, 1.0)
-        # On ties the narrower and weaker smoothing, the first, stays.
+        # On ties the first one stays, which smooths less.
         best = max(best, (float((counts_CL * np.log(expected)).sum()), bandwidth, strength), key=lambda entry: entry[0])
     return best[1], best[2]
 

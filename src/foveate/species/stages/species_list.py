@@ -88,7 +88,7 @@ def match_classes(names: Iterable[str], classes: Classes, taxa: Taxa, *, where: 
     Raises:
         UserError: names that match no class, all of them.
     """
-    # By the tree, not by ranks: a listed family admits a species whose genus is missing from the taxonomy.
+    # Compare by the tree, not by ranks: a listed family admits a species whose genus is missing from the taxonomy.
     lineages = [set(taxa.lineage(int(taxon))) for taxon in classes.taxa_K]
     labels = {normalize_name(label): k for k, label in enumerate(classes.labels)}
     allowed_K = np.zeros(len(classes), dtype=bool)
