@@ -91,7 +91,7 @@ def check_table(name: str, table: pa.Table, *, file: str) -> Iterator[Violation]
 
 
 def _check_cells(name: str, table: pa.Table, file: str) -> Iterator[Violation]:
-    # By column and distinct value: 200,000 rows have a few hundred distinct cells in most columns.
+    # Check by column and distinct value: 200,000 rows have a few hundred distinct cells in most columns.
     for column, info in TABLES[name].model_fields.items():
         if column not in table.column_names:
             continue

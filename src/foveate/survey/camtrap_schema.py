@@ -265,7 +265,7 @@ class TaxonEntry(BaseModel):
     scientificName: str
     taxonID: str | None = None
     taxonRank: Rank | None = None
-    # By ISO 639-3 code, such as eng.
+    # The keys are ISO 639-3 codes, such as eng.
     vernacularNames: dict[Annotated[str, Field(pattern=r"^[a-z]{3}$")], str] = {}
 
 

@@ -255,7 +255,7 @@ def _check_clocks(survey: Survey) -> Iterator[Finding]:
     for fault, mask_N in survey.clock_faults.items():
         yield from _by_deployment(survey, fault, mask_N, describe)
     known = np.flatnonzero(~np.isnan(clock_N))
-    # Per deployment: two cameras may well take an image in the same second.
+    # Compare within a deployment: two cameras may well take an image in the same second.
     pairs = np.stack([survey.deployment_N[known].astype(np.float64), clock_N[known]], axis=1)
     _, inverse, counts = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
     stuck_N = np.zeros(len(survey), np.bool_)
@@ -287,7 +287,7 @@ def _check_places(survey: Survey) -> Iterator[Finding]:
         else:
             placed[entry.camera].append((entry.latitude, entry.longitude))
     for name, coordinates in placed.items():
-        # From the first of them: enough to see that they differ, and linear in their number.
+        # Measure from the first place: that is enough to see that they differ, and linear in their number.
         distances = measure_km(np.array(coordinates), np.array(coordinates[:1]))
         if distances.max() > _NEAR_KM:
             yield Finding("place with several coordinates", name, len(coordinates), f"{distances.max():.0f} km apart")
@@ -297,11 +297,11 @@ def _check_places(survey: Survey) -> Iterator[Finding]:
 def _check_far(placed: dict[str, list[tuple[float, float]]]) -> Iterator[Finding]:
     """Yield places that are far from the survey's center, with the exchange that would bring them near."""
     if len(placed) < 3:
-        return  # of two places either may be the wrong one
+        return  # with two places, either may be the wrong one
     names = list(placed)
     places_P2 = np.array([placed[name][0] for name in names])
     for index, name in enumerate(names):
-        # Without itself, and by the median: one wrong place must not move the center.
+        # Leave the place itself out, and take the median: one wrong place must not move the center.
         center = np.median(np.delete(places_P2, index, axis=0), axis=0, keepdims=True)
         others = np.median(measure_km(np.delete(places_P2, index, axis=0), center))
         distance = float(measure_km(places_P2[index : index + 1], center)[0])

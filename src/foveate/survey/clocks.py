@@ -11,7 +11,7 @@ from foveate.survey.hours import DAY
 
 TOLERANCE = float(DAY)  # around the deployment: it may be written in another offset, or as a date
 YEARS_OFF = 300 * DAY
-FIRST_YEAR = 2000  # of digital camera traps
+FIRST_YEAR = 2000  # digital camera traps are not older
 # New batteries reset many clocks to January 1, 0:00; these years are suspicious even without dates of a deployment.
 _FACTORY_YEARS = (1970, 1980, 2000)
 _BACKWARDS = 60.0  # seconds: within a burst, files may be written in another order than taken

@@ -70,7 +70,7 @@ def round_place(
 
 
 def _band(latitude: float) -> tuple[int, int, int]:
-    # By the latitude before rounding: 59.9999 is written as 60.0 and lies below it.
+    # Use the latitude before rounding: 59.9999 is written as 60.0 and lies below it.
     return next(added for start, added in _BANDS if abs(latitude) >= start)
 
 

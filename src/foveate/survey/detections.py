@@ -14,7 +14,7 @@ from typing import Self, TypeAlias
 from foveate.records.boxes import Box
 from foveate.survey.types import ObservationKind
 
-NUM_FIELDS = 7  # of a SpeciesNet label
+NUM_FIELDS = 7  # fields in a SpeciesNet label
 _RANKS = ("class", "order", "family", "genus", "species")
 # Names of classes that are no taxa, as detectors and classifiers write them.
 _KINDS: dict[str, ObservationKind] = {
@@ -72,7 +72,7 @@ class ClassLabel:
         >>> ClassLabel.from_lineage("red fox", "5219243", {"genus": "Vulpes", "species": "Vulpes vulpes"}).description
         '5219243;;;;vulpes;vulpes;red fox'
         """
-        # In lower case, as SpeciesNet writes them.
+        # SpeciesNet writes them in lower case.
         names = {rank: lineage.get(rank, "").lower() for rank in _RANKS}
         genus, _, epithet = names["species"].partition(" ")
         names |= {"genus": names["genus"] or genus, "species": epithet}

@@ -82,7 +82,7 @@ def parse_times(texts: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> Tim
     usable_N = clock_N & exists_N & in_day_N & zone_exists_N
     wall_N = days_N * DAY + parts["hour"] * 3600.0 + parts["minute"] * 60 + parts["second"]
     wall_N += _fraction(groups.field("fraction"))
-    # From the weakest claim to the strongest: each line overrules those before it.
+    # Go from the weakest claim to the strongest: each line overrules those before it.
     status_N = np.full(len(column), TimeStatus.UNREADABLE, np.int8)
     status_N[matched_N] = TimeStatus.IMPOSSIBLE
     status_N[matched_N & exists_N & ~clock_N] = TimeStatus.DATE_ONLY

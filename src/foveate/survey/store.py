@@ -55,7 +55,7 @@ def write_survey(
     changed += writer.replace_dataset_rows("event_observations", map(observation_row, event_observations), by="id")
     if descriptor is not None:
         text = json.dumps(descriptor, ensure_ascii=False)
-        # By source: a second package of the same format has its own title, people and taxa.
+        # Store one row a source: a second package of the same format has its own title, people and taxa.
         changed += writer.replace_dataset_rows("survey", [{"format": format, "descriptor": text}], by="source")
     return changed
 

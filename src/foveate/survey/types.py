@@ -19,7 +19,7 @@ ObservationKind = Literal["animal", "human", "vehicle", "blank", "unknown", "unc
 KINDS: tuple[str, ...] = get_args(ObservationKind)
 # Integer columns have no nulls (`foveate.records.tables`), and 0 is a frame number and, elsewhere, a count.
 _NONE = -1
-_MAX_INTEGER = 2**31 - 1  # of the integer columns
+_MAX_INTEGER = 2**31 - 1  # limit of the integer columns
 _CORNERS = ("x1", "y1", "x2", "y2")
 
 
@@ -186,7 +186,7 @@ def _integer(value: int) -> int | None:
 
 
 def _encode(extra: Mapping[str, str]) -> str:
-    # Without extra fields no text at all: most of 200,000 rows have none.
+    # Rows without extra fields get no text at all: most of 200,000 rows have none.
     return json.dumps(extra, ensure_ascii=False, sort_keys=True) if extra else ""
 
 

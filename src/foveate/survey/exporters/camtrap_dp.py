@@ -57,7 +57,7 @@ _COORDINATES = re.compile(
 )
 _LISTED = 5
 _OWN_FILES = (DESCRIPTOR, *(f"{name}.csv" for name in TABLES))
-_LAST_SECOND = 24 * 3600 - 1  # of a day
+_LAST_SECOND = 24 * 3600 - 1  # last second of a day
 _OFFSET = "state the offset from UTC: --utc-offset +02:00, or utc_offset in deployments.csv and collect again"
 _REPAIRS = {"contributors": "name a person or organization with --contributor"} | dict.fromkeys(
     ("deploymentStart", "deploymentEnd", "timestamp", "eventStart", "eventEnd"), _OFFSET
@@ -115,12 +115,12 @@ def export_camtrap_dp(
             about an unknown image or event, or the folder cannot be written.
     """
     folder = Path(folder)
-    # Checked early, since reading a large survey takes a while; `staged_folder` checks again.
+    # Check early, since reading a large survey takes a while; `staged_folder` checks again.
     check_empty_folder(folder)
     if settings.coordinate_digits is None:
         raise UserError("coordinate_digits is missing: Camtrap DP publishes places; expected 1, 2, 3, recorded or drop")
     rows = SurveyRows(collection)
-    # Before anything reads the cached times of the rows, which take the offset of a deployment from here.
+    # Set offsets before anything reads the cached times of the rows, which take the offset of a deployment from here.
     rows.deployments = state_offsets(rows.deployments, settings.utc_offset)
     created = created or tables.now()
     merged = MergedObservations(rows, decisions, events)
@@ -129,7 +129,7 @@ def export_camtrap_dp(
         known = taxa or Taxa.from_rows(collection.dataset_table("taxa").to_pylist())
         writer = _PackageWriter(rows, settings, known, created, stage, export)
         writer.write(merged)
-        # Checked in the staging folder, so that a refused package never appears under its final name.
+        # Check in the staging folder, so that a refused package never appears under its final name.
         violations, doubts = check_written(stage)
         dropped = ("latitude", "longitude", "spatial") if settings.coordinate_digits == "drop" else ()
         refuse(folder, _group_rows(entry for entry in violations if entry.field not in dropped), advice=_REPAIRS)
@@ -152,7 +152,7 @@ def state_offsets(deployments: Mapping[str, Deployment], offsets: Sequence[str])
     """
     general, named = "", {}
     for text in offsets:
-        # From the right: an id may hold "=" itself, an offset never does.
+        # Split from the right: an id may hold "=" itself, an offset never does.
         name, _, offset = text.rpartition("=")
         parse_offset(offset, where="utc_offset")
         if not name:
@@ -231,8 +231,8 @@ class _PackageWriter:
         known = [row for row in rows if self.rows.times[row]]
         if not known:
             return "", ""
-        # By the instant: the clock is set back an hour at the end of daylight saving, and times with different offsets
-        # do not sort as texts. Without the offset of each image only the clock is left.
+        # Sort by the instant: the clock is set back an hour at the end of daylight saving, and times with different
+        # offsets do not sort as texts. Without the offset of each image only the clock is left.
         offsets = self.rows.offset_N[known]
         instants = self.rows.clock_N[known] - (0.0 if np.isnan(offsets).any() else offsets)
         return self.rows.times[known[int(instants.argmin())]], self.rows.times[known[int(instants.argmax())]]

@@ -117,7 +117,7 @@ def export_megadetector(path: str | Path, images: Iterable[DetectedImage], info:
             file.write(_encode(_make_entry(name, image, names, export, path)))
             export.images += 1
         file.write("\n]")
-        # After the images: only then are all names known.
+        # Write the tables after the images, because only then all names are known.
         for field_name, table in names.tables(has_classes=bool(info.classifier)).items():
             file.write(f',\n"{field_name}": {_encode(table)}')
         file.write("}\n")

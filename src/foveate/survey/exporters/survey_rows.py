@@ -368,7 +368,7 @@ def list_image_labels(merged: MergedObservations, *, taxa: Taxa | None, classifi
     known = taxa or Taxa.from_rows(rows.collection.dataset_table("taxa").to_pylist())
 
     def label(row: int, entry: Observation, event: str) -> ImageLabel:
-        # By id first: `find` returns nothing for a name that several taxa share.
+        # Look up the id first: `find` returns nothing for a name that several taxa share.
         index = known.index(entry.taxon_id) if entry.taxon_id in known else known.find(entry.taxon)
         rank = known.ranks[index] if entry.taxon and index >= 0 else ""
         taxon = (entry.kind, entry.taxon, entry.taxon_id, rank)

@@ -104,7 +104,7 @@ def export_wildlife_insights(
             # The clock at the place, without its offset.
             time = format_time(float(rows.local_clock_N[label.row]), float("nan")).replace("T", " ")
             if label.kind in _UNIDENTIFIED or not time:
-                # Counted by reason, so that no image of the survey goes missing silently.
+                # Count by reason, so that no image of the survey goes missing silently.
                 export.left_out["no identification" if label.kind in _UNIDENTIFIED else "no time"] += 1
                 continue
             key, file, deployment = (columns[name][label.row] for name in ("key", "file", "deployment"))

@@ -162,7 +162,7 @@ class _Survey:
     def _batches(self) -> Iterator[tuple[int, list[dict[str, Any]], dict[int, list[dict[str, Any]]]]]:
         """Yield the first number, the rows and the observations of some media at a time."""
         media, observations = self.package.tables["media"], self.package.tables["observations"]
-        # In batches: as dictionaries, 200,000 observations would take half a gigabyte at once.
+        # Work in batches: as dictionaries, 200,000 observations would take half a gigabyte at once.
         for start in range(0, media.num_rows, _BATCH_ROWS):
             rows = media.slice(start, _BATCH_ROWS).to_pylist()
             first, last = np.searchsorted(self.sorted_media, (start, start + len(rows)))
@@ -242,7 +242,7 @@ class _Survey:
     def _rows_without_image(self, writer: CollectionWriter) -> Iterator[Mapping[str, object]]:
         for start, rows, _ in self._batches():
             for number, row in enumerate(rows, start):
-                # Checked after the import: an image whose file exists but could not be read is absent as well.
+                # Check after the import: an image whose file exists but could not be read is absent as well.
                 if writer.known_sha256(self.keys[number]) is None:
                     yield media_row(self._medium(row, number))
 
@@ -345,7 +345,7 @@ def assign_sequences(media: pa.Table, observations: pa.Table, medium_O: np.ndarr
         times.wall_N - np.where(np.isin(deployment, by_clock), 0, times.offset_N)
         for deployment, times in ((deployment_M, times_M), (deployment_E, starts_E), (deployment_E, ends_E))
     )
-    # By deployment, then by time: an event is a range that two binary searches find. NaN is sorted last.
+    # Sort by deployment, then by time: an event is a range that two binary searches find. NaN is sorted last.
     order = np.lexsort((time_M, deployment_M))
     sorted_deployment, sorted_time = deployment_M[order], time_M[order]
     first_E = np.searchsorted(sorted_deployment, deployment_E, "left")
@@ -456,7 +456,7 @@ def read_taxa(taxonomic: Sequence[Mapping[str, Any]]) -> Taxa:
 
     for entry in taxonomic:
         name, rank, parent = str(entry["scientificName"]), str(entry.get("taxonRank") or ""), ""
-        # From the kingdom down: each is the parent of the next.
+        # Go from the kingdom down: each is the parent of the next.
         for higher in RANKS[: RANKS.index(rank) if rank in RANKS else len(RANKS)]:
             if entry.get(higher):
                 parent = add(higher, str(entry[higher]), parent)

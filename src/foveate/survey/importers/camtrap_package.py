@@ -35,7 +35,7 @@ from foveate.survey.camtrap_checks import (
 from foveate.survey.camtrap_schema import TABLES
 
 DESCRIPTOR = "datapackage.json"
-MAX_TABLE_BYTES = 2**30  # of one table, unpacked: a zip of 1 MB may hold 1 GB of zeros
+MAX_TABLE_BYTES = 2**30  # size of an unpacked table: a zip of 1 MB may hold 1 GB of zeros
 _MAX_FURTHER_BYTES = 2**24
 _LISTED = 10
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
@@ -176,7 +176,7 @@ def open_package(path: Path) -> Iterator[CamtrapPackage]:
 
 def _read(files: Files) -> CamtrapPackage:
     descriptor, problems = read_descriptor(files)
-    # Before the tables: what follows takes the descriptor's required fields for granted.
+    # Refuse before the tables are read: that code takes the descriptor's required fields for granted.
     refuse(files.path, problems)
     tables = {name: _read_resource(files, resource) for name, resource in _table_resources(descriptor).items()}
     problems += check_tables(descriptor, tables)
@@ -264,7 +264,7 @@ def _read_resource(files: Files, resource: Mapping[str, Any]) -> pa.Table:
 def _unpack(file: Any, path: Path, *, where: str) -> None:
     try:
         with path.open("wb") as target:
-            # Read in pieces: a gzip's stated size can be wrong.
+            # Read in pieces, because a gzip's stated size can be wrong.
             while piece := file.read(2**20):
                 target.write(piece)
                 if target.tell() > MAX_TABLE_BYTES:

@@ -32,7 +32,7 @@ _VIDEO_SUFFIXES = frozenset("avi mp4 mov mts m4v mkv 3gp wmv".split())
 _DATE_TIME, _DATE_TIME_ORIGINAL, _OFFSET_TIME, _OFFSET_TIME_ORIGINAL = 0x0132, 0x9003, 0x9010, 0x9011
 _SUB_SECONDS_ORIGINAL = 0x9291
 _OFFSET = re.compile(r"[+-]\d{2}:?\d{2}|Z")
-_MAX_TEXT = 64  # of an EXIF time; damaged tags may be long
+_MAX_TEXT = 64  # letters of an EXIF time; damaged tags may be long
 _LISTED = 5
 
 
@@ -99,7 +99,7 @@ class _Cards:
     deployment_of: dict[str, str] = field(default_factory=dict)  # folder of images -> id of its deployment
     unlisted: Counter[str] = field(default_factory=Counter)  # images of folders that no row has
     key_deployments: dict[str, str] = field(default_factory=dict)
-    times: dict[str, str] = field(default_factory=dict)  # of the images that were read, as in EXIF
+    times: dict[str, str] = field(default_factory=dict)  # EXIF times of the images that were read
 
     def match_folders(self, images: list[Path]) -> None:
         """Find the deployment of each folder with images.

@@ -223,7 +223,7 @@ def read_locations(path: str | Path) -> dict[str, Deployment]:
             value = entry.get(field_name) if isinstance(entry, dict) else None
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= limit:
                 where = f"{path}: {name!r}.{field_name}"
-                # Without the value: errors end in logs, where coordinates must not be.
+                # Leave the value out: errors end in logs, where coordinates must not be.
                 raise UserError(f"{where}: missing or out of range; expected degrees from -{limit} to {limit}")
             degrees.append(float(value))
         locations[name] = Deployment(name, name, latitude=degrees[0], longitude=degrees[1])

@@ -158,7 +158,7 @@ def add_results(collection: str | Path, path: str | Path, results: DetectionResu
         contradictions=results.contradictions,
         repairs=+results.repairs,
     )
-    # By content: an equal file adds nothing, another one of this detector takes the place of the first.
+    # Identify results by content: an equal file adds nothing, a different one of this detector replaces the first.
     digest = sha256_file(path)[:16]
     provenance = Provenance(source=path.name, model=model, recipe_hash=digest)
     # Removed first: a run killed after this leaves images without results, never with those of two files.
