@@ -41,7 +41,7 @@ from foveate.training.settings import TrainingSettings
 from foveate.training.task import Batch, Losses, Report, Task
 from foveate.training.transforms import mix_batch
 
-BATCH_SIZE = 64  # of prediction; large enough that a matrix product fills a core, small enough for any memory
+BATCH_SIZE = 64  # for prediction: large enough to fill a core, small enough for any memory
 _MAX_KEYS = 64  # named in an error
 
 Rows = NDArray[np.int64]
@@ -284,7 +284,7 @@ class ClassificationTask(Task):
         self._shard_units = tuple(shard_units)
         self._evaluation: Callable[[], Mapping[str, float]] | None = None
         self._images_per_epoch: int | None = None
-        self.batch_keys: list[str] = []  # of the last batch, for the error of a loss that is not finite
+        self.batch_keys: list[str] = []  # the last batch, for the error of a loss that is not finite
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return logits [B, K] of the inputs of a batch."""

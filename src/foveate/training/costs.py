@@ -194,7 +194,7 @@ def _count_costs(call: Callable[[int], Sequence[Tensor]], batch: int) -> tuple[f
 
     def record(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
-            saved[tensor.untyped_storage()._cdata] = tensor  # by storage: views of one tensor count once
+            saved[tensor.untyped_storage()._cdata] = tensor  # keyed by storage, so that views of a tensor count once
         return tensor
 
     with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter:

@@ -60,8 +60,8 @@ class Hardware:
         return precision
 
 
-# From the vendors' data sheets. Foveate does not run on TPUs: the v5p is here to compare with the paper; a float32
-# product takes six bfloat16 passes there.
+# The numbers are from the vendors' data sheets. Foveate does not run on TPUs: the v5p is here to compare with the
+# paper; a float32 product takes six bfloat16 passes there.
 ACCELERATORS = {
     "a100-80gb": Hardware("a100-80gb", 312, 19.5, 80),
     "h100-80gb": Hardware("h100-80gb", 989, 67, 80),

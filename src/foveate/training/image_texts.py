@@ -156,7 +156,7 @@ class ImageTexts:
 
     def _mask_readable(self, table: pa.Table) -> NDArray[np.bool_]:
         """Mask captions of the kinds to read that are not blank."""
-        # In parts: trimming the column of millions of captions at once would hold a second copy of it.
+        # Work in parts: trimming the column of millions of captions at once would hold a second copy of it.
         readable = np.zeros(table.num_rows, dtype=bool)
         kinds = pc.SetLookupOptions(value_set=pa.array(self._read_kinds, pa.string()))
         for start in range(0, table.num_rows, _ROWS_AT_A_TIME):

@@ -99,7 +99,7 @@ class _Batch:
 
     def __init__(self, step: int, share: int, parts: int) -> None:
         self.step, self.share = step, share
-        # Never more parts than samples: an empty part would still cost a task.
+        # Cut no more parts than samples: an empty part would still cost a task.
         edges = np.linspace(0, share, min(parts, share) + 1).astype(int).tolist()
         self.bounds = list(zip(edges[:-1], edges[1:], strict=True))
         self.samples: list[dict[str, Any]] = [{}] * share
@@ -283,7 +283,7 @@ class Loader:
                     by_length = rows[np.argsort(lengths[rows], kind="stable")]
                     rows = by_length[: max(_SUBSTITUTES, np.count_nonzero(lengths[rows] <= lengths[row]))]
                 index = seeds.integer("substitute", self.seed, row, epoch, attempt) % len(rows)
-                # From (row, epoch, attempt) and not from a running generator: threads and resuming do not change it.
+                # Draw from (row, epoch, attempt), not from a running generator: threads and resuming do not change it.
                 candidate = int(rows[index])
         raise UserError(
             f"row {row}: neither it nor {_SUBSTITUTES - 1} rows drawn in its place can be used; the last is "
@@ -326,7 +326,7 @@ class MixtureLoader(Loader):
         assert sources, "a mixture needs a source"
         self.sources = list(sources)
         self._source_rows = [np.asarray(source.rows, dtype=np.int64) for source in sources]
-        # Before `super().__init__`, which draws a batch at once to refuse empty data.
+        # Set this before `super().__init__`, which draws a batch at once to refuse empty data.
         self.order = MixtureOrder(
             self._source_rows,
             weights=[source.weight for source in sources],

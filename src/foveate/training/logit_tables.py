@@ -141,7 +141,7 @@ def _matrix(column: pa.ChunkedArray, *, name: str, path: Path) -> NDArray[Any]:
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise UserError(f"{path}: column '{name}' must be a list of numbers in each row, not {kind}")
-    # Without Python objects: a file of 50,000 rows of 1,000 logits would take minutes.
+    # Avoid Python objects: a file of 50,000 rows of 1,000 logits would take minutes.
     lengths = pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)
     if column.null_count or len(lengths) == 0 or len(np.unique(lengths)) != 1:
         raise UserError(f"{path}: column '{name}' must have a list of the same length in every row")

@@ -112,7 +112,7 @@ def mixture_shares(alpha: Mapping[str, float], *, w: Sequence[float]) -> dict[st
     if GENERAL not in alpha:
         raise UserError(f"alpha: '{GENERAL}' is absent (got {', '.join(alpha) or 'none'}){nearest(GENERAL, alpha)}")
     in_single = normalize_weights(alpha, what="alpha")
-    # Only now: the line above has refused weights that are not numbers and cannot be compared.
+    # Compare only now: the line above has refused weights that are not numbers and cannot be compared.
     if not alpha[GENERAL] > 0:
         raise UserError(f"alpha of '{GENERAL}': the others are relative to it (got {alpha[GENERAL]}); expected > 0")
     parts = normalize_weights(dict(zip(("single-image", *_OUTSIDE_ALPHA), w, strict=True)), what="w")
@@ -216,7 +216,7 @@ def multiply_rows(rows_N: ArrayLike, multiplier: float, *, seed: int, name: str 
     """
     rows = np.asarray(rows_N, dtype=np.int64)
     copies = int(multiplier)
-    # In floating point as published: 100 rows times 2.37 are 238, for 2.37 - 2 is slightly more than .37.
+    # Round in floating point as published: 100 rows times 2.37 are 238, for 2.37 - 2 is slightly more than .37.
     num_drawn = math.ceil(len(rows) * (multiplier - copies))
     drawn = seeds.generator("multiplier", name, seed).integers(0, max(len(rows), 1), num_drawn)
     return np.concatenate([np.tile(rows, copies), rows[drawn]])

@@ -104,7 +104,8 @@ def _undecayed_names(module: nn.Module) -> set[str]:
     names = set()
     for prefix, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
-            # By owner too: a norm over several dimensions has a weight with as many, which must not decay either.
+            # Test the owner as well: a norm over several dimensions has a weight with as many, which must not decay
+            # either.
             if parameter.ndim <= 1 or name == "bias" or isinstance(owner, _NORMS):
                 names.add(f"{prefix}.{name}" if prefix else name)
     return names

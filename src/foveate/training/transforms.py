@@ -127,7 +127,7 @@ def mix_batch(
     """
     from torchvision.transforms import v2
 
-    # As images: torchvision's class refuses other numbers of dimensions.
+    # Reshape to images: torchvision's class refuses other numbers of dimensions.
     values = inputs.float().flatten(1)[:, None, None]
     with _GeneratorMode("mixup", *draw):
         mixed, targets_BK = v2.MixUp(alpha=alpha, num_classes=num_classes)(values, labels_B)
