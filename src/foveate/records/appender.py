@@ -125,7 +125,7 @@ class AnnotationAppender:
         check_description(self.path, description)
         check_writable(self.path, description)
         for kind in layout.annotation_kinds(self.path):
-            # Only leftovers of annotations, which this writer writes; `CollectionWriter` clears the others.
+            # Remove only leftovers of annotations, which this writer writes; `CollectionWriter` clears the others.
             for leftover in (self.path / "annotations" / kind).glob(".*.tmp"):
                 with contextlib.suppress(FileNotFoundError):
                     leftover.unlink()

@@ -155,7 +155,7 @@ class AnswerBoxes:
     problems: dict[int, tuple[str, ...]]
 
 
-# At most three digits: larger numbers are left to the parsers, which differ on them.
+# Match at most three digits: larger numbers are left to the parsers, which differ on them.
 _SIDE = r"\s*([0-9]{1,3})\s*"
 _PLAIN_BOX = re.compile(rf"\[{_SIDE},{_SIDE},{_SIDE},{_SIDE}\]")
 # Without groups, which `split` would return between the pieces.

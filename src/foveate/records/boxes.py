@@ -102,7 +102,7 @@ class Box:
 
     def __post_init__(self) -> None:
         for name in ("x1", "y1", "x2", "y2"):
-            # By the exact type: a NumPy float is a float, too, but is written otherwise in texts.
+            # Compare the exact type: a NumPy float is a float, too, but is written otherwise in texts.
             if type(value := getattr(self, name)) is not float:
                 object.__setattr__(self, name, _as_float(value))
         problem = find_box_problem(self.x1, self.y1, self.x2, self.y2)

@@ -139,7 +139,7 @@ class Collection:
         assigned = self._snapshot.splits
         if assigned is None:
             return imported
-        # By key: splits.parquet may have been written before images were added or removed.
+        # Match by key: splits.parquet may have been written before images were added or removed.
         rows = tables.positions(self._table["key"], among=assigned["key"])
         result = imported.copy()
         result[rows >= 0] = assigned[column].to_numpy()[rows[rows >= 0]]
@@ -207,12 +207,12 @@ class Collection:
 
     def _descriptor(self, shard: int) -> tuple[int, bool]:
         """Open a shard; return its descriptor, and whether it stays open (those beyond 256 do not)."""
-        # Without the lock at first: looking up is atomic, and threads of a loader would wait for one another here.
+        # Look up without the lock first: looking up is atomic, and threads of a loader would wait for one another here.
         descriptor = self._descriptors.get(shard)
         if descriptor is not None:
             return descriptor, True
         with self._lock:
-            # Asked again under the lock: two threads may have missed it at the same time.
+            # Test again under the lock: two threads may have missed it at the same time.
             if shard not in self._descriptors:
                 path = layout.tar_path(self.path, shard)
                 try:
@@ -392,7 +392,7 @@ class Collection:
             mask &= self.splits == split
         for field, values in (where or {}).items():
             accepted = [values] if isinstance(values, str) else list(values)
-            # As fixed-width texts: `isin` sorts them in C, where objects would be compared one by one.
+            # Compare fixed-width texts: `isin` sorts them in C, where objects would be compared one by one.
             mask &= np.isin(self.label_values(field).astype(str), accepted)
         return np.flatnonzero(mask)
 

@@ -393,7 +393,7 @@ def add_conversations(
     path = layout.check_collection(Path(path))
     created = created or tables.now()
     summary = ConversationSummary()
-    # Before the lock: nothing that is read here changes by adding conversations.
+    # Read before taking the lock: adding conversations changes none of this.
     with Collection.open(path) as collection:
         index = collection.index
         sides = zip(index["width"].tolist(), index["height"].tolist(), strict=True)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from foveate.records import layout, tables
 from foveate.records.rows import check_row
 
-ROWS_PER_CHUNK = 10_000  # as dictionaries 200,000 rows take half a gigabyte, as a table a twentieth
+ROWS_PER_CHUNK = 10_000  # 200,000 rows take half a gigabyte as dictionaries, a twentieth of it as a table
 
 
 def add_dataset_rows(

@@ -165,7 +165,7 @@ def remove_duplicates(
             groups = find_duplicates(collection, distance=distance, workers=workers)
             carried = 0
             if carry_captions and groups:
-                # Before the removal, so that a kill in between loses no caption.
+                # Copy captions before the removal, so that a kill in between loses no caption.
                 carried = writer.annotate("captions", copy_captions(collection, groups), Provenance())
         reasons = {key: f"duplicate of {group.leader}" for group in groups for key in group.others}
         removed = writer.remove(reasons, reason=reasons, purge=purge)

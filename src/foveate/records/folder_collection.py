@@ -69,7 +69,7 @@ def refer_to_folder(folder: Path, target: Path, *, workers: int | None = None) -
                 raise UserError(f"{target}: refers to images of another folder, such as {outside}; expected {root}")
             unstamped = len(collection) and not collection.table(FILES).num_rows
         if unstamped:
-            # Written before imports recorded their files; it would never follow them.
+            # This collection dates from before imports recorded their files; it would never follow them.
             shutil.rmtree(target)
     name = folder.resolve().name
     summary = import_folder(folder, target, reference=True, update=True, mirror=True, name=name, workers=workers)

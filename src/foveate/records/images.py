@@ -205,7 +205,7 @@ def detect_format(data: bytes) -> str:
 
 def _detect_brand(data: bytes) -> str:
     """Return HEIF or AVIF by the brands of an ISO base media file; raise BadImage for others, such as videos."""
-    # At most 256 bytes: the stated length of a damaged box may span the whole file.
+    # Read at most 256 bytes: the stated length of a damaged box may span the whole file.
     end = min(len(data), int.from_bytes(data[:4], "big"), 256)
     brands = [data[8:12], *(data[start : start + 4] for start in range(16, end, 4))]
     # AVIF is tested first because its files also name the generic brand mif1.
@@ -380,7 +380,7 @@ def _open_whole(
         if draft_side is not None and format_name == "JPEG":
             # libjpeg shrinks within its DCT blocks, so that most pixels are never computed.
             image.draft(None, _shrunk(width, height, draft_side))
-        # Before any conversion: a truncated file raises here.
+        # Load before any conversion, so that a truncated file raises here.
         image.load()
         image = to_rgb(image, orientation)
     if longest_side is not None and max(image.size) > longest_side:

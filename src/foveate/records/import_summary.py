@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-_MAX_KINDS = 8  # of ignored files in one line
+_MAX_KINDS = 8  # kinds of ignored files in one line
 
 
 @dataclass(slots=True)

@@ -64,7 +64,7 @@ def annotation_parts(collection: Path, kind: str, shards: set[int]) -> list[Path
     paths = list(folder.iterdir())
     with_shards = [path for path in paths if _PART.fullmatch(path.name) and int(path.stem) in shards]
     added = [path for path in paths if _ADDED.fullmatch(path.name)]
-    # By number, not by name: part 100000 comes after part 99999.
+    # Sort by number, not by name: part 100000 comes after part 99999.
     return sorted(with_shards, key=lambda path: int(path.stem)) + sorted(added, key=added_number)
 
 

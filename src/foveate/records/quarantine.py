@@ -10,7 +10,7 @@ import pyarrow as pa
 from foveate.records import layout, tables
 from foveate.records.rows import storable
 
-# Without detail and time: repeating an import must not repeat its findings.
+# Detail and time are left out: repeating an import must not repeat its findings.
 _IDENTITY = ("key", "subject", "position", "reason", "source")
 # Remedies, added to the detail of a finding: (subject, reason) -> one clause.
 _COPY_AGAIN = "copy or download the file again"

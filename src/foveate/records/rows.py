@@ -143,7 +143,7 @@ def finish_rows(kind: str, rows: Iterable[Mapping[str, object]], provenance: Pro
     finished = []
     for row in rows:
         content = {name: value for name, value in row.items() if name not in (column, "created", *not_hashed)}
-        # Without the last, `created`: the same row added tomorrow must get the same id.
+        # Leave out the last column, `created`: the same row added tomorrow must get the same id.
         for name in PROVENANCE_COLUMNS[:-1]:
             content[name] = content.get(name) or getattr(provenance, name)
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=_plain)

@@ -45,7 +45,7 @@ class Snapshot:
 
 def take_snapshot(path: Path) -> Snapshot:
     """Read the state of a collection at one moment; raise UserError if a file is damaged."""
-    # Without a lock, since readers never wait: list the files, read them, list them again, and read again if the two
+    # Readers never wait, so there is no lock: list the files, read them, list them again, and read again if the two
     # lists differ, so that everything is of one moment.
     before = list(_signature(path))
     for attempt in range(_MAX_ATTEMPTS):
@@ -76,7 +76,7 @@ def _read(path: Path) -> Snapshot:
         index.combine_chunks(),
         removed,
         tables.read_known(splits, tables.SPLITS) if splits.is_file() else None,
-        # Only those of committed parts: the annotations of a shard are on disk before its index part.
+        # Read only those of committed parts: the annotations of a shard are on disk before its index part.
         {kind: layout.annotation_parts(path, kind, set(parts)) for kind in layout.annotation_kinds(path)},
         {kind: tables.read_table(layout.dataset_table_path(path, kind)) for kind in layout.dataset_table_names(path)},
     )

@@ -91,7 +91,7 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 _TEXT = pa.string()
 _PROVENANCE = dict.fromkeys(PROVENANCE_COLUMNS, _TEXT)
-_ORIGIN = {"source": _TEXT, "created": _TEXT}  # of a row about the whole data set
+_ORIGIN = {"source": _TEXT, "created": _TEXT}  # columns of rows about the whole data set
 
 
 def _annotation(**columns: pa.DataType) -> pa.Schema:

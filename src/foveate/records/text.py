@@ -79,14 +79,15 @@ _DOTTED = re.compile(r"(?:[a-z]\.)*[a-z]")
 # fox".
 _LAST_STOP = re.compile(r"(?<=[^.])\.(?=[\"'»”’)\]}>]*\s*$)")
 _SEPARATE_MARK = re.compile(r"\.{2,}|--+|[;@#$%&?!\[\](){}<>\"“”‘’«»…]|[,:](?!\d)|(?<!\d)[,:]|['`](?=\s|$)|(?<!\S)['`]")
-# Only at the end of a token ("cat's-eye" stays whole), and with the straight apostrophe: NLTK takes a curly one for a
+# Match only at the end of a token ("cat's-eye" stays whole) and the straight apostrophe: NLTK takes a curly one for a
 # quotation mark. Callers that want "city’s" cut like "city's" straighten it first.
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|ll|re|ve))(?!\S)", re.IGNORECASE)
 _CONTRACTION = re.compile(r"\b(can|d|gim|gon|got|lem|wan)(not|'ye|me|na|ta)\b", re.IGNORECASE)
 _CONTRACTIONS = frozenset(("cannot", "d'ye", "gimme", "gonna", "gotta", "lemme", "wanna"))
 # A straight double quote opens at the start and after a blank or bracket; elsewhere it closes.
 _DOUBLE_QUOTE = re.compile(r"(?P<opening>(?<![^\s(\[{<])\")|\"")
-# In this order: a quotation, initials with their stops, a number with separators, a word with inner marks, a mark.
+# Alternatives in order of precedence: a quotation, initials with their stops, a number with separators, a word with
+# inner marks, a mark.
 _CLAUSE_TOKEN = re.compile(
     r"\"[^\"]*\"|“[^”]*”|[A-Za-z](?:\.[A-Za-z])+\.?|\d+(?:[.,:]\d+)*%?|\w+(?:['’\-]\w+)*|[.,;:!?()]|\S"
 )

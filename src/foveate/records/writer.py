@@ -180,7 +180,8 @@ class CollectionWriter:
 
     def __enter__(self) -> Self:
         refuse_foreign_folder(self.path)
-        # Without `with`: the lock is held until the collection's own block ends, and is let go if it never begins.
+        # Enter without `with`: the lock is held until the collection's own block ends, and is released if it never
+        # begins.
         self._lock.__enter__()
         try:
             self._prepare()
@@ -320,7 +321,7 @@ class CollectionWriter:
             context=context,
             extra={tables.check_kind(kind): kind_rows for kind, kind_rows in (extra or {}).items()},
         )
-        # Only now: an image whose annotations were refused must not count as known.
+        # Register the key only now: an image whose annotations were refused must not count as known.
         self._known[key] = sha256
         self._index.append(
             {

@@ -74,7 +74,7 @@ def export_coco(
     # Beside the target, as a folder is renamed atomically only within one file system; absolute, as "." has no name.
     final = folder.absolute()
     temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by an export that was killed
     paths = {name: folder / "annotations" / f"{name}.json" for name in ("instances", "captions")}
     export = CocoExport({**paths, "images": folder / "images"})
     try:

@@ -27,7 +27,7 @@ from foveate.records.shapes import Mask, Point, Shape, Stroke, enclosing_box
 
 MAX_CHECKED = 1000
 _UNITS = tuple(unit for unit in get_args(Coordinates) if unit != "none")
-_MAX_OUTSIDE = 0.05  # of the checked boxes
+_MAX_OUTSIDE = 0.05  # share of the checked boxes
 _MIN_BOXES = 20  # fewer say little about how far boxes reach
 _SAMPLES, _SIDE = 12, 320
 
@@ -211,7 +211,7 @@ def check_unit(boxes: Sequence[CheckedBox], unit: str, *, source: Path) -> list[
             f"of the file. Did you mean '0-1'?"
         )
     notes = [f"{count} boxes checked as {unit}: {outside} outside, the farthest reaches {reach:.0%} of its image"]
-    # Only a note, because boxes of things in the middle of the image rightly end far from its edges.
+    # This is only a note, because boxes of things in the middle of the image rightly end far from its edges.
     if count >= _MIN_BOXES and best is not None and others[best].outside == 0 and others[best].reach > reach + 0.15:
         notes.append(f"the boxes would also fit as {best}, reaching {others[best].reach:.0%}: look at the drawn sample")
     return notes

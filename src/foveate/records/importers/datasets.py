@@ -223,7 +223,7 @@ def _sample(
         if sample.only_problems:
             return sample
         data = _read_bytes(sample)
-    # Never by reference: the file is the data set's own, or lies in a cache that may be cleared.
+    # Never refer to the file: it is the data set's own, or lies in a cache that may be cleared.
     sample.location = None
     # The prefix that files without a part have had from the start: another one would import their images twice.
     prefix = "train" if part == _UNNAMED else part

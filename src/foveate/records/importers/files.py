@@ -16,7 +16,7 @@ from foveate.records.importers.sample import MAX_BYTES, Problem, Sample
 # Limits of Linux; longer names would raise an OSError in the middle of an import.
 _MAX_PATH_LENGTH = 4096
 _MAX_NAME_BYTES = 255
-# At the top of a disk, without images of the user, and often without permission to read them.
+# Folders at the top of a disk that hold no images of the user and are often unreadable.
 _SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
@@ -138,7 +138,7 @@ def list_names(source: Path, target: Path) -> tuple[list[str], list[str], int]:
     names: list[str] = []
     links: list[str] = []
     hidden = 0
-    # As texts: with pathlib listing a folder takes longer than comparing its files with those of an earlier import.
+    # Use texts: with pathlib listing a folder takes longer than comparing its files with those of an earlier import.
     for folder, subfolders, files in os.walk(source, onerror=_refuse_unreadable):
         subfolders[:] = [
             sub

@@ -187,10 +187,10 @@ def _draft(sentence: EntitySentence) -> Draft:
         return Draft(sentence.id, finding=Finding("malformed entry" if sentence.problem else "no boxes", problem))
     spans = [(phrase.end, box) for phrase in sentence.phrases for box in phrase.boxes]
     text, boxes = place_regions(sentence.text, spans)
-    # By the id of the sentence: a repeated import asks the same.
+    # Draw by the id of the sentence, so that a repeated import asks the same question.
     prompt = PROMPTS[int(seeds.uniform("flickr-entities", sentence.id) * len(PROMPTS))]
     turns = [Turn("user", f"{IMAGE}\n{prompt}"), Turn("assistant", text, boxes)]
-    # With the size of the annotations: boxes follow a resized copy of the image, and are refused for a crop.
+    # Pass the size of the annotations: boxes follow a resized copy of the image, and are refused for a crop.
     return Draft(sentence.id, [FileImage((sentence.image,))], turns, stated=sentence.size)
 
 

@@ -161,7 +161,7 @@ def _make(
         x, y, width, height = map(float, sides)
         corners = PixelBox(x, y, x + width, y + height)
     name = name if isinstance(name, str) else ""
-    # Also without folders: the images may lie flat in the folder that the user gives.
+    # List the name without folders, too: the images may lie flat in the folder that the user gives.
     names = tuple(dict.fromkeys((name, name.rpartition("/")[2]))) if name else ()
     return Expression(id, names, size, phrase if isinstance(phrase, str) else "", corners, dataset, split, problem)
 

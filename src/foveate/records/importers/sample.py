@@ -40,7 +40,7 @@ class SharedOptions(TypedDict, total=False):
 IMAGE_SUFFIXES = frozenset("jpg jpeg jpe jfif png apng webp gif bmp dib tif tiff avif heic heif".split())
 # Image formats that are not supported: quarantined with a reason rather than ignored.
 REFUSED_SUFFIXES = frozenset("svg jp2 jxl psd ico tga ppm pgm pbm eps".split())
-MAX_BYTES = 256 * 2**20  # of one image or sidecar
+MAX_BYTES = 256 * 2**20  # size of one image or sidecar
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from foveate.records.record import Caption, Context, Region
 from foveate.records.rows import clean_text, has_control_characters
 
 Reader = Callable[[], bytes]
-# With the semicolon: browsers also undo "&copy" without one, but "black&not white" is no entity.
+# Require the semicolon: browsers also undo "&copy" without one, but "black&not white" is no entity.
 _ENTITY = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,30}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
 
 
@@ -84,7 +84,7 @@ def read_sidecars(
         elif content.strip() not in {caption.text.strip() for caption in captions}:
             written.append(Caption(content))
     _add_captions([*written, *captions], sidecar)
-    # Added before the labels of the JSON, which override equal names.
+    # Add these before the labels of the JSON, which override equal names.
     _add_labels(labels, sidecar)
     for content in parsed:
         _add_labels(content.get("labels"), sidecar)

@@ -74,7 +74,7 @@ def _read_vqa(path: Path, answers: Path | None) -> list[Draft]:
     subtype = str(content.get("data_subtype", ""))
     answers = answers or _find_annotations(path)
     annotations = get_list(read_annotations(check_source(answers)), "annotations", answers)
-    # As texts: JSON allows a list as an id, which no dict takes as a key.
+    # Key by text: JSON allows a list as an id, which no dict takes as a key.
     by_question = {str(entry.get("question_id")): entry for entry in annotations if isinstance(entry, Mapping)}
 
     def parse(entry: Mapping[str, Any]) -> Draft:
