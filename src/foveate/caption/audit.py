@@ -129,7 +129,7 @@ def audit(
         collection=collection.name,
         formats=list(formats),
         models=models,
-        # For a note on the page: captions rendered from the ground truth say nothing about a captioner.
+        # The page notes this: captions rendered from the ground truth are no evidence about a captioner.
         scene_oracle=any("scene-oracle" in model for counts in models.values() for model in counts),
         sample=AuditSample(
             images=len(rows),

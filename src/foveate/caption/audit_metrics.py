@@ -78,7 +78,7 @@ def compute_metrics(
     Args:
         alt: alt-texts of the same images, for shared entities; None if there are none.
     """
-    # With the start and end tokens, which take two places of the context.
+    # Add the start and end tokens, which take two places of the context.
     clip_lengths = [count_clip_tokens(text) + CLIP_SPECIALS for text in captions.texts]
     counts = [len(assertions) for assertions in captions.assertions]
     metrics: dict[str, Any] = {
@@ -117,7 +117,7 @@ def compute_metrics(
 
 def _truncation(lengths: Sequence[int], context: int) -> dict[str, float]:
     """Share of captions longer than the context, and share of all tokens beyond it."""
-    # Both shares: many captions may be one token too long and lose next to nothing.
+    # Report both shares: many captions may be one token too long and lose next to nothing.
     lost = sum(max(0, length - context) for length in lengths)
     return {"share_above_context": share_above(lengths, context), "tokens_lost": float(lost / max(1, sum(lengths)))}
 

@@ -153,7 +153,7 @@ def find_prompt(kind: str, *, language: str = "English") -> Prompt:
     versions = [name for name in _TEXTS if name.rpartition("-")[0] == kind]
     if not versions:
         choose(kind, sorted({name.rpartition("-")[0] for name in _TEXTS}), "prompt")
-    # By number: as text, version 10 would come before 9.
+    # Compare numbers: as text, version 10 would come before 9.
     return Prompt(max(versions, key=lambda name: int(name.rpartition("-")[2])), language)
 
 

@@ -113,7 +113,7 @@ async def request_caption(
         "prompt_hash": prompt.sha256,
         "params": parameters,
         "seed": request.seed,
-        # Only for afc: no other format reads the AltText.
+        # Hash it only for afc: no other format reads the AltText.
         "alt_hash": hash_alt(pending.alt) if kind == "afc" else "",
         "language": config.settings.language,
     }

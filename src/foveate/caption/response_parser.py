@@ -230,7 +230,7 @@ def _find_object(text: str) -> tuple[int, int]:
             depth -= 1
             if not depth:
                 return start, index + 1
-    # Never closed by guessing: a caption that ends in the middle of a sentence would look whole.
+    # Never close the JSON by guessing: a caption that ends in the middle of a sentence would look whole.
     raise _ParseError("truncated")
 
 

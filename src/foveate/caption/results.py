@@ -72,7 +72,7 @@ class ExampleImage(ResultModel):
 
 
 class CaptionRunResult(RunResult):
-    """A captioning run."""
+    """The result.json of `foveate caption`."""
 
     kind: Literal["caption"] = "caption"
     collection: str = ""

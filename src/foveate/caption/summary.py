@@ -48,7 +48,7 @@ def summarize_captions(
             if not request or name != model or kind not in counts:
                 continue
             counts[kind] += 1
-            # By the request's hash, so that a resumed run samples the same rows.
+            # Draw by the request's hash, so that a resumed run samples the same rows.
             if share == 1.0 or seeds.uniform("sample", request) < share:
                 content = json.loads(details)
                 lengths[kind].append(content["n_clip"])

@@ -166,7 +166,7 @@ class ClipJudge:
 
     @torch.no_grad()
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        # By length: a batch is padded to its longest text.
+        # Sort by length: a batch is padded to its longest text.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         text_TE = np.zeros((len(texts), self.image_NE.shape[1]), np.float32)
         starts = range(0, len(texts), _TEXT_BATCH)

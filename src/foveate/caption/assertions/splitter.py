@@ -49,7 +49,7 @@ def split(text: str, *, tagger: Tagger | None = None) -> list[str]:
             for part in _split_clause(clause, tagger):
                 assertion = _join(_resolve_pronoun(part, subject))
                 assertions.setdefault(normalize_assertion(assertion), assertion)
-            # Kept over sentences: "The tower is round. It has a red roof."
+            # Keep the subject across sentences: "The tower is round. It has a red roof."
             subject = _find_subject(clause, tagger) or subject
     return [assertion for key, assertion in assertions.items() if key]
 
@@ -184,7 +184,7 @@ def _split_list(tokens: Sequence[str]) -> list[tuple[str, list[str]]]:
     pieces: list[tuple[str, list[str]]] = [("", [])]
     for token in tokens:
         if token.lower() in (",", "and"):
-            if pieces[-1][1]:  # of ", and" the first joint is kept
+            if pieces[-1][1]:  # ", and" keeps its first joint
                 pieces.append((token, []))
         else:
             pieces[-1][1].append(token)

@@ -114,7 +114,7 @@ def _is_finite(word: str, before: str, after: str, has_verb: bool) -> bool:
     """
     if word in ALWAYS_FINITE:
         return True
-    # After a determiner, number or adjective stands a noun ("a light stand"), but "the child on the left wears": words
+    # A noun follows a determiner, number or adjective ("a light stand"), but "the child on the left wears": words
     # of place are nouns as well.
     in_noun_phrase = (
         before in DETERMINERS or before in NUMBER_WORDS or (is_adjective(before) and before not in _PLACE_NOUNS)

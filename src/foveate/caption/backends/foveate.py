@@ -73,7 +73,7 @@ class MllmCaptioner:
         if request.kind not in CAPTION_KINDS:
             return CaptionResponse(error="unknown_format", final=True)
         if self._batcher is None:
-            # In the first call, whose event loop it belongs to.
+            # Create the batcher in the first call, to whose event loop it belongs.
             self._batcher = DynamicBatcher(self.caption_batch, max_batch=self.batch, max_wait_seconds=0.01)
         return await self._batcher.submit(request)
 
@@ -140,7 +140,7 @@ def limit_generation(request: CaptionRequest) -> GenerationSettings:
     return GenerationSettings(
         max_new_tokens=min(request.max_tokens, _MAX_NEW_TOKENS),
         temperature=request.temperature,
-        seed=request.seed % 2**63,  # of this image and format, as over HTTP
+        seed=request.seed % 2**63,  # the seed of this image and format, as over HTTP
     )
 
 
@@ -159,7 +159,7 @@ def requested_length(usual: int, prompt_id: str) -> int:
 def format_caption(text: str, *, finished: bool) -> str:
     """Write a caption as a JSON object, without its end where the caption has none."""
     whole = serialize(text)
-    # As any model that ran out of tokens: the pipeline then counts it as truncated.
+    # Cut the end like any model that ran out of tokens, so that the pipeline counts the caption as truncated.
     return whole if finished else whole[: -len('"}')]
 
 

@@ -62,7 +62,7 @@ class TransformersCaptioner:
     async def caption(self, request: CaptionRequest) -> CaptionResponse:
         """Return the model's response, from the next batch of requests of the same format."""
         if self._batcher is None:
-            # In the first call, whose event loop it belongs to.
+            # Create the batcher in the first call, to whose event loop it belongs.
             self._batcher = DynamicBatcher(
                 self.caption_batch,
                 max_batch=self.settings.batch_size,
@@ -187,7 +187,7 @@ class GumbelSampler:
 
     def __init__(self, requests: Sequence[CaptionRequest]) -> None:
         self._temperatures = [request.temperature for request in requests]
-        # On the CPU: a generator there gives the same numbers whatever device the model is on.
+        # Draw on the CPU: a generator there gives the same numbers whatever device the model is on.
         self._generators = [torch.Generator().manual_seed(request.seed) for request in requests]
 
     def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:

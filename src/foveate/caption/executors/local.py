@@ -112,7 +112,7 @@ async def stream_results(
             raise flow.failure
     finally:
         flow.closed = True
-        # Again and again: wait_for of Python 3.11 swallows a cancellation that comes together with its result.
+        # Repeat the cancellation: wait_for of Python 3.11 swallows a cancellation that comes together with its result.
         while left := [task for task in tasks if not task.done()]:
             for task in left:
                 task.cancel()

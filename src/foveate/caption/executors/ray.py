@@ -48,7 +48,7 @@ async def stream_results(
     blocks, reading = _iterate_blocks(ray, job, pending), None
     try:
         while not stopping():
-            # In a thread: Ray's iterator blocks until a worker has finished its block, which may take minutes.
+            # Wait in a thread: Ray's iterator blocks until a worker has finished its block, which may take minutes.
             reading = asyncio.ensure_future(asyncio.to_thread(next, blocks, None))
             while not (await asyncio.wait({reading}, timeout=_TICK_SECONDS))[0]:
                 if stopping():

@@ -127,7 +127,7 @@ def _write_targets(
         return
     for material in materials:
         if material.formats:
-            # Written as a response: exact texts pass the same parser and filters as rewrites.
+            # Write texts as a response: exact texts pass the same parser and filters as rewrites.
             yield material, {kind: CaptionResponse(serialize(text)) for kind, text in material.formats.items()}, EXACT
     described = [material for material in materials if material.descriptions and not material.formats]
     # Take the longest description; it offers the most phrases.

@@ -89,7 +89,8 @@ def build_recipe(
             "name": detector.name,
             "version": detector.version,
             "input_px": detector.input_px,
-            # Without the path of the model: a moved folder gives the same rows. `version` has the hash of its weights.
+            # Leave out the path of the model: a moved folder gives the same rows. `version` has the hash of its
+            # weights.
             "settings": {k: v for k, v in detector_settings.model_dump(mode="json").items() if k != "model"},
         },
     }

@@ -15,7 +15,7 @@ from foveate.caption.targets.settings import TargetSettings
 from foveate.records.text import split_sentences
 
 _SAME = 0.9  # Jaccard index of words above which two captions say the same
-_DSC_TOKENS = 60  # of the 75 that the format allows: afc adds facts of the AltText to a dsc
+_DSC_TOKENS = 60  # the format allows 75; the rest is for afc, which adds facts of the AltText to a dsc
 _ARTICLE = re.compile(r"^(A|An|The|Two|Three|Four|Several|Some|Many)\s")
 _KIND_OF_IMAGE = re.compile(
     r"^(?:an?|the)\s(?:[\w-]+\s){0,4}(?:photograph|photo|picture|image|drawing|view|shot|close-up|painting|collage)"

@@ -25,7 +25,7 @@ def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettin
         )
         if short or long:
             texts[row] = short, long, select_alt_text(captions, settings.alt_kinds)
-    # Only of images with a caption: recognition takes most of the time.
+    # Recognize only images with a caption: recognition takes most of the time.
     written = recognize_text(collection, list(texts), settings.ocr)
     return [
         Material(
