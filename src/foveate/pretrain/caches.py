@@ -84,7 +84,7 @@ def remove_caches(folder: Path, *, which: str, days: float = 30.0) -> list[Cache
                 if not _is_leftover(cache.path):
                     # Renamed first: a removal that is killed must not leave a cache that looks complete.
                     doomed = cache.path.with_name(f".{cache.path.name}{_REMOVED}")
-                    if doomed.exists():  # of a removal that was killed
+                    if doomed.exists():  # left by a removal that was killed
                         shutil.rmtree(doomed)
                     cache.path.replace(doomed)
                 shutil.rmtree(doomed)

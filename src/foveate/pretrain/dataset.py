@@ -230,10 +230,10 @@ class PretrainDataset:
             digest.update(str(array.shape).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         for column in columns:
-            # In parts: millions of captions as Python's texts would fill the memory.
+            # Hash in parts: millions of captions as Python's texts would fill the memory.
             for start in range(0, len(column), _HASHED_AT_ONCE):
                 part = np.asarray(column[start : start + _HASHED_AT_ONCE])
-                # With a separator: "ab", "c" and "a", "bc" must not have one hash.
+                # Join with a separator: "ab", "c" and "a", "bc" must not have one hash.
                 digest.update("\0".join([*part.tolist(), ""]).encode("utf-8"))
         return digest.hexdigest()
 

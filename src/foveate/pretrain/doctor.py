@@ -90,7 +90,7 @@ def examine(
     """
     settings = settings or DoctorSettings()
     facts = doctor.machine(collection.path)
-    # Without a recipe all cores: the question is what the machine can do.
+    # Without a recipe use all cores, to measure what the machine can do.
     threads = workers or (recipe.training.workers if recipe is not None else facts["cores"]) or 1
     split = recipe.data.split if recipe is not None else None
     preprocess = _PLAIN

@@ -100,7 +100,7 @@ def cache_features(
     features = FeatureCache(
         model.image_encoder,
         collection,
-        # Sorted: the cache is the same whatever order the caller has.
+        # Sort the rows: the cache is the same whatever order the caller has.
         np.sort(rows),
         folder=cache,
         views=1,

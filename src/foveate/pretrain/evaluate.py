@@ -68,7 +68,7 @@ def evaluate(
     if not len(rows):
         raise UserError(f"collection {collection.path}: split '{split}' has no images")
     if limit is not None and limit < len(rows):
-        # Sorted: images of a shard are read in order.
+        # Sort the rows: images of a shard are read in order.
         rows = np.sort(seeds.generator("evaluate", seed).choice(rows, size=limit, replace=False))
     if text_kind is not None:
         kinds = collection.table("captions")["kind"].unique().to_pylist()
@@ -148,7 +148,7 @@ class Validation:
         phrases that occur once in their image; those that the images have no captions, regions or such phrases for, or
         the model no head, are left out.
         """
-        # Only the head's boxes: the best of several hundred candidates would take most of the time of a step.
+        # Locate only with the head: the best of several hundred candidates would take most of the time of a step.
         embeddings = embed_collection(model, self.collection, self.rows, rules=("head",), cache=self.cache)
         metrics: dict[str, float] = {}
         with_text_T, texts = _first_captions(self.collection, embeddings.rows, None)
@@ -172,7 +172,7 @@ def _slices(embeddings: CollectionEmbeddings) -> dict[str, NDArray[np.bool_]]:
     slices_R = np.array([region.slice for region in embeddings.regions], dtype=object)
     names = sorted(set(slices_R))
     unnamed = "all regions" if len(names) == 1 else "regions without a group"
-    # Never averaged over groups: seen and unseen concepts differ, and their shares are those of the data set.
+    # Never average over groups: seen and unseen concepts differ, and their shares are those of the data set.
     return {str(name) or unnamed: slices_R == name for name in names}
 
 
@@ -337,7 +337,7 @@ def choose_locate_rule(embeddings: CollectionEmbeddings) -> str:
         rule: float(grounding_scores(boxes[once], embeddings.boxes_R4[once])[0]["acc50"].mean())
         for rule, boxes in embeddings.located.items()
     }
-    # On a tie the head: it needs one pass of the Prompter instead of several hundred.
+    # Prefer the head on a tie: it needs one pass of the Prompter instead of several hundred.
     return max(sorted(hits, reverse=True), key=lambda rule: hits[rule])
 
 
@@ -427,7 +427,7 @@ def _add_zero_shot(
     sources = _sources(collection, embeddings.rows)
     for source in sorted(set(sources[values != ""])):
         labeled = np.flatnonzero((values != "") & (sources == source))
-        # Only classes that occur: a class without images has no accuracy, and would only add distractors.
+        # Name only classes that occur: a class without images has no accuracy, and would only add distractors.
         names = sorted(set(values[labeled]))
         if len(names) < 2:
             continue

@@ -66,7 +66,7 @@ def write_samples(
                 {"box": [float(value) for value in box], "phrase": region.phrase, "slice": region.slice}
                 for box, region in zip(moved_K4, visible, strict=True)
             ]
-        # By key: an image shows the same text whatever else is on the page.
+        # Draw by key: an image shows the same text whatever else is on the page.
         drawn = int(seeds.uniform("gallery text", seed, record.key) * len(record.captions))
         caption = record.captions[drawn] if record.captions else None
         samples.append(

@@ -94,7 +94,7 @@ class PretrainTask(EmbeddingTask):
         fixed: dict[str, Any] = {"normalize": settings.normalize, "M": self.max_regions, "N": len(counts_N)}
         grounding: Tensor | float = 0.0
         if "box" in embeddings:
-            # In float32: between 0.5 and 1, bfloat16 has steps of 1/256 of the image.
+            # Use float32: between 0.5 and 1, bfloat16 has steps of 1/256 of the image.
             grounding = grounding_loss(embeddings["box"].float(), batch["boxes_R4"].float(), **fixed)
         region = self._region_loss(batch, embeddings, **fixed)
         labeled = labeled_fraction(counts_N)

@@ -33,7 +33,7 @@ def text_id(text: str) -> int:
 
 
 class TextFeatures(Protocol):
-    """Features by text."""
+    """Frozen text features, looked up by text."""
 
     def __getitem__(self, texts: Sequence[str]) -> Tensor:
         """Return the features [B, *feature_shape] of texts."""
@@ -79,7 +79,7 @@ class StoredTexts:
         self, encoder: TextEncoder, texts: pa.ChunkedArray | pa.Array, *, cache: Path, share: Share = (0, 1)
     ) -> None:
         distinct = texts.unique()
-        # Sorted by length to pad the texts of a block little, then by text: all ranks need the same order.
+        # Sort by length to pad the texts of a block little, then by text: all ranks need the same order.
         by_length = pa.table({"length": pc.call_function("utf8_length", [distinct]), "text": distinct})
         distinct = by_length.sort_by([("length", "ascending"), ("text", "ascending")])["text"]
         keys = keys_of(_iterate(distinct))

@@ -104,7 +104,7 @@ def identity(job: Job) -> str:
     for table, columns in ((regions, ("key", "phrase", "source", "recipe_hash")), (captions, ("key", "kind", "text"))):
         parts += [text for column in columns for text in table[column].to_pylist()]
     for part in parts:
-        # With a separator: "ab", "c" and "a", "bc" must not have one hash.
+        # Join with a separator: "ab", "c" and "a", "bc" must not have one hash.
         digest.update(part.encode("utf-8") + b"\0")
     digest.update(np.ascontiguousarray(job.collection.region_boxes).tobytes())
     digest.update(job.collection.splits.astype(str).tobytes())
@@ -223,7 +223,7 @@ def _texts(job: Job, collection: Collection, source_regions: SelectedRegions, ro
     """Embed each distinct text of a kind once: captions by their kind, and the phrases of regions."""
     distinct = {("phrase", region.phrase) for row in rows for region in source_regions.read(int(row))}
     distinct |= {(caption.kind, caption.text) for row in rows for caption in collection.read_captions(int(row))}
-    # Sorted, so that a resumed export cuts the same parts.
+    # Sort the texts, so that a resumed export cuts the same parts.
     ordered = sorted(distinct)
     starts = range(0, len(ordered), TEXTS_PER_PART)
     for start in track(starts, description="embedding texts") if len(starts) > 1 else starts:

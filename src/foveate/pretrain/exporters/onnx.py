@@ -125,7 +125,7 @@ def export(job: Job) -> ExportReport:
     encoder = model.image_encoder
     pixels = probe_pixels(job)
     with torch.no_grad():
-        # As Foveate runs it, perhaps in bfloat16; the card reports how much the float32 graph differs.
+        # Encode as Foveate does, perhaps in bfloat16; the card reports how much the float32 graph differs.
         as_is_BE = model.encode_image(pixels)
         if isinstance(encoder, Lite0Encoder):
             encoder.precision = "float32"  # the graph's
@@ -200,7 +200,7 @@ def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
     model = job.model
     assert model.prompter is not None
     assert model.box_head is not None
-    # Sorted corners: the boxes must be valid for the comparison to mean anything.
+    # Sort corners: the boxes must be valid for the comparison to mean anything.
     generator = torch.Generator().manual_seed(1)
     corners_R22 = torch.rand(7, 2, 2, generator=generator).sort(dim=1).values
     boxes_R4 = (0.9 * corners_R22 + torch.tensor([[0.0], [0.1]])).flatten(1)

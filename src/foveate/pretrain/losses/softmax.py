@@ -37,7 +37,7 @@ def clip_loss(
     Raises:
         UserError: for `row_chunk` below 1.
     """
-    # In float32 at least: at a scale of 100, bfloat16 has steps of 0.5 between the largest logits.
+    # Compute in float32 at least: at a scale of 100, bfloat16 has steps of 0.5 between the largest logits.
     with without_autocast(image_BE):
         image_BE, text_NE = widen(image_BE), gather_with_grad(widen(text_BE))
         scale, first = scalar_like(logit_scale, image_BE), world().rank * len(image_BE)

@@ -104,7 +104,7 @@ def price(
     loss = costs.loss_flops(with_regions=recipe.regions.method != "none", processes=devices, **_loss_shape(recipe))
     peak = device.tflops if settings.precision == "bf16" else device.wide_tflops
     seconds_model = step_flops * extra / devices / (peak * 1e12 * mfu)
-    # At the float32 peak: the losses are computed without autocast.
+    # Use the float32 peak: the losses are computed without autocast.
     seconds_loss = loss / (device.wide_tflops * 1e12 * mfu)
     seconds = seconds_model + seconds_loss
     image = feature_bytes if cached else facts.get("image_bytes", IMAGE_BYTES)
