@@ -331,7 +331,7 @@ def _write_request(
     suite: Suite, data: SuiteData, question: SuiteQuestion, others: tuple[str, ...] | None, condition: str
 ) -> tuple[list[bytes], str, tuple[Shape, ...]]:
     text = "\n".join(part for part in (question.text, suite.instruction) if part)
-    # Read under every condition: a question whose image is damaged then has no row to compare.
+    # Read images under every condition: a question whose image is damaged then has no row to compare.
     images = [_read_whole(data, name) for name in question.images]
     if condition == "image":
         return images, text, question.regions

@@ -242,7 +242,7 @@ def chat_template(loaded: LoadedModel) -> str:
         "{%- if part.type == 'text' -%}{%- set seen.content = seen.content ~ ' ' ~ part.text -%}"
         "{%- elif not seen.lead -%}"
         "{%- set seen.content = (seen.content.split() | join(' ')) ~ '<image>' -%}{%- endif -%}{%- endfor -%}"
-        # As in `PromptWriter`: white space is reduced throughout a question, but only stripped around an answer.
+        # Follow `PromptWriter`: white space is reduced throughout a question, but only stripped around an answer.
         "{%- set content = seen.content.split() | join(' ') if message.role == 'user' else seen.content.strip() -%}"
         f"{{%- set start = {blank} if content and not content.startswith('<image>') else '' -%}}"
         "{{ before[message.role] ~ start ~ content ~ after[message.role] }}"

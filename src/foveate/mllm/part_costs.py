@@ -37,7 +37,7 @@ class Experts:
         divisor: an expert's hidden width is that of the dense MLP over this.
     """
 
-    # As in MM1.5's sparse models: 64 experts in every second layer, two of them for each token.
+    # MM1.5's sparse models have 64 experts in every second layer, two of them for each token.
     num: int = 64
     top_k: int = 2
     every: int = 2
@@ -189,7 +189,7 @@ def _count_layers(
     costs: list[ModuleCost] = []
     for few in (1, 2):
         with torch.device("meta"):
-            # In training mode: what dropout saves for the backward pass counts, too.
+            # Use training mode: tensors that dropout saves for the backward pass count, too.
             model = build(few).train()
         sizes.append(count_parameters(model))
         mode = FakeTensorMode()

@@ -16,7 +16,7 @@ from foveate.multimodal.assemble import AssemblyOptions, plan_sample
 from foveate.records.images import BadImage, encode_input, read_image_info
 from foveate.vision.tiling import PRESETS, Fit, ImageSize, Preset, count_llava_tokens
 
-# As published: MM1.5 pools to 12 x 12; LLaVA-NeXT and Ferret-v2 have 24 x 24 patches; pixel shuffling by 2 leaves
+# Published numbers: MM1.5 pools to 12 x 12; LLaVA-NeXT and Ferret-v2 have 24 x 24 patches; pixel shuffling by 2 leaves
 # 13 x 13 of Idefics3's 26 x 26 and 16 x 16 of InternVL's and Cohere2's 32 x 32, by 4 it leaves 8 x 8 of SmolVLM's.
 _TOKENS_PER_VIEW: dict[Preset, int] = {
     "mm15": 144,

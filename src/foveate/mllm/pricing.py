@@ -99,7 +99,7 @@ def price_recipe(
     stages: list[StageShape] = []
     models: dict[str, MultimodalModel] = {}
     for stage in recipe.stages:
-        # Without memory: the largest recipes are priced on a laptop.
+        # Build without memory: the largest recipes are priced on a laptop.
         with torch.device("meta"):
             model = build_stage_model(recipe, stage)
         models[stage.name] = model

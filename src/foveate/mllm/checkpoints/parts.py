@@ -115,7 +115,7 @@ def find_imported(folder: Path, checkpoint: Checkpoint, *, tower: str | None, ch
     Raises:
         UserError: the folder holds another model, or the same with another tower or template.
     """
-    # Written last: without it an earlier import was stopped, and the model is written again.
+    # This file is written last: if it is missing, an earlier import was stopped, and the model is written again.
     if not (folder / MODEL / CONFIG).is_file():
         return None
     settings, config = read_settings(folder / MODEL)

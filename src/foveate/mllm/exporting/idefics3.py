@@ -23,7 +23,7 @@ from foveate.mllm.export import (
 from foveate.mllm.exporting.llava import LOADING
 from foveate.records.conversations import IMAGE
 
-# Written around an image by `Idefics3Processor`, which knows no other names.
+# `Idefics3Processor` writes these around an image and knows no other names.
 _FRAME = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 _NOTE = (
     "Idefics3Processor writes <fake_token_around_image><global-img> in front of an image and "

@@ -64,7 +64,7 @@ def answer(question: SuiteQuestion) -> StoredAnswer:
 
 def _score(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]], mode: Mode) -> BoxScores:
     return score_boxes(
-        # Only the text: boxes given beside it would pass without being written and parsed.
+        # Pass only the text: boxes given beside it would pass without being written and parsed.
         [answer.text for _, answer in answered],
         [[box.x1, box.y1, box.x2, box.y2] for question, _ in answered for box in question.boxes],
         [question.size or (0, 0) for question, _ in answered],
