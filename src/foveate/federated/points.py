@@ -1,4 +1,4 @@
-"""Points of one source: a matrix, the names and types of its columns, and what else each row has."""
+"""Points of one source: a matrix, the names and types of its columns, and further columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of a run in one process beside those of its method: whose points are where, baselines, who must answer."""
+"""Options of a run in one process beside its method's: sources, split, baselines, minimum of clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Privacy account of a clustering: what its noise hides, and how well; one row per kind of message, and their sum."""
+"""Privacy account of a clustering: the guarantee of each kind of message, and their sum."""
 
 from __future__ import annotations
 

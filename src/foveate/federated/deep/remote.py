@@ -1,4 +1,4 @@
-"""DeepFeCA over a network: what a client checks before it answers a server that it does not know.
+"""Check requests of DeepFeCA over a network, where a client does not trust its server.
 
 | kind | down | up |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""Privacy account of a FedNE run: what its noise hides, and how well; one row per kind of message."""
+"""Privacy account of a FedNE run: the guarantee of each kind of message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of FedNE and its baselines: names, bounds, defaults; and what happens in which round."""
+"""Options of FedNE and its baselines (names, bounds, defaults), and the schedule of its rounds."""
 
 from __future__ import annotations
 

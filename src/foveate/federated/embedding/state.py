@@ -1,4 +1,4 @@
-"""State of FedNE's training between two rounds: the common weights, and what repels the clients' points."""
+"""State of FedNE's training between two rounds: common weights, and repulsion on clients' points."""
 
 from __future__ import annotations
 
