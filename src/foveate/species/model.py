@@ -1,4 +1,4 @@
-"""A trained species model in use: probabilities, scores of links, and what is known of its classes."""
+"""Use a trained species model: probabilities, scores of links, and facts about its classes."""
 
 from __future__ import annotations
 

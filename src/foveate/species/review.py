@@ -1,4 +1,4 @@
-"""Review: which events a person should look at first, as a contact sheet and a table to fill in.
+"""Rank events for review by a person, as a contact sheet and a table to fill in.
 
 An event is worth a look by what the look can change: the probability that its answer is not the last word, one over the
 number of events with that answer (the only ocelot of a survey decides whether there are ocelots), and how sure the

@@ -1,4 +1,4 @@
-"""Detector: a person, a vehicle or no box decides; only images with an animal's box are left to the classifier.
+"""Decide images by detections: people, vehicles, no box; animals are left to the classifier.
 
 It acts on images that a detector with categories, such as MegaDetector, looked at, by their box of highest confidence.
 Boxes without categories, such as those of the shipped NanoDet, decide nothing.

@@ -1,4 +1,4 @@
-"""Pooling: the images of a burst decide together, because most animals leave some frames empty.
+"""Pool the images of a burst into one decision, because most animals leave some frames empty.
 
 `megadetector` is the smoothing that MegaDetector's users know: frames keep decisions of their own, and rare labels of a
 burst give way to its common ones (`foveate.species.smoothing`).

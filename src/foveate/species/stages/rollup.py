@@ -1,4 +1,4 @@
-"""Roll-up: the most specific taxon that is likely enough. "Felidae, 0.9" where ocelot and margay share the 0.9.
+"""Roll up to the most specific taxon that is likely enough: Felidae where two cats share 0.9.
 
 For each rank the probabilities of classes are summed by their ancestor at that rank. Scores of ancestors themselves
 were never trained against images and are not read.

@@ -1,4 +1,4 @@
-"""Temperature: probabilities sharpened or flattened by one number, so that they say how often the model is right."""
+"""Sharpen or flatten probabilities by one temperature, so that they match the accuracy."""
 
 from __future__ import annotations
 

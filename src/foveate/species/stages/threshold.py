@@ -1,4 +1,4 @@
-"""Threshold: an answer that is less likely than this is no answer."""
+"""Abstain from answers whose probability is below a threshold."""
 
 from __future__ import annotations
 
