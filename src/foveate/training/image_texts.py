@@ -1,4 +1,4 @@
-"""Texts of a collection's images, and the one that is drawn in an epoch: trained on by the loader, counted by `mix`.
+"""Texts of a collection's images, and the draw of one per epoch, for the loader and `mix`.
 
 Where several models captioned an image, `foveate.records.current_captions` selects a caption. An image without a text
 of kind `alt` uses another one of its texts (title, description, ...) as such, unless that kind has a weight in the
