@@ -1,4 +1,4 @@
-"""Select the alt-text of an image, and recognize alt-texts that say nothing."""
+"""Select the alt-text of an image, and recognize uninformative alt-texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phrases and boxes of answers: which phrase a box belongs to, and what lacks the one or the other.
+"""Match phrases and boxes of answers, and find those without a partner.
 
 `parse_boxes` reads one answer and reports everything; `parse_answers` reads many at once, for metrics. The parser
 "official" does what Ferret's evaluation does (see `box_text.parse_streaming`), "robust" loses nothing that is clear.

@@ -1,4 +1,4 @@
-"""The quarantine table: what could not be imported into a collection and why, each finding once."""
+"""The quarantine table: files and rows that an import rejected, with reasons, each finding once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Built-in collections by name: the door through which a laboratory adds its worlds to `foveate collect`."""
+"""Built-in collections by name: the extension point for a laboratory's worlds in `foveate collect`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared end of the importers of conversations: entries to drafts, their images, regions in pixels."""
+"""Shared last step of conversation importers: entries to drafts, their images, regions in pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared end of all importers: examine images in threads, then add them in order or quarantine them."""
+"""Shared last step of all importers: examine images in threads, then add them in order or quarantine them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of imports, declared once: what `foveate collect` shows and what the importers take."""
+"""Options of imports, declared once for `foveate collect` and for the importers."""
 
 from __future__ import annotations
 

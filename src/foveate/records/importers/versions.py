@@ -1,4 +1,4 @@
-"""Compare the files of a folder with what an earlier import of it recorded, and take what changed."""
+"""Compare the files of a folder with the records of an earlier import, and import changes only."""
 
 from __future__ import annotations
 
