@@ -1,4 +1,4 @@
-"""Read what a chat request for a caption asks for.
+"""Parse a chat request for a caption into format, length class and AltText.
 
 The format comes from the request's own field `foveate` ({"format": "dsc", "alt": "...", "length": 5}; `extra_body` in
 the openai package) or from the prompt, where it is one of Foveate's templates.

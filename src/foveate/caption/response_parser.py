@@ -1,4 +1,4 @@
-"""Parse the responses of captioners: one JSON object is asked for, and much else arrives.
+"""Parse the responses of captioners: one JSON object is requested, but much else arrives.
 
 The steps and their order are those of the response contract in the method's page (docs/methods/captions.md). What is
 incomplete is an error: a string that was cut off is never closed by guessing. Nothing here raises, whatever the

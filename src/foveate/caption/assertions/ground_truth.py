@@ -1,4 +1,4 @@
-"""Ask for the ground truth of images, where somebody knows it: generated worlds do, photographs have none."""
+"""Look up the ground truth of images: generated worlds have one, photographs have none."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training targets for captioners: what is known of an image, rewritten into the caption formats."""
+"""Training targets for captioners: facts about an image, rewritten into the caption formats."""

@@ -1,4 +1,4 @@
-"""Settings of region labeling, the captions that it uses, and what a recipe has labeled already."""
+"""Settings of region labeling, the captions that it uses, and the images that a recipe has labeled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A multimodal model, such as the shipped `mini`, is asked where each phrase of a caption is.
+"""Detector by a multimodal model, such as the shipped `mini`: it locates each phrase of a caption.
 
 Each phrase gets the first box of the answer. Models with a box head answer "not found" below the score that was
 measured for them, which leaves out what a caption names and the image does not show.
