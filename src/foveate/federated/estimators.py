@@ -53,10 +53,10 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
         inertia_: summed squared distance of all labeled points.
         n_features_in_: D.
         method_: method as text; 'one shot' only with refine_rounds=0.
-        client_reports_: by client what it sent.
+        client_reports_: the answer of each client.
         server_report_: how the centers were found.
         excluded_: by client why it was left out.
-        suspects_: by client what is anomalous about it.
+        suspects_: for each suspicious client the anomaly.
         exchanged_: table of all that was sent: kind, direction, arrays, shapes, bytes.
         bytes_up_, bytes_down_: totals of it.
 

@@ -174,7 +174,7 @@ class ArrayRule:
 
     Attributes:
         dtype: its type.
-        shape: one entry per dimension: a number; a name, which stands for the same length wherever the message has it;
+        shape: one entry per dimension: a number; a name, which means the same length wherever the message has it;
             None for any length.
         finite: NaN and infinities are refused; `nan` allows NaN only.
         low, high: the smallest and the largest value allowed.

@@ -14,7 +14,7 @@ UNIT = "one point of any client"
 
 
 def account(options: ClusteringOptions, *, evaluated: bool, delta: float = DELTA) -> list[PrivacyCost]:
-    """For each kind of message about the points: what is hidden, and how well, or that nothing is.
+    """List for each kind of message about the points the unit that noise hides and how well, or none.
 
     The unit is one point of a client, replaced by any other; the number of points and of features is sent as it is. A
     client that was left out answered fewer messages, so that the sum holds for it, too.

@@ -274,7 +274,7 @@ def _refine(
     """Run one federated step of Lloyd; an empty center stays where it is.
 
     Args:
-        suspects: by client what is anomalous about it; more is added.
+        suspects: the anomalies of suspicious clients so far; new ones are added.
         points: by client the number of points reported before (`count_points`).
     """
     request = _scaled(protocol.lloyd_request(centers_KD, options, round), scaling)

@@ -61,7 +61,7 @@ def read_options(clients: Clients, clusters: int | None, options: Mapping[str, A
 
 def plan(clients: Clients, options: ClusteringOptions) -> dict[str, Any]:
     """Upper bound of what a run would exchange: bytes up and down per client."""
-    # The first client's width stands for all: in one process all clients must have the same width.
+    # Use the first client's width: in one process all clients must have the same width.
     width = clients.points[0].shape[1]
     local = max(options.count_local(number) for number in range(len(clients.points)))
     parts = optional_parts(options)

@@ -70,7 +70,7 @@ class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         labels_: one array per client.
         history_: one entry per round: loss, clients, how far the centers moved, bytes.
         excluded_: by client why it was left out.
-        suspects_: by client what is anomalous about its centroids or weights.
+        suspects_: for each suspicious client the anomaly of its centroids or weights.
         exchanged_, bytes_up_, bytes_down_: all that was sent.
         method_, n_features_in_: as in `FederatedKMeans`.
 

@@ -75,7 +75,7 @@ class DeepState(TrainingSnapshot):
     suspects: dict[tuple[int, str], str] = field(default_factory=dict)
 
     def describe_suspects(self) -> dict[int, str]:
-        """Return by client what is anomalous about it, in one sentence."""
+        """Return for each suspicious client its anomalies, in one sentence."""
         reasons: dict[int, list[str]] = {}
         for (client, _), reason in sorted(self.suspects.items()):
             reasons.setdefault(client, []).append(reason)

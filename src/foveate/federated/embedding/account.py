@@ -12,7 +12,7 @@ from foveate.federated.results import PrivacyCost
 
 
 def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA) -> list[PrivacyCost]:
-    """List for each kind of message that reveals points what is hidden and how well, or that nothing is.
+    """List for each kind of message that reveals points the unit that noise hides and how well, or none.
 
     encoder: the unit is a whole client. All that a client has may be replaced; the change it sends has at most the norm
     C, so its answer moves by at most 2 C; the noise is `update_noise` C. Counted over the rounds in which it trained.

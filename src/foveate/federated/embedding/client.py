@@ -299,7 +299,7 @@ def answer_train(data: ClientData, request: Message, client: int) -> Message:
         # Edges, not points: with more neighbors a step has more edges, and an epoch as many steps.
         epochs=options.local_epochs,
         batch=options.batch_points * options.neighbors,
-        # 0 stands for the exact mean in `PassSettings`.
+        # 0 means the exact mean in `PassSettings`.
         negatives=0 if options.negatives == "all" else int(options.negatives),
         kernel=options.kernel,
         clip=options.gradient_clip,

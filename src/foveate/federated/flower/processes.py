@@ -147,7 +147,7 @@ def end(child: Child) -> None:
         time.sleep(_POLL_SECONDS)
     for survivor in _left(kin):
         with contextlib.suppress(psutil.NoSuchProcess):
-            # Only what was seen as this program's kin, by process and start time.
+            # End only processes that were seen as this program's kin, by process and start time.
             survivor.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.process.wait(_PATIENCE_SECONDS)

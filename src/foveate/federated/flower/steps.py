@@ -142,7 +142,7 @@ def _check_data(path: Path, options: ReadOptions) -> tuple[int, str]:
 
 
 def describe_limits(limits: Limits) -> list[str]:
-    """Say what a client with these limits lets out, and warn where rows may be among it."""
+    """Describe what a client with these limits reveals, and warn if rows may be among it."""
     small, partitions = limits.smallest_group, limits.max_partitions
     lines = [
         f"answered: {limits.max_questions} questions about these data at most, {partitions} partition"
