@@ -1,4 +1,4 @@
-"""Classes of a species model and the taxa that they stand for."""
+"""Classes of a species model and their taxa."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def decide(
     detections: Detections | None = None,
     num_alternatives: int = NUM_ALTERNATIVES,
 ) -> Decisions:
-    """Decide what is on each image, or in each event.
+    """Decide the class of each image, or of each event.
 
     Args:
         probabilities_NK: of each class, in memory or on disk; a row with NaN is an image that failed. Rows are divided

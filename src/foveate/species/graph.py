@@ -350,7 +350,7 @@ def build_graph(
 
 
 def hash_survey(survey: Survey, source: LabelSource = "human", min_probability: float = 0.0) -> str:
-    """Return a hash of what a graph takes from a survey: keys, labels, splits, places and clocks of its images."""
+    """Return a hash of all that a graph uses of a survey: keys, labels, splits, places and clocks."""
     digest = hashlib.sha256()
     labels_N = survey.labels(source, min_probability=min_probability)
     texts = zip(survey.keys, labels_N.tolist(), survey.collection.splits.tolist(), strict=True)

@@ -36,7 +36,7 @@ class LinkRows:
         heads_N: row of the image, or index of the taxon for PARENT.
         tails_N: index of the true tail among the relation's candidates.
         balanced: draw every tail equally often, in as many draws as there are links.
-        name: tells apart several passes of one relation in an epoch.
+        name: distinguishes several passes of one relation in an epoch.
     """
 
     relation: Relation

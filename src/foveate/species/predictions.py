@@ -4,7 +4,7 @@
     scores/00000.safetensors ...   probabilities, 256 images a part, in the order of the collection
     images.parquet        key, file, deployment, sequence, time, status and failure of each image
     detections.parquet    boxes
-    classes.json, taxa.parquet     what the columns of the scores stand for
+    classes.json, taxa.parquet     meaning of the columns of the scores
     decisions.parquet     one row an event or image, written by `decide`
 
 No file here has coordinates: `decide` reads places from the collection.

@@ -44,7 +44,7 @@ class SpeciesTrainResult(RunResult):
         method: "cosmo", or the name of a baseline.
         contexts: links beside the species that took part.
         left_out: reason -> number of images without a label or context.
-        strips: what was done with info strips, and on how many cameras they were found.
+        strips: treatment of info strips, and the number of cameras that have them.
         cropped: images that showed a box instead of the whole frame.
         selection: metrics of the validation images at the epoch that was taken.
         model: folder, relative to the run folder; "" where training was stopped.
@@ -233,14 +233,14 @@ class SpeciesResult(RunResult):
 
 
 class ReviewImage(ResultModel):
-    """A thumbnail of an event, and the box that was looked at."""
+    """A thumbnail of an event, and the box that the model saw."""
 
     image: str
     box: BoxValues | None = None
 
 
 class ReviewEntry(ResultModel):
-    """One event that is worth a look: what was decided, why to look, and its first images."""
+    """One event to review: its decision, the reasons to look at it, and its first images."""
 
     event: str
     file: str
@@ -256,10 +256,10 @@ class ReviewEntry(ResultModel):
 
 
 class SpeciesReviewResult(RunResult):
-    """A contact sheet: events in the order of what a look would change.
+    """A contact sheet: events in the order of their priority.
 
     Attributes:
-        decisions: that could be looked at. sheet: the PNG, "" without a readable image.
+        decisions: number of those that can be reviewed. sheet: the PNG, "" without a readable image.
         table: the CSV to fill in. table_sha256: of its bytes as written: one that was changed is not overwritten.
     """
 

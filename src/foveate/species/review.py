@@ -1,8 +1,8 @@
 """Rank events for review by a person, as a contact sheet and a table to fill in.
 
-An event is worth a look by what the look can change: the probability that its answer is not the last word, one over the
-number of events with that answer (the only ocelot of a survey decides whether there are ocelots), and how sure the
-detector is of an animal where the answer is blank.
+The priority of an event is what a review can change: the probability that its answer is wrong or too general, one over
+the number of events with that answer (the only ocelot of a survey decides whether there are ocelots), and the
+detector's confidence in an animal where the answer is blank.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class ReviewEvent:
-    """A decision that is worth a look.
+    """A decision to review.
 
     Attributes:
         row: in the table of decisions.
-        priority: what a look can change, higher is more.
+        priority: the larger, the more a review can change.
         reasons: why, in words.
         is_answered: whether a person has answered it.
     """
@@ -59,9 +59,9 @@ class ReviewEvent:
 
 
 def rank_events(predictions: Predictions) -> list[ReviewEvent]:
-    """Order decisions by what a look would change, the most first; those without a readable image are left out.
+    """Order decisions by priority, highest first; those without a readable image are left out.
 
-    What a person answered comes last: a look at it again changes nothing.
+    Decisions that a person has answered come last: another review would change nothing.
     """
     decisions = predictions.decisions.to_pylist()
     merged = merge_decisions(predictions)
