@@ -86,7 +86,7 @@ class CaptionResponse:
 
 
 class CaptionRunSettings(Settings):
-    """Who answers a captioning run, and in how many processes; what is asked is in `CaptionSettings`."""
+    """The captioner of a run and its number of processes; `CaptionSettings` has the requests."""
 
     backend: str = Field(
         "http",

@@ -37,7 +37,7 @@ def read_request(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> CaptionRequest | None:
-    """Return what a chat request asks for; None where it asks for no caption.
+    """Return the caption that a chat request asks for; None if it asks for no caption.
 
     Args:
         text: of the request. image: its bytes. options: the field `foveate`.

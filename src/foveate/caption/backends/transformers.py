@@ -216,7 +216,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
     check_loaded(report, name=checkpoint.name)
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise UserError(f"{checkpoint.name}: its processor has no image processor or no tokenizer")
-    # Generation goes on at the right end of each row: no padding may stand there.
+    # Generation continues at the right end of each row, so padding must be on the left.
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token

@@ -70,7 +70,7 @@ def open_rewriter(settings: TargetSettings, *, folder: Path | None = None) -> Re
 # Cached, because every rewrite is compared with all inputs of its image: the same texts come up repeatedly.
 @functools.lru_cache(maxsize=65_536)
 def content_words(text: str) -> frozenset[str]:
-    """Return the words (singular, lower case) that say what is in an image.
+    """Return the words (singular, lower case) that name the contents of an image.
 
     >>> sorted(content_words("Two red apples are on the left."))
     ['apple', 'red']
