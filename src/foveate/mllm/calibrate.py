@@ -47,7 +47,7 @@ def draw_pairs(collection: Collection, settings: CalibrateSettings, *, seed: int
     Raises:
         UserError: the split does not exist, or its regions do not have two phrases.
     """
-    # Without pseudo-labels, which may name what the image does not show.
+    # Leave out pseudo-labels, which may name things that the image does not show.
     selected = SelectedRegions(collection)
     phrases = {
         row: sorted({region.phrase for region in selected.read(row) if region.phrase})

@@ -61,7 +61,7 @@ class DenseCounts(BaseModel):
     Attributes:
         conversations, objects: by kind, referring or detection.
         sources: regions by the source that they came from.
-        left_out: images by reason.
+        left_out: number of images by reason.
         added, existing: conversations that were new, and that were there already.
     """
 

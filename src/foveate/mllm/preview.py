@@ -147,7 +147,7 @@ def load_batch(training: MllmTraining, stage: StageSettings, *, step: int) -> St
 
 
 def read_counts(texts: PackedTexts, row: int, *, visual: int) -> tuple[Tensor, NDArray[np.uint8]]:
-    """Return what the conversations of a row may read, from the mask that the model uses.
+    """Return the positions that a row's conversations may read, from the mask that the model uses.
 
     Args:
         visual: visual tokens in front of the row.

@@ -14,7 +14,7 @@ class SuiteSample(ResultModel):
         image: file in the run folder, empty for a question without an image. regions: boxes in it that the question
             names, from 0 to 1. boxes: of the answer with the image. true_boxes: that it should have.
         answers: condition -> answer. score: of the answer with the image.
-        miss: why that answer misses, where the suite says it.
+        miss: why that answer misses, if the suite reports it.
     """
 
     image: str = ""

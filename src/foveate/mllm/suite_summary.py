@@ -147,7 +147,7 @@ def pick_samples(
             SuiteSample(
                 image=image,
                 **drawn,
-                # The image stands beside it.
+                # The image is shown beside it.
                 question=" ".join(question.text.replace(IMAGE, " ").split()),
                 references=list(dict.fromkeys(question.references)),
                 answers={condition: row["answer"] for condition, row in answered[question.id].items()},

@@ -1,7 +1,7 @@
 """Flickr30k Entities: grounded captions, from the folder that `foveate collect` reads.
 
 The model gets the phrases of a sentence and boxes each. The score of a sentence is the share of its phrases whose first
-box hits the merged true box; the recalls of the whole split stand beside it, official and corrected.
+box hits the merged true box; the recalls of the whole split are reported beside it, official and corrected.
 """
 
 from __future__ import annotations

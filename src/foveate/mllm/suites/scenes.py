@@ -93,7 +93,7 @@ def summarize(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[st
         return {}
     scores: dict[str, list[float]] = defaultdict(list)
     for question, answer in answered:
-        # Yes and no are scored by their word, whatever box stands behind them.
+        # Yes and no are scored by their word, whatever box follows them.
         if question.boxes and question.references[0].casefold() not in _YES_NO:
             digits = tuple(box for box in answer.digits if box is not None)
             # Without digits an answer misses, whatever its boxes.
