@@ -41,7 +41,7 @@ from foveate.vision.preprocess import move_boxes, read_image
 
 
 def describe_no_regions(collection: Path, split: str) -> str:
-    """Say what a training without regions leaves out, and which command makes them."""
+    """Describe what a training without regions omits, and the command that makes regions."""
     return (
         f"no image of split '{split}' has a region, so no place will be learned: locate and search by box would only "
         f"guess; `foveate regions {shlex.quote(str(collection))}` makes regions from the captions"

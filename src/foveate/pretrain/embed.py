@@ -252,7 +252,7 @@ def _visible_regions(
         moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
         batch += [(index, region) for region, visible in zip(regions, visible_R, strict=True) if visible]
         inside.append(moved_K4)
-        # Fractions of what is visible, so that every box of another image is a possible one here.
+        # Use fractions of the visible part, so that every box of another image is a possible one here.
         other.append(placement.letterbox.to_input(shuffled_boxes[row][visible_R]).astype(np.float32))
     return batch, np.concatenate(inside), np.concatenate(other)
 
