@@ -94,7 +94,7 @@ def put_box_scores(card: str, result: BoxScoreResult) -> str:
 
 
 def _failures(evaluation: SuiteResult | None) -> str:
-    """Describe missed goals and missing measurements, as the first sentences of the limits."""
+    """Describe missed goals and missing measurements; the card begins with this."""
     if evaluation is None:
         return ""
     values = {_slice(row.question): row.values.get("image") for row in evaluation.table}
