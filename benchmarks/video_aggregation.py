@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.common import compare, publish, ratio
 from foveate.core.devices import peak_gigabytes
 from foveate.video.aggregate import aggregate_frames
-from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.strategies import SlowFast
 
 MAX_TIME_SHARE = MAX_MEMORY_SHARE = 0.3
 """What the frame-by-frame form may take of the official order."""

@@ -46,8 +46,8 @@ def measure(model: str, clip: Path, frames: tuple[int, int]) -> dict[str, float]
     """Return the megabytes that many frames, and a list of them, add to the peak memory of this process."""
     import torch
 
-    from foveate.video.grammar import parse_how
     from foveate.video.networks import open_network
+    from foveate.video.strategies import parse_how
     from foveate.video.watch import watch
     from foveate.vision.video.reading import read_clip
 

@@ -24,13 +24,13 @@ from foveate.core.model_folder import CARD, CONFIG, METRICS
 from foveate.core.paths import DATA
 from foveate.core.recipes import validate
 from foveate.core.results import parse_result
+from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.mllm.card import model_card
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import MllmResult, SuiteResult
 from foveate.multimodal.folder import TRAINING_WORDS
 from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.request_forms import REQUESTS
-from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate_labs.worlds.questions import list_endings
 from foveate_labs.worlds.scenes import question_forms, region_forms
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from foveate.video.aggregate import aggregate_frames
-from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.strategies import SlowFast
 from foveate_labs.worlds.scenes.clips import draw_clip
 
 SIDE, PATCH, COLUMNS, GAP = 128, 8, 10, 4

@@ -12,13 +12,13 @@ import numpy as np
 from safetensors.torch import load_file
 
 from foveate.calibrate.fine_tuning import fine_tune, predict_classifier
-from foveate.training.logit_files import write_logits
 from foveate.calibrate.pseudo_runs import make_pseudo_runs
 from foveate.calibrate.settings import FineTuneSettings
-from foveate.vision.classifier import Classifier
-from foveate_labs.worlds.builtin.glyphs import CLASSES, load_glyphs
-from foveate_labs.studies.calibration_worlds import glyph_network
 from foveate.training.classification import array_images
+from foveate.training.logit_files import write_logits
+from foveate.vision.classifier import Classifier
+from foveate_labs.studies.calibration_worlds import glyph_network
+from foveate_labs.worlds.builtin.glyphs import CLASSES, load_glyphs
 
 SEED = 20
 

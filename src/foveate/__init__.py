@@ -38,7 +38,7 @@ _LAZY = {
     "Region": "foveate.records.record",
     "RegionSampler": "foveate.vision.regions.sampler",
     "SearchIndex": "foveate.search.api",
-    "SlowFast": "foveate.video.strategies.slowfast",
+    "SlowFast": "foveate.video.strategies",
     "SpeciesGraph": "foveate.species.graph",
     "Stroke": "foveate.records.shapes",
     "UserError": "foveate.core.errors",
@@ -53,7 +53,7 @@ _LAZY = {
     "open_model": "foveate.search.api",
     "open_species": "foveate.species.folder",
     "parse_boxes": "foveate.records.box_phrases",
-    "parse_how": "foveate.video.grammar",
+    "parse_how": "foveate.video.strategies",
     "plan_video": "foveate.video.plan",
     "read_clip": "foveate.vision.video.reading",
     "sample": "foveate.vision.video.sampling",
@@ -87,9 +87,8 @@ if TYPE_CHECKING:
     from foveate.species.folder import open_species
     from foveate.species.graph import SpeciesGraph
     from foveate.video.aggregate import aggregate_frames
-    from foveate.video.grammar import parse_how
     from foveate.video.plan import plan_video
-    from foveate.video.strategies.slowfast import SlowFast
+    from foveate.video.strategies import SlowFast, parse_how
     from foveate.video.watch import watch
     from foveate.vision.regions.sampler import RegionSampler
     from foveate.vision.video.choosing import choose_frames

@@ -19,9 +19,8 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
 from foveate.pretrain.train import build_model
 from foveate.report.pages.video_ask import list_budget, list_evidence
-from foveate.video.judging import REPLIES
 from foveate.video.results import VideoAskResult
-from foveate.video.scores import ANSWERS
+from foveate.video.score_table import ANSWERS, REPLIES
 from foveate.vision.localizer.folder import save_model
 from naming import raises_naming
 

@@ -9,8 +9,18 @@ from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+# Modules that have become a part of another: (package, module that has their names now): their old names.
+_MERGED: Mapping[tuple[str, str], str] = {
+    ("foveate.video", "foveate.video.evaluate"): "answer_rows clip_model",
+    ("foveate.video", "foveate.video.score_table"): "judging scores",
+    ("foveate.video", "foveate.video.strategies"): "grammar",
+    ("foveate.video", "foveate.video.viewing"): "answers",
+    ("foveate.video", "foveate.video.watch"): "slow_frames",
+}
+
 # Longest match first: `foveate.studies.tour_size` is not `foveate_labs.studies.tour_size`.
 _MOVED: Mapping[str, str] = {
+    **{f"{package}.{name}": module for (package, module), names in _MERGED.items() for name in names.split()},
     "foveate.adapt.calibration": "foveate.calibrate",
     "foveate.adapt.calibration.logit_files": "foveate.training.logit_files",
     "foveate.adapt.calibration.logit_tables": "foveate.training.logit_tables",

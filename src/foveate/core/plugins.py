@@ -1,6 +1,7 @@
-"""A kind is a module: methods, backends, importers and verbs are found by the name of their file.
+"""A kind is a module, or a row in a module's table: methods, backends, importers, verbs and pages.
 
-Nothing is registered and no central list grows: a new kind is one new module in the right package. Rooms above, and the
+Nothing is registered and no central list grows: a large kind is one new module in the right package and found by the
+name of its file; small kinds of a family share a module, whose table {name: kind} lists them. Rooms above, and the
 laboratory, have a package of their own for the kinds that they add to a package of a room below.
 """
 
@@ -84,3 +85,22 @@ def load_all(package: str, attribute: str) -> dict[str, Any]:
     """Import every module of a package; return {module name: its `attribute`} for those that have one."""
     modules = {name: importlib.import_module(dotted) for name, dotted in sorted(_find_modules(package).items())}
     return {name: getattr(module, attribute) for name, module in modules.items() if hasattr(module, attribute)}
+
+
+def load_table(package: str, table: str) -> dict[str, Any]:
+    """Import a module, or every module of a package; return the merged rows of those that have a `table`."""
+    root = importlib.import_module(package)
+    modules = (
+        [importlib.import_module(name) for name in _find_modules(package).values()] if hasattr(root, "__path__") else []
+    )
+    return {key: kind for module in (root, *modules) for key, kind in getattr(module, table, {}).items()}
+
+
+def load_row(package: str, name: str, table: str, *, label: str) -> Any:
+    """Return one kind by its name from the tables of a module or package (see `load_table`).
+
+    Raises:
+        UserError: there is no such row; the sentence lists all and the nearest match.
+    """
+    rows = load_table(package, table)
+    return rows[choose(name, rows, label)]

@@ -1,6 +1,6 @@
 """Published questions about videos, and the clips that they are about.
 
-A set is a module of `foveate.video.sets` with a `SET`, which reads published lists as they are. A question that
+A set is a row of `foveate.video.sets.SETS`, which reads published lists as they are. A question that
 cannot be asked is never left out: it bears its problem.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json
-from foveate.core.plugins import load_plugin
+from foveate.core.plugins import load_row
 
 FIVE_OPTIONS = ("a0", "a1", "a2", "a3", "a4")
 """Columns of the options of NExT-QA, IntentQA and IG-VLM's lists."""
@@ -64,8 +64,9 @@ class QuestionSet:
 
 
 def load_set(name: str) -> QuestionSet:
-    """Load a question set by the name of its module; raise UserError with the nearest name."""
-    return load_plugin("foveate.video.sets", name, "SET", label="question set")
+    """Load a question set by its name; raise UserError with the nearest name."""
+    question_set: QuestionSet = load_row("foveate.video.sets", name, "SETS", label="question set")
+    return question_set
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +23,9 @@ from foveate.core.errors import UserError
 from foveate.core.files import (
     FolderLock,
     append_json_lines,
+    repair_json_lines,
+    sha256_file,
+    sha256_folder,
     write_text_atomically,
 )
 from foveate.core.progress import Meter, say
@@ -29,19 +33,126 @@ from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
 from foveate.records.clip_search import find_clips
 from foveate.records.video_questions import VideoQuestion, hash_questions, load_set
-from foveate.video.answer_rows import (
-    PATHS,
-    ClipAnswer,
-    ClipHashes,
-    cut_folder,
-    describe_answers,
-    read_answered,
-    write_row,
-)
+from foveate.video.adapter import Network
 from foveate.video.results import VideoScores
-from foveate.video.score_table import summarize
-from foveate.video.scores import ANSWERS, read_recipe, refuse_missing
+from foveate.video.score_table import ANSWERS, read_recipe, refuse_missing, summarize
+from foveate.video.strategies import Strategy
+from foveate.video.viewing import VideoAnswer, Viewing
+from foveate.video.watch import ask_all, count_text, watch
 from foveate.vision.video.sources.video_file import load_decoder
+
+# Rows of `answers.jsonl`: a question, its clip by hash, and what was answered.
+
+
+_NO_CLIP = "no such clip"
+# Fields of a row that name files.
+PATHS = {"error", "seen"}
+
+
+class ClipAnswer(Protocol):
+    """Answer about a clip: its text, whether it came to an end, and what was seen, ready for JSON.
+
+    Attributes:
+        probabilities: of the letter of each option, if they were requested and fit behind the question.
+    """
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def seen(self) -> Mapping[str, Any]: ...
+
+    @property
+    def probabilities(self) -> Sequence[float]: ...
+
+
+def write_row(question: VideoQuestion, clips: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what a row says of its question; with an error where it cannot be asked."""
+    row: dict[str, Any] = {
+        "id": question.id,
+        "clip": question.clip[0] if question.clip else "",
+        "texts": list(question.texts),
+        "options": list(question.options),
+        "correct": question.correct,
+        "answer": question.answer,
+        "kind": question.kind,
+        "evidence": [list(group) for group in question.evidence],
+        "aspects": list(question.aspects),
+    }
+    problem = question.problem or ("" if question.id in clips else f"{_NO_CLIP} '{row['clip']}'")
+    return row | {"error": problem} if problem else row
+
+
+class ClipHashes:
+    """SHA-256 of clips, each read once in a session."""
+
+    def __init__(self, clips: Mapping[str, Path]) -> None:
+        self._clips = clips
+        self._hashes: dict[Path, str] = {}
+
+    def get(self, question: VideoQuestion) -> str:
+        """Return the hash of a question's clip, "" where there is none."""
+        path = self._clips.get(question.id)
+        if path is None:
+            return ""
+        if path not in self._hashes:
+            # A folder of images is a clip, too.
+            self._hashes[path] = sha256_folder(path) if path.is_dir() else sha256_file(path)
+        return self._hashes[path]
+
+
+def read_answered(questions: Sequence[VideoQuestion], hashes: ClipHashes, path: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of earlier sessions by question; those without an answer are left out if their clip has changed.
+
+    Raises:
+        UserError: a clip was replaced since questions about it were answered.
+    """
+    # The last row of a question counts: if a kill cost some rows of a batch, the whole batch was asked again.
+    rows = {row["id"]: row for row in repair_json_lines(path)}
+    answered, replaced = {}, []
+    for question in questions:
+        row = rows.get(question.id)
+        if row is None:
+            continue
+        if row["sha256"] == hashes.get(question):
+            answered[question.id] = row
+        elif "error" not in row:
+            replaced.append(f"'{row['clip']}'")
+    if replaced:
+        listed = ", ".join(list(dict.fromkeys(replaced))[:5])
+        raise UserError(
+            f"{path}: clip {listed} is not the one of {len(replaced)} stored answers (another SHA-256); put the old "
+            "clip back, or choose another folder with --run"
+        )
+    return answered
+
+
+def describe_answers(answers: Sequence[ClipAnswer | UserError]) -> dict[str, Any]:
+    # A pair of questions is one row, which cannot be scored if one of its answers is missing.
+    errors = [str(answer) for answer in answers if isinstance(answer, UserError)]
+    if errors:
+        return {"error": errors[0]}
+    texts = [answer for answer in answers if not isinstance(answer, UserError)]
+    probabilities = list(texts[0].probabilities)
+    return {
+        # Models of images speak of an image, which the official evaluation mends for all.
+        "predictions": [answer.text.replace("In the image", "In the video").strip() for answer in texts],
+        "finished": [answer.finished for answer in texts],
+        **({"probabilities": probabilities} if probabilities else {}),
+        "seen": dict(texts[0].seen),
+    }
+
+
+def cut_folder(value: Any, folder: str) -> Any:
+    """Return a value of JSON whose texts are without the path of a folder."""
+    if isinstance(value, str):
+        return value.replace(folder, "")
+    if isinstance(value, list):
+        return [cut_folder(entry, folder) for entry in value]
+    return {name: cut_folder(entry, folder) for name, entry in value.items()} if isinstance(value, dict) else value
 
 
 class VideoEvaluationSettings(Settings):
@@ -203,3 +314,113 @@ def _ask_batch(
     for (id, _), answer in zip(requests, answers, strict=True):
         by_id.setdefault(id, []).append(answer)
     return [row | describe_answers(by_id[row["id"]]) if row["id"] in by_id else row for row in rows]
+
+
+# The model of `evaluate` that watches clips: each is encoded once, and several are answered together.
+
+
+_TEXT_STEP = 32
+
+
+class ClipWatcher:
+    """Answer questions about clips with an image model.
+
+    A clip with several questions in a batch is read once for all of them; questions of clips with one each are answered
+    together. So an answer follows from the questions of its batch, wherever a run was stopped. With `fit` each question
+    sees what fits beside itself, whatever else is in its batch.
+
+    Args:
+        options: further arguments of `watch`: fit, prompt, allow_damaged.
+
+    Raises:
+        UserError: slow frames are to be chosen by a question.
+    """
+
+    def __init__(self, network: Network, how: Strategy, **options: Any) -> None:
+        if getattr(how, "choose", "even") == "query":
+            raise UserError("choose: 'query' reads a clip for each question; expected even, cover or change for a set")
+        self.network, self.how = network, how
+        # Without options that are off: they must not change the description that identifies a run.
+        self.options = {name: value for name, value in options.items() if value}
+        self._last: tuple[tuple[Path, int | None], Viewing] | None = None
+
+    @property
+    def description(self) -> str:
+        """All that decides what is seen, for the recipe of a run."""
+        fields = {**self.how.model_dump(mode="json"), **self.options}
+        if self.network.rope_factor != 1:
+            fields["rope_factor"] = self.network.rope_factor
+        prompt = Path(str(self.options.get("prompt", "")))
+        if prompt.is_file():
+            # By its content: a run resumed with an edited prompt would mix answers to two prompts.
+            fields["prompt"] = f"{prompt.name} {sha256_file(prompt)[:12]}"
+        return " ".join([self.how.kind, *(f"{name}={value}" for name, value in fields.items())])
+
+    def ask_all(self, requests: Sequence[ClipRequest], *, max_tokens: int) -> list[VideoAnswer | UserError]:
+        """Answer requests in their order, with an error in the place of an answer where a clip cannot be used."""
+        by_clip: dict[tuple[Path, int | None], list[int]] = {}
+        for row, request in enumerate(requests):
+            by_clip.setdefault((request.clip, self._count_text(request, max_tokens)), []).append(row)
+        answers: dict[int, VideoAnswer | UserError] = {}
+        singles: list[tuple[int, Viewing]] = []
+        for (clip, text_tokens), rows in by_clip.items():
+            viewing = self._watch(clip, text_tokens)
+            if isinstance(viewing, UserError):
+                answers |= dict.fromkeys(rows, viewing)
+            elif len(rows) == 1:
+                singles.append((rows[0], viewing))
+            else:
+                answers |= {row: _ask(viewing, requests[row], max_tokens) for row in rows}
+                answers |= {row: _add_likelihood(answers[row], viewing, requests[row]) for row in rows}
+                # What was read is the largest thing in memory behind the weights.
+                viewing.close()
+
+        def ask_together(part: Sequence[tuple[int, Viewing]]) -> list[VideoAnswer]:
+            questions = [(viewing, requests[row].text, requests[row].options) for row, viewing in part]
+            return ask_all(questions, max_tokens=max_tokens, batch=len(part))
+
+        replies = run_in_halves(ask_together, singles, errors=UserError)
+        for (row, viewing), reply in zip(singles, replies, strict=True):
+            answers[row] = _add_likelihood(reply, viewing, requests[row])
+            viewing.close()
+        return [answers[row] for row in range(len(requests))]
+
+    def _count_text(self, request: ClipRequest, max_tokens: int) -> int | None:
+        """Return the tokens for which `fit` leaves room, in steps: questions of about one length share a viewing."""
+        if not self.options.get("fit"):
+            return None
+        try:
+            question = [(request.text, request.options)]
+            count = count_text(self.network, question, prompt=self.options.get("prompt"), max_tokens=max_tokens)
+        except UserError:
+            # It is refused when it is asked.
+            return None
+        return -(-count // _TEXT_STEP) * _TEXT_STEP
+
+    def _watch(self, clip: Path, text_tokens: int | None) -> Viewing | UserError:
+        # Questions of a clip may begin in one batch and end in the next.
+        if self._last is not None and self._last[0] == (clip, text_tokens):
+            return self._last[1]
+        try:
+            viewing = watch(self.network, clip, how=self.how, text_tokens=text_tokens, **self.options)
+        except UserError as error:
+            return error
+        self._last = ((clip, text_tokens), viewing)
+        return viewing
+
+
+def _ask(viewing: Viewing, request: ClipRequest, max_tokens: int) -> VideoAnswer | UserError:
+    try:
+        return viewing.ask(request.text, request.options, max_tokens=max_tokens)
+    except UserError as error:
+        return error
+
+
+def _add_likelihood(answer: VideoAnswer | UserError, viewing: Viewing, request: ClipRequest) -> VideoAnswer | UserError:
+    """Add the probabilities of the letters, where the request wants them and they fit behind the question."""
+    if isinstance(answer, UserError) or not (request.likelihood and request.options):
+        return answer
+    try:
+        return replace(answer, probabilities=viewing.score_letters(request.text, request.options)[1])
+    except UserError:
+        return answer

@@ -17,10 +17,9 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.language.generate import score_tokens
-from foveate.video.answers import VideoAnswer, VideoChoice
 from foveate.video.layout import Layout
 from foveate.video.splice import PromptIds, splice
-from foveate.video.viewing import Viewing
+from foveate.video.viewing import VideoAnswer, VideoChoice, Viewing
 
 _BATCH = 8
 

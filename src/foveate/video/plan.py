@@ -31,11 +31,9 @@ from foveate.training.costs import (
     shorten_config,
 )
 from foveate.video.adapter import wrap_native
-from foveate.video.grammar import parse_how
 from foveate.video.networks import find_grid, read_config, refuse_factor, stretch_positions
 from foveate.video.splice import Room, list_fitting
-from foveate.video.strategies import Strategy
-from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.strategies import SlowFast, Strategy, parse_how
 
 # The paper's 3,680 tokens leave as many of LLaVA's 4,096.
 TEXT_TOKENS = 416

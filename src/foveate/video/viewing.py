@@ -1,6 +1,6 @@
 """Watch a clip with an image model: its frames are encoded once, and read once for all questions.
 
-    viewing = foveate.watch("llava-hf/llava-v1.6-vicuna-7b-hf", "street.mp4")
+viewing = foveate.watch("llava-hf/llava-v1.6-vicuna-7b-hf", "street.mp4")
     viewing.ask("What happens after the taxi?").text
     viewing.choose("Which color is it?", ["red", "green"]).letter
 
@@ -10,10 +10,12 @@ Source: SlowFast-LLaVA (arXiv 2407.15841).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError
@@ -24,13 +26,65 @@ from foveate.language.pieces import Piece
 from foveate.language.positions import outgrows_training
 from foveate.multimodal.answers import NOT_FOUND, is_settled
 from foveate.multimodal.choose import to_probabilities
-from foveate.video.answers import SeenFrame, VideoAnswer, VideoChoice
 from foveate.video.layout import Layout
 from foveate.video.networks import Network
 from foveate.video.prompts import Prompts, check_choices, check_question, list_letters
 from foveate.video.splice import PromptIds, Room, check_room, encode_prompt, splice
 from foveate.video.strategies import Strategy
 from foveate.vision.video.reading import ClipReader
+
+# Answers about a clip, and the frames that they saw.
+
+
+@dataclass(frozen=True)
+class SeenFrame:
+    """A frame that the answer saw: its index in the file, its time in seconds, and whether it is a slow one."""
+
+    index: int
+    time: float
+    is_slow: bool
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class VideoAnswer:
+    """An answer about a video.
+
+    Attributes:
+        text: behind the start of an answer that the prompt has.
+        num_prompt_tokens: positions that were read: text and video. tokens: generated ones.
+        finished: False if it was cut at `max_tokens`.
+        score: mean log-probability of the generated tokens.
+        seen: record of what the model saw, ready for JSON.
+        probabilities: of the letter of each option, where they were scored too.
+        ids: generated tokens, without the one that ends the answer.
+    """
+
+    text: str
+    num_prompt_tokens: int
+    tokens: int
+    finished: bool
+    score: float
+    seen: Mapping[str, Any]
+    probabilities: tuple[float, ...] = ()
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class VideoChoice:
+    """A choice among options.
+
+    Attributes:
+        letter: of the likeliest option, "A" for the first. index: its number.
+        probabilities: of each letter, among the letters.
+        mass: probability that the model continues with one of the letters at all.
+    """
+
+    letter: str
+    index: int
+    probabilities: tuple[float, ...]
+    mass: float
+
 
 MAX_TOKENS = 128
 T = TypeVar("T")

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.video.aggregate import FrameAggregator, aggregate_frames
-from foveate.video.grammar import parse_how
 from foveate.video.layout import OPERATORS
-from foveate.video.strategies import Strategy, build_strategy, strategy_kinds
-from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.strategies import SlowFast, Strategy, build_strategy, parse_how, strategy_kinds
 from naming import raises_naming
 
 SMALL: dict[str, dict[str, Any]] = {

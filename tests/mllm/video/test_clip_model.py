@@ -10,10 +10,9 @@ import tiny_llavas
 
 from foveate.core.errors import UserError
 from foveate.video.adapter import Network
-from foveate.video.clip_model import ClipWatcher
-from foveate.video.evaluate import ClipRequest
-from foveate.video.grammar import parse_how
+from foveate.video.evaluate import ClipRequest, ClipWatcher
 from foveate.video.networks import hash_weights, open_network
+from foveate.video.strategies import parse_how
 from foveate.video.watch import watch
 from naming import raises_naming
 
@@ -95,7 +94,7 @@ def test_a_clip_is_encoded_once_for_questions_in_two_batches(
         clips.append(clip.name)
         return watch(network, clip, **options)
 
-    monkeypatch.setattr("foveate.video.clip_model.watch", count)
+    monkeypatch.setattr("foveate.video.evaluate.watch", count)
     watcher = ClipWatcher(network, parse_how(HOW, frames=4))
     first, second = (videos / f"deep/clip{number}" for number in (0, 1))
     for batch in ([first, second], [second, second], [second, first]):

@@ -15,14 +15,11 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.language.generate import predict, score_tokens
-from foveate.video.answers import VideoAnswer
-from foveate.video.grammar import parse_how
 from foveate.video.networks import Network
 from foveate.video.occlusion import group_rows, measure_occlusion, shuffle_words
 from foveate.video.splice import encode_prompt, splice
-from foveate.video.strategies import Strategy
-from foveate.video.strategies.interleaved import Interleaved
-from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.strategies import Interleaved, SlowFast, Strategy, parse_how
+from foveate.video.viewing import VideoAnswer
 from foveate.video.watch import watch
 from naming import raises_naming
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.video.aggregate import aggregate_frames
-from foveate.video.grammar import parse_aggregation
+from foveate.video.strategies import parse_aggregation
 from foveate.vision.video.sampling import slow_positions
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "slowfast"

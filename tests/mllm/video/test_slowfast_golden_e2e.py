@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from foveate.language.generate import GenerationSettings, generate, predict
-from foveate.video.grammar import parse_how
 from foveate.video.networks import Network, open_network
 from foveate.video.splice import PromptIds, splice
+from foveate.video.strategies import parse_how
 from foveate.video.watch import encode_layout
 from foveate.vision.video.sampling import sample
 

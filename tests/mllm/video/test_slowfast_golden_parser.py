@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
 from foveate.video.aggregate import aggregate_frames
-from foveate.video.grammar import EXAMPLE, format_aggregation, parse_aggregation, parse_how
 from foveate.video.layout import OPERATORS
-from foveate.video.strategies import build_strategy, strategy_kinds
-from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.strategies import (
+    EXAMPLE,
+    SlowFast,
+    build_strategy,
+    format_aggregation,
+    parse_aggregation,
+    parse_how,
+    strategy_kinds,
+)
 from naming import raises_naming
 
 GOLDENS = json.loads((Path(__file__).parents[2] / "goldens" / "slowfast" / "parser.json").read_text())

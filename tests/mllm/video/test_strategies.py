@@ -13,15 +13,14 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.video.aggregate import FrameAggregator, aggregate_frames
-from foveate.video.grammar import parse_how
-from foveate.video.strategies import strategy_kinds
+from foveate.video.strategies import parse_how, strategy_kinds
 from foveate.vision.preprocess import Preprocess, squash
 from foveate.vision.video.collages import TowerImage, assemble_images
 from foveate.vision.video.sampling import float_linspace
 from naming import raises_naming
 
 
-def test_strategies_are_found_by_the_names_of_their_modules() -> None:
+def test_strategies_are_found_by_their_names() -> None:
     kinds = ["chosen", "concat", "fast", "freeva", "grid", "interleaved", "mean", "slow", "slowfast", "ts"]
     assert strategy_kinds() == kinds
     assert [parse_how(kind).kind for kind in kinds] == kinds

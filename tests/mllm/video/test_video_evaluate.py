@@ -15,7 +15,7 @@ from video_to_kill import HashModel, Reply, write_questions
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, read_json_lines
 from foveate.video.evaluate import ClipRequest, VideoEvaluationSettings, evaluate
-from foveate.video.scores import ANSWERS
+from foveate.video.score_table import ANSWERS
 from killing import Server, kill_at_random
 from naming import raises_naming
 from small_disk import Disk, disk

@@ -21,8 +21,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
 from foveate.core.results import Row
 from foveate.video.evaluate import ClipRequest, VideoEvaluationSettings, evaluate
-from foveate.video.judging import PROMPTS, REPLIES, JudgePrompt, JudgeSettings
-from foveate.video.scores import ANSWERS, VideoScores, score
+from foveate.video.score_table import ANSWERS, PROMPTS, REPLIES, JudgePrompt, JudgeSettings, VideoScores, score
 from naming import raises_naming
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "goldens/slowfast/judge.json").read_text())

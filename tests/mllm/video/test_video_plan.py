@@ -11,7 +11,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
 
 from foveate.core.errors import UserError
 from foveate.video.plan import format_plan, plan_video, read_shape
-from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.strategies import SlowFast
 from naming import raises_naming
 
 

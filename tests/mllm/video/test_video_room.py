@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from foveate.video.grammar import parse_how
 from foveate.video.splice import ContextFullError, Room, check_room, fit_strategy
-from foveate.video.strategies import Strategy
-from foveate.video.strategies.slowfast import SlowFast
+from foveate.video.strategies import SlowFast, Strategy, parse_how
 from naming import raises_naming
 
 

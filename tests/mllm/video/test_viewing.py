@@ -20,20 +20,22 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.language.forbidden_words import INVENTED_WORDS
-from foveate.video.grammar import parse_how
 from foveate.video.networks import Network, open_network, wrap_llava
 from foveate.video.splice import ContextFullError, encode_prompt, splice
-from foveate.video.strategies import Strategy
-from foveate.video.strategies.chosen import Chosen
-from foveate.video.strategies.concat import Concat
-from foveate.video.strategies.fast import Fast
-from foveate.video.strategies.freeva import FreeVa
-from foveate.video.strategies.grid import ImageGrid
-from foveate.video.strategies.interleaved import Interleaved
-from foveate.video.strategies.mean import Mean
-from foveate.video.strategies.slow import Slow
-from foveate.video.strategies.slowfast import SlowFast
-from foveate.video.strategies.ts import ThumbnailSampling
+from foveate.video.strategies import (
+    Chosen,
+    Concat,
+    Fast,
+    FreeVa,
+    ImageGrid,
+    Interleaved,
+    Mean,
+    Slow,
+    SlowFast,
+    Strategy,
+    ThumbnailSampling,
+    parse_how,
+)
 from foveate.video.viewing import Viewing
 from foveate.video.watch import ask_all, count_text, watch
 from foveate.vision.preprocess import Preprocess

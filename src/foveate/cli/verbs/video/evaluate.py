@@ -58,8 +58,7 @@ def command(
     """
     from foveate.core.recipes import validate
     from foveate.report import render
-    from foveate.video.clip_model import ClipWatcher
-    from foveate.video.evaluate import VideoEvaluationSettings
+    from foveate.video.evaluate import ClipWatcher, VideoEvaluationSettings
     from foveate.video.evaluate import evaluate as evaluate_set
     from foveate.video.networks import hash_weights, open_network
 

@@ -44,9 +44,9 @@ def command(
     """
     from foveate.core.runs import RunFolder, check_run_path
     from foveate.report import render
-    from foveate.video.answers import SeenFrame
     from foveate.video.results import VideoAskResult
-    from foveate.video.slow_frames import check_choice, choose_slow
+    from foveate.video.viewing import SeenFrame
+    from foveate.video.watch import check_choice, choose_slow
     from foveate.vision.video.reading import ClipReader
     from foveate.vision.video.sampling import format_time
 

@@ -79,7 +79,7 @@ def _add(options: list[Callable[[Any], Any]], function: F) -> F:
 
 def build_how(how: str, options: Mapping[str, Any]) -> Strategy:
     """Build the strategy that `strategy_options` describe; options that were not passed keep its defaults."""
-    from foveate.video.grammar import parse_how
+    from foveate.video.strategies import parse_how
 
     return parse_how(how, **{name: options[name] for name in _STRATEGY if options.get(name) is not None})
 

@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from foveate.core.runs import RunFolder
-    from foveate.video.answers import SeenFrame
     from foveate.video.occlusion import Occlusion
     from foveate.video.results import ShownFrame, VideoExchange, VideoScores
     from foveate.video.strategies import Strategy
-    from foveate.video.viewing import Viewing
+    from foveate.video.viewing import SeenFrame, Viewing
 
 # Longest side in pixels: a page holds fifty of them in its own file.
 _SIDE = 320

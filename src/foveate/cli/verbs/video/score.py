@@ -16,7 +16,7 @@ from foveate.cli.verbs.video.page import format_scores
 @click.command("score", cls=FieldsCommand, short_help="Score a run of a question set, by a judge where it is open.")
 @click.argument("run", type=click.Path(path_type=Path))
 @fields(
-    "foveate.video.judging:JudgeSettings",
+    "foveate.video.score_table:JudgeSettings",
     "judge",
     "judge_model",
     "judge_key_env",
@@ -35,8 +35,8 @@ def command(run: Path, settings: dict[str, Any], as_json: bool) -> None:
     """
     from foveate.core.recipes import validate
     from foveate.report import render
-    from foveate.video.judging import JudgeSettings
-    from foveate.video.scores import score as score_run
+    from foveate.video.score_table import JudgeSettings
+    from foveate.video.score_table import score as score_run
 
     checked = validate(JudgeSettings, settings, where="foveate video score")
     result = score_run(run, checked, command=["foveate", *sys.argv[1:]])

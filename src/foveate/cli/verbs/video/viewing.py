@@ -14,9 +14,8 @@ from foveate.cli.verbs.video.options import Span, build_how
 from foveate.cli.verbs.video.page import collect_warnings, describe_occlusion, describe_warnings
 
 if TYPE_CHECKING:
-    from foveate.video.answers import VideoAnswer, VideoChoice
     from foveate.video.results import VideoExchange
-    from foveate.video.viewing import Viewing
+    from foveate.video.viewing import VideoAnswer, VideoChoice, Viewing
 
 # Of an answer with options: a letter, which a few tokenizers split.
 _LETTER_TOKENS = 4
