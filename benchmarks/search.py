@@ -22,8 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import compare, publish, ratio
-from foveate.search.faiss_backend import PROBES, inverted_lists, nearest_by_faiss
-from foveate.search.nearest import nearest
+from foveate.search.nearest import PROBES, inverted_lists, nearest, nearest_by_faiss
 
 COUNT = 20
 

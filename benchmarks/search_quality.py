@@ -48,8 +48,15 @@ from foveate.core.seeds import generator
 from foveate.records.bm25 import TextIndex
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
-from foveate.search.calibration import draw_texts
-from foveate.search.floor import TextCache, find_unknown_words, list_compared, mean_direction, score_texts, split_query
+from foveate.search.calibration import (
+    TextCache,
+    draw_texts,
+    find_unknown_words,
+    list_compared,
+    mean_direction,
+    score_texts,
+    split_query,
+)
 from foveate.search.index import build_index, unit
 from foveate.search.index_folder import IMAGE, RANDOM_LETTERS, REGION, read_vectors
 from foveate.search.query import Query

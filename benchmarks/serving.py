@@ -200,7 +200,8 @@ def _serve_fastapi(port_file: Path) -> None:
     from fastapi import FastAPI, Request  # pyrefly: ignore[missing-import]
     from fastapi.responses import StreamingResponse  # pyrefly: ignore[missing-import]
 
-    from foveate.serve import bodies, parsing, replies
+    from foveate.serve import bodies, replies
+    from foveate.serve import bodies as parsing
     from foveate.serve.media import ImageDecoder
     from foveate.serve.run import listen
     from foveate.serve.settings import ServeSettings

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from foveate.calibrate.fine_tuning import fine_tune, predict_classifier
-from foveate.calibrate.pseudo_runs import make_pseudo_runs
+from foveate.calibrate.fine_tuning import fine_tune, make_pseudo_runs, predict_classifier
 from foveate.calibrate.settings import FineTuneSettings
 from foveate.training.classification import array_images
 from foveate.training.logit_files import write_logits

@@ -14,7 +14,7 @@ from foveate.core.version import __version__
 moved.install()
 
 _LAZY = {
-    "AbsentClassCalibrator": "foveate.calibrate.absent_classes",
+    "AbsentClassCalibrator": "foveate.calibrate.estimator",
     "AdaptedModel": "foveate.adapt.model",
     "Answer": "foveate.multimodal.answers",
     "Box": "foveate.records.boxes",
@@ -66,8 +66,7 @@ if TYPE_CHECKING:
     from foveate.adapt.folder import load_adapter, save_adapter
     from foveate.adapt.model import AdaptedModel, adapt
     from foveate.adapt.predictor import Predictor, open_adapter
-    from foveate.calibrate.absent_classes import AbsentClassCalibrator
-    from foveate.calibrate.estimator import Calibrator
+    from foveate.calibrate.estimator import AbsentClassCalibrator, Calibrator
     from foveate.core.errors import UserError
     from foveate.federated.deep.estimator import FederatedDeepClustering
     from foveate.federated.embedding.estimator import FederatedNeighborEmbedding

@@ -19,8 +19,8 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import foveate
-from foveate.calibrate import absent_classes
-from foveate.calibrate.absent_classes import AbsentClassCalibrator
+from foveate.calibrate import estimator as absent_classes
+from foveate.calibrate.estimator import AbsentClassCalibrator
 from foveate.core.errors import UserError
 from foveate.metrics.calibration import average_best_gap, average_logit_gap
 from foveate.metrics.class_groups import ClassGroups

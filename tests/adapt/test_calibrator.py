@@ -18,8 +18,7 @@ from sklearn.exceptions import NotFittedError
 import foveate
 from foveate.calibrate import estimator
 from foveate.calibrate.diagnosis import Outputs, curve_points, diagnose
-from foveate.calibrate.estimator import Calibrator
-from foveate.calibrate.method_choice import choose_method
+from foveate.calibrate.estimator import Calibrator, choose_method
 from foveate.calibrate.pseudo import PseudoRun, estimate, run_threshold, split_classes
 from foveate.core.errors import UserError
 from foveate.metrics.calibration import average_logit_gap, group_accuracies

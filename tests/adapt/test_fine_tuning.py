@@ -12,8 +12,7 @@ from torch import nn
 
 from foveate.calibrate.diagnosis import Outputs, diagnose
 from foveate.calibrate.estimator import Calibrator
-from foveate.calibrate.fine_tuning import fine_tune, head_weights, parameter_rules, predict_classifier
-from foveate.calibrate.pseudo_runs import make_pseudo_runs
+from foveate.calibrate.fine_tuning import fine_tune, head_weights, make_pseudo_runs, parameter_rules, predict_classifier
 from foveate.calibrate.settings import FineTuneSettings
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder

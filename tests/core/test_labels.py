@@ -13,8 +13,7 @@ import torch
 
 from foveate.adapt.data import load_images
 from foveate.adapt.recipe import AdaptData
-from foveate.calibrate.absent_classes import AbsentClassCalibrator
-from foveate.calibrate.estimator import Calibrator
+from foveate.calibrate.estimator import AbsentClassCalibrator, Calibrator
 from foveate.core.errors import UserError
 from foveate.core.labels import as_class_labels
 from foveate.records.importers.table import import_table

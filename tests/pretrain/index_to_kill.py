@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from foveate.core import progress
-from foveate.search import calibration, floor, index, merge
+from foveate.search import calibration, index, index_folder
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.sources import ModelSource
 
@@ -25,9 +25,9 @@ def prepare(model: str) -> None:
 def make(model: str, collection: str, out: str, part: int = 3) -> None:
     """An index in parts of so many images and segments of 25 rows."""
     torch.set_num_threads(1)
-    index.PART, merge.SEGMENT_ROWS = part, 25
+    index.PART, index_folder.SEGMENT_ROWS = part, 25
     # Embedding random texts takes longer than all the rest, and no kill cares how many they are.
-    names, letters = calibration.draw_texts()[::8], floor.draw_letters()[::8]
-    index.draw_texts = floor.draw_texts = lambda: names
+    names, letters = calibration.draw_texts()[::8], calibration.draw_letters()[::8]
+    index.draw_texts = calibration.draw_texts = lambda: names
     index.draw_letters = lambda: letters
     index.build_index(Path(model), Path(collection), Path(out))

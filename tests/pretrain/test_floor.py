@@ -17,9 +17,9 @@ import foveate
 import tiny
 from foveate.pretrain.train import build_model
 from foveate.records.builtin.families import load_concepts
-from foveate.search import floor as module
+from foveate.search import calibration as module
 from foveate.search import locate as locate_module
-from foveate.search.floor import draw_letters, find_unknown_words, mean_direction, score_texts, split_query
+from foveate.search.calibration import draw_letters, find_unknown_words, mean_direction, score_texts, split_query
 from foveate.search.index import build_index
 from foveate.search.index_folder import RANDOM_LETTERS, Description, read_vectors
 from foveate.search.query import Query

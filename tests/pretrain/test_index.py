@@ -21,7 +21,7 @@ from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate.search import index as module
-from foveate.search import merge
+from foveate.search import index_folder
 from foveate.search.index import build_index
 from foveate.search.index_folder import Description, read_rows
 from foveate.search.search import Index
@@ -181,7 +181,7 @@ def test_unreadable_images_are_named_once_and_tried_again_on_request(model: Path
 def test_segments_are_filled_and_split(
     model: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge, "SEGMENT_ROWS", 10)
+    monkeypatch.setattr(index_folder, "SEGMENT_ROWS", 10)
     monkeypatch.setattr(module, "PART", 7)
     out = tmp_path / "index"
     described, _ = build_index(model, shapes, out)

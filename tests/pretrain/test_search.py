@@ -24,7 +24,7 @@ from foveate.pretrain.train import build_model
 from foveate.records.bm25 import TextIndex
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
-from foveate.search import faiss_backend
+from foveate.search import nearest
 from foveate.search.api import Location, Model
 from foveate.search.index import build_index
 from foveate.search.index_folder import RANDOM_TEXTS, Description
@@ -249,7 +249,7 @@ def test_an_empty_index_and_an_emptied_one(folder: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("lists_from", [10**9, 10])
 def test_faiss_finds_the_same(lists_from: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(faiss_backend, "LISTS_FROM", lists_from)
+    monkeypatch.setattr(nearest, "LISTS_FROM", lists_from)
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     opened = foveate.open_index(copy / "my-index")
     for kind in ("images", "regions", "both"):

@@ -30,9 +30,8 @@ from foveate.multimodal.prompts import _BLANKS
 from foveate.multimodal.questions import ask_where, find_phrase
 from foveate.records.boxes import PixelBox
 from foveate.serve.adapters import open_served
-from foveate.serve.adapters.multimodal import MultimodalAdapter
+from foveate.serve.adapters.multimodal import MultimodalAdapter, cut_text, hold_back, list_boxes, read_dialog
 from foveate.serve.calls import Call, ChatCall, ChatReply, ChatTurn, LocateCall, Refused, ServedImage
-from foveate.serve.dialogs import cut_text, hold_back, list_boxes, read_dialog
 from multimodal.foreign_models import save
 from naming import raises_naming
 

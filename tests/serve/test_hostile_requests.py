@@ -17,8 +17,8 @@ from test_application import data_url, user
 from test_serve_faults import read_log, start
 
 from foveate.serve import bodies
+from foveate.serve.bodies import parse_body
 from foveate.serve.calls import Refused
-from foveate.serve.parsing import parse_body
 from naming import raises_naming
 
 IMAGE = data_url()

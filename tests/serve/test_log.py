@@ -9,7 +9,7 @@ import os
 import threading
 import time
 
-from foveate.serve.log import LogWriter
+from foveate.serve.run import LogWriter
 
 
 def open_log(writer: LogWriter) -> logging.Logger:

@@ -14,10 +14,9 @@ pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 pytest.importorskip("av", reason="the extra 'video' is not installed")
 import av
 
-from foveate.serve import mp4_index
+from foveate.serve import media as mp4_index
 from foveate.serve.calls import Refused
-from foveate.serve.media import read_clip_url
-from foveate.serve.mp4_index import count_samples
+from foveate.serve.media import count_samples, read_clip_url
 from naming import raises_naming
 from video_files import moving_square, write_clip
 

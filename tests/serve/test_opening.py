@@ -15,7 +15,7 @@ import pytest
 from foveate.cli.verbs.serve import command
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
-from foveate.serve.opening import name_folders, read_key
+from foveate.serve.adapters import name_folders, read_key
 from foveate.serve.settings import ServeSettings
 from naming import raises_naming
 
@@ -80,7 +80,7 @@ def test_what_is_opened_is_printed_before_it_is_open(monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise UserError("opened")
 
-    monkeypatch.setattr("foveate.serve.opening.open_adapters", fail)
+    monkeypatch.setattr("foveate.serve.adapters.open_adapters", fail)
     assert "opening mini" in run("mini").output
     assert run("mini", "--json").output == ""
 

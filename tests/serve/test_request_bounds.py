@@ -19,9 +19,9 @@ from test_application import data_url, user
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
+from foveate.serve.bodies import MAX_DEPTH, MAX_TEXT_BYTES, check_bounds, cut_data_urls
 from foveate.serve.calls import Refused
 from foveate.serve.media import decode_base64
-from foveate.serve.parsing import MAX_DEPTH, MAX_TEXT_BYTES, check_bounds, cut_data_urls
 from foveate.serve.settings import ServeSettings
 from naming import raises_naming
 

@@ -24,7 +24,7 @@ _LAZY = {
 }
 # Until 0.3 the calibrators are also found under the name of the wing that they came from.
 _MOVED = {
-    "AbsentClassCalibrator": "foveate.calibrate.absent_classes",
+    "AbsentClassCalibrator": "foveate.calibrate.estimator",
     "Calibrator": "foveate.calibrate.estimator",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from foveate.core.packages import load_lazily
 
 _LAZY = {
-    "AbsentClassCalibrator": "foveate.calibrate.absent_classes",
+    "AbsentClassCalibrator": "foveate.calibrate.estimator",
     "Calibrator": "foveate.calibrate.estimator",
 }
 

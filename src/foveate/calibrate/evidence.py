@@ -157,8 +157,7 @@ def from_model(
         UserError: models or data that cannot be read or do not fit, or PCV without `before`.
     """
     # Imported here, so that a calibration from files of logits does not load torch.
-    from foveate.calibrate.fine_tuning import head_weights, predict_classifier
-    from foveate.calibrate.pseudo_runs import make_pseudo_runs
+    from foveate.calibrate.fine_tuning import head_weights, make_pseudo_runs, predict_classifier
     from foveate.calibrate.settings import FineTuneSettings
     from foveate.vision.classifier import open_classifier
 

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.calibrate.diagnosis import Diagnosis, Outputs, curve_points, diagnose
-from foveate.calibrate.estimator import Calibrator
-from foveate.calibrate.method_choice import choose_method
+from foveate.calibrate.estimator import Calibrator, choose_method
 from foveate.calibrate.pseudo import InfeasibleError, PseudoRun
 from foveate.core.errors import UserError
 from foveate.core.results import GAMMA_TITLES, CalibrateClasses, CalibrateGamma, CalibrateHead, CalibrateResult

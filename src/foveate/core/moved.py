@@ -11,6 +11,17 @@ from types import ModuleType
 
 # Modules that have become a part of another: (package, module that has their names now): their old names.
 _MERGED: Mapping[tuple[str, str], str] = {
+    ("foveate.calibrate", "foveate.calibrate.estimator"): "absent_classes method_choice",
+    ("foveate.calibrate", "foveate.calibrate.fine_tuning"): "pseudo_runs",
+    ("foveate.search", "foveate.search.calibration"): "floor",
+    ("foveate.search", "foveate.search.index_folder"): "merge",
+    ("foveate.search", "foveate.search.nearest"): "faiss_backend",
+    ("foveate.serve", "foveate.serve.adapters"): "opening",
+    ("foveate.serve", "foveate.serve.adapters.multimodal"): "clips dialogs",
+    ("foveate.serve", "foveate.serve.answering"): "metrics",
+    ("foveate.serve", "foveate.serve.bodies"): "parsing",
+    ("foveate.serve", "foveate.serve.media"): "mp4_index",
+    ("foveate.serve", "foveate.serve.run"): "log",
     ("foveate.video", "foveate.video.evaluate"): "answer_rows clip_model",
     ("foveate.video", "foveate.video.score_table"): "judging scores",
     ("foveate.video", "foveate.video.strategies"): "grammar",

@@ -37,8 +37,7 @@ from foveate.records.images import BadImage
 from foveate.records.record import Region
 from foveate.records.region_sources import OWN_SOURCES, SelectedRegions, is_pseudo_label
 from foveate.records.tables import write_table
-from foveate.search.calibration import draw_texts, measure_spreads
-from foveate.search.floor import draw_letters, measure_floor
+from foveate.search.calibration import draw_letters, draw_texts, measure_floor, measure_spreads
 from foveate.search.index_folder import (
     BUILDING,
     DESCRIPTION,
@@ -51,11 +50,12 @@ from foveate.search.index_folder import (
     UNREADABLE,
     Description,
     MovablePath,
+    merge_parts,
     new_vectors,
     read_rows,
     sweep,
+    write_texts,
 )
-from foveate.search.merge import merge_parts, write_texts
 from foveate.search.settings import IndexSettings
 from foveate.vision.localizer.candidates import coarse_boxes
 from foveate.vision.localizer.inference import embed_phrases, encode_crops

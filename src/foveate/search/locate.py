@@ -17,8 +17,7 @@ from foveate.core.progress import track
 from foveate.metrics.grounding import baseline_boxes
 from foveate.records.geometry import Placement, View
 from foveate.records.images import MAX_DECODED_PIXELS, MAX_PIXELS, BadImage, DecodedImage, decode_with_info
-from foveate.search.calibration import draw_texts
-from foveate.search.floor import TextCache, draw_letters, judge_words, mean_direction, split_query
+from foveate.search.calibration import TextCache, draw_letters, draw_texts, judge_words, mean_direction, split_query
 from foveate.search.settings import LOCATE_RULES
 from foveate.vision.encoder import ImageFeatures
 from foveate.vision.localizer.inference import candidate_scores, embed_phrases, find
@@ -223,7 +222,7 @@ def _measure_floor(
 ) -> tuple[float, list[tuple[bool, tuple[str, ...]]]]:
     """Return the cosine that most random names do not reach in an image, and what of each phrase is unknown.
 
-    See `foveate.search.floor.judge_words`.
+    See `foveate.search.calibration.judge_words`.
     """
     names, letters = draw_names(), draw_letters()[:_LETTERS]
     texts_TE = cache.embed(model, [*names, *letters])

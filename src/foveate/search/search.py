@@ -23,9 +23,15 @@ from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.records.layout import DESCRIPTION as COLLECTION_FILE
 from foveate.records.tables import positions
-from foveate.search.calibration import combine_spreads
-from foveate.search.faiss_backend import nearest_by_faiss, open_faiss
-from foveate.search.floor import KINDS_OF, TextCache, judge_words, list_compared, mean_direction, split_query
+from foveate.search.calibration import (
+    KINDS_OF,
+    TextCache,
+    combine_spreads,
+    judge_words,
+    list_compared,
+    mean_direction,
+    split_query,
+)
 from foveate.search.index_folder import (
     DESCRIPTION,
     IMAGE,
@@ -36,7 +42,7 @@ from foveate.search.index_folder import (
     read_rows,
     read_vectors,
 )
-from foveate.search.nearest import nearest, rank_rows
+from foveate.search.nearest import nearest, nearest_by_faiss, open_faiss, rank_rows
 from foveate.search.query import Query, embed_query
 from foveate.search.settings import TEXT_WEIGHT, HitSettings
 from foveate.vision.localizer.model import LocalizingModel

@@ -24,7 +24,7 @@ def app(folders: Sequence[str], *, key: str = "", **settings: Any) -> Applicatio
         >>> application = app(["mini"], allow_host=["testserver"])  # doctest: +SKIP
     """
     from foveate.core.recipes import validate
-    from foveate.serve.opening import check_extra, open_adapters, read_key
+    from foveate.serve.adapters import check_extra, open_adapters, read_key
     from foveate.serve.settings import ServeSettings
 
     check_extra()

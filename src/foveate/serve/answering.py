@@ -6,6 +6,8 @@ import asyncio
 import functools
 import json
 import time
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,14 +15,73 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from foveate.core.errors import nearest
-from foveate.serve import bodies, parsing, replies
+from foveate.serve import bodies, replies
 from foveate.serve.calls import Adapter, ChatCall, ChatReply, Endpoint, Refused, ServedImage
 from foveate.serve.guard import Receive
 from foveate.serve.media import ImageDecoder
-from foveate.serve.metrics import Metrics
 from foveate.serve.settings import ServeSettings
 from foveate.serve.work import ModelWorker, refuse_late
 from foveate.vision.video.sources.source import Source
+
+# Counters and histograms in Prometheus' text format.
+
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_HELP = {
+    "foveate_requests_total": "Requests by path and status.",
+    "foveate_request_seconds": "Seconds from a request's head to the end of its reply.",
+    "foveate_first_piece_seconds": "Seconds from a request's head to the first piece of a streamed answer.",
+    "foveate_tokens_total": "Tokens that were read (prompt) and written (completion).",
+    "foveate_waiting": "Calls that wait for a model.",
+}
+Labels = tuple[tuple[str, str], ...]
+
+
+class Metrics:
+    """What has happened since the start. Use it within one event loop."""
+
+    def __init__(self) -> None:
+        self._counts: defaultdict[str, dict[Labels, float]] = defaultdict(dict)
+        self._seconds: defaultdict[str, dict[Labels, list[float]]] = defaultdict(dict)
+
+    def count(self, name: str, value: float = 1, **labels: str) -> None:
+        """Add to a counter."""
+        counts, key = self._counts[name], tuple(labels.items())
+        counts[key] = counts.get(key, 0) + value
+
+    def observe(self, name: str, seconds: float, **labels: str) -> None:
+        """Add a duration to a histogram."""
+        # Buckets, then one for what is longer than all of them, then the sum.
+        values = self._seconds[name].setdefault(tuple(labels.items()), [0.0] * (len(_SECONDS) + 2))
+        values[bisect_left(_SECONDS, seconds)] += 1
+        values[-1] += seconds
+
+    def render(self, gauges: Mapping[str, Mapping[Labels, float]]) -> str:
+        """Return the text, with values that are measured now."""
+        lines = []
+        for kind, families in (("counter", self._counts), ("gauge", gauges)):
+            for name, samples in families.items():
+                lines += _head(name, kind)
+                lines += [f"{name}{_braces(labels)} {value:.10g}" for labels, value in samples.items()]
+        for name, samples in self._seconds.items():
+            lines += _head(name, "histogram")
+            for labels, (*buckets, total) in samples.items():
+                count = 0.0
+                for bound, value in zip((*map(str, _SECONDS), "+Inf"), buckets, strict=True):
+                    count += value
+                    lines.append(f"{name}_bucket{_braces((*labels, ('le', bound)))} {count:.10g}")
+                lines += [f"{name}_sum{_braces(labels)} {total:.10g}", f"{name}_count{_braces(labels)} {count:.10g}"]
+        return "\n".join([*lines, ""])
+
+
+def _head(name: str, kind: str) -> list[str]:
+    return [f"# HELP {name} {_HELP[name]}", f"# TYPE {name} {kind}"]
+
+
+def _braces(labels: Labels) -> str:
+    escaped = [(name, value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")) for name, value in labels]
+    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped) + "}" if labels else ""
+
 
 T = TypeVar("T")
 # Larger bodies and replies are read and written in a thread: 24 MB take as long as many requests.
@@ -85,19 +146,19 @@ class Answerer:
         self._num_reading += 1
         try:
             data = await _read_body(request.receive, self.settings.max_body_bytes)
-            read = functools.partial(parsing.parse_body, model, data)
+            read = functools.partial(bodies.parse_body, model, data)
             body = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
             worker = self._find_worker(body.model, endpoint)
             record["model"] = body.model
             # Thousands of images take minutes, for which nobody may wait.
             reading = self._decode(body, param=param, longest_side=worker.adapter.decode_side)
             images, clips = await self.while_connected(reading, request.receive)
-            make = functools.partial(parsing.make_call, body, images, clips)
+            make = functools.partial(bodies.make_call, body, images, clips)
             call = make() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(make)
         finally:
             self._num_reading -= 1
         if self.settings.log_content:
-            record["request"] = parsing.without_images(body)
+            record["request"] = bodies.without_images(body)
         if isinstance(body, bodies.ChatBody) and isinstance(call, ChatCall):
             writer = replies.ChatWriter(body.model, images, request_id=record["id"], include_usage=body.includes_usage)
             if body.stream:
@@ -158,9 +219,9 @@ class Answerer:
         self, body: bodies.Body, *, param: str, longest_side: int | None
     ) -> tuple[list[ServedImage], list[Source]]:
         """Decode the images of a request, and open its clips."""
-        images = await self.decoder.read(parsing.image_urls(body), param=param, longest_side=longest_side)
+        images = await self.decoder.read(bodies.image_urls(body), param=param, longest_side=longest_side)
         clips = await self.decoder.read_clips(
-            parsing.clip_urls(body), param=param, max_frames=self.settings.max_clip_frames
+            bodies.clip_urls(body), param=param, max_frames=self.settings.max_clip_frames
         )
         return images, clips
 

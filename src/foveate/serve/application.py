@@ -17,10 +17,9 @@ from starlette.routing import Route
 
 from foveate.core.errors import nearest
 from foveate.serve import replies
-from foveate.serve.answering import ENDPOINTS, Answerer, to_json
+from foveate.serve.answering import ENDPOINTS, Answerer, Labels, Metrics, to_json
 from foveate.serve.calls import Adapter, ChatAdapter, ImageSource, Refused
 from foveate.serve.guard import Guard, Receive, Scope, Send
-from foveate.serve.metrics import Labels, Metrics
 from foveate.serve.settings import ServeSettings
 
 

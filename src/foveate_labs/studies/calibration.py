@@ -1,7 +1,7 @@
 """The study `calibration`: what fine-tuning on half of the classes breaks and keeps, and what gamma repairs.
 
 Besides the main comparison it has cases: other numbers of seen classes, other ways of tuning, a third world. They say
-which estimate of gamma to use when (`foveate.calibrate.method_choice`).
+which estimate of gamma to use when (`foveate.calibrate.estimator`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.calibrate.method_choice import FEW_SEEN, choose_method
+from foveate.calibrate.estimator import FEW_SEEN, choose_method
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
 from foveate.core.files import read_json
@@ -330,8 +330,8 @@ class CalibrationStudy(GridStudy):
     ) -> tuple[dict[str, float], float]:
         """Return gamma by method and the share of pseudo runs with a feasible one; without any there is no PCV."""
         from foveate.calibrate.estimator import Calibrator
+        from foveate.calibrate.fine_tuning import make_pseudo_runs
         from foveate.calibrate.pseudo import estimate
-        from foveate.calibrate.pseudo_runs import make_pseudo_runs
 
         is_seen = np.isin(training.labels, groups.seen)
         logits, labels = training.logits[is_seen], training.labels[is_seen]

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.calibrate.diagnosis import Outputs
-from foveate.calibrate.fine_tuning import fine_tune, head_weights, predict_classifier
-from foveate.calibrate.pseudo_runs import make_pseudo_runs
+from foveate.calibrate.fine_tuning import fine_tune, head_weights, make_pseudo_runs, predict_classifier
 from foveate.calibrate.run import Evidence, calibrate
 from foveate.calibrate.settings import FineTuneSettings
 from foveate.core import seeds

@@ -56,7 +56,7 @@ def command(
     """
     from foveate.core.errors import UserError
     from foveate.core.recipes import validate
-    from foveate.serve.opening import check_extra, open_adapters, plan, read_key
+    from foveate.serve.adapters import check_extra, open_adapters, plan, read_key
     from foveate.serve.settings import ServeSettings
 
     checked = validate(ServeSettings, {**settings, **({"device": device} if device else {})}, where="foveate serve")

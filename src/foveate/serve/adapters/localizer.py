@@ -11,7 +11,7 @@ import numpy as np
 
 from foveate.records.boxes import Box
 from foveate.search.api import Model, open_model
-from foveate.search.floor import TextCache
+from foveate.search.calibration import TextCache
 from foveate.search.locate import find_decode_side, locate_phrases
 from foveate.search.search import Verdict
 from foveate.serve.adapters import check_letters, count_bytes, read_folder_config, use_precision
