@@ -22,7 +22,7 @@ from foveate.adapt.recipe import AdaptData
 from foveate.adapt.results import ComparedLine, ComparedResult
 from foveate.adapt.vtab import GROUPS, read_lists
 from foveate.cli.main import cli
-from foveate.cli.verbs.adapt.compare import _format_comparison
+from foveate.cli.verbs.adapt.commands import _format_comparison
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.geometry import View

@@ -1,4 +1,4 @@
-"""Groups of commands import a command when it is asked for, and no other."""
+"""Groups of commands import the module of a command when it is used, and not before."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import sys
 import click
 import pytest
 
-from foveate.cli.groups import LazyCommands
+from foveate.cli.options import LazyCommands
 from verbs import VERBS, module_of
 
 GROUPS = [verb for verb in VERBS if isinstance(getattr(module_of(verb).command, "commands", None), LazyCommands)]
 
 
-def test_commands_are_imported_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_imported_when_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     package = "foveate.cli.verbs.mllm"
     for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, name)
-    commands = LazyCommands(package, ("plan", "prepare-dense", "import"), {"import": "import_model"})
+    commands = LazyCommands(package, {"commands": ("plan", "prepare-dense", "import")})
     assert list(commands) == ["plan", "prepare-dense", "import"]
     assert not [name for name in sys.modules if name.startswith(f"{package}.")]
     assert commands["import"].name == "import"
-    assert [name for name in sys.modules if name.startswith(f"{package}.")] == [f"{package}.import_model"]
+    assert [name for name in sys.modules if name.startswith(f"{package}.")] == [f"{package}.commands"]
     assert commands["import"] is commands["import"]
     assert "nothing" not in commands
     assert len(commands) == 3
 
 
 def test_commands_can_be_added_and_removed() -> None:
-    commands = LazyCommands("foveate.cli.verbs.mllm", ("plan",))
+    commands = LazyCommands("foveate.cli.verbs.mllm", {"commands": ("plan",)})
     commands["mine"] = click.Command("mine")
     assert list(commands) == ["plan", "mine"]
     del commands["plan"]

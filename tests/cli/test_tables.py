@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foveate.cli.tables import measured
+from foveate.cli.options import measured
 
 
 def _row(question: str, data: str, value: float, chance: float | None = None) -> dict[str, object]:

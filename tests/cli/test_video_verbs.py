@@ -13,8 +13,8 @@ from PIL import Image
 
 import tiny
 from chat_server import ChatServer, says
-from foveate.cli.verbs.video import chat
-from foveate.cli.verbs.video.options import Span
+from foveate.cli.verbs.video import commands
+from foveate.cli.verbs.video.clip import Span
 from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
 from foveate.pretrain.train import build_model
@@ -154,10 +154,10 @@ def test_ctrl_c_in_a_chat_keeps_what_was_answered(
 
     lines = iter(["first", interrupted])
     monkeypatch.setattr("builtins.input", read)
-    monkeypatch.setattr(chat, "watch_clip", lambda *arguments, **options: None)
-    monkeypatch.setattr(chat, "describe_viewing", lambda viewing: [])
-    monkeypatch.setattr(chat, "ask_question", ask)
-    monkeypatch.setattr(chat, "save_viewing", lambda viewing, exchanges, run: ({"exchanges": exchanges}, {}))
+    monkeypatch.setattr(commands, "watch_clip", lambda *arguments, **options: None)
+    monkeypatch.setattr(commands, "describe_viewing", lambda viewing: [])
+    monkeypatch.setattr(commands, "ask_question", ask)
+    monkeypatch.setattr(commands, "save_viewing", lambda viewing, exchanges, run: ({"exchanges": exchanges}, {}))
     ended = foveate("video", "chat", "mini", "clip.mp4", "--json")
     assert (ended.code, ended.json["exchanges"]) == (0, ["first!"])
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from made_images import jpeg
 
-from foveate.cli.verbs.species.check import command
+from foveate.cli.verbs.species.survey import check_command as command
 from foveate.core.errors import UserError
 from foveate.records.writer import CollectionWriter
 from foveate.survey.checks import MEANINGS, CheckResult, check_survey, measure_km

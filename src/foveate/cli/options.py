@@ -1,10 +1,12 @@
-"""Options that mean the same at every verb, and how a verb ends: its result, then the paths that it wrote."""
+"""Options that mean the same at every verb, groups of verbs, and how a verb ends: its result, tables, paths."""
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,3 +126,92 @@ def read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a text file of class names") from error
+
+
+# Tables of numbers as plain aligned text, one block a question.
+
+
+_UNLIMITED = 400  # columns; a narrow terminal breaks the lines itself, and files keep them whole
+
+
+def _cell(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return ""
+    if value["low"] is None:
+        return f"{value['value']:.3f}"
+    # ".83-.91": intervals without the leading zero leave room for twice as many columns.
+    low, high = (f"{value[end]:.2f}".removeprefix("0") for end in ("low", "high"))
+    return f"{value['value']:.3f} ({low}-{high})"
+
+
+def measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Format measurements as lines: for each question the data, n, each value with its interval, and chance if known.
+
+    Args:
+        rows: rows of a result's table as JSON values, see `foveate.core.results.Row`.
+    """
+    # Here, as verbs that print tables are imported for their line of help, too.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    questions: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        questions.setdefault(str(row["question"]), []).append(row)
+    lines: list[str] = []
+    for question, question_rows in questions.items():
+        # A dictionary keeps the order in which columns first appear; rows of one question may have different ones.
+        columns = list(dict.fromkeys(name for row in question_rows for name in row["values"]))
+        chances = [row.get("chance") for row in question_rows]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        table.add_column("")
+        table.add_column("n", justify="right")
+        for name in columns:
+            table.add_column(name)
+        if any(chance is not None for chance in chances):
+            table.add_column("chance", justify="right")
+        for row, chance in zip(question_rows, chances, strict=True):
+            cells = [_cell(row["values"].get(name)) for name in columns]
+            table.add_row(str(row["data"]), str(row["n"]), *cells, *([f"{chance:.3f}"] if chance is not None else []))
+        # Through a string, without colors: the lines also go into JSON, files and pipes.
+        printed = io.StringIO()
+        Console(file=printed, width=_UNLIMITED, no_color=True).print(table)
+        lines += [question, *(line.rstrip() for line in printed.getvalue().splitlines()), ""]
+    return lines
+
+
+# Groups of commands whose modules are imported when they are used or described, so that help is shown at once.
+
+
+class LazyCommands(MutableMapping[str, click.Command]):
+    """The commands of a group by name; each is a click command in a module of its package, imported at first use.
+
+    Args:
+        package: for example "foveate.cli.verbs.adapt".
+        modules: module of the package -> names of its commands.
+    """
+
+    def __init__(self, package: str, modules: Mapping[str, Sequence[str]]) -> None:
+        self._modules = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
+        self._commands: dict[str, click.Command | None] = dict.fromkeys(self._modules)
+
+    def __getitem__(self, name: str) -> click.Command:
+        command = self._commands[name]
+        if command is None:
+            values = vars(importlib.import_module(self._modules[name])).values()
+            command = next(value for value in values if isinstance(value, click.Command) and value.name == name)
+            self._commands[name] = command
+        return command
+
+    # Needed by click: `Group.add_command` assigns to this mapping.
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._commands[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._commands)
+
+    def __len__(self) -> int:
+        return len(self._commands)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, run_option
-from foveate.cli.tables import measured
+from foveate.cli.options import common, finish, measured, run_option
 
 if TYPE_CHECKING:
     from foveate.records.caption_verdicts import CaptionVerdict

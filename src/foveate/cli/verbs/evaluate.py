@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, path_option, run_option
-from foveate.cli.tables import measured
+from foveate.cli.options import common, finish, measured, path_option, run_option
 
 
 @click.command("evaluate", cls=FieldsCommand, short_help="Evaluate a model on a collection.")

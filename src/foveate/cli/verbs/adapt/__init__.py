@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from foveate.cli.groups import LazyCommands
+from foveate.cli.options import LazyCommands
 
 
 @click.group("adapt", short_help="Fine-tune a vision model with few parameters.")
@@ -20,4 +20,9 @@ def command() -> None:
     """
 
 
-command.commands = LazyCommands(__name__, ("train", "predict", "merge", "import-peft", "compare", "wise"))
+command.commands = LazyCommands(
+    __name__,
+    {
+        "commands": ("train", "predict", "merge", "import-peft", "compare", "wise"),
+    },
+)

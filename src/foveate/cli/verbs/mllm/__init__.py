@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from foveate.cli.groups import LazyCommands
+from foveate.cli.options import LazyCommands
 
 # What test and docs build from a recipe that this verb runs.
 RECIPE = "foveate.mllm.recipe:MllmRecipe"
@@ -26,6 +26,18 @@ def command() -> None:
 
 command.commands = LazyCommands(
     __name__,
-    ("plan", "train", "preview", "prepare-dense", "label", "evaluate", "calibrate", "export", "import", "fetch"),
-    {"import": "import_model"},  # a keyword names no module
+    {
+        "commands": (
+            "plan",
+            "train",
+            "preview",
+            "prepare-dense",
+            "label",
+            "evaluate",
+            "calibrate",
+            "export",
+            "import",
+            "fetch",
+        )
+    },
 )

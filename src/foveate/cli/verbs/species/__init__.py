@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from foveate.cli.groups import LazyCommands
+from foveate.cli.options import LazyCommands
 
 RECIPE = "foveate.species.recipe:SpeciesRecipe"
 MODEL = "foveate.species.fit:build_recipe_model"
@@ -28,5 +28,8 @@ def command() -> None:
 
 command.commands = LazyCommands(
     __name__,
-    ("demo-frames", "check", "boxes", "build", "train", "predict", "decide", "evaluate", "explain", "review", "export"),
+    {
+        "survey": ("demo-frames", "check", "boxes", "build"),
+        "model": ("train", "predict", "decide", "evaluate", "explain", "review", "export"),
+    },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from foveate.cli.groups import LazyCommands
+from foveate.cli.options import LazyCommands
 
 
 @click.group("video", short_help="Ask image models about video, without training.")
@@ -20,4 +20,9 @@ def command() -> None:
     """
 
 
-command.commands = LazyCommands(__name__, ("ask", "chat", "frames", "plan", "find", "evaluate", "score"))
+command.commands = LazyCommands(
+    __name__,
+    {
+        "commands": ("ask", "chat", "frames", "plan", "find", "evaluate", "score"),
+    },
+)

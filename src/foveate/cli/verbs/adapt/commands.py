@@ -1,0 +1,495 @@
+"""The commands of `foveate adapt`: train, compare, interpolate, use and hand on what was tuned."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, dry_run_option, finish, path_option, run_option, split_names
+
+if TYPE_CHECKING:
+    from foveate.adapt.results import AdaptResult, ComparedResult, PredictResult, WiseResult
+    from foveate.core.results import Value
+
+
+# Options that several commands of `foveate adapt` share.
+
+
+SETTINGS = "foveate.adapt.settings"
+
+moved_option = click.option(
+    "--backbone", default=None, metavar="FOLDER|KIND:NAME", help="New path of the backbone, if it was moved."
+)
+
+backbone_option = click.option(
+    "--backbone",
+    required=True,
+    metavar="FOLDER|KIND:NAME",
+    help="Model folder of Foveate, timm, transformers or open_clip; or timm:NAME.TAG, torchvision:NAME, lite0.",
+)
+
+modules_option = click.option(
+    "--modules",
+    multiple=True,
+    metavar="ROLE=PATTERN",
+    help="Names of modules that methods change, such as qkv='blocks.*.attn.qkv'; repeatable, for other networks.",
+)
+
+
+# `foveate adapt train`: train an adapter on labeled images.
+
+
+@click.command("train", cls=FieldsCommand, short_help="Train an adapter on labeled images.")
+@click.argument("overrides", nargs=-1)
+@backbone_option
+@modules_option
+@click.option(
+    "--data",
+    required=True,
+    metavar="PATH",
+    help="Collection folder, or an npz file with the arrays images, labels and split.",
+)
+@click.option(
+    "--method", required=True, metavar="NAME", help="Method name, such as lora; an unknown name prints the list."
+)
+@fields(
+    "foveate.adapt.recipe:AdaptRecipe",
+    "data.field",
+    "data.shots",
+    "training.epochs",
+    ("head", "--head-from"),
+    "training.head_init",
+    metavars={"head": "FOLDER"},
+)
+@run_option("runs/adapt-METHOD")
+@dry_run_option("Print what would be trained and the estimated time; train and write nothing.")
+@common()
+def train_command(
+    overrides: tuple[str, ...],
+    settings: dict[str, Any],
+    backbone: str,
+    modules: tuple[str, ...],
+    data: str,
+    method: str,
+    run: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Train METHOD on the images of --data and write an adapter folder and its accuracy on held-out splits.
+
+    OVERRIDES change single fields: of the method (rank=16), or of data, training and backbone
+    (training.learning_rate=0.01). Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
+
+    \b
+    Example:
+      foveate adapt train --backbone my-vit --data my-images --field category --method lora rank=16
+      foveate adapt train --backbone timm:resnet50.a1_in1k --data mine.npz --method bitfit --shots 10
+    """
+    from foveate.adapt.load_backbone import parse_backbone
+    from foveate.adapt.recipe import build_recipe
+
+    data_settings, training = settings.get("data", {}), settings.get("training", {})
+    if seed is not None:
+        training["seed"] = seed
+    recipe = build_recipe(
+        parse_backbone(backbone, modules),
+        method,
+        overrides,
+        head=settings.get("head"),
+        data=data_settings,
+        training=training,
+    )
+    if dry_run:
+        from foveate.adapt.estimate import estimate_training, format_estimate
+
+        estimate = estimate_training(recipe, data, device=device)
+        finish(estimate, format_estimate(estimate), {}, as_json=as_json)
+        return
+    from foveate.adapt.train import train_adapter
+    from foveate.report import render
+
+    target = run or Path("runs") / f"adapt-{method}"
+    outcome = train_adapter(recipe, data, target, device=device, command=["foveate", *sys.argv[1:]])
+    # Under torchrun every process gets here; only one prints and writes the page.
+    if not outcome.is_main:
+        return
+    result = outcome.result
+    if outcome.folder is None:
+        stopped = f"stopped at step {result.steps}; run the same command to resume"
+        finish(result.to_json(), [stopped], {"run": target}, as_json=as_json)
+        sys.exit(130)  # as a shell reports a program that Ctrl-C ended
+    paths = {"run": target, "adapter": outcome.folder, "report": render(target)}
+    lines = _format_training(result)
+    # Tuning lowers the logits of classes that it never saw, which a calibration with these files undoes.
+    if result.absent and (target / "logits-test.npz").is_file():
+        lines.append(
+            f"{len(result.absent)} classes had no training image; bring them back: foveate calibrate "
+            f"{target}/logits-test.npz --training {target}/logits-training.npz --classes-seen @{target}/seen.txt "
+            f"--run {target}/calibration"
+        )
+    finish(result.to_json(), lines, paths, as_json=as_json)
+
+
+def _format_training(result: AdaptResult) -> list[str]:
+    counts = result.parameters
+    share = counts.trained / max(1, counts.backbone)
+    # First of all lines, because someone who stops reading after it must not take the tuned model for the better one.
+    lines = [result.loss] if result.loss else []
+    lines += [
+        f"{result.steps} steps in {result.seconds:.0f} s on {result.images} images; trained {counts.trained:,} of "
+        f"{counts.backbone:,} parameters ({share:.2%}) and a head of {counts.head:,}; cached: {result.cached}"
+    ]
+    for row in [] if result.evaluation is None else result.evaluation.table:
+        value = row.values["adapted"]
+        if value is not None:
+            untuned = row.values.get("features")
+            beside = "" if untuned is None else f"; untuned features {_format_value(untuned)}"
+            lines.append(f"{row.question}, {row.data}: {_format_value(value)}{beside}, n {row.n}")
+    if result.absent:
+        lines.append("untuned features: not measured, since a linear probe needs training images of every class")
+    return lines
+
+
+def _format_value(value: Value) -> str:
+    interval = "" if value.low is None else f" ({value.low:.3f} to {value.high:.3f})"
+    return f"{value.value:.3f}{interval}"
+
+
+# `foveate adapt compare`: compare methods on your own tasks.
+
+
+@click.command("compare", cls=FieldsCommand, short_help="Compare methods on your own tasks.")
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--backbone",
+    required=True,
+    metavar="FOLDER|KIND:NAME",
+    help="Backbone, as for `adapt train`; it is loaded only once.",
+)
+@modules_option
+@click.option(
+    "--tasks",
+    "tasks",
+    required=True,
+    multiple=True,
+    metavar="[[GROUP/]NAME=]PATH[:FIELD]",
+    help="Collection, npz file, VTAB-1K task, or a folder of such tasks. Repeatable.",
+)
+@fields(
+    "foveate.adapt.compare.recipe:CompareRecipe",
+    "methods",
+    "grid",
+    "folds",
+    "seeds",
+    "budget",
+    "peek",
+    repeat=("methods",),
+    metavars={"methods": "NAMES"},
+)
+@fields(f"{SETTINGS}:CompareTasks", "shots", "epochs", into="task_settings", repeat=("shots",))
+@fields(f"{SETTINGS}:CompareRun", "max_hours", "save_adapters", into="run_settings")
+@run_option("runs/adapt-compare")
+@dry_run_option("Print the number of training runs and epochs, and the estimated time; train and write nothing.")
+@common()
+def compare_command(
+    overrides: tuple[str, ...],
+    backbone: str,
+    modules: tuple[str, ...],
+    tasks: tuple[str, ...],
+    settings: dict[str, Any],
+    task_settings: dict[str, Any],
+    run_settings: dict[str, Any],
+    run: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Try each method's candidates on validation images, train the best again on all, and test it once.
+
+    OVERRIDES change fields of the recipe (validation=val, share=0.3) or of all trainings (training.batch_size=32).
+    Ctrl-C or a kill loses nothing that is finished; the same command resumes. It may run several times at once.
+
+    \b
+    Example:
+      foveate adapt compare --backbone my-vit --tasks mine=my-images:category --methods all
+      foveate adapt compare --backbone timm:vit_base_patch16_224.augreg_in21k --tasks vtab-1k --grid vtab1k --dry-run
+    """
+    from foveate.adapt.compare.bench import Stopped
+    from foveate.adapt.compare.comparison import Comparison
+    from foveate.adapt.compare.pricing import format_cost
+    from foveate.adapt.compare.recipe import build_recipe, parse_tasks
+    from foveate.adapt.compare.run import compare
+    from foveate.adapt.load_backbone import parse_backbone
+    from foveate.adapt.settings import CompareRun
+    from foveate.core.recipes import validate
+
+    if seed is not None:
+        settings["seed"] = seed
+    # The grid has its own number of epochs, so only what was given goes into the recipe.
+    training = {name: value for name, value in task_settings.items() if name == "epochs"}
+    tasks_of_shots = parse_tasks(tasks, task_settings.get("shots", ()))
+    recipe = build_recipe(parse_backbone(backbone, modules), tasks_of_shots, overrides, training=training, **settings)
+    if dry_run:
+        cost = Comparison(recipe).estimate(device=device or "auto")
+        finish(cost, format_cost(cost), {}, as_json=as_json)
+        return
+    from foveate.report import render
+
+    target = run or Path("runs") / "adapt-compare"
+    try:
+        result = compare(
+            recipe,
+            target,
+            validate(CompareRun, run_settings, where="foveate adapt compare"),
+            device=device,
+            command=["foveate", *sys.argv[1:]],
+        )
+    except Stopped:
+        finish({"status": "stopped"}, ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
+        sys.exit(130)
+    paths = {"run": target, "report": render(target)}
+    finish(result.to_json(), _format_comparison(result), paths, as_json=as_json)
+
+
+def _format_comparison(result: ComparedResult) -> list[str]:
+    lines = []
+    for task in result.tasks:
+        lines.append(f"{task.title}: {task.tested} test images, chance {task.chance:.3f}; {task.selection}")
+        entries = [(line.variant, line.tasks[task.key]) for line in result.lines]
+        # Accuracies sort by their negative, so the key 1.0 puts those that did not converge last.
+        for variant, entry in sorted(entries, key=lambda pair: 1.0 if pair[1].value is None else -pair[1].value):
+            if entry.value is None:
+                lines.append(f"  {variant:<14} did not converge")
+                continue
+            if len(entry.seeds) > 1 and entry.low is None:
+                span = f" ({len(entry.seeds)} seeds, all equal)"
+            else:
+                span = "" if entry.low is None else f" ({entry.low:.3f} to {entry.high:.3f})"
+            validation = "" if entry.validation is None else f"; validation {entry.validation:.3f}"
+            candidate = f"; {entry.candidate}" if entry.candidate else ""
+            best = "" if entry.best_epoch is None else f"; best epoch {entry.best_epoch:.3f} (peeks)"
+            lines.append(f"  {variant:<14} {entry.value:.3f}{span}{validation}{best}{candidate}")
+        if task.ensembles is not None:
+            ensemble = task.ensembles
+            short = len(ensemble.members) <= 4
+            members = ", ".join(ensemble.members) if short else f"{ensemble.count} methods, without linear and full"
+            members += ", the first seed of each" if task.seeds else ""
+            lines.append(
+                f"  ensemble of {members}: {ensemble.ensemble['logits']:.3f}, mean member "
+                f"{ensemble.member['mean']:.3f}, best {ensemble.member['best']:.3f}; two of them disagree on "
+                f"{ensemble.disagreement:.1%} of the images"
+            )
+    return lines
+
+
+# `foveate adapt wise`: interpolate between a network and its tuned version.
+
+
+@click.command("wise", cls=FieldsCommand, short_help="Interpolate between a network and its tuned version.")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, metavar="PATH[:FIELD]", help="In-distribution data with a validation and a test split."
+)
+@click.option(
+    "--shifted", multiple=True, metavar="NAME=PATH[:FIELD]", help="Data under distribution shift. Repeatable."
+)
+@fields(f"{SETTINGS}:WiseSettings", "validation", "test", "points", "head", "at")
+@path_option("--to", "Write the model at this alpha as an adapter to this folder.")
+@moved_option
+@run_option("runs/adapt-wise")
+@common(seed=False)
+def wise_command(
+    adapter: Path,
+    data: str,
+    shifted: tuple[str, ...],
+    settings: dict[str, Any],
+    to: Path | None,
+    backbone: str | None,
+    run: Path | None,
+    as_json: bool,
+    device: str | None,
+) -> None:
+    """Measure ADAPTER (a folder of `adapt train`, or its run folder) at alphas from 0, the original network, to 1.
+
+    Prints the accuracy on own and shifted data at each alpha and recommends one, chosen on validation images alone.
+
+    \b
+    Example:
+      foveate adapt wise runs/adapt-full --data my-images:category --shifted sketches=sketches:category
+      foveate adapt wise runs/adapt-lora --data mine.npz --shifted night=night.npz --to robust
+    """
+    from foveate.adapt.compare.recipe import parse_task
+    from foveate.adapt.robustness import measure_robustness
+    from foveate.adapt.settings import WiseSettings
+    from foveate.core.recipes import validate
+    from foveate.report import render
+
+    # Settings hold what the user gave: --at with its own default would otherwise count as given.
+    if "at" in settings and to is None:
+        raise click.UsageError("--at has no effect without --to")
+    target = run or Path("runs") / "adapt-wise"
+    result = measure_robustness(
+        adapter,
+        parse_task(data, what="--data"),
+        target,
+        validate(WiseSettings, settings, where="foveate adapt wise"),
+        shifted=[parse_task(text, what="--shifted") for text in shifted],
+        to=to,
+        backbone=backbone,
+        device=device,
+        command=["foveate", *sys.argv[1:]],
+    )
+    paths = {"run": target, "report": render(target), **({} if to is None else {"adapter": to})}
+    finish(result.to_json(), _format_curve(result), paths, as_json=as_json)
+
+
+def _format_curve(result: WiseResult) -> list[str]:
+    recommended = result.recommended
+    titles = [image_set.title for image_set in result.sets]
+    lines = [f"{result.method}: {result.rule}; the head is {result.head}", "  ".join(["alpha", *titles])]
+    for number, alpha in enumerate(result.alphas):
+        values = "  ".join(
+            f"{image_set.accuracy[number].value:>{len(image_set.title)}.3f}" for image_set in result.sets
+        )
+        lines.append(f"{alpha:<5.3g}  {values}{'  <- recommended' if alpha == recommended.alpha else ''}")
+    lines.append(f"recommended: alpha {recommended.alpha:g}, {recommended.rule}")
+    if result.saved is not None:
+        lines.append(f"written: the model at alpha {result.saved.alpha:g}")
+    return lines
+
+
+# `foveate adapt predict`: classify images with a tuned model.
+
+
+_MAX_LISTED = 10  # classes and unreadable images that are printed
+
+
+@click.command("predict", cls=FieldsCommand, short_help="Classify images with a tuned model.")
+@click.argument("tuned", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@path_option("--to", "CSV file of the predictions, one row per image; replaced if it exists.", required=True)
+@fields(f"{SETTINGS}:PredictSettings", "gamma", "calibration", metavars={"calibration": "FOLDER"})
+@moved_option
+@common(seed=False)
+def predict_command(
+    tuned: Path,
+    images: tuple[Path, ...],
+    to: Path,
+    settings: dict[str, Any],
+    backbone: str | None,
+    as_json: bool,
+    device: str | None,
+) -> None:
+    """Classify IMAGES (files, folders, collections) with RUN and write their classes and probabilities.
+
+    RUN is a run folder of `adapt train`, an adapter folder, or a classifier folder that `adapt merge` or `calibrate`
+    wrote. With a calibration the answers are written without and with it. Images that cannot be read have a reason
+    instead of a class.
+
+    \b
+    Example:
+      foveate adapt predict runs/adapt-lora photos --to answers.csv
+      foveate adapt predict runs/adapt-full a.jpg b.jpg --calibration runs/calibrate --to answers.csv --json
+    """
+    from foveate.adapt.predictor import open_adapter, predict_files
+    from foveate.adapt.settings import PredictSettings
+    from foveate.core.recipes import validate
+
+    checked = validate(PredictSettings, settings, where="foveate adapt predict")
+    predictor = open_adapter(tuned, device=device, backbone=backbone, **checked.model_dump())
+    result = predict_files(predictor, images, to)
+    finish(result.to_json(), _format_predictions(result), {"answers": to}, as_json=as_json)
+
+
+def _format_predictions(result: PredictResult) -> list[str]:
+    counts = sorted(result.counts.items(), key=lambda pair: -pair[1])
+    common_classes = [f"{name} {count}" for name, count in counts if count][:_MAX_LISTED]
+    more = sum(count > 0 for _, count in counts) - len(common_classes)
+    lines = [f"{result.images} images: {', '.join(common_classes)}" + (f" and {more} more classes" if more else "")]
+    if result.gamma is not None:
+        lines.append(f"gamma {result.gamma:+.4f} changes the class of {result.changed} images")
+    if result.ignored_files:
+        lines.append(f"{result.ignored_files} files in the folders are no images and were ignored")
+    if result.unreadable:
+        lines.append(f"{len(result.unreadable)} images cannot be read; they have a reason and no class:")
+        lines += [f"  {name}: {reason}" for name, reason in list(result.unreadable.items())[:_MAX_LISTED]]
+    if len(result.unreadable) > _MAX_LISTED:
+        lines.append(f"  and {len(result.unreadable) - _MAX_LISTED} more, in column error of the file")
+    return lines
+
+
+# `foveate adapt merge`: merge an adapter into its backbone.
+
+
+@click.command("merge", cls=FieldsCommand, short_help="Merge an adapter into its backbone's weights.")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@path_option("--to", "Folder of the result; must be empty.", required=True)
+@fields(f"{SETTINGS}:MergeSettings", "format")
+@moved_option
+@common(seed=False, device=False)
+def merge_command(adapter: Path, to: Path, settings: dict[str, Any], backbone: str | None, as_json: bool) -> None:
+    """Merge ADAPTER (a folder of `adapt train`, or its run folder) and write the model in its backbone's own format.
+
+    Refused with the reason where no weights of the backbone can do what the method does. Prints the largest
+    difference of outputs: for timm, transformers and model folders of the model loaded again with its library.
+
+    \b
+    Example:
+      foveate adapt merge runs/adapt-lora --to merged
+      foveate adapt merge runs/adapt-lora --to for-peft --format peft
+    """
+    from foveate.adapt.export import merge_adapter
+    from foveate.adapt.settings import MergeSettings
+
+    form = MergeSettings(**settings).format
+    result = merge_adapter(adapter, to, format=form, backbone=backbone)
+    network = result.backbone.get("source") or result.backbone.get("model")
+    lines = [f"{result.method} on {':'.join(filter(None, (result.backbone['kind'], network)))}, as {form}"]
+    if result.difference is not None:
+        lines.append(f"largest difference of outputs: {result.difference:.3g}")
+    finish(result.to_json(), lines, {"model": to}, as_json=as_json)
+
+
+# `foveate adapt import-peft`: make an adapter folder of a LoRA adapter of PEFT.
+
+
+@click.command("import-peft", short_help="Make an adapter folder of a LoRA adapter of PEFT.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@backbone_option
+@modules_option
+@path_option("--to", "Folder of the adapter; must be empty.", required=True)
+@click.option(
+    "--classes",
+    multiple=True,
+    metavar="NAMES",
+    help="Class names of the head, with commas, or @FILE with one a line; where FOLDER has none. Repeatable.",
+)
+@common(seed=False, device=False)
+def import_peft_command(
+    folder: Path, backbone: str, modules: tuple[str, ...], to: Path, classes: tuple[str, ...], as_json: bool
+) -> None:
+    """Read FOLDER, a LoRA adapter that PEFT wrote for the network --backbone, and write it as an adapter folder.
+
+    From there on it is one like those of `adapt train`: predict, merge, wise, or train on from its head. PEFT keeps no
+    digest of the network, so that --backbone has the weights it was trained on is not checked.
+
+    \b
+    Example:
+      foveate adapt import-peft my-lora --backbone my-vit --to imported
+      foveate adapt import-peft my-lora --backbone my-vit --classes oak,beech --to imported
+    """
+    from foveate.adapt import export
+
+    result = export.import_peft(folder, to, backbone=backbone, classes=split_names(classes), modules=modules)
+    lines = [
+        f"{result.method}: {result.parameters.trained:,} of {result.parameters.backbone:,} parameters, matched "
+        f"{result.matched}; a head of {len(result.classes)} classes"
+    ]
+    finish(result.to_json(), lines, {"adapter": to}, as_json=as_json)

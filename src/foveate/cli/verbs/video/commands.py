@@ -1,0 +1,466 @@
+"""The commands of `foveate video`: ask, chat, find, frames, plan, evaluate and score."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from foveate.cli.fields import FieldsCommand, fields
+from foveate.cli.options import common, finish, json_option, path_option, quiet_option, run_option
+from foveate.cli.verbs.video.clip import (
+    Span,
+    allow_damaged_option,
+    ask_question,
+    build_how,
+    collect_warnings,
+    describe_how,
+    describe_viewing,
+    describe_warnings,
+    fitting_options,
+    format_scores,
+    open_selector,
+    rope_option,
+    save_frame,
+    save_frames,
+    save_viewing,
+    shrink,
+    span_options,
+    strategy_options,
+    viewing_options,
+    watch_clip,
+)
+
+if TYPE_CHECKING:
+    from foveate.video.results import VideoExchange
+
+
+# `foveate video ask`: answer questions about a clip, in words or by the letter of an option.
+
+
+@click.command("ask", short_help="Ask questions about a clip.")
+@click.argument("model")
+@click.argument("clip", type=click.Path(path_type=Path))
+@click.argument("questions", nargs=-1, required=True)
+@click.option("--option", "options", multiple=True, help="Answer to choose from, by its letter. At least two.")
+@viewing_options
+@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
+@click.option("--evidence", is_flag=True, help="Measure how much each answer depends on each frame; takes minutes.")
+@run_option("none", "Folder for a page with frames and answers")
+@common(seed=False)
+def ask_command(
+    model: str,
+    clip: Path,
+    questions: tuple[str, ...],
+    options: tuple[str, ...],
+    max_tokens: int,
+    evidence: bool,
+    run: Path | None,
+    as_json: bool,
+    **watching: Any,
+) -> None:
+    """Answer QUESTIONS about CLIP, then list what MODEL saw of it.
+
+    CLIP is a video file, an animated GIF or WebP, or a folder of images. MODEL is a folder or hub id of a LLaVA of
+    transformers (llava, llava_next, llava_onevision, vipllava, llava_next_video), or a folder of foveate mllm train. It
+    needs no training on video. The clip is encoded and read once for all questions.
+
+    \b
+    Example:
+      foveate video ask mini street.mp4 "What is in the image?" --frames 24
+      foveate video ask llava-hf/llava-v1.6-vicuna-7b-hf street.mp4 "What happens after the taxi?" --from 1:20 --to 2:00
+      foveate video ask mini street.mp4 "Which color is it?" --option red --option green --frames 24
+      foveate video ask mini street.mp4 "Which color is it?" --frames 24 --evidence --run runs/street
+    """
+    if options:
+        from foveate.video.prompts import check_choices
+
+        source = click.get_current_context().get_parameter_source("max_tokens")
+        if source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError("--max-tokens has no effect with --option: an answer is a letter")
+        # Before a model is opened, which takes seconds.
+        check_choices(options)
+    requests = [(question, options) for question in questions]
+    viewing = watch_clip(model, clip, requests, max_tokens=max_tokens, run=run, **watching)
+    if evidence:
+        from foveate.video.occlusion import group_rows
+
+        # A strategy whose frames cannot be left out is refused before it answers.
+        group_rows(viewing.layout)
+    exchanges = []
+    for question in questions:
+        if len(questions) > 1 and not as_json:
+            click.echo(f"> {question}")
+        exchanges.append(ask_question(viewing, question, options, max_tokens, silent=as_json, evidence=evidence))
+    result, paths = save_viewing(viewing, exchanges, run)
+    finish(result, [] if as_json else describe_viewing(viewing), paths, as_json=as_json)
+
+
+# `foveate video chat`: answer each line of the input as a question about a clip.
+
+
+@click.command("chat", short_help="Ask about a clip, question after question.")
+@click.argument("model")
+@click.argument("clip", type=click.Path(path_type=Path))
+@viewing_options
+@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
+@run_option("none", "Folder for a page with frames and answers")
+@common(seed=False)
+def chat_command(model: str, clip: Path, max_tokens: int, run: Path | None, as_json: bool, **watching: Any) -> None:
+    """Answer each line of the input as a question about CLIP, until it ends.
+
+    The clip is encoded and read once; every further question costs its own text. A question does not see earlier ones.
+    With --json all questions and answers are printed at the end.
+
+    \b
+    Example:
+      foveate video chat mini street.mp4 --frames 24
+    """
+    from foveate.core.errors import UserError
+
+    viewing = watch_clip(model, clip, [], max_tokens=max_tokens, run=run, **watching)
+    for line in describe_viewing(viewing):
+        click.echo(line, err=True)
+    exchanges: list[VideoExchange] = []
+    # Ctrl-C ends only the conversation, at the prompt or in an answer: what was answered belongs on the page.
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            question = input("> " if sys.stdin.isatty() else "").strip()
+            try:
+                if question:
+                    exchanges.append(ask_question(viewing, question, (), max_tokens, silent=as_json))
+            except UserError as problem:
+                # One question that does not fit ends no conversation.
+                click.echo(str(problem), err=True)
+    result, paths = save_viewing(viewing, exchanges, run)
+    finish(result, [], paths, as_json=as_json)
+
+
+# `foveate video find`: find when and where a clip shows a phrase, without a language model.
+
+
+@click.command("find", short_help="Find when and where a clip shows a phrase, without a language model.")
+@click.argument("localizer", type=click.Path(path_type=Path))
+@click.argument("clip", type=click.Path(path_type=Path))
+@click.argument("phrase")
+@click.option("--frames", type=click.IntRange(1), default=50, show_default=True, help="Frames to sample from the clip.")
+@span_options
+@click.option("--count", type=click.IntRange(1), default=5, show_default=True, help="Frames to list, best first.")
+@run_option("runs/video-find", "Folder for frames and page")
+@common()
+def find_command(
+    localizer: Path,
+    clip: Path,
+    phrase: str,
+    frames: int,
+    start: str | None,
+    end: str | None,
+    allow_damaged: bool,
+    count: int,
+    run: Path | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """List the frames of CLIP whose best box is most like PHRASE, with the time and the box in pixels.
+
+    LOCALIZER is a model folder of foveate pretrain. The page draws the cosine over time, beside that of the center of
+    each frame: a phrase that is in sight stands out from both.
+
+    \b
+    Example:
+      foveate video find runs/tour/cloc-seed0/model street.mp4 "a red boat"
+    """
+    from foveate.core.errors import UserError
+    from foveate.core.runs import RunFolder, check_run_path
+    from foveate.report import render
+    from foveate.search.locate import locate_frames
+    from foveate.search.results import LocatedFrame, VideoFindResult
+    from foveate.vision.localizer.folder import load_model
+    from foveate.vision.video.reading import read_clip
+    from foveate.vision.video.sampling import format_time
+
+    check_run_path(run)
+    span = Span.parse(start, end)
+    if not localizer.is_dir():
+        raise UserError(
+            f"{localizer}: no such folder; expected a model of foveate pretrain, such as runs/tour/cloc-seed0/model"
+        )
+    model = load_model(localizer, device=device)
+    # The paper's rule would repeat a frame of a short clip and never look at its last one.
+    read = read_clip(clip, frames, rule="uniform_mid", start=span.start, end=span.end, allow_damaged=allow_damaged)
+    located = locate_frames(model, read.frames, phrase, seed=seed or 0)
+    folder = RunFolder.create(run or Path("runs/video-find"))
+    order = sorted(range(len(located)), key=lambda row: (-located[row].cosine, read.times[row]))
+    best = set(order[:count])
+    rows = [
+        LocatedFrame(
+            index=read.indices[row],
+            time=read.times[row],
+            # The page shows only the best frames; of the others it plots just the scores.
+            image=save_frame(folder, read.frames[row], read.indices[row]) if row in best else "",
+            box=phrase_boxes.pixel_box,
+            fractions=phrase_boxes.box,
+            score=phrase_boxes.scores[phrase_boxes.rule],
+            center_score=phrase_boxes.scores["center"],
+        )
+        for row, phrase_boxes in enumerate(located)
+    ]
+    result = VideoFindResult(
+        title=f"“{phrase}” in {clip.name}",
+        command=["foveate", *sys.argv[1:]],
+        model=str(localizer),
+        clip=read.name,
+        phrase=phrase,
+        best=[int(row) for row in order[:count]],
+        frames=rows,
+        warnings=list(read.warnings),
+    )
+    folder.write_result(result.to_json())
+    lines = [
+        f"{format_time(rows[row].time):>8}  frame {rows[row].index:>6}  cosine {located[row].cosine:+.3f}  "
+        f"px {' '.join(f'{edge:.0f}' for edge in rows[row].box)}"
+        for row in order[:count]
+    ]
+    paths = {"run": folder.path, "report": render(folder.path)}
+    finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths, as_json=as_json)
+
+
+# `foveate video frames`: show which frames of a clip would be read.
+
+
+@click.command("frames", short_help="Show which frames of a clip would be read.")
+@click.argument("clip", type=click.Path(path_type=Path))
+@strategy_options
+@span_options
+@path_option("--selector", "Model folder by which slow frames are chosen with --choose cover, change or query.")
+@click.option("--query", help="Question whose frames are chosen, with --choose query.")
+@run_option("runs/video-frames", "Folder for frames and page")
+@common(seed=False)
+def frames_command(
+    clip: Path,
+    how: str,
+    start: str | None,
+    end: str | None,
+    allow_damaged: bool,
+    selector: Path | None,
+    query: str | None,
+    run: Path | None,
+    as_json: bool,
+    device: str | None,
+    **strategy: Any,
+) -> None:
+    """Write the sampled frames of CLIP with their times, slow ones marked. No language model is read.
+
+    \b
+    Example:
+      foveate video frames street.mp4 --frames 24 --slow 4 --from 1:20 --to 2:00
+      foveate video frames street.mp4 --choose query --selector runs/tour/cloc-seed0/model --query "a red boat"
+    """
+    from foveate.core.runs import RunFolder, check_run_path
+    from foveate.report import render
+    from foveate.video.results import VideoAskResult
+    from foveate.video.viewing import SeenFrame
+    from foveate.video.watch import check_choice, choose_slow
+    from foveate.vision.video.reading import ClipReader
+    from foveate.vision.video.sampling import format_time
+
+    check_run_path(run)
+    strategy_settings, span = build_how(how, strategy), Span.parse(start, end)
+    encoder = open_selector(selector, device)
+    reader = ClipReader(clip, strategy_settings.frames, start=span.start, end=span.end, allow_damaged=allow_damaged)
+    indices = None
+    if check_choice(strategy_settings, selector=encoder, query=query):
+        indices = reader.read(lambda frames: choose_slow(strategy_settings, frames, selector=encoder, query=query))
+    # A separate pass that shrinks each frame as it is decoded: a long clip at full size may not fit in memory.
+    images = reader.read(lambda frames: [shrink(frame) for frame in frames])
+    read = reader.record
+    slow = strategy_settings.pick_slow(len(images), indices)
+    # Which frames are read does not depend on a model's grid; 24 x 24 is LLaVA's.
+    rows = strategy_settings.layout(len(images), 24 * 24, slow_indices=indices).frames
+    seen = [SeenFrame(read.indices[row], read.times[row], row in slow, images[row]) for row in rows]
+    folder = RunFolder.create(run or Path("runs/video-frames"))
+    result = VideoAskResult(
+        title=f"Frames of {clip.name}",
+        command=["foveate", *sys.argv[1:]],
+        clip=read.name,
+        how=describe_how(strategy_settings),
+        num_decoded=read.num_decoded,
+        frames=save_frames(folder, seen),
+        warnings=list(read.warnings),
+    )
+    folder.write_result(result.to_json())
+    lines = [f"frame {each.index:>6}  {format_time(each.time):>8}{'  slow' * each.is_slow}" for each in seen]
+    paths = {"run": folder.path, "report": render(folder.path)}
+    finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths, as_json=as_json)
+
+
+# `foveate video plan`: count tokens, FLOPs and memory of a clip for a model, without its weights.
+
+
+@click.command("plan", short_help="Count tokens, FLOPs and memory of a clip for a model.")
+@click.argument("model")
+@click.argument("clip", type=click.Path(path_type=Path), required=False)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of a clip that is not at hand.")
+@click.option("--text-tokens", type=click.IntRange(1), help="Tokens of prompt, question and answer; 416 by default.")
+@strategy_options
+@span_options
+@rope_option
+@json_option
+@quiet_option
+def plan_command(
+    model: str,
+    clip: Path | None,
+    seconds: float | None,
+    text_tokens: int | None,
+    rope_factor: float | None,
+    how: str,
+    start: str | None,
+    end: str | None,
+    allow_damaged: bool,
+    as_json: bool,
+    **strategy: Any,
+) -> None:
+    """Count what MODEL would read of CLIP: tokens of each path, positions left, FLOPs, memory. No weights are read.
+
+    \b
+    Example:
+      foveate video plan mini street.mp4 --frames 24
+      foveate video plan llava-hf/llava-v1.6-vicuna-7b-hf --seconds 600
+    """
+    import dataclasses
+
+    from foveate.video.plan import TEXT_TOKENS, format_plan, plan_video
+    from foveate.vision.video.reading import read_clip
+
+    if clip is not None and seconds is not None:
+        raise click.UsageError("--seconds has no effect with a CLIP, whose length is read")
+    if clip is None and (start or end or allow_damaged):
+        raise click.UsageError("--from, --to and --allow-damaged have no effect without a CLIP")
+    span, total = Span.parse(start, end), None
+    if clip is not None:
+        # The frames are decoded to be counted: headers are often wrong.
+        read = read_clip(clip, 1, start=span.start, end=span.end, transform=shrink, allow_damaged=allow_damaged)
+        total, seconds = read.num_decoded, (read.seconds[1] - read.seconds[0]) or None
+    with collect_warnings() as texts:
+        planned = plan_video(
+            model,
+            how=build_how(how, strategy),
+            total=total,
+            seconds=seconds,
+            text_tokens=text_tokens or TEXT_TOKENS,
+            rope_factor=rope_factor,
+        )
+    # Those of the strategy are among its fields.
+    texts = [text for text in texts if text not in planned.warnings]
+    planned = dataclasses.replace(planned, warnings=(*texts, *planned.warnings))
+    finish(dataclasses.asdict(planned), format_plan(planned), {}, as_json=as_json)
+
+
+# `foveate video evaluate`: ask a model all questions of a published set about their clips.
+
+
+@click.command("evaluate", cls=FieldsCommand, short_help="Ask a model all questions of a set about their clips.")
+@click.argument("model")
+@path_option("--questions", "The set's published file of questions, or its folder.", required=True)
+@path_option("--videos", "Folder with the clips, however nested.", required=True)
+@fields(
+    "foveate.video.evaluate:VideoEvaluationSettings",
+    ("question_set", "--set"),
+    "limit",
+    "batch_size",
+    "max_tokens",
+    "likelihood",
+    "allow_missing",
+)
+@strategy_options
+@fitting_options
+@allow_damaged_option
+@run_option("runs/video-evaluate-SET", "Folder for answers, result and page")
+@common()
+def evaluate_command(
+    model: str,
+    questions: Path,
+    videos: Path,
+    settings: dict[str, Any],
+    how: str,
+    fit: bool,
+    prompt: str,
+    rope_factor: float | None,
+    allow_damaged: bool,
+    run: Path | None,
+    as_json: bool,
+    seed: int | None,
+    device: str | None,
+    **strategy_options: Any,
+) -> None:
+    """Ask MODEL all questions of a set. Multiple choices are scored at once, open answers by `foveate video score`.
+
+    A question without a clip stops it, or counts as wrong with --allow-missing. If stopped, the same command resumes.
+
+    \b
+    Example:
+      foveate video evaluate llava-hf/llava-v1.6-vicuna-7b-hf --set nextqa --questions val.csv --videos NExTVideo
+    """
+    from foveate.core.recipes import validate
+    from foveate.report import render
+    from foveate.video.evaluate import ClipWatcher, VideoEvaluationSettings
+    from foveate.video.evaluate import evaluate as evaluate_set
+    from foveate.video.networks import hash_weights, open_network
+
+    checked = validate(VideoEvaluationSettings, {**settings, "seed": seed or 0}, where="foveate video evaluate")
+    strategy = build_how(how, strategy_options)
+    target = run or Path("runs") / f"video-evaluate-{checked.question_set}"
+    with collect_warnings() as texts:
+        network = open_network(model, device=device, rope_factor=rope_factor)
+        watcher = ClipWatcher(network, strategy, fit=fit, prompt=prompt, allow_damaged=allow_damaged)
+        result = evaluate_set(
+            watcher,
+            questions,
+            videos,
+            run=target,
+            settings=checked,
+            name=model,
+            how=watcher.description,
+            # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
+            weights=hash_weights(model),
+            command=["foveate", *sys.argv[1:]],
+        )
+    lines = [*format_scores(result), *describe_warnings(texts)]
+    finish(result.to_json(), lines, {"run": target, "report": render(target)}, as_json=as_json)
+
+
+# `foveate video score`: score the answers of `foveate video evaluate`, by a judge where they are open.
+
+
+@click.command("score", cls=FieldsCommand, short_help="Score a run of a question set, by a judge where it is open.")
+@click.argument("run", type=click.Path(path_type=Path))
+@fields(
+    "foveate.video.score_table:JudgeSettings",
+    "judge",
+    "judge_model",
+    "judge_key_env",
+    "judge_prompts",
+    "judge_seconds",
+    "allow_missing",
+)
+@json_option
+@quiet_option
+def score_command(run: Path, settings: dict[str, Any], as_json: bool) -> None:
+    """Score the answers of RUN, strict and official side by side. Replies of a judge are stored, and not asked again.
+
+    \b
+    Example:
+      foveate video score runs/video-evaluate-msvd --judge http://127.0.0.1:8000/v1 --judge-model qwen
+    """
+    from foveate.core.recipes import validate
+    from foveate.report import render
+    from foveate.video.score_table import JudgeSettings
+    from foveate.video.score_table import score as score_run
+
+    checked = validate(JudgeSettings, settings, where="foveate video score")
+    result = score_run(run, checked, command=["foveate", *sys.argv[1:]])
+    finish(result.to_json(), format_scores(result), {"run": run, "report": render(run)}, as_json=as_json)
