@@ -28,7 +28,9 @@ from foveate.records.boxes import Box
 from foveate.records.geometry import View
 from foveate.report import numbers
 from foveate.report.compared import Point, amount, cost_chart, matrix_chart
-from foveate.report.pages.adapt_compare import build, columns, forests, table
+from foveate.report.pages.adapt import build_adapt_compare as build
+from foveate.report.pages.adapt import columns, forests
+from foveate.report.pages.adapt import compare_table as table
 
 
 def run(*arguments: object) -> Result:

@@ -23,7 +23,7 @@ from foveate.adapt.wise import interpolated, save_at
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.progress import configure
-from foveate.report.pages.adapt_wise import build as build_page
+from foveate.report.pages.adapt import build_adapt_wise as build_page
 from naming import raises_naming
 
 DEFINED = [name for name in method_names() if not name.startswith("vpt")]

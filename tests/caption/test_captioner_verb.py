@@ -19,7 +19,7 @@ from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
-from foveate.report.pages.captioner import build
+from foveate.report.pages.captions import build_captioner as build
 from foveate_labs.worlds.scenes import build_scenes
 from naming import raises_naming
 from tiny import draw, image_bytes

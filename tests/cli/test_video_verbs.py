@@ -18,7 +18,7 @@ from foveate.cli.verbs.video.clip import Span
 from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
 from foveate.pretrain.train import build_model
-from foveate.report.pages.video_ask import list_budget, list_evidence
+from foveate.report.pages.video import list_budget, list_evidence
 from foveate.video.results import VideoAskResult
 from foveate.video.score_table import ANSWERS, REPLIES
 from foveate.vision.localizer.folder import save_model

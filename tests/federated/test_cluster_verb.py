@@ -23,7 +23,7 @@ from foveate.federated.reporting import projection_axes
 from foveate.federated.rounds import InProcess, Log
 from foveate.federated.sources import gather, split_labels
 from foveate.report import render
-from foveate.report.pages import federated_cluster
+from foveate.report.pages import federated
 
 LABELS = load_digits().target
 
@@ -227,10 +227,10 @@ def test_axes_of_the_map(width: int) -> None:
 
 
 def test_cells_of_the_page() -> None:
-    assert federated_cluster._cell("centroid_index", 2.0) == "2"
-    assert federated_cluster._cell("nmi", 0.98765) == "0.988"
-    assert federated_cluster._cell("distance", 123.456) == "123"
-    assert federated_cluster._cell("purity", None) == "–"
+    assert federated._cell("centroid_index", 2.0) == "2"
+    assert federated._cell("nmi", 0.98765) == "0.988"
+    assert federated._cell("distance", 123.456) == "123"
+    assert federated._cell("purity", None) == "–"
 
 
 @pytest.mark.parametrize("scale", ["none", "standard"])

@@ -17,7 +17,7 @@ from foveate.federated.clustering.options import method_names, resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.messages import Message
 from foveate.federated.rounds import InProcess, Log
-from foveate.report.pages.federated_cluster import describe_privacy
+from foveate.report.pages.federated import describe_privacy
 
 
 def test_fewer_points_than_min_count_send_nothing() -> None:

@@ -23,8 +23,8 @@ from foveate.federated.job import save_snapshot
 from foveate.federated.results import EmbedMap, EmbedMethod
 from foveate.federated.sources import gather, read_points
 from foveate.report import render
-from foveate.report.pages.federated_embed import size_words
-from foveate.report.scatter import legend, ranked, scatter
+from foveate.report.charts import legend, ranked, scatter
+from foveate.report.pages.federated import size_words
 from naming import raises_naming
 
 RANDOM = np.random.default_rng(0)

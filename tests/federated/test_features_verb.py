@@ -31,7 +31,7 @@ from foveate.federated.results import FeaturesResult
 from foveate.federated.rounds import merge_tables
 from foveate.federated.sources import gather, read_points
 from foveate.report import render
-from foveate.report.pages import federated_features
+from foveate.report.pages import federated
 from naming import raises_naming
 
 QUICK = ["--rounds", "3", "--set", "width=8", "--set", "hidden=16", "--quiet"]
@@ -350,7 +350,7 @@ def test_a_page_without_rounds_or_with_a_client_left_out(table: Path, tmp_path: 
     page = render(tmp_path / "r").read_text(encoding="utf-8")
     assert "south (left out)" in page
     result["methods"].append({**result["methods"][0], "method": "central", "federated": False, "quality": {"nmi": 0.5}})
-    table = federated_features.measures(parse_result(FeaturesResult, result))
+    table = federated.features_measures(parse_result(FeaturesResult, result))
     assert [head for head, _ in table["heads"]] == ["NMI", "Distance"], "measures that no method has are left out"
     assert table["lines"][0]["cells"][0] == "–"
     assert table["lines"][1] | {"seconds": ""} == {

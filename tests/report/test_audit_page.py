@@ -12,7 +12,7 @@ from foveate.caption.audit_results import AuditResult
 from foveate.core.errors import UserError
 from foveate.core.results import parse_result
 from foveate.report import render
-from foveate.report.captions import MARKS
+from foveate.report.pages.captions import MARKS
 from naming import raises_naming
 
 

@@ -12,18 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.report.charts import (
+    ForestRow,
     Scale,
     Series,
+    forest,
     histogram,
     interval_bar,
     line_chart,
     nice_ticks,
     stacked_bar,
     thin,
+    tradeoff_chart,
 )
 from foveate.report.compared import Point, cost_chart, log_ticks
-from foveate.report.forest import ForestRow, forest
-from foveate.report.tradeoff import tradeoff_chart
 from naming import raises_naming
 
 numbers = st.floats(-1e6, 1e6)

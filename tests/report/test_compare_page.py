@@ -6,7 +6,7 @@ import pytest
 
 from foveate.adapt.results import ComparedResult
 from foveate.core.results import parse_result
-from foveate.report.pages.adapt_compare import lead
+from foveate.report.pages.adapt import compare_lead as lead
 
 
 def compared(*spans: tuple[float, float | None, float | None]) -> ComparedResult:

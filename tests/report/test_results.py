@@ -9,7 +9,7 @@ import pytest
 from foveate.caption.results import RequestTally
 from foveate.core.errors import UserError
 from foveate.core.results import BoxChoice, Example, Histogram, Region, Value, parse_result
-from foveate.report.pages.inspect import InspectResult
+from foveate.report.pages.pretrain import InspectResult
 from foveate.search.results import LocateResult
 from naming import raises_naming
 

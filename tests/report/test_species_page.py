@@ -13,7 +13,7 @@ from made_species import species
 from PIL import Image
 
 from foveate.report import render
-from foveate.report.species import draw_map
+from foveate.report.pages.species import draw_map
 from foveate.species.results import CameraRow
 
 

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from foveate.core.errors import UserError
 from foveate.core.results import Value
 from foveate.report import render
-from foveate.report.forest import ForestRow, difference_bar, forest
+from foveate.report.charts import ForestRow, difference_bar, forest
 from foveate_labs.pages.study import mean_and_half, signed
 from foveate_labs.studies.results import StudyResult
 from naming import raises_naming

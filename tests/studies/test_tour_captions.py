@@ -14,7 +14,7 @@ from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
-from foveate.report.captions import TourCaptions
+from foveate.report.pages.captions import TourCaptions
 from foveate.vision.localizer.folder import save_model
 from foveate_labs.tour import captions as module
 from foveate_labs.tour.captions import Sizes, caption_part, sizes_of, tour_captions, with_captions

@@ -13,6 +13,42 @@ from types import ModuleType
 _MERGED: Mapping[tuple[str, str], str] = {
     ("foveate.calibrate", "foveate.calibrate.estimator"): "absent_classes method_choice",
     ("foveate.calibrate", "foveate.calibrate.fine_tuning"): "pseudo_runs",
+    ("foveate.cli", "foveate.cli.options"): "groups tables",
+    (
+        "foveate.cli.verbs.adapt",
+        "foveate.cli.verbs.adapt.commands",
+    ): "compare import_peft merge options predict train wise",
+    (
+        "foveate.cli.verbs.mllm",
+        "foveate.cli.verbs.mllm.commands",
+    ): "calibrate evaluate export fetch import_model label plan prepare_dense preview train",
+    (
+        "foveate.cli.verbs.species",
+        "foveate.cli.verbs.species.model",
+    ): "decide evaluate explain export predict review train",
+    ("foveate.cli.verbs.species", "foveate.cli.verbs.species.survey"): "boxes build check demo_frames",
+    ("foveate.cli.verbs.video", "foveate.cli.verbs.video.clip"): "options page viewing",
+    ("foveate.cli.verbs.video", "foveate.cli.verbs.video.commands"): "ask chat evaluate find frames plan score",
+    ("foveate.report", "foveate.report.charts"): "forest scatter tradeoff",
+    ("foveate.report", "foveate.report.pages.captions"): "captions",
+    ("foveate.report", "foveate.report.pages.species"): "species",
+    ("foveate.report", "foveate.report.parts"): "examples simple",
+    ("foveate.report.pages", "foveate.report.pages.adapt"): "adapt_compare adapt_wise calibrate zz_adapt_",
+    ("foveate.report.pages", "foveate.report.pages.captions"): "audit caption captioner regions zz_captions_",
+    (
+        "foveate.report.pages",
+        "foveate.report.pages.federated",
+    ): "federated_cluster federated_embed federated_features zz_federated_",
+    (
+        "foveate.report.pages",
+        "foveate.report.pages.mllm",
+    ): "ask mllm_evaluate mllm_plan mllm_preview mllm_train zz_mllm_",
+    ("foveate.report.pages", "foveate.report.pages.pretrain"): "evaluate inspect locate search zz_pretrain_",
+    (
+        "foveate.report.pages",
+        "foveate.report.pages.species",
+    ): "species_explain species_review species_train zz_species_",
+    ("foveate.report.pages", "foveate.report.pages.video"): "video_ask video_evaluate video_find zz_video_",
     ("foveate.search", "foveate.search.calibration"): "floor",
     ("foveate.search", "foveate.search.index_folder"): "merge",
     ("foveate.search", "foveate.search.nearest"): "faiss_backend",

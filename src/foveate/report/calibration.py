@@ -7,9 +7,8 @@ from typing import Any
 from markupsafe import Markup
 
 from foveate.core.results import CalibrateResult, ResultModel
-from foveate.report.charts import Series, line_chart, plot
+from foveate.report.charts import Mark, Series, line_chart, plot, tradeoff_chart
 from foveate.report.numbers import signed as signed
-from foveate.report.tradeoff import Mark, tradeoff_chart
 
 COLUMNS = (
     ("Y/Y", "all samples, all classes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -252,3 +253,259 @@ def stacked_bar(parts_seconds: Mapping[str, float], *, title: str) -> Markup:
         at += share
     drawn.append("</svg>")
     return Markup("".join(drawn))
+
+
+# Forest charts: one row per variant with its mean and interval, the reference as a line through all of them.
+
+
+_LABEL, _RIGHT, _ROW, _TOP, _BOTTOM = 168, 14, 24, 8, 34
+
+
+@dataclass(frozen=True, slots=True)
+class ForestRow:
+    """A row of the chart.
+
+    style: "reference", "variant", "baseline" or "control". without: text in place of a missing interval.
+    """
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    style: str = "variant"
+    without: str = "one seed"
+
+
+def _ends(row: ForestRow) -> tuple[float, float]:
+    low = row.value if row.low is None else row.low
+    high = row.value if row.high is None else row.high
+    return low, high
+
+
+def forest(
+    rows: Sequence[ForestRow], *, title: str, zero: bool = True, line: float | None = None, width: int = 440
+) -> Markup:
+    """Draw means as dots and intervals as bars, with `line` through all rows (the reference, or no difference).
+
+    Args:
+        zero: the axis starts at zero unless something lies below it.
+    """
+    # `nice_ticks` raises an error for ends that are not finite: one row of NaN would cost the whole page.
+    finite = [row for row in rows if all(map(math.isfinite, (row.value, *_ends(row))))]
+    if not finite:
+        return Markup("")
+    lows, highs = zip(*map(_ends, finite), strict=True)
+    # The axis starts at zero by default: a cut-off axis makes small differences look large.
+    low = min(0.0, *lows) if zero else min(lows)
+    ticks = nice_ticks(low, max(highs), num_ticks=5)
+    left, right = _LABEL, width - _RIGHT
+    x_of = Scale(ticks[0], ticks[-1], left, right)
+    bottom = _TOP + _ROW * len(finite)
+    summary = "; ".join(f"{row.name} {row.value:.3g}" for row in finite)
+    parts = [
+        f'<svg class="chart forest" viewBox="0 0 {width} {bottom + _BOTTOM}" role="img" '
+        f'aria-label="{escape(f"{title}: {summary}")}">'
+    ]
+    for tick in ticks:
+        x = x_of(tick)
+        parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+        parts.append(tick_below(x, bottom + 18, tick, width=width))
+    if line is not None:
+        x = x_of(line)
+        parts.append(f'<line class="through" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+    for number, row in enumerate(finite):
+        y = _TOP + _ROW * (number + 0.5)
+        start, stop = _ends(row)
+        span = f"{short(start)} to {short(stop)}" if row.low is not None else row.without
+        parts.append(f'<g class="f-{escape(row.style)}"><title>{escape(row.name)}: {short(row.value)}, {span}</title>')
+        parts.append(
+            f'<text class="name" x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(row.name)}</text>'
+            f'<line class="span" x1="{x_of(start):.1f}" x2="{x_of(stop):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<circle class="mean" cx="{x_of(row.value):.1f}" cy="{y:.1f}" r="4"/></g>'
+        )
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
+
+def difference_bar(value: float, low: float | None, high: float | None, *, margin: float, reach: float) -> Markup:
+    """Draw a difference with its interval on [-reach, reach], with ticks at zero and at the margin."""
+
+    def at(number: float) -> float:
+        return 50 + 50 * max(-1.0, min(1.0, number / reach))
+
+    # Without an interval the bar is a hairline at the value, and the label omits the ends.
+    start, stop = (value if low is None else low), (value if high is None else high)
+    label = f"difference {value:+.3f}" + ("" if low is None else f", from {start:+.3f} to {stop:+.3f}")
+    ticks = ['<line class="zero" x1="50" x2="50" y1="0" y2="14"/>']
+    if margin:
+        ticks.append(f'<line class="margin" x1="{at(margin):.2f}" x2="{at(margin):.2f}" y1="0" y2="14"/>')
+    return Markup(
+        f'<svg class="difference" viewBox="0 0 100 14" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        f'<rect class="track" x="0" y="5" width="100" height="4"/>{"".join(ticks)}'
+        # At least a hairline, so that an interval without width stays visible.
+        f'<rect class="reach" x="{at(start):.2f}" y="4" width="{max(at(stop) - at(start), 0.8):.2f}" height="6"/>'
+        f'<line class="mean" x1="{at(value):.2f}" x2="{at(value):.2f}" y1="2" y2="12"/></svg>'
+    )
+
+
+# Maps of points: one SVG path per group, names at the groups' middles where asked, a legend of the groups.
+
+
+COLORS = 10  # classes g0 to g9 of the style sheet; all further groups share the gray class `rest`
+
+
+def ranked(groups: Sequence[str]) -> dict[str, str]:
+    """Map groups to styles: the most frequent ones, in order of their names, get a color each."""
+    counts = Counter(groups)
+    # The largest groups get a color, but by the order of their names: a legend is read by name.
+    colored = sorted(sorted(counts, key=lambda group: (-counts[group], group))[:COLORS], key=natural)
+    styles = {name: f"g{number}" for number, name in enumerate(colored)}
+    return styles | {name: "rest" for name in sorted(counts, key=natural) if name not in styles}
+
+
+def natural(name: str) -> tuple[int, float, str]:
+    """Return a sort key: numbers by value, then words by their last number (client 2 before client 10)."""
+    if name.lstrip("-").isdecimal():
+        return 0, float(name), ""
+    head = name.rstrip("0123456789")
+    return 1, 0.0, head + name[len(head) :].zfill(9)
+
+
+def scatter(
+    places: Sequence[Sequence[float]],
+    groups: Sequence[str],
+    styles: dict[str, str],
+    *,
+    title: str,
+    size: int = 400,
+    named: bool = False,
+) -> Markup:
+    """Draw a square map with equal scales; of three dimensions the third is dropped. Empty without a point.
+
+    Args:
+        named: each group's name stands at the median of its points (those with a color of their own).
+    """
+    if not places:
+        return Markup("")
+    xs, ys = [float(point[0]) for point in places], [float(point[1]) for point in places]
+    # One scale for both axes: otherwise a distance would depend on its direction.
+    reach = max(max(xs) - min(xs), max(ys) - min(ys)) or 1.0
+    middle = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
+    x_of = Scale(middle[0] - reach / 2, middle[0] + reach / 2, 10, size - 10)
+    y_of = Scale(middle[1] - reach / 2, middle[1] + reach / 2, size - 10, 10)
+    # Dots shrink as their number grows, so that all of them together cover about the same area.
+    width = min(8.0, max(2.6, 160 / math.sqrt(len(places))))
+    parts = [
+        f'<svg class="map" viewBox="0 0 {size} {size}" role="img" '
+        f'aria-label="{escape(f"{title}: {len(places):,} points of {len(styles)} groups")}">'
+    ]
+    members: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    # Gray groups first, so that they lie under the colored ones.
+    for group in sorted(members, key=lambda name: (styles[name] != "rest", natural(name))):
+        # A line of length 0 with round ends is a dot: one path for a group instead of thousands of circles.
+        drawn = "".join(f"M{x_of(xs[index]):.1f} {y_of(ys[index]):.1f}h0" for index in members[group])
+        parts.append(f'<path class="pts {styles[group]}" style="stroke-width:{width:.1f}" d="{drawn}"/>')
+    if named:
+        for group, indices in sorted(members.items(), key=lambda item: natural(item[0])):
+            if styles[group] != "rest":
+                x, y = _median([xs[index] for index in indices]), _median([ys[index] for index in indices])
+                parts.append(f'<text class="at" x="{x_of(x):.1f}" y="{y_of(y) + 4:.1f}">{escape(group[:18])}</text>')
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def legend(styles: dict[str, str]) -> Markup:
+    """Draw the groups with their colors; those without a color are counted."""
+    colored = [(name, style) for name, style in styles.items() if style != "rest"]
+    items = [f'<li><i class="{style}"></i>{escape(name)}</li>' for name, style in colored]
+    rest = len(styles) - len(colored)
+    if rest:
+        items.append(f'<li><i class="rest"></i>{rest} more</li>')
+    return Markup(f'<ul class="groups">{"".join(items)}</ul>')
+
+
+# One accuracy against another: curves over a number (gamma, alpha) with selected values marked on them.
+
+
+_LINE = 15  # pixels between two labels
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point with a name: both accuracies in percent, such as on seen (x) and absent classes (y)."""
+
+    name: str
+    x: float
+    y: float
+    style: int = 1
+
+
+def tradeoff_chart(
+    series: Sequence[Series],
+    marks: Sequence[Mark],
+    *,
+    title: str,
+    width: int = 440,
+    height: int = 330,
+    labels: tuple[str, str, str] = ("accuracy on seen classes, S/Y (%)", "seen", "absent"),
+) -> Markup:
+    """Draw curves from pairs of accuracies in percent, and marks with their names beside them.
+
+    Args:
+        labels: of the horizontal axis, and what both values of a mark are called.
+    """
+    lines = [line for line in (Series(s.name, thin(s.points), s.style) for s in series) if line.points]
+    if not lines:
+        return Markup("")
+    x_max = max(x for line in lines for x, _ in line.points)
+    y_max = max(y for line in lines for _, y in line.points)
+    x_ticks, y_ticks = nice_ticks(0.0, max(x_max, 1.0), num_ticks=6), nice_ticks(0.0, max(y_max, 1.0), num_ticks=5)
+    left, right, top, bottom = 46, width - 20, 40, height - 44
+    x_of, y_of = Scale(x_ticks[0], x_ticks[-1], left, right), Scale(y_ticks[0], y_ticks[-1], bottom, top)
+    summary = "; ".join(f"{mark.name} {mark.x:.1f} {labels[1]}, {mark.y:.1f} {labels[2]}" for mark in marks)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}: {summary}")}">'
+    ]
+    for tick in y_ticks:
+        parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
+        parts.append(svg_text(left - 8, y_of(tick) + 4, short(tick), anchor="end"))
+    for tick in x_ticks:
+        parts.append(tick_below(x_of(tick), bottom + 18, tick, width=width))
+    parts.append(svg_text(right, height - 6, labels[0], anchor="end", style="axis"))
+    at = float(left)
+    for line in lines:
+        points = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line.points)
+        parts.append(f'<polyline class="series s{line.style}" points="{points}"/>')
+        parts.append(f'<line class="series s{line.style}" x1="{at:.0f}" x2="{at + 18:.0f}" y1="14" y2="14"/>')
+        parts.append(svg_text(at + 24, 18, line.name, anchor="start", style="name"))
+        # 6.8 is the mean width of a letter in the legend, as in `line_chart`.
+        at += 46 + 6.8 * len(line.name)
+    placed: list[tuple[float, float]] = []
+    # From the top down: a name whose height is taken moves down first, away from those that stand.
+    for mark in sorted(marks, key=lambda mark: -mark.y):
+        x, y = x_of(mark.x), y_of(mark.y)
+        parts.append(f'<circle class="dot s{mark.style}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
+        label_y = _free(y + 4, x, placed, lowest=bottom - 4)
+        placed.append((x, label_y))
+        # Names stand inside the curve, on the side of the origin, unless the left edge is too near.
+        inside = x - left > 8 * len(mark.name)
+        label_x, anchor = (x - 9, "end") if inside else (x + 9, "start")
+        parts.append(svg_text(label_x, label_y, mark.name, anchor=anchor, style="name"))
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
+
+def _free(y: float, x: float, placed: Sequence[tuple[float, float]], *, lowest: float) -> float:
+    """Return the height nearest to y, below it first, where a name beside x meets none that is already placed."""
+    # Names farther apart than about fourteen letters cannot overlap.
+    near = [other for at_x, other in placed if abs(x - at_x) < 7 * 14]
+    start = min(y, lowest)
+    steps = (step * sign for step in range(len(near) + 1) for sign in (1, -1))
+    heights = (start + _LINE * step for step in steps)
+    return next((h for h in heights if h <= lowest and all(abs(h - other) >= _LINE for other in near)), start)

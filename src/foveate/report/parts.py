@@ -1,4 +1,4 @@
-"""Tables, curves, groups of answers and the first image, prepared for templates of several pages."""
+"""Tables, curves, answers, examples and the frame of small pages, prepared for templates of several pages."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from foveate.metrics.grounding import SIZE_NAMES
 from foveate.report import words
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.images import Overlay, resolve_inside
+from foveate.report.page import Page
 
 RIGHT_FROM = 0.5
 """A box is right from this intersection over union on (the field's convention)."""
@@ -333,3 +334,114 @@ def hero_slides(locate: Sequence[LocatedPhrase], examples: Sequence[Example], de
         }
         for example in with_regions[:2]
     ]
+
+
+# Group the examples of a run for its page: regions with their names, phrases with their boxes.
+
+
+def region_overlays(example: Example) -> list[Overlay]:
+    """Return the boxes of a record, without one that is the whole image."""
+    # A box around the whole image locates nothing, and its outline would look like a frame.
+    return [Overlay(r.box, "region") for r in example.regions if min(r.box[2:]) < 0.99 or max(r.box[:2]) > 0.01]
+
+
+def example_groups(examples: list[Example]) -> list[dict[str, Any]]:
+    """Group records by source, with their overlays."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for example in examples:
+        entry = {"example": example, "overlays": region_overlays(example)}
+        groups.setdefault(words.data(example.source) if example.source else "", []).append(entry)
+    return [{"title": title, "members": members} for title, members in groups.items()]
+
+
+def group_title(data: str, slice_: str) -> str:
+    """Format data and slice as a heading, such as "Generated scenes: concepts it has seen"."""
+    pieces = [words.data(data)] if data else []
+    if slice_:
+        pieces.append(words.slice_name(slice_))
+    title = ": ".join(pieces) or "All"
+    return title[:1].upper() + title[1:]
+
+
+def where_groups(answers: list[Any], default: str) -> list[dict[str, Any]]:
+    """Group 'where is' answers by data and slice, with the number of right boxes."""
+    groups = []
+    for (data, slice_), members in group_answers(answers).items():
+        items = [locate_card(answer, default) for answer in members]
+        # Without a true box an answer is neither right nor wrong.
+        judged = [item for item in items if item["right"] is not None]
+        right = sum(item["right"] for item in judged)
+        groups.append({"title": group_title(data, slice_), "members": items, "right": right, "n": len(judged)})
+    return groups
+
+
+def which_groups(answers: list[Any]) -> list[dict[str, Any]]:
+    """Group 'which of these boxes' answers by data and slice, with the number of right ones."""
+    groups = []
+    for (data, slice_), members in group_answers(answers).items():
+        items = [choice_card(answer) for answer in members]
+        right = sum(item["right"] for item in items)
+        groups.append({"title": group_title(data, slice_), "members": items, "right": right, "n": len(items)})
+    return groups
+
+
+def rules_of(answers: list[Any], default: str) -> list[str]:
+    """List all rules that answered, the default first."""
+    names = {name for answer in answers for name in answer.boxes}
+    order = {name: number for number, name in enumerate(RULE_ORDER)}
+    # 99 puts rules that the page does not know last.
+    return sorted(names, key=lambda name: (name != default, order.get(name, 99), name))
+
+
+# The frame of the small pages (all but the tour): one template, optional blocks.
+
+
+SECTIONS = {
+    "searches": ("search", "Search"),
+    "summary": ("summary", "Content"),
+    "groups": ("numbers", "Numbers"),
+    "charts": ("charts", "Charts"),
+    "where": ("where", "Where is"),
+    "which": ("which", "Which box"),
+    "samples": ("samples", "Samples"),
+    "quarantine": ("quarantine", "Quarantine"),
+    "recipe": ("recipe", "Recipe"),
+}
+
+
+def simple_page(title: str, *, eyebrow: str, **blocks: Any) -> Page:
+    """Return a page of the given blocks; an unknown block name is a programming error."""
+    defaults: dict[str, Any] = {
+        "lead": "",
+        "facts": [],
+        "single": None,
+        "searches": [],
+        "titles": {},
+        "summary": {},
+        "groups": [],
+        "columns": [],
+        "interval_text": "",
+        "charts": [],
+        "charts_title": "Charts",
+        "where": [],
+        "rules": [],
+        "default": "head",
+        "which": [],
+        "samples": [],
+        "samples_first": False,
+        "samples_title": "As the model sees them",
+        "samples_note": "Records after preprocessing: cropped, scaled and padded, with their boxes moved along.",
+        "quarantine": None,
+        "recipe": {},
+        "command": "",
+    }
+    # The template would silently ignore a block with a misspelled name.
+    assert set(blocks) <= set(defaults), set(blocks) - set(defaults)
+    context = {**defaults, **blocks}
+    # An empty quarantine is a result, too: nothing was refused.
+    empty_but_shown = ["quarantine"] if context["quarantine"] is not None else []
+    visible = [entry for key, entry in SECTIONS.items() if context[key] or key in empty_but_shown]
+    if context["samples_first"]:
+        visible.sort(key=lambda section: section != SECTIONS["samples"])
+    context.update(eyebrow=eyebrow, sections=visible, overlay=Overlay)
+    return Page("simple.html.j2", title, context)

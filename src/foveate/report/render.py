@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
-from foveate.core.plugins import load_plugin, module_names
+from foveate.core.plugins import load_row, load_table
 from foveate.report.images import RunImages
 from foveate.report.page import Page, render_page
 
@@ -16,8 +17,8 @@ PAGES = "foveate.report.pages"
 
 
 def kinds() -> list[str]:
-    """List the kinds of runs that have a page: the modules of `foveate.report.pages`."""
-    return module_names(PAGES)
+    """List the kinds of runs that have a page: the rows of PAGES in the modules of `foveate.report.pages`."""
+    return sorted(load_table(PAGES, "PAGES"))
 
 
 def read_result(run_folder: Path) -> dict[str, Any]:
@@ -41,7 +42,10 @@ def read_result(run_folder: Path) -> dict[str, Any]:
 
 def build(result: dict[str, Any], run_folder: Path) -> Page:
     """Build the page of a result by its `kind`."""
-    return load_plugin(PAGES, result["kind"], "build", label="kind of run")(result, run_folder)
+    build_page: Callable[[Mapping[str, Any], Path], Page] = load_row(
+        PAGES, result["kind"], "PAGES", label="kind of run"
+    )
+    return build_page(result, run_folder)
 
 
 def render(run_folder: Path) -> Path:

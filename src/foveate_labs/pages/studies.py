@@ -43,3 +43,6 @@ def _line(line: PaperLine) -> dict[str, Any]:
         tag = counts[0][0] if len(counts) == 1 else "mixed"
     detail = ", ".join(f"{name} {count}" for name, count in counts) if len(counts) > 1 else ""
     return {"line": line, "tag": tag, "detail": detail, "differences": line.difference.split("; ")}
+
+
+PAGES = {"studies": build}

@@ -10,8 +10,7 @@ from markupsafe import Markup
 
 from foveate.core.results import Value, parse_result
 from foveate.report import numbers
-from foveate.report.charts import plot
-from foveate.report.forest import ForestRow, difference_bar, forest
+from foveate.report.charts import ForestRow, difference_bar, forest, plot
 from foveate.report.page import Page, command_text
 from foveate_labs.studies.results import StudyClaim, StudyMeasure, StudyResult, StudyRow
 
@@ -113,3 +112,6 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         "command": command_text(r.command),
     }
     return Page("study.html.j2", r.title, context)
+
+
+PAGES = {"study": build}

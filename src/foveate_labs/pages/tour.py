@@ -13,13 +13,13 @@ from typing import Any
 
 from foveate.core.results import Search, parse_result
 from foveate.report import calibration, charts, numbers, parts, words
-from foveate.report.captions import MARKS, TourCaptions
 from foveate.report.charts import stacked_bar
 from foveate.report.compared import Point, cost_chart
-from foveate.report.examples import example_groups, rules_of, where_groups, which_groups
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
-from foveate.report.species import STAGES, draw_hours, draw_map
+from foveate.report.pages.captions import MARKS, TourCaptions
+from foveate.report.pages.species import STAGES, draw_hours, draw_map
+from foveate.report.parts import example_groups, rules_of, where_groups, which_groups
 from foveate_labs.studies.results import (
     AskedTally,
     SearchTally,
@@ -430,3 +430,6 @@ def _cost_facts(r: TourResult, total: float | None) -> list[tuple[str, str]]:
     if r.machine.torch:
         facts.append(("PyTorch", r.machine.torch))
     return facts
+
+
+PAGES = {"tour": build}

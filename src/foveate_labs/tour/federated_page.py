@@ -6,9 +6,8 @@ from typing import Any
 
 from foveate.core.results import ResultModel
 from foveate.report import numbers
-from foveate.report.charts import plot
+from foveate.report.charts import legend, plot, ranked, scatter
 from foveate.report.numbers import size_words
-from foveate.report.scatter import legend, ranked, scatter
 
 MEASURES = (
     ("knn", "Neighbors’ vote", "held-out images whose kind 7 neighbors on the map vote for"),

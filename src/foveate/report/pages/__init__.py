@@ -1,1 +1,1 @@
-"""One module per kind of run; `foveate.report.render` finds it by the `kind` field of result.json."""
+"""Pages of runs by room; `foveate.report.render` finds a page in the table PAGES of a module by its kind."""

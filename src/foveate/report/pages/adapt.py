@@ -1,16 +1,31 @@
-"""Page of one adapter: what was trained, curves, accuracy on held-out images, recipe."""
+"""Pages of `foveate adapt` and `foveate calibrate`: one adapter, a comparison, a line between models, gamma."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.adapt.results import AdaptResult, ProbeResult
-from foveate.core.results import Evaluation, parse_result
+from markupsafe import Markup
+
+from foveate.adapt.results import (
+    AdaptResult,
+    ComparedEntry,
+    ComparedLine,
+    ComparedRegions,
+    ComparedResult,
+    ComparedTask,
+    ProbeResult,
+    WiseResult,
+    WiseSet,
+)
+from foveate.core.results import GAMMA_TITLES, CalibrateResult, Evaluation, parse_result
 from foveate.report import numbers, parts
+from foveate.report.calibration import VERDICTS, charts, signed, table
+from foveate.report.charts import ForestRow, Mark, Series, forest, line_chart, plot, tradeoff_chart
+from foveate.report.compared import Point, amount, cost_chart, matrix_chart
 from foveate.report.page import Page, command_text
-from foveate.report.simple import simple_page
+from foveate.report.parts import simple_page
 
 MAX_NAMES = 6
 
@@ -25,7 +40,7 @@ def _describe_probe(probe: ProbeResult) -> str:
     return f"logistic regression, C {probe.C:g}, {how}"
 
 
-def build(result: Mapping[str, Any], run_folder: Path) -> Page:
+def build_adapt(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of an adapter's result.json (`AdaptResult`)."""
     r = parse_result(AdaptResult, result)
     counts = r.parameters
@@ -55,3 +70,401 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
         recipe=r.recipe,
         command=command_text(r.command),
     )
+
+
+# Page of a comparison of methods: accuracy and its cost, how alike they are, ensembles, what was selected.
+
+
+MAX_TASKS = 4  # in the table; of more tasks, means of groups are shown
+RULES = {
+    "logits": "logits",
+    "probabilities": "probabilities",
+    "log_probabilities": "their logarithms",
+    "votes": "votes",
+}
+
+
+def compare_lead(r: ComparedResult) -> str:
+    """Return the result in one or two sentences."""
+    complete = [line for line in r.lines if line.means]
+    if not complete:
+        return "No method finished on all tasks."
+    best = max(complete, key=lambda line: line.means["mean"])
+    front = [line.variant for line in complete if line.unbeaten]
+    text = f"Highest mean accuracy: {best.variant}, {numbers.percent(best.means['mean'])}, with "
+    text += f"{amount(best.trained or 0)} parameters trained in the network. " + _overlap(r, best)
+    if len(front) < 2:
+        return text + "It is also the smallest."
+    return text + f"Nothing is both smaller and better than {', '.join(front[:-1])} or {front[-1]}."
+
+
+def _overlap(r: ComparedResult, best: ComparedLine) -> str:
+    """Return which methods the intervals do not tell from the best; "" where several tasks have one each."""
+    if len(r.tasks) != 1:
+        return ""
+    key = r.tasks[0].key
+    others = [line.tasks[key] for line in r.lines if line is not best and key in line.tasks]
+    low = best.tasks[key].low
+    # Without an interval nothing can be told apart, so such a method counts as near.
+    near = sum(low is None or entry.high is None or entry.high >= low for entry in others)
+    if not near:
+        return ""
+    which = (
+        "the other"
+        if len(others) == 1
+        else f"all {len(others)} others"
+        if near == len(others)
+        else f"{near} of {len(others)} others"
+    )
+    return f"Intervals do not tell it from {which}. "
+
+
+def columns(r: ComparedResult) -> list[tuple[str, str]]:
+    """Return keys and titles of the columns of accuracy: tasks where they are few, else groups; and the mean."""
+    if len(r.tasks) <= MAX_TASKS:
+        columns = [(task.key, task.title) for task in r.tasks]
+    else:
+        columns = [(group, group) for group in dict.fromkeys(task.group for task in r.tasks) if group]
+    groups = [("mean of groups", "mean of groups")] if len({task.group for task in r.tasks if task.group}) > 1 else []
+    return columns + groups + ([("mean", "mean of tasks")] if len(r.tasks) > 1 else [])
+
+
+def _alike(entry: ComparedEntry) -> str:
+    """Return a note where several seeds have the same accuracy, which gives no interval; else ""."""
+    if len(entry.seeds) < 2 or len(set(entry.seeds)) > 1:
+        return ""
+    return "both seeds equal" if len(entry.seeds) == 2 else f"all {len(entry.seeds)} seeds equal"
+
+
+def _uncertainty(entry: ComparedEntry, seeds: int) -> str:
+    """Return the line below an accuracy: its interval, and of what where it is not the page's kind."""
+    if alike := _alike(entry):
+        return alike
+    span = numbers.interval(entry.low, entry.high)
+    return f"{span}, of one seed over images" if span and len(entry.seeds) < 2 <= seeds else span
+
+
+def interval_text(r: ComparedResult) -> str:
+    """Return what the intervals of the page are."""
+    if r.seeds < 2:
+        return "95 % interval over test images, of one seed"
+    none = "none where all gave the same accuracy, which shows no spread to compute one from"
+    return f"95 % t-interval over {r.seeds} seeds; {none}"
+
+
+def compare_table(r: ComparedResult) -> list[dict[str, Any]]:
+    """Build a line of cells for each method, best mean first; those that did not finish last."""
+    # A method without a mean did not finish all tasks; a mean over the others would not be comparable.
+    ordered = sorted(r.lines, key=lambda line: -line.means.get("mean", -1.0))
+    rows = []
+    for line in ordered:
+        cells = []
+        for key, _ in columns(r):
+            entry = line.tasks.get(key)
+            value = line.means.get(key) if entry is None else entry.value
+            span = "" if entry is None else _uncertainty(entry, r.seeds)
+            cells.append({"value": numbers.percent(value), "span": span})
+        rows.append(
+            {
+                "name": line.variant,
+                "unbeaten": line.unbeaten,
+                "cells": cells,
+                "trained": "–" if line.trained is None else numbers.count(line.trained),
+                "memory": "–" if line.step_bytes is None else f"{line.step_bytes / 2**20:,.1f} MiB",
+                "time": numbers.duration(line.training_seconds),
+                "merges": "yes" if line.mergeable else "no",
+            }
+        )
+    return rows
+
+
+def compare_charts(r: ComparedResult) -> list[Markup]:
+    """Draw size, memory and time against accuracy."""
+    complete = [line for line in r.lines if line.means]
+    drawn = []
+    for field, title, label in (
+        ("trained", "Mean accuracy (%) by size", "parameters trained in the network, without the head"),
+        ("step_bytes", "Mean accuracy (%) by memory", "bytes that one step holds"),
+        ("training_seconds", "Mean accuracy (%) by time", "seconds of one training"),
+    ):
+        values = [(line, getattr(line, field)) for line in complete if getattr(line, field) is not None]
+        points = [
+            # Computed for this cost: `line.unbeaten` is about size alone.
+            Point(line.variant, cost, 100 * line.means["mean"], not _beaten(cost, line.means["mean"], values))
+            for line, cost in values
+        ]
+        if len(points) > 1:
+            drawn.append(plot(title, cost_chart(points, title=title, x_label=label)))
+    return drawn
+
+
+def _beaten(cost: float, value: float, others: Sequence[tuple[ComparedLine, float]]) -> bool:
+    return any(
+        other <= cost and line.means["mean"] >= value and (other < cost or line.means["mean"] > value)
+        for line, other in others
+    )
+
+
+def forests(r: ComparedResult) -> list[Markup]:
+    """Draw one chart per task: methods with their intervals, chance as the line through all."""
+    drawn = []
+    for task in r.tasks:
+        rows = [
+            ForestRow(
+                line.variant,
+                100 * entry.value,
+                # Seeds that agree to the last digit have an interval of zero width, which would look like certainty.
+                None if entry.low is None or _alike(entry) else 100 * entry.low,
+                None if entry.high is None or _alike(entry) else 100 * entry.high,
+                "control" if line.method in ("linear", "full") else "variant",
+                without=_alike(entry) or "no interval",
+            )
+            for line in r.lines
+            if (entry := line.tasks.get(task.key)) is not None and entry.value is not None
+        ]
+        chance = None if task.chance is None else 100 * task.chance
+        title = f"{task.title}: accuracy (%), {numbers.count(task.tested)} test images"
+        # The axis need not start at zero: methods that differ by a few points would overlap.
+        drawn.append(plot(title, forest(rows, title=title, zero=False, line=chance)))
+    return drawn
+
+
+def ensembles(task: ComparedTask) -> list[dict[str, Any]]:
+    """Build the table of ensembles: all methods, then the seeds of each method."""
+    several = []
+    if task.ensembles:
+        left_out = [
+            name for name in (task.agreement.names if task.agreement else []) if name not in task.ensembles.members
+        ]
+        several.append((f"all but {' and '.join(left_out)}" if left_out else "all methods", task.ensembles))
+    several += [(f"{name}, {ensemble.count} seeds", ensemble) for name, ensemble in task.seeds.items()]
+    return [
+        {
+            "name": name,
+            "count": ensemble.count,
+            "cells": [numbers.percent(ensemble.member["mean"]), numbers.percent(ensemble.member["best"])]
+            + [numbers.percent(ensemble.ensemble.get(rule)) for rule in RULES],
+            "gain": _signed(ensemble.gain["mean"]),
+            "span": _span(ensemble.gain.get("low"), ensemble.gain.get("high")),
+            "any": numbers.percent(ensemble.any_right),
+            "disagree": numbers.percent(ensemble.disagreement),
+        }
+        for name, ensemble in several
+    ]
+
+
+def regions(counts: ComparedRegions) -> list[tuple[str, int, int]]:
+    """Build rows of who shares how many confident correct and unconfident wrong answers; regions of one first."""
+    # Reversed, so that "100", the first method alone, comes before "010" and "001".
+    keys = sorted(set(counts.right) | set(counts.wrong), key=lambda key: (key.count("1"), key[::-1]))
+    lines = []
+    for key in keys:
+        inside = [name for name, flag in zip(counts.names, key, strict=True) if flag == "1"]
+        who = "all of them" if len(inside) == len(counts.names) else " and ".join(inside)
+        label = f"only {who}" if len(inside) == 1 else who
+        lines.append((label, counts.right.get(key, 0), counts.wrong.get(key, 0)))
+    return lines
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
+
+
+def build_adapt_compare(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a comparison's result.json (`ComparedResult`)."""
+    r = parse_result(ComparedResult, result)
+    # A single candidate is not tried on validation images: there is nothing to choose.
+    trainings = sum(count * len(r.tasks) for count in r.grid.candidates.values() if count > 1)
+    facts = [
+        ("Network", f"{amount(r.backbone.parameters)} parameters"),
+        ("Grid", f"{r.grid.name}: {numbers.count(sum(r.grid.candidates.values()))} candidates a task"),
+        ("Tried", f"{numbers.count(trainings)} on validation images"),
+        ("Seeds of the last training", str(r.seeds)),
+    ]
+    if r.spread is not None:
+        facts.append(
+            (
+                "Spread between methods",
+                f"{numbers.percent(r.spread)} of their mean, without linear, full and vpt-shallow",
+            )
+        )
+    alike = []
+    for task in r.tasks:
+        agreement = task.agreement
+        title = f"{task.title}: same answer (% of test images)"
+        chart = Markup("")
+        if agreement is not None and len(agreement.names) > 1:
+            chart = matrix_chart(agreement.names, agreement.matrix, title=title)
+        alike.append({"task": task, "title": title, "matrix": chart, "ensembles": ensembles(task),
+                      "regions": [] if task.regions is None else regions(task.regions)})  # fmt: skip
+    choices = [
+        {
+            "task": task,
+            "lines": [
+                {
+                    "name": line.variant,
+                    "entry": entry,
+                    "validation": numbers.percent(entry.validation),
+                    "test": numbers.percent(entry.value),
+                    "best": numbers.percent(entry.best_epoch),
+                    "state": "did not converge" if entry.value is None else "",
+                }
+                for line in r.lines
+                if (entry := line.tasks.get(task.key)) is not None
+            ],
+        }
+        for task in r.tasks
+    ]
+    context = {
+        "r": r,
+        "lead": compare_lead(r),
+        "facts": facts,
+        "columns": columns(r),
+        "table": compare_table(r),
+        "charts": compare_charts(r),
+        "forests": forests(r),
+        "alike": alike,
+        "choices": choices,
+        "rules": list(RULES.values()),
+        "peeked": any(entry.best_epoch is not None for line in r.lines for entry in line.tasks.values()),
+        "interval": interval_text(r),
+        "command": command_text(r.command),
+    }
+    return Page("adapt_compare.html.j2", r.title or "Methods compared", context)
+
+
+# Page of models between a network and its tuned one: the curve over alpha and the recommendation.
+
+
+def percents(image_set: WiseSet) -> list[float]:
+    """Return the curve in percent."""
+    return [100 * value.value for value in image_set.accuracy]
+
+
+def mean_of_shifted(r: WiseResult) -> list[float]:
+    """Return the mean over shifted sets at each alpha; empty without any."""
+    # Each set counts equally, whatever its size, so that a large one does not dominate the mean.
+    shifted = [percents(image_set) for image_set in r.sets if image_set.role == "shifted"]
+    return [sum(values) / len(values) for values in zip(*shifted, strict=True)]
+
+
+def wise_charts(r: WiseResult) -> list[Markup]:
+    """Draw accuracy by alpha, and shifted against test images as alpha grows."""
+    test = next((image_set for image_set in r.sets if image_set.role == "test"), None)
+    validation = next((image_set for image_set in r.sets if image_set.role == "validation"), None)
+    outside = mean_of_shifted(r)
+    lines = []
+    if test is not None:
+        lines.append(Series("test", list(zip(r.alphas, percents(test), strict=True)), 1))
+    if outside:
+        lines.append(Series("shifted", list(zip(r.alphas, outside, strict=True)), 2))
+    if validation is not None:
+        lines.append(Series("validation", list(zip(r.alphas, percents(validation), strict=True)), 3))
+    title = "Accuracy (%) from the original network (0) to the tuned one (1)"
+    drawn = [plot(title, line_chart(lines, title=title, x_label="alpha", height=330))]
+    if test is not None and outside:
+        inside = percents(test)
+        index = r.alphas.index(r.recommended.alpha)
+        marks = [Mark("alpha 0", inside[0], outside[0], 0), Mark("alpha 1", inside[-1], outside[-1], 0)]
+        marks.append(Mark(f"recommended, {r.recommended.alpha:g}", inside[index], outside[index], 1))
+        title = "Shifted against own test images (%), as alpha grows"
+        series = [Series(r.method, list(zip(inside, outside, strict=True)), 1)]
+        labels = ("accuracy on own test images (%)", "own", "shifted")
+        drawn.append(plot(title, tradeoff_chart(series, marks, title=title, labels=labels)))
+    return drawn
+
+
+def wise_lead(r: WiseResult) -> str:
+    """Return the recommendation in one or two sentences."""
+    index = r.alphas.index(r.recommended.alpha)
+    accuracies = []
+    for image_set in r.sets:
+        if image_set.role != "validation":
+            tuned, recommended = image_set.accuracy[-1].value, image_set.accuracy[index].value
+            accuracies.append(
+                f"{image_set.title} {numbers.percent(recommended)} (tuned alone {numbers.percent(tuned)})"
+            )
+    return f"Recommended: alpha {r.recommended.alpha:g}. There: {'; '.join(accuracies)}."
+
+
+def build_adapt_wise(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a curve's result.json (`WiseResult`)."""
+    r = parse_result(WiseResult, result)
+    facts = [("Method", f"{r.method}: {r.rule}"), ("Head", r.head)]
+    if r.saved:
+        facts.append(("Written", f"the model at alpha {r.saved.alpha:g}"))
+    rows = [
+        {
+            "alpha": f"{alpha:g}",
+            "recommended": alpha == r.recommended.alpha,
+            "cells": [
+                {
+                    "value": numbers.percent(image_set.accuracy[index].value),
+                    "span": numbers.interval(image_set.accuracy[index].low, image_set.accuracy[index].high),
+                }
+                for image_set in r.sets
+            ],
+        }
+        for index, alpha in enumerate(r.alphas)
+    ]
+    titles = {"inside": "best on own test images", "outside": "best on shifted images"}
+    context = {
+        "r": r,
+        "lead": wise_lead(r),
+        "facts": facts,
+        "charts": wise_charts(r),
+        "rows": rows,
+        # Chosen with test labels, so shown as what could have been reached, never as a result.
+        "peeking": [(titles[key], point) for key, point in (r.peeking or {}).items() if key in titles],
+        "command": command_text(r.command),
+    }
+    return Page("adapt_wise.html.j2", r.title or "Between a network and its tuned one", context)
+
+
+# Page of a calibration: what fine-tuning damaged, the gammas, the curve.
+
+
+def build_calibrate(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a calibration's result.json (`CalibrateResult`)."""
+    r = parse_result(CalibrateResult, result)
+    facts = [
+        ("gamma", signed(r.gamma)),
+        ("found by", GAMMA_TITLES.get(r.method, r.method)),
+        ("Verdict", VERDICTS.get(r.verdict, "")),
+    ]
+    facts += [("Seen classes", numbers.count(len(r.classes.seen))), ("Absent", numbers.count(len(r.classes.absent)))]
+    facts += [("Other classes", numbers.count(r.classes.rest))] if r.classes.rest else []
+    facts += [("Test samples", numbers.count(r.samples))] if r.samples else []
+    context = {
+        "r": r,
+        "facts": [(name, value) for name, value in facts if value],
+        "table": table(r),
+        "charts": charts(r),
+        "gammas": [
+            {
+                "name": GAMMA_TITLES.get(name, name),
+                "gamma": signed(estimate.gamma),
+                "each": ", ".join("not feasible" if value is None else signed(value) for value in estimate.each),
+                "spread": "" if estimate.spread is None else f"{estimate.spread:.2f}",
+            }
+            for name, estimate in r.gammas.items()
+        ],
+        "gaps": [(letter, gap) for letter, gap in r.gaps.items() if gap is not None],
+        "heads": [(letter, head) for letter, head in r.head.items() if head is not None],
+        "signed": signed,
+        "gamma_titles": GAMMA_TITLES,
+        "command": command_text(r.command),
+    }
+    return Page("calibrate.html.j2", f"Calibrated: gamma {signed(r.gamma)}", context)
+
+
+PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {
+    "adapt": build_adapt,
+    "adapt_compare": build_adapt_compare,
+    "adapt_wise": build_adapt_wise,
+    "calibrate": build_calibrate,
+}

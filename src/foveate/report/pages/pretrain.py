@@ -1,20 +1,80 @@
-"""The page of one training run: curves, samples after preprocessing, metrics, recipe."""
+"""Pages of collections and of image-text models: inspection, training, evaluation, search, phrases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from foveate.core.results import parse_result
-from foveate.pretrain.results import PretrainResult
+from foveate.core.errors import UserError
+from foveate.core.results import BoxChoice, Example, Histogram, LocatedPhrase, Query, ResultModel, Search, parse_result
+from foveate.pretrain.results import EvaluateResult, PretrainResult
 from foveate.report import numbers, parts, words
-from foveate.report.examples import example_groups
+from foveate.report.charts import histogram, plot
+from foveate.report.images import Overlay
+from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
-from foveate.report.simple import simple_page
+from foveate.report.parts import example_groups, rules_of, simple_page, where_groups, which_groups
+from foveate.search.results import LocateResult, SearchResult
+
+# The page of a collection: records after preprocessing first, then counts, sizes, text lengths and quarantine.
 
 
-def build(result: Mapping[str, Any], run_folder: Path) -> Page:
+class Quarantined(ResultModel):
+    """Number of images that were not imported for one reason, with an example."""
+
+    reason: str
+    count: int
+    example: str | None = ""
+
+
+class InspectResult(ResultModel):
+    """result.json of `foveate inspect`."""
+
+    kind: str
+    title: str = ""
+    summary: dict[str, Any] = {}
+    histograms: dict[str, Histogram] = {}
+    samples: list[Example] = []
+    quarantine: list[Quarantined] = []
+    command: str | list[str] = ""
+
+
+def build_inspect(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of an inspection's result.json (`InspectResult`)."""
+    r = parse_result(InspectResult, result)
+    charts = []
+    for name, h in r.histograms.items():
+        # Checked here, because `histogram` raises a ValueError that names no field of result.json.
+        if len(h.edges) != (num_edges := len(h.counts) + 1):
+            raise UserError(f"result.json, field 'histograms.{name}': {len(h.counts)} counts need {num_edges} edges")
+        title = words.plain(name)
+        chart = histogram(h.edges, h.counts, title=title, unit=h.unit)
+        charts.append(plot(title, chart))
+    return simple_page(
+        r.title or str(r.summary.get("name", "A collection")),
+        eyebrow="Inspection",
+        facts=_facts(r.summary),
+        samples_first=True,
+        summary=r.summary,
+        charts=charts,
+        charts_title="Distributions",
+        samples=example_groups(r.samples),
+        quarantine=r.quarantine,
+        command=command_text(r.command),
+    )
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the totals that stand above the images; all other counts are below them."""
+    totals = {"Images": summary.get("images")}
+    for title, key in (("Texts", "texts"), ("Regions", "regions")):
+        part = summary.get(key)
+        totals[title] = part.get("count") if isinstance(part, Mapping) else part
+    return [(title, count(value)) for title, value in totals.items() if isinstance(value, int)]
+
+
+def build_pretrain(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a training run."""
     r = parse_result(PretrainResult, result)
     rows = parts.read_metrics(run_folder, r.curves) if isinstance(r.curves, str) else r.curves
@@ -43,3 +103,116 @@ def build(result: Mapping[str, Any], run_folder: Path) -> Page:
 
 def _parameter(value: Any) -> str:
     return numbers.millions(value) if isinstance(value, int | float) else str(value)
+
+
+# The page of one evaluation: the table of metrics, and examples of held-out images.
+
+
+def build_evaluate(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of an evaluation."""
+    r = parse_result(EvaluateResult, result)
+    located = [example for example in r.examples if isinstance(example, LocatedPhrase)]
+    facts = [("Model", r.model), ("Collection", r.collection), ("Split", r.split)]
+    return simple_page(
+        r.title or "What the model gets right",
+        eyebrow="Evaluation",
+        facts=[(name, value) for name, value in facts if value],
+        groups=parts.table_groups(r.table, r.columns),
+        columns=r.columns,
+        interval_text=r.interval,
+        searches=[example for example in r.examples if isinstance(example, Search)],
+        titles={column.key: column.title for column in r.columns},
+        where=where_groups(located, r.default),
+        rules=rules_of(located, r.default),
+        default=r.default,
+        which=which_groups([example for example in r.examples if isinstance(example, BoxChoice)]),
+        command=command_text(r.command),
+    )
+
+
+# The page of one search: the query and a gallery of its hits.
+
+
+KINDS = {"text": "a text", "image": "an image", "box": "a box in an image"}
+
+
+def build_search(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a search."""
+    r = parse_result(SearchResult, result)
+    facts = [(f"{name.capitalize()} searched", count(number)) for name, number in r.searched.items() if number]
+    facts += [(name, value) for name, value in (("Collection", r.collection), ("Backend", r.backend)) if value]
+    query_file = Path(r.file).name if r.file else ""
+    what = f"this box in {query_file}" if query_file and r.query.box else query_file or "this"
+    return Page(
+        "search.html.j2",
+        f"Search: {r.query.text or query_file}" if r.query.text or query_file else "Search results",
+        {
+            "search": r,
+            "heading": r.query.text or f"What is like {what}?",
+            "query_file": query_file,
+            "query_parts": _query_parts(r.query),
+            "sum": _weighted_sum(r.query),
+            "facts": facts,
+            "model": r.model,
+            "command": command_text(r.command),
+            "overlay": Overlay,
+            "file_uri": file_uri,
+            "split_path": split_path,
+        },
+    )
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """Split a path or key into its folder, "" without one, and the file's name.
+
+    >>> split_path("/photos/2024/a.jpg"), split_path("a.jpg")
+    (('/photos/2024/', 'a.jpg'), ('', 'a.jpg'))
+    """
+    position = max(path.rfind("/"), path.rfind("\\")) + 1
+    return path[:position], path[position:]
+
+
+def file_uri(path: str) -> str:
+    """Return the link to a file of this machine; "" unless the path is absolute."""
+    # A relative link would be resolved against the folder of the page.
+    return Path(path).as_uri() if Path(path).is_absolute() else ""
+
+
+def _query_parts(query: Query) -> str:
+    """Name the parts of the query: "a text and a box in an image"."""
+    kind = KINDS.get(query.kind, query.kind)
+    return f"a text and {kind}" if query.text and query.kind != "text" else kind
+
+
+def _weighted_sum(query: Query) -> str:
+    """Write out the weighted sum; empty for a query of one part."""
+    terms = []
+    for name, weight in query.weights.items():
+        sign, part = ("−", query.negative) if name == "negative" else ("+", KINDS.get(name, name))
+        terms.append(f"{sign} {weight:g} × {part}")
+    return " ".join(terms).removeprefix("+ ")
+
+
+# The page of a phrase located in one image.
+
+
+def build_locate(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a located phrase."""
+    r = parse_result(LocateResult, result)
+    return simple_page(
+        f"Where is “{r.phrase}”?",
+        eyebrow="Locate",
+        lead="" if r.has_match or not r.reason else f"Not found: {r.reason}.",
+        facts=[("Model", r.model)] if r.model else [],
+        single=parts.locate_card(r, "head"),
+        command=command_text(r.command),
+    )
+
+
+PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {
+    "inspect": build_inspect,
+    "pretrain": build_pretrain,
+    "evaluate": build_evaluate,
+    "search": build_search,
+    "locate": build_locate,
+}

@@ -1,21 +1,117 @@
-"""Page of species predictions: taxa, hours, a map of rounded places, samples with boxes, accuracies where labeled."""
+"""Pages of `foveate species`: predictions, explanations, events to review, trainings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from foveate.core.results import parse_result
-from foveate.report import numbers
-from foveate.report.charts import Series, histogram, line_chart, plot
+from foveate.report import numbers, parts
+from foveate.report.charts import Scale, Series, histogram, line_chart, nice_ticks, plot, svg_text, tick_below
 from foveate.report.images import Overlay
+from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
-from foveate.report.parts import table_groups
-from foveate.report.species import STAGES, draw_hours, draw_map
-from foveate.species.results import SampleImage, SpeciesResult
+from foveate.report.parts import simple_page, table_groups
+from foveate.species.results import (
+    CameraRow,
+    SampleImage,
+    SpeciesExplanation,
+    SpeciesResult,
+    SpeciesReviewResult,
+    SpeciesTrainResult,
+    TaxonRow,
+)
+
+# What pages about species share: names of stages, a map of rounded places, hours of the clock.
+
+
+STAGES = {
+    "classifier": "Model alone",
+    "temperature": "Temperature",
+    "prior": "Prior",
+    "species_list": "Species list",
+    "pooling": "Pooling over the event",
+    "rules": "SpeciesNet's rules",
+    "rollup": "Roll-up",
+    "threshold": "Threshold",
+}
+_MAX_HOUR_CHARTS = 6
+
+
+def format_time(time: str) -> str:
+    """Write a time with dashes in its date and a blank behind it; EXIF has colons there, ISO 8601 a T."""
+    # By regular expression, so that both forms of a date match and an offset stays as it was written.
+    return re.sub(r"^(\d{4})[:-](\d\d)[:-](\d\d)T?", r"\1-\2-\3 ", time).replace("  ", " ").rstrip()
+
+
+def draw_hours(taxa: Sequence[TaxonRow], unit: str, *, count: int = _MAX_HOUR_CHARTS) -> list[Markup]:
+    """Draw the hours of the clock at which the most frequent animals were photographed.
+
+    Args:
+        unit: of the decisions, "events" or "images".
+        count: number of charts.
+    """
+    charts = []
+    # Without a trusted clock an animal has no hours, and an empty chart would look like no activity.
+    for row in [row for row in taxa if row.kind == "animal" and len(row.hours) == 24 and sum(row.hours)][:count]:
+        known = sum(row.hours)
+        title = f"{row.name}, {known:,} {unit if known > 1 else unit.removesuffix('s')}"
+        charts.append(plot(title, histogram(list(range(25)), row.hours, title=title, unit="hour of the clock")))
+    return charts
+
+
+def _degree_ticks(degrees: Sequence[float], *, limit: int) -> list[float]:
+    """Return ticks around degrees of latitude or longitude; there are none beyond the poles or the date line."""
+    ticks = nice_ticks(min(degrees), max(degrees), num_ticks=4)
+    # A set, because several ticks beyond a pole are clamped to the same value.
+    return sorted({min(max(tick, -limit), limit) for tick in ticks})
+
+
+def draw_map(cameras: Sequence[CameraRow], *, width: int = 440, height: int = 330) -> Markup | None:
+    """Draw cameras at their rounded places, dots by the number of images; None where no place is in the result."""
+    placed = [row for row in cameras if row.latitude is not None and row.longitude is not None]
+    if not placed:
+        return None
+    latitudes = [row.latitude for row in placed if row.latitude is not None]
+    longitudes = [row.longitude for row in placed if row.longitude is not None]
+    x_ticks, y_ticks = _degree_ticks(longitudes, limit=180), _degree_ticks(latitudes, limit=90)
+    left, right, top, bottom = 56, width - 20, 16, height - 36
+    x_of, y_of = Scale(x_ticks[0], x_ticks[-1], left, right), Scale(y_ticks[0], y_ticks[-1], bottom, top)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(f"Map of {len(placed)} cameras, places rounded")}">'
+    ]
+    for tick in x_ticks:
+        parts.append(f'<line class="rule" x1="{x_of(tick):.1f}" x2="{x_of(tick):.1f}" y1="{top}" y2="{bottom}"/>')
+        parts.append(tick_below(x_of(tick), bottom + 20, f"{tick:g}°", width=width))
+    for tick in y_ticks:
+        parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
+        parts.append(svg_text(left - 8, y_of(tick) + 4, f"{tick:g}°", anchor="end"))
+    max_images = max(row.images for row in placed)
+    # Cameras of one rounded place are drawn around it, the largest first, so that none hides another.
+    shared: dict[tuple[float | None, float | None], int] = {}
+    for row in sorted(placed, key=lambda row: -row.images):
+        assert row.latitude is not None
+        assert row.longitude is not None
+        number = shared.setdefault((row.latitude, row.longitude), 0)
+        shared[row.latitude, row.longitude] += 1
+        shift_x, shift_y = (0, 12, -12, 0, 0)[number % 5], (0, 0, 0, 12, -12)[number % 5]
+        # The area of a dot, not its radius, says how many images there are.
+        radius = 3.5 + 7 * (row.images / max_images) ** 0.5
+        x = min(max(x_of(row.longitude) + shift_x, left + radius), right - radius)
+        y = min(max(y_of(row.latitude) + shift_y, top + radius), bottom - radius)
+        label = f"{row.camera}: {row.images:,} images" + (f", mostly {row.top}" if row.top else "")
+        parts.append(
+            f'<circle class="dot s1" fill-opacity=".7" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
+            f"<title>{escape(label)}</title></circle>"
+        )
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
 
 KINDS = {
     "animal": "Animals",
@@ -28,7 +124,7 @@ KINDS = {
 _MAX_CLASSES = 60
 
 
-def build(result: Mapping[str, Any], run_folder: Path) -> Page:
+def build_species(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a result.json of predictions (`SpeciesResult`)."""
     r = parse_result(SpeciesResult, result)
     unit = "events" if r.events else "images"
@@ -118,3 +214,78 @@ def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "gap_seconds" in settings:
         rows.append(("Gap between events", f"{settings['gap_seconds']:g} s"))
     return rows
+
+
+# Page of one explained image: its steps, the nearest taxa and the nearest training images.
+
+
+def build_species_explain(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of an explanation (`SpeciesExplanation`)."""
+    r = parse_result(SpeciesExplanation, result)
+    overlays = [] if r.box is None else [Overlay(r.box, "default")]
+    context = {"r": r, "time": format_time(r.time), "overlays": overlays, "command": command_text(r.command)}
+    return Page("species_explain.html.j2", f"{r.answer}: {r.file}", context)
+
+
+# Contact sheet of events to look at first, with the reasons.
+
+
+def build_species_review(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a contact sheet (`SpeciesReviewResult`)."""
+    r = parse_result(SpeciesReviewResult, result)
+    title = f"{numbers.count(len(r.events))} of {numbers.count(r.decisions)} to look at first"
+    events = [
+        (event, [(image, [] if image.box is None else [Overlay(image.box, "default")]) for image in event.images])
+        for event in r.events
+    ]
+    context = {"r": r, "events": events, "format_time": format_time, "command": command_text(r.command)}
+    return Page("species_review.html.j2", title, context)
+
+
+# Page of a species training: links and their losses, curves, classes and their images.
+
+
+_TITLES = {"species": "Species", "parent": "Taxonomy", "location": "Places", "time": "Hours"}
+
+
+def build_species_train(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a training (`SpeciesTrainResult`)."""
+    r = parse_result(SpeciesTrainResult, result)
+    facts = [("Images", count(r.images)), ("Cameras", count(r.cameras)), ("Classes", count(len(r.classes)))]
+    facts += [("Validation images", count(r.validation_images))] if r.validation_images else []
+    facts += [("Cropped to a box", count(r.cropped))] if r.cropped else []
+    facts += [(name.replace("_", " "), f"{value:.3f}") for name, value in r.selection.items() if value is not None]
+    links = {}
+    for entry in r.passes:
+        loss = "" if entry.loss is None else f", loss {entry.loss:.4f}"
+        chance = "" if entry.chance is None else f" (chance {entry.chance:.4f})"
+        text = f"{entry.links:,} links, {entry.candidates:,} candidates, {entry.steps:,} steps an epoch{loss}{chance}"
+        links[_TITLES.get(entry.relation, entry.relation)] = text
+    summary: dict[str, Any] = {"links": links} if links else {}
+    summary["training images of a class"] = {
+        entry.taxon or entry.label: entry.images for entry in sorted(r.classes, key=lambda entry: -entry.images)
+    }
+    if r.left_out:
+        summary["left out"] = dict(r.left_out)
+    curves = parts.curves({"training": parts.read_metrics(run_folder, r.curves)}) if r.curves else []
+    contexts = ", ".join(r.contexts) if r.contexts else "the species alone"
+    stopped = "" if r.status == "finished" else "Stopped: the same command resumes. "
+    return simple_page(
+        r.title or "Species training",
+        eyebrow="Species training",
+        lead=f"{stopped}Links: {contexts}. Places and hours are supervision: the model sees the image alone.",
+        facts=facts,
+        summary=summary,
+        charts=curves,
+        charts_title="Curves",
+        recipe=r.recipe,
+        command=command_text(r.command),
+    )
+
+
+PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {
+    "species": build_species,
+    "species_explain": build_species_explain,
+    "species_review": build_species_review,
+    "species_train": build_species_train,
+}

@@ -1,0 +1,220 @@
+"""Pages of `foveate video`: what a model saw and answered, scores of a set, a phrase over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.core.results import parse_result
+from foveate.report import charts, numbers, parts
+from foveate.report.images import Overlay
+from foveate.report.page import Page, command_text
+from foveate.search.results import VideoFindResult
+from foveate.video.results import EvidenceSample, ShownFrame, VideoAskResult, VideoExchange, VideoScores
+from foveate.vision.video.sampling import format_time
+
+# Page of `foveate video ask`, `chat` and `frames`: what the model saw, the answers, and the share of its context.
+
+
+# Finer grids would hide the frame.
+_MAX_LINES = 12
+
+
+def build_video_ask(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of result.json of `foveate video ask` (`VideoAskResult`)."""
+    r = parse_result(VideoAskResult, result)
+    num_slow, times = sum(frame.is_slow for frame in r.frames), [frame.time for frame in r.frames]
+    span = f", {format_time(times[0])} to {format_time(times[-1])}" if times else ""
+    evidence = [bars for number, each in enumerate(r.exchanges, 1) if (bars := list_evidence(number, each))]
+    facts = [
+        ("Model", r.model),
+        ("Clip", Path(r.clip).name),
+        ("Frames", f"{len(r.frames)} of {r.num_decoded:,}{span}"),
+        ("Slow frames", str(num_slow) if num_slow else ""),
+        ("What it sees", r.how),
+        ("Changed to fit", "; ".join(r.fitted)),
+        ("Time to answer", numbers.duration(sum(each.seconds for each in r.exchanges)) if r.exchanges else ""),
+    ]
+    context = {
+        "facts": [(name, value) for name, value in facts if value],
+        "exchanges": r.exchanges,
+        "budget": list_budget(r),
+        "frames": [
+            _frame_card(frame, r) | {"evidence": [bars[row] for bars in evidence]} for row, frame in enumerate(r.frames)
+        ],
+        "has_evidence": bool(evidence),
+        "grids": [f"{path}: {rows} × {columns} tokens of each frame" for path, (rows, columns) in r.grids.items()],
+        "warnings": r.warnings,
+        "command": command_text(r.command),
+    }
+    return Page("video_ask.html.j2", r.title, context)
+
+
+def list_budget(r: VideoAskResult) -> list[tuple[str, int, float, str]]:
+    """List the parts of the context: name, tokens, percent of the whole, CSS class; empty without tokens."""
+    parts = [(name, count, f"b{number}") for number, (name, count) in enumerate(r.tokens.items())]
+    # Without a known limit no free part is drawn; if the limit is exceeded, the free part is 0.
+    if r.limit is not None:
+        parts.append(("free for text and answer", max(0, r.limit - sum(r.tokens.values())), "bfree"))
+    total = sum(count for _, count, _ in parts)
+    return [(name, count, 100 * count / total, style) for name, count, style in parts if count]
+
+
+def list_evidence(number: int, exchange: VideoExchange) -> list[dict[str, Any]]:
+    """List the bars under each frame of a question: drop and control, in percent of the largest of both."""
+    # Drops and control share one scale, since only the comparison is meaningful. `or 1`: all may be 0.
+    largest = max(map(abs, [*exchange.drops, *exchange.control]), default=0) or 1
+    control: list[float | None] = [*exchange.control] or [None] * len(exchange.drops)
+
+    def measure(value: float) -> float:
+        return 100 * abs(value) / largest
+
+    return [
+        {
+            "number": number,
+            "drop": drop,
+            "width": measure(drop),
+            "control": other,
+            "control_width": None if other is None else measure(other),
+        }
+        for drop, other in zip(exchange.drops, control, strict=True)
+    ]
+
+
+def _frame_card(frame: ShownFrame, r: VideoAskResult) -> dict[str, Any]:
+    """Put a frame together with the cells that one token each is left of."""
+    path = "slow" if frame.is_slow else next((name for name in r.grids if name != "slow"), "")
+    rows, columns = r.grids.get(path, (0, 0))
+    overlays = []
+    # A grid of one cell would only outline the frame itself.
+    if 1 < rows * columns and max(rows, columns) <= _MAX_LINES:
+        overlays = [
+            Overlay((x / columns, y / rows, (x + 1) / columns, (y + 1) / rows), "cell")
+            for y in range(rows)
+            for x in range(columns)
+        ]
+    return {"frame": frame, "time": format_time(frame.time), "overlays": overlays}
+
+
+# Page of `foveate video evaluate` and `score`: strict and official scores, what is missing, and the evidence seen.
+
+
+def build_video_evaluate(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a question set's result.json (`VideoScores`)."""
+    r = parse_result(VideoScores, result)
+    facts = [
+        ("Model", r.model),
+        ("What it sees", r.how),
+        ("Questions", numbers.count(r.questions)),
+        ("Clips", numbers.count(r.clips)),
+    ]
+    # A score on a different number of questions is not comparable with published ones.
+    if r.published and r.questions not in r.published:
+        facts.append(("Questions of the published lists", " or ".join(map(numbers.count, r.published))))
+    counts = {
+        "Without an answer, counted as wrong": r.missing,
+        "Answers cut off": r.unfinished,
+        "Not readable": r.unparsed,
+        "Not judged, the request failed": r.failed,
+        "Open questions, not judged yet": r.unjudged,
+    }
+    facts += [(name, numbers.count(count)) for name, count in counts.items() if count]
+    facts += [("Reason", reason) for reason in r.reasons]
+    if r.judge:
+        dates = " to ".join(dict.fromkeys(r.judge_dates))
+        prompts = f"prompts {r.judge_prompts}" if r.judge_prompts else "our prompts"
+        facts.append(("Judge", f"{r.judge}, {dates}, {prompts}"))
+    context = {
+        "eyebrow": "Video",
+        "name": r.title,
+        "facts": facts,
+        "samples": [],
+        "overlays": [],
+        "groups": parts.table_groups(r.table, r.columns),
+        "columns": r.columns,
+        "interval_note": r.interval,
+        "further": [(name.capitalize(), f"{value:.3g}") for name, value in r.further.items() if value is not None],
+        "timelines": [draw_timeline(sample) for sample in r.samples],
+        "charts": [],
+        "command": command_text(r.command),
+    }
+    return Page("mllm_run.html.j2", r.title, context)
+
+
+def draw_timeline(sample: EvidenceSample) -> dict[str, Any]:
+    """Put the frames that were read of a clip, and the evidence of a question, on one line from 0 to 100 percent."""
+    frames, slow = set(sample.frames), set(sample.slow)
+    # A clip that was replaced by a shorter one, or evidence of another clip, must not leave the line.
+    count = max([sample.num_frames, *(frame + 1 for group in sample.evidence for frame in group)])
+    seen, detailed = ([not names.isdisjoint(group) for group in sample.evidence] for names in (frames, slow))
+    text = f"{sum(seen)} of {len(seen)} among the frames that were read"
+    if slow:
+        text += f", {sum(detailed)} among the slow ones"
+    return {
+        "sample": sample,
+        "bands": [
+            {"start": 100 * start / count, "width": 100 * (end - start) / count, "is_seen": is_seen}
+            for group, is_seen in zip(sample.evidence, seen, strict=True)
+            for start, end in list_runs(group)
+        ],
+        "marks": [(100 * (frame + 0.5) / count, frame in slow) for frame in sample.frames],
+        "text": text,
+        "is_seen": all(seen),
+    }
+
+
+def list_runs(frames: Sequence[int]) -> list[tuple[int, int]]:
+    """List the runs of consecutive frames, each with the number behind its last one.
+
+    >>> list_runs([3, 4, 9])
+    [(3, 5), (9, 10)]
+    """
+    runs: list[tuple[int, int]] = []
+    for frame in sorted(set(frames)):
+        if runs and runs[-1][1] == frame:
+            runs[-1] = (runs[-1][0], frame + 1)
+        else:
+            runs.append((frame, frame + 1))
+    return runs
+
+
+# Page of `foveate video find`: the score of a phrase over time, and the best frames with their boxes.
+
+
+def build_video_find(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a phrase in a clip."""
+    r = parse_result(VideoFindResult, result)
+    series = [
+        charts.Series("best box", [(f.time, f.score) for f in r.frames if f.score is not None], 1),
+        charts.Series("center", [(f.time, f.center_score) for f in r.frames if f.center_score is not None], 2),
+    ]
+    best = [r.frames[row] for row in r.best]
+    facts = [("Model", r.model), ("Clip", Path(r.clip).name), ("Frames", str(len(r.frames)))]
+    if best and best[0].score is not None:
+        facts.append(("Best frame", f"{format_time(best[0].time)}, cosine {best[0].score:+.3f}"))
+    title = f"Cosine with “{r.phrase}” over time"
+    context = {
+        "facts": facts,
+        "phrase": r.phrase,
+        "warnings": r.warnings,
+        "chart": charts.plot(title, charts.line_chart(series, title=title, x_label="seconds", width=640)),
+        "best": [
+            {
+                "frame": frame,
+                "time": format_time(frame.time),
+                "overlays": [Overlay(frame.fractions, "default")],
+                "score": "no area" if frame.score is None else f"cosine {frame.score:+.3f}",
+            }
+            for frame in best
+        ],
+        "command": command_text(r.command),
+    }
+    return Page("video_find.html.j2", r.title, context)
+
+
+PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {
+    "video_ask": build_video_ask,
+    "video_evaluate": build_video_evaluate,
+    "video_find": build_video_find,
+}
