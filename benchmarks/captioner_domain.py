@@ -26,8 +26,8 @@ from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator
 from foveate.language.generate import GenerationSettings
+from foveate.metrics.confidence import separate
 from foveate.metrics.intervals import wilson_interval
-from foveate.metrics.separation import separate
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import prepare_questions

@@ -18,8 +18,7 @@ from torch import Tensor
 from benchmarks.common import Timing, compare, publish, ratio
 from foveate.core.hub import quiet
 from foveate.language.generate import GenerationSettings, generate, read_prefix
-from foveate.language.open import LanguageModel, open_language_model
-from foveate.language.smollm2 import find_smollm2
+from foveate.language.open import LanguageModel, find_smollm2, open_language_model
 from foveate.records.conversations import Turn
 
 PARTS = ("opening", "generation", "prefix")

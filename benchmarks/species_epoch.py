@@ -33,7 +33,7 @@ from foveate.species.recipe import GraphSettings, LinkTraining
 from foveate.species.task import LinkTask
 from foveate.survey.taxa import Taxa
 from foveate.training.optimizer import build_optimizer, parameter_table
-from foveate.vision.image_vectors import VectorEncoder
+from foveate.vision.feature_cache import VectorEncoder
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.preprocess import Preprocess, place_image, render_image
 

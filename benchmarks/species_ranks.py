@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import compare, publish, ratio
-from foveate.metrics.link_ranks import LinkRanks, link_ranks
+from foveate.metrics.retrieval import LinkRanks, link_ranks
 from foveate.species.links import build_score
 
 AIM = 1.0

@@ -22,7 +22,7 @@ import torch
 from open_clip.loss import ClipLoss
 
 from benchmarks.common import Ratio, Timing, compare, publish, ratio
-from foveate.core.precision import autocast_dtype
+from foveate.core.devices import autocast_dtype
 from foveate.core.recipes import load, validate
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from foveate.core import progress
-from foveate.core.allocator import keep_freed_memory
+from foveate.core.devices import keep_freed_memory
 from foveate.core.errors import UserError
 
 # `processes` starts the processes of distributed tests; it lives beside the first tests that needed it.
@@ -49,7 +49,7 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_file() -> Path:
     """SmolLM2's file, its hash verified; tests that need it are skipped where it is missing."""
-    from foveate.language.smollm2 import REQUIREMENT, find_smollm2
+    from foveate.language.open import REQUIREMENT, find_smollm2
 
     try:
         return find_smollm2()

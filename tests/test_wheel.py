@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from foveate.core.files import sha256_file
-from foveate.vision.detectors.nanodet_network import SHA256
+from foveate.vision.detectors import SHA256
 
 ROOT = Path(__file__).resolve().parents[1]
 

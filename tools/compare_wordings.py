@@ -18,7 +18,7 @@ from foveate.core.errors import UserError
 from foveate.metrics.intervals import Interval, bootstrap_interval
 from foveate.mllm.evaluate import draw_questions, load_suite
 from foveate.mllm.suite import SuiteQuestion
-from foveate.multimodal.askable import AskableModel, ModelAnswer
+from foveate.multimodal.answers import AskableModel, ModelAnswer
 from foveate.multimodal.opening import open_mllm
 from foveate.records.conversations import REGION
 from foveate_labs.worlds.scenes.question_collection import REGION_KINDS

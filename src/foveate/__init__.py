@@ -44,7 +44,7 @@ _LAZY = {
     "UserError": "foveate.core.errors",
     "adapt": "foveate.adapt",  # the package, which can be called
     "aggregate_frames": "foveate.video.aggregate",
-    "choose_frames": "foveate.vision.video.choosing",
+    "choose_frames": "foveate.vision.video.sampling",
     "decide": "foveate.species.decisions",
     "load_adapter": "foveate.adapt.folder",
     "open_adapter": "foveate.adapt.predictor",
@@ -90,9 +90,8 @@ if TYPE_CHECKING:
     from foveate.video.strategies import SlowFast, parse_how
     from foveate.video.watch import watch
     from foveate.vision.regions.sampler import RegionSampler
-    from foveate.vision.video.choosing import choose_frames
     from foveate.vision.video.reading import ClipReader, read_clip
-    from foveate.vision.video.sampling import sample
+    from foveate.vision.video.sampling import choose_frames, sample
 
 __all__ = [
     "AbsentClassCalibrator",

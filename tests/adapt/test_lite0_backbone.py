@@ -12,7 +12,7 @@ from torch import nn
 from foveate.adapt.load_backbone import load_backbone
 from foveate.adapt.model import adapt
 from foveate.core.errors import UserError
-from foveate.vision.lite0_network import load_lite0
+from foveate.vision.lite0 import load_lite0
 from naming import raises_naming
 
 

@@ -19,7 +19,7 @@ from foveate.adapt.compare.recipe import max_parameters
 from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.recipe import AdaptTraining, rate_of_epoch, released_rate
 from foveate.adapt.registry import parse_settings
-from foveate.metrics.comparison import argmax_last
+from foveate.metrics.agreement import argmax_last
 
 
 def stored(name: str) -> Any:

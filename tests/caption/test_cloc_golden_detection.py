@@ -11,7 +11,7 @@ import pytest
 
 from foveate.caption.vesl.detectors.owlv2 import best_queries, detections, to_corners
 from foveate.caption.vesl.phrases import extract_paper_phrases
-from foveate.vision.detectors.padded_square import boxes_in_image
+from foveate.vision.detectors import boxes_in_image
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "cloc"
 GOLDEN = np.load(FOLDER / "owlv2_post.npz")

@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from chat_server import ChatServer, Say, fails, good, image_of, says
-from foveate.chat.client import ChatClient, ChatSettings, chat_url
-from foveate.chat.endpoints import Endpoint, Endpoints
+from foveate.chat.client import ChatClient, ChatSettings, Endpoint, Endpoints, chat_url, parse_reply, parse_retry_after
 from foveate.chat.protocol import ChatImage, ChatMessage, ChatRequest, ChatResponse, ResponseSchema
-from foveate.chat.replies import parse_reply, parse_retry_after
 from foveate.core.errors import UserError
 from naming import raises_naming
 

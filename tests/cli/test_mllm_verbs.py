@@ -22,9 +22,9 @@ from foveate.mllm.preview import token_text
 from foveate.mllm.train import prepare_training
 from foveate.multimodal.answers import Answer
 from foveate.multimodal.ask import Mllm
-from foveate.multimodal.ask_settings import AskSettings
 from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.results import AskResult
+from foveate.multimodal.settings import AskSettings
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Turn, add_conversations

@@ -12,7 +12,7 @@ import pytest
 _FAULTS = """
 import json, resource, sys
 import numpy as np
-from foveate.core.allocator import keep_freed_memory
+from foveate.core.devices import keep_freed_memory
 told = keep_freed_memory() if sys.argv[1] == "keep" else False
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

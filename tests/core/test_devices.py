@@ -7,9 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from foveate.core.devices import choose_device, device_name
+from foveate.core.devices import (
+    PRECISIONS,
+    autocast_dtype,
+    choose_device,
+    device_name,
+    emulates_bf16,
+    fast_precision,
+    precision_of,
+)
 from foveate.core.errors import UserError
-from foveate.core.precision import PRECISIONS, autocast_dtype, emulates_bf16, fast_precision, precision_of
 from foveate.core.recipes import recipe_names, recipe_path
 from naming import raises_naming
 

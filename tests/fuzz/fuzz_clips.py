@@ -13,7 +13,7 @@ from fuzz_values import damaged
 from PIL import Image
 
 from foveate.vision.video.reading import read_clip
-from foveate.vision.video.sources.source import BadClip
+from foveate.vision.video.sources import BadClip
 from video_files import moving_square, write_clip
 
 

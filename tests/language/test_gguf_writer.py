@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.language.gguf import GGUFFile
-from foveate.language.gguf_writer import Value, write_gguf
+from foveate.language.gguf import GGUFFile, Value, write_gguf
 
 FIELDS: dict[str, Value] = {
     "general.architecture": "llama",

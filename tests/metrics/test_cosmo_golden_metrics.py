@@ -17,7 +17,7 @@ from foveate.metrics.confidence import (
     negative_log_likelihood,
 )
 from foveate.metrics.intervals import wilson_interval
-from foveate.metrics.link_ranks import LinkRanks, link_ranks
+from foveate.metrics.retrieval import LinkRanks, link_ranks
 from foveate.metrics.taxonomy import NO_HEIGHT, ClassTree
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "cosmo"

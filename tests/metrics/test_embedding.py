@@ -12,8 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from foveate.core.errors import UserError
 from foveate.metrics import embedding, neighbors
+from foveate.metrics.embedding import reliability, shared_neighbors
 from foveate.metrics.neighbors import nearest
-from foveate.metrics.steadiness import reliability, shared_neighbors
 
 RANDOM = np.random.default_rng(0)
 POINTS = RANDOM.normal(size=(90, 6))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from foveate.metrics import embedding
-from foveate.metrics.steadiness import reliability
+from foveate.metrics.embedding import reliability
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "fedne"
 CASES = json.loads((FOLDER / "metrics.json").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.metrics.mmbase import CATEGORIES, category_scores, normalize_benchmark
+from foveate.metrics.answers import CATEGORIES, category_scores, normalize_benchmark
 from naming import raises_naming
 
 SCORES = json.loads((Path(__file__).parents[1] / "goldens" / "mm15" / "scores.json").read_text())

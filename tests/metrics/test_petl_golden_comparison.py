@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.metrics.comparison import argmax_last, group_means, operating_points, pareto_mask, relative_spread
+from foveate.metrics.agreement import argmax_last, group_means, operating_points, pareto_mask, relative_spread
 from naming import raises_naming
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "petl"

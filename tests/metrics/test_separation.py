@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from foveate.core.errors import UserError
-from foveate.metrics.separation import separate
+from foveate.metrics.confidence import separate
 from naming import raises_naming
 
 SCORES = st.lists(st.integers(-4, 4), min_size=1, max_size=30)

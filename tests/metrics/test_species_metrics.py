@@ -12,7 +12,7 @@ from foveate.core.errors import UserError
 from foveate.metrics.classification import bhattacharyya_distance, count_classes
 from foveate.metrics.confidence import coverage_at, coverage_curve, expected_calibration_error
 from foveate.metrics.intervals import wilson_interval
-from foveate.metrics.link_ranks import link_ranks
+from foveate.metrics.retrieval import link_ranks
 from foveate.metrics.taxonomy import ClassTree
 from naming import raises_naming
 

@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
+from foveate.core.devices import autocast_dtype
 from foveate.core.errors import UserError
-from foveate.core.precision import autocast_dtype
 from foveate.mllm.part_costs import Experts, ModelShape, PartCost, count_language, count_vision
 from foveate.mllm.pricing import StageShape, format_price, memory_per_device, price, price_recipe, step_flops
 from foveate.mllm.stages import build_recipe_model

@@ -18,7 +18,7 @@ from foveate.mllm.task import MllmTask
 from foveate.mllm.train import prepare_training, train_mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.records.collection import Collection
-from foveate.vision.connectors.cabstractor import resize_positions
+from foveate.vision.connectors import resize_positions
 from naming import raises_naming
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "mm15"

@@ -14,9 +14,8 @@ from test_tiled_model import load as load_tiled
 from foveate.core.errors import UserError
 from foveate.language.packing import Tokens, pack_texts
 from foveate.multimodal.answer_writer import AnswerWriter, PointedBox
-from foveate.multimodal.answers import find_runs, pair_phrases
+from foveate.multimodal.answers import AskableModel, find_runs, pair_phrases
 from foveate.multimodal.ask import Mllm
-from foveate.multimodal.askable import AskableModel
 from foveate.multimodal.phrase_maps import PhraseMatch
 from foveate.multimodal.prepare import Question, prepare_questions, request_boxes
 from foveate.multimodal.questions import ask_where

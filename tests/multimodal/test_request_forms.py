@@ -14,7 +14,7 @@ from foveate.core.files import read_json
 from foveate.core.model_folder import CONFIG
 from foveate.core.paths import DATA
 from foveate.multimodal.opening import SHIPPED
-from foveate.multimodal.request_forms import REQUESTS, RequestForms, read_request_forms
+from foveate.multimodal.questions import REQUESTS, RequestForms, read_request_forms
 from foveate_labs.worlds.scenes import draw_scene
 from foveate_labs.worlds.scenes.questions import ask_scene
 from naming import raises_naming

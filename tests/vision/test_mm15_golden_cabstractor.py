@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.vision.connectors import Connector, build_connector
-from foveate.vision.connectors.cabstractor import resize_positions
+from foveate.vision.connectors import Connector, build_connector, resize_positions
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "mm15"
 CASES = json.loads((GOLDENS / "cabstractor.json").read_text())

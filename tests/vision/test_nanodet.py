@@ -11,9 +11,16 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.records.boxes import intersection_over_union
-from foveate.vision.detectors import nanodet_network
-from foveate.vision.detectors.nanodet import NanoDetProposer, ProposalSettings
-from foveate.vision.detectors.nanodet_network import SIDE, STRIDES, NanoDet, decode_boxes, load_nanodet
+from foveate.vision import detectors
+from foveate.vision.detectors import (
+    SIDE,
+    STRIDES,
+    NanoDet,
+    NanoDetProposer,
+    ProposalSettings,
+    decode_boxes,
+    load_nanodet,
+)
 from naming import raises_naming
 
 PERSON, MOTORCYCLE, CUP, CAT = 0, 3, 41, 15
@@ -69,7 +76,7 @@ def test_boxes_are_expected_distances_from_the_centers_of_cells() -> None:
 
 def test_wrong_sha256_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     load_nanodet.cache_clear()
-    monkeypatch.setattr(nanodet_network, "SHA256", "0" * 64)
+    monkeypatch.setattr(detectors, "SHA256", "0" * 64)
     with raises_naming(UserError, "nanodet-g.safetensors", "sha256", "0000"):
         load_nanodet()
     load_nanodet.cache_clear()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from foveate.records.geometry import Letterbox, original_to_padded_square
-from foveate.vision.detectors.padded_square import boxes_in_image, padded_square
+from foveate.vision.detectors import boxes_in_image, padded_square
 
 SIDES = st.integers(1, 3000)
 UNIT = st.floats(0, 1)

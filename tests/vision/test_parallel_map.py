@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from foveate.vision.parallel_map import map_on_cores
+from foveate.vision.feature_cache import map_on_cores
 from foveate.vision.registry import build_image_encoder, build_text_encoder
 
 CPU = torch.device("cpu")

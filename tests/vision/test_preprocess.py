@@ -133,7 +133,7 @@ def test_a_stretched_jpeg_is_read_whole(tmp_path: Path) -> None:
 
 def test_a_processor_of_transformers_stretches_alike() -> None:
     """Up to three gray levels: Pillow and torchvision round differently between the passes."""
-    from foveate.vision.open_clip.to_transformers import clip_image_processor
+    from foveate.vision.open_clip.export import clip_image_processor
 
     image = Image.fromarray(np.kron(np.asarray(noise(8, 5)), np.ones((40, 40, 1), np.uint8)))
     how = preprocess((56, 84), "stretch")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.core.errors import UserError
+from foveate.vision.layers import encode_points, patch_centers
 from foveate.vision.prompter import BoxHead, Prompter, check_boxes, sorted_boxes
-from foveate.vision.sinusoid import encode_points, patch_centers
 from naming import raises_naming
 
 GRID = (3, 4)

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 
 from foveate.core.errors import UserError
-from foveate.vision.layers import TransformerLayer
+from foveate.vision.layers import TransformerLayer, encode_points
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import build_image_encoder, build_text_encoder, encoder_kinds, tower_options
-from foveate.vision.sinusoid import encode_points
 from naming import raises_naming
 
 

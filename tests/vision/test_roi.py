@@ -6,7 +6,7 @@ import torch
 from torchvision.ops import roi_align
 
 from foveate.core.errors import UserError
-from foveate.vision.roi import RoiPooler, roi_pool
+from foveate.vision.regions.roi import RoiPooler, roi_pool
 from naming import raises_naming
 
 

@@ -11,7 +11,7 @@ adapted = adapt(network, "lora", classes=10)
 
 from __future__ import annotations
 
-from foveate.core.packages import load_lazily, make_callable
+from foveate.core.plugins import load_lazily, make_callable
 
 _LAZY = {
     "AdaptedModel": "foveate.adapt.model",

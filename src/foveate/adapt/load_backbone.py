@@ -16,7 +16,7 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.files import read_json
 from foveate.core.hub import HUB_ID
 from foveate.core.progress import say
-from foveate.vision.hf.loading import KIND_OF_TYPE
+from foveate.vision.hf.towers import KIND_OF_TYPE
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import build_image_encoder, encoder_kinds
 

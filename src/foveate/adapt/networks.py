@@ -19,7 +19,7 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.core.model_folder import check_tensors, read_tensors
 from foveate.vision.hf.processors import processor_settings, three
-from foveate.vision.lite0_network import read_package_state
+from foveate.vision.lite0 import read_package_state
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import seeded
 from foveate.vision.timm import hub_id

@@ -33,7 +33,7 @@ from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
 from foveate.core.results import Value
 from foveate.core.runs import RunFolder
-from foveate.metrics.comparison import operating_points
+from foveate.metrics.agreement import operating_points
 from foveate.metrics.intervals import bootstrap_interval
 from foveate.training.classification import LabeledImages, Rows, readable_batches
 from foveate.training.distributed import start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foveate.core.packages import load_lazily
+from foveate.core.plugins import load_lazily
 
 _LAZY = {
     "AbsentClassCalibrator": "foveate.calibrate.estimator",

@@ -7,30 +7,305 @@ out for those that do not; whoever reads the response reads it in the same way e
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import email.utils
 import json
 import math
 import os
 import random
+import re
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import httpx2
 from pydantic import Field, field_validator
 
-from foveate.chat.connections import ClientPool
-from foveate.chat.endpoints import Endpoint, Endpoints
 from foveate.chat.protocol import ChatRequest, ChatResponse
-from foveate.chat.replies import Reply, parse_reply
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.core.recipes import Settings
+
+# Parse one HTTP response: a text, a reason to try again, or a final error.
+
+
+# What a gateway says while the server behind it is away.
+UNAVAILABLE = (502, 503, 504)
+_RETRIED = (408, 409, 425, 429, 500, 529, *UNAVAILABLE)
+# A wrong key, model or address: no request of the run can succeed.
+_FATAL = (401, 403, 404)
+_SCHEMA_WORDS = re.compile(r"response_format|json_schema|guided|structured|grammar", re.IGNORECASE)
+_MAX_WAIT_SECONDS = 600.0
+_MAX_ERROR_BYTES = 2000
+_MAX_TOKEN_COUNT = 2**40  # larger counts are nonsense, and would not fit the sums that are reported
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The result of one try.
+
+    `error` is "" where `text` is the response. `retry`: a later try may help. `overload`: the server has too much to
+    do. `unreachable`: no server answers. `fatal`: no request can succeed. `schema`: the server may not take the JSON
+    schema. `wait`: seconds after which the server asked to be tried again.
+    """
+
+    text: str = ""
+    error: str = ""
+    retry: bool = False
+    overload: bool = False
+    unreachable: bool = False
+    fatal: bool = False
+    schema: bool = False
+    wait: float = 0.0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+def parse_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+    """Parse an HTTP response; anything that is no chat completion is an error."""
+    if status != 200:
+        message = _decode(body)
+        # Servers without structured output refuse the schema with a client error; some crash on it instead (500), and
+        # then only the message tells.
+        about_schema = status == 500 and bool(_SCHEMA_WORDS.search(message))
+        return Reply(
+            text=message,
+            error=f"http_{status}",
+            retry=status in _RETRIED,
+            overload=status in (429, 529, 503),
+            unreachable=status in UNAVAILABLE,
+            fatal=status in _FATAL,
+            schema=status in (400, 415, 422, 501) or about_schema,
+            wait=parse_retry_after(headers.get("retry-after", "")),
+        )
+    try:
+        content = json.loads(body)
+        choice = content["choices"][0]
+        message = choice["message"]
+        usage = content.get("usage") or {}
+        spent = {
+            "tokens_in": _token_count(usage, "prompt_tokens"),
+            "tokens_out": _token_count(usage, "completion_tokens"),
+        }
+        text = message.get("content")
+        refusal = message.get("refusal")
+        reason = choice.get("finish_reason")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        # Cut off on its way, or no chat completion at all.
+        return Reply(text=_decode(body), error="bad_response", retry=True)
+    if isinstance(text, list):  # content parts instead of a string
+        parts = [part.get("text") or "" for part in text if isinstance(part, dict)]
+        if not all(isinstance(part, str) for part in parts):
+            return Reply(text=_decode(body), error="bad_response", retry=True)
+        text = "".join(parts)
+    if (isinstance(refusal, str) and refusal) or reason == "content_filter":
+        return Reply(text=str(refusal or text or ""), error="refused", **spent)
+    return Reply(text=text if isinstance(text, str) else "", **spent)
+
+
+def _decode(body: bytes) -> str:
+    return body[:_MAX_ERROR_BYTES].decode("utf-8", "replace")
+
+
+def _token_count(usage: Mapping[str, Any], name: str) -> int:
+    value = usage.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_TOKEN_COUNT else 0
+
+
+def parse_retry_after(value: str) -> float:
+    """Parse a Retry-After header (a number or a date) to seconds, at most ten minutes; 0 for none."""
+    value = value.strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", value):
+        return min(float(value), _MAX_WAIT_SECONDS)
+    try:
+        when = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(when - time.time(), 0.0), _MAX_WAIT_SECONDS)
+
+
+# A pool of HTTP clients, one for each request in flight.
+#
+# One client for all would look through all of its connections at the start and at the end of every request: at 64 in
+# flight that is a fifth of the time that a request costs, at thousands nearly all of it.
+
+
+# Of the connection alone: an absent server is noticed long before a slow response would be.
+CONNECT_SECONDS = 10.0
+
+
+class ClientPool:
+    """HTTP clients of one event loop that keep their connections for the next request.
+
+    Args:
+        timeout_seconds: of one response.
+        key: sent as bearer token; "" for none.
+        secure: whether any address is HTTPS. Reading all certificates takes a while, and plain HTTP needs none.
+    """
+
+    def __init__(self, *, timeout_seconds: float, key: str, secure: bool) -> None:
+        self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        self._timeout = httpx2.Timeout(timeout_seconds, connect=CONNECT_SECONDS)
+        self._secure = secure
+        self._ssl_context = None
+        self._free: list[httpx2.AsyncClient] = []
+        self.clients: list[httpx2.AsyncClient] = []
+
+    @contextmanager
+    def acquire(self) -> Iterator[httpx2.AsyncClient]:
+        """Lend a client that nobody else uses."""
+        # The last one used comes first, so that connections that are not needed stay idle and expire.
+        client = self._free.pop() if self._free else self._create_client()
+        try:
+            yield client
+        finally:
+            self._free.append(client)
+
+    def _create_client(self) -> httpx2.AsyncClient:
+        self._ssl_context = self._ssl_context or httpx2.create_ssl_context(verify=self._secure)
+        client = httpx2.AsyncClient(
+            verify=self._ssl_context,
+            headers=self._headers,
+            # Without this, credentials of ~/.netrc would be sent to a server that the user gave no key for.
+            auth=lambda request: request,
+            timeout=self._timeout,
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30.0),
+        )
+        self.clients.append(client)
+        return client
+
+    async def close(self) -> None:
+        """Close all connections."""
+        clients, self.clients, self._free = self.clients, [], []
+        for client in clients:
+            await client.aclose()
+
+
+# Endpoints that serve one model, and how many requests each may have in flight.
+#
+# Additive increase, multiplicative decrease: a response raises an endpoint's limit by one per limit's worth of
+# responses,
+# up to what the user allows, and a sign of overload (429, a timeout) halves it, at most once per round trip. An
+# endpoint
+# that says when to come back (`Retry-After`), or that cannot be reached, gets nothing until then.
+
+
+_NEVER = -1e9  # a time before every reading of the monotonic clock
+_MAX_PAUSE_SECONDS = 30.0
+_MAX_DOUBLINGS = 10
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """One address and its load.
+
+    `takes_schema` says whether it takes a JSON schema: None until it is known.
+    """
+
+    url: str
+    max_requests: int
+    takes_schema: bool | None = None
+    limit: float = 0.0
+    in_flight: int = 0
+    paused_until: float = 0.0
+    round_trip: float = 0.0
+    halved_at: float = field(default=_NEVER)
+    failures: int = 0
+
+    def __post_init__(self) -> None:
+        self.limit = float(self.max_requests)
+
+    def record_response(self, seconds: float) -> None:
+        """Raise the limit after a response that took `seconds`."""
+        # A moving average: one slow response does not stretch the interval between two halvings.
+        self.round_trip = seconds if not self.round_trip else 0.9 * self.round_trip + 0.1 * seconds
+        # Adds one per `limit` responses: additive increase; the halving below is the multiplicative decrease.
+        self.limit = min(float(self.max_requests), self.limit + 1 / self.limit)
+        self.failures = 0
+
+    def record_overload(self) -> None:
+        """Halve the limit: the endpoint is overloaded, or was silent for too long."""
+        now = time.monotonic()
+        # Requests that were in flight together fail together; they are one sign of overload, not many.
+        if now - self.halved_at > max(self.round_trip, 0.1):
+            self.halved_at = now
+            self.limit = max(1.0, self.limit / 2)
+
+    def record_unreachable(self, seconds: float) -> None:
+        """Pause for `seconds`, doubled with each failure in a row, at most half a minute."""
+        if self.paused_until <= time.monotonic():
+            self.pause(min(seconds * 2**self.failures, _MAX_PAUSE_SECONDS))
+            self.failures += self.failures < _MAX_DOUBLINGS
+
+    def pause(self, seconds: float) -> None:
+        """Send nothing for so many seconds."""
+        self.paused_until = max(self.paused_until, time.monotonic() + seconds)
+
+
+class Endpoints:
+    """Slots at several endpoints: the least busy one first, waiting requests in order."""
+
+    def __init__(self, urls: list[str], *, max_requests: int) -> None:
+        self.endpoints = [Endpoint(url, max_requests) for url in urls]
+        self.last_success = _NEVER
+        self.unreachable_since: float | None = None
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def acquire(self) -> Endpoint:
+        """Take a slot; wait until there is one."""
+        while True:
+            now = time.monotonic()
+            free = [
+                endpoint
+                for endpoint in self.endpoints
+                if endpoint.paused_until <= now and endpoint.in_flight < int(endpoint.limit)
+            ]
+            if free:
+                selected = min(free, key=lambda endpoint: endpoint.in_flight / endpoint.limit)
+                selected.in_flight += 1
+                return selected
+            pauses = [endpoint.paused_until - now for endpoint in self.endpoints if endpoint.paused_until > now]
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                # Nobody wakes a waiter at the end of a pause, so it looks again by itself; a moment later, because the
+                # clock may stand just before the end.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(waiter, min(pauses) + 0.001 if pauses else None)
+            finally:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+
+    def release(self, endpoint: Endpoint) -> None:
+        """Free a slot and wake those who wait for it."""
+        endpoint.in_flight -= 1
+        # More than one may fit: the limit rises with responses, not only with freed slots.
+        for _ in range(max(1, int(endpoint.limit) - endpoint.in_flight)):
+            while self._waiting and self._waiting[0].done():
+                self._waiting.popleft()
+            if not self._waiting:
+                return
+            self._waiting.popleft().set_result(None)
+
+    def record_success(self) -> None:
+        """Note that some endpoint responded."""
+        self.last_success = time.monotonic()
+        self.unreachable_since = None
+
+    def unreachable_seconds(self) -> float:
+        """Return the seconds for which no endpoint could be reached; call it when one could not."""
+        self.unreachable_since = self.unreachable_since or time.monotonic()
+        return time.monotonic() - self.unreachable_since
+
 
 _MAX_BYTES = 2**20  # no caption is so long: a server that goes on and on does not fill the memory
 _MAX_TIMEOUTS = 2  # a request that timed out this often is given up: longer waiting rarely helps, and blocks a slot
 _UNREACHABLE = (httpx2.ConnectError, httpx2.ConnectTimeout)
 # Waits before another try: doubled at most ten times, and never longer than a minute.
-_MAX_DOUBLINGS = 10
+
 _MAX_BACKOFF_SECONDS = 60.0
 
 

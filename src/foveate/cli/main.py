@@ -8,7 +8,7 @@ import traceback
 
 import click
 
-from foveate.core.allocator import keep_freed_memory
+from foveate.core.devices import keep_freed_memory
 from foveate.core.errors import STANDARD_OUTPUT, UserError, explain_os_error, nearest
 from foveate.core.plugins import load_plugin, module_names
 from foveate.core.version import __version__

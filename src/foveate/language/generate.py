@@ -22,9 +22,8 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.language.decoding import TextStream, draw_token, until_repeated
 from foveate.language.forbidden_words import WordFilter
-from foveate.language.llama_forward import LlamaForward
+from foveate.language.llama_forward import LlamaForward, Prefix, can_crop, crop
 from foveate.language.positions import find_context, find_dynamic_rope, outgrows_training, restore_rope
-from foveate.language.prefixes import Prefix, can_crop, crop
 
 BATCH = 32
 EmbedTokens = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]

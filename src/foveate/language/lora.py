@@ -29,7 +29,7 @@ from foveate.core.peft_folder import (
     write_peft_config,
     write_peft_tensors,
 )
-from foveate.language.lora_settings import ALL_LINEAR, LoraOptions
+from foveate.language.settings import ALL_LINEAR, LoraOptions
 
 
 class LoraLinear(nn.Linear):

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.language.sparse_settings import SparseOptions as SparseOptions
+from foveate.language.settings import SparseOptions
 
 
 class Routing(NamedTuple):

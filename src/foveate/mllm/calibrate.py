@@ -17,7 +17,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically, write_text_atomically
 from foveate.core.model_folder import CARD, CONFIG, METRICS
 from foveate.core.progress import say
-from foveate.metrics.separation import separate
+from foveate.metrics.confidence import separate
 from foveate.mllm.card import put_box_scores
 from foveate.mllm.results import BoxScoreResult
 from foveate.mllm.suite_settings import CalibrateSettings

@@ -33,7 +33,7 @@ from foveate.mllm.results import SuiteResult
 from foveate.mllm.suite import LETTER_ANSWER, Judge, Suite, SuiteData, SuiteQuestion, move_answer
 from foveate.mllm.suite_settings import SuiteSettings
 from foveate.mllm.suite_summary import CONDITIONS, pick_samples, summarize
-from foveate.multimodal.askable import AskableModel, ModelAnswer, WordLimitedModel
+from foveate.multimodal.answers import AskableModel, ModelAnswer, WordLimitedModel
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, check, read_image_info

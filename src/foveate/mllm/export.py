@@ -35,7 +35,7 @@ from foveate.multimodal.views import Visual
 from foveate.records.conversations import IMAGE, Conversation
 from foveate.records.geometry import View
 from foveate.vision.hidden_layer import HiddenLayerEncoder
-from foveate.vision.open_clip.to_transformers import clip_image_processor
+from foveate.vision.open_clip.export import clip_image_processor
 from foveate.vision.preprocess import place_image, render_image
 
 TARGETS = "foveate.mllm.exporting"

@@ -16,7 +16,7 @@ from foveate.multimodal.folder import TOKENIZER
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.opening import find_folder
 from foveate.multimodal.settings import SourceSettings
-from foveate.vision.connectors.cabstractor import resize_positions
+from foveate.vision.connectors import resize_positions
 from foveate.vision.registry import seeded
 
 

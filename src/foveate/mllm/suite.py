@@ -15,8 +15,7 @@ from foveate.core.errors import UserError
 from foveate.metrics.referring import TruePhrase
 from foveate.metrics.text_answers import parse_choice
 from foveate.mllm.suite_settings import SuiteSettings
-from foveate.multimodal.answers import write_corners
-from foveate.multimodal.askable import ModelAnswer
+from foveate.multimodal.answers import ModelAnswer, write_corners
 from foveate.records.box_text import NUM_BINS
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from foveate.core import seeds
+from foveate.core.devices import autocast_dtype
 from foveate.core.errors import UserError
 from foveate.core.files import (
     read_json,
@@ -28,7 +29,6 @@ from foveate.core.files import (
     write_json_atomically,
 )
 from foveate.core.model_folder import PREPROCESS, WEIGHTS, check_tensors, read_tensors
-from foveate.core.precision import autocast_dtype
 from foveate.core.progress import duration, say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder

@@ -6,15 +6,17 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from foveate.multimodal.frames import CoordinateFrame
 from foveate.records.box_phrases import parse_boxes
 from foveate.records.box_text import parse_regions
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import REGION
+from foveate.records.shapes import Shape
 
 NOT_FOUND = "not found"
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
@@ -244,3 +246,65 @@ def with_placeholders(answer: Answer) -> str:
     for box in answer.boxes:
         text = text.replace(write_corners(box), REGION, 1)
     return text
+
+
+# What every model that answers questions about images can do, whoever built it. No torch.
+
+
+Request = tuple[Sequence[bytes], str, Sequence[Shape]]
+"""Encoded images, a question, and the regions of its `<region>` placeholders in pixels."""
+
+
+class ModelAnswer(Protocol):
+    """Answer of a model: its text, the boxes in it in pixels of the original image, and whether it came to an end."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def boxes(self) -> Sequence[PixelBox]: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+
+class AskableModel(Protocol):
+    """Model that a suite asks."""
+
+    def ask_all(self, questions: Sequence[Request], *, max_tokens: int) -> Sequence[ModelAnswer]:
+        """Answer questions in their order."""
+        ...
+
+    def choose_all(self, questions: Sequence[Request], options: Sequence[Sequence[str]]) -> Sequence[Sequence[float]]:
+        """Return the probability of each of the options of each question."""
+        ...
+
+
+@runtime_checkable
+class WordLimitedModel(AskableModel, Protocol):
+    """Model that keeps words which were invented for its training out of its answers."""
+
+    @property
+    def training_words(self) -> Sequence[str]: ...
+
+    def allow_training_words(self) -> AskableModel:
+        """Return the same model whose answers may have these words."""
+        ...
+
+
+# Draw the boxes of an answer on its images.
+
+
+_LINE, _HALO = (255, 92, 53), (52, 40, 34)
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[PixelBox]) -> Image.Image:
+    """Return a copy of an image with boxes, in pixels; a dark halo keeps them visible on any ground."""
+    drawn = image.convert("RGB")
+    pen = ImageDraw.Draw(drawn)
+    line = max(2, round(max(drawn.size) / 160))
+    for box in boxes:
+        for grow, color, width in ((line // 2, _HALO, 2 * line), (0, _LINE, line)):
+            edges = (box.x1 - grow, box.y1 - grow, box.x2 + grow, box.y2 + grow)
+            pen.rectangle(edges, outline=color, width=width)
+    return drawn

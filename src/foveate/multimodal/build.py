@@ -14,8 +14,7 @@ from foveate.language.open import LanguageModel, open_language_model
 from foveate.language.sparse import make_sparse
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
-from foveate.vision.connectors import Connector, build_connector, connector_kinds
-from foveate.vision.connectors.pooled import PooledConnector
+from foveate.vision.connectors import Connector, PooledConnector, build_connector, connector_kinds
 from foveate.vision.dual import DualConnector, DualTower
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.hidden_layer import build_tower

@@ -47,7 +47,7 @@ from foveate.multimodal.build import build_model, open_source
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.names import NameTable
 from foveate.multimodal.prompts import PromptWriter, create_prompts
-from foveate.multimodal.request_forms import RequestForms, read_request_forms
+from foveate.multimodal.questions import RequestForms, read_request_forms
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.conversations import REGION
 from foveate.vision.preprocess import check_preprocess

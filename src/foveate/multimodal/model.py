@@ -28,8 +28,7 @@ from foveate.multimodal.referring import RegionPrompts, RegionReader
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.multimodal.views import ViewLayout, Visual, find_images_before
 from foveate.vision.anyres_map import order_rows
-from foveate.vision.connectors import Connector
-from foveate.vision.connectors.pooled import PooledConnector
+from foveate.vision.connectors import Connector, PooledConnector
 from foveate.vision.dual import DualConnector, DualTower
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.regions import RegionEncoder

@@ -1,4 +1,4 @@
-"""Settings of a multimodal model: tower, connector, language model, and how regions go in and come out."""
+"""Settings of a multimodal model (tower, connector, language model, regions) and of asking one; free of torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from foveate.core.recipes import Settings
-from foveate.language.lora_settings import LoraOptions
-from foveate.language.sparse_settings import SparseOptions
+from foveate.language.settings import LoraOptions, SparseOptions
 from foveate.multimodal.assemble import AssemblyOptions
 
 
@@ -156,3 +155,25 @@ class MultimodalSettings(Settings):
             if value != expected:
                 raise ValueError(f"{name}: needs one view an image (got {value}); expected {expected} with assembly")
         return self
+
+
+# Settings of asking; free of torch, so that the command line can show them.
+
+
+Unit = Literal["pixels", "0-1", "0-1000"]
+
+
+class AskSettings(Settings):
+    """How a question is answered."""
+
+    model: str = Field(
+        default="mini",
+        description="a shipped model (mini, mini-ferret or smollm2-mini), a model folder of foveate mllm train, or a "
+        "folder or hub id of an image-text-to-text model of transformers",
+    )
+    max_tokens: int = Field(default=64, ge=1, le=4096, description="longest answer in tokens")
+    unit: Unit = Field(
+        default="pixels",
+        description="of the numbers of boxes, points and strokes: pixels of the image after its EXIF rotation, or "
+        "fractions of its sides, 0 to 1 or 0 to 1000",
+    )

@@ -23,7 +23,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, decode
 from foveate.training import doctor
-from foveate.vision.lite0_network import load_lite0
+from foveate.vision.lite0 import load_lite0
 from foveate.vision.minilm import package_folder
 from foveate.vision.preprocess import Preprocess, place_image, read_image, render_image
 

@@ -8,8 +8,7 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
 from foveate.pretrain.export import Job
-from foveate.vision.localizer.card import model_card
-from foveate.vision.localizer.folder import CARD, trained_weights
+from foveate.vision.localizer.folder import CARD, model_card, trained_weights
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.vision.encoder import ImageEncoder
-from foveate.vision.lite0 import Lite0Encoder, pack_maps
-from foveate.vision.lite0_network import load_lite0
+from foveate.vision.layers import encode_points, patch_centers
+from foveate.vision.lite0 import Lite0Encoder, load_lite0, pack_maps
 from foveate.vision.prompter import BoxHead, Prompted, Prompter
-from foveate.vision.sinusoid import encode_points, patch_centers
 
 
 class ImageGraph(nn.Module):

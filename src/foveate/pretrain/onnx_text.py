@@ -67,7 +67,7 @@ def find_tokenizer(encoder: TextEncoder) -> Tokenizer | None:
 
         if type(encoder.tokenizer) is not SimpleTokenizer or length is None:
             return None
-        from foveate.vision.open_clip.to_transformers import clip_tokenizer
+        from foveate.vision.open_clip.export import clip_tokenizer
 
         tokenizer = _copy(clip_tokenizer(length))
         if tokenizer is not None:

@@ -17,7 +17,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.prompter import BoxHead, Prompter
-from foveate.vision.roi import RoiPooler
+from foveate.vision.regions.roi import RoiPooler
 
 WEIGHTS, CONFIG = "prompter.safetensors", "prompter.json"
 KIND = "foveate-regions"

@@ -5,7 +5,7 @@ The package itself can be called, as `foveate.search(index, "a red boat")`.
 
 from __future__ import annotations
 
-from foveate.core.packages import load_lazily, make_callable
+from foveate.core.plugins import load_lazily, make_callable
 
 _LAZY = {
     "Hit": "foveate.search.search",

@@ -57,8 +57,7 @@ from foveate.search.index_folder import (
     write_texts,
 )
 from foveate.search.settings import IndexSettings
-from foveate.vision.localizer.candidates import coarse_boxes
-from foveate.vision.localizer.inference import embed_phrases, encode_crops
+from foveate.vision.localizer.inference import coarse_boxes, embed_phrases, encode_crops
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.sources import ModelSource, find_model
 from foveate.vision.preprocess import move_boxes, read_image

@@ -21,7 +21,7 @@ from foveate.serve.guard import Receive
 from foveate.serve.media import ImageDecoder
 from foveate.serve.settings import ServeSettings
 from foveate.serve.work import ModelWorker, refuse_late
-from foveate.vision.video.sources.source import Source
+from foveate.vision.video.sources import Source
 
 # Counters and histograms in Prometheus' text format.
 

@@ -24,7 +24,7 @@ from foveate.serve.calls import (
     SearchCall,
     ServedImage,
 )
-from foveate.vision.video.sources.source import Source
+from foveate.vision.video.sources import Source
 
 
 class _Body(BaseModel):

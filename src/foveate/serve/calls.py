@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foveate.search.search import Hit, Verdict
-    from foveate.vision.video.sources.source import Source
+    from foveate.vision.video.sources import Source
 
 Endpoint = Literal["chat", "embeddings", "locate", "search", "classify"]
 

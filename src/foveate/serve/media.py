@@ -17,8 +17,7 @@ import numpy as np
 from foveate.core.errors import UserError
 from foveate.records.images import BadImage, check, decode_with_info, detect_format
 from foveate.serve.calls import Refused, ServedImage
-from foveate.vision.video.sources.opening import open_source
-from foveate.vision.video.sources.source import Source
+from foveate.vision.video.sources import Source, open_source
 
 # Count the samples that FFmpeg would list for an MP4 file, before it opens the file.
 #

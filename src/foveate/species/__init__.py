@@ -9,7 +9,7 @@ probabilities = open_species("runs/species/model").probabilities(features)
 
 from __future__ import annotations
 
-from foveate.core.packages import load_lazily
+from foveate.core.plugins import load_lazily
 
 _LAZY = {
     "LinkClassifier": "foveate.species.classifier",

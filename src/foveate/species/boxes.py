@@ -36,7 +36,7 @@ from foveate.records.rows import region_row
 from foveate.records.tables import Provenance
 from foveate.species.settings import BoxSettings
 from foveate.training.stopping import StopRequest
-from foveate.vision.detectors.nanodet import NanoDetProposer, Proposals, ProposalSettings
+from foveate.vision.detectors import NanoDetProposer, Proposals, ProposalSettings
 
 NOTICE = (
     "boxes by NanoDet-g, a detector of everyday objects, not a MegaDetector: it misses animals and boxes stones; "

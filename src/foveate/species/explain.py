@@ -27,8 +27,7 @@ from foveate.species.predictions import Predictions
 from foveate.species.results import NearImage, NearTaxon, SpeciesExplanation
 from foveate.species.summary import format_step, name_label
 from foveate.survey.survey import Survey
-from foveate.vision.feature_cache import FeatureCache, choose_cache_folder
-from foveate.vision.image_vectors import VectorEncoder
+from foveate.vision.feature_cache import FeatureCache, VectorEncoder, choose_cache_folder
 from foveate.vision.preprocess import read_image
 
 if TYPE_CHECKING:

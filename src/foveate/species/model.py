@@ -25,7 +25,7 @@ from foveate.species.links import RELATIONS, LinkModel, Relation
 from foveate.species.recipe import GraphSettings
 from foveate.survey.taxa import Taxa
 from foveate.vision.encoder import ImageEncoder
-from foveate.vision.image_vectors import VectorEncoder
+from foveate.vision.feature_cache import VectorEncoder
 from foveate.vision.registry import build_image_encoder
 
 # Limits the memory of scores that are not linear: ConvE's maps in the paper's size take 39 kB a row.

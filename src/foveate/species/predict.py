@@ -53,7 +53,7 @@ from foveate.species.settings import BoxSettings, PredictSettings
 from foveate.survey.observations import name_detectors
 from foveate.survey.survey import Survey
 from foveate.training.stopping import StopRequest
-from foveate.vision.parallel_map import map_on_cores
+from foveate.vision.feature_cache import map_on_cores
 from foveate.vision.preprocess import read_image
 
 if TYPE_CHECKING:

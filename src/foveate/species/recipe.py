@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from foveate.core.devices import TrainingPrecision
 from foveate.core.errors import UserError, choose
 from foveate.core.plugins import module_names
-from foveate.core.precision import TrainingPrecision
 from foveate.core.recipes import Settings
 from foveate.species.crops import ViewSettings
 from foveate.training.epochs import with_default

@@ -48,8 +48,7 @@ from foveate.training.distributed import start
 from foveate.training.linear_probe import solve_head
 from foveate.training.loop import TrainingOutcome
 from foveate.vision.encoder import ImageEncoder
-from foveate.vision.feature_cache import FeatureCache, choose_cache_folder
-from foveate.vision.image_vectors import VectorEncoder
+from foveate.vision.feature_cache import FeatureCache, VectorEncoder, choose_cache_folder
 from foveate.vision.preprocess import read_image
 from foveate.vision.registry import build_image_encoder, seeded
 

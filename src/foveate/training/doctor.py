@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.core.devices import choose_device, usable_cores
-from foveate.core.precision import fast_precision
+from foveate.core.devices import choose_device, fast_precision, usable_cores
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.training.loader import BadSample, Loader

@@ -9,9 +9,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from foveate.core.devices import usable_cores
+from foveate.core.devices import TrainingPrecision, fast_precision, usable_cores
 from foveate.core.errors import UserError, nearest
-from foveate.core.precision import TrainingPrecision, fast_precision
 from foveate.core.recipes import Settings
 
 # One core of a server at 2.5 GHz with 512-bit fused multiply-add: 2 x 16 x 2.5e9, half of it for narrower machines.

@@ -16,9 +16,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from foveate.core import seeds
+from foveate.core.devices import autocast_dtype, emulates_bf16
 from foveate.core.errors import UserError, choose
 from foveate.core.files import FolderLock, fsync_path, read_json, write_json_atomically
-from foveate.core.precision import autocast_dtype, emulates_bf16
 from foveate.core.progress import say, track
 from foveate.core.runs import RunFolder
 from foveate.training import checkpoint

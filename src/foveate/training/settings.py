@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from foveate.core.precision import TrainingPrecision
+from foveate.core.devices import TrainingPrecision
 from foveate.core.recipes import Settings
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.language.chat_frame import ChatFrame, frame_of_chat
+from foveate.language.chat import ChatFrame, frame_of_chat
 from foveate.language.forbidden_words import ForbiddenWords, WordFilter
 from foveate.language.positions import find_context, find_rope_factor
 from foveate.language.tokenizer import BackendTokenizer

@@ -39,7 +39,7 @@ from foveate.video.score_table import ANSWERS, read_recipe, refuse_missing, summ
 from foveate.video.strategies import Strategy
 from foveate.video.viewing import VideoAnswer, Viewing
 from foveate.video.watch import ask_all, count_text, watch
-from foveate.vision.video.sources.video_file import load_decoder
+from foveate.vision.video.sources import load_decoder
 
 # Rows of `answers.jsonl`: a question, its clip by hash, and what was answered.
 

@@ -18,7 +18,7 @@ from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.hub import Checkpoint, fetch, loading
-from foveate.language.chat_frame import frame_of_template
+from foveate.language.chat import frame_of_template
 from foveate.language.positions import scale_rope
 from foveate.language.tokenizer import wrap_transformers
 from foveate.multimodal.folder import hash_model, load_model

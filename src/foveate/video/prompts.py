@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from foveate.core.errors import UserError
-from foveate.language.chat_frame import ChatFrame
-from foveate.language.pieces import Piece
+from foveate.language.chat import ChatFrame
+from foveate.language.tokenizer import Piece
 from foveate.records.rows import clean_text
 
 # Of each official template, filled with `_PROBE`.

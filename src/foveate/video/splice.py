@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.language.pieces import encode_pieces, list_start_ids
+from foveate.language.tokenizer import encode_pieces, list_start_ids
 from foveate.video.networks import Network
 from foveate.video.prompts import Prompt
 from foveate.video.strategies import Strategy

@@ -14,9 +14,8 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.recipes import Settings, validate
 from foveate.video.layout import OPERATORS, Block, Layout, Operator, Pool, Reduction, grid_side, operator_pool
 from foveate.vision.tiling import Grid, parse_grid
-from foveate.vision.video.choosing import ChoiceRule
 from foveate.vision.video.collages import TowerImage, frame_images
-from foveate.vision.video.sampling import float_linspace, slow_positions
+from foveate.vision.video.sampling import ChoiceRule, float_linspace, slow_positions
 
 MAX_FRAMES = 100_000
 MAX_SIDE = 1024

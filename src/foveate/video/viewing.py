@@ -22,8 +22,8 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.forbidden_words import WordFilter
 from foveate.language.generate import Completion, GenerationSettings, Prefix, predict, read_prefix, stream
-from foveate.language.pieces import Piece
 from foveate.language.positions import outgrows_training
+from foveate.language.tokenizer import Piece
 from foveate.multimodal.answers import NOT_FOUND, is_settled
 from foveate.multimodal.choose import to_probabilities
 from foveate.video.layout import Layout

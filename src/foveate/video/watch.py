@@ -24,10 +24,10 @@ from foveate.video.prompts import Prompts, find_prompts
 from foveate.video.splice import Room, check_room, encode_prompt, fit_strategy, splice
 from foveate.video.strategies import SlowFast, SlowStrategy, Strategy, parse_how
 from foveate.video.viewing import MAX_TOKENS, VideoAnswer, Viewing, answer_settings
-from foveate.vision.video.choosing import choose_frames
 from foveate.vision.video.collages import assemble_images
 from foveate.vision.video.reading import ClipReader
-from foveate.vision.video.sources.opening import ClipInput
+from foveate.vision.video.sampling import choose_frames
+from foveate.vision.video.sources import ClipInput
 
 # Choose the slow frames of a clip by what they show.
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.core.devices import PRECISIONS, precision_of
 from foveate.core.errors import UserError, choose
-from foveate.core.precision import PRECISIONS, precision_of
 from foveate.vision.encoder import ImageEncoder, ImageFeatures, TextEncoder
 from foveate.vision.layers import as_computed
 from foveate.vision.preprocess import Preprocess

@@ -6,10 +6,13 @@ preprocessing and how images are unpacked: a new image costs its own features on
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +25,38 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.images import DECODING_VERSION, BadImage, decode
 from foveate.vision.canvas import render_input
-from foveate.vision.encoder import ImageEncoder
+from foveate.vision.encoder import ImageEncoder, ImageFeatures
 from foveate.vision.feature_store import Failure, FeatureStore, Share, keys_of
-from foveate.vision.parallel_map import map_on_cores
 from foveate.vision.preprocess import place_image, read_image
 from foveate.vision.tiling import OVERVIEW, TilePlan
+
+# Parallel map: small frozen networks on the cores of a processor.
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_THREADS = 4
+
+
+def map_on_cores(function: Callable[[Item], Result], items: Iterable[Item], *, device: torch.device) -> list[Result]:
+    """Apply a function to every item, in order, several at a time; on a processor each call gets one core.
+
+    A small network that shares all cores within each of its layers waits for the slowest core after each of them: on a
+    busy machine that takes several times as long. On an accelerator the threads get its next inputs ready.
+    """
+    if device.type != "cpu":
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+            return list(pool.map(function, items))
+    cores = torch.get_num_threads()
+    if cores == 1:
+        return [function(item) for item in items]
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, items))
+    finally:
+        # The number is each thread's own, but threads that are yet to come take the one that was set last.
+        torch.set_num_threads(cores)
+
 
 CACHE = "cache"
 PART = 256  # entries of a file: what a killed process has to compute again at most
@@ -250,3 +280,56 @@ class TileCache(FeatureCache):
                 return torch.stack([self.store[start + number] for number in range(len(plan.views))])
             start += len(other.views)
         raise AssertionError(f"row {row} has no such plan")
+
+
+# One vector an image of an encoder that is not trained: cached, it takes kilobytes where tokens take megabytes.
+
+
+class VectorEncoder(ImageEncoder):
+    """An encoder as it is, whose features are its `image_vectors`; see `foveate.vision.feature_cache.FeatureCache`."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        width = encoder.vector_width
+        super().__init__(width=width, embed_dim=width, grid=(1, 1), preprocess=encoder.preprocess)
+        self.inner = encoder.eval().requires_grad_(False)
+        self.feature_shape = (width,)
+        # 32 bits: the vector is the only input of a classifier, and its size does not matter.
+        self.feature_dtype = torch.float32
+        self._digest = ""
+
+    def train(self, mode: bool = True) -> VectorEncoder:
+        """Stay in evaluation mode: batch statistics would make each cached vector another one."""
+        return super().train(False)  # type: ignore[return-value]
+
+    def fingerprint(self) -> str:
+        """Name the encoder with all weights that its vectors depend on, and that vectors are cached."""
+        frozen = self.inner.fingerprint()
+        if not frozen:
+            architecture = f"{type(self.inner).__name__} {self.inner.architecture()}"
+            return f"{self._hash(architecture, self.inner.state_dict())}-{self.preprocess.size_name}-vectors"
+        unnamed = self.inner.unnamed_weights()
+        return f"{frozen}-{self._hash('', unnamed)}-vectors" if unnamed else f"{frozen}-vectors"
+
+    def _hash(self, text: str, weights: Mapping[str, Tensor]) -> str:
+        if not self._digest:
+            digest = hashlib.sha256(text.encode())
+            for name, value in weights.items():
+                digest.update(name.encode() + b"\0")
+                # As bytes, because NumPy has no bfloat16.
+                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            self._digest = digest.hexdigest()[:16]
+        return self._digest
+
+    @torch.no_grad()
+    def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
+        """Return vectors [B, D] of pixels."""
+        return self.inner.image_vectors(self.inner.frozen_features(pixels_B3HW)).float()
+
+    def forward(self, features: Tensor) -> ImageFeatures:
+        """Return vectors of pixels, or vectors themselves, as one token each."""
+        vectors_BD = features if features.dim() == 2 else self.frozen_features(features)
+        return ImageFeatures(vectors_BD[:, None], (1, 1), vectors_BD)
+
+    def project(self, pooled_RD: Tensor) -> Tensor:
+        """Return the vectors: there is no other space."""
+        return pooled_RD

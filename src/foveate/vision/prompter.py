@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose
-from foveate.vision.layers import as_computed, layer_norm
-from foveate.vision.sinusoid import LAYOUTS, encode_points, patch_centers
+from foveate.vision.layers import LAYOUTS, as_computed, encode_points, layer_norm, patch_centers
 
 POOLS = ("prompt", "all")
 IMAGE_POSITIONS = ("sincos", "none")

@@ -19,7 +19,7 @@ from foveate.core.files import atomic_file
 from foveate.records.geometry import View
 from foveate.species.crops import choose_box, crop_view
 from foveate.survey.taxa import Taxa
-from foveate.vision.detectors.nanodet import NanoDetProposer, ProposalSettings
+from foveate.vision.detectors import NanoDetProposer, ProposalSettings
 from foveate.vision.preprocess import place_image, render_image
 from foveate.vision.registry import build_image_encoder
 from foveate_labs.worlds.traps.image import TrapImage, render_frame

@@ -19,7 +19,7 @@ from foveate.mllm.suite import SuiteQuestion
 from foveate.mllm.suite_summary import CONDITIONS
 from foveate.mllm.suites.scenes import KINDS
 from foveate.mllm.train import MllmTraining, train_mllm
-from foveate.multimodal.askable import AskableModel
+from foveate.multimodal.answers import AskableModel
 from foveate.multimodal.opening import open_mllm
 from foveate.records.boxes import PixelBox, normalize_box
 from foveate.records.collection import Collection

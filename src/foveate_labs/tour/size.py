@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from foveate.core.devices import choose_device, usable_cores
+from foveate.core.devices import autocast_dtype, choose_device, usable_cores
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
-from foveate.core.precision import autocast_dtype
 from foveate.core.progress import duration, say
 from foveate.core.recipes import validate
 from foveate.core.runs import RunFolder

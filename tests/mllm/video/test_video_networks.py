@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically
-from foveate.language.chat_frame import frame_of_template
+from foveate.language.chat import frame_of_template
 from foveate.video.networks import Network, open_network, stretch_positions
 from foveate.vision.preprocess import Preprocess
 from naming import raises_naming

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.language.chat_frame import ChatFrame
-from foveate.language.pieces import Piece, encode_pieces, list_start_ids
-from foveate.language.tokenizer import wrap_transformers
+from foveate.language.chat import ChatFrame
+from foveate.language.tokenizer import Piece, encode_pieces, list_start_ids, wrap_transformers
 from foveate.video import prompts
 from foveate.video.prompts import (
     FINGERPRINTS,

@@ -39,7 +39,7 @@ from foveate.video.strategies import (
 from foveate.video.viewing import Viewing
 from foveate.video.watch import ask_all, count_text, watch
 from foveate.vision.preprocess import Preprocess
-from foveate.vision.video.sources.images import ImageList
+from foveate.vision.video.sources import ImageList
 from naming import raises_naming
 
 HOW = SlowFast(slow=3, fast=(2, 2))

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from foveate.core.errors import UserError
-from foveate.vision.video.choosing import choose_frames
-from foveate.vision.video.sampling import sample
+from foveate.vision.video.sampling import choose_frames, sample
 from naming import raises_naming
 
 # Small integers make ties frequent and distances exact.

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.vision.video.choosing import choose_frames
 from foveate.vision.video.reading import read_clip
+from foveate.vision.video.sampling import choose_frames
 from foveate_labs.worlds.scenes import draw_clip, write_frames
 
 pytest.importorskip("av")

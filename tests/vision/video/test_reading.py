@@ -17,7 +17,7 @@ from PIL import Image
 from foveate.core.errors import UserError
 from foveate.vision.video.reading import Clip, ClipReader, read_clip
 from foveate.vision.video.sampling import sample
-from foveate.vision.video.sources.source import BadClip
+from foveate.vision.video.sources import BadClip
 from naming import raises_naming
 from video_files import moving_square, sample_clip, write_clip, write_sound
 

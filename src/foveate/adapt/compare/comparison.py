@@ -19,7 +19,7 @@ from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.results import ComparedTask
 from foveate.core.experiment_grid import Cell, CellStore
-from foveate.metrics.comparison import argmax_last
+from foveate.metrics.agreement import argmax_last
 from foveate.training.classification import LabeledImages
 
 

@@ -28,9 +28,11 @@ from foveate.metrics.agreement import (
     confident_regions,
     ensemble,
     error_consistency,
+    group_means,
     mean_disagreement,
+    pareto_mask,
+    relative_spread,
 )
-from foveate.metrics.comparison import group_means, pareto_mask, relative_spread
 from foveate.metrics.intervals import bootstrap_interval, seed_interval
 from foveate.training.logit_files import read_logits
 

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
 from foveate.chat.batching import DynamicBatcher, run_in_halves
-from foveate.core.devices import choose_device
+from foveate.core.devices import choose_device, precision_of
 from foveate.core.errors import UserError
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
-from foveate.core.precision import precision_of
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
 from foveate.records.images import decode

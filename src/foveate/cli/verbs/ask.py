@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from foveate.multimodal.answers import Answer
-    from foveate.multimodal.ask_settings import Unit
     from foveate.multimodal.results import Exchange
+    from foveate.multimodal.settings import Unit
     from foveate.records.shapes import Shape
 
 _REGIONS = ("box", "point", "stroke", "mask")
@@ -40,7 +40,7 @@ class RegionsCommand(FieldsCommand):
 @click.command("ask", cls=RegionsCommand, short_help="Ask an image a question.")
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("question")
-@fields("foveate.multimodal.ask_settings:AskSettings", "model", "max_tokens", "unit")
+@fields("foveate.multimodal.settings:AskSettings", "model", "max_tokens", "unit")
 @click.option("--box", multiple=True, metavar="X1,Y1,X2,Y2", help="Region of the question: a box. Repeatable.")
 @click.option("--point", multiple=True, metavar="X,Y", help="Region of the question: a point. Repeatable.")
 @click.option(
@@ -96,10 +96,10 @@ def command(
     """
     from foveate.core.recipes import validate
     from foveate.core.runs import check_run_path
-    from foveate.multimodal.ask_settings import AskSettings
     from foveate.multimodal.choose import check_options
     from foveate.multimodal.opening import open_mllm
     from foveate.multimodal.questions import ask_turns
+    from foveate.multimodal.settings import AskSettings
 
     checked = validate(AskSettings, settings, where="foveate ask")
     given = {"--json": as_json, "--image-out": image_out, "--coco-out": coco_out, "--option": options}
@@ -344,7 +344,7 @@ def _write_images(path: Path, images: tuple[Path, ...], answer: Answer) -> dict[
     from io import BytesIO
 
     from foveate.core.files import write_bytes_atomically
-    from foveate.multimodal.draw import draw_boxes
+    from foveate.multimodal.answers import draw_boxes
     from foveate.records.images import decode
 
     paths, files = {}, _name_outputs(path, len(images))

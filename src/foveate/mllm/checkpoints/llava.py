@@ -15,8 +15,8 @@ import torch
 from foveate.core.errors import UserError
 from foveate.core.hub import Checkpoint, check_loaded, loading
 from foveate.mllm.checkpoints.parts import ImportedParts
-from foveate.vision.hf.loading import KIND_OF_TYPE
 from foveate.vision.hf.processors import processor_settings
+from foveate.vision.hf.towers import KIND_OF_TYPE
 from foveate.vision.tiling import preset_options
 
 MODEL_TYPES = ("llava", "llava_next")

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.language.gguf_writer import Value, write_gguf
+from foveate.language.gguf import Value, write_gguf
 from foveate.language.llama_gguf import (
     CONTROL,
     LAYER_NAMES,

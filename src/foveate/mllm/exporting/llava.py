@@ -21,7 +21,7 @@ from foveate.mllm.export import (
 )
 from foveate.multimodal.folder import LoadedModel
 from foveate.records.conversations import IMAGE
-from foveate.vision.open_clip.to_transformers import clip_image_processor
+from foveate.vision.open_clip.export import clip_image_processor
 
 LOADING = """```python
 from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -29,8 +29,7 @@ from foveate.records.collection import Collection
 from foveate.records.geometry import Placement
 from foveate.records.region_sources import SelectedRegions
 from foveate.vision.encoder import ImageFeatures
-from foveate.vision.localizer.card import METHODS
-from foveate.vision.localizer.folder import CARD, WEIGHTS
+from foveate.vision.localizer.folder import CARD, METHODS, WEIGHTS
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.preprocess import move_boxes
 

@@ -21,10 +21,9 @@ from foveate.pretrain.export_checks import (
     probe_pixels,
     write_card,
 )
-from foveate.vision.hf.clip import TransformersClipImageEncoder, TransformersClipTextEncoder
-from foveate.vision.hf.export import check_whole, whole_model
+from foveate.vision.hf.clip import TransformersClipImageEncoder, TransformersClipTextEncoder, check_whole, whole_model
 from foveate.vision.localizer.folder import CARD
-from foveate.vision.open_clip.to_transformers import check_standard, clip_image_processor, clip_model, clip_tokenizer
+from foveate.vision.open_clip.export import check_standard, clip_image_processor, clip_model, clip_tokenizer
 
 _FILES = [
     "config.json",

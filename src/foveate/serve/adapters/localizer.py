@@ -16,7 +16,7 @@ from foveate.search.locate import find_decode_side, locate_phrases
 from foveate.search.search import Verdict
 from foveate.serve.adapters import check_letters, count_bytes, read_folder_config, use_precision
 from foveate.serve.calls import Call, EmbeddingsCall, EmbeddingsReply, Endpoint, LocateCall, Located, SearchCall
-from foveate.vision.hf.loading import KIND_OF_TYPE
+from foveate.vision.hf.towers import KIND_OF_TYPE
 from foveate.vision.localizer.folder import KIND
 from foveate.vision.localizer.sources import OPEN_CLIP_CONFIG
 

@@ -13,8 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.vision.hf.loading import load_tower
-from foveate.vision.hf.towers import TransformersImageEncoder
+from foveate.vision.hf.towers import TransformersImageEncoder, load_tower
 from foveate.vision.tower_options import FreezableImageOptions, read_options
 
 KIND = "dinov2"

@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.vision.hf.loading import load_tower
-from foveate.vision.hf.towers import TransformersImageEncoder, TransformersTextEncoder
+from foveate.vision.hf.towers import TransformersImageEncoder, TransformersTextEncoder, load_tower
 from foveate.vision.tower_options import ProjectedImageOptions, ProjectedTextOptions, read_options
 
 KIND = "siglip"

@@ -18,8 +18,8 @@ from foveate.core.errors import UserError
 from foveate.vision.encoder import ImageEncoder, ImageFeatures, TextEncoder
 from foveate.vision.localizer.settings import LocalizerSettings
 from foveate.vision.prompter import BoxHead, Prompter, sorted_boxes
+from foveate.vision.regions.roi import RoiPooler, roi_pool
 from foveate.vision.registry import build_image_encoder, build_text_encoder
-from foveate.vision.roi import RoiPooler, roi_pool
 
 Module = TypeVar("Module", bound=nn.Module)
 

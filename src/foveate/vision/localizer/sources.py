@@ -19,7 +19,7 @@ from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json, sha256_file
 from foveate.core.hub import HUB_ID, Checkpoint, fetch
 from foveate.core.model_folder import CONFIG, PREPROCESS, WEIGHTS
-from foveate.vision.hf.loading import KIND_OF_TYPE
+from foveate.vision.hf.towers import KIND_OF_TYPE
 from foveate.vision.localizer.folder import KIND, load_model
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.settings import LocalizerSettings, RegionSettings

@@ -15,8 +15,7 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.vision.video.sampling import NUM_FRAMES, SampleRule, format_time, sample
-from foveate.vision.video.sources.opening import ClipInput, open_source
-from foveate.vision.video.sources.source import BadClip, Source
+from foveate.vision.video.sources import BadClip, ClipInput, Source, open_source
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from foveate.core.seeds import uniform
-from foveate.multimodal.request_forms import expand
+from foveate.multimodal.questions import expand
 from foveate_labs.worlds.questions import Form
 
 HELD_OUT_SHARE = 0.2

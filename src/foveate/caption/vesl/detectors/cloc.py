@@ -17,7 +17,7 @@ from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, 
 from foveate.caption.vesl.similarity import RegionScorer
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
-from foveate.vision.detectors.padded_square import MIN_SIDE_PX
+from foveate.vision.detectors import MIN_SIDE_PX
 from foveate.vision.localizer.inference import find
 
 

@@ -20,7 +20,7 @@ from foveate.multimodal.folder import hash_model
 from foveate.multimodal.opening import find_native_folder, open_mllm
 from foveate.multimodal.prepare import Question
 from foveate.multimodal.questions import ask_where
-from foveate.vision.detectors.padded_square import MIN_SIDE_PX
+from foveate.vision.detectors import MIN_SIDE_PX
 
 
 class MllmSettings(Settings):

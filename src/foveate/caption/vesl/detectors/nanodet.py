@@ -17,7 +17,7 @@ from pydantic import Field
 
 from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind
 from foveate.caption.vesl.similarity import RegionScorer
-from foveate.vision.detectors.nanodet import CLASS_NAMES, NanoDetProposer, Proposals, ProposalSettings
+from foveate.vision.detectors import CLASS_NAMES, NanoDetProposer, Proposals, ProposalSettings
 from foveate.vision.minilm import PACKAGE_SHA256, SentenceEncoder
 
 Comparison = Callable[[int, Proposals, Sequence[str]], NDArray[np.float64]]

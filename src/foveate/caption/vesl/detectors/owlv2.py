@@ -19,7 +19,7 @@ from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.hub import check_loaded, fetch, loading
 from foveate.core.recipes import Settings
-from foveate.vision.detectors.padded_square import boxes_in_image
+from foveate.vision.detectors import boxes_in_image
 
 
 class Owlv2Settings(Settings):

@@ -551,7 +551,7 @@ def fetch_command(name: str, as_json: bool) -> None:
       foveate mllm fetch smollm2
     """
     from foveate.core.errors import choose
-    from foveate.language.smollm2 import FILE_SHA256, fetch_smollm2
+    from foveate.language.open import FILE_SHA256, fetch_smollm2
 
     choose(name, ("smollm2",), "language model")
     path = fetch_smollm2()

@@ -1,4 +1,4 @@
-"""Options of sparse layers; free of torch, so that recipes can be read without it."""
+"""Options of LoRA and of sparse layers; free of torch, so that recipes and the command line can show them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from foveate.core.recipes import Settings
+
+# Options of LoRA; free of torch, so that recipes and the command line can show them.
+
+
+ALL_LINEAR = "all-linear"
+
+
+class LoraOptions(Settings):
+    """Options of LoRA on a language model."""
+
+    rank: int = Field(default=16, ge=1, description="r, of the added matrices")
+    alpha: float | None = Field(default=None, gt=0, description="the pair is multiplied by alpha / rank; unset = rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="on the pair's input, in training")
+    targets: list[str] = Field(
+        default=[ALL_LINEAR],
+        min_length=1,
+        description="names of linear layers, or their ends as q_proj; all-linear is all but the head",
+    )
+
+
+# Options of sparse layers; free of torch, so that recipes can be read without it.
 
 
 class SparseOptions(Settings):

@@ -1,17 +1,178 @@
-"""Clips of video files, read by PyAV in one thread, with every sign of damage noted."""
+"""Sources of clips: video files, animated images, folders of images, images in memory."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Container, Iterator
+import os
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from PIL import Image
 
 from foveate.core.errors import UserError
-from foveate.records.images import MAX_PIXELS, to_rgb
-from foveate.vision.video.sources.source import BadClip, Frame
+from foveate.records.images import (
+    MAX_PIXELS,
+    SUFFIXES,
+    BadImage,
+    ImageInput,
+    check,
+    decode,
+    detect_format,
+    encode_input,
+    iterate_frames,
+    read_image_info,
+    to_rgb,
+)
+
+# The protocol of what a clip is read from, its frames, and its error.
+#
+# Each source predicts the times of its frames without decoding, and decodes them in one pass.
+
+
+class BadClip(UserError):
+    """A clip that cannot be read; `reason` is a short code that is counted, the message one sentence.
+
+    Attributes:
+        num_decoded: how many of its frames can be decoded.
+    """
+
+    def __init__(self, reason: str, sentence: str, *, num_decoded: int = 0) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.num_decoded = num_decoded
+
+
+class Frame(NamedTuple):
+    """Seconds at which a frame begins, and its upright RGB pixels; None where nobody looks at it."""
+
+    time: float
+    image: Image.Image | None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A clip before it is decoded.
+
+    Attributes:
+        name: for errors.
+        damage: a sentence for each damaged part that the last pass met, with the number of the frame before it.
+        header_frames: how many frames the header promises; 0 where it does not say.
+        size: width and height of a frame by the header; (0, 0) where there is none, as of a list of images.
+    """
+
+    name: str
+    damage: list[str]
+    header_frames: int
+    size: tuple[int, int]
+
+    def predict_times(self) -> list[float]:
+        """Return the seconds of each frame as the file's structure has them, without decoding."""
+        ...
+
+    def decode(self, indices: Container[int]) -> Iterator[Frame]:
+        """Decode all frames in order; those of `indices` with pixels."""
+        ...
+
+
+# Clips of images: files of a folder, images in memory, a GIF, WebP or PNG with several frames.
+
+
+def open_images(clip: Any, frame_rate: float) -> ImageList:
+    """Open a folder or list of images, `frame_rate` of them per second.
+
+    Raises:
+        BadClip: the folder has no images.
+        UserError: the rate is not above 0.
+    """
+    if not 0 < frame_rate < float("inf"):
+        raise UserError(f"frame_rate: expected images per second above 0 (got {frame_rate})")
+    if isinstance(clip, str | os.PathLike):
+        return ImageList(str(clip), _list_images(Path(clip)), frame_rate=frame_rate)
+    return ImageList("clip", list(clip), frame_rate=frame_rate)
+
+
+def _list_images(folder: Path) -> list[Path]:
+    """List the images of a folder, names sorted as strings as in the official code; hidden files are left out."""
+    suffixes = {*SUFFIXES.values(), "jpeg", "tiff"}
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
+    images = [folder / name for name in names if name.rpartition(".")[2].lower() in suffixes]
+    if not images:
+        raise BadClip("empty folder", f"{folder}: no images; expected files such as 0001.jpg or 0001.png")
+    return images
+
+
+class ImageList:
+    """Images in memory or in files, `frame_rate` of them per second."""
+
+    def __init__(self, name: str, images: Sequence[Any], *, frame_rate: float) -> None:
+        self.name, self.images, self.frame_rate = name, images, frame_rate
+        self.damage: list[str] = []
+        self.header_frames, self.size = 0, (0, 0)
+
+    def predict_times(self) -> list[float]:
+        return [index / self.frame_rate for index in range(len(self.images))]
+
+    def decode(self, indices: Container[int]) -> Iterator[Frame]:
+        self.damage = []
+        num_decoded = 0
+        for index, item in enumerate(self.images):
+            image = None
+            try:
+                if isinstance(item, Image.Image) or _is_rgb(item):
+                    # Pixels in memory cannot be broken: no detour over an encoded file.
+                    image = to_rgb(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
+                else:
+                    data = encode_input(item)
+                    image = decode(data) if num_decoded in indices else None
+                    # Frames that are not sampled are checked too, so that every pass counts the same frames.
+                    if image is None:
+                        check(data)
+            except UserError as error:
+                name = item.name if isinstance(item, Path) else f"image {index}"
+                self.damage.append(f"{name}: {error}")
+                continue
+            yield Frame(index / self.frame_rate, image if num_decoded in indices else None)
+            num_decoded += 1
+
+
+def _is_rgb(item: object) -> bool:
+    """Whether it is an array of uint8 [H, W, 3 or 4] with pixels; `encode_input` names what is wrong with others."""
+    if not isinstance(item, np.ndarray) or item.dtype != np.uint8 or item.ndim != 3:
+        return False
+    return item.shape[2] in (3, 4) and item.size > 0
+
+
+class AnimatedImage:
+    """A GIF, WebP or PNG with several frames; a still image is a clip of one frame."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name, self.data = name, data
+        self.damage: list[str] = []
+        try:
+            info = read_image_info(data)[0]
+            self.header_frames, self.size = info.frames, (info.width, info.height)
+        except BadImage as error:
+            raise BadClip(error.reason, f"{name}: {error}") from error
+
+    def predict_times(self) -> list[float]:
+        # Only decoding tells how long each frame is shown; 100 ms is the usual time.
+        return [index / 10 for index in range(self.header_frames)]
+
+    def decode(self, indices: Container[int]) -> Iterator[Frame]:
+        self.damage = []
+        num_decoded = 0
+        try:
+            for time, image in iterate_frames(self.data, indices=indices):
+                yield Frame(time, image)
+                num_decoded += 1
+        except BadImage as error:
+            self.damage.append(f"after frame {num_decoded}: {error}")
+
+
+# Clips of video files, read by PyAV in one thread, with every sign of damage noted.
+
 
 _INSTALL = "pip install 'foveate[video]'"
 # Formats of FFmpeg that hold one clip. Playlists and scripts (HLS, DASH, concat) are left out: they name other files
@@ -195,3 +356,51 @@ def _count_missing_bytes(source: Path | bytes) -> int:
 
 def _describe(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+# Open a clip, recognized by its content.
+
+
+ClipInput = str | os.PathLike[str] | bytes | Sequence[ImageInput] | np.ndarray | Source
+"""A clip of the Python API: a video file, GIF, WebP or folder of images; images; uint8 pixels [T, H, W, 3]; the bytes
+of a file; or a source that `open_source` opened."""
+
+
+def open_source(clip: ClipInput, *, frame_rate: float | None = None) -> Source:
+    """Open a clip, recognized by its content; see `foveate.vision.video.reading.read_clip`.
+
+    Raises:
+        BadClip: it cannot be opened, or is no clip.
+        UserError: PyAV is needed and missing.
+    """
+    if isinstance(clip, Source):
+        return clip
+    is_path = isinstance(clip, str | os.PathLike)
+    if (is_path and Path(clip).is_dir()) or not (is_path or isinstance(clip, bytes)):
+        return open_images(clip, 1.0 if frame_rate is None else frame_rate)
+    if frame_rate is not None:
+        raise UserError(
+            f"frame_rate: is for folders and lists of images (got {frame_rate}); this clip has its own times"
+        )
+    if isinstance(clip, bytes):
+        if not clip:
+            raise BadClip("empty file", "clip: 0 bytes; expected a video")
+        return AnimatedImage("clip", clip) if _is_image(clip) else VideoFile(clip)
+    path = Path(clip)
+    if not path.is_file():
+        problem = "a pipe, socket or device" if path.exists() else "no such file"
+        raise BadClip("unreadable", f"{path}: {problem}; expected a video file or a folder of images")
+    # Image signatures are at the start of a file, so a long video is not read for them.
+    with path.open("rb") as handle:
+        start = handle.read(512)
+    if not start:
+        raise BadClip("empty file", f"{path}: the file has 0 bytes; expected a video")
+    return AnimatedImage(str(path), encode_input(path)) if _is_image(start) else VideoFile(path)
+
+
+def _is_image(start: bytes) -> bool:
+    try:
+        detect_format(start)
+    except BadImage:
+        return False
+    return True

@@ -1,1 +1,0 @@
-"""Boxes of an image without words: NanoDet, which comes with the package, and the padded square that detectors see."""
