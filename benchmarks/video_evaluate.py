@@ -22,9 +22,10 @@ import torch
 from benchmarks.common import Timing, compare, publish, ratio
 from benchmarks.video_asking import build_network
 from foveate.core import progress, seeds
-from foveate.video.evaluate import ClipWatcher, VideoEvaluationSettings, evaluate
+from foveate.video.evaluate import VideoEvaluationSettings, evaluate
 from foveate.video.networks import open_network
 from foveate.video.strategies import parse_how
+from foveate.video.watch import ClipWatcher
 from foveate_labs.worlds.scenes.clip_files import write_frames
 from foveate_labs.worlds.scenes.clip_questions import ask_clip
 from foveate_labs.worlds.scenes.clips import draw_clip

@@ -16,7 +16,7 @@ from adapt.test_matrix import moved, small
 from adapt.towers import CLASSES, FAMILIES, pixels, tower
 from foveate.adapt.folder import add_adapter, load_adapter, save_adapter
 from foveate.adapt.methods.lora import Pair
-from foveate.adapt.methods.ssf import SsfAdapter
+from foveate.adapt.methods.scales import SsfAdapter
 from foveate.adapt.model import adapt
 from foveate.adapt.registry import get_method, method_names
 from foveate.adapt.wise import interpolated, save_at

@@ -12,13 +12,11 @@ import torch
 
 from adapt.compared import HALF, network, recipe, stripes
 from foveate.adapt.compare.bench import Bench, Fit
-from foveate.adapt.compare.comparison import Comparison
+from foveate.adapt.compare.comparison import Comparison, split_rows
 from foveate.adapt.compare.grids import GRIDS, Candidate, load_grid
-from foveate.adapt.compare.plan import plan
-from foveate.adapt.compare.pricing import check_hours
+from foveate.adapt.compare.pricing import check_hours, plan
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, max_parameters, parse_tasks
 from foveate.adapt.compare.run import _warn, compare, logits_path
-from foveate.adapt.compare.splits import split_rows
 from foveate.adapt.data import LabeledImages, load_images
 from foveate.adapt.recipe import AdaptData, AdaptTraining
 from foveate.core.errors import UserError

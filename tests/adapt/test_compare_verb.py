@@ -14,7 +14,7 @@ from PIL import Image
 from adapt.compared import HALF, stripes
 from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
 from foveate.adapt.compare.recipe import parse_tasks
-from foveate.adapt.compare.summary import _accuracy, _spread_between
+from foveate.adapt.compare.run import _accuracy, _spread_between
 from foveate.adapt.data import load_images
 from foveate.adapt.folder import load_adapter
 from foveate.adapt.load_backbone import load_backbone, parse_backbone

@@ -14,7 +14,7 @@ import torch
 from adapt.official import FOLDER
 from foveate.adapt.backbone import Backbone
 from foveate.adapt.compare.grids import DROP_PATH, GRIDS, Candidate
-from foveate.adapt.compare.plan import candidate_key, measure_candidate
+from foveate.adapt.compare.pricing import candidate_key, measure_candidate
 from foveate.adapt.compare.recipe import max_parameters
 from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.recipe import AdaptTraining, rate_of_epoch, released_rate

@@ -18,8 +18,7 @@ from adapt.towers import pixels, tower
 from foveate.adapt.folder import load_adapter, read_head
 from foveate.adapt.model import adapt
 from foveate.adapt.registry import method_names
-from foveate.adapt.robustness import smallest_near_best
-from foveate.adapt.wise import interpolated, save_at
+from foveate.adapt.wise import interpolated, save_at, smallest_near_best
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.progress import configure

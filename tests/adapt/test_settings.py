@@ -9,27 +9,27 @@ import torch
 import torch.nn.functional as F
 
 from adapt.towers import tower
-from foveate.adapt.bottleneck import Bottleneck
-from foveate.adapt.fact import FactAdapter
 from foveate.adapt.find_backbone import map_backbone
-from foveate.adapt.methods.adaptformer import AdaptformerAdapter, AdaptformerSettings
-from foveate.adapt.methods.bitfit import BitfitAdapter
-from foveate.adapt.methods.convpass import ConvBranch, ConvpassAdapter, ConvpassSettings
-from foveate.adapt.methods.difffit import DifffitAdapter
-from foveate.adapt.methods.fact_tk import FactTkAdapter, FactTkSettings
-from foveate.adapt.methods.fact_tt import FactTtAdapter, FactTtSettings
-from foveate.adapt.methods.full import FullAdapter
-from foveate.adapt.methods.houlsby import HoulsbyAdapter, HoulsbySettings
-from foveate.adapt.methods.layernorm import LayernormAdapter
-from foveate.adapt.methods.linear import LinearAdapter
+from foveate.adapt.methods.bottlenecks import (
+    AdaptformerAdapter,
+    AdaptformerSettings,
+    Bottleneck,
+    ConvBranch,
+    ConvpassAdapter,
+    ConvpassSettings,
+    HoulsbyAdapter,
+    HoulsbySettings,
+    LinearBottleneck,
+    PfeifferAdapter,
+    PfeifferSettings,
+    RepadapterAdapter,
+    RepadapterSettings,
+)
+from foveate.adapt.methods.fact import FactAdapter, FactTkAdapter, FactTkSettings, FactTtAdapter, FactTtSettings
 from foveate.adapt.methods.lora import LoraAdapter, LoraSettings
-from foveate.adapt.methods.pfeiffer import PfeifferAdapter, PfeifferSettings
-from foveate.adapt.methods.repadapter import LinearBottleneck, RepadapterAdapter, RepadapterSettings
-from foveate.adapt.methods.ssf import SsfAdapter, SsfSettings
-from foveate.adapt.methods.subset import SubsetAdapter
-from foveate.adapt.methods.vpt_deep import VptDeepAdapter
-from foveate.adapt.methods.vpt_shallow import VptShallowAdapter, VptShallowSettings
-from foveate.adapt.prompts import PromptAdapter
+from foveate.adapt.methods.scales import DifffitAdapter, SsfAdapter, SsfSettings
+from foveate.adapt.methods.subsets import BitfitAdapter, FullAdapter, LayernormAdapter, LinearAdapter, SubsetAdapter
+from foveate.adapt.methods.vpt import PromptAdapter, VptDeepAdapter, VptShallowAdapter, VptShallowSettings
 from foveate.adapt.registry import get_method, method_names
 
 ADAPTERS = {

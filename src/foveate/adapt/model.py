@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import Adapter, MethodSettings, NativeAdapter
+from foveate.adapt.adapter import Adapter, MethodSettings, NativeAdapter, ParameterSwap
 from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.heads import describe_head, head_width, new_head, num_classes
 from foveate.adapt.parameter_summary import ParameterCounts, count_parameters, format_summary
-from foveate.adapt.parameter_swap import ParameterSwap
 from foveate.adapt.registry import get_method, parse_settings
 from foveate.adapt.requirements import check_carried
 from foveate.core import seeds

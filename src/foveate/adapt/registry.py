@@ -1,23 +1,22 @@
-"""Methods by name: `x-y` is the module `foveate.adapt.methods.x_y`. A new method is one new module there."""
+"""Methods by name, as `foveate.adapt.methods.METHODS` lists them; `-` and `_` are the same."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from foveate.adapt.adapter import Method, MethodSettings
+from foveate.adapt.methods import METHODS
 from foveate.core.errors import UserError, choose
-from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import validate
-
-_PACKAGE = "foveate.adapt.methods"
 
 
 @cache
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods, as a user writes them."""
-    return tuple(sorted(name.replace("_", "-") for name in module_names(_PACKAGE)))
+    return tuple(sorted(METHODS))
 
 
 def get_method(name: str) -> Method:
@@ -27,8 +26,9 @@ def get_method(name: str) -> Method:
         UserError: there is no such method; the nearest is named.
     """
     # Chosen among names with `-`, so that the error lists them as a user writes them.
-    name = choose(name.replace("_", "-"), method_names(), "method")
-    return load_plugin(_PACKAGE, name.replace("-", "_"), "METHOD", label="method")
+    module, _, attribute = METHODS[choose(name.replace("_", "-"), method_names(), "method")].partition(":")
+    method: Method = getattr(importlib.import_module(f"foveate.adapt.methods.{module}"), attribute)
+    return method
 
 
 def parse_settings(config: MethodSettings | Mapping[str, Any] | str) -> MethodSettings:

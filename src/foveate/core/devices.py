@@ -7,11 +7,12 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from foveate.core.errors import UserError, choose
+
+if TYPE_CHECKING:
+    import torch
 
 
 def peak_gigabytes() -> float:

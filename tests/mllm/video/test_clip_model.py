@@ -10,10 +10,10 @@ import tiny_llavas
 
 from foveate.core.errors import UserError
 from foveate.video.adapter import Network
-from foveate.video.evaluate import ClipRequest, ClipWatcher
+from foveate.video.evaluate import ClipRequest
 from foveate.video.networks import hash_weights, open_network
 from foveate.video.strategies import parse_how
-from foveate.video.watch import watch
+from foveate.video.watch import ClipWatcher, watch
 from naming import raises_naming
 
 HOW = "slowfast-slow_2frms_spatial_1d_max_pool-fast_1x1"

@@ -32,10 +32,10 @@ from foveate.adapt.adapter import (
     init_kaiming,
     init_zero,
     select_blocks,
+    upcast,
 )
 from foveate.adapt.backbone import Backbone, Block, InProjection, get_tensor
 from foveate.adapt.module_map import match_names
-from foveate.adapt.parameter_swap import upcast
 from foveate.core.errors import UserError, nearest
 
 # What each name of `targets` stands for; "mlp" is every linear layer of the MLP, also of a gated one.
@@ -427,6 +427,6 @@ class LoraAdapter(Adapter[LoraSettings]):
         return tensors
 
 
-METHOD = Method(
+LORA = Method(
     LoraSettings, LoraAdapter, paper="arXiv 2106.09685", location="beside q, k, v", mergeable=True, peft="LORA"
 )

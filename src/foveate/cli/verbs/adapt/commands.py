@@ -326,8 +326,8 @@ def wise_command(
       foveate adapt wise runs/adapt-lora --data mine.npz --shifted night=night.npz --to robust
     """
     from foveate.adapt.compare.recipe import parse_task
-    from foveate.adapt.robustness import measure_robustness
     from foveate.adapt.settings import WiseSettings
+    from foveate.adapt.wise import measure_robustness
     from foveate.core.recipes import validate
     from foveate.report import render
 

@@ -407,9 +407,10 @@ def evaluate_command(
     """
     from foveate.core.recipes import validate
     from foveate.report import render
-    from foveate.video.evaluate import ClipWatcher, VideoEvaluationSettings
+    from foveate.video.evaluate import VideoEvaluationSettings
     from foveate.video.evaluate import evaluate as evaluate_set
     from foveate.video.networks import hash_weights, open_network
+    from foveate.video.watch import ClipWatcher
 
     checked = validate(VideoEvaluationSettings, {**settings, "seed": seed or 0}, where="foveate video evaluate")
     strategy = build_how(how, strategy_options)

@@ -1,14 +1,10 @@
-"""Both forms of FacT: added weights s V T U, with U and V common to the whole network.
-
-Jie and Deng 2023, arXiv 2212.03145, section 3. Every d x d part of qkv, proj, fc1 and fc2 has a core T (r x r); fc1 and
-fc2 count as m parts, m = hidden width / d. Merges: W += s V T U.
-"""
+"""Both forms of FacT: added weights s V T U, with U and V common to the whole network."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +15,21 @@ from foveate.adapt.adapter import (
     BlockAdapter,
     BranchSettings,
     Handle,
+    Method,
     check_rank,
     hook_output,
     init_zero,
     select_blocks,
+    upcast,
 )
 from foveate.adapt.backbone import Backbone, get_tensor
-from foveate.adapt.parameter_swap import upcast
 from foveate.core.errors import UserError
+
+# Both forms of FacT: added weights s V T U, with U and V common to the whole network.
+#
+# Jie and Deng 2023, arXiv 2212.03145, section 3. Every d x d part of qkv, proj, fc1 and fc2 has a core T (r x r); fc1
+# and
+# fc2 count as m parts, m = hidden width / d. Merges: W += s V T U.
 
 
 class FactSettings(BranchSettings):
@@ -137,3 +140,95 @@ class FactAdapter(BlockAdapter[FactS]):
                 assert weight is not None
                 tensors[backbone.key(module, "weight")] = upcast(weight) + factor * delta
         return tensors
+
+
+# FacT in tensor-train form: U and V common to all blocks, cores of each block's own.
+#
+# Jie and Deng 2023, arXiv 2212.03145, section 3.2. ViT-B/16: 1,536 r + 144 r^2 parameters. Starts as the identity: V 0.
+# Merges: W += s V T U.
+
+
+class FactTtSettings(FactSettings):
+    """Rank, scale and dropout."""
+
+    method: Literal["fact_tt"] = "fact_tt"
+
+
+class FactTtAdapter(FactAdapter[FactTtSettings]):
+    """Six linear maps per block."""
+
+    def build_cores(self, rank: int, blocks: int) -> None:
+        """Create one linear layer for each core, with PyTorch's own initial values."""
+        wide = self.ratio * rank
+
+        def core() -> nn.ModuleDict:
+            square = {name: nn.Linear(rank, rank, bias=False) for name in ("q", "k", "v", "proj")}
+            fc1, fc2 = nn.Linear(rank, wide, bias=False), nn.Linear(wide, rank, bias=False)
+            return nn.ModuleDict({**square, "fc1": fc1, "fc2": fc2})
+
+        self.blocks = nn.ModuleList(core() for _ in range(blocks))
+
+    def cores(self, index: int) -> dict[str, Tensor]:
+        """Return the weights of the block's linear layers, already oriented as `F.linear` expects them."""
+        block = self.blocks[index]
+        assert isinstance(block, nn.ModuleDict)
+        return {name: linear.weight for name, linear in block.items()}  # pyrefly: ignore[bad-return]
+
+
+FACT_TT = Method(
+    FactTtSettings,
+    FactTtAdapter,
+    paper="arXiv 2212.03145",
+    location="beside qkv, proj, fc1, fc2",
+    mergeable=True,
+    needs=("blocks", "projections", "square", "proj", "mlps", "one_width"),
+)
+
+
+# FacT in Tucker form: U, V and one core tensor C (r x r x r) common to all, a column of P for each r x r core.
+#
+# Jie and Deng 2023, arXiv 2212.03145, section 3.3. The cores of a block are the slices of C x_3 P. ViT-B/16:
+# 1,536 r + 144 r + r^3 parameters. Starts as the identity: V 0; C and P Xavier. Merges: W += s V T U.
+#
+# The released code flattens the m slices of fc1 and of fc2 from (r, r, m) to (r, m r) row by row, so the m matrices
+# that
+# act are interleaved columns rather than slices; kept here, because published numbers and weights come from it.
+
+
+class FactTkSettings(FactSettings):
+    """Rank, scale and dropout."""
+
+    method: Literal["fact_tk"] = "fact_tk"
+
+
+class FactTkAdapter(FactAdapter[FactTkSettings]):
+    """One core tensor, one matrix of factors."""
+
+    def build_cores(self, rank: int, blocks: int) -> None:
+        """Create C [r, r, r] and P [r, (4 + 2 m) blocks]."""
+        # Matrices of a block: q, k, v, proj, and m parts each of fc1 and fc2. With m = 4 the 12 of the paper.
+        self.per_block = 4 + 2 * self.ratio
+        self.c = nn.Parameter(torch.empty(rank, rank, rank))
+        self.p = nn.Parameter(torch.empty(rank, self.per_block * blocks))
+        nn.init.xavier_uniform_(self.c)
+        nn.init.xavier_uniform_(self.p)
+
+    def cores(self, index: int) -> dict[str, Tensor]:
+        """Return slices 0 to 3 of C x_3 P as q, k, v, proj (transposed), the next m as fc1, the last m as fc2."""
+        # [r, r, r] x [r, 4 + 2 m]: the product over the last axis of C is C x_3 P.
+        core = self.c @ self.p[:, index * self.per_block : (index + 1) * self.per_block]
+        rank, m = len(core), self.ratio
+        # Transposed: the released code multiplies row vectors, x S; `F.linear` expects the weight S^T.
+        square = {name: core[:, :, number].T for number, name in enumerate(("q", "k", "v", "proj"))}
+        fc1 = core[:, :, 4 : 4 + m].reshape(rank, m * rank).T
+        return {**square, "fc1": fc1, "fc2": core[:, :, 4 + m :].reshape(rank, m * rank)}
+
+
+FACT_TK = Method(
+    FactTkSettings,
+    FactTkAdapter,
+    paper="arXiv 2212.03145",
+    location="beside qkv, proj, fc1, fc2",
+    mergeable=True,
+    needs=("blocks", "projections", "square", "proj", "mlps", "one_width"),
+)
