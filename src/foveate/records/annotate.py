@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -93,6 +93,26 @@ def completed_requests(collection: Path, table: str, *, where: Mapping[str, obje
     return requests
 
 
+T = TypeVar("T", contravariant=True)
+
+
+class ResultWriter(Protocol[T]):
+    """Takes results and writes them in parts, such as `PartWriter`."""
+
+    def add(self, results: Iterable[T]) -> None:
+        """Buffer results until the next part."""
+        ...
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a part."""
+        ...
+
+    def flush(self) -> None:
+        """Write what is buffered, if anything."""
+        ...
+
+
 class PartWriter(Generic[R]):
     """Buffer results and append their rows to a collection in parts.
 
@@ -146,7 +166,7 @@ class PartWriter(Generic[R]):
             self._on_part(pending, seconds)
 
 
-def write_results(results: Iterable[R], writer: PartWriter[R]) -> None:
+def write_results(results: Iterable[R], writer: ResultWriter[R]) -> None:
     """Write results as they come, and the rest at their end."""
     for result in results:
         writer.add([result])
@@ -155,7 +175,7 @@ def write_results(results: Iterable[R], writer: PartWriter[R]) -> None:
     writer.flush()
 
 
-async def write_stream(stream: AsyncGenerator[Sequence[R], None], writer: PartWriter[R]) -> UserError | None:
+async def write_stream(stream: AsyncGenerator[Sequence[R], None], writer: ResultWriter[R]) -> UserError | None:
     """Write results from a stream; return the UserError that ended it early, if any.
 
     What came before an error is written, so that the next run need not ask for it again. Parts are written in a thread:

@@ -113,6 +113,7 @@ def boxes_command(
     """
     from foveate.core.progress import say
     from foveate.core.recipes import validate
+    from foveate.records.labeling import end_command
     from foveate.species.boxes import NOTICE, add_boxes
     from foveate.species.settings import BoxSettings
 
@@ -128,11 +129,7 @@ def boxes_command(
     if result.stopped:
         lines.append("stopped; run the same command to resume")
     finish(asdict(result), lines, {"collection": collection}, as_json=as_json)
-    if result.stopped:
-        raise KeyboardInterrupt
-    # Boxes that were found are written; the exit status still tells a script that there is more to do.
-    if (failure := result.find_failure()) is not None:
-        raise failure
+    end_command(result.find_failure(), stopped=result.stopped)
 
 
 # `foveate species build`: build the graph of a survey as readable triples.
