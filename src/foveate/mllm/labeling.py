@@ -6,35 +6,40 @@ a kill loses at most one part, and the same call does what is missing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from foveate.chat.batching import run_in_halves
-from foveate.core.errors import NothingSucceededError, UserError
-from foveate.core.progress import say
+from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.mllm.dense import DETECT_PROMPTS, GROUP, REFER_PROMPTS
-from foveate.records.annotate import PartWriter, Row, describe_unreachable, matching_parts, write_results
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box, PixelBox, raster_key
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, conversation_row
 from foveate.records.images import BadImage, decode
+from foveate.records.labeling import (
+    LabeledImage,
+    Labeling,
+    find_failure,
+    find_progress,
+    find_unfinished,
+    hash_recipe,
+    in_batches,
+    label_images,
+    say_resumed,
+)
 from foveate.records.region_sources import OWN_SOURCES, RegionSources, SelectedRegions, model_label_source
 from foveate.records.shapes import Shape
 from foveate.records.tables import Provenance
-from foveate.training.stopping import StopRequest
 
-_UNREADABLE, _REFUSED = "unreadable", "refused"
-_IMAGES_PER_PART, _SECONDS_PER_PART = 256, 30.0
+_DONE, _CUT, _UNREADABLE, _REFUSED = "done", "cut", "unreadable", "refused"
+_IMAGES_PER_PART = 256
 # Up to three digits: a question has at most 100 regions.
 _NUMBERED = re.compile(r"(?:^|\s)(\d{1,3})\. ")
 
@@ -91,28 +96,17 @@ class LabelCounts(BaseModel):
 
     def find_failure(self) -> UserError | None:
         """Return the error that the command ends with: no image has an answer, or some could not be reached."""
-        if self.unreachable:
-            reason = describe_unreachable(self.unreachable, self.images, self.first_error)
-            return UserError(reason) if self.succeeded else NothingSucceededError(reason)
+        unreadable = self.status.get(_UNREADABLE, 0)
         # Over all runs of the recipe: a repeated one may have nothing left to ask.
-        if self.images and not self.succeeded and not self.stopped:
-            return NothingSucceededError(
-                f"none of {self.images:,} images has an answer (the first: {self.first_error})"
-            )
-        return None
-
-
-@dataclass
-class _Labeled:
-    """The rows of an image and how it ended."""
-
-    key: str
-    status: str
-    rows: list[Row] = field(default_factory=list)
-    detail: str = ""
-    left_out: Counter[str] = field(default_factory=Counter)
-    before: int = 0
-    is_unreachable: bool = False
+        failed = {_UNREADABLE: unreadable, _REFUSED: self.images - self.succeeded - unreadable}
+        return find_failure(
+            self.images,
+            succeeded=self.succeeded > 0,
+            failed={name: count for name, count in failed.items() if count},
+            unreachable=self.unreachable,
+            first_error=self.first_error,
+            stopped=self.stopped,
+        )
 
 
 def label_collection(
@@ -138,127 +132,88 @@ def label_collection(
     # Regions depend on fewer settings: others must not have every image labeled again.
     if settings.labels == "regions":
         content = {"labels": "regions", "max_tokens": settings.max_tokens}
-    recipe = json.dumps([content, sha256, DETECT_PROMPTS[0], REFER_PROMPTS[0]], sort_keys=True)
-    recipe_hash = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    recipe_hash = hash_recipe([content, sha256, DETECT_PROMPTS[0], REFER_PROMPTS[0]])
     source = model_label_source(name)
+    labeling = Labeling(
+        Provenance(source, f"{name}@{sha256[:16]}", recipe_hash),
+        settings.labels,
+        succeeded=(_DONE, _CUT),
+        failed=(_UNREADABLE, _REFUSED),
+        repeated=(_UNREADABLE,),  # its disk may be back
+        counts=(),
+    )
     with AnnotationAppender(path, purpose="labeling") as appender, Collection.open(path) as collection:
         rows = (collection.rows(settings.split) if settings.split else range(len(collection.keys)))[: settings.limit]
-        keys = [collection.keys[row] for row in rows]
-        of_recipe = {"recipe_hash": recipe_hash}
-        completed = {
-            row["key"]: row
-            for part in matching_parts(path, "region_status", ["key", "status", "detail"], where=of_recipe)
-            for row in part.to_pylist()
-            if row["status"] != _UNREADABLE  # tried again: its disk may be back
-        }
-        refusals = [
-            completed[key]["detail"] for key in keys if key in completed and completed[key]["status"] == _REFUSED
-        ]
-        # The rows of an image are all in one part. One with rows and no status is asked again for the status alone:
-        # rows do not tell whether its answer was cut.
-        unfinished = Counter(
-            key
-            for part in matching_parts(path, settings.labels, ["key"], where=of_recipe)
-            for key in part["key"].to_pylist()
-        )
-        pending = [(int(row), key) for row, key in zip(rows, keys, strict=True) if key not in completed]
-        num_completed = len(keys) - len(pending)
-        if num_completed:
-            say(f"resumed: {num_completed}/{len(keys)} images were labeled before")
-        status, left_out, num_rows = Counter[str](), Counter[str](), 0
-        unreachable, errors = list[str](), list[str](refusals)
+        keys = {collection.keys[row]: int(row) for row in rows}
+        progress = find_progress(path, labeling, keys)
+        pending = {key: row for key, row in keys.items() if key not in progress.done}
+        say_resumed(len(progress.done), len(keys))
+        selected = None
+        if settings.labels == "conversations":
+            selected = SelectedRegions(collection, settings.sources or (OWN_SOURCES,), where="--region-source")
+        # An image with rows and no status is asked about again for the status alone: rows do not tell whether its
+        # answer was cut.
+        unfinished = find_unfinished(path, labeling, pending)
 
-        def tally(images: Sequence[_Labeled], seconds: float) -> None:
-            nonlocal num_rows
-            for image in images:
-                status[image.status] += 1
-                left_out.update(image.left_out)
-                num_rows += len(image.rows)
-                if image.status in (_UNREADABLE, _REFUSED):
-                    (unreachable if image.is_unreachable else errors).append(image.detail)
-            say(f"labeled: {num_completed + sum(status.values())}/{len(keys)} images")
+        def label_batch(batch: Sequence[int]) -> Iterator[LabeledImage]:
+            for image in _label_batch(collection, model, settings, selected, source, batch):
+                before = unfinished[image.key]
+                is_adopted = before and image.status != _UNREADABLE
+                yield replace(image, rows=[], before=before) if is_adopted else image
 
-        writer = PartWriter(
-            appender,
-            Provenance(source, f"{name}@{sha256[:16]}", recipe_hash),
-            lambda images: _split_rows(images, settings.labels),
-            max_results=images_per_part,
-            max_seconds=_SECONDS_PER_PART,
-            on_part=tally,
-        )
-        with StopRequest() as stop:
-            write_results(_label_images(collection, model, settings, pending, unfinished, source, stop), writer)
+        executor = in_batches(label_batch, [*pending.values()], settings.batch_size, description="labeling")
+        stopped = label_images(appender, executor, progress, images_per_part=images_per_part)
     return LabelCounts(
         source=source,
         recipe_hash=recipe_hash,
         images=len(keys),
-        done_before=num_completed,
-        rows=num_rows,
-        status=dict(status),
-        left_out=dict(left_out),
-        stopped=stop.signal_name is not None,
-        succeeded=num_completed - len(refusals) + sum(status.values()) - status[_UNREADABLE] - status[_REFUSED],
-        unreachable=len(unreachable),
-        first_error=next(iter([*unreachable, *errors]), ""),
+        done_before=len(progress.done),
+        rows=progress.now.rows,
+        status=dict(progress.now.status),
+        left_out=dict(progress.now.left_out),
+        stopped=stopped,
+        succeeded=progress.num_succeeded,
+        unreachable=len(progress.now.unreachable),
+        first_error=progress.first_error,
     )
 
 
-def _split_rows(images: Sequence[_Labeled], labels: str) -> dict[str, list[Row]]:
-    statuses: list[Row] = [
-        {
-            "key": image.key,
-            "status": image.status,
-            "kind": f"mllm {labels}",
-            "regions": len(image.rows) + image.before,
-            "detail": image.detail,
-        }
-        for image in images
-    ]
-    # Statuses last: an image that was read and has a status is never labeled again.
-    return {labels: [row for image in images for row in image.rows], "region_status": statuses}
-
-
-def _label_images(
+def _label_batch(
     collection: Collection,
     model: LabelModel,
     settings: LabelSettings,
-    pending: Sequence[tuple[int, str]],
-    unfinished: Counter[str],
+    selected: SelectedRegions | None,
     source: str,
-    stop: StopRequest,
-) -> Iterator[_Labeled]:
-    selected = None
-    if settings.labels == "conversations":
-        selected = SelectedRegions(collection, settings.sources or (OWN_SOURCES,), where="--region-source")
-    for start in range(0, len(pending), settings.batch_size):
-        if stop.signal_name is not None:
-            return
-        batch: list[tuple[str, tuple[int, int], bytes, list[PixelBox]]] = []
-        for row, key in pending[start : start + settings.batch_size]:
-            try:
-                data = collection.image_bytes(row)
-                # Decoded in full, so that a truncated file counts as unreadable, which the next run tries again.
-                size = decode(data).size
-            except BadImage as problem:
-                yield _Labeled(key, _UNREADABLE, detail=str(problem), is_unreachable=problem.is_passing)
-                continue
-            regions = selected.read(row) if selected is not None else []
-            batch.append((key, size, data, [region.box.to_pixels(*size) for region in regions]))
-        questions = [_ask(data, boxes, settings.objects) for _, _, data, boxes in batch]
-        answers = iter(
-            run_in_halves(
-                lambda part: model.ask_all(part, max_tokens=settings.max_tokens),
-                [each for of_image in questions for each in of_image],
-                errors=UserError,
-            )
+    rows: Sequence[int],
+) -> Iterator[LabeledImage]:
+    """Label some images, whose questions are asked together."""
+    batch: list[tuple[str, tuple[int, int], list[Ask]]] = []
+    kind = f"mllm {settings.labels}"
+    for row in rows:
+        key = collection.keys[row]
+        try:
+            data = collection.image_bytes(row)
+            # Decoded in full, so that a truncated file counts as unreadable, which the next run tries again.
+            size = decode(data).size
+        except BadImage as problem:
+            yield LabeledImage(key, _UNREADABLE, kind, detail=str(problem), is_unreachable=problem.is_passing)
+            continue
+        regions = selected.read(row) if selected is not None else []
+        batch.append((key, size, _ask(data, [region.box.to_pixels(*size) for region in regions], settings.objects)))
+    answers = iter(
+        run_in_halves(
+            lambda part: model.ask_all(part, max_tokens=settings.max_tokens),
+            [question for _, _, questions in batch for question in questions],
+            errors=UserError,
         )
-        for (key, size, _, _), of_image in zip(batch, questions, strict=True):
-            replies = [next(answers) for _ in of_image]
-            if settings.labels == "regions":
-                labeled = _read_regions(key, size, replies[0])
-            else:
-                labeled = _read_conversations(key, of_image, replies, source)
-            yield replace(labeled, rows=[], before=unfinished[key]) if key in unfinished else labeled
+    )
+    for key, size, questions in batch:
+        replies = [next(answers) for _ in questions]
+        if settings.labels == "regions":
+            labeled = _read_regions(key, size, replies[0])
+        else:
+            labeled = _read_conversations(key, questions, replies, source)
+        yield replace(labeled, kind=kind)
 
 
 Ask = tuple[bytes, str, Sequence[Shape]]
@@ -275,11 +230,11 @@ def _ask(data: bytes, boxes: Sequence[PixelBox], objects: int) -> list[Ask]:
     return questions
 
 
-def _read_regions(key: str, size: tuple[int, int], answer: Any) -> _Labeled:
+def _read_regions(key: str, size: tuple[int, int], answer: Any) -> LabeledImage:
     """Return the rows of the boxes that have a name; the same name and box is one row."""
     if isinstance(answer, UserError):
-        return _Labeled(key, _REFUSED, detail=str(answer))
-    labeled, (width, height) = _Labeled(key, "done" if answer.finished else "cut"), size
+        return LabeledImage(key, _REFUSED, detail=str(answer))
+    labeled, (width, height) = LabeledImage(key, _DONE if answer.finished else _CUT), size
     if answer.rejected:
         labeled.left_out["boxes below the model's min_box_score"] += len(answer.rejected)
     for phrase, pixels in dict.fromkeys(zip(answer.phrases, answer.boxes, strict=True)):
@@ -296,9 +251,9 @@ def _read_regions(key: str, size: tuple[int, int], answer: Any) -> _Labeled:
     return labeled
 
 
-def _read_conversations(key: str, questions: Sequence[Ask], answers: Sequence[Any], source: str) -> _Labeled:
+def _read_conversations(key: str, questions: Sequence[Ask], answers: Sequence[Any], source: str) -> LabeledImage:
     """Return the conversations of answers that say what was asked; others are counted."""
-    labeled = _Labeled(key, "done")
+    labeled = LabeledImage(key, _DONE)
     if all(isinstance(answer, UserError) for answer in answers):
         labeled.status, labeled.detail = _REFUSED, str(answers[0])
     for number, ((_, question, regions), answer) in enumerate(zip(questions, answers, strict=True)):

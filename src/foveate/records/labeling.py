@@ -174,12 +174,14 @@ class Tally:
 
     Attributes:
         status: status -> images. rows, thin, left_out: see `LabeledImage`.
+        recovered: rows that a killed run wrote, of images that have a status now.
         unreachable: why images could not be reached; they are counted in `status` only if their status is stored.
         first_error: why the first image without labels has none, `unreachable` aside.
     """
 
     status: Counter[str] = field(default_factory=Counter)
     rows: int = 0
+    recovered: int = 0
     thin: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     unreachable: list[str] = field(default_factory=list)
@@ -225,7 +227,8 @@ class Progress:
         """Count the images of a part, once its rows are on disk: what a kill loses is counted by the next run."""
         tally = self.now
         for image in images:
-            tally.rows += len(image.rows) + image.before
+            tally.rows += len(image.rows)
+            tally.recovered += image.before
             tally.thin += image.thin
             tally.left_out.update(image.left_out)
             if self.labeling.is_stored(image):

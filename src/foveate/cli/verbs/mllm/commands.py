@@ -352,6 +352,7 @@ def label_command(collection: Path, model: str, settings: dict[str, Any], as_jso
     from foveate.core.recipes import validate
     from foveate.mllm.labeling import LabelSettings, label_collection
     from foveate.multimodal.opening import hash_source, open_mllm
+    from foveate.records.labeling import end_command
 
     checked = validate(LabelSettings, settings, where="foveate mllm label")
     opened = open_mllm(model, device=device)
@@ -362,11 +363,7 @@ def label_command(collection: Path, model: str, settings: dict[str, Any], as_jso
     lines += [f"left out: {count} {reason}" for reason, count in counts.left_out.items()]
     lines += ["stopped; run the same command to resume"] * counts.stopped
     finish({"kind": "labels", **counts.model_dump(mode="json")}, lines, {}, as_json=as_json)
-    if counts.stopped:
-        sys.exit(130)
-    # Labels are written; the exit status still tells a script that there is more to do.
-    if (failure := counts.find_failure()) is not None:
-        raise failure
+    end_command(counts.find_failure(), stopped=counts.stopped)
 
 
 # `foveate mllm evaluate`: ask a model all questions of a suite, and score it.
