@@ -295,12 +295,12 @@ def test_failed_images_are_tried_again_and_failures_alone_are_no_success(
     for _ in range(2):
         failed = label(shapes)
         assert isinstance(failed.failure, NothingSucceededError)
-        assert "decode_error 30" in str(failed.failure)
+        assert "30 of 32 images could not be reached (the first: " in str(failed.failure)
         assert failed.result.status | {"decode_error": 30, "no_caption": 2} == failed.result.status
     (tmp_path / "unmounted").rename(shapes / "images")
     failed = label(shapes)
     assert isinstance(failed.failure, NothingSucceededError)
-    assert "detector_error 30; the first: MemoryError: the GPU is full" in str(failed.failure)
+    assert "all 30 examined images failed (detector_error 30; the first: MemoryError: the GPU is full)" in str(failed.failure)
     is_full = False
     done = label(shapes)
     assert (done.failure, done.result.done_before, done.result.regions) == (None, 2, 54)

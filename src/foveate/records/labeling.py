@@ -255,7 +255,7 @@ class Progress:
 
 
 def find_progress(collection: Path, labeling: Labeling, keys: Collection[str]) -> Progress:
-    """Read which of the images `keys` are done, by rows of any version; say how many if there are any.
+    """Read which of the images `keys` are done, by the rows of this version and earlier ones.
 
     Rows of failures stay in the table when an image is tried again: its last row counts.
     """

@@ -6,12 +6,13 @@ images that have no status of its recipe, and with those that it failed on.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +32,38 @@ from foveate.caption.vesl.work import (
     OK,
     STATUSES,
     CaptionSource,
-    CompletedWork,
     ImageCaptions,
     RegionLabelSettings,
     RegionRunSettings,
     build_recipe,
-    find_completed,
-    hash_recipe,
     shuffle_partners,
 )
-from foveate.core.errors import NothingSucceededError, UserError
-from foveate.core.progress import say, track
+from foveate.core.errors import UserError
+from foveate.core.progress import say
 from foveate.core.recipes import Settings, validate
 from foveate.core.version import code_revision
-from foveate.records.annotate import PartWriter, describe_unreachable, write_results
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
+from foveate.records.labeling import (
+    LabeledImage,
+    Labeling,
+    Progress,
+    find_progress,
+    find_unfinished,
+    hash_recipe,
+    in_batches,
+    label_images,
+    say_resumed,
+)
 from foveate.records.record import Region
 from foveate.records.region_sources import pseudo_label_source
 from foveate.records.rows import region_row
 from foveate.records.tables import Provenance
-from foveate.training.stopping import StopRequest
 
-# A part is written after so many images or seconds: what a kill costs at most.
+# What a kill costs at most.
 _IMAGES_PER_PART = 1024
-_SECONDS_PER_PART = 30.0
 # Images are decoded to this many times the detector's input: JPEG decoding at a reduced size is several times faster,
 # and twice the input leaves enough for a good bicubic reduction.
 _DECODE_SCALE = 2
@@ -70,11 +76,12 @@ class LabelingPlan:
     """All that a labeling run works with.
 
     Attributes:
-        recipe, recipe_hash: all that decides which rows come out, and its hash.
+        recipe: all that decides which rows come out.
         partners: row -> row whose phrases it gets, in the control `shuffle_phrases`.
         rows: of the collection, those of the split.
-        completed: what this recipe has labeled already.
+        progress: what this recipe has labeled already.
         pending: rows that are left.
+        unfinished: key -> regions of pending images, which a killed run wrote without their status.
     """
 
     collection: Collection
@@ -84,36 +91,16 @@ class LabelingPlan:
     extractor: Extractor
     captions: CaptionSource
     recipe: dict[str, Any]
-    recipe_hash: str
     partners: dict[int, int]
     rows: list[int]
-    completed: CompletedWork
+    progress: Progress
     pending: list[int]
+    unfinished: Counter[str]
 
-
-@dataclass(slots=True)
-class LabeledImage:
-    """The outcome for one image.
-
-    Attributes:
-        kind: of the captions that were used.
-        phrases: number of its phrases.
-        thin: boxes dropped as thinner than a pixel.
-        detail: error message, "" without an error.
-        before: regions that a killed run wrote without the image's status.
-        regions: new rows.
-        is_unreachable: its file could not be read for now (`BadImage.is_passing`).
-    """
-
-    key: str
-    status: str
-    kind: str = ""
-    phrases: int = 0
-    thin: int = 0
-    detail: str = ""
-    before: int = 0
-    regions: list[dict[str, object]] = field(default_factory=list)
-    is_unreachable: bool = False
+    @property
+    def recipe_hash(self) -> str:
+        """The hash of the recipe, which every row carries."""
+        return self.progress.labeling.provenance.recipe_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +160,19 @@ def plan_labeling(
         # Of the control only, whose partners they decide: elsewhere they change no row, and must not change the hash.
         recipe |= {"seed": seed, "split": split, "limit": limit}
     partners = shuffle_partners(rows, seed) if settings.shuffle_phrases else {}
-    recipe_hash = hash_recipe(recipe)
-    completed = find_completed(collection, recipe_hash, {collection.keys[row] for row in rows})
-    bare = [row for row in rows if collection.keys[row] in completed.without_caption]
-    completed.try_again([collection.keys[row] for row in bare if captions.get(partners.get(row, row)).texts])
+    labeling = Labeling(
+        Provenance(pseudo_label_source(opened.name), opened.model, hash_recipe(recipe)),
+        "regions",
+        succeeded=(OK, NO_BOXES),
+        failed=FAILED,
+        repeated=FAILED,
+    )
+    keys = {collection.keys[row]: row for row in rows}
+    progress = find_progress(collection.path, labeling, keys)
+    # An image that had no caption may have one now.
+    bare = [key for key, status in progress.done.items() if status == NO_CAPTION]
+    progress.try_again([key for key in bare if captions.get(partners.get(keys[key], keys[key])).texts])
+    pending = {key: row for key, row in keys.items() if key not in progress.done}
     return LabelingPlan(
         collection=collection,
         settings=settings,
@@ -185,11 +181,11 @@ def plan_labeling(
         extractor=extractor,
         captions=captions,
         recipe=recipe,
-        recipe_hash=recipe_hash,
         partners=partners,
         rows=rows,
-        completed=completed,
-        pending=[row for row in rows if collection.keys[row] not in completed.keys],
+        progress=progress,
+        pending=[*pending.values()],
+        unfinished=find_unfinished(collection.path, labeling, pending),
     )
 
 
@@ -246,21 +242,14 @@ def label_regions(
             device=device,
             seed=seed,
         )
-        num_completed = len(plan.rows) - len(plan.pending)
-        if num_completed:
-            say(f"resumed: {num_completed}/{len(plan.rows)} images were labeled before")
-        tally = _Tally()
-        writer = PartWriter(
-            appender,
-            Provenance(pseudo_label_source(plan.detector.name), plan.detector.model, plan.recipe_hash),
-            _split_rows,
-            max_results=_IMAGES_PER_PART,
-            max_seconds=_SECONDS_PER_PART,
-            # Counted once the rows of a part are on disk, so that the result claims no more than a resumed run finds.
-            on_part=tally.add,
-        )
-        with StopRequest() as stop:
-            write_results(_label_pending(plan, batch, workers, stop), writer)
+        progress = plan.progress
+        say_resumed(len(progress.done), len(plan.rows))
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            executor = in_batches(
+                functools.partial(_label_batch, plan, pool), plan.pending, batch, description="labeling"
+            )
+            stopped = label_images(appender, executor, progress, images_per_part=_IMAGES_PER_PART)
+    new_regions = progress.now.rows + progress.now.recovered
     result = RegionsResult(
         collection=collection.name,
         split=split,
@@ -271,32 +260,17 @@ def label_regions(
         recipe=plan.recipe,
         recipe_hash=plan.recipe_hash,
         images=len(plan.rows),
-        done_before=num_completed,
-        status={name: tally.status[name] + plan.completed.status[name] for name in STATUSES},
-        regions=tally.regions + plan.completed.regions,
-        thin=tally.thin + plan.completed.thin,
-        regions_new=tally.regions,
+        done_before=len(progress.done),
+        status={name: progress.status[name] for name in STATUSES},
+        regions=progress.before.rows + new_regions,
+        thin=progress.before.thin + progress.now.thin,
+        regions_new=new_regions,
         seconds=round(time.monotonic() - began, 2),
-        stopped=stop.signal_name is not None,
+        stopped=stopped,
         code=code_revision(),
     )
-    return LabelingRun(result, plan.rows, _find_failure(result, tally))
-
-
-def _find_failure(result: RegionsResult, tally: _Tally) -> UserError | None:
-    """Return an error if all examined images failed or some could not be reached: neither is success for a script."""
-    # Over all runs of the recipe: a repeated run may have nothing left but a few damaged images.
-    if not any(result.status[name] for name in FAILED) or result.status[OK] or result.status[NO_BOXES]:
-        # A run that was stopped has a status of its own, and is repeated anyway.
-        if not tally.unreachable or result.stopped:
-            return None
-        return UserError(describe_unreachable(len(tally.unreachable), result.images, tally.unreachable[0]))
-    counts = {name: result.status[name] for name in FAILED if result.status[name]}
-    listed = ", ".join(f"{name} {number:,}" for name, number in counts.items())
-    return NothingSucceededError(
-        f"{result.collection}: all {sum(counts.values()):,} examined images failed ({listed}; the first: "
-        f"{tally.first_error}); the same command tries them again"
-    )
+    failure = progress.find_failure(len(plan.rows), stopped=stopped, subject=collection.name)
+    return LabelingRun(result, plan.rows, failure)
 
 
 def estimate_labeling(
@@ -343,15 +317,7 @@ def estimate_labeling(
     }
 
 
-def _label_pending(plan: LabelingPlan, batch: int, workers: int, stop: StopRequest) -> Iterator[LabeledImage]:
-    starts = range(0, len(plan.pending), batch)
-    for start in track(starts, description=f"labeling, {batch} images at a time"):
-        yield from _label_batch(plan, plan.pending[start : start + batch], workers)
-        if stop.signal_name:
-            return
-
-
-def _label_batch(plan: LabelingPlan, rows: Sequence[int], workers: int) -> Iterator[LabeledImage]:
+def _label_batch(plan: LabelingPlan, pool: ThreadPoolExecutor, rows: Sequence[int]) -> Iterator[LabeledImage]:
     """Label one batch, in order."""
     labeled: dict[int, LabeledImage] = {}
     queries: list[_Query] = []
@@ -362,14 +328,12 @@ def _label_batch(plan: LabelingPlan, rows: Sequence[int], workers: int) -> Itera
             labeled[row] = LabeledImage(key, NO_CAPTION)
         elif not phrases:
             labeled[row] = LabeledImage(key, NO_PHRASES, captions.kind)
-        elif key in plan.completed.unfinished:  # killed between its regions and its status
-            before = plan.completed.unfinished[key]
+        elif before := plan.unfinished[key]:  # killed between its regions and its status
             labeled[row] = LabeledImage(key, OK, captions.kind, len(phrases), before=before)
         else:
             queries.append(_Query(row, captions, phrases))
     # Only images that have phrases are decoded, which takes longer than tagging.
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        inputs = list(pool.map(lambda query: _load_input(plan, query.row), queries))
+    inputs = list(pool.map(lambda query: _load_input(plan, query.row), queries))
     ready: list[tuple[DetectorInput, _Query]] = []
     for query, image in zip(queries, inputs, strict=True):
         if isinstance(image, DetectorInput):
@@ -446,39 +410,4 @@ def _to_rows(plan: LabelingPlan, image: DetectorInput, query: _Query, detections
             details["shuffled"] = True
         rows.append({**region_row(image.key, region), "details": json.dumps(details, sort_keys=True)})
     status = OK if rows else NO_BOXES
-    return LabeledImage(image.key, status, kind, num_phrases, detections.thin, regions=rows)
-
-
-class _Tally:
-    """Counts over the images that a run has labeled and written."""
-
-    def __init__(self) -> None:
-        self.status: Counter[str] = Counter()
-        self.regions = self.thin = 0
-        self.first_error = ""
-        self.unreachable: list[str] = []
-
-    def add(self, images: Sequence[LabeledImage], seconds: float) -> None:
-        """Count a part once its rows are written."""
-        self.status.update(image.status for image in images)
-        self.regions += sum(len(image.regions) + image.before for image in images)
-        self.thin += sum(image.thin for image in images)
-        self.first_error = self.first_error or next((image.detail for image in images if image.detail), "")
-        self.unreachable += [image.detail for image in images if image.is_unreachable]
-
-
-def _split_rows(images: Sequence[LabeledImage]) -> dict[str, list[dict[str, object]]]:
-    statuses: list[dict[str, object]] = [
-        {
-            "key": image.key,
-            "status": image.status,
-            "kind": image.kind,
-            "phrases": image.phrases,
-            "regions": len(image.regions) + image.before,
-            "thin": image.thin,
-            "detail": image.detail,
-        }
-        for image in images
-    ]
-    # Statuses last: an image whose status is no failure is never labeled again.
-    return {"regions": [row for image in images for row in image.regions], "region_status": statuses}
+    return LabeledImage(image.key, status, kind, num_phrases, detections.thin, rows=rows)

@@ -1,13 +1,9 @@
-"""Settings of region labeling, the captions that it uses, and the images that a recipe has labeled."""
+"""Settings of region labeling, its recipe, and the captions that it uses."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Collection as Collection_
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +17,6 @@ from foveate.caption.vesl.tagging import Extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError, nearest
 from foveate.core.recipes import Settings
-from foveate.records.annotate import matching_parts
 from foveate.records.caption_verdicts import find_wrong_captioners
 from foveate.records.collection import Collection
 from foveate.records.current_captions import PreferredModels, load_current_captions
@@ -96,11 +91,6 @@ def build_recipe(
     }
 
 
-def hash_recipe(recipe: dict[str, Any]) -> str:
-    """Hash a recipe to the 16 hexadecimal digits that every row carries."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True, slots=True)
 class ImageCaptions:
     """Captions of an image of the one kind that is used; kind "" if it has none."""
@@ -147,61 +137,6 @@ class CaptionSource:
         ordered = [(is_wrong, kind) for is_wrong in (False, True) for kind in self.kinds]
         first = next((key for key in ordered if key in by_kind), (False, ""))
         return ImageCaptions(first[1], tuple(by_kind.get(first, ())))
-
-
-@dataclass(slots=True)
-class CompletedWork:
-    """Images that a recipe has labeled already.
-
-    Attributes:
-        keys: images with a status that is not in `FAILED`.
-        without_caption: those of them that had no caption then.
-        status, regions, thin: counts over them.
-        unfinished: key -> number of regions, for images whose status was not written before a kill.
-    """
-
-    keys: set[str] = field(default_factory=set)
-    without_caption: set[str] = field(default_factory=set)
-    status: Counter[str] = field(default_factory=Counter)
-    regions: int = 0
-    thin: int = 0
-    unfinished: Counter[str] = field(default_factory=Counter)
-
-    def try_again(self, captioned: Collection_[str]) -> None:
-        """Take images out that had no caption and have one now."""
-        self.keys -= set(captioned)
-        self.without_caption -= set(captioned)
-        self.status[NO_CAPTION] -= len(captioned)
-
-
-def find_completed(collection: Collection, recipe_hash: str, keys: Collection_[str]) -> CompletedWork:
-    """Read which of the images `keys` a recipe has labeled, those that it failed on left out.
-
-    Args:
-        recipe_hash: of the recipe, see `hash_recipe`.
-    """
-    completed = CompletedWork()
-    of_recipe = {"recipe_hash": recipe_hash}
-    statuses = matching_parts(collection.path, "region_status", ["key", "status", "regions", "thin"], where=of_recipe)
-    # Rows of failures, and of images that had no caption, stay in the table when an image is tried again: its last row
-    # holds.
-    last_rows: dict[str, Mapping[str, Any]] = {}
-    for part in statuses:
-        last_rows |= {row["key"]: row for row in part.to_pylist() if row["key"] in keys and row["status"] not in FAILED}
-    for key, row in last_rows.items():
-        completed.keys.add(key)
-        if row["status"] == NO_CAPTION:
-            completed.without_caption.add(key)
-        completed.status[row["status"]] += 1
-        completed.regions += row["regions"]
-        completed.thin += row["thin"]
-    # Regions of an image are all in one part: either all of them are there, or none. So an image with regions and no
-    # status needs its status only.
-    # An image that had no caption may have one now: its regions count then, too.
-    done = completed.keys - completed.without_caption
-    for part in matching_parts(collection.path, "regions", ["key"], where=of_recipe):
-        completed.unfinished.update(key for key in part["key"].to_pylist() if key in keys and key not in done)
-    return completed
 
 
 def shuffle_partners(rows: Sequence[int] | NDArray[np.int64], seed: int) -> dict[int, int]:

@@ -70,6 +70,7 @@ def command(
     from foveate.core.progress import say
     from foveate.core.recipes import parse_overrides, validate
     from foveate.core.runs import RunFolder
+    from foveate.records.labeling import end_command
     from foveate.report import render
 
     resolved = validate(RegionLabelSettings, settings, where="foveate regions")
@@ -109,11 +110,7 @@ def command(
     result = labeling.result.model_copy(update={"command": made_by, **gallery}).to_json()
     folder.write_result(result)
     finish(result, _lines(result), {"report": render(folder.path)}, as_json=as_json)
-    # Rows and page are written; the exit code still tells a script that there is more to do.
-    if labeling.failure is not None:
-        raise labeling.failure
-    if labeling.result.stopped:
-        raise KeyboardInterrupt
+    end_command(labeling.failure, stopped=labeling.result.stopped)
 
 
 def _plan_lines(planned: dict[str, Any]) -> list[str]:
