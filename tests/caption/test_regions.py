@@ -300,7 +300,9 @@ def test_failed_images_are_tried_again_and_failures_alone_are_no_success(
     (tmp_path / "unmounted").rename(shapes / "images")
     failed = label(shapes)
     assert isinstance(failed.failure, NothingSucceededError)
-    assert "all 30 examined images failed (detector_error 30; the first: MemoryError: the GPU is full)" in str(failed.failure)
+    assert "all 30 examined images failed (detector_error 30; the first: MemoryError: the GPU is full)" in str(
+        failed.failure
+    )
     is_full = False
     done = label(shapes)
     assert (done.failure, done.result.done_before, done.result.regions) == (None, 2, 54)

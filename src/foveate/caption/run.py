@@ -12,7 +12,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,18 +25,18 @@ from foveate.caption.pending_requests import CaptionSettings, PendingRequests, R
 from foveate.caption.requests import ERROR, SKIPPED, CaptionResult, caption_row, error_row
 from foveate.caption.results import CaptionRunResult, Cost, RequestTally
 from foveate.caption.summary import collect_examples, save_example_images, summarize_captions
-from foveate.core.errors import NothingSucceededError, UserError
+from foveate.core.errors import UserError
 from foveate.core.progress import Meter
 from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
 from foveate.records import tables
-from foveate.records.annotate import PartWriter, Row, describe_unreachable, write_stream
+from foveate.records.annotate import PartWriter, Row
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.images import is_passing
+from foveate.records.labeling import Stopping, execute, find_failure
 from foveate.records.quarantine import Quarantine
 from foveate.records.tables import Provenance
-from foveate.training.stopping import StopRequest
 
 _DONE = "done"  # skipped, as an earlier run wrote the caption
 
@@ -105,7 +105,7 @@ class CaptionRun:
 
     result: CaptionRunResult
     stopped: bool
-    failure: Exception | None = None
+    failure: UserError | None = None
 
 
 def caption(
@@ -147,11 +147,21 @@ def caption(
         writer = _RunWriter(appender, run, pending, source=f"captioner {backend}", name=opened.name)
         # The page's thumbnails are made while responses are waited for.
         thumbnails = ThreadPoolExecutor(1, thread_name_prefix="page")
-        with thumbnails, StopRequest() as stop, Meter("captions", pending.pending) as meter:
+        with thumbnails, Meter("captions", pending.pending) as meter:
             images = thumbnails.submit(save_example_images, opened, pending, run.path)
-            stream = executor_kind.run(job, pending, captioner, lambda: bool(stop.signal_name))
-            failure = asyncio.run(_write(writer.count(stream, meter), captioner, writer))
-        stopped = stop.signal_name is not None
+
+            async def request(stopping: Stopping) -> AsyncGenerator[list[CaptionResult], None]:
+                try:
+                    async with contextlib.aclosing(executor_kind.run(job, pending, captioner, stopping)) as stream:
+                        async for results in stream:
+                            writer.count(results, meter)
+                            # Empty lists too: they tell the writer that time has passed, which ends a part.
+                            yield results
+                finally:
+                    # In the same event loop: a captioner's connections belong to it.
+                    await captioner.close()
+
+            ending = execute(request, writer.parts)
         # Read back from the tables: rows of earlier sessions belong to the result, too.
         num_requests = sum(counts.total for counts in pending.counts.values())
         captions = summarize_captions(opened.path, captioner.model, settings.formats, num_rows=num_requests)
@@ -167,36 +177,39 @@ def caption(
         executor=executor,
         run_id=job.run_id,
         images=pending.images,
-        formats=writer.tallies(stopped=stopped or failure is not None),
+        formats=writer.tallies(stopped=ending.stopped or ending.failure is not None),
         cost=writer.cost(),
         captions=captions,
         examples=examples,
         seconds=round(time.monotonic() - began, 3),
-        stopped=stopped,
-        failure="" if failure is None else str(failure),
+        stopped=ending.stopped,
+        failure="" if ending.failure is None else str(ending.failure),
     )
-    return CaptionRun(result, stopped, failure or _find_failure(result, writer))
+    return CaptionRun(result, ending.stopped, ending.failure or _find_failure(result, writer.unreachable))
 
 
-def _find_failure(result: CaptionRunResult, writer: _RunWriter) -> UserError | None:
-    """Return an error if no request gave a caption or images could not be reached: neither is success for a script."""
+def _find_failure(result: CaptionRunResult, unreachable: Mapping[str, str]) -> UserError | None:
+    """Return an error if no request gave a caption or images could not be reached.
+
+    Args:
+        unreachable: key -> why its file could not be read for now.
+    """
     tallies = result.formats.values()
-    num_requests = sum(tally.requested for tally in tallies)
-    if writer.unreachable:
-        text = describe_unreachable(len(writer.unreachable), result.images, next(iter(writer.unreachable.values())))
-        has_captions = any(tally.ok + tally.repaired + tally.skipped.get(_DONE, 0) for tally in tallies)
-        if not has_captions:
-            return NothingSucceededError(text)
-        # A run that was stopped has a status of its own, and is repeated anyway.
-        return None if result.stopped else UserError(text)
-    if num_requests == 0 or any(tally.ok + tally.repaired for tally in tallies):
-        return None
-    reasons = Counter[str]()
-    for tally in tallies:
-        reasons.update(tally.errors)
-    listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-    return NothingSucceededError(
-        f"{result.model}: all {num_requests:,} requests failed ({listed}); no caption was written"
+    errors = sum((Counter(tally.errors) for tally in tallies), Counter[str]())
+    succeeded = any(tally.ok + tally.repaired for tally in tallies)
+    # Captions of earlier runs count only if images are away: a server that answers nothing now is a failure.
+    if unreachable:
+        succeeded = succeeded or any(tally.skipped.get(_DONE, 0) for tally in tallies)
+    return find_failure(
+        result.images,
+        succeeded=succeeded,
+        failed=dict(errors.most_common()),
+        unreachable=len(unreachable),
+        first_error=next(iter(unreachable.values()), ""),
+        stopped=result.stopped,
+        subject=result.model,
+        items="requests",
+        hint="no caption was written",
     )
 
 
@@ -217,16 +230,6 @@ def _open_captioner(
 ) -> tuple[Captioner, RequestConfig]:
     captioner = kind.open(backend_settings, collection)
     return captioner, RequestConfig(settings, backend, captioner.model, captioner.revision)
-
-
-async def _write(
-    stream: AsyncGenerator[list[CaptionResult], None], captioner: Captioner, writer: _RunWriter
-) -> UserError | None:
-    try:
-        return await write_stream(stream, writer.parts)
-    finally:
-        # In the same event loop: a captioner's connections belong to it.
-        await captioner.close()
 
 
 class _RunWriter:
@@ -253,20 +256,14 @@ class _RunWriter:
             # Skipped from the start, so that the counts add up to all requests of the format.
             self._counts[kind].skipped.update({_DONE: counts.completed, "final error earlier": counts.final_errors})
 
-    async def count(
-        self, stream: AsyncGenerator[list[CaptionResult], None], meter: Meter
-    ) -> AsyncGenerator[list[CaptionResult], None]:
-        """Count what an executor yields, and pass it on."""
-        async with contextlib.aclosing(stream):
-            async for results in stream:
-                for result in results:
-                    self._counts[result.kind].add(result)
-                    if result.status == SKIPPED and is_passing(result.error):
-                        self.unreachable[result.key] = result.raw
-                if results:
-                    meter.advance(len(results), note=self._progress_note())
-                # Empty lists too: they tell the writer that time has passed, which ends a part.
-                yield results
+    def count(self, results: Sequence[CaptionResult], meter: Meter) -> None:
+        """Count results of the executor, which are not written yet."""
+        for result in results:
+            self._counts[result.kind].add(result)
+            if result.status == SKIPPED and is_passing(result.error):
+                self.unreachable[result.key] = result.raw
+        if results:
+            meter.advance(len(results), note=self._progress_note())
 
     def _progress_note(self) -> str:
         errors = sum(counts.errors.total() for counts in self._counts.values())

@@ -78,6 +78,7 @@ def command(
     from foveate.caption.run import caption, plan
     from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
+    from foveate.records.labeling import end_command
     from foveate.report import render
 
     resolved = validate(CaptionSettings, {**settings, "seed": seed or 0}, where="foveate caption")
@@ -106,11 +107,7 @@ def command(
     if not (folder.path / "usage.jsonl").is_file():
         del paths["usage"]
     finish(result, _lines(result), paths, as_json=as_json)
-    # Raised only now: captions that were paid for are written and on the page.
-    if done.failure is not None:
-        raise done.failure
-    if done.stopped:
-        sys.exit(130)
+    end_command(done.failure, stopped=done.stopped)
 
 
 def _backend_settings(options: CaptionRunSettings, device: str | None) -> Settings:
