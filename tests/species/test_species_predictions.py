@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from foveate.cli.main import cli
-from foveate.core.errors import UserError
+from foveate.core.errors import NothingSucceededError, UserError
 from foveate.records.collection import Collection
 from foveate.species.classes import Classes
 from foveate.species.corrections import apply_corrections, open_target
@@ -133,6 +133,7 @@ def test_images_whose_card_is_away_are_tried_again(folder: Path, tmp_path: Path)
     def count() -> tuple[int, int, int]:
         result = predict(model, survey, tmp_path / "results", settings, device="cpu", workers=1)
         assert (result.find_failure() is None) == (result.unreachable == 0)
+        assert isinstance(result.find_failure(), NothingSucceededError) == (result.failed == result.images)
         return result.computed, result.failed, result.unreachable
 
     # A damaged file among them is refused when it is collected: it never counts as unreachable.

@@ -10,6 +10,7 @@ one part. An image that could not be reached is never stored as done, so that th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
@@ -60,36 +61,48 @@ class Ending:
     failure: UserError | None = None
 
 
-def execute(executor: Executor[R], writer: ResultWriter[R]) -> Ending:
-    """Write what an executor yields, until its end, a signal, or an error; results before these are written."""
+def execute(executor: Executor[R], writer: ResultWriter[R], *, stop: StopRequest | None = None) -> Ending:
+    """Write what an executor yields, until its end, a signal, or an error; results before these are written.
+
+    Args:
+        stop: an entered one, of a caller with further work that a signal stops.
+    """
     failure = None
-    with StopRequest() as stop:
-        results = executor(lambda: stop.signal_name is not None)
+    with StopRequest() if stop is None else contextlib.nullcontext(stop) as request:
+        results = executor(lambda: request.signal_name is not None)
         if isinstance(results, AsyncGenerator):
             failure = asyncio.run(write_stream(results, writer))
         else:
             write_results(results, writer)
-    return Ending(stop.signal_name is not None, failure)
+    return Ending(request.signal_name is not None, failure)
+
+
+def in_order(function: Callable[[T], Iterable[R]], items: Sequence[T], *, description: str) -> Executor[R]:
+    """Return the executor that calls a function with one item after the other.
+
+    Args:
+        description: of the work, for its progress: "labeling, 16 images at a time".
+    """
+
+    def run(stopping: Stopping) -> Iterator[R]:
+        for item in track(items, description=description):
+            yield from function(item)
+            # Checked after the item: its results are computed already and go into the last part.
+            if stopping():
+                return
+
+    return run
 
 
 def in_batches(
     function: Callable[[Sequence[T]], Iterable[R]], pending: Sequence[T], size: int, *, description: str
 ) -> Executor[R]:
-    """Return the executor that calls a function with `size` pending items at a time.
-
-    Args:
-        description: of the work, for its progress: "labeling".
-    """
-
-    def run(stopping: Stopping) -> Iterator[R]:
-        starts = range(0, len(pending), size)
-        for start in track(starts, description=f"{description}, {size} images at a time"):
-            yield from function(pending[start : start + size])
-            # Checked after the batch: its results are computed already and go into the last part.
-            if stopping():
-                return
-
-    return run
+    """Return the executor that calls a function with `size` pending images at a time; see `in_order`."""
+    return in_order(
+        lambda start: function(pending[start : start + size]),
+        range(0, len(pending), size),
+        description=f"{description}, {size} images at a time",
+    )
 
 
 def hash_recipe(recipe: object) -> str:

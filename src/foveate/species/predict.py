@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, sha256_file
-from foveate.core.progress import say, track
+from foveate.core.progress import say
+from foveate.core.stopping import StopRequest
 from foveate.records import layout, tables
-from foveate.records.annotate import describe_unreachable
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import NEEDS_EXTRA, BadImage, is_passing
+from foveate.records.labeling import execute, find_failure, in_order, say_resumed
 from foveate.species.boxes import NOTICE, SOURCE, BoxesResult, add_boxes
 from foveate.species.crops import Views, ViewSettings
 from foveate.species.feature_files import read_features
@@ -52,7 +53,6 @@ from foveate.species.predictions import (
 from foveate.species.settings import BoxSettings, PredictSettings
 from foveate.survey.observations import name_detectors
 from foveate.survey.survey import Survey
-from foveate.training.stopping import StopRequest
 from foveate.vision.feature_cache import map_on_cores
 from foveate.vision.preprocess import read_image
 
@@ -73,7 +73,7 @@ class PredictResult:
         judged: that a detector with categories looked at, such as MegaDetector.
         stopped: by a signal; the same call resumes.
         unreachable: that could not be reached, `failed` ones among them; the same call tries them again.
-        first_error: why the first of those could not.
+        first_error: why the first image that cannot be read could not, of `unreachable` before others.
     """
 
     images: int
@@ -89,10 +89,15 @@ class PredictResult:
     first_error: str = ""
 
     def find_failure(self) -> UserError | None:
-        """Return the error that the command ends with if images could not be reached."""
-        if not self.unreachable:
-            return None
-        return UserError(describe_unreachable(self.unreachable, self.images, self.first_error))
+        """Return the error that the command ends with: no image could be read, or some could not be reached."""
+        return find_failure(
+            self.images,
+            succeeded=self.failed < self.images,
+            failed={"unreadable": self.failed},
+            unreachable=self.unreachable,
+            first_error=self.first_error,
+            stopped=self.stopped,
+        )
 
 
 def predict(
@@ -115,7 +120,7 @@ def predict(
             of another model, source or view.
     """
     start = time.monotonic()
-    failed, num_refused, proposed = list[str](), 0, None
+    failed, refused, proposed = list[str](), list[str](), None
     # Checked before the lock, which creates the folder: a refusal must leave nothing behind.
     check_folder(folder)
     _check_input(model, source, settings)
@@ -157,12 +162,12 @@ def predict(
                 model, collection, rows, views, place_columns_N, folder, settings, device, workers, stop
             )
             if not stop.signal_name:
-                failed, num_refused = _write_tables(collection, rows, views, detectors, folder)
+                failed, refused = _write_tables(collection, rows, views, detectors, folder)
     unreachable, first_error = _count_unreachable(failed, proposed, uncollected)
     return PredictResult(
-        images=len(rows) + num_refused,
+        images=len(rows) + len(refused),
         computed=computed,
-        failed=len(failed) + num_refused,
+        failed=len(failed) + len(refused),
         cropped=views.cropped,
         boxed=boxed,
         judged=sum(map(bool, detectors)),
@@ -170,7 +175,7 @@ def predict(
         seconds=round(time.monotonic() - start, 2),
         stopped=stop.signal_name is not None,
         unreachable=unreachable,
-        first_error=first_error,
+        first_error=first_error or next(iter([*failed, *refused]), ""),
     )
 
 
@@ -289,8 +294,7 @@ def _compute_parts(
     num_pending = sum(map(len, pending.values()))
     if not pending:
         return 0
-    if num_pending < len(row_list):
-        say(f"resumed: {len(row_list) - num_pending:,} images are done")
+    say_resumed(len(row_list) - num_pending, len(row_list))
     (folder / IMAGES).unlink(missing_ok=True)  # written again once all parts are there
     # Decisions about other images: beside the new table, new images would have none.
     (folder / DECISIONS).unlink(missing_ok=True)
@@ -300,24 +304,47 @@ def _compute_parts(
     else:
         read = _feature_reader(settings.features, collection, rows_N)
     compute = _make_compute(model, collection, read, place_columns_N)
-    computed = 0
+
+    def compute_part(number: int) -> Iterator[tuple[int, list[int], ScorePart]]:
+        rows = [parts[number][position] for position in pending[number]]
+        batches = [rows[first : first + settings.batch] for first in range(0, len(rows), settings.batch)]
+        results = map_on_cores(compute, batches, device=device)
+        failures = {rows.index(row): reason for *_, reasons in results for row, reason in reasons.items()}
+        probabilities = np.concatenate([probabilities for probabilities, *_ in results])
+        names = results[0][1]
+        links = {name: np.concatenate([links[name] for _, links, _ in results]) for name in names}
+        yield number, pending[number], ScorePart(hashes[number], probabilities, failures, links)
+
+    writer = _ScoreWriter(folder, [len(part) for part in parts])
     with _threads(workers, device):
-        for number, positions in track(pending.items(), description=f"predicting, {_IMAGES_PER_PART} images at a time"):
-            rows = [parts[number][position] for position in positions]
-            batches = [rows[first : first + settings.batch] for first in range(0, len(rows), settings.batch)]
-            results = map_on_cores(compute, batches, device=device)
-            failures = {rows.index(row): reason for *_, reasons in results for row, reason in reasons.items()}
-            probabilities = np.concatenate([probabilities for probabilities, *_ in results])
-            names = results[0][1]
-            links = {name: np.concatenate([links[name] for _, links, _ in results]) for name in names}
-            part = ScorePart(hashes[number], probabilities, failures, links)
+        description = f"predicting, {_IMAGES_PER_PART} images at a time"
+        execute(in_order(compute_part, [*pending], description=description), writer, stop=stop)
+    return writer.num_images
+
+
+class _ScoreWriter:
+    """Writes each part of scores as soon as it is computed.
+
+    Attributes:
+        num_images: that were written.
+    """
+
+    due = False  # nothing waits
+
+    def __init__(self, folder: Path, sizes: Sequence[int]) -> None:
+        self._folder, self._sizes, self.num_images = folder, sizes, 0
+
+    def add(self, results: Iterable[tuple[int, list[int], ScorePart]]) -> None:
+        """Write parts: number, positions of the images that were computed, and their scores."""
+        for number, positions, part in results:
             # Images of the part that were reached before are not read again.
-            is_whole = len(rows) == len(parts[number])
-            write_part(folder, number, part if is_whole else read_part(folder, number).replace_rows(positions, part))
-            computed += len(rows)
-            if stop.signal_name:
-                break
-    return computed
+            if len(positions) < self._sizes[number]:
+                part = read_part(self._folder, number).replace_rows(positions, part)
+            write_part(self._folder, number, part)
+            self.num_images += len(positions)
+
+    def flush(self) -> None:
+        """Do nothing."""
 
 
 class _threads:
@@ -423,8 +450,8 @@ def _make_compute(
 
 def _write_tables(
     collection: Collection, rows_N: NDArray[np.int64], views: Views, detectors: Sequence[str], folder: Path
-) -> tuple[list[str], int]:
-    """Write the tables of images and boxes; return why images failed, and how many files are none.
+) -> tuple[list[str], list[str]]:
+    """Write the tables of images and boxes; return why images failed, and why files are none.
 
     Args:
         detectors: of `name_detectors`; stored, because results that are imported later are not those of the boxes.
@@ -442,7 +469,7 @@ def _write_tables(
     columns["scored"] = [True] * count
     columns["detector"] = list(detectors)
     columns["cropped"] = [views.box(row) is not None for row in rows_N.tolist()]
-    known, bad = set(collection.keys), 0
+    known, refused = set(collection.keys), list[str]()
     for row in collection.quarantine().to_pylist():
         # A file that was refused when it was collected is no row of the collection, and must not vanish.
         if row["subject"] == "image" and row["key"] not in known:
@@ -453,11 +480,11 @@ def _write_tables(
             for name, values in columns.items():
                 values.append(False if name in ("scored", "cropped") else texts.get(name, ""))
             known.add(row["key"])
-            bad += 1
+            refused.append(texts["failure"])
     # Boxes first: the table of images says that the folder is complete.
     tables.write_table(folder / BOXES, _boxes_table(collection, rows_N, views))
     tables.write_table(folder / IMAGES, pa.table(columns))
-    return list(failures.values()), bad
+    return list(failures.values()), refused
 
 
 def _boxes_table(collection: Collection, rows_N: NDArray[np.int64], views: Views) -> pa.Table:

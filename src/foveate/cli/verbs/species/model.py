@@ -152,6 +152,7 @@ def predict_command(
     """
     from foveate.core.progress import say
     from foveate.core.recipes import validate
+    from foveate.records.labeling import end_command
     from foveate.species.folder import open_species
     from foveate.species.predict import predict as run_predict
     from foveate.species.predictions import Predictions
@@ -178,9 +179,7 @@ def predict_command(
     lines += [f"{counts.cropped:,} were cropped to a box"] if counts.view == "crop" else []
     lines += describe_result(result)
     finish({**asdict(counts), "counts": result.counts}, lines, {"results": out, "report": report}, as_json=as_json)
-    # Results and page are written; the exit status still tells a script that there is more to do.
-    if (failure := counts.find_failure()) is not None:
-        raise failure
+    end_command(counts.find_failure(), stopped=counts.stopped)
 
 
 # `foveate species decide`: decide anew about predicted images, without a look at one.
