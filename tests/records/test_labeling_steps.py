@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def labeling(*, repeated: Sequence[str] = ()) -> Labeling:
-    return Labeling(Provenance("test", "m", "0" * 16), "regions", ("ok",), ("broken", "full"), repeated)
+    return Labeling(Provenance("test", "m", "0" * 16), "regions", ("ok",), ("broken", "full", "decode_error"), repeated)
 
 
 def label(image: LabeledImage) -> LabeledImage:
@@ -83,13 +83,15 @@ def test_an_image_that_is_away_is_never_done(path: Path, repeated: Sequence[str]
 
 def test_rows_of_earlier_versions_about_images_that_were_away_are_not_done(path: Path) -> None:
     rows = [
-        {"key": "train-00", "status": "broken", "detail": "/card/a.jpg is missing: it was moved or deleted"},
-        {"key": "train-01", "status": "broken", "detail": "the image is truncated"},
+        {"key": "train-00", "status": "decode_error", "detail": "/card/a.jpg is missing: it was moved or deleted"},
+        {"key": "train-01", "status": "decode_error", "detail": "the image is truncated"},
+        {"key": "train-02", "status": "full", "detail": "the answer cannot be read: [1, 2"},
     ]
     with AnnotationAppender(path, purpose="a test") as appender:
         appender.append("region_status", rows, labeling().provenance)
+    done = {"train-01": "decode_error", "train-02": "full"}
     progress = find_progress(path, labeling(), KEYS)
-    assert (progress.done, progress.before.first_error) == ({"train-01": "broken"}, "the image is truncated")
+    assert (progress.done, progress.before.first_error) == (done, "the image is truncated")
     assert find_progress(path, labeling(), ["train-05"]).done == {}
 
 

@@ -40,7 +40,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SECONDS_PER_PART = 30.0
-# Details of rows of earlier versions, which stored images whose card was away as images that cannot be decoded.
+# Rows of earlier versions: they stored images whose card was away as images that cannot be decoded.
+_DECODE_ERROR = "decode_error"
 _AWAY = re.compile(
     r" is missing(: it was moved or deleted)?$| cannot be read: | is not a regular file any more$"
     r"| is not the imported image: its bytes changed$|\.tar ends within the image "
@@ -62,7 +63,7 @@ class Ending:
 
 
 def execute(executor: Executor[R], writer: ResultWriter[R], *, stop: StopRequest | None = None) -> Ending:
-    """Write what an executor yields, until its end, a signal, or an error; results before these are written.
+    """Write what an executor yields, until its end, a signal, or the error of a stream; results before are written.
 
     Args:
         stop: an entered one, of a caller with further work that a signal stops.
@@ -157,7 +158,8 @@ class Labeling:
 
     def is_done(self, status: str, detail: str) -> bool:
         """Whether a stored status says that its image is done."""
-        return status not in self.failed or (status not in self.repeated and not _AWAY.search(detail))
+        was_away = status == _DECODE_ERROR and _AWAY.search(detail) is not None
+        return status not in self.repeated and not was_away
 
     def is_stored(self, image: LabeledImage) -> bool:
         """Whether an image gets a status: one that cannot be reached only if its status says that it is not done."""
@@ -332,7 +334,10 @@ def label_images(
         max_seconds=SECONDS_PER_PART,
         on_part=progress.count,
     )
-    return execute(executor, writer).stopped
+    ending = execute(executor, writer)
+    if ending.failure is not None:
+        raise ending.failure
+    return ending.stopped
 
 
 def find_failure(
