@@ -14,9 +14,9 @@ from hostile import folder_of_files, reasons
 from made_images import encoded, jpeg, noise, png_header
 from PIL import Image, features
 
+from foveate.core.encodings import decode_text
 from foveate.records import images
 from foveate.records.collection import Collection
-from foveate.records.importers.encodings import decode_text
 from foveate.records.importers.folder import import_folder
 from foveate.records.importers.sidecar import read_sidecars
 from foveate.records.importers.yolo import parse_yolo

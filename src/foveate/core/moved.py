@@ -152,6 +152,7 @@ _MOVED: Mapping[str, str] = {
             "wilds",
         )
     },
+    "foveate.records.importers.encodings": "foveate.core.encodings",
     "foveate.records.lexicon": "foveate_labs.worlds.lexicon",
     "foveate.records.questions": "foveate_labs.worlds.questions",
     "foveate.records.scenes": "foveate_labs.worlds.scenes",

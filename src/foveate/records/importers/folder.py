@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Unpack
 
+from foveate.core.encodings import decode_text
 from foveate.core.errors import UserError
 from foveate.records import layout
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.encodings import decode_text
 from foveate.records.importers.files import check_file, make_reader, make_refusal
 from foveate.records.importers.folder_files import ClassNames, FolderFiles, pair_files
 from foveate.records.importers.formats import Format

@@ -19,8 +19,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from foveate.core.encodings import decode_text
 from foveate.core.errors import UserError
-from foveate.records.importers.encodings import decode_text
 from foveate.records.importers.regions import are_fractions, read_region
 from foveate.records.importers.sample import Problem, Sidecar
 from foveate.records.importers.yolo import has_only_numbers, parse_yolo

@@ -13,7 +13,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 # Windows-1252 and Latin-1 alike: letters with accents, and what typographers put between words.
-_PLAUSIBLE = re.compile(rb"[\x80\x82\x84\x85\x8a\x8c\x8e\x91-\x97\x99\x9a\x9c\x9e-\xff]")
+_PLAUSIBLE = bytes([0x80, 0x82, 0x84, 0x85, 0x8A, 0x8C, 0x8E, *range(0x91, 0x98), 0x99, 0x9A, 0x9C, *range(0x9E, 256)])
+_ASCII = bytes(range(128))
 _HIGH_RUN = re.compile(rb"[\x80-\xff]{4,}")
 # Half of the bytes of European text in UTF-16 are zero.
 _MIN_ZEROS = 0.3
@@ -38,8 +39,9 @@ def decode_text(data: bytes) -> tuple[str, str]:
     try:
         return data.decode("utf-8-sig"), "utf-8"
     except UnicodeDecodeError:
-        num_high = sum(byte >= 0x80 for byte in data)
+        # Counted by `translate`, since a table of a gigabyte would take a loop of Python minutes.
+        num_high = len(data.translate(None, _ASCII))
         sparse = num_high <= 2 * len(data) / 3 and not _HIGH_RUN.search(data)
-        if 0 in data or not sparse or len(_PLAUSIBLE.findall(data)) < num_high:
+        if 0 in data or not sparse or data.translate(None, _ASCII + _PLAUSIBLE):
             raise
     return data.decode("windows-1252"), "windows-1252"
