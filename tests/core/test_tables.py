@@ -24,7 +24,7 @@ from foveate.core.arrow_tables import (
     read_typed_csv,
 )
 from foveate.core.errors import UserError
-from foveate.core.tables import Limits, find_column, need_column, open_text, read_json_lines, read_rows
+from foveate.core.tables import Limits, find_column, iterate_json_lines, need_column, open_text, read_rows
 from naming import raises_naming
 
 NAMES = ["Ort", "Größe", "Zahl"]
@@ -147,7 +147,7 @@ def test_numbers_that_may_be_read_in_two_ways(tmp_path: Path) -> None:
 def test_lines_of_json(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": "\xe2\x80\xa8"}\n\n{]\n' + b"[" * 100_000 + b"\n7\n")
-    lines = list(read_json_lines(path))
+    lines = list(iterate_json_lines(path))
     assert [number for number, _ in lines] == [1, 3, 4, 5]
     assert [isinstance(value, ValueError) for _, value in lines] == [False, True, True, False]
     with raises_naming(UserError, path, "line 3"):

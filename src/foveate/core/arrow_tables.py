@@ -29,14 +29,15 @@ from foveate.core.tables import (
     check_bytes,
     check_names,
     check_width,
+    iterate_json_lines,
     open_text,
-    read_json_lines,
 )
 
 # pyarrow needs a whole row within one block; a block is never larger than twice the file.
 _MAX_ROW_BYTES = 2**28
 _TYPED_BLOCK = 2**24
-_BATCH_ROWS = 4096
+# Fewer where the size is checked between batches.
+_BATCH_ROWS, _CHECKED_ROWS = 2**16, 4096
 DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError)
 """What pyarrow raises on damaged files: met in fuzzing."""
 
@@ -101,7 +102,8 @@ def read_batches(
             states need not be true, so that a small one may unpack to more than the memory.
     """
     batches, num_bytes = [], 0
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=None if names is None else list(names)):
+    batch_size = _BATCH_ROWS if check is None else _CHECKED_ROWS
+    for batch in file.iter_batches(batch_size=batch_size, columns=None if names is None else list(names)):
         num_bytes += batch.nbytes
         if check is not None:
             check(num_bytes)
@@ -124,14 +126,15 @@ def read_parquet(path: Path, names: Sequence[str] | None = None, *, limits: Limi
     """
 
     def check(num_bytes: int) -> None:
-        if limits.max_bytes is not None and num_bytes > limits.max_bytes:
+        assert limits.max_bytes is not None
+        if num_bytes > limits.max_bytes:
             raise UserError(f"{path} unpacks to more than {limits.max_bytes:,} bytes")
 
     with open_parquet(path, limits) as file:
         check_rows(path, file.metadata.num_rows, limits)
         if names is None:
             check_names(path, file.schema_arrow.names)
-        table = read_batches(file, names, check=check)
+        table = read_batches(file, names, check=None if limits.max_bytes is None else check)
         return table.replace_schema_metadata(file.schema_arrow.metadata)
 
 
@@ -160,7 +163,7 @@ def read_arrow(path: Path, *, limits: Limits = NO_LIMITS) -> pa.Table:
 def _read_lines(path: Path, limits: Limits) -> pa.Table:
     check_bytes(path, limits)
     rows = []
-    for number, value in read_json_lines(path):
+    for number, value in iterate_json_lines(path):
         if not isinstance(value, dict):
             problem = f"not JSON ({value})" if isinstance(value, ValueError) else f"got {type(value).__name__}"
             raise UserError(f"{path}, line {number}: {problem}; expected an object")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
+from foveate.core.tables import iterate_json_lines
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -21,19 +21,10 @@ def read_table(path: Path) -> dict[str, Any]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON Lines without its blank ones; raise UserError with the number of a line that is no object."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file ({error})") from error
     entries = []
-    # Not splitlines: JSON strings may hold U+2028 and the like, which it takes for ends of lines.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+    for number, entry in iterate_json_lines(path):
+        if isinstance(entry, ValueError):
+            raise UserError(f"{path}, line {number}: not JSON ({entry})") from entry
         if not isinstance(entry, dict):
             raise UserError(f"{path}, line {number}: expected an object (got {type(entry).__name__})")
         entries.append(entry)

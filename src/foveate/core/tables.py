@@ -108,6 +108,10 @@ class RowTable:
     rows: list[tuple[int, list[str]]]
     delimiter: str = ""
 
+    def to_dicts(self) -> list[dict[str, str]]:
+        """Return the cells of each row by column."""
+        return [dict(zip(self.names, cells, strict=True)) for _, cells in self.rows]
+
 
 # Text.
 
@@ -225,6 +229,24 @@ def check_names(path: Path, names: Sequence[str]) -> None:
         raise UserError(f"{path}: column '{repeated[0]}' occurs twice")
 
 
+def read_text(path: Path) -> str:
+    """Read a whole text file in any encoding that tables have.
+
+    Raises:
+        UserError: the file is missing, or its encoding cannot be recognized.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+        content, _, damage = _decode(path, head)
+        data = path.read_bytes() if content is None else content
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if damage:
+        raise UserError(f"{path} is not {_ENCODINGS} text: {damage}")
+    return data.decode("utf-8-sig")
+
+
 # Rows.
 
 
@@ -298,7 +320,7 @@ def format_cell(value: object) -> str:
 # JSON Lines.
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
+def iterate_json_lines(path: Path) -> Iterator[tuple[int, object]]:
     """Yield (number of the line, value) of a file of JSON Lines; blank lines are skipped.
 
     A line that is no JSON yields its ValueError, so that the reader decides whether it spoils the file.

@@ -6,7 +6,6 @@ cannot be asked is never left out: it bears its problem.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from foveate.core import tables
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json
 from foveate.core.plugins import load_row
@@ -70,27 +70,12 @@ def load_set(name: str) -> QuestionSet:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a table with a header, of commas or tabs; a cell that a short row lacks is empty.
+    """Read a table with a header; a cell that a short row lacks is empty.
 
     Raises:
         UserError: no such file, no text, a quote without an end (a file that was cut), or a row that is too long.
     """
-    try:
-        # "-sig" drops the byte order mark that spreadsheets write; it would become part of the first column's name.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            delimiter = "\t" if "\t" in file.readline() else ","
-            file.seek(0)
-            # Strict: otherwise a quote that never ends would take the rest of the file into one cell without an error.
-            reader = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
-            rows = []
-            for row in reader:
-                if None in row:
-                    raise UserError(f"{path}, line {reader.line_num}: more cells than the header has columns")
-                rows.append(row)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a file of questions") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no table of questions ({error})") from error
+    rows = tables.read_rows(path, pad=True).to_dicts()
     if not rows:
         raise UserError(f"{path}: no rows; expected a header and questions")
     return rows

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from foveate.core.arrow_tables import read_parquet
 from foveate.core.paths import DATA
 
 SOURCES = ("clipart", "emoji")
@@ -23,4 +22,4 @@ def rows(source: str) -> tuple[dict[str, Any], ...]:
     Emoji: style ("noto", "twemoji"), name, short_names, unified (code points). Texts are as the source has them.
     """
     assert source in SOURCES, source
-    return tuple(pq.read_table(DATA / f"{source}.parquet").to_pylist())
+    return tuple(read_parquet(DATA / f"{source}.parquet").to_pylist())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any, Unpack
 from foveate.core.errors import UserError
 from foveate.core.files import sweep
 from foveate.core.progress import say
+from foveate.core.tables import iterate_json_lines
 from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.conversations import (
@@ -99,14 +99,11 @@ class Draft:
 def read_entries(path: Path) -> Iterator[tuple[str, object]]:
     """Yield (name, entry) of a JSON list, an object with a list `data`, or JSON Lines; a bad line is a Finding."""
     if path.suffix.lower() in (".jsonl", ".ndjson"):
-        with path.open("rb") as file:
-            for number, line in enumerate(file):
-                if line.strip():
-                    try:
-                        yield str(number), json.loads(line)
-                    # RecursionError comes from brackets nested thousands deep, which must spoil only their own line.
-                    except (ValueError, RecursionError) as error:
-                        yield str(number), Finding("malformed entry", f"the line is not JSON ({str(error)[:120]})")
+        for number, entry in iterate_json_lines(path):
+            if isinstance(entry, ValueError):
+                entry = Finding("malformed entry", f"the line is not JSON ({str(entry)[:120]})")
+            # Counted from 0, as in collections that were imported before.
+            yield str(number - 1), entry
         return
     content = read_annotations(path)
     entries = content.get("data") if isinstance(content, Mapping) else content

@@ -15,13 +15,14 @@ from typing import Any, Unpack
 import pyarrow as pa
 
 from foveate.core.errors import UserError, choose, nearest
+from foveate.core.tables import find_column, need_column
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import import_samples
 from foveate.records.importers.json_files import make_finding
 from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, Sample, SharedOptions
-from foveate.records.importers.table import IMAGES, TEXTS, find_column, need_column
+from foveate.records.importers.table import IMAGES, TEXTS
 from foveate.records.importers.table_files import has_images
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")

@@ -14,7 +14,8 @@ from typing import Unpack
 import numpy as np
 import pyarrow as pa
 
-from foveate.core.errors import UserError, nearest
+from foveate.core.errors import UserError
+from foveate.core.tables import find_column, need_column
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import file_sample
 from foveate.records.importers.formats import Format
@@ -27,38 +28,6 @@ PATHS = tuple("path filepath file_path file_name filename file image_path img_pa
 TEXTS = tuple("text caption captions title alt alt_text description sentence sentences txt".split())
 IMAGES = ("image", "img", "picture", "jpg", "png", "photo")
 BOXES = ("boxes", "regions")
-
-
-def find_column(
-    columns: Sequence[str], usual: Sequence[str], *, requested: str | None, option: str, where: object
-) -> str | None:
-    """Find a column: the `requested` one, else the first of the `usual` names, else None.
-
-    Raises:
-        UserError: the requested column does not exist; the error names the nearest.
-    """
-    if requested is not None:
-        if requested in columns:
-            return requested
-        listed = ", ".join(columns[:30])
-        raise UserError(
-            f"{where} has no column {requested!r} ({option}); expected one of {listed}{nearest(requested, columns)}"
-        )
-    # Reversed, so that of names that differ only in case the first wins.
-    folded = {name.casefold().strip(): name for name in reversed(columns)}
-    return next((folded[name] for name in usual if name in folded), None)
-
-
-def need_column(
-    columns: Sequence[str], usual: Sequence[str], *, requested: str | None, option: str, where: object
-) -> str:
-    """Find a column like `find_column`, but raise UserError with the nearest if there is none."""
-    column = find_column(columns, usual, requested=requested, option=option, where=where)
-    if column is not None:
-        return column
-    near = next((hint for name in usual if (hint := nearest(name, columns))), "")
-    listed = ", ".join(columns[:30])
-    raise UserError(f"{where} has no column {' or '.join(usual[:4])}; choose one of {listed} with {option}{near}")
 
 
 def import_table(
@@ -79,8 +48,7 @@ def import_table(
     Used columns are read into memory; images are not.
 
     Args:
-        source: a `.csv`, `.tsv` or `.parquet` file. A text file is UTF-8 with a line of column names; tab,
-            comma or semicolon is detected from that line.
+        source: a `.csv`, `.tsv` or `.parquet` file. See `foveate.core.tables` on text files.
         target: collection folder; created if it does not exist.
         images: the folder that paths are relative to; by default that of the table.
         path_column, text_column: names of the columns; by default one of the usual names.

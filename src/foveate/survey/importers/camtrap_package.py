@@ -16,14 +16,13 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from foveate.core.arrow_tables import read_parquet, read_text_columns
 from foveate.core.errors import UserError, nearest
 from foveate.records.images import BadImage
 from foveate.records.importers.files import check_file, file_sample, locate_file, make_key
 from foveate.records.importers.json_files import read_annotations
 from foveate.records.importers.sample import MAX_BYTES, Problem, Sample
-from foveate.records.importers.table_files import read_column_names, read_columns
 from foveate.survey.camtrap_checks import (
     Violation,
     check_package,
@@ -251,11 +250,12 @@ def _read_resource(files: Files, resource: Mapping[str, Any]) -> pa.Table:
     packed = suffix.endswith(".gz") or resource.get("compression") == "gz"
     parquet = ".parquet" in suffix or resource.get("format") == "parquet"
     with tempfile.TemporaryDirectory() as folder, files.open(name, max_bytes=MAX_TABLE_BYTES) as file:
-        # The house's reader of tables takes a path, and finds one bad line among good ones.
+        # The house's reader of tables takes a path. A bad line is an error, while other imports skip it: a skipped row
+        # would be missing from the next export.
         path = Path(folder) / f"{resource['name']}{'.parquet' if parquet else '.csv'}"
         _unpack(gzip.open(file) if packed else file, path, where=f"{files.path}: {name}")
         try:
-            table = _read_parquet(path) if parquet else _read_csv(path)
+            table = _read_parquet(path) if parquet else read_text_columns(path)
         except UserError as error:
             raise UserError(str(error).replace(str(path), f"{files.path}: {name}")) from error
     return fill_missing(table)
@@ -273,31 +273,11 @@ def _unpack(file: Any, path: Path, *, where: str) -> None:
         raise UserError(f"{where} cannot be unpacked: {error}") from error
 
 
-def _read_csv(path: Path) -> pa.Table:
-    names = read_column_names(path)
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise UserError(f"{path}: column {repeated[0]!r} comes twice")
-    table, findings = read_columns(path, names)
-    # An error here, while other imports skip a bad line: a skipped row would be missing from the next export.
-    if findings:
-        raise UserError(f"{path}, {findings[0].key}: {findings[0].problems[0].detail}")
-    columns = {}
-    for name in names:
-        try:
-            columns[name] = table[name].cast(pa.large_string())
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: column {name!r} is not UTF-8") from error
-    return pa.table(columns)
-
-
 def _read_parquet(path: Path) -> pa.Table:
+    table = read_parquet(path)
     try:
-        table = pq.read_table(path, partitioning=None)
-        # Validate in full: reading does not check that texts are UTF-8 or that offsets lie inside a column.
-        table.validate(full=True)
         return pa.table({name: _as_text(table[name]) for name in table.column_names})
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a Parquet table: {' '.join(str(error).split())[:200]}") from error
 
 

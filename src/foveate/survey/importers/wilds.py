@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Unpack
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.tables import find_column, need_column
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import make_key
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source
 from foveate.records.importers.sample import SharedOptions
-from foveate.records.importers.table import find_column, need_column
 from foveate.records.importers.table_files import read_column_names, read_texts
 from foveate.survey.file_index import normalize_path
 from foveate.survey.importers.coco_camera_traps import (
