@@ -374,9 +374,9 @@ def test_tables_of_spreadsheets_are_read(tmp_path: Path) -> None:
     [
         (b"", ["empty"]),
         (b"deploymentID\n", ["no rows"]),
-        (b"deploymentID,folder\na\n", ["row 2", "1 cells", "2"]),
-        (b'deploymentID\n"a\n', ["row"]),
-        (b"deploymentID\n\xff\n", ["UTF-8", "13"]),
+        (b"deploymentID,folder\na\n", ["line 2", "1 cells", "2"]),
+        (b'deploymentID\n"a\n', ["line"]),
+        (b"deploymentID\n\xc3\xa4\xff\n", ["UTF-8", "byte 15"]),
         (b"latitude,Latitude,deploymentID\n1,2,a\n", ["'latitude'", "twice"]),
     ],
 )

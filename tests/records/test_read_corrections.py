@@ -100,8 +100,10 @@ def test_a_row_that_is_empty_and_a_species_is_counted(tmp_path: Path, capsys: py
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
+    (correction,) = read_corrections(write(tmp_path / "t.csv", "File,Species\nä.jpg,fox\n", encoding="latin-1"))
+    assert correction.file == "ä.jpg"
     with raises_naming(UserError, "t.csv", "UTF-8"):
-        read_corrections(write(tmp_path / "t.csv", "File,Species\nä.jpg,fox\n", encoding="latin-1"))
+        read_corrections(write(tmp_path / "t.csv", "File,Species\nлиса.jpg,fox\n", encoding="cp1251"))
     with raises_naming(UserError, "missing.csv"):
         read_corrections(tmp_path / "missing.csv")
     with raises_naming(UserError, PACKAGE, "'species'"):

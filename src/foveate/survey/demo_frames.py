@@ -6,7 +6,6 @@ names and folders do not matter, and nothing else is taken for one of them.
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.core.paths import DATA
+from foveate.core.tables import read_rows
 from foveate.records.importers.files import get_suffix
 from foveate.records.importers.sample import IMAGE_SUFFIXES
 from foveate.records.writer import CollectionWriter
@@ -94,10 +94,9 @@ class DemoImport:
 def load_demo_frames() -> dict[str, DemoFrame]:
     """Return {SHA-256: image}, each image under that of its published file and that of its copy with 640 pixels."""
     frames = {}
-    with (DATA / "demo-frames.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            frame = DemoFrame(row["set"], row["name"], row["label"], row["dataset"])
-            frames[row["original_sha256"]] = frames[row["scaled_sha256"]] = frame
+    for row in read_rows(DATA / "demo-frames.csv").to_dicts():
+        frame = DemoFrame(row["set"], row["name"], row["label"], row["dataset"])
+        frames[row["original_sha256"]] = frames[row["scaled_sha256"]] = frame
     return frames
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.tables import read_rows
 from foveate.records.rows import clean_text
 from foveate.survey.hours import TimeStatus, parse_offset, parse_times
 from foveate.survey.types import Deployment
@@ -38,7 +37,7 @@ class DeploymentTable:
 
 
 def read_deployments(path: str | Path) -> DeploymentTable:
-    """Read a table of deployments: CSV with comma, semicolon or tab.
+    """Read a table of deployments, of any kind and encoding that `foveate.core.tables` reads.
 
     Only `deploymentID` is required; COCO Camera Traps call it `location`. `folder` is the camera's folder, by default
     the id. `clock_shift` is added to every time: seconds, or hours and minutes as in -1:00. `utc_offset` states the
@@ -72,34 +71,20 @@ def read_deployments(path: str | Path) -> DeploymentTable:
 def _read_rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], bool]:
     """Return the rows with their line numbers, and whether numbers may have a decimal comma."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}; save it as CSV UTF-8") from error
-    except FileNotFoundError as error:
-        names = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UserError(f"--deployments: {path} does not exist{nearest(path.name, names)}") from error
-    except OSError as error:
-        raise UserError(f"--deployments: {path} cannot be read: {error.strerror or error}") from error
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    # Strict: an unclosed quote would otherwise make all rows behind it one cell.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        lines = [(reader.line_num, [clean_text(cell) for cell in cells]) for cells in reader]
-    except csv.Error as error:
-        raise UserError(f"{path}, row {reader.line_num}: cannot be read as CSV ({error})") from error
-    if not lines:
-        raise UserError(f"{path} is empty; expected a first line with column names such as deploymentID")
-    header = _match_columns(lines[0][1], path)
+        table = read_rows(path)
+    except UserError as error:
+        if path.is_file():
+            raise
+        raise UserError(f"--deployments: {error}") from error
+    header = _match_columns([clean_text(name) for name in table.names], path)
     rows = []
-    for number, cells in lines[1:]:
-        if not any(cells):
-            continue
-        if len(cells) != len(header):
-            raise UserError(f"{path}, row {number} has {len(cells)} cells; expected {len(header)} as in the header")
-        present = ["" if cell in _MISSING else cell for cell in cells]
-        rows.append((number, dict(zip(header, present, strict=True))))
-    # Commas that separate cells cannot be decimal commas.
-    return rows, delimiter != ","
+    for number, cells in table.rows:
+        cleaned = [clean_text(cell) for cell in cells]
+        if any(cleaned):
+            present = ["" if cell in _MISSING else cell for cell in cleaned]
+            rows.append((number, dict(zip(header, present, strict=True))))
+    # Where commas separate cells, they are not decimal commas.
+    return rows, table.delimiter not in (",", "")
 
 
 def _match_columns(header: list[str], path: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import string
 from collections import Counter
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.paths import DATA
+from foveate.core.tables import read_rows
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species", "subspecies")
 """Ranks from general to specific; a taxon may have another one, which is never rolled up to."""
@@ -191,8 +191,7 @@ def load_builtin_taxa() -> Taxa:
 
     Some lineages have no class, since NCBI has none of turtles.
     """
-    with (DATA / "taxa.csv").open(encoding="utf-8", newline="") as file:
-        return Taxa.from_rows(csv.DictReader(file))
+    return Taxa.from_rows(read_rows(DATA / "taxa.csv").to_dicts())
 
 
 def find_cycle(parents: NDArray[np.int64]) -> list[int]:

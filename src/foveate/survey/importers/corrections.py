@@ -5,14 +5,13 @@ A row without an answer was not reviewed and is skipped. An image may have sever
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
+from foveate.core.tables import read_rows
 from foveate.records.importers.ingest import check_source
 from foveate.survey.detections import get_kind
 from foveate.survey.file_index import normalize_path
@@ -98,34 +97,15 @@ def _read_package(path: Path) -> Iterator[Correction]:
 
 
 def _read_table(path: Path, column: str | None) -> Iterator[Correction]:
-    try:
-        # "-sig" drops the byte order mark of Excel's CSV UTF-8, which would become part of the first column's name.
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}; save it as CSV UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    # Spreadsheets of many languages write semicolons.
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    # Strict: an unclosed quote would otherwise make all rows behind it one answer.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    table = read_rows(path)
+    columns = _find_columns([name.strip() for name in table.names], column, path)
     num_contradictions = 0
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        columns = _find_columns(header, column, path)
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                expected = f"expected {len(header)} as in the header"
-                raise UserError(f"{path}, line {reader.line_num}: has {len(cells)} cells; {expected}")
-            values = {use: cells[index].strip() for use, index in columns.items()}
-            correction = _read_row(values, path, reader.line_num)
-            if correction is not None:
-                num_contradictions += _is_empty(values) and get_kind(correction.label) != "blank"
-                yield correction
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: cannot be read as CSV ({error})") from error
+    for line, cells in table.rows:
+        values = {use: cells[index].strip() for use, index in columns.items()}
+        correction = _read_row(values, path, line)
+        if correction is not None:
+            num_contradictions += _is_empty(values) and get_kind(correction.label) != "blank"
+            yield correction
     if num_contradictions:
         say(f"{path}: rows that are marked as empty and have an answer: {num_contradictions:,}; the answer counts")
 
