@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.core.arrow_tables import read_parquet
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.npz_files import read_npz
 
@@ -66,12 +66,7 @@ def _read_npz(path: Path) -> tuple[list[str], NDArray[np.float32]]:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet table ({' '.join(str(error).split())[:100]})") from error
+    table = read_parquet(path)
     for name in ("key", "vector"):
         choose(name, table.column_names, f"{path}: column")
     # Check the schema before any value: a column of text would end in a NumPy error that names no file.

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_json_atomically, write_text_atomically
+from foveate.core.tables import read_rows
 from foveate.records import tables
 from foveate.records.collection import Collection
 from foveate.species.classes import Classes
@@ -295,13 +296,11 @@ class SpeciesGraph:
         """
         folder = Path(folder)
         content = _read_description(folder)
-        with (folder / TAXA).open(encoding="utf-8", newline="") as file:
-            taxa = Taxa.from_rows(csv.DictReader(file))
-        with (folder / MATCHES).open(encoding="utf-8", newline="") as file:
-            matches = tuple(
-                Match(row["label"], taxa.index(row["id"]) if row["id"] else -1, row["status"], row["note"])  # type: ignore[arg-type]
-                for row in csv.DictReader(file)
-            )
+        taxa = Taxa.from_rows(read_rows(folder / TAXA).to_dicts())
+        matches = tuple(
+            Match(row["label"], taxa.index(row["id"]) if row["id"] else -1, row["status"], row["note"])  # type: ignore[arg-type]
+            for row in read_rows(folder / MATCHES).to_dicts()
+        )
         return cls(
             triples=Triples.index(read_triples(folder / TRIPLES), train=train, official=official),
             taxa=taxa,

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
+from foveate.core.arrow_tables import read_text_columns
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import atomic_file
+from foveate.core.tables import open_text
 
 Rows = NDArray[np.int64]
 COLUMNS = ("h", "datatype_h", "r", "t", "datatype_t", "split")
@@ -153,22 +154,12 @@ def read_triples(path: Path) -> pa.Table:
     Raises:
         UserError: the file cannot be read, or has other columns.
     """
-    try:
-        table = pa_csv.read_csv(
-            path,
-            # A label may contain a line break, which `write_triples` quotes.
-            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa_csv.ConvertOptions(
-                column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False
-            ),
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as triples: {str(error).splitlines()[0][:200]}") from error
-    missing = [name for name in COLUMNS if name not in table.column_names]
+    names = open_text(path).names
+    missing = [name for name in COLUMNS if name not in names]
     if missing:
-        hint = nearest(missing[0], table.column_names)
-        raise UserError(f"{path}: no column {', '.join(missing)} (got {', '.join(table.column_names)}){hint}")
-    return table.select(COLUMNS)
+        hint = nearest(missing[0], names)
+        raise UserError(f"{path}: no column {', '.join(missing)} (got {', '.join(names)}){hint}")
+    return read_text_columns(path, COLUMNS).cast(pa.schema([(name, pa.string()) for name in COLUMNS]))
 
 
 def normalize_id(text: str) -> str:

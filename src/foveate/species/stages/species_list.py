@@ -18,6 +18,7 @@ from pydantic import Field
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.recipes import Settings
+from foveate.core.tables import read_text
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats, Integers, Rows, Stage, merge_columns
 from foveate.species.stages import warn_idle
@@ -58,16 +59,16 @@ def read_list(path: Path) -> list[str]:
     Empty lines and what follows a # are left out.
 
     Raises:
-        UserError: the file is missing, not UTF-8 text, or has no name.
+        UserError: the file is missing, no text, or has no name.
     """
-    try:
-        # Spreadsheets write a byte order mark, which would otherwise become part of the first name.
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a species list") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}); expected a species list") from None
-    rows = [[cell.strip() for cell in row] for row in csv.reader(line.partition("#")[0] for line in text.splitlines())]
+    if not path.exists():
+        raise UserError(f"{path}: no such file; expected a species list")
+    lines = [line.partition("#")[0] for line in read_text(path).splitlines()]
+    first = next((line.lower() for line in lines if line.strip()), "")
+    # Commas where no other delimiter separates a column of names: a plain list has no header, and a label of SpeciesNet
+    # is one name with semicolons in it.
+    delimiter = next((sign for sign in ",;\t|" if any(cell.strip(' "') in _COLUMNS for cell in first.split(sign))), ",")
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
     rows = [row for row in rows if any(row)]
     column = 0
     if rows:
