@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from foveate.core.arrow_tables import read_parquet, read_typed_csv
 from foveate.core.errors import UserError, nearest
 
 LABELS = ("labels", "label")
@@ -32,18 +31,13 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def read_csv_table(path: Path) -> tuple[Arrays, list[str]]:
-    """Read a CSV file, or with the ending .tsv one with tabs; return arrays and notes.
+    """Read a CSV or TSV file; return arrays and notes.
 
     Raises:
         UserError: it is no table, columns are no numbers, there is no column of labels.
     """
-    options = pa_csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
-    try:
-        table = pa_csv.read_csv(path, parse_options=options)
-        # Names of columns are decoded when they are asked for.
-        _ = table.column_names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a table with a header ({_shorten(error)})") from error
+    # A class may be called "NA", and a column of notes may have commas in its numbers.
+    table, _ = read_typed_csv(path, labels=LABELS, null_texts=False, mixed="point")
     return _read_wide(table, path)
 
 
@@ -56,10 +50,7 @@ def read_parquet_table(path: Path) -> tuple[Arrays, list[str], bytes | None]:
     Raises:
         UserError: as `read_csv_table`.
     """
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file ({_shorten(error)})") from error
+    table = read_parquet(path)
     metadata = (table.schema.metadata or {}).get(b"class_names")
     if "logits" not in table.column_names:
         arrays, notes = _read_wide(table, path)
@@ -147,7 +138,3 @@ def _matrix(column: pa.ChunkedArray, *, name: str, path: Path) -> NDArray[Any]:
         raise UserError(f"{path}: column '{name}' must have a list of the same length in every row")
     flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
     return flat.reshape(len(lengths), int(lengths[0]))
-
-
-def _shorten(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]
