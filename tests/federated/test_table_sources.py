@@ -50,10 +50,10 @@ def test_delimiters_and_decimal_commas(tmp_path: Path, text: str, points: list[l
         ("cost;ward\n950;a\n1,234;b\n12,500;c\n", ("cost", "1,234")),
         ("bmi;crp\n21,5;3.25\n22,5;4.5\n", ("bmi", "crp")),
         ("bmi,ward\n21.5,a\n22.5,b,Jane Doe HIV+\n", ("line 3", "3", "2")),
-        ('bmi,ward\n21.5,"a\n22.5,b\n', ("quotes",)),
-        ("bmi,bmi\n21.5,1\n", ("bmi", "twice")),
+        ('bmi,ward\n21.5,"a\n22.5,b\n', ("line 2", "quotes")),
+        ("bmi,bmi\n21.5,1\n", ("bmi", "occurs twice")),
         ("bmi,age\n", ("no rows",)),
-        ("", ("UTF-8",)),
+        ("", ("empty",)),
         ("ward\na\n", ("decimal numbers", "ward")),
     ],
 )

@@ -6,8 +6,6 @@ and a table does not say which: it is named in an error until the user decides (
 
 from __future__ import annotations
 
-import codecs
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,23 +14,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from foveate.core.arrow_tables import count_matches, open_parquet, read_batches, read_typed_csv
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
+from foveate.core.tables import check_names
 from foveate.federated.points import Feature, Points, ReadOptions, as_matrix
 
 POINT_NAMES = ("points", "embedding", "embeddings", "features", "X")
 _ASIDE = ("key", "kind", "box", "phrase", "norm", "row", "__index_level_0__", "Unnamed: 0")
 """Columns that exports and tables of runs have besides points."""
-_DELIMITERS = ",;\t|"
-_MAX_COLUMNS = 100_000
-_BLOCK = 1 << 24
-_BATCH = 4096
 _MAX_CODES = 20
-_DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError)
 
 DECIMAL, WHOLE, BOOL, LIST, TEXT, OTHER = "decimal numbers", "whole numbers", "booleans", "lists", "text", "values"
 
@@ -69,150 +62,47 @@ def read_parquet(path: Path, options: ReadOptions) -> pa.Table:
     Raises:
         UserError: the file is damaged, has one name twice, or is larger than allowed.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, metadata = file.schema_arrow, file.metadata
-            _check_names(path, schema.names)
-            if metadata.num_rows < 1:
-                raise UserError(f"{path} has no rows")
-            for name in schema.names:
-                if (name in POINT_NAMES or name in options.columns) and _kind(schema.field(name).type) == OTHER:
-                    type_ = schema.field(name).type
-                    raise UserError(
-                        f"{path}: column '{name}' must hold numbers or lists of numbers (got {type_!s:.60})"
-                    )
-            lists = [name for name in schema.names if _kind(schema.field(name).type) == LIST]
-            list_names = set(_list_points(lists, options))
-            names = [n for n in schema.names if n in list_names or _kind(schema.field(n).type) not in (LIST, OTHER)]
-            num_bytes = metadata.num_rows * 8 * max(1, len(names) - len(list_names))
-            for number in range(metadata.num_row_groups if list_names else 0):
-                group = metadata.row_group(number)
-                for index in range(group.num_columns):
-                    column = group.column(index)
-                    if column.path_in_schema.partition(".")[0] in list_names:
-                        num_bytes += column.num_values * 8
-            options.check_size(str(path), num_bytes)
-            batches, held = [], 0
-            # Sizes in the file's header may be wrong, so the sum is checked again while reading.
-            for batch in file.iter_batches(batch_size=_BATCH, columns=names):
-                held += batch.nbytes
-                options.check_size(str(path), held)
-                batches.append(batch)
-            table = pa.Table.from_batches(batches) if batches else schema.empty_table().select(names)
-            # Lists and dictionaries point into other arrays; a wrong index would read memory that is not theirs.
-            table.validate(full=True)
-            unread = [name for name in schema.names if name not in names]
-            return table.replace_schema_metadata({b"unread": "\0".join(unread).encode()})
-    except UserError:
-        raise
-    except _DAMAGE as error:
-        raise UserError(f"{path}: not a readable Parquet file ({type(error).__name__}: {error!s:.120})") from None
-
-
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    if len(names) > _MAX_COLUMNS:
-        raise UserError(f"{path}: has {len(names):,} columns; expected at most {_MAX_COLUMNS:,}")
-    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    if twice:
-        raise UserError(f"{path}: has the column '{sorted(twice)[0]}' twice")
+    with open_parquet(path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+        check_names(path, schema.names)
+        if metadata.num_rows < 1:
+            raise UserError(f"{path} has no rows")
+        for name in schema.names:
+            if (name in POINT_NAMES or name in options.columns) and _kind(schema.field(name).type) == OTHER:
+                type_ = schema.field(name).type
+                raise UserError(f"{path}: column '{name}' must hold numbers or lists of numbers (got {type_!s:.60})")
+        lists = [name for name in schema.names if _kind(schema.field(name).type) == LIST]
+        list_names = set(_list_points(lists, options))
+        names = [n for n in schema.names if n in list_names or _kind(schema.field(n).type) not in (LIST, OTHER)]
+        num_bytes = metadata.num_rows * 8 * max(1, len(names) - len(list_names))
+        for number in range(metadata.num_row_groups if list_names else 0):
+            group = metadata.row_group(number)
+            for index in range(group.num_columns):
+                column = group.column(index)
+                if column.path_in_schema.partition(".")[0] in list_names:
+                    num_bytes += column.num_values * 8
+        options.check_size(str(path), num_bytes)
+        table = read_batches(file, names, check=lambda size: options.check_size(str(path), size))
+    unread = [name for name in schema.names if name not in names]
+    return table.replace_schema_metadata({b"unread": "\0".join(unread).encode()})
 
 
 def read_csv(path: Path, options: ReadOptions) -> pa.Table:
-    """Read a CSV file with a header line; the delimiter and a decimal comma are recognized.
+    """Read a text table with a header line; encoding, delimiter and a decimal comma are recognized.
 
     Raises:
-        UserError: no UTF-8 text, rows of different lengths, numbers that may be read in two ways, or a file larger than
-            allowed.
+        UserError: no text, rows of different lengths, numbers that may be read in two ways, or a file larger than
+            allowed. It repeats no cell: a cell is a patient's.
     """
-    options.check_size(str(path), path.stat().st_size)
-    quotes, head, decoder = 0, "", codecs.getincrementaldecoder("utf-8")()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                quotes += block.count(b'"')
-                text = decoder.decode(block)
-                head = head or text.removeprefix("\ufeff")
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a readable CSV file; expected UTF-8 text with a header line") from None
-    # A quote that is never closed would swallow all rows after it as one text.
-    if quotes % 2:
-        raise UserError(f"{path}: has {quotes:,} double quotes, an odd number: one is not closed")
-    header = next((line for line in head.splitlines() if line.strip()), "")
-    if not header or "\0" in header:
-        raise UserError(f"{path}: not a readable CSV file; expected UTF-8 text with a header line")
-    bare = re.sub(r'"[^"]*"', "", header)
-    delimiter = max(_DELIMITERS, key=bare.count)
-    if bare.count(delimiter) > _MAX_COLUMNS:
-        raise UserError(f"{path}: has {bare.count(delimiter):,} columns; expected at most {_MAX_COLUMNS:,}")
-    table = _parse_csv(path, delimiter, ".")
-    comma = _decimal_comma(path, table)
-    if comma:
-        table = _parse_csv(path, delimiter, ",")
-    if delimiter != "," or comma:
-        named = "a tab" if delimiter == "\t" else f"'{delimiter}'"
-        say(f"{path}: columns are separated by {named}{', numbers have a decimal comma' if comma else ''}")
+    if path.is_file():
+        options.check_size(str(path), path.stat().st_size)
+    table, about = read_typed_csv(path)
+    table = table.rename_columns([name.strip() for name in table.column_names])
+    check_names(path, table.column_names)
+    if about:
+        say(f"{path}: {about}")
     options.check_size(str(path), table.num_rows * 8 * table.num_columns)
     return table
-
-
-def _parse_csv(path: Path, delimiter: str, decimal: str) -> pa.Table:
-    broken: list[Any] = []
-
-    def refuse(row: Any) -> str:
-        broken.append(row)
-        return "error"
-
-    try:
-        table = pacsv.read_csv(
-            path,
-            # One thread: only then rows have numbers.
-            read_options=pacsv.ReadOptions(use_threads=False, block_size=_BLOCK),
-            parse_options=pacsv.ParseOptions(delimiter=delimiter, invalid_row_handler=refuse),
-            convert_options=pacsv.ConvertOptions(decimal_point=decimal, strings_can_be_null=True),
-        )
-        table = table.rename_columns([name.strip().removeprefix("\ufeff") for name in table.column_names])
-    except _DAMAGE as error:
-        if broken:
-            # The text of the row stays out of the error: it is a patient's.
-            row = broken[0]
-            raise UserError(
-                f"{path}: line {row.number} has {row.actual_columns} columns; expected {row.expected_columns}, "
-                f"separated by {delimiter!r}"
-            ) from None
-        raise UserError(
-            f"{path}: not a readable CSV file ({type(error).__name__}); expected UTF-8 text with a header line"
-        ) from None
-    _check_names(path, table.column_names)
-    return table
-
-
-def _decimal_comma(path: Path, table: pa.Table) -> bool:
-    """Whether numbers are written as 36,5.
-
-    Raises:
-        UserError: 1,234 may be a decimal comma or a thousand, or the table has numbers of both kinds.
-    """
-    commas, certain = [], False
-    for name in table.column_names:
-        if pa.types.is_string(table[name].type) and table[name].null_count < len(table):
-            texts = table[name].drop_null()
-            if _count_matches(texts, r"^\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*$") == len(texts):
-                commas.append(name)
-                # In a column of thousands, 950 stands beside 1,234 as well, but neither 0,125 nor 12500 does.
-                num_doubtful = _count_matches(texts, r"^\s*[+-]?([1-9]\d{0,2},\d{3}|\d{1,3})\s*$")
-                certain = certain or num_doubtful < len(texts)
-    if not commas:
-        return False
-    if not certain:
-        raise UserError(
-            f"{path}: column '{commas[0]}' has numbers such as 1,234, which may be a decimal comma or thousands; write "
-            "them with a decimal point"
-        )
-    points = [name for name in table.column_names if pa.types.is_floating(table[name].type)]
-    if points:
-        raise UserError(f"{path}: column '{commas[0]}' has a decimal comma, column '{points[0]}' a decimal point")
-    return True
 
 
 # Choosing.
@@ -354,13 +244,8 @@ def _mostly_numbers(column: pa.ChunkedArray) -> bool:
     if not pa.types.is_string(column.type):
         return False
     texts = column.drop_null()
-    numeric = _count_matches(texts, r"^\s*[+-]?\d+([.,]\d+)?\s*$")
+    numeric = count_matches(texts, r"^\s*[+-]?\d+([.,]\d+)?\s*$")
     return 0 < numeric < len(texts) <= 2 * numeric
-
-
-def _count_matches(texts: pa.ChunkedArray, pattern: str) -> int:
-    matches = pc.match_substring_regex(texts, pattern)  # pyrefly: ignore[missing-attribute]
-    return pc.sum(matches).as_py() or 0  # pyrefly: ignore[missing-attribute]
 
 
 def _describe(column: pa.ChunkedArray, kind: str) -> str:
