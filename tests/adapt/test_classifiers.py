@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from foveate.adapt.data import open_classifier_images
 from foveate.calibrate.fine_tuning import predict_classifier
 from foveate.calibrate.fold import fold
 from foveate.core.errors import UserError
@@ -26,9 +25,11 @@ from foveate.records.writer import CollectionWriter
 from foveate.training.augment import augment_images
 from foveate.training.classification import ClassificationDataset, array_images
 from foveate.training.epochs import Augmentation
+from foveate.training.labeled_images import open_labeled_images
 from foveate.vision.classifier import Classifier, classifier_formats, open_classifier, save_classifier
 from foveate.vision.classifiers.foveate import EncoderClassifier, classifier_of
 from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.preprocess import read_image
 from foveate.vision.registry import build_image_encoder
 from naming import raises_naming
 from tiny import recipe
@@ -156,7 +157,12 @@ def images(tmp_path: Path) -> Collection:
 def test_images_of_a_collection_for_a_classifier(images: Collection, tmp_path: Path) -> None:
     classifier = open_classifier(timm_folder(tmp_path / "model"), device="cpu")
     assert classifier.preprocess is not None
-    labeled = open_classifier_images(images, "animal", NAMES, classifier.preprocess, splits=["train"])
+    preprocess = classifier.preprocess
+
+    def load(row: int, view: View) -> torch.Tensor:
+        return read_image(images, row, preprocess, view)[0]
+
+    labeled = open_labeled_images(images, "animal", NAMES, splits=["train"], load=load)
     rows = labeled.rows("train")
     assert rows.tolist() == [1, 2, 3, 4]
     assert labeled.labels_N[rows].tolist() == [1, 2, 0, 1]
@@ -178,7 +184,7 @@ def test_images_of_a_collection_for_a_classifier(images: Collection, tmp_path: P
     assert not torch.equal(varied.sample(1, 0, 7)["inputs"], varied.sample(1, 1, 7)["inputs"])
     assert torch.equal(plain.sample(1, 1, 7)["inputs"], labeled.load(1, View())), "without augmentation nothing varies"
     with raises_naming(UserError, "bee", "2", "bea"):
-        open_classifier_images(images, "animal", ["ant", "bea"], classifier.preprocess, splits=["train"])
+        open_labeled_images(images, "animal", ["ant", "bea"], splits=["train"], load=load)
 
 
 def test_images_of_arrays() -> None:

@@ -25,7 +25,7 @@ from foveate.video.strategies import (
 )
 from naming import raises_naming
 
-GOLDENS = json.loads((Path(__file__).parents[2] / "goldens" / "slowfast" / "parser.json").read_text())
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "slowfast" / "parser.json").read_text())
 
 pytestmark = pytest.mark.filterwarnings("ignore:slow", "ignore:fast")
 

@@ -24,7 +24,7 @@ from foveate.video.evaluate import ClipRequest, VideoEvaluationSettings, evaluat
 from foveate.video.score_table import ANSWERS, PROMPTS, REPLIES, JudgePrompt, JudgeSettings, VideoScores, score
 from naming import raises_naming
 
-GOLDEN = json.loads((Path(__file__).parents[2] / "goldens/slowfast/judge.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "goldens/slowfast/judge.json").read_text())
 
 
 Replies = Sequence[str | None] | Callable[[ChatRequest], str | None]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from foveate.vision.registry import seeded
 
-GOLDENS = Path(__file__).parents[2] / "goldens" / "slowfast"
+GOLDENS = Path(__file__).parents[1] / "goldens" / "slowfast"
 FAMILIES = ("llava", "llava_next", "llava_onevision", "vipllava", "llava_next_video")
 SIDE, PATCH = 32, 8
 _TOWER = {

@@ -16,7 +16,7 @@ from foveate.video.aggregate import aggregate_frames
 from foveate.video.strategies import parse_aggregation
 from foveate.vision.video.sampling import slow_positions
 
-GOLDENS = Path(__file__).parents[2] / "goldens" / "slowfast"
+GOLDENS = Path(__file__).parents[1] / "goldens" / "slowfast"
 ARRAYS = json.loads((GOLDENS / "aggregate.json").read_text())["cases"]
 HASHES = json.loads((GOLDENS / "aggregate_hash.json").read_text())
 SLOW = json.loads((GOLDENS / "slow_indices.json").read_text())
