@@ -25,9 +25,7 @@ def kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "added_kinds" / "broken.py").write_text("import a_library_that_is_missing\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(plugins, "_ADDED", {"own_kinds": "added_kinds", "alone": "own_kinds", "none": "absent_kinds"})
-    plugins._find_modules.cache_clear()
     yield tmp_path
-    plugins._find_modules.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] in ("own_kinds", "added_kinds")]:
         del sys.modules[name]
 
@@ -49,7 +47,6 @@ def test_a_library_that_a_kind_misses_is_not_taken_for_a_missing_package(kinds: 
     with pytest.raises(ModuleNotFoundError, match="a_library_that_is_missing"):
         load_module("own_kinds", "broken", label="kind")
     (kinds / "added_kinds" / "__init__.py").write_text("import a_library_that_is_missing\n")
-    plugins._find_modules.cache_clear()
     sys.modules.pop("added_kinds", None)
     with pytest.raises(ModuleNotFoundError, match="a_library_that_is_missing"):
         module_names("own_kinds")

@@ -24,7 +24,6 @@ _ADDED: Mapping[str, str] = {
     "foveate.caption.ground_truths": "foveate_labs.captions.ground_truths",
     "foveate.caption.targets.sources": "foveate_labs.captions.sources",
     "foveate.cli.verbs": "foveate_labs.verbs",
-    "foveate.mllm.suites": "foveate_labs.suites",
     "foveate.records.builders": "foveate_labs.worlds",
     "foveate.records.exporters": "foveate.survey.exporters",
     "foveate.records.importers": "foveate.survey.importers",
@@ -42,17 +41,20 @@ def _list_folders(package: str) -> Iterable[str]:
         return ()
 
 
+# Listed once for a process and folder: `foveate --help` asks for every command by its name.
 @functools.cache
+def _list_modules(package: str, folders: tuple[str, ...]) -> dict[str, str]:
+    """Return {name: dotted name} of the public modules of a package, without importing them."""
+    names = [module.name for module in pkgutil.iter_modules(folders)]
+    return {name: f"{package}.{name}" for name in names if not name.startswith("_")}
+
+
 def _find_modules(package: str) -> dict[str, str]:
-    """Return {name: dotted name} of the public modules of a package, also of added ones, without importing them."""
-    return {
-        module.name: f"{source}.{module.name}"
-        # The package's own come last and replace what is added: a kind of the product cannot be taken over.
-        for source in (_ADDED.get(package, ""), package)
-        if source
-        for module in pkgutil.iter_modules(_list_folders(source))
-        if not module.name.startswith("_")
-    }
+    """Return {name: dotted name} of the public modules of a package and of what is added to it."""
+    added = _ADDED.get(package)
+    modules = {} if added is None else dict(_list_modules(added, tuple(_list_folders(added))))
+    # The package's own come last and replace what is added: a kind of the product cannot be taken over.
+    return modules | _list_modules(package, tuple(_list_folders(package)))
 
 
 def module_names(package: str) -> list[str]:
