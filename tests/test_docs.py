@@ -227,3 +227,16 @@ def test_every_stored_number_has_a_test_in_the_table() -> None:
         assert not test[1] or f"def {test[1]}(" in path.read_text(encoding="utf-8"), test
     for path in (ROOT / "tests").rglob("test_cloc_golden_*.py"):
         assert name_of(path) in text
+
+
+def test_files_to_read_and_places_to_put_things_exist() -> None:
+    sources = ROOT / "src"
+    for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines():
+        if row := re.match(r"\| `(\w+)` \| (`.*) \|$", line):
+            room = sources / row[1] if row[1] == "foveate_labs" else sources / "foveate" / row[1]
+            missing = [name for name in re.findall(r"`([\w/]+\.py)`", row[2]) if not (room / name).is_file()]
+            assert not missing, f"CONTRIBUTING.md, {row[1]}: no {', '.join(missing)}"
+    for name in re.findall(r"`([\w/]+\.py)`", (ROOT / "AGENTS.md").read_text(encoding="utf-8")):
+        # NAME and ROOM stand for any module of a folder.
+        path = Path(name) if not re.search(r"\b(NAME|ROOM)\b", name) else Path(name).parent
+        assert any((folder / path).exists() for folder in (ROOT, sources, sources / "foveate")), f"AGENTS.md: no {name}"
