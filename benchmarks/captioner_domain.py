@@ -32,7 +32,7 @@ from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import prepare_questions
 from foveate.records.collection import Collection
-from foveate_labs.worlds.builtin.single_objects import load_single_objects
+from foveate_labs.worlds.builtin import load_single_objects
 
 _BATCH = 16
 _MAX_TOKENS = {"ssc": 40, "dsc": 80}

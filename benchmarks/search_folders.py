@@ -13,7 +13,7 @@ from pathlib import Path
 
 from foveate.records.bm25 import split_terms
 from foveate.records.collection import Collection
-from foveate_labs.studies.rcc import read_rcc
+from foveate_labs.studies.real_regions import read_rcc
 
 _STAMPS = "usr/share/tuxpaint/stamps"
 _RESOURCES = "usr/share/gcompris-qt/rcc"

@@ -65,7 +65,7 @@ from foveate.search.settings import TEXT_WEIGHT
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
-from foveate_labs.worlds.builtin.cutouts import load_cutouts
+from foveate_labs.worlds.builtin import load_cutouts
 
 FIRST = 5
 Scores = NDArray[np.float64]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from foveate_labs.worlds.builtin.single_objects import jpeg
+from foveate_labs.worlds.builtin import jpeg
 from foveate_labs.worlds.traps import TrapImage, TrapSettings, draw_trap_image
 
 COLUMNS, NUM_IMAGES, NUM_MEASURED, SEED = 6, 600, 1000, 1

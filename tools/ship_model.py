@@ -32,7 +32,7 @@ from foveate.multimodal.folder import TRAINING_WORDS
 from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.questions import REQUESTS
 from foveate_labs.worlds.questions import list_endings
-from foveate_labs.worlds.scenes import question_forms, region_forms
+from foveate_labs.worlds.scenes import questions, region_questions
 
 MAX_BYTES = 10_000_000
 # Connector and LoRA alone: the language model comes with a package of its own.
@@ -67,9 +67,9 @@ def ship(run: Path, evaluation: Path, name: str) -> Path:
 def list_requests(config: dict[str, Any]) -> dict[str, list[str]]:
     """List the forms of requests that a shipped model was trained on or measured with, from its config.json."""
     if config["provenance"]["collection"] == "referring":
-        forms = region_forms.list_patterns() + REFERRING_MORE
+        forms = region_questions.list_patterns() + REFERRING_MORE
     else:
-        forms = [text for form in question_forms.FORMS.values() for text in (*form.training, *form.held_out)]
+        forms = [text for form in questions.FORMS.values() for text in (*form.training, *form.held_out)]
     if writes_captions(config):
         forms += [caption_request(kind, length=USUAL_LENGTHS[kind]) for kind in ("ssc", "dsc", "dsc_plus")]
         forms += ["Write a short caption, {range} tokens.", "Write a caption, {range} tokens."]

@@ -17,7 +17,7 @@ from foveate.training.classification import array_images
 from foveate.training.logit_files import write_logits
 from foveate.vision.classifier import Classifier
 from foveate_labs.studies.calibration_worlds import glyph_network
-from foveate_labs.worlds.builtin.glyphs import CLASSES, load_glyphs
+from foveate_labs.worlds.builtin import CLASSES, load_glyphs
 
 SEED = 20
 

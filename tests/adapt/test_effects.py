@@ -27,7 +27,7 @@ from foveate.adapt.recipe import AdaptTraining
 from foveate.core.seeds import generator
 from foveate.metrics.agreement import ensemble, mean_disagreement
 from foveate.vision.preprocess import Preprocess
-from foveate_labs.worlds.builtin.glyphs import load_glyphs
+from foveate_labs.worlds.builtin import load_glyphs
 
 WEIGHTS = Path(__file__).parents[1] / "goldens" / "calibration" / "glyph_pretrained.safetensors"
 SEEDS = (0, 1, 2)

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from foveate.calibrate.fold import fold
 from foveate.calibrate.pseudo import PseudoRun, estimate, run_threshold
 from foveate.metrics.class_groups import ClassGroups
-from foveate_labs.worlds.builtin.glyphs import load_glyphs
+from foveate_labs.worlds.builtin import load_glyphs
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "calibration"
 EXPECTED = json.loads((GOLDENS / "glyph.json").read_text())

@@ -25,7 +25,7 @@ from foveate.training.optimizer import parameter_table
 from foveate.training.settings import TrainingSettings
 from foveate.vision.classifier import Classifier
 from foveate_labs.studies.calibration_worlds import glyph_network
-from foveate_labs.worlds.builtin.glyphs import CLASSES, load_glyphs
+from foveate_labs.worlds.builtin import CLASSES, load_glyphs
 from naming import raises_naming
 
 CHECKPOINT = Path(__file__).parents[1] / "goldens" / "calibration" / "glyph_pretrained.safetensors"

@@ -11,8 +11,7 @@ from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversations
 from foveate_labs.worlds.documents import build_documents, draw_document
-from foveate_labs.worlds.scenes.image_set_collection import build_image_sets
-from foveate_labs.worlds.scenes.image_sets import SETS, draw_image_set
+from foveate_labs.worlds.scenes.image_sets import SETS, build_image_sets, draw_image_set
 from foveate_labs.worlds.screens import build_screens, draw_screen
 from naming import raises_naming
 

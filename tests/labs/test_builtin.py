@@ -16,9 +16,8 @@ from PIL import Image
 from foveate.records.builtin import families, phrases, tables
 from foveate.records.collection import Collection
 from foveate.records.text import split_words
-from foveate_labs.worlds.builtin import concepts, holdout
-from foveate_labs.worlds.builtin.cutouts import load_cutouts
-from foveate_labs.worlds.builtin.single_objects import build_clipart, build_emoji
+from foveate_labs.worlds import builtin
+from foveate_labs.worlds.builtin import build_clipart, build_emoji, load_cutouts
 
 LICENSES = {
     "clipart": {"http://web.resource.org/cc/PublicDomain", "http://creativecommons.org/licenses/publicdomain/"},
@@ -87,9 +86,9 @@ def test_both_styles_and_all_variants_of_a_concept_share_a_slice() -> None:
     things: dict[str, set[str]] = defaultdict(set)
     kinds: dict[str, set[bool]] = defaultdict(set)
     for cutout in load_cutouts():
-        if cutout.name and cutout.slice != concepts.WITHHELD:
+        if cutout.name and cutout.slice != builtin.WITHHELD:
             things[cutout.thing].add(cutout.slice)
-            kinds[cutout.family].add(cutout.slice == concepts.UNSEEN_KIND)
+            kinds[cutout.family].add(cutout.slice == builtin.UNSEEN_KIND)
     assert all(len(found) == 1 for found in things.values())
     assert all(len(found) == 1 for found in kinds.values())
     for variants in (
@@ -116,19 +115,19 @@ def test_every_thing_lies_in_one_family() -> None:
 
 
 def test_an_unseen_thing_has_a_relative_in_training_and_an_unseen_kind_has_none() -> None:
-    trained = {c.family for c in load_cutouts() if c.name and holdout.assign_split(c.id) == "train"}
+    trained = {c.family for c in load_cutouts() if c.name and builtin.assign_split(c.id) == "train"}
     for cutout in load_cutouts():
-        if cutout.slice == concepts.UNSEEN:
+        if cutout.slice == builtin.UNSEEN:
             assert cutout.family in trained, cutout.name
-        if cutout.slice == concepts.UNSEEN_KIND:
+        if cutout.slice == builtin.UNSEEN_KIND:
             assert cutout.family not in trained, cutout.name
 
 
 def test_unseen_share_and_purity() -> None:
-    found = Counter(concepts.concept_slice(concept) for concept in families.load_concepts())
-    assert 0.06 < found[concepts.UNSEEN] / found.total() < 0.1
-    assert 0.08 < found[concepts.UNSEEN_KIND] / found.total() < 0.13
-    assert found[concepts.WITHHELD] / found.total() < 0.02
+    found = Counter(builtin.concept_slice(concept) for concept in families.load_concepts())
+    assert 0.06 < found[builtin.UNSEEN] / found.total() < 0.1
+    assert 0.08 < found[builtin.UNSEEN_KIND] / found.total() < 0.13
+    assert found[builtin.WITHHELD] / found.total() < 0.02
     script = (
         "from foveate.records.builtin import concepts as c, families as f, holdout as h, tables as t;"
         "print([(k, c.concept_slice(k)) for k in f.load_concepts()]);"
@@ -140,7 +139,7 @@ def test_unseen_share_and_purity() -> None:
             capture_output=True,
             check=True,
             text=True,
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(concepts.__file__).parents[3])},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(builtin.__file__).parents[3])},
         ).stdout
         for seed in ("1", "2")
     }
@@ -151,23 +150,23 @@ def training_texts() -> list[str]:
     """Everything that the texts of single training images say."""
     texts = []
     for row in tables.rows("clipart"):
-        if holdout.assign_split(row["key"]) == "train":
+        if builtin.assign_split(row["key"]) == "train":
             texts.append(" ".join([row["title"], *row["keywords"], row["description"]]))
     for row in tables.rows("emoji"):
-        if holdout.assign_split(row["key"]) == "train":
+        if builtin.assign_split(row["key"]) == "train":
             texts += [families.concept_of_emoji(row), *(name.replace("_", " ") for name in row["short_names"])]
     return texts
 
 
 def test_no_training_text_names_an_unseen_kind() -> None:
-    unseen = concepts.unseen_words()
+    unseen = builtin.unseen_words()
     assert len(unseen) > 80
     for said in training_texts():
         assert not {phrases.singular(word) for word in split_words(said, style="letters")} & unseen, said
 
 
 def test_no_training_text_has_the_name_of_an_unseen_thing() -> None:
-    things = {c for c in families.load_concepts() if concepts.concept_slice(c) == concepts.UNSEEN}
+    things = {c for c in families.load_concepts() if builtin.concept_slice(c) == builtin.UNSEEN}
     names = [families.own_words(concept) for concept in things]
     assert len(names) > 90
     words = [{phrases.singular(word) for word in split_words(said, style="letters")} for said in training_texts()]
@@ -179,24 +178,24 @@ def test_no_training_text_has_the_name_of_an_unseen_thing() -> None:
 
 def test_training_images_are_of_seen_concepts() -> None:
     for cutout in load_cutouts():
-        if cutout.name and holdout.assign_split(cutout.id) == "train":
-            assert cutout.slice == concepts.SEEN, cutout.name
+        if cutout.name and builtin.assign_split(cutout.id) == "train":
+            assert cutout.slice == builtin.SEEN, cutout.name
 
 
 def test_a_name_is_hidden_in_any_order_and_number() -> None:
-    assert concepts.concept_slice("cocktail glass") == concepts.UNSEEN
+    assert builtin.concept_slice("cocktail glass") == builtin.UNSEEN
     for text in ("Cocktail_Glass_02", "two glasses, a cocktail", "glass for cocktails"):
-        assert concepts.mentions_unseen(text), text
-    assert not concepts.mentions_unseen("a glass of milk on the table")
-    assert not concepts.mentions_unseen("cocktail")
+        assert builtin.mentions_unseen(text), text
+    assert not builtin.mentions_unseen("a glass of milk on the table")
+    assert not builtin.mentions_unseen("cocktail")
 
 
 def test_near_duplicates_stay_on_one_side() -> None:
     sides: dict[str, set[str]] = defaultdict(set)
-    for key, group in holdout.clipart_groups().items():
-        sides[group].add(holdout.assign_split(key))
+    for key, group in builtin.clipart_groups().items():
+        sides[group].add(builtin.assign_split(key))
     assert all(len(found) == 1 for found in sides.values())
-    tested = Counter(holdout.assign_split(row["key"]) for row in tables.rows("clipart"))
+    tested = Counter(builtin.assign_split(row["key"]) for row in tables.rows("clipart"))
     assert 0.1 < tested["test"] / tested.total() < 0.2
 
 
@@ -218,7 +217,7 @@ def test_words_and_heads() -> None:
 
 
 def test_collections_carry_raw_texts_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate_labs.worlds.builtin import single_objects as singles
+    from foveate_labs.worlds import builtin as singles
 
     few = {source: tables.rows(source)[100:112] for source in tables.SOURCES}
     monkeypatch.setattr(singles.tables, "rows", lambda source: few[source])
@@ -249,5 +248,5 @@ def test_things_within_others_have_all_words_of_a_name_in_another(monkeypatch: p
         "blank": [[]],
     }
     sets = {thing: frozenset(map(frozenset, lists)) for thing, lists in names.items()}
-    monkeypatch.setattr(concepts, "_names_of_things", lambda: sets)
-    assert concepts._things_within_others() == {"apple", "blank"}
+    monkeypatch.setattr(builtin, "_names_of_things", lambda: sets)
+    assert builtin._things_within_others() == {"apple", "blank"}

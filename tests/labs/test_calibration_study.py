@@ -11,7 +11,7 @@ import pytest
 from foveate.core.experiment_grid import Cell, CellStore
 from foveate_labs.studies import calibration, calibration_worlds
 from foveate_labs.studies.study import row_values, summary
-from foveate_labs.worlds.builtin import glyphs as glyph_records
+from foveate_labs.worlds import builtin as glyph_records
 
 
 def test_claims_name_rows_and_measures_that_exist() -> None:

@@ -16,7 +16,6 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.records.masks import mask_bounds
-from foveate_labs.worlds.scenes.clip_files import write_frames
 from foveate_labs.worlds.scenes.clips import (
     DIRECTIONS,
     GRID,
@@ -26,6 +25,7 @@ from foveate_labs.worlds.scenes.clips import (
     SceneFrame,
     draw_clip,
     draw_plate,
+    write_frames,
 )
 from foveate_labs.worlds.scenes.counting import load_countable
 from foveate_labs.worlds.scenes.pools import SPLITS

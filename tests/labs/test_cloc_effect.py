@@ -24,7 +24,7 @@ from foveate.records.collection import Collection
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
 from foveate.vision.localizer.folder import load_model
-from foveate_labs.studies.cloc_measures import box_gain
+from foveate_labs.studies.trainings import box_gain
 
 SIZE = 224
 COLORS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (50, 70, 200), "yellow": (220, 200, 50)}

@@ -11,7 +11,7 @@ from foveate.core.errors import UserError
 from foveate.core.seeds import generator
 from foveate.records.conversations import check_conversation
 from foveate.records.text import split_words
-from foveate_labs.worlds import lexicon
+from foveate_labs.worlds import questions
 from foveate_labs.worlds.documents import Document, ask_document, draw_document
 from foveate_labs.worlds.documents.document import KINDS, LAYOUTS, Receipt, Table, Text
 from foveate_labs.worlds.documents.questions import FORMS
@@ -101,9 +101,9 @@ def test_tests_have_layouts_and_words_of_their_own(documents: dict[str, list[Doc
     for number, split in enumerate(("train", "test")):
         assert layouts[split] == {(kind, layout) for kind in KINDS for layout in LAYOUTS[kind][number]}
     words = {split: {w.text.lower() for d in group for w in d.word_boxes} for split, group in documents.items()}
-    nouns = {held_out: set(lexicon.list_nouns(held_out=held_out)) for held_out in (False, True)}
+    nouns = {held_out: set(questions.list_nouns(held_out=held_out)) for held_out in (False, True)}
     assert not words["train"] & nouns[True]
-    assert not words["test"] & (nouns[False] - set(" ".join(lexicon.PLACES).lower().split()))
+    assert not words["test"] & (nouns[False] - set(" ".join(questions.PLACES).lower().split()))
     assert min(map(len, nouns.values())) > 60
 
 

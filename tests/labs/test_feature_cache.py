@@ -7,7 +7,7 @@ import torch
 import tiny
 from foveate.pretrain.train import build_model
 from foveate.vision.localizer.model import LocalizingModel
-from foveate_labs.studies.feature_cache import FeatureMemory
+from foveate_labs.studies.trainings import FeatureMemory
 
 
 class Frozen(torch.nn.Module):

@@ -16,7 +16,6 @@ from foveate.records.masks import decode_mask
 from foveate.records.shapes import Mask, Point, Stroke
 from foveate.report import render
 from foveate_labs.studies import ferret, mllm_trainings
-from foveate_labs.studies.ferret_measures import score_decoding, select_regions
 from foveate_labs.studies.ferret_worlds import (
     POINT_AS_BOX,
     SHAPES,
@@ -25,6 +24,8 @@ from foveate_labs.studies.ferret_worlds import (
     draw_pointed_scene,
     find_neighbors,
     load_set,
+    score_decoding,
+    select_regions,
     write_set,
 )
 from foveate_labs.studies.published import write_published

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from foveate.core.errors import UserError
-from foveate_labs.worlds.builtin.glyphs import CLASSES, FONTS, Glyphs, find_font_folder, load_glyphs
+from foveate_labs.worlds.builtin import CLASSES, FONTS, Glyphs, find_font_folder, load_glyphs
 from naming import raises_naming
 
 

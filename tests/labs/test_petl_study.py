@@ -16,8 +16,8 @@ from foveate.core.seeds import integer
 from foveate.metrics.agreement import agreement
 from foveate.records.geometry import View
 from foveate.training.linear_probe import solve_head
-from foveate_labs.studies import petl, petl_rotation, petl_trainings, petl_worlds
-from foveate_labs.studies.petl_measures import alike, all_pairs, bootstrap, together
+from foveate_labs.studies import petl, petl_trainings, petl_worlds
+from foveate_labs.studies.petl_trainings import alike, all_pairs, bootstrap, together
 from foveate_labs.studies.study import row_values, summary
 
 SMALL = petl.Scale(
@@ -123,7 +123,7 @@ def test_a_cell_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_rotated_glyphs_are_turned_by_their_label_and_nothing_else() -> None:
     images = np.full((3, 1, 24, 24), -1, dtype=np.float32)
     images[:, 0, 2:4, 11:13] = 1  # a mark at the top
-    turned = petl_rotation.rotated(images, np.array([0.0, 90.0, 180.0]))
+    turned = petl_worlds.rotated(images, np.array([0.0, 90.0, 180.0]))
     assert np.array_equal(turned[0], images[0])
     marks = [np.argwhere(one[0] > 0.5).mean(axis=0) for one in turned]
     assert marks[1] == pytest.approx([11.5, 2.5], abs=1)  # counter-clockwise: to the left
@@ -133,7 +133,7 @@ def test_rotated_glyphs_are_turned_by_their_label_and_nothing_else() -> None:
 
 def test_the_rotated_world_is_balanced_and_its_head_is_new(tmp_path: Path) -> None:
     petl_worlds.prepare_glyph_world(tmp_path / "glyphs", source_per_class=2, pool_per_class=2, epochs=1)
-    petl_rotation.prepare_rotation(tmp_path / "rotation")
+    petl_worlds.prepare_rotation(tmp_path / "rotation")
     world = petl.STUDY(tmp_path, SMALL, {}).world("rotation")
     for split, count in {"pool": 132, "test": 252, "shift": 126}.items():
         labels = world.data.labels_N[world.data.rows(split)]

@@ -22,8 +22,7 @@ from foveate.records.shapes import Mask, Point, Shape, Stroke, enclosing_box
 from foveate_labs.worlds.questions import Question, to_conversation
 from foveate_labs.worlds.scenes import draw_scene
 from foveate_labs.worlds.scenes.question_collection import build_region_questions
-from foveate_labs.worlds.scenes.region_forms import FORMS
-from foveate_labs.worlds.scenes.region_questions import KINDS, ask_regions, mark_phrases
+from foveate_labs.worlds.scenes.region_questions import FORMS, KINDS, ask_regions, mark_phrases
 from foveate_labs.worlds.scenes.scene import Scene
 from foveate_labs.worlds.scenes.strokes import draw_point, draw_stroke, is_inside
 from naming import raises_naming

@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from foveate_labs.worlds.scenes import alt_text, draw_scene
-from foveate_labs.worlds.scenes.language import Thing, add_article, exact_caption, format_count, join_phrases
-from foveate_labs.worlds.scenes.relations import Relation
+from foveate_labs.worlds.scenes import draw_scene
+from foveate_labs.worlds.scenes import scene as alt_text
+from foveate_labs.worlds.scenes.language import Relation, Thing, add_article, exact_caption, format_count, join_phrases
 
 
 @pytest.mark.parametrize(

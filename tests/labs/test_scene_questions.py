@@ -13,15 +13,14 @@ from foveate.core.errors import UserError
 from foveate.core.seeds import generator
 from foveate.records.conversations import check_conversation
 from foveate.records.text import split_words
-from foveate_labs.worlds.builtin.concepts import SEEN, mentions_unseen
+from foveate_labs.worlds.builtin import SEEN, mentions_unseen
 from foveate_labs.worlds.questions import Question, to_conversation
 from foveate_labs.worlds.scenes import draw_scene
 from foveate_labs.worlds.scenes.contrasts import excludes, list_shown_words
 from foveate_labs.worlds.scenes.counting import MAX_COPIES, draw_counting_scene, load_countable
 from foveate_labs.worlds.scenes.grounds import list_ground_names
 from foveate_labs.worlds.scenes.language import NUMERALS, is_countable, pluralize
-from foveate_labs.worlds.scenes.question_forms import FORMS
-from foveate_labs.worlds.scenes.questions import KINDS, ask_scene
+from foveate_labs.worlds.scenes.questions import FORMS, KINDS, ask_scene
 from foveate_labs.worlds.scenes.scene import Scene
 from foveate_labs.worlds.scenes.shapes import COLORS, SHAPES, load_shapes
 from naming import raises_naming

@@ -16,19 +16,12 @@ from foveate.records.builtin import families
 from foveate.records.collection import Collection
 from foveate.records.masks import decode_mask, encode_mask, mask_bounds
 from foveate.records.text import split_words
-from foveate_labs.worlds.builtin.concepts import SEEN, UNSEEN, UNSEEN_KIND, concept_slice, mentions_unseen
-from foveate_labs.worlds.scenes import (
-    alt_text,
-    build_scenes,
-    build_tour_collection,
-    draw_scene,
-    drawn_grounds,
-    photographs,
-    pools,
-)
+from foveate_labs.worlds.builtin import SEEN, UNSEEN, UNSEEN_KIND, concept_slice, mentions_unseen
+from foveate_labs.worlds.scenes import build_scenes, build_tour_collection, draw_scene, grounds, pools
+from foveate_labs.worlds.scenes import scene as alt_text
 from foveate_labs.worlds.scenes.compose import SOLID, Layer, compose
 from foveate_labs.worlds.scenes.grounds import list_ground_names
-from foveate_labs.worlds.scenes.relations import relate
+from foveate_labs.worlds.scenes.language import relate
 from foveate_labs.worlds.scenes.scene import VISIBLE, Scene, plan_scene
 from foveate_labs.worlds.scenes.scene_collection import draw_scene_row, make_scene_key
 from naming import raises_naming
@@ -121,9 +114,9 @@ def test_no_text_of_a_training_scene_names_anything_unseen(scenes: dict[str, lis
             said = " ".join(["", *split_words(caption.text, style="letters"), ""])
             assert not [name for name in names if name in said], said
     said = [text for texts in (alt_text._WRONG, alt_text._BATCHES, alt_text._FOLDER_WORDS) for text in texts]
-    said += [photograph.description for photograph in photographs.TRAINING]
-    said += [text for _, text in drawn_grounds.TRAINING.values()]
-    said += [word for photograph in photographs.TRAINING for word in photograph.shows]
+    said += [photograph.description for photograph in grounds.TRAINING_PHOTOGRAPHS]
+    said += [text for _, text in grounds.TRAINING.values()]
+    said += [word for photograph in grounds.TRAINING_PHOTOGRAPHS for word in photograph.shows]
     assert not [text for text in said if mentions_unseen(text)]
     assert any(mentions_unseen(placed.phrase) for scene in scenes["test"] for placed in scene.regions)
 

@@ -11,7 +11,7 @@ from foveate.core.errors import UserError
 from foveate.core.seeds import generator
 from foveate.records.conversations import check_conversation
 from foveate.records.text import split_words
-from foveate_labs.worlds import lexicon
+from foveate_labs.worlds import questions
 from foveate_labs.worlds.questions import Question, to_conversation
 from foveate_labs.worlds.screens import Screen, ask_screen, draw_screen
 from foveate_labs.worlds.screens.questions import FORMS
@@ -93,8 +93,8 @@ def test_tests_have_layouts_and_words_of_their_own(screens: dict[str, list[Scree
         layouts = {(s.kind, s.layout) for s in screens[split]}
         assert layouts == {(kind, layout) for kind in KINDS for layout in LAYOUTS[kind][number]}
     words = {split: {word.text.lower() for s in group for word in s.word_boxes} for split, group in screens.items()}
-    assert not words["train"] & set(lexicon.list_nouns(held_out=True))
-    assert not words["test"] & set(lexicon.list_nouns(held_out=False))
+    assert not words["train"] & set(questions.list_nouns(held_out=True))
+    assert not words["test"] & set(questions.list_nouns(held_out=False))
 
 
 def test_screens_are_functions_of_their_numbers() -> None:

@@ -22,8 +22,15 @@ from foveate.report import render
 from foveate_labs.studies import cloc, runner
 from foveate_labs.studies.noise import Noise, jittered, open_spoiled, spoiled
 from foveate_labs.studies.published import publish_result, results_block
-from foveate_labs.studies.rcc import read_rcc
-from foveate_labs.studies.real_regions import build_maps, find_installed, map_regions, read_details, read_map, recolor
+from foveate_labs.studies.real_regions import (
+    build_maps,
+    find_installed,
+    map_regions,
+    read_details,
+    read_map,
+    read_rcc,
+    recolor,
+)
 from foveate_labs.studies.runner import announce_duration, find_study, run_study, study_names
 from foveate_labs.studies.study import Claim, Condition, Design, Measure, Row, judge, summary, verdict
 from naming import raises_naming

@@ -20,7 +20,7 @@ from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
 from foveate_labs.tour import federated as tested
-from foveate_labs.tour.federated_page import TourFederated
+from foveate_labs.tour.sections import TourFederated
 from naming import raises_naming
 
 COLORS = {"food": (220, 60, 40), "plant": (40, 170, 60), "sky": (60, 90, 220), "tool": (120, 120, 120)}

@@ -20,13 +20,13 @@ from foveate.survey.importers.cards import import_cards
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Deployment, Observation
-from foveate_labs.worlds.builtin.single_objects import jpeg
+from foveate_labs.worlds.builtin import jpeg
 from foveate_labs.worlds.scenes.compose import Finish, Layer, apply_finish, paste
-from foveate_labs.worlds.traps import TrapSettings, World, build_traps, draw_trap_image, photographs, write_cards
+from foveate_labs.worlds.traps import TrapSettings, World, build_traps, draw_trap_image, write_cards
 from foveate_labs.worlds.traps import image as trap_image
-from foveate_labs.worlds.traps.image import render_frame
+from foveate_labs.worlds.traps import kinds as photographs
+from foveate_labs.worlds.traps.image import draw_landscape, render_frame
 from foveate_labs.worlds.traps.kinds import KINDS, load_drawings, load_taxa
-from foveate_labs.worlds.traps.landscape import draw_landscape
 from foveate_labs.worlds.traps.survey_collection import UNSEEN_DRAWING, draw_trap_row
 from foveate_labs.worlds.traps.world import SPLITS, Frame, is_night, load_world
 from naming import raises_naming

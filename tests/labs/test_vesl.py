@@ -16,7 +16,7 @@ from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.records.collection import Collection
 from foveate.records.region_sources import is_pseudo_label
-from foveate_labs.studies import vesl, vesl_labels
+from foveate_labs.studies import vesl
 from foveate_labs.studies.runner import run_study
 
 
@@ -25,14 +25,14 @@ def test_claims_name_what_is_measured() -> None:
     for claim in vesl.CLAIMS:
         assert {claim.better, claim.worse} <= rows
         assert {claim.measure, claim.worse_measure or claim.measure} <= measures
-    assert {one.key for one in vesl_labels.LABELINGS} | {"truth", "none"} == set(vesl.VARIANTS)
+    assert {one.key for one in vesl.LABELINGS} | {"truth", "none"} == set(vesl.VARIANTS)
     named = [row for row in vesl.ROWS if "oracle" in row.key]
     assert all(row.title.startswith("Harness check: scene-oracle") for row in named)
     assert len(named) == 2
 
 
 def test_variants_differ_in_their_regions_only() -> None:
-    sources = {one.key: f"vesl:x@{one.key}" for one in vesl_labels.LABELINGS}
+    sources = {one.key: f"vesl:x@{one.key}" for one in vesl.LABELINGS}
     for variant in vesl.VARIANTS:
         chosen = vesl.overrides(Cell(0, "scenes", variant), vesl.QUICK, sources)
         recipe = load(PretrainRecipe, "tour", chosen)
@@ -47,7 +47,7 @@ def test_variants_differ_in_their_regions_only() -> None:
 
 def test_labels_are_compared_with_the_truth(tiny_collection: Path, tmp_path: Path, monkeypatch) -> None:
     path = Path(shutil.copytree(tiny_collection, tmp_path / "shapes"))
-    monkeypatch.setattr(vesl_labels, "TRUTH", "test")
+    monkeypatch.setattr(vesl, "TRUTH", "test")
     sources = {}
     for name, shuffle in (("true", False), ("shuffled", True)):
         done = label_regions(
@@ -58,7 +58,7 @@ def test_labels_are_compared_with_the_truth(tiny_collection: Path, tmp_path: Pat
             split="train",
         )
         sources[name] = f"{done.result.source}@{done.result.recipe_hash}"
-    found = vesl_labels.quality(path, sources)
+    found = vesl.quality(path, sources)
     assert found["true"]["label_right"] == 1.0
     assert 0.8 < found["true"]["label_found"] < 1.0, "two images have no text"
     assert found["shuffled"]["label_found"] < 0.5 * found["true"]["label_found"]
@@ -80,11 +80,11 @@ def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     # A captioner of a few steps writes nothing that could be labeled.
     kept = ("truth", "oracle", "none")
     monkeypatch.setattr(vesl.STUDY, "variants", kept)
-    monkeypatch.setattr(vesl_labels, "MIN_COSINE", 0.0)  # a teacher of four steps is sure of nothing
+    monkeypatch.setattr(vesl, "MIN_COSINE", 0.0)  # a teacher of four steps is sure of nothing
     result = run_study("vesl", tmp_path / "study", scale=scale, command=["foveate", "study", "vesl"])
     assert {entry["row"] for entry in result["table"]} == set(kept)
     assert result["trainings"] == 6
-    labels = vesl_labels.read_labels(tmp_path / "study")
+    labels = vesl.read_labels(tmp_path / "study")
     assert labels["oracle-boxes"]["label_right"] > 0.9
     assert labels["oracle"]["source"] != labels["own"]["source"]
     with Collection.open(tmp_path / "study" / "scenes") as collection:

@@ -10,7 +10,7 @@ import made_run
 
 from foveate.report import render
 from foveate_labs.studies.results import TourAsk
-from foveate_labs.tour.ask_page import slides
+from foveate_labs.tour.sections import slides
 
 
 def control(answer: str, right: bool = False) -> dict[str, Any]:

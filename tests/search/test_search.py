@@ -31,7 +31,7 @@ from foveate.search.index_folder import RANDOM_TEXTS, Description
 from foveate.search.query import Query, embed_query
 from foveate.search.search import Index, search
 from foveate.vision.localizer.folder import save_model
-from foveate_labs.worlds.scenes.clip_files import write_frames
+from foveate_labs.worlds.scenes.clips import write_frames
 from naming import raises_naming
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -115,12 +115,12 @@ _MOVED: Mapping[str, str] = {
     "foveate.adapt.calibration.logit_tables": "foveate.training.logit_tables",
     "foveate.adapt.checkpoints": "foveate.vision.classifiers",
     "foveate.adapt.classifier": "foveate.vision.classifier",
-    "foveate.caption.assertions.claims": "foveate_labs.captions.claims",
+    "foveate.caption.assertions.claims": "foveate_labs.captions.ground_truths.scenes",
     "foveate.caption.assertions.scene_judge": "foveate_labs.captions.ground_truths.scenes",
     "foveate.caption.assertions.scene_truth": "foveate_labs.captions.scene_truth",
     "foveate.caption.backends.scene_oracle": "foveate_labs.captions.backends.scene_oracle",
     "foveate.caption.scene_captions": "foveate_labs.captions.scene_captions",
-    "foveate.caption.scene_claims": "foveate_labs.captions.scene_claims",
+    "foveate.caption.scene_claims": "foveate_labs.captions.scene_captions",
     "foveate.caption.targets.sources.scenes": "foveate_labs.captions.sources.scenes",
     "foveate.caption.targets.sources.singles": "foveate_labs.captions.sources.singles",
     "foveate.mllm.video": "foveate.video",
@@ -129,7 +129,7 @@ _MOVED: Mapping[str, str] = {
     "foveate.pretrain.searching": "foveate.search",
     "foveate.records.asked_images": "foveate_labs.worlds.asked_images",
     **{
-        f"foveate.records.builtin.{name}": f"foveate_labs.worlds.builtin.{name}"
+        f"foveate.records.builtin.{name}": "foveate_labs.worlds.builtin"
         for name in ("concepts", "cutouts", "glyphs", "holdout", "single_objects")
     },
     "foveate.records.documents": "foveate_labs.worlds.documents",
@@ -153,7 +153,7 @@ _MOVED: Mapping[str, str] = {
         )
     },
     "foveate.records.importers.encodings": "foveate.core.encodings",
-    "foveate.records.lexicon": "foveate_labs.worlds.lexicon",
+    "foveate.records.lexicon": "foveate_labs.worlds.questions",
     "foveate.records.questions": "foveate_labs.worlds.questions",
     "foveate.records.scenes": "foveate_labs.worlds.scenes",
     "foveate.records.screens": "foveate_labs.worlds.screens",
@@ -161,8 +161,8 @@ _MOVED: Mapping[str, str] = {
     "foveate.records.survey": "foveate.survey",
     "foveate.records.traps": "foveate_labs.worlds.traps",
     "foveate.records.video_sets": "foveate.video.sets",
-    "foveate.report.asked": "foveate_labs.tour.ask_page",
-    "foveate.report.federated": "foveate_labs.tour.federated_page",
+    "foveate.report.asked": "foveate_labs.tour.sections",
+    "foveate.report.federated": "foveate_labs.tour.sections",
     "foveate.report.figure": "foveate_labs.tour.figure",
     "foveate.studies": "foveate_labs.studies",
     "foveate.studies.tour": "foveate_labs.tour.run",

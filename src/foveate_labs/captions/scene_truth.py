@@ -12,7 +12,8 @@ from foveate.records.boxes import Box
 from foveate.records.builtin import families, phrases
 from foveate.records.collection import Collection
 from foveate.records.text import split_words
-from foveate_labs.worlds.scenes import drawn_grounds, photographs
+from foveate_labs.worlds.scenes import grounds as drawn_grounds
+from foveate_labs.worlds.scenes import grounds as photographs
 from foveate_labs.worlds.scenes.scene import VISIBLE
 
 KIND = "scenes"  # the annotation table that a scene's truth is read from
@@ -61,7 +62,7 @@ class SceneTruth:
 @functools.cache
 def grounds() -> Mapping[str, tuple[str, str, frozenset[str]]]:
     """Map the name of each background to its words, its kind, and what it shows."""
-    photos = (*photographs.TRAINING, *photographs.HELD_OUT)
+    photos = (*photographs.TRAINING_PHOTOGRAPHS, *photographs.HELD_OUT_PHOTOGRAPHS)
     styles = {**drawn_grounds.TRAINING, **drawn_grounds.HELD_OUT}
     patterns = {name: (phrase, "drawn", frozenset[str]()) for name, (_, phrase) in styles.items()}
     return {**patterns, **{photo.name: (photo.description, "photo", photo.shows) for photo in photos}}

@@ -29,8 +29,8 @@ from foveate_labs.studies.results import (
     TourSpecies,
     TourVideo,
 )
-from foveate_labs.tour import ask_page as asked
-from foveate_labs.tour.federated_page import TourFederated, federated_section
+from foveate_labs.tour import sections as asked
+from foveate_labs.tour.sections import TourFederated, federated_section
 
 LIMITS = [
     "This is a small model, trained for minutes on a processor, to show the whole way. It is no match for "

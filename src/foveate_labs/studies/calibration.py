@@ -21,8 +21,7 @@ from foveate.core.files import read_json
 from foveate.core.progress import say
 from foveate.core.results import GAMMA_TITLES
 from foveate.core.seeds import generator
-from foveate_labs.studies.grid import GridStudy
-from foveate_labs.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row, interval_of
+from foveate_labs.studies.study import Claim, Condition, Design, GridStudy, Measure, PaperClaim, Row, interval_of
 
 GLYPHS, EMOJI, DIGITS = "glyphs", "emoji", "digits"
 CONDITIONS = (

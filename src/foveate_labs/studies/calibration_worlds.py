@@ -25,7 +25,7 @@ from foveate.core.seeds import generator, uniform
 from foveate.training.classification import LabeledImages, array_images
 from foveate.vision.classifier import Classifier
 from foveate.vision.registry import seeded
-from foveate_labs.worlds.builtin import glyphs
+from foveate_labs.worlds import builtin
 
 MIN_CONCEPTS = 20  # of a subcategory of emoji
 TEST_SHARE = 0.4  # of the concepts of emoji
@@ -56,10 +56,10 @@ def glyph_network() -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(
-        img_size=glyphs.SIZE,
+        img_size=builtin.SIZE,
         patch_size=6,
         in_chans=1,
-        num_classes=len(glyphs.CLASSES),
+        num_classes=len(builtin.CLASSES),
         embed_dim=64,
         depth=3,
         num_heads=4,
@@ -89,17 +89,17 @@ def prepare_glyphs(folder: Path, *, source_per_class: int, target_per_class: int
     for name in ("train", "test"):
         path = folder / f"{name}.npz"
         if not path.is_file():
-            drawn = glyphs.load_glyphs("target", name, per_class=target_per_class)
+            drawn = builtin.load_glyphs("target", name, per_class=target_per_class)
             _save(path, drawn.images, drawn.labels)
     if not (folder / "before.safetensors").is_file():
-        source = glyphs.load_glyphs("source", "train", per_class=source_per_class)
+        source = builtin.load_glyphs("source", "train", per_class=source_per_class)
         samples = array_images(source.images, source.labels)
-        _pretrain(glyph_network, glyphs.CLASSES, samples, folder, epochs=epochs, learning_rate=2e-3, batch=128)
+        _pretrain(glyph_network, builtin.CLASSES, samples, folder, epochs=epochs, learning_rate=2e-3, batch=128)
 
 
 def open_glyphs(folder: Path) -> World:
     """Open the world of `prepare_glyphs`."""
-    return _open(folder, glyph_network(), glyphs.CLASSES)
+    return _open(folder, glyph_network(), builtin.CLASSES)
 
 
 def prepare_emoji(folder: Path, *, epochs: int, features: Callable[[Path], None] | None = None) -> None:

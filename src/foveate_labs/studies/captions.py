@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.experiment_grid import Cell
-from foveate_labs.studies.grid import GridStudy
-from foveate_labs.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
+from foveate_labs.studies.study import Claim, Condition, Design, GridStudy, Measure, PaperClaim, Row
 
 SCENES, IMAGES = "scenes", "images"
 CONDITIONS = (

@@ -32,8 +32,7 @@ from foveate_labs.captions.ground_truths.scenes import judge_assertions
 from foveate_labs.captions.scene_captions import render
 from foveate_labs.captions.scene_truth import SceneTruth, SceneTruths, Thing
 from foveate_labs.studies.trainings import train_captioner
-from foveate_labs.worlds.builtin.cutouts import load_cutouts
-from foveate_labs.worlds.builtin.single_objects import LICENSES, load_single_objects
+from foveate_labs.worlds.builtin import LICENSES, load_cutouts, load_single_objects
 from foveate_labs.worlds.scenes import build_scenes
 
 QUERY_SHORT, QUERY_LONG = "query_short", "query_long"

@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
-from foveate_labs.studies.grid import GridStudy
 from foveate_labs.studies.noise import Noise
 from foveate_labs.studies.real_regions import DETAILS, KGEOGRAPHY, find_installed
-from foveate_labs.studies.study import Claim, Condition, Design, Measure, OptionalData, PaperClaim, Row, row_values
+from foveate_labs.studies.study import (
+    Claim,
+    Condition,
+    Design,
+    GridStudy,
+    Measure,
+    OptionalData,
+    PaperClaim,
+    Row,
+    row_values,
+)
 
 if TYPE_CHECKING:
-    from foveate_labs.studies.feature_cache import FeatureMemory
+    from foveate_labs.studies.trainings import FeatureMemory
 
 MEASURES = (
     Measure("name", "What is in this box? Right name of all"),
@@ -327,7 +336,7 @@ class ClocStudy(GridStudy):
     @functools.cached_property
     def feature_memory(self) -> FeatureMemory:
         """Frozen features that all cells of this process share."""
-        from foveate_labs.studies.feature_cache import FeatureMemory
+        from foveate_labs.studies.trainings import FeatureMemory
 
         return FeatureMemory()
 
@@ -365,7 +374,7 @@ class ClocStudy(GridStudy):
     def _measured(self, model: Any, collection: Any, *, crops: bool, seed: int) -> dict[str, float]:
         from foveate.pretrain.evaluate import evaluate
         from foveate.pretrain.settings import EvaluateSettings
-        from foveate_labs.studies.cloc_measures import box_gain, details_accuracy
+        from foveate_labs.studies.trainings import box_gain, details_accuracy
 
         settings = EvaluateSettings(crops=crops)
         evaluation, seen = evaluate(model, collection, settings, name="m", rules=("head",), seed=seed)

@@ -24,8 +24,7 @@ from foveate_labs.studies.cosmo_measures import (
     measure_views,
 )
 from foveate_labs.studies.cosmo_worlds import ENCODER, EXACT, NANODET, VIEWS, WHOLE, open_world
-from foveate_labs.studies.grid import GridStudy
-from foveate_labs.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row
+from foveate_labs.studies.study import Claim, Condition, Design, GridStudy, Measure, PaperClaim, Row
 from foveate_labs.worlds.traps.world import TrapSettings
 
 PAPER = "arXiv 2401.00608"

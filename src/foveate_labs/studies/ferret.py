@@ -352,24 +352,24 @@ class FerretStudy(TrainedStudy):
         return load_model(self.train_tower(tower, collection), device="cpu").image_encoder
 
     def measure(self, cell: Cell) -> dict[str, float]:
-        from foveate_labs.studies import ferret_measures, ferret_worlds
+        from foveate_labs.studies import ferret_worlds
 
         condition, variant, scale, seed = cell.condition, cell.variant, self.scale, cell.seed
         if condition == QUESTIONS:
             return _rename_controls(self.measure_training(cell))
         if condition in IMAGE_SIZES:
-            return ferret_measures.score_decoding(
+            return ferret_worlds.score_decoding(
                 DECODINGS[variant], size=IMAGE_SIZES[condition], sides=BOX_SIDES, count=scale.boxes, seed=seed
             )
         tower = TOWER if variant in _TOWER_MAPS else None
         train, test = (ferret_worlds.load_set(self._set_path(condition, split, tower)) for split in ("train", "test"))
         names = ferret_worlds.WORLDS[condition].names
         if condition in ENCODERS:
-            model = ferret_measures.train_classifier(
+            model = ferret_worlds.train_classifier(
                 train, ENCODERS[condition][variant], names=names, steps=scale.classifier_steps, seed=seed
             )
-            return ferret_measures.score_classifier(model, test)
-        return ferret_measures.probe_vectors(
+            return ferret_worlds.score_classifier(model, test)
+        return ferret_worlds.probe_vectors(
             train, test, {**MAPS, **_TOWER_MAPS}[variant], names=names, steps=scale.probe_steps, seed=seed
         )
 

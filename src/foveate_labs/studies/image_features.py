@@ -18,7 +18,7 @@ from foveate.records.geometry import View
 from foveate.records.images import decode
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
 from foveate.vision.preprocess import place_image, render_image
-from foveate_labs.worlds.builtin.single_objects import Single, load_single_objects
+from foveate_labs.worlds.builtin import Single, load_single_objects
 
 SIDE, BATCH = 128, 32
 LENGTH = 10.0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from foveate.core.experiment_grid import Cell
 from foveate.core.files import read_json, write_json_atomically
 from foveate.core.progress import say
-from foveate_labs.studies.grid import GridStudy
+from foveate_labs.studies.study import GridStudy
 
 if TYPE_CHECKING:
     from foveate.mllm.recipe import MllmRecipe

@@ -23,17 +23,15 @@ from foveate.records.record import Region
 from foveate_labs.captions.scene_captions import render as render_caption
 from foveate_labs.captions.scene_truth import parse_scene_truth
 from foveate_labs.worlds.asked_images import AskedImage, Position, write_asked_images
-from foveate_labs.worlds.builtin.concepts import SEEN
-from foveate_labs.worlds.builtin.cutouts import Cutout
-from foveate_labs.worlds.builtin.single_objects import jpeg
-from foveate_labs.worlds.lexicon import PLACES
+from foveate_labs.worlds.builtin import SEEN, Cutout, jpeg
+from foveate_labs.worlds.questions import PLACES
 from foveate_labs.worlds.scenes.compose import Finish, Layer, make_layer
 from foveate_labs.worlds.scenes.counting import load_countable
 from foveate_labs.worlds.scenes.grounds import draw_ground
 from foveate_labs.worlds.scenes.language import NUMERALS
 from foveate_labs.worlds.scenes.scene import Plan, Scene, make_cutout_layer, render
 from foveate_labs.worlds.scenes.scene_collection import LICENSE, make_scene_row
-from foveate_labs.worlds.screens.screen_collection import draw_asked_screen
+from foveate_labs.worlds.screens.questions import draw_asked_screen
 from foveate_labs.worlds.sheets import find_font_size, load_font
 
 SEED = 16  # of all series

@@ -9,7 +9,6 @@ from typing import Any
 
 from foveate.core.experiment_grid import Cell
 from foveate.core.files import read_json
-from foveate_labs.studies.petl_measures import bootstrap, read_logits
 from foveate_labs.studies.petl_trainings import (
     ALPHAS,
     BETWEEN,
@@ -20,6 +19,8 @@ from foveate_labs.studies.petl_trainings import (
     RATES_OF_FULL,
     PetlTrainings,
     Scale,
+    bootstrap,
+    read_logits,
 )
 from foveate_labs.studies.petl_worlds import EMOJI, GLYPHS, ROTATION
 from foveate_labs.studies.published import title_differences

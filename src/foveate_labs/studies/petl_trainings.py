@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,7 @@ from numpy.typing import NDArray
 from foveate.core.experiment_grid import Cell
 from foveate.core.files import atomic_file, read_json, write_json_atomically
 from foveate.core.seeds import generator, integer
-from foveate_labs.studies.grid import GridStudy
-from foveate_labs.studies.petl_measures import Logits, accuracy, alike, all_pairs, read_logits, together
-from foveate_labs.studies.petl_rotation import open_rotation, prepare_rotation
+from foveate.metrics.agreement import agreement, error_consistency
 from foveate_labs.studies.petl_worlds import (
     EMOJI,
     GLYPHS,
@@ -25,9 +24,74 @@ from foveate_labs.studies.petl_worlds import (
     World,
     open_emoji,
     open_glyph_world,
+    open_rotation,
     prepare_emoji,
     prepare_glyph_world,
+    prepare_rotation,
 )
+from foveate_labs.studies.study import GridStudy
+
+# Measures of the study `petl`: disagreement of models, gain of ensembles, bootstrap intervals.
+
+
+Logits = NDArray[np.float32]
+_RESAMPLES = 1000
+
+
+def accuracy(logits_NK: Logits, labels_N: NDArray[np.int64]) -> float:
+    """Return the accuracy."""
+    return float((logits_NK.argmax(axis=1) == labels_N).mean())
+
+
+def alike(logits: Sequence[tuple[Logits, Logits]], labels_N: NDArray[np.int64]) -> dict[str, float]:
+    """Average over pairs of models: disagreement, the minimum that accuracies force, error consistency.
+
+    Two models that are right on shares a and b of the samples differ on at least |a - b| of them.
+    """
+    sums: dict[str, list[float]] = {"disagree": [], "forced": [], "kappa": []}
+    for first, other in logits:
+        both = np.stack([first, other])
+        sums["disagree"].append(1 - float(agreement(both)[0, 1]))
+        sums["forced"].append(abs(accuracy(first, labels_N) - accuracy(other, labels_N)))
+        sums["kappa"].append(float(error_consistency(both, labels_N)[0, 1]))
+    return {name: float(np.mean(values)) for name, values in sums.items()}
+
+
+def together(groups: Sequence[Sequence[Logits]], labels_N: NDArray[np.int64]) -> dict[str, float]:
+    """Average over groups of models: accuracy of the mean logits, and its gain over the mean member."""
+    accuracies, gain = [], []
+    for group in groups:
+        # Mean logits, because mean probabilities were up to a point worse in the reference measurement.
+        accuracies.append(accuracy(np.mean(group, axis=0), labels_N))
+        gain.append(accuracies[-1] - float(np.mean([accuracy(member, labels_N) for member in group])))
+    return {"acc": float(np.mean(accuracies)), "gain": float(np.mean(gain))}
+
+
+def all_pairs(logits: Mapping[str, Logits]) -> list[tuple[Logits, Logits]]:
+    """List every pair of models once."""
+    return [(logits[first], logits[other]) for first, other in combinations(logits, 2)]
+
+
+def bootstrap(right_SN: Sequence[NDArray[np.bool_]], *, name: str) -> tuple[float, float, float]:
+    """Return the mean accuracy with its 95 % bootstrap interval over seeds and images.
+
+    Images are resampled together for all seeds, because all seeds are tested on the same ones.
+    """
+    right = np.stack(right_SN).astype(np.float64)
+    random = generator("petl bootstrap", name)
+    seeds, images = right.shape
+    means = [
+        right[random.integers(0, seeds, seeds)][:, random.integers(0, images, images)].mean() for _ in range(_RESAMPLES)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(right.mean()), float(low), float(high)
+
+
+def read_logits(path: Path) -> Logits:
+    """Read the logits of a training."""
+    with np.load(path, allow_pickle=False) as file:
+        return file["logits"]
+
 
 # Options that are no default: bottlenecks that fit networks of width 64 and 96, and branches of scale 1.
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.core.seeds import generator
-from foveate_labs.studies.grid import GridStudy
-from foveate_labs.studies.study import OptionalData
+from foveate_labs.studies.study import GridStudy, OptionalData
 
 DIGITS, IMAGES, MNIST, FASHION, CELLS, S_SETS = "digits", "images", "mnist", "fashion", "cells", "s-sets"
 OPTIONAL = {

@@ -1,6 +1,6 @@
 """Run a study: prepare what all cells share, work on cells in several processes, and write the result.
 
-A study is a module of `foveate_labs.studies` with a `STUDY`, a subclass of `foveate_labs.studies.grid.GridStudy`; its
+A study is a module of `foveate_labs.studies` with a `STUDY`, a subclass of `foveate_labs.studies.study.GridStudy`; its
 name is that of the module. No list names the studies.
 """
 
@@ -27,9 +27,8 @@ from foveate.core.progress import configure, say
 from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.core.version import __version__
-from foveate_labs.studies.grid import GridStudy
 from foveate_labs.studies.results import StudyResult
-from foveate_labs.studies.study import Design, summary
+from foveate_labs.studies.study import Design, GridStudy, summary
 
 PACKAGE = "foveate_labs.studies"
 

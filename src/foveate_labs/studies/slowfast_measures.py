@@ -27,7 +27,7 @@ from foveate.vision.preprocess import Preprocess, squash
 from foveate.vision.video.collages import assemble_images
 from foveate.vision.video.reading import read_clip
 from foveate.vision.video.sampling import choose_frames, sample
-from foveate_labs.studies.slowfast_arms import DIRECTION, ORDER, Arm
+from foveate_labs.studies.slowfast import DIRECTION, ORDER, Arm
 from foveate_labs.worlds.scenes.clip_questions import ClipQuestion, ask_clip
 from foveate_labs.worlds.scenes.clips import SceneClip, Track, draw_clip, draw_plate
 

@@ -15,8 +15,7 @@ from foveate.search.locate import PhraseBoxes, locate_frames
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.video.reading import read_clip
 from foveate_labs.studies.results import TourFrame, TourVideo
-from foveate_labs.worlds.scenes.clip_files import write_frames
-from foveate_labs.worlds.scenes.clips import SceneClip, draw_clip
+from foveate_labs.worlds.scenes.clips import SceneClip, draw_clip, write_frames
 
 WORLD, FILE = "direction", "clip.webp"  # two things cross the frame, one after another; WebP needs no extra
 SIDE, NUM_FRAMES = 256, 32

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foveate.core.errors import UserError
 from foveate.core.progress import track
@@ -13,7 +15,25 @@ from foveate.records.conversations import KIND, Conversation, conversation_row
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
 from foveate_labs.worlds.questions import Question, to_conversation
-from foveate_labs.worlds.scenes.parallel import draw_in_processes
+
+# Draw scenes in several processes, in order.
+
+
+Item = TypeVar("Item")
+Drawn = TypeVar("Drawn")
+
+
+def draw_in_processes(draw: Callable[[Item], Drawn], positions: Sequence[Item], *, workers: int) -> Iterator[Drawn]:
+    """Yield `draw(position)` in the order of `positions`, whichever process draws it."""
+    # For a few scenes, starting the processes would take longer than the drawing.
+    if workers == 1 or len(positions) < 64:
+        yield from map(draw, positions)
+        return
+    # Spawn, not fork: a fork of a process with threads may deadlock.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
+        yield from pool.map(draw, positions, chunksize=16)
+
 
 Position = tuple[str, int]  # split and number in it
 

@@ -9,13 +9,13 @@ from foveate.records.worlds import Builder
 
 
 def _clipart(target: Path, workers: int, seed: int) -> None:
-    from foveate_labs.worlds.builtin.single_objects import build_clipart
+    from foveate_labs.worlds.builtin import build_clipart
 
     build_clipart(target)
 
 
 def _emoji(target: Path, workers: int, seed: int) -> None:
-    from foveate_labs.worlds.builtin.single_objects import build_emoji
+    from foveate_labs.worlds.builtin import build_emoji
 
     build_emoji(target)
 
@@ -39,7 +39,7 @@ def _referring(target: Path, workers: int, seed: int) -> None:
 
 
 def _image_sets(target: Path, workers: int, seed: int) -> None:
-    from foveate_labs.worlds.scenes.image_set_collection import build_image_sets
+    from foveate_labs.worlds.scenes.image_sets import build_image_sets
 
     build_image_sets(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
-from foveate_labs.worlds.builtin.glyphs import find_font_folder
+from foveate_labs.worlds.builtin import find_font_folder
 
 # Regular and bold; "" is the font that Pillow ships, which has one weight.
 FONTS = {

@@ -10,8 +10,7 @@ from typing import Any
 
 from foveate.core.experiment_grid import Cell
 from foveate.core.files import write_json_atomically
-from foveate_labs.studies.grid import GridStudy
-from foveate_labs.studies.study import Condition, Design, Measure, Row
+from foveate_labs.studies.study import Condition, Design, GridStudy, Measure, Row
 
 VARIANTS = ("ours", "theirs", "control")
 STEPS = 5

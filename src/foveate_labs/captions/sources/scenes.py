@@ -12,8 +12,15 @@ from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
 from foveate.records.alt_texts import select_alt_text
 from foveate.records.collection import Collection
-from foveate_labs.captions.scene_captions import plan_claims, write_sentences
-from foveate_labs.captions.scene_claims import Claim, describe_position, relation_claims, unique_things, write_claim
+from foveate_labs.captions.scene_captions import (
+    Claim,
+    describe_position,
+    plan_claims,
+    relation_claims,
+    unique_things,
+    write_claim,
+    write_sentences,
+)
 from foveate_labs.captions.scene_truth import SceneTruth, SceneTruths
 
 _MAX_SHORT = 8  # short captions of an image, as many as several annotators would write

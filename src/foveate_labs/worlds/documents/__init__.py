@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from foveate_labs.worlds.documents.document import Document, draw_document
-from foveate_labs.worlds.documents.document_collection import build_documents
-from foveate_labs.worlds.documents.questions import ask_document
+from foveate_labs.worlds.documents.questions import ask_document, build_documents
 
 __all__ = ["Document", "ask_document", "build_documents", "draw_document"]

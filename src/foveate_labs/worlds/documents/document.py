@@ -14,8 +14,8 @@ from PIL import Image
 
 from foveate.core.errors import UserError, choose
 from foveate.core.seeds import generator, pick
-from foveate_labs.worlds import lexicon
-from foveate_labs.worlds.lexicon import pick_some
+from foveate_labs.worlds import questions
+from foveate_labs.worlds.questions import pick_some
 from foveate_labs.worlds.scenes.pools import SPLITS
 from foveate_labs.worlds.sheets import FONTS, Sheet, Word, as_color, draw_colors, find_font_size, mix
 
@@ -135,10 +135,10 @@ def draw_document(
 
 
 def _draw_page(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bool) -> Text:
-    nouns = lexicon.list_nouns(held_out=held_out)
+    nouns = questions.list_nouns(held_out=held_out)
     width, height = sheet.image.size
     margin = round(0.06 * width)
-    title = " ".join(word.capitalize() for word in [pick(rng, lexicon.ADJECTIVES), pick(rng, nouns)])
+    title = " ".join(word.capitalize() for word in [pick(rng, questions.ADJECTIVES), pick(rng, nouns)])
     y = margin + 1.6 * sheet.size
     sheet.write(
         width / 2 if layout == "two columns" else margin,
@@ -168,8 +168,8 @@ def _draw_page(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bo
 
 def _fill_line(rng: np.random.Generator, sheet: Sheet, nouns: tuple[str, ...], room: float) -> list[str]:
     """Draw the words of one sentence that fit a line, at least one."""
-    sentence = [pick(rng, ["the", "every", "no", "this"]), pick(rng, lexicon.ADJECTIVES), pick(rng, nouns)]
-    sentence += [pick(rng, lexicon.VERBS), pick(rng, ["the", "one", "some"]), pick(rng, lexicon.ADJECTIVES)]
+    sentence = [pick(rng, ["the", "every", "no", "this"]), pick(rng, questions.ADJECTIVES), pick(rng, nouns)]
+    sentence += [pick(rng, questions.VERBS), pick(rng, ["the", "one", "some"]), pick(rng, questions.ADJECTIVES)]
     sentence += [pick(rng, nouns), pick(rng, ["near", "behind", "for", "with"]), "the", pick(rng, nouns)]
     while len(sentence) > 1 and sheet.measure(" ".join(sentence)) > room:
         sentence.pop()
@@ -189,8 +189,8 @@ def _write_spread(sheet: Sheet, left: float, base: float, sentence: list[str], f
 def _draw_table(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bool) -> Table:
     width, height = sheet.image.size
     margin, step = round(0.04 * width), round(1.9 * sheet.size)
-    names = pick_some(rng, lexicon.split_names(lexicon.FIRST_NAMES, held_out=held_out), 99)
-    heads = pick_some(rng, [noun.capitalize() for noun in lexicon.list_nouns(held_out=held_out) if len(noun) <= 6], 5)
+    names = pick_some(rng, questions.split_names(questions.FIRST_NAMES, held_out=held_out), 99)
+    heads = pick_some(rng, [noun.capitalize() for noun in questions.list_nouns(held_out=held_out) if len(noun) <= 6], 5)
     # Measured over all names, because the number of rows is decided further down.
     first = max(sheet.measure(name) for name in names) + 2 * sheet.size
     cell = max(sheet.measure(head, bold=True) for head in heads) + 1.2 * sheet.size
@@ -200,7 +200,7 @@ def _draw_table(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: b
     columns, rows = heads[: max(1, num_columns)], names[: max(2, num_rows)]
     rows = rows[: int(rng.integers(min(3, len(rows)), len(rows) + 1))]
     values = [[str(int(rng.integers(1, 1000))) for _ in columns] for _ in rows]
-    title = f"{pick(rng, lexicon.PLACES)} {pick(rng, ['results', 'stock', 'orders', 'points'])}"
+    title = f"{pick(rng, questions.PLACES)} {pick(rng, ['results', 'stock', 'orders', 'points'])}"
     y = margin + 1.2 * sheet.size
     sheet.write(margin, y, title, bold=True, scale=1.2)
     rule = mix(sheet.paper, sheet.ink, 0.45)
@@ -230,11 +230,11 @@ def _draw_values(rng: np.random.Generator, count: int) -> list[int]:
 
 
 def _draw_bars(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bool) -> Table:
-    names = [n for n in lexicon.list_nouns(held_out=held_out) if len(n) <= 7]
+    names = [n for n in questions.list_nouns(held_out=held_out) if len(n) <= 7]
     horizontal, with_values = layout.startswith("horizontal"), layout.endswith("values")
     width, height = sheet.image.size
     margin = round(0.05 * width)
-    title = f"{pick(rng, lexicon.PLACES)} {pick(rng, ['sales', 'visits', 'deliveries'])}"
+    title = f"{pick(rng, questions.PLACES)} {pick(rng, ['sales', 'visits', 'deliveries'])}"
     sheet.write(width / 2, margin + sheet.size, title, align="center", bold=True, scale=1.2)
     labels = pick_some(rng, names, int(rng.integers(3, 7)))
     widest = max(sheet.measure(label) for label in labels)
@@ -285,7 +285,7 @@ def _draw_axis(sheet: Sheet, box: tuple[float, float, float, float], *, horizont
 def _draw_line(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bool) -> Table:
     width, height = sheet.image.size
     margin = round(0.05 * width)
-    title = f"{pick(rng, lexicon.PLACES)} {pick(rng, ['visitors', 'temperature', 'orders'])}"
+    title = f"{pick(rng, questions.PLACES)} {pick(rng, ['visitors', 'temperature', 'orders'])}"
     sheet.write(width / 2, margin + sheet.size, title, align="center", bold=True, scale=1.2)
     left = margin + sheet.measure("100") + 0.8 * sheet.size
     box = (left, margin + 2.4 * sheet.size, width - margin - sheet.size, height - margin - 1.6 * sheet.size)
@@ -315,10 +315,10 @@ def _draw_line(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bo
 def _draw_receipt(rng: np.random.Generator, sheet: Sheet, layout: str, held_out: bool) -> Receipt:
     width, height = sheet.image.size
     margin = round(0.07 * width)
-    names = lexicon.split_names(lexicon.LAST_NAMES, held_out=held_out)
-    shop = f"{pick(rng, names)} {pick(rng, lexicon.PLACES)}"
+    names = questions.split_names(questions.LAST_NAMES, held_out=held_out)
+    shop = f"{pick(rng, names)} {pick(rng, questions.PLACES)}"
     # Days up to 28, which every month has.
-    date = f"{int(rng.integers(1, 29)):02d} {pick(rng, lexicon.MONTHS)} {int(rng.integers(2005, 2026))}"
+    date = f"{int(rng.integers(1, 29)):02d} {pick(rng, questions.MONTHS)} {int(rng.integers(2005, 2026))}"
     y = margin + 1.3 * sheet.size
     sheet.write(width / 2, y, shop, align="center", bold=True, scale=1.3)
     sheet.write(width / 2, y + sheet.leading, date, align="center")
@@ -329,7 +329,7 @@ def _draw_receipt(rng: np.random.Generator, sheet: Sheet, layout: str, held_out:
     # Whole cents: sums of decimal fractions would not end at two decimals.
     cents = [int(price) for price in rng.integers(50, 10_000, num_items)]
     room = width - 2 * margin - sheet.measure("1000.00") - 2 * sheet.size
-    nouns = [noun for noun in lexicon.list_nouns(held_out=held_out) if sheet.measure(noun) <= room]
+    nouns = [noun for noun in questions.list_nouns(held_out=held_out) if sheet.measure(noun) <= room]
     items = list(zip(pick_some(rng, nouns, num_items), cents, strict=False))
     total = sum(price for _, price in items)
     top = y - sheet.leading

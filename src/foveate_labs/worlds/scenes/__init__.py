@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from foveate_labs.worlds.questions import Question
-from foveate_labs.worlds.scenes.clip_files import write_frames
 from foveate_labs.worlds.scenes.clip_questions import ClipQuestion, ask_clip
-from foveate_labs.worlds.scenes.clips import SceneClip, SceneFrame, draw_clip
+from foveate_labs.worlds.scenes.clips import SceneClip, SceneFrame, draw_clip, write_frames
 from foveate_labs.worlds.scenes.counting import draw_counting_scene
 from foveate_labs.worlds.scenes.image_sets import ImageSet, draw_image_set
 from foveate_labs.worlds.scenes.photo_folder import PhotoFolder, add_truth, write_photo_folder

@@ -16,7 +16,7 @@ from foveate.records.builtin import families
 from foveate.records.builtin.families import PEOPLE_WORDS, VARIANT_WORDS, own_words
 from foveate.records.builtin.phrases import singular
 from foveate.records.text import split_words
-from foveate_labs.worlds.scenes import photographs, pools
+from foveate_labs.worlds.scenes import grounds, pools
 from foveate_labs.worlds.scenes.counting import load_countable
 from foveate_labs.worlds.scenes.grounds import list_ground_names
 from foveate_labs.worlds.scenes.scene import Scene, SceneObject
@@ -146,13 +146,13 @@ def says_nothing(name: str) -> bool:
 
 @functools.cache
 def _collect_shown(held_out: bool) -> frozenset[str]:
-    images = photographs.HELD_OUT if held_out else photographs.TRAINING
+    images = grounds.HELD_OUT_PHOTOGRAPHS if held_out else grounds.TRAINING_PHOTOGRAPHS
     return frozenset().union(*(image.shows for image in images))
 
 
 def list_shown_words(scene: Scene) -> frozenset[str]:
     """Return words for things that the ground of a scene, or a patch of another ground, may show."""
-    by_ground = {image.name: image.shows for image in (*photographs.TRAINING, *photographs.HELD_OUT)}
+    by_ground = {image.name: image.shows for image in (*grounds.TRAINING_PHOTOGRAPHS, *grounds.HELD_OUT_PHOTOGRAPHS)}
     on_ground = by_ground.get(scene.ground, frozenset())
     # Which ground a patch is from is not recorded, so it may show whatever any ground of its pool shows.
     has_patch = any(placed.kind == "distractor" and not placed.cutout for placed in scene.objects)

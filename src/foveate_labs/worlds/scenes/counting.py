@@ -17,8 +17,7 @@ from foveate.core.seeds import generator
 from foveate.records.builtin.families import PEOPLE_WORDS
 from foveate.records.builtin.phrases import singular
 from foveate.records.text import split_words
-from foveate_labs.worlds.builtin.concepts import SEEN, UNSEEN
-from foveate_labs.worlds.builtin.cutouts import Cutout
+from foveate_labs.worlds.builtin import SEEN, UNSEEN, Cutout
 from foveate_labs.worlds.scenes import pools
 from foveate_labs.worlds.scenes.compose import Finish, Layer, put_in_cell
 from foveate_labs.worlds.scenes.grounds import Ground, draw_ground

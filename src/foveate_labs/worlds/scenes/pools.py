@@ -11,8 +11,8 @@ import numpy as np
 from foveate.core.errors import UserError, choose, nearest
 from foveate.records.builtin import phrases, tables
 from foveate.records.text import split_words
-from foveate_labs.worlds.builtin import concepts, holdout
-from foveate_labs.worlds.builtin.cutouts import Cutout, load_cutouts
+from foveate_labs.worlds import builtin
+from foveate_labs.worlds.builtin import Cutout, load_cutouts
 
 SPLITS = ("train", "validation", "test")
 _FULL = 0.97  # an image that is opaque up to its edges is a tile, not a cut-out
@@ -62,9 +62,9 @@ def load_pool(slice_name: str) -> Pool:
     no scene.
     """
     families: dict[str, dict[str, list[Cutout]]] = defaultdict(lambda: defaultdict(list))
-    split = "train" if slice_name == concepts.SEEN else "test"
+    split = "train" if slice_name == builtin.SEEN else "test"
     for cutout in load_cutouts():
-        if cutout.slice == slice_name and holdout.assign_split(cutout.id) == split and is_cut_out(cutout):
+        if cutout.slice == slice_name and builtin.assign_split(cutout.id) == split and is_cut_out(cutout):
             families[cutout.family][cutout.concept].append(cutout)
     # Sorted, because draws take families by their number.
     return Pool(tuple(tuple(tuple(c) for c in family.values()) for _, family in sorted(families.items())))
@@ -73,7 +73,7 @@ def load_pool(slice_name: str) -> Pool:
 @functools.cache
 def load_named_pool(names: frozenset[str]) -> Pool:
     """Load the pool of "seen" cut-outs with these names; see `Pool.restrict`."""
-    return load_pool(concepts.SEEN).restrict(names)
+    return load_pool(builtin.SEEN).restrict(names)
 
 
 @functools.cache
@@ -85,13 +85,13 @@ def load_distractors(split: str) -> tuple[Cutout, ...]:
     """
     choose(split, SPLITS, "split")
     titles = {row["key"]: " ".join([row["title"], *row["keywords"]]) for row in tables.rows("clipart")}
-    known = concepts.informative_heads()
+    known = builtin.informative_heads()
     held_out = split == "test"
     unnamed = []
     for cutout in load_cutouts():
         if cutout.slice != "unnamed" or not cutout.subcategory.startswith(_DISTRACTOR_FOLDERS):
             continue
         title_words = {phrases.singular(word) for word in split_words(titles[cutout.id], style="letters")}
-        if (holdout.assign_split(cutout.id) == "test") == held_out and not title_words & known:
+        if (builtin.assign_split(cutout.id) == "test") == held_out and not title_words & known:
             unnamed.append(cutout)
     return tuple(unnamed)

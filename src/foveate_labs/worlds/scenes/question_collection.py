@@ -22,10 +22,10 @@ from foveate.records.conversations import (
 )
 from foveate.records.record import Region
 from foveate.records.writer import CollectionWriter
-from foveate_labs.worlds.builtin.concepts import SEEN
+from foveate_labs.worlds.asked_images import draw_in_processes
+from foveate_labs.worlds.builtin import SEEN
 from foveate_labs.worlds.questions import to_conversation
 from foveate_labs.worlds.scenes.counting import draw_counting_scene
-from foveate_labs.worlds.scenes.parallel import draw_in_processes
 from foveate_labs.worlds.scenes.questions import ask_scene
 from foveate_labs.worlds.scenes.region_questions import ask_regions
 from foveate_labs.worlds.scenes.scene import VISIBLE, Scene, draw_scene

@@ -14,8 +14,8 @@ from foveate.core.progress import track
 from foveate.records.masks import encode_mask
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
-from foveate_labs.worlds.builtin.single_objects import build_clipart, build_emoji, jpeg
-from foveate_labs.worlds.scenes.parallel import draw_in_processes
+from foveate_labs.worlds.asked_images import draw_in_processes
+from foveate_labs.worlds.builtin import build_clipart, build_emoji, jpeg
 from foveate_labs.worlds.scenes.scene import Scene, draw_scene
 
 LICENSE = (

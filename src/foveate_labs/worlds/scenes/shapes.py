@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from foveate.core.seeds import uniform
-from foveate_labs.worlds.builtin.concepts import SEEN, UNSEEN
-from foveate_labs.worlds.builtin.cutouts import Cutout
+from foveate_labs.worlds.builtin import SEEN, UNSEEN, Cutout
 
 # Bright enough or dark enough that a gain of 0.74 to 1.23 and a lift of 14 (see `compose`) lead to no other color.
 COLORS = {

@@ -15,10 +15,9 @@ from PIL import Image
 from foveate.core.errors import UserError, choose
 from foveate.core.seeds import generator, pick
 from foveate.records.boxes import PixelBox
-from foveate_labs.worlds import lexicon
-from foveate_labs.worlds.builtin.concepts import SEEN
-from foveate_labs.worlds.builtin.cutouts import Cutout
-from foveate_labs.worlds.lexicon import pick_some
+from foveate_labs.worlds import questions
+from foveate_labs.worlds.builtin import SEEN, Cutout
+from foveate_labs.worlds.questions import pick_some
 from foveate_labs.worlds.scenes.pools import SPLITS, load_pool
 from foveate_labs.worlds.sheets import FONTS, Color, Sheet, Word, as_color, enclose, find_font_size, mix
 
@@ -136,7 +135,7 @@ def draw_screen(
 @functools.cache
 def load_icons(*, held_out: bool) -> dict[str, Cutout]:
     """Return {word: cut-out} for the nouns that a cut-out shows."""
-    nouns = set(lexicon.list_nouns(held_out=held_out))
+    nouns = set(questions.list_nouns(held_out=held_out))
     # Tests use seen cut-outs as well: what test screens hold out are words of the lexicon.
     concepts = [concept for family in load_pool(SEEN).families for concept in family]
     return {concept[0].name: concept[0] for concept in concepts if concept[0].name in nouns}
@@ -154,8 +153,8 @@ class _Builder:
         self.rule = mix(sheet.paper, sheet.ink, 0.25)
         self.margin = round(0.05 * self.width)
         self.widgets: list[Widget] = []
-        nouns = lexicon.list_nouns(held_out=held_out)
-        adjectives = lexicon.split_names(lexicon.ADJECTIVES, held_out=held_out)
+        nouns = questions.list_nouns(held_out=held_out)
+        adjectives = questions.split_names(questions.ADJECTIVES, held_out=held_out)
         labels = [noun.capitalize() for noun in pick_some(rng, nouns, 60)]
         # Two words at times; a noun is used once, so that every text is on the screen once.
         self.labels = [f"{pick(rng, adjectives).capitalize()} {n.lower()}" if rng.random() < 0.3 else n for n in labels]
@@ -267,7 +266,7 @@ def _draw_settings(builder: _Builder) -> None:
 
 def _draw_form(builder: _Builder) -> None:
     unit, left = builder.unit, builder.layout == "labels left"
-    names = lexicon.split_names(lexicon.FIRST_NAMES, held_out=builder.held_out)
+    names = questions.split_names(questions.FIRST_NAMES, held_out=builder.held_out)
     count = int(builder.rng.integers(2, 6))
     start = builder.margin + (7.5 * unit if left else 0)
     step = 3.4 * unit if left else 4.8 * unit

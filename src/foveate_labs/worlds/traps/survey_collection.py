@@ -22,8 +22,8 @@ from foveate.records.record import Region
 from foveate.records.writer import CollectionWriter
 from foveate.survey.store import make_context, survey_rows, write_survey
 from foveate.survey.types import Deployment, Medium, Observation
-from foveate_labs.worlds.builtin.single_objects import jpeg
-from foveate_labs.worlds.scenes.parallel import draw_in_processes
+from foveate_labs.worlds.asked_images import draw_in_processes
+from foveate_labs.worlds.builtin import jpeg
 from foveate_labs.worlds.traps.image import TrapImage, render_frame
 from foveate_labs.worlds.traps.world import SPLITS, Camera, Frame, TrapSettings, World, load_world
 

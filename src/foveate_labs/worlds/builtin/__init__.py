@@ -1,1 +1,0 @@
-"""Drawings that ship inside the package, as cut-outs and as collections of single objects."""
