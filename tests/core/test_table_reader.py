@@ -154,6 +154,8 @@ def test_lines_of_json(tmp_path: Path) -> None:
         read_table(path)
     path.write_text('{"a": "ü"}\n', encoding="utf-16")
     assert read_table(path).to_pylist() == [{"a": "ü"}]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [isinstance(value, ValueError) for _, value in iterate_json_lines(path)] == [True]
 
 
 def test_a_missing_column_has_its_nearest() -> None:

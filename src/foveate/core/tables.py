@@ -9,6 +9,7 @@ Columns as arrays are in `foveate.core.arrow_tables`, which loads pyarrow.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import json
@@ -325,11 +326,15 @@ def iterate_json_lines(path: Path) -> Iterator[tuple[int, object]]:
 
     A line that is no JSON yields its ValueError, so that the reader decides whether it spoils the file.
     """
-    with path.open("rb") as file:
-        start = file.read(4)
+    lines: IO[bytes] = path.open("rb")
     # A file of another encoding is decoded at once; UTF-8 is read line by line, however long the file is.
-    is_wide = start.startswith(_MARKS)
-    lines: IO[bytes] = io.BytesIO(decode_text(path.read_bytes())[0].encode()) if is_wide else path.open("rb")
+    if lines.read(4).startswith(_MARKS):
+        # A damaged one stays as it is: then no line of it is JSON, and each says so.
+        with contextlib.suppress(UnicodeError):
+            data = decode_text(path.read_bytes())[0].encode()
+            lines.close()
+            lines = io.BytesIO(data)
+    lines.seek(0)
     with lines:
         for number, line in enumerate(lines, start=1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
