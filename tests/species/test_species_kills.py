@@ -12,7 +12,7 @@ from training_survey import build_survey, write_features
 from foveate.species.priors import PRIOR
 from killing import Server, kill_at_random
 
-FILES = ("model/model.safetensors", f"{PRIOR}/model.safetensors", "graph.json")
+FILES = ("model/model.safetensors", f"{PRIOR}/model.safetensors", "data.json")
 
 
 def log(run: Path) -> list[dict[str, Any]]:

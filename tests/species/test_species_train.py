@@ -198,6 +198,52 @@ def test_other_features_in_the_same_run_are_refused(survey: Survey, tmp_path: Pa
         train_species(survey.collection.path, tmp_path / "run", chosen)
 
 
+def stop(survey: Survey, run: Path, chosen: SpeciesRecipe) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "__init__", _stopping)
+        assert train_species(survey.collection.path, run, chosen).model is None
+
+
+def assert_same_model(run: SpeciesRun, expected: SpeciesRun) -> None:
+    assert run.model is not None
+    assert expected.model is not None
+    whole, parts = (load_file(outcome.model.folder / "model.safetensors") for outcome in (expected, run))  # type: ignore[union-attr]
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_resumes_with_other_fields_without_influence(
+    trained: SpeciesRun, survey: Survey, features: Any, tmp_path: Path
+) -> None:
+    stop(survey, tmp_path / "run", recipe(data={"features": str(features[0])}))
+    free = {"log_every": 2, "checkpoint_every": 3, "workers": 0}
+    chosen = recipe(data={"features": str(features[0])}, training={**SMALL["training"], **free})
+    assert_same_model(train_species(survey.collection.path, tmp_path / "run", chosen), trained)
+
+
+def test_a_run_of_0_2_resumes(trained: SpeciesRun, survey: Survey, features: Any, tmp_path: Path) -> None:
+    """Its hashes are in graph.json."""
+    chosen = recipe(data={"features": str(features[0])})
+    stop(survey, tmp_path / "run", chosen)
+    (tmp_path / "run" / "data.json").rename(tmp_path / "run" / "graph.json")
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    assert_same_model(train_species(survey.collection.path, tmp_path / "run", chosen), trained)
+    identity = json.loads((tmp_path / "other" / "graph.json").read_text())
+    assert json.loads((tmp_path / "run" / "data.json").read_text()) == identity
+    (tmp_path / "other" / "graph.json").write_text(json.dumps({**identity, "features": "another"}))
+    with raises_naming(UserError, "features", "another", "--run"):
+        train_species(survey.collection.path, tmp_path / "other", chosen)
+
+
+def test_a_first_attempt_that_fails_does_not_block_the_corrected_command(
+    trained: SpeciesRun, survey: Survey, features: Any, tmp_path: Path
+) -> None:
+    chosen = recipe(data={"features": str(features[0])})
+    with raises_naming(UserError, "lite0", "train_encoder"):
+        train_species(survey.collection.path, tmp_path / "run", recipe(train_encoder=True))
+    assert (tmp_path / "run" / "data.json").is_file()
+    assert_same_model(train_species(survey.collection.path, tmp_path / "run", chosen), trained)
+
+
 @pytest.mark.parametrize("method", ["erm", "linear_probe", "mlp_concat"])
 def test_baselines(
     method: str, survey: Survey, features: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

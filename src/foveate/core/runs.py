@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,24 @@ from foveate.core.files import (
     write_text_atomically,
 )
 
+IDENTITY = "data.json"
 # Written before any work, so they alone do not bind the folder to a recipe or to data.
-_FILES_BEFORE_WORK = ("recipe.yaml", "run.json", "data.json")
+_FILES_BEFORE_WORK = ("recipe.yaml", "run.json", IDENTITY)
+_MAX_VALUE = 60  # characters of a value in an error
 
 
 class RunFolder:
-    """The folder of one run. The same command opens the same folder again and resumes."""
+    """The folder of one run. The same command opens the same folder again and resumes.
 
-    def __init__(self, path: Path, *, new: bool = False) -> None:
-        self.path, self._new = path, new
+    Attributes:
+        resumed: whether the folder held work when it was opened.
+        identity: name -> JSON value of what the run was begun on, as in data.json.
+    """
+
+    def __init__(self, path: Path, *, new: bool = False, prepared: Sequence[str] = ()) -> None:
+        self.path, self._new, self._prepared = path, new, tuple(prepared)
+        self.resumed = False
+        self.identity: dict[str, Any] = {}
 
     @classmethod
     def create(
@@ -40,7 +49,9 @@ class RunFolder:
         command: list[str] | None = None,
         recipe: str | None = None,
         free: Sequence[str] = (),
-        data: dict[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        prepared: Sequence[str] = (),
+        older: Mapping[str, str] | None = None,
     ) -> RunFolder:
         """Create the folder, or open it again if it holds the same recipe on the same data, or no work yet.
 
@@ -49,7 +60,10 @@ class RunFolder:
             recipe: the resolved recipe as YAML; None for a command that has none.
             free: dotted names of fields that may change between sessions, such as the number of workers; a list on the
                 way stands for each of its entries.
-            data: what identifies the data, as JSON values, saved in data.json; a recipe need not say it.
+            data: name -> JSON value of what identifies the data, saved in data.json; a recipe need not say it.
+            prepared: names of files and folders in the run folder that any attempt writes anew or reads from a cache;
+                like the recipe, they alone are no work.
+            older: file -> name of the value that it holds, of runs begun before data.json existed; "": all values.
 
         Raises:
             UserError: the path is a file, or the folder holds a run of another recipe or on other data, or a recipe of
@@ -62,33 +76,70 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{path}: cannot create the folder ({error.strerror})") from error
-        run = cls(path, new=new)
-        saved, begun, saved_data = path / "recipe.yaml", path / "run.json", path / "data.json"
+        run = cls(path, new=new, prepared=(*prepared, *(older or {})))
+        run.resumed = run._has_work()
+        saved, begun = path / "recipe.yaml", path / "run.json"
         if recipe is not None:
             same = not saved.exists() or _identity(saved.read_text(encoding="utf-8"), free) == _identity(recipe, free)
-            if not same and run._has_work():
+            if not same and run.resumed:
                 raise UserError(
                     f"{path} holds a run of another recipe (compare {saved}); choose another folder with --run"
                 )
-            by_user = command is not None and saved.exists() and not begun.exists() and not run._has_work()
+            by_user = command is not None and saved.exists() and not begun.exists() and not run.resumed
             if by_user and saved.read_text(encoding="utf-8") != recipe:
                 raise UserError(
                     f"{saved} was not written by a run and would be overwritten; choose another folder with --run"
                 )
         else:
             saved.unlink(missing_ok=True)  # of a try that was refused before any work
-        if data is not None and saved_data.is_file() and read_json(saved_data) != data and run._has_work():
-            raise UserError(
-                f"{path} holds a run on other data (compare {saved_data}); choose another folder with --run"
-            )
+        if data is not None:
+            if run.resumed:
+                run.identity = run._read_identity(older or {})
+            run._check_identity(data)
         # Before the recipe: a recipe.yaml without a run.json beside it is a file of the user.
         if command is not None:
             write_json_atomically(begun, {"command": command})
         if recipe is not None:
             write_text_atomically(saved, recipe)
         if data is not None:
-            write_json_atomically(saved_data, data)
+            run.identify(data)
         return run
+
+    def identify(self, data: Mapping[str, Any], *, write: bool = True) -> None:
+        """Add values to data.json.
+
+        Args:
+            data: name -> JSON value, such as the hash of weights that the run starts from.
+            write: False on processes that leave the file to another one.
+
+        Raises:
+            UserError: the run was begun with another value of one of them.
+        """
+        self._check_identity(data)
+        self.identity |= data
+        if write and self.identity:
+            write_json_atomically(self.path / IDENTITY, self.identity)
+
+    def _read_identity(self, older: Mapping[str, str]) -> dict[str, Any]:
+        if (self.path / IDENTITY).is_file():
+            return read_json(self.path / IDENTITY)
+        contents = {name: read_json(self.path / file) for file, name in older.items() if (self.path / file).is_file()}
+        return {**contents.pop("", {}), **contents}
+
+    def _check_identity(self, data: Mapping[str, Any]) -> None:
+        """Raise UserError naming the values that differ; a value that an earlier version did not save is accepted."""
+        before = _flatten({name: self.identity[name] for name in data if name in self.identity})
+        now = _flatten({name: data[name] for name in data if name in self.identity})
+        different = [
+            f"{name} {_shorten(now.get(name))} instead of {_shorten(before.get(name))}"
+            for name in dict.fromkeys((*now, *before))
+            if now.get(name) != before.get(name)
+        ]
+        if different:
+            raise UserError(
+                f"{self.path} holds a run on other data (compare {IDENTITY}: {'; '.join(different)}); choose another "
+                "folder with --run"
+            )
 
     def discard(self) -> None:
         """Delete the folder if this run created it and was refused before any work."""
@@ -97,7 +148,12 @@ class RunFolder:
 
     def _has_work(self) -> bool:
         """Whether the folder holds results: a mistyped option of a first attempt must not block the corrected one."""
-        return any(path.is_file() and path.name not in _FILES_BEFORE_WORK for path in self.path.rglob("*"))
+        return any(
+            path.is_file()
+            and path.name not in _FILES_BEFORE_WORK
+            and path.relative_to(self.path).parts[0] not in self._prepared
+            for path in self.path.rglob("*")
+        )
 
     @property
     def metrics_path(self) -> Path:
@@ -160,6 +216,21 @@ def check_run_path(path: Path | None, *, has_recipe: bool = False) -> None:
     # Such as the folder of a training: its result.json and page would be replaced.
     if not has_recipe and saved.exists() and (RunFolder(path)._has_work() or not (path / "run.json").exists()):
         raise UserError(f"{path} holds a run of a recipe ({saved}); choose another folder with --run")
+
+
+def _flatten(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of values that are objects as `value.field`, so that an error names the one that differs."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= (
+            {f"{name}.{field}": inner for field, inner in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return flat
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 3]}..."
 
 
 def _identity(recipe: str, free: Sequence[str]) -> Any:

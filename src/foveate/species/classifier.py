@@ -20,13 +20,14 @@ from foveate.core.errors import UserError, choose
 from foveate.core.progress import silent
 from foveate.core.recipes import validate
 from foveate.core.runs import RunFolder
-from foveate.species.fit import FeatureInputs, build_link_model, fit_links, order_passes
+from foveate.species.fit import FeatureInputs, build_link_model, build_task, order_passes
 from foveate.species.fold import fold_head
 from foveate.species.link_data import link_arrays
 from foveate.species.links import RELATIONS, ImageNetwork, Relation
 from foveate.species.recipe import CONTEXTS, Context, GraphSettings, LinkTraining
 from foveate.survey.taxa import Taxa
 from foveate.training.distributed import start
+from foveate.training.loop import train
 
 
 class LinkClassifier(ClassifierMixin, BaseEstimator):
@@ -151,14 +152,9 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
         model = build_link_model(data, graph, lambda: ImageNetwork(X.shape[1], self.dim), seed=seed)
         # The training loop keeps the best epoch as a checkpoint on disk, so a run folder is needed even here.
         with tempfile.TemporaryDirectory() as folder, silent(), start("cpu"):
-            outcome = fit_links(
-                model,
-                data,
-                FeatureInputs(torch.from_numpy(X)),
-                training,
-                RunFolder(Path(folder)),
-                image_learning_rate=self.image_learning_rate,
-            )
+            inputs = FeatureInputs(torch.from_numpy(X))
+            task = build_task(model, data, inputs, training, image_learning_rate=self.image_learning_rate)
+            outcome = train(*task, RunFolder(Path(folder)))
         self.model_ = model.eval()
         self.n_iter_ = outcome.step // order_passes(model, data, training).steps_per_epoch
         self.contexts_, self.taxa_ = data.present_contexts, data.taxa

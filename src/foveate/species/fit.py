@@ -1,4 +1,4 @@
-"""Fitting a link model: builds the network for the links at hand and runs the house's training loop on them."""
+"""Build what a training of a link model needs: the network for the links at hand, its task and its batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.core.progress import say
-from foveate.core.runs import RunFolder
 from foveate.metrics.classification import count_classes
 from foveate.records.images import BadImage
 from foveate.species.baselines import SpeciesNetwork
@@ -24,7 +23,7 @@ from foveate.species.recipe import GraphSettings, LinkTraining, SpeciesRecipe
 from foveate.species.task import LinkTask, class_offsets
 from foveate.training.distributed import world
 from foveate.training.loader import BatchSource
-from foveate.training.loop import TrainingOutcome, train
+from foveate.training.settings import TrainingSettings
 from foveate.vision.registry import build_image_encoder, seeded
 
 _BATCH = 256
@@ -148,16 +147,15 @@ def order_passes(model: SpeciesNetwork, data: LinkData, training: LinkTraining) 
     )
 
 
-def fit_links(
+def build_task(
     model: SpeciesNetwork,
     data: LinkData,
     inputs: Inputs,
     training: LinkTraining,
-    run: RunFolder,
     *,
     image_learning_rate: float,
-) -> TrainingOutcome:
-    """Train a link model; the same call again resumes a stopped run. See `foveate.training.loop.train`.
+) -> tuple[LinkTask, BatchSource, TrainingSettings]:
+    """Build the task of a link model, its batches and the settings of the training loop.
 
     Raises:
         UserError: several processes, or too few labeled images.
@@ -184,7 +182,7 @@ def fit_links(
         steps_per_epoch=steps_per_epoch,
         evaluation=lambda: measure(model, data, inputs),
     )
-    return train(task, inputs.batches(order, workers=settings.workers), settings, run)
+    return task, inputs.batches(order, workers=settings.workers), settings
 
 
 @torch.no_grad()

@@ -172,7 +172,7 @@ class FeatureBatches:
         features_NF: of all images that links name by row.
     """
 
-    # Training runs in one process; `fit_links` refuses more.
+    # Training runs in one process; `fit.build_task` refuses more.
     world_size = 1
 
     def __init__(self, order: PassOrder, features_NF: Tensor) -> None:
