@@ -207,11 +207,23 @@ def test_a_run_that_was_stopped_goes_on(
     assert run("train", *arguments, "--quiet", *common).exit_code != 0
     assert not (tmp_path / "cut" / "result.json").exists()
     monkeypatch.undo()
-    train(backbone, data, tmp_path / "cut", *common)
+    # What has no influence on the weights may change, as in any other training.
+    free = ("training.keep_checkpoints=3", "training.parallel=fsdp", "training.workers=0")
+    train(backbone, data, tmp_path / "cut", *common, *free)
     one, other = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(one[key], other[key]) for key in one)
     metrics = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("whole", "cut")]
     assert metrics[0] == metrics[1]
+
+
+def test_a_first_attempt_that_fails_does_not_block_the_corrected_command(
+    backbone: Path, data: Path, tmp_path: Path
+) -> None:
+    options = ("--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--device", "cpu", "--quiet")
+    done = run("train", *options, "--method", "bitfit", "training.batch_size=10", "training.accumulate=11")
+    assert "training.accumulate" in str(done.exception)
+    assert (tmp_path / "run" / "data.json").is_file()
+    assert train(backbone, data, tmp_path / "run", "--method", "lora", "training.batch_size=10")["steps"] == 12
 
 
 def test_merging_and_peft_through_the_command_line(backbone: Path, data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.records.geometry import View
 from foveate.records.images import BadImage
+from foveate.training import loop
 from foveate.training.classification import (
     ClassificationDataset,
     ClassificationTask,
@@ -24,7 +25,6 @@ from foveate.training.classification import (
     array_images,
     load_cached,
     predict,
-    train_classifier,
 )
 from foveate.training.distributed import start
 from foveate.training.epochs import ClassificationSettings
@@ -140,7 +140,7 @@ def train(folder: Path, *, evaluations: list[float] | None = None, epochs: int =
     dataset = ClassificationDataset(images)
     loader = Loader(dataset, rows=images.labeled_rows(), batch_size=16, seed=0, workers=0)
     with start("cpu"):
-        train_classifier(task, loader, settings, RunFolder.create(folder))
+        loop.train(task, loader, settings, RunFolder.create(folder))
     return model
 
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from foveate.core.runs import RunFolder
+from foveate.training import loop
 from foveate.training.classification import (
     ClassificationDataset,
     ClassificationTask,
     LabeledImages,
     array_images,
-    train_classifier,
     training_loader,
 )
 from foveate.training.distributed import start
@@ -135,7 +135,7 @@ def test_a_stopped_training_with_variation_resumes_exactly(tmp_path: Path) -> No
 
             loader.batches = interrupted  # type: ignore[method-assign]
         with start("cpu"):
-            train_classifier(task, loader, settings, RunFolder.create(folder))
+            loop.train(task, loader, settings, RunFolder.create(folder))
         return model
 
     whole = train(tmp_path / "whole", 12)

@@ -28,11 +28,11 @@ from foveate.training.classification import (
     Predictions,
     Rows,
     predict,
-    train_classifier,
     training_loader,
 )
 from foveate.training.distributed import start
 from foveate.training.logit_files import read_logits, write_logits
+from foveate.training.loop import train
 from foveate.training.optimizer import ParameterRule
 from foveate.vision.classifier import Classifier
 
@@ -106,7 +106,7 @@ def fine_tune(
         task = kind(copied, label_smoothing=settings.label_smoothing, rules=parameter_rules(copied, settings))
         if training.evaluate_every is not None:
             task.evaluate_with(lambda: _measure(copied, images, validation))
-        outcome = train_classifier(task, loader, training, folder)
+        outcome = train(task, loader, training, folder)
     if outcome.status == "stopped":
         raise UserError(f"{run}: stopped at step {outcome.step}/{training.steps}; run the same command to resume")
     return copied.eval()

@@ -7,7 +7,7 @@ to logits and a callable that loads images; nothing here knows an encoder or a p
 images = LabeledImages("mine", classes, keys, labels, splits, load)
 settings = ClassificationSettings(epochs=20).resolve(len(rows))            # foveate.training.epochs
 loader = training_loader(images, rows, settings)
-train_classifier(ClassificationTask(model), loader, settings, run)
+train(ClassificationTask(model), loader, settings, run)                    # foveate.training.loop
 predict(model, images, images.rows("test")).accuracy
 ```
 """
@@ -31,18 +31,15 @@ from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.labels import as_class_labels
 from foveate.core.progress import say, track
-from foveate.core.runs import RunFolder
 from foveate.records.geometry import View
 from foveate.records.images import BadImage
 from foveate.training.loader import BadSample, Loader, MixtureLoader, Source
-from foveate.training.loop import TrainingError, TrainingOutcome, train
 from foveate.training.optimizer import ParameterRule
 from foveate.training.settings import TrainingSettings
 from foveate.training.task import Batch, Losses, Report, Task
 from foveate.training.transforms import mix_batch
 
 BATCH_SIZE = 64  # for prediction: large enough to fill a core, small enough for any memory
-_MAX_KEYS = 64  # named in an error
 
 Rows = NDArray[np.int64]
 
@@ -284,7 +281,6 @@ class ClassificationTask(Task):
         self._shard_units = tuple(shard_units)
         self._evaluation: Callable[[], Mapping[str, float]] | None = None
         self._images_per_epoch: int | None = None
-        self.batch_keys: list[str] = []  # the last batch, for the error of a loss that is not finite
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return logits [B, K] of the inputs of a batch."""
@@ -346,24 +342,6 @@ class ClassificationTask(Task):
         if self._save is None:
             raise UserError(f"{folder}: this classifier is trained in memory; save the model itself")
         self._save(folder)
-
-
-def train_classifier(
-    task: ClassificationTask, loader: Loader, settings: TrainingSettings, run: RunFolder
-) -> TrainingOutcome:
-    """Train as `foveate.training.loop.train` does; an error of a loss that is not finite names the images.
-
-    Raises:
-        TrainingError: loss or gradient are not finite.
-        UserError: see `foveate.training.loop.train`.
-    """
-    try:
-        return train(task, loader, settings, run)
-    except TrainingError as error:
-        # The loop knows steps but not images; the task has the keys of the batch that failed.
-        keys, more = ", ".join(task.batch_keys[:_MAX_KEYS]), len(task.batch_keys) - _MAX_KEYS
-        keys += f" and {more} more" if more > 0 else ""
-        raise TrainingError(f"{error}; images of this step: {keys}") from error
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ from foveate.training.task import Report, Task
 _MUST_NOT_CHANGE = ("seed", "batch_size")
 # Settings that change neither weights nor metrics; a run may be resumed with other ones, silently.
 WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "parallel", "workers")
+_MAX_KEYS = 64  # named in an error
 
 
 class TrainingError(UserError):
@@ -260,7 +261,8 @@ class _Session:
         finite = math.isfinite(losses["loss"].item()) and math.isfinite(gradient_norm)
         stopping, broken = any_rank(stop.signal_name is not None, not finite)
         if broken:
-            raise TrainingError(_describe_divergence(step + 1, losses, gradient_norm, self._report, self.run))
+            problem = _describe_divergence(step + 1, losses, gradient_norm, self._report, self.run)
+            raise TrainingError(problem + _name_samples(task.batch_keys))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory for the next forward pass
         if outcome.ema is not None:
@@ -432,6 +434,14 @@ def _describe_divergence(
         f"{run.path}: step {step}: loss or gradient is not finite ({now}, gradient norm {gradient_norm:g}); "
         f"last logged values: {before}. Try a lower learning_rate, more warmup_steps or fp32"
     )
+
+
+def _name_samples(keys: Sequence[str]) -> str:
+    """Return the end of an error that names the samples of a step, as far as the task knows them."""
+    if not keys:
+        return ""
+    more = f" and {len(keys) - _MAX_KEYS} more" if len(keys) > _MAX_KEYS else ""
+    return f"; images of this step: {', '.join(keys[:_MAX_KEYS])}{more}"
 
 
 def _find_state(

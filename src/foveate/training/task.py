@@ -35,6 +35,8 @@ class Task(nn.Module, ABC):
     """
 
     find_unused_parameters: ClassVar[bool] = False
+    # Keys of the samples of the last batch, for the error of a loss that is not finite; a task may leave them out.
+    batch_keys: Sequence[str] = ()
 
     def prepare_batch(self, batch: Batch, device: torch.device) -> Batch:
         """Move the batch's tensors to `device`; a subclass may also build what its losses need."""

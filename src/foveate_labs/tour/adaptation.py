@@ -27,7 +27,8 @@ from foveate.metrics.intervals import bootstrap_interval
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import save_thumbnail
-from foveate.training.classification import ClassificationTask, LabeledImages, train_classifier, training_loader
+from foveate.training import loop
+from foveate.training.classification import ClassificationTask, LabeledImages, training_loader
 from foveate.training.linear_probe import solve_head
 from foveate.vision.feature_cache import FeatureCache
 from foveate.vision.localizer.model import LocalizingModel
@@ -71,7 +72,7 @@ def tour_adaptation(
         adapted = adapt(copy.deepcopy(model), config, head=head, seed=seed)
         settings = AdaptTraining(epochs=epochs, batch_size=32, learning_rate=rate, seed=seed).resolve(len(train))
         task = ClassificationTask(adapted)
-        trained = train_classifier(
+        trained = loop.train(
             task,
             training_loader(images, train, settings, workers=0),
             settings,

@@ -28,16 +28,9 @@ from foveate.adapt.heads import num_classes
 from foveate.adapt.load_backbone import LoadedBackbone, set_drop_path
 from foveate.adapt.model import AdaptedModel, adapt
 from foveate.adapt.prefix import FrozenPrefix
+from foveate.adapt.probe import is_solved, probe_features, solve_cached_head, start_head, starts_solved
 from foveate.adapt.recipe import AdaptTraining
-from foveate.adapt.train import (
-    build_task,
-    describe_training,
-    is_solved,
-    probe_features,
-    solve_cached_head,
-    start_head,
-    starts_solved,
-)
+from foveate.adapt.train import build_task, describe_training
 from foveate.core.errors import UserError
 from foveate.core.progress import silent
 from foveate.core.runs import RunFolder
@@ -50,11 +43,11 @@ from foveate.training.classification import (
     LoadSample,
     Rows,
     load_cached,
-    train_classifier,
     training_loader,
 )
 from foveate.training.distributed import start
 from foveate.training.linear_probe import SolvedHead
+from foveate.training.loop import train
 from foveate.training.task import Batch, Task
 
 PIXELS = ("pixels", 0)
@@ -226,7 +219,7 @@ class Bench:
             _, seconds = solve_cached_head(adapted, cached, images, training)
             steps = 0
         else:
-            outcome = train_classifier(task, loader, settings, run)
+            outcome = train(task, loader, settings, run)
             if outcome.status == "stopped":
                 raise Stopped
             seconds, steps = outcome.seconds, outcome.step
