@@ -20,11 +20,11 @@ import tiny
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.recipes import load
-from foveate.pretrain import train
 from foveate.pretrain.initialization import resolve_initial, start_from
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import PretrainRun, build_model, pretrain
 from foveate.records.collection import Collection
+from foveate.training.run import Run
 from foveate.vision.localizer.folder import load_model, save_model
 from foveate.vision.localizer.model import LocalizingModel
 from naming import raises_naming
@@ -71,14 +71,14 @@ def test_the_command_runs_and_the_folder_is_self_contained(
     folder = KINDS[kind](tmp_path / "clip")
     if kind == "open_clip":
         words_instead_of_byte_pairs(folder)
-    fit = train._fit
+    gather = Run.gather
 
     def and_the_source_is_gone(*arguments: Any, **options: Any) -> Any:
-        found = fit(*arguments, **options)
+        found = gather(*arguments, **options)
         shutil.rmtree(folder)
         return found
 
-    monkeypatch.setattr(train, "_fit", and_the_source_is_gone)
+    monkeypatch.setattr(Run, "gather", and_the_source_is_gone)
     sigmoid = ["loss=sigmoid", "regions.loss=sigmoid"] if kind == "siglip" else []
     arguments = ["pretrain", "cloc-from-clip", f"image_encoder.source={folder}", *SMALL, *sigmoid]
     done = CliRunner().invoke(

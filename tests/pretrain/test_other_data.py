@@ -13,13 +13,13 @@ from datasets_of_tiny import make
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain import train as module
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import PretrainRun, pretrain
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.tables import Provenance
 from foveate.training import checkpoint, loop
+from foveate.training import run as module
 from naming import raises_naming
 
 SHORT = {"steps": 1, "workers": 0}

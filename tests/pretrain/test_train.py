@@ -129,6 +129,38 @@ def test_another_recipe_in_the_same_folder(straight: PretrainRun, collection: Co
         pretrain(tiny.recipe(training={"seed": 5}), collection, straight.run.path, device="cpu")
 
 
+def stop_first(settings: Any, collection: Collection, run: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.StopRequest, "__init__", lambda self: setattr(self, "signal_name", "SIGTERM"))
+        assert pretrain(settings, collection, run, device="cpu").status == "stopped"
+
+
+def test_a_run_of_0_2_resumes_with_other_fields_without_influence(
+    straight: PretrainRun, collection: Collection, tmp_path: Path
+) -> None:
+    """It has no data.json: its checkpoints hold the hashes of its data."""
+    stop_first(tiny.recipe(training={"ema_decay": 0.9}), collection, tmp_path / "run")
+    assert not (tmp_path / "run" / "data.json").exists()
+    free = {"log_every": 3, "checkpoint_every": 4, "keep_checkpoints": 1, "parallel": "fsdp", "workers": 2}
+    done = pretrain(tiny.recipe(training={"ema_decay": 0.9, **free}), collection, tmp_path / "run", device="cpu")
+    assert_same_weights(weights(done), weights(straight))
+
+
+def test_a_first_attempt_that_fails_does_not_block_the_corrected_command(
+    straight: PretrainRun, collection: Collection, tmp_path: Path
+) -> None:
+    """Not even after initial.json, the table of the tensors that it starts from, was written."""
+    initial = {"initial": str(straight.model_folder)}
+    wrong = tiny.recipe(**initial, data={"validation_split": "valid"}, training={"steps": 2, "evaluate_every": 1})
+    with raises_naming(UserError, "valid"):
+        pretrain(wrong, collection, tmp_path / "run", device="cpu")
+    assert (tmp_path / "run" / "initial.json").is_file()
+    corrected = tiny.recipe(training={"steps": 2})
+    done = pretrain(corrected, collection, tmp_path / "run", device="cpu", evaluate_split=None)
+    assert done.status == "finished"
+    assert not (tmp_path / "run" / "initial.json").exists()
+
+
 def test_another_collection_in_the_same_folder(collection: Collection, tmp_path: Path) -> None:
     settings = tiny.recipe(training={"steps": 2})
     pretrain(settings, collection, tmp_path / "run", device="cpu", evaluate_split=None)

@@ -112,6 +112,8 @@ def test_an_attempt_without_work_binds_nothing(tmp_path: Path) -> None:
         (tmp_path / name).write_text("[]")
     corrected = open_run(tmp_path, {"collection": "b"}, content=recipe(width=5))
     assert not corrected.resumed
+    assert not (tmp_path / "names.json").exists()
+    assert (tmp_path / "imported" / "model" / "config.json").is_file()
     corrected.identify(language="other")
     assert read_identity(tmp_path) == {"collection": "b", "language": "other"}
     (tmp_path / "notes.txt").write_text("of the user")

@@ -61,8 +61,8 @@ class RunFolder:
             free: dotted names of fields that may change between sessions, such as the number of workers; a list on the
                 way stands for each of its entries.
             data: name -> JSON value of what identifies the data, saved in data.json; a recipe need not say it.
-            prepared: names of files and folders in the run folder that any attempt writes anew or reads from a cache;
-                like the recipe, they alone are no work.
+            prepared: names of files and folders in the run folder that are written before any work and, like the
+                recipe, are none; files that an attempt without work left are removed, folders are caches.
             older: file -> name of the value that it holds, of runs begun before data.json existed; "": all values.
 
         Raises:
@@ -96,6 +96,10 @@ class RunFolder:
             if run.resumed:
                 run.identity = run._read_identity(older or {})
             run._check_identity(data)
+        if saved.exists() and not run.resumed:
+            for leftover in (path / name for name in prepared):
+                if leftover.is_file():
+                    leftover.unlink()
         # Before the recipe: a recipe.yaml without a run.json beside it is a file of the user.
         if command is not None:
             write_json_atomically(begun, {"command": command})

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import say
-from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
-from foveate.core.version import code_revision
 from foveate.pretrain.dataset import PretrainDataset, count_texts, describe_no_regions
 from foveate.pretrain.embed import cache_features, embed_collection
 from foveate.pretrain.evaluate import Validation, choose_locate_rule, evaluate
-from foveate.pretrain.initialization import resolve_initial, start_from
+from foveate.pretrain.initialization import TABLE, resolve_initial, start_from
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.results import PretrainResult, SplitEvaluation
 from foveate.pretrain.settings import EvaluateSettings
 from foveate.pretrain.task import PretrainTask
 from foveate.records.collection import Collection
-from foveate.training import checkpoint
-from foveate.training.distributed import World, barrier, start
+from foveate.training.distributed import World, barrier
 from foveate.training.loader import Loader, MixtureLoader, Source
-from foveate.training.loop import WITHOUT_INFLUENCE, TrainingOutcome, train
+from foveate.training.run import Run
 from foveate.vision.feature_cache import choose_cache_folder
 from foveate.vision.feature_store import Share
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.localizer.model import LocalizingModel, empty_copy
 
 VALIDATION = "validation"
-
-# Fields that may change when a run is resumed: they have no influence on the weights.
-_FREE = tuple(f"training.{name}" for name in WITHOUT_INFLUENCE)
 
 
 @dataclass
@@ -126,12 +119,10 @@ def pretrain(
             that was trained on other images, texts or regions.
         TrainingError: when loss or gradient are not finite.
     """
-    with start(device or "auto") as here:
+    with Run(recipe, run_path, device=device, command=command, prepared=(TABLE,)) as run:
+        here = run.here
         model = build_model(recipe)
-        run = RunFolder(run_path)
-        if here.is_main:
-            run = RunFolder.create(run_path, command=command, recipe=dump(recipe), free=_FREE)
-        barrier()  # the other ranks read what rank 0 has written to the run folder
+        run.open()
         assert isinstance(model.recipe, PretrainRecipe)
         localizes = False
         if model.recipe.initial is not None:
@@ -140,7 +131,7 @@ def pretrain(
         # A copy for the end: FSDP takes the model itself apart, and files it was built from may be gone by then.
         final = empty_copy(model)
         cache = choose_cache_folder(collection, run.path)
-        datasets = _build_datasets(recipe, collection, model, run, here, cache=cache)
+        datasets = _build_datasets(recipe, collection, model, run.path, here, cache=cache)
         regions = sum(data.num_regions for data in datasets)
         # The Prompter of a run without any region stays random: what it says of a box would be noise.
         final.localizes = final.localizes and (regions > 0 or localizes)
@@ -153,46 +144,41 @@ def pretrain(
         if skipped:
             say(f"skipped {skipped} images of the split: no text of the kinds in data.captions")
         # Before training: a missing split must not be noticed at the first evaluation, hours later.
-        validation = _validation(recipe, model, collection, cache, here)
+        task = PretrainTask(model, validation=_validation(recipe, model, collection, cache, here))
         content = {data.collection.name: data.hash_content() for data in datasets}
-        outcome, weights = _fit(recipe, model, loader, validation, run, content=content)
+        outcome = run.train(task, loader, recipe.training, content=content)
+        weights = run.gather(task, outcome)
         folder, evaluation = None, None
-        if outcome.status == "finished" and here.is_main:
+        if run.saves(outcome):
             # assign: the empty copy has no storage, so the gathered tensors become its parameters.
             final.load_state_dict(weights, assign=True)
             final.to(here.device).eval()
             split = evaluate_split if evaluate_split and _has_split(collection, evaluate_split) else None
-            evaluation = _evaluate(final, collection, run, recipe, split=split, cache=cache)
-            folder = _save(final, datasets, run, recipe, evaluation, command=command)
+            evaluation = _evaluate(final, collection, run.path, recipe, split=split, cache=cache)
+            folder = _save(run, final, datasets, recipe, evaluation)
         result = PretrainResult(
-            status=outcome.status,
-            recipe=recipe.model_dump(mode="json"),
-            command=command or "",
+            **run.describe(outcome),
             collection=" + ".join(data.collection.name for data in datasets),
             images=images,
             images_without_text=skipped,
             regions=regions,
             localizes=final.localizes,
             texts=count_texts(datasets, loader, steps=outcome.step, seed=recipe.training.seed),
-            steps=outcome.step,
-            seconds=round(outcome.seconds, 1),
             parameters={"trained": sum(value.numel() for value in weights.values())},
             frozen=model.image_encoder.fingerprint() or "",
-            bad_samples=outcome.bad_samples,
             evaluation=evaluation,
             locate_rule=None if folder is None else final.locate_rule,
             model="" if folder is None else "model/",
         )
-        if here.is_main:
-            run.write_result(result.to_json())
-    return PretrainRun(run, outcome.status, result, folder, here.is_main)
+        run.write_result(result)
+    return PretrainRun(run.folder, outcome.status, result, folder, here.is_main)
 
 
 def _build_datasets(
     recipe: PretrainRecipe,
     collection: Collection,
     model: LocalizingModel,
-    run: RunFolder,
+    run_path: Path,
     here: World,
     *,
     cache: Path,
@@ -213,7 +199,7 @@ def _build_datasets(
                 "collections must differ"
             )
         names.add(other.name)
-        folder = choose_cache_folder(other, run.path)
+        folder = choose_cache_folder(other, run_path)
         others.append(
             build_dataset(recipe, other, model, device=here.device, cache=folder, share=share, collates=False)
         )
@@ -268,26 +254,10 @@ def _validation(
     return validation
 
 
-def _fit(
-    recipe: PretrainRecipe,
-    model: LocalizingModel,
-    loader: Loader,
-    validation: Validation | None,
-    run: RunFolder,
-    *,
-    content: Mapping[str, str],
-) -> tuple[TrainingOutcome, dict[str, Tensor]]:
-    """Train; return the outcome and, on rank 0, the whole final weights (averaged ones with an EMA)."""
-    task = PretrainTask(model, validation=validation)
-    outcome = train(task, loader, recipe.training, run, content=content)
-    weights = checkpoint.gather_weights(task, ema=outcome.ema)
-    return outcome, {name.removeprefix("model."): value for name, value in weights.items()}
-
-
 def _evaluate(
     model: LocalizingModel,
     collection: Collection,
-    run: RunFolder,
+    run_path: Path,
     recipe: PretrainRecipe,
     *,
     split: str | None,
@@ -305,30 +275,26 @@ def _evaluate(
     if split is None:
         return None
     name = {"none": "clip", "prompter": "cloc", "roi": "cloc_roi"}[model.recipe.regions.method]
-    seed, samples = recipe.training.seed, run.path / "samples"
+    seed, samples = recipe.training.seed, run_path / "samples"
     settings = EvaluateSettings(split=split)
     evaluation, _ = evaluate(model, collection, settings, name=name, seed=seed, samples_to=samples, cache=cache)
     return evaluation
 
 
 def _save(
+    run: Run,
     model: LocalizingModel,
     datasets: Sequence[PretrainDataset],
-    run: RunFolder,
     recipe: PretrainRecipe,
     evaluation: SplitEvaluation | None,
-    *,
-    command: list[str] | None,
 ) -> Path:
-    provenance = {
-        "collection": " + ".join(data.collection.name for data in datasets),
-        "license": " + ".join(dict.fromkeys(data.collection.license for data in datasets)),
-        "split": recipe.data.split,
-        "images": sum(len(data.rows) for data in datasets),
-        "regions": sum(data.num_regions for data in datasets),
-        "command": command,
-        "revision": code_revision(),
-    }
+    provenance = run.provenance(
+        collection=" + ".join(data.collection.name for data in datasets),
+        license=" + ".join(dict.fromkeys(data.collection.license for data in datasets)),
+        split=recipe.data.split,
+        images=sum(len(data.rows) for data in datasets),
+        regions=sum(data.num_regions for data in datasets),
+    )
     metrics = None if evaluation is None else evaluation.to_json()
     return save_model(model, run.path / "model", metrics=metrics, provenance=provenance)
 

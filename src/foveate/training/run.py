@@ -52,8 +52,8 @@ class Run:
         command: command line, for run.json, result and page.
         training: dotted name of the training settings in the recipe; `stages.training` stands for those of each stage.
         free: further dotted names of fields that a resumed run may change.
-        prepared: names of files and folders that are written before the first step, anew in each attempt; a first
-            attempt that fails behind them does not bind the folder to its recipe.
+        prepared: names of files and folders that are written before the first step: a first attempt that fails behind
+            them does not bind the folder to its recipe. See `RunFolder.create`.
         older: see `RunFolder.create`.
         text: the recipe as it is compared with the saved one; the recipe itself by default.
     """
