@@ -118,12 +118,12 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
 def test_a_run_goes_on_from_its_initial_model_alone(asked_collection: Path, folder: Path, tmp_path: Path) -> None:
     initial = shutil.copytree(folder, tmp_path / "initial")
     with Collection.open(asked_collection) as collection:
-        prepare_training(start_from(initial), collection, tmp_path / "run")
+        prepare_training(start_from(initial), collection, tmp_path / "run").run.folder.append_metrics({"step": 1})
         (initial / "README.md").write_text("another card")
         prepare_training(start_from(initial), collection, tmp_path / "run")
         config = initial / "config.json"
         config.write_text(config.read_text() + "\n")
-        with raises_naming(UserError, "initial.json", "sha256"):
+        with raises_naming(UserError, "data.json", "initial.sha256"):
             prepare_training(start_from(initial), collection, tmp_path / "run")
 
 

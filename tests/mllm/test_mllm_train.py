@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -16,13 +18,14 @@ import torch
 
 import tiny_models
 from foveate.core.errors import UserError
-from foveate.core.model_folder import read_tensors
+from foveate.core.model_folder import WEIGHTS, read_tensors
 from foveate.core.recipes import load, validate
 from foveate.core.results import Column, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.mllm.card import model_card
 from foveate.mllm.evaluate import SuiteSettings, evaluate
 from foveate.mllm.image_sets import ImageSet, find_usable_sets
+from foveate.mllm.preparation import hash_collection
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import SuiteResult
 from foveate.mllm.task import MllmTask
@@ -225,11 +228,56 @@ def test_visual_words_need_names(asked_collection: Path, source: Path, tmp_path:
 def test_a_run_goes_on_with_its_language_model_alone(asked_collection: Path, source: Path, tmp_path: Path) -> None:
     recipe = make_source_recipe(source)
     with Collection.open(asked_collection) as collection:
-        prepare_training(recipe, collection, tmp_path / "run")
+        prepare_training(recipe, collection, tmp_path / "run").run.folder.append_metrics({"step": 1})
         path = source / "tokenizer.json"
         path.write_bytes(path.read_bytes() + b"\n")
-        with raises_naming(UserError, "language.json", "sha256"):
+        with raises_naming(UserError, "data.json", "language.sha256"):
             prepare_training(recipe, collection, tmp_path / "run")
+
+
+def test_a_first_attempt_that_fails_does_not_block_the_corrected_command(
+    asked_collection: Path, source: Path, tmp_path: Path
+) -> None:
+    """It has written tokenizer, names and hashes before its option turned out to be wrong."""
+    instruction = make_recipe().stages[1].model_dump()
+    wrong = {**instruction, "training": {**instruction["training"], "accumulate": 5}}
+    with Collection.open(asked_collection) as collection:
+        with raises_naming(UserError, "training.accumulate"):
+            train_mllm(make_recipe(stages=[wrong], vocabulary=500), collection, tmp_path / "run")
+        assert {"names.json", "tokenizer.json", "data.json"} < {path.name for path in (tmp_path / "run").iterdir()}
+        # Written anew, as another option may have been wrong than the one that failed.
+        (tmp_path / "run" / "tokenizer.json").write_text("{}")
+        trained = train_mllm(make_recipe(stages=[instruction]), collection, tmp_path / "run")
+        whole = train_mllm(make_recipe(stages=[instruction]), collection, tmp_path / "whole")
+    first, second = (read_tensors(run.model_folder / WEIGHTS) for run in (trained, whole))  # type: ignore[operator]
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    with Collection.open(asked_collection) as collection, raises_naming(UserError, "another recipe"):
+        prepare_training(make_source_recipe(source), collection, tmp_path / "run")
+
+
+def test_a_run_of_0_2_resumes_with_other_fields_without_influence(
+    asked_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it began with is in a file for each part."""
+    with Collection.open(asked_collection) as collection:
+        whole = train_mllm(make_recipe(), collection, tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            patch.setattr(MllmTask, "losses", signal_in_call(5, MllmTask.losses))
+            assert train_mllm(make_recipe(), collection, tmp_path / "run").model_folder is None
+        (tmp_path / "run" / "data.json").unlink()
+        identity = {"name": collection.name, "sha256": hash_collection(collection)}
+        (tmp_path / "run" / "collection.json").write_text(json.dumps(identity))
+        shutil.copytree(tmp_path / "run", tmp_path / "other")
+        free = {"log_every": 3, "checkpoint_every": 4, "keep_checkpoints": 1, "parallel": "fsdp", "workers": 1}
+        stages = [stage.model_dump() for stage in make_recipe().stages]
+        changed = make_recipe(stages=[{**stage, "training": {**stage["training"], **free}} for stage in stages])
+        resumed = train_mllm(changed, collection, tmp_path / "run")
+        assert json.loads((tmp_path / "run" / "data.json").read_text()) == {"collection": identity}
+        (tmp_path / "other" / "collection.json").write_text(json.dumps({**identity, "sha256": "another"}))
+        with raises_naming(UserError, "collection.sha256", "another", "--run"):
+            train_mllm(make_recipe(), collection, tmp_path / "other")
+    first, second = (read_tensors(run.model_folder / WEIGHTS) for run in (resumed, whole))  # type: ignore[operator]
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_a_vocabulary_beside_a_source_has_no_effect(tmp_path: Path) -> None:

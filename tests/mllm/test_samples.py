@@ -309,11 +309,11 @@ def test_answers_with_regions_need_a_box_head_or_text(asked_collection: Path, tm
 def test_a_run_goes_on_with_its_collection_alone(asked_collection: Path, tmp_path: Path) -> None:
     path = shutil.copytree(asked_collection, tmp_path / "shapes")
     with Collection.open(path) as collection:
-        prepare_training(make_recipe(), collection, tmp_path / "run")
+        prepare_training(make_recipe(), collection, tmp_path / "run").run.folder.append_metrics({"step": 1})
     moved = shutil.move(path, tmp_path / "moved")
     with Collection.open(moved) as collection:
         prepare_training(make_recipe(), collection, tmp_path / "run")
     turns = Turn("user", "Who are you?"), Turn("assistant", "A model.")
     add_conversations(moved, [Conversation("who", (), turns, "text")])
-    with Collection.open(moved) as collection, raises_naming(UserError, "run/collection.json", "shapes"):
+    with Collection.open(moved) as collection, raises_naming(UserError, "run holds", "data.json", "collection.sha256"):
         prepare_training(make_recipe(), collection, tmp_path / "run")

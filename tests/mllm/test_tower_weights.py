@@ -61,8 +61,8 @@ def test_the_tower_is_that_of_the_folder_and_is_saved_with_the_model(
         model = open_mllm(training.save())
         # The same command goes on with the same tower, and refuses another one.
         prepare_training(recipe, collection, tmp_path / "run")
-        (tmp_path / "run" / "tower.json").write_text('{"sha256": "other"}')
-        with raises_naming(UserError, "tower.json", "image tower"):
+        (tmp_path / "run" / "data.json").write_text('{"tower": {"sha256": "other"}}')
+        with raises_naming(UserError, "data.json", "tower.sha256"):
             prepare_training(recipe, collection, tmp_path / "run")
     stored = model.loaded.model.tower.state_dict()  # type: ignore[union-attr]
     # The projection to the joint space is not stored, for nothing reads it.

@@ -1,18 +1,17 @@
-"""What a training writes and checks before its first stage: conversations, tokenizer, names, and what it began with."""
+"""Prepare the data of a training before its first stage: sets of conversations, their hash, tokenizer and names."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, sha256_file, write_json_atomically, write_text_atomically
-from foveate.core.runs import RunFolder
 from foveate.language.chat import TEMPLATES
 from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.language.vocabulary import train_tokenizer
@@ -24,7 +23,6 @@ from foveate.multimodal.settings import SourceSettings
 from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.conversations import KIND, REGION, Conversation, Conversations
-from foveate.training.distributed import world
 
 # Generators of questions whose right answers are `INVENTED_WORDS`.
 _INVENTING_SOURCES = ("image-sets: episode", "study mllm")
@@ -84,19 +82,9 @@ def hash_collection(collection: Collection) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def check_unchanged(run: RunFolder, file: str, what: str, identity: dict[str, Any]) -> None:
-    """Record in the run folder what a run began with; raise UserError where an earlier session had another."""
-    # Paths and hub ids may lead elsewhere the next day; a run that goes on with other weights or data would be neither.
-    path = run.path / file
-    if path.is_file() and (earlier := read_json(path)) != identity:
-        raise UserError(f"{path}: the run began with another {what} (got {identity}); expected {earlier}")
-    if world().is_main:
-        write_json_atomically(path, identity)
-
-
-def write_vocabulary(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet], run: RunFolder) -> None:
+def write_vocabulary(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet], folder: Path) -> None:
     """Write the tokenizer of a small vocabulary and the names of regions, unless an earlier session did."""
-    if (run.path / NAMES).is_file():
+    if (folder / NAMES).is_file():
         return
     rows = sorted({row for group in sets for row in group.rows})
     uses = Counter(region.phrase for row in rows for region in collection.read_regions(row))
@@ -106,10 +94,10 @@ def write_vocabulary(recipe: MllmRecipe, collection: Collection, sets: Sequence[
         path = initial / NAMES
         known = read_json(path) if path.is_file() else []
         if not isinstance(recipe.model.language, SourceSettings):
-            write_text_atomically(run.path / TOKENIZER, (initial / TOKENIZER).read_text(encoding="utf-8"))
+            write_text_atomically(folder / TOKENIZER, (initial / TOKENIZER).read_text(encoding="utf-8"))
     elif not isinstance(recipe.model.language, SourceSettings):
-        _write_tokenizer(recipe, sets, uses, run)
-    write_json_atomically(run.path / NAMES, sorted({*known, *uses}))
+        _write_tokenizer(recipe, sets, uses, folder)
+    write_json_atomically(folder / NAMES, sorted({*known, *uses}))
 
 
 def list_training_words(sets: Sequence[ImageSet], start: str | None) -> list[str]:
@@ -126,7 +114,7 @@ def list_training_words(sets: Sequence[ImageSet], start: str | None) -> list[str
     return sorted(words)
 
 
-def _write_tokenizer(recipe: MllmRecipe, sets: Sequence[ImageSet], uses: Counter[str], run: RunFolder) -> None:
+def _write_tokenizer(recipe: MllmRecipe, sets: Sequence[ImageSet], uses: Counter[str], folder: Path) -> None:
     texts = [turn.text.replace(REGION, "") for group in sets for talk in group.conversations for turn in talk.turns]
     if len(texts) > _TOKENIZER_TEXTS:
         indices = seeds.generator("tokenizer", recipe.stages[0].training.seed).choice(
@@ -135,4 +123,4 @@ def _write_tokenizer(recipe: MllmRecipe, sets: Sequence[ImageSet], uses: Counter
         texts = [texts[int(number)] for number in np.sort(indices)]
     # Behind a blank, as a name stands in a sentence: that form is what becomes a token.
     tokenizer = train_tokenizer([f" {text}" for text in texts], size=recipe.vocabulary, names=uses.elements())
-    write_text_atomically(run.path / TOKENIZER, tokenizer.to_str(pretty=False))
+    write_text_atomically(folder / TOKENIZER, tokenizer.to_str(pretty=False))

@@ -65,8 +65,8 @@ def preview_recipe(
     stage = _choose_stage(recipe, settings.stage)
     run = RunFolder.create(run_path)
     # The tokenizer is trained on all texts of the collection, as in a training, but no training is left behind.
-    with tempfile.TemporaryDirectory() as scratch, start(device or "auto") as here:
-        training = prepare_training(recipe, collection, Path(scratch) / "run", here=here)
+    with tempfile.TemporaryDirectory() as scratch, start(device or "auto"):
+        training = prepare_training(recipe, collection, Path(scratch) / "run")
         batch = load_batch(training, stage, step=settings.step)
         rows = range(min(settings.samples, len(batch.samples)))
         samples = [_describe_sample(training, batch, row, run.path) for row in rows]

@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,9 +29,7 @@ from foveate.core.files import (
 )
 from foveate.core.model_folder import PREPROCESS, WEIGHTS, check_tensors, read_tensors
 from foveate.core.progress import duration, say
-from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
-from foveate.core.version import code_revision
 from foveate.language.chat import Chat
 from foveate.language.lora import is_lora
 from foveate.language.open import LanguageModel
@@ -42,7 +39,6 @@ from foveate.mllm.card import model_card
 from foveate.mllm.image_sets import ImageSet, select_sets
 from foveate.mllm.loading import cache_features, open_loader
 from foveate.mllm.preparation import (
-    check_unchanged,
     hash_collection,
     list_training_words,
     read_sets,
@@ -72,20 +68,19 @@ from foveate.multimodal.opening import find_folder
 from foveate.multimodal.prompts import create_prompts
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.collection import Collection
-from foveate.training import checkpoint
-from foveate.training.distributed import World, barrier, start, world
+from foveate.training.distributed import barrier
 from foveate.training.loader import Loader
-from foveate.training.loop import WITHOUT_INFLUENCE, train
+from foveate.training.run import Run
 from foveate.vision.dual import DualConnector
 from foveate.vision.feature_cache import FeatureCache
 from foveate.vision.hidden_layer import HiddenLayerEncoder
 from foveate.vision.localizer.folder import load_image_tower
 from foveate.vision.preprocess import check_preprocess
 
-# A run may be resumed with other values of these, which change neither weights nor metrics.
-_FREE = tuple(f"stages.training.{name}" for name in WITHOUT_INFLUENCE)
-LANGUAGE, INITIAL, COLLECTION = "language.json", "initial.json", "collection.json"
-TOWER = "tower.json"
+# Written or imported before the first step, so that they alone do not bind the run folder to the recipe.
+_PREPARED = (TOKENIZER, NAMES, "imported")
+# What runs of 0.2 began with: a file for each part of what is now in data.json.
+_OLDER = {f"{part}.json": part for part in ("collection", "language", "initial", "tower")}
 STAGE, STAGE_WEIGHTS = "stage.json", "weights.safetensors"
 Measure = Callable[["MllmTraining"], Mapping[str, float]]
 
@@ -117,43 +112,44 @@ def train_mllm(
     Raises:
         UserError: the recipe does not fit the collection, or the run folder holds another run.
     """
-    with start(device or "auto") as here:
-        training = prepare_training(recipe, collection, run_path, here=here, command=command)
+    with _open_run(recipe, run_path, device=device, command=command) as run:
+        training = _prepare(recipe, collection, run)
         training.measure = measure
-        run = training.run
         status = training.run_all()
-        folder = training.save() if status == "finished" and here.is_main else None
+        is_main = run.here.is_main
+        folder = training.save() if status == "finished" and is_main else None
         result = training.result(status)
-        if here.is_main:
-            run.write_result(result.to_json())
-    return Trained(run, result, folder, here.is_main)
+        run.write_result(result)
+    return Trained(run.folder, result, folder, is_main)
+
+
+def _open_run(recipe: MllmRecipe, path: Path, *, device: str | None = None, command: Sequence[str] = ()) -> Run:
+    return Run(
+        recipe, path, device=device, command=command, training="stages.training", prepared=_PREPARED, older=_OLDER
+    )
 
 
 def prepare_training(
-    recipe: MllmRecipe,
-    collection: Collection,
-    run_path: Path,
-    *,
-    here: World | None = None,
-    command: Sequence[str] = (),
+    recipe: MllmRecipe, collection: Collection, run_path: Path, *, command: Sequence[str] = ()
 ) -> MllmTraining:
     """Create or reopen the run folder, train the tokenizer, and build the model; nothing is trained yet.
 
     Raises:
         UserError: the recipe does not fit the collection, or the run folder holds another run.
     """
-    here = here or world()
-    run = RunFolder(run_path)
+    return _prepare(recipe, collection, _open_run(recipe, run_path, command=command))
+
+
+def _prepare(recipe: MllmRecipe, collection: Collection, run: Run) -> MllmTraining:
     # Before the run folder is created: a recipe that does not fit the collection leaves none behind.
     sets = read_sets(recipe, collection)
-    if here.is_main:
-        run = RunFolder.create(run_path, command=list(command), recipe=dump(recipe), free=_FREE)
-        identity = {"name": collection.name, "sha256": hash_collection(collection)}
-        check_unchanged(run, COLLECTION, "collection, or the same with other data", identity)
-        write_vocabulary(recipe, collection, sets, run)
+    is_main = run.here.is_main
+    run.open({"collection": {"name": collection.name, "sha256": hash_collection(collection)}} if is_main else None)
+    if is_main:
+        write_vocabulary(recipe, collection, sets, run.path)
     # The other processes read the tokenizer and the names that this one writes.
     barrier()
-    return MllmTraining(recipe, collection, sets, run, here, command)
+    return MllmTraining(recipe, collection, sets, run)
 
 
 def _is_added(settings: MultimodalSettings, name: str) -> bool:
@@ -171,12 +167,10 @@ class MllmTraining:
         recipe: MllmRecipe,
         collection: Collection,
         sets: Sequence[ImageSet],
-        run: RunFolder,
-        here: World,
-        command: Sequence[str],
+        run: Run,
     ) -> None:
         self.recipe, self.collection, self.sets, self.run = recipe, collection, sets, run
-        self.here, self.command = here, list(command)
+        self.here = run.here
         self.measure: Measure | None = None
         self.stages: list[StageResult] = []
         self.language = self._open_source()
@@ -200,8 +194,7 @@ class MllmTraining:
     def _load_initial(self, folder: Path) -> MultimodalModel:
         """Build the model of a folder with its weights, the same in every session of a run."""
         self.initial_sha256 = hash_model(folder)
-        identity = {"source": self.recipe.start, "sha256": self.initial_sha256}
-        check_unchanged(self.run, INITIAL, "initial model", identity)
+        self.run.identify(initial={"source": self.recipe.start, "sha256": self.initial_sha256})
         model = self._build(self.recipe.model)
         check_preprocess(folder / PREPROCESS, model.tower.preprocess)
         settings, _ = read_settings(folder)
@@ -210,8 +203,7 @@ class MllmTraining:
 
     def _load_tower(self, folder: Path) -> None:
         """Load the image tower of a model folder of `foveate pretrain`, the same in every session of a run."""
-        identity = {"source": str(folder), "sha256": sha256_file(folder / WEIGHTS)}
-        check_unchanged(self.run, TOWER, "image tower", identity)
+        self.run.identify(tower={"source": str(folder), "sha256": sha256_file(folder / WEIGHTS)})
         tower = self.model.tower
         # A wrapper that reads a hidden layer has no weights of its own; the folder holds those of the encoder.
         load_image_tower(tower.encoder if isinstance(tower, HiddenLayerEncoder) else tower, folder)
@@ -225,8 +217,7 @@ class MllmTraining:
             language = open_recorded_source(find_folder(self.recipe.start), settings)
         else:
             language = open_source(settings, seed=self.recipe.stages[0].training.seed)
-        identity = {"source": language.source, "sha256": language.sha256()}
-        check_unchanged(self.run, LANGUAGE, "language model", identity)
+        self.run.identify(language={"source": language.source, "sha256": language.sha256()})
         return language
 
     def _build(self, settings: MultimodalSettings) -> MultimodalModel:
@@ -371,12 +362,10 @@ class MllmTraining:
         self.model.require_gradients()
         measure = partial(self.measure, self) if self.measure is not None else None
         task = MllmTask(self.model, names=self.names, stage=stage, measure=measure)
-        curve = RunFolder(folder)
         started = time.process_time()
-        outcome = train(task, loader, settings, curve)
+        outcome = self.run.train(task, loader, settings, stage=folder.name)
         processor_seconds = time.process_time() - started
-        # In all processes, since sharded weights are gathered together; one of them writes.
-        gathered = checkpoint.gather_weights(task, ema=outcome.ema)
+        gathered = self.run.gather(task, outcome)
         result = StageResult(
             name=stage.name,
             status=outcome.status,
@@ -387,10 +376,10 @@ class MllmTraining:
             bad_samples=outcome.bad_samples,
             shares=stage.mixture.shares() if stage.mixture else {},
             # A stage that was killed between its last checkpoint and its weights has no row of this session.
-            last=outcome.last_row or next(reversed(curve.read_metrics()), {}),
+            last=outcome.last_row or next(reversed(RunFolder(folder).read_metrics()), {}),
             curves=f"{folder.name}/metrics.jsonl",
         )
-        if outcome.status == "finished" and self.here.is_main:
+        if self.run.saves(outcome):
             self._write_weights(folder / STAGE_WEIGHTS, gathered)
             write_json_atomically(folder / STAGE, result.to_json())
         barrier()
@@ -400,10 +389,8 @@ class MllmTraining:
         from safetensors.torch import save
 
         state = self._stage_state()
-        # The task holds the model as `model`; a stage's folder uses the model's own weight names.
-        tensors = {name.removeprefix("model."): value for name, value in gathered.items()}
         # Tied tensors are gathered once; the folder of a stage holds every name of the state.
-        whole = {name: tensors.get(name, value).detach().cpu().clone().contiguous() for name, value in state.items()}
+        whole = {name: gathered.get(name, value).detach().cpu().clone().contiguous() for name, value in state.items()}
         write_bytes_atomically(path, save(whole))
 
     def _stage_state(self) -> dict[str, Tensor]:
@@ -426,7 +413,7 @@ class MllmTraining:
         return MllmResult(
             status=status,
             recipe=self.recipe.model_dump(mode="json"),
-            command=self.command,
+            command=self.run.command or [],
             collection=self.collection.name,
             images=len({row for group in self.sets for row in group.rows}),
             conversations=dict(groups),
@@ -460,18 +447,16 @@ class MllmTraining:
         """Write the model folder."""
         self.measure_box_scores()
         result = self.result("finished")
-        provenance: dict[str, Any] = {
-            "collection": self.collection.name,
-            "license": self.collection.license,
-            "split": self.recipe.split,
-            "groups": self.trained_groups(),
-            "command": self.command,
-            "revision": code_revision(),
-        }
+        provenance = self.run.provenance(
+            collection=self.collection.name,
+            license=self.collection.license,
+            split=self.recipe.split,
+            groups=self.trained_groups(),
+        )
         if self.recipe.start:
             provenance["initial"] = {"source": self.recipe.start, "sha256": self.initial_sha256}
         if self.recipe.tower_weights:
-            provenance["tower"] = read_json(self.run.path / TOWER)
+            provenance["tower"] = self.run.folder.identity["tower"]
         return save_model(
             self.run.path / "model",
             settings=self.recipe.model,

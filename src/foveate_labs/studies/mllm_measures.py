@@ -222,11 +222,11 @@ def train_on_tower(
     from foveate.vision.localizer.folder import load_model
 
     with start(device or "auto") as here:
-        training = prepare_training(recipe, collection, run, here=here)
+        training = prepare_training(recipe, collection, run)
         encoder = training.model.tower
         encoder.load_state_dict(load_model(tower, device=str(here.device)).image_encoder.state_dict())
         # No gradient reaches its weights, and the optimizer leaves alone what has none.
         encoder.forward = torch.no_grad()(encoder.forward)  # type: ignore[method-assign]
         status = training.run_all()
         folder = training.save() if status == "finished" else None
-        return Trained(training.run, training.result(status), folder, here.is_main)
+        return Trained(training.run.folder, training.result(status), folder, here.is_main)
