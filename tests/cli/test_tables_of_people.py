@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from foveate.core.errors import UserError
@@ -166,3 +169,19 @@ def test_a_cell_of_three_million_letters_is_refused(command: str, tmp_path: Path
     rows = [*rows, ["x" * 3_000_000] + rows[1][1:]]
     with raises_naming(UserError, tmp_path, f"line {len(rows)}"):
         read(export(tmp_path / "x.csv", rows, ",", "utf-8", "\n"))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".feather", ".arrow", ".jsonl"])
+@pytest.mark.parametrize("command", ["collect", "collect cards", "species review", "species build", "video evaluate"])
+def test_other_kinds_of_files_are_read_alike(command: str, suffix: str, tmp_path: Path) -> None:
+    read, (header, *rows), expected = TABLES[command]
+    table = pa.table({name: [row[index] for row in rows] for index, name in enumerate(header)})
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()), "utf-8")
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    assert read(path) == expected

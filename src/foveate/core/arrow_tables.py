@@ -36,8 +36,7 @@ from foveate.core.tables import (
 # pyarrow needs a whole row within one block; a block is never larger than twice the file.
 _MAX_ROW_BYTES = 2**28
 _TYPED_BLOCK = 2**24
-# Fewer where the size is checked between batches.
-_BATCH_ROWS, _CHECKED_ROWS = 2**16, 4096
+_BATCH_ROWS = 4096
 DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError)
 """What pyarrow raises on damaged files: met in fuzzing."""
 
@@ -101,17 +100,17 @@ def read_batches(
         check: called with the bytes that are read so far, and raises where they are too many: the sizes that a file
             states need not be true, so that a small one may unpack to more than the memory.
     """
-    batches, num_bytes = [], 0
-    batch_size = _BATCH_ROWS if check is None else _CHECKED_ROWS
-    for batch in file.iter_batches(batch_size=batch_size, columns=None if names is None else list(names)):
-        num_bytes += batch.nbytes
-        if check is not None:
+    columns = None if names is None else list(names)
+    if check is None:
+        table = file.read(columns=columns)
+    else:
+        batches, num_bytes = [], 0
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            num_bytes += batch.nbytes
             check(num_bytes)
-        batches.append(batch)
-    schema = file.schema_arrow
-    if not batches:
-        return schema.empty_table() if names is None else schema.empty_table().select(list(names))
-    table = pa.Table.from_batches(batches)
+            batches.append(batch)
+        empty = file.schema_arrow.empty_table()
+        table = pa.Table.from_batches(batches) if batches else empty if columns is None else empty.select(columns)
     # Lists and dictionaries point into other arrays, and texts need not be UTF-8: a wrong index would read memory that
     # is not theirs.
     table.validate(full=True)

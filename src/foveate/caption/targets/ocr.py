@@ -18,6 +18,7 @@ import numpy as np
 from foveate.core.errors import UserError
 from foveate.core.files import name_in_errors
 from foveate.core.progress import say, track
+from foveate.core.tables import iterate_json_lines
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 
@@ -60,12 +61,10 @@ def _read_cache(collection: Collection) -> dict[str, list[str]]:
     path, lines_of = _cache_path(collection), dict[str, list[str]]()
     if path is None or not path.is_file():
         return lines_of
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a run that was killed
-            continue
-        lines_of[row["sha256"]] = row["lines"]
+    for _, row in iterate_json_lines(path):
+        # The last line of a run that was killed may be cut off.
+        if isinstance(row, dict):
+            lines_of[row["sha256"]] = row["lines"]
     return lines_of
 
 

@@ -23,6 +23,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import name_in_errors
 from foveate.core.progress import track
 from foveate.core.recipes import validate
+from foveate.core.tables import iterate_json_lines
 
 _FILE = "rewrites.jsonl"
 # Requests between two writes to the store: what a kill costs at most.
@@ -68,12 +69,10 @@ class ResponseStore:
         texts: dict[str, str] = {}
         if self._path is None or not self._path.is_file():
             return texts
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a run that was killed
-                continue
-            texts[row["question"]] = row["answer"]
+        for _, row in iterate_json_lines(self._path):
+            # The last line of a run that was killed may be cut off.
+            if isinstance(row, dict):
+                texts[row["question"]] = row["answer"]
         return texts
 
     def update(self, texts: Mapping[str, str]) -> None:
