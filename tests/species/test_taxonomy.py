@@ -76,7 +76,7 @@ def test_further_columns_are_read(tmp_path: Path) -> None:
         (TREE + "Plantae,\n", ["Animalia", "line 2", "Plantae", "line 7"]),
         (TREE + "Lynx lynx,Lyn\nPan,Homidae\n", ["2 parents", "'Lyn' in line 7", "'Homidae' in line 8", "'Lynx'"]),
         (TREE + ",Felidae\n", ["line 7"]),
-        (TREE + "Lynx,Felidae,x\n", ["row 6", "cells"]),
+        (TREE + "Lynx,Felidae,x\n", ["line 7", "3 cells"]),
         ("taxon,parents\nA,\n", ["parent", "'parents'"]),
         ("name,parent\nA,\n", ["taxon"]),
         (TREE.encode("utf-16")[:-1], ["UTF-16"]),

@@ -306,7 +306,7 @@ def test_wilds_has_its_splits_cameras_and_classes(tmp_path: Path) -> None:
         (WILDS.replace("b.jpg", "a.jpg"), ["row 2", "a.jpg"]),
         (WILDS.replace("30.000,0", "30.000,55"), ["row 1", "'55'"]),
         (WILDS.replace(",y,", ",z,"), ["y"]),
-        (WILDS + "4,train\n", ["row 5"]),
+        (WILDS + "4,train\n", ["line 6"]),
     ],
 )
 def test_wilds_tables_are_checked(metadata: str, names: list[str], tmp_path: Path) -> None:

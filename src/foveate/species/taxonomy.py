@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.core import tables
 from foveate.core.errors import UserError, choose, nearest
 from foveate.records.collection import Collection
-from foveate.records.importers.table_files import read_column_names, read_columns
 from foveate.survey.taxa import RANKS, Taxa, find_cycle, fold_name, load_builtin_taxa
 
 Edge = tuple[str, str | None]
@@ -53,11 +53,9 @@ def read_taxa(path: Path) -> Taxa:
         UserError: a column is missing, a taxon has two parents, a parent is no taxon, parents form a cycle, or there
             is not exactly one root. The error names the rows.
     """
-    table = _read_rows(path)
     rows: dict[str, dict[str, str]] = {}
     lines: list[int] = []
-    # Line 1 is the header: errors count lines as an editor does.
-    for line, row in enumerate(table, 2):
+    for line, row in _read_rows(path):
         row["parent"] = "" if row["parent"].lower() in _NO_PARENT else row["parent"]
         if not row["id"]:
             raise UserError(f"{path}: line {line} has no taxon")
@@ -78,8 +76,9 @@ def read_taxa(path: Path) -> Taxa:
     return taxa
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    names = read_column_names(path)
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    table = tables.read_rows(path)
+    names = table.names
     columns = {("id" if name.strip().lower() == "taxon" else name.strip().lower()): name for name in names}
     for column, hint in (("id", "taxon"), ("parent", "parent")):
         if column not in columns:
@@ -87,19 +86,8 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
                 f"{path}: no column {hint!r} (got {', '.join(names)}); expected taxon,parent{nearest(hint, names)}"
             )
     columns = {column: name for column, name in columns.items() if column in _COLUMNS}
-    table, findings = read_columns(path, list(columns.values()))
-    if findings:
-        described = "; ".join(f"{finding.key}: {finding.problems[0].detail}" for finding in findings[:_MAX_NAMED])
-        raise UserError(f"{path}: {described}")
-    try:
-        cells = {column: [_decode(cell) for cell in table[name].to_pylist()] for column, name in columns.items()}
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason} in {error.object[:20]!r})") from error
-    return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
-
-
-def _decode(cell: bytes | str | None) -> str:
-    return (cell.decode("utf-8") if isinstance(cell, bytes) else cell or "").strip()
+    indices = {column: names.index(name) for column, name in columns.items()}
+    return [(line, {column: cells[index].strip() for column, index in indices.items()}) for line, cells in table.rows]
 
 
 def _check_tree(path: Path, rows: Sequence[Mapping[str, str]], lines: Sequence[int]) -> NDArray[np.int64]:

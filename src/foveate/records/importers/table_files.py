@@ -42,38 +42,6 @@ def read_columns(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
     return table, findings
 
 
-def read_texts(path: Path, names: list[str]) -> dict[str, list[str]]:
-    """Read the columns `names` as stripped texts, "" for empty cells; for tables of which every row counts.
-
-    Raises:
-        UserError: the table is damaged, or a row cannot be read; the error names the row.
-    """
-    table, findings = read_columns(path, names)
-    if findings:
-        raise UserError(f"{path}: {findings[0].key}: {findings[0].problems[0].detail}")
-    texts = {}
-    for name in names:
-        values = table[name].to_pylist()
-        try:
-            texts[name] = [_decode_cell(value).strip() for value in values]
-        except UnicodeDecodeError:
-            row = next(row for row, value in enumerate(values) if not _is_decodable(value))
-            raise UserError(f"{path}: row {row + 1}: column {name!r} is not UTF-8 (got {values[row][:40]!r})") from None
-    return texts
-
-
-def _decode_cell(value: object) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else "" if value is None else str(value)
-
-
-def _is_decodable(value: object) -> bool:
-    try:
-        _decode_cell(value)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def has_images(path: Path) -> bool:
     """Whether a Parquet file contains images, as structs of bytes and path."""
     if path.suffix.lower() != ".parquet":

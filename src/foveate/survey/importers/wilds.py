@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Unpack
 
 from foveate.core.errors import UserError, nearest
-from foveate.core.tables import find_column, need_column
+from foveate.core.tables import find_column, need_column, open_text, read_rows
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import make_key
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source
 from foveate.records.importers.sample import SharedOptions
-from foveate.records.importers.table_files import read_column_names, read_texts
 from foveate.survey.file_index import normalize_path
 from foveate.survey.importers.coco_camera_traps import (
     BAD_TIMES,
@@ -73,7 +72,8 @@ def read_wilds(path: Path) -> SurveyFile:
     Raises:
         UserError: a table is missing or damaged, a file occurs twice, or a class has no name; the error names the row.
     """
-    columns = read_column_names(path)
+    table = read_rows(path)
+    columns = table.names
     used = {name: need_column(columns, (name,), requested=None, option="SOURCE", where=path) for name in _NEEDED}
     used["location"] = need_column(columns, _LOCATIONS, requested=None, option="SOURCE", where=path)
     for name, usual in (("sequence", _SEQUENCES), ("datetime", ("datetime",)), ("frame", ("frame_num",))):
@@ -81,15 +81,12 @@ def read_wilds(path: Path) -> SurveyFile:
         if column is not None:
             used[name] = column
     classes = _read_categories(check_source(path.parent / "categories.csv"))
-    cells = read_texts(path, list(dict.fromkeys(used.values())))
     read, seen = SurveyFile(), set()
-    empty = [""] * len(cells[used["filename"]])
-    by_use = {
-        name: cells[used[name]] if name in used else empty
-        for name in (*_NEEDED, "location", "sequence", "datetime", "frame")
-    }
-    for row, values in enumerate(zip(*by_use.values(), strict=True), start=1):
-        split, file, y, location, sequence, time, frame = values
+    for row, cells in enumerate(table.to_dicts(), start=1):
+        split, file, y, location, sequence, time, frame = (
+            cells[used[name]].strip() if name in used else ""
+            for name in (*_NEEDED, "location", "sequence", "datetime", "frame")
+        )
         if file in seen:
             raise UserError(f"{path}: row {row}: filename {file!r} occurs twice")
         seen.add(file)
@@ -110,12 +107,12 @@ def read_wilds(path: Path) -> SurveyFile:
 
 def _read_categories(path: Path) -> dict[str, str]:
     """Return the name of each class, by its number as text."""
-    columns = read_column_names(path)
+    table = read_rows(path)
     number, name = (
-        need_column(columns, (each,), requested=None, option="categories.csv", where=path) for each in ("y", "name")
+        need_column(table.names, (each,), requested=None, option="categories.csv", where=path) for each in ("y", "name")
     )
-    cells = read_texts(path, [number, name])
-    return {y: text for y, text in zip(cells[number], cells[name], strict=True) if y}
+    rows = [(cells[number].strip(), cells[name].strip()) for cells in table.to_dicts()]
+    return {y: text for y, text in rows if y}
 
 
 def _recognize(source: str) -> str | None:
@@ -123,7 +120,7 @@ def _recognize(source: str) -> str | None:
     if path.name != "metadata.csv" or not path.is_file() or not (path.parent / "categories.csv").is_file():
         return None
     try:
-        columns = {name.strip() for name in read_column_names(path)}
+        columns = {name.strip() for name in open_text(path).names}
     except UserError:
         return None
     return "metadata.csv of iWildCam-WILDS" if columns.issuperset(_NEEDED) else None
