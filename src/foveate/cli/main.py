@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 
 import click
 
@@ -112,6 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _name_standard_output(problem: OSError) -> str | None:
     """Name standard output if `problem` was raised while printing to it: such errors carry no file name."""
+    import traceback
+
     *_, last = traceback.extract_tb(problem.__traceback__)
     return STANDARD_OUTPUT if last.filename in (click.utils.__file__, __file__) else None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from textwrap import shorten
@@ -44,6 +43,8 @@ def explain_os_error(error: OSError) -> str | None:
 
 def _describe_free_space(path: str) -> str:
     """Describe the free space on the disk of `path`, in parentheses; "" where it is unknown."""
+    import shutil
+
     if path == STANDARD_OUTPUT:
         return ""
     folder = Path(path)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
-import hashlib
 import json
 import os
-import socket
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +49,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file for writing that appears at `path` on a clean exit; an exception leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A unique name per writer: if two write the same path at once, the last rename wins.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(16).hex()}.tmp")
     try:
         with name_in_errors(path):
             with temporary.open("xb") as handle:
@@ -134,12 +131,17 @@ def repair_json_lines(path: Path) -> list[Any]:
 
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file."""
+    # Loaded here, for every start of the command line imports this module.
+    import hashlib
+
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sha256_folder(folder: Path) -> str:
     """Return the hexadecimal SHA-256 over names and contents of all files below a folder."""
+    import hashlib
+
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = "".join(f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -173,7 +175,7 @@ class FolderLock:
             ) from None
         handle.seek(0)
         handle.truncate()
-        handle.write(f"process {os.getpid()} on {socket.gethostname()} ({self.purpose})\n")
+        handle.write(f"process {os.getpid()} on {os.uname().nodename} ({self.purpose})\n")
         handle.flush()
         self._handle = handle
         return self

@@ -23,7 +23,6 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -36,9 +35,6 @@ from foveate.core.npz_files import DAMAGE, read_npz
 from foveate.metrics.class_groups import as_labels, as_logits
 from foveate.training.logit_tables import read_csv_table, read_parquet_table
 
-# Errors, besides their own, that parsers of other libraries raise on damaged bytes: those seen in 2,000 files, and
-# related ones.
-_PARSER_ERRORS = (*DAMAGE, UnpicklingError)
 _KNOWN = ("logits", "labels", "class_names", "features", "seen", "absent", "source_logits")
 
 
@@ -85,7 +81,7 @@ def read_logits(path: Path, *, class_names: Sequence[str] = ()) -> LogitFile:
         raise
     except MemoryError as error:
         raise UserError(f"{path}: its arrays are larger than the memory") from error
-    except _PARSER_ERRORS as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: cannot be read as {path.suffix} ({_shorten(error)})") from error
     # Tables of other tools have one label a row and name the column in the singular.
     if "label" in arrays and "labels" not in arrays:
@@ -174,7 +170,7 @@ def _read_torch(path: Path) -> tuple[Arrays, list[str]]:
     try:
         # `weights_only` refuses all but plain values: a pickle of anything else may run code while it is loaded.
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError) as error:
+    except (*DAMAGE, torch.serialization.pickle.UnpicklingError) as error:
         raise UserError(
             f"{path}: not a file of plain tensors ({_shorten(error)}); other objects are not loaded, since that runs "
             "code"
