@@ -9,107 +9,89 @@ from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Modules that have become a part of another: (package, module that has their names now): their old names.
-_MERGED: Mapping[tuple[str, str], str] = {
-    ("foveate.adapt", "foveate.adapt.adapter"): "parameter_swap",
-    ("foveate.adapt", "foveate.adapt.methods.bottlenecks"): "bottleneck",
-    ("foveate.adapt", "foveate.adapt.methods.fact"): "fact",
-    ("foveate.adapt", "foveate.adapt.methods.vpt"): "prompts",
-    ("foveate.adapt", "foveate.adapt.wise"): "robustness",
-    ("foveate.adapt.compare", "foveate.adapt.compare.comparison"): "splits",
-    ("foveate.adapt.compare", "foveate.adapt.compare.pricing"): "plan",
-    ("foveate.adapt.compare", "foveate.adapt.compare.run"): "summary",
-    ("foveate.adapt.methods", "foveate.adapt.methods.bottlenecks"): "adaptformer convpass houlsby pfeiffer repadapter",
-    ("foveate.adapt.methods", "foveate.adapt.methods.fact"): "fact_tk fact_tt",
-    ("foveate.adapt.methods", "foveate.adapt.methods.scales"): "difffit ssf",
-    ("foveate.adapt.methods", "foveate.adapt.methods.subsets"): "bitfit full layernorm linear subset",
-    ("foveate.adapt.methods", "foveate.adapt.methods.vpt"): "vpt_deep vpt_shallow",
-    ("foveate.calibrate", "foveate.calibrate.estimator"): "absent_classes method_choice",
-    ("foveate.calibrate", "foveate.calibrate.fine_tuning"): "pseudo_runs",
-    ("foveate.chat", "foveate.chat.client"): "connections endpoints replies",
-    ("foveate.cli", "foveate.cli.options"): "groups tables",
-    (
-        "foveate.cli.verbs.adapt",
-        "foveate.cli.verbs.adapt.commands",
-    ): "compare import_peft merge options predict train wise",
-    (
-        "foveate.cli.verbs.mllm",
-        "foveate.cli.verbs.mllm.commands",
-    ): "calibrate evaluate export fetch import_model label plan prepare_dense preview train",
-    (
-        "foveate.cli.verbs.species",
-        "foveate.cli.verbs.species.model",
-    ): "decide evaluate explain export predict review train",
-    ("foveate.cli.verbs.species", "foveate.cli.verbs.species.survey"): "boxes build check demo_frames",
-    ("foveate.cli.verbs.video", "foveate.cli.verbs.video.clip"): "options page viewing",
-    ("foveate.cli.verbs.video", "foveate.cli.verbs.video.commands"): "ask chat evaluate find frames plan score",
-    ("foveate.core", "foveate.core.devices"): "allocator precision",
-    ("foveate.core", "foveate.core.plugins"): "packages",
-    ("foveate.language", "foveate.language.chat"): "chat_frame",
-    ("foveate.language", "foveate.language.gguf"): "gguf_writer",
-    ("foveate.language", "foveate.language.llama_forward"): "prefixes",
-    ("foveate.language", "foveate.language.open"): "smollm2",
-    ("foveate.language", "foveate.language.settings"): "lora_settings sparse_settings",
-    ("foveate.language", "foveate.language.tokenizer"): "pieces",
-    ("foveate.metrics", "foveate.metrics.agreement"): "comparison",
-    ("foveate.metrics", "foveate.metrics.answers"): "mmbase",
-    ("foveate.metrics", "foveate.metrics.confidence"): "separation",
-    ("foveate.metrics", "foveate.metrics.embedding"): "steadiness",
-    ("foveate.metrics", "foveate.metrics.retrieval"): "link_ranks",
-    ("foveate.multimodal", "foveate.multimodal.answers"): "askable draw",
-    ("foveate.multimodal", "foveate.multimodal.ask"): "chat",
-    ("foveate.multimodal", "foveate.multimodal.questions"): "request_forms",
-    ("foveate.multimodal", "foveate.multimodal.settings"): "ask_settings",
-    ("foveate.report", "foveate.report.charts"): "forest scatter tradeoff",
-    ("foveate.report", "foveate.report.pages.captions"): "captions",
-    ("foveate.report", "foveate.report.pages.species"): "species",
-    ("foveate.report", "foveate.report.parts"): "examples simple",
-    ("foveate.report.pages", "foveate.report.pages.adapt"): "adapt_compare adapt_wise calibrate zz_adapt_",
-    ("foveate.report.pages", "foveate.report.pages.captions"): "audit caption captioner regions zz_captions_",
-    (
-        "foveate.report.pages",
-        "foveate.report.pages.federated",
-    ): "federated_cluster federated_embed federated_features zz_federated_",
-    (
-        "foveate.report.pages",
-        "foveate.report.pages.mllm",
-    ): "ask mllm_evaluate mllm_plan mllm_preview mllm_train zz_mllm_",
-    ("foveate.report.pages", "foveate.report.pages.pretrain"): "evaluate inspect locate search zz_pretrain_",
-    (
-        "foveate.report.pages",
-        "foveate.report.pages.species",
-    ): "species_explain species_review species_train zz_species_",
-    ("foveate.report.pages", "foveate.report.pages.video"): "video_ask video_evaluate video_find zz_video_",
-    ("foveate.search", "foveate.search.calibration"): "floor",
-    ("foveate.search", "foveate.search.index_folder"): "merge",
-    ("foveate.search", "foveate.search.nearest"): "faiss_backend",
-    ("foveate.serve", "foveate.serve.adapters"): "opening",
-    ("foveate.serve", "foveate.serve.adapters.multimodal"): "clips dialogs",
-    ("foveate.serve", "foveate.serve.answering"): "metrics",
-    ("foveate.serve", "foveate.serve.bodies"): "parsing",
-    ("foveate.serve", "foveate.serve.media"): "mp4_index",
-    ("foveate.serve", "foveate.serve.run"): "log",
-    ("foveate.video", "foveate.video.evaluate"): "answer_rows",
-    ("foveate.video", "foveate.video.score_table"): "judging scores",
-    ("foveate.video", "foveate.video.strategies"): "grammar",
-    ("foveate.video", "foveate.video.viewing"): "answers",
-    ("foveate.video", "foveate.video.watch"): "clip_model slow_frames",
-    ("foveate.vision", "foveate.vision.feature_cache"): "image_vectors parallel_map",
-    ("foveate.vision", "foveate.vision.layers"): "sinusoid",
-    ("foveate.vision", "foveate.vision.lite0"): "lite0_network",
-    ("foveate.vision", "foveate.vision.minilm"): "bert",
-    ("foveate.vision", "foveate.vision.regions.roi"): "roi",
-    ("foveate.vision.hf", "foveate.vision.hf.clip"): "export",
-    ("foveate.vision.hf", "foveate.vision.hf.towers"): "loading",
-    ("foveate.vision.localizer", "foveate.vision.localizer.folder"): "card",
-    ("foveate.vision.localizer", "foveate.vision.localizer.inference"): "candidates",
-    ("foveate.vision.open_clip", "foveate.vision.open_clip.export"): "to_transformers",
-    ("foveate.vision.video", "foveate.vision.video.sampling"): "choosing",
-}
+# Modules that have become a part of another: their package, the module that has their names now, and their old names.
+# A text and no mapping: every start of the command line would compile that anew where bytecode is not kept.
+_MERGED = """\
+foveate.adapt foveate.adapt.adapter: parameter_swap
+foveate.adapt foveate.adapt.methods.bottlenecks: bottleneck
+foveate.adapt foveate.adapt.methods.fact: fact
+foveate.adapt foveate.adapt.methods.vpt: prompts
+foveate.adapt foveate.adapt.wise: robustness
+foveate.adapt.compare foveate.adapt.compare.comparison: splits
+foveate.adapt.compare foveate.adapt.compare.pricing: plan
+foveate.adapt.compare foveate.adapt.compare.run: summary
+foveate.adapt.methods foveate.adapt.methods.bottlenecks: adaptformer convpass houlsby pfeiffer repadapter
+foveate.adapt.methods foveate.adapt.methods.fact: fact_tk fact_tt
+foveate.adapt.methods foveate.adapt.methods.scales: difffit ssf
+foveate.adapt.methods foveate.adapt.methods.subsets: bitfit full layernorm linear subset
+foveate.adapt.methods foveate.adapt.methods.vpt: vpt_deep vpt_shallow
+foveate.calibrate foveate.calibrate.estimator: absent_classes method_choice
+foveate.calibrate foveate.calibrate.fine_tuning: pseudo_runs
+foveate.chat foveate.chat.client: connections endpoints replies
+foveate.cli foveate.cli.options: groups tables
+foveate.core foveate.core.devices: allocator precision
+foveate.core foveate.core.plugins: packages
+foveate.language foveate.language.chat: chat_frame
+foveate.language foveate.language.gguf: gguf_writer
+foveate.language foveate.language.llama_forward: prefixes
+foveate.language foveate.language.open: smollm2
+foveate.language foveate.language.settings: lora_settings sparse_settings
+foveate.language foveate.language.tokenizer: pieces
+foveate.metrics foveate.metrics.agreement: comparison
+foveate.metrics foveate.metrics.answers: mmbase
+foveate.metrics foveate.metrics.confidence: separation
+foveate.metrics foveate.metrics.embedding: steadiness
+foveate.metrics foveate.metrics.retrieval: link_ranks
+foveate.multimodal foveate.multimodal.answers: askable draw
+foveate.multimodal foveate.multimodal.ask: chat
+foveate.multimodal foveate.multimodal.questions: request_forms
+foveate.multimodal foveate.multimodal.settings: ask_settings
+foveate.report foveate.report.charts: forest scatter tradeoff
+foveate.report foveate.report.pages.captions: captions
+foveate.report foveate.report.pages.species: species
+foveate.report foveate.report.parts: examples simple
+foveate.search foveate.search.calibration: floor
+foveate.search foveate.search.index_folder: merge
+foveate.search foveate.search.nearest: faiss_backend
+foveate.serve foveate.serve.adapters: opening
+foveate.serve foveate.serve.adapters.multimodal: clips dialogs
+foveate.serve foveate.serve.answering: metrics
+foveate.serve foveate.serve.bodies: parsing
+foveate.serve foveate.serve.media: mp4_index
+foveate.serve foveate.serve.run: log
+foveate.video foveate.video.evaluate: answer_rows
+foveate.video foveate.video.score_table: judging scores
+foveate.video foveate.video.strategies: grammar
+foveate.video foveate.video.viewing: answers
+foveate.video foveate.video.watch: clip_model slow_frames
+foveate.vision foveate.vision.feature_cache: image_vectors parallel_map
+foveate.vision foveate.vision.layers: sinusoid
+foveate.vision foveate.vision.lite0: lite0_network
+foveate.vision foveate.vision.minilm: bert
+foveate.vision foveate.vision.regions.roi: roi
+foveate.vision.hf foveate.vision.hf.clip: export
+foveate.vision.hf foveate.vision.hf.towers: loading
+foveate.vision.localizer foveate.vision.localizer.folder: card
+foveate.vision.localizer foveate.vision.localizer.inference: candidates
+foveate.vision.open_clip foveate.vision.open_clip.export: to_transformers
+foveate.vision.video foveate.vision.video.sampling: choosing
+"""
+
+
+def _read_merged() -> dict[str, str]:
+    """Map the old dotted name of each merged module to the module that has its names."""
+    merged = {}
+    # A long row continues on an indented line.
+    for row in _MERGED.replace("\n    ", " ").splitlines():
+        head, _, names = row.partition(": ")
+        package, module = head.split()
+        merged |= {f"{package}.{name}": module for name in names.split()}
+    return merged
+
 
 # Longest match first: `foveate.studies.tour_size` is not `foveate_labs.studies.tour_size`.
 _MOVED: Mapping[str, str] = {
-    **{f"{package}.{name}": module for (package, module), names in _MERGED.items() for name in names.split()},
+    **_read_merged(),
     "foveate.adapt.calibration": "foveate.calibrate",
     "foveate.adapt.calibration.logit_files": "foveate.training.logit_files",
     "foveate.adapt.calibration.logit_tables": "foveate.training.logit_tables",
