@@ -1,8 +1,8 @@
-"""Measure the house by room: names, comments, module sizes, import arrows.
+"""Measure the house by room: names, comments, modules, functions, imports and their arrows, of both packages.
 
-    python tools/house.py                  # the table
+    python tools/house.py                  # the tables of foveate and foveate_labs
     python tools/house.py --names caption  # every name outside the field's vocabulary in src/foveate/caption
-    python tools/house.py --src OTHER/src/foveate --json
+    python tools/house.py --src OTHER/src --json
 
 It informs whoever reads the house; nothing is enforced.
 """
@@ -35,15 +35,20 @@ BRITISH = re.compile(
 # Lower-case words without a mark between them: a sentence has a capital, a comma or a full stop.
 WORD_LIST = re.compile(r"\s*(?:[a-z-]+\s+){5,}[a-z-]*\s*")
 FLOORS = {
-    **dict.fromkeys(("core", "records", "metrics", "chat"), 0.0),
+    **dict.fromkeys(("core", "records", "survey", "metrics", "chat"), 0.0),
     **dict.fromkeys(("vision", "language", "training"), 1.0),
     "multimodal": 1.5,
-    **dict.fromkeys(("caption", "pretrain", "mllm", "adapt", "federated", "species"), 2.0),
-    **dict.fromkeys(("studies", "report", "serve"), 3.0),
+    **dict.fromkeys(
+        ("caption", "pretrain", "search", "mllm", "video", "adapt", "calibrate", "federated", "species"), 2.0
+    ),
+    **dict.fromkeys(("report", "serve"), 3.0),
     "cli": 4.0,
 }
 WING = 2.0
 SMALL, LONG = 60, 600
+PACKAGES = ("foveate", "foveate_labs")
+LONG_FUNCTIONS = (50, 80)
+MAX_PARAMETERS = 9
 
 
 @dataclass
@@ -54,6 +59,8 @@ class Room:
     lines: int = 0
     file_lengths: list[int] = field(default_factory=list)
     function_lengths: list[int] = field(default_factory=list)
+    import_lines: int = 0
+    crowded: list[str] = field(default_factory=list)
     comments: int = 0
     names: Counter[str] = field(default_factory=Counter)
     british: Counter[str] = field(default_factory=Counter)
@@ -70,6 +77,20 @@ def assigned_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.arg, node.lineno
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, node.lineno
+
+
+def count_import_lines(tree: ast.AST) -> int:
+    """Count the lines of import statements, also of those in functions."""
+    statements = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+    return sum((node.end_lineno or node.lineno) - node.lineno + 1 for node in statements)
+
+
+def count_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the parameters of a function, self and cls left out."""
+    arguments = function.args
+    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    variable = [argument for argument in (arguments.vararg, arguments.kwarg) if argument is not None]
+    return len([name for name in names if name not in ("self", "cls")]) + len(variable)
 
 
 def is_banned(name: str) -> bool:
@@ -96,7 +117,7 @@ def imports_of(tree: ast.AST, module: str, modules: set[str]) -> Iterator[tuple[
             continue
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno, []) for alias in node.names if alias.name in modules)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "foveate":
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PACKAGES:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 if inner in modules:
@@ -138,10 +159,18 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return components
 
 
-def measure(src: Path) -> dict[str, object]:
-    """Measure all modules below `src` (the package's folder)."""
+def room_of(path: Path, src: Path) -> str:
+    """Return the room of a module; those of the package's own folder share one."""
+    relative = path.relative_to(src)
+    return relative.parts[0] if len(relative.parts) > 1 else "(package)"
+
+
+def measure(folder: Path, package: str) -> dict[str, object]:
+    """Measure all modules of a package in `folder`; importers are counted in all packages there."""
+    src = folder / package
     paths = sorted(src.rglob("*.py"))
-    name_of = {path: ".".join(("foveate", *path.relative_to(src).with_suffix("").parts)) for path in paths}
+    every_path = sorted(path for name in PACKAGES for path in (folder / name).rglob("*.py"))
+    name_of = {path: ".".join(path.relative_to(folder).with_suffix("").parts) for path in every_path}
     name_of = {path: name.removesuffix(".__init__") for path, name in name_of.items()}
     modules = set(name_of.values())
     rooms: dict[str, Room] = defaultdict(Room)
@@ -152,12 +181,13 @@ def measure(src: Path) -> dict[str, object]:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
         relative = path.relative_to(src)
-        room_name = relative.parts[0] if len(relative.parts) > 1 else "(package)"
+        room_name = room_of(path, src)
         room = rooms[room_name]
         count = text.count("\n")
         room.files += 1
         room.lines += count
         room.file_lengths.append(count)
+        room.import_lines += count_import_lines(tree)
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
         room.comments += sum(token.type == tokenize.COMMENT for token in tokens)
         prose = (token.string for token in tokens if token.type != tokenize.STRING or not is_word_list(token.string))
@@ -168,6 +198,8 @@ def measure(src: Path) -> dict[str, object]:
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
                 room.function_lengths.append(node.end_lineno - node.lineno + 1)
+                if (count_of_parameters := count_parameters(node)) > MAX_PARAMETERS:
+                    room.crowded.append(f"{relative}:{node.lineno} {node.name} {count_of_parameters}")
         if count > LONG:
             room.long.append(f"{relative} {count}")
         module = name_of[path]
@@ -184,36 +216,57 @@ def measure(src: Path) -> dict[str, object]:
                 f"{relative}:{line} {target}.{name}" for name in names if name.startswith("_") and name != "__version__"
             ]
     # A package that imports its own modules lists them: that is no user of one.
+    for path in every_path:
+        if (module := name_of[path]) not in graph:
+            graph[module] = {target for target, _, _ in imports_of(ast.parse(path.read_text()), module, modules)}
     importers = Counter(
         target for module, targets in graph.items() for target in targets if target.rpartition(".")[0] != module
     )
     for path in paths:
         count = path.read_text(encoding="utf-8").count("\n")
         if count < SMALL and path.name != "__init__.py" and importers[name_of[path]] == 1:
-            rooms[path.relative_to(src).parts[0]].small.append(f"{path.relative_to(src)} {count}")
-    return {"rooms": rooms, "circles": circles(graph), "up": sorted(set(up)), "private": sorted(private)}
+            rooms[room_of(path, src)].small.append(f"{path.relative_to(src)} {count}")
+    own = [circle for circle in circles(graph) if any(name.split(".")[0] == package for name in circle)]
+    return {"rooms": rooms, "circles": own, "up": sorted(set(up)), "private": sorted(private)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--src", type=Path, default=Path("src/foveate"))
+    parser.add_argument("--src", type=Path, default=Path("src"), help="folder of the packages")
     parser.add_argument("--names", metavar="ROOM", help="list the names outside the vocabulary of a room, or 'all'")
     parser.add_argument("--json", action="store_true", help="print the totals as JSON")
     arguments = parser.parse_args()
-    result = measure(arguments.src)
-    rooms: dict[str, Room] = result["rooms"]  # type: ignore[assignment]
+    results = {name: measure(arguments.src, name) for name in PACKAGES if (arguments.src / name).is_dir()}
     if arguments.names:
-        for name, room in rooms.items():
-            if arguments.names in (name, "all"):
-                print("\n".join(room.names))
-        return
+        for result in results.values():
+            rooms: dict[str, Room] = result["rooms"]  # type: ignore[assignment]
+            for name, room in rooms.items():
+                if arguments.names in (name, "all"):
+                    print("\n".join(room.names))
+    elif arguments.json:
+        print(json.dumps({name: summarize(result) for name, result in results.items()}, indent=1))
+    else:
+        for name, result in results.items():
+            print_tables(name, result)
+
+
+def summarize(result: dict[str, object]) -> dict[str, float]:
+    """Sum up a package."""
+    rooms: dict[str, Room] = result["rooms"]  # type: ignore[assignment]
     every = list(rooms.values())
-    totals = {
-        "files": sum(room.files for room in every),
-        "lines": sum(room.lines for room in every),
-        "median_file": statistics.median(length for room in every for length in room.file_lengths),
-        "median_function": statistics.median(length for room in every for length in room.function_lengths),
-        "comments_per_1000": round(1000 * sum(r.comments for r in every) / max(1, sum(r.lines for r in every)), 1),
+    lengths = [length for room in every for length in room.file_lengths]
+    functions = [length for room in every for length in room.function_lengths]
+    lines = max(1, sum(lengths))
+    return {
+        "files": len(lengths),
+        "lines": sum(lengths),
+        "median_file": statistics.median(lengths),
+        "mean_file": round(statistics.mean(lengths), 1),
+        "import_share": round(sum(room.import_lines for room in every) / lines, 4),
+        "median_function": statistics.median(functions),
+        **{f"functions_over_{most}": sum(length > most for length in functions) for most in LONG_FUNCTIONS},
+        f"functions_over_{MAX_PARAMETERS}_parameters": sum(len(room.crowded) for room in every),
+        "comments_per_1000": round(1000 * sum(room.comments for room in every) / lines, 1),
         "names": sum(room.names.total() for room in every),
         "british": sum(room.british.total() for room in every),
         "small_with_one_importer": sum(len(room.small) for room in every),
@@ -222,27 +275,35 @@ def main() -> None:
         "arrows_up": len(result["up"]),  # type: ignore[arg-type]
         "private_imports": len(result["private"]),  # type: ignore[arg-type]
     }
-    if arguments.json:
-        print(json.dumps(totals, indent=1))
-        return
+
+
+def print_tables(package: str, result: dict[str, object]) -> None:
+    """Print the rooms of a package, its sums, and what a reader would look at first."""
+    rooms: dict[str, Room] = result["rooms"]  # type: ignore[assignment]
+    over = "".join(f"{f'>{most}':>5}" for most in LONG_FUNCTIONS)
     print(
-        f"{'room':<12}{'files':>6}{'lines':>8}{'median':>8}{'comments/1000':>15}{'names':>7}{'British':>9}{'small':>7}{'long':>6}"
+        f"{package:<14}{'files':>6}{'lines':>8}{'median':>8}{'mean':>6}{'imports':>9}{over}"
+        f"{f'>{MAX_PARAMETERS} par':>7}{'comments/1000':>15}{'names':>7}{'British':>9}{'small':>7}{'long':>6}"
     )
     for name, room in sorted(rooms.items()):
-        per = 1000 * room.comments / max(1, room.lines)
+        lines = max(1, room.lines)
+        counts = "".join(f"{sum(length > most for length in room.function_lengths):>5}" for most in LONG_FUNCTIONS)
         print(
-            f"{name:<12}{room.files:>6}{room.lines:>8}{statistics.median(room.file_lengths):>8.0f}{per:>15.1f}"
-            f"{room.names.total():>7}{room.british.total():>9}{len(room.small):>7}{len(room.long):>6}"
+            f"{name:<14}{room.files:>6}{room.lines:>8}{statistics.median(room.file_lengths):>8.0f}"
+            f"{room.lines / room.files:>6.0f}{room.import_lines / lines:>9.1%}{counts}{len(room.crowded):>7}"
+            f"{1000 * room.comments / lines:>15.1f}{room.names.total():>7}{room.british.total():>9}"
+            f"{len(room.small):>7}{len(room.long):>6}"
         )
-    print(json.dumps(totals))
+    print(json.dumps(summarize(result)))
     for label in ("circles", "up", "private"):
         entries: list[object] = result[label]  # type: ignore[assignment]
         if entries:
             print(f"\n{label}:", *(f"  {entry}" for entry in entries), sep="\n")
-    for label in ("small", "long"):
-        listed = [entry for room in every for entry in getattr(room, label)]
+    for label in ("small", "long", "crowded"):
+        listed = [entry for room in rooms.values() for entry in getattr(room, label)]
         if listed:
             print(f"\n{label}:", "  " + ", ".join(listed), sep="\n")
+    print()
 
 
 if __name__ == "__main__":

@@ -10,10 +10,20 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.report import render
-from foveate_labs.studies import slowfast
+from foveate_labs.studies import slowfast, slowfast_measures
 from foveate_labs.studies.published import write_published
 from foveate_labs.studies.runner import run_study
-from foveate_labs.studies.slowfast import ARMS, BUDGET, BUDGETS, BUSY, DIRECTION, MAIN, NUM_FRAMES, ORDER, STILL
+from foveate_labs.studies.slowfast_measures import (
+    ARMS,
+    BUDGET,
+    BUDGETS,
+    BUSY,
+    DIRECTION,
+    MAIN,
+    NUM_FRAMES,
+    ORDER,
+    STILL,
+)
 from naming import raises_naming
 
 TINY = slowfast.Scale(clips=2, trials=3, watched_clips=1, steps=2, seeds=1)
@@ -89,8 +99,8 @@ def run(tmp_path: Path, *variants: str) -> dict[str, Any]:
 
 def test_the_part_without_a_model_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {key: ARMS[key] for key in ("slowfast", "slow", "fast", "ts", "cover", "odd-rows")}
-    monkeypatch.setattr(slowfast, "ARMS", few)
-    monkeypatch.setattr(slowfast, "MAIN", few)
+    monkeypatch.setattr(slowfast_measures, "ARMS", few)
+    monkeypatch.setattr(slowfast_measures, "MAIN", few)
     result = run(tmp_path, "patches")
     entries = {(entry["condition"], entry["row"]): entry["values"] for entry in result["table"]}
     assert {"both", "evidence_slow", "both_distance"} <= set(entries[BUSY, "slowfast"])
@@ -110,7 +120,7 @@ def test_the_part_with_a_model_trains_saves_and_watches(tmp_path: Path, monkeypa
     monkeypatch.setattr(slowfast_llava, "_TEST_SAMPLES", 2)
     result = run(tmp_path, "llava")
     entries = {entry["row"]: entry["values"] for entry in result["table"]}
-    assert set(entries) == {f"llava-{key}" for key in slowfast.WATCHED}
+    assert set(entries) == {f"llava-{key}" for key in slowfast_measures.WATCHED}
     assert {"digit", "flash", "both", "order", "count", "direction", "evidence"} <= set(entries["llava-slowfast"])
     assert entries["llava-blank"]["evidence"]["value"] == 0
 
@@ -126,8 +136,8 @@ def test_a_model_of_an_earlier_session_has_no_time(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(slowfast_llava, "open_network", lambda folder, device: None)
     monkeypatch.setattr(slowfast_llava, "score_images", lambda network, seed: {"digit_images": 0.5})
     first, again = (slowfast_llava.measure(tmp_path, clips=0, steps=1, seed=0, device=None) for _ in range(2))
-    assert set(first) - set(again) == {f"{key}/processor_seconds" for key in slowfast.WATCHED}
-    assert set(again) == {f"{key}/digit_images" for key in slowfast.WATCHED}
+    assert set(first) - set(again) == {f"{key}/processor_seconds" for key in slowfast_measures.WATCHED}
+    assert set(again) == {f"{key}/digit_images" for key in slowfast_measures.WATCHED}
 
 
 def test_images_hold_the_answer_and_the_tokenizer_knows_their_words() -> None:

@@ -30,7 +30,7 @@ from foveate.video.splice import encode_prompt
 from foveate.video.viewing import Viewing
 from foveate.video.watch import ask_all, watch
 from foveate.vision.registry import seeded
-from foveate_labs.studies.slowfast import BUSY, COUNTING, DIRECTION, ORDER, WATCHED, FrameKind
+from foveate_labs.studies.slowfast_measures import BUSY, COUNTING, DIRECTION, ORDER, WATCHED, FrameKind
 from foveate_labs.worlds.scenes.clip_questions import FORMS, ClipQuestion, ask_clip
 from foveate_labs.worlds.scenes.clips import DIRECTIONS, SceneClip, draw_clip
 from foveate_labs.worlds.scenes.language import NUMERALS
