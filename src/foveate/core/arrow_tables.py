@@ -20,6 +20,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from foveate.core.errors import UserError
+from foveate.core.json_fields import read_lines
 from foveate.core.tables import (
     ARROW_SUFFIXES,
     LINES_SUFFIXES,
@@ -29,7 +30,6 @@ from foveate.core.tables import (
     check_bytes,
     check_names,
     check_width,
-    iterate_json_lines,
     open_text,
 )
 
@@ -161,13 +161,8 @@ def read_arrow(path: Path, *, limits: Limits = NO_LIMITS) -> pa.Table:
 
 def _read_lines(path: Path, limits: Limits) -> pa.Table:
     check_bytes(path, limits)
-    rows = []
-    for number, value in iterate_json_lines(path):
-        if not isinstance(value, dict):
-            problem = f"not JSON ({value})" if isinstance(value, ValueError) else f"got {type(value).__name__}"
-            raise UserError(f"{path}, line {number}: {problem}; expected an object")
-        rows.append(value)
-        check_rows(path, len(rows), limits)
+    rows = read_lines(path)
+    check_rows(path, len(rows), limits)
     # The columns of all rows: `from_pylist` without a schema would take only those of the first one.
     names = list(dict.fromkeys(name for row in rows for name in row))
     check_width(path, names, limits)
