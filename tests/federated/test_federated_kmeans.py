@@ -211,3 +211,9 @@ def test_predict_refuses_another_width() -> None:
     found = FederatedKMeans(2, random_state=0).fit([np.eye(3), np.eye(3)])
     with raises_naming(ValueError, "4", "FederatedKMeans", "3"):
         found.predict(np.eye(4))
+
+
+def test_no_restarts_are_refused_where_no_center_would_be_left() -> None:
+    points = np.random.default_rng(0).normal(size=(40, 2))
+    with raises_naming(UserError, "restarts", "weighted_kmeans", 0):
+        FederatedKMeans(2, method="weighted_kmeans", restarts=0).fit([points[:20], points[20:]])

@@ -426,10 +426,12 @@ def test_files_of_features(survey: Survey, tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": keys[:1], "vector": [[[1.0], [2.0]]]}), tmp_path / "nested.parquet")
     pq.write_table(pa.table({"key": keys[:2], "vector": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
     pq.write_table(pa.table({"key": keys[:2], "vectors": [[1.0], [2.0]]}), tmp_path / "column.parquet")
+    np.savez(tmp_path / "empty.npz", key=np.array(keys[:2]), vector=np.zeros((2, 0)))
     for name, part in {
         "twice.npz": keys[0],
         "none.npz": "'x'",
         "nan.npz": keys[0],
+        "empty.npz": "length 0",
         "shape.npz": "vector",
         "names.npz": "'key'",
         "scalar.npz": "'key'",

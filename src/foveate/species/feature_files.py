@@ -31,6 +31,8 @@ def read_features(path: Path, keys: Sequence[str], rows: NDArray[np.int64]) -> t
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: key {repeated[0]!r} comes more than once; expected one vector for each image")
+    if not vectors.shape[1]:
+        raise UserError(f"{path}: the vectors have length 0; expected at least one number for each image")
     # One NaN would spread to all weights of the linear layer in the first step.
     wrong_M = ~np.isfinite(vectors).all(axis=1)
     if wrong_M.any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from foveate.core.errors import UserError
 from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.lloyd import weighted_kmeans
 from foveate.federated.clustering.options import CLIENT_OPTIONS, ClusteringOptions, Method
@@ -11,14 +12,18 @@ from foveate.federated.clustering.pool import Pool
 
 
 def merge(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
-    """Return the best of several starts by the weighted sum of squares."""
+    """Return the best of several starts by the weighted sum of squares.
+
+    Raises:
+        UserError: no restarts, without which no center would be left; `consensus` has other candidates.
+    """
+    if not options.restarts:
+        raise UserError("restarts: method 'weighted_kmeans' needs at least one start (got 0); expected 1 or more")
     pool.need(options.clusters)
     pool = pool.sorted()
-    # 0 restarts suit `consensus`, which has other candidates; here no center would be left.
-    restarts = max(1, options.restarts)
-    run = weighted_kmeans(pool.centers, options.clusters, rng, restarts=restarts, weight_N=pool.counts)
+    run = weighted_kmeans(pool.centers, options.clusters, rng, restarts=options.restarts, weight_N=pool.counts)
     assert run is not None
-    return Merged(run.centers, {"weighted_sse": run.inertia, "restarts": restarts})
+    return Merged(run.centers, {"weighted_sse": run.inertia, "restarts": options.restarts})
 
 
 METHOD = Method(
