@@ -174,8 +174,9 @@ def score_nearest_names(
     task = MllmTask(network, names=names, stage=stage).to(device)
     right, total = {"nearest": 0.0, "another_image/nearest": 0.0}, 0.0
     with torch.inference_mode():
-        for start in range(0, len(samples.rows), _BATCH):
-            rows = samples.rows[start : start + _BATCH].tolist()
+        # In parts of like size: in a last batch of one image, "another image" would be the image itself.
+        for part in np.array_split(samples.rows, -(-len(samples.rows) // _BATCH)):
+            rows = part.tolist()
             # An evaluation within a training runs under autocast, which on CPUs cannot join float16 tensors.
             with torch.autocast(device.type, enabled=False):
                 batch = samples.collate([samples.sample(row, 0, 0) for row in rows])
