@@ -239,8 +239,8 @@ def test_a_module_with_a_study_is_found_by_its_name(tmp_path: Path, monkeypatch:
     assert find_study("cloc") is cloc.STUDY
     with raises_naming(UserError, "clok", "cloc"):
         find_study("clok")
-    with raises_naming(UserError, "grid"):  # a module, but no study
-        find_study("grid")
+    with raises_naming(UserError, "trainings"):  # a module, but no study
+        find_study("trainings")
     (tmp_path / "made_by_a_test.py").write_text("STUDY = 'a new one'\n", encoding="utf-8")
     monkeypatch.setattr("foveate_labs.studies.__path__", [*foveate_labs.studies.__path__, str(tmp_path)])
     assert find_study("made_by_a_test") == "a new one"
