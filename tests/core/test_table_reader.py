@@ -24,7 +24,8 @@ from foveate.core.arrow_tables import (
     read_typed_csv,
 )
 from foveate.core.errors import UserError
-from foveate.core.tables import Limits, find_column, iterate_json_lines, need_column, open_text, read_rows
+from foveate.core.tables import find_column, need_column, read_rows
+from foveate.core.text_tables import Limits, iterate_json_lines, open_text
 from naming import raises_naming
 
 NAMES = ["Ort", "Größe", "Zahl"]

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from foveate.core.errors import UserError
 from foveate.core.json_fields import read_lines
-from foveate.core.tables import (
+from foveate.core.text_tables import (
     ARROW_SUFFIXES,
     LINES_SUFFIXES,
     NO_LIMITS,

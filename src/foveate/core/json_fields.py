@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
-from foveate.core.tables import iterate_json_lines
+from foveate.core.text_tables import iterate_json_lines
 
 
 def read_table(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from foveate.core.arrow_tables import count_matches, open_parquet, read_batches, read_typed_csv
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
-from foveate.core.tables import check_names
+from foveate.core.text_tables import check_names
 from foveate.federated.points import Feature, Points, ReadOptions, as_matrix
 
 POINT_NAMES = ("points", "embedding", "embeddings", "features", "X")

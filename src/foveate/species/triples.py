@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from foveate.core.arrow_tables import read_text_columns
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import atomic_file
-from foveate.core.tables import open_text
+from foveate.core.text_tables import open_text
 
 Rows = NDArray[np.int64]
 COLUMNS = ("h", "datatype_h", "r", "t", "datatype_t", "split")

@@ -18,7 +18,7 @@ import numpy as np
 from foveate.core.errors import UserError
 from foveate.core.files import name_in_errors
 from foveate.core.progress import say, track
-from foveate.core.tables import iterate_json_lines
+from foveate.core.text_tables import iterate_json_lines
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 from foveate.core.errors import UserError
 from foveate.core.files import sweep
 from foveate.core.progress import say
-from foveate.core.tables import iterate_json_lines
+from foveate.core.text_tables import iterate_json_lines
 from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.conversations import (

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from foveate.core.arrow_tables import open_parquet, read_batches, read_csv_columns, read_table
 from foveate.core.errors import UserError
-from foveate.core.tables import ARROW_SUFFIXES, LINES_SUFFIXES, open_text
+from foveate.core.text_tables import ARROW_SUFFIXES, LINES_SUFFIXES, open_text
 from foveate.records.importers.json_files import make_finding
 from foveate.records.importers.sample import Sample
 

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.recipes import Settings
-from foveate.core.tables import read_text
+from foveate.core.text_tables import read_text
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats, Integers, Rows, Stage, merge_columns
 from foveate.species.stages import warn_idle

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Unpack
 
 from foveate.core.errors import UserError, nearest
-from foveate.core.tables import find_column, need_column, open_text, read_rows
+from foveate.core.tables import find_column, need_column, read_rows
+from foveate.core.text_tables import open_text
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import make_key
 from foveate.records.importers.formats import Format

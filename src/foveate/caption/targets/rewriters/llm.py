@@ -23,7 +23,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import name_in_errors
 from foveate.core.progress import track
 from foveate.core.recipes import validate
-from foveate.core.tables import iterate_json_lines
+from foveate.core.text_tables import iterate_json_lines
 
 _FILE = "rewrites.jsonl"
 # Requests between two writes to the store: what a kill costs at most.
