@@ -94,7 +94,7 @@ def test_a_clip_is_encoded_once_for_questions_in_two_batches(
         clips.append(clip.name)
         return watch(network, clip, **options)
 
-    monkeypatch.setattr("foveate.video.evaluate.watch", count)
+    monkeypatch.setattr("foveate.video.watch.watch", count)
     watcher = ClipWatcher(network, parse_how(HOW, frames=4))
     first, second = (videos / f"deep/clip{number}" for number in (0, 1))
     for batch in ([first, second], [second, second], [second, first]):
