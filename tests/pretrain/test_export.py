@@ -85,7 +85,9 @@ def test_open_clip_loads_it_with_difference_zero(folder: Path, in_open_clip: Pat
     theirs.eval()
     normalized = ours.image_encoder.normalized(noise())
     assert torch.equal(theirs.encode_image(normalized), ours.encode_image_tokens(noise()).pooled)
-    assert torch.equal(theirs.encode_text(tokenizer(SCRIPTS)), ours.embed_texts(SCRIPTS))
+    # One text at a time: batched in another order, the last bit may differ on processors without AVX.
+    for text in SCRIPTS:
+        assert torch.equal(theirs.encode_text(tokenizer([text])), ours.embed_texts([text]))
     assert theirs.logit_scale.exp().item() == pytest.approx(ours.logit_scale().item())
     assert preprocess(Image.new("RGB", (50, 30))).shape == (3, 64, 64)
 
