@@ -237,13 +237,13 @@ def _ask_by_words(
         known = frozenset(model.training_words)
         is_invented = [not known.isdisjoint(split_words((*q.references, *q.choices))) for q in questions]
         groups = [
-            (asked, [row for row, value in enumerate(is_invented) if value is wanted])
-            for asked, wanted in ((model, False), (model.allow_training_words(), True))
+            (speaker, [row for row, value in enumerate(is_invented) if value is may_invent])
+            for speaker, may_invent in ((model, False), (model.allow_training_words(), True))
         ]
     answers: dict[int, ModelAnswer | UserError] = {}
-    for asked, rows in groups:
+    for speaker, rows in groups:
         replies = run_in_halves(
-            lambda part, asked=asked: asked.ask_all(part, max_tokens=max_tokens),
+            lambda part, speaker=speaker: speaker.ask_all(part, max_tokens=max_tokens),
             [requests[row] for row in rows],
             errors=UserError,
         )

@@ -240,10 +240,10 @@ class MergedObservations:
         members = self.members(decision)
         rows = [row for key in members for row in self.reviewed.get(key, ())]
         for kinds in (("animal", "human", "vehicle"), ("unknown",), ("blank",)):
-            shown = [row for row in rows if row.kind in kinds]
+            answers = [row for row in rows if row.kind in kinds]
             # An empty frame is no evidence about the others of its burst.
-            if shown and (kinds != ("blank",) or all(key in self.reviewed for key in members)):
-                return _join_answers(shown, deployment, event)
+            if answers and (kinds != ("blank",) or all(key in self.reviewed for key in members)):
+                return _join_answers(answers, deployment, event)
         return []
 
     def read(self) -> Iterator[Observation]:
