@@ -1,4 +1,4 @@
-"""What each method needs of a network, and which methods a network can carry."""
+"""Check what each method needs of a network, and list the methods that a network can carry."""
 
 from __future__ import annotations
 

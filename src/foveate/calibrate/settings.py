@@ -1,4 +1,4 @@
-"""How a classifier is fine-tuned so that the features of absent classes survive; loads no torch."""
+"""Settings of a fine-tuning that keeps the features of absent classes; loads no torch."""
 
 from __future__ import annotations
 

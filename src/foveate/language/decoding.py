@@ -1,4 +1,4 @@
-"""Which token comes next, where a text that repeats itself ends, and tokens as pieces of text; without a model."""
+"""Choose the next token, end texts that repeat themselves, and split tokens into text; without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far apart two classes are in a taxonomy: the height of their lowest common ancestor (LCA).
+"""Measure how far apart two classes are in a taxonomy: the height of their lowest common ancestor (LCA).
 
 The tree is that of the classes and their ancestors alone. The height of a class without classes below it is 0, that of
 another node 1 + the largest height among its children.

@@ -1,4 +1,4 @@
-"""What served models take and give: checked values, without HTTP and without torch.
+"""Calls and answers of served models: checked values, without HTTP and without torch.
 
 `parsing.py` turns a request's JSON, which `bodies.py` declares, into a call, and `replies.py` a reply into JSON; an
 adapter turns calls into replies. Neither side knows the other.

@@ -1,4 +1,4 @@
-"""Where requests begin and end, and how slow they may be: a layer below uvicorn's parsers, the same for both.
+"""Validate HTTP framing and bound slow clients, below both of uvicorn's parsers.
 
 It takes the bytes of one request at a time, so that no parser ever sees a second request hidden in the first, and
 nothing that the layer and the parser could read differently: folded headers, two lengths, chunks with a length.

@@ -1,4 +1,4 @@
-"""What video asks of an image model: tokens of a frame, embeddings of text, pixels' rule, tokenizer, context limit.
+"""The interface that video needs from an image model: tokens of a frame, embeddings of text, pixels' rule, tokenizer, context limit.
 
 One adapter serves five classes of transformers. It calls tower and projector directly: `get_image_features` of three of
 them expects tiles, and adds newline tokens that video must not have. Models of `foveate mllm train` have their own.

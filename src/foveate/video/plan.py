@@ -1,4 +1,4 @@
-"""What a video costs a model before a weight is read: tokens of each path, context, FLOPs and memory.
+"""Estimate what a video costs a model before a weight is read: tokens of each path, context, FLOPs and memory.
 
 Networks are built without memory from the model's config. A multiplication with an addition counts as 2 FLOPs, and
 attention over all pairs of tokens.

@@ -1,4 +1,4 @@
-"""How much of the tour a machine can do in time: its speed is measured, and the largest size that fits is taken."""
+"""Pick the largest tour that fits the time budget on this machine, by its measured speed."""
 
 from __future__ import annotations
 
