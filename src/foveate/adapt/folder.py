@@ -61,7 +61,7 @@ def save_adapter(
         "head_trained_before": name in adapted.first_heads,
         "backbone": {
             **adapted.backbone.describe(),
-            # Of the untuned backbone: an adapter that tunes its tensors must not change what it is checked against.
+            # Hash the untuned backbone: an adapter that tunes its tensors must not change what it is checked against.
             "weights": adapted.digest,
             "buffers": adapted.backbone.buffers_digest(),
         },

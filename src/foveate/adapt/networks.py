@@ -196,7 +196,7 @@ def open_transformers(settings: Mapping[str, Any]) -> Network:
     checkpoint = fetch(str(source), revision=revision, offline=offline, field="source of 'transformers'")
     model_type = str(checkpoint.config().get("model_type"))
     if model_type not in {kind.model_type for kind in transformers.MODEL_MAPPING}:
-        # Of the hundreds of types only vision models can be opened, so only these are proposed.
+        # Only vision models can be opened, so only these are proposed among hundreds of types.
         known = sorted({getattr(transformers, name).config_class.model_type for name in _known_classes()})
         raise UserError(
             f"{checkpoint.folder / 'config.json'}: unknown model_type '{model_type}'; expected that of a vision model "

@@ -46,7 +46,7 @@ from foveate.training.loop import TrainingOutcome
 from foveate.training.optimizer import ParameterRule
 from foveate.training.run import Run
 
-# Of all cached training images together; more would crowd out the page cache that images are read through.
+# Bound all cached training images together; more would crowd out the page cache that images are read through.
 MAX_CACHE_BYTES = 4 * 2**30
 
 

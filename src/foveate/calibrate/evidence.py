@@ -189,7 +189,7 @@ def from_model(
     oracle = _class_mean_data(train, groups)
     outputs = {"test": Outputs(test.logits, test.features, oracle)}
     if earlier is not None:
-        # Of the readable rows only, so that both models are measured on the same images.
+        # Use only the readable rows, so that both models are measured on the same images.
         first = predict_classifier(earlier, images, test.rows, description="test split, pre-trained model")
         as_logits(first.logits, what=f"{before}: logits")
         earlier_oracle = None

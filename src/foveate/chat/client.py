@@ -133,7 +133,7 @@ def parse_retry_after(value: str) -> float:
 # flight that is a fifth of the time that a request costs, at thousands nearly all of it.
 
 
-# Of the connection alone: an absent server is noticed long before a slow response would be.
+# Limit the connection alone: an absent server is noticed long before a slow response would be.
 CONNECT_SECONDS = 10.0
 
 

@@ -75,7 +75,7 @@ class ServerJudge:
 
     def ask(self, requests: Sequence[ChatRequest]) -> list[JudgeReply]:
         """Return a reply for each request; raise UserError where no request can succeed, as with a wrong key."""
-        # Of the requests, not of a later score: snapshots of judges differ by many points.
+        # Date the requests, not a later score: snapshots of judges differ by many points.
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
         return [
             JudgeReply(self.name, date, response.text[:_MAX_REPLY_LETTERS], response.error)

@@ -69,7 +69,7 @@ class UserError(ValueError):
         UserError
     """
 
-    # Of the command line.
+    # Exit status of the command line.
     exit_code = 1
 
 

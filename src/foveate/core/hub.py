@@ -142,7 +142,7 @@ def fetch(
             if not only_local and not _is_cached(source, options):
                 say(f"fetching {source} from {constants.ENDPOINT}")
             folder = Path(snapshot_download(source, **options, local_files_only=only_local))
-        # Of the transport's errors some are no OSError, such as a connection that breaks off.
+        # Some errors of the transport are no OSError, such as a connection that breaks off.
         except (errors.HFValidationError, errors.RevisionResolutionError, errors.HTTPError, OSError) as error:
             where = "" if revision is None else f" at revision {revision!r}"
             why = _why(error, source, revision=revision, offline=only_local)

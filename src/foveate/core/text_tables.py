@@ -24,7 +24,7 @@ from foveate.core.errors import UserError, nearest
 TEXT_SUFFIXES = (".csv", ".tsv", ".tab", ".txt")
 LINES_SUFFIXES = (".jsonl", ".ndjson")
 ARROW_SUFFIXES = (".arrow", ".feather")
-# Of equally frequent delimiters the first counts. A header with none is one column, which the tab leaves whole: commas
+# The first of equally frequent delimiters counts. A header with none is one column, which the tab leaves whole: commas
 # in its cells are text then.
 _DELIMITERS = "\t,;|"
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)

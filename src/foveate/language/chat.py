@@ -93,7 +93,7 @@ TEMPLATES: Mapping[str, Template] = MappingProxyType(
             begin="<s>",
             behind_images="\n",
         ),
-        # Of `foveate.language.vocabulary`: a mark in front of each turn, and an end mark behind answers.
+        # Marks of `foveate.language.vocabulary`: one in front of each turn, and an end mark behind answers.
         "words": Template(
             "words",
             headers={"system": SYSTEM, "user": USER, "assistant": ASSISTANT},

@@ -50,7 +50,7 @@ class ForbiddenWords:
             for word in map(str.lower, allowed)
             if word not in self.words and any(word.startswith(forbidden) for forbidden in self.words)
         ]
-        # Of the tokens that begin with letters, those whose letters can complete a forbidden word.
+        # Index the tokens that begin with letters which can complete a forbidden word.
         endings = {word[start:] for word in self.words for start in range(len(word))}
         self._by_letters: dict[str, list[int]] = {}
         for id, text in enumerate(self._texts):

@@ -146,7 +146,7 @@ def _check_digest(digest: str, expected: str, path: Path) -> None:
 
 
 SMOLLM2 = "smollm2"
-# Of a checkpoint, beside its weights.
+# Files of a checkpoint that decide its outputs, beside the weights.
 _DECIDING = ("config.json", "tokenizer.json")
 
 

@@ -15,7 +15,7 @@ def find_context(model: Any) -> int | None:
 def count_positions(config: Any) -> int | None:
     """Return the number of positions that the text config of a model allows; None where it sets no limit."""
     limit = getattr(config, "max_position_embeddings", None)
-    # Of all kinds of RoPE, dynamic NTK alone leaves the length of training in the config and stretches it itself.
+    # Only dynamic NTK leaves the length of training in the config and stretches it itself.
     return None if limit is None else int(limit * find_rope_factor(config))
 
 

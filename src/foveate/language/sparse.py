@@ -123,7 +123,7 @@ class _GroupedLinear(torch.autograd.Function):
         slices = (tensor.split(ctx.counts) for tensor in (x_SD, grad_outputs[0], x_gradient))
         for x, dy, dx, weight, dw in zip(*slices, weight_EHD, weight_gradient, strict=True):
             torch.mm(dy, weight, out=dx)
-            # Of no rows: zeros.
+            # An expert without rows gets zeros.
             torch.mm(dy.T, x, out=dw)
         return x_gradient, weight_gradient, None
 

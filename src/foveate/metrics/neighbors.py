@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 # Distances held at once: 4 million float64 numbers are 32 MB.
 _DISTANCES_PER_BLOCK = 4_000_000
 _SPARE = 8  # candidates beyond k, so that rounding rarely makes a second look necessary
-# Of rough squared distances, relative to the largest squares: many times what float64 loses.
+# Error of rough squared distances, relative to the largest squares: many times what float64 loses.
 _ROUNDING = 1e-13
 
 

@@ -299,7 +299,7 @@ class MllmTraining:
         self.model.require_gradients()
         task = MllmTask(self.model, names=self.names, stage=stage).to(self.here.device).train()
         dtype = autocast_dtype(settings.precision, self.here.device)
-        # Of two batches, as the first pays for what is set up once.
+        # Time two batches and drop the first, which includes one-time setup.
         times = [time.perf_counter()]
         with closing(loader.batches(0, min(2, settings.steps))) as batches:
             for loaded in batches:

@@ -95,7 +95,7 @@ class AnswerWriter:
     def __init__(self, loaded: LoadedModel, visual: Visual, pending: Sequence[PendingAnswer]) -> None:
         self.loaded, self.visual, self.pending = loaded, visual, pending
         self.written: list[Tensor] = []
-        # Of tokens behind the same views, boxes left out: an answer repeats its marks and names.
+        # Cache the embeddings of tokens behind the same views, without boxes: an answer repeats its marks and names.
         self._embedded: dict[tuple[tuple[int, ...], int], Tensor] = {}
         prompts, special = loaded.prompts, loaded.tokenizer.special
         # Answers hold text, regions and the end; nothing else may be written.

@@ -23,7 +23,7 @@ from foveate.vision.registry import seeded
 
 # Fields of configs by which transformers changes logits behind the head, as Gemma 2, Cohere and Granite do.
 _SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-# Of the identity, in the product of value and output projections: see `start_copying`.
+# Share of the identity in the product of value and output projections; see `start_copying`.
 _COPYING = 0.3
 # What transformers raises for wrong fields; its checks of types have a class of their own.
 _UNUSABLE = (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError, StrictDataclassError)

@@ -144,7 +144,7 @@ def save_model(
     """
     tensors = {name: value.to(dtype) for name, value in stored_state(weights, settings).items()}
     config: dict[str, Any] = {"provenance": dict(provenance or {}), "model": settings.model_dump(mode="json")}
-    # Of these weights and no setting of an architecture: a training that starts from the folder measures its threshold.
+    # The threshold belongs to these weights, not to the settings: a training that starts here measures its own.
     config |= {} if min_box_score is None else {MIN_BOX_SCORE: min_box_score}
     # Also none: a folder without the field is of an earlier version, which did not know.
     config |= {TRAINING_WORDS: sorted(training_words)}

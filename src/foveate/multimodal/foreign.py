@@ -373,7 +373,7 @@ class ForeignMllm:
         try:
             return self.processor.apply_chat_template(messages, add_generation_prompt=is_question, tokenize=False)
         except TemplateError as error:
-            # Of families that take no system turn, for example.
+            # Some families take no system turn, for example.
             raise UserError(f"{self.name}: its chat template refuses these turns ({error})") from error
 
     def _frame(self, image: Image.Image, inputs: Any, *, unit: str, number: int = 0) -> CoordinateFrame:

@@ -153,7 +153,7 @@ class RequestForms(NamedTuple):
             return []
         num_regions = text.count(REGION)
         same = [reading for reading in readings if reading.count(REGION) == num_regions] or readings
-        # Of the image as a whole: what somebody asks who does not know yet what it shows.
+        # Readings about the whole image come first: people ask them before they know what it shows.
         whole = [reading for reading in same if not num_regions and not _FIELD.search(reading)]
         nearest = [max(part, key=lambda form: _compare(form, text)) for part in (whole, same) if part]
         return list(dict.fromkeys(map(_display, nearest)))

@@ -99,7 +99,7 @@ def line_chart(
     if not lines:
         return Markup("")
     xs = [x for s in series for x, y in s.points if math.isfinite(x) and math.isfinite(y)]
-    # Of the thinned lines: one outlier among thousands of steps must not flatten the curve.
+    # Scale to the thinned lines: one outlier among thousands of steps must not flatten the curve.
     ys = [y for line in lines for _, y in line.points]
     x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), num_ticks=6) if min(xs) <= tick <= max(xs)]
     # Steps end at their ticks on the y axis; on the x axis a tick outside the data would leave an empty strip.

@@ -66,7 +66,7 @@ WITH_REGIONS = ("auto", "boxes", "both")
 _OPTIONS = {"regions": "--regions", "region_sources": "--region-source", "precision": "--precision"}
 # A part takes seconds, so a kill costs little; its files are still large enough to write at full speed.
 PART = 128
-# Of a plain folder of images, inside the index.
+# The collection of a plain folder of images, inside the index.
 COLLECTION = "collection"
 _BATCH = 32
 _PART_ROWS = pa.schema([*ROWS, pa.field("reason", pa.string())])
@@ -160,7 +160,7 @@ def build_index(
         raise UserError(f"{out}: is a file; expected a folder for --out")
     source = find_model(model)
     options = settings.model_dump(include=set(_OPTIONS))
-    # Of a first run before all else: a model out of reach must not cost the import of all images, nor leave a folder.
+    # A first run opens the model before all else: one out of reach must not cost an import, nor leave a folder.
     is_first = not dry_run and not (out / DESCRIPTION).is_file()
     network: LocalizingModel | None = None
     with contextlib.ExitStack() as stack:

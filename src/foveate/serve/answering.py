@@ -99,7 +99,7 @@ ENDPOINTS: dict[str, tuple[Endpoint, type[bodies.Body], str]] = {
 }
 # A client that goes earlier is noticed then.
 _WATCH_SECONDS = 0.05
-# Of a client that has gone: nobody reads it but the log. As nginx counts them.
+# 499, as nginx logs it: the client has closed the connection, so only the log sees this status.
 _GONE = 499
 
 

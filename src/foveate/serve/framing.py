@@ -137,7 +137,7 @@ class FramingProtocol(Parser):
             message = f"at most {self.max_connections} connections of one client; see --max-connections"
             self._refuse(Refused(message, status=429, code="too_many_connections", retry_after=1))
         elif (num_open := self.clients.total()) > self.max_all_connections + _MAX_REFUSED:
-            # Of a flood those that are being refused must not take all files of the process.
+            # In a flood, connections that are being refused must not take all files of the process.
             transport.abort()
         elif num_open > self.max_all_connections:
             message = f"at most {self.max_all_connections} connections at once; see --max-all-connections"

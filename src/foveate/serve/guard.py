@@ -141,7 +141,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 record["status"] = message["status"]
                 message["headers"] = [*message.get("headers", ()), *extra]
-                # Of a reply that is whole the request is not held any more; a client may take long to read it.
+                # A whole reply no longer needs the request, and a client may take long to read it.
                 if any(name == b"content-length" for name, _ in message["headers"]):
                     self._num_bytes -= length
                     length = 0

@@ -27,7 +27,7 @@ from foveate.vision.video.sources import Source, open_source
 # Source: ISO/IEC 14496-12 (boxes); FFmpeg's libavformat/mov.c (which of them it reads, and where).
 
 
-# Of a chunk of PCM, FFmpeg lists a sample for every 160 or more of the file's.
+# FFmpeg lists one sample per PCM chunk, for every 160 or more samples in the file.
 _PCM_SAMPLES = 160
 _SAMPLE_BYTES = 24
 # A fragment for each frame of the longest clips has fewer; millions would take seconds.

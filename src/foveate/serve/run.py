@@ -86,7 +86,7 @@ class LogWriter(logging.Handler):
                 self.stream.flush()
 
 
-# Of the process itself, and connections that are refused while they are open.
+# Files of the process itself, and of connections that are open while they are refused.
 _SPARE_FILES = 256
 # After the models have ended: for the last pieces to reach their clients.
 _FLUSH_SECONDS = 5

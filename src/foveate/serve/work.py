@@ -185,7 +185,7 @@ class ModelWorker:
     def _forget(self, row: _Row, future: asyncio.Future[None]) -> None:
         del self._rows[row]
         error = None if future.cancelled() else future.exception()
-        # Of a row that has ended this changes nothing.
+        # This changes nothing for a row that has ended.
         row.settle(error if isinstance(error, Exception) else Refused("the call was given up", status=503))
 
     def _run(self, rows: Sequence[_Row]) -> list[None]:

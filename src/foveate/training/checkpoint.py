@@ -150,7 +150,7 @@ def save(
     final = folder_of_step(folder, state["step"])
     temporary = folder / f".{final.name}.tmp"
     folder.mkdir(parents=True, exist_ok=True)
-    # Of sessions that were killed while they wrote.
+    # Remove what sessions left that were killed while they wrote.
     for leftover in folder.glob(".*.tmp"):
         shutil.rmtree(leftover)
     temporary.mkdir()

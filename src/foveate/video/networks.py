@@ -1,4 +1,4 @@
-"""The interface that video needs from an image model: tokens of a frame, embeddings of text, pixels' rule, tokenizer, context limit.
+"""The interface that video needs from an image model: frame tokens, text embeddings, pixel rule, context limit.
 
 One adapter serves five classes of transformers. It calls tower and projector directly: `get_image_features` of three of
 them expects tiles, and adds newline tokens that video must not have. Models of `foveate mllm train` have their own.
@@ -38,7 +38,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
     }
 )
 """model_type -> config field with the hidden layer of the tower, or several, whose channels are joined."""
-# Of the tower where a folder has no image processor.
+# Mean and deviation by tower, for folders without an image processor.
 _PIXELS = {
     "clip_vision_model": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),

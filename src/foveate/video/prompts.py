@@ -20,7 +20,7 @@ from foveate.language.chat import ChatFrame
 from foveate.language.tokenizer import Piece
 from foveate.records.rows import clean_text
 
-# Of each official template, filled with `_PROBE`.
+# Hash of each official template, filled with `_PROBE`.
 FINGERPRINTS = {
     "9323432db0cfba4ede8267430495cea9aab8b1941ac05ba41f19f6a86a25ead9": "image_seq_v3",
     "a1f3df70be377157f5b6328df1690eaffb5cffb1d0dc32aa1612b2fd7c9d4e4b": "image_seq_34b_v3",

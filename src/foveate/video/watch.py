@@ -149,7 +149,7 @@ def watch(
     def measure_room() -> Room:
         return Room(len(reader.indices), network.tokens_per_frame, text, network.limit)
 
-    # Of a short clip, or one that may not fit, the number of frames decides; it is not always what the file promises.
+    # Count the frames of a clip that is short or may not fit: files do not always hold as many as they promise.
     if len(reader.indices) < strategy.frames or not measure_room().holds(strategy):
         reader.count()
     if text_tokens is None and not fit and not measure_room().holds(strategy):

@@ -264,7 +264,7 @@ class _Bottleneck(nn.Module):
         super().__init__()
         self.conv1 = _ConvNorm(in_width, width)
         self.conv2 = _ConvNorm(width, width, depthwise=True)
-        # Of the block's input, not of its width: in the first block they differ.
+        # A quarter of the block's input width, not of its own: in the first block they differ.
         self.se = _SqueezeExcite(width, round(0.25 * in_width))
         self.conv3 = _ConvNorm(width, width)
         self.downsample = _ConvNorm(in_width, width) if in_width != width else None

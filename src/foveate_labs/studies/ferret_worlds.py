@@ -280,7 +280,7 @@ def _encode_tiled(scenes: Sequence[PointedImage], tower: ImageEncoder | None) ->
             of_image = {"view": views_VLC[0].T.unflatten(1, encoder.grid)}
             if tower is None:
                 of_image["tiles"] = merge_tiles(views_VLC[1:], plan, encoder.grid)
-                # Of one tower only: maps of two differ in width and cannot be added.
+                # Fuse maps of one tower only: those of two differ in width and cannot be added.
                 of_image["fused"] = fuse_views(views_VLC, plan, encoder.grid)
             else:
                 of_image["tiles"] = merge_tiles(tower(features[1:]).tokens, plan, tower.grid)
@@ -311,7 +311,7 @@ def draw_asked_regions(position: Position, *, without: Sequence[str] = ()) -> li
         talks = [talk for talk in talks if talk.id.partition("/")[0] not in without]
     else:
         for talk, other in zip(named, [*named[1:], *named[:1]], strict=True):
-            # Of another name: alone in its scene, or beside a thing of its name, the answer would be right.
+            # Take a region of another name: with one of the same name the answer would be right.
             if talk.turns[1].text == other.turns[1].text:
                 continue
             question = replace(talk.turns[0], regions=other.turns[0].regions)

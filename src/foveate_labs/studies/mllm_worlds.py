@@ -129,7 +129,7 @@ def draw_asked_scene(position: Position, *, formats: Sequence[str] = ()) -> list
         alt = next(caption.text for caption in row.captions if caption.kind == "alt")
         for kind in formats:
             text = alt if kind == "alt" else render_caption(kind, truth, alt=alt, rng=rng).text
-            # Of a group of their own, so that a stage can be trained on them alone.
+            # They get a group of their own, so that a stage can be trained on them alone.
             questions.ask(f"caption-{kind}", CAPTION_PROMPTS[kind], text, group="text")
     extra = {"scenes": row.extra["scenes"]}
     return [AskedImage(key, row.data, row.captions, row.regions, row.labels, extra, tuple(questions.conversations))]

@@ -182,7 +182,7 @@ def _control(paper: PaperClaim, claims: Sequence[PublishedClaim], published: Pub
     shares_a_row = {claim.better, claim.worse} & {control.better, control.worse}
     if (control.measure == claim.measure and shares_a_row) or control.measure not in run.measures:
         return verdict
-    # Of another measure or other rows it says less about the claim, and the reader must see that.
+    # A control of another measure or other rows says less about the claim, and the reader must see that.
     rows = [run.variants[name] for name in dict.fromkeys((control.better, control.worse)) if name in run.variants]
     return f"{verdict} ({run.measures[control.measure]}: {' − '.join(rows)})"
 

@@ -52,7 +52,7 @@ def find_datasets(folders: Sequence[Path], keys: Collection[str], study: str) ->
             listed = "; ".join(form for key, form in _FORMS.items() if key in keys)
             expected = f"; expected {listed}" if listed else ""
             raise UserError(f"--data {folder}: holds nothing that the study '{study}' reads{expected}")
-        # Of two folders with the same set the first counts.
+        # The first of two folders with the same set counts.
         paths = usable | paths
     # Folders that the user names come before installed packages.
     return {key: path for key, path in _of_packages().items() if key in keys} | paths

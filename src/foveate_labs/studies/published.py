@@ -95,7 +95,7 @@ def publish_result(result: Mapping[str, Any]) -> Published:
         trainings=result["trainings"],
         # Results of earlier versions lack `planned`.
         planned=result.get("planned", result["trainings"]),
-        # Of a list (the conditions of a study), how many there are.
+        # Store the length of a list, such as the conditions of a study.
         scale={name: len(size) if isinstance(size, list | tuple) else size for name, size in result["scale"].items()},
         optional_data=result["optional_data"],
         conditions={item["key"]: item["title"] for item in result["conditions"]},

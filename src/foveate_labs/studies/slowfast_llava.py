@@ -67,7 +67,7 @@ def measure(work: Path, *, clips: int, steps: int, seed: int, device: str | None
     started, seconds = time.process_time(), {}
     if not (folder / CONFIG).is_file():
         train(folder, steps=steps, seed=seed, device=device)
-        # Of this session: that of an earlier one, which trained the model, is not known.
+        # Measure this session only: the time of an earlier one, which trained the model, is not known.
         seconds["processor_seconds"] = time.process_time() - started
     network = open_network(folder, device=device or "cpu")
     values = {**seconds, **score_images(network, seed)}
@@ -98,7 +98,7 @@ def watch_clip(
         texts = ask_all([(viewing, item.question.prompt, ()) for item in questions], max_tokens=_ANSWER_TOKENS)
         right = {}
         for item, answer in zip(questions, texts, strict=True):
-            # Of two questions of one kind the mean.
+            # Average over questions of one kind.
             right.setdefault(name_measure(item), []).append(float(answer.text.lower() == item.question.short.lower()))
         for name, each in right.items():
             scores[key].setdefault(name, []).append(fmean(each))

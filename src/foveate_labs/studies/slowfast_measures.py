@@ -122,7 +122,7 @@ def _budget_arms() -> dict[str, Arm]:
 
 MAIN, OTHER_BUDGETS = _main_arms(), _budget_arms()
 ARMS = MAIN | OTHER_BUDGETS
-# Of a real clip: the paper's 50 frames of 24 x 24 tokens.
+# Strategies for a real clip: the paper's 50 frames of 24 x 24 tokens.
 COVERAGE: dict[str, Strategy] = {
     "slowfast": build_strategy("slowfast", {}),
     "slow": build_strategy("slow", {"slow": 10}),
@@ -148,7 +148,7 @@ _DEPTH = 3 * PATCH * PATCH
 _SIDE, _ODD_SIDE, _NUM_FRAMES = 64, 56, 32
 _PIXELS = Preprocess(size=_SIDE, mean=(0.0,) * 3, std=(1.0,) * 3)
 _GRAY = 128
-# Of the clip that says times and places: gray levels of a frame and of a pixel.
+# Gray levels of a frame and of a pixel, in the clip that encodes times and places.
 # 32 frames of 8 levels, and 64 pixels of 4, fill the 256 levels of a channel.
 _PER_FRAME, _PER_PIXEL = 8, 4
 

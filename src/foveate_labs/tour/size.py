@@ -130,7 +130,7 @@ def estimate_seconds(speed: Speed, size: TourSize) -> float:
     collection = (0.7 * size.scenes + 1500) * speed.scene
     # Half of the time goes to what fewer pixels do not shorten: decoding, and sentences.
     features = images * speed.image * (0.77 * pixels + 0.78)
-    # Of CLIP and CLOC: texts, regions and losses are half of a step.
+    # Steps of CLIP and CLOC: texts, regions and losses are half of one.
     training = 5.7 * size.steps * speed.step * (0.5 * pixels + 0.5)
     # Questions, evaluations and seven later parts.
     rest = 7000 * (speed.scene + speed.image) * (0.75 + 0.25 * pixels)

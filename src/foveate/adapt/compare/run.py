@@ -283,7 +283,7 @@ def _build_ensemble(
 
 
 DIVERGED = {"diverged": 1.0}
-# Of the values in a cell; a folder of another format is refused like one of another recipe.
+# Format of a cell's values; a folder of another format is refused like one of another recipe.
 CELL_FORMAT = 2
 
 

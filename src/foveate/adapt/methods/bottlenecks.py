@@ -65,7 +65,7 @@ class Bottleneck(nn.Module):
         self.down = nn.Linear(width, rank)
         self.up = nn.Linear(rank, width)
         self.dropout = nn.Dropout(settings.dropout)
-        # Of shape (1,), not (): FSDP2 shards the first dimension.
+        # Shape (1,), not (): FSDP2 shards the first dimension.
         self.learnt_scale = nn.Parameter(torch.ones(1)) if settings.scale == "learnable" else None
         self.scale = 1.0 if settings.scale == "learnable" else float(settings.scale)
 

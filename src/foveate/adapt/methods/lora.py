@@ -132,7 +132,7 @@ class LayerPair(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         if isinstance(layer, nn.Conv2d):
-            # Of the layer's own class: those that pad as TensorFlow does compute their padding from the input.
+            # Use the layer's own class: those that pad as TensorFlow does compute their padding from the input.
             kind: Any = type(layer)
             self.a = kind(
                 layer.in_channels,

@@ -152,12 +152,12 @@ def plan_labeling(
     opened = kind.open(detector_settings, collection, device)
     recipe = build_recipe(settings, extractor, opened, detector_settings)
     if captions.wrong:
-        # Of other captions come other rows.
+        # Other captions give other rows, so the captioners that are left out belong to the recipe.
         recipe["wrong_captioners"] = sorted({f"{verdict.kind} {verdict.model}" for verdict in captions.wrong})
         for verdict in captions.wrong:
             say(f"alt-texts come first, for captions are wrong (--captions overrides): {verdict.describe()}")
     if settings.shuffle_phrases:
-        # Of the control only, whose partners they decide: elsewhere they change no row, and must not change the hash.
+        # They decide the partners of the control only: elsewhere they change no row, and must not change the hash.
         recipe |= {"seed": seed, "split": split, "limit": limit}
     partners = shuffle_partners(rows, seed) if settings.shuffle_phrases else {}
     labeling = Labeling(

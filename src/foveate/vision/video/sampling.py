@@ -103,7 +103,7 @@ def _sample_rate(times_N: np.ndarray, num_frames: int, fps: float) -> list[int]:
     # The search below needs times that never decrease, which those of a caller may do.
     times_N = np.maximum.accumulate(times_N)
     length = times_N[-1] - times_N[0]
-    # Of a frame that starts at 2.0000001 s the instant 2 s is meant: times come from fractions of a time base.
+    # Round to the time base: a frame at 2.0000001 s is the frame at 2 s.
     count = int(min(length * fps + 1e-6, num_frames)) + 1
     step = 1 / fps
     if count > num_frames:

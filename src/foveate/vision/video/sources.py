@@ -223,7 +223,7 @@ class VideoFile:
             file = f"file:{self.source}" if isinstance(self.source, Path) else io.BytesIO(self.source)
             return self._av.open(file, format=self._find_demuxer(), options=options, metadata_errors="replace")
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            # Of a truncated MP4 the index is missing, which usually stands at its end.
+            # A truncated MP4 lacks its index, which usually stands at the end.
             sentence = f"{self.name}: not a video, or one that is cut off ({_describe(error)})"
             raise BadClip("not a video", sentence) from error
 

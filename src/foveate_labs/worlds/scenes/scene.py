@@ -30,7 +30,7 @@ from foveate_labs.worlds.scenes.language import Relation, Thing, relate
 #
 # Measured on the 6,841 public-domain images of Debian's openclipart 0.18:
 #   58 % carry a title that names a batch ("gramastar", "Part of the Flat Icon Collection ...", "Various Cliparts").
-# Of the 2,880 whose title is their own:
+# The 2,880 whose title is their own:
 #   41 % are one word; 32 % have no capital letter; 21 % are file names or numbered ("arrow-right-purple", "horse#1",
 #   "48_ports_switch"); 14 % are Italian or French; 3 % name the author ("Clipart by Nicu Buculei - bee");
 #   a few are wrong (an apple titled "... - pear"); all have keywords, 3.8 on average, often a folder ("food") or a

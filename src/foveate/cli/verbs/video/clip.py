@@ -268,7 +268,7 @@ def shrink(image: Image.Image) -> Image.Image:
 # Show a clip to a model as the options of `foveate video ask` and `chat` say, and ask it a question.
 
 
-# Of an answer with options: a letter, which a few tokenizers split.
+# An answer with options is a letter, which a few tokenizers split.
 _LETTER_TOKENS = 4
 
 
@@ -308,7 +308,7 @@ def watch_clip(
         raise UserError(f"{clip}: no such file or folder")
     with collect_warnings() as texts:
         network = open_network(model, device=device, rope_factor=rope_factor)
-        # Of a chat no question is known: each is checked when it is asked.
+        # No question of a chat is known yet: each is checked when it is asked.
         text_tokens = None
         if fit or requests:
             has_options = any(options for _, options in requests)
