@@ -45,11 +45,11 @@ COSTS = {
     CLUSTER: "job cluster: sends means, sums and counts of groups of points",
     EMBED: (
         "warning: job embed: not protected against a server that departs from the protocol, which can read rows of the "
-        "data (all 178 of 178 by 10 requests in a test); allow it only to a server that you trust with the data"
+        "data (21 of 23 by 3 requests in a test); allow it only to a server that you trust with the data"
     ),
     FEATURES: (
         "warning: job features: not protected against a server that departs from the protocol, which can read rows of "
-        "the data (172 of 178 by one request in a test); allow it only to a server that you trust with the data"
+        "the data (85 of 178 by one request in a test); allow it only to a server that you trust with the data"
     ),
 }
 """What a client says about each job that it answers, before it connects."""
