@@ -125,6 +125,9 @@ def test_features_at_recorded_points(case: dict[str, Any], stored: Any) -> None:
     torch.testing.assert_close(sample_cells(cells, sizes, points, map_R), features, atol=1e-5, rtol=0)
 
 
+# Where points lie at equal distance, the rounding of a product decides which of them are neighbors. The official code
+# was run with fused multiply-adds; without them the test after this one holds.
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch runs without AVX2 and FMA")
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
 @pytest.mark.parametrize("orientation", [*ORIENTATIONS, "corrected_xy"])
 def test_vectors_from_masks_and_the_seed(case: dict[str, Any], orientation: str, stored: Any) -> None:
@@ -145,6 +148,28 @@ def test_vectors_from_masks_and_the_seed(case: dict[str, Any], orientation: str,
     sampler = build(case, stored, swap=orientation != "corrected_xy")
     vectors = sampler(maps, make_batch(points_RN2, map_R), generator=generator)
     torch.testing.assert_close(vectors, read_outputs(case, orientation, stored), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_anchors_are_equal_and_neighbors_equally_near(case: dict[str, Any], orientation: str, stored: Any) -> None:
+    """Anchors are those of the official code; the distances of neighbors are, too, whichever of two equals is taken."""
+    prefix = f"{case['case']}/{orientation}"
+    points = torch.from_numpy(stored[f"{prefix}/init_points"])
+
+    def distances(queries_RM2: Tensor, neighbor_RMK: Tensor) -> Tensor:
+        rows_R11 = torch.arange(len(points))[:, None, None]
+        return (points[rows_R11, neighbor_RMK] - queries_RM2[:, :, None]).norm(dim=-1).sort(dim=-1).values
+
+    for block in range(len(case["num_sub_point"])):
+        anchors, neighbors = (
+            torch.from_numpy(stored[f"{prefix}/{name}_idx_{block}"]).long() for name in ("fps", "knn")
+        )
+        assert torch.equal(farthest_points(points, anchors.shape[1], anchors[:, 0]), anchors)
+        queries = points.gather(1, anchors[..., None].expand(-1, -1, 2))
+        nearest = nearest_points(points, queries, neighbors.shape[-1])
+        torch.testing.assert_close(distances(queries, nearest), distances(queries, neighbors), atol=1e-5, rtol=0)
+        points = queries
 
 
 def test_primitives() -> None:
