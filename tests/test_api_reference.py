@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,19 @@ import tiny
 from foveate.records.collection import Collection
 
 ROOT = Path(__file__).resolve().parents[1]
+# Public are the names of the doors: of `foveate`, and of each room that has an `__all__`.
+ROOMS = sorted(
+    room.name
+    for room in pkgutil.iter_modules(foveate.__path__)
+    if room.ispkg and hasattr(importlib.import_module(f"foveate.{room.name}"), "__all__")
+)
 NAMES = sorted(name for name in foveate.__all__ if not name.startswith("_"))
+PUBLIC = [f"foveate.{name}" for name in NAMES] + [
+    f"foveate.{room}.{name}"
+    for room in ROOMS
+    for name in importlib.import_module(f"foveate.{room}").__all__
+    if name not in NAMES
+]
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +93,30 @@ def save_species_model(folder: Path) -> None:
     save_species(folder, network, info)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_public_name_has_an_example_that_runs(name: str, names: dict[str, Any], tmp_path: Path) -> None:
-    value = getattr(foveate, name)
+@pytest.mark.parametrize("path", PUBLIC)
+def test_every_public_name_has_an_example_that_runs(path: str, names: dict[str, Any], tmp_path: Path) -> None:
+    door, _, name = path.rpartition(".")
+    value = getattr(importlib.import_module(door), name)
     if inspect.ismodule(value):  # a package that can be called
         value = value.called
     module = sys.modules[value.__module__]
     globs = {**vars(module), **names, "new_folder": tmp_path / "new"}
     tests = [test for test in doctest.DocTestFinder().find(value, name, module=module, globs=globs) if test.examples]
-    assert tests, f"foveate.{name} has no example"
+    assert tests, f"{path} has no example"
     for test in tests:
         failed = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed
         assert not failed, f"an example of {test.name} fails"
+
+
+def test_names_of_foveate_are_names_of_rooms() -> None:
+    """What `foveate` offers is the very object that a room's door offers."""
+    for room in ROOMS:
+        door = importlib.import_module(f"foveate.{room}")
+        assert all(getattr(door, name) is getattr(foveate, name) for name in door.__all__ if name in NAMES)
+    offered = {name for room in ROOMS for name in importlib.import_module(f"foveate.{room}").__all__}
+    # The two packages that can be called, and the one name of the ground floor's core.
+    assert set(NAMES) - offered == {"adapt", "search", "UserError"}
+    assert {page.stem for page in (ROOT / "docs" / "reference").glob("*.md")} == {"index", "core", *ROOMS}
 
 
 def test_pages_that_repeat_the_code_are_up_to_date() -> None:

@@ -1,6 +1,6 @@
 """Write what the docs repeat from the code: option tables of the verbs and the API reference.
 
-    python tools/write_docs.py            # rewrites docs/verbs/*.md between markers, and docs/reference.md
+    python tools/write_docs.py            # rewrites docs/verbs/*.md between markers, and docs/reference
     python tools/write_docs.py --check    # exit 1 and name the pages that are out of date
 
 In a page, `<!-- options: adapt train -->` and `<!-- /options -->` enclose the table of a command.
@@ -9,6 +9,7 @@ In a page, `<!-- options: adapt train -->` and `<!-- /options -->` enclose the t
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import re
 import sys
@@ -26,6 +27,10 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"(<!-- options: ([^\n]*?) -->\n).*?(<!-- /options -->)", re.DOTALL)
 _COMMON = ("--json", "--quiet", "--device", "--seed", "--workers")
 """Options that mean the same everywhere and are listed in one row."""
+ROOMS = (
+    "records", "vision", "multimodal", "search", "video", "adapt", "calibrate", "federated", "species", "report",
+)  # fmt: skip
+"""Rooms with a door: a package whose `__all__` is public."""
 _SECTIONS = ("Args", "Parameters", "Attributes", "Returns", "Raises", "Source", "Example", "Examples", "Yields")
 
 
@@ -95,37 +100,57 @@ def fill_page(text: str) -> str:
     return _BLOCK.sub(lambda match: match[1] + options_table(find_command(match[2])) + match[3], text)
 
 
-def public_names() -> Iterator[tuple[str, Any]]:
-    """Yield (name, object) of everything that `from foveate import ...` offers, `__version__` left out."""
-    for name in sorted(foveate.__all__, key=str.casefold):
-        if not name.startswith("_"):
-            value = getattr(foveate, name)
-            # `foveate.adapt` and `foveate.search` can be called; the docstring is that of the function.
-            yield name, value.called if inspect.ismodule(value) else value
+def public_rooms() -> dict[str, dict[str, Any]]:
+    """Return room -> {public name: object}: what `from foveate.ROOM import ...` offers, floors from below."""
+    rooms: dict[str, dict[str, Any]] = {"core": {"UserError": foveate.UserError}}
+    for room in ROOMS:
+        door = importlib.import_module(f"foveate.{room}")
+        # `foveate.adapt` and `foveate.search` can be called; the docstring is that of the function.
+        called = {room: door.called} if hasattr(door, "called") else {}
+        rooms[room] = called | {name: getattr(door, name) for name in sorted(door.__all__, key=str.casefold)}
+    return rooms
 
 
-def reference() -> str:
-    """Return the API reference as Markdown: one section per public name, with its docstring and public methods."""
-    parts = [
+def reference() -> dict[Path, str]:
+    """Return the pages of the API reference, one per room and a list of all names."""
+    folder, made = DOCS / "reference", "Made from the docstrings by `python tools/write_docs.py`."
+    index = [
         "# API reference\n",
-        "Made from the docstrings by `python tools/write_docs.py`. Every name is imported from `foveate`; every example"
-        "\nruns in the tests.\n",
+        f"{made} Every name here is public and has an\nexample that runs in the tests. Those in bold are also names of "
+        "`foveate` itself. Modules below a room are private:\ntheir names may move without notice.\n",
     ]
-    for name, value in public_names():
-        parts.append(f"## `{name}`\n")
-        if inspect.isclass(value) and not issubclass(value, BaseException):
-            parts.append(f"```text\n{name}{_signature(value)}\n```\n")
-            parts += _describe_fields(value)
-        elif callable(value) and not inspect.isclass(value):
-            parts.append(f"```text\n{name}{_signature(value)}\n```\n")
-        parts.append(render_docstring(inspect.getdoc(value) or ""))
-        if inspect.isclass(value):
-            for method_name, method in _methods(value):
-                parts.append(f"### `{name}.{method_name}`\n")
-                if not isinstance(method, property):
-                    parts.append(f"```text\n{method_name}{_signature(method)}\n```\n")
-                parts.append(render_docstring(inspect.getdoc(method) or ""))
-    return "\n".join(parts).rstrip() + "\n"
+    pages = {}
+    for room, names in public_rooms().items():
+        source = "foveate" if room == "core" else f"foveate.{room}"
+        index.append(f"## [{room}]({room}.md)\n\n| `from {source} import` | |\n|---|---|")
+        parts = [f"# foveate.{room}\n", f"{made}\n"]
+        for name, value in names.items():
+            link = f"[`{name}`]({room}.md#{name.lower()})"
+            index.append(f"| {f'**{link}**' if name in foveate.__all__ else link} | {_first_sentence(value)} |")
+            parts += _describe(name, value)
+        index.append("")
+        pages[folder / f"{room}.md"] = "\n".join(parts).rstrip() + "\n"
+    return {folder / "index.md": "\n".join(index).rstrip() + "\n", **pages}
+
+
+def _first_sentence(value: Any) -> str:
+    paragraph = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0].replace("|", "\\|")
+
+
+def _describe(name: str, value: Any) -> Iterator[str]:
+    """Yield the section of a public name: its signature, docstring and public methods."""
+    yield f"## `{name}`\n"
+    if callable(value) and not (inspect.isclass(value) and issubclass(value, BaseException)):
+        yield f"```text\n{name}{_signature(value)}\n```\n"
+    if inspect.isclass(value):
+        yield from _describe_fields(value)
+    yield render_docstring(inspect.getdoc(value) or "")
+    for method_name, method in _methods(value) if inspect.isclass(value) else ():
+        yield f"### `{name}.{method_name}`\n"
+        if not isinstance(method, property):
+            yield f"```text\n{method_name}{_signature(method)}\n```\n"
+        yield render_docstring(inspect.getdoc(method) or "")
 
 
 def _describe_fields(value: type) -> list[str]:
@@ -194,10 +219,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is out of date")
     arguments = parser.parse_args()
     pages = {path: fill_page(path.read_text(encoding="utf-8")) for path in sorted((DOCS / "verbs").glob("*.md"))}
-    pages[DOCS / "reference.md"] = reference()
+    pages |= reference()
     stale = [path for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if not arguments.check:
         for path in stale:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(pages[path], encoding="utf-8")
     for path in stale:
         print(f"{'out of date' if arguments.check else 'written'}: {path.relative_to(DOCS.parent)}")

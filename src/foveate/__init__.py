@@ -13,53 +13,54 @@ from foveate.core.version import __version__
 
 moved.install()
 
-_LAZY = {
-    "AbsentClassCalibrator": "foveate.calibrate.estimator",
-    "AdaptedModel": "foveate.adapt.model",
-    "Answer": "foveate.multimodal.answers",
-    "Box": "foveate.records.boxes",
-    "Calibrator": "foveate.calibrate.estimator",
-    "Collection": "foveate.records.collection",
-    "ClipReader": "foveate.vision.video.reading",
-    "FederatedDeepClustering": "foveate.federated.deep.estimator",
-    "FederatedKMeans": "foveate.federated.estimators",
-    "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
-    "Hit": "foveate.search.search",
-    "LinkClassifier": "foveate.species.classifier",
-    "Location": "foveate.search.api",
-    "Mask": "foveate.records.shapes",
-    "Mllm": "foveate.multimodal.ask",
-    "Model": "foveate.search.api",
-    "PixelBox": "foveate.records.boxes",
-    "PixelXYWH": "foveate.records.boxes",
-    "Point": "foveate.records.shapes",
-    "Predictor": "foveate.adapt.predictor",
-    "Record": "foveate.records.record",
-    "Region": "foveate.records.record",
-    "RegionSampler": "foveate.vision.regions.sampler",
-    "SearchIndex": "foveate.search.api",
-    "SlowFast": "foveate.video.strategies",
-    "SpeciesGraph": "foveate.species.graph",
-    "Stroke": "foveate.records.shapes",
-    "UserError": "foveate.core.errors",
-    "adapt": "foveate.adapt",  # the package, which can be called
-    "aggregate_frames": "foveate.video.aggregate",
-    "choose_frames": "foveate.vision.video.sampling",
-    "decide": "foveate.species.decisions",
-    "load_adapter": "foveate.adapt.folder",
-    "open_adapter": "foveate.adapt.predictor",
-    "open_index": "foveate.search.api",
-    "open_mllm": "foveate.multimodal.opening",
-    "open_model": "foveate.search.api",
-    "open_species": "foveate.species.folder",
-    "parse_boxes": "foveate.records.box_phrases",
-    "parse_how": "foveate.video.strategies",
-    "plan_video": "foveate.video.plan",
-    "read_clip": "foveate.vision.video.reading",
-    "sample": "foveate.vision.video.sampling",
-    "save_adapter": "foveate.adapt.folder",
-    "search": "foveate.search",  # the package, which can be called
-    "watch": "foveate.video.watch",
+# Name -> its room, whose own door knows the module. `adapt` and `search` are packages, which can be called.
+_ROOMS = {
+    "AbsentClassCalibrator": "calibrate",
+    "AdaptedModel": "adapt",
+    "Answer": "multimodal",
+    "Box": "records",
+    "Calibrator": "calibrate",
+    "Collection": "records",
+    "ClipReader": "vision",
+    "FederatedDeepClustering": "federated",
+    "FederatedKMeans": "federated",
+    "FederatedNeighborEmbedding": "federated",
+    "Hit": "search",
+    "LinkClassifier": "species",
+    "Location": "search",
+    "Mask": "records",
+    "Mllm": "multimodal",
+    "Model": "search",
+    "PixelBox": "records",
+    "PixelXYWH": "records",
+    "Point": "records",
+    "Predictor": "adapt",
+    "Record": "records",
+    "Region": "records",
+    "RegionSampler": "vision",
+    "SearchIndex": "search",
+    "SlowFast": "video",
+    "SpeciesGraph": "species",
+    "Stroke": "records",
+    "UserError": "core.errors",
+    "adapt": "adapt",
+    "aggregate_frames": "video",
+    "choose_frames": "vision",
+    "decide": "species",
+    "load_adapter": "adapt",
+    "open_adapter": "adapt",
+    "open_index": "search",
+    "open_mllm": "multimodal",
+    "open_model": "search",
+    "open_species": "species",
+    "parse_boxes": "records",
+    "parse_how": "video",
+    "plan_video": "video",
+    "read_clip": "vision",
+    "sample": "vision",
+    "save_adapter": "adapt",
+    "search": "search",
+    "watch": "video",
 }
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ if TYPE_CHECKING:
     from foveate.video.aggregate import aggregate_frames
     from foveate.video.plan import plan_video
     from foveate.video.strategies import SlowFast, parse_how
-    from foveate.video.watch import watch
+    from foveate.video.watching import watch
     from foveate.vision.regions.sampler import RegionSampler
     from foveate.vision.video.reading import ClipReader, read_clip
     from foveate.vision.video.sampling import choose_frames, sample
@@ -145,10 +146,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        module = importlib.import_module(_LAZY[name])
-        return module if module.__name__ == f"foveate.{name}" else getattr(module, name)
-    raise AttributeError(f"module 'foveate' has no attribute {name!r}")
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'foveate' has no attribute {name!r}")
+    door = importlib.import_module(f"foveate.{_ROOMS[name]}")
+    return door if name == _ROOMS[name] else getattr(door, name)
 
 
 def __dir__() -> list[str]:

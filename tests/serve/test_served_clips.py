@@ -23,7 +23,7 @@ from foveate.serve.adapters.multimodal import MultimodalAdapter
 from foveate.serve.calls import ChatCall, ChatTurn, Refused, ServedImage
 from foveate.serve.media import read_clip_url
 from foveate.video.networks import open_network
-from foveate.video.watch import count_text, watch
+from foveate.video.watching import count_text, watch
 from foveate.vision.video.sources import Source
 from multimodal.foreign_models import save
 from naming import raises_naming

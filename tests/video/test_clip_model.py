@@ -13,7 +13,7 @@ from foveate.video.adapter import Network
 from foveate.video.evaluate import ClipRequest
 from foveate.video.networks import hash_weights, open_network
 from foveate.video.strategies import parse_how
-from foveate.video.watch import ClipWatcher, watch
+from foveate.video.watching import ClipWatcher, watch
 from naming import raises_naming
 
 HOW = "slowfast-slow_2frms_spatial_1d_max_pool-fast_1x1"
@@ -94,7 +94,7 @@ def test_a_clip_is_encoded_once_for_questions_in_two_batches(
         clips.append(clip.name)
         return watch(network, clip, **options)
 
-    monkeypatch.setattr("foveate.video.watch.watch", count)
+    monkeypatch.setattr("foveate.video.watching.watch", count)
     watcher = ClipWatcher(network, parse_how(HOW, frames=4))
     first, second = (videos / f"deep/clip{number}" for number in (0, 1))
     for batch in ([first, second], [second, second], [second, first]):

@@ -20,7 +20,7 @@ from foveate.video.occlusion import group_rows, measure_occlusion, shuffle_words
 from foveate.video.splice import encode_prompt, splice
 from foveate.video.strategies import Interleaved, SlowFast, Strategy, parse_how
 from foveate.video.viewing import VideoAnswer
-from foveate.video.watch import watch
+from foveate.video.watching import watch
 from naming import raises_naming
 
 ANSWER = 7

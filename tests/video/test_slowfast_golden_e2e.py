@@ -16,7 +16,7 @@ from foveate.language.generate import GenerationSettings, generate, predict
 from foveate.video.networks import Network, open_network
 from foveate.video.splice import PromptIds, splice
 from foveate.video.strategies import parse_how
-from foveate.video.watch import encode_layout
+from foveate.video.watching import encode_layout
 from foveate.vision.video.sampling import sample
 
 FOLDER = tiny_llavas.GOLDENS / "e2e"

@@ -37,7 +37,7 @@ from foveate.video.strategies import (
     parse_how,
 )
 from foveate.video.viewing import Viewing
-from foveate.video.watch import ask_all, count_text, watch
+from foveate.video.watching import ask_all, count_text, watch
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.video.sources import ImageList
 from naming import raises_naming

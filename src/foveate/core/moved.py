@@ -63,7 +63,7 @@ foveate.video foveate.video.evaluate: answer_rows
 foveate.video foveate.video.score_table: judging scores
 foveate.video foveate.video.strategies: grammar
 foveate.video foveate.video.viewing: answers
-foveate.video foveate.video.watch: clip_model slow_frames
+foveate.video foveate.video.watching: clip_model slow_frames
 foveate.vision foveate.vision.feature_cache: image_vectors parallel_map
 foveate.vision foveate.vision.layers: sinusoid
 foveate.vision foveate.vision.lite0: lite0_network

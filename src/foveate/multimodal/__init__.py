@@ -1,1 +1,15 @@
 """First floor, above vision and language: a sample of images and texts as one sequence of tokens."""
+
+from __future__ import annotations
+
+from foveate.core.plugins import load_lazily
+
+_LAZY = {
+    "Answer": "foveate.multimodal.answers",
+    "Mllm": "foveate.multimodal.ask",
+    "open_mllm": "foveate.multimodal.opening",
+}
+
+__all__ = list(_LAZY)
+
+__getattr__, __dir__ = load_lazily(__name__, _LAZY)

@@ -55,6 +55,13 @@ def render(run_folder: Path) -> Path:
 
     Raises:
         UserError: content is wrong or missing; the message names the field or the file.
+
+    Example:
+        >>> run = new_folder
+        >>> run.mkdir()
+        >>> _ = (run / "result.json").write_text('{"kind": "inspect", "summary": {"images": 3}}')
+        >>> render(run).name
+        'report.html'
     """
     run_folder = Path(run_folder)
     page = build(read_result(run_folder), run_folder)

@@ -28,7 +28,7 @@ from foveate.video.networks import Network, open_network
 from foveate.video.prompts import PLAIN
 from foveate.video.splice import encode_prompt
 from foveate.video.viewing import Viewing
-from foveate.video.watch import ask_all, watch
+from foveate.video.watching import ask_all, watch
 from foveate.vision.registry import seeded
 from foveate_labs.studies.slowfast_measures import BUSY, COUNTING, DIRECTION, ORDER, WATCHED, FrameKind
 from foveate_labs.worlds.scenes.clip_questions import FORMS, ClipQuestion, ask_clip

@@ -47,7 +47,7 @@ from foveate.video.adapter import Network, wrap_native
 from foveate.video.networks import wrap_foreign
 from foveate.video.prompts import check_question
 from foveate.video.viewing import MAX_TOKENS, Viewing
-from foveate.video.watch import count_text, watch
+from foveate.video.watching import count_text, watch
 from foveate.vision.video.sources import Frame, Source
 
 # Conversations of clients as models are trained on them, and answers as far as they may be sent.

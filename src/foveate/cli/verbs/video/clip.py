@@ -294,7 +294,7 @@ def watch_clip(
     from foveate.core.errors import UserError
     from foveate.core.runs import check_run_path
     from foveate.video.networks import open_network
-    from foveate.video.watch import count_text, watch
+    from foveate.video.watching import count_text, watch
 
     check_run_path(run)
     settings, span = build_how(how, strategy), Span.parse(start, end)

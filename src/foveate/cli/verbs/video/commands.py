@@ -264,7 +264,7 @@ def frames_command(
     from foveate.report import render
     from foveate.video.results import VideoAskResult
     from foveate.video.viewing import SeenFrame
-    from foveate.video.watch import check_choice, choose_slow
+    from foveate.video.watching import check_choice, choose_slow
     from foveate.vision.video.reading import ClipReader
     from foveate.vision.video.sampling import format_time
 
@@ -410,7 +410,7 @@ def evaluate_command(
     from foveate.video.evaluate import VideoEvaluationSettings
     from foveate.video.evaluate import evaluate as evaluate_set
     from foveate.video.networks import hash_weights, open_network
-    from foveate.video.watch import ClipWatcher
+    from foveate.video.watching import ClipWatcher
 
     checked = validate(VideoEvaluationSettings, {**settings, "seed": seed or 0}, where="foveate video evaluate")
     strategy = build_how(how, strategy_options)
