@@ -15,7 +15,7 @@ from foveate.core.runs import RunFolder
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
-from foveate.report.calibration import TourCalibration
+from foveate.report.pages.calibrate import TourCalibration
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.registry import seeded
 from foveate_labs.studies.calibration_worlds import held_out

@@ -11,8 +11,8 @@ from typing import Any
 from foveate.core.errors import UserError
 from foveate.core.results import CalibrateResult
 from foveate.report import render
-from foveate.report.calibration import percent, signed, table
 from foveate.report.charts import Mark, Series, tradeoff_chart
+from foveate.report.pages.calibrate import percent, signed, table
 from naming import raises_naming
 
 ACCURACIES = {"Y/Y": 40.0, "S/Y": 72.4, "U/Y": 7.5, "R/Y": None, "S/S": 72.4, "U/U": 54.9, "R/R": None}

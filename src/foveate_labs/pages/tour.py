@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import Search, parse_result
-from foveate.report import calibration, charts, numbers, parts, words
+from foveate.report import charts, numbers, parts, words
 from foveate.report.charts import stacked_bar
 from foveate.report.compared import Point, cost_chart
 from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
+from foveate.report.pages import calibrate
 from foveate.report.pages.captions import MARKS, TourCaptions
 from foveate.report.pages.species import STAGES, draw_hours, draw_map
 from foveate.report.parts import example_groups, rules_of, where_groups, which_groups
@@ -197,7 +198,7 @@ def adaptation_stat(r: TourAdaptation) -> Stat | None:
     )
 
 
-def calibration_stat(r: calibration.TourCalibration) -> Stat | None:
+def calibration_stat(r: calibrate.TourCalibration) -> Stat | None:
     """Return accuracy on the classes that fine-tuning left out; the control is the same model without gamma."""
     rows = {row.key: row.accuracies for row in r.rows}
     # The key of the calibrated row is the method that found its gamma.
@@ -272,20 +273,20 @@ def adaptation_section(r: TourAdaptation) -> dict[str, Any]:
 
 def calibration_section(result: dict[str, Any]) -> dict[str, Any]:
     """Build the tour's calibration: its table, charts, and images with the answers of the three models."""
-    r = parse_result(calibration.TourCalibration, result)
+    r = parse_result(calibrate.TourCalibration, result)
     examples = []
     for example in r.examples:
         answers = [
             (title, answer, answer == example.label)
-            for key, title in calibration.ANSWERS.items()
+            for key, title in calibrate.ANSWERS.items()
             for answer in [getattr(example.answers, key)]
         ]
         examples.append({"one": example, "answers": answers})
     return {
         "r": r,
         "stat": calibration_stat(r),
-        "table": calibration.table(r),
-        "charts": calibration.charts(r),
+        "table": calibrate.table(r),
+        "charts": calibrate.charts(r),
         "examples": examples,
     }
 

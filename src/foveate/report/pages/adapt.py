@@ -1,7 +1,8 @@
-"""Pages of `foveate adapt` and `foveate calibrate`: one adapter, a comparison, a line between models, gamma."""
+"""Pages of `foveate adapt`: one adapter, a comparison of methods, a line between two models."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,30 @@ from markupsafe import Markup
 
 from foveate.adapt.results import (
     AdaptResult,
+    ComparedEnsemble,
     ComparedEntry,
     ComparedLine,
-    ComparedRegions,
     ComparedResult,
     ComparedTask,
     ProbeResult,
     WiseResult,
     WiseSet,
 )
-from foveate.core.results import GAMMA_TITLES, CalibrateResult, Evaluation, parse_result
+from foveate.core.results import Evaluation, parse_result
 from foveate.report import numbers, parts
-from foveate.report.calibration import VERDICTS, charts, signed, table
+from foveate.report.blocks import (
+    Block,
+    Cell,
+    Charts,
+    Facts,
+    Fold,
+    Notes,
+    Section,
+    Table,
+    Text,
+    block_page,
+    columns_of,
+)
 from foveate.report.charts import ForestRow, Mark, Series, forest, line_chart, plot, tradeoff_chart
 from foveate.report.compared import Point, amount, cost_chart, matrix_chart
 from foveate.report.page import Page, command_text
@@ -152,30 +165,30 @@ def interval_text(r: ComparedResult) -> str:
     return f"95 % t-interval over {r.seeds} seeds; {none}"
 
 
-def compare_table(r: ComparedResult) -> list[dict[str, Any]]:
-    """Build a line of cells for each method, best mean first; those that did not finish last."""
-    # A method without a mean did not finish all tasks; a mean over the others would not be comparable.
-    ordered = sorted(r.lines, key=lambda line: -line.means.get("mean", -1.0))
-    rows = []
-    for line in ordered:
-        cells = []
-        for key, _ in columns(r):
-            entry = line.tasks.get(key)
-            value = line.means.get(key) if entry is None else entry.value
-            span = "" if entry is None else _uncertainty(entry, r.seeds)
-            cells.append({"value": numbers.percent(value), "span": span})
-        rows.append(
-            {
-                "name": line.variant,
-                "unbeaten": line.unbeaten,
-                "cells": cells,
-                "trained": "–" if line.trained is None else numbers.count(line.trained),
-                "memory": "–" if line.step_bytes is None else f"{line.step_bytes / 2**20:,.1f} MiB",
-                "time": numbers.duration(line.training_seconds),
-                "merges": "yes" if line.mergeable else "no",
-            }
-        )
-    return rows
+def compare_table(r: ComparedResult) -> Table:
+    """Build the table of methods, best mean first; those that did not finish last."""
+
+    def accuracy(line: ComparedLine, key: str) -> Cell:
+        entry = line.tasks.get(key)
+        if entry is None:
+            return Cell(numbers.percent(line.means.get(key)))
+        return Cell(numbers.percent(entry.value), _uncertainty(entry, r.seeds))
+
+    return columns_of(
+        # A method without a mean did not finish all tasks; a mean over the others would not be comparable.
+        sorted(r.lines, key=lambda line: -line.means.get("mean", -1.0)),
+        {
+            "Method": lambda line: Cell(line.variant, strong=line.unbeaten),
+            **{title: functools.partial(accuracy, key=key) for key, title in columns(r)},
+            "Parameters trained": lambda line: "–" if line.trained is None else numbers.count(line.trained),
+            "Memory of a step": lambda line: "–" if line.step_bytes is None else f"{line.step_bytes / 2**20:,.1f} MiB",
+            "One training": lambda line: numbers.duration(line.training_seconds),
+            "Merges": lambda line: "yes" if line.mergeable else "no",
+        },
+        note=f"{interval_text(r)}. Bold: no other method is both smaller and better. Parameters are without the head; "
+        "the memory of a step is weights, gradients, AdamW’s moments and what the forward pass saves.",
+        printed=True,
+    )
 
 
 def compare_charts(r: ComparedResult) -> list[Markup]:
@@ -229,7 +242,7 @@ def forests(r: ComparedResult) -> list[Markup]:
     return drawn
 
 
-def ensembles(task: ComparedTask) -> list[dict[str, Any]]:
+def ensembles(task: ComparedTask) -> list[Block]:
     """Build the table of ensembles: all methods, then the seeds of each method."""
     several = []
     if task.ensembles:
@@ -238,32 +251,59 @@ def ensembles(task: ComparedTask) -> list[dict[str, Any]]:
         ]
         several.append((f"all but {' and '.join(left_out)}" if left_out else "all methods", task.ensembles))
     several += [(f"{name}, {ensemble.count} seeds", ensemble) for name, ensemble in task.seeds.items()]
-    return [
+    if not several:
+        return []
+
+    def rule(entry: tuple[str, ComparedEnsemble], key: str) -> str:
+        return numbers.percent(entry[1].ensemble.get(key))
+
+    note = ""
+    if task.ensembles:
+        note = (
+            f"The first line is of {', '.join(task.ensembles.members)}, each with its first seed. Two disagree: on how "
+            "many test images two of the models answer differently, mean over pairs. Ensembles average logits, "
+            "probabilities or their logarithms, or vote. Gain: by logits, minus the mean member, with an interval over "
+            "test images."
+        )
+    first, *others = RULES
+    table = columns_of(
+        several,
         {
-            "name": name,
-            "count": ensemble.count,
-            "cells": [numbers.percent(ensemble.member["mean"]), numbers.percent(ensemble.member["best"])]
-            + [numbers.percent(ensemble.ensemble.get(rule)) for rule in RULES],
-            "gain": _signed(ensemble.gain["mean"]),
-            "span": _span(ensemble.gain.get("low"), ensemble.gain.get("high")),
-            "any": numbers.percent(ensemble.any_right),
-            "disagree": numbers.percent(ensemble.disagreement),
-        }
-        for name, ensemble in several
-    ]
+            f"{task.title}: ensemble of": lambda entry: entry[0],
+            "Models": lambda entry: str(entry[1].count),
+            "Mean member": lambda entry: numbers.percent(entry[1].member["mean"]),
+            "Best member": lambda entry: numbers.percent(entry[1].member["best"]),
+            "Two disagree": lambda entry: numbers.percent(entry[1].disagreement),
+            f"By {RULES[first]}": functools.partial(rule, key=first),
+            "Gain": lambda entry: Cell(
+                _signed(entry[1].gain["mean"]), _span(entry[1].gain.get("low"), entry[1].gain.get("high"))
+            ),
+            **{f"By {RULES[key]}": functools.partial(rule, key=key) for key in others},
+            "Any right": lambda entry: numbers.percent(entry[1].any_right),
+        },
+        note=note,
+    )
+    return [table]
 
 
-def regions(counts: ComparedRegions) -> list[tuple[str, int, int]]:
-    """Build rows of who shares how many confident correct and unconfident wrong answers; regions of one first."""
+def regions(task: ComparedTask) -> list[Block]:
+    """Build the table of who shares how many confident correct and unconfident wrong answers; regions of one first."""
+    counts = task.regions
+    if counts is None:
+        return []
+    rows = []
     # Reversed, so that "100", the first method alone, comes before "010" and "001".
-    keys = sorted(set(counts.right) | set(counts.wrong), key=lambda key: (key.count("1"), key[::-1]))
-    lines = []
-    for key in keys:
+    for key in sorted(set(counts.right) | set(counts.wrong), key=lambda key: (key.count("1"), key[::-1])):
         inside = [name for name, flag in zip(counts.names, key, strict=True) if flag == "1"]
         who = "all of them" if len(inside) == len(counts.names) else " and ".join(inside)
         label = f"only {who}" if len(inside) == 1 else who
-        lines.append((label, counts.right.get(key, 0), counts.wrong.get(key, 0)))
-    return lines
+        rows.append([label, *(numbers.count(side.get(key, 0)) for side in (counts.right, counts.wrong))])
+    confident = numbers.count(counts.num_confident)
+    note = (
+        f"Of each of the {len(counts.names)} most accurate methods the {confident} most confident test images that are "
+        f"right, and the {confident} least confident ones that are wrong."
+    )
+    return [Table([f"{task.title}: answers of", "confident and right", "unconfident and wrong"], rows, note=note)]
 
 
 def _signed(value: float | None) -> str:
@@ -292,49 +332,86 @@ def build_adapt_compare(result: Mapping[str, Any], run_folder: Path) -> Page:
                 f"{numbers.percent(r.spread)} of their mean, without linear, full and vpt-shallow",
             )
         )
-    alike = []
+    alike: list[Block] = []
     for task in r.tasks:
         agreement = task.agreement
-        title = f"{task.title}: same answer (% of test images)"
-        chart = Markup("")
         if agreement is not None and len(agreement.names) > 1:
-            chart = matrix_chart(agreement.names, agreement.matrix, title=title)
-        alike.append({"task": task, "title": title, "matrix": chart, "ensembles": ensembles(task),
-                      "regions": [] if task.regions is None else regions(task.regions)})  # fmt: skip
-    choices = [
+            title = f"{task.title}: same answer (% of test images)"
+            alike.append(Charts([matrix_chart(agreement.names, agreement.matrix, title=title)], "wide", title))
+        alike += [*regions(task), *ensembles(task)]
+    drawings = [*compare_charts(r), *forests(r)]
+    refused = [[row.variant, row.options, row.reason] for row in r.grid.refused]
+    left_out = Table(["Method", "Options", "Why"], refused, left=(1, 2))
+    return block_page(
+        r.title or "Methods compared",
+        eyebrow="Comparison",
+        top=[Text(compare_lead(r)), Facts(facts)],
+        sections=[
+            Section(
+                "numbers",
+                "Accuracy and cost",
+                [compare_table(r)],
+                "Selected on validation images, trained again on all of them, tested once after the last epoch. No "
+                "test image took part in any selection.",
+                "Numbers",
+            ),
+            Section(
+                "charts",
+                "What accuracy costs",
+                [Charts(drawings)] if drawings else [],
+                "The line joins those that no other beats; the others are named where there is room.",
+                "Charts",
+            ),
+            Section(
+                "alike",
+                "Do they make the same mistakes?",
+                alike,
+                "Methods of one accuracy may answer differently; then an ensemble gains. Several seeds of one method "
+                "are the control: what other initial values alone do.",
+                "Alike?",
+            ),
+            Section(
+                "selected",
+                "What was selected",
+                [selected(r, task, is_open=number == 0) for number, task in enumerate(r.tasks)],
+                "The highest validation accuracy after the last epoch; of equal candidates the last of the grid.",
+                "Selected",
+            ),
+            Section(
+                "left-out",
+                "Left out",
+                [Fold(f"{len(refused)} candidates", [left_out])] if refused else [],
+                "Candidates that this network or the budget does not allow.",
+            ),
+        ],
+        command=r.command,
+    )
+
+
+def selected(r: ComparedResult, task: ComparedTask, *, is_open: bool) -> Fold:
+    """Build the table of the candidates that were selected on a task."""
+    peeked = any(entry.best_epoch is not None for line in r.lines for entry in line.tasks.values())
+
+    def options(entry: ComparedEntry) -> str:
+        state = " (did not converge)" if entry.value is None else ""
+        return f"{entry.candidate or 'its defaults'}{state}"
+
+    table = columns_of(
+        [(line.variant, line.tasks[task.key]) for line in r.lines if task.key in line.tasks],
         {
-            "task": task,
-            "lines": [
-                {
-                    "name": line.variant,
-                    "entry": entry,
-                    "validation": numbers.percent(entry.validation),
-                    "test": numbers.percent(entry.value),
-                    "best": numbers.percent(entry.best_epoch),
-                    "state": "did not converge" if entry.value is None else "",
-                }
-                for line in r.lines
-                if (entry := line.tasks.get(task.key)) is not None
-            ],
-        }
-        for task in r.tasks
-    ]
-    context = {
-        "r": r,
-        "lead": compare_lead(r),
-        "facts": facts,
-        "columns": columns(r),
-        "table": compare_table(r),
-        "charts": compare_charts(r),
-        "forests": forests(r),
-        "alike": alike,
-        "choices": choices,
-        "rules": list(RULES.values()),
-        "peeked": any(entry.best_epoch is not None for line in r.lines for entry in line.tasks.values()),
-        "interval": interval_text(r),
-        "command": command_text(r.command),
-    }
-    return Page("adapt_compare.html.j2", r.title or "Methods compared", context)
+            "Method": lambda row: row[0],
+            "Options": lambda row: options(row[1]),
+            "Validation": lambda row: numbers.percent(row[1].validation),
+            "Test": lambda row: numbers.percent(row[1].value),
+            **({"Best epoch on test (peeks)": lambda row: numbers.percent(row[1].best_epoch)} if peeked else {}),
+            "Tried": lambda row: str(row[1].tried),
+            "Equal": lambda row: str(row[1].tied),
+            "Diverged": lambda row: str(row[1].diverged),
+        },
+        left=(1,),
+    )
+    summary = f"{task.title}: {task.classes} classes, {numbers.count(task.images)} images to learn from; "
+    return Fold(f"{summary}selected by {task.selection}", [table], is_open)
 
 
 # Page of models between a network and its tuned one: the curve over alpha and the recommendation.
@@ -397,74 +474,81 @@ def build_adapt_wise(result: Mapping[str, Any], run_folder: Path) -> Page:
     facts = [("Method", f"{r.method}: {r.rule}"), ("Head", r.head)]
     if r.saved:
         facts.append(("Written", f"the model at alpha {r.saved.alpha:g}"))
-    rows = [
-        {
-            "alpha": f"{alpha:g}",
-            "recommended": alpha == r.recommended.alpha,
-            "cells": [
-                {
-                    "value": numbers.percent(image_set.accuracy[index].value),
-                    "span": numbers.interval(image_set.accuracy[index].low, image_set.accuracy[index].high),
-                }
-                for image_set in r.sets
-            ],
-        }
-        for index, alpha in enumerate(r.alphas)
-    ]
     titles = {"inside": "best on own test images", "outside": "best on shifted images"}
-    context = {
-        "r": r,
-        "lead": wise_lead(r),
-        "facts": facts,
-        "charts": wise_charts(r),
-        "rows": rows,
-        # Chosen with test labels, so shown as what could have been reached, never as a result.
-        "peeking": [(titles[key], point) for key, point in (r.peeking or {}).items() if key in titles],
-        "command": command_text(r.command),
-    }
-    return Page("adapt_wise.html.j2", r.title or "Between a network and its tuned one", context)
 
+    def accuracy(row: tuple[int, float], image_set: WiseSet) -> Cell:
+        value = image_set.accuracy[row[0]]
+        return Cell(numbers.percent(value.value), numbers.interval(value.low, value.high))
 
-# Page of a calibration: what fine-tuning damaged, the gammas, the curve.
+    def alpha(row: tuple[int, float]) -> Cell:
+        is_best = row[1] == r.recommended.alpha
+        return Cell(f"{row[1]:g}, recommended" if is_best else f"{row[1]:g}", strong=is_best)
 
-
-def build_calibrate(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """Build the page of a calibration's result.json (`CalibrateResult`)."""
-    r = parse_result(CalibrateResult, result)
-    facts = [
-        ("gamma", signed(r.gamma)),
-        ("found by", GAMMA_TITLES.get(r.method, r.method)),
-        ("Verdict", VERDICTS.get(r.verdict, "")),
+    table = columns_of(
+        list(enumerate(r.alphas)),
+        {
+            "alpha": alpha,
+            **{
+                f"{image_set.title}, {numbers.count(image_set.n)} images": functools.partial(
+                    accuracy, image_set=image_set
+                )
+                for image_set in r.sets
+            },
+        },
+        printed=True,
+    )
+    limits = []
+    for image_set in r.sets:
+        if image_set.left_out or image_set.role == "shifted":
+            left_out = f"; {numbers.count(image_set.left_out)} images of other classes are left out"
+            took_part = f"{image_set.title}: {image_set.classes} classes take part"
+            limits.append(f"{took_part}{left_out if image_set.left_out else ''}.")
+    # Chosen with test labels, so shown as what could have been reached, never as a result.
+    limits += [
+        f"alpha {point.alpha:g} is {titles[key]}: own {numbers.percent(point.inside)}, shifted "
+        f"{numbers.percent(point.outside)}. It was found with the labels of these images: it peeks."
+        for key, point in (r.peeking or {}).items()
+        if key in titles
     ]
-    facts += [("Seen classes", numbers.count(len(r.classes.seen))), ("Absent", numbers.count(len(r.classes.absent)))]
-    facts += [("Other classes", numbers.count(r.classes.rest))] if r.classes.rest else []
-    facts += [("Test samples", numbers.count(r.samples))] if r.samples else []
-    context = {
-        "r": r,
-        "facts": [(name, value) for name, value in facts if value],
-        "table": table(r),
-        "charts": charts(r),
-        "gammas": [
-            {
-                "name": GAMMA_TITLES.get(name, name),
-                "gamma": signed(estimate.gamma),
-                "each": ", ".join("not feasible" if value is None else signed(value) for value in estimate.each),
-                "spread": "" if estimate.spread is None else f"{estimate.spread:.2f}",
-            }
-            for name, estimate in r.gammas.items()
+    error = r.recommended.standard_error
+    rule = f"{r.recommended.rule[:1].upper()}{r.recommended.rule[1:]}."
+    return block_page(
+        r.title or "Between a network and its tuned one",
+        eyebrow="Between two models",
+        heading=Markup("alpha <em>{}</em>").format(f"{r.recommended.alpha:g}"),
+        top=[Text(wise_lead(r)), Facts(facts)],
+        sections=[
+            Section(
+                "curve",
+                "The curve",
+                [Charts(wise_charts(r))],
+                "alpha 0 is the original network, alpha 1 the tuned one. What tuning gains on your own images it may "
+                "lose on others; models in between often keep both.",
+                "Curve",
+            ),
+            Section(
+                "numbers",
+                "The numbers",
+                [table],
+                "Accuracy in percent with 95 % intervals, bootstrap over images.",
+                "Numbers",
+            ),
+            Section(
+                "how",
+                "How alpha was selected",
+                [
+                    Text(rule if error is None else f"{rule} One standard error is {numbers.percent(error)}."),
+                    Notes(limits),
+                ],
+                link="How it was selected",
+            ),
         ],
-        "gaps": [(letter, gap) for letter, gap in r.gaps.items() if gap is not None],
-        "heads": [(letter, head) for letter, head in r.head.items() if head is not None],
-        "signed": signed,
-        "gamma_titles": GAMMA_TITLES,
-        "command": command_text(r.command),
-    }
-    return Page("calibrate.html.j2", f"Calibrated: gamma {signed(r.gamma)}", context)
+        command=r.command,
+    )
 
 
 PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "adapt": build_adapt,
     "adapt_compare": build_adapt_compare,
     "adapt_wise": build_adapt_wise,
-    "calibrate": build_calibrate,
 }

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 
 from foveate.core.results import parse_result
-from foveate.federated.results import ClusterResult, EmbedMethod, EmbedResult, FeaturesResult, GroupMap, Traffic
+from foveate.federated.results import (
+    ClusterClient,
+    ClusterResult,
+    EmbedMethod,
+    EmbedResult,
+    FeaturesClient,
+    FeaturesResult,
+    GroupMap,
+    PrivacyCost,
+    Traffic,
+)
 from foveate.report import numbers
+from foveate.report.blocks import (
+    Block,
+    Charts,
+    Facts,
+    Notes,
+    Section,
+    Table,
+    Text,
+    Warnings,
+    block_page,
+    columns_of,
+    table_of,
+)
 from foveate.report.charts import Series, legend, line_chart, plot, ranked, scatter
 from foveate.report.numbers import size_words
-from foveate.report.page import Page, command_text
+from foveate.report.page import Page
 
 # Page of a federated clustering: the joint map, the clients, what was exchanged.
 
@@ -33,7 +56,7 @@ CLUSTER_KINDS = {
 }
 
 
-def draw_maps(positions: GroupMap, names: list[str]) -> list[dict[str, Any]]:
+def draw_maps(positions: GroupMap, names: list[str]) -> list[Markup]:
     """Draw the map by group with the names of groups, by client, and by label where there are labels."""
     colored = [
         ("By group", [str(group) for group in positions.groups], True),
@@ -46,33 +69,41 @@ def draw_maps(positions: GroupMap, names: list[str]) -> list[dict[str, Any]]:
     for title, groups, named in colored if positions.positions else []:
         styles = ranked(groups)
         image = scatter(positions.positions, groups, styles, title=f"Joint map, {title.lower()}", named=named)
-        figures.append({"map": plot(title, image), "legend": legend(styles)})
+        figures.append(_with_legend(plot(title, image), styles))
     return figures
 
 
-def cluster_maps(r: ClusterResult) -> list[dict[str, Any]]:
+def _with_legend(drawing: Markup, styles: Mapping[str, str]) -> Markup:
+    return Markup("<div>{}{}</div>").format(drawing, legend(styles))
+
+
+def cluster_maps(r: ClusterResult) -> list[Markup]:
     """Draw the joint map, and the points that the server received."""
     figures = draw_maps(r.map, [client.name for client in r.clients])
     if r.map.sent:
         kinds = ["sent by a client"] * len(r.map.sent) + ["center of a group"] * len(r.map.centers)
         styles = {"sent by a client": "g0", "center of a group": "g1"}
         image = scatter([*r.map.sent, *r.map.centers], kinds, styles, title="What the server saw")
-        figures.append({"map": plot("What the server saw", image), "legend": legend(styles)})
+        figures.append(_with_legend(plot("What the server saw", image), styles))
     return figures
 
 
-def cluster_measures(r: ClusterResult) -> dict[str, Any]:
-    """Build the column heads with their meaning, and a line of cells per method."""
-    keys = [key for key in CLUSTER_MEASURES if any(key in method.quality for method in r.methods)]
-    lines = []
-    for method in r.methods:
-        cells = [_cell(key, method.quality.get(key)) for key in keys]
-        # A central baseline sends no messages: it was given all points.
-        traffic = size_words(method.bytes_up + method.bytes_down) if method.federated else "all points"
-        lines.append(
-            {"title": method.method, "cells": cells, "traffic": traffic, "seconds": numbers.duration(method.seconds)}
+def cluster_measures(r: ClusterResult) -> Table:
+    """Return the table of the methods' quality."""
+    rows = [
+        (
+            # A central baseline sends no messages: it was given all points.
+            (method.method, _traffic(method.bytes_up + method.bytes_down, federated=method.federated),
+             numbers.duration(method.seconds)),
+            {key: _cell(key, value) for key, value in method.quality.items()},
         )
-    return {"heads": [CLUSTER_MEASURES[key] for key in keys], "lines": lines}
+        for method in r.methods
+    ]  # fmt: skip
+    return table_of(("Method", "Exchanged", "Time"), CLUSTER_MEASURES, rows)
+
+
+def _traffic(num_bytes: int, *, federated: bool) -> str:
+    return size_words(num_bytes) if federated else "all points"
 
 
 def _cell(key: str, value: float | None) -> str:
@@ -84,23 +115,34 @@ def _cell(key: str, value: float | None) -> str:
     )
 
 
-def traffic_rows(exchanged: list[Traffic], kinds: Mapping[str, str]) -> list[dict[str, str]]:
-    """Build the rows of the traffic table: first messages from the clients, then those to them."""
+def _exchanged(exchanged: list[Traffic], kinds: Mapping[str, str], *, nothing: str) -> list[Block]:
+    """Return the table of what was exchanged: first messages from the clients, then those to them."""
     rows = []
     for row in sorted(exchanged, key=lambda row: not row.up):
         # Both the smallest and the largest: under one name, clients may send messages of different shapes.
         shapes = [" × ".join(map(str, shape)) for shape in (row.smallest, row.largest) if shape]
-        rows.append(
-            {
-                "kind": kinds.get(row.kind, row.kind),
-                "way": "from a client" if row.up else "to a client",
-                "name": row.name,
-                "shape": f"{' to '.join(dict.fromkeys(shapes))} {row.dtype}" if shapes else "single values",
-                "messages": numbers.count(row.messages),
-                "bytes": size_words(row.bytes),
-            }
-        )
-    return rows
+        shape = f"{' to '.join(dict.fromkeys(shapes))} {row.dtype}" if shapes else "single values"
+        way = "from a client" if row.up else "to a client"
+        counts = (numbers.count(row.messages), size_words(row.bytes))
+        rows.append([way, kinds.get(row.kind, row.kind), row.name, shape, *counts])
+    heads = ["Direction", "Purpose", "Content", "Shape", "Messages", "Bytes"]
+    return [Table(heads, rows, left=(1, 2, 3))] if rows else [Text(nothing)]
+
+
+def _account(rows: list[PrivacyCost]) -> list[Block]:
+    """Return the account of a run's noise."""
+    lines = [
+        [
+            one.name,
+            numbers.count(one.messages),
+            "nothing" if one.epsilon is None else one.unit,
+            "none" if one.epsilon is None else f"{one.epsilon:.3g}",
+            "" if one.epsilon is None else f"{one.delta:.0e}",
+        ]
+        for one in rows
+    ]
+    heads = ["What a client sends", "Times", "Hidden", "epsilon", "delta"]
+    return [Table(heads, lines, title="What noise hides", left=(2,))] if lines else []
 
 
 def describe_privacy(options: Mapping[str, Any], *, federated: bool, weights: bool = False) -> str:
@@ -133,20 +175,79 @@ def build_federated_cluster(result: Mapping[str, Any], run_folder: Path) -> Page
         ("To clients", size_words(r.bytes_down)),
         ("Time", numbers.duration(r.seconds)),
     ]
-    context = {
-        "r": r,
-        "left": describe_privacy(r.options, federated=not r.methods or r.methods[0].federated),
-        "facts": [(name, value) for name, value in facts if value],
-        "maps": cluster_maps(r),
-        "table": cluster_measures(r),
-        "exchanged": traffic_rows(r.exchanged, CLUSTER_KINDS),
-        "labeled": r.clients and r.clients[0].classes is not None,
+    columns = {
+        "Client": lambda c: f"{c.name}{' (left out)' if c.excluded else ' (suspicious)' if c.suspect else ''}",
+        "Points": lambda c: numbers.count(c.points),
+        "Bytes sent": lambda c: numbers.count(c.bytes_up),
+        "Centroids sent": lambda c: str(c.sent),
+        "Trusted": lambda c: "–" if c.trusted is None else str(c.trusted),
+        "Points of the smallest": lambda c: "not sent" if c.smallest is None else str(c.smallest),
         # A server over a network sees no points, so it knows no groups of a client, and distances only if it asked.
-        "grouped": any(client.groups for client in r.clients),
-        "measured": any(client.distance is not None for client in r.clients),
-        "command": command_text(r.command),
+        **_measured_columns(r.clients, grouped=any(client.groups for client in r.clients), form=".3g"),
     }
-    return Page("federated_cluster.html.j2", f"{r.clusters} groups at {len(r.clients)} clients", context)
+    whole = "Every message of the run, counted. Nothing else left a client."
+    part = (
+        f"Every message of {r.method}, counted. Nothing else left a client for it; the table of methods has the bytes"
+    )
+    left = describe_privacy(r.options, federated=not r.methods or r.methods[0].federated)
+    seen = (
+        "Seen along the two directions in which the centers differ most, which a server knows without seeing a point."
+    )
+    pooled = "Nothing but the points themselves: this method pools them."
+    return block_page(
+        f"{r.clusters} groups at {len(r.clients)} clients",
+        eyebrow="Federated",
+        heading=Markup("<em>{}</em> groups at {} clients").format(r.clusters, len(r.clients)),
+        top=[
+            Warnings(r.suspects),
+            Text(f"Found by {r.method}{f': {r.note}' if r.note else ''}. {left}"),
+            Facts(facts),
+            Notes([f"{note}." for note in r.notes]),
+        ],
+        sections=[
+            Section("map", "The joint map", [Charts(cluster_maps(r), "maps")], seen if r.map.projected else "", "Map"),
+            Section("numbers", "How good the groups are", [cluster_measures(r)], link="Numbers"),
+            Section(
+                "clients", "The clients", [columns_of(r.clients, columns, meanings=CLIENT_COLUMNS)], link="Clients"
+            ),
+            Section(
+                "exchanged",
+                "What was exchanged",
+                [*_exchanged(r.exchanged, CLUSTER_KINDS, nothing=pooled), *_account(r.privacy)],
+                whole if len(r.methods) < 2 else f"{part} of the others.",
+                "Exchanged",
+            ),
+        ],
+        command=r.command,
+    )
+
+
+CLIENT_COLUMNS = (
+    ("Bytes sent", "all messages from this client to the server"),
+    ("Trusted", "centroids that the client does not doubt; it doubts those that seem to lie between several groups"),
+    ("Points of the smallest", "number of points behind the centroid with the fewest"),
+)
+
+
+Client = TypeVar("Client", ClusterClient, FeaturesClient)
+
+
+def _measured_columns(clients: Sequence[Client], *, grouped: bool, form: str) -> dict[str, Callable[[Client], str]]:
+    """Return the columns that need points, and those that need labels, where any client has them."""
+    columns: dict[str, Callable[[Client], str]] = {}
+    if grouped:
+        columns["Groups"] = lambda client: str(client.groups)
+    if clients and clients[0].classes is not None:
+        columns["Labels"] = lambda client: str(client.classes)
+        columns["NMI"] = lambda client: _or_dash(client.nmi, ".3f")
+        columns["Purity"] = lambda client: _or_dash(client.purity, ".3f")
+    if any(client.distance is not None for client in clients):
+        columns["Distance"] = lambda client: _or_dash(client.distance, form)
+    return columns
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 # Page of one map of several clients: the maps side by side, their quality, what was exchanged.
@@ -160,23 +261,14 @@ EMBED_TITLES = {
     "global": "All data in one place",
     "fedne_exact": "Exact positions, not private",
 }
-EMBED_MEASURES = (
-    ("trustworthiness", "map neighbors are neighbors in the data; 1 is best"),
-    ("continuity", "neighbors in the data are map neighbors; 1 is best"),
-    ("knn", "how often the vote of map neighbors is the label"),
-    ("hit", "share of map neighbors with the same label"),
-    ("foreign", "share of map neighbors from another client; should be that of the data"),
-    ("foreign_in_space", "the same in the data themselves"),
-    ("distances", "correlation of distances on the map with those in the data"),
-)
-SHORT = {
-    "trustworthiness": "Trust",
-    "continuity": "Continuity",
-    "knn": "Neighbors’ vote",
-    "hit": "Same label",
-    "foreign": "Foreign",
-    "foreign_in_space": "Foreign in the data",
-    "distances": "Distances",
+EMBED_MEASURES = {
+    "trustworthiness": ("Trust", "map neighbors are neighbors in the data; 1 is best"),
+    "continuity": ("Continuity", "neighbors in the data are map neighbors; 1 is best"),
+    "knn": ("Neighbors’ vote", "how often the vote of map neighbors is the label"),
+    "hit": ("Same label", "share of map neighbors with the same label"),
+    "foreign": ("Foreign", "share of map neighbors from another client; should be that of the data"),
+    "foreign_in_space": ("Foreign in the data", "the same in the data themselves"),
+    "distances": ("Distances", "correlation of distances on the map with those in the data"),
 }
 _AVERAGED = "The weights of the encoder left the clients, and depend on every point"
 LEFT = {
@@ -198,10 +290,10 @@ EMBED_KINDS = {
 }
 
 
-def embed_maps(r: EmbedResult) -> list[dict[str, Any]]:
+def embed_maps(r: EmbedResult) -> list[Block]:
     """Draw rows of maps: by label (where there are labels) and by client, one method next to the other."""
     names = list(r.clients)
-    rows: list[dict[str, Any]] = []
+    rows: list[Block] = []
     if not any(method.map.positions for method in r.maps):
         return rows  # a server over a network has no points to draw
     for key, title in (("labels", "Colored by label"), ("owners", "Colored by client")):
@@ -217,27 +309,25 @@ def embed_maps(r: EmbedResult) -> list[dict[str, Any]]:
                 method.map.positions, groups or [], styles, title=f"{name}, {title.lower()}", named=key == "labels"
             )
             figures.append(plot(name, image))
-        rows.append({"title": title, "maps": figures, "legend": legend(styles)})
+        rows.append(Charts(figures, "maps", title, legend(styles)))
     return rows
 
 
-def embed_measures(r: EmbedResult) -> dict[str, Any]:
-    """Build the column heads with their meaning, and a line of cells per method."""
-    columns = [(key, meaning) for key, meaning in EMBED_MEASURES if any(key in method.quality for method in r.maps)]
-    lines = []
-    for method in r.maps:
-        cells = [f"{method.quality[key]:.3f}" if key in method.quality else "–" for key, _ in columns]
-        # Nothing is sent if clients train alone or all data is in one place.
-        traffic = size_words(method.bytes_up + method.bytes_down) if method.bytes_up else "nothing"
-        lines.append(
-            {
-                "title": EMBED_TITLES.get(method.method, method.method),
-                "cells": cells,
-                "traffic": traffic,
-                "seconds": numbers.duration(method.seconds),
-            }
+def embed_measures(r: EmbedResult) -> Table:
+    """Return the table of the maps' quality."""
+    rows = [
+        (
+            (
+                EMBED_TITLES.get(method.method, method.method),
+                # Nothing is sent if clients train alone or all data is in one place.
+                size_words(method.bytes_up + method.bytes_down) if method.bytes_up else "nothing",
+                numbers.duration(method.seconds),
+            ),
+            {key: f"{value:.3f}" for key, value in method.quality.items()},
         )
-    return {"heads": [(SHORT[key], meaning) for key, meaning in columns], "lines": lines}
+        for method in r.maps
+    ]
+    return table_of(("Method", "Exchanged", "Time"), EMBED_MEASURES, rows)
 
 
 def embed_charts(method: EmbedMethod) -> list[Markup]:
@@ -279,20 +369,52 @@ def build_federated_embed(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Time", numbers.duration(main.seconds)),
         ("Verdict", r.payoff),
     ]
-    context = {
-        "r": r,
-        "left": LEFT.get(str(r.options.get("method", main.method)), ""),
-        "main": main,
-        "title_of": EMBED_TITLES,
-        "facts": [(name, value) for name, value in facts if value],
-        "rows": embed_maps(r),
-        "table": embed_measures(r),
-        "charts": embed_charts(main),
-        "exchanged": traffic_rows(main.exchanged, EMBED_KINDS),
-        "options": r.options,
-        "command": command_text(r.command),
-    }
-    return Page("federated_embed.html.j2", "One map of several clients", context)
+    columns = {"Client": lambda c: c.name, "Points that trained": lambda c: numbers.count(c.points)}
+    if main.clients and main.clients[0].classes is not None:
+        columns["Labels"] = lambda c: str(c.classes)
+    columns["Trust of its part"] = lambda c: (
+        "too few points" if c.trustworthiness is None else f"{c.trustworthiness:.3f}"
+    )
+    held_out = "; trust, continuity, distances and votes on points that took no part in training" * bool(r.held_out)
+    notes = [f"{text}{f' ({count} rounds)' if count > 1 else ''}." for text, count in main.notes.items()]
+    left = LEFT.get(str(r.options.get("method", main.method)), "")
+    return block_page(
+        "One map of several clients",
+        eyebrow="Federated",
+        heading=Markup("One map, <em>{}</em> clients").format(len(r.clients)),
+        top=[
+            Warnings(r.suspects),
+            Text(f"Made by {EMBED_TITLES.get(main.method, main.method)}: {main.description}. {left}"),
+            Facts(facts),
+        ],
+        sections=[
+            Section("maps", "The map", embed_maps(r), link="Maps"),
+            Section(
+                "numbers",
+                "How good it is",
+                [embed_measures(r), *([Notes(notes)] if notes else [])],
+                f"By {r.neighbors} neighbors{held_out}.",
+                "Numbers",
+            ),
+            Section("clients", "The clients", [columns_of(main.clients, columns)], link="Clients"),
+            Section(
+                "exchanged",
+                "What was exchanged",
+                [
+                    *_exchanged(main.exchanged, EMBED_KINDS, nothing="Nothing: this method exchanges nothing."),
+                    *_account(main.privacy),
+                ],
+                "Every message of the run, counted. Nothing else left a client.",
+                "Exchanged",
+            ),
+            Section("rounds", "Round by round", _plots(embed_charts(main)), link="Rounds"),
+        ],
+        command=r.command,
+    )
+
+
+def _plots(drawings: list[Markup]) -> list[Block]:
+    return [Charts(drawings)] if drawings else []
 
 
 # Page of one encoder trained at several clients: quality, groups, rounds, what was exchanged.
@@ -323,22 +445,21 @@ FEATURES_KINDS = {
 }
 
 
-def features_measures(r: FeaturesResult) -> dict[str, Any]:
-    """Build the column heads with their meaning, and a line of cells per method."""
-    keys = [key for key in FEATURES_MEASURES if any(key in method.quality for method in r.methods)]
-    lines = []
-    for method in r.methods:
-        traffic = size_words(method.bytes_up + method.bytes_down) if method.federated else "all points"
-        lines.append(
-            {
-                "title": FEATURES_TITLES.get(method.method, method.method),
-                "cells": [f"{method.quality[key]:.3f}" if key in method.quality else "–" for key in keys],
-                "rounds": method.rounds,
-                "traffic": traffic,
-                "seconds": numbers.duration(method.seconds),
-            }
+def features_measures(r: FeaturesResult) -> Table:
+    """Return the table of the encoders' quality."""
+    rows = [
+        (
+            (
+                FEATURES_TITLES.get(method.method, method.method),
+                str(method.rounds),
+                _traffic(method.bytes_up + method.bytes_down, federated=method.federated),
+                numbers.duration(method.seconds),
+            ),
+            {key: f"{value:.3f}" for key, value in method.quality.items()},
         )
-    return {"heads": [FEATURES_MEASURES[key] for key in keys], "lines": lines}
+        for method in r.methods
+    ]
+    return table_of(("Method", "Rounds", "Exchanged", "Time"), FEATURES_MEASURES, rows)
 
 
 def features_charts(r: FeaturesResult) -> list[Markup]:
@@ -372,21 +493,67 @@ def build_federated_features(result: Mapping[str, Any], run_folder: Path) -> Pag
         ("To clients", size_words(first.bytes_down)),
         ("Time", numbers.duration(first.seconds)),
     ]
-    context = {
-        "r": r,
-        # Unlike in plain clustering, weights of the encoder leave the clients, too.
-        "left": describe_privacy(r.options, federated=r.methods[0].federated, weights=True),
-        "title_of": FEATURES_TITLES,
-        "facts": [(name, value) for name, value in facts if value],
-        "maps": draw_maps(r.map, [client.name for client in r.clients]),
-        "table": features_measures(r),
-        "charts": features_charts(r),
-        "exchanged": traffic_rows(r.exchanged, FEATURES_KINDS),
-        "measured": any(client.distance is not None for client in r.clients),
-        "labeled": r.clients and r.clients[0].classes is not None,
-        "command": command_text(r.command),
+    measured = any(client.distance is not None for client in r.clients)
+    columns = {
+        "Client": lambda c: f"{c.name}{' (left out)' if c.excluded else ''}",
+        "Points": lambda c: numbers.count(c.points),
+        "Rounds": lambda c: str(c.rounds),
+        **_measured_columns(r.clients, grouped=measured, form=".3f"),
     }
-    return Page("federated_features.html.j2", f"One encoder of {len(r.clients)} clients", context)
+    table, maps = features_measures(r), draw_maps(r.map, [client.name for client in r.clients])
+    # Unlike in plain clustering, weights of the encoder leave the clients, too.
+    left = describe_privacy(r.options, federated=first.federated, weights=True)
+    name = FEATURES_TITLES.get(r.method, r.method)
+    unmeasured = "The server has no points to measure the encoder with; each client can do so itself."
+    return block_page(
+        f"One encoder of {len(r.clients)} clients",
+        eyebrow="Federated",
+        heading=Markup("One encoder of <em>{}</em> clients").format(len(r.clients)),
+        top=[
+            Warnings(r.suspects),
+            Text(f"{name}: {r.description}. {r.clusters} groups by {r.clustering}. Labels took no part. {left}"),
+            Facts(facts),
+            Notes([f"{note}." for note in r.notes]),
+        ],
+        sections=[
+            Section(
+                "numbers",
+                "How good the encoder is" if table.meanings else "What it cost",
+                [table],
+                "" if table.meanings else unmeasured,
+                "Numbers",
+            ),
+            Section(
+                "map",
+                "The embedding",
+                [Charts(maps, "maps")] if maps else [],
+                "Unit vectors of all clients, seen along the two directions in which the centers differ most.",
+                "Map",
+            ),
+            Section(
+                "rounds",
+                "Round by round",
+                _plots(features_charts(r)),
+                "Centers are computed anew each round, so losses of different rounds have different targets; they show "
+                "whether clients can follow the centers.",
+                "Rounds",
+            ),
+            Section("clients", "The clients", [columns_of(r.clients, columns)], link="Clients"),
+            Section(
+                "exchanged",
+                "What was exchanged",
+                _exchanged(
+                    r.exchanged,
+                    FEATURES_KINDS,
+                    nothing="Nothing but the points themselves: this method pools them.",
+                ),
+                "Every message of the run, counted. Weights of a whole encoder may say more about a client’s points "
+                "than centroids do.",
+                "Exchanged",
+            ),
+        ],
+        command=r.command,
+    )
 
 
 PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {

@@ -1,0 +1,210 @@
+"""Blocks that a result is told in (facts, tables, charts, notes): the page draws them, the terminal prints them.
+
+A page made of blocks needs no template of its own:
+
+```python
+block_page(
+    "Methods compared",
+    eyebrow="Comparison",
+    top=[Text("Highest mean accuracy: lora."), Facts([("Seeds", "3")])],
+    sections=[Section("numbers", "Accuracy", [Table(["Method", "Accuracy"], [["lora", "61.2 %"]])])],
+)
+```
+
+Every number of the terminal is a cell or a fact of the page, so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from markupsafe import Markup
+
+from foveate.report.page import Page, command_text
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A paragraph; `kind` is "lead", "note" or "strong"."""
+
+    text: str | Markup
+    kind: str = "lead"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Names with their values; pairs without a value are left out."""
+
+    pairs: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Warnings:
+    """Sentences that a reader must know before anything else."""
+
+    sentences: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """A list of sentences."""
+
+    sentences: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of a table, with a second line in small print."""
+
+    text: str
+    note: str = ""
+    strong: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.note})" if self.note else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table: the first cell of a row is its name.
+
+    Attributes:
+        left: columns that hold words, by number; the first always does.
+        meanings: what the heads mean, listed below the table.
+        printed: whether the terminal shows it; details are for the page alone.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    title: str = ""
+    note: str = ""
+    left: Sequence[int] = ()
+    meanings: Sequence[tuple[str, str]] = ()
+    printed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Charts:
+    """Drawings side by side; `kind` is "plots", "maps" or "wide"."""
+
+    drawings: Sequence[Markup]
+    kind: str = "plots"
+    title: str = ""
+    legend: Markup = Markup("")
+
+
+@dataclass(frozen=True, slots=True)
+class Chips:
+    """Short words side by side."""
+
+    words: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Blocks that are folded away behind a summary."""
+
+    summary: str
+    blocks: Sequence[Block]
+    is_open: bool = False
+
+
+Block: TypeAlias = Text | Facts | Warnings | Notes | Table | Charts | Chips | Fold
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page with a heading that the bar on top links to; left out where it has no blocks."""
+
+    anchor: str
+    title: str
+    blocks: Sequence[Block]
+    lead: str = ""
+    link: str = ""
+
+
+def block_page(
+    title: str,
+    *,
+    eyebrow: str,
+    top: Sequence[Block],
+    sections: Sequence[Section],
+    heading: str | Markup = "",
+    command: str | list[str] = "",
+) -> Page:
+    """Return a page of blocks.
+
+    Args:
+        title: of the window, and of the page unless there is a `heading`.
+        top: blocks below the heading, warnings above it.
+    """
+    context: dict[str, Any] = {
+        "eyebrow": eyebrow,
+        "heading": heading or title,
+        "top": top,
+        "sections": [section for section in sections if section.blocks],
+        "command": command_text(command),
+    }
+    return Page("blocks.html.j2", title, context)
+
+
+def table_of(
+    names: Sequence[str],
+    measures: Mapping[str, tuple[str, str]],
+    rows: Sequence[tuple[Sequence[str], Mapping[str, str]]],
+) -> Table:
+    """Return a table with a column for each of `measures` that any row has.
+
+    Args:
+        names: heads of the columns around the measures: the first stands before them, the others behind.
+        measures: key -> head and meaning.
+        rows: the cells of `names`, and the measured cells by key; a dash stands where one is missing.
+    """
+    keys = [key for key in measures if any(key in cells for _, cells in rows)]
+    return Table(
+        [names[0], *(measures[key][0] for key in keys), *names[1:]],
+        [[first, *(cells.get(key, "–") for key in keys), *others] for (first, *others), cells in rows],
+        meanings=[measures[key] for key in keys],
+        printed=True,
+    )
+
+
+def columns_of(items: Sequence[T], columns: Mapping[str, Callable[[T], str | Cell]], **options: Any) -> Table:
+    """Return a table with a row for each item: head -> how its cell is made."""
+    return Table(list(columns), [[make(item) for make in columns.values()] for item in items], **options)
+
+
+def print_lines(page: Page) -> list[str]:
+    """Return the lines of a page of blocks for a terminal: warnings, what stands on top, and its printed tables."""
+    blocks = [*page.context["top"], *(block for section in page.context["sections"] for block in section.blocks)]
+    # Warnings come first, wherever they stand: what follows them may be wrong.
+    ordered = sorted(blocks, key=lambda block: not isinstance(block, Warnings))
+    return [line for block in ordered for line in _lines(block)]
+
+
+def _lines(block: Block) -> Iterator[str]:
+    if isinstance(block, Warnings):
+        yield from (f"warning: {sentence}" for sentence in block.sentences)
+    elif isinstance(block, Text) and block.kind != "note":
+        yield str(Markup(block.text).striptags()) if isinstance(block.text, Markup) else block.text
+    elif isinstance(block, Facts):
+        yield " · ".join(f"{name}: {value}" for name, value in block.pairs if value)
+    elif isinstance(block, Notes):
+        yield from (f"note: {sentence}" for sentence in block.sentences)
+    elif isinstance(block, Table) and block.printed:
+        yield from _align([block.heads, *block.rows], {0, *block.left})
+
+
+def _align(rows: Sequence[Sequence[str | Cell]], left: set[int]) -> Iterator[str]:
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
+        cells = (
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()

@@ -1,0 +1,76 @@
+"""Pages of blocks: what is on the page, and what the terminal prints of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from markupsafe import Markup
+
+from foveate.report.blocks import (
+    Cell,
+    Chips,
+    Facts,
+    Fold,
+    Notes,
+    Section,
+    Text,
+    Warnings,
+    block_page,
+    columns_of,
+    print_lines,
+    table_of,
+)
+from foveate.report.images import RunImages
+from foveate.report.page import Page, render_page
+
+MEASURES = {"ari": ("ARI", "agreement"), "nmi": ("NMI", "information")}
+
+
+def make_page() -> Page:
+    quality = table_of(("Method", "Time"), MEASURES, [(("a", "1 s"), {"nmi": "0.5"}), (("bee", "20 s"), {})])
+    details = columns_of([1, 2], {"One": str, "Twice": lambda n: Cell(str(2 * n), "small", strong=True)})
+    return block_page(
+        "Blocks",
+        eyebrow="Test",
+        heading=Markup("<em>{}</em> blocks").format("<3>"),
+        top=[Text("Lead."), Facts([("Clients", "3"), ("Unknown", ""), ("Split", "<b>")])],
+        sections=[
+            Section("empty", "Nothing here", []),
+            Section("numbers", "Numbers", [quality, Notes(["First.", "Second."])], "About numbers."),
+            Section("more", "More", [Fold("Details", [details, Chips(["x", "y"])]), Warnings(["one is late"])]),
+        ],
+        command=["foveate", "a b"],
+    )
+
+
+def test_the_terminal_says_what_stands_on_top_and_the_printed_tables() -> None:
+    assert print_lines(make_page()) == [
+        "warning: one is late",
+        "Lead.",
+        "Clients: 3 · Split: <b>",
+        "Method  NMI  Time",
+        "a       0.5   1 s",
+        "bee       –  20 s",
+        "note: First.",
+        "note: Second.",
+    ]
+
+
+def test_the_page_has_every_block_and_escapes_it(tmp_path: Path) -> None:
+    text = render_page(make_page(), RunImages(tmp_path))
+    main = text.split("<main", 1)[1].split("</main", 1)[0]
+    for part in (
+        "<em>&lt;3&gt;</em> blocks",
+        "<dd>&lt;b&gt;</dd>",
+        "About numbers.",
+        "<b>4</b>",
+        "small",
+        "<li>y</li>",
+    ):
+        assert part in main
+    # Neither a fact without a value nor a section without a block leaves a trace.
+    assert "Unknown" not in main
+    assert "Nothing here" not in text
+    assert 'href="#numbers"' in text
+    assert "Table(" not in main
+    assert "<code>foveate &#39;a b&#39;</code>" in text
