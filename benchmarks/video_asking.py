@@ -21,7 +21,7 @@ from benchmarks.common import compare, publish, ratio
 from foveate.core import seeds
 from foveate.video.adapter import Network
 from foveate.video.networks import open_network, wrap_llava
-from foveate.video.watch import watch
+from foveate.video.watching import watch
 from foveate.vision.preprocess import Preprocess
 from foveate_labs.worlds.scenes import draw_scene
 

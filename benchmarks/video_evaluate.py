@@ -25,7 +25,7 @@ from foveate.core import progress, seeds
 from foveate.video.evaluate import VideoEvaluationSettings, evaluate
 from foveate.video.networks import open_network
 from foveate.video.strategies import parse_how
-from foveate.video.watch import ClipWatcher
+from foveate.video.watching import ClipWatcher
 from foveate_labs.worlds.scenes.clip_questions import ask_clip
 from foveate_labs.worlds.scenes.clips import draw_clip, write_frames
 

@@ -48,7 +48,7 @@ def measure(model: str, clip: Path, frames: tuple[int, int]) -> dict[str, float]
 
     from foveate.video.networks import open_network
     from foveate.video.strategies import parse_how
-    from foveate.video.watch import watch
+    from foveate.video.watching import watch
     from foveate.vision.video.reading import read_clip
 
     torch.set_num_threads(1)
