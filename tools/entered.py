@@ -1,0 +1,142 @@
+"""List the files that each of the four trainings enters before its first optimizer step, and those common to all.
+
+    python tools/entered.py             # counts by training and by room
+    python tools/entered.py --files     # every file, with the trainings that enter it
+
+Counted is a file of which a function runs; importing it alone does not count. Each training is that of a test: a tiny
+recipe on data that are made here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "foveate"
+# The tiny recipes and data are those of the tests.
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "species")]
+_IS_FUNCTION = 0x1  # CO_OPTIMIZED, which the bodies of modules and classes lack
+
+
+class FirstStep(BaseException):
+    """The first optimizer step is about to be made; not an Exception, which trainings may catch."""
+
+
+@contextmanager
+def stop_at_first_step() -> Iterator[None]:
+    """Raise `FirstStep` where any optimizer is about to step."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    def stop(*_: Any) -> None:
+        raise FirstStep
+
+    handle = register_optimizer_step_pre_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def list_entered(train: Callable[[], object]) -> set[str]:
+    """Return the files below src/foveate of which a function runs before the first step."""
+    entered: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_flags & _IS_FUNCTION:
+            entered.add(frame.f_code.co_filename)
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        with stop_at_first_step():
+            train()
+    except FirstStep:
+        pass
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    return {Path(name).relative_to(SOURCE).as_posix() for name in entered if Path(name).is_relative_to(SOURCE)}
+
+
+def make_trainings(folder: Path) -> dict[str, Callable[[], object]]:
+    """Make the data of the four trainings in `folder`; return them by name, ready to run."""
+    import numpy as np
+    from timm.models._hub import save_for_hf
+    from training_survey import build_survey, write_features
+
+    import tiny
+    import tiny_mllm
+    from adapt.towers import tower
+    from foveate.adapt.load_backbone import parse_backbone
+    from foveate.adapt.recipe import build_recipe
+    from foveate.adapt.train import train_adapter
+    from foveate.core.recipes import validate
+    from foveate.mllm.train import train_mllm
+    from foveate.pretrain.train import pretrain
+    from foveate.records.collection import Collection
+    from foveate.species.recipe import SpeciesRecipe
+    from foveate.species.train import train_species
+
+    plain, asked = tiny.make_collection(folder / "plain"), tiny_mllm.make_asked_collection(folder / "asked")
+    survey = build_survey(folder / "survey")
+    write_features(folder / "features.npz", survey)
+    random = np.random.default_rng(0)
+    split = np.array(["train"] * 12 + ["test"] * 6)
+    images = random.integers(0, 255, (18, 32, 32, 3)).astype(np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=np.arange(18) % 3, split=split)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0}
+    save_for_hf(tower("timm"), str(folder / "network"), model_args=sizes, safe_serialization=True)
+    network = parse_backbone(str(folder / "network"))
+    species = {"view": {"view": "whole"}, "data": {"features": str(folder / "features.npz")}}
+    return {
+        "pretrain": lambda: pretrain(tiny.recipe(), Collection.open(plain), folder / "run-pretrain", device="cpu"),
+        "mllm train": lambda: train_mllm(
+            tiny_mllm.make_recipe(), Collection.open(asked), folder / "run-mllm", device="cpu"
+        ),
+        "adapt train": lambda: train_adapter(
+            build_recipe(network, "lora", []),
+            folder / "images.npz",
+            folder / "run-adapt",
+            device="cpu",
+        ),
+        "species train": lambda: train_species(
+            folder / "survey",
+            folder / "run-species",
+            validate(SpeciesRecipe, species, where="tools/entered.py"),
+            device="cpu",
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", action="store_true", help="list every file with the trainings that enter it")
+    parser.add_argument("--json", action="store_true", help="print {training: files}")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        entered = {name: list_entered(train) for name, train in make_trainings(Path(folder)).items()}
+    if arguments.json:
+        print(json.dumps({name: sorted(files) for name, files in entered.items()}, indent=2))
+        return
+    common = set.intersection(*entered.values())
+    for name, files in entered.items():
+        rooms = Counter(file.split("/")[0] for file in files)
+        print(f"{name}: {len(files)} files, {', '.join(f'{room} {count}' for room, count in rooms.most_common())}")
+    print(f"common to all four: {len(common)}")
+    if arguments.files:
+        for file in sorted(set.union(*entered.values())):
+            print(f"{file}: {', '.join(name for name, files in entered.items() if file in files)}")
+
+
+if __name__ == "__main__":
+    main()
