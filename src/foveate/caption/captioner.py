@@ -44,7 +44,7 @@ class CaptionRequest:
         alt: the alt-text where the format uses it (afc), else "".
         temperature: 0 is greedy.
         seed: for backends that sample.
-        length: class of `foveate.caption.chat_format.EDGES`, for captioners that know it; None = the format's usual.
+        length: class of `foveate.caption.chat_requests.EDGES`, for captioners that know it; None = the format's usual.
     """
 
     key: str

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.caption.captioner import Backend, Captioner, find_backend
-from foveate.caption.executors.local import Job, find_executor
+from foveate.caption.execution import Job, find_executor
 from foveate.caption.lengths import OtherTokenizer
 from foveate.caption.pending_requests import CaptionSettings, PendingRequests, RequestConfig, estimate, list_pending
 from foveate.caption.requests import ERROR, SKIPPED, CaptionResult, caption_row, error_row
@@ -125,7 +125,7 @@ def caption(
     Args:
         backend, backend_settings: the captioner, see `foveate.caption.captioner`.
         run: gets result.json, usage.jsonl and images for the page.
-        executor: see `foveate.caption.executors.local.Executor`.
+        executor: see `foveate.caption.execution.Executor`.
         workers: threads that prepare images.
         processes: worker processes of the executor `ray`.
         tokenizer: a tokenizer.json whose counts are stored beside those of CLIP.

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from foveate.caption.backends.transformers import TransformersCaptioner, TransformersSettings, describe_failure
 from foveate.caption.captioner import Backend, Captioner, CaptionRequest, CaptionResponse
-from foveate.caption.chat_format import EDGES, USUAL_LENGTHS, caption_request, writes_captions
+from foveate.caption.chat_requests import EDGES, USUAL_LENGTHS, caption_request, writes_captions
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import serialize
 from foveate.chat.batching import DynamicBatcher, run_in_halves

@@ -17,34 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
+from foveate.caption.results import RegionsResult
+from foveate.caption.settings import REGION_BATCH, RegionLabelSettings, RegionRunSettings
 from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind, find_detector
-from foveate.caption.vesl.results import RegionsResult
 from foveate.caption.vesl.tagging import Extractor, open_extractor
-from foveate.caption.vesl.work import (
-    BATCH,
-    DECODE_ERROR,
-    DETECTOR_ERROR,
-    FAILED,
-    NO_BOXES,
-    NO_CAPTION,
-    NO_PHRASES,
-    OK,
-    STATUSES,
-    CaptionSource,
-    ImageCaptions,
-    RegionLabelSettings,
-    RegionRunSettings,
-    build_recipe,
-    shuffle_partners,
-)
-from foveate.core.errors import UserError
+from foveate.core import seeds
+from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
 from foveate.core.recipes import Settings, validate
 from foveate.core.version import code_revision
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
+from foveate.records.caption_verdicts import find_wrong_captioners
 from foveate.records.collection import Collection
+from foveate.records.current_captions import load_current_captions
 from foveate.records.images import BadImage, decode
 from foveate.records.labeling import (
     LabeledImage,
@@ -60,7 +49,7 @@ from foveate.records.labeling import (
 from foveate.records.record import Region
 from foveate.records.region_sources import pseudo_label_source
 from foveate.records.rows import region_row
-from foveate.records.tables import Provenance
+from foveate.records.tables import GroupedTable, Provenance
 
 # What a kill costs at most.
 _IMAGES_PER_PART = 1024
@@ -69,6 +58,94 @@ _IMAGES_PER_PART = 1024
 _DECODE_SCALE = 2
 # What libraries raise at one image that they cannot process. Others (a full disk, KeyboardInterrupt) end the run.
 _IMAGE_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, MemoryError)
+# Version of the steps themselves: raised when the same settings give other rows.
+STEPS = "vesl-1"
+OK, NO_CAPTION, NO_PHRASES, NO_BOXES, DECODE_ERROR, DETECTOR_ERROR = STATUSES = (
+    "ok",
+    "no_caption",
+    "no_phrases",
+    "no_boxes",
+    "decode_error",
+    "detector_error",
+)
+# Statuses of images that the next run tries again: the disk may be back by then, or the GPU free.
+FAILED = (DECODE_ERROR, DETECTOR_ERROR)
+
+
+def build_recipe(
+    settings: RegionLabelSettings, extractor: Extractor, detector: Detector, detector_settings: Settings
+) -> dict[str, Any]:
+    """Collect all that decides which rows come out, as JSON values."""
+    return {
+        "steps": STEPS,
+        **settings.model_dump(mode="json"),
+        "tagger": {"name": extractor.name, "version": extractor.version},
+        "detector": {
+            "name": detector.name,
+            "version": detector.version,
+            "input_px": detector.input_px,
+            # Leave out the path of the model: a moved folder gives the same rows. `version` has the hash of its
+            # weights.
+            "settings": {k: v for k, v in detector_settings.model_dump(mode="json").items() if k != "model"},
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCaptions:
+    """Captions of an image of the one kind that is used; kind "" if it has none."""
+
+    kind: str = ""
+    texts: tuple[str, ...] = ()
+
+
+class CaptionSource:
+    """Current captions of a collection by row.
+
+    Attributes:
+        wrong: verdicts by which captions of a kind and model come after all others; none where `settings.captions` was
+            set by the user.
+
+    Raises:
+        UserError: the collection has no caption of any of the kinds in `settings.captions`.
+    """
+
+    def __init__(self, collection: Collection, settings: RegionLabelSettings) -> None:
+        self.kinds = settings.captions
+        captions = load_current_captions(collection, prefer=settings.prefer)
+        available = sorted(captions["kind"].unique().to_pylist())
+        if not set(available) & set(self.kinds):
+            hint = nearest(self.kinds[0], available)
+            raise UserError(
+                f"collection '{collection.name}': no caption of the kinds {', '.join(self.kinds)} (it has: "
+                f"{', '.join(available) or 'none'}){hint}"
+            )
+        # Verdicts reorder only the default: an order that the user set is kept.
+        is_default = "captions" not in settings.model_fields_set
+        self.wrong = find_wrong_captioners(collection, self.kinds) if is_default and "alt" in available else []
+        self._wrong = {(verdict.kind, verdict.model) for verdict in self.wrong}
+        self._grouped = GroupedTable(captions, pa.chunked_array([pa.array(collection.keys, pa.string())]))
+
+    def get(self, row: int) -> ImageCaptions:
+        """Return the captions of the first kind in `settings.captions` that the image has."""
+        bounds = self._grouped.bounds(row)
+        by_kind: dict[tuple[bool, str], list[str]] = {}
+        columns = (self._grouped.texts(name, *bounds) for name in ("kind", "model", "text"))
+        for kind, model, text in zip(*columns, strict=True):
+            if text.strip():
+                by_kind.setdefault(((kind, model) in self._wrong, kind), []).append(text)
+        ordered = [(is_wrong, kind) for is_wrong in (False, True) for kind in self.kinds]
+        first = next((key for key in ordered if key in by_kind), (False, ""))
+        return ImageCaptions(first[1], tuple(by_kind.get(first, ())))
+
+
+def shuffle_partners(rows: Sequence[int] | NDArray[np.int64], seed: int) -> dict[int, int]:
+    """Assign every row another one: each is the partner of one, none its own (for two or more).
+
+    The control `shuffle_phrases` gives an image the phrases of its partner. Other rows have other partners.
+    """
+    order = seeds.generator("shuffled phrases", seed).permutation(np.asarray(rows))
+    return dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +287,7 @@ def label_regions(
     detector_settings: Settings,
     split: str | None = None,
     limit: int | None = None,
-    batch: int = BATCH,
+    batch: int = REGION_BATCH,
     device: str | None = None,
     seed: int = 0,
     workers: int = 2,
