@@ -6,7 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 # Modules that have become a part of another: their package, the module that has their names now, and their old names.
@@ -68,6 +68,11 @@ foveate.multimodal foveate.multimodal.answers: askable draw
 foveate.multimodal foveate.multimodal.ask: chat
 foveate.multimodal foveate.multimodal.questions: request_forms
 foveate.multimodal foveate.multimodal.settings: ask_settings
+foveate.pretrain foveate.pretrain.dataset: texts
+foveate.pretrain foveate.pretrain.export: export_checks
+foveate.pretrain foveate.pretrain.onnx_parts: onnx_graphs onnx_text
+foveate.pretrain foveate.pretrain.results: metrics_table
+foveate.pretrain.losses foveate.pretrain.losses: blocks sigmoid softmax total
 foveate.report foveate.report.charts: forest scatter tradeoff
 foveate.report foveate.report.pages.captions: captions
 foveate.report foveate.report.pages.species: species
@@ -182,6 +187,8 @@ _MOVED: Mapping[str, str] = {
 }
 
 
+# Packages that have become one module: only with a path, of no folder, are their old modules asked for.
+_FORMER_PACKAGES = frozenset({"foveate.pretrain.losses"})
 _WARNED: set[str] = set()
 
 
@@ -214,6 +221,9 @@ class OldNames:
         """Return what loads the module that `name` meant; None where it means itself."""
         if not name.startswith("foveate."):
             return None
+        if name in _FORMER_PACKAGES and (spec := PathFinder.find_spec(name, path, target)) is not None:
+            spec.submodule_search_locations = []
+            return spec
         head, rest = name, ""
         while head not in _MOVED:
             head, _, last = head.rpartition(".")

@@ -23,8 +23,7 @@ from foveate.metrics.grounding import SIZE_NAMES, baseline_boxes, grounding_scor
 from foveate.metrics.intervals import bootstrap_statistic
 from foveate.metrics.retrieval import normalize, rank_positives_from_embeddings, within_group_accuracy
 from foveate.pretrain.embed import CollectionEmbeddings, embed_collection
-from foveate.pretrain.metrics_table import MetricsTable, describe_columns
-from foveate.pretrain.results import SplitEvaluation
+from foveate.pretrain.results import MetricsTable, SplitEvaluation, describe_columns
 from foveate.pretrain.settings import EvaluateSettings
 from foveate.records.collection import Collection
 from foveate.records.tables import write_table

@@ -25,8 +25,8 @@ from foveate.core.version import __version__
 from foveate.metrics.intervals import seed_interval
 from foveate.pretrain.embed import CollectionEmbeddings, cache_features
 from foveate.pretrain.evaluate import evaluate
-from foveate.pretrain.metrics_table import merge_tables
 from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.results import merge_tables
 from foveate.pretrain.samples import sample_rows, write_samples
 from foveate.pretrain.settings import EvaluateSettings
 from foveate.pretrain.train import VALIDATION, PretrainRun, build_dataset, build_model, pretrain
