@@ -239,16 +239,13 @@ def find_content_flags(caption: str, *, prompt: str, alt: str = "", english: boo
         alt: the image's alt-text, whether or not the captioner saw it; "" for none.
         english: whether the request was for English.
     """
-    flags = []
-    if repeats(caption):
-        flags.append("repeats")
-    if copies_alt(caption, alt):
-        flags.append("copied_alt")
-    if english and is_non_english(caption):
-        flags.append("non_english")
-    if leaks_prompt(caption, prompt):
-        flags.append("prompt_leak")
-    return tuple(flags)
+    holds = {
+        "repeats": repeats(caption),
+        "copied_alt": copies_alt(caption, alt),
+        "non_english": english and is_non_english(caption),
+        "prompt_leak": leaks_prompt(caption, prompt),
+    }
+    return tuple(flag for flag, is_set in holds.items() if is_set)
 
 
 def _is_too_long(limits: LengthFilter, caption: str) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -203,6 +203,17 @@ class LabelingRun:
     failure: UserError | None = None
 
 
+class PlanOptions(TypedDict, total=False):
+    """Arguments of `plan_labeling`."""
+
+    detector: Required[str]
+    detector_settings: Required[Settings]
+    split: str | None
+    limit: int | None
+    device: str | None
+    seed: int
+
+
 def plan_labeling(
     collection: Collection,
     settings: RegionLabelSettings,
@@ -215,6 +226,11 @@ def plan_labeling(
     seed: int = 0,
 ) -> LabelingPlan:
     """Open captions, tagger and detector, and find the images that are left.
+
+    Args:
+        split: only its images; None for all.
+        limit: only the first so many.
+        seed: of the control `shuffle_phrases`.
 
     Raises:
         UserError: a tagger or detector cannot be opened, or no caption is of a kind in `settings.captions`.
@@ -283,24 +299,17 @@ def label_regions(
     path: Path,
     settings: RegionLabelSettings,
     *,
-    detector: str,
-    detector_settings: Settings,
-    split: str | None = None,
-    limit: int | None = None,
     batch: int = REGION_BATCH,
-    device: str | None = None,
-    seed: int = 0,
     workers: int = 2,
+    **options: Unpack[PlanOptions],
 ) -> LabelingRun:
     """Label regions of a collection's images; the same call again resumes.
 
     Args:
         path: of the collection.
-        split: only its images; None for all.
-        limit: only the first so many.
         batch: images per pass of the detector.
-        seed: of the control `shuffle_phrases`.
         workers: threads that decode images.
+        options: see `plan_labeling`.
 
     Raises:
         UserError: another process writes the collection, or see `plan_labeling`.
@@ -309,16 +318,7 @@ def label_regions(
     validate(RegionRunSettings, {"batch": batch}, where="foveate regions")
     # The lock comes first: the pending images must not change before their rows are written.
     with AnnotationAppender(path, purpose="labeling regions") as appender, Collection.open(path) as collection:
-        plan = plan_labeling(
-            collection,
-            settings,
-            detector=detector,
-            detector_settings=detector_settings,
-            split=split,
-            limit=limit,
-            device=device,
-            seed=seed,
-        )
+        plan = plan_labeling(collection, settings, **options)
         progress = plan.progress
         say_resumed(len(progress.done), len(plan.rows))
         with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -329,11 +329,11 @@ def label_regions(
     new_regions = progress.now.rows + progress.now.recovered
     result = RegionsResult(
         collection=collection.name,
-        split=split,
-        detector=detector,
+        split=options.get("split"),
+        detector=plan.detector.name,
         oracle=plan.kind.oracle,
         model=plan.detector.model,
-        source=pseudo_label_source(detector),
+        source=pseudo_label_source(plan.detector.name),
         recipe=plan.recipe,
         recipe_hash=plan.recipe_hash,
         images=len(plan.rows),
@@ -354,31 +354,17 @@ def estimate_labeling(
     path: Path,
     settings: RegionLabelSettings,
     *,
-    detector: str,
-    detector_settings: Settings,
-    split: str | None = None,
-    limit: int | None = None,
-    device: str | None = None,
-    seed: int = 0,
     max_examined: int = 1000,
+    **options: Unpack[PlanOptions],
 ) -> dict[str, Any]:
     """Estimate a run from the phrases of the first `max_examined` images; nothing is detected or written."""
     with Collection.open(path) as collection:
-        plan = plan_labeling(
-            collection,
-            settings,
-            detector=detector,
-            detector_settings=detector_settings,
-            split=split,
-            limit=limit,
-            device=device,
-            seed=seed,
-        )
+        plan = plan_labeling(collection, settings, **options)
         examined = [extract_phrases(plan, row) for row in plan.pending[:max_examined]]
     # Images without phrases never reach the detector, so they do not count in its mean.
     counts = [len(phrases) for _, phrases in examined if phrases]
     return {
-        "detector": detector,
+        "detector": plan.detector.name,
         "oracle": plan.kind.oracle,
         "model": plan.detector.model,
         "recipe_hash": plan.recipe_hash,
