@@ -45,12 +45,10 @@ from foveate.core.progress import say, track
 from foveate.core.recipes import validate
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.collection import Collection
-from foveate.records.geometry import View
 from foveate.records.images import BadImage
-from foveate.vision.feature_cache import FeatureCache
+from foveate.vision.feature_cache import feature_batches
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.preprocess import read_image
 
 # Rank above which an assertion is supported, and up to which it is contradicted.
 MIN_SUPPORTED_RANK, MAX_CONTRADICTED_RANK = 0.9, 0.5
@@ -285,33 +283,21 @@ def encode_images(
     Returns:
         The rows that could be read, the reasons for the others, and unit-length embeddings [N, E] of the former.
     """
-    encoder = model.image_encoder
-    bad: dict[int, str] = {}
-    features: dict[int, torch.Tensor] = {}
-    store = None
-    if encoder.fingerprint() and cache is not None:  # no fingerprint: nothing of the encoder is frozen
-        store = FeatureCache(
-            encoder, collection, rows, folder=cache, views=1, view_of=lambda row, view: View(), device=model.device
-        )
-        store.fill()
-        bad = dict(store.bad)
+    encoder, bad = model.image_encoder, dict[int, str]()
     parts, readable = [], []
-    for start in track(range(0, len(rows), _BATCH), description=f"images, parts of {_BATCH}"):
-        batch = [row for row in rows[start : start + _BATCH].tolist() if row not in bad]
-        for row in batch:
-            if store is not None:
-                features[row] = store.features(row, 0)
-                continue
-            try:
-                features[row] = read_image(collection, row, encoder.preprocess)[0]
-            except BadImage as problem:
-                bad[row] = str(problem)
-        good = [row for row in batch if row in features]
-        if good:
-            stacked = torch.stack([features.pop(row) for row in good]).to(model.device)
-            tokens = encoder(stacked if store is not None else encoder.frozen_features(stacked))
-            parts.append(F.normalize(tokens.pooled.float(), dim=-1).cpu().numpy())
-            readable += good
+    batches = feature_batches(
+        encoder,
+        collection,
+        rows,
+        device=model.device,
+        description=f"images, parts of {_BATCH}",
+        bad=bad,
+        cache=cache,
+        batch=_BATCH,
+    )
+    for batch_rows, _, features in batches:
+        parts.append(F.normalize(encoder(features).pooled.float(), dim=-1).cpu().numpy())
+        readable += batch_rows
     image_NE = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
     return np.array(readable, dtype=np.int64), bad, image_NE
 
