@@ -11,7 +11,9 @@ from foveate.caption.lengths import CLIP_WINDOW
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.core.recipes import Settings
 from foveate.records.alt_texts import ALT_KINDS
-from foveate.records.current_captions import PreferredModels
+
+# The field `prefer` of every settings model that reads current captions.
+PreferredModels = Annotated[tuple[str, ...], Field(description="captioners to prefer, best first")]
 
 
 def _canonical_names(names: tuple[str, ...]) -> tuple[str, ...]:
