@@ -45,9 +45,9 @@ _DONE = "done"  # skipped, as an earlier run wrote the caption
 
 @dataclass(slots=True)
 class _FormatCounts:
-    """Counts of the results of one format, while a run goes on; `numbers` by the names of `RequestTally`."""
+    """Counts of the results of one format, while a run goes on; `usage` by the names of `RequestTally`."""
 
-    numbers: Counter[str] = field(default_factory=Counter)
+    usage: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
@@ -56,16 +56,16 @@ class _FormatCounts:
         if result.status == SKIPPED:
             self.skipped[f"image: {result.error}"] += 1
             return
-        self.numbers.update(requested=1, **{name: result.details[name] for name in _USAGE})
+        self.usage.update(requested=1, **{name: result.details[name] for name in _USAGE})
         self.flags.update(result.flags)
         if result.status == ERROR:
             self.errors[result.error] += 1
         else:
-            self.numbers[result.status] += 1
+            self.usage[result.status] += 1
 
     def tally(self, total: int, *, stopped: bool) -> RequestTally:
         """Add up the counts of a format; requests that a stop left count as skipped."""
-        num_results = self.numbers[OK] + self.numbers[REPAIRED] + self.errors.total() + self.skipped.total()
+        num_results = self.usage[OK] + self.usage[REPAIRED] + self.errors.total() + self.skipped.total()
         # Only after a stop: otherwise missing results are a bug, which the assertion below must catch.
         skipped = self.skipped + Counter({"stopped before": total - num_results if stopped else 0})
         tally = RequestTally(
@@ -73,7 +73,7 @@ class _FormatCounts:
             errors=dict(sorted(self.errors.items())),
             skipped=dict(sorted(skipped.items())),
             flags=dict(sorted(self.flags.items())),
-            **{name: self.numbers[name] for name in (OK, REPAIRED, "requested", *_USAGE)},
+            **{name: self.usage[name] for name in (OK, REPAIRED, "requested", *_USAGE)},
         )
         assert tally.balanced, f"{total} requests, {num_results} accounted for"
         return tally
@@ -299,9 +299,9 @@ class _RunWriter:
 
     def cost(self) -> Cost:
         """Price the tokens of all responses so far."""
-        numbers = sum((counts.numbers for counts in self._counts.values()), Counter[str]())
-        tokens_in = numbers["tokens_in"] * self._settings.price_in / 1e6
-        tokens_out = numbers["tokens_out"] * self._settings.price_out / 1e6
+        usage = sum((counts.usage for counts in self._counts.values()), Counter[str]())
+        tokens_in = usage["tokens_in"] * self._settings.price_in / 1e6
+        tokens_out = usage["tokens_out"] * self._settings.price_out / 1e6
         return Cost(tokens_in=tokens_in, tokens_out=tokens_out, total=tokens_in + tokens_out)
 
 
