@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 
 from benchmarks.common import machine
-from foveate.caption.chat_format import USUAL_LENGTHS, caption_request
+from foveate.caption.chat_requests import USUAL_LENGTHS, caption_request
 from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from foveate.caption.chat_format import USUAL_LENGTHS, caption_request, writes_captions
+from foveate.caption.chat_requests import USUAL_LENGTHS, caption_request, writes_captions
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.core.model_folder import CARD, CONFIG, METRICS
 from foveate.core.paths import DATA

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from foveate.caption.settings import RegionLabelSettings
 from foveate.caption.vesl import run
-from foveate.caption.vesl.detectors.annotations import AnnotationSettings
-from foveate.caption.vesl.work import RegionLabelSettings
+from foveate.caption.vesl.detection import AnnotationSettings
 
 run._IMAGES_PER_PART = 3
 

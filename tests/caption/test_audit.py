@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.caption.assertions.clip_judge import ClipJudge, JudgeModel, encode_images, verdict_of_rank
 from foveate.caption.audit import AuditMethod, audit
-from foveate.caption.audit_metrics import shuffled_order
-from foveate.caption.audit_settings import AuditSettings
+from foveate.caption.audit_metrics import collect_entities, open_entities, shuffled_order
 from foveate.caption.captioner import CaptionRequest
-from foveate.caption.entities import collect_entities, open_entities
+from foveate.caption.judges import ClipJudge, JudgeModel, encode_images, verdict_of_rank
+from foveate.caption.settings import AuditSettings
 from foveate.core.errors import UserError
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.appender import AnnotationAppender

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from foveate.caption.chat_format import caption_request, length_class
+from foveate.caption.chat_requests import caption_request, length_class
 from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS
+from foveate.caption.settings import TargetSettings
 from foveate.caption.targets import conversations as conversations_module
 from foveate.caption.targets.conversations import prepare_captions
-from foveate.caption.targets.settings import TargetSettings
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection

@@ -8,7 +8,7 @@ from made_scenes import scenes
 from foveate.caption.evaluate import is_looping
 from foveate.caption.response_parser import parse_caption, serialize
 from foveate.records.text import split_sentences
-from foveate_labs.captions.sources.scenes import write_formats
+from foveate_labs.captions.sources import write_formats
 
 
 def test_exact_captions_are_no_loops() -> None:

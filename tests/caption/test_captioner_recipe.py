@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tiny_captioner import save_captioner
 
-from foveate.caption.chat_format import writes_captions
+from foveate.caption.chat_requests import writes_captions
+from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.conversations import prepare_captions
-from foveate.caption.targets.settings import TargetSettings
 from foveate.core.files import read_json
 from foveate.core.recipes import load
 from foveate.mllm.recipe import MllmRecipe

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.assertions.splitter import count, split
+from foveate.caption.splitter import count, split
 
 CASES = json.loads((Path(__file__).resolve().parents[1] / "goldens" / "captions" / "assertions.json").read_text())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.entities import collect_entities
+from foveate.caption.audit_metrics import collect_entities
 from foveate.caption.vesl.phrases import extract_paper_phrases
 from foveate.metrics.captions import overlap
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.caption.chat_format import EDGES, caption_request, length_class, normalize_alt, writes_captions
+from foveate.caption.chat_requests import EDGES, caption_request, length_class, normalize_alt, writes_captions
 from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS
 from foveate.core.errors import UserError
 from foveate.records.conversations import IMAGE, REGION

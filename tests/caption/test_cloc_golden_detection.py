@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.caption.vesl.detectors.owlv2 import best_queries, detections, to_corners
 from foveate.caption.vesl.phrases import extract_paper_phrases
+from foveate.caption.vesl.query_detectors import best_queries, detections, to_corners
 from foveate.vision.detectors import boxes_in_image
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "cloc"

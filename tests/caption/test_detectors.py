@@ -13,13 +13,22 @@ from PIL import Image
 from skimage import data
 
 import tiny
-from foveate.caption.vesl.detection import DetectorInput, detector_names, find_detector
-from foveate.caption.vesl.detectors.annotations import AnnotationDetector, AnnotationSettings, word_overlap
-from foveate.caption.vesl.detectors.cloc import ClocDetector, ClocSettings
-from foveate.caption.vesl.detectors.mllm import MllmDetector, MllmSettings
-from foveate.caption.vesl.detectors.nanodet import NanoDetDetector, NanoDetSettings
-from foveate.caption.vesl.detectors.owlv2 import Owlv2Detector, Owlv2Settings
-from foveate.caption.vesl.similarity import RegionScorer
+from foveate.caption.vesl.detection import (
+    DETECTORS,
+    AnnotationDetector,
+    AnnotationSettings,
+    DetectorInput,
+    find_detector,
+    word_overlap,
+)
+from foveate.caption.vesl.embedding_detectors import (
+    ClocDetector,
+    ClocSettings,
+    NanoDetDetector,
+    NanoDetSettings,
+    RegionScorer,
+)
+from foveate.caption.vesl.query_detectors import MllmDetector, MllmSettings, Owlv2Detector, Owlv2Settings
 from foveate.core.errors import UserError
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import intersection_over_union
@@ -219,7 +228,7 @@ def test_word_overlap_counts_common_words() -> None:
 
 
 def test_detectors_are_found_by_name_and_the_oracle_is_marked() -> None:
-    assert detector_names() == ["annotations", "cloc", "mllm", "nanodet", "owlv2"]
-    assert [name for name in detector_names() if find_detector(name).oracle] == ["annotations"]
+    assert sorted(DETECTORS) == ["annotations", "cloc", "mllm", "nanodet", "owlv2"]
+    assert [name for name in DETECTORS if find_detector(name).oracle] == ["annotations"]
     with raises_naming(UserError, "owl", "owlv2"):
         find_detector("owl")

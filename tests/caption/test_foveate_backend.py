@@ -25,7 +25,7 @@ from foveate.caption.backends.foveate import (
 )
 from foveate.caption.backends.transformers import TransformersCaptioner
 from foveate.caption.captioner import CaptionRequest, CaptionResponse, backend_names
-from foveate.caption.chat_format import EDGES, caption_request
+from foveate.caption.chat_requests import EDGES, caption_request
 from foveate.caption.prompts import CAPTION_KINDS, find_prompt
 from foveate.caption.response_parser import parse_caption
 from foveate.core.errors import UserError

@@ -9,19 +9,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from foveate.caption.length_filters import (
+from foveate.caption.lengths import (
     FLAGS,
     LENGTH_FILTERS,
     apply_length_filter,
     choose_retry,
     copies_alt,
+    count_clip_tokens,
     find_content_flags,
     is_non_english,
     leaks_prompt,
     pick_better,
     repeats,
 )
-from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS, find_prompt
 from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
 from foveate.records.record import Caption

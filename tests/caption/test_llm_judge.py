@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.assertions.llm_judge import LlmJudge, llm_method
 from foveate.caption.audit import audit
-from foveate.caption.audit_settings import AuditSettings
+from foveate.caption.judges import LlmJudge, llm_method
+from foveate.caption.settings import AuditSettings
 from foveate.chat.client import ChatClient, ChatSettings
 from foveate.chat.protocol import ChatRequest, ChatResponse
 from foveate.core.errors import UserError

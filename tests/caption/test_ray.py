@@ -12,8 +12,8 @@ import pytest
 from captioned import ALL, make, rows, texts
 
 from chat_server import ChatServer, Say, fails, good, says
-from foveate.caption.executors.local import executor_names, find_executor
-from foveate.caption.executors.ray import _import_ray
+from foveate.caption import execution
+from foveate.caption.execution import EXECUTORS, _import_ray, find_executor
 from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.run import CaptionRun, caption
 from foveate.chat.client import ChatSettings
@@ -90,8 +90,6 @@ def test_what_ends_a_run_in_a_worker_ends_it_here(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("address", ["", "ray://10.0.0.1:10001"])
 def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray refuses a number of processors together with an address."""
-    from foveate.caption.executors import ray as executor
-
     cluster: dict[str, Any] = {}
 
     class Ray:
@@ -103,7 +101,7 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
             raise UserError("far enough")
 
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(executor, "_import_ray", Ray)
+    monkeypatch.setattr(execution, "_import_ray", Ray)
     with ChatServer() as server:
         done = ask(make(tmp_path / "c", 2), server.url, "ray")
     assert str(done.failure) == "far enough"
@@ -111,9 +109,7 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
 
 
 def test_nothing_is_started_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foveate.caption.executors import ray as executor
-
-    monkeypatch.setattr(executor, "_import_ray", object)  # whatever of Ray is used fails
+    monkeypatch.setattr(execution, "_import_ray", object)  # whatever of Ray is used fails
     with ChatServer() as server:
         ask(make(tmp_path / "c", 2), server.url, "local")
         done = ask(tmp_path / "c", server.url, "ray")
@@ -123,14 +119,12 @@ def test_nothing_is_started_where_nothing_is_left(tmp_path: Path, monkeypatch: p
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    from foveate.caption.executors import ray as executor
-
     with raises_naming(UserError, "foveate[ray]"):
-        executor._import_ray()
+        _import_ray()
 
 
-def test_executors_are_modules() -> None:
-    assert {"local", "ray"} <= set(executor_names())
+def test_executors_are_rows() -> None:
+    assert {"local", "ray"} <= set(EXECUTORS)
     assert find_executor("local").note
     with raises_naming(UserError, "rey", "ray"):
         find_executor("rey")

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 import tiny
+from foveate.caption.settings import RegionLabelSettings
+from foveate.caption.summary import build_gallery
 from foveate.caption.vesl import run as module
-from foveate.caption.vesl.detection import Detections, DetectorInput
-from foveate.caption.vesl.detectors.annotations import AnnotationDetector, AnnotationSettings
-from foveate.caption.vesl.gallery import build_gallery
-from foveate.caption.vesl.run import LabelingRun, estimate_labeling, label_regions
-from foveate.caption.vesl.work import RegionLabelSettings, shuffle_partners
+from foveate.caption.vesl.detection import AnnotationDetector, AnnotationSettings, Detections, DetectorInput
+from foveate.caption.vesl.run import LabelingRun, estimate_labeling, label_regions, shuffle_partners
 from foveate.core.errors import NothingSucceededError, UserError
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection

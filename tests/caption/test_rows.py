@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.caption.length_filters import LENGTH_FILTERS
-from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.lengths import LENGTH_FILTERS, count_clip_tokens
 from foveate.caption.response_parser import parse_caption, serialize
+from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material, read_material
-from foveate.caption.targets.rewriters.rules import Rules
-from foveate.caption.targets.rewriting import content_words, find_names, fuse, new_words, open_rewriter
+from foveate.caption.targets.rewriting import Rules, content_words, find_names, fuse, new_words, open_rewriter
 from foveate.caption.targets.rows import Rows, check_target, write_rows
-from foveate.caption.targets.settings import TargetSettings
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from naming import raises_naming

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from made_scenes import rng, scenes
 
-from foveate.caption.assertions.splitter import count, split
-from foveate.caption.entities import collect_entities
+from foveate.caption.audit_metrics import collect_entities
+from foveate.caption.splitter import count, split
 from foveate.metrics.captions import UNVERIFIABLE, assertion_metrics, overlap
 from foveate_labs.captions.ground_truths.scenes import judge_assertions
 from foveate_labs.captions.scene_captions import KINDS, render

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.caption.assertions.splitter import count, normalize_assertion, split
+from foveate.caption.splitter import count, normalize_assertion, split
 
 
 @pytest.mark.parametrize(

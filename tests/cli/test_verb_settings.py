@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 from processes import environment
 
-from foveate.caption.audit_settings import AuditSettings
 from foveate.caption.captioner import CaptionRunSettings
-from foveate.caption.captioner_settings import EvaluationSettings
+from foveate.caption.settings import AuditSettings, EvaluationSettings, RegionRunSettings
 from foveate.caption.shares import MixSettings, parse_weights
-from foveate.caption.vesl.work import RegionRunSettings
 from foveate.cli.fields import Fields
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, format_overrides, parse_overrides, parse_pairs, validate

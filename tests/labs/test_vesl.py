@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from foveate.caption.vesl.detectors.annotations import AnnotationSettings
+from foveate.caption.settings import RegionLabelSettings
+from foveate.caption.vesl.detection import AnnotationSettings
 from foveate.caption.vesl.run import label_regions
-from foveate.caption.vesl.work import RegionLabelSettings
 from foveate.core.experiment_grid import Cell
 from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe

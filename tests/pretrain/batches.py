@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from foveate.pretrain.dataset import text_id
 from foveate.pretrain.task import PretrainTask
-from foveate.pretrain.texts import text_id
 from foveate.pretrain.train import build_model
 from foveate.vision.localizer.model import LocalizingModel
 from tiny import recipe

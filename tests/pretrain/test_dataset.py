@@ -15,8 +15,7 @@ from datasets_of_tiny import RANDOM_VIEWS, make
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.dataset import draw_regions
-from foveate.pretrain.texts import text_id
+from foveate.pretrain.dataset import draw_regions, text_id
 from foveate.records.collection import Collection
 from foveate.training.loader import BadSample
 from naming import raises_naming

@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain import texts as texts_module
-from foveate.pretrain.dataset import PretrainDataset
-from foveate.pretrain.texts import LiveTexts, StoredTexts
+from foveate.pretrain import dataset as texts_module
+from foveate.pretrain.dataset import LiveTexts, PretrainDataset, StoredTexts
 from foveate.pretrain.train import build_dataset, build_model
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection

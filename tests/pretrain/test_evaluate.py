@@ -19,8 +19,7 @@ from foveate.metrics.intervals import Interval
 from foveate.pretrain import evaluate as module
 from foveate.pretrain.embed import CollectionEmbeddings, embed_collection, embed_images
 from foveate.pretrain.evaluate import Validation, choose_locate_rule, class_embeddings, evaluate
-from foveate.pretrain.metrics_table import MetricsTable, describe_columns, merge_tables
-from foveate.pretrain.results import SplitEvaluation
+from foveate.pretrain.results import MetricsTable, SplitEvaluation, describe_columns, merge_tables
 from foveate.pretrain.settings import EvaluateSettings
 from foveate.pretrain.train import build_model
 from foveate.records.boxes import Box

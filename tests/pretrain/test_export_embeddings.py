@@ -16,7 +16,6 @@ from exported import opened, saved
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain import embed
 from foveate.pretrain.export import Job, export
 from foveate.pretrain.exporters import embeddings
 from foveate.records.appender import AnnotationAppender
@@ -144,7 +143,7 @@ def test_a_stopped_export_goes_on(
     after: int, model: Path, tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after that many files, it makes only what is missing, and ends with the same bytes."""
-    monkeypatch.setattr(embed, "BATCH", 8)
+    monkeypatch.setattr(embeddings, "BATCH", 8)
     monkeypatch.setattr(embeddings, "IMAGES_PER_PART", 8)
     monkeypatch.setattr(embeddings, "TEXTS_PER_PART", 40)
     straight = export(model, to="embeddings", collection=tiny_collection, out=tmp_path / "a", device="cpu")[0]

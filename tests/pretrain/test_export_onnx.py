@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from foveate.core.errors import UserError
 from foveate.pretrain.export import export
-from foveate.pretrain.onnx_text import TextGraph, encode, find_tokenizer, write_script
+from foveate.pretrain.onnx_parts import TextGraph, encode, find_tokenizer, write_script
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.minilm import MiniLMEncoder, package_folder

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from exported import BOXES, OWNERS, noise
 
 import tiny
-from foveate.pretrain.onnx_graphs import ImageGraph, PhraseGraph, RegionGraph
+from foveate.pretrain.onnx_parts import ImageGraph, PhraseGraph, RegionGraph
 from foveate.pretrain.train import build_model
 from foveate.vision.lite0 import Lite0Encoder
 

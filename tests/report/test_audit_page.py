@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from foveate.caption.audit_results import AuditResult
+from foveate.caption.results import AuditResult
 from foveate.core.errors import UserError
 from foveate.core.results import parse_result
 from foveate.report import render

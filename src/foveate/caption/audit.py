@@ -2,13 +2,13 @@
 
 All formats are compared on the same images: those that have every format, the first by a hash of their keys. Generated
 scenes and real images are reported separately. On scenes the ground truth decides whether an assertion holds; on real
-images an image-text model (`foveate.caption.assertions.clip_judge`) or a chat model (`llm_judge`) may judge; without
+images an image-text model or a chat model may judge (`foveate.caption.judges`); without
 one, nobody does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -17,18 +17,30 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.caption.assertions import splitter
-from foveate.caption.assertions.clip_judge import MIN_IMAGES, ClipJudge, JudgeModel, hash_definition
-from foveate.caption.assertions.ground_truth import GroundTruth, open_ground_truth
+from foveate.caption import splitter
 from foveate.caption.audit_metrics import (
+    NAMED,
     JudgedCaptions,
     MetricSettings,
     build_table,
     compute_metrics,
     measure_accuracy,
+    open_entities,
+    open_phrases,
     shuffled_order,
 )
-from foveate.caption.audit_results import (
+from foveate.caption.judges import (
+    MIN_IMAGES,
+    AuditMethod,
+    ClipJudge,
+    GroundTruth,
+    Judge,
+    JudgeModel,
+    hash_definition,
+    open_ground_truth,
+)
+from foveate.caption.lengths import OtherTokenizer
+from foveate.caption.results import (
     AuditAssertion,
     AuditCaption,
     AuditImage,
@@ -36,9 +48,7 @@ from foveate.caption.audit_results import (
     AuditResult,
     AuditSample,
 )
-from foveate.caption.audit_settings import AuditSettings
-from foveate.caption.entities import NAMED, open_entities, open_phrases
-from foveate.caption.lengths import OtherTokenizer
+from foveate.caption.settings import AuditSettings
 from foveate.caption.vesl.tagging import Extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError
@@ -55,27 +65,6 @@ from foveate.training.mixture import FORMATS, MixtureSampler
 SCENES, IMAGES = "scenes", "images"
 MODEL_ON_SCENES = "scenes, the model's verdicts"
 _THUMBNAIL_PX = 360
-Split = Callable[[Sequence[int], Sequence[str]], list[list[str]]]
-Judge = Callable[[Sequence[int], Sequence[Sequence[str]]], list[list[str]]]
-
-
-@dataclass(frozen=True)
-class AuditMethod:
-    """Splitter and judge of an audit; by default the rules split, and real images are not judged.
-
-    Attributes:
-        split: (rows, captions) -> assertions of each.
-        splitter_name: written into the report, as numbers of different splitters must not be compared.
-        model: folder of an image-text model that judges real images and is compared with the truth of scenes.
-        judge: (rows, assertions) -> verdicts: another judge of real images, such as a chat model.
-        judge_definition: what its verdicts mean.
-    """
-
-    split: Split | None = None
-    splitter_name: str = splitter.NAME
-    model: Path | None = None
-    judge: Judge | None = None
-    judge_definition: str = ""
 
 
 def audit(

@@ -10,7 +10,7 @@ storing it are the pipeline's work, so that all backends are treated alike. A ne
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from PIL import Image
 from pydantic import Field
 
+from foveate.chat.batching import DynamicBatcher, run_in_halves
 from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
@@ -44,7 +45,7 @@ class CaptionRequest:
         alt: the alt-text where the format uses it (afc), else "".
         temperature: 0 is greedy.
         seed: for backends that sample.
-        length: class of `foveate.caption.chat_format.EDGES`, for captioners that know it; None = the format's usual.
+        length: class of `foveate.caption.chat_requests.EDGES`, for captioners that know it; None = the format's usual.
     """
 
     key: str
@@ -121,6 +122,59 @@ class Captioner(Protocol):
     async def caption(self, request: CaptionRequest) -> CaptionResponse: ...
 
     async def close(self) -> None: ...
+
+
+class BatchingCaptioner:
+    """Base of captioners with a model in this process: calls in flight together share a batch.
+
+    Attributes:
+        batch: captions that are written together, at most.
+        wait_seconds: how long a batch that is not full waits for more.
+        failures: errors at which a batch is halved, so that a request that fails alone fails no other.
+    """
+
+    wait_seconds: float = 0.01
+    failures: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError, IndexError)
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        # Enough calls in flight that the next batches fill while one is written.
+        self.concurrency = 4 * batch
+        self._batcher: DynamicBatcher[CaptionRequest, CaptionResponse] | None = None
+
+    async def caption(self, request: CaptionRequest) -> CaptionResponse:
+        """Return the model's response, from the next batch."""
+        if self._batcher is None:
+            # Create the batcher in the first call, to whose event loop it belongs.
+            self._batcher = DynamicBatcher(
+                self.caption_batch, max_batch=self.batch, group_by=self.group_of, max_wait_seconds=self.wait_seconds
+            )
+        return await self._batcher.submit(request)
+
+    async def close(self) -> None:
+        """Wait for the last batch and end the thread that writes."""
+        if self._batcher is not None:
+            await self._batcher.close()
+            self._batcher = None
+
+    def caption_batch(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+        """Caption a batch; a request that the model cannot take fails only itself."""
+        return [
+            self.describe_failure(result) if isinstance(result, Exception) else result
+            for result in run_in_halves(self.respond, requests, errors=self.failures)
+        ]
+
+    def group_of(self, request: CaptionRequest) -> Hashable:
+        """Return what requests of one batch have in common."""
+        return None
+
+    def respond(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+        """Answer a batch."""
+        raise NotImplementedError
+
+    def describe_failure(self, error: Exception) -> CaptionResponse:
+        """Return the response to a request that the model failed on."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,18 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.caption.assertions.ground_truth import open_ground_truth
-from foveate.caption.assertions.splitter import split
+from foveate.caption.audit_metrics import collect_entities, open_phrases
 from foveate.caption.backends.foveate import FoveateSettings, MllmCaptioner, open_captioner
 from foveate.caption.captioner import Captioner, CaptionRequest, CaptionResponse, prepare_image
-from foveate.caption.captioner_settings import EvaluationSettings
-from foveate.caption.entities import collect_entities, open_phrases
 from foveate.caption.evaluation_results import CaptionerEvaluation, CaptionerResult, EvaluatedCaption, EvaluatedImage
-from foveate.caption.length_filters import LENGTH_FILTERS, apply_length_filter, repeats
-from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.judges import open_ground_truth
+from foveate.caption.lengths import LENGTH_FILTERS, apply_length_filter, count_clip_tokens, repeats
 from foveate.caption.pending_requests import CaptionSettings, RequestConfig
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import parse_caption
+from foveate.caption.settings import EvaluationSettings
+from foveate.caption.splitter import split
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import Meter

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foveate.caption.captioner import Captioner, CaptionRequest, CaptionResponse, PreparedImage
-from foveate.caption.length_filters import (
+from foveate.caption.lengths import (
     RETRY_WORDS,
+    OtherTokenizer,
     apply_length_filter,
     choose_retry,
     find_content_flags,
+    measure_lengths,
     pick_better,
 )
-from foveate.caption.lengths import OtherTokenizer, measure_lengths
 from foveate.caption.pending_requests import PendingRequest, RequestConfig, hash_alt
 from foveate.caption.prompts import Prompt
 from foveate.caption.response_parser import OK, REPAIRED, ParsedCaption, parse_caption

@@ -71,44 +71,34 @@ def parse_caption(raw: str) -> ParsedCaption:
     """Parse a response with one caption."""
     try:
         content, flags = _parse_object(raw)
-        facts: tuple[str, ...] = ()
-        if isinstance(content, dict):
-            if content.get("refused") is True:
-                raise _ParseError("refused")
-            caption = content.get("caption")
-            # Optional: a caption is not lost because a model writes this list wrongly.
-            listed = content.get("used_alt_facts")
-            facts = tuple(fact for fact in listed if isinstance(fact, str)) if isinstance(listed, list) else ()
-        else:
-            caption = content
-        caption, changed = _normalize(caption)
     except _ParseError as error:
         return ParsedCaption(f"error:{error}")
-    status = REPAIRED if flags else OK
-    return ParsedCaption(status, caption, (*flags, "whitespace_normalized") if changed else flags, facts)
+    if not isinstance(content, dict):
+        return _check_caption(content, flags)
+    if content.get("refused") is True:
+        return ParsedCaption("error:refused")
+    # Optional: a caption is not lost because a model writes this list wrongly.
+    listed = content.get("used_alt_facts")
+    facts = tuple(fact for fact in listed if isinstance(fact, str)) if isinstance(listed, list) else ()
+    return _check_caption(content.get("caption"), flags, facts)
 
 
 def parse_captions(raw: str, kinds: Sequence[str]) -> dict[str, ParsedCaption]:
     """Parse a response with captions of several formats; one that it lacks is "error:schema"."""
     try:
-        content, flags = _parse_object(raw)
-        captions = content.get("captions") if isinstance(content, dict) else None
-        if isinstance(content, dict) and content.get("refused") is True:
-            raise _ParseError("refused")
-        if not isinstance(captions, dict):
-            raise _ParseError("schema")
+        captions, flags = _parse_field(raw, "captions", dict)
     except _ParseError as error:
         return {kind: ParsedCaption(f"error:{error}") for kind in kinds}
-    parsed = {}
-    for kind in kinds:
-        try:
-            caption, changed = _normalize(captions.get(kind))
-        except _ParseError as error:
-            parsed[kind] = ParsedCaption(f"error:{error}")
-        else:
-            all_flags = (*flags, "whitespace_normalized") if changed else flags
-            parsed[kind] = ParsedCaption(REPAIRED if flags else OK, caption, all_flags)
-    return parsed
+    return {kind: _check_caption(captions.get(kind), flags) for kind in kinds}
+
+
+def _check_caption(caption: object, flags: tuple[str, ...], facts: tuple[str, ...] = ()) -> ParsedCaption:
+    try:
+        caption, changed = _normalize(caption)
+    except _ParseError as error:
+        return ParsedCaption(f"error:{error}")
+    status = REPAIRED if flags else OK
+    return ParsedCaption(status, caption, (*flags, "whitespace_normalized") if changed else flags, facts)
 
 
 def parse_assertions(raw: str) -> tuple[str, list[str]]:
@@ -133,16 +123,23 @@ def parse_verdicts(raw: str, count: int) -> tuple[str, list[str]]:
 
 def _parse_list(raw: str, name: str) -> tuple[str, list[Any]]:
     try:
-        content, flags = _parse_object(raw)
-        if not isinstance(content, dict):
-            raise _ParseError("refused" if isinstance(content, str) and _REFUSAL.match(content) else "schema")
-        if content.get("refused") is True:
-            raise _ParseError("refused")
-        if not isinstance(content.get(name), list):
-            raise _ParseError("schema")
+        values, flags = _parse_field(raw, name, list)
     except _ParseError as error:
         return f"error:{error}", []
-    return REPAIRED if flags else OK, content[name]
+    return REPAIRED if flags else OK, values
+
+
+def _parse_field(raw: str, name: str, kind: type) -> tuple[Any, tuple[str, ...]]:
+    """Return a field of the JSON object of a response, and flags of what was repaired."""
+    content, flags = _parse_object(raw)
+    if not isinstance(content, dict):
+        # A plain sentence instead of a list is a refusal or nothing; instead of captions it is never an answer.
+        raise _ParseError("refused" if kind is list and _REFUSAL.match(content) else "schema")
+    if content.get("refused") is True:
+        raise _ParseError("refused")
+    if not isinstance(content.get(name), kind):
+        raise _ParseError("schema")
+    return content[name], flags
 
 
 def _normalize(caption: object) -> tuple[str, bool]:

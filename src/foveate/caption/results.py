@@ -1,4 +1,4 @@
-"""Typed result.json of `foveate caption` and `foveate mix`, read by the report."""
+"""result.json of this wing's commands, as typed models: runs build them, pages read them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from foveate.core.results import Distribution, ResultModel, RunResult
+from foveate.core.results import Column, Distribution, Example, Histogram, ResultModel, Row, RunResult
+from foveate.records.caption_verdicts import CaptionVerdict
 
 
 class RequestTally(ResultModel):
@@ -138,3 +139,119 @@ class MixResult(RunResult):
     formats: list[FormatShare] = []
     wrong_captioners: list[str] = []
     override: str = ""
+
+
+class AuditAssertion(ResultModel):
+    """One assertion of a caption; `verdict` is "" if there was no judge."""
+
+    text: str
+    verdict: str = ""
+
+
+class AuditCaption(ResultModel):
+    """A caption of one format with its assertions."""
+
+    format: str
+    title: str
+    text: str
+    assertions: list[AuditAssertion] = []
+
+
+class AuditImage(ResultModel):
+    """An image of the gallery with its captions; `data` is "scenes" or "images"."""
+
+    image: str
+    data: str = ""
+    key: str = ""
+    captions: list[AuditCaption] = []
+
+
+class AuditJudge(ResultModel):
+    """Meaning of a judge's verdicts, and a hash of that text to compare reports by."""
+
+    definition: str
+    hash: str = ""
+
+
+class AuditSample(ResultModel):
+    """The images that were audited.
+
+    Attributes:
+        images: their number; `of` has it for each kind of data.
+        without_all_formats: images of the split that lack a format and were left out.
+        ids: their keys.
+    """
+
+    images: int
+    of: dict[str, int] = {}
+    without_all_formats: int = 0
+    split: str | None = None
+    seed: int = 0
+    ids: list[str] = []
+
+
+class AuditResult(RunResult):
+    """The result of an audit.
+
+    Attributes:
+        models: format -> captioner -> number of its captions in the sample.
+        scene_oracle: whether captions of the scene oracle are among them.
+        context: tokens that the text tower reads.
+        splitter, tagger: names of what split assertions and found entities.
+        judges: kind of data -> definition of its verdicts.
+        metrics: kind of data -> metrics of each format, see `foveate.caption.audit_metrics.compute_metrics`.
+        verdicts: on each captioner and format, as the verb stores them in the collection.
+    """
+
+    kind: Literal["audit"] = "audit"
+    collection: str
+    formats: list[str] = []
+    models: dict[str, dict[str, int]] = {}
+    scene_oracle: bool = False
+    sample: AuditSample
+    context: int
+    splitter: str = ""
+    tagger: str = ""
+    judges: dict[str, AuditJudge] = {}
+    metrics: dict[str, list[dict[str, Any]]] = {}
+    columns: list[Column] = []
+    table: list[Row] = []
+    interval: str = "95 % intervals, bootstrap over images"
+    verdicts: list[CaptionVerdict] = []
+    gallery: list[AuditImage] = []
+
+
+class RegionsResult(RunResult):
+    """The result of labeling regions.
+
+    Attributes:
+        oracle: the detector returns boxes that the collection held before.
+        source: of the rows, `vesl:DETECTOR`.
+        images: of the split; `done_before` of them were labeled by an earlier run of the recipe.
+        status: number of images by status.
+        regions, thin: regions written, and boxes dropped as thinner than a pixel, by all runs of the recipe.
+        regions_new: regions that this run wrote.
+        unreadable: key -> reason, for sample images that could not be read.
+    """
+
+    kind: Literal["regions"] = "regions"
+    collection: str = ""
+    split: str | None = None
+    detector: str = ""
+    oracle: bool = False
+    model: str = ""
+    source: str = ""
+    recipe: dict[str, Any] = {}
+    recipe_hash: str = ""
+    images: int = 0
+    done_before: int = 0
+    status: dict[str, int] = {}
+    regions: int = 0
+    thin: int = 0
+    regions_new: int = 0
+    seconds: float | None = None
+    stopped: bool = False
+    code: str = ""
+    histograms: dict[str, Histogram] = {}
+    samples: list[Example] = []
+    unreadable: dict[str, str] = {}

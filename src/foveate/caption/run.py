@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from foveate.caption.captioner import Backend, Captioner, find_backend
-from foveate.caption.executors.local import Job, find_executor
+from foveate.caption.execution import Job, find_executor
 from foveate.caption.lengths import OtherTokenizer
 from foveate.caption.pending_requests import CaptionSettings, PendingRequests, RequestConfig, estimate, list_pending
 from foveate.caption.requests import ERROR, SKIPPED, CaptionResult, caption_row, error_row
+from foveate.caption.response_parser import OK, REPAIRED
 from foveate.caption.results import CaptionRunResult, Cost, RequestTally
 from foveate.caption.summary import collect_examples, save_example_images, summarize_captions
 from foveate.core.errors import UserError
@@ -38,55 +39,41 @@ from foveate.records.labeling import Stopping, execute, find_failure
 from foveate.records.quarantine import Quarantine
 from foveate.records.tables import Provenance
 
+_USAGE = ("attempts", "tokens_in", "tokens_out")
 _DONE = "done"  # skipped, as an earlier run wrote the caption
 
 
 @dataclass(slots=True)
 class _FormatCounts:
-    """Counts of the results of one format, while a run goes on."""
+    """Counts of the results of one format, while a run goes on; `usage` by the names of `RequestTally`."""
 
-    requested: int = 0
-    ok: int = 0
-    repaired: int = 0
+    usage: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
-    attempts: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
 
     def add(self, result: CaptionResult) -> None:
         if result.status == SKIPPED:
             self.skipped[f"image: {result.error}"] += 1
             return
-        self.requested += 1
+        self.usage.update(requested=1, **{name: result.details[name] for name in _USAGE})
         self.flags.update(result.flags)
-        self.tokens_in += result.details["tokens_in"]
-        self.tokens_out += result.details["tokens_out"]
-        self.attempts += result.details["attempts"]
         if result.status == ERROR:
             self.errors[result.error] += 1
-        elif result.status == "ok":
-            self.ok += 1
         else:
-            self.repaired += 1
+            self.usage[result.status] += 1
 
     def tally(self, total: int, *, stopped: bool) -> RequestTally:
         """Add up the counts of a format; requests that a stop left count as skipped."""
-        num_results = self.ok + self.repaired + self.errors.total() + self.skipped.total()
+        num_results = self.usage[OK] + self.usage[REPAIRED] + self.errors.total() + self.skipped.total()
         # Only after a stop: otherwise missing results are a bug, which the assertion below must catch.
         skipped = self.skipped + Counter({"stopped before": total - num_results if stopped else 0})
         tally = RequestTally(
             total=total,
-            ok=self.ok,
-            repaired=self.repaired,
             errors=dict(sorted(self.errors.items())),
             skipped=dict(sorted(skipped.items())),
             flags=dict(sorted(self.flags.items())),
-            requested=self.requested,
-            attempts=self.attempts,
-            tokens_in=self.tokens_in,
-            tokens_out=self.tokens_out,
+            **{name: self.usage[name] for name in (OK, REPAIRED, "requested", *_USAGE)},
         )
         assert tally.balanced, f"{total} requests, {num_results} accounted for"
         return tally
@@ -125,7 +112,7 @@ def caption(
     Args:
         backend, backend_settings: the captioner, see `foveate.caption.captioner`.
         run: gets result.json, usage.jsonl and images for the page.
-        executor: see `foveate.caption.executors.local.Executor`.
+        executor: see `foveate.caption.execution.Executor`.
         workers: threads that prepare images.
         processes: worker processes of the executor `ray`.
         tokenizer: a tokenizer.json whose counts are stored beside those of CLIP.
@@ -297,10 +284,7 @@ class _RunWriter:
             "seconds": round(seconds, 3),
             "requests": len(requested),
             "errors": sum(result.status == ERROR for result in requested),
-            **{
-                name: sum(result.details[name] for result in requested)
-                for name in ("attempts", "tokens_in", "tokens_out")
-            },
+            **{name: sum(result.details[name] for result in requested) for name in _USAGE},
         }
         # Appended: a folder holds the sessions of all runs into it, maybe of several collections and models.
         with (self._run.path / "usage.jsonl").open("a", encoding="utf-8") as file:
@@ -315,8 +299,9 @@ class _RunWriter:
 
     def cost(self) -> Cost:
         """Price the tokens of all responses so far."""
-        tokens_in = sum(counts.tokens_in for counts in self._counts.values()) * self._settings.price_in / 1e6
-        tokens_out = sum(counts.tokens_out for counts in self._counts.values()) * self._settings.price_out / 1e6
+        usage = sum((counts.usage for counts in self._counts.values()), Counter[str]())
+        tokens_in = usage["tokens_in"] * self._settings.price_in / 1e6
+        tokens_out = usage["tokens_out"] * self._settings.price_out / 1e6
         return Cost(tokens_in=tokens_in, tokens_out=tokens_out, total=tokens_in + tokens_out)
 
 

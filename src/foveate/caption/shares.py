@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 
 from foveate.caption.lengths import CLIP_WINDOW, count_clip_tokens
 from foveate.caption.results import FormatShare, MixResult
+from foveate.caption.settings import PreferredModels
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import track
@@ -22,7 +23,6 @@ from foveate.core.recipes import Settings, parse_pairs
 from foveate.metrics.captions import normalize_counts
 from foveate.records.caption_verdicts import find_wrong_captioners
 from foveate.records.collection import Collection
-from foveate.records.current_captions import PreferredModels
 from foveate.training.image_texts import ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, PRESETS, Missing, MixtureSampler
 

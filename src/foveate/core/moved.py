@@ -6,7 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 # Modules that have become a part of another: their package, the module that has their names now, and their old names.
@@ -27,6 +27,28 @@ foveate.adapt.methods foveate.adapt.methods.subsets: bitfit full layernorm linea
 foveate.adapt.methods foveate.adapt.methods.vpt: vpt_deep vpt_shallow
 foveate.calibrate foveate.calibrate.estimator: absent_classes method_choice
 foveate.calibrate foveate.calibrate.fine_tuning: pseudo_runs
+foveate.caption foveate.caption.audit_metrics: entities
+foveate.caption foveate.caption.chat_requests: chat_format
+foveate.caption foveate.caption.lengths: length_filters
+foveate.caption foveate.caption.results: audit_results
+foveate.caption foveate.caption.settings: audit_settings captioner_settings
+foveate.caption.assertions foveate.caption.judges: clip_judge ground_truth llm_judge
+foveate.caption.assertions foveate.caption.splitter: word_classes
+foveate.caption.executors foveate.caption.execution: local ray
+foveate.caption.targets foveate.caption.settings: settings
+foveate.caption.targets foveate.caption.targets.material: ocr
+foveate.caption.targets.rewriters foveate.caption.targets.rewriting: llm rules
+foveate.caption.targets.sources foveate.caption.targets.material: texts
+foveate.caption.targets.sources foveate_labs.captions.sources: scenes singles
+foveate.caption.vesl foveate.caption.lexicon: lexicon
+foveate.caption.vesl foveate.caption.results: results
+foveate.caption.vesl foveate.caption.summary: gallery
+foveate.caption.vesl foveate.caption.vesl.embedding_detectors: similarity
+foveate.caption.vesl foveate.caption.vesl.run: work
+foveate.caption.vesl.detectors foveate.caption.vesl.detection: annotations
+foveate.caption.vesl.detectors foveate.caption.vesl.embedding_detectors: cloc nanodet
+foveate.caption.vesl.detectors foveate.caption.vesl.query_detectors: mllm owlv2
+foveate.caption.vesl.taggers foveate.caption.vesl.tagging: ngrams nltk rules spacy
 foveate.chat foveate.chat.client: connections endpoints replies
 foveate.cli foveate.cli.options: groups tables
 foveate.core foveate.core.devices: allocator precision
@@ -46,6 +68,11 @@ foveate.multimodal foveate.multimodal.answers: askable draw
 foveate.multimodal foveate.multimodal.ask: chat
 foveate.multimodal foveate.multimodal.questions: request_forms
 foveate.multimodal foveate.multimodal.settings: ask_settings
+foveate.pretrain foveate.pretrain.dataset: texts
+foveate.pretrain foveate.pretrain.export: export_checks
+foveate.pretrain foveate.pretrain.onnx_parts: onnx_graphs onnx_text
+foveate.pretrain foveate.pretrain.results: metrics_table
+foveate.pretrain.losses foveate.pretrain.losses: blocks sigmoid softmax total
 foveate.report foveate.report.charts: forest scatter tradeoff
 foveate.report foveate.report.pages.captions: captions
 foveate.report foveate.report.pages.species: species
@@ -97,14 +124,19 @@ _MOVED: Mapping[str, str] = {
     "foveate.adapt.calibration.logit_tables": "foveate.training.logit_tables",
     "foveate.adapt.checkpoints": "foveate.vision.classifiers",
     "foveate.adapt.classifier": "foveate.vision.classifier",
+    # Packages that are gone: their modules are looked up in the package above, by the rows of the old names.
+    "foveate.caption.assertions": "foveate.caption",
+    "foveate.caption.executors": "foveate.caption",
+    "foveate.caption.targets.rewriters": "foveate.caption.targets",
+    "foveate.caption.targets.sources": "foveate.caption.targets",
+    "foveate.caption.vesl.detectors": "foveate.caption.vesl",
+    "foveate.caption.vesl.taggers": "foveate.caption.vesl",
     "foveate.caption.assertions.claims": "foveate_labs.captions.ground_truths.scenes",
     "foveate.caption.assertions.scene_judge": "foveate_labs.captions.ground_truths.scenes",
     "foveate.caption.assertions.scene_truth": "foveate_labs.captions.scene_truth",
     "foveate.caption.backends.scene_oracle": "foveate_labs.captions.backends.scene_oracle",
     "foveate.caption.scene_captions": "foveate_labs.captions.scene_captions",
     "foveate.caption.scene_claims": "foveate_labs.captions.scene_captions",
-    "foveate.caption.targets.sources.scenes": "foveate_labs.captions.sources.scenes",
-    "foveate.caption.targets.sources.singles": "foveate_labs.captions.sources.singles",
     "foveate.mllm.video": "foveate.video",
     "foveate.pretrain.api": "foveate.search.api",
     "foveate.pretrain.locate": "foveate.search.locate",
@@ -155,6 +187,8 @@ _MOVED: Mapping[str, str] = {
 }
 
 
+# Packages that have become one module: only with a path, of no folder, are their old modules asked for.
+_FORMER_PACKAGES = frozenset({"foveate.pretrain.losses"})
 _WARNED: set[str] = set()
 
 
@@ -187,6 +221,9 @@ class OldNames:
         """Return what loads the module that `name` meant; None where it means itself."""
         if not name.startswith("foveate."):
             return None
+        if name in _FORMER_PACKAGES and (spec := PathFinder.find_spec(name, path, target)) is not None:
+            spec.submodule_search_locations = []
+            return spec
         head, rest = name, ""
         while head not in _MOVED:
             head, _, last = head.rpartition(".")

@@ -22,7 +22,7 @@ from foveate.core.errors import choose
 _ADDED: Mapping[str, str] = {
     "foveate.caption.backends": "foveate_labs.captions.backends",
     "foveate.caption.ground_truths": "foveate_labs.captions.ground_truths",
-    "foveate.caption.targets.sources": "foveate_labs.captions.sources",
+    "foveate.caption.targets.material": "foveate_labs.captions.sources",
     "foveate.cli.verbs": "foveate_labs.verbs",
     "foveate.records.builders": "foveate_labs.worlds",
     "foveate.records.exporters": "foveate.survey.exporters",
@@ -31,14 +31,18 @@ _ADDED: Mapping[str, str] = {
 }
 
 
-def _list_folders(package: str) -> Iterable[str]:
+def _import_added(package: str) -> ModuleType | None:
     try:
-        return importlib.import_module(package).__path__
+        return importlib.import_module(package)
     except ModuleNotFoundError as error:
         # The laboratory may be left out. A module that one of its packages misses is another matter.
         if error.name is None or not f"{package}.".startswith(f"{error.name}."):
             raise
-        return ()
+        return None
+
+
+def _list_folders(package: str) -> Iterable[str]:
+    return getattr(_import_added(package), "__path__", ())
 
 
 # Listed once for a process and folder: `foveate --help` asks for every command by its name.
@@ -91,12 +95,12 @@ def load_all(package: str, attribute: str) -> dict[str, Any]:
 
 
 def load_table(package: str, table: str) -> dict[str, Any]:
-    """Import a module, or every module of a package; return the merged rows of those that have a `table`."""
-    root = importlib.import_module(package)
-    modules = (
-        [importlib.import_module(name) for name in _find_modules(package).values()] if hasattr(root, "__path__") else []
-    )
-    return {key: kind for module in (root, *modules) for key, kind in getattr(module, table, {}).items()}
+    """Import a module or a package with all its modules, and what is added to it; return the merged rows of `table`."""
+    added = _ADDED.get(package)
+    # The package's own rows come last, as its modules do.
+    roots = [None if added is None else _import_added(added), importlib.import_module(package)]
+    modules = [importlib.import_module(name) for name in _find_modules(package).values()]
+    return {key: kind for module in (*roots, *modules) for key, kind in getattr(module, table, {}).items()}
 
 
 def load_row(package: str, name: str, table: str, *, label: str) -> Any:

@@ -5,8 +5,7 @@ The image tokens of an image are computed once and serve all its regions, phrase
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,18 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.core import seeds
-from foveate.core.progress import track
 from foveate.records.collection import Collection
-from foveate.records.geometry import Placement, View
-from foveate.records.images import BadImage
+from foveate.records.geometry import Placement
 from foveate.records.record import Region
 from foveate.records.region_sources import is_pseudo_label
-from foveate.vision.feature_cache import FeatureCache
+from foveate.vision.feature_cache import feature_batches
 from foveate.vision.localizer.inference import embed_phrases, encode_crops, find
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.preprocess import move_boxes, read_image
-
-BATCH = 32
+from foveate.vision.preprocess import move_boxes
 
 
 @dataclass
@@ -57,77 +52,6 @@ class CollectionEmbeddings:
     out_of_view: int = 0
     phrase_RE: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
     located: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-
-
-def read_batches(
-    collection: Collection,
-    rows: NDArray[np.int64],
-    model: LocalizingModel,
-    *,
-    description: str,
-    bad: dict[int, str],
-    threads: int = 2,
-) -> Iterator[tuple[list[int], list[Placement], Tensor]]:
-    """Yield batches of readable images: row numbers, placements and uint8 pixels; add the others to `bad`."""
-    preprocess = model.image_encoder.preprocess
-
-    # Returned instead of raised: an exception would end the iteration over `pool.map` at the first damaged image.
-    def read_row(row: int) -> tuple[Tensor, Placement] | str:
-        try:
-            return read_image(collection, row, preprocess)
-        except BadImage as problem:
-            return str(problem)
-
-    starts = range(0, len(rows), BATCH)
-    with ThreadPoolExecutor(threads) as pool:
-        for start in track(starts, description=description):
-            batch_rows = [int(row) for row in rows[start : start + BATCH]]
-            pairs = list(zip(batch_rows, pool.map(read_row, batch_rows), strict=True))
-            bad.update({row: image for row, image in pairs if isinstance(image, str)})
-            good = [(row, image) for row, image in pairs if not isinstance(image, str)]
-            if good:
-                pixels = torch.stack([image[0] for _, image in good]).to(model.device)
-                yield [row for row, _ in good], [image[1] for _, image in good], pixels
-
-
-def cache_features(
-    model: LocalizingModel, collection: Collection, rows: NDArray[np.int64], *, cache: Path
-) -> FeatureCache:
-    """Return the frozen features of whole images; compute those that the folder `cache` lacks.
-
-    All models with the same frozen part share them.
-    """
-    features = FeatureCache(
-        model.image_encoder,
-        collection,
-        # Sort the rows: the cache is the same whatever order the caller has.
-        np.sort(rows),
-        folder=cache,
-        views=1,
-        view_of=lambda *_: View(),
-        device=model.device,
-    )
-    features.fill()
-    return features
-
-
-def _feature_batches(
-    collection: Collection, rows: NDArray[np.int64], model: LocalizingModel, *, bad: dict[int, str], cache: Path | None
-) -> Iterator[tuple[list[int], list[Placement], Tensor]]:
-    """Yield batches as `read_batches` does, with frozen features in place of pixels."""
-    encoder = model.image_encoder
-    # Without a frozen part there are no features to cache.
-    if cache is None or not encoder.fingerprint():
-        for batch_rows, placements, pixels in read_batches(collection, rows, model, description="images", bad=bad):
-            yield batch_rows, placements, encoder.frozen_features(pixels)
-        return
-    stored = cache_features(model, collection, rows, cache=cache)
-    bad.update({row: stored.bad[row] for row in rows.tolist() if row in stored.bad})
-    good = [row for row in rows.tolist() if row not in stored.bad]
-    for start in range(0, len(good), BATCH):
-        batch_rows = good[start : start + BATCH]
-        features = torch.stack([stored.features(row, 0) for row in batch_rows])
-        yield batch_rows, [stored.placement(row, 0) for row in batch_rows], features.to(model.device)
 
 
 def embed_images(model: LocalizingModel, collection: Collection, rows: NDArray[np.int64]) -> CollectionEmbeddings:
@@ -178,26 +102,39 @@ def _embed(
     phrases = sorted({region.phrase for row_regions in by_row.values() for region in row_regions})
     vectors = embed_phrases(model, phrases)
     phrase_row = {phrase: number for number, phrase in enumerate(phrases)}
-    for batch_rows, placements, features in _feature_batches(collection, rows, model, bad=bad, cache=cache):
-        tokens = model.image_encoder(features)
+    encoder = model.image_encoder
+    batches = feature_batches(
+        encoder, collection, rows, device=model.device, description="images", bad=bad, cache=cache
+    )
+    for batch_rows, placements, features in batches:
+        tokens = encoder(features)
         images.append(model.encode_image(tokens).cpu().numpy())
-        batch, inside_R4, other_R4 = _visible_regions(batch_rows, placements, by_row, shuffled_boxes)
-        out_of_view += sum(len(by_row[row]) for row in batch_rows) - len(batch)
+        by_image = [by_row[row] for row in batch_rows]
+        visible, inside_R4 = visible_regions(placements, by_image)
+        batch = [by_image[index][number] for index, number in visible]
+        out_of_view += sum(map(len, by_image)) - len(batch)
         if batch:
-            index_R = torch.tensor([index for index, _ in batch], device=model.device)
+            index_R = torch.tensor([index for index, _ in visible], device=model.device)
+            # Use fractions of the visible part, so that every box of another image is a possible one here.
+            other_R4 = np.concatenate(
+                [
+                    placements[index].letterbox.to_input(shuffled_boxes[batch_rows[index]][number][None])
+                    for index, number in visible
+                ]
+            ).astype(np.float32)
             for boxes_R4, embedded in ((inside_R4, z), (other_R4, shuffled)):
                 z_RE = model.encode_regions(tokens, torch.from_numpy(boxes_R4).to(model.device), index_R)
                 embedded.append(z_RE.float().cpu().numpy())
             # These stay unnormalized: the phrase prompt takes the text embedding as the tower returns it.
-            texts_RE = vectors[[phrase_row[region.phrase] for _, region in batch]].to(model.device)
+            texts_RE = vectors[[phrase_row[region.phrase] for region in batch]].to(model.device)
             for rule in rules:
                 boxes_R4 = find(model, tokens, placements, texts_RE, index_R, rule=rule)
                 located[rule].append(_to_original(boxes_R4, placements, index_R))
             if crops:
-                boxes = [(batch_rows[index], region.box) for index, region in batch]
+                boxes = [(batch_rows[index], by_image[index][number].box) for index, number in visible]
                 crop.append(encode_crops(model, collection, boxes))
-        all_regions += [region for _, region in batch]
-        owner += [len(good_rows) + index for index, _ in batch]
+        all_regions += batch
+        owner += [len(good_rows) + index for index, _ in visible]
         good_rows += batch_rows
     width = model.recipe.embed_dim
     none = np.zeros((0, width), np.float32)
@@ -232,29 +169,22 @@ def _shuffle_boxes(by_row: Mapping[int, Sequence[Region]]) -> dict[int, NDArray[
     return dict(zip(by_row, np.split(boxes_R4, np.cumsum(counts)[:-1]), strict=True)) if counts else {}
 
 
-def _visible_regions(
-    rows: Sequence[int],
-    placements: Sequence[Placement],
-    by_row: Mapping[int, Sequence[Region]],
-    shuffled_boxes: Mapping[int, NDArray[np.float64]],
-) -> tuple[list[tuple[int, Region]], NDArray[np.float32], NDArray[np.float32]]:
-    """Return a batch's regions that are in view (image index, region), their boxes and the shuffled ones.
+def visible_regions(
+    placements: Sequence[Placement], by_image: Sequence[Sequence[Region]]
+) -> tuple[list[tuple[int, int]], NDArray[np.float32]]:
+    """Return which regions of a batch are in view (image, number among its regions), and their boxes [R, 4].
 
-    Both kinds of boxes are in the model input.
+    The boxes are in the model input.
     """
-    batch: list[tuple[int, Region]] = []
-    inside, other = [np.zeros((0, 4), np.float32)], [np.zeros((0, 4), np.float32)]
-    for index, (row, placement) in enumerate(zip(rows, placements, strict=True)):
-        regions = by_row[row]
-        if not regions:
-            continue
-        boxes_R4 = np.stack([region.box.to_array() for region in regions])
-        moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
-        batch += [(index, region) for region, visible in zip(regions, visible_R, strict=True) if visible]
-        inside.append(moved_K4)
-        # Use fractions of the visible part, so that every box of another image is a possible one here.
-        other.append(placement.letterbox.to_input(shuffled_boxes[row][visible_R]).astype(np.float32))
-    return batch, np.concatenate(inside), np.concatenate(other)
+    batch: list[tuple[int, int]] = []
+    inside = [np.zeros((0, 4), np.float32)]
+    for index, (placement, regions) in enumerate(zip(placements, by_image, strict=True)):
+        if regions:
+            boxes_R4 = np.stack([region.box.to_array() for region in regions])
+            moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
+            batch += [(index, number) for number in np.flatnonzero(visible_R).tolist()]
+            inside.append(moved_K4)
+    return batch, np.concatenate(inside)
 
 
 def _to_original(boxes_R4: np.ndarray, placements: Sequence[Placement], index_R: Tensor) -> np.ndarray:

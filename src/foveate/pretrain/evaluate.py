@@ -23,8 +23,7 @@ from foveate.metrics.grounding import SIZE_NAMES, baseline_boxes, grounding_scor
 from foveate.metrics.intervals import bootstrap_statistic
 from foveate.metrics.retrieval import normalize, rank_positives_from_embeddings, within_group_accuracy
 from foveate.pretrain.embed import CollectionEmbeddings, embed_collection
-from foveate.pretrain.metrics_table import MetricsTable, describe_columns
-from foveate.pretrain.results import SplitEvaluation
+from foveate.pretrain.results import MetricsTable, SplitEvaluation, describe_columns
 from foveate.pretrain.settings import EvaluateSettings
 from foveate.records.collection import Collection
 from foveate.records.tables import write_table
@@ -80,7 +79,7 @@ def evaluate(
     table = MetricsTable(seed=seed)
     samples: dict[str, pa.Table] = {}
     if len(embeddings.regions):
-        samples["regions"] = _add_region_metrics(table, collection, embeddings, name, seed)
+        samples["regions"] = _RegionMetrics(table, collection, embeddings, name).compute(seed)
     retrieved = _add_image_retrieval(table, model, collection, embeddings, name, text_kind)
     if retrieved:
         samples["retrieval"] = pa.Table.from_pylist(retrieved)
@@ -160,177 +159,157 @@ class Validation:
         if embeddings.regions:
             ranks = rank_positives_from_embeddings(embeddings.z_RE, embeddings.phrase_RE)
             metrics["region_to_text_r1"] = ranks.recall(1)[0]
-            once = is_unique_phrase([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
+            once = _phrases_once(embeddings)
             if "head" in embeddings.located and once.any():
                 scores, _ = grounding_scores(embeddings.located["head"][once], embeddings.boxes_R4[once])
                 metrics["grounding_iou"] = float(scores["iou"].mean())
         return metrics
 
 
-def _slices(embeddings: CollectionEmbeddings) -> dict[str, NDArray[np.bool_]]:
-    """Return a mask [R] of each report group."""
-    slices_R = np.array([region.slice for region in embeddings.regions], dtype=object)
-    names = sorted(set(slices_R))
-    unnamed = "all regions" if len(names) == 1 else "regions without a group"
-    # Never average over groups: seen and unseen concepts differ, and their shares are those of the data set.
-    return {str(name) or unnamed: slices_R == name for name in names}
+class _RegionMetrics:
+    """Metrics of the regions of one report group after the other.
 
+    Attributes:
+        samples: column -> value of each region, for a table of per-sample results.
+        columns: column of the table -> region embeddings [R, E] that fill it.
+    """
 
-def _add_region_metrics(
-    table: MetricsTable, collection: Collection, embeddings: CollectionEmbeddings, name: str, seed: int
-) -> pa.Table:
-    """Add all metrics of regions; return a row of per-sample results for each region."""
-    z_by_column = {name: embeddings.z_RE}
-    if embeddings.crop_RE is not None:
-        z_by_column[f"{name}_crop"] = embeddings.crop_RE
-    # The control exposes a region module that ignores its box and scores well from the rest of the image.
-    z_by_column[f"{name}_shuffled"] = embeddings.shuffled_RE
-    samples: dict[str, Any] = {
-        "key": [collection.keys[embeddings.rows[image]] for image in embeddings.image_R],
-        "phrase": [region.phrase for region in embeddings.regions],
-        "label": [region.label for region in embeddings.regions],
-        "slice": [region.slice for region in embeddings.regions],
-        "size": size_slices(embeddings.boxes_R4).tolist(),
-        **{f"{edge}_true": embeddings.boxes_R4[:, index] for index, edge in enumerate(EDGES)},
-        **{
-            f"{edge}_{name}_{rule}": boxes_R4[:, index]
-            for rule, boxes_R4 in embeddings.located.items()
-            for index, edge in enumerate(EDGES)
-        },
-    }
-    for part, mask_R in _slices(embeddings).items():
-        for column, z_RE in z_by_column.items():
-            _add_region_retrieval(table, embeddings, mask_R, column, z_RE, part, samples)
-            _add_region_classes(table, embeddings, mask_R, column, z_RE, part)
-            _add_box_choice(table, embeddings, mask_R, column, z_RE, part, samples)
-        _add_grounding(table, embeddings, mask_R, name, part, seed, samples)
-    return pa.table(samples)
+    def __init__(
+        self, table: MetricsTable, collection: Collection, embeddings: CollectionEmbeddings, name: str
+    ) -> None:
+        self.table, self.embeddings, self.name = table, embeddings, name
+        self.columns = {name: embeddings.z_RE}
+        if embeddings.crop_RE is not None:
+            self.columns[f"{name}_crop"] = embeddings.crop_RE
+        # The control exposes a region module that ignores its box and scores well from the rest of the image.
+        self.columns[f"{name}_shuffled"] = embeddings.shuffled_RE
+        self.sizes_R = size_slices(embeddings.boxes_R4)
+        self.samples: dict[str, Any] = {
+            "key": [collection.keys[embeddings.rows[image]] for image in embeddings.image_R],
+            "phrase": [region.phrase for region in embeddings.regions],
+            "label": [region.label for region in embeddings.regions],
+            "slice": [region.slice for region in embeddings.regions],
+            "size": self.sizes_R.tolist(),
+            **{f"{edge}_true": embeddings.boxes_R4[:, index] for index, edge in enumerate(EDGES)},
+            **{
+                f"{edge}_{name}_{rule}": boxes_R4[:, index]
+                for rule, boxes_R4 in embeddings.located.items()
+                for index, edge in enumerate(EDGES)
+            },
+        }
 
+    def compute(self, seed: int) -> pa.Table:
+        """Add all metrics; return a row of per-sample results for each region."""
+        slices_R = np.array(self.samples["slice"], dtype=object)
+        names = sorted(set(slices_R))
+        unnamed = "all regions" if len(names) == 1 else "regions without a group"
+        # Never average over groups: seen and unseen concepts differ, and their shares are those of the data set.
+        for name in names:
+            mask_R, part = slices_R == name, str(name) or unnamed
+            for column, z_RE in self.columns.items():
+                self._add_retrieval(mask_R, column, z_RE, part)
+                self._add_classes(mask_R, column, z_RE, part)
+                self._add_box_choice(mask_R, column, z_RE, part)
+            self._add_grounding(mask_R, part, seed)
+        return pa.table(self.samples)
 
-def _add_region_retrieval(
-    table: MetricsTable,
-    embeddings: CollectionEmbeddings,
-    mask_R: NDArray[np.bool_],
-    column: str,
-    z_RE: NDArray[np.float32],
-    part: str,
-    samples: dict[str, Any],
-) -> None:
-    """Add region-text retrieval both ways among the regions of one group; R@1 of the first also by region size."""
-    selected = np.flatnonzero(mask_R)
-    groups = embeddings.image_R[selected]
-    sizes = size_slices(embeddings.boxes_R4)[selected]
-    for question, short, queries, gallery in (
-        ("which phrase names this box", "r2t", z_RE, embeddings.phrase_RE),
-        ("which box does this phrase name", "t2r", embeddings.phrase_RE, z_RE),
-    ):
-        ranks = rank_positives_from_embeddings(queries[selected], gallery[selected])
-        for kind, values in (("better", ranks.better_N), ("tied", ranks.tied_N)):
-            # -1 marks regions of groups that the question was not asked for.
-            stored_R = samples.setdefault(f"{kind}_{short}_{column}", np.full(len(embeddings.regions), -1, np.int64))
-            stored_R[selected] = values
-        for k in (1, 10):
-            chance = min(1.0, k / len(selected))
-            table.add(f"{question}: R@{k}", part, column, ranks.recall(k)[1], groups=groups, chance=chance)
-        for size in SIZE_NAMES if short == "r2t" else ():
-            of_size = sizes == size
-            if of_size.any():
-                values = ranks.recall(1)[1][of_size]
-                table.add(f"{question}: R@1", f"{part}, {size}", column, values, groups=groups[of_size])
+    def _store(self, name: str, selected: NDArray[np.int64], values: NDArray[Any], *, none: float) -> None:
+        """Store per-sample results; `none` marks regions that the question was not asked for."""
+        dtype = np.int64 if isinstance(none, int) else np.float64
+        self.samples.setdefault(name, np.full(len(self.embeddings.regions), none, dtype))[selected] = values
 
+    def _add_retrieval(self, mask_R: NDArray[np.bool_], column: str, z_RE: NDArray[np.float32], part: str) -> None:
+        """Add region-text retrieval both ways among the regions of one group; R@1 of the first also by region size."""
+        selected, phrase_RE = np.flatnonzero(mask_R), self.embeddings.phrase_RE
+        groups = self.embeddings.image_R[selected]
+        for question, short, queries, gallery in (
+            ("which phrase names this box", "r2t", z_RE, phrase_RE),
+            ("which box does this phrase name", "t2r", phrase_RE, z_RE),
+        ):
+            ranks = rank_positives_from_embeddings(queries[selected], gallery[selected])
+            for kind, values in (("better", ranks.better_N), ("tied", ranks.tied_N)):
+                self._store(f"{kind}_{short}_{column}", selected, values, none=-1)
+            for k in (1, 10):
+                chance = min(1.0, k / len(selected))
+                self.table.add(f"{question}: R@{k}", part, column, ranks.recall(k)[1], groups=groups, chance=chance)
+            if short == "r2t":
+                self._add_by_size(f"{question}: R@1", part, column, ranks.recall(1)[1], selected)
 
-def _add_region_classes(
-    table: MetricsTable,
-    embeddings: CollectionEmbeddings,
-    mask_R: NDArray[np.bool_],
-    column: str,
-    z_RE: NDArray[np.float32],
-    part: str,
-) -> None:
-    """Add top-1 and mean class accuracy if all regions have labels; one phrase represents each class."""
-    labels = np.array([region.label for region in embeddings.regions], dtype=object)[mask_R]
-    # A class accuracy over some of the regions would depend on which ones happen to have labels.
-    if not all(labels):
-        return
-    names, first = np.unique(labels.astype(str), return_index=True)
-    if len(names) < 2:
-        return
-    predicted = nearest_class(z_RE[mask_R], embeddings.phrase_RE[mask_R][first])
-    truth = np.searchsorted(names, labels.astype(str))
-    interval = bootstrap_statistic(
-        lambda rows: float(class_accuracies(predicted[rows], truth[rows]).accuracy_C.mean()),
-        rows=len(truth),
-        seed=table.seed,
-        groups_N=list(embeddings.image_R[mask_R]),
-        # Use fewer resamples than the usual 1,000: mAcc is no mean of samples, so each resample counts all classes
-        # again.
-        resamples=200,
-    )
-    question = "what is in this box, of all names"
-    right = (predicted == truth).astype(np.float64)
-    chance = 1 / len(names)
-    table.add(f"{question}: top-1", part, column, right, groups=list(embeddings.image_R[mask_R]), chance=chance)
-    table.add(f"{question}: mAcc", part, column, interval, chance=chance)
-
-
-def _add_box_choice(
-    table: MetricsTable,
-    embeddings: CollectionEmbeddings,
-    mask_R: NDArray[np.bool_],
-    column: str,
-    z_RE: NDArray[np.float32],
-    part: str,
-    samples: dict[str, Any],
-) -> None:
-    """Add the accuracy of choosing a phrase's box among those of its image (phrases of one of at least two boxes)."""
-    once = is_unique_phrase([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
-    # A single box would be right by default.
-    counts = np.bincount(embeddings.image_R)[embeddings.image_R]
-    selected = np.flatnonzero(mask_R & once & (counts > 1))
-    if not len(selected):
-        return
-    _, right_R, _ = within_group_accuracy(embeddings.phrase_RE, z_RE, embeddings.image_R.tolist())
-    right = right_R[selected]
-    samples.setdefault(f"chosen_{column}", np.full(len(embeddings.regions), np.nan))[selected] = right
-    chance = float((1 / counts[selected]).mean())
-    question = "which of the image's boxes: accuracy"
-    table.add(question, part, column, right, groups=embeddings.image_R[selected], chance=chance)
-
-
-def _add_grounding(
-    table: MetricsTable,
-    embeddings: CollectionEmbeddings,
-    mask_R: NDArray[np.bool_],
-    name: str,
-    part: str,
-    seed: int,
-    samples: dict[str, Any],
-) -> None:
-    """Add phrase grounding by every rule and the baselines, on phrases that occur once in their image."""
-    once = is_unique_phrase([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
-    selected = np.flatnonzero(mask_R & once)
-    if not len(selected):
-        return
-    sizes = size_slices(embeddings.boxes_R4)
-    for rule, boxes_R4 in {**embeddings.located, **baseline_boxes(len(embeddings.regions), seed=seed)}.items():
-        column = rule if rule in ("center", "random") else f"{name}_{rule}"
-        per_sample, _ = grounding_scores(boxes_R4[selected], embeddings.boxes_R4[selected])
-        samples.setdefault(f"iou_{column}", np.full(len(embeddings.regions), np.nan))[selected] = per_sample["iou"]
-        groups = embeddings.image_R[selected]
-        for title, key in (("IoU at least .5", "acc50"), ("mean IoU", "iou"), ("pointing", "pointing")):
-            table.add(f"where is it: {title}", part, column, per_sample[key], groups=groups)
+    def _add_by_size(
+        self, question: str, part: str, column: str, values: NDArray[np.float64], selected: NDArray[np.int64]
+    ) -> None:
         for size in SIZE_NAMES:
-            of_size = sizes[selected] == size
+            of_size = self.sizes_R[selected] == size
             if of_size.any():
-                table.add(
-                    "where is it: IoU at least .5", f"{part}, {size}", column, per_sample["acc50"][of_size],
-                    groups=groups[of_size],
-                )  # fmt: skip
+                groups = self.embeddings.image_R[selected][of_size]
+                self.table.add(question, f"{part}, {size}", column, values[of_size], groups=groups)
+
+    def _add_classes(self, mask_R: NDArray[np.bool_], column: str, z_RE: NDArray[np.float32], part: str) -> None:
+        """Add top-1 and mean class accuracy if all regions have labels; one phrase represents each class."""
+        labels = np.array(self.samples["label"], dtype=object)[mask_R]
+        # A class accuracy over some of the regions would depend on which ones happen to have labels.
+        if not all(labels):
+            return
+        names, first = np.unique(labels.astype(str), return_index=True)
+        if len(names) < 2:
+            return
+        predicted = nearest_class(z_RE[mask_R], self.embeddings.phrase_RE[mask_R][first])
+        truth = np.searchsorted(names, labels.astype(str))
+        groups = list(self.embeddings.image_R[mask_R])
+        interval = bootstrap_statistic(
+            lambda rows: float(class_accuracies(predicted[rows], truth[rows]).accuracy_C.mean()),
+            rows=len(truth),
+            seed=self.table.seed,
+            groups_N=groups,
+            # Use fewer resamples than the usual 1,000: mAcc is no mean of samples, so each resample counts all classes
+            # again.
+            resamples=200,
+        )
+        question, chance = "what is in this box, of all names", 1 / len(names)
+        right = (predicted == truth).astype(np.float64)
+        self.table.add(f"{question}: top-1", part, column, right, groups=groups, chance=chance)
+        self.table.add(f"{question}: mAcc", part, column, interval, chance=chance)
+
+    def _add_box_choice(self, mask_R: NDArray[np.bool_], column: str, z_RE: NDArray[np.float32], part: str) -> None:
+        """Add the accuracy of choosing a phrase's box among those of its image.
+
+        Phrases count that name one of at least two boxes: a single box would be right by default.
+        """
+        image_R = self.embeddings.image_R
+        counts = np.bincount(image_R)[image_R]
+        selected = np.flatnonzero(mask_R & _phrases_once(self.embeddings) & (counts > 1))
+        if not len(selected):
+            return
+        _, right_R, _ = within_group_accuracy(self.embeddings.phrase_RE, z_RE, image_R.tolist())
+        right = right_R[selected]
+        self._store(f"chosen_{column}", selected, right, none=np.nan)
+        question, chance = "which of the image's boxes: accuracy", float((1 / counts[selected]).mean())
+        self.table.add(question, part, column, right, groups=image_R[selected], chance=chance)
+
+    def _add_grounding(self, mask_R: NDArray[np.bool_], part: str, seed: int) -> None:
+        """Add phrase grounding by every rule and the baselines, on phrases that occur once in their image."""
+        embeddings = self.embeddings
+        selected = np.flatnonzero(mask_R & _phrases_once(embeddings))
+        if not len(selected):
+            return
+        for rule, boxes_R4 in {**embeddings.located, **baseline_boxes(len(embeddings.regions), seed=seed)}.items():
+            column = rule if rule in ("center", "random") else f"{self.name}_{rule}"
+            per_sample, _ = grounding_scores(boxes_R4[selected], embeddings.boxes_R4[selected])
+            self._store(f"iou_{column}", selected, per_sample["iou"], none=np.nan)
+            groups = embeddings.image_R[selected]
+            for title, key in (("IoU at least .5", "acc50"), ("mean IoU", "iou"), ("pointing", "pointing")):
+                self.table.add(f"where is it: {title}", part, column, per_sample[key], groups=groups)
+            self._add_by_size("where is it: IoU at least .5", part, column, per_sample["acc50"], selected)
+
+
+def _phrases_once(embeddings: CollectionEmbeddings) -> NDArray[np.bool_]:
+    """Mark the regions [R] whose phrase occurs once in their image."""
+    return is_unique_phrase([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
 
 
 def choose_locate_rule(embeddings: CollectionEmbeddings) -> str:
     """Return the rule, "head" or "candidates", with more boxes at IoU .5 or above, on phrases that occur once."""
-    once = is_unique_phrase([region.phrase for region in embeddings.regions], embeddings.image_R.tolist())
+    once = _phrases_once(embeddings)
     if not once.any() or "head" not in embeddings.located:
         return "head" if "head" in embeddings.located else "candidates"
     hits = {

@@ -2,7 +2,7 @@
 
 Targets are plugins: of models the modules of `foveate.pretrain.exporters`, of collections the modules `x` of
 `foveate.records.exporters` with `COLLECTION_TARGET = True` and a function `export_x`. An export appears whole or not at
-all.
+all, with a card of how far the exported model is from its source on fixed inputs. torch is loaded only by an export.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from foveate.core.errors import UserError, choose
 from foveate.core.export_folder import check_empty_folder, default_folder, staged_folder
-from foveate.core.files import read_json
+from foveate.core.files import read_json, write_text_atomically
 from foveate.core.plugins import load_all, load_module, load_plugin, module_names
 from foveate.core.recipes import Settings, validate
 from foveate.pretrain.results import ExportResult
@@ -25,11 +25,17 @@ from foveate.records.layout import DESCRIPTION
 from foveate.records.region_sources import OWN_SOURCES, RegionSources, SelectedRegions
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from foveate.vision.localizer.model import LocalizingModel
+    from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
 
 MODEL_TARGETS, COLLECTION_TARGETS = "foveate.pretrain.exporters", "foveate.records.exporters"
 _CONFIG = "config.json"
 _MAX_LISTED = 5  # unreadable images that are named
+# Several scripts, an apostrophe, digits, an empty text: where tokenizers of libraries differ.
+TEXTS = ("a red boat", "Ein großer Hund läuft über die Straße", "красная лодка", "赤い船", "it's 42 km & 50%", "")
+IMAGES = 2
 
 
 class ExportSettings(Settings):
@@ -223,3 +229,77 @@ def _describe_unreadable(reasons: dict[str, str]) -> list[str]:
 
 def _list_files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# What the targets of models share: inputs that the export is compared on, and the card of the export.
+
+
+def probe_pixels(job: Job) -> Tensor:
+    """Return uint8 noise [IMAGES, 3, S, S], the same for every export."""
+    import torch
+
+    # Noise uses all pixel values; a photograph would hide differences in dark or saturated areas.
+    size = job.model.image_encoder.preprocess.side
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (IMAGES, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest absolute difference of two tensors of the same shape."""
+    # Broadcasting would silently compare the wrong values.
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    return float((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0.0
+
+
+def image_text_bias(model: LocalizingModel) -> float | None:
+    """Return the bias of a sigmoid image-text loss; None for a softmax loss, even if the regions have a bias."""
+    return float(model.logit_bias()) if model.recipe.loss == "sigmoid" else None
+
+
+def open_clip_towers(job: Job, library: str) -> tuple[OpenClipImageEncoder, OpenClipTextEncoder]:
+    """Return both encoders of a model of open_clip.
+
+    Raises:
+        UserError: for any other model, with the possible targets.
+    """
+    from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
+
+    image, text = job.model.image_encoder, job.model.text_encoder
+    if isinstance(image, OpenClipImageEncoder) and isinstance(text, OpenClipTextEncoder):
+        return image, text
+    kinds = [job.model.recipe.image_encoder["kind"], job.model.recipe.text_encoder["kind"]]
+    also = "`--to transformers`, " if kinds == ["clip"] * 2 else ""
+    raise UserError(
+        f"{job.source}: encoders '{kinds[0]}' and '{kinds[1]}' are not an architecture of {library}; possible targets: "
+        f"{also}`--to onnx` (both towers and regions, with a script that embeds images and texts without torch) and "
+        "`--to embeddings`"
+    )
+
+
+def format_differences(differences: dict[str, float], *, texts: int = len(TEXTS)) -> str:
+    """Write the card's section on what was compared while exporting, on how many texts."""
+    data = f"{IMAGES} images of noise" + (f" and {texts} texts" if texts else "")
+    rows = "".join(f"| {name} | {value:.3g} |\n" for name, value in differences.items())
+    return f"""## Checked while exporting
+
+Loaded with the target library and compared with Foveate on {data}, in float32 on the CPU:
+
+| what | largest absolute difference |
+|---|---|
+{rows}"""
+
+
+def write_card(job: Job, *, library: str, loading: str, notes: list[str]) -> None:
+    """Write the README.md of an export: the model's card with the export's loading code and notes."""
+    from foveate.vision.localizer.folder import CARD, model_card, trained_weights
+
+    card = model_card(
+        recipe=job.config["recipe"],
+        parameters=sum(value.numel() for value in trained_weights(job.model).values()),
+        metrics=job.metrics,
+        provenance=job.config.get("provenance") or {},
+        loading=loading,
+        library=library,
+        notes="\n".join(note.strip() + "\n" for note in notes if note.strip()),
+    )
+    write_text_atomically(job.folder / CARD, card)

@@ -15,7 +15,7 @@ from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.core.runs import RunFolder
 from foveate.pretrain.dataset import PretrainDataset, count_texts, describe_no_regions
-from foveate.pretrain.embed import cache_features, embed_collection
+from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.evaluate import Validation, choose_locate_rule, evaluate
 from foveate.pretrain.initialization import TABLE, resolve_initial, start_from
 from foveate.pretrain.recipe import PretrainRecipe
@@ -26,7 +26,7 @@ from foveate.records.collection import Collection
 from foveate.training.distributed import World, barrier
 from foveate.training.loader import Loader, MixtureLoader, Source
 from foveate.training.run import Run
-from foveate.vision.feature_cache import choose_cache_folder
+from foveate.vision.feature_cache import FeatureCache, choose_cache_folder
 from foveate.vision.feature_store import Share
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.localizer.model import LocalizingModel, empty_copy
@@ -249,7 +249,9 @@ def _validation(
     if model.image_encoder.fingerprint():
         # Computed once by rank 0: two processes must not write the same part of a cache.
         if here.is_main:
-            cache_features(model.to(here.device), collection, validation.rows, cache=cache)
+            FeatureCache.of_whole_images(
+                model.to(here.device).image_encoder, collection, validation.rows, folder=cache, device=model.device
+            )
         barrier()
     return validation
 

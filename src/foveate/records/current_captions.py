@@ -12,18 +12,13 @@ several prompts. Loader, audit and mixture share this rule:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
 from foveate.core.errors import choose
 from foveate.records.collection import Collection
-
-# The field `prefer` of every settings model that reads current captions.
-PreferredModels = Annotated[tuple[str, ...], Field(description="captioners to prefer, best first")]
 
 
 def select_current(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndarray:

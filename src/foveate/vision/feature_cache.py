@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.core.progress import say
+from foveate.core.progress import say, track
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.images import DECODING_VERSION, BadImage, decode
@@ -119,6 +119,24 @@ class FeatureCache:
         )
         self.bad: dict[int, str] = {}
 
+    @classmethod
+    def of_whole_images(
+        cls,
+        encoder: ImageEncoder,
+        collection: Collection,
+        rows: NDArray[np.int64],
+        *,
+        folder: Path,
+        device: torch.device,
+    ) -> FeatureCache:
+        """Return the features of whole images, one view each; those that the folder lacks are computed.
+
+        All models with the same frozen part share them, whatever the order of `rows`.
+        """
+        cache = cls(encoder, collection, np.sort(rows), folder=folder, views=1, view_of=_whole_view, device=device)
+        cache.fill()
+        return cache
+
     def fill(self) -> None:
         """Compute what does not exist yet."""
         sha256 = self.collection.index["sha256"]
@@ -195,6 +213,76 @@ class FeatureCache:
         """Return the placement of the row's image in the model input in this view."""
         width, height = self.store.sizes[self._entry(row, view)].tolist()
         return place_image(self.encoder.preprocess, (width, height), self.view_of(row, view))
+
+
+def _whole_view(row: int, view: int) -> View:
+    return View()
+
+
+# Row numbers of the images of a batch that could be read, their placements, and pixels or features.
+ImageBatch = tuple[list[int], list[Placement], Tensor]
+
+
+def read_batches(
+    encoder: ImageEncoder,
+    collection: Collection,
+    rows: NDArray[np.int64],
+    *,
+    device: torch.device,
+    description: str,
+    bad: dict[int, str],
+    batch: int = 32,
+    threads: int = 2,
+) -> Iterator[ImageBatch]:
+    """Yield uint8 pixels of whole images in batches; add the images that cannot be read to `bad`, with the reason."""
+
+    # Returned instead of raised: an exception would end the iteration over `pool.map` at the first damaged image.
+    def read_row(row: int) -> tuple[Tensor, Placement] | str:
+        try:
+            return read_image(collection, row, encoder.preprocess)
+        except BadImage as problem:
+            return str(problem)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for start in track(range(0, len(rows), batch), description=description):
+            batch_rows = [int(row) for row in rows[start : start + batch]]
+            pairs = list(zip(batch_rows, pool.map(read_row, batch_rows), strict=True))
+            bad.update({row: image for row, image in pairs if isinstance(image, str)})
+            good = [(row, image) for row, image in pairs if not isinstance(image, str)]
+            if good:
+                pixels = torch.stack([image[0] for _, image in good]).to(device)
+                yield [row for row, _ in good], [image[1] for _, image in good], pixels
+
+
+def feature_batches(
+    encoder: ImageEncoder,
+    collection: Collection,
+    rows: NDArray[np.int64],
+    *,
+    device: torch.device,
+    description: str,
+    bad: dict[int, str],
+    cache: Path | None,
+    batch: int = 32,
+) -> Iterator[ImageBatch]:
+    """Yield frozen features of whole images in batches, as `read_batches` yields pixels.
+
+    Args:
+        cache: folder of the features; None to compute them anew.
+    """
+    # Without a frozen part there are no features to cache.
+    if cache is None or not encoder.fingerprint():
+        batches = read_batches(encoder, collection, rows, device=device, description=description, bad=bad, batch=batch)
+        for batch_rows, placements, pixels in batches:
+            yield batch_rows, placements, encoder.frozen_features(pixels)
+        return
+    stored = FeatureCache.of_whole_images(encoder, collection, rows, folder=cache, device=device)
+    bad.update({row: stored.bad[row] for row in rows.tolist() if row in stored.bad})
+    good = [row for row in rows.tolist() if row not in stored.bad]
+    for start in range(0, len(good), batch):
+        batch_rows = good[start : start + batch]
+        features = torch.stack([stored.features(row, 0) for row in batch_rows])
+        yield batch_rows, [stored.placement(row, 0) for row in batch_rows], features.to(device)
 
 
 class TileCache(FeatureCache):

@@ -14,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from foveate.caption.audit import AuditMethod, audit
-from foveate.caption.audit_settings import AuditSettings
 from foveate.caption.captioner import find_backend
 from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.run import caption
-from foveate.caption.targets.settings import TargetSettings
+from foveate.caption.settings import AuditSettings, TargetSettings
 from foveate.core import seeds
 from foveate.core.runs import RunFolder
 from foveate.metrics.captions import UNVERIFIABLE

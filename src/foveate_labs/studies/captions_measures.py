@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from foveate.caption.assertions.clip_judge import encode_images
-from foveate.pretrain.texts import StoredTexts
+from foveate.caption.judges import encode_images
+from foveate.pretrain.dataset import StoredTexts
 from foveate.records.collection import Collection
 from foveate_labs.studies.captions_data import QUERY_LONG, QUERY_SHORT, classes_of
 

@@ -141,20 +141,12 @@ def score_nearest_names(
     from foveate.mllm.recipe import StageSettings
     from foveate.mllm.samples import MllmSamples
     from foveate.mllm.task import MllmTask
-    from foveate.records.geometry import View
     from foveate.vision.feature_cache import FeatureCache
 
     device = network.visual_gain.device
-    features = FeatureCache(
-        network.tower,
-        collection,
-        rows,
-        folder=collection.path / "cache",
-        views=1,
-        view_of=lambda row, view: View(),
-        device=device,
+    features = FeatureCache.of_whole_images(
+        network.tower, collection, rows, folder=collection.path / "cache", device=device
     )
-    features.fill()
     # `MllmTask` refuses a stage that evaluates without a function to measure with.
     quiet = training.model_copy(update={"evaluate_every": None})
     stage = StageSettings(name="nearest", texts=False, alignment_weight=1.0, training=quiet)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.conversations import prepare_captions
-from foveate.caption.targets.settings import TargetSettings
 from foveate.core.experiment_grid import Cell
 from foveate.core.model_folder import CONFIG
 from foveate.core.recipes import load

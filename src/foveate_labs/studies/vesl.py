@@ -99,10 +99,10 @@ def write_labels(
     scenes: Path, folder: Path, teacher: Path, models: dict[str, str], *, device: str | None
 ) -> dict[str, dict[str, Any]]:
     """Label the training images in every way; map each labeling to the source and quality of its rows."""
+    from foveate.caption.settings import RegionLabelSettings
     from foveate.caption.vesl.detection import find_detector
     from foveate.caption.vesl.phrases import PhraseSettings
     from foveate.caption.vesl.run import label_regions
-    from foveate.caption.vesl.work import RegionLabelSettings
 
     labels: dict[str, dict[str, Any]] = {}
     for labeling in LABELINGS:
@@ -156,7 +156,7 @@ def quality(scenes: Path, sources: Mapping[str, str | None]) -> dict[str, dict[s
     """
     import numpy as np
 
-    from foveate.caption.vesl.detectors.annotations import word_overlap
+    from foveate.caption.vesl.detection import word_overlap
     from foveate.records.boxes import pairwise_iou
     from foveate.records.collection import Collection
     from foveate.records.region_sources import select_region_rows
@@ -387,7 +387,7 @@ class VeslStudy(GridStudy):
 
     def prepare(self) -> None:
         """Make images, teacher, captioner, captions, labels and frozen features; only what is missing."""
-        from foveate.caption.targets.settings import TargetSettings
+        from foveate.caption.settings import TargetSettings
         from foveate_labs.studies.trainings import cache_features, train_captioner
 
         scale, folder = self.scale, self.folder

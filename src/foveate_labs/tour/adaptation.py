@@ -100,10 +100,7 @@ def _open_images(
     """Return the emoji with their styles, and a function from rows to their frozen features [N, F]."""
     encoder = model.image_encoder
     rows = collection.rows(where={"source": "emoji"})
-    stored = FeatureCache(
-        encoder, collection, rows, folder=cache, views=1, view_of=lambda *_: View(), device=model.device
-    )
-    stored.fill()
+    stored = FeatureCache.of_whole_images(encoder, collection, rows, folder=cache, device=model.device)
     values = collection.label_values(FIELD)
     classes = tuple(sorted(set(values[rows].tolist()) - {""}))
     # -1 keeps images without a style, and those that cannot be read, out of every split.

@@ -21,7 +21,6 @@ from foveate.core.runs import RunFolder
 from foveate.metrics.class_groups import ClassGroups
 from foveate.metrics.nearest_mean import head_changes
 from foveate.records.collection import Collection
-from foveate.records.geometry import View
 from foveate.records.images import save_thumbnail
 from foveate.training.classification import Predictions
 from foveate.vision.feature_cache import FeatureCache
@@ -101,10 +100,8 @@ def short_epochs(steps: int | None) -> int | None:
 def _features(path: Path, collection: Collection, encoder: Lite0Encoder, cache: Path) -> None:
     """Write the features that the study uses, of the tour's emoji images, with their rows."""
     rows = collection.rows(where={"source": "emoji"})
-    stored = FeatureCache(
-        encoder, collection, rows, folder=cache, views=1, view_of=lambda *_: View(), device=encoder.proj.weight.device
-    )
-    stored.fill()
+    device = encoder.proj.weight.device
+    stored = FeatureCache.of_whole_images(encoder, collection, rows, folder=cache, device=device)
     rows = np.array([row for row in rows.tolist() if row not in stored.bad], dtype=np.int64)
     pooled = []
     for row in rows.tolist():

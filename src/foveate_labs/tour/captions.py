@@ -15,14 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.caption.assertions.splitter import split
 from foveate.caption.audit import format_title
 from foveate.caption.backends.foveate import FoveateSettings, MllmCaptioner, open_captioner
 from foveate.caption.captioner import Captioner
 from foveate.caption.evaluate import caption_rows, is_looping
-from foveate.caption.length_filters import apply_length_filter
-from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.lengths import apply_length_filter, count_clip_tokens
 from foveate.caption.prompts import CAPTION_KINDS
+from foveate.caption.splitter import split
 from foveate.caption.vesl.detection import DetectorInput, find_detector
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.caption.vesl.tagging import open_extractor
@@ -242,7 +241,7 @@ def _encoders(
     sentences = [render("ssc", known[row], alt="", rng=np.random.default_rng(0)).text for row in rows.tolist()]
     distinct = list(dict.fromkeys(sentences))
     recalls: dict[str, float] = {}
-    from foveate.caption.assertions.clip_judge import encode_images
+    from foveate.caption.judges import encode_images
 
     variants = {"alt": "{alt: 1}", "hybrid": "{alt: 0.5, ssc: 0.5}"}
     if not captions:

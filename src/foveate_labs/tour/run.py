@@ -23,15 +23,15 @@ from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.core.version import __version__
 from foveate.metrics.intervals import seed_interval
-from foveate.pretrain.embed import CollectionEmbeddings, cache_features
+from foveate.pretrain.embed import CollectionEmbeddings
 from foveate.pretrain.evaluate import evaluate
-from foveate.pretrain.metrics_table import merge_tables
 from foveate.pretrain.recipe import PretrainRecipe
+from foveate.pretrain.results import merge_tables
 from foveate.pretrain.samples import sample_rows, write_samples
 from foveate.pretrain.settings import EvaluateSettings
 from foveate.pretrain.train import VALIDATION, PretrainRun, build_dataset, build_model, pretrain
 from foveate.records.collection import Collection
-from foveate.vision.feature_cache import CACHE
+from foveate.vision.feature_cache import CACHE, FeatureCache
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.model import LocalizingModel
@@ -263,7 +263,8 @@ def _cache_features(collection: Collection, seed: int, size: TourSize, device: s
     model, cache = build_model(recipe).to(choose_device(device or "auto")), collection.path / CACHE
     build_dataset(recipe, collection, model, device=model.device, cache=cache)
     for split in (VALIDATION, TEST):
-        cache_features(model, collection, collection.rows(split), cache=cache)
+        rows = collection.rows(split)
+        FeatureCache.of_whole_images(model.image_encoder, collection, rows, folder=cache, device=model.device)
 
 
 @dataclass

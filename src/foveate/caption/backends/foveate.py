@@ -14,11 +14,10 @@ from pathlib import Path
 from pydantic import Field
 
 from foveate.caption.backends.transformers import TransformersCaptioner, TransformersSettings, describe_failure
-from foveate.caption.captioner import Backend, Captioner, CaptionRequest, CaptionResponse
-from foveate.caption.chat_format import EDGES, USUAL_LENGTHS, caption_request, writes_captions
+from foveate.caption.captioner import Backend, BatchingCaptioner, Captioner, CaptionRequest, CaptionResponse
+from foveate.caption.chat_requests import EDGES, USUAL_LENGTHS, caption_request, writes_captions
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import serialize
-from foveate.chat.batching import DynamicBatcher, run_in_halves
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.model_folder import CONFIG
@@ -34,7 +33,6 @@ from foveate.records.images import BadImage
 from foveate.records.region_prompts import mute_placeholders
 
 _MAX_NEW_TOKENS = 65_536
-_FAILURES = (UserError, RuntimeError, ValueError, TypeError, IndexError)
 
 
 class FoveateSettings(Settings):
@@ -47,23 +45,22 @@ class FoveateSettings(Settings):
     batch: int = Field(32, ge=1, le=4096, description="captions that are written together, at most")
 
 
-class MllmCaptioner:
-    """See `foveate.caption.captioner.Captioner`; calls in flight together share a batch.
+class MllmCaptioner(BatchingCaptioner):
+    """See `foveate.caption.captioner.Captioner`.
 
     Attributes:
         reads_requests: it was trained on caption requests; else it gets the long prompts.
     """
 
     name = "foveate"
+    failures = (UserError, *BatchingCaptioner.failures)
 
     def __init__(self, model: Mllm, folder: Path, *, batch: int = 32) -> None:
-        self._mllm, self.batch = model, batch
+        super().__init__(batch)
+        self._mllm = model
         self.reads_requests = writes_captions(read_json(folder / CONFIG))
         self.revision = hash_model(folder)[:16]
         self.model = f"foveate-{'captioner' if self.reads_requests else 'mllm'}-{self.revision[:8]}"
-        # Enough calls in flight that the next batches fill while one is written.
-        self.concurrency = 4 * batch
-        self._batcher: DynamicBatcher[CaptionRequest, CaptionResponse] | None = None
 
     async def caption(self, request: CaptionRequest) -> CaptionResponse:
         """Write one caption as the JSON object that prompts ask for.
@@ -72,25 +69,10 @@ class MllmCaptioner:
         """
         if request.kind not in CAPTION_KINDS:
             return CaptionResponse(error="unknown_format", final=True)
-        if self._batcher is None:
-            # Create the batcher in the first call, to whose event loop it belongs.
-            self._batcher = DynamicBatcher(self.caption_batch, max_batch=self.batch, max_wait_seconds=0.01)
-        return await self._batcher.submit(request)
+        return await super().caption(request)
 
-    async def close(self) -> None:
-        """Wait for the last batch and end the thread that writes."""
-        if self._batcher is not None:
-            await self._batcher.close()
-            self._batcher = None
-
-    def caption_batch(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+    def respond(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         """Caption a batch; an image that cannot be read fails only its own requests."""
-        return [
-            _describe_problem(result) if isinstance(result, Exception) else result
-            for result in run_in_halves(self._respond, requests, errors=_FAILURES)
-        ]
-
-    def _respond(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         began = time.monotonic()
         # Equal bytes become one object, which the model encodes once for all formats.
         images = {request.image: request.image for request in requests}
@@ -117,6 +99,12 @@ class MllmCaptioner:
             for answer in answers
         ]
 
+    def describe_failure(self, error: Exception) -> CaptionResponse:
+        """Return the response to a request that the model failed on, or whose image cannot be read."""
+        if isinstance(error.__cause__, BadImage):
+            return CaptionResponse(error=f"bad_image: {error.__cause__.reason}", final=True)
+        return describe_failure(error)
+
     def read_answer(self, text: str, *, finished: bool) -> str:
         """Return the caption as the JSON object that prompts ask for."""
         # A model that got a prompt may have written the object itself.
@@ -142,12 +130,6 @@ def limit_generation(request: CaptionRequest) -> GenerationSettings:
         temperature=request.temperature,
         seed=request.seed % 2**63,  # the seed of this image and format, as over HTTP
     )
-
-
-def _describe_problem(error: Exception) -> CaptionResponse:
-    if isinstance(error.__cause__, BadImage):
-        return CaptionResponse(error=f"bad_image: {error.__cause__.reason}", final=True)
-    return describe_failure(error)
 
 
 def requested_length(usual: int, prompt_id: str) -> int:

@@ -8,7 +8,7 @@ rows beside it. A server (see `http`) is several times faster on a GPU.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from foveate.caption.captioner import Backend, CaptionRequest, CaptionResponse
-from foveate.chat.batching import DynamicBatcher, run_in_halves
+from foveate.caption.captioner import Backend, BatchingCaptioner, CaptionRequest, CaptionResponse
 from foveate.core.devices import choose_device, precision_of
 from foveate.core.errors import UserError
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
@@ -38,13 +37,14 @@ class TransformersSettings(Settings):
     wait_seconds: float = Field(0.02, ge=0, description="How long a batch that is not full waits for more.")
 
 
-class TransformersCaptioner:
+class TransformersCaptioner(BatchingCaptioner):
     """See `foveate.caption.captioner.Captioner`."""
 
     name = "transformers"
 
     def __init__(self, settings: TransformersSettings) -> None:
-        self.settings = settings
+        super().__init__(settings.batch_size)
+        self.settings, self.wait_seconds = settings, settings.wait_seconds
         checkpoint = fetch(
             settings.model, revision=settings.revision, offline=settings.offline, field="--model of 'transformers'"
         )
@@ -54,40 +54,17 @@ class TransformersCaptioner:
         self.network.to(self.device).eval()
         self.model = settings.model if checkpoint.commit else Path(settings.model).resolve().name
         self.revision = checkpoint.commit or checkpoint.digest()
-        # Enough calls in flight that the next batches fill while one is generated.
-        self.concurrency = 4 * settings.batch_size
-        self._batcher: DynamicBatcher[CaptionRequest, CaptionResponse] | None = None
 
-    async def caption(self, request: CaptionRequest) -> CaptionResponse:
-        """Return the model's response, from the next batch of requests of the same format."""
-        if self._batcher is None:
-            # Create the batcher in the first call, to whose event loop it belongs.
-            self._batcher = DynamicBatcher(
-                self.caption_batch,
-                max_batch=self.settings.batch_size,
-                group_by=lambda request: (request.prompt_id, request.temperature > 0),
-                max_wait_seconds=self.settings.wait_seconds,
-            )
-        return await self._batcher.submit(request)
+    def group_of(self, request: CaptionRequest) -> Hashable:
+        """Return the format of a request, and whether it is sampled."""
+        return request.prompt_id, request.temperature > 0
 
-    async def close(self) -> None:
-        """Finish the last batch and end the thread that generates."""
-        if self._batcher is not None:
-            await self._batcher.close()
-            self._batcher = None
+    def describe_failure(self, error: Exception) -> CaptionResponse:
+        """Return the response to a request that the model failed on."""
+        return describe_failure(error)
 
-    def caption_batch(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
-        """Caption a batch.
-
-        A batch that does not fit into memory is halved; a row that the model cannot take fails only itself.
-        """
-        errors = (RuntimeError, ValueError, TypeError, IndexError)
-        return [
-            describe_failure(result) if isinstance(result, Exception) else result
-            for result in run_in_halves(self._respond, requests, errors=errors)
-        ]
-
-    def _respond(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+    def respond(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
+        """Caption a batch; one that does not fit into memory is halved."""
         began = time.monotonic()
         try:
             generated = self._generate(requests)
@@ -118,7 +95,7 @@ class TransformersCaptioner:
             for name, value in inputs.items()
         }
         length = inputs["input_ids"].shape[1]
-        # `group_by` puts greedy and sampled requests into different batches.
+        # `group_of` puts greedy and sampled requests into different batches.
         sampler = LogitsProcessorList([GumbelSampler(requests)] if requests[0].temperature > 0 else [])
         written_BT = self.network.generate(
             **inputs,

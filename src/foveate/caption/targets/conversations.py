@@ -1,6 +1,6 @@
 """Put captions in requested formats into a collection as conversations, for `foveate mllm train captioner`.
 
-Each row of `targets.rows` is a conversation: the request of `chat_format`, and the caption as its answer. The group
+Each row of `targets.rows` is a conversation: the request of `chat_requests`, and the caption as its answer. The group
 distinguishes the stages.
 """
 
@@ -17,11 +17,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from foveate.caption.chat_format import caption_request, length_class
+from foveate.caption.chat_requests import caption_request, length_class
+from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material, read_material
 from foveate.caption.targets.rewriting import Rewriter, open_rewriter
 from foveate.caption.targets.rows import ALIGN_STAGE, FORMAT_STAGE, Row, write_rows
-from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import track

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.caption.captioner import CaptionResponse
-from foveate.caption.length_filters import LENGTH_FILTERS, apply_length_filter
-from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.lengths import LENGTH_FILTERS, apply_length_filter, count_clip_tokens
 from foveate.caption.response_parser import parse_caption, serialize
+from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.rewriting import Rewriter, content_words, find_names, fuse, new_words
-from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
 from foveate.records.alt_texts import is_usable_alt_text
 from foveate.records.text import split_words

@@ -1,11 +1,16 @@
-"""Detector interface (steps 3 and 4 of VESL).
+"""Detector interface (steps 3 and 4 of VESL), detectors by name, and the oracle among them.
 
-A detector gets images and, for each, some phrases; it returns boxes, each with a phrase and a score. A new detector is
-one new module of `foveate.caption.vesl.detectors` with a `DETECTOR`; its name is the module's.
+A detector gets images and, for each, some phrases; it returns boxes, each with a phrase and a score. It is a row of
+`DETECTORS`.
+
+The oracle returns boxes that the collection holds already, each with the caption's phrase that names it best. It
+measures what the rest of the pipeline (captions, phrases, their wording) loses with a detector whose boxes are right.
+It labels nothing new: its rows are marked with its name, and it is never a default.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,12 +18,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 
-from foveate.core.plugins import load_plugin, module_names
+from foveate.caption.vesl.phrases import STOP_WORDS
+from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
-
-DETECTORS = "foveate.caption.vesl.detectors"
+from foveate.records.region_sources import is_pseudo_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DetectorKind:
-    """A kind of detector, the `DETECTOR` of its module.
+    """A kind of detector.
 
     Attributes:
         settings: its options.
@@ -103,9 +109,82 @@ class DetectorKind:
     without_model: str = ""
 
 
-def detector_names() -> list[str]:
-    """List all detectors without importing them."""
-    return module_names(DETECTORS)
+class AnnotationSettings(Settings):
+    """Sources of the boxes, and the minimum similarity of a phrase."""
+
+    sources: tuple[str, ...] = Field((), description="sources of boxes; all but pseudo-labels by default")
+    threshold: float = Field(0.3, ge=0, lt=1, description="minimum share of common words of box and phrase, strict")
+
+
+def word_overlap(first: str, second: str) -> float:
+    """Jaccard index of the words of two phrases, stop words left out.
+
+    >>> word_overlap("a red car", "red car"), word_overlap("a car", "red car"), word_overlap("a dog", "red car")
+    (1.0, 0.5, 0.0)
+    """
+    a, b = ({word for word in text.lower().split() if word not in STOP_WORDS} for text in (first, second))
+    return len(a & b) / len(a | b) if a | b else 0.0
+
+
+class AnnotationDetector(Detector):
+    """Returns annotated boxes with the phrase of highest word overlap.
+
+    Raises:
+        UserError: one of `settings.sources` has no boxes.
+    """
+
+    name, version, input_px = "annotations", "1", 0
+
+    def __init__(self, settings: AnnotationSettings, collection: Collection) -> None:
+        self.settings, self._collection = settings, collection
+        self.model = f"annotations of {', '.join(settings.sources) or 'the collection'}"
+        # Pseudo-labels are left out: a run would otherwise return what an earlier run of it wrote.
+        column = collection.table("regions")["source"].unique().to_pylist()
+        available = {str(source) for source in column if not is_pseudo_label(source)}
+        unknown = sorted(set(settings.sources) - available)
+        if unknown:
+            raise UserError(
+                f"field 'sources': no boxes of source '{unknown[0]}'; expected {', '.join(sorted(available))}"
+            )
+        self._sources = set(settings.sources) or available
+
+    def detect(self, images: Sequence[DetectorInput], phrases: Sequence[Sequence[str]]) -> list[Detections]:
+        return [self._detect_in_row(image.row, queries) for image, queries in zip(images, phrases, strict=True)]
+
+    def _detect_in_row(self, row: int, phrases: Sequence[str]) -> Detections:
+        regions = [region for region in self._collection.read_regions(row) if region.source in self._sources]
+        if not regions:
+            return Detections()
+        overlap_KQ = np.array(
+            [
+                [max(word_overlap(phrase, region.phrase), word_overlap(phrase, region.label)) for phrase in phrases]
+                for region in regions
+            ]
+        )
+        # Each box gets one phrase; of equally similar ones the first of the caption.
+        best_K, score_K = overlap_KQ.argmax(axis=1), overlap_KQ.max(axis=1)
+        keep_K = score_K > self.settings.threshold
+        boxes_K4 = np.stack([region.box.to_array() for region in regions])
+        return Detections(boxes_K4[keep_K], score_K[keep_K], best_K[keep_K])
+
+
+ANNOTATIONS = DetectorKind(
+    settings=AnnotationSettings,
+    open=lambda settings, collection, _: AnnotationDetector(settings, collection),
+    reads_pixels=False,
+    oracle=True,
+    note="oracle: boxes that are there already, with the caption's phrases",
+)
+
+
+# Name -> module and its `DetectorKind`: those with a network load torch, which other detectors do without.
+DETECTORS: dict[str, str] = {
+    "annotations": "foveate.caption.vesl.detection:ANNOTATIONS",
+    "cloc": "foveate.caption.vesl.embedding_detectors:CLOC",
+    "mllm": "foveate.caption.vesl.query_detectors:MLLM",
+    "nanodet": "foveate.caption.vesl.embedding_detectors:NANODET",
+    "owlv2": "foveate.caption.vesl.query_detectors:OWLV2",
+}
 
 
 def find_detector(name: str) -> DetectorKind:
@@ -114,4 +193,6 @@ def find_detector(name: str) -> DetectorKind:
     Raises:
         UserError: the name is unknown; the error has the nearest match.
     """
-    return load_plugin(DETECTORS, name, "DETECTOR", label="detector")
+    module, _, attribute = DETECTORS[choose(name, DETECTORS, "detector")].partition(":")
+    kind: DetectorKind = getattr(importlib.import_module(module), attribute)
+    return kind

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from foveate.caption.vesl.lexicon import VERB_FORMS
+from foveate.caption.lexicon import VERB_FORMS
 from foveate.core.recipes import Settings
 
 # Words of advertisements, hosts and files, which name nothing that an image shows (paper, appendix on VESL).
@@ -45,7 +45,7 @@ _NOUNS = frozenset(("NN", "NNS", "NNP", "NNPS"))
 class PhraseSettings(Settings):
     """Tagger, chunker and recipe that turn a caption into phrases."""
 
-    tagger: str = Field("rules", description="a module of foveate.caption.vesl.taggers: rules, spacy, nltk, ngrams")
+    tagger: str = Field("rules", description="tagger of the words: rules, spacy, nltk or ngrams")
     chunker: Literal["auto", "tags", "parser"] = Field(
         "auto", description="tags = the published DT? JJ* NN+ over tags; parser = spaCy's noun chunks (auto with spacy)"
     )

@@ -14,37 +14,26 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
+from foveate.caption.results import RegionsResult
+from foveate.caption.settings import REGION_BATCH, RegionLabelSettings, RegionRunSettings
 from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind, find_detector
-from foveate.caption.vesl.results import RegionsResult
 from foveate.caption.vesl.tagging import Extractor, open_extractor
-from foveate.caption.vesl.work import (
-    BATCH,
-    DECODE_ERROR,
-    DETECTOR_ERROR,
-    FAILED,
-    NO_BOXES,
-    NO_CAPTION,
-    NO_PHRASES,
-    OK,
-    STATUSES,
-    CaptionSource,
-    ImageCaptions,
-    RegionLabelSettings,
-    RegionRunSettings,
-    build_recipe,
-    shuffle_partners,
-)
-from foveate.core.errors import UserError
+from foveate.core import seeds
+from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
 from foveate.core.recipes import Settings, validate
 from foveate.core.version import code_revision
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
+from foveate.records.caption_verdicts import find_wrong_captioners
 from foveate.records.collection import Collection
+from foveate.records.current_captions import load_current_captions
 from foveate.records.images import BadImage, decode
 from foveate.records.labeling import (
     LabeledImage,
@@ -60,7 +49,7 @@ from foveate.records.labeling import (
 from foveate.records.record import Region
 from foveate.records.region_sources import pseudo_label_source
 from foveate.records.rows import region_row
-from foveate.records.tables import Provenance
+from foveate.records.tables import GroupedTable, Provenance
 
 # What a kill costs at most.
 _IMAGES_PER_PART = 1024
@@ -69,6 +58,94 @@ _IMAGES_PER_PART = 1024
 _DECODE_SCALE = 2
 # What libraries raise at one image that they cannot process. Others (a full disk, KeyboardInterrupt) end the run.
 _IMAGE_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, MemoryError)
+# Version of the steps themselves: raised when the same settings give other rows.
+STEPS = "vesl-1"
+OK, NO_CAPTION, NO_PHRASES, NO_BOXES, DECODE_ERROR, DETECTOR_ERROR = STATUSES = (
+    "ok",
+    "no_caption",
+    "no_phrases",
+    "no_boxes",
+    "decode_error",
+    "detector_error",
+)
+# Statuses of images that the next run tries again: the disk may be back by then, or the GPU free.
+FAILED = (DECODE_ERROR, DETECTOR_ERROR)
+
+
+def build_recipe(
+    settings: RegionLabelSettings, extractor: Extractor, detector: Detector, detector_settings: Settings
+) -> dict[str, Any]:
+    """Collect all that decides which rows come out, as JSON values."""
+    return {
+        "steps": STEPS,
+        **settings.model_dump(mode="json"),
+        "tagger": {"name": extractor.name, "version": extractor.version},
+        "detector": {
+            "name": detector.name,
+            "version": detector.version,
+            "input_px": detector.input_px,
+            # Leave out the path of the model: a moved folder gives the same rows. `version` has the hash of its
+            # weights.
+            "settings": {k: v for k, v in detector_settings.model_dump(mode="json").items() if k != "model"},
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCaptions:
+    """Captions of an image of the one kind that is used; kind "" if it has none."""
+
+    kind: str = ""
+    texts: tuple[str, ...] = ()
+
+
+class CaptionSource:
+    """Current captions of a collection by row.
+
+    Attributes:
+        wrong: verdicts by which captions of a kind and model come after all others; none where `settings.captions` was
+            set by the user.
+
+    Raises:
+        UserError: the collection has no caption of any of the kinds in `settings.captions`.
+    """
+
+    def __init__(self, collection: Collection, settings: RegionLabelSettings) -> None:
+        self.kinds = settings.captions
+        captions = load_current_captions(collection, prefer=settings.prefer)
+        available = sorted(captions["kind"].unique().to_pylist())
+        if not set(available) & set(self.kinds):
+            hint = nearest(self.kinds[0], available)
+            raise UserError(
+                f"collection '{collection.name}': no caption of the kinds {', '.join(self.kinds)} (it has: "
+                f"{', '.join(available) or 'none'}){hint}"
+            )
+        # Verdicts reorder only the default: an order that the user set is kept.
+        is_default = "captions" not in settings.model_fields_set
+        self.wrong = find_wrong_captioners(collection, self.kinds) if is_default and "alt" in available else []
+        self._wrong = {(verdict.kind, verdict.model) for verdict in self.wrong}
+        self._grouped = GroupedTable(captions, pa.chunked_array([pa.array(collection.keys, pa.string())]))
+
+    def get(self, row: int) -> ImageCaptions:
+        """Return the captions of the first kind in `settings.captions` that the image has."""
+        bounds = self._grouped.bounds(row)
+        by_kind: dict[tuple[bool, str], list[str]] = {}
+        columns = (self._grouped.texts(name, *bounds) for name in ("kind", "model", "text"))
+        for kind, model, text in zip(*columns, strict=True):
+            if text.strip():
+                by_kind.setdefault(((kind, model) in self._wrong, kind), []).append(text)
+        ordered = [(is_wrong, kind) for is_wrong in (False, True) for kind in self.kinds]
+        first = next((key for key in ordered if key in by_kind), (False, ""))
+        return ImageCaptions(first[1], tuple(by_kind.get(first, ())))
+
+
+def shuffle_partners(rows: Sequence[int] | NDArray[np.int64], seed: int) -> dict[int, int]:
+    """Assign every row another one: each is the partner of one, none its own (for two or more).
+
+    The control `shuffle_phrases` gives an image the phrases of its partner. Other rows have other partners.
+    """
+    order = seeds.generator("shuffled phrases", seed).permutation(np.asarray(rows))
+    return dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +203,17 @@ class LabelingRun:
     failure: UserError | None = None
 
 
+class PlanOptions(TypedDict, total=False):
+    """Arguments of `plan_labeling`."""
+
+    detector: Required[str]
+    detector_settings: Required[Settings]
+    split: str | None
+    limit: int | None
+    device: str | None
+    seed: int
+
+
 def plan_labeling(
     collection: Collection,
     settings: RegionLabelSettings,
@@ -138,6 +226,11 @@ def plan_labeling(
     seed: int = 0,
 ) -> LabelingPlan:
     """Open captions, tagger and detector, and find the images that are left.
+
+    Args:
+        split: only its images; None for all.
+        limit: only the first so many.
+        seed: of the control `shuffle_phrases`.
 
     Raises:
         UserError: a tagger or detector cannot be opened, or no caption is of a kind in `settings.captions`.
@@ -206,24 +299,17 @@ def label_regions(
     path: Path,
     settings: RegionLabelSettings,
     *,
-    detector: str,
-    detector_settings: Settings,
-    split: str | None = None,
-    limit: int | None = None,
-    batch: int = BATCH,
-    device: str | None = None,
-    seed: int = 0,
+    batch: int = REGION_BATCH,
     workers: int = 2,
+    **options: Unpack[PlanOptions],
 ) -> LabelingRun:
     """Label regions of a collection's images; the same call again resumes.
 
     Args:
         path: of the collection.
-        split: only its images; None for all.
-        limit: only the first so many.
         batch: images per pass of the detector.
-        seed: of the control `shuffle_phrases`.
         workers: threads that decode images.
+        options: see `plan_labeling`.
 
     Raises:
         UserError: another process writes the collection, or see `plan_labeling`.
@@ -232,16 +318,7 @@ def label_regions(
     validate(RegionRunSettings, {"batch": batch}, where="foveate regions")
     # The lock comes first: the pending images must not change before their rows are written.
     with AnnotationAppender(path, purpose="labeling regions") as appender, Collection.open(path) as collection:
-        plan = plan_labeling(
-            collection,
-            settings,
-            detector=detector,
-            detector_settings=detector_settings,
-            split=split,
-            limit=limit,
-            device=device,
-            seed=seed,
-        )
+        plan = plan_labeling(collection, settings, **options)
         progress = plan.progress
         say_resumed(len(progress.done), len(plan.rows))
         with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -252,11 +329,11 @@ def label_regions(
     new_regions = progress.now.rows + progress.now.recovered
     result = RegionsResult(
         collection=collection.name,
-        split=split,
-        detector=detector,
+        split=options.get("split"),
+        detector=plan.detector.name,
         oracle=plan.kind.oracle,
         model=plan.detector.model,
-        source=pseudo_label_source(detector),
+        source=pseudo_label_source(plan.detector.name),
         recipe=plan.recipe,
         recipe_hash=plan.recipe_hash,
         images=len(plan.rows),
@@ -277,31 +354,17 @@ def estimate_labeling(
     path: Path,
     settings: RegionLabelSettings,
     *,
-    detector: str,
-    detector_settings: Settings,
-    split: str | None = None,
-    limit: int | None = None,
-    device: str | None = None,
-    seed: int = 0,
     max_examined: int = 1000,
+    **options: Unpack[PlanOptions],
 ) -> dict[str, Any]:
     """Estimate a run from the phrases of the first `max_examined` images; nothing is detected or written."""
     with Collection.open(path) as collection:
-        plan = plan_labeling(
-            collection,
-            settings,
-            detector=detector,
-            detector_settings=detector_settings,
-            split=split,
-            limit=limit,
-            device=device,
-            seed=seed,
-        )
+        plan = plan_labeling(collection, settings, **options)
         examined = [extract_phrases(plan, row) for row in plan.pending[:max_examined]]
     # Images without phrases never reach the detector, so they do not count in its mean.
     counts = [len(phrases) for _, phrases in examined if phrases]
     return {
-        "detector": detector,
+        "detector": plan.detector.name,
         "oracle": plan.kind.oracle,
         "model": plan.detector.model,
         "recipe_hash": plan.recipe_hash,

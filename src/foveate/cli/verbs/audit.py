@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command("audit", cls=FieldsCommand, short_help="Measure length, detail and accuracy of captions.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields(
-    "foveate.caption.audit_settings:AuditSettings",
+    "foveate.caption.settings:AuditSettings",
     "formats",
     "sample",
     "split",
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     metavars={"formats": "FORMAT,...", "prefer": "MODEL", "tagger": "NAME"},
 )
 @fields(
-    "foveate.caption.audit_settings:JudgeSettings",
+    "foveate.caption.settings:JudgeSettings",
     "judge",
     "endpoint",
     "endpoint_model",
@@ -64,7 +64,7 @@ def command(
       foveate audit my-images --formats alt,ssc,dsc --sample 500 --tokenizer tokenizer.json
     """
     from foveate.caption.audit import AuditMethod, audit
-    from foveate.caption.audit_settings import AuditSettings, JudgeSettings
+    from foveate.caption.settings import AuditSettings, JudgeSettings
     from foveate.core.errors import UserError
     from foveate.core.progress import say
     from foveate.core.recipes import validate
@@ -82,7 +82,7 @@ def command(
     opened = Collection.open(collection)
     method = AuditMethod(model=judge.judge)
     if judge.endpoint is not None and judge.endpoint_model is not None:
-        from foveate.caption.assertions.llm_judge import llm_method
+        from foveate.caption.judges import llm_method
 
         method = llm_method(opened, judge.endpoint, judge.endpoint_model)
     folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])

@@ -52,8 +52,8 @@ def prepare(
       foveate captioner prepare --collection questions
       foveate captioner prepare --collection mine 'short_kinds=[caption]' 'description_kinds=[story]'
     """
+    from foveate.caption.settings import TargetSettings
     from foveate.caption.targets.conversations import prepare_captions
-    from foveate.caption.targets.settings import TargetSettings
     from foveate.core.recipes import parse_overrides, validate
 
     settings = validate(TargetSettings, parse_overrides(overrides), where="foveate captioner prepare")
@@ -74,7 +74,7 @@ def prepare(
 @command.command("evaluate", cls=FieldsCommand, short_help="Evaluate a captioner on held-out images.")
 @click.argument("model")
 @path_option("--collection", "Collection folder.", required=True)
-@fields("foveate.caption.captioner_settings:EvaluationSettings", "split", "limit", "shuffled")
+@fields("foveate.caption.settings:EvaluationSettings", "split", "limit", "shuffled")
 @run_option("runs/captioner-evaluate", "Folder for the result and its page")
 @common()
 def evaluate(
@@ -94,8 +94,8 @@ def evaluate(
     Example:
       foveate captioner evaluate runs/mllm-captioner/model --collection my-images --limit 300
     """
-    from foveate.caption.captioner_settings import EvaluationSettings
     from foveate.caption.evaluate import evaluate_model
+    from foveate.caption.settings import EvaluationSettings
     from foveate.core.recipes import validate
     from foveate.records.collection import Collection
     from foveate.report import render

@@ -15,7 +15,7 @@ from foveate.cli.options import common, dry_run_option, finish, run_option, work
 @click.command("regions", cls=FieldsCommand, short_help="Label regions with phrases of captions (VESL).")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields(
-    "foveate.caption.vesl.work:RegionRunSettings",
+    "foveate.caption.settings:RegionRunSettings",
     "detector",
     "model",
     ("options", "--set"),
@@ -28,7 +28,7 @@ from foveate.cli.options import common, dry_run_option, finish, run_option, work
     metavars={"detector": "NAME", "model": "MODEL", "options": "NAME=VALUE"},
 )
 @fields(
-    "foveate.caption.vesl.work:RegionLabelSettings",
+    "foveate.caption.settings:RegionLabelSettings",
     ("phrases.tagger", "--phrases"),
     "phrases.chunker",
     "phrases.recipe",
@@ -63,10 +63,10 @@ def command(
       foveate regions my-images --model runs/tour/cloc-seed0/model
       foveate regions my-images --detector owlv2 --model google/owlv2-large-patch14-ensemble --recipe paper
     """
+    from foveate.caption.settings import RegionLabelSettings, RegionRunSettings
+    from foveate.caption.summary import build_gallery
     from foveate.caption.vesl.detection import find_detector
-    from foveate.caption.vesl.gallery import build_gallery
     from foveate.caption.vesl.run import estimate_labeling, label_regions
-    from foveate.caption.vesl.work import RegionLabelSettings, RegionRunSettings
     from foveate.core.progress import say
     from foveate.core.recipes import parse_overrides, validate
     from foveate.core.runs import RunFolder
@@ -126,7 +126,7 @@ def _plan_lines(planned: dict[str, Any]) -> list[str]:
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
-    from foveate.caption.vesl.work import FAILED
+    from foveate.caption.vesl.run import FAILED
 
     counts = ", ".join(f"{name} {number:,}" for name, number in result["status"].items() if number)
     oracle = " (an oracle: boxes that were there already)" if result["oracle"] else ""

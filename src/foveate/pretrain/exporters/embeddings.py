@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.core.files import atomic_file, read_json, sha256_file, write_json_atomically, write_text_atomically
 from foveate.core.progress import say, track
-from foveate.pretrain.embed import read_batches
+from foveate.pretrain.embed import visible_regions
 from foveate.pretrain.export import ExportReport, Job
 from foveate.records.collection import Collection
-from foveate.records.geometry import Placement
 from foveate.records.region_sources import SelectedRegions
 from foveate.vision.encoder import ImageFeatures
+from foveate.vision.feature_cache import ImageBatch, read_batches
 from foveate.vision.localizer.folder import CARD, METHODS, WEIGHTS
 from foveate.vision.localizer.inference import embed_phrases
-from foveate.vision.preprocess import move_boxes
 
 IMAGES, REGIONS, TEXTS = "images", "regions", "texts"
 UNREADABLE = "unreadable.json"
+BATCH = 32
 # A multiple of the batch, so that no batch falls into two parts.
 IMAGES_PER_PART = 2048
 TEXTS_PER_PART = 16384
@@ -148,11 +147,21 @@ def _images(job: Job, collection: Collection, source_regions: SelectedRegions, r
         say(f"{len(starts) - len(left)} of {len(starts)} parts of the images already done")
     part_of_row = {int(row): number // IMAGES_PER_PART for number, row in enumerate(rows)}
     bad: dict[int, str] = {}
-    batches = _by_part(job, collection, rows, left, part_of_row, bad)
-    current = next(batches, None)
+    rows_left = rows[np.isin(np.arange(len(rows)) // IMAGES_PER_PART, left)]
+    batches = read_batches(
+        job.model.image_encoder,
+        collection,
+        rows_left,
+        device=job.model.device,
+        description="embedding images",
+        bad=bad,
+        batch=BATCH,
+    )
+    current = next(batches, None) if left else None
     for part in left:
         images, regions, hidden = Rows(), Rows(), 0
         while current is not None and part_of_row[current[0][0]] == part:
+            assert part_of_row[current[0][-1]] == part, "a part has whole batches"
             hidden += _embed(job, collection, source_regions, current, images, regions)
             current = next(batches, None)
         # Regions first, the note last: a part counts only when all of it is there.
@@ -165,28 +174,8 @@ def _images(job: Job, collection: Collection, source_regions: SelectedRegions, r
         write_json_atomically(_done(job, IMAGES, part), note)
 
 
-Batch = tuple[list[int], list[Placement], Tensor]
-
-
-def _by_part(
-    job: Job,
-    collection: Collection,
-    rows: NDArray[np.int64],
-    left: list[int],
-    part_of_row: dict[int, int],
-    bad: dict[int, str],
-) -> Iterator[Batch]:
-    """Yield batches of the parts that are left; none belongs to two parts, since a part has whole batches."""
-    if not left:
-        return
-    rows_left = np.concatenate([rows[part * IMAGES_PER_PART : (part + 1) * IMAGES_PER_PART] for part in left])
-    for batch in read_batches(collection, rows_left, job.model, description="embedding images", bad=bad):
-        assert len({part_of_row[row] for row in batch[0]}) == 1
-        yield batch
-
-
 def _embed(
-    job: Job, collection: Collection, source_regions: SelectedRegions, batch: Batch, images: Rows, regions: Rows
+    job: Job, collection: Collection, source_regions: SelectedRegions, batch: ImageBatch, images: Rows, regions: Rows
 ) -> int:
     """Add the rows of a batch; return how many regions the encoder's view does not show."""
     batch_rows, placements, pixels = batch
@@ -196,26 +185,18 @@ def _embed(
     images.kind += ["image"] * len(batch_rows)
     images.box += [NO_BOX] * len(batch_rows)
     images.phrase += [""] * len(batch_rows)
-    inside, owner, hidden = [np.zeros((0, 4), np.float32)], [], 0
-    for number, (row, placement) in enumerate(zip(batch_rows, placements, strict=True)):
-        selected = source_regions.read(row)
-        if not selected:
-            continue
-        boxes_R4 = np.stack([region.box.to_array() for region in selected])
-        moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
-        visible = [region for region, mask in zip(selected, visible_R, strict=True) if mask]
-        hidden += len(selected) - len(visible)
-        inside.append(moved_K4)
-        owner += [number] * len(visible)
-        regions.key += [collection.keys[row]] * len(visible)
-        regions.kind += ["region"] * len(visible)
-        regions.box += [region.box.to_array().tolist() for region in visible]
-        regions.phrase += [region.phrase for region in visible]
-    if owner:
-        inside_R4 = torch.from_numpy(np.concatenate(inside)).to(job.model.device)
-        z_RE = job.model.encode_regions(tokens, inside_R4, torch.tensor(owner, device=job.model.device))
+    by_image = [source_regions.read(row) for row in batch_rows]
+    visible, inside_R4 = visible_regions(placements, by_image)
+    regions.key += [collection.keys[batch_rows[index]] for index, _ in visible]
+    regions.kind += ["region"] * len(visible)
+    regions.box += [by_image[index][number].box.to_array().tolist() for index, number in visible]
+    regions.phrase += [by_image[index][number].phrase for index, number in visible]
+    if visible:
+        device = job.model.device
+        owner_R = torch.tensor([index for index, _ in visible], device=device)
+        z_RE = job.model.encode_regions(tokens, torch.from_numpy(inside_R4).to(device), owner_R)
         regions.vectors.append(z_RE.float().cpu().numpy())
-    return hidden
+    return sum(map(len, by_image)) - len(visible)
 
 
 def _texts(job: Job, collection: Collection, source_regions: SelectedRegions, rows: NDArray[np.int64]) -> None:

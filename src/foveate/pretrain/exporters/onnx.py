@@ -23,10 +23,27 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.core.files import write_json_atomically
-from foveate.pretrain.export import ExportReport, Job
-from foveate.pretrain.export_checks import TEXTS, format_differences, largest_difference, probe_pixels, write_card
-from foveate.pretrain.onnx_graphs import ImageGraph, PhraseGraph, RegionGraph
-from foveate.pretrain.onnx_text import SCRIPT, TEXT, TOKENIZER, TextGraph, encode, find_tokenizer, write_script
+from foveate.pretrain.export import (
+    TEXTS,
+    ExportReport,
+    Job,
+    format_differences,
+    largest_difference,
+    probe_pixels,
+    write_card,
+)
+from foveate.pretrain.onnx_parts import (
+    SCRIPT,
+    TEXT,
+    TOKENIZER,
+    ImageGraph,
+    PhraseGraph,
+    RegionGraph,
+    TextGraph,
+    encode,
+    find_tokenizer,
+    write_script,
+)
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.folder import CARD, PREPROCESS
 from foveate.vision.minilm import MiniLMEncoder

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from foveate.pretrain import region_files
-from foveate.pretrain.export import ExportReport, Job
-from foveate.pretrain.export_checks import (
+from foveate.pretrain.export import (
     TEXTS,
+    ExportReport,
+    Job,
     format_differences,
     image_text_bias,
     largest_difference,

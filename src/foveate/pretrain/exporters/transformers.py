@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from foveate.core.files import write_text_atomically
 from foveate.core.hub import quiet
 from foveate.pretrain import region_files
-from foveate.pretrain.export import ExportReport, Job
-from foveate.pretrain.export_checks import (
+from foveate.pretrain.export import (
     TEXTS,
+    ExportReport,
+    Job,
     format_differences,
     image_text_bias,
     largest_difference,

@@ -9,10 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from foveate.caption.audit_results import AuditImage, AuditResult
 from foveate.caption.evaluation_results import CaptionerEvaluation, CaptionerResult
-from foveate.caption.results import CaptionRunResult
-from foveate.caption.vesl.results import RegionsResult
+from foveate.caption.results import AuditImage, AuditResult, CaptionRunResult, RegionsResult
 from foveate.core.errors import UserError
 from foveate.core.results import Distribution, Region, ResultModel, parse_result
 from foveate.report import numbers, parts, words

@@ -1,6 +1,7 @@
 """A small lexicon of the English of captions: all closed classes, and common adjectives, verbs and adverbs.
 
-Written for this package. A word in none of the lists is a noun, unless its ending is that of another class.
+The rule tagger and the splitter of captions use it. A word in none of the lists is a noun, unless its ending is that of
+another class.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ CLOSED = {
 }
 # "one" is in two classes above: captions use it as a number far more often than as a pronoun.
 CLOSED["one"] = "CD"
+
+# Tagged as prepositions, as in the Treebank, but they open a clause.
+CONJUNCTIONS = frozenset("until since because while although though if unless whether as than".split())
 
 ADJECTIVES = frozenset(
     """
@@ -161,6 +165,11 @@ THIRD_FORMS = frozenset(map(_third, _VERBS)) | _THIRD_ONLY
 PAST_FORMS = _IRREGULAR_PAST
 # Forms that the clean recipe cuts off the end of a phrase: captions use them as verbs, hardly ever as nouns.
 VERB_FORMS = _THIRD_ONLY | frozenset("consists sleep float gather reflect carry stand".split())
+
+
+def tagged(*tags: str) -> frozenset[str]:
+    """Return the words of closed classes."""
+    return frozenset(word for word, tag in CLOSED.items() if tag in tags)
 
 
 def is_adjective(word: str) -> bool:

@@ -1,4 +1,9 @@
-"""Generated scenes: short captions by template, drawn words and exact formats from the ground truth."""
+"""Material for captioner targets from generated scenes and from single drawings, whose truth is known.
+
+Scenes give short captions by template, drawn words, and exact formats. The built-in clip art and emoji show one named
+thing in the middle of a plain background, so that all statements hold by construction; images without a plain name
+(label `concept`) are left out, whatever their titles claim.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,10 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material
-from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
+from foveate.core.errors import UserError
 from foveate.records.alt_texts import select_alt_text
 from foveate.records.collection import Collection
 from foveate_labs.captions.scene_captions import (
@@ -22,7 +28,9 @@ from foveate_labs.captions.scene_captions import (
     write_sentences,
 )
 from foveate_labs.captions.scene_truth import SceneTruth, SceneTruths
+from foveate_labs.worlds.scenes.language import add_article, is_plural
 
+_STYLES = {"clipart": "clip art", "noto": "an emoji", "twemoji": "an emoji"}
 _MAX_SHORT = 8  # short captions of an image, as many as several annotators would write
 _MAX_RELATIONS = 6
 _MAX_DENSE_RELATIONS = 2  # more would be most of the text of a dense caption
@@ -30,7 +38,9 @@ _MAX_DENSE_RELATIONS = 2  # more would be most of the text of a dense caption
 _CLEAN = ("scenes: partial", "scenes: list", "scenes: keywords")
 
 
-def read(collection: Collection, rows: NDArray[np.int64], settings: TargetSettings, *, seed: int) -> list[Material]:
+def read_scenes(
+    collection: Collection, rows: NDArray[np.int64], settings: TargetSettings, *, seed: int
+) -> list[Material]:
     """Read material of rows that are generated scenes with a visible thing."""
     truths = SceneTruths(collection)
     materials = []
@@ -119,3 +129,76 @@ def short_captions(truth: SceneTruth, *, rng: np.random.Generator) -> list[str]:
         [f"{write_claim(Claim('line', (single[0].phrase,), f'|{truth.ground}'))}."] if single and truth.ground else []
     )
     return [*(sentences[index] for index in drawn), *on_ground]
+
+
+def read_singles(
+    collection: Collection, rows: NDArray[np.int64], settings: TargetSettings, *, seed: int
+) -> list[Material]:
+    """Read material of rows that are named clip art or emoji of the built-in collections."""
+    try:
+        styles, concepts = (collection.label_values(field) for field in ("style", "concept"))
+        groups = collection.label_values("subcategory")
+    except UserError:  # the collection has other labels: none of its images is built in
+        return []
+    materials = []
+    for row in rows.tolist():
+        concept, style = str(concepts[row]), str(styles[row])
+        if not concept or style not in _STYLES:
+            continue
+        captions = collection.read_captions(row)
+        keywords = next((caption.text for caption in captions if caption.kind == "keywords"), "")
+        materials.append(
+            Material(
+                row=row,
+                key=collection.keys[row],
+                source="singles",
+                short=_single_captions(concept, style),
+                formats=write_single_formats(concept, style, str(groups[row])),
+                alt=select_alt_text(captions, settings.alt_kinds),
+                alt_clean=True,
+                facts=(concept, keywords, str(groups[row])),
+            )
+        )
+    return materials
+
+
+def _single_captions(concept: str, style: str) -> tuple[str, ...]:
+    thing = add_article(concept)
+    first = f"{thing[0].upper()}{thing[1:]}"
+    return (
+        f"{first} on a plain ground.",
+        f"A drawing of {thing}.",
+        f"{first} alone in the middle of the picture.",
+        f"{first} in the style of {_STYLES[style]}.",
+        f"A picture of {thing} on a plain ground.",
+    )
+
+
+def write_single_formats(concept: str, style: str, group: str) -> dict[str, str]:
+    """Write the exact text of each format."""
+    thing = add_article(concept)
+    are = "are" if is_plural(concept) else "is"
+    kind = " and ".join(part.replace("-", " ").replace("_", " ") for part in group.split("/") if part)
+    ssc = f"{thing[0].upper()}{thing[1:]} on a plain ground."
+    dsc = [
+        f"A drawing of {thing}.",
+        f"The {concept} {are} in the middle of the picture.",
+        "The background is plain.",
+    ]
+    dense = [
+        f"A square picture that shows a drawing of {thing}.",
+        f"The drawing is in the style of {_STYLES[style]}.",
+        f"The {concept} {are} in the middle of the picture.",
+        f"The {concept} {are} the only named thing in the picture.",
+        f"There is nothing to the left of the {concept}.",
+        f"There is nothing to the right of the {concept}.",
+        f"There is nothing above the {concept}.",
+        f"There is nothing below the {concept}.",
+        *([f"The drawing belongs to the group {kind}."] if kind else []),
+        "The background is plain.",
+        "The background is drawn in one pale colour.",
+    ]
+    return {"ssc": ssc, "dsc": " ".join(dsc), "dsc_plus": " ".join(dense)}
+
+
+SOURCES = {"scenes": read_scenes, "singles": read_singles}

@@ -1,1 +1,0 @@
-"""Split captions into assertions, and judge each of them."""

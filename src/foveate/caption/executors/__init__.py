@@ -1,1 +1,0 @@
-"""Executors of requests: each module is one and has an `EXECUTOR` (see `executors.local`)."""

@@ -1,1 +1,0 @@
-"""Rewriters of short captions and descriptions into the formats, one module each."""

@@ -1,1 +1,0 @@
-"""Detectors by name: one module each, which offers DETECTOR."""

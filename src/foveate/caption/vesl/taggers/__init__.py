@@ -1,1 +1,0 @@
-"""Taggers by name: one module each, which offers TAGGER."""

@@ -1,1 +1,0 @@
-"""Sources of captioner targets that need generated scenes or single drawings."""
