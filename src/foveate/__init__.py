@@ -52,7 +52,7 @@ _LAZY = {
     "open_mllm": "foveate.multimodal.opening",
     "open_model": "foveate.search.api",
     "open_species": "foveate.species.folder",
-    "parse_boxes": "foveate.records.box_phrases",
+    "parse_boxes": "foveate.records.box_text",
     "parse_how": "foveate.video.strategies",
     "plan_video": "foveate.video.plan",
     "read_clip": "foveate.vision.video.reading",
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from foveate.multimodal.answers import Answer
     from foveate.multimodal.ask import Mllm
     from foveate.multimodal.opening import open_mllm
-    from foveate.records.box_phrases import parse_boxes
+    from foveate.records.box_text import parse_boxes
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
     from foveate.records.collection import Collection
     from foveate.records.record import Record, Region

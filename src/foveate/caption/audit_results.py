@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from foveate.core.results import Column, ResultModel, Row, RunResult
-from foveate.records.caption_verdicts import CaptionVerdict
+from foveate.records.captions import CaptionVerdict
 
 
 class AuditAssertion(ResultModel):

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from foveate.caption.lengths import CLIP_WINDOW
 from foveate.core.recipes import Settings
-from foveate.records.current_captions import PreferredModels
+from foveate.records.captions import PreferredModels
 
 
 def _canonical_names(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from foveate.caption.results import ExampleImage, ExampleText, WrittenCaptions
 from foveate.core import seeds
 from foveate.core.results import Distribution, Histogram
 from foveate.records.appender import read_parts
+from foveate.records.captions import select_current
 from foveate.records.collection import Collection
-from foveate.records.current_captions import select_current
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.records.tables import positions
 

@@ -46,6 +46,23 @@ foveate.multimodal foveate.multimodal.answers: askable draw
 foveate.multimodal foveate.multimodal.ask: chat
 foveate.multimodal foveate.multimodal.questions: request_forms
 foveate.multimodal foveate.multimodal.settings: ask_settings
+foveate.records foveate.records.box_text: box_phrases
+foveate.records foveate.records.captions: alt_texts caption_removal caption_verdicts current_captions
+foveate.records foveate.records.importers.formats: worlds
+foveate.records foveate.records.purge: packing
+foveate.records foveate.records.rows: dataset_rows
+foveate.records foveate.records.shapes: masks
+foveate.records foveate.video.questions: clip_search video_questions
+foveate.records.builtin foveate.records.builtin.families: phrases tables
+foveate.records.exporters foveate.records.exporters.coco: coco_ids
+foveate.records.importers foveate.records.importers.coco: coco_file lvis
+foveate.records.importers foveate.records.importers.conversations: chat ferret llava qwen_vl
+foveate.records.importers foveate.records.importers.files: json_files
+foveate.records.importers foveate.records.importers.folder: folder_files
+foveate.records.importers foveate.records.importers.formats: settings
+foveate.records.importers foveate.records.importers.grounded: flickr_entities grit refcoco
+foveate.records.importers foveate.records.importers.sidecar: regions yolo
+foveate.records.importers foveate.records.importers.table: table_files
 foveate.report foveate.report.charts: forest scatter tradeoff
 foveate.report foveate.report.pages.captions: captions
 foveate.report foveate.report.pages.species: species

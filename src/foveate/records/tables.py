@@ -207,7 +207,7 @@ DATASET_SCHEMAS: dict[str, pa.Schema] = {
         extra=_TEXT,
         **_ORIGIN,
     ),
-    # See `foveate.records.caption_verdicts`.
+    # See `foveate.records.captions`.
     "caption_verdicts": _schema(
         **dict.fromkeys(("kind", "model", "data"), _TEXT),
         **dict.fromkeys(("captions", "assertions"), pa.int64()),

@@ -15,7 +15,7 @@ from foveate.caption.captioner import CaptionResponse
 from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.targets.settings import TargetSettings
 from foveate.core.plugins import load_module
-from foveate.records.builtin.phrases import singular
+from foveate.records.builtin.families import singular
 from foveate.records.text import split_sentences, split_words
 
 REWRITERS = "foveate.caption.targets.rewriters"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from foveate.core.recipes import Settings
-from foveate.records.alt_texts import ALT_KINDS
+from foveate.records.captions import ALT_KINDS
 
 
 class TargetSettings(Settings):

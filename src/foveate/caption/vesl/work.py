@@ -17,9 +17,8 @@ from foveate.caption.vesl.tagging import Extractor
 from foveate.core import seeds
 from foveate.core.errors import UserError, nearest
 from foveate.core.recipes import Settings
-from foveate.records.caption_verdicts import find_wrong_captioners
+from foveate.records.captions import PreferredModels, find_wrong_captioners, load_current_captions
 from foveate.records.collection import Collection
-from foveate.records.current_captions import PreferredModels, load_current_captions
 from foveate.records.tables import GroupedTable
 
 BATCH = 16  # images per pass: enough to keep a CPU busy, few enough for a laptop's memory

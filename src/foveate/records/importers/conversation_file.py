@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +39,9 @@ from foveate.records.importers.coordinates import (
     list_values,
     pick_evenly,
 )
-from foveate.records.importers.files import file_sample, locate_file, make_key
+from foveate.records.importers.files import file_sample, find_image_folder, locate_file, make_key, read_annotations
+from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import SIZE_TOLERANCE, check_source, import_samples
-from foveate.records.importers.json_files import find_image_folder, read_annotations
 from foveate.records.importers.sample import Problem, Sample, SharedOptions
 from foveate.records.rows import storable
 from foveate.records.shapes import Mask
@@ -256,7 +257,7 @@ def import_conversations(
     Args:
         path: the file of the drafts.
         images: folder of images; by default searched near the file, also in its `folders`.
-        coordinates: unit of the regions; see `foveate.records.importers.settings.FormatOptions`.
+        coordinates: unit of the regions; see `foveate.records.importers.formats.FormatOptions`.
         resize_min_pixels, resize_max_pixels, data_group, reference: see there.
         shared: see `SharedOptions`.
 
@@ -478,16 +479,57 @@ def read_head(source: str, *suffixes: str) -> bytes:
 def run_importer(
     source: str | Path,
     target: str | Path,
-    parse: Callable[..., Draft],
     *,
+    parse: Callable[..., Draft],
+    unit: str | None = None,
+    without_unit: str = "",
     coordinates: str | None = None,
     **options: Any,
 ) -> ImportSummary:
-    """Import a file of conversations with `parse(entry, extract=...)`; `extract` is whether texts may hold regions."""
+    """Import a file of conversations into the collection `target`; see `import_conversations`.
+
+    Args:
+        parse: makes a draft of an entry, as `parse(entry, extract=...)`; `extract` is whether texts may hold regions.
+        unit: of regions without `coordinates`.
+        without_unit: why regions cannot be left in the text, for the error.
+    """
+    if without_unit and coordinates == "none":
+        raise UserError(without_unit)
     path = check_source(Path(source))
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a file of conversations, .json or .jsonl")
+    coordinates = coordinates or unit
     drafts = make_drafts(read_entries(path), lambda entry: parse(entry, extract=coordinates != "none"))
     if not drafts:
         say(f"{path} has no conversations")
     return import_conversations(path, target, drafts, coordinates=coordinates, **options)
+
+
+def make_format(
+    name: str,
+    parse: Callable[..., Draft],
+    evidence: str,
+    *,
+    marks: Sequence[Sequence[bytes]],
+    foreign: Sequence[bytes] = (),
+    suffixes: Sequence[str] = (".json", ".jsonl"),
+    **fixed: str,
+) -> Format:
+    """Make the import format of a file of conversations.
+
+    Args:
+        evidence: of a recognized file; `{mark}` is the first mark of the first group that it has.
+        marks: groups, of each of which the beginning of a file has at least one.
+        foreign: marks of other formats, of which it has none.
+        parse, fixed: see `run_importer`.
+    """
+
+    def recognize(source: str) -> str | None:
+        head = read_head(source, *suffixes)
+        matches = [next((mark for mark in group if mark in head), None) for group in marks]
+        if None in matches or any(mark in head for mark in foreign):
+            return None
+        return evidence.format(mark=(matches[0] or b"").decode())
+
+    run = functools.partial(run_importer, parse=parse, **fixed)
+    return Format(name=name, run=run, recognize=recognize, options=OPTIONS)

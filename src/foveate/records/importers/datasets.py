@@ -17,13 +17,11 @@ import pyarrow as pa
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.tables import find_column, need_column
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import file_sample
+from foveate.records.importers.files import file_sample, make_finding
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import import_samples
-from foveate.records.importers.json_files import make_finding
 from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, Sample, SharedOptions
-from foveate.records.importers.table import IMAGES, TEXTS
-from foveate.records.importers.table_files import has_images
+from foveate.records.importers.table import IMAGES, TEXTS, has_images
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 _KEY_DIGITS = 32  # 128 bits: no collision in any data set
@@ -274,10 +272,12 @@ def _recognize(source: str) -> str | None:
     return "Parquet files with images in them" if files and has_images(files[0]) else None
 
 
-FORMAT = Format(
-    name="datasets",
-    run=import_datasets,
-    recognize=_recognize,
-    options=("part", "image_column", "text_column", "key_column", "revision"),
-    refusals={"reference": "the images lie inside of the data set's files"},
+FORMATS = (
+    Format(
+        name="datasets",
+        run=import_datasets,
+        recognize=_recognize,
+        options=("part", "image_column", "text_column", "key_column", "revision"),
+        refusals={"reference": "the images lie inside of the data set's files"},
+    ),
 )

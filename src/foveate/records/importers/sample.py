@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypedDict, get_args
 
 from foveate.records.file_stamps import FileStamp
-from foveate.records.importers.settings import Grouping
+from foveate.records.importers.formats import Grouping
 from foveate.records.record import Caption, Context, Region
 
 GROUPINGS: tuple[str, ...] = get_args(Grouping)

@@ -18,10 +18,8 @@ from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, Finding, Turn
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.conversation_file import Draft, FileImage, import_conversations
-from foveate.records.importers.files import file_sample
-from foveate.records.importers.formats import Format
-from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.json_files import (
+from foveate.records.importers.files import (
+    file_sample,
     find_image_folder,
     get_integer,
     get_stated_size,
@@ -29,6 +27,8 @@ from foveate.records.importers.json_files import (
     make_finding,
     read_annotations,
 )
+from foveate.records.importers.formats import Format
+from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import Sample, SharedOptions
 
 _REGIONS = "region_descriptions.json"
@@ -262,6 +262,11 @@ def _recognize(source: str) -> str | None:
     return path.name if path.is_file() and path.name in (_REGIONS, _OBJECTS, _RELATIONS, _IMAGES) else None
 
 
-FORMAT = Format(
-    name="visual-genome", run=import_visual_genome, recognize=_recognize, options=("images", "data_group", "reference")
+FORMATS = (
+    Format(
+        name="visual-genome",
+        run=import_visual_genome,
+        recognize=_recognize,
+        options=("images", "data_group", "reference"),
+    ),
 )

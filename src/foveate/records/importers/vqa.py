@@ -24,9 +24,9 @@ from foveate.records.importers.conversation_file import (
     read_entries,
     read_head,
 )
+from foveate.records.importers.files import get_integer, get_list, read_annotations
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source
-from foveate.records.importers.json_files import get_integer, get_list, read_annotations
 from foveate.records.importers.sample import SharedOptions
 
 _FOLDERS = ("train2014", "val2014", "train_images", "png", "documents", "infographics")
@@ -164,9 +164,11 @@ def _recognize(source: str) -> str | None:
     return None
 
 
-FORMAT = Format(
-    name="vqa",
-    run=import_vqa,
-    recognize=_recognize,
-    options=("images", "answers", "data_group", "reference"),
+FORMATS = (
+    Format(
+        name="vqa",
+        run=import_vqa,
+        recognize=_recognize,
+        options=("images", "answers", "data_group", "reference"),
+    ),
 )

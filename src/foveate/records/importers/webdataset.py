@@ -222,4 +222,4 @@ def _is_pattern(source: str) -> bool:
 
 
 _INSIDE = "the images lie inside of tar files"
-FORMAT = Format(name="webdataset", run=import_webdataset, recognize=_recognize, refusals={"reference": _INSIDE})
+FORMATS = (Format(name="webdataset", run=import_webdataset, recognize=_recognize, refusals={"reference": _INSIDE}),)

@@ -481,4 +481,6 @@ def _recognize(source: str) -> str | None:
     return None
 
 
-FORMAT = Format(name=NAME, run=import_camtrap_dp, recognize=_recognize, options=("images", "reference"), survey=True)
+FORMATS = (
+    Format(name=NAME, run=import_camtrap_dp, recognize=_recognize, options=("images", "reference"), survey=True),
+)

@@ -20,8 +20,7 @@ import pyarrow.compute as pc
 from foveate.core.arrow_tables import read_parquet, read_text_columns
 from foveate.core.errors import UserError, nearest
 from foveate.records.images import BadImage
-from foveate.records.importers.files import check_file, file_sample, locate_file, make_key
-from foveate.records.importers.json_files import read_annotations
+from foveate.records.importers.files import check_file, file_sample, locate_file, make_key, read_annotations
 from foveate.records.importers.sample import MAX_BYTES, Problem, Sample
 from foveate.survey.camtrap_checks import (
     Violation,

@@ -244,11 +244,13 @@ def _recognize(source: str) -> str | None:
     return f"a folder with {TABLE}" if (Path(source) / TABLE).is_file() and not packaged else None
 
 
-FORMAT = Format(
-    name=NAME,
-    run=import_cards,
-    recognize=_recognize,
-    options=("deployments", "reference"),
-    by_option="deployments",
-    survey=True,
+FORMATS = (
+    Format(
+        name=NAME,
+        run=import_cards,
+        recognize=_recognize,
+        options=("deployments", "reference"),
+        by_option="deployments",
+        survey=True,
+    ),
 )

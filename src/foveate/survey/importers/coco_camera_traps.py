@@ -18,17 +18,18 @@ from typing import Any, Unpack
 from foveate.core.errors import UserError, nearest
 from foveate.records.boxes import EDGE_ROUNDING, Box
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.coco_file import is_camera_traps, is_coco, read_head
-from foveate.records.importers.files import file_sample, make_key
-from foveate.records.importers.formats import Format
-from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.json_files import (
+from foveate.records.importers.coco import is_camera_traps, is_coco, read_head
+from foveate.records.importers.files import (
+    file_sample,
     find_image_folder,
     get_list,
     get_stated_size,
     is_number,
+    make_key,
     read_annotations,
 )
+from foveate.records.importers.formats import Format
+from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import Problem, Sample, SharedOptions
 from foveate.records.writer import CollectionWriter
 from foveate.survey.deployment_table import read_deployments
@@ -413,10 +414,12 @@ def _recognize(source: str) -> str | None:
     return "annotations of camera traps in JSON" if is_coco(head) and is_camera_traps(head) else None
 
 
-FORMAT = Format(
-    name=NAME,
-    run=import_coco_camera_traps,
-    recognize=_recognize,
-    options=("images", "deployments", "reference"),
-    survey=True,
+FORMATS = (
+    Format(
+        name=NAME,
+        run=import_coco_camera_traps,
+        recognize=_recognize,
+        options=("images", "deployments", "reference"),
+        survey=True,
+    ),
 )

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from foveate.records.importers.json_files import is_number
+from foveate.records.importers.files import is_number
 from foveate.survey.detections import ClassLabel, DetectedImage, Detection, DetectionResults, get_kind
 from foveate.survey.file_index import VIDEO_SUFFIXES
 from foveate.survey.importers.results_parser import ResultsParser

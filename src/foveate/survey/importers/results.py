@@ -25,7 +25,7 @@ from foveate.records.annotate import PartWriter, Row, remove_rows, write_results
 from foveate.records.appender import AnnotationAppender, read_parts
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.importers.json_files import read_annotations
+from foveate.records.importers.files import read_annotations
 from foveate.records.record import Region
 from foveate.records.region_sources import detector_source
 from foveate.records.rows import region_row

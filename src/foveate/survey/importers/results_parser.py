@@ -9,7 +9,7 @@ from typing import Any
 
 from foveate.core.errors import UserError, nearest
 from foveate.records.boxes import EDGE_ROUNDING, Box
-from foveate.records.importers.json_files import is_number
+from foveate.records.importers.files import is_number
 from foveate.survey.detections import ClassLabel, ScoredLabel
 from foveate.survey.file_index import is_absolute, normalize_path
 

@@ -127,6 +127,8 @@ def _recognize(source: str) -> str | None:
     return "metadata.csv of iWildCam-WILDS" if columns.issuperset(_NEEDED) else None
 
 
-FORMAT = Format(
-    name=NAME, run=import_wilds, recognize=_recognize, options=("images", "deployments", "reference"), survey=True
+FORMATS = (
+    Format(
+        name=NAME, run=import_wilds, recognize=_recognize, options=("images", "deployments", "reference"), survey=True
+    ),
 )

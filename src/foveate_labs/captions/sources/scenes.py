@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.settings import TargetSettings
 from foveate.core import seeds
-from foveate.records.alt_texts import select_alt_text
+from foveate.records.captions import select_alt_text
 from foveate.records.collection import Collection
 from foveate_labs.captions.scene_captions import (
     Claim,

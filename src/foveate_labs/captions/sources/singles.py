@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.settings import TargetSettings
 from foveate.core.errors import UserError
-from foveate.records.alt_texts import select_alt_text
+from foveate.records.captions import select_alt_text
 from foveate.records.collection import Collection
 from foveate_labs.worlds.scenes.language import add_article, is_plural
 

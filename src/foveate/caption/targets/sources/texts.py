@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.ocr import recognize_text
 from foveate.caption.targets.settings import TargetSettings
-from foveate.records.alt_texts import select_alt_text
+from foveate.records.captions import select_alt_text
 from foveate.records.collection import Collection
 
 

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.records import clip_search as search
-from foveate.records.video_questions import VideoQuestion, load_set, read_rows
+from foveate.video.questions import VideoQuestion, find_clips, load_set, read_rows
 from foveate.video.sets import SETS
 from naming import raises_naming
 
@@ -49,7 +48,7 @@ def read(name: str, path: Path) -> list[VideoQuestion]:
 
 
 def find_clips(folder: Path, questions: Sequence[VideoQuestion]) -> dict[str, Path]:
-    return search.find_clips(folder, {question.id: question.clip for question in questions})
+    return find_clips(folder, {question.id: question.clip for question in questions})
 
 
 NEXT = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4"
