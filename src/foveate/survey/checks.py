@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import choose
 from foveate.survey.hours import TimeStatus
-from foveate.survey.observations import SEPARATOR, join_names
+from foveate.survey.store import SEPARATOR, join_names
 from foveate.survey.survey import Survey
 
 MAX_EXAMPLES = 5

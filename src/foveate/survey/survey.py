@@ -20,20 +20,22 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError, choose
 from foveate.records import tables
 from foveate.records.collection import Collection
-from foveate.survey.clocks import find_clock_faults
-from foveate.survey.events import GAP_SECONDS, Events, group_events
 from foveate.survey.hours import (
     DAY,
+    GAP_SECONDS,
+    Events,
     Times,
     TimeStatus,
     days_of_year,
+    find_clock_faults,
+    group_events,
     hours_of_day,
     local_clock,
     months,
     parse_offset,
     parse_times,
 )
-from foveate.survey.observations import join_names, select_current
+from foveate.survey.store import join_names, select_current
 from foveate.survey.types import Deployment
 
 LabelSource = Literal["human", "machine", "all"]
@@ -198,7 +200,7 @@ class Survey:
 
     @cached_property
     def clock_faults(self) -> dict[str, NDArray[np.bool_]]:
-        """Images by fault of their clock; see `foveate.survey.clocks`."""
+        """Images by fault of their clock; see `foveate.survey.hours`."""
         return find_clock_faults(
             self.unmasked_clock_N,
             self.deployment_N,
@@ -294,7 +296,7 @@ class Survey:
 
     @cached_property
     def observations(self) -> pa.Table:
-        """Rows of `observations` that hold, see `foveate.survey.observations.select_current`."""
+        """Rows of `observations` that hold, see `foveate.survey.store.select_current`."""
         return select_current(self.collection.table("observations"))
 
     def labels(self, source: LabelSource = "human", *, min_probability: float = 0.0) -> NDArray[np.object_]:

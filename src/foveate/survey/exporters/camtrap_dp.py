@@ -30,10 +30,9 @@ from foveate.records.collection import Collection
 from foveate.records.images import SUFFIXES
 from foveate.records.importers.files import locate_file
 from foveate.records.importers.sample import Problem
-from foveate.survey.camtrap_checks import Violation
-from foveate.survey.camtrap_schema import TABLES, URL, columns, is_valid_time
-from foveate.survey.coordinates import round_deployments
-from foveate.survey.decisions import Decision, format_comment
+from foveate.survey.camtrap_schema import TABLES, URL, Violation, columns, is_valid_time
+from foveate.survey.deployments import round_deployments
+from foveate.survey.detections import Decision, format_comment
 from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows, format_time
 from foveate.survey.hours import TimeStatus, parse_offset, parse_times
 from foveate.survey.importers.camtrap_dp import BOX_COLUMNS, FILES_TABLE, NAME

@@ -21,9 +21,9 @@ from foveate.core.files import atomic_file
 from foveate.records.collection import Collection
 from foveate.records.tables import positions
 from foveate.survey.camtrap_schema import is_valid_time
-from foveate.survey.decisions import Decision
+from foveate.survey.detections import Decision
 from foveate.survey.hours import Times, local_clock, parse_offset, parse_times
-from foveate.survey.observations import REVIEW_SOURCE, select_current
+from foveate.survey.store import REVIEW_SOURCE, select_current
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Deployment, Medium, Observation
 

@@ -29,11 +29,19 @@ from foveate.records.record import Region
 from foveate.records.rows import region_row
 from foveate.records.tables import positions
 from foveate.records.writer import CollectionWriter
-from foveate.survey.deployment_table import parse_shift
+from foveate.survey.deployments import parse_shift
 from foveate.survey.hours import parse_offset, parse_times
 from foveate.survey.importers.camtrap_package import DESCRIPTOR, CamtrapPackage, Files, open_package
-from foveate.survey.observations import EMPTY_AND_SPECIES, count_contradictions
-from foveate.survey.store import MOVED, make_context, select_deployments, survey_rows, update_images, write_survey
+from foveate.survey.store import (
+    EMPTY_AND_SPECIES,
+    MOVED,
+    count_contradictions,
+    make_context,
+    select_deployments,
+    survey_rows,
+    update_images,
+    write_survey,
+)
 from foveate.survey.taxa import RANKS, Taxa
 from foveate.survey.types import Deployment, Medium, Observation, media_row, observation_row
 

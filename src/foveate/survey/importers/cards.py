@@ -22,7 +22,7 @@ from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Sample, SharedOptions
 from foveate.records.writer import CollectionWriter
-from foveate.survey.deployment_table import DeploymentTable, read_deployments
+from foveate.survey.deployments import DeploymentTable, read_deployments
 from foveate.survey.store import MOVED, make_context, select_deployments, survey_rows, update_images, write_survey
 from foveate.survey.types import Deployment, Medium
 
