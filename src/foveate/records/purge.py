@@ -87,6 +87,11 @@ class PurgeSummary:
     def images(self) -> int:
         return self.packed + self.referenced
 
+    def as_dict(self) -> dict[str, object]:
+        """Return all counts as JSON values."""
+        counts = {name: getattr(self, name) for name in ("images", "packed", "referenced", "bytes", "shards")}
+        return {**counts, "rows": dict(self.rows), "cache_cleared": self.cache_cleared}
+
 
 def purge_images(
     collection: Path, keys: set[str], *, dry_run: bool = False, keep_until_last: str = "", next_tar: int | None = None
@@ -215,17 +220,14 @@ def _copy_members(
     # Members follow one another: the headers of one begin where the one before ends.
     starts = np.concatenate([[0], ends[:-1]])
     copied = np.isin(rows, staying)
-    with _open_tar(tar) as source:
+    try:
+        source = tar.open("rb")
+    except FileNotFoundError as error:
+        raise UserError(f"{tar} is missing: {_NOT_PURGED}") from error
+    with source:
         for row, start, end in zip(rows[copied].tolist(), starts[copied].tolist(), ends[copied].tolist(), strict=True):
             data = os.pread(source.fileno(), end - start, start)
             if len(data) != end - start:
                 raise UserError(f"{tar} is truncated: {_NOT_PURGED}")
             offsets[row] += target.tell() - start
             target.write(data)
-
-
-def _open_tar(tar: Path) -> BinaryIO:
-    try:
-        return tar.open("rb")
-    except FileNotFoundError as error:
-        raise UserError(f"{tar} is missing: {_NOT_PURGED}") from error

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
+from foveate.survey.types import Deployment
 
 DAY = 86_400
 # Year first, as in EXIF ("2021:05:31 08:25:38"), ISO 8601 and CCT. Day first would be a guess: 04/05 is two dates.
@@ -150,6 +151,16 @@ def parse_offset(text: str, *, where: str = "utc_offset") -> int:
     if match is None or seconds > _MAX_OFFSET or int(match["minute"] or 0) > 59:
         raise UserError(f"{where}: an offset from UTC is needed (got {text[:40]!r}); expected one as +02:00 or Z")
     return -seconds if match["sign"] == "-" else seconds
+
+
+def stated_offset(deployment: Deployment) -> float:
+    """Return the seconds east of UTC that the user states for a deployment; NaN where none is stated.
+
+    Raises:
+        UserError: the stated text is no offset.
+    """
+    where = f"utc_offset of deployment {deployment.id!r}"
+    return parse_offset(deployment.utc_offset, where=where) if deployment.utc_offset else float("nan")
 
 
 def local_clock(

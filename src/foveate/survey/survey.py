@@ -32,8 +32,8 @@ from foveate.survey.hours import (
     hours_of_day,
     local_clock,
     months,
-    parse_offset,
     parse_times,
+    stated_offset,
 )
 from foveate.survey.store import join_names, select_current
 from foveate.survey.types import Deployment
@@ -147,15 +147,7 @@ class Survey:
     @cached_property
     def place_offset_D(self) -> NDArray[np.float64]:
         """Seconds east of UTC that the user states for each deployment; NaN where none is stated."""
-        return np.array(
-            [
-                parse_offset(entry.utc_offset, where=f"utc_offset of deployment {entry.id!r}")
-                if entry.utc_offset
-                else np.nan
-                for entry in self.deployments
-            ],
-            dtype=np.float64,
-        )
+        return np.array(list(map(stated_offset, self.deployments)), np.float64)
 
     def _per_image(self, values_D: NDArray, missing: object) -> NDArray:
         # The index -1 of images without a deployment reads the value behind the last one.
@@ -253,16 +245,25 @@ class Survey:
         Offsets are subtracted, so that the end of daylight saving does not split a burst. Where some images of a
         deployment have an offset and others none, all are ordered by the clock as written.
         """
-        times = self.parsed_times
-        stated_N = self._per_image(self.place_offset_D, np.nan)
-        offset_N = np.where(np.isnan(times.offset_N), stated_N, times.offset_N)
-        has_time_N = times.status_N == TimeStatus.OK
+        offset_N = self._offset_N
+        as_written_N = self.has_mixed_offsets_N | np.isnan(offset_N)
+        return self.parsed_times.wall_N + self.shift_N - np.where(as_written_N, 0.0, offset_N)
+
+    @cached_property
+    def _offset_N(self) -> NDArray[np.float64]:
+        """Seconds east of UTC of each time, by its text or else its deployment; NaN where neither states one."""
+        written_N = self.parsed_times.offset_N
+        return np.where(np.isnan(written_N), self._per_image(self.place_offset_D, np.nan), written_N)
+
+    @cached_property
+    def has_mixed_offsets_N(self) -> NDArray[np.bool_]:
+        """Whether some images of an image's deployment have an offset from UTC and others none."""
+        has_time_N, zoned_N = self.parsed_times.status_N == TimeStatus.OK, ~np.isnan(self._offset_N)
         num = len(self.deployments) + 1
         # + 1: images of no deployment have the index -1, and a bin of their own.
-        zoned = np.bincount(self.deployment_N[has_time_N & ~np.isnan(offset_N)] + 1, minlength=num) > 0
-        zoneless = np.bincount(self.deployment_N[has_time_N & np.isnan(offset_N)] + 1, minlength=num) > 0
-        as_written_N = (zoned & zoneless)[self.deployment_N + 1]
-        return times.wall_N + self.shift_N - np.where(as_written_N | np.isnan(offset_N), 0.0, offset_N)
+        zoned = np.bincount(self.deployment_N[has_time_N & zoned_N] + 1, minlength=num) > 0
+        zoneless = np.bincount(self.deployment_N[has_time_N & ~zoned_N] + 1, minlength=num) > 0
+        return (zoned & zoneless)[self.deployment_N + 1]
 
     @cached_property
     def sequence_N(self) -> NDArray[np.int64]:

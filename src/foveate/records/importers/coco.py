@@ -1,9 +1,13 @@
-"""Import COCO: an instances file, a captions file next to it, and a folder of images.
+"""Import COCO and LVIS: an instances file, a captions file next to it, and a folder of images.
 
 The key of an image is its `file_name` without extension. A category becomes the label and the phrase of a region.
 Captions have the kind "caption", crowd boxes the slice "crowd"; outlines are left out. The ids of the file are stored
 in the tables `coco_images`, `coco_regions`, `coco_captions` and `coco_categories`, so that
 `foveate.records.exporters.coco` can write them again.
+
+LVIS has boxes of 1,203 categories on COCO's images, in the same format. The phrase of a category is its name with
+blanks for "_"; synonyms, definition and frequency are stored in `coco_categories`, and the frequency ("rare", "common",
+"frequent") is the slice of its regions, the group that LVIS reports by.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from foveate.records.importers.files import (
     make_finding,
     make_key,
     read_annotations,
+    read_head,
 )
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
@@ -35,17 +40,12 @@ from foveate.records.rows import clean_text, storable
 from foveate.records.writer import CollectionWriter
 
 CROWD = "crowd"
+_COCO_PATTERNS = ("instances*.json", "_annotations.coco.json")
+_LVIS_PATTERNS = ("lvis*.json",)
 _OUTLINES = "outlines (polygons or RLE) left out; their boxes are used"
-_HEAD_BYTES = 65536
 # Plain COCO has none of these; ids that are texts are those of camera traps, too.
 _TRAPS = re.compile(rb'"(seq_id|seq_num_frames|frame_num|sequence_level_annotation)"|"(location|image_id)"\s*:\s*"')
 _CROWDS = f"crowd boxes (iscrowd) imported, with the slice {CROWD!r}"
-
-
-def read_head(path: Path) -> bytes:
-    """Read the beginning of a file, enough to identify it: files of millions of images are gigabytes."""
-    with path.open("rb") as file:
-        return file.read(_HEAD_BYTES)
 
 
 def is_coco(head: bytes) -> bool:
@@ -271,37 +271,47 @@ def _text(value: object) -> str:
 
 
 def import_coco(
-    source: str | Path,
-    target: str | Path,
-    *,
-    images: str | Path | None = None,
-    captions: str | Path | None = None,
-    group_by: str = "none",
-    reference: bool = False,
-    **shared: Unpack[SharedOptions],
+    source: str | Path, target: str | Path, *, captions: str | Path | None = None, **options: Any
 ) -> ImportSummary:
     """Import the images of a COCO annotation file, with boxes and captions, into the collection `target`.
 
     Args:
         source: an instances or captions file, or a folder that has one, directly or in `annotations`.
-        target: collection folder; created if it does not exist.
-        images: folder of images; by default searched near the file.
         captions: captions file; by default `captions_X.json` next to `instances_X.json`.
-        group_by, reference: see `foveate.records.importers.folder.import_folder`.
-        shared: see `SharedOptions`.
+        options: see `import_coco_file`.
 
     Raises:
         UserError: there is no file or more than one, a file is damaged, or no image is found.
     """
-    path = find_annotation_file(Path(source), ("instances*.json", "_annotations.coco.json"))
+    path = find_annotation_file(Path(source), _COCO_PATTERNS)
     captions_path = path.with_name(path.name.replace("instances", "captions", 1))
     if captions is not None:
         texts: Path | None = check_source(Path(captions))
     else:
         # A file without "instances" in its name would be its own captions file.
         texts = captions_path if captions_path != path and captions_path.is_file() else None
-    read = read_coco(path, texts)
-    return import_coco_file(path, read, target, _names, images=images, group_by=group_by, reference=reference, **shared)
+    return import_coco_file(path, read_coco(path, texts), target, _list_names, **options)
+
+
+def import_lvis(
+    source: str | Path, target: str | Path, *, captions: str | Path | None = None, **options: Any
+) -> ImportSummary:
+    """Import the images of an LVIS file, with their boxes, into the collection `target`.
+
+    Images are named by the last two parts of `coco_url` (`train2017/000000391895.jpg`), also their key, or by
+    `file_name` in older files.
+
+    Args:
+        source: the file (`lvis_v1_val.json`), or a folder that has one, directly or in `annotations`.
+        captions: a COCO captions file with the same image ids.
+        options: see `import_coco_file`; `images` is the folder that has `train2017` and `val2017`, or the images.
+
+    Raises:
+        UserError: there is no file or more than one, a file is damaged, or no image is found.
+    """
+    path = find_annotation_file(Path(source), _LVIS_PATTERNS)
+    read = read_coco(path, None if captions is None else check_source(Path(captions)))
+    return import_coco_file(path, read, target, _list_lvis_names, **options)
 
 
 def import_coco_file(
@@ -310,12 +320,21 @@ def import_coco_file(
     target: str | Path,
     names: Callable[[CocoImage], list[object]],
     *,
-    images: str | Path | None,
-    group_by: str,
-    reference: bool,
+    images: str | Path | None = None,
+    group_by: str = "none",
+    reference: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Import what was read of the annotation file `path`; `names` returns possible file names of an image."""
+    """Import what was read of an annotation file into the collection `target`.
+
+    Args:
+        path: of the file.
+        target: collection folder; created if it does not exist.
+        names: returns possible file names of an image.
+        images: folder of images; by default searched near the file.
+        group_by, reference: see `foveate.records.importers.folder.import_folder`.
+        shared: see `SharedOptions`.
+    """
     if not read.images:
         raise UserError(f"{path}: field 'images' has no usable entry")
     requested = None if images is None else Path(images)
@@ -351,8 +370,17 @@ def _clean(row: Mapping[str, object]) -> dict[str, object]:
     return {name: clean(value) for name, value in row.items()}
 
 
-def _names(image: CocoImage) -> list[object]:
+def _list_names(image: CocoImage) -> list[object]:
     return [image.entry.get("file_name")]
+
+
+def _list_lvis_names(image: CocoImage) -> list[object]:
+    url = image.entry.get("coco_url")
+    # Version 1 has no file_name, and its validation images are from train2017, too: only the URL states the folder.
+    if isinstance(url, str) and url.count("/") >= 2:
+        folder, name = url.split("/")[-2:]
+        return [f"{folder}/{name}", name]
+    return _list_names(image)
 
 
 def _samples(path: Path, read: CocoFile, root: Path, names: Callable[[CocoImage], list[object]]) -> Iterator[Sample]:
@@ -404,14 +432,12 @@ def _list_image_folders(path: Path) -> list[Path]:
 
 
 def _recognize(source: str) -> str | None:
-    path = Path(source)
-    if path.is_dir():
-        paths = _list_annotation_files(path, ("instances*.json", "_annotations.coco.json"))
-        return paths[0].name if paths else None
+    if Path(source).is_dir():
+        return next((path.name for path in _list_annotation_files(Path(source), _COCO_PATTERNS)), None)
     # LVIS has the same fields; only the name of its files identifies it.
-    if path.suffix.lower() != ".json" or not path.is_file() or path.name.startswith("lvis"):
+    if Path(source).name.startswith("lvis"):
         return None
-    head = read_head(path)
+    head = read_head(source, ".json")
     # Other formats of JSON that have "images" or "annotations" too: conversations, VQA, MDETR's RefCOCO, MegaDetector.
     others = (b'"conversations"', b'"messages"', b'"questions"', b'"dataset_name"', b'"detections"')
     if any(field in head for field in others) or is_camera_traps(head):
@@ -419,54 +445,11 @@ def _recognize(source: str) -> str | None:
     return "annotations of images in JSON" if is_coco(head) else None
 
 
-_PATTERNS = ("lvis*.json",)
-
-
-def import_lvis(
-    source: str | Path,
-    target: str | Path,
-    *,
-    images: str | Path | None = None,
-    captions: str | Path | None = None,
-    group_by: str = "none",
-    reference: bool = False,
-    **shared: Unpack[SharedOptions],
-) -> ImportSummary:
-    """Import the images of an LVIS file, with their boxes, into the collection `target`.
-
-    Args:
-        source: the file (`lvis_v1_val.json`), or a folder that has one, directly or in `annotations`.
-        target: collection folder; created if it does not exist.
-        images: the folder that has `train2017` and `val2017`, or the images.
-        captions: a COCO captions file with the same image ids.
-        group_by, reference: see `foveate.records.importers.folder.import_folder`.
-        shared: see `SharedOptions`.
-
-    Raises:
-        UserError: there is no file or more than one, a file is damaged, or no image is found.
-    """
-    path = find_annotation_file(Path(source), _PATTERNS)
-    read = read_coco(path, None if captions is None else check_source(Path(captions)))
-    return import_coco_file(
-        path, read, target, _lvis_names, images=images, group_by=group_by, reference=reference, **shared
-    )
-
-
-def _lvis_names(image: CocoImage) -> list[object]:
-    url = image.entry.get("coco_url")
-    # Version 1 has no file_name, and its validation images are from train2017, too: only the URL states the folder.
-    if isinstance(url, str) and url.count("/") >= 2:
-        folder, name = url.split("/")[-2:]
-        return [f"{folder}/{name}", name]
-    return [image.entry.get("file_name")]
-
-
 def _recognize_lvis(source: str) -> str | None:
     path = Path(source)
     if path.is_dir():
-        files = [file for folder in (path, path / "annotations") for file in folder.glob(_PATTERNS[0])]
-        return files[0].name if files else None
-    return path.name if path.is_file() and path.match(_PATTERNS[0]) else None
+        return next((file.name for file in _list_annotation_files(path, _LVIS_PATTERNS)), None)
+    return path.name if path.is_file() and path.match(_LVIS_PATTERNS[0]) else None
 
 
 _OPTIONS = ("images", "captions", "group_by", "reference")

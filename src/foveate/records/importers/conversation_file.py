@@ -39,14 +39,20 @@ from foveate.records.importers.coordinates import (
     list_values,
     pick_evenly,
 )
-from foveate.records.importers.files import file_sample, find_image_folder, locate_file, make_key, read_annotations
+from foveate.records.importers.files import (
+    file_sample,
+    find_image_folder,
+    locate_file,
+    make_key,
+    read_annotations,
+    read_head,
+)
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import SIZE_TOLERANCE, check_source, import_samples
 from foveate.records.importers.sample import Problem, Sample, SharedOptions
 from foveate.records.rows import storable
 from foveate.records.shapes import Mask
 
-HEAD_BYTES = 65536
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
 # Fields, parts of messages and marks in texts by which data of LLaVA-Video, ShareGPT4Video, chat templates of
 # transformers and Qwen-VL name a video.
@@ -465,15 +471,6 @@ def _finish(
             shapes.append(fit_shape(of_image.to_pixels(shape), width=width, height=height))
         turns.append(replace(turn, regions=tuple(shapes) if len(shapes) == len(turn.regions) else turn.regions))
     return replace(conversation, turns=tuple(turns))
-
-
-def read_head(source: str, *suffixes: str) -> bytes:
-    """Return the first bytes of a file with one of the suffixes, or nothing."""
-    path = Path(source)
-    if path.suffix.lower() not in suffixes or not path.is_file():
-        return b""
-    with path.open("rb") as file:
-        return file.read(HEAD_BYTES)
 
 
 def run_importer(

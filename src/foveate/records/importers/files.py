@@ -168,7 +168,17 @@ def list_files(source: Path, target: Path) -> tuple[list[Path], int]:
     return [source / name for name in sorted([*names, *links], key=os.fsencode)], hidden
 
 
+_HEAD_BYTES = 65536  # files of millions of images are gigabytes
 MAX_ID = 2**63 - 1  # ids are stored as 64-bit integers
+
+
+def read_head(source: str, *suffixes: str) -> bytes:
+    """Return the first bytes of a file with one of the suffixes, enough to identify it, or nothing."""
+    path = Path(source)
+    if path.suffix.lower() not in suffixes or not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
 
 
 def read_annotations(path: Path, reduce: Callable[[dict[str, Any]], object] | None = None) -> Any:

@@ -19,7 +19,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard, Unpack
+from typing import Any, TypeGuard
 from xml.etree import ElementTree
 
 from foveate.core import seeds
@@ -35,13 +35,11 @@ from foveate.records.importers.conversation_file import (
     import_conversations,
     make_drafts,
     make_format,
-    read_head,
     read_image_list,
 )
-from foveate.records.importers.files import get_list, get_stated_size, is_number, read_annotations
+from foveate.records.importers.files import get_list, get_stated_size, is_number, read_annotations, read_head
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source
-from foveate.records.importers.sample import SharedOptions
 
 IMAGE_FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
 PROMPTS = (
@@ -163,23 +161,14 @@ def read_boxes(path: Path) -> tuple[tuple[int, int], dict[str, list[PixelBox]]]:
 
 
 def import_flickr_entities(
-    source: str | Path,
-    target: str | Path,
-    *,
-    images: str | Path | None = None,
-    part: str | None = None,
-    data_group: str | None = None,
-    reference: bool = False,
-    **shared: Unpack[SharedOptions],
+    source: str | Path, target: str | Path, *, part: str | None = None, **options: Any
 ) -> ImportSummary:
     """Import sentences with boxes, and their images, into the collection `target`.
 
     Args:
         source: the folder with `Sentences` and `Annotations`.
-        images: folder of the images; by default `flickr30k-images` in it.
         part: only the images of this list ("train", "val", "test").
-        data_group, reference: see `foveate.records.importers.formats.FormatOptions`.
-        shared: see `SharedOptions`.
+        options: see `import_conversations`.
 
     Raises:
         UserError: see `read_sentences`; or no image is found.
@@ -187,18 +176,9 @@ def import_flickr_entities(
     folder = check_source(Path(source))
     drafts = [_draft_sentence(sentence) for sentence in read_sentences(folder, part)]
     # The path passed below only locates the images; its name, "Sentences", would be a poor source name.
-    shared["source_name"] = shared.get("source_name") or "flickr-entities"
-    return import_conversations(
-        folder / "Sentences",
-        target,
-        drafts,
-        images=images,
-        folders=IMAGE_FOLDERS,
-        coordinates="pixels",
-        data_group=data_group,
-        reference=reference,
-        **shared,
-    )
+    options["source_name"] = options.get("source_name") or "flickr-entities"
+    path = folder / "Sentences"
+    return import_conversations(path, target, drafts, folders=IMAGE_FOLDERS, coordinates="pixels", **options)
 
 
 def _draft_sentence(sentence: EntitySentence) -> Draft:
@@ -402,22 +382,12 @@ def _make_expression(
     return Expression(id, names, size, phrase if isinstance(phrase, str) else "", corners, dataset, split, problem)
 
 
-def import_refcoco(
-    source: str | Path,
-    target: str | Path,
-    *,
-    images: str | Path | None = None,
-    data_group: str | None = None,
-    reference: bool = False,
-    **shared: Unpack[SharedOptions],
-) -> ImportSummary:
+def import_refcoco(source: str | Path, target: str | Path, **options: Any) -> ImportSummary:
     """Import expressions and images into the collection `target`: a question and a box for each expression.
 
     Args:
         source: the file; see the module.
-        images: folder of COCO's images; by default searched near the file.
-        data_group, reference: see `foveate.records.importers.formats.FormatOptions`.
-        shared: see `SharedOptions`.
+        options: see `import_conversations`.
 
     Raises:
         UserError: see `read_expressions`; or no image is found.
@@ -425,17 +395,7 @@ def import_refcoco(
     path = check_source(Path(source))
     entries = ((str(number), {"id": e.id, "expression": e}) for number, e in enumerate(read_expressions(path)))
     drafts = make_drafts(entries, lambda entry: _draft_expression(entry["expression"]))
-    return import_conversations(
-        path,
-        target,
-        drafts,
-        images=images,
-        folders=_COCO_FOLDERS,
-        coordinates="pixels",
-        data_group=data_group,
-        reference=reference,
-        **shared,
-    )
+    return import_conversations(path, target, drafts, folders=_COCO_FOLDERS, coordinates="pixels", **options)
 
 
 def _draft_expression(expression: Expression) -> Draft:

@@ -22,7 +22,7 @@ from foveate.records.collection import Collection
 from foveate.records.tables import positions
 from foveate.survey.camtrap_schema import is_valid_time
 from foveate.survey.detections import Decision
-from foveate.survey.hours import Times, local_clock, parse_offset, parse_times
+from foveate.survey.hours import Times, local_clock, parse_times, stated_offset
 from foveate.survey.store import REVIEW_SOURCE, select_current
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Deployment, Medium, Observation
@@ -114,12 +114,8 @@ class SurveyRows:
 
     @cached_property
     def _stated_offset_N(self) -> np.ndarray:
-        stated = {
-            name: parse_offset(entry.utc_offset, where=f"utc_offset of deployment {name!r}")
-            for name, entry in self.deployments.items()
-            if entry.utc_offset
-        }
-        return np.array([stated.get(name, np.nan) for name in self.media["deployment"].to_pylist()], np.float64)
+        stated = {name: stated_offset(entry) for name, entry in self.deployments.items()}
+        return np.array([stated[name] for name in self.media["deployment"].to_pylist()], np.float64)
 
     @cached_property
     def offset_N(self) -> np.ndarray:

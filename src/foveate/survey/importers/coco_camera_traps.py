@@ -23,7 +23,7 @@ from foveate.core.tables import find_column, need_column, read_rows
 from foveate.core.text_tables import open_text
 from foveate.records.boxes import EDGE_ROUNDING, Box
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.coco import is_camera_traps, is_coco, read_head
+from foveate.records.importers.coco import is_camera_traps, is_coco
 from foveate.records.importers.files import (
     file_sample,
     find_image_folder,
@@ -32,6 +32,7 @@ from foveate.records.importers.files import (
     is_number,
     make_key,
     read_annotations,
+    read_head,
 )
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
@@ -420,10 +421,7 @@ def _parse_box(entry: Mapping[str, Any], image: SurveyImage, further: Counter[st
 
 
 def _recognize(source: str) -> str | None:
-    path = Path(source)
-    if path.suffix.lower() != ".json" or not path.is_file():
-        return None
-    head = read_head(path)
+    head = read_head(source, ".json")
     return "annotations of camera traps in JSON" if is_coco(head) and is_camera_traps(head) else None
 
 
