@@ -83,10 +83,14 @@ def select_current(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndar
     if not len(rows):
         return mask
     part = captions.take(pa.array(rows))
-    keys, kinds = _codes(part["key"]), _codes(part["kind"])
+    keys, kinds = (
+        part[name].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64) for name in ("key", "kind")
+    )
     # One number for each pair of image and kind.
     groups = keys * (int(kinds.max()) + 1) + kinds
-    ranks = _ranks(part["model"], prefer)
+    # The index of each row's model in the list, and its length for other models.
+    preferred = pc.SetLookupOptions(value_set=pa.array(list(prefer), pa.string()))
+    ranks = pc.call_function("index_in", [part["model"]], preferred).fill_null(len(prefer)).to_numpy().astype(np.int64)
     created = pc.call_function("rank", [part["created"]], pc.RankOptions("ascending", tiebreaker="dense")).to_numpy()
     # Sorted from worst to best within each group (model, then age, then order of writing), the last row is the current
     # one.
@@ -107,16 +111,6 @@ def load_current_captions(collection: Collection, *, prefer: Sequence[str] = ())
     for model in prefer:
         choose(model, models, f"model of captions in the collection {collection.name!r}")
     return captions.filter(pa.array(select_current(captions, prefer=prefer)))
-
-
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    return column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-
-
-def _ranks(models: pa.ChunkedArray, prefer: Sequence[str]) -> np.ndarray:
-    """Return the index of the model of each row in the list, and its length for other models."""
-    ranks = pc.call_function("index_in", [models], pc.SetLookupOptions(value_set=pa.array(list(prefer), pa.string())))
-    return ranks.fill_null(len(prefer)).to_numpy().astype(np.int64)
 
 
 TABLE = "caption_verdicts"
@@ -213,7 +207,7 @@ class CaptionRemoval:
 
     def as_dict(self) -> dict[str, object]:
         """Return all fields as JSON values."""
-        return {"model": self.model, "rows": self.rows, "images": self.images, "dry_run": self.dry_run}
+        return asdict(self)
 
     def lines(self) -> list[str]:
         """Describe the removal, and the copies that it does not reach, as lines of text."""

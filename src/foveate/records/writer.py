@@ -200,7 +200,10 @@ class CollectionWriter:
         try:
             if kind is None:
                 self.commit()
-                self._write_description()
+                # Removed images stay known until a purge, so that they are not imported again.
+                counts = {"images": len(self._known.keys() - self._removed.keys()), "shards": self._parts}
+                entry = {"source": self.source, "license": self._license or "unknown"}
+                self.description = update_description(self.path, self.description, counts=counts, entry=entry)
         except BaseException:
             self._discard_open_shard()
             raise
@@ -585,9 +588,3 @@ class CollectionWriter:
         # Rewritten shards have new numbers, and old ones are never used again.
         self._shard = read_committed(self.path).next_number
         return summary
-
-    def _write_description(self) -> None:
-        # Removed images stay known until a purge, so that they are not imported again.
-        counts = {"images": len(self._known.keys() - self._removed.keys()), "shards": self._parts}
-        entry = {"source": self.source, "license": self._license or "unknown"}
-        self.description = update_description(self.path, self.description, counts=counts, entry=entry)

@@ -215,7 +215,10 @@ def update_images(
         # Without a time nothing proves that two different files are the same image.
         own = {key for key in own if not writer.is_refused(key) or (times.get(key) and times[key] == taken[last[key]])}
     moved = [row for key, row in last.items() if key in own and deployment_of[key] != current[row]]
-    rows = [{**row, "deployment": deployment_of[str(row["key"])]} for row in _take(media, moved, "media")]
+    left_out = ("row_id", *PROVENANCE_COLUMNS)
+    names = [column.name for column in tables.SCHEMAS["media"] if column.name not in left_out]
+    taken_rows = media.take(pa.array(moved, pa.int64())).select(names).to_pylist()
+    rows = [{**row, "deployment": deployment_of[str(row["key"])]} for row in taken_rows]
     _annotate(writer, "media", rows, num_before=len(media))
     # Stored deployments take precedence: new rows without content did not replace them.
     known = {deployment.id: deployment for deployment in deployments}
@@ -240,11 +243,6 @@ def _read_last(writer: CollectionWriter, kind: str) -> tuple[pa.Table, dict[str,
     removed = set(tables.read_removed(writer.path / layout.REMOVED_FILE)["key"].to_pylist())
     last = {key: row for row, key in enumerate(table["key"].to_pylist()) if key not in removed}
     return table, last
-
-
-def _take(table: pa.Table, rows: list[int], kind: str) -> list[dict[str, object]]:
-    names = [column.name for column in tables.SCHEMAS[kind] if column.name not in ("row_id", *PROVENANCE_COLUMNS)]
-    return table.take(pa.array(rows, pa.int64())).select(names).to_pylist()
 
 
 def _annotate(writer: CollectionWriter, kind: str, rows: list[dict[str, object]], *, num_before: int) -> None:

@@ -403,20 +403,17 @@ def _first_boxes(drafts: Iterable[Draft], root: Path, frame: CoordinateFrame) ->
                     opened[image] = _read_size(image, root)
                 content = opened[image]
                 # A damaged mask is put aside with its conversation; it cannot be drawn.
-                if content is None or isinstance(shape, Mask) and _is_damaged(shape, content[1]):
+                if content is None:
                     continue
-                of_image = replace(
-                    frame, width=content[1][0], height=content[1][1], stated=draft.stated, resized=draft.resized
-                )
+                width, height = content[1]
+                if isinstance(shape, Mask) and find_shape_problem(shape, width=width, height=height) is not None:
+                    continue
+                of_image = replace(frame, width=width, height=height, stated=draft.stated, resized=draft.resized)
                 name = image.names[0] if image.names else "inline image"
                 boxes.append(CheckedBox(shape, of_image, content[0], name, text))
                 if len(boxes) == MAX_CHECKED:
                     return boxes
     return boxes
-
-
-def _is_damaged(mask: Mask, size: tuple[int, int]) -> bool:
-    return find_shape_problem(mask, width=size[0], height=size[1]) is not None
 
 
 def _read_size(image: FileImage, root: Path) -> tuple[Callable[[], bytes], tuple[int, int]] | None:

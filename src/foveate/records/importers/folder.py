@@ -12,8 +12,9 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Unpack
 
@@ -223,8 +224,10 @@ def import_folder(
         allowed = ", ".join(sorted(IMAGE_SUFFIXES))
         links = f"; links to folders are not followed, such as {files.links[0]!r}" if files.links else ""
         raise UserError(f"{source} has no images; expected files that end in {allowed}{links}")
-    if label_from_folder is not None:
-        _check_label(label_from_folder, source, files)
+    if label_from_folder is not None and not label_from_folder.strip():
+        raise UserError("--label-from-folder: expected the name of a label field, such as category")
+    if label_from_folder is not None and all("/" not in image.name for image in files.images):
+        raise UserError(f"--label-from-folder: {source} has no subfolders with images")
     versions = FolderVersions(source, take=update)
 
     def finish(writer: CollectionWriter) -> None:
@@ -250,13 +253,6 @@ def import_folder(
         finish=finish,
         **shared,
     )
-
-
-def _check_label(name: str, source: Path, files: FolderFiles) -> None:
-    if not name.strip():
-        raise UserError("--label-from-folder: expected the name of a label field, such as category")
-    if all("/" not in image.name for image in files.images):
-        raise UserError(f"--label-from-folder: {source} has no subfolders with images")
 
 
 def _samples(
@@ -290,7 +286,7 @@ def _samples(
                     continue
                 read = make_reader(sidecar)
                 readers = sample.texts if is_text else sample.objects
-                readers.append(_read_first_line(read) if is_text and first_line else read)
+                readers.append(partial(_read_first_line, read) if is_text and first_line else read)
         yield sample
 
 
@@ -304,11 +300,8 @@ def _prepare_sample(sample: Sample, path: Path, root: Path, *, label: str | None
         sample.load = make_refusal(problem)
 
 
-def _read_first_line(read: Callable[[], bytes]) -> Callable[[], bytes]:
-    return lambda: _cut_first_line(read())
-
-
-def _cut_first_line(data: bytes) -> bytes:
+def _read_first_line(read: Callable[[], bytes]) -> bytes:
+    data = read()
     with contextlib.suppress(UnicodeDecodeError):
         text, encoding = decode_text(data)
         if encoding in ("utf-16", "utf-32"):

@@ -132,7 +132,7 @@ class Format:
     Args:
         run: imports, called as `run(source, target, **options)`.
         recognize: returns what of this format is at a source ("3 tars"), or None.
-        options: keywords that `run` takes besides `SharedOptions`, of the fields of `settings.FormatOptions`.
+        options: keywords that `run` takes besides `SharedOptions`, of the fields of `FormatOptions`.
         refusals: keyword -> why this format does not take it, for the error.
         fallback: chosen only where no other format is recognized.
         by_option: an option that only such a source needs: given, it is evidence of this format
@@ -148,10 +148,6 @@ class Format:
     fallback: bool = False
     by_option: str = ""
     survey: bool = False
-
-
-def _flag(entry: Format) -> str:
-    return "--" + entry.by_option.replace("_", "-")
 
 
 def load_formats() -> dict[str, Format]:
@@ -177,7 +173,7 @@ def detect_format(source: str, *, others: tuple[str, ...] = (), options: Collect
         recognized_options = {option for name in matches for option in formats[name].options}
         # An option is evidence only where no recognized format takes it: COCO Camera Traps have --deployments, too.
         matches |= {
-            name: _flag(entry)
+            name: f"--{entry.by_option.replace('_', '-')}"
             for name, entry in formats.items()
             if entry.by_option in options and entry.by_option not in recognized_options
         }

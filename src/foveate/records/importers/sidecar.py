@@ -409,13 +409,9 @@ def _add_regions(value: object, size: tuple[int, int], sidecar: Sidecar) -> None
             continue
         sidecar.cleaned += any(map(has_control_characters, texts))
         sidecar.clipped += clipped
-        sidecar.regions.append(_clean(region, sidecar))
+        phrase = _undo_entities(clean_text(region.phrase), sidecar)
+        sidecar.regions.append(Region(region.box, phrase, region.score, *map(clean_text, texts[1:])))
         sidecar.region_indices.append(position)
-
-
-def _clean(region: Region, sidecar: Sidecar) -> Region:
-    texts = map(clean_text, (region.label, region.slice, region.source))
-    return Region(region.box, _undo_entities(clean_text(region.phrase), sidecar), region.score, *texts)
 
 
 def _undo_entities(text: str, sidecar: Sidecar) -> str:

@@ -86,7 +86,11 @@ def _read_stored(path: Path, names: list[str]) -> pa.Table:
     else:
         table = read_table(path)
         _check_types(path, table.schema, names)
-    return pa.table([_without_dictionary(table[name]) for name in names], names=names)
+    decoded = (
+        table[name].cast(table[name].type.value_type) if pa.types.is_dictionary(table[name].type) else table[name]
+        for name in names
+    )
+    return pa.table(list(decoded), names=names)
 
 
 def _check_types(path: Path, schema: pa.Schema, names: list[str]) -> None:
@@ -98,11 +102,6 @@ def _check_types(path: Path, schema: pa.Schema, names: list[str]) -> None:
         lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind)
         if not text and not lists:
             raise UserError(f"{path}: column {name!r} has type {kind}; expected text")
-
-
-def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Decode a dictionary-encoded column."""
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 PATHS = tuple("path filepath file_path file_name filename file image_path img_path image img picture".split())
@@ -282,14 +281,11 @@ def _regions(column: pa.ChunkedArray, row: int, position: int, sample: Sample) -
         detail = "the cell of the boxes must hold a list of objects"
         sample.problems.append(Problem("region", "malformed region", detail, position))
         return []
-    return [_drop_nulls(region) for region in value or []]
-
-
-def _drop_nulls(region: object) -> object:
-    """Drop fields that are null: Parquet gives every object all fields of the column."""
-    if not isinstance(region, dict):
-        return region
-    return {name: value for name, value in region.items() if value is not None}
+    # Parquet gives every object all fields of the column, those without a value as null.
+    return [
+        {name: cell for name, cell in region.items() if cell is not None} if isinstance(region, dict) else region
+        for region in value or []
+    ]
 
 
 def _recognize(source: str) -> str | None:

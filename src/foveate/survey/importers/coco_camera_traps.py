@@ -97,23 +97,14 @@ def describe_setup(name: str) -> dict[str, str]:
 
 
 def import_coco_camera_traps(
-    source: str | Path,
-    target: str | Path,
-    *,
-    images: str | Path | None = None,
-    deployments: str | Path | None = None,
-    reference: bool = False,
-    **shared: Unpack[SharedOptions],
+    source: str | Path, target: str | Path, *, deployments: str | Path | None = None, **options: Any
 ) -> ImportSummary:
     """Import the images of a COCO Camera Traps file as a survey into the collection `target`.
 
     Args:
         source: the JSON file.
-        target: collection folder; created if it does not exist.
-        images: folder that `file_name` is relative to; by default searched near the file.
         deployments: table of locations, see `read_locations`.
-        reference: leave the files where they are and only refer to them.
-        shared: see `SharedOptions`.
+        options: see `import_survey_file`; `images` is the folder that `file_name` is relative to.
 
     Raises:
         UserError: the file contradicts itself (an annotation of an unknown image or category, an id that occurs
@@ -123,7 +114,7 @@ def import_coco_camera_traps(
     read = read_camera_traps(path)
     read.deployments = make_deployments(read, deployments)
     folders = [path.parent / "images", path.parent, path.parent.parent / "images", path.parent.parent]
-    return import_survey_file(path, read, target, folders, format=NAME, images=images, reference=reference, **shared)
+    return import_survey_file(path, read, target, folders, format=NAME, **options)
 
 
 def import_survey_file(
@@ -133,15 +124,18 @@ def import_survey_file(
     folders: list[Path],
     *,
     format: str,
-    images: str | Path | None,
-    reference: bool,
+    images: str | Path | None = None,
+    reference: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
     """Import the images of an annotation file that was read.
 
     Args:
+        target: collection folder; created if it does not exist.
         folders: where the images may be, if `images` does not say it.
         format: name of the importer.
+        reference: leave the files where they are and only refer to them.
+        shared: see `SharedOptions`.
     """
     requested = None if images is None else Path(images)
     names: list[list[object]] = [[image.file] for image in read.images]
@@ -434,23 +428,15 @@ _SPLITS = {"val": "validation"}
 
 
 def import_wilds(
-    source: str | Path,
-    target: str | Path,
-    *,
-    images: str | Path | None = None,
-    deployments: str | Path | None = None,
-    reference: bool = False,
-    **shared: Unpack[SharedOptions],
+    source: str | Path, target: str | Path, *, deployments: str | Path | None = None, **options: Any
 ) -> ImportSummary:
     """Import the images that a metadata.csv of iWildCam2020-WILDS names, with their splits.
 
     Args:
         source: metadata.csv, or the folder that has it beside categories.csv.
-        target: collection folder; created if it does not exist.
-        images: folder of the images; by default `train` beside the table, which has those of all splits.
-        deployments: table of locations, see `foveate.survey.importers.coco_camera_traps.read_locations`.
-        reference: leave the files where they are and only refer to them.
-        shared: see `SharedOptions`.
+        deployments: table of locations, see `read_locations`.
+        options: see `import_survey_file`; `images` is by default `train` beside the table, which has those of all
+            splits.
 
     Raises:
         UserError: a table is missing or damaged, lacks a column, or a class has no name; no image is found.
@@ -460,7 +446,7 @@ def import_wilds(
     read = read_wilds(path)
     read.deployments = make_deployments(read, deployments)
     folders = [path.parent / "train", path.parent / "images", path.parent]
-    return import_survey_file(path, read, target, folders, format=WILDS, images=images, reference=reference, **shared)
+    return import_survey_file(path, read, target, folders, format=WILDS, **options)
 
 
 def read_wilds(path: Path) -> SurveyFile:
