@@ -218,7 +218,7 @@ def update_images(
     left_out = ("row_id", *PROVENANCE_COLUMNS)
     names = [column.name for column in tables.SCHEMAS["media"] if column.name not in left_out]
     taken_rows = media.take(pa.array(moved, pa.int64())).select(names).to_pylist()
-    rows = [{**row, "deployment": deployment_of[str(row["key"])]} for row in taken_rows]
+    rows: list[dict[str, object]] = [{**row, "deployment": deployment_of[str(row["key"])]} for row in taken_rows]
     _annotate(writer, "media", rows, num_before=len(media))
     # Stored deployments take precedence: new rows without content did not replace them.
     known = {deployment.id: deployment for deployment in deployments}
