@@ -52,6 +52,7 @@ foveate.records foveate.records.importers.formats: worlds
 foveate.records foveate.records.purge: packing
 foveate.records foveate.records.rows: dataset_rows
 foveate.records foveate.records.shapes: masks
+foveate.records foveate.records.source_files: file_stamps reference
 foveate.records foveate.video.questions: clip_search video_questions
 foveate.records.builtin foveate.records.builtin.families: phrases tables
 foveate.records.exporters foveate.records.exporters.coco: coco_ids
@@ -59,7 +60,7 @@ foveate.records.exporters foveate.survey.exporters.image_tables: observations_cs
 foveate.records.importers foveate.records.importers.coco: coco_file lvis
 foveate.records.importers foveate.records.importers.conversations: chat ferret llava qwen_vl
 foveate.records.importers foveate.records.importers.files: json_files
-foveate.records.importers foveate.records.importers.folder: folder_files
+foveate.records.importers foveate.records.importers.folder: folder_files versions
 foveate.records.importers foveate.records.importers.formats: settings
 foveate.records.importers foveate.records.importers.grounded: flickr_entities grit refcoco
 foveate.records.importers foveate.records.importers.sidecar: regions yolo

@@ -114,7 +114,7 @@ class Mask:
 
     Args:
         size: height and width of the image in pixels.
-        counts: run lengths with the sum height x width; see `foveate.records.shapes.encode_mask`.
+        counts: run lengths with the sum height x width; see `encode_mask`.
 
     Example:
         >>> sum(Mask((2, 3), (1, 2, 3)).counts)

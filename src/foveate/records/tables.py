@@ -129,7 +129,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "labels": _annotation("field value"),
     "context": _annotation("latitude:float64 longitude:float64 time place"),
     "conversations": _annotation("id images:texts turns:turns group answers:texts choices:texts"),
-    # Versions of the files that images were imported from; see `foveate.records.file_stamps`.
+    # Versions of the files that images were imported from; see `foveate.records.source_files`.
     "files": _annotation("folder file stamp mtime_ns:int64 version:int32 rows:texts"),
     # Images of a camera-trap survey, and what was seen on them; see `foveate.survey.types`. -1: no number.
     "media": _annotation(_MEDIA),

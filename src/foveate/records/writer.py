@@ -21,14 +21,11 @@ from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, commit_atomically, name_in_errors, read_json, write_json_atomically
 from foveate.records import layout, tables
 from foveate.records.collection import check_description, check_writable
-from foveate.records.file_stamps import KIND as FILES
-from foveate.records.file_stamps import FileStamp, list_ids
 from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
 from foveate.records.import_summary import ImportSummary
 from foveate.records.purge import PurgeSummary, abandon, append_member, purge_images
 from foveate.records.quarantine import Quarantine
 from foveate.records.record import Caption, Context, Region
-from foveate.records.reference import Reference, make_reference
 from foveate.records.rows import (
     ROWS_PER_CHUNK,
     add_dataset_rows,
@@ -38,6 +35,8 @@ from foveate.records.rows import (
     replace_dataset_rows,
     row_image_keys,
 )
+from foveate.records.source_files import KIND as FILES
+from foveate.records.source_files import FileStamp, Reference, list_ids, make_reference
 from foveate.records.state import (
     add_tombstones,
     check_removable,

@@ -4,7 +4,7 @@ Text (`.txt`): the whole file is one caption, or boxes where it has the lines of
 list of captions and regions, or an object with, all optional,
 
 - `caption`, `captions` or `alt`: a text, or a list of texts or of objects `{"text", "kind", "source"}`;
-- `regions`: a list, see `foveate.records.importers.sidecar.read_region`;
+- `regions`: a list, see `read_region`;
 - `labels`: an object of field to value; `group`, `split`, `url`: texts;
 - of Google Takeout `description`, `photoTakenTime`, `geoData`.
 
