@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from foveate.core.errors import UserError
 from foveate.records import layout, tables
+from foveate.records.collection import Collection
 from foveate.records.record import Context
 from foveate.records.rows import check_row, context_row
 from foveate.records.tables import PROVENANCE_COLUMNS, Provenance, positions
@@ -69,6 +70,22 @@ def select_current(table: pa.Table) -> pa.Table:
     is_answered_O = positions(table["key"], among=table["key"].filter(pa.array(is_review_O)).unique()) >= 0
     is_machine_O = pc.call_function("equal", [table["method"], pa.scalar("machine")]).to_numpy()
     return table.filter(pa.array(is_review_O | is_machine_O | ~is_answered_O))
+
+
+def select_last(table: pa.Table) -> pa.Table:
+    """Return the last row of each image of an annotation table, such as `media`, in their order: the one that holds.
+
+    An image has several rows where it was moved to another deployment.
+    """
+    codes = pc.call_function("dictionary_encode", [table["key"].combine_chunks()]).indices.to_numpy()
+    last = np.zeros(codes.max(initial=-1) + 1, np.int64)
+    last[codes] = np.arange(len(codes))
+    return table if len(last) == len(table) else table.take(pa.array(np.sort(last)))
+
+
+def list_deployments(collection: Collection) -> list[Deployment]:
+    """List the deployments of a survey's table, in its order."""
+    return [Deployment.from_row(row) for row in collection.dataset_table("deployments").to_pylist()]
 
 
 def name_detectors(table: pa.Table, keys: Sequence[str]) -> list[str]:

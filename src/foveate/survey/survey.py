@@ -35,7 +35,7 @@ from foveate.survey.hours import (
     parse_times,
     stated_offset,
 )
-from foveate.survey.store import join_names, select_current
+from foveate.survey.store import join_names, list_deployments, select_current, select_last
 from foveate.survey.types import Deployment
 
 LabelSource = Literal["human", "machine", "all"]
@@ -88,24 +88,15 @@ class Survey:
                 f"collection {collection.name!r} has no camera-trap survey (annotations/media is empty); collect it "
                 "again with --deployments, or from a survey's format"
             )
-        keys = pa.array(collection.keys, pa.string())
-        latest_N = np.full(len(keys), -1, np.int64)
-        latest_N[tables.positions(media["key"], among=keys)] = np.arange(len(media))  # the last row of an image holds
+        media = select_last(media)
+        latest_N = tables.positions(pa.array(collection.keys, pa.string()), among=media["key"])
         # An index that is null gives null cells: those of images without a row, which are filled below.
         aligned = media.drop_columns(["key"]).take(pa.array(latest_N, mask=latest_N < 0))
+        names = ("deployment", "sequence", "frame_number", "time", "file", "extra", "created")
         columns = {
-            name: aligned[name].fill_null(fill).combine_chunks()
-            for name, fill in (
-                ("deployment", ""),
-                ("sequence", ""),
-                ("frame_number", -1),
-                ("time", ""),
-                ("file", ""),
-                ("extra", ""),
-                ("created", ""),
-            )
+            name: aligned[name].fill_null(-1 if name == "frame_number" else "").combine_chunks() for name in names
         }
-        listed = [Deployment.from_row(row) for row in collection.dataset_table("deployments").to_pylist()]
+        listed = list_deployments(collection)
         named = columns["deployment"].unique().to_pylist()
         unlisted = sorted({name for name in named if name} - {deployment.id for deployment in listed})
         deployments = (*listed, *map(Deployment, unlisted))
