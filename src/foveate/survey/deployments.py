@@ -241,18 +241,15 @@ def round_place(
         raise UserError(f"coordinatePrecision must be above 0 (got {precision:g})")
     if precision is not None and digits >= -math.log10(precision) - 1e-9:
         raise UserError(f"coordinates: coordinatePrecision is {precision:g} already (got {digits} digits); use fewer")
-    added = _BANDS[-1][1] if rule == "conservative" else _band(latitude)
+    # By the latitude before rounding: 59.9999 is written as 60.0 and lies below it.
+    start = 0.0 if rule == "conservative" else abs(latitude)
+    added = next(errors for band, errors in _BANDS if start >= band)
     total = (GPS_UNCERTAINTY if uncertainty is None else uncertainty) + added[digits - 1]
     if uncertainty is not None and precision is not None:
         recorded_digits = round(-math.log10(precision))
         total -= added[recorded_digits - 1] if recorded_digits <= len(added) else 0
     # + 0.0: rounding makes -0.0 of -0.001, which would be printed.
     return RoundedPlace(round(latitude, digits) + 0.0, round(longitude, digits) + 0.0, total, 10.0**-digits)
-
-
-def _band(latitude: float) -> tuple[int, int, int]:
-    # Use the latitude before rounding: 59.9999 is written as 60.0 and lies below it.
-    return next(added for start, added in _BANDS if abs(latitude) >= start)
 
 
 def round_deployments(

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
@@ -28,7 +28,7 @@ from foveate.records.collection import Collection
 from foveate.records.images import SUFFIXES, BadImage
 from foveate.records.importers.coco import CROWD, Category, make_category
 from foveate.records.importers.files import make_key
-from foveate.records.record import Region
+from foveate.records.record import Caption, Region
 from foveate.records.region_sources import OWN_SOURCES, SelectedRegions
 
 # Category of regions without label.
@@ -130,6 +130,8 @@ class Categories:
         self._by_name[category.name] = category
 
 
+T = TypeVar("T")
+
 COLLECTION_TARGET = True  # `foveate export` offers it
 NO_PHRASE = "(no phrase)"
 """Category of a box that no phrase belongs to."""
@@ -221,25 +223,18 @@ def _write_instances(
     collection = names.collection
     categories = Categories(collection)
     image_ids = names.image_ids(selected)
-    free = IdAllocator(collection, "coco_regions", "annotation_id")
 
-    def annotations() -> Iterator[dict[str, object]]:
-        for row in selected:
-            known = {entry["position"]: entry for entry in read_rows(collection, "coco_regions", row)}
-            for position, region in regions.read_numbered(row):
-                export.regions += 1
-                entry = _annotation(collection, row, region, known.get(position, {}), categories)
-                yield {
-                    "id": free.take(known.get(position, {}).get("annotation_id")),
-                    "image_id": image_ids[row],
-                    **entry,
-                }
+    def describe(row: int, region: Region, known: Mapping[str, Any]) -> dict[str, object]:
+        export.regions += 1
+        return _annotation(collection, row, region, known, categories)
 
     _write_object(
         file,
         {
             "images": (_image(collection, row, names, image_ids[row]) for row in selected),
-            "annotations": annotations(),
+            "annotations": _number_entries(
+                collection, "coco_regions", selected, image_ids, regions.read_numbered, describe
+            ),
             # Last, since a region of an unknown category adds one.
             "categories": categories.entries(),
         },
@@ -251,25 +246,43 @@ def _write_captions(
     file: IO[str], collection: Collection, selected: list[int], names: ImageNames, export: CocoExport
 ) -> None:
     image_ids = names.image_ids(selected)
-    free = IdAllocator(collection, "coco_captions", "annotation_id")
 
-    def annotations() -> Iterator[dict[str, object]]:
-        for row in selected:
-            known = {entry["position"]: entry for entry in read_rows(collection, "coco_captions", row)}
-            for position, caption in enumerate(collection.read_captions(row)):
-                export.captions += 1
-                entry: dict[str, object] = {
-                    "id": free.take(known.get(position, {}).get("annotation_id")),
-                    "image_id": image_ids[row],
-                    "caption": caption.text,
-                }
-                # Only what plain COCO does not say is added, so that an imported file comes out as it was.
-                if caption.kind != "caption":
-                    entry["kind"] = caption.kind
-                yield entry | _add_source(collection, row, caption.source)
+    def describe(row: int, caption: Caption, known: Mapping[str, Any]) -> dict[str, object]:
+        export.captions += 1
+        # Only what plain COCO does not say is added, so that an imported file comes out as it was.
+        kind = {} if caption.kind == "caption" else {"kind": caption.kind}
+        return {"caption": caption.text, **kind, **_add_source(collection, row, caption.source)}
+
+    def read(row: int) -> Iterable[tuple[int, Caption]]:
+        return enumerate(collection.read_captions(row))
 
     images = (_image(collection, row, names, image_ids[row]) for row in selected)
-    _write_object(file, {"images": images, "annotations": annotations()}, info=_info(collection))
+    annotations = _number_entries(collection, "coco_captions", selected, image_ids, read, describe)
+    _write_object(file, {"images": images, "annotations": annotations}, info=_info(collection))
+
+
+def _number_entries(
+    collection: Collection,
+    kind: str,
+    selected: list[int],
+    image_ids: Mapping[int, int],
+    read: Callable[[int], Iterable[tuple[int, T]]],
+    describe: Callable[[int, T, Mapping[str, Any]], dict[str, object]],
+) -> Iterator[dict[str, object]]:
+    """Yield the annotations of images, with their imported ids where there are any.
+
+    Args:
+        kind: table of the imported ids.
+        read: row of an image -> (position, annotation).
+        describe: row, annotation and its imported ids -> the other fields of its entry.
+    """
+    free = IdAllocator(collection, kind, "annotation_id")
+    for row in selected:
+        known = {entry["position"]: entry for entry in read_rows(collection, kind, row)}
+        for position, annotation in read(row):
+            ids = known.get(position, {})
+            fields = describe(row, annotation, ids)
+            yield {"id": free.take(ids.get("annotation_id")), "image_id": image_ids[row], **fields}
 
 
 def _info(collection: Collection) -> dict[str, object]:

@@ -58,11 +58,6 @@ def make_key(name: str) -> str:
     return posixpath.join(folder, PurePosixPath(file).stem)
 
 
-def get_folder(key: str) -> str:
-    """Return the folder part of a key, or ""."""
-    return posixpath.dirname(key)
-
-
 def file_sample(name: object, root: Path, *, source: str) -> Sample:
     """Make the sample of the file `name` below `root`; if it is unusable, one that only reports the problem."""
     outcome = locate_file(name, root)
@@ -160,12 +155,6 @@ def _refuse_unreadable(error: OSError) -> None:
         raise UserError(
             f"the folder {error.filename} cannot be read ({error.strerror}); check its permissions"
         ) from error
-
-
-def list_files(source: Path, target: Path) -> tuple[list[Path], int]:
-    """List all files below `source`, and links to folders, in the order of their paths; also count hidden files."""
-    names, links, hidden = list_names(source, target)
-    return [source / name for name in sorted([*names, *links], key=os.fsencode)], hidden
 
 
 _HEAD_BYTES = 65536  # files of millions of images are gigabytes

@@ -228,7 +228,11 @@ class _Survey:
         write_survey(
             writer,
             deployments=self.deployments.values(),
-            event_observations=(make_observation(row, self.taxon_ids) for row in _rows(events)),
+            event_observations=(
+                make_observation(row, self.taxon_ids)
+                for batch in events.to_batches(max_chunksize=_BATCH_ROWS)
+                for row in batch.to_pylist()
+            ),
             format=NAME,
             descriptor=self.package.descriptor,
         )
@@ -283,11 +287,6 @@ def _count_contradictions(observations: pa.Table) -> int:
 def _bare_names(path: str, name: str | None) -> list[str]:
     """Return the names without folder by which an image may be found: `fileName`, then that of `filePath`."""
     return [each for each in dict.fromkeys((name or "", PurePosixPath(path).name)) if each]
-
-
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-        yield from batch.to_pylist()
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
