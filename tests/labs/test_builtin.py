@@ -129,9 +129,9 @@ def test_unseen_share_and_purity() -> None:
     assert 0.08 < found[builtin.UNSEEN_KIND] / found.total() < 0.13
     assert found[builtin.WITHHELD] / found.total() < 0.02
     script = (
-        "from foveate.records.builtin import families;"
-        "print([(k, c.concept_slice(k)) for k in f.load_concepts()]);"
-        "print([h.assign_split(r['key']) for s in t.SOURCES for r in t.rows(s)])"
+        "from foveate.records.builtin import families as f; from foveate_labs.worlds import builtin as b;"
+        "print([(k, b.concept_slice(k)) for k in f.load_concepts()]);"
+        "print([b.assign_split(r['key']) for s in f.SOURCES for r in f.rows(s)])"
     )
     runs = {
         subprocess.run(
@@ -139,7 +139,7 @@ def test_unseen_share_and_purity() -> None:
             capture_output=True,
             check=True,
             text=True,
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(builtin.__file__).parents[3])},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(builtin.__file__).parents[2])},
         ).stdout
         for seed in ("1", "2")
     }
@@ -220,7 +220,7 @@ def test_collections_carry_raw_texts_and_labels(tmp_path: Path, monkeypatch: pyt
     from foveate_labs.worlds import builtin as singles
 
     few = {source: families.rows(source)[100:112] for source in families.SOURCES}
-    monkeypatch.setattr(singles.tables, "rows", lambda source: few[source])
+    monkeypatch.setattr(singles.families, "rows", lambda source: few[source])
     for _ in range(2):  # the second time adds nothing
         build_clipart(tmp_path / "built")
         build_emoji(tmp_path / "built")
