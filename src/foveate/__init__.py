@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from foveate.multimodal.answers import Answer
     from foveate.multimodal.ask import Mllm
     from foveate.multimodal.opening import open_mllm
-    from foveate.records.box_phrases import parse_boxes
+    from foveate.records.box_text import parse_boxes
     from foveate.records.boxes import Box, PixelBox, PixelXYWH
     from foveate.records.collection import Collection
     from foveate.records.record import Record, Region

@@ -23,7 +23,7 @@ from foveate.caption.lengths import (
     repeats,
 )
 from foveate.caption.prompts import CAPTION_KINDS, find_prompt
-from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
+from foveate.records.captions import is_usable_alt_text, select_alt_text
 from foveate.records.record import Caption
 from foveate.records.text import find_sentence_ends, split_sentences
 

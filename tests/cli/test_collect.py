@@ -15,8 +15,7 @@ import made_sets
 from made_images import encoded, noise
 
 from foveate.records.collection import Collection
-from foveate.records.importers.formats import load_formats
-from foveate.records.importers.settings import FormatOptions
+from foveate.records.importers.formats import FormatOptions, load_formats
 
 
 @pytest.fixture

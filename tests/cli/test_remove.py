@@ -13,7 +13,7 @@ from PIL import Image
 
 from foveate.cli.main import main
 from foveate.core.errors import explain_os_error
-from foveate.records.caption_removal import remove_captions
+from foveate.records.captions import remove_captions
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.tables import Provenance

@@ -13,15 +13,15 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.federated.sources import read_points
-from foveate.records.importers.table_files import read_column_names, read_columns
-from foveate.records.video_questions import read_rows
+from foveate.records.importers.table import read_column_names, read_columns
 from foveate.species.stages.species_list import read_list
 from foveate.species.taxonomy import read_taxa
 from foveate.species.triples import read_triples
-from foveate.survey.deployment_table import read_deployments
+from foveate.survey.deployments import read_deployments
+from foveate.survey.importers.coco_camera_traps import read_wilds
 from foveate.survey.importers.corrections import read_corrections
-from foveate.survey.importers.wilds import read_wilds
 from foveate.training.logit_files import read_logits
+from foveate.video.questions import read_rows
 from naming import raises_naming
 
 EXPORTS = {

@@ -17,7 +17,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, format_overrides, parse_overrides, parse_pairs, validate
 from foveate.pretrain.caches import CacheSettings
 from foveate.pretrain.export import ExportSettings
-from foveate.records.importers.settings import CollectSettings
+from foveate.records.importers.formats import CollectSettings
 from foveate.records.inspection import InspectionSettings
 from foveate.records.removal import RemovalSettings
 from foveate.search.settings import HitSettings, IndexSettings, LocateSettings, SearchSettings

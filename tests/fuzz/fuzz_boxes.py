@@ -18,8 +18,8 @@ from foveate.records.geometry import (
     original_to_padded_square,
     padded_square_to_original,
 )
-from foveate.records.importers.regions import read_region
 from foveate.records.importers.sample import Problem
+from foveate.records.importers.sidecar import read_region
 from foveate.records.rows import check_row, region_row
 
 

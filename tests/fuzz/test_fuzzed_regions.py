@@ -22,9 +22,8 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import decode_shape, encode_shape, find_shape_problem, read_conversation
 from foveate.records.importers.coordinates import CoordinateFrame
-from foveate.records.masks import decode_counts, encode_mask
 from foveate.records.region_prompts import parse_box, parse_point, read_mask, read_stroke
-from foveate.records.shapes import Point, Shape, Stroke, enclosing_box
+from foveate.records.shapes import Point, Shape, Stroke, decode_counts, enclosing_box, encode_mask
 
 SIZE = WIDTH, HEIGHT = 12, 9
 STORED: tuple[dict[str, Any], ...] = (

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate.records.builtin import families, phrases, tables
+from foveate.records.builtin import families
 from foveate.records.collection import Collection
 from foveate.records.text import split_words
 from foveate_labs.worlds import builtin
@@ -26,24 +26,24 @@ LICENSES = {
 
 
 def test_shipped_files_are_those_of_the_manifest_and_small() -> None:
-    manifest = json.loads((tables.DATA / "manifest.json").read_text())
+    manifest = json.loads((families.DATA / "manifest.json").read_text())
     for name, entry in manifest["files"].items():
-        data = (tables.DATA / name).read_bytes()
+        data = (families.DATA / name).read_bytes()
         assert hashlib.sha256(data).hexdigest() == entry["sha256"]
-        assert len(tables.rows(name.split(".")[0])) == entry["rows"]
-    assert {path.name for path in tables.DATA.glob("*.parquet")} == set(manifest["files"])
-    weights = {str(path.relative_to(tables.DATA)): path for path in tables.DATA.rglob("*.safetensors")}
+        assert len(families.rows(name.split(".")[0])) == entry["rows"]
+    assert {path.name for path in families.DATA.glob("*.parquet")} == set(manifest["files"])
+    weights = {str(path.relative_to(families.DATA)): path for path in families.DATA.rglob("*.safetensors")}
     assert set(weights) == set(manifest["weights"])
     for name, path in weights.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["weights"][name]["sha256"], name
-    assert sum(path.stat().st_size for path in tables.DATA.iterdir() if path.suffix != ".safetensors") < 11e6
+    assert sum(path.stat().st_size for path in families.DATA.iterdir() if path.suffix != ".safetensors") < 11e6
     for notice in ("NOTICE-clipart.md", "NOTICE-emoji.md", "LICENSE-Apache-2.0.txt", "LICENSE-CC-BY-4.0.txt"):
-        assert (tables.DATA / notice).stat().st_size > 500
+        assert (families.DATA / notice).stat().st_size > 500
 
 
-@pytest.mark.parametrize("source", tables.SOURCES)
+@pytest.mark.parametrize("source", families.SOURCES)
 def test_every_image_has_license_author_and_origin(source: str) -> None:
-    rows = tables.rows(source)
+    rows = families.rows(source)
     assert len({row["key"] for row in rows}) == len(rows)
     for row in rows:
         assert row["license"] in LICENSES[source], row["key"]
@@ -54,28 +54,28 @@ def test_every_image_has_license_author_and_origin(source: str) -> None:
 
 
 def test_counts_are_those_of_the_sources() -> None:
-    assert len(tables.rows("clipart")) == 2840
-    styles = Counter(row["style"] for row in tables.rows("emoji"))
+    assert len(families.rows("clipart")) == 2840
+    styles = Counter(row["style"] for row in families.rows("emoji"))
     assert styles == {"noto": 1412, "twemoji": 1412}
-    assert {row["category"] for row in tables.rows("emoji")}.isdisjoint({"Flags", "Symbols", "Component"})
-    titles = Counter(row["title"] for row in tables.rows("clipart"))
+    assert {row["category"] for row in families.rows("emoji")}.isdisjoint({"Flags", "Symbols", "Component"})
+    titles = Counter(row["title"] for row in families.rows("clipart"))
     assert max(titles.values()) <= 5
     assert not any("sexy" in title.lower() for title in titles)
-    folders = {row["subcategory"] for row in tables.rows("clipart")}
+    folders = {row["subcategory"] for row in families.rows("clipart")}
     assert not any(folder.startswith(("tools/weapons", "logos", "shapes/stars")) for folder in folders)
 
 
 def test_clipart_texts_keep_their_noise() -> None:
-    titles = {row["title"] for row in tables.rows("clipart")}
+    titles = {row["title"] for row in families.rows("clipart")}
     assert {"Clipart by Nicu Buculei - bee", "BlueMan#101", "Bicicletta Cycle"} <= titles
-    assert any("HASH(" in row["description"] for row in tables.rows("clipart"))
+    assert any("HASH(" in row["description"] for row in families.rows("clipart"))
 
 
 def test_images_are_distinct_and_decode_with_alpha() -> None:
-    digests = [row["sha256"] for row in tables.rows("clipart")]
+    digests = [row["sha256"] for row in families.rows("clipart")]
     assert len(set(digests)) == len(digests)
-    for source in tables.SOURCES:
-        for row in tables.rows(source)[::40]:
+    for source in families.SOURCES:
+        for row in families.rows(source)[::40]:
             image = Image.open(io.BytesIO(row["image"]))
             assert image.format == "WEBP"
             assert image.size == (row["width"], row["height"])
@@ -129,9 +129,9 @@ def test_unseen_share_and_purity() -> None:
     assert 0.08 < found[builtin.UNSEEN_KIND] / found.total() < 0.13
     assert found[builtin.WITHHELD] / found.total() < 0.02
     script = (
-        "from foveate.records.builtin import concepts as c, families as f, holdout as h, tables as t;"
-        "print([(k, c.concept_slice(k)) for k in f.load_concepts()]);"
-        "print([h.assign_split(r['key']) for s in t.SOURCES for r in t.rows(s)])"
+        "from foveate.records.builtin import families as f; from foveate_labs.worlds import builtin as b;"
+        "print([(k, b.concept_slice(k)) for k in f.load_concepts()]);"
+        "print([b.assign_split(r['key']) for s in f.SOURCES for r in f.rows(s)])"
     )
     runs = {
         subprocess.run(
@@ -139,7 +139,7 @@ def test_unseen_share_and_purity() -> None:
             capture_output=True,
             check=True,
             text=True,
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(builtin.__file__).parents[3])},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(builtin.__file__).parents[2])},
         ).stdout
         for seed in ("1", "2")
     }
@@ -149,10 +149,10 @@ def test_unseen_share_and_purity() -> None:
 def training_texts() -> list[str]:
     """Everything that the texts of single training images say."""
     texts = []
-    for row in tables.rows("clipart"):
+    for row in families.rows("clipart"):
         if builtin.assign_split(row["key"]) == "train":
             texts.append(" ".join([row["title"], *row["keywords"], row["description"]]))
-    for row in tables.rows("emoji"):
+    for row in families.rows("emoji"):
         if builtin.assign_split(row["key"]) == "train":
             texts += [families.concept_of_emoji(row), *(name.replace("_", " ") for name in row["short_names"])]
     return texts
@@ -162,14 +162,14 @@ def test_no_training_text_names_an_unseen_kind() -> None:
     unseen = builtin.unseen_words()
     assert len(unseen) > 80
     for said in training_texts():
-        assert not {phrases.singular(word) for word in split_words(said, style="letters")} & unseen, said
+        assert not {families.singular(word) for word in split_words(said, style="letters")} & unseen, said
 
 
 def test_no_training_text_has_the_name_of_an_unseen_thing() -> None:
     things = {c for c in families.load_concepts() if builtin.concept_slice(c) == builtin.UNSEEN}
     names = [families.own_words(concept) for concept in things]
     assert len(names) > 90
-    words = [{phrases.singular(word) for word in split_words(said, style="letters")} for said in training_texts()]
+    words = [{families.singular(word) for word in split_words(said, style="letters")} for said in training_texts()]
     for name in names:
         assert not any(name <= said for said in words), name
     # The check can fail: a relative's name is said.
@@ -195,7 +195,7 @@ def test_near_duplicates_stay_on_one_side() -> None:
     for key, group in builtin.clipart_groups().items():
         sides[group].add(builtin.assign_split(key))
     assert all(len(found) == 1 for found in sides.values())
-    tested = Counter(builtin.assign_split(row["key"]) for row in tables.rows("clipart"))
+    tested = Counter(builtin.assign_split(row["key"]) for row in families.rows("clipart"))
     assert 0.1 < tested["test"] / tested.total() < 0.2
 
 
@@ -203,24 +203,24 @@ def test_phrases_are_ordinary_words() -> None:
     found = {cutout.name for cutout in load_cutouts() if cutout.source == "clipart"}
     assert {"teapot", "red flower", "light bulb", "green pin"} <= found
     assert not {"coccinelle", "mela", "blueman", "gatto"} & found
-    assert phrases.emoji_phrase("HEAVY BLACK HEART") == "red heart"
-    assert phrases.names_a_side("left hand print")
-    assert not phrases.names_a_side("bright lamp")
+    assert families.emoji_phrase("HEAVY BLACK HEART") == "red heart"
+    assert families.names_a_side("left hand print")
+    assert not families.names_a_side("bright lamp")
 
 
 def test_words_and_heads() -> None:
     assert split_words("RoundPointShovel_02", style="letters") == ["round", "point", "shovel"]
-    assert phrases.head_noun("bowl of steaming soup") == "bowl"
-    assert phrases.head_noun("wedding rings") == "ring"
+    assert families.head_noun("bowl of steaming soup") == "bowl"
+    assert families.head_noun("wedding rings") == "ring"
     pairs = {"cherries": "cherry", "boxes": "box", "glass": "glass", "cactus": "cactus"}
-    assert {word: phrases.singular(word) for word in pairs} == pairs
+    assert {word: families.singular(word) for word in pairs} == pairs
 
 
 def test_collections_carry_raw_texts_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from foveate_labs.worlds import builtin as singles
 
-    few = {source: tables.rows(source)[100:112] for source in tables.SOURCES}
-    monkeypatch.setattr(singles.tables, "rows", lambda source: few[source])
+    few = {source: families.rows(source)[100:112] for source in families.SOURCES}
+    monkeypatch.setattr(singles.families, "rows", lambda source: few[source])
     for _ in range(2):  # the second time adds nothing
         build_clipart(tmp_path / "built")
         build_emoji(tmp_path / "built")

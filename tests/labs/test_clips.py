@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.core.errors import UserError
-from foveate.records.masks import mask_bounds
+from foveate.records.shapes import mask_bounds
 from foveate_labs.worlds.scenes.clips import (
     DIRECTIONS,
     GRID,

@@ -12,8 +12,7 @@ import yaml
 import tiny_mllm
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversations
-from foveate.records.masks import decode_mask
-from foveate.records.shapes import Mask, Point, Stroke
+from foveate.records.shapes import Mask, Point, Stroke, decode_mask
 from foveate.report import render
 from foveate_labs.studies import ferret, mllm_trainings
 from foveate_labs.studies.ferret_worlds import (

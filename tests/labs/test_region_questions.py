@@ -17,8 +17,7 @@ from foveate.multimodal.questions import expand
 from foveate.records.boxes import PixelBox, intersection_over_union
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversations, check_conversation, find_shape_problem
-from foveate.records.masks import encode_mask
-from foveate.records.shapes import Mask, Point, Shape, Stroke, enclosing_box
+from foveate.records.shapes import Mask, Point, Shape, Stroke, enclosing_box, encode_mask
 from foveate_labs.worlds.questions import Question, to_conversation
 from foveate_labs.worlds.scenes import draw_scene
 from foveate_labs.worlds.scenes.question_collection import build_region_questions

@@ -14,7 +14,7 @@ from foveate.core.seeds import generator
 from foveate.records.boxes import Box
 from foveate.records.builtin import families
 from foveate.records.collection import Collection
-from foveate.records.masks import decode_mask, encode_mask, mask_bounds
+from foveate.records.shapes import decode_mask, encode_mask, mask_bounds
 from foveate.records.text import split_words
 from foveate_labs.worlds.builtin import SEEN, UNSEEN, UNSEEN_KIND, concept_slice, mentions_unseen
 from foveate_labs.worlds.scenes import build_scenes, build_tour_collection, draw_scene, grounds, pools

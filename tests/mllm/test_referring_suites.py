@@ -20,7 +20,7 @@ from foveate.mllm.evaluate import evaluate, load_suite
 from foveate.mllm.suite import StoredAnswer, SuiteQuestion, move_answer, write_bins
 from foveate.mllm.suite_settings import SuiteSettings
 from foveate.mllm.suites.ferret_bench import prepare_answer
-from foveate.records.box_phrases import parse_boxes
+from foveate.records.box_text import parse_boxes
 from foveate.records.boxes import PixelBox
 from foveate.records.shapes import Point
 from naming import raises_naming

@@ -27,8 +27,7 @@ from foveate.multimodal.views import ViewLayout
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn
 from foveate.records.geometry import View
-from foveate.records.masks import encode_mask
-from foveate.records.shapes import Mask, Point, Shape, Stroke
+from foveate.records.shapes import Mask, Point, Shape, Stroke, encode_mask
 from naming import raises_naming
 
 TEXTS = ["What is this in the image?", "What is it beside?", "a red disc at [10, 20, 300, 400]", "(0,1,2):,<n>"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from foveate.core import progress
 from foveate.records.importers.folder import import_folder
-from foveate.records.importers.llava import import_llava
+from foveate.records.importers.formats import load_formats
 from foveate.records.removal import remove_images
 from foveate.survey.importers.cards import import_cards
 
@@ -28,7 +28,9 @@ def take_both(packed: str, referenced: str, target: str, shard: int) -> None:
 
 def take_conversations(source: str, target: str, shard: int) -> None:
     """A file of LLaVA's conversations, and its images."""
-    import_llava(source, target, coordinates="0-1", name="c", workers=2, images_per_shard=shard, created=STAMP)
+    load_formats()["llava"].run(
+        source, target, coordinates="0-1", name="c", workers=2, images_per_shard=shard, created=STAMP
+    )
 
 
 def take_cards(source: str, target: str, shard: int) -> None:

@@ -11,7 +11,7 @@ import tiny
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock
 from foveate.records.appender import AnnotationAppender
-from foveate.records.caption_verdicts import (
+from foveate.records.captions import (
     TABLE,
     CaptionVerdict,
     find_wrong_captioners,

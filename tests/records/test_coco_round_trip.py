@@ -16,8 +16,7 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.collection import Collection
 from foveate.records.exporters.coco import NO_PHRASE, export_coco, list_coco_boxes
-from foveate.records.importers.coco import import_coco
-from foveate.records.importers.lvis import import_lvis
+from foveate.records.importers.coco import import_coco, import_lvis
 from foveate.records.record import Caption, Region
 from foveate.records.removal import remove_images
 from foveate.records.writer import CollectionWriter

@@ -13,8 +13,8 @@ from made_images import jpeg
 
 from foveate.core.errors import UserError
 from foveate.records.appender import AnnotationAppender
+from foveate.records.captions import load_current_captions, select_current
 from foveate.records.collection import Collection
-from foveate.records.current_captions import load_current_captions, select_current
 from foveate.records.record import Caption
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter

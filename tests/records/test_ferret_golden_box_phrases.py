@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 import foveate
 from foveate.core.errors import UserError
-from foveate.records.box_phrases import Parser, parse_answers, parse_boxes
-from foveate.records.box_text import fold_phrase, parse_regions, parse_streaming
+from foveate.records.box_text import Parser, fold_phrase, parse_answers, parse_boxes, parse_regions, parse_streaming
 from foveate.records.boxes import PixelBox
 from naming import raises_naming
 

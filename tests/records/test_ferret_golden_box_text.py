@@ -24,8 +24,7 @@ from foveate.records.box_text import (
     parse_template,
 )
 from foveate.records.boxes import PixelBox, intersection_over_union
-from foveate.records.masks import encode_mask
-from foveate.records.shapes import Mask, Point, Stroke
+from foveate.records.shapes import Mask, Point, Stroke, encode_mask
 from naming import raises_naming
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "ferret"

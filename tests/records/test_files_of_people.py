@@ -18,8 +18,7 @@ from foveate.core.encodings import decode_text
 from foveate.records import images
 from foveate.records.collection import Collection
 from foveate.records.importers.folder import import_folder
-from foveate.records.importers.sidecar import read_sidecars
-from foveate.records.importers.yolo import parse_yolo
+from foveate.records.importers.sidecar import parse_yolo, read_sidecars
 from foveate.records.record import Context
 
 UMLAUTS = "Schöne Grüße aus Zürich, d'été à Besançon"

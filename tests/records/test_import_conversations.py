@@ -27,8 +27,7 @@ from foveate.records.conversations import Conversation, Conversations
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.coordinates import CoordinateFrame, resize_like_qwen
 from foveate.records.importers.formats import detect_format, load_formats
-from foveate.records.masks import decode_counts
-from foveate.records.shapes import Mask, Point
+from foveate.records.shapes import Mask, Point, decode_counts
 from naming import raises_naming
 
 

@@ -22,9 +22,8 @@ from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Conversations
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.flickr_entities import place_regions, read_boxes, read_sentences
 from foveate.records.importers.formats import detect_format, load_formats
-from foveate.records.importers.refcoco import read_expressions
+from foveate.records.importers.grounded import place_regions, read_boxes, read_expressions, read_sentences
 from foveate.records.importers.visual_genome import _read_box
 from naming import raises_naming
 

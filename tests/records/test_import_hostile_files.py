@@ -27,9 +27,8 @@ from made_sets import (
 
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.records.importers.coco import import_coco
+from foveate.records.importers.coco import import_coco, import_lvis
 from foveate.records.importers.formats import load_formats
-from foveate.records.importers.lvis import import_lvis
 from foveate.records.importers.table import import_table
 from foveate.records.importers.visual_genome import import_visual_genome
 

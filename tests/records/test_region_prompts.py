@@ -15,9 +15,8 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import REGION
 from foveate.records.importers.coordinates import CoordinateFrame
-from foveate.records.masks import decode_mask
 from foveate.records.region_prompts import name_regions, parse_box, parse_point, read_mask, read_stroke
-from foveate.records.shapes import Mask, Point, Stroke
+from foveate.records.shapes import Mask, Point, Stroke, decode_mask
 from naming import raises_naming
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foveate.core import plugins
-from foveate.records.worlds import Builder, load_builders
+from foveate.records.importers.formats import Builder, load_builders
 
 
 def test_builders_of_the_laboratory_are_found() -> None:

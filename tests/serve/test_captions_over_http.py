@@ -16,7 +16,7 @@ from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.run import caption
 from foveate.chat.client import ChatSettings
 from foveate.core.runs import RunFolder
-from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
+from foveate.records.captions import is_usable_alt_text, select_alt_text
 from foveate.records.collection import Collection
 from foveate.serve.adapters import open_served
 from foveate_labs.worlds.scenes import build_scenes

@@ -28,7 +28,7 @@ from foveate.species.predictions import Predictions
 from foveate.species.rows import Detections
 from foveate.species.settings import ExportSettings, PredictSettings
 from foveate.survey.importers.results import add_results
-from foveate.survey.observations import name_detectors
+from foveate.survey.store import name_detectors
 from foveate.survey.taxa import Taxa
 
 LYNX = 1

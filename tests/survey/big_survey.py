@@ -25,9 +25,8 @@ from PIL import Image
 
 from foveate.core.devices import peak_gigabytes
 from foveate.survey.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
-from foveate.survey.importers.coco_camera_traps import import_coco_camera_traps
+from foveate.survey.importers.coco_camera_traps import import_coco_camera_traps, import_wilds
 from foveate.survey.importers.results import add_results
-from foveate.survey.importers.wilds import import_wilds
 
 _FIRST = datetime(2023, 5, 2, tzinfo=UTC)
 _CAMERAS, _SPECIES = 50, 200

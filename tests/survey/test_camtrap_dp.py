@@ -26,7 +26,7 @@ from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.importers.formats import detect_format
 from foveate.records.writer import CollectionWriter
-from foveate.survey.decisions import Decision
+from foveate.survey.detections import Decision
 from foveate.survey.exporters.camtrap_dp import (
     CamtrapExport,
     CamtrapSettings,
@@ -46,8 +46,7 @@ from foveate.survey.importers.camtrap_dp import (
     read_taxa,
 )
 from foveate.survey.importers.camtrap_package import Files, check_written, open_package
-from foveate.survey.observations import EMPTY_AND_SPECIES
-from foveate.survey.store import survey_rows, write_survey
+from foveate.survey.store import EMPTY_AND_SPECIES, survey_rows, write_survey
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Deployment, Medium, Observation

@@ -16,9 +16,9 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.survey.camtrap_schema import KEYS, REFERENCES, TABLES
-from foveate.survey.decisions import Decision
+from foveate.survey.detections import Decision
 from foveate.survey.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
-from foveate.survey.exporters.wildlife_insights import export_wildlife_insights
+from foveate.survey.exporters.image_tables import export_wildlife_insights
 from foveate.survey.importers.camtrap_package import check_written
 from foveate.survey.importers.cards import import_cards
 from foveate_labs.worlds.traps import TrapSettings, write_cards

@@ -12,8 +12,17 @@ import pytest
 from made_surveys import FORMATS, copy_package
 
 from foveate.core.errors import UserError
-from foveate.survey.camtrap_checks import MAX_LISTED, check_package, check_table, fill_missing
-from foveate.survey.camtrap_schema import KEYS, MISSING, TABLES, columns, required_columns
+from foveate.survey.camtrap_schema import (
+    KEYS,
+    MAX_LISTED,
+    MISSING,
+    TABLES,
+    check_package,
+    check_table,
+    columns,
+    fill_missing,
+    required_columns,
+)
 from foveate.survey.importers.camtrap_package import open_package
 
 PUBLISHED = Path(__file__).parents[1] / "goldens" / "camtrap_dp"

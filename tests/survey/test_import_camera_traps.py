@@ -23,12 +23,11 @@ from foveate.survey.importers.coco_camera_traps import (
     UNLABELED,
     UNUSABLE,
     import_coco_camera_traps,
+    import_wilds,
     read_camera_traps,
     read_locations,
 )
-from foveate.survey.importers.wilds import import_wilds
-from foveate.survey.observations import EMPTY_AND_SPECIES
-from foveate.survey.store import MOVED
+from foveate.survey.store import EMPTY_AND_SPECIES, MOVED
 from foveate.survey.survey import Survey
 from foveate.survey.types import Deployment, Observation
 from naming import raises_naming

@@ -21,7 +21,7 @@ from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.importers.formats import detect_format
 from foveate.records.record import Context
-from foveate.survey.deployment_table import parse_shift, read_deployments
+from foveate.survey.deployments import parse_shift, read_deployments
 from foveate.survey.importers.cards import find_deployment, import_cards, read_time
 from foveate.survey.survey import Survey
 from naming import raises_naming

@@ -16,8 +16,7 @@ from foveate.cli.verbs.species.survey import check_command as command
 from foveate.core.errors import UserError
 from foveate.records.writer import CollectionWriter
 from foveate.survey.checks import MEANINGS, CheckResult, check_survey, measure_km
-from foveate.survey.clocks import find_clock_faults, find_set_back
-from foveate.survey.hours import parse_times
+from foveate.survey.hours import find_clock_faults, find_set_back, parse_times
 from foveate.survey.store import survey_rows, write_survey
 from foveate.survey.survey import Survey
 from foveate.survey.types import Deployment, Medium, Observation

@@ -14,9 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.survey.coordinates import round_deployments, round_place
-from foveate.survey.events import group_events
-from foveate.survey.hours import days_of_year, hours_of_day, local_clock, months, parse_offset, parse_times
+from foveate.survey.deployments import round_deployments, round_place
+from foveate.survey.hours import (
+    days_of_year,
+    group_events,
+    hours_of_day,
+    local_clock,
+    months,
+    parse_offset,
+    parse_times,
+)
 from foveate.survey.types import Deployment
 from naming import raises_naming
 

@@ -12,10 +12,9 @@ from made_surveys import copy_package, import_package
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
-from foveate.survey.decisions import Decision
-from foveate.survey.exporters.observations_csv import COLUMNS, export_observations_csv
+from foveate.survey.detections import Decision
+from foveate.survey.exporters.image_tables import CSV_COLUMNS, export_observations_csv, export_wildlife_insights
 from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows, list_image_labels
-from foveate.survey.exporters.wildlife_insights import export_wildlife_insights
 from foveate.survey.store import survey_rows, write_survey
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Deployment, Medium, Observation
@@ -57,7 +56,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_the_flat_table_has_a_line_for_each_image_and_taxon(collection: Collection, tmp_path: Path) -> None:
     assert export_observations_csv(collection, tmp_path / "before.csv") == 10
     before = {row["file"].rpartition("_")[2]: row for row in read(tmp_path / "before.csv")}
-    assert list(before["0000.JPG"]) == list(COLUMNS)
+    assert list(before["0000.JPG"]) == list(CSV_COLUMNS)
     assert list(before["0000.JPG"].values()) == [
         "media/dep-A/IMG_0000.JPG",
         "e1",

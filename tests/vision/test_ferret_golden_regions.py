@@ -13,8 +13,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
-from foveate.records.masks import encode_mask
-from foveate.records.shapes import Mask, Point, Shape
+from foveate.records.shapes import Mask, Point, Shape, encode_mask
 from foveate.vision.regions import RegionBatch, sample_cells, stack_maps
 from foveate.vision.regions.masks import region_mask
 from foveate.vision.regions.mean import mean_samples

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
-from foveate.records.masks import encode_mask
-from foveate.records.shapes import Mask, Point, Shape, Stroke
+from foveate.records.shapes import Mask, Point, Shape, Stroke, encode_mask
 from foveate.vision.regions import (
     RegionEncoder,
     build_region_encoder,

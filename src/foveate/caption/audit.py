@@ -54,9 +54,8 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import say, track
 from foveate.core.results import Column
-from foveate.records.caption_verdicts import CaptionVerdict
+from foveate.records.captions import CaptionVerdict, select_current
 from foveate.records.collection import Collection
-from foveate.records.current_captions import select_current
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.records.tables import now
 from foveate.training.image_texts import ALT, ImageTexts, TextRule

@@ -35,7 +35,7 @@ from foveate.core.results import Column, Row
 from foveate.core.runs import RunFolder
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED
 from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
-from foveate.records.alt_texts import is_usable_alt_text, select_alt_text
+from foveate.records.captions import is_usable_alt_text, select_alt_text
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.records.text import split_sentences

@@ -25,9 +25,9 @@ from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings
 from foveate.records import tables
-from foveate.records.alt_texts import ALT_KINDS, is_usable_alt_text
 from foveate.records.annotate import completed_requests
 from foveate.records.appender import NameSet, read_parts
+from foveate.records.captions import ALT_KINDS, is_usable_alt_text
 from foveate.records.collection import Collection
 
 

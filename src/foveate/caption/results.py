@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from foveate.core.results import Column, Distribution, Example, Histogram, ResultModel, Row, RunResult
-from foveate.records.caption_verdicts import CaptionVerdict
+from foveate.records.captions import CaptionVerdict
 
 
 class RequestTally(ResultModel):

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from foveate.caption.lengths import CLIP_WINDOW
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.core.recipes import Settings
-from foveate.records.alt_texts import ALT_KINDS
+from foveate.records.captions import ALT_KINDS
 
 # The field `prefer` of every settings model that reads current captions.
 PreferredModels = Annotated[tuple[str, ...], Field(description="captioners to prefer, best first")]

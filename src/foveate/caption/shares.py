@@ -21,7 +21,7 @@ from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.core.recipes import Settings, parse_pairs
 from foveate.metrics.captions import normalize_counts
-from foveate.records.caption_verdicts import find_wrong_captioners
+from foveate.records.captions import find_wrong_captioners
 from foveate.records.collection import Collection
 from foveate.training.image_texts import ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, PRESETS, Missing, MixtureSampler

@@ -21,8 +21,8 @@ from foveate.caption.vesl.run import CaptionSource
 from foveate.core import seeds
 from foveate.core.results import Distribution, Example, Histogram, Region
 from foveate.records.appender import read_parts
+from foveate.records.captions import select_current
 from foveate.records.collection import Collection
-from foveate.records.current_captions import select_current
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.records.inspection import histogram
 from foveate.records.tables import GroupedTable, positions

@@ -73,6 +73,27 @@ foveate.pretrain foveate.pretrain.export: export_checks
 foveate.pretrain foveate.pretrain.onnx_parts: onnx_graphs onnx_text
 foveate.pretrain foveate.pretrain.results: metrics_table
 foveate.pretrain.losses foveate.pretrain.losses: blocks sigmoid softmax total
+foveate.records foveate.records.box_text: box_phrases
+foveate.records foveate.records.captions: alt_texts caption_removal caption_verdicts current_captions
+foveate.records foveate.records.importers.formats: worlds
+foveate.records foveate.records.purge: packing
+foveate.records foveate.records.rows: dataset_rows
+foveate.records foveate.records.shapes: masks
+foveate.records foveate.records.source_files: file_stamps reference
+foveate.records foveate.video.questions: clip_search video_questions
+foveate.records.builtin foveate.records.builtin.families: phrases tables
+foveate.records.exporters foveate.records.exporters.coco: coco_ids
+foveate.records.exporters foveate.survey.exporters.image_tables: observations_csv wildlife_insights
+foveate.records.importers foveate.records.importers.coco: coco_file lvis
+foveate.records.importers foveate.records.importers.conversations: chat ferret llava qwen_vl
+foveate.records.importers foveate.records.importers.files: json_files
+foveate.records.importers foveate.records.importers.folder: folder_files versions
+foveate.records.importers foveate.records.importers.formats: settings
+foveate.records.importers foveate.records.importers.grounded: flickr_entities grit refcoco
+foveate.records.importers foveate.records.importers.sidecar: regions yolo
+foveate.records.importers foveate.records.importers.table: table_files
+foveate.records.importers foveate.survey.importers.coco_camera_traps: wilds
+foveate.records.importers foveate.survey.importers.result_files: megadetector results_parser speciesnet
 foveate.report foveate.report.charts: forest scatter tradeoff
 foveate.report foveate.report.pages.captions: captions
 foveate.report foveate.report.pages.species: species
@@ -86,6 +107,14 @@ foveate.serve foveate.serve.answering: metrics
 foveate.serve foveate.serve.bodies: parsing
 foveate.serve foveate.serve.media: mp4_index
 foveate.serve foveate.serve.run: log
+foveate.survey foveate.survey.camtrap_schema: camtrap_checks
+foveate.survey foveate.survey.deployments: coordinates deployment_table
+foveate.survey foveate.survey.detections: decisions
+foveate.survey foveate.survey.hours: clocks events
+foveate.survey foveate.survey.store: observations
+foveate.survey.exporters foveate.survey.exporters.image_tables: observations_csv wildlife_insights
+foveate.survey.importers foveate.survey.importers.coco_camera_traps: wilds
+foveate.survey.importers foveate.survey.importers.result_files: megadetector results_parser speciesnet
 foveate.video foveate.video.evaluate: answer_rows
 foveate.video foveate.video.score_table: judging scores
 foveate.video foveate.video.strategies: grammar
@@ -149,7 +178,7 @@ _MOVED: Mapping[str, str] = {
     "foveate.records.documents": "foveate_labs.worlds.documents",
     **{
         f"foveate.records.exporters.{name}": f"foveate.survey.exporters.{name}"
-        for name in ("camtrap_dp", "megadetector", "observations_csv", "survey_rows", "wildlife_insights")
+        for name in ("camtrap_dp", "megadetector", "survey_rows")
     },
     **{
         f"foveate.records.importers.{name}": f"foveate.survey.importers.{name}"
@@ -159,11 +188,7 @@ _MOVED: Mapping[str, str] = {
             "cards",
             "coco_camera_traps",
             "corrections",
-            "megadetector",
             "results",
-            "results_parser",
-            "speciesnet",
-            "wilds",
         )
     },
     "foveate.records.importers.encodings": "foveate.core.encodings",

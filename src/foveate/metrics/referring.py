@@ -21,8 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.core.errors import UserError, choose
 from foveate.metrics.grounding import IOU_THRESHOLD
 from foveate.metrics.text_answers import parse_pope, parse_yes_no, yes_no_metrics
-from foveate.records.box_phrases import AnswerBoxes, Parser, parse_answers
-from foveate.records.box_text import fold_phrase
+from foveate.records.box_text import AnswerBoxes, Parser, fold_phrase, parse_answers
 from foveate.records.boxes import PixelBox, as_boxes, intersection_over_union
 
 Mode = Literal["official", "corrected"]

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from foveate.multimodal.frames import CoordinateFrame
-from foveate.records.box_phrases import parse_boxes
-from foveate.records.box_text import parse_regions
+from foveate.records.box_text import parse_boxes, parse_regions
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import REGION
 from foveate.records.shapes import Shape

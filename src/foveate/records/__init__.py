@@ -14,7 +14,7 @@ _LAZY = {
     "Record": "foveate.records.record",
     "Region": "foveate.records.record",
     "Stroke": "foveate.records.shapes",
-    "parse_boxes": "foveate.records.box_phrases",
+    "parse_boxes": "foveate.records.box_text",
 }
 
 __all__ = list(_LAZY)

@@ -23,11 +23,10 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.files import read_json
 from foveate.records import layout, tables
 from foveate.records.boxes import Box
-from foveate.records.file_stamps import KIND as FILES
-from foveate.records.file_stamps import find_outdated
 from foveate.records.images import BadImage
 from foveate.records.record import Caption, Context, Record, Region
-from foveate.records.reference import read_reference
+from foveate.records.source_files import KIND as FILES
+from foveate.records.source_files import find_outdated, read_reference
 from foveate.records.state import Snapshot, take_snapshot
 from foveate.records.tables import GroupedTable
 

@@ -25,11 +25,10 @@ from foveate.records import layout, tables
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
-from foveate.records.masks import decode_mask
 from foveate.records.quarantine import Quarantine
 from foveate.records.record import GROUPS
 from foveate.records.rows import clean_text
-from foveate.records.shapes import Mask, Point, Shape, Stroke
+from foveate.records.shapes import Mask, Point, Shape, Stroke, decode_mask
 from foveate.records.tables import Provenance
 
 KIND = "conversations"

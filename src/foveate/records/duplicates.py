@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
-from foveate.records.perceptual_hash import hamming, near_pairs
+from foveate.records.perceptual_hash import hamming, join_pairs, near_pairs
 from foveate.records.purge import PurgeSummary
 from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
@@ -75,6 +73,7 @@ def find_duplicates(
         raise UserError(f"distance must be 0 to 16 bits (got {distance})")
     hashes_N = collection.index["perceptual_hash"].astype(np.uint64)
     rank_N = _rank_rows(collection)
+    shapes_N = collection.index["width"] / collection.index["height"]
     groups: dict[int, list[int]] = {}
     components = _components(hashes_N, distance)
     with ThreadPoolExecutor(workers) as pool:
@@ -86,7 +85,7 @@ def find_duplicates(
             if len(readable) < 2:
                 continue
             readable_rows = ordered[readable]
-            shapes = _shapes(collection)[readable_rows]
+            shapes = shapes_N[readable_rows]
             stacked = np.stack([grid for grid in grids if grid is not None])
             leader_of = find_leaders(stacked, shapes, hashes_N[readable_rows], distance=distance)
             for position, leader in enumerate(leader_of.tolist()):
@@ -202,18 +201,12 @@ def _rank_rows(collection: Collection) -> np.ndarray:
     return ranks
 
 
-def _shapes(collection: Collection) -> np.ndarray:
-    return collection.index["width"] / collection.index["height"]
-
-
 def _components(hashes_N: np.ndarray, distance: int) -> list[np.ndarray]:
     """Return the rows of each set of two or more that chains of near hashes join, in the order of first rows."""
     pairs = near_pairs(hashes_N, distance=distance)
     if not len(pairs):
         return []
-    count = len(hashes_N)
-    graph = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    labels = connected_components(graph, directed=False)[1]
+    labels = join_pairs(pairs, len(hashes_N))
     order = np.argsort(labels, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
     return sorted((part for part in parts if len(part) > 1), key=lambda part: int(part[0]))

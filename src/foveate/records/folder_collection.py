@@ -9,10 +9,9 @@ from pathlib import Path
 from foveate.core.errors import UserError
 from foveate.records import layout
 from foveate.records.collection import Collection
-from foveate.records.file_stamps import KIND as FILES
-from foveate.records.importers.folder import import_folder
-from foveate.records.importers.folder_files import pair_files
+from foveate.records.importers.folder import import_folder, pair_files
 from foveate.records.importers.sample import IMAGE_SUFFIXES
+from foveate.records.source_files import KIND as FILES
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,12 @@ class ImportSummary:
     animated: int = 0
     without_text: int = 0
     ignored_files: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
     texts_changed: int = 0
     files_replaced: int = 0
     gone: list[str] = field(default_factory=list)
     renamed: list[str] = field(default_factory=list)
     updated: bool = False
-    ignored: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
     further: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -56,27 +56,9 @@ class ImportSummary:
 
     def as_dict(self) -> dict[str, object]:
         """Return all counts as JSON values."""
+        values = {name: getattr(self, name) for name in self.__slots__}
         return {
-            "source": self.source,
-            "imported": self.imported,
-            "existing": self.existing,
-            "removed_earlier": self.removed_earlier,
-            "captions_imported": self.captions_imported,
-            "regions_imported": self.regions_imported,
-            "regions_clipped": self.regions_clipped,
-            "texts_cleaned": self.texts_cleaned,
-            "animated": self.animated,
-            "without_text": self.without_text,
-            "ignored_files": self.ignored_files,
-            "ignored": dict(sorted(self.ignored.items())),
-            "texts_changed": self.texts_changed,
-            "files_replaced": self.files_replaced,
-            "gone": self.gone,
-            "renamed": self.renamed,
-            "updated": self.updated,
-            "quarantined": dict(sorted(self.quarantined.items())),
-            "further": dict(sorted(self.further.items())),
-            "notes": list(self.notes),
+            name: dict(sorted(value.items())) if isinstance(value, Counter) else value for name, value in values.items()
         }
 
     def lines(self) -> list[str]:

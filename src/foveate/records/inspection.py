@@ -49,12 +49,10 @@ def histograms(collection: Collection, split: str | None = None) -> dict[str, di
         longest = np.maximum(collection.index["width"][rows], collection.index["height"][rows])
         by_name["longest side"] = histogram(longest, unit="pixels")
     keys = pa.array([collection.keys[row] for row in rows], type=pa.string())
-    captions = collection.table("captions")
-    texts = captions.filter(pa.array(positions(captions["key"], among=keys) >= 0))["text"].to_pylist()
+    texts = _table(collection, "captions", keys)["text"].to_pylist()
     if texts:
         by_name["text length"] = histogram(np.array([len(text.split()) for text in texts]), unit="words")
-    regions = collection.table("regions")
-    regions = regions.filter(pa.array(positions(regions["key"], among=keys) >= 0))
+    regions = _table(collection, "regions", keys)
     if regions.num_rows:
         x1, y1, x2, y2 = (regions[name].to_numpy() for name in ("x1", "y1", "x2", "y2"))
         by_name["region area"] = histogram((x2 - x1) * (y2 - y1), unit="share of the image")
@@ -93,6 +91,8 @@ def summarize(collection: Collection, split: str | None = None) -> dict[str, obj
     keys = pa.array(index["key"], type=pa.string())
     quarantine = collection.quarantine()
     reasons = zip(quarantine["subject"].to_pylist(), quarantine["reason"].to_pylist(), strict=True)
+    talks = Conversations(collection, split=split)
+    conversations = {"count": len(talks), "by_group": _counts(talks.groups.tolist())}
     return {
         "name": collection.name,
         "license": collection.license,
@@ -110,7 +110,7 @@ def summarize(collection: Collection, split: str | None = None) -> dict[str, obj
         "by_label": _labels(collection, keys),
         "captions": _captions(collection, keys),
         "regions": _regions(collection, keys),
-        **_conversations(collection, split),
+        **({"conversations": conversations} if len(talks) else {}),
         "quarantine": _counts(f"{subject}: {reason}" for subject, reason in reasons),
     }
 
@@ -160,13 +160,6 @@ def _captions(collection: Collection, keys: pa.Array) -> dict[str, object]:
     }
     images = len(table["key"].unique())
     return {"count": len(texts), "images_without": len(keys) - images, "by_kind": by_kind}
-
-
-def _conversations(collection: Collection, split: str | None) -> dict[str, dict[str, object]]:
-    conversations = Conversations(collection, split=split)
-    if not len(conversations):
-        return {}
-    return {"conversations": {"count": len(conversations), "by_group": _counts(conversations.groups.tolist())}}
 
 
 def _regions(collection: Collection, keys: pa.Array) -> dict[str, object]:

@@ -41,6 +41,16 @@ def hamming(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
     return np.bitwise_count(np.bitwise_xor(a_N, b_N)).astype(np.int64)
 
 
+def join_pairs(pairs_P2: np.ndarray, count: int) -> np.ndarray:
+    """Return the number (N,) of the connected component of each of `count` rows, of which some pairs are joined."""
+    # Imported here: whatever decodes an image imports this module, and SciPy takes longer to import than NumPy.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = (np.ones(len(pairs_P2), dtype=bool), (pairs_P2[:, 0], pairs_P2[:, 1]))
+    return connected_components(coo_array(edges, shape=(count, count)), directed=False)[1].astype(np.int64)
+
+
 def near_pairs(hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
     """Find pairs of rows whose hashes differ in at most `distance` bits, up to chains through equal hashes.
 

@@ -9,8 +9,11 @@ deletes tars that no index part refers to.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
+import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +21,43 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically, fsync_path, name_in_errors
 from foveate.records import layout, tables
-from foveate.records.packing import pad_member, write_end
+from foveate.records.images import SUFFIXES
+from foveate.records.layout import member_name
 from foveate.records.state import read_committed
+
+
+def append_member(tar: tarfile.TarFile, key: str, format: str, data: bytes) -> int:
+    """Write one image of a format ("JPEG") to an open tar; return the offset of its bytes."""
+    member = tarfile.TarInfo(member_name(key, SUFFIXES[format]))
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+    # tarfile does not return the start of a member, so count back from its padded end.
+    blocks = -(-len(data) // tarfile.BLOCKSIZE)
+    return tar.offset - blocks * tarfile.BLOCKSIZE
+
+
+def pad_member(end: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the member behind one begins whose bytes end at `end`."""
+    return -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def write_end(file: BinaryIO) -> None:
+    """Write what tarfile writes at the end: two empty blocks, and zeros up to a whole record."""
+    size = file.tell() + 2 * tarfile.BLOCKSIZE
+    file.write(bytes(-(-size // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - file.tell()))
+
+
+def abandon(tar: tarfile.TarFile) -> None:
+    """Close a tar without writing its end mark, which would fail on a full disk."""
+    with contextlib.suppress(OSError):
+        if tar.fileobj is not None:
+            tar.fileobj.close()
+
 
 _NOT_PURGED = "nothing of it is purged, since its other images could not be kept"
 
@@ -52,6 +86,11 @@ class PurgeSummary:
     @property
     def images(self) -> int:
         return self.packed + self.referenced
+
+    def as_dict(self) -> dict[str, object]:
+        """Return all counts as JSON values."""
+        counts = {name: getattr(self, name) for name in ("images", "packed", "referenced", "bytes", "shards")}
+        return {**counts, "rows": dict(self.rows), "cache_cleared": self.cache_cleared}
 
 
 def purge_images(
@@ -181,17 +220,14 @@ def _copy_members(
     # Members follow one another: the headers of one begin where the one before ends.
     starts = np.concatenate([[0], ends[:-1]])
     copied = np.isin(rows, staying)
-    with _open_tar(tar) as source:
+    try:
+        source = tar.open("rb")
+    except FileNotFoundError as error:
+        raise UserError(f"{tar} is missing: {_NOT_PURGED}") from error
+    with source:
         for row, start, end in zip(rows[copied].tolist(), starts[copied].tolist(), ends[copied].tolist(), strict=True):
             data = os.pread(source.fileno(), end - start, start)
             if len(data) != end - start:
                 raise UserError(f"{tar} is truncated: {_NOT_PURGED}")
             offsets[row] += target.tell() - start
             target.write(data)
-
-
-def _open_tar(tar: Path) -> BinaryIO:
-    try:
-        return tar.open("rb")
-    except FileNotFoundError as error:
-        raise UserError(f"{tar} is missing: {_NOT_PURGED}") from error

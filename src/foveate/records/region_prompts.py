@@ -20,8 +20,7 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, decode_shape
 from foveate.records.images import BadImage, decode
-from foveate.records.masks import encode_mask
-from foveate.records.shapes import Mask, Point, Shape, Stroke
+from foveate.records.shapes import Mask, Point, Shape, Stroke, encode_mask
 
 GROUNDING_REQUEST = "Give the boxes of all things that you mention."
 """Behind a question whose answer shall have boxes; training and asking use the same words."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection as Keys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,17 +78,7 @@ class RemovalSummary:
             "removed_earlier": self.removed_earlier,
             "copies": self.copies,
             "dry_run": self.dry_run,
-            "purged": None
-            if purged is None
-            else {
-                "images": purged.images,
-                "packed": purged.packed,
-                "referenced": purged.referenced,
-                "bytes": purged.bytes,
-                "shards": purged.shards,
-                "rows": dict(purged.rows),
-                "cache_cleared": purged.cache_cleared,
-            },
+            "purged": None if purged is None else purged.as_dict(),
         }
 
     def lines(self) -> list[str]:
@@ -229,9 +218,8 @@ def _plan(
     # With images that were removed earlier: the same call again finishes what a kill interrupted.
     all_sha256 = {**committed.removed, **committed.known}
     sha256 = {check_removable(key, all_sha256, name) for key in keys}
-    equal = [
-        key for key in _find_equal(sha256, committed.known) if key not in committed.removed and key not in set(keys)
-    ]
+    left_out = {*committed.removed, *keys}
+    equal = [key for key, value in committed.known.items() if value in sha256 and key not in left_out]
     to_remove = [*keys, *equal] if copies else keys
     return (
         RemovalSummary(
@@ -241,10 +229,6 @@ def _plan(
         ),
         to_remove,
     )
-
-
-def _find_equal(sha256: Keys[str], known: Mapping[str, str]) -> list[str]:
-    return [key for key, value in known.items() if value in sha256]
 
 
 def _find_pending(path: Path) -> set[str]:

@@ -1,11 +1,86 @@
-"""Shapes that a conversation points at, in pixels of the original image: points, boxes, strokes and masks."""
+"""Shapes that a conversation points at, in pixels of the original image, and masks as COCO's run lengths."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
-from foveate.records.masks import decode_mask, mask_bounds
+
+
+def encode_mask(mask_HW: ArrayLike) -> dict[str, list[int]]:
+    """Encode a mask as {"size": [height, width], "counts": [...]}: run lengths down the columns, zeros first.
+
+    >>> encode_mask([[0, 1], [1, 1]])
+    {'size': [2, 2], 'counts': [1, 3]}
+    """
+    mask = np.asarray(mask_HW, bool)
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = np.concatenate([[0], changes, [flat.size]])
+    # The first run is of zeros by definition, so a mask that begins with a one gets an empty run in front.
+    counts = np.diff(edges).tolist() if flat.size else []
+    return {"size": list(mask.shape), "counts": [0, *counts] if flat.size and flat[0] else counts}
+
+
+def decode_mask(encoded: dict[str, list[int]]) -> NDArray[np.bool_]:
+    """Decode the result of `encode_mask` to a mask (height, width).
+
+    Raises:
+        UserError: the counts are negative or do not fill the size.
+    """
+    height, width = encoded["size"]
+    counts = np.asarray(encoded["counts"], np.int64)
+    # Before `repeat`, which would take any memory that the counts of a damaged file ask for.
+    if (counts < 0).any() or counts.sum() != height * width:
+        raise UserError(
+            f"mask counts: negative, or of another size (sum {int(counts.sum())}); expected counts >= 0 that add up to "
+            f"{height} x {width} = {height * width}"
+        )
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape((height, width), order="F")
+
+
+def mask_bounds(mask_HW: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+    """Return the pixel edges (left, top, right, bottom) of what is set, or None if nothing is."""
+    columns, rows = np.flatnonzero(mask_HW.any(0)), np.flatnonzero(mask_HW.any(1))
+    if not len(columns):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def decode_counts(text: str) -> list[int]:
+    """Decode the run lengths of COCO's compressed encoding, a text of 6-bit characters.
+
+    Each number is written in groups of 5 bits, least significant first, and from the fourth on as the difference to the
+    number two before.
+
+    Raises:
+        UserError: a character is out of range, or the text ends within a number.
+
+    >>> decode_counts("06")
+    [0, 6]
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise UserError(f"compressed mask: character {letter!r} is not of COCO's run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:  # sign
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise UserError("compressed mask: the text ends within a number")
+    return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +114,7 @@ class Mask:
 
     Args:
         size: height and width of the image in pixels.
-        counts: run lengths with the sum height x width; see `foveate.records.masks.encode_mask`.
+        counts: run lengths with the sum height x width; see `encode_mask`.
 
     Example:
         >>> sum(Mask((2, 3), (1, 2, 3)).counts)

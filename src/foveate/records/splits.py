@@ -16,15 +16,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, write_text_atomically
 from foveate.core.seeds import uniform
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
-from foveate.records.perceptual_hash import near_pairs
+from foveate.records.perceptual_hash import join_pairs, near_pairs
 
 # Images whose 64-bit hashes differ in at most this number of bits count as near-duplicates. Of clip-art drawings up to
 # 32 pairs each at 2, 4, 6 and 8 bits were inspected: up to 6 bits nearly all were one drawing, recolored or redrawn; at
@@ -169,13 +167,11 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
 
 def find_components(groups_N: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
     """Return the component (N,) of each row, 0 to C-1; rows of one group ("" is none) and paired rows share one."""
-    count = len(groups_N)
     grouped = np.flatnonzero(groups_N != "")
     _, first, inverse = np.unique(groups_N[grouped].astype(str), return_index=True, return_inverse=True)
     # A star per group (each row with the first of its group) connects it with N edges instead of N^2.
     edges = np.concatenate([np.stack([grouped, grouped[first[inverse]]], axis=1), pairs_P2])
-    graph = coo_array((np.ones(len(edges), dtype=bool), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    return join_pairs(edges, len(groups_N))
 
 
 def draw_splits(

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from foveate.core.errors import UserError, nearest
 from foveate.records import layout, tables
-from foveate.records.reference import Reference
+from foveate.records.source_files import Reference
 
 _MAX_ATTEMPTS = 10  # a purge replaces files in milliseconds; more attempts would not help against steady writing
 

@@ -85,145 +85,75 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _schema(**columns: pa.DataType) -> pa.Schema:
-    return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
-
-
 _TEXT = pa.string()
-_PROVENANCE = dict.fromkeys(PROVENANCE_COLUMNS, _TEXT)
-_ORIGIN = {"source": _TEXT, "created": _TEXT}  # columns of rows about the whole data set
+_TYPES = {
+    "": _TEXT,
+    "texts": pa.list_(_TEXT),
+    "turns": pa.list_(pa.struct({"role": _TEXT, "text": _TEXT, "regions": _TEXT})),
+}
 
 
-def _annotation(**columns: pa.DataType) -> pa.Schema:
-    return _schema(key=_TEXT, row_id=_TEXT, **columns, **_PROVENANCE)
+def _schema(columns: str) -> pa.Schema:
+    """Return the schema of columns written as "name" (a text) or "name:type"."""
+    pairs = (column.partition(":") for column in columns.split())
+    return pa.schema([(name, _TYPES.get(kind) or pa.type_for_alias(kind)) for name, _, kind in pairs])
+
+
+_PROVENANCE = " ".join(PROVENANCE_COLUMNS)
+_ORIGIN = "source created"  # columns of rows about the whole data set
+
+
+def _annotation(columns: str) -> pa.Schema:
+    return _schema(f"key row_id {columns} {_PROVENANCE}")
 
 
 INDEX = _schema(
-    key=_TEXT,
-    shard=pa.int32(),
-    offset=pa.int64(),
-    length=pa.int64(),
-    width=pa.int32(),
-    height=pa.int32(),
-    format=_TEXT,
-    sha256=_TEXT,
-    perceptual_hash=pa.uint64(),
-    group=_TEXT,
-    split=_TEXT,
-    source=_TEXT,
-    path=_TEXT,
-    mtime_ns=pa.int64(),
+    "key shard:int32 offset:int64 length:int64 width:int32 height:int32 format sha256 perceptual_hash:uint64 group "
+    "split source path mtime_ns:int64"
 )
-# Columns of captioners: key of the request, status of parsing the response, and provenance of the caption (JSON).
-_CAPTIONER_COLUMNS = {"request": _TEXT, "status": _TEXT, "flags": _TEXT, "score": pa.float32(), "details": _TEXT}
-_MEDIA_COLUMNS = {
-    **dict.fromkeys(("deployment", "sequence"), _TEXT),
-    "frame_number": pa.int32(),
-    **dict.fromkeys(("time", "file", "extra"), _TEXT),
-}
-_OBSERVATION_COLUMNS = {
-    **dict.fromkeys(("id", "deployment", "event", "level", "kind", "taxon", "taxon_id"), _TEXT),
-    "count": pa.int32(),
-    **dict.fromkeys(("x1", "y1", "x2", "y2"), pa.float64()),
-    **dict.fromkeys(("method", "classifier", "classified_at"), _TEXT),
-    "probability": pa.float64(),
-    **dict.fromkeys(("event_start", "event_end", "extra"), _TEXT),
-}
+_CORNERS = "x1:{0} y1:{0} x2:{0} y2:{0}"
+_MEDIA = "deployment sequence frame_number:int32 time file extra"
+_OBSERVATION = (
+    f"id deployment event level kind taxon taxon_id count:int32 {_CORNERS.format('float64')} method classifier "
+    "classified_at probability:float64 event_start event_end extra"
+)
 SCHEMAS: dict[str, pa.Schema] = {
-    "captions": _schema(key=_TEXT, caption_id=_TEXT, kind=_TEXT, text=_TEXT, **_PROVENANCE, **_CAPTIONER_COLUMNS),
-    "caption_errors": _annotation(
-        request=_TEXT,
-        kind=_TEXT,
-        error=_TEXT,
-        final=pa.bool_(),
-        raw=_TEXT,
-        attempts=pa.int32(),
-        details=_TEXT,
-    ),
+    # The last five are those of captioners: key of the request, status of parsing the response, and provenance of the
+    # caption (JSON).
+    "captions": _schema(f"key caption_id kind text {_PROVENANCE} request status flags score:float32 details"),
+    "caption_errors": _annotation("request kind error final:bool raw attempts:int32 details"),
     "regions": _schema(
-        key=_TEXT,
-        region_id=_TEXT,
-        x1=pa.float32(),
-        y1=pa.float32(),
-        x2=pa.float32(),
-        y2=pa.float32(),
-        phrase=_TEXT,
-        score=pa.float32(),
-        label=_TEXT,
-        slice=_TEXT,
-        **_PROVENANCE,
-        details=_TEXT,
+        f"key region_id {_CORNERS.format('float32')} phrase score:float32 label slice {_PROVENANCE} details"
     ),
-    "region_status": _annotation(
-        status=_TEXT,
-        kind=_TEXT,
-        phrases=pa.int32(),
-        regions=pa.int32(),
-        thin=pa.int32(),
-        detail=_TEXT,
-    ),
-    "labels": _annotation(field=_TEXT, value=_TEXT),
-    "context": _annotation(
-        latitude=pa.float64(),
-        longitude=pa.float64(),
-        time=_TEXT,
-        place=_TEXT,
-    ),
-    "conversations": _annotation(
-        id=_TEXT,
-        images=pa.list_(_TEXT),
-        turns=pa.list_(pa.struct({"role": _TEXT, "text": _TEXT, "regions": _TEXT})),
-        group=_TEXT,
-        answers=pa.list_(_TEXT),
-        choices=pa.list_(_TEXT),
-    ),
-    # Versions of the files that images were imported from; see `foveate.records.file_stamps`.
-    "files": _annotation(
-        folder=_TEXT,
-        file=_TEXT,
-        stamp=_TEXT,
-        mtime_ns=pa.int64(),
-        version=pa.int32(),
-        rows=pa.list_(_TEXT),
-    ),
+    "region_status": _annotation("status kind phrases:int32 regions:int32 thin:int32 detail"),
+    "labels": _annotation("field value"),
+    "context": _annotation("latitude:float64 longitude:float64 time place"),
+    "conversations": _annotation("id images:texts turns:turns group answers:texts choices:texts"),
+    # Versions of the files that images were imported from; see `foveate.records.source_files`.
+    "files": _annotation("folder file stamp mtime_ns:int64 version:int32 rows:texts"),
     # Images of a camera-trap survey, and what was seen on them; see `foveate.survey.types`. -1: no number.
-    "media": _annotation(**_MEDIA_COLUMNS),
-    "observations": _annotation(**_OBSERVATION_COLUMNS),
+    "media": _annotation(_MEDIA),
+    "observations": _annotation(_OBSERVATION),
 }
 # Tables about the whole data set whose columns are fixed, so that one whose values are all missing has types, too.
 DATASET_SCHEMAS: dict[str, pa.Schema] = {
     "deployments": _schema(
-        id=_TEXT,
-        place=_TEXT,
-        latitude=pa.float64(),
-        longitude=pa.float64(),
-        start=_TEXT,
-        end=_TEXT,
-        utc_offset=_TEXT,
-        clock_shift=pa.int64(),
-        timestamp_issues=pa.bool_(),
-        uncertainty=pa.float64(),
-        habitat=_TEXT,
-        extra=_TEXT,
-        **_ORIGIN,
+        "id place latitude:float64 longitude:float64 start end utc_offset clock_shift:int64 timestamp_issues:bool "
+        f"uncertainty:float64 habitat extra {_ORIGIN}"
     ),
-    # See `foveate.records.caption_verdicts`.
+    # See `foveate.records.captions`.
     "caption_verdicts": _schema(
-        **dict.fromkeys(("kind", "model", "data"), _TEXT),
-        **dict.fromkeys(("captions", "assertions"), pa.int64()),
-        **dict.fromkeys(("holds", "low", "high", "control", "control_low", "control_high"), pa.float64()),
-        **dict.fromkeys(("judge", "settings", "created"), _TEXT),
+        "kind model data captions:int64 assertions:int64 holds:float64 low:float64 high:float64 control:float64 "
+        "control_low:float64 control_high:float64 judge settings created"
     ),
-    "event_observations": _schema(**_OBSERVATION_COLUMNS, **_ORIGIN),
-    "media_without_image": _schema(key=_TEXT, **_MEDIA_COLUMNS, **_ORIGIN),
-    "observations_without_image": _schema(key=_TEXT, **_OBSERVATION_COLUMNS, **_ORIGIN),
-    "survey": _schema(format=_TEXT, descriptor=_TEXT, **_ORIGIN),
+    "event_observations": _schema(f"{_OBSERVATION} {_ORIGIN}"),
+    "media_without_image": _schema(f"key {_MEDIA} {_ORIGIN}"),
+    "observations_without_image": _schema(f"key {_OBSERVATION} {_ORIGIN}"),
+    "survey": _schema(f"format descriptor {_ORIGIN}"),
 }
-QUARANTINE = _schema(
-    key=_TEXT, subject=_TEXT, position=pa.int32(), reason=_TEXT, detail=_TEXT, source=_TEXT, created=_TEXT
-)
-REMOVED = _schema(key=_TEXT, sha256=_TEXT, reason=_TEXT, created=_TEXT, purge=pa.bool_())
-SPLITS = _schema(key=_TEXT, split=_TEXT, group=_TEXT)
+QUARANTINE = _schema("key subject position:int32 reason detail source created")
+REMOVED = _schema("key sha256 reason created purge:bool")
+SPLITS = _schema("key split group")
 
 _HIGHEST_TAR = b"highest_tar"
 _ID_COLUMNS = {"captions": "caption_id", "regions": "region_id"}

@@ -152,7 +152,9 @@ def split_words(text: str, *, style: WordStyle = "prose") -> list[str]:
     spaced = _LAST_STOP.sub(" . ", text)
     spaced = _SEPARATE_MARK.sub(r" \g<0> ", spaced)
     spaced = _CLITIC.sub(r" \g<0>", spaced)
-    spaced = _CONTRACTION.sub(_split_contraction, spaced)
+    spaced = _CONTRACTION.sub(
+        lambda match: f"{match[1]} {match[2]}" if match[0].lower() in _CONTRACTIONS else match[0], spaced
+    )
     quotes = iter("``" if match["opening"] else "''" for match in _DOUBLE_QUOTE.finditer(text))
     return [next(quotes) if token == '"' else token for token in spaced.split()]
 
@@ -184,7 +186,3 @@ def _is_inside(text: str, start: int, match: re.Match[str], rules: _SentenceRule
     if folded in rules.abbreviations:
         return folded not in rules.may_end or not rest[0].isupper()
     return rules.dotted_initials and _DOTTED.fullmatch(folded) is not None and not rest[0].isupper()
-
-
-def _split_contraction(match: re.Match[str]) -> str:
-    return f"{match[1]} {match[2]}" if match[0].lower() in _CONTRACTIONS else match[0]

@@ -21,17 +21,22 @@ from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, commit_atomically, name_in_errors, read_json, write_json_atomically
 from foveate.records import layout, tables
 from foveate.records.collection import check_description, check_writable
-from foveate.records.dataset_rows import ROWS_PER_CHUNK, add_dataset_rows, replace_dataset_rows
-from foveate.records.file_stamps import KIND as FILES
-from foveate.records.file_stamps import FileStamp, list_ids
 from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
 from foveate.records.import_summary import ImportSummary
-from foveate.records.packing import abandon, append_member
-from foveate.records.purge import PurgeSummary, purge_images
+from foveate.records.purge import PurgeSummary, abandon, append_member, purge_images
 from foveate.records.quarantine import Quarantine
 from foveate.records.record import Caption, Context, Region
-from foveate.records.reference import Reference, make_reference
-from foveate.records.rows import check_row, finish_rows, image_rows, row_image_keys
+from foveate.records.rows import (
+    ROWS_PER_CHUNK,
+    add_dataset_rows,
+    check_row,
+    finish_rows,
+    image_rows,
+    replace_dataset_rows,
+    row_image_keys,
+)
+from foveate.records.source_files import KIND as FILES
+from foveate.records.source_files import FileStamp, Reference, list_ids, make_reference
 from foveate.records.state import (
     add_tombstones,
     check_removable,
@@ -194,7 +199,10 @@ class CollectionWriter:
         try:
             if kind is None:
                 self.commit()
-                self._write_description()
+                # Removed images stay known until a purge, so that they are not imported again.
+                counts = {"images": len(self._known.keys() - self._removed.keys()), "shards": self._parts}
+                entry = {"source": self.source, "license": self._license or "unknown"}
+                self.description = update_description(self.path, self.description, counts=counts, entry=entry)
         except BaseException:
             self._discard_open_shard()
             raise
@@ -579,9 +587,3 @@ class CollectionWriter:
         # Rewritten shards have new numbers, and old ones are never used again.
         self._shard = read_committed(self.path).next_number
         return summary
-
-    def _write_description(self) -> None:
-        # Removed images stay known until a purge, so that they are not imported again.
-        counts = {"images": len(self._known.keys() - self._removed.keys()), "shards": self._parts}
-        entry = {"source": self.source, "license": self._license or "unknown"}
-        self.description = update_description(self.path, self.description, counts=counts, entry=entry)

@@ -31,7 +31,7 @@ from foveate.species.taxonomy import open_taxa
 from foveate.survey.detections import get_kind
 from foveate.survey.file_index import FileIndex
 from foveate.survey.importers.corrections import Correction
-from foveate.survey.observations import REVIEW_SOURCE
+from foveate.survey.store import REVIEW_SOURCE
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Observation, observation_row

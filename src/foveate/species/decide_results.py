@@ -23,10 +23,9 @@ from foveate.species.decisions import Decisions, decide, prepare_stages
 from foveate.species.predictions import DECIDE, DECISIONS, Predictions
 from foveate.species.rows import ABSTAINED, DETECTED, FAILED, Detections
 from foveate.species.stages.detector import LABELS as DETECTOR_LABELS
-from foveate.survey.decisions import Decision
-from foveate.survey.detections import get_kind
-from foveate.survey.events import GAP_SECONDS, Events
+from foveate.survey.detections import Decision, get_kind
 from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows
+from foveate.survey.hours import GAP_SECONDS, Events
 from foveate.survey.survey import Survey
 from foveate.survey.types import ObservationKind
 

@@ -71,7 +71,7 @@ def export_predictions(
         rows = ", ".join(f"{count:,} {table}" for table, count in package.rows.items())
         return {"rows": package.rows, **package.counts}, [rows, *package.notes]
     if settings.format == "wildlife-insights":
-        from foveate.survey.exporters.wildlife_insights import export_wildlife_insights
+        from foveate.survey.exporters.image_tables import export_wildlife_insights
 
         if settings.project is None:
             raise UserError("--project is missing: Wildlife Insights needs the id of a project")
@@ -86,7 +86,7 @@ def export_predictions(
         )
         lines = [f"{count:,} labels left out: {reason}" for reason, count in written.left_out.items()]
         return {"lines": written.lines, "left_out": dict(written.left_out)}, [f"{written.lines:,} lines", *lines]
-    from foveate.survey.exporters.observations_csv import export_observations_csv
+    from foveate.survey.exporters.image_tables import export_observations_csv
 
     count = export_observations_csv(
         predictions.collection, path, decisions=decisions, events=events, taxa=predictions.taxa

@@ -51,7 +51,7 @@ from foveate.species.predictions import (
     write_part,
 )
 from foveate.species.settings import BoxSettings, PredictSettings
-from foveate.survey.observations import name_detectors
+from foveate.survey.store import name_detectors
 from foveate.survey.survey import Survey
 from foveate.vision.feature_cache import map_on_cores
 from foveate.vision.preprocess import read_image

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import choose
 from foveate.survey.hours import TimeStatus
-from foveate.survey.observations import SEPARATOR, join_names
+from foveate.survey.store import SEPARATOR, join_names
 from foveate.survey.survey import Survey
 
 MAX_EXAMPLES = 5
@@ -233,13 +233,7 @@ def _check_times(survey: Survey) -> Iterator[Finding]:
     yield from _by_deployment(survey, "impossible time", wrong_N, quote)
     yield from _by_deployment(survey, "timestamp issues", survey.has_issues_N)
     yield from _by_deployment(survey, "UTC at a place with another offset", survey.is_unplaced_utc_N, quote)
-    has_time_N, zoned_N = status_N == TimeStatus.OK, ~np.isnan(survey.parsed_times.offset_N)
-    num = len(survey.deployments) + 1
-    zoned = np.bincount(survey.deployment_N[has_time_N & zoned_N] + 1, minlength=num) > 0
-    zoneless = np.bincount(survey.deployment_N[has_time_N & ~zoned_N] + 1, minlength=num) > 0
-    # A stated offset is that of the times without one: with it nothing is mixed.
-    stated = np.append(False, ~np.isnan(survey.place_offset_D))
-    mixed_N = (zoned & zoneless & ~stated)[survey.deployment_N + 1] & has_time_N
+    mixed_N = survey.has_mixed_offsets_N & (status_N == TimeStatus.OK)
     yield from _by_deployment(survey, "times with and without offset", mixed_N)
 
 

@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from foveate.records.importers.files import make_key
+
 _ABSOLUTE = re.compile(r"^(?:[A-Za-z]:)?[/\\]+")
 VIDEO_SUFFIXES = frozenset(".mp4 .avi .mpeg .mpg .mov .mkv .flv .wmv .asf .m4v".split())
 """Of the videos that MegaDetector reads."""
@@ -83,7 +85,7 @@ class FileIndex:
     def _find(self, path: str) -> tuple[int, tuple[bool, int, bool]]:
         """Return the row of a normalized path, and how well it fits."""
         parts = path.split("/")
-        names = [path] if is_video(path) else [path, _drop_suffix(path)]
+        names = [path] if is_video(path) else [path, make_key(path)]
         names_parts = [name.split("/") for name in names]
         for start in range(len(parts)):
             tails = ["/".join(name_parts[start:]) for name_parts in names_parts]
@@ -108,9 +110,3 @@ class FileIndex:
 
 _AMBIGUOUS = -2
 _NO_FIT = (False, 0, False)
-
-
-def _drop_suffix(path: str) -> str:
-    folder, _, name = path.rpartition("/")
-    stem = PurePosixPath(name).stem
-    return f"{folder}/{stem}" if folder else stem

@@ -1,7 +1,10 @@
-"""Read times of cameras, shift them, and convert them to the hour at the place.
+"""Read times of cameras, shift them, convert them to the hour at the place, find faults of clocks, and group events.
 
 A time without an offset is the camera's clock as it was. It is converted only where its text carries an offset and the
 user states the offset of the place; an offset is never guessed from coordinates, and daylight saving never applied.
+Images of a clock with a fault have no hour until `clock_shift` is set.
+
+An event has images of one deployment that follow each other closely, or that their source puts into one sequence.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
+from foveate.survey.types import Deployment
 
 DAY = 86_400
 # Year first, as in EXIF ("2021:05:31 08:25:38"), ISO 8601 and CCT. Day first would be a guess: 04/05 is two dates.
@@ -149,6 +153,16 @@ def parse_offset(text: str, *, where: str = "utc_offset") -> int:
     return -seconds if match["sign"] == "-" else seconds
 
 
+def stated_offset(deployment: Deployment) -> float:
+    """Return the seconds east of UTC that the user states for a deployment; NaN where none is stated.
+
+    Raises:
+        UserError: the stated text is no offset.
+    """
+    where = f"utc_offset of deployment {deployment.id!r}"
+    return parse_offset(deployment.utc_offset, where=where) if deployment.utc_offset else float("nan")
+
+
 def local_clock(
     times: Times, *, shift_N: NDArray[np.int64], place_offset_N: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -187,3 +201,174 @@ def _calendar(clock_N: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
     month_N[known_N] = dates.astype("datetime64[M]").astype(np.int64) % 12 + 1
     day_N[known_N] = (dates - dates.astype("datetime64[Y]")).astype(np.int64) + 1
     return month_N, day_N
+
+
+TOLERANCE = float(DAY)  # around the deployment: it may be written in another offset, or as a date
+YEARS_OFF = 300 * DAY
+FIRST_YEAR = 2000  # digital camera traps are not older
+# New batteries reset many clocks to January 1, 0:00; these years are suspicious even without dates of a deployment.
+_FACTORY_YEARS = (1970, 1980, 2000)
+_BACKWARDS = 60.0  # seconds: within a burst, files may be written in another order than taken
+# At most one in ten gaps between events may run backwards. If files are not named in the order of taking, every
+# second gap does; with only a few events the cause cannot be decided.
+_MIN_GAPS_PER_JUMP = 10
+_LAST_NUMBER, _FIRST_NUMBER = 9990, 10  # cameras count files from 1 to 9999 and begin again
+_NUMBERED = r"^(?P<name>.*?)(?P<number>\d{1,9})?[^0-9/]*$"
+
+FAULTS = ("factory date", "years off", "outside the deployment", "later than the import", "set back")
+
+
+def find_clock_faults(
+    clock_N: NDArray[np.float64],
+    deployment_N: NDArray[np.int64],
+    *,
+    bounds_D2: NDArray[np.float64],
+    imported_N: NDArray[np.float64],
+    files: pa.Array,
+) -> dict[str, NDArray[np.bool_]]:
+    """Return a mask (N,) for each of `FAULTS`; an image has at most one of the first four.
+
+    Args:
+        clock_N: seconds of the local clock, shifted; NaN where unknown.
+        deployment_N: index into `bounds_D2`; -1 for none.
+        bounds_D2: start and end of each deployment on the same clock; NaN where unknown.
+        imported_N: seconds (UTC) at which each image was imported; NaN where unknown.
+        files: names as the source spells them, which are in the order of capture within a folder.
+    """
+    bounds_N2 = np.concatenate([bounds_D2, np.full((1, 2), np.nan)])[deployment_N]
+    with np.errstate(invalid="ignore"):
+        # Comparisons with NaN are false: without bounds nothing lies outside.
+        early_N = np.fmax(bounds_N2[:, 0] - clock_N, 0)
+        late_N = np.fmax(clock_N - bounds_N2[:, 1], 0)
+        distance_N = np.where(np.isnan(clock_N), 0, np.fmax(np.nan_to_num(early_N), np.nan_to_num(late_N)))
+        outside_N = distance_N > TOLERANCE
+        future_N = clock_N > imported_N + TOLERANCE
+    year_N, starts_year_N = _years(clock_N)
+    factory_N = starts_year_N & (outside_N | (np.isnan(bounds_N2).all(axis=1) & np.isin(year_N, _FACTORY_YEARS)))
+    years_N = ~factory_N & ((distance_N >= YEARS_OFF) | (year_N < FIRST_YEAR))
+    days_N = outside_N & ~factory_N & ~years_N
+    set_back_D = find_set_back(clock_N, deployment_N, files, num_deployments=len(bounds_D2))
+    masks = (factory_N, years_N, days_N, future_N & ~factory_N & ~years_N & ~days_N)
+    # Either side of a jump may be the right one: no image of the deployment has a known hour.
+    set_back_N = np.append(set_back_D, False)[deployment_N] & ~np.isnan(clock_N)
+    return dict(zip(FAULTS, (*masks, set_back_N), strict=True))
+
+
+def _years(clock_N: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the year, NaN where unknown, and whether it is the first hour of that year."""
+    known_N = ~np.isnan(clock_N)
+    seconds = np.floor(clock_N[known_N]).astype(np.int64).astype("datetime64[s]")
+    years = seconds.astype("datetime64[Y]")
+    year_N, starts_N = np.full(len(clock_N), np.nan), np.zeros(len(clock_N), np.bool_)
+    year_N[known_N] = years.astype(np.int64) + 1970
+    starts_N[known_N] = (seconds - years.astype("datetime64[s]")).astype(np.int64) < 3600
+    return year_N, starts_N
+
+
+def find_set_back(
+    clock_N: NDArray[np.float64], deployment_N: NDArray[np.int64], files: pa.Array, *, num_deployments: int
+) -> NDArray[np.bool_]:
+    """Return for each deployment whether its clock runs backwards between files that follow each other."""
+    rows = np.flatnonzero(~np.isnan(clock_N) & (deployment_N >= 0))
+    if not len(rows):
+        return np.zeros(num_deployments, np.bool_)
+    groups = pc.call_function("extract_regex", [files.take(pa.array(rows))], pc.ExtractRegexOptions(_NUMBERED))
+    digits = groups.field("number")
+    digits = pc.call_function("if_else", [pc.call_function("equal", [digits, ""]), pa.scalar("-1"), digits])
+    file_number = digits.fill_null("-1").cast(pa.int64())
+    names = groups.field("name")
+    columns = {"deployment": pa.array(deployment_N[rows]), "name": names, "number": file_number}
+    sorting = pc.SortOptions([(column, "ascending") for column in columns])
+    order = pc.call_function("sort_indices", [pa.table(columns)], sorting).to_numpy()
+    clock, deployment, number = clock_N[rows][order], deployment_N[rows][order], file_number.to_numpy()[order]
+    # 100RECNX/IMG_ and 101RECNX/IMG_ count on; names of letters and digits at random count nothing.
+    pattern = pc.call_function("replace_substring_regex", [names], pc.ReplaceSubstringOptions(r"\d+", "#"))
+    code = pc.call_function("dictionary_encode", [pattern]).indices.to_numpy()[order]
+    same = (deployment[1:] == deployment[:-1]) & (code[1:] == code[:-1]) & (number[1:] >= 0) & (number[:-1] >= 0)
+    jumps = same & (clock[1:] < clock[:-1] - _BACKWARDS)
+    num_jumps = np.bincount(deployment[1:][jumps], minlength=num_deployments)
+    gaps = same & (np.abs(np.diff(clock)) > _BACKWARDS)
+    num_gaps = np.bincount(deployment[1:][gaps], minlength=num_deployments)
+    is_ordered = num_jumps * _MIN_GAPS_PER_JUMP <= num_gaps
+    # A folder that begins at 0001 again and ends at 9999 has its newest files first.
+    starts = np.flatnonzero(np.concatenate([[True], deployment[1:] != deployment[:-1]]))
+    ends = np.concatenate([starts[1:], [len(rows)]]) - 1
+    wrapped = np.zeros(num_deployments, np.bool_)
+    is_wrapped = (number[starts] <= _FIRST_NUMBER) & (number[ends] >= _LAST_NUMBER)
+    wrapped[deployment[starts[is_wrapped & (clock[starts] >= clock[ends])]]] = True
+    return (num_jumps > 0) & is_ordered & ~(wrapped & (num_jumps == 1))
+
+
+# Longest gap within a burst or one passing animal; statistical independence (30 to 60 minutes) is a later filter.
+GAP_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Events of N images.
+
+    Args:
+        event_N: number of each image's event, 0 to E-1, in the order of deployment and time.
+        order_N: image rows sorted by event, and inside by time, frame number and file name.
+        starts: (E + 1,) positions in `order_N` where events begin, and its end.
+    """
+
+    event_N: NDArray[np.int64]
+    order_N: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def rows(self, event: int) -> NDArray[np.int64]:
+        """Return the image rows of an event, first image first."""
+        return self.order_N[self.starts[event] : self.starts[event + 1]]
+
+
+def group_events(
+    deployment_N: NDArray[np.int64],
+    instant_N: NDArray[np.float64],
+    *,
+    sequence_N: NDArray[np.int64],
+    frame_N: NDArray[np.int64],
+    files: pa.Array,
+    gap_seconds: float = GAP_SECONDS,
+) -> Events:
+    """Group images into events.
+
+    Images of one deployment and sequence are one event. Others are ordered by instant, then frame number, then file
+    name, and a new event begins where the gap is strictly larger than `gap_seconds`. An image without a time is an
+    event.
+
+    Args:
+        deployment_N: number of the deployment of each image; negative numbers are deployments, too.
+        instant_N: seconds of one clock per deployment; NaN where unknown.
+        sequence_N: number of the source's sequence; -1 for none.
+        frame_N: -1 for none.
+        files: texts, the last criterion: images of a burst may share a second and have no frame number.
+    """
+    columns = {"deployment": deployment_N, "instant": instant_N, "frame": frame_N, "file": files}
+    keys = pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
+    # from_pandas makes NaN null, and nulls sort last.
+    options = pc.SortOptions([(name, "ascending") for name in columns])
+    order = pc.call_function("sort_indices", [keys], options).to_numpy().astype(np.int64)
+    in_sequence = sequence_N[order] >= 0
+    label = np.empty(len(order), np.int64)
+    # One number per (deployment, sequence); those without a sequence are numbered behind.
+    pairs = np.stack([deployment_N[order][in_sequence], sequence_N[order][in_sequence]], axis=1)
+    names, label_of_pair = np.unique(pairs, axis=0, return_inverse=True)
+    label[in_sequence] = label_of_pair.ravel()
+    single = order[~in_sequence]
+    with np.errstate(invalid="ignore"):
+        # A comparison with NaN is false: an unknown time always breaks.
+        joined = np.diff(instant_N[single]) <= gap_seconds
+    joined &= np.diff(deployment_N[single]) == 0
+    label[~in_sequence] = len(names) + np.cumsum(np.concatenate([[0], ~joined]))[: len(single)]
+    _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
+    # Numbered by their first image.
+    rank = np.argsort(np.argsort(first))
+    event = rank[inverse.ravel()]
+    event_N = np.empty(len(order), np.int64)
+    event_N[order] = event
+    starts = np.concatenate([[0], np.cumsum(np.bincount(event, minlength=len(first)))]).astype(np.int64)
+    return Events(event_N, order[np.argsort(event, kind="stable")], starts)

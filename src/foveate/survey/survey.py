@@ -20,20 +20,22 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError, choose
 from foveate.records import tables
 from foveate.records.collection import Collection
-from foveate.survey.clocks import find_clock_faults
-from foveate.survey.events import GAP_SECONDS, Events, group_events
 from foveate.survey.hours import (
     DAY,
+    GAP_SECONDS,
+    Events,
     Times,
     TimeStatus,
     days_of_year,
+    find_clock_faults,
+    group_events,
     hours_of_day,
     local_clock,
     months,
-    parse_offset,
     parse_times,
+    stated_offset,
 )
-from foveate.survey.observations import join_names, select_current
+from foveate.survey.store import join_names, list_deployments, select_current, select_last
 from foveate.survey.types import Deployment
 
 LabelSource = Literal["human", "machine", "all"]
@@ -86,24 +88,15 @@ class Survey:
                 f"collection {collection.name!r} has no camera-trap survey (annotations/media is empty); collect it "
                 "again with --deployments, or from a survey's format"
             )
-        keys = pa.array(collection.keys, pa.string())
-        latest_N = np.full(len(keys), -1, np.int64)
-        latest_N[tables.positions(media["key"], among=keys)] = np.arange(len(media))  # the last row of an image holds
+        media = select_last(media)
+        latest_N = tables.positions(pa.array(collection.keys, pa.string()), among=media["key"])
         # An index that is null gives null cells: those of images without a row, which are filled below.
         aligned = media.drop_columns(["key"]).take(pa.array(latest_N, mask=latest_N < 0))
+        names = ("deployment", "sequence", "frame_number", "time", "file", "extra", "created")
         columns = {
-            name: aligned[name].fill_null(fill).combine_chunks()
-            for name, fill in (
-                ("deployment", ""),
-                ("sequence", ""),
-                ("frame_number", -1),
-                ("time", ""),
-                ("file", ""),
-                ("extra", ""),
-                ("created", ""),
-            )
+            name: aligned[name].fill_null(-1 if name == "frame_number" else "").combine_chunks() for name in names
         }
-        listed = [Deployment.from_row(row) for row in collection.dataset_table("deployments").to_pylist()]
+        listed = list_deployments(collection)
         named = columns["deployment"].unique().to_pylist()
         unlisted = sorted({name for name in named if name} - {deployment.id for deployment in listed})
         deployments = (*listed, *map(Deployment, unlisted))
@@ -145,15 +138,7 @@ class Survey:
     @cached_property
     def place_offset_D(self) -> NDArray[np.float64]:
         """Seconds east of UTC that the user states for each deployment; NaN where none is stated."""
-        return np.array(
-            [
-                parse_offset(entry.utc_offset, where=f"utc_offset of deployment {entry.id!r}")
-                if entry.utc_offset
-                else np.nan
-                for entry in self.deployments
-            ],
-            dtype=np.float64,
-        )
+        return np.array(list(map(stated_offset, self.deployments)), np.float64)
 
     def _per_image(self, values_D: NDArray, missing: object) -> NDArray:
         # The index -1 of images without a deployment reads the value behind the last one.
@@ -198,7 +183,7 @@ class Survey:
 
     @cached_property
     def clock_faults(self) -> dict[str, NDArray[np.bool_]]:
-        """Images by fault of their clock; see `foveate.survey.clocks`."""
+        """Images by fault of their clock; see `foveate.survey.hours`."""
         return find_clock_faults(
             self.unmasked_clock_N,
             self.deployment_N,
@@ -251,16 +236,25 @@ class Survey:
         Offsets are subtracted, so that the end of daylight saving does not split a burst. Where some images of a
         deployment have an offset and others none, all are ordered by the clock as written.
         """
-        times = self.parsed_times
-        stated_N = self._per_image(self.place_offset_D, np.nan)
-        offset_N = np.where(np.isnan(times.offset_N), stated_N, times.offset_N)
-        has_time_N = times.status_N == TimeStatus.OK
+        offset_N = self._offset_N
+        as_written_N = self.has_mixed_offsets_N | np.isnan(offset_N)
+        return self.parsed_times.wall_N + self.shift_N - np.where(as_written_N, 0.0, offset_N)
+
+    @cached_property
+    def _offset_N(self) -> NDArray[np.float64]:
+        """Seconds east of UTC of each time, by its text or else its deployment; NaN where neither states one."""
+        written_N = self.parsed_times.offset_N
+        return np.where(np.isnan(written_N), self._per_image(self.place_offset_D, np.nan), written_N)
+
+    @cached_property
+    def has_mixed_offsets_N(self) -> NDArray[np.bool_]:
+        """Whether some images of an image's deployment have an offset from UTC and others none."""
+        has_time_N, zoned_N = self.parsed_times.status_N == TimeStatus.OK, ~np.isnan(self._offset_N)
         num = len(self.deployments) + 1
         # + 1: images of no deployment have the index -1, and a bin of their own.
-        zoned = np.bincount(self.deployment_N[has_time_N & ~np.isnan(offset_N)] + 1, minlength=num) > 0
-        zoneless = np.bincount(self.deployment_N[has_time_N & np.isnan(offset_N)] + 1, minlength=num) > 0
-        as_written_N = (zoned & zoneless)[self.deployment_N + 1]
-        return times.wall_N + self.shift_N - np.where(as_written_N | np.isnan(offset_N), 0.0, offset_N)
+        zoned = np.bincount(self.deployment_N[has_time_N & zoned_N] + 1, minlength=num) > 0
+        zoneless = np.bincount(self.deployment_N[has_time_N & ~zoned_N] + 1, minlength=num) > 0
+        return (zoned & zoneless)[self.deployment_N + 1]
 
     @cached_property
     def sequence_N(self) -> NDArray[np.int64]:
@@ -294,7 +288,7 @@ class Survey:
 
     @cached_property
     def observations(self) -> pa.Table:
-        """Rows of `observations` that hold, see `foveate.survey.observations.select_current`."""
+        """Rows of `observations` that hold, see `foveate.survey.store.select_current`."""
         return select_current(self.collection.table("observations"))
 
     def labels(self, source: LabelSource = "human", *, min_probability: float = 0.0) -> NDArray[np.object_]:

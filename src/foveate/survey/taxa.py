@@ -121,7 +121,8 @@ class Taxa:
         if rank:
             indices = [i for i in indices if self.ranks[i] in ("", rank.lower())]
         if kingdom:
-            indices = [i for i in indices if self._kingdom(i) in ("", fold_name(kingdom))]
+            kingdoms = {i: self.at_rank(i, "kingdom") for i in indices}
+            indices = [i for i, j in kingdoms.items() if j < 0 or fold_name(self.names[j]) in ("", fold_name(kingdom))]
         return list(indices)
 
     def find(self, name: str, rank: str | None = None, kingdom: str | None = None) -> int:
@@ -142,10 +143,6 @@ class Taxa:
     def at_rank(self, i: int, rank: str) -> int:
         """Return the index of the ancestor (or the taxon itself) at `rank`; -1 if its lineage has none."""
         return next((j for j in self.lineage(i) if self.ranks[j] == rank), -1)
-
-    def _kingdom(self, i: int) -> str:
-        index = self.at_rank(i, "kingdom")
-        return fold_name(self.names[index]) if index >= 0 else ""
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, object]]) -> Taxa:

@@ -1,6 +1,6 @@
 """Texts of a collection's images, and the draw of one per epoch, for the loader and `mix`.
 
-Where several models captioned an image, `foveate.records.current_captions` selects a caption. An image without a text
+Where several models captioned an image, `foveate.records.captions` selects a caption. An image without a text
 of kind `alt` uses another one of its texts (title, description, ...) as such, unless that kind has a weight in the
 mixture.
 """
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
-from foveate.records.alt_texts import ALT_KINDS
+from foveate.records.captions import ALT_KINDS, select_current
 from foveate.records.collection import Collection
-from foveate.records.current_captions import select_current
 from foveate.records.text import split_sentences
 from foveate.training.mixture import FORMATS, MixtureSampler
 
@@ -131,7 +130,7 @@ class ImageTexts:
     """Texts of a collection's images, of the kinds that a rule may draw.
 
     Args:
-        prefer: models whose captions are preferred, best first (`foveate.records.current_captions`).
+        prefer: models whose captions are preferred, best first (`foveate.records.captions`).
 
     Raises:
         UserError: for a preferred model that wrote no caption.

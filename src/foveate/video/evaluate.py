@@ -30,8 +30,7 @@ from foveate.core.files import (
 from foveate.core.progress import Meter, say
 from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
-from foveate.records.clip_search import find_clips
-from foveate.records.video_questions import VideoQuestion, hash_questions, load_set
+from foveate.video.questions import VideoQuestion, find_clips, hash_questions, load_set
 from foveate.video.results import VideoScores
 from foveate.video.score_table import ANSWERS, read_recipe, refuse_missing, summarize
 from foveate.vision.video.sources import load_decoder

@@ -34,7 +34,7 @@ from foveate.metrics.answers import (
     vcgbench_mean,
 )
 from foveate.metrics.intervals import bootstrap_interval
-from foveate.records.video_questions import load_set
+from foveate.video.questions import load_set
 from foveate.video.results import EvidenceSample, VideoScores
 
 # What a judge is asked about an answer, and its replies, which a run folder stores with its name and the date.

@@ -9,8 +9,8 @@ from typing import Any
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.json_fields import get_field, read_lines, read_table
-from foveate.records.clip_search import CLIP_SUFFIXES
-from foveate.records.video_questions import (
+from foveate.video.questions import (
+    CLIP_SUFFIXES,
     FIVE_OPTIONS,
     Columns,
     QuestionSet,

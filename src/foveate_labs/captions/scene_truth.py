@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
-from foveate.records.builtin import families, phrases
+from foveate.records.builtin import families
 from foveate.records.collection import Collection
 from foveate.records.text import split_words
 from foveate_labs.worlds.scenes import grounds as drawn_grounds
@@ -135,4 +135,4 @@ def split_name(text: str) -> tuple[str, ...]:
     >>> split_name("Heart-shaped boxes")
     ('heart', 'shaped', 'box')
     """
-    return tuple(phrases.singular(word) for word in split_words(text, style="letters"))
+    return tuple(families.singular(word) for word in split_words(text, style="letters"))

@@ -16,7 +16,7 @@ from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.records.alt_texts import select_alt_text
+from foveate.records.captions import select_alt_text
 from foveate.records.collection import Collection
 from foveate_labs.captions.scene_captions import (
     Claim,

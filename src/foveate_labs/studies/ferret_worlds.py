@@ -25,8 +25,7 @@ from foveate.core.progress import track
 from foveate.mllm.dense import DenseSettings, prepare_dense
 from foveate.records.box_text import Decoding, decode_region, encode_region
 from foveate.records.boxes import PixelBox, intersection_over_union
-from foveate.records.masks import encode_mask
-from foveate.records.shapes import Mask, Point, Shape
+from foveate.records.shapes import Mask, Point, Shape, encode_mask
 from foveate.vision.anyres_map import fuse_views, merge_tiles
 from foveate.vision.canvas import render_input
 from foveate.vision.encoder import ImageEncoder

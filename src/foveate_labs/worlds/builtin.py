@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from foveate.core.errors import UserError, choose
 from foveate.core.progress import track
 from foveate.core.seeds import generator, uniform
-from foveate.records.builtin import families, phrases, tables
+from foveate.records.builtin import families
 from foveate.records.builtin.families import EMPTY_HEADS, PEOPLE_WORDS, VARIANT_WORDS, own_words
 from foveate.records.record import Caption
 from foveate.records.text import split_words
@@ -58,9 +58,9 @@ SEEN, UNSEEN, UNSEEN_KIND, WITHHELD = "seen", "unseen", "unseen kind", "withheld
 def _uses() -> Counter[str]:
     """Count the clip art images whose texts have a word (singular)."""
     uses: Counter[str] = Counter()
-    for row in tables.rows("clipart"):
+    for row in families.rows("clipart"):
         texts = " ".join([row["title"], *row["keywords"], row["description"]])
-        uses.update({phrases.singular(word) for word in split_words(texts, style="letters")})
+        uses.update({families.singular(word) for word in split_words(texts, style="letters")})
     return uses
 
 
@@ -68,7 +68,7 @@ def _uses() -> Counter[str]:
 def _unseen_kinds() -> frozenset[str]:
     """Return names of the families of which nothing is in training."""
     family_of = families.load_families()
-    heads = {concept: phrases.head_noun(concept) for concept in family_of}
+    heads = {concept: families.head_noun(concept) for concept in family_of}
     everywhere = {family_of[c] for c, head in heads.items() if _uses()[head] > EVERYWHERE or head in _IN_SCENES}
     drawn = {f for f in family_of.values() if uniform("builtin concepts", SEED, f) < UNSEEN_KIND_SHARE}
     return frozenset(drawn - everywhere)
@@ -78,7 +78,7 @@ def _heads(*, unseen_kinds: bool) -> frozenset[str]:
     """Return head nouns of the concepts of unseen kinds, or of all others."""
     families_of_concepts = families.load_families().items()
     return frozenset(
-        phrases.head_noun(c) for c, family in families_of_concepts if (family in _unseen_kinds()) == unseen_kinds
+        families.head_noun(c) for c, family in families_of_concepts if (family in _unseen_kinds()) == unseen_kinds
     )
 
 
@@ -130,7 +130,7 @@ def _unseen_things() -> frozenset[str]:
         members[families.load_families()[concept]].add(thing)
     within = _things_within_others()
     # The trained relative must be an emoji: clip art may be held out for other reasons.
-    drawn_twice = {families.load_things()[families.concept_of_emoji(row)] for row in tables.rows("emoji")}
+    drawn_twice = {families.load_things()[families.concept_of_emoji(row)] for row in families.rows("emoji")}
     held_out: set[str] = set()
     for family, things in members.items():
         if family in _unseen_kinds():
@@ -156,13 +156,13 @@ def _hidden_names() -> dict[str, tuple[frozenset[str], ...]]:
 
 def names_unseen_thing(text: str) -> bool:
     """Whether a text has all the words of the name of an unseen thing, in any order."""
-    text_words = {phrases.singular(word) for word in split_words(text, style="letters")}
+    text_words = {families.singular(word) for word in split_words(text, style="letters")}
     return any(name <= text_words for word in text_words for name in _hidden_names().get(word, ()))
 
 
 def names_unseen_kind(text: str) -> bool:
     """Whether a text has a word that names an unseen kind."""
-    return any(phrases.singular(word) in unseen_words() for word in split_words(text, style="letters"))
+    return any(families.singular(word) in unseen_words() for word in split_words(text, style="letters"))
 
 
 def mentions_unseen(text: str) -> bool:
@@ -232,10 +232,10 @@ def _decode(data: bytes) -> Image.Image:
 def load_cutouts() -> tuple[Cutout, ...]:
     """Return all cut-outs, emoji first, in the order of the shipped tables; images are decoded lazily."""
     cutouts = []
-    for row in tables.rows("emoji"):
+    for row in families.rows("emoji"):
         cutouts.append(_cutout(row, families.concept_of_emoji(row), source="emoji", style=row["style"]))
     named = families.clipart_phrases()
-    for row in tables.rows("clipart"):
+    for row in families.rows("clipart"):
         cutouts.append(_cutout(row, named.get(row["key"], UNNAMED), source="clipart", style="clipart"))
     return tuple(cutouts)
 
@@ -274,19 +274,19 @@ CLIPART_TEST_SHARE = 0.03
 @functools.cache
 def clipart_groups() -> dict[str, str]:
     """Return {key of a clip art image: name of its group}, which is the first key of the group in the table."""
-    return {row["key"]: row["group"] for row in tables.rows("clipart")}
+    return {row["key"]: row["group"] for row in families.rows("clipart")}
 
 
 @functools.cache
 def _splits() -> dict[str, str]:
     splits = {}
-    for row in tables.rows("emoji"):
+    for row in families.rows("emoji"):
         seen = concept_slice(families.concept_of_emoji(row)) == SEEN
         seen = seen and not any(mentions_unseen(name) for name in row["short_names"])
         splits[row["key"]] = TRAIN if seen else TEST
     groups, named = clipart_groups(), families.clipart_phrases()
     tested = set()
-    for row in tables.rows("clipart"):
+    for row in families.rows("clipart"):
         texts = " ".join([row["title"], *row["keywords"], row["description"]])
         phrase = named.get(row["key"])
         held = phrase is not None and concept_slice(phrase) != SEEN
@@ -348,7 +348,9 @@ def build_emoji(target: Path, *, size: int = 160) -> None:
 
 def _build(target: Path, source: str, size: int) -> None:
     with CollectionWriter(target, license=LICENSES[source], source=source) as writer:
-        for single in track(load_single_objects(source, size=size), description=source, total=len(tables.rows(source))):
+        for single in track(
+            load_single_objects(source, size=size), description=source, total=len(families.rows(source))
+        ):
             writer.add(
                 single.key,
                 single.data,
@@ -362,7 +364,7 @@ def _build(target: Path, source: str, size: int) -> None:
 def load_single_objects(source: str, *, size: int = 160) -> Iterator[Single]:
     """Yield all singles of "clipart" or "emoji" in the order of the shipped table."""
     cutouts = _cutouts_by_id()
-    for row in tables.rows(source):
+    for row in families.rows(source):
         cutout = cutouts[row["key"]]
         captions = _emoji_captions(row) if source == "emoji" else _clipart_captions(row)
         labels = {"source": source, "category": row["category"], "subcategory": row["subcategory"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from foveate.records.worlds import Builder
+from foveate.records.importers.formats import Builder
 
 
 def _clipart(target: Path, workers: int, seed: int) -> None:

@@ -25,7 +25,7 @@ from foveate.core.files import name_in_errors
 from foveate.core.plugins import load_row
 from foveate.core.progress import say, track
 from foveate.core.text_tables import iterate_json_lines
-from foveate.records.alt_texts import select_alt_text
+from foveate.records.captions import select_alt_text
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 

@@ -29,7 +29,7 @@ from foveate.core.files import name_in_errors
 from foveate.core.progress import track
 from foveate.core.recipes import validate
 from foveate.core.text_tables import iterate_json_lines
-from foveate.records.builtin.phrases import singular
+from foveate.records.builtin.families import singular
 from foveate.records.text import split_sentences, split_words
 
 # Words of layout and grammar, not of content: a rewriter may use them although no input has them.

@@ -19,7 +19,7 @@ from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.rewriting import Rewriter, content_words, find_names, fuse, new_words
 from foveate.core import seeds
-from foveate.records.alt_texts import is_usable_alt_text
+from foveate.records.captions import is_usable_alt_text
 from foveate.records.text import split_words
 
 FORMAT_STAGE, ALIGN_STAGE = 1, 2

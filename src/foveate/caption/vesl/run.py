@@ -31,9 +31,8 @@ from foveate.core.recipes import Settings, validate
 from foveate.core.version import code_revision
 from foveate.records.appender import AnnotationAppender
 from foveate.records.boxes import Box
-from foveate.records.caption_verdicts import find_wrong_captioners
+from foveate.records.captions import find_wrong_captioners, load_current_captions
 from foveate.records.collection import Collection
-from foveate.records.current_captions import load_current_captions
 from foveate.records.images import BadImage, decode
 from foveate.records.labeling import (
     LabeledImage,

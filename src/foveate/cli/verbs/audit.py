@@ -13,7 +13,7 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import common, finish, measured, run_option
 
 if TYPE_CHECKING:
-    from foveate.records.caption_verdicts import CaptionVerdict
+    from foveate.records.captions import CaptionVerdict
 
 
 @click.command("audit", cls=FieldsCommand, short_help="Measure length, detail and accuracy of captions.")
@@ -69,7 +69,7 @@ def command(
     from foveate.core.progress import say
     from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
-    from foveate.records.caption_verdicts import save_verdicts
+    from foveate.records.captions import save_verdicts
     from foveate.records.collection import Collection
     from foveate.report import render
 

@@ -15,8 +15,7 @@ from foveate.core.files import write_text_atomically
 from foveate.core.progress import say
 
 if TYPE_CHECKING:
-    from foveate.records.importers.formats import Format
-    from foveate.records.importers.settings import CollectSettings
+    from foveate.records.importers.formats import CollectSettings, Format
     from foveate.records.splits import SplitSummary
 
 
@@ -27,7 +26,7 @@ GONE = "gone.txt"  # in a collection: keys of images whose files are gone
 @click.argument("source")
 @path_option("--to", "Collection folder.", required=True)
 @fields(
-    "foveate.records.importers.settings:CollectSettings",
+    "foveate.records.importers.formats:CollectSettings",
     ("format", "--format", "--as"),
     "name",
     "license",
@@ -109,9 +108,8 @@ def command(
     """
     from foveate.core.recipes import validate
     from foveate.records import layout
-    from foveate.records.importers.settings import CollectSettings, FormatOptions
+    from foveate.records.importers.formats import CollectSettings, FormatOptions, load_builders
     from foveate.records.splits import assign_splits, check_fractions, read_drawn
-    from foveate.records.worlds import load_builders
     from foveate.survey.importers.results import add_results, read_results
 
     resolved = validate(CollectSettings, settings, where="foveate collect")
@@ -176,8 +174,7 @@ def command(
 
 def _choose_importer(source: str, format: str, settings: dict[str, Any]) -> Format:
     """Return the importer of a format, or of the source's own where it is to be found."""
-    from foveate.records.importers.formats import detect_format, load_formats
-    from foveate.records.worlds import load_builders
+    from foveate.records.importers.formats import detect_format, load_builders, load_formats
 
     if format != "auto":
         return load_formats()[choose(format, [*load_formats(), "auto", "builtin"], "format")]
@@ -225,7 +222,7 @@ def _build(
 ) -> None:
     """Make a built-in collection; options that would have no effect on it are refused."""
     from foveate.records.collection import Collection
-    from foveate.records.worlds import load_builders
+    from foveate.records.importers.formats import load_builders
 
     builder = load_builders()[choose(source, load_builders(), "built-in collection")]
     # Clip art and emoji are ready-made: a seed or more processes would change nothing.

@@ -48,7 +48,7 @@ def command(collection: Path, keys: tuple[str, ...], settings: dict[str, Any], d
 
     resolved = validate(RemovalSettings, settings, where="foveate remove")
     if resolved.captions_of is not None:
-        from foveate.records.caption_removal import remove_captions
+        from foveate.records.captions import remove_captions
 
         if keys:
             raise UserError(f"KEY has no effect with --captions-of, which removes no images (got {keys[0]!r})")

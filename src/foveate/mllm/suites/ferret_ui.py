@@ -30,12 +30,12 @@ from foveate.metrics.grounding import IOU_THRESHOLD
 from foveate.metrics.referring import MISSES, BoxScores, Mode, score_boxes
 from foveate.metrics.text_answers import normalize_vqa
 from foveate.mllm.suite import ModelAnswer, Suite, SuiteData, SuiteQuestion, folder_reader, write_bins
-from foveate.records.box_phrases import parse_boxes
+from foveate.records.box_text import parse_boxes
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, REGION
 from foveate.records.importers.conversation_file import MalformedEntryError, read_entries
-from foveate.records.importers.ferret import parse_ferret
+from foveate.records.importers.conversations import parse_ferret
 from foveate.records.layout import DESCRIPTION, annotation_kinds
 
 OCR, ICON, CLASS = REFERRING = ("ocr", "icon recognition", "widget classification")

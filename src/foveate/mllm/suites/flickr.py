@@ -12,7 +12,7 @@ from pathlib import Path
 from foveate.core.errors import UserError
 from foveate.metrics.referring import MISSES, Mode, PhraseScores, TruePhrase, score_phrases
 from foveate.mllm.suite import ModelAnswer, Suite, SuiteData, SuiteQuestion, folder_reader, write_bins
-from foveate.records.importers.flickr_entities import IMAGE_FOLDERS, read_sentences
+from foveate.records.importers.grounded import IMAGE_FOLDERS, read_sentences
 
 
 def read(path: Path, split: str) -> SuiteData:

@@ -20,8 +20,7 @@ from foveate.metrics.referring import MISSES, score_name
 from foveate.mllm.suite import ModelAnswer, Suite, SuiteData, SuiteQuestion, folder_reader
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
-from foveate.records.masks import encode_mask
-from foveate.records.shapes import Mask, Point, Shape
+from foveate.records.shapes import Mask, Point, Shape, encode_mask
 
 _FILE = "lvis_eval.jsonl"
 

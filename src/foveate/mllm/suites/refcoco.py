@@ -12,7 +12,7 @@ from pathlib import Path
 from foveate.core.errors import UserError
 from foveate.metrics.referring import MISSES, BoxScores, Mode, score_boxes
 from foveate.mllm.suite import ModelAnswer, Suite, SuiteData, SuiteQuestion, folder_reader, write_bins
-from foveate.records.importers.refcoco import Expression, read_expressions
+from foveate.records.importers.grounded import Expression, read_expressions
 
 
 def read(path: Path, split: str) -> SuiteData:

@@ -9,24 +9,128 @@ and contexts are not exported.
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
+import pyarrow.compute as pc
 
 from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically
 from foveate.core.progress import track
+from foveate.records import layout
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
-from foveate.records.exporters.coco_ids import Categories, IdAllocator, ImageNames, read_rows
-from foveate.records.images import BadImage
-from foveate.records.importers.coco_file import CROWD
-from foveate.records.record import Region
+from foveate.records.images import SUFFIXES, BadImage
+from foveate.records.importers.coco import CROWD, Category, make_category
+from foveate.records.importers.files import make_key
+from foveate.records.record import Caption, Region
 from foveate.records.region_sources import OWN_SOURCES, SelectedRegions
+
+# Category of regions without label.
+UNLABELED = "object"
+_ENDING = re.compile(r"\.[A-Za-z0-9]{1,16}")
+
+
+def read_rows(collection: Collection, kind: str, row: int) -> list[dict[str, Any]]:
+    """Return the rows of one image in a table that may not exist."""
+    if kind not in layout.annotation_kinds(collection.path):
+        return []
+    grouped = collection.grouped(kind)
+    start, end = grouped.bounds(row)
+    return grouped.table.slice(start, end - start).to_pylist()
+
+
+class IdAllocator:
+    """Give each entry its imported id if that is unused, else the next unused id."""
+
+    def __init__(self, collection: Collection, kind: str, column: str) -> None:
+        exists = kind in layout.annotation_kinds(collection.path)
+        largest = pc.call_function("max", [collection.table(kind)[column]]).as_py() if exists else None
+        # Above all imported ids: a new entry must not take the id of an imported one that comes later.
+        self._next = max(largest or 0, 0) + 1
+        self._taken: set[int] = set()
+
+    def take(self, known: int | None) -> int:
+        """Return an unused id, `known` if possible."""
+        if known is None or known in self._taken:
+            known, self._next = self._next, self._next + 1
+        self._taken.add(known)
+        return known
+
+
+class ImageNames:
+    """File names and ids of images."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection
+
+    def file_name(self, row: int) -> str:
+        """Return the imported file name if the key is made of it; else key and extension."""
+        key = self.collection.keys[row]
+        for known in read_rows(self.collection, "coco_images", row):
+            name = str(known.get("file_name"))
+            if make_key(name) == key and _ENDING.fullmatch(name[len(key) :]):
+                return name
+        return f"{key}.{SUFFIXES[self.collection.index['format'][row]]}"
+
+    def image_ids(self, selected: list[int]) -> dict[int, int]:
+        """Return the id of each selected row."""
+        free = IdAllocator(self.collection, "coco_images", "image_id")
+        known = {row: read_rows(self.collection, "coco_images", row) for row in selected}
+        return {row: free.take(rows[0]["image_id"] if rows else None) for row, rows in known.items()}
+
+
+class Categories:
+    """Categories of an exported file: imported ones with their ids, and one per new label."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._by_number: dict[int, Category] = {}
+        self._by_name: dict[str, Category] = {}
+        known = [
+            make_category(row["category_id"], row) for row in collection.dataset_table("coco_categories").to_pylist()
+        ]
+        for category in known:
+            if self._by_number.setdefault(category.number, category) is category:
+                self._by_name.setdefault(category.name, category)
+        # Two imported files may use one id for different categories: the first keeps it.
+        for category in known:
+            if category.name not in self._by_name:
+                self._add(make_category(self._free(), category.row))
+
+    def find(self, region: Region, number: int | None) -> Category:
+        """Return the category of a region that was imported with the category id `number`, or with None."""
+        name = region.label or UNLABELED
+        known = None if number is None else self._by_number.get(number)
+        if known is not None and known.name == name:
+            return known
+        if name not in self._by_name:
+            again = number if number is not None and known is None else self._free()
+            self._add(make_category(again, {"name": name}))
+        return self._by_name[name]
+
+    def entries(self) -> Iterator[dict[str, object]]:
+        """Yield the entries of the field `categories`, by id."""
+        for number, category in sorted(self._by_number.items()):
+            row = category.row
+            entry: dict[str, object] = {"id": number, "name": category.name}
+            names = {"supercategory": "supercategory", "synonyms": "synonyms", "definition": "def"}
+            names["frequency"] = "frequency"
+            yield entry | {field: row[name] for name, field in names.items() if row.get(name)}
+
+    def _free(self) -> int:
+        return max([0, *self._by_number]) + 1
+
+    def _add(self, category: Category) -> None:
+        self._by_number[category.number] = category
+        self._by_name[category.name] = category
+
+
+T = TypeVar("T")
 
 COLLECTION_TARGET = True  # `foveate export` offers it
 NO_PHRASE = "(no phrase)"
@@ -119,25 +223,18 @@ def _write_instances(
     collection = names.collection
     categories = Categories(collection)
     image_ids = names.image_ids(selected)
-    free = IdAllocator(collection, "coco_regions", "annotation_id")
 
-    def annotations() -> Iterator[dict[str, object]]:
-        for row in selected:
-            known = {entry["position"]: entry for entry in read_rows(collection, "coco_regions", row)}
-            for position, region in regions.read_numbered(row):
-                export.regions += 1
-                entry = _annotation(collection, row, region, known.get(position, {}), categories)
-                yield {
-                    "id": free.take(known.get(position, {}).get("annotation_id")),
-                    "image_id": image_ids[row],
-                    **entry,
-                }
+    def describe(row: int, region: Region, known: Mapping[str, Any]) -> dict[str, object]:
+        export.regions += 1
+        return _annotation(collection, row, region, known, categories)
 
     _write_object(
         file,
         {
             "images": (_image(collection, row, names, image_ids[row]) for row in selected),
-            "annotations": annotations(),
+            "annotations": _number_entries(
+                collection, "coco_regions", selected, image_ids, regions.read_numbered, describe
+            ),
             # Last, since a region of an unknown category adds one.
             "categories": categories.entries(),
         },
@@ -149,25 +246,43 @@ def _write_captions(
     file: IO[str], collection: Collection, selected: list[int], names: ImageNames, export: CocoExport
 ) -> None:
     image_ids = names.image_ids(selected)
-    free = IdAllocator(collection, "coco_captions", "annotation_id")
 
-    def annotations() -> Iterator[dict[str, object]]:
-        for row in selected:
-            known = {entry["position"]: entry for entry in read_rows(collection, "coco_captions", row)}
-            for position, caption in enumerate(collection.read_captions(row)):
-                export.captions += 1
-                entry: dict[str, object] = {
-                    "id": free.take(known.get(position, {}).get("annotation_id")),
-                    "image_id": image_ids[row],
-                    "caption": caption.text,
-                }
-                # Only what plain COCO does not say is added, so that an imported file comes out as it was.
-                if caption.kind != "caption":
-                    entry["kind"] = caption.kind
-                yield entry | _add_source(collection, row, caption.source)
+    def describe(row: int, caption: Caption, known: Mapping[str, Any]) -> dict[str, object]:
+        export.captions += 1
+        # Only what plain COCO does not say is added, so that an imported file comes out as it was.
+        kind = {} if caption.kind == "caption" else {"kind": caption.kind}
+        return {"caption": caption.text, **kind, **_add_source(collection, row, caption.source)}
+
+    def read(row: int) -> Iterable[tuple[int, Caption]]:
+        return enumerate(collection.read_captions(row))
 
     images = (_image(collection, row, names, image_ids[row]) for row in selected)
-    _write_object(file, {"images": images, "annotations": annotations()}, info=_info(collection))
+    annotations = _number_entries(collection, "coco_captions", selected, image_ids, read, describe)
+    _write_object(file, {"images": images, "annotations": annotations}, info=_info(collection))
+
+
+def _number_entries(
+    collection: Collection,
+    kind: str,
+    selected: list[int],
+    image_ids: Mapping[int, int],
+    read: Callable[[int], Iterable[tuple[int, T]]],
+    describe: Callable[[int, T, Mapping[str, Any]], dict[str, object]],
+) -> Iterator[dict[str, object]]:
+    """Yield the annotations of images, with their imported ids where there are any.
+
+    Args:
+        kind: table of the imported ids.
+        read: row of an image -> (position, annotation).
+        describe: row, annotation and its imported ids -> the other fields of its entry.
+    """
+    free = IdAllocator(collection, kind, "annotation_id")
+    for row in selected:
+        known = {entry["position"]: entry for entry in read_rows(collection, kind, row)}
+        for position, annotation in read(row):
+            ids = known.get(position, {})
+            fields = describe(row, annotation, ids)
+            yield {"id": free.take(ids.get("annotation_id")), "image_id": image_ids[row], **fields}
 
 
 def _info(collection: Collection) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,14 +39,20 @@ from foveate.records.importers.coordinates import (
     list_values,
     pick_evenly,
 )
-from foveate.records.importers.files import file_sample, locate_file, make_key
+from foveate.records.importers.files import (
+    file_sample,
+    find_image_folder,
+    locate_file,
+    make_key,
+    read_annotations,
+    read_head,
+)
+from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import SIZE_TOLERANCE, check_source, import_samples
-from foveate.records.importers.json_files import find_image_folder, read_annotations
 from foveate.records.importers.sample import Problem, Sample, SharedOptions
 from foveate.records.rows import storable
 from foveate.records.shapes import Mask
 
-HEAD_BYTES = 65536
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
 # Fields, parts of messages and marks in texts by which data of LLaVA-Video, ShareGPT4Video, chat templates of
 # transformers and Qwen-VL name a video.
@@ -256,7 +263,7 @@ def import_conversations(
     Args:
         path: the file of the drafts.
         images: folder of images; by default searched near the file, also in its `folders`.
-        coordinates: unit of the regions; see `foveate.records.importers.settings.FormatOptions`.
+        coordinates: unit of the regions; see `foveate.records.importers.formats.FormatOptions`.
         resize_min_pixels, resize_max_pixels, data_group, reference: see there.
         shared: see `SharedOptions`.
 
@@ -396,20 +403,17 @@ def _first_boxes(drafts: Iterable[Draft], root: Path, frame: CoordinateFrame) ->
                     opened[image] = _read_size(image, root)
                 content = opened[image]
                 # A damaged mask is put aside with its conversation; it cannot be drawn.
-                if content is None or isinstance(shape, Mask) and _is_damaged(shape, content[1]):
+                if content is None:
                     continue
-                of_image = replace(
-                    frame, width=content[1][0], height=content[1][1], stated=draft.stated, resized=draft.resized
-                )
+                width, height = content[1]
+                if isinstance(shape, Mask) and find_shape_problem(shape, width=width, height=height) is not None:
+                    continue
+                of_image = replace(frame, width=width, height=height, stated=draft.stated, resized=draft.resized)
                 name = image.names[0] if image.names else "inline image"
                 boxes.append(CheckedBox(shape, of_image, content[0], name, text))
                 if len(boxes) == MAX_CHECKED:
                     return boxes
     return boxes
-
-
-def _is_damaged(mask: Mask, size: tuple[int, int]) -> bool:
-    return find_shape_problem(mask, width=size[0], height=size[1]) is not None
 
 
 def _read_size(image: FileImage, root: Path) -> tuple[Callable[[], bytes], tuple[int, int]] | None:
@@ -466,28 +470,60 @@ def _finish(
     return replace(conversation, turns=tuple(turns))
 
 
-def read_head(source: str, *suffixes: str) -> bytes:
-    """Return the first bytes of a file with one of the suffixes, or nothing."""
-    path = Path(source)
-    if path.suffix.lower() not in suffixes or not path.is_file():
-        return b""
-    with path.open("rb") as file:
-        return file.read(HEAD_BYTES)
-
-
 def run_importer(
     source: str | Path,
     target: str | Path,
-    parse: Callable[..., Draft],
     *,
+    parse: Callable[..., Draft],
+    unit: str | None = None,
+    without_unit: str = "",
     coordinates: str | None = None,
     **options: Any,
 ) -> ImportSummary:
-    """Import a file of conversations with `parse(entry, extract=...)`; `extract` is whether texts may hold regions."""
+    """Import a file of conversations into the collection `target`; see `import_conversations`.
+
+    Args:
+        parse: makes a draft of an entry, as `parse(entry, extract=...)`; `extract` is whether texts may hold regions.
+        unit: of regions without `coordinates`.
+        without_unit: why regions cannot be left in the text, for the error.
+    """
+    if without_unit and coordinates == "none":
+        raise UserError(without_unit)
     path = check_source(Path(source))
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a file of conversations, .json or .jsonl")
+    coordinates = coordinates or unit
     drafts = make_drafts(read_entries(path), lambda entry: parse(entry, extract=coordinates != "none"))
     if not drafts:
         say(f"{path} has no conversations")
     return import_conversations(path, target, drafts, coordinates=coordinates, **options)
+
+
+def make_format(
+    name: str,
+    parse: Callable[..., Draft],
+    evidence: str,
+    *,
+    marks: Sequence[Sequence[bytes]],
+    foreign: Sequence[bytes] = (),
+    suffixes: Sequence[str] = (".json", ".jsonl"),
+    **fixed: str,
+) -> Format:
+    """Make the import format of a file of conversations.
+
+    Args:
+        evidence: of a recognized file; `{mark}` is the first mark of the first group that it has.
+        marks: groups, of each of which the beginning of a file has at least one.
+        foreign: marks of other formats, of which it has none.
+        parse, fixed: see `run_importer`.
+    """
+
+    def recognize(source: str) -> str | None:
+        head = read_head(source, *suffixes)
+        matches = [next((mark for mark in group if mark in head), None) for group in marks]
+        if None in matches or any(mark in head for mark in foreign):
+            return None
+        return evidence.format(mark=(matches[0] or b"").decode())
+
+    run = functools.partial(run_importer, parse=parse, **fixed)
+    return Format(name=name, run=run, recognize=recognize, options=OPTIONS)

@@ -21,8 +21,8 @@ from foveate.core.files import write_bytes_atomically
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import REGION, find_shape_problem
 from foveate.records.images import BadImage, decode
-from foveate.records.importers.regions import CLIP_TOLERANCE
-from foveate.records.importers.settings import Coordinates
+from foveate.records.importers.formats import Coordinates
+from foveate.records.importers.sidecar import CLIP_TOLERANCE
 from foveate.records.shapes import Mask, Point, Shape, Stroke, enclosing_box
 
 MAX_CHECKED = 1000

@@ -16,14 +16,13 @@ import pyarrow as pa
 
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.tables import find_column, need_column
+from foveate.records.images import BadImage
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import file_sample
+from foveate.records.importers.files import file_sample, make_finding
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import import_samples
-from foveate.records.importers.json_files import make_finding
 from foveate.records.importers.sample import IMAGE_SUFFIXES, MAX_BYTES, Sample, SharedOptions
-from foveate.records.importers.table import IMAGES, TEXTS
-from foveate.records.importers.table_files import has_images
+from foveate.records.importers.table import IMAGES, TEXTS, has_images
 
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 _KEY_DIGITS = 32  # 128 bits: no collision in any data set
@@ -75,7 +74,8 @@ def import_datasets(
     columns: dict[str, tuple[str, str | None, str | None]] = {}
     for name, data in parts.items():
         columns[name] = _find_columns(data, image_column, text_column, key_column, source)
-        images[name] = _without_decoding(data, columns[name][0])
+        # Decoded and encoded again, an image would have other bytes, and its key is their hash.
+        images[name] = data.cast_column(columns[name][0], _import_datasets().Image(decode=False))
     return import_samples(
         target,
         _samples(images, columns, Path(source)),
@@ -182,11 +182,6 @@ def _is_image(feature: object) -> bool:
     )
 
 
-def _without_decoding(data: Any, column: str) -> Any:
-    # Decoded and encoded again, an image would have other bytes, and its key is their hash.
-    return data.cast_column(column, _import_datasets().Image(decode=False))
-
-
 def _samples(
     parts: Mapping[str, Any], columns: Mapping[str, tuple[str, str | None, str | None]], source: Path
 ) -> Iterator[Sample]:
@@ -245,8 +240,6 @@ def _find_root(source: Path, path: object) -> Path:
 
 def _read_bytes(sample: Sample) -> bytes:
     """Read the bytes for the key; a file that cannot be read is refused later, with its reason."""
-    from foveate.records.images import BadImage
-
     assert sample.load is not None
     try:
         return sample.load()[: MAX_BYTES + 1]
@@ -274,10 +267,12 @@ def _recognize(source: str) -> str | None:
     return "Parquet files with images in them" if files and has_images(files[0]) else None
 
 
-FORMAT = Format(
-    name="datasets",
-    run=import_datasets,
-    recognize=_recognize,
-    options=("part", "image_column", "text_column", "key_column", "revision"),
-    refusals={"reference": "the images lie inside of the data set's files"},
+FORMATS = (
+    Format(
+        name="datasets",
+        run=import_datasets,
+        recognize=_recognize,
+        options=("part", "image_column", "text_column", "key_column", "revision"),
+        refusals={"reference": "the images lie inside of the data set's files"},
+    ),
 )

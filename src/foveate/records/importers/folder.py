@@ -1,29 +1,44 @@
 """Import a folder of images, each with optional sidecars, and import it again when its files have changed.
 
-The key of `birds/owl.jpg` is `birds/owl`, or `birds/owl.jpg` where another image has that key; see
-`foveate.records.importers.folder_files` for the names of its sidecars and `foveate.records.importers.sidecar` for their
-content. Images without sidecars are imported, too.
+The key of `birds/owl.jpg` is `birds/owl`, or `birds/owl.jpg` where another image has that key. Its texts and objects
+are `birds/owl.txt`, `birds/owl.jpg.txt`, `birds/owl.json`, `birds/owl.jpg.json`, in any case of the extension; the
+files of Google Takeout; and YOLO's labels in a folder `labels` instead of `images`. Their content is described in
+`foveate.records.importers.sidecar`. Images without sidecars are imported, too.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath
 from typing import Unpack
 
 from foveate.core.encodings import decode_text
 from foveate.core.errors import UserError
+from foveate.core.yaml_text import read_yaml
 from foveate.records import layout
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import check_file, make_reader, make_refusal
-from foveate.records.importers.folder_files import ClassNames, FolderFiles, pair_files
+from foveate.records.importers.files import (
+    check_file,
+    count_kinds,
+    get_suffix,
+    list_names,
+    make_finding,
+    make_reader,
+    make_refusal,
+)
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.json_files import make_finding
-from foveate.records.importers.sample import IMAGE_SUFFIXES, Problem, Sample, SharedOptions
-from foveate.records.importers.versions import FolderVersions
+from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample, SharedOptions
+from foveate.records.rows import finish_rows
+from foveate.records.source_files import FileStamps, StampedImage, hash_text, list_ids, stamp_files
+from foveate.records.tables import Provenance
 from foveate.records.writer import CollectionWriter
 
 
@@ -75,8 +90,10 @@ def import_folder(
         allowed = ", ".join(sorted(IMAGE_SUFFIXES))
         links = f"; links to folders are not followed, such as {files.links[0]!r}" if files.links else ""
         raise UserError(f"{source} has no images; expected files that end in {allowed}{links}")
-    if label_from_folder is not None:
-        _check_label(label_from_folder, source, files)
+    if label_from_folder is not None and not label_from_folder.strip():
+        raise UserError("--label-from-folder: expected the name of a label field, such as category")
+    if label_from_folder is not None and all("/" not in image.name for image in files.images):
+        raise UserError(f"--label-from-folder: {source} has no subfolders with images")
     versions = FolderVersions(source, take=update)
 
     def finish(writer: CollectionWriter) -> None:
@@ -102,13 +119,6 @@ def import_folder(
         finish=finish,
         **shared,
     )
-
-
-def _check_label(name: str, source: Path, files: FolderFiles) -> None:
-    if not name.strip():
-        raise UserError("--label-from-folder: expected the name of a label field, such as category")
-    if all("/" not in image.name for image in files.images):
-        raise UserError(f"--label-from-folder: {source} has no subfolders with images")
 
 
 def _samples(
@@ -142,7 +152,7 @@ def _samples(
                     continue
                 read = make_reader(sidecar)
                 readers = sample.texts if is_text else sample.objects
-                readers.append(_read_first_line(read) if is_text and first_line else read)
+                readers.append(partial(_read_first_line, read) if is_text and first_line else read)
         yield sample
 
 
@@ -156,11 +166,8 @@ def _prepare_sample(sample: Sample, path: Path, root: Path, *, label: str | None
         sample.load = make_refusal(problem)
 
 
-def _read_first_line(read: Callable[[], bytes]) -> Callable[[], bytes]:
-    return lambda: _cut_first_line(read())
-
-
-def _cut_first_line(data: bytes) -> bytes:
+def _read_first_line(read: Callable[[], bytes]) -> bytes:
+    data = read()
     with contextlib.suppress(UnicodeDecodeError):
         text, encoding = decode_text(data)
         if encoding in ("utf-16", "utf-32"):
@@ -169,14 +176,257 @@ def _cut_first_line(data: bytes) -> bytes:
     return data.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n").split(b"\n", 1)[0]
 
 
+# Google Takeout since 2024 writes IMG_1.jpg.supplemental-metadata.json and cuts the name before ".json" to 46
+# characters: IMG_1.jpg.supplemental-me.json. Before 2024 it cut long names of images in the same way.
+_TAKEOUT = ".supplemental-metadata"
+_MAX_TAKEOUT_NAME = 46
+_COPY = re.compile(r"(.*)(\(\d+\))")
+_CLASS_FILES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names")
+_MAX_CLASS = 100_000
+
+
+@dataclass(slots=True)
+class ImageFiles:
+    """An image file and its sidecars, by their paths below the folder ("trip/cat.jpg")."""
+
+    name: str
+    texts: list[str] = field(default_factory=list)
+    objects: list[str] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[str]:
+        return [self.name, *self.texts, *self.objects]
+
+
+@dataclass(slots=True)
+class FolderFiles:
+    """The images of a folder in the order of their paths.
+
+    Args:
+        ignored: kind (".md", "hidden") -> number of files that are neither images nor sidecars.
+        class_files: folder -> its file of YOLO's class names.
+        links: to folders; they are not followed.
+    """
+
+    images: list[ImageFiles]
+    ignored: Counter[str]
+    class_files: dict[str, str]
+    links: list[str]
+
+
+def pair_files(source: Path, target: Path) -> FolderFiles:
+    """List the images below `source` with their sidecars; a collection `target` inside of it is left out."""
+    names, links, hidden = list_names(source, target)
+    suffixes = [_split_suffix(name) for name in names]
+    # "trip/cat" and "trip/cat.jpg" -> the sidecars of that name
+    texts: dict[str, list[str]] = {}
+    objects: dict[str, list[str]] = {}
+    for name, suffix in zip(names, suffixes, strict=True):
+        if suffix in ("txt", "json"):
+            sidecars = texts if suffix == "txt" else objects
+            sidecars.setdefault(name[: -len(suffix) - 1], []).append(name)
+    endings = IMAGE_SUFFIXES | REFUSED_SUFFIXES
+    images = []
+    for name, suffix in zip(names, suffixes, strict=True):
+        if suffix not in endings:
+            continue
+        image = ImageFiles(name)
+        images.append(image)
+        stem = name[: -len(suffix) - 1]
+        image.texts = [*texts.get(stem, ()), *texts.get(image.name, ())]
+        image.objects = [*objects.get(stem, ()), *objects.get(image.name, ())]
+        label = _to_yolo_label(stem)
+        if not image.texts and label is not None:
+            image.texts = list(texts.get(label, ()))
+        # Takeout has over 20 possible names per image, so they are tried only if there is JSON but no usual sidecar.
+        if objects and not image.objects:
+            image.objects = [name for base in _list_takeout_names(image.name) for name in objects.get(base, ())][:1]
+    class_files: dict[str, str] = {}
+    for name, suffix in zip(names, suffixes, strict=True):
+        if suffix in ("txt", "yaml", "names"):
+            folder, _, file = name.rpartition("/")
+            if file.lower() in _CLASS_FILES:
+                class_files.setdefault(folder, name)
+    used = {name for image in images for name in image.all} | set(class_files.values())
+    unused = (suffix for name, suffix in zip(names, suffixes, strict=True) if name not in used)
+    return FolderFiles(images, count_kinds(unused, hidden=hidden), class_files, links)
+
+
+def _split_suffix(name: str) -> str:
+    """Return the extension of a path in lower case, without the dot; `os.path.splitext` takes four times as long."""
+    _, dot, suffix = name.rpartition(".")
+    return suffix.lower() if dot and "/" not in suffix else ""
+
+
+def _to_yolo_label(stem: str) -> str | None:
+    """Return where YOLO has the labels of images/train/1: labels/train/1; None without a folder `images`."""
+    parts = stem.split("/")
+    for position in range(len(parts) - 2, -1, -1):
+        if parts[position] == "images":
+            return "/".join([*parts[:position], "labels", *parts[position + 1 :]])
+    return None
+
+
+def _list_takeout_names(name: str) -> Iterator[str]:
+    """Yield the names before ".json" that Google Takeout gives to the file of an image."""
+    folder, file = os.path.split(name)
+    stem, suffix = os.path.splitext(file)
+    copy = _COPY.fullmatch(stem)
+    stem, number = copy.groups() if copy else (stem, "")
+    # An edited copy shares the file of its original.
+    for plain in dict.fromkeys((f"{stem}{suffix}", f"{stem.removesuffix('-edited')}{suffix}")):
+        full = f"{plain}{_TAKEOUT}"
+        lengths = range(len(full), len(plain) - 1, -1) if len(plain) <= _MAX_TAKEOUT_NAME else (_MAX_TAKEOUT_NAME,)
+        for length in lengths:
+            yield os.path.join(folder, f"{full[:length]}{number}")
+
+
+class ClassNames:
+    """The class names of YOLO text files, from the nearest file of names at or above an image."""
+
+    def __init__(self, source: Path, class_files: Mapping[str, str]) -> None:
+        self._source, self._files = source, class_files
+        self._names: dict[str, tuple[str, ...]] = {}
+
+    def find(self, name: str) -> tuple[str, ...]:
+        """Return the class names for a file; () if there are none."""
+        if not self._files:
+            return ()
+        for folder in PurePosixPath(name).parents:
+            file = self._files.get("" if str(folder) == "." else str(folder))
+            if file is not None:
+                if file not in self._names:
+                    self._names[file] = _read_class_names(self._source / file)
+                return self._names[file]
+        return ()
+
+
+def _read_class_names(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = read_yaml(text, where=str(path)) if get_suffix(path) == "yaml" else {"names": text.splitlines()}
+    except (OSError, ValueError, UserError):
+        return ()
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict):
+        indices = [number for number in names if isinstance(number, int) and 0 <= number <= _MAX_CLASS]
+        names = [names.get(number, "") for number in range(1 + max(indices, default=-1))]
+    return tuple(str(name).strip() for name in names) if isinstance(names, list) else ()
+
+
+@dataclass
+class FolderVersions:
+    """The files of one folder against the collection that it was imported into.
+
+    Args:
+        source: the folder.
+        take: write newer versions; otherwise changes are only counted.
+        replaced: samples whose image has other bytes than the collection.
+    """
+
+    source: Path
+    take: bool = False
+    replaced: list[Sample] = field(default_factory=list)
+    _stamps: FileStamps | None = None
+
+    @cached_property
+    def folder(self) -> str:
+        """Hash of the folder's path: a collection that is passed on must not reveal the path of its images."""
+        return hash_text(self.source.resolve())
+
+    @cached_property
+    def _path(self) -> str:
+        return str(self.source)
+
+    def begin(self, writer: CollectionWriter) -> None:
+        """Read what is recorded; finish what a killed run left."""
+        self._stamps = FileStamps(writer.path)
+        # A key with a record but no image: a run was killed while it deleted or replaced the image.
+        unfinished = [key for key in self._stamps if writer.known_sha256(key) is None]
+        if unfinished:
+            writer.forget(unfinished)
+            self._stamps = FileStamps(writer.path)
+
+    @property
+    def stamps(self) -> FileStamps:
+        assert self._stamps is not None, "begin() comes first"
+        return self._stamps
+
+    def assign_keys(self, names: Iterable[str]) -> dict[str, str]:
+        """Return file -> key: its name without extension, or with it where another file has that key.
+
+        A file that was imported keeps its key, whatever came to the folder since.
+        """
+        known = self.stamps.keys_by_file(self.folder)
+        keys = {name: known[name] for name in names if name in known}
+        # Includes the keys of files that are gone: another file must not take the place of their image.
+        used = {*keys.values(), *known.values()}
+        for name in names:
+            if name not in keys:
+                key = next((key for key in (os.path.splitext(name)[0], name) if key not in used), name)
+                keys[name] = key
+                used.add(key)
+        return keys
+
+    def compare(self, sample: Sample, names: Sequence[str], options: Sequence[object]) -> None:
+        """Stamp the files of a sample, and mark it as unchanged if an import recorded the same."""
+        sample.stamp = stamp_files(self.folder, self._path, names, *options)
+        sample.unchanged = self.stamps.is_unchanged(sample.key, sample.stamp)
+
+    def find(self, sample: Sample) -> StampedImage | None:
+        """Return what is recorded of the file of a sample; None if its key belongs to another file or none."""
+        recorded = None if sample.stamp is None else self.stamps.get(sample.key)
+        return recorded if recorded is not None and recorded.stamp.file == sample.source else None
+
+    def note_replaced(self, writer: CollectionWriter, sample: Sample) -> bool:
+        """Note that the file of a sample has other bytes; return False if its key belongs to another folder's image."""
+        recorded = self.find(sample)
+        if recorded is None or recorded.stamp.folder != self.folder or writer.is_removed(sample.key):
+            return False
+        writer.summary.files_replaced += 1
+        self.replaced.append(sample)
+        return True
+
+    def revise(
+        self, writer: CollectionWriter, sample: Sample, rows: Mapping[str, Sequence[Mapping[str, object]]]
+    ) -> None:
+        """Count an image whose sidecars give other rows than are recorded; write them where changes are taken."""
+        recorded, stamp = self.find(sample), sample.stamp
+        if recorded is None or stamp is None:
+            return
+        provenance = Provenance(source=writer.source)
+        ids = list_ids({kind: finish_rows(kind, of_kind, provenance) for kind, of_kind in rows.items()})
+        changed = sorted(ids) != sorted(self.stamps.ids(sample.key))
+        if changed and recorded.stamp.folder != self.folder:
+            return  # a copy of the image in another folder, with texts of its own
+        writer.summary.texts_changed += changed
+        # An unsettled stamp is rewritten even without a change; only a settled one lets an import skip files unread.
+        if self.take and (changed or recorded.stamp != stamp or not recorded.settled):
+            writer.revise(sample.key, stamp, version=recorded.version + 1, rows=rows)
+
+    def list_gone(self, writer: CollectionWriter, names: Iterable[str]) -> list[str]:
+        """Return the keys of images whose files are gone from the folder."""
+        gone = self.stamps.list_gone(self.folder, set(names))
+        return [key for key in gone if writer.known_sha256(key) is not None and not writer.is_removed(key)]
+
+    def list_renamed(self, writer: CollectionWriter, gone: Iterable[str], names: Iterable[str]) -> list[str]:
+        """Return those of the `gone` keys whose image another file of the folder is now."""
+        gone = list(gone)
+        keys = self.assign_keys(list(names)).values() if gone else ()
+        present = {writer.known_sha256(key) for key in keys if not writer.is_removed(key)}
+        return [key for key in gone if writer.known_sha256(key) in present]
+
+
 def _recognize(source: str) -> str | None:
     return "a folder" if Path(source).is_dir() else None
 
 
-FORMAT = Format(
-    name="folder",
-    run=import_folder,
-    recognize=_recognize,
-    options=("group_by", "reference", "first_line", "label_from_folder", "update"),
-    fallback=True,
+FORMATS = (
+    Format(
+        name="folder",
+        run=import_folder,
+        recognize=_recognize,
+        options=("group_by", "reference", "first_line", "label_from_folder", "update"),
+        fallback=True,
+    ),
 )

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.progress import track
 from foveate.records import layout
 from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine, read_image_info
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import get_folder
 from foveate.records.importers.sample import GROUPINGS, MAX_BYTES, Problem, Sample, SharedOptions, Sidecar
 from foveate.records.importers.sidecar import read_sidecars
-from foveate.records.importers.versions import FolderVersions
 from foveate.records.rows import image_rows
 from foveate.records.writer import BYTES_PER_SHARD, IMAGES_PER_SHARD, CollectionWriter
 
+if TYPE_CHECKING:
+    from foveate.records.importers.folder import FolderVersions
+
 # Sides of a shrunk image are rounded to whole pixels, so the two ratios differ slightly.
 SIZE_TOLERANCE = 0.02
+_MAX_WORKERS = 8  # by default, and at most one per core
 _PENDING_PER_WORKER = 4  # enough to hide slow images, few enough to bound memory
-
-
-def default_workers() -> int:
-    """Return the default number of threads that examine images: one per core, at most 8."""
-    return min(8, os.cpu_count() or 1)
 
 
 def check_source(source: Path) -> Path:
@@ -92,7 +90,7 @@ def import_samples(
     # A misspelled keyword of any importer ends here, and would have no effect.
     for keyword in shared.keys() - SharedOptions.__annotations__.keys():
         raise TypeError(f"import: unknown keyword {keyword!r}{nearest(keyword, SharedOptions.__annotations__)}")
-    workers = shared.get("workers") or default_workers()
+    workers = shared.get("workers") or min(_MAX_WORKERS, os.cpu_count() or 1)
     max_pixels = shared.get("max_pixels", MAX_PIXELS)
     with CollectionWriter(
         target,
@@ -125,7 +123,7 @@ def import_samples(
 
 def _apply_options(sample: Sample, *, group_by: str, reference: bool) -> Sample:
     if group_by == "folder":
-        sample.group = sample.group or get_folder(sample.key)
+        sample.group = sample.group or posixpath.dirname(sample.key)
     if not reference:
         sample.location = None
     return sample

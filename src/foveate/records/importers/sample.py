@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, get_args
 
-from foveate.records.file_stamps import FileStamp
-from foveate.records.importers.settings import Grouping
+from foveate.records.importers.formats import Grouping
 from foveate.records.record import Caption, Context, Region
+from foveate.records.source_files import FileStamp
 
 GROUPINGS: tuple[str, ...] = get_args(Grouping)
 

@@ -4,7 +4,7 @@ Text (`.txt`): the whole file is one caption, or boxes where it has the lines of
 list of captions and regions, or an object with, all optional,
 
 - `caption`, `captions` or `alt`: a text, or a list of texts or of objects `{"text", "kind", "source"}`;
-- `regions`: a list, see `foveate.records.importers.regions.read_region`;
+- `regions`: a list, see `read_region`;
 - `labels`: an object of field to value; `group`, `split`, `url`: texts;
 - of Google Takeout `description`, `photoTakenTime`, `geoData`.
 
@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
+import numpy as np
+
 from foveate.core.encodings import decode_text
-from foveate.core.errors import UserError
-from foveate.records.importers.regions import are_fractions, read_region
+from foveate.core.errors import UserError, choose, nearest
+from foveate.records.boxes import EDGE_ROUNDING, Box
 from foveate.records.importers.sample import Problem, Sidecar
-from foveate.records.importers.yolo import has_only_numbers, parse_yolo
 from foveate.records.record import Caption, Context, Region
 from foveate.records.rows import clean_text, has_control_characters
 
@@ -239,13 +241,9 @@ def _add_regions(value: object, size: tuple[int, int], sidecar: Sidecar) -> None
             continue
         sidecar.cleaned += any(map(has_control_characters, texts))
         sidecar.clipped += clipped
-        sidecar.regions.append(_clean(region, sidecar))
+        phrase = _undo_entities(clean_text(region.phrase), sidecar)
+        sidecar.regions.append(Region(region.box, phrase, region.score, *map(clean_text, texts[1:])))
         sidecar.region_indices.append(position)
-
-
-def _clean(region: Region, sidecar: Sidecar) -> Region:
-    texts = map(clean_text, (region.label, region.slice, region.source))
-    return Region(region.box, _undo_entities(clean_text(region.phrase), sidecar), region.score, *texts)
 
 
 def _undo_entities(text: str, sidecar: Sidecar) -> str:
@@ -265,3 +263,171 @@ def _is_storable(text: str) -> bool:
     except UserError:
         return False
     return True
+
+
+BOX_FORMATS = ("xyxy", "xywh")
+BOX_UNITS = ("pixel", "normalized")
+REGION_FIELDS = ("box", "phrase", "format", "unit", "score", "label", "slice", "source")
+# A box may reach out of the image by this fraction of the side and is then clipped. One that reaches further was most
+# likely written in another unit or format, and clipping would hide that.
+CLIP_TOLERANCE = 0.05
+
+
+def are_fractions(regions: Sequence[object]) -> bool:
+    """Whether boxes without a unit must be fractions of the image: none of their numbers is above 1.
+
+    In pixels no such box would have more than one pixel. 1.05 is allowed, as boxes may reach out of the image.
+    """
+    boxes = [raw["box"] for raw in regions if isinstance(raw, Mapping) and "box" in raw and raw.get("unit") is None]
+    entries = [value for box in boxes if isinstance(box, list) for value in box]
+    values = [value for value in entries if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(values) == len(entries) > 0 and all(-CLIP_TOLERANCE <= value <= 1 + CLIP_TOLERANCE for value in values)
+
+
+def read_region(
+    raw: object, *, position: int, width: int, height: int, unit: str = "pixel"
+) -> tuple[Region, bool] | Problem:
+    """Parse one entry of "regions"; return the region and whether its box was clipped, or the problem.
+
+    Args:
+        raw: an object with `box` (four numbers), `phrase` and/or `label`, `format` ("xyxy", the default, or "xywh"),
+            `unit` ("pixel" or "normalized"), `score` in [0, 1], `slice`, `source`.
+        position: number of the entry, for the problem.
+        width, height: of the image after EXIF rotation, in pixels.
+        unit: of a box that states none.
+    """
+    try:
+        if not isinstance(raw, Mapping):
+            raise UserError("a region must be an object with the field 'box'")
+        texts = {name: _get_text(raw, name) for name in ("phrase", "label", "slice", "source")}
+        score = _get_number(raw.get("score", 1.0), "score")
+        if not 0 <= score <= 1:
+            raise UserError(f"field 'score': {score:g} is not in [0, 1]")
+        if not texts["phrase"].strip() and not texts["label"].strip():
+            raise UserError(f"neither field 'phrase' nor 'label' has text{_hint(raw, 'phrase')}")
+        corners = _corners(raw, width=width, height=height, unit=unit)
+    except UserError as error:
+        # Whatever is wrong with the entry: one bad region becomes a finding and never ends the import.
+        return Problem("region", "malformed region", str(error), position)
+    texts["phrase"] = texts["phrase"] if texts["phrase"].strip() else texts["label"]
+    outcome = _fit(corners)
+    if isinstance(outcome, str):
+        listed = ", ".join(f"{corner:.4g}" for corner in corners)
+        detail = f"box ({listed}) in parts of the image's width and height"
+        return Problem("region", outcome, detail, position)
+    box, clipped = outcome
+    return Region(box, texts["phrase"], score, texts["label"], texts["slice"], texts["source"]), clipped
+
+
+def _corners(raw: Mapping[str, object], *, width: int, height: int, unit: str) -> tuple[float, float, float, float]:
+    if "box" not in raw:
+        raise UserError(f"field 'box' is missing{_hint(raw, 'box')}")
+    box = raw["box"]
+    if not isinstance(box, list) or len(box) != 4:
+        raise UserError("field 'box' must be a list of four numbers")
+    x1, y1, x2, y2 = (_get_number(value, "box") for value in box)
+    if choose(_get_text(raw, "format") or "xyxy", BOX_FORMATS, "box format") == "xywh":
+        x2, y2 = x1 + x2, y1 + y2
+    if choose(_get_text(raw, "unit") or unit, BOX_UNITS, "box unit") == "pixel":
+        x1, y1, x2, y2 = x1 / width, y1 / height, x2 / width, y2 / height
+    return x1, y1, x2, y2
+
+
+def _fit(corners: tuple[float, float, float, float]) -> tuple[Box, bool] | str:
+    """Return the box and whether it was clipped, or the reason code why it is refused."""
+    if not all(math.isfinite(corner) for corner in corners):
+        return "box not finite"
+    x1, y1, x2, y2 = corners
+    if x2 < x1 or y2 < y1:
+        return "box inverted"
+    if x2 == x1 or y2 == y1:
+        return "box empty"
+    sticks_out = max(-x1, -y1, x2 - 1, y2 - 1)
+    if sticks_out > CLIP_TOLERANCE or min(x2, y2) <= 0 or max(x1, y1) >= 1:
+        return "box outside the image"
+    x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(1.0, x2), min(1.0, y2)
+    # Corners are stored as float32, in which a very thin box would be empty.
+    if np.float32(x1) >= np.float32(x2) or np.float32(y1) >= np.float32(y2):
+        return "box empty"
+    return Box(x1, y1, x2, y2), sticks_out > EDGE_ROUNDING
+
+
+def _get_text(raw: Mapping[str, object], name: str) -> str:
+    value = raw.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"field {name!r} must be text")
+    return value
+
+
+def _get_number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"field {name!r} must hold numbers")
+    try:
+        return float(value)
+    # JSON integers have any length; one too large for a float lies outside of every image.
+    except OverflowError:
+        return math.inf
+
+
+def _hint(raw: Mapping[str, object], field: str) -> str:
+    """Return the nearest of the unknown fields of an entry, for a misspelled name."""
+    return nearest(field, [str(name) for name in raw if name not in REGION_FIELDS])
+
+
+# "0.0" is what tables of numbers write for a class.
+_CLASS = re.compile(r"([0-9]{1,6})(?:\.0+)?")
+_NUMBER = re.compile(r"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?")
+
+
+def parse_yolo(text: str, class_names: Sequence[str]) -> list[dict[str, object]] | None:
+    """Return the boxes of a YOLO text file as entries of "regions"; None if the text is something else.
+
+    Lines are `class x y width height`, with a score behind it in a detector's output, or `class x1 y1 x2 y2 x3 y3 ...`,
+    the outline of a segment, whose box is returned.
+
+    Args:
+        class_names: name by number of the class; without them phrases are "class 7".
+    """
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    boxes: list[dict[str, object]] = []
+    for fields in lines:
+        values = _parse_numbers(fields)
+        if values is None:
+            return None
+        # An outline has at least three corners: five numbers are a box with its score.
+        if len(values) >= 6 and len(values) % 2 == 0:
+            across, down = values[::2], values[1::2]
+            box = [min(across), min(down), max(across), max(down)]
+        elif len(values) in (4, 5):
+            x, y, width, height = values[:4]
+            box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+        else:
+            return None
+        score = values[4] if len(values) == 5 else 1.0
+        number = int(fields[0].partition(".")[0])
+        name = class_names[number] if number < len(class_names) and class_names[number].strip() else f"class {number}"
+        boxes.append({"box": box, "unit": "normalized", "phrase": name, "label": name, "score": score})
+    return boxes
+
+
+def has_only_numbers(text: str) -> bool:
+    """Whether a text has numbers in each line and nothing else, as a damaged file of YOLO has."""
+    words = text.split()
+    return bool(words) and all(map(_NUMBER.fullmatch, words))
+
+
+def _parse_numbers(fields: Sequence[str]) -> list[float] | None:
+    """Return the numbers of a line behind its class; None if they cannot be those of a box."""
+    if not _CLASS.fullmatch(fields[0]):
+        return None
+    try:
+        values = [float(field) for field in fields[1:]]
+    except ValueError:
+        return None
+    # A caption of numbers, such as "1984 2 4 6 8", is none; what sticks out a little is clipped later.
+    fits = all(-CLIP_TOLERANCE <= value <= 1 + CLIP_TOLERANCE for value in values)
+    return values if fits else None

@@ -14,15 +14,15 @@ from typing import Unpack
 import numpy as np
 import pyarrow as pa
 
+from foveate.core.arrow_tables import open_parquet, read_batches, read_csv_columns, read_table
 from foveate.core.errors import UserError
 from foveate.core.tables import find_column, need_column
+from foveate.core.text_tables import ARROW_SUFFIXES, LINES_SUFFIXES, open_text
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import file_sample
+from foveate.records.importers.files import file_sample, make_finding
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.json_files import make_finding
 from foveate.records.importers.sample import Problem, Sample, SharedOptions
-from foveate.records.importers.table_files import SUFFIXES, has_images, read_column_names, read_columns
 
 PATHS = tuple("path filepath file_path file_name filename file image_path img_path image img picture".split())
 TEXTS = tuple("text caption captions title alt alt_text description sentence sentences txt".split())
@@ -201,14 +201,91 @@ def _regions(column: pa.ChunkedArray, row: int, position: int, sample: Sample) -
         detail = "the cell of the boxes must hold a list of objects"
         sample.problems.append(Problem("region", "malformed region", detail, position))
         return []
-    return [_drop_nulls(region) for region in value or []]
+    # Parquet gives every object all fields of the column, those without a value as null.
+    return [
+        {name: cell for name, cell in region.items() if cell is not None} if isinstance(region, dict) else region
+        for region in value or []
+    ]
 
 
-def _drop_nulls(region: object) -> object:
-    """Drop fields that are null: Parquet gives every object all fields of the column."""
-    if not isinstance(region, dict):
-        return region
-    return {name: value for name, value in region.items() if value is not None}
+SUFFIXES = (".csv", ".tsv", ".parquet")
+"""Endings by which a source is recognized as a table."""
+_SUFFIXES = (*SUFFIXES, *ARROW_SUFFIXES, *LINES_SUFFIXES)
+
+
+def read_column_names(path: Path) -> list[str]:
+    """Return the column names of a table; raise UserError if it cannot be read."""
+    suffix = _get_suffix(path)
+    if suffix == ".parquet":
+        with open_parquet(path) as file:
+            return file.schema_arrow.names
+    return read_table(path).column_names if _is_stored(suffix) else open_text(path).names
+
+
+def read_columns(path: Path, names: list[str]) -> tuple[pa.Table, list[Sample]]:
+    """Read the columns `names`; also return findings about lines with another number of cells than the header.
+
+    Cells of a text file are unchecked bytes.
+
+    Raises:
+        UserError: the table is damaged, or a column has neither text nor lists.
+    """
+    suffix = _get_suffix(path)
+    if _is_stored(suffix):
+        return _read_stored(path, names), []
+    table, bad_rows = read_csv_columns(open_text(path), names)
+    findings = [make_finding(f"row {row.number}", path.name, "row", row.reason, row.detail) for row in bad_rows]
+    return table, findings
+
+
+def has_images(path: Path) -> bool:
+    """Whether a Parquet file contains images, as structs of bytes and path."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    try:
+        with open_parquet(path) as file:
+            schema = file.schema_arrow
+    except UserError:
+        return False
+    return any(pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0 for field in schema)
+
+
+def _get_suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise UserError(f"{path}: expected a table that ends in {', '.join(_SUFFIXES)}")
+    return suffix
+
+
+def _is_stored(suffix: str) -> bool:
+    """Whether cells have types, unlike those of text."""
+    return suffix == ".parquet" or suffix in ARROW_SUFFIXES or suffix in LINES_SUFFIXES
+
+
+def _read_stored(path: Path, names: list[str]) -> pa.Table:
+    if path.suffix.lower() == ".parquet":
+        with open_parquet(path) as file:
+            _check_types(path, file.schema_arrow, names)
+            table = read_batches(file, names)
+    else:
+        table = read_table(path)
+        _check_types(path, table.schema, names)
+    decoded = (
+        table[name].cast(table[name].type.value_type) if pa.types.is_dictionary(table[name].type) else table[name]
+        for name in names
+    )
+    return pa.table(list(decoded), names=names)
+
+
+def _check_types(path: Path, schema: pa.Schema, names: list[str]) -> None:
+    for name in names:
+        kind = schema.field(name).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind)
+        if not text and not lists:
+            raise UserError(f"{path}: column {name!r} has type {kind}; expected text")
 
 
 def _recognize(source: str) -> str | None:
@@ -218,9 +295,11 @@ def _recognize(source: str) -> str | None:
     return None if has_images(path) else f"a {path.suffix.lower()[1:]} table"
 
 
-FORMAT = Format(
-    name="table",
-    run=import_table,
-    recognize=_recognize,
-    options=("images", "path_column", "text_column", "boxes_column", "label_column", "group_by", "reference"),
+FORMATS = (
+    Format(
+        name="table",
+        run=import_table,
+        recognize=_recognize,
+        options=("images", "path_column", "text_column", "boxes_column", "label_column", "group_by", "reference"),
+    ),
 )

@@ -18,10 +18,8 @@ from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, Finding, Turn
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.conversation_file import Draft, FileImage, import_conversations
-from foveate.records.importers.files import file_sample
-from foveate.records.importers.formats import Format
-from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.json_files import (
+from foveate.records.importers.files import (
+    file_sample,
     find_image_folder,
     get_integer,
     get_stated_size,
@@ -29,6 +27,8 @@ from foveate.records.importers.json_files import (
     make_finding,
     read_annotations,
 )
+from foveate.records.importers.formats import Format
+from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import Sample, SharedOptions
 
 _REGIONS = "region_descriptions.json"
@@ -87,7 +87,9 @@ def import_visual_genome(
             raise UserError(f"{folder} has no {name}{nearest(name, names)}")
     entries = _check_list(read_annotations(folder / _IMAGES), folder / _IMAGES)
     if annotated == _RELATIONS:
-        drafts = _draft_relations(_check_list(read_annotations(source), source), entries)
+        by_number = {_get_number(entry): entry for entry in entries if isinstance(entry, Mapping)}
+        relations = _check_list(read_annotations(source), source)
+        drafts = [_draft_image(entry, by_number, position) for position, entry in enumerate(relations)]
         # The same source name as for regions and objects, whose images these are.
         shared["source_name"] = shared.get("source_name") or "visual-genome"
         return import_conversations(
@@ -134,11 +136,6 @@ def _get_name(entry: Mapping[str, Any]) -> object:
     """Return the name of an object, which files give as `name` or as a list `names`."""
     names = entry.get("names")
     return names[0] if isinstance(names, list) and names else entry.get("name")
-
-
-def _draft_relations(annotated: list[Any], images: list[Any]) -> list[Draft]:
-    by_number = {_get_number(entry): entry for entry in images if isinstance(entry, Mapping)}
-    return [_draft_image(entry, by_number, position) for position, entry in enumerate(annotated)]
 
 
 def _draft_image(entry: object, images: Mapping[int | None, Mapping[str, Any]], position: int) -> Draft:
@@ -262,6 +259,11 @@ def _recognize(source: str) -> str | None:
     return path.name if path.is_file() and path.name in (_REGIONS, _OBJECTS, _RELATIONS, _IMAGES) else None
 
 
-FORMAT = Format(
-    name="visual-genome", run=import_visual_genome, recognize=_recognize, options=("images", "data_group", "reference")
+FORMATS = (
+    Format(
+        name="visual-genome",
+        run=import_visual_genome,
+        recognize=_recognize,
+        options=("images", "data_group", "reference"),
+    ),
 )

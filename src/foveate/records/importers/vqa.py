@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.records.conversations import IMAGE, Turn
@@ -22,36 +22,23 @@ from foveate.records.importers.conversation_file import (
     import_conversations,
     make_drafts,
     read_entries,
-    read_head,
 )
+from foveate.records.importers.files import get_integer, get_list, read_annotations, read_head
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source
-from foveate.records.importers.json_files import get_integer, get_list, read_annotations
-from foveate.records.importers.sample import SharedOptions
 
 _FOLDERS = ("train2014", "val2014", "train_images", "png", "documents", "infographics")
 
 
 def import_vqa(
-    source: str | Path,
-    target: str | Path,
-    *,
-    images: str | Path | None = None,
-    answers: str | Path | None = None,
-    data_group: str | None = None,
-    reference: bool = False,
-    **shared: Unpack[SharedOptions],
+    source: str | Path, target: str | Path, *, answers: str | Path | None = None, **options: Any
 ) -> ImportSummary:
     """Import questions, answers and images into the collection `target`.
 
     Args:
         source: the file of questions; the layout is that of its fields.
-        target: collection folder; created if it does not exist.
-        images: folder of images; by default searched near the file.
         answers: VQA's annotations; by default the file beside the questions with `annotations` in its name.
-        data_group: group of the mixture; by default general for VQA, text-rich for the others.
-        reference: see `foveate.records.importers.folder.import_folder`.
-        shared: see `SharedOptions`.
+        options: see `import_conversations`; `data_group` is by default general for VQA, text-rich for the others.
 
     Raises:
         UserError: a file is missing or damaged, or no image is found.
@@ -63,9 +50,7 @@ def import_vqa(
         raise UserError(f"--answers has no effect: {path} has its answers itself")
     else:
         drafts = make_drafts(read_entries(path), _parse_entry)
-    return import_conversations(
-        path, target, drafts, images=images, folders=_FOLDERS, data_group=data_group, reference=reference, **shared
-    )
+    return import_conversations(path, target, drafts, folders=_FOLDERS, **options)
 
 
 def _read_vqa(path: Path, answers: Path | None) -> list[Draft]:
@@ -164,9 +149,11 @@ def _recognize(source: str) -> str | None:
     return None
 
 
-FORMAT = Format(
-    name="vqa",
-    run=import_vqa,
-    recognize=_recognize,
-    options=("images", "answers", "data_group", "reference"),
+FORMATS = (
+    Format(
+        name="vqa",
+        run=import_vqa,
+        recognize=_recognize,
+        options=("images", "answers", "data_group", "reference"),
+    ),
 )

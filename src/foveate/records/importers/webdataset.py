@@ -51,9 +51,10 @@ def import_webdataset(source: str | Path, target: str | Path, **shared: Unpack[S
     """
     shards = list_shards(source)
     samples = itertools.chain.from_iterable(_samples(shard) for shard in track(shards, description="importing shards"))
-    return import_samples(
-        target, samples, default_source=_make_source_name(Path(source)), show_progress=False, **shared
-    )
+    path = Path(source)
+    # The name of the folder of a pattern, or of a file without extensions.
+    name = path.resolve().parent.name if _is_pattern(path.name) else path.resolve().name.split(".")[0]
+    return import_samples(target, samples, default_source=name, show_progress=False, **shared)
 
 
 def list_shards(source: str | Path) -> list[Path]:
@@ -90,13 +91,6 @@ def _expand_braces(pattern: str) -> list[str]:
         for number in digits
         for expanded in _expand_braces(pattern[: match.start()] + number + pattern[match.end() :])
     ]
-
-
-def _make_source_name(path: Path) -> str:
-    """Make the source name from a path: the name of the folder, or of the file without extensions."""
-    if _is_pattern(path.name):
-        return path.resolve().parent.name
-    return path.resolve().name.split(".")[0]
 
 
 def _samples(shard: Path) -> Iterator[Sample]:
@@ -222,4 +216,4 @@ def _is_pattern(source: str) -> bool:
 
 
 _INSIDE = "the images lie inside of tar files"
-FORMAT = Format(name="webdataset", run=import_webdataset, recognize=_recognize, refusals={"reference": _INSIDE})
+FORMATS = (Format(name="webdataset", run=import_webdataset, recognize=_recognize, refusals={"reference": _INSIDE}),)

@@ -21,7 +21,7 @@ from foveate.core.model_folder import WEIGHTS, read_config, read_tensors, write_
 from foveate.core.plugins import load_plugin
 from foveate.species.classes import Classes
 from foveate.species.rows import Floats
-from foveate.survey.events import GAP_SECONDS
+from foveate.survey.hours import GAP_SECONDS
 from foveate.survey.taxa import Taxa
 
 if TYPE_CHECKING:

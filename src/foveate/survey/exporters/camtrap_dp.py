@@ -30,23 +30,20 @@ from foveate.records.collection import Collection
 from foveate.records.images import SUFFIXES
 from foveate.records.importers.files import locate_file
 from foveate.records.importers.sample import Problem
-from foveate.survey.camtrap_checks import Violation
-from foveate.survey.camtrap_schema import TABLES, URL, columns, is_valid_time
-from foveate.survey.coordinates import round_deployments
-from foveate.survey.decisions import Decision, format_comment
+from foveate.survey.camtrap_schema import TABLES, URL, Violation, columns, is_valid_time
+from foveate.survey.deployments import round_deployments
+from foveate.survey.detections import Decision, format_comment
 from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows, format_time
-from foveate.survey.hours import TimeStatus, parse_offset, parse_times
+from foveate.survey.hours import TimeStatus, parse_offset, parse_times, stated_offset
 from foveate.survey.importers.camtrap_dp import BOX_COLUMNS, FILES_TABLE, NAME
 from foveate.survey.importers.camtrap_package import DESCRIPTOR, check_written, refuse
 from foveate.survey.taxa import RANKS, Taxa
 from foveate.survey.types import LEVELS, Deployment, Medium, Observation
 
-
-def _parse_digits(value: object) -> object:
-    return int(value) if isinstance(value, str) and value.isdigit() else value
-
-
-CoordinateDigits = Annotated[Literal[1, 2, 3, "recorded", "drop"], BeforeValidator(_parse_digits)]
+CoordinateDigits = Annotated[
+    Literal[1, 2, 3, "recorded", "drop"],
+    BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdigit() else value),
+]
 SamplingDesign = Literal[
     "simpleRandom", "systematicRandom", "clusteredRandom", "experimental", "targeted", "opportunistic"
 ]
@@ -177,7 +174,9 @@ class _PackageWriter:
     export: CamtrapExport
 
     def __post_init__(self) -> None:
-        self.descriptor = self._read_descriptor()
+        rows = self.rows.collection.dataset_table("survey").to_pylist()
+        descriptors = [json.loads(row["descriptor"]) for row in rows if row["format"] == NAME]
+        self.descriptor = merge_descriptors(descriptors) if descriptors else {}
         self.taxa: dict[str, dict[str, str]] = {}
         self.levels: set[str] = set()
         self.ids: set[str] = set()
@@ -185,11 +184,6 @@ class _PackageWriter:
         self.files = {row["path"] for row in self.rows.collection.dataset_table(FILES_TABLE).to_pylist()}
         # Ids of the media that are written; a medium without a time is left out.
         self.media_ids: dict[str, str] = {}
-
-    def _read_descriptor(self) -> dict[str, Any]:
-        rows = self.rows.collection.dataset_table("survey").to_pylist()
-        descriptors = [json.loads(row["descriptor"]) for row in rows if row["format"] == NAME]
-        return merge_descriptors(descriptors) if descriptors else {}
 
     def write(self, merged: MergedObservations) -> None:
         deployments = self._write_deployments()
@@ -214,17 +208,12 @@ class _PackageWriter:
         digits, entries = self.settings.coordinate_digits, list(self.rows.deployments.values())
         if digits in (1, 2, 3, "drop"):
             entries = round_deployments(entries, digits=digits, precision=self.descriptor.get("coordinatePrecision"))
-        spans = self._spans()
-        rows = [self._deployment_row(entry, spans.get(entry.id, ("", ""))) for entry in entries]
-        self._write_table("deployments", rows)
-        return rows
-
-    def _spans(self) -> dict[str, tuple[str, str]]:
-        """Return the first and last time of each deployment's images."""
         members: dict[str, list[int]] = defaultdict(list)
         for row, name in enumerate(self.rows.media["deployment"].to_pylist()):
             members[name].append(row)
-        return {name: self._span(rows) for name, rows in members.items()}
+        rows = [self._deployment_row(entry, self._span(members[entry.id])) for entry in entries]
+        self._write_table("deployments", rows)
+        return rows
 
     def _span(self, rows: Sequence[int]) -> tuple[str, str]:
         """Return the first and last time of some media; "" where none has one."""
@@ -426,7 +415,11 @@ class _PackageWriter:
             "created": self.created,
             "contributors": people or source.get("contributors") or [],
             "project": {**project, "observationLevel": levels or [*LEVELS]},
-            "temporal": _temporal(deployments),
+            # The dates of the first start and the last end, as written at the place.
+            "temporal": {
+                "start": min((str(row["deploymentStart"])[:10] for row in deployments), default=""),
+                "end": max((str(row["deploymentEnd"])[:10] for row in deployments), default=""),
+            },
             "taxonomic": self._taxonomic(),
         }
         if settings.title or "title" not in source:
@@ -526,12 +519,6 @@ def _locate_further(name: str, stage: Path) -> Path:
     return location[1]
 
 
-def _temporal(deployments: Sequence[Mapping[str, object]]) -> dict[str, str]:
-    """Return the dates of the first start and the last end, as written at the place."""
-    starts, ends = ([str(row[name])[:10] for row in deployments] for name in ("deploymentStart", "deploymentEnd"))
-    return {"start": min(starts, default=""), "end": max(ends, default="")}
-
-
 def _spatial(deployments: Sequence[Mapping[str, object]]) -> dict[str, Any]:
     """Return the GeoJSON box around all deployments, a point where they are at one place."""
     placed = [row for row in deployments if row["latitude"] != "" and row["longitude"] != ""]
@@ -568,14 +555,9 @@ def _complete_time(text: str, deployment: Deployment, *, second: int) -> str:
     times = parse_times([text])
     if times.status_N[0] not in (TimeStatus.OK, TimeStatus.DATE_ONLY):
         return text
-    offset = _stated_offset(deployment) if np.isnan(times.offset_N[0]) else float(times.offset_N[0])
+    offset = stated_offset(deployment) if np.isnan(times.offset_N[0]) else float(times.offset_N[0])
     wall = times.wall_N[0] if times.status_N[0] == TimeStatus.OK else times.midnight_N[0] + second
     return text if np.isnan(offset) else format_time(float(wall), offset)
-
-
-def _stated_offset(deployment: Deployment) -> float:
-    where = f"utc_offset of deployment {deployment.id!r}"
-    return parse_offset(deployment.utc_offset, where=where) if deployment.utc_offset else float("nan")
 
 
 def _complete_event_time(text: str, deployment: Deployment) -> str:
@@ -587,7 +569,7 @@ def _complete_event_time(text: str, deployment: Deployment) -> str:
         moment = datetime.fromisoformat(text)
     except ValueError:
         return text
-    offset = _stated_offset(deployment)
+    offset = stated_offset(deployment)
     if moment.tzinfo is None and not np.isnan(offset):
         moment = moment.replace(tzinfo=timezone(timedelta(seconds=offset)))
     return (moment + timedelta(seconds=deployment.clock_shift)).isoformat(timespec="seconds")

@@ -21,9 +21,9 @@ from foveate.core.files import atomic_file
 from foveate.records.collection import Collection
 from foveate.records.tables import positions
 from foveate.survey.camtrap_schema import is_valid_time
-from foveate.survey.decisions import Decision
-from foveate.survey.hours import Times, local_clock, parse_offset, parse_times
-from foveate.survey.observations import REVIEW_SOURCE, select_current
+from foveate.survey.detections import Decision
+from foveate.survey.hours import Times, local_clock, parse_times, stated_offset
+from foveate.survey.store import REVIEW_SOURCE, list_deployments, select_current, select_last
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Deployment, Medium, Observation
 
@@ -35,8 +35,7 @@ class SurveyRows:
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
-        rows = collection.dataset_table("deployments").to_pylist()
-        self.deployments = {row["id"]: Deployment.from_row(row) for row in rows}
+        self.deployments = {deployment.id: deployment for deployment in list_deployments(collection)}
         self.media = self._read_media()
         if not self.media.num_rows:
             raise UserError(f"collection {collection.name!r} has no camera-trap survey: no image has a row in 'media'")
@@ -44,12 +43,8 @@ class SurveyRows:
             self.deployments.setdefault(name, Deployment(name))
 
     def _read_media(self) -> pa.Table:
-        media, columns = self.collection.table("media"), ["key", "deployment", "sequence", "frame_number"]
-        columns += ["time", "file", "extra"]
-        # The last row of an image holds: reversed, it comes first.
-        newest = media.take(pa.array(np.arange(len(media))[::-1]))
-        newest = newest.filter(pa.array(positions(newest["key"], among=newest["key"]) == np.arange(len(newest))))
-        newest = newest.take(pa.array(np.arange(len(newest))[::-1])).select(columns)
+        columns = ["key", "deployment", "sequence", "frame_number", "time", "file", "extra"]
+        newest = select_last(self.collection.table("media").select(columns))
         absent = self.collection.dataset_table("media_without_image")
         if not absent.num_rows:
             return newest.combine_chunks()
@@ -114,12 +109,8 @@ class SurveyRows:
 
     @cached_property
     def _stated_offset_N(self) -> np.ndarray:
-        stated = {
-            name: parse_offset(entry.utc_offset, where=f"utc_offset of deployment {name!r}")
-            for name, entry in self.deployments.items()
-            if entry.utc_offset
-        }
-        return np.array([stated.get(name, np.nan) for name in self.media["deployment"].to_pylist()], np.float64)
+        stated = {name: stated_offset(entry) for name, entry in self.deployments.items()}
+        return np.array([stated[name] for name in self.media["deployment"].to_pylist()], np.float64)
 
     @cached_property
     def offset_N(self) -> np.ndarray:

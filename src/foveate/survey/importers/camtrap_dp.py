@@ -29,11 +29,19 @@ from foveate.records.record import Region
 from foveate.records.rows import region_row
 from foveate.records.tables import positions
 from foveate.records.writer import CollectionWriter
-from foveate.survey.deployment_table import parse_shift
+from foveate.survey.deployments import parse_shift
 from foveate.survey.hours import parse_offset, parse_times
 from foveate.survey.importers.camtrap_package import DESCRIPTOR, CamtrapPackage, Files, open_package
-from foveate.survey.observations import EMPTY_AND_SPECIES, count_contradictions
-from foveate.survey.store import MOVED, make_context, select_deployments, survey_rows, update_images, write_survey
+from foveate.survey.store import (
+    EMPTY_AND_SPECIES,
+    MOVED,
+    count_contradictions,
+    make_context,
+    select_deployments,
+    survey_rows,
+    update_images,
+    write_survey,
+)
 from foveate.survey.taxa import RANKS, Taxa
 from foveate.survey.types import Deployment, Medium, Observation, media_row, observation_row
 
@@ -220,7 +228,11 @@ class _Survey:
         write_survey(
             writer,
             deployments=self.deployments.values(),
-            event_observations=(make_observation(row, self.taxon_ids) for row in _rows(events)),
+            event_observations=(
+                make_observation(row, self.taxon_ids)
+                for batch in events.to_batches(max_chunksize=_BATCH_ROWS)
+                for row in batch.to_pylist()
+            ),
             format=NAME,
             descriptor=self.package.descriptor,
         )
@@ -275,11 +287,6 @@ def _count_contradictions(observations: pa.Table) -> int:
 def _bare_names(path: str, name: str | None) -> list[str]:
     """Return the names without folder by which an image may be found: `fileName`, then that of `filePath`."""
     return [each for each in dict.fromkeys((name or "", PurePosixPath(path).name)) if each]
-
-
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-        yield from batch.to_pylist()
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
@@ -481,4 +488,6 @@ def _recognize(source: str) -> str | None:
     return None
 
 
-FORMAT = Format(name=NAME, run=import_camtrap_dp, recognize=_recognize, options=("images", "reference"), survey=True)
+FORMATS = (
+    Format(name=NAME, run=import_camtrap_dp, recognize=_recognize, options=("images", "reference"), survey=True),
+)

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 from foveate.core.arrow_tables import read_parquet, read_text_columns
 from foveate.core.errors import UserError, nearest
 from foveate.records.images import BadImage
-from foveate.records.importers.files import check_file, file_sample, locate_file, make_key
-from foveate.records.importers.json_files import read_annotations
+from foveate.records.importers.files import check_file, file_sample, locate_file, make_key, read_annotations
 from foveate.records.importers.sample import MAX_BYTES, Problem, Sample
-from foveate.survey.camtrap_checks import (
+from foveate.survey.camtrap_schema import (
+    TABLES,
     Violation,
     check_package,
     check_references,
@@ -31,7 +31,6 @@ from foveate.survey.camtrap_checks import (
     fill_missing,
     find_doubts,
 )
-from foveate.survey.camtrap_schema import TABLES
 
 DESCRIPTOR = "datapackage.json"
 MAX_TABLE_BYTES = 2**30  # size of an unpacked table: a zip of 1 MB may hold 1 GB of zeros

@@ -6,6 +6,7 @@ come only from EXIF: no file name, file date or folder replaces a missing one.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,12 +18,12 @@ from foveate.core.errors import UserError, nearest
 from foveate.records import layout
 from foveate.records.images import BadImage, read_exif
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.files import check_file, count_kinds, get_suffix, list_files, make_reader, make_refusal
+from foveate.records.importers.files import check_file, count_kinds, get_suffix, list_names, make_reader, make_refusal
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Sample, SharedOptions
 from foveate.records.writer import CollectionWriter
-from foveate.survey.deployment_table import DeploymentTable, read_deployments
+from foveate.survey.deployments import DeploymentTable, read_deployments
 from foveate.survey.store import MOVED, make_context, select_deployments, survey_rows, update_images, write_survey
 from foveate.survey.types import Deployment, Medium
 
@@ -65,7 +66,8 @@ def import_cards(
         raise UserError(f"{source} is a collection already; expected a folder with a folder per camera")
     table_path = source / TABLE if deployments is None else Path(deployments)
     table = read_deployments(table_path)
-    files, hidden = list_files(source, Path(target))
+    names, links, hidden = list_names(source, Path(target))
+    files = [source / name for name in sorted([*names, *links], key=os.fsencode)]
     images = [path for path in files if get_suffix(path) in IMAGE_SUFFIXES | REFUSED_SUFFIXES]
     if not images:
         raise UserError(f"{source} has no images; expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
@@ -244,11 +246,13 @@ def _recognize(source: str) -> str | None:
     return f"a folder with {TABLE}" if (Path(source) / TABLE).is_file() and not packaged else None
 
 
-FORMAT = Format(
-    name=NAME,
-    run=import_cards,
-    recognize=_recognize,
-    options=("deployments", "reference"),
-    by_option="deployments",
-    survey=True,
+FORMATS = (
+    Format(
+        name=NAME,
+        run=import_cards,
+        recognize=_recognize,
+        options=("deployments", "reference"),
+        by_option="deployments",
+        survey=True,
+    ),
 )

@@ -1,10 +1,13 @@
-"""Import COCO Camera Traps: images of cameras with labels of images or whole bursts, and a table of locations.
+"""Import COCO Camera Traps, and iWildCam of WILDS: images of cameras with labels of images or whole bursts.
 
 An image without an annotation is unlabeled, not empty; category 0 is empty. An annotation of a burst
 (`sequence_level_annotation`) means that the burst has the species, not that this frame has it: it becomes one
 observation of the event. The format has no coordinates: they come from a table of deployments.
 
-Source: https://github.com/agentmorris/MegaDetector, "COCO Camera Traps format".
+Of WILDS, metadata.csv has splits, cameras, bursts and times, categories.csv the names of classes.
+
+Source: https://github.com/agentmorris/MegaDetector, "COCO Camera Traps format"; https://github.com/p-lambda/wilds,
+`wilds/datasets/iwildcam_dataset.py` (version 2.0 of the data set).
 """
 
 from __future__ import annotations
@@ -16,27 +19,39 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.tables import find_column, need_column, read_rows
+from foveate.core.text_tables import open_text
 from foveate.records.boxes import EDGE_ROUNDING, Box
 from foveate.records.import_summary import ImportSummary
-from foveate.records.importers.coco_file import is_camera_traps, is_coco, read_head
-from foveate.records.importers.files import file_sample, make_key
-from foveate.records.importers.formats import Format
-from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.json_files import (
+from foveate.records.importers.coco import is_camera_traps, is_coco
+from foveate.records.importers.files import (
+    file_sample,
     find_image_folder,
     get_list,
     get_stated_size,
     is_number,
+    make_key,
     read_annotations,
+    read_head,
 )
+from foveate.records.importers.formats import Format
+from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import Problem, Sample, SharedOptions
 from foveate.records.writer import CollectionWriter
-from foveate.survey.deployment_table import read_deployments
+from foveate.survey.deployments import read_deployments
 from foveate.survey.detections import get_kind
 from foveate.survey.file_index import normalize_path
 from foveate.survey.hours import TimeStatus, parse_times
-from foveate.survey.observations import EMPTY_AND_SPECIES, count_contradictions
-from foveate.survey.store import MOVED, make_context, select_deployments, survey_rows, update_images, write_survey
+from foveate.survey.store import (
+    EMPTY_AND_SPECIES,
+    MOVED,
+    count_contradictions,
+    make_context,
+    select_deployments,
+    survey_rows,
+    update_images,
+    write_survey,
+)
 from foveate.survey.types import Deployment, Medium, Observation, ObservationKind
 
 NAME = "coco-camera-traps"
@@ -82,23 +97,14 @@ def describe_setup(name: str) -> dict[str, str]:
 
 
 def import_coco_camera_traps(
-    source: str | Path,
-    target: str | Path,
-    *,
-    images: str | Path | None = None,
-    deployments: str | Path | None = None,
-    reference: bool = False,
-    **shared: Unpack[SharedOptions],
+    source: str | Path, target: str | Path, *, deployments: str | Path | None = None, **options: Any
 ) -> ImportSummary:
     """Import the images of a COCO Camera Traps file as a survey into the collection `target`.
 
     Args:
         source: the JSON file.
-        target: collection folder; created if it does not exist.
-        images: folder that `file_name` is relative to; by default searched near the file.
         deployments: table of locations, see `read_locations`.
-        reference: leave the files where they are and only refer to them.
-        shared: see `SharedOptions`.
+        options: see `import_survey_file`; `images` is the folder that `file_name` is relative to.
 
     Raises:
         UserError: the file contradicts itself (an annotation of an unknown image or category, an id that occurs
@@ -108,7 +114,7 @@ def import_coco_camera_traps(
     read = read_camera_traps(path)
     read.deployments = make_deployments(read, deployments)
     folders = [path.parent / "images", path.parent, path.parent.parent / "images", path.parent.parent]
-    return import_survey_file(path, read, target, folders, format=NAME, images=images, reference=reference, **shared)
+    return import_survey_file(path, read, target, folders, format=NAME, **options)
 
 
 def import_survey_file(
@@ -118,15 +124,18 @@ def import_survey_file(
     folders: list[Path],
     *,
     format: str,
-    images: str | Path | None,
-    reference: bool,
+    images: str | Path | None = None,
+    reference: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
     """Import the images of an annotation file that was read.
 
     Args:
+        target: collection folder; created if it does not exist.
         folders: where the images may be, if `images` does not say it.
         format: name of the importer.
+        reference: leave the files where they are and only refer to them.
+        shared: see `SharedOptions`.
     """
     requested = None if images is None else Path(images)
     names: list[list[object]] = [[image.file] for image in read.images]
@@ -406,17 +415,102 @@ def _parse_box(entry: Mapping[str, Any], image: SurveyImage, further: Counter[st
 
 
 def _recognize(source: str) -> str | None:
-    path = Path(source)
-    if path.suffix.lower() != ".json" or not path.is_file():
-        return None
-    head = read_head(path)
+    head = read_head(source, ".json")
     return "annotations of camera traps in JSON" if is_coco(head) and is_camera_traps(head) else None
 
 
-FORMAT = Format(
-    name=NAME,
-    run=import_coco_camera_traps,
-    recognize=_recognize,
-    options=("images", "deployments", "reference"),
-    survey=True,
+WILDS = "wilds"
+_NEEDED = ("split", "filename", "y")
+# The names of the data set's files and releases: of the competition first, for these have places.
+_LOCATIONS, _SEQUENCES = ("location", "location_remapped"), ("seq_id", "sequence", "sequence_remapped")
+# "val" and "test" have unseen cameras, id_val and id_test those of the training.
+_SPLITS = {"val": "validation"}
+
+
+def import_wilds(
+    source: str | Path, target: str | Path, *, deployments: str | Path | None = None, **options: Any
+) -> ImportSummary:
+    """Import the images that a metadata.csv of iWildCam2020-WILDS names, with their splits.
+
+    Args:
+        source: metadata.csv, or the folder that has it beside categories.csv.
+        deployments: table of locations, see `read_locations`.
+        options: see `import_survey_file`; `images` is by default `train` beside the table, which has those of all
+            splits.
+
+    Raises:
+        UserError: a table is missing or damaged, lacks a column, or a class has no name; no image is found.
+    """
+    path = check_source(Path(source))
+    path = check_source(path / "metadata.csv") if path.is_dir() else path
+    read = read_wilds(path)
+    read.deployments = make_deployments(read, deployments)
+    folders = [path.parent / "train", path.parent / "images", path.parent]
+    return import_survey_file(path, read, target, folders, format=WILDS, **options)
+
+
+def read_wilds(path: Path) -> SurveyFile:
+    """Read metadata.csv and the categories.csv beside it.
+
+    Raises:
+        UserError: a table is missing or damaged, a file occurs twice, or a class has no name; the error names the row.
+    """
+    table = read_rows(path)
+    columns = table.names
+    used = {name: need_column(columns, (name,), requested=None, option="SOURCE", where=path) for name in _NEEDED}
+    used["location"] = need_column(columns, _LOCATIONS, requested=None, option="SOURCE", where=path)
+    for name, usual in (("sequence", _SEQUENCES), ("datetime", ("datetime",)), ("frame", ("frame_num",))):
+        column = find_column(columns, usual, requested=None, option="SOURCE", where=path)
+        if column is not None:
+            used[name] = column
+    classes = _read_class_names(check_source(path.parent / "categories.csv"))
+    read, seen = SurveyFile(), set()
+    for row, cells in enumerate(table.to_dicts(), start=1):
+        split, file, y, location, sequence, time, frame = (
+            cells[used[name]].strip() if name in used else ""
+            for name in (*_NEEDED, "location", "sequence", "datetime", "frame")
+        )
+        if file in seen:
+            raise UserError(f"{path}: row {row}: filename {file!r} occurs twice")
+        seen.add(file)
+        if y not in classes:
+            raise UserError(f"{path}: row {row}: class y={y!r} has no name in categories.csv{nearest(y, classes)}")
+        # isdecimal, because isdigit accepts superscripts, which int() refuses.
+        frame_number = int(frame) if frame.isdecimal() else None
+        medium = Medium(make_key(normalize_path(file)), location, sequence, frame_number, time, file)
+        # Pass only the name: y numbers the classes of WILDS and is not the category_id of COCO, where 0 is empty.
+        kind, taxon = classify_name(classes[y])
+        about = {"kind": kind, "taxon": taxon, "method": "human", "extra": describe_setup(classes[y])}
+        # The file is the id, since the data set has one label for each file.
+        observation = Observation(file, location, medium.key, sequence, **about)
+        read.images.append(SurveyImage(file, medium, [observation], split=_SPLITS.get(split, split)))
+    read.further[BAD_TIMES] += count_bad_times(read.images)
+    return read
+
+
+def _read_class_names(path: Path) -> dict[str, str]:
+    """Return the name of each class, by its number as text."""
+    table = read_rows(path)
+    number, name = (
+        need_column(table.names, (each,), requested=None, option="categories.csv", where=path) for each in ("y", "name")
+    )
+    rows = [(cells[number].strip(), cells[name].strip()) for cells in table.to_dicts()]
+    return {y: text for y, text in rows if y}
+
+
+def _recognize_wilds(source: str) -> str | None:
+    path = Path(source) / "metadata.csv" if Path(source).is_dir() else Path(source)
+    if path.name != "metadata.csv" or not path.is_file() or not (path.parent / "categories.csv").is_file():
+        return None
+    try:
+        columns = {name.strip() for name in open_text(path).names}
+    except UserError:
+        return None
+    return "metadata.csv of iWildCam-WILDS" if columns.issuperset(_NEEDED) else None
+
+
+_OPTIONS = ("images", "deployments", "reference")
+FORMATS = (
+    Format(name=NAME, run=import_coco_camera_traps, recognize=_recognize, options=_OPTIONS, survey=True),
+    Format(name=WILDS, run=import_wilds, recognize=_recognize_wilds, options=_OPTIONS, survey=True),
 )

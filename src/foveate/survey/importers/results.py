@@ -25,14 +25,14 @@ from foveate.records.annotate import PartWriter, Row, remove_rows, write_results
 from foveate.records.appender import AnnotationAppender, read_parts
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.importers.json_files import read_annotations
+from foveate.records.importers.files import read_annotations
 from foveate.records.record import Region
 from foveate.records.region_sources import detector_source
 from foveate.records.rows import region_row
 from foveate.records.tables import Provenance
 from foveate.survey.detections import ClassLabel, DetectedImage, DetectionResults, ScoredLabel, classify_boxes, get_kind
 from foveate.survey.file_index import FileIndex, is_video
-from foveate.survey.importers import megadetector, speciesnet
+from foveate.survey.importers.result_files import parse_predictions, parse_results
 from foveate.survey.types import Observation, ObservationKind, observation_row
 
 _IMAGES_PER_PART = 5_000  # some 100 MB of rows in memory
@@ -49,13 +49,13 @@ def read_results(path: str | Path) -> DetectionResults:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object with 'images' or 'predictions' (got {type(content).__name__})")
     if "predictions" in content:
-        return speciesnet.parse_predictions(content, path)
+        return parse_predictions(content, path)
     if "images" in content and "annotations" in content:
         raise UserError(f"{path}: has annotations, no detections; expected it as SOURCE, not as --results")
     if "images" not in content:
         hint = nearest("predictions", map(str, content)) or nearest("images", map(str, content))
         raise UserError(f"{path}: has neither 'images' (MegaDetector) nor 'predictions' (SpeciesNet){hint}")
-    return megadetector.parse_results(content, path)
+    return parse_results(content, path)
 
 
 def _share_labels(entry: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import find_shape_problem
-from foveate.records.masks import decode_mask
-from foveate.records.shapes import Mask, Point, Shape, Stroke
+from foveate.records.shapes import Mask, Point, Shape, Stroke, decode_mask
 
 POINT_RADIUS = (5.0, 5.0)
 """Pixels to each side of a point, across and down: 11 x 11 pixels in every image, as in the official code."""

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED, UNVERIFIABLE
 from foveate.records.boxes import Box
-from foveate.records.builtin import families, phrases
+from foveate.records.builtin import families
 from foveate.records.collection import Collection
 from foveate.records.text import split_words
 from foveate_labs.captions.scene_truth import SceneTruth, SceneTruths, Thing, grounds, split_name, vocabulary
@@ -179,7 +179,7 @@ def _parse_at(
     Returns:
         Where to go on, and the relation that is pending then.
     """
-    singular = [phrases.singular(token) for token in tokens[index : index + _LONGEST_NAME]]
+    singular = [families.singular(token) for token in tokens[index : index + _LONGEST_NAME]]
     for name_tokens, name, is_ground in _known_names().get(singular[0], ()):
         if tuple(singular[: len(name_tokens)]) == name_tokens:
             if is_ground:
@@ -258,7 +258,7 @@ _INSIDE, _PERHAPS_INSIDE = 0.95, 0.5
 # Two areas that differ by less count as equally large.
 _SAME_AREA = 0.05
 # Words that say too little to name a part of a thing.
-_FUNCTION_WORDS = phrases.SPLITTERS | families.VARIANT_WORDS | {"a", "an", "the", "and"}
+_FUNCTION_WORDS = families.SPLITTERS | families.VARIANT_WORDS | {"a", "an", "the", "and"}
 
 
 def judge_assertion(assertion: str, truth: SceneTruth) -> str:
@@ -342,11 +342,11 @@ def _matching_things(phrase: str, truth: SceneTruth) -> list[Thing]:
     exact = [thing for thing in truth.things if thing.phrase == phrase]
     if exact:
         return exact
-    head, name_words = phrases.head_noun(phrase), _name_words(phrase)
+    head, name_words = families.head_noun(phrase), _name_words(phrase)
     return [
         thing
         for thing in truth.things
-        if phrases.head_noun(thing.phrase) == head and name_words <= _name_words(thing.phrase)
+        if families.head_noun(thing.phrase) == head and name_words <= _name_words(thing.phrase)
     ]
 
 

@@ -25,7 +25,7 @@ from foveate.core.errors import UserError, choose
 from foveate.core.files import atomic_file, commit_atomically
 from foveate.core.seeds import generator, integer
 from foveate.records.boxes import PixelBox
-from foveate.records.masks import mask_bounds
+from foveate.records.shapes import mask_bounds
 from foveate_labs.worlds.builtin import Cutout
 from foveate_labs.worlds.scenes import pools
 from foveate_labs.worlds.scenes.compose import Finish, Layer, apply_finish, paste

@@ -14,8 +14,7 @@ import numpy as np
 
 from foveate.core.errors import UserError, choose
 from foveate.core.seeds import generator
-from foveate.records.builtin.families import PEOPLE_WORDS
-from foveate.records.builtin.phrases import singular
+from foveate.records.builtin.families import PEOPLE_WORDS, singular
 from foveate.records.text import split_words
 from foveate_labs.worlds.builtin import SEEN, UNSEEN, Cutout
 from foveate_labs.worlds.scenes import pools

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from foveate.records.boxes import Box
-from foveate.records.builtin.phrases import SPLITTERS, head_noun, singular
+from foveate.records.builtin.families import SPLITTERS, head_noun, singular
 from foveate.records.text import split_words
 
 # Relations between the boxes of a scene: left of, above, inside, overlapping.

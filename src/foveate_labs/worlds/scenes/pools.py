@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.core.errors import UserError, choose, nearest
-from foveate.records.builtin import phrases, tables
+from foveate.records.builtin import families
 from foveate.records.text import split_words
 from foveate_labs.worlds import builtin
 from foveate_labs.worlds.builtin import Cutout, load_cutouts
@@ -84,14 +84,14 @@ def load_distractors(split: str) -> tuple[Cutout, ...]:
     be unlabeled images of a named thing.
     """
     choose(split, SPLITS, "split")
-    titles = {row["key"]: " ".join([row["title"], *row["keywords"]]) for row in tables.rows("clipart")}
+    titles = {row["key"]: " ".join([row["title"], *row["keywords"]]) for row in families.rows("clipart")}
     known = builtin.informative_heads()
     held_out = split == "test"
     unnamed = []
     for cutout in load_cutouts():
         if cutout.slice != "unnamed" or not cutout.subcategory.startswith(_DISTRACTOR_FOLDERS):
             continue
-        title_words = {phrases.singular(word) for word in split_words(titles[cutout.id], style="letters")}
+        title_words = {families.singular(word) for word in split_words(titles[cutout.id], style="letters")}
         if (builtin.assign_split(cutout.id) == "test") == held_out and not title_words & known:
             unnamed.append(cutout)
     return tuple(unnamed)

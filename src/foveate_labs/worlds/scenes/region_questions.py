@@ -17,8 +17,7 @@ from foveate.core.errors import choose as check_choice
 from foveate.core.seeds import uniform
 from foveate.multimodal.questions import expand
 from foveate.records.boxes import raster_key
-from foveate.records.masks import encode_mask
-from foveate.records.shapes import Mask, Shape
+from foveate.records.shapes import Mask, Shape, encode_mask
 from foveate_labs.worlds.questions import Form, Question
 from foveate_labs.worlds.scenes import pools
 from foveate_labs.worlds.scenes.contrasts import draw_contrast

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from foveate.core.errors import UserError, choose
 from foveate.core.seeds import generator
 from foveate.records.boxes import Box, PixelBox
-from foveate.records.builtin.phrases import head_noun, names_a_side, singular
-from foveate.records.masks import mask_bounds
+from foveate.records.builtin.families import head_noun, names_a_side, singular
 from foveate.records.record import Caption
+from foveate.records.shapes import mask_bounds
 from foveate.records.text import split_words
 from foveate_labs.worlds.builtin import SEEN, UNSEEN, UNSEEN_KIND, Cutout
 from foveate_labs.worlds.scenes import language, pools

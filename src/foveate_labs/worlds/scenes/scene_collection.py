@@ -11,8 +11,8 @@ from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.core.progress import track
-from foveate.records.masks import encode_mask
 from foveate.records.record import Caption, Region
+from foveate.records.shapes import encode_mask
 from foveate.records.writer import CollectionWriter
 from foveate_labs.worlds.asked_images import draw_in_processes
 from foveate_labs.worlds.builtin import build_clipart, build_emoji, jpeg

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from foveate.core.seeds import generator, integer
 from foveate.records.boxes import Box, PixelBox
-from foveate.records.masks import mask_bounds
+from foveate.records.shapes import mask_bounds
 from foveate_labs.worlds.builtin import Cutout
 from foveate_labs.worlds.scenes import grounds
 from foveate_labs.worlds.scenes.compose import Finish, Layer, apply_finish, make_layer, paste

@@ -1,6 +1,7 @@
-"""Export a survey as the image table of a batch upload to Wildlife Insights (`images.csv`).
+"""Export the labels of a survey's images as one table: a flat CSV, or the batch upload of Wildlife Insights.
 
-Projects, cameras and deployments are made on the site; this table refers to them by their ids.
+The flat CSV has a line per image and taxon, for spreadsheets and R. `images.csv` of a batch upload refers to projects,
+cameras and deployments, which are made on the site, by their ids.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
-from foveate.survey.decisions import Decision
+from foveate.survey.detections import Decision
 from foveate.survey.exporters.survey_rows import (
     ImageLabel,
     MergedObservations,
@@ -24,7 +25,52 @@ from foveate.survey.exporters.survey_rows import (
 )
 from foveate.survey.taxa import Taxa
 
-COLUMNS = (
+CSV_COLUMNS = ("file", "sequence", "deployment", "datetime", "taxon", "rank", "score", "source")
+
+
+def export_observations_csv(
+    collection: Collection,
+    path: str | Path,
+    *,
+    decisions: Sequence[Decision] | None = None,
+    events: Mapping[str, Sequence[str]] | None = None,
+    taxa: Taxa | None = None,
+) -> int:
+    """Write the labels of a survey's images to a CSV file, atomically; return the number of lines.
+
+    `taxon` is a scientific name, or blank, human, vehicle, unknown or unclassified; `datetime` is the time after the
+    shift of the clock, at the place where the deployment states its offset. No coordinates are written.
+
+    Args:
+        decisions, events: see `foveate.survey.exporters.camtrap_dp.export_camtrap_dp`.
+        taxa: for the ranks of imported rows; by default the collection's.
+
+    Raises:
+        UserError: there is no survey, or a decision is about an unknown image or event.
+    """
+    rows = SurveyRows(collection)
+    merged = MergedObservations(rows, decisions, events)
+    files, deployments = (rows.media[name].to_pylist() for name in ("file", "deployment"))
+    keys, count = list(rows.keys), 0
+    with csv_rows(Path(path), CSV_COLUMNS) as writer:
+        for label in list_image_labels(merged, taxa=taxa, classifier=""):
+            values = (
+                # Forward slashes everywhere: the source may have been written on Windows.
+                (files[label.row] or keys[label.row]).replace("\\", "/"),
+                label.sequence,
+                deployments[label.row],
+                rows.local_times[label.row],
+                label.taxon or label.kind,
+                label.rank,
+                "" if label.probability is None else f"{label.probability:.6g}",
+                label.source,
+            )
+            writer.writerow(dict(zip(CSV_COLUMNS, values, strict=True)))
+            count += 1
+    return count
+
+
+UPLOAD_COLUMNS = (
     "project_id",
     "deployment_id",
     "image_id",
@@ -99,7 +145,7 @@ def export_wildlife_insights(
     known = taxa or Taxa.from_rows(collection.dataset_table("taxa").to_pylist())
     columns = {name: rows.media[name].to_pylist() for name in ("key", "file", "deployment")}
     export = WildlifeInsightsExport()
-    with csv_rows(Path(path), COLUMNS) as writer:
+    with csv_rows(Path(path), UPLOAD_COLUMNS) as writer:
         for label in list_image_labels(merged, taxa=known, classifier=classifier):
             # The clock at the place, without its offset.
             time = format_time(float(rows.local_clock_N[label.row]), float("nan")).replace("T", " ")
@@ -113,7 +159,7 @@ def export_wildlife_insights(
                 export.left_out["species of an image that is called empty"] += 1
             location = (file or key).replace("\\", "/")
             writer.writerow(
-                dict.fromkeys(COLUMNS, "")
+                dict.fromkeys(UPLOAD_COLUMNS, "")
                 | _name_taxon(label, known)
                 | {
                     "project_id": project,

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
-from foveate.records import clip_search as search
-from foveate.records.video_questions import VideoQuestion, load_set, read_rows
+from foveate.video.questions import VideoQuestion, find_clips, load_set, read_rows
 from foveate.video.sets import SETS
 from naming import raises_naming
 
@@ -48,8 +47,8 @@ def read(name: str, path: Path) -> list[VideoQuestion]:
     return load_set(name).read(path)
 
 
-def find_clips(folder: Path, questions: Sequence[VideoQuestion]) -> dict[str, Path]:
-    return search.find_clips(folder, {question.id: question.clip for question in questions})
+def find_question_clips(folder: Path, questions: Sequence[VideoQuestion]) -> dict[str, Path]:
+    return find_clips(folder, {question.id: question.clip for question in questions})
 
 
 NEXT = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4"
@@ -73,10 +72,10 @@ def test_nextqa_finds_nested_videos_by_its_map(tmp_path: Path) -> None:
     # The same number in another folder is another video: the map's path comes first.
     touch(tmp_path / "videos", "1106/40100.mp4", "0001/40100.mp4")
     questions = read("nextqa", path)
-    assert find_clips(tmp_path / "videos", questions)["40100_6"] == tmp_path / "videos/1106/40100.mp4"
+    assert find_question_clips(tmp_path / "videos", questions)["40100_6"] == tmp_path / "videos/1106/40100.mp4"
     (tmp_path / "map_vid_vidorID.json").unlink()
     with raises_naming(UserError, "40100", "1106/40100.mp4", "0001/40100.mp4"):
-        find_clips(tmp_path / "videos", read("nextqa", path))
+        find_question_clips(tmp_path / "videos", read("nextqa", path))
 
 
 def test_the_lists_of_ig_vlm_have_numbers_or_texts_of_answers(tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ def test_msvd_knows_both_names_of_a_clip(tmp_path: Path) -> None:
     (question,) = read("msvd", path)
     assert (question.id, question.clip, question.answer) == ("30933", ("bQJ_162_169", "vid1201"), "man")
     touch(tmp_path / "videos", "vid1201.avi")
-    assert find_clips(tmp_path / "videos", [question])["30933"].name == "vid1201.avi"
+    assert find_question_clips(tmp_path / "videos", [question])["30933"].name == "vid1201.avi"
     row = (1, 1201, "man", "who?", "bQJ_162_169", "1201_30933", 0)
     assert read("msvd", write_table(tmp_path / "MSVD_QA.csv", OPEN_IG, row))[0].clip == question.clip
     (tmp_path / "youtube_mapping.txt").write_bytes(b"\xff\xfe\x00")
@@ -234,7 +233,7 @@ def test_own_questions(tmp_path: Path) -> None:
     assert (second.id, second.kind, second.correct, third.correct) == ("2", "", 1, 0)
     assert fourth.problem == "it has no answer and no question"
     touch(tmp_path / "videos", "trips/taxi.webm", "other/taxi.mp4")
-    assert find_clips(tmp_path / "videos", [first])["x"].name == "taxi.webm"
+    assert find_question_clips(tmp_path / "videos", [first])["x"].name == "taxi.webm"
     for line, names in (
         ({"video": "a", "queston": "b"}, ("line 1", "queston", "question")),
         ({"video": "a", "question": 3}, ("line 1", "question", "3")),
@@ -261,15 +260,15 @@ def test_clips_are_files_or_folders_of_images(tmp_path: Path) -> None:
     os.symlink(tmp_path / "deep", tmp_path / "deep/er/round")
     base = load_set("own").read(_write_lines(tmp_path / "q.jsonl", "a"))[0]
     questions = [replace(base, id=name, clip=(name,)) for name in "abcd"]
-    clips = find_clips(tmp_path, questions)
+    clips = find_question_clips(tmp_path, questions)
     assert {name: path.relative_to(tmp_path).as_posix() for name, path in clips.items()} == {
         "a": "deep/er/a.MP4", "b": "frames/b", "d": "d.gif",
     }  # fmt: skip
     # Another folder may hold another clip of the name at the end of a path.
     paths = [replace(base, id=name, clip=(name,)) for name in ("deep/er/a", "frames/a", "a/b")]
-    assert find_clips(tmp_path, paths) == {"deep/er/a": tmp_path / "deep/er/a.MP4"}
+    assert find_question_clips(tmp_path, paths) == {"deep/er/a": tmp_path / "deep/er/a.MP4"}
     with raises_naming(UserError, tmp_path / "none"):
-        find_clips(tmp_path / "none", questions)
+        find_question_clips(tmp_path / "none", questions)
 
 
 def _write_lines(path: Path, video: str) -> Path:
