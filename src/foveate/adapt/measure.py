@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from foveate.adapt.fit import original_features
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.probe import original_features
 from foveate.adapt.recipe import AdaptRecipe
 from foveate.adapt.results import TuningGain
 from foveate.core.progress import silent
