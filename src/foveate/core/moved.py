@@ -59,6 +59,15 @@ foveate.serve foveate.serve.answering: metrics
 foveate.serve foveate.serve.bodies: parsing
 foveate.serve foveate.serve.media: mp4_index
 foveate.serve foveate.serve.run: log
+foveate.species foveate.species.links: baselines fold numeric
+foveate.species foveate.species.passes: task
+foveate.species foveate.species.review: corrections
+foveate.species foveate.species.sources: feature_files
+foveate.species foveate.species.stages.pooling: smoothing
+foveate.species foveate.species.taxonomy: classes matching
+foveate.species.scores foveate.species.score: complex conve distmult
+foveate.species.stages foveate.species.stages.prior: temperature
+foveate.species.stages foveate.species.stages.rollup: threshold
 foveate.video foveate.video.evaluate: answer_rows
 foveate.video foveate.video.score_table: judging scores
 foveate.video foveate.video.strategies: grammar

@@ -18,11 +18,11 @@ from foveate.records import tables
 from foveate.records.boxes import Box
 from foveate.records.region_sources import DETECTED as DETECTED_SOURCE
 from foveate.records.region_sources import detector_source
-from foveate.species.classes import NON_ANIMALS, add_labels
 from foveate.species.decisions import Decisions, decide, prepare_stages
 from foveate.species.predictions import DECIDE, DECISIONS, Predictions
 from foveate.species.rows import ABSTAINED, DETECTED, FAILED, Detections
 from foveate.species.stages.detector import LABELS as DETECTOR_LABELS
+from foveate.species.taxonomy import NON_ANIMALS, add_labels
 from foveate.survey.decisions import Decision
 from foveate.survey.detections import get_kind
 from foveate.survey.events import GAP_SECONDS, Events

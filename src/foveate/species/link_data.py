@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, choose
 from foveate.records.collection import Collection
-from foveate.species.classes import Classes
 from foveate.species.graph import SpeciesGraph
 from foveate.species.links import Relation
 from foveate.species.passes import LinkRows
 from foveate.species.recipe import CONTEXTS, Context, LinkTraining, SpeciesData
+from foveate.species.taxonomy import Classes
 from foveate.species.triples import PLACE_DIGITS
 from foveate.survey.taxa import Taxa
 

@@ -32,8 +32,8 @@ from foveate.core.version import __version__
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.images import is_passing
-from foveate.species.classes import Classes
 from foveate.species.rows import StoredRows
+from foveate.species.taxonomy import Classes
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
 
