@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from foveate.adapt.find_backbone import map_backbone
+from foveate.adapt.adapter import list_matches
+from foveate.adapt.backbones import map_backbone
 from foveate.adapt.folder import find_adapter_folder, load_adapter, read_adapter_config, save_adapter
 from foveate.adapt.heads import describe_head, num_classes
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone, parse_backbone
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.parameter_summary import list_matches
 from foveate.adapt.peft_format import add_peft, export_peft, has_head
 from foveate.adapt.results import ImportResult, MergeResult, TrainedParameters
 from foveate.core.errors import UserError

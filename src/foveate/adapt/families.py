@@ -104,6 +104,20 @@ _SIGLIP = {
     "final_norm": "post_layernorm",
     "patch": "embeddings.patch_embedding",
 }
+# Towers whose sizes are read from their own attributes (`foveate.adapt.backbones`). CLIP has no module between sublayer
+# and addition, so the sublayer itself is its end; in open_clip it is LayerScale, an identity where a tower has none.
+CLIP_TOWER = {"block": "encoder.layers.*", **_SIGLIP}
+OPEN_CLIP_TOWER = {
+    "block": "transformer.resblocks.*",
+    "norm1": "ln_1",
+    "norm2": "ln_2",
+    "fc1": "mlp.c_fc",
+    "fc2": "mlp.c_proj",
+    "attention": "attn",
+    "mlp": "mlp",
+    "attention_end": "ls_1",
+    "mlp_end": "ls_2",
+}
 _LAYERS, _ENCODER_LAYERS, _ENCODER_LAYER = "layers.*", "encoder.layers.*", "encoder.layer.*"
 _VIT = {"block": f"{_LAYERS}|{_ENCODER_LAYER}", **_TRANSFORMERS}
 

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import MethodSettings
+from foveate.adapt.adapter import MethodSettings, list_matches
 from foveate.adapt.heads import build_head, describe_head
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.parameter_summary import list_matches
 from foveate.adapt.peft_format import add_peft
 from foveate.adapt.registry import parse_settings
 from foveate.core.errors import UserError

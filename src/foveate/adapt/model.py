@@ -20,12 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import Adapter, MethodSettings, NativeAdapter, ParameterSwap
-from foveate.adapt.find_backbone import map_backbone
+from foveate.adapt.adapter import (
+    Adapter,
+    MethodSettings,
+    NativeAdapter,
+    ParameterCounts,
+    ParameterSwap,
+    count_parameters,
+    format_summary,
+)
+from foveate.adapt.backbones import map_backbone
 from foveate.adapt.heads import describe_head, head_width, new_head, num_classes
-from foveate.adapt.parameter_summary import ParameterCounts, count_parameters, format_summary
-from foveate.adapt.registry import get_method, parse_settings
-from foveate.adapt.requirements import check_carried
+from foveate.adapt.registry import check_carried, get_method, parse_settings
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.progress import say

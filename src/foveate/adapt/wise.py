@@ -39,10 +39,9 @@ from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.methods.lora import LoraAdapter
 from foveate.adapt.methods.subsets import SubsetSettings
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.recipe import AdaptData
+from foveate.adapt.recipe import AdaptData, WiseSettings
 from foveate.adapt.registry import get_method
 from foveate.adapt.results import SavedModel, WisePoint, WiseRecommendation, WiseResult, WiseSet
-from foveate.adapt.settings import WiseSettings
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
 from foveate.core.results import Value

@@ -12,10 +12,15 @@ from types import ModuleType
 # Modules that have become a part of another: their package, the module that has their names now, and their old names.
 # A text and no mapping: every start of the command line would compile that anew where bytecode is not kept.
 _MERGED = """\
-foveate.adapt foveate.adapt.adapter: parameter_swap
+foveate.adapt foveate.adapt.adapter: parameter_summary parameter_swap
+foveate.adapt foveate.adapt.backbones: find_backbone
+foveate.adapt foveate.adapt.fit: probe
 foveate.adapt foveate.adapt.methods.bottlenecks: bottleneck
 foveate.adapt foveate.adapt.methods.fact: fact
 foveate.adapt foveate.adapt.methods.vpt: prompts
+foveate.adapt foveate.adapt.recipe: settings
+foveate.adapt foveate.adapt.registry: requirements
+foveate.adapt foveate.adapt.train: measure
 foveate.adapt foveate.adapt.wise: robustness
 foveate.adapt.compare foveate.adapt.compare.comparison: splits
 foveate.adapt.compare foveate.adapt.compare.pricing: plan
