@@ -294,7 +294,17 @@ def trainable_names(backbone: Backbone) -> list[str]:
     return [name for name in backbone.tower_parameters() if name not in backbone.unused]
 
 
-def select_blocks(backbone: Backbone, settings: BranchSettings) -> tuple[Block, ...]:
+class BlockSettings(Protocol):
+    """Settings of a method that may act on the last blocks alone; see `BranchSettings.last_blocks`."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def last_blocks(self) -> int | None: ...
+
+
+def select_blocks(backbone: Backbone, settings: BlockSettings) -> tuple[Block, ...]:
     """Return the blocks that a method changes.
 
     Raises:
