@@ -108,28 +108,38 @@ def _by_table(model: Any) -> Backbone | None:
     }
     # A subclass has the blocks of its parent, under the same names.
     keys = (f"timm.{parent.__name__}" for parent in type(model).__mro__)
-    family = next((FAMILIES[key] for key in keys if key in FAMILIES), None)
-    blocks, install = [], None
-    if family is not None:
-        blocks, install = map_blocks(model, family.modules, one_input=family.one_input, ordered=family.ordered)
-    if family is None or install is None or not blocks:
+    fields = _read_family(next((FAMILIES[key] for key in keys if key in FAMILIES), None), model)
+    if not fields:
         return Backbone(family="cnn", **shared)
     patches = getattr(model, "patch_embed", None)
     grid, size = getattr(patches, "grid_size", None), getattr(patches, "patch_size", None)
     return Backbone(
         family="timm",
-        **shared,
-        blocks=tuple(blocks),
-        width=blocks[-1].width,
+        **{**fields, **shared},
         grid=(0, 0) if grid is None else (int(grid[0]), int(grid[1])),
         patch_size=0 if size is None else size if isinstance(size, int) else int(size[0]),
         prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
-        patch=find_module(model, family.modules.get("patch", "")),
-        final_norm=find_module(model, family.modules.get("final_norm", "")),
-        tokens=family.tokens,
-        norms=family.norms,
-        install=install,
     )
+
+
+def _read_family(family: Family | None, tower: nn.Module, *, root: str = "") -> dict[str, Any]:
+    """Return the fields of a map that a row of the table gives; none without a row, or where no block fits it."""
+    if family is None:
+        return {}
+    blocks, install = map_blocks(tower, family.modules, prefix=root, one_input=family.one_input, ordered=family.ordered)
+    if not blocks:
+        return {}
+    return {
+        "blocks": tuple(blocks),
+        "width": blocks[-1].width,
+        "patch": find_module(tower, family.modules.get("patch", "")),
+        "positions": family.positions and (root + family.positions[0], *family.positions[1:]),
+        "final_norm": find_module(tower, family.modules.get("final_norm", "")),
+        "unused": tuple(root + name for name in family.unused),
+        "tokens": family.tokens,
+        "norms": family.norms,
+        "install": install,
+    }
 
 
 # Vision towers of open_clip: its own ViT, or a ViT of timm; alone or within a CLIP model.
@@ -158,6 +168,7 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
     if trunk is not None:
         inner = _map_timm(trunk)
         if inner is not None:
+            linear = [module for module in visual.head.modules() if isinstance(module, nn.Linear)]
             positions = inner.positions and (f"{root}trunk.{inner.positions[0]}", *inner.positions[1:])
             return dataclasses.replace(
                 inner,
@@ -167,7 +178,8 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
                 # The whole tower, not the trunk: open_clip's projection behind it belongs to the features.
                 features=visual,
                 forward_original=visual,
-                features_dim=_width_of(visual, inner.features_dim),
+                # The last linear layer of timm's head is the projection to the joint embedding.
+                features_dim=linear[-1].out_features if linear else inner.features_dim,
                 blocks=tuple(dataclasses.replace(b, name=f"{root}trunk.{b.name}") for b in inner.blocks),
                 positions=positions,
                 classifier="",
@@ -214,12 +226,6 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
     )
 
 
-def _width_of(visual: Any, inner: int) -> int:
-    # The last linear layer of timm's head is the projection to the joint embedding.
-    linear = [module for module in visual.head.modules() if isinstance(module, nn.Linear)]
-    return linear[-1].out_features if linear else inner
-
-
 # Classifiers of torchvision: blocks by `foveate.adapt.families`, features what the last linear layer reads.
 
 
@@ -230,9 +236,8 @@ def _map_torchvision(model: nn.Module) -> Backbone | None:
     head = last_linear(model)
     if not head:
         return None
-    family = FAMILIES.get(f"torchvision.{type(model).__name__}")
-    blocks, install = map_blocks(model, family.modules) if family else ([], None)
-    if family is None or install is None or not blocks:
+    fields = _read_family(FAMILIES.get(f"torchvision.{type(model).__name__}"), model)
+    if not fields:
         return map_by_head(model, head, family="torchvision")
     network: Any = model
     side, patch = int(getattr(network, "image_size", 0)), int(getattr(network, "patch_size", 0))
@@ -240,17 +245,10 @@ def _map_torchvision(model: nn.Module) -> Backbone | None:
         model,
         head,
         family="torchvision",
-        blocks=tuple(blocks),
-        width=blocks[-1].width,
+        **fields,
         grid=(side // patch,) * 2 if patch else (0, 0),
         patch_size=patch,
         prefix_tokens=int(hasattr(model, "class_token")),
-        patch=find_module(model, family.modules.get("patch", "")),
-        positions=family.positions,
-        final_norm=find_module(model, family.modules.get("final_norm", "")),
-        tokens=family.tokens,
-        norms=family.norms,
-        install=install,
     )
 
 
@@ -308,31 +306,20 @@ def _find_tower(model: Any) -> tuple[Any, str]:
 def _block_fields(tower: Any, root: str) -> dict[str, Any]:
     """Return the fields of a map that the table gives for a tower; of one without blocks where it has no row."""
     family = FAMILIES.get(f"transformers.{type(tower).__name__}")
-    blocks, install = [], None
-    if family is not None:
-        blocks, install = map_blocks(tower, family.modules, prefix=root, one_input=family.one_input)
-    if family is None or install is None or not blocks:
+    fields = _read_family(family, tower, root=root)
+    if family is None or not fields:
         return {"family": "transformers"}
     size, patch = tower.config.image_size, tower.config.patch_size
     rows, columns = size if isinstance(size, list | tuple) else (size, size)
     side = patch if isinstance(patch, int) else patch[0]
-    positions = family.positions and (root + family.positions[0], *family.positions[1:])
     return {
         "family": "transformers",
-        "blocks": tuple(blocks),
-        "width": blocks[-1].width,
+        **fields,
         # Swin's configuration has a list of heads here, one number for each stage.
         "heads": getattr(tower.config, "num_attention_heads", 0) if family.tokens != "map" else 0,
         "grid": (rows // side, columns // side),
         "patch_size": side,
         "prefix_tokens": _prefix_tokens(tower, family),
-        "patch": find_module(tower, family.modules.get("patch", "")),
-        "positions": positions,
-        "final_norm": find_module(tower, family.modules.get("final_norm", "")),
-        "unused": tuple(root + name for name in family.unused),
-        "tokens": family.tokens,
-        "norms": family.norms,
-        "install": install,
     }
 
 

@@ -124,6 +124,15 @@ _VIT = {"block": f"{_LAYERS}|{_ENCODER_LAYER}", **_TRANSFORMERS}
 # Classifiers read the class token itself, not what the pooler makes of it.
 _UNUSED = ("embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias")
 
+_BEIT = Family({**_VIT, "final_norm": "pooler.layernorm|layernorm"}, tokens="rotary", unused=("embeddings.mask_token",))
+_DINOV2 = Family(
+    {"block": _ENCODER_LAYER, **_DINO},
+    tokens="sequence",
+    pooled="cls",
+    positions=("embeddings.position_embeddings", 1, 1),
+    unused=("embeddings.mask_token",),
+)
+
 FAMILIES: dict[str, Family] = {
     # timm
     "timm.Beit": Family(_timm("blocks.*"), tokens="rotary"),
@@ -246,27 +255,11 @@ FAMILIES: dict[str, Family] = {
     "timm.VOLO": Family(_timm("network.*.*", patch=""), norms="other", one_input=False),
     "timm.Xcit": Family(_timm("blocks.*", patch=""), norms="other"),
     # transformers
-    "transformers.BeitModel": Family(
-        {**_VIT, "final_norm": "pooler.layernorm|layernorm"}, tokens="rotary", unused=("embeddings.mask_token",)
-    ),
-    "transformers.Data2VecVisionModel": Family(
-        {**_VIT, "final_norm": "pooler.layernorm|layernorm"}, tokens="rotary", unused=("embeddings.mask_token",)
-    ),
+    "transformers.BeitModel": _BEIT,
+    "transformers.Data2VecVisionModel": _BEIT,
     "transformers.DeiTModel": Family(_VIT, tokens="sequence", pooled="cls", unused=_UNUSED),
-    "transformers.Dinov2Model": Family(
-        {"block": _ENCODER_LAYER, **_DINO},
-        tokens="sequence",
-        pooled="cls",
-        positions=("embeddings.position_embeddings", 1, 1),
-        unused=("embeddings.mask_token",),
-    ),
-    "transformers.Dinov2WithRegistersModel": Family(
-        {"block": _ENCODER_LAYER, **_DINO},
-        tokens="sequence",
-        pooled="cls",
-        positions=("embeddings.position_embeddings", 1, 1),
-        unused=("embeddings.mask_token",),
-    ),
+    "transformers.Dinov2Model": _DINOV2,
+    "transformers.Dinov2WithRegistersModel": _DINOV2,
     "transformers.DINOv3ViTModel": Family(
         {
             "block": "model.layer.*|layer.*",

@@ -233,7 +233,11 @@ def fit_adapted(
         if training.head_init == "solved" and adapted.active not in adapted.first_heads:
             # On every rank: each needs the same head, and the features of the others are not sent.
             probe = cache.probe(adapted, rows, training)
-            _start_head(adapted, probe)
+            # Before any step, an unchanged network answers as the probe does.
+            assert isinstance(adapted.head, nn.Linear), "a new head is linear"
+            probe.copy_to(adapted.head)
+            # As of any head that was trained before: `adapt wise` needs it for the model at alpha 0.
+            adapted.first_heads[adapted.active] = copy.deepcopy(adapted.head).requires_grad_(False)
         outcome = loop(task, open_loader(), settings)
     if measure_memory:
         step_bytes = measure_step_bytes(task, task.prepare_batch(next(open_loader().batches(0, 1)), device))
@@ -274,14 +278,6 @@ def _build_task(
         schedule=training.step_schedule(num_images),
         save=lambda folder: save_adapter(adapted, folder),
     )
-
-
-def _start_head(adapted: AdaptedModel, probe: SolvedHead) -> None:
-    """Set the new head of `adapted` to a probe; before any step, an unchanged network answers as the probe does."""
-    assert isinstance(adapted.head, nn.Linear), "a new head is linear"
-    probe.copy_to(adapted.head)
-    # As of any head that was trained before: `adapt wise` needs it for the model at alpha 0.
-    adapted.first_heads[adapted.active] = copy.deepcopy(adapted.head).requires_grad_(False)
 
 
 def is_solved(

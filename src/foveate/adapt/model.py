@@ -117,7 +117,8 @@ class AdaptedModel(nn.Module):
         settings = parse_settings(config)
         check_carried(settings, self.backbone)
         with self._original():
-            device, dtype = self._device_and_dtype()
+            value = next(iter(self.backbone.tower_parameters().values()))
+            device, dtype = value.device, value.dtype
             # Drawn on the device itself: a ViT-g adapter built on the CPU first would need its memory twice.
             with seeded(seeds.integer("adapter", seed) % 2**63), torch.device(device):
                 adapter = get_method(settings.method).build(settings, self.backbone)
@@ -156,10 +157,6 @@ class AdaptedModel(nn.Module):
         self.info.pop(name, None)
         if not self.active and self.adapters:
             self.use(use or next(iter(self.adapters)))
-
-    def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
-        value = next(iter(self.backbone.tower_parameters().values()))
-        return value.device, value.dtype
 
     def _build_head(self, head: nn.Module | None, classes: int | None) -> tuple[nn.Module, bool]:
         """Return a head, and whether it was trained before."""

@@ -165,11 +165,12 @@ def _kind(decisions: Decisions, answer: int) -> ObservationKind:
 
 def read_decisions(predictions: Predictions) -> tuple[list[Decision], dict[str, list[str]]]:
     """Return the decisions as exporters take them, and the keys of the images of each event."""
-    boxes = _used_boxes(predictions)
+    boxes = predictions.used_boxes
     decisions, members = [], dict[str, list[str]]()
     for row in predictions.decisions.to_pylist():
         is_taxon = row["kind"] == "animal" and bool(row["taxon"])
         is_label = row["kind"] == "animal" and not row["taxon"] and row["name"] != "animal"
+        box = None if row["event"] or row["kind"] == "blank" else boxes.get(row["key"])
         if row["event"]:
             members.setdefault(row["event"], []).extend(row["keys"])
         decisions.append(
@@ -184,7 +185,7 @@ def read_decisions(predictions: Predictions) -> tuple[list[Decision], dict[str, 
                 probability=None if row["kind"] in ("unknown", "unclassified") else row["score"],
                 alternatives=tuple((name, float(score)) for name, score in json.loads(row["alternatives"])),
                 source=tuple(f"{step['stage']}: {step['did']}" for step in json.loads(row["source"])),
-                box=None if row["event"] or row["kind"] == "blank" else boxes.get(row["key"]),
+                box=None if box is None else Box(*box),
             )
         )
     return decisions, members
@@ -195,12 +196,6 @@ def merge_decisions(predictions: Predictions) -> MergedObservations | None:
     if open_survey(predictions) is None:
         return None
     return MergedObservations(SurveyRows(predictions.collection), *read_decisions(predictions))
-
-
-def _used_boxes(predictions: Predictions) -> dict[str, Box]:
-    """Boxes by the key of the image that was cropped to them."""
-    rows = predictions.boxes.filter(predictions.boxes["used"]).to_pylist()
-    return {row["key"]: Box(row["x1"], row["y1"], row["x2"], row["y2"]) for row in rows}
 
 
 def image_decisions(predictions: Predictions, keys: Sequence[str]) -> NDArray[np.int64]:

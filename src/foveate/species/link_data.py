@@ -23,11 +23,6 @@ from foveate.survey.taxa import Taxa
 Rows = NDArray[np.int64]
 
 
-def empty_taxa() -> Taxa:
-    """Return taxa of a survey without a taxonomy."""
-    return Taxa(ids=(), names=(), ranks=(), parents=np.zeros(0, np.int64))
-
-
 @dataclass(frozen=True, eq=False)
 class LinkData:
     """Links of N images and of the taxonomy.
@@ -212,7 +207,7 @@ def link_arrays(
     Raises:
         UserError: two labels are one taxon.
     """
-    taxa = taxa or empty_taxa()
+    taxa = taxa or Taxa(ids=(), names=(), ranks=(), parents=np.zeros(0, np.int64))
     count = len(labels)
     names = sorted(set(labels) - {""}) if order is None else order
     graph = SpeciesGraph.from_labels(names, taxa)

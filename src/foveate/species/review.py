@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, sha256_file, write_bytes_atomically, write_json_atomically
+from foveate.core.results import BoxValues
 from foveate.records import layout, tables
 from foveate.records.annotate import remove_rows
 from foveate.records.appender import AnnotationAppender
@@ -137,8 +138,12 @@ def write_review(
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     # Draws only the box that the model saw: the others had no part in the answer.
-    boxes = {row["key"]: row for row in predictions.boxes.to_pylist() if row["used"]}
-    times = _read_times(predictions)
+    boxes = predictions.used_boxes
+    times: dict[str, str] = {}
+    if open_survey(predictions) is not None:
+        # As exports write it: ISO 8601, after the shift of the clock.
+        rows = SurveyRows(predictions.collection)
+        times = {key: rows.times[row] for key, row in rows.keys.items()}
     entries, frames = [], []
     for event in events:
         row = decisions[event.row]
@@ -183,14 +188,6 @@ def write_review(
     return result
 
 
-def _read_times(predictions: Predictions) -> dict[str, str]:
-    """Return the time of each image as exports write it: ISO 8601, after the shift of the clock."""
-    if open_survey(predictions) is None:
-        return {}
-    rows = SurveyRows(predictions.collection)
-    return {key: rows.times[row] for key, row in rows.keys.items()}
-
-
 def _free_path(folder: Path) -> Path:
     """Return the path of the table, numbered past all but the untouched one of the last call.
 
@@ -208,7 +205,7 @@ def _free_path(folder: Path) -> Path:
 
 
 def _save_frames(
-    predictions: Predictions, row: Mapping[str, Any], boxes: Mapping[str, Mapping[str, Any]], folder: Path
+    predictions: Predictions, row: Mapping[str, Any], boxes: Mapping[str, BoxValues], folder: Path
 ) -> list[ReviewImage]:
     """Write thumbnails of an event, the image that shows it best first."""
     keys = [row["key"], *(key for key in row["keys"] if key != row["key"])][:_MAX_FRAMES]
@@ -220,9 +217,7 @@ def _save_frames(
             save_thumbnail(predictions.collection.image_bytes(image_row), folder / path, longest_side=_SIDE)
         except BadImage:
             continue
-        box = boxes.get(key)
-        corners = None if box is None else (box["x1"], box["y1"], box["x2"], box["y2"])
-        frames.append(ReviewImage(image=path, box=corners))
+        frames.append(ReviewImage(image=path, box=boxes.get(key)))
     return frames
 
 

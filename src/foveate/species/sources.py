@@ -160,16 +160,7 @@ def open_sources(
         return Sources(inputs, encoder.vector_width, encoder, "", views.cropped, strips, {})
     # A frozen encoder sees each image once; later epochs and trainings read the cache.
     frozen = VectorEncoder(encoder).to(device)
-    cache = FeatureCache(
-        frozen,
-        collection,
-        rows,
-        folder=choose_cache_folder(collection, run_path),
-        views=1,
-        view_of=views.view_of,
-        device=device,
-    )
-    cache.fill()
+    cache = fill_cache(frozen, collection, rows, views, run_path, device)
     # By row of the collection, as links name images; rows without a link are never read.
     features_NF = torch.zeros(len(collection), frozen.vector_width)
     for row in rows.tolist():
@@ -179,6 +170,25 @@ def open_sources(
     return Sources(
         FeatureInputs(features_NF), frozen.vector_width, encoder, fingerprint, views.cropped, strips, unreadable
     )
+
+
+def fill_cache(
+    encoder: VectorEncoder,
+    collection: Collection,
+    rows: NDArray[np.int64],
+    views: Views,
+    folder: Path,
+    device: torch.device,
+) -> FeatureCache:
+    """Return the cache of the vectors of a frozen encoder, with those of `rows`.
+
+    Args:
+        folder: for the cache of a collection that cannot be written.
+    """
+    where = choose_cache_folder(collection, folder)
+    cache = FeatureCache(encoder, collection, rows, folder=where, views=1, view_of=views.view_of, device=device)
+    cache.fill()
+    return cache
 
 
 def drop_unreadable(data: LinkData, unreadable: Mapping[str, str], keys: Sequence[str]) -> LinkData:

@@ -74,7 +74,7 @@ def train_species(
     for name, reason in recipe.idle_fields().items():
         say(f"{name} has no effect with {reason}")
     run = Run(recipe, run_path, device=device, command=command, older={"graph.json": ""})
-    with _open_source(source) as collection, run:
+    with open_collection(source) if is_graph(source) else Collection.open(source) as collection, run:
         if is_graph(source):
             if taxonomy is not None:
                 raise UserError(f"taxonomy {taxonomy} has no effect: {source} is a graph, which has its taxa")
@@ -117,10 +117,6 @@ def train_species(
                     say(f"no prior: no training image has what the {recipe.prior} prior reads (place, hour or day)")
         run.write_result(result)
     return SpeciesRun(run.folder, result, model)
-
-
-def _open_source(source: Path) -> Collection:
-    return open_collection(source) if is_graph(source) else Collection.open(source)
 
 
 def identify_data(data: LinkData, features: str | None) -> dict[str, str]:

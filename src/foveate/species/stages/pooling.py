@@ -381,7 +381,10 @@ def prepare(settings: PoolingSettings, others: Mapping[str, Settings], classes: 
             )
         num_valid_E = np.add.reduceat(valid_R.astype(np.int64), starts_E)
         notes, codes_E = _describe(settings, num_valid_E, lengths_E)
-        best_E = _select_best(rows.probabilities_RK, pooled_EK, event_R)
+        # The row of each event that is surest of the event's best class.
+        best_R = pooled_EK.argmax(axis=1)[event_R]
+        surest_R = np.take_along_axis(rows.probabilities_RK, best_R[:, None], axis=1)[:, 0]
+        best_E = _select_first(np.where(np.isnan(surest_R), np.inf, -surest_R), event_R)
         # The detector's answer is that of an event in which it left nothing to the classifier.
         is_fixed_E = (num_valid_E > 0) & ~np.logical_or.reduceat(valid_R & ~rows.is_fixed_R, starts_E)
         sources_E = _select_fixed(rows, blank, event_R)
@@ -416,13 +419,6 @@ def _describe(settings: PoolingSettings, valid_E: Integers, total_E: Integers) -
     name = f"{settings.method}, {settings.blank_mode}"
     notes = tuple(f"{name}: {valid} of {total} images" for valid, total in pairs.tolist())
     return notes, codes_E.reshape(-1)
-
-
-def _select_best(probabilities_RK: Floats, pooled_EK: Floats, event_R: Integers) -> Integers:
-    """Return the row of each event that is surest of the event's best class."""
-    best_R = pooled_EK.argmax(axis=1)[event_R]
-    scores_R = np.take_along_axis(probabilities_RK, best_R[:, None], axis=1)[:, 0]
-    return _select_first(np.where(np.isnan(scores_R), np.inf, -scores_R), event_R)
 
 
 def _select_fixed(rows: Rows, blank: int | None, event_R: Integers) -> Integers:
