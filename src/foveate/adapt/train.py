@@ -233,8 +233,8 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Return accuracy and cross-entropy of a split, during training."""
     with silent():  # inside the progress bar of the training
-        predictions = predict_adapted(adapted, network, images, images.rows(split), description=f"measuring {split}")
-    return {"accuracy": predictions.accuracy, "loss": predictions.loss}
+        description = f"measuring {split}"
+        return predict_adapted(adapted, network, images, images.rows(split), description=description).metrics
 
 
 def write_predictions(
