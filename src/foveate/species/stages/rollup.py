@@ -21,6 +21,8 @@ from foveate.species.stages.rules import RulesSettings
 from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import RANKS, Taxa
 
+_CLASS = "class of the model"
+
 
 class ThresholdSettings(Settings):
     """Options of the threshold."""
@@ -51,9 +53,6 @@ def prepare_threshold(
         return replace(rows, answers_R=np.where(low_R, ABSTAINED, rows.answers_R)).noted("threshold", notes, codes_R)
 
     return apply
-
-
-_CLASS = "class of the model"
 
 
 class RollupSettings(Settings):
