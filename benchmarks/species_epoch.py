@@ -28,9 +28,8 @@ from foveate.records.images import decode
 from foveate.species.fit import build_link_model, order_passes
 from foveate.species.link_data import LinkData, link_arrays
 from foveate.species.links import ImageNetwork, LinkModel, Relation
-from foveate.species.passes import FeatureBatches, PassOrder
+from foveate.species.passes import FeatureBatches, LinkTask, PassOrder
 from foveate.species.recipe import GraphSettings, LinkTraining
-from foveate.species.task import LinkTask
 from foveate.survey.taxa import Taxa
 from foveate.training.optimizer import build_optimizer, parameter_table
 from foveate.vision.feature_cache import VectorEncoder

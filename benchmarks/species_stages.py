@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Ratio, compare, publish, ratio
-from foveate.species.classes import Classes
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.priors.histogram import fit_prior
-from foveate.species.smoothing import SmoothingSettings, smooth_labels
+from foveate.species.stages.pooling import SmoothingSettings, smooth_labels
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 
 AIM = 5.0

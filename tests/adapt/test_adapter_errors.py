@@ -15,11 +15,11 @@ from torch import nn
 
 from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
 from adapt.towers import CLASSES, pixels, tower
+from foveate.adapt.adapter import group_names
 from foveate.adapt.folder import load_adapter, save_adapter
 from foveate.adapt.heads import ZeroShotHead
 from foveate.adapt.load_backbone import load_backbone, parse_backbone
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.parameter_summary import group_names
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from naming import raises_naming

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from adapt.compared import HALF, network, recipe, stripes
+from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
 from foveate.adapt.compare.bench import Bench, Fit
 from foveate.adapt.compare.comparison import Comparison, split_rows
 from foveate.adapt.compare.grids import GRIDS, Candidate, load_grid
@@ -18,7 +20,9 @@ from foveate.adapt.compare.pricing import check_hours, plan
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, max_parameters, parse_tasks
 from foveate.adapt.compare.run import _warn, compare, logits_path
 from foveate.adapt.data import LabeledImages, load_images
-from foveate.adapt.recipe import AdaptData, AdaptTraining
+from foveate.adapt.load_backbone import load_backbone, parse_backbone
+from foveate.adapt.recipe import AdaptData, AdaptTraining, build_recipe
+from foveate.adapt.train import train_adapter
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
 from foveate.core.progress import configure
@@ -148,6 +152,21 @@ def test_peeking_changes_nothing_and_shows_the_best_epoch(data: LabeledImages, t
     one = shorter.model_copy(update={"epochs": 1})
     first = bench.fit(data, rows, {"method": "full"}, one, folder=tmp_path / "fit", test=test)
     assert two.epochs == (first.accuracy, two.accuracy)
+
+
+def test_a_candidate_and_adapt_train_take_one_road(backbone: Path, tmp_path: Path) -> None:
+    path = stripes(tmp_path / "stripes.npz")
+    for method, fields in (("lora", ["training.epochs=3"]), ("linear", []), ("bitfit", ["training.mixup=0.3"])):
+        recipe = build_recipe(parse_backbone(str(backbone)), method, [*fields, "training.batch_size=9"])
+        trained = train_adapter(recipe, path, tmp_path / method, device="cpu").folder
+        opened = load_backbone(recipe.backbone)
+        images = load_images(path, recipe.data, opened.preprocess)
+        rows = {"test": images.rows("test"), "folder": tmp_path / "fit", "save": tmp_path / f"{method}-candidate"}
+        Bench(opened, device="cpu").fit(images, images.rows("train"), recipe.method, recipe.training, **rows)
+        assert trained is not None
+        ours, theirs = (load_file(folder / "adapter.safetensors") for folder in (rows["save"], trained))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), method
 
 
 def test_what_is_kept_changes_nothing(data: LabeledImages, tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from adapt.networks import ARCHITECTURES, CLASSES, NETWORKS, OWN_MODULES, Attentive, images, modules, network
 from adapt.test_matrix import SMALL, STARTS_AS_IDENTITY, moved
 from foveate.adapt.backbone import get_tensor
-from foveate.adapt.find_backbone import map_backbone
+from foveate.adapt.backbones import map_backbone
 from foveate.adapt.folder import load_adapter, save_adapter
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.registry import get_method, method_names
-from foveate.adapt.requirements import list_carried
+from foveate.adapt.registry import get_method, list_carried, method_names
 from foveate.core.errors import UserError
 from naming import raises_naming
 

@@ -93,7 +93,7 @@ def test_a_folder_is_tuned_and_merged(name: str, tmp_path: Path) -> None:
     again = load_backbone(parse_backbone(str(tmp_path / "merged")))
     assert again.preprocess == opened.preprocess
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    from foveate.adapt.find_backbone import map_backbone
+    from foveate.adapt.backbones import map_backbone
 
     with torch.no_grad():
         expected = adapted.features(pixels)

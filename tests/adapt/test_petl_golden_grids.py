@@ -13,10 +13,10 @@ import torch
 
 from adapt.official import FOLDER
 from foveate.adapt.backbone import Backbone
+from foveate.adapt.backbones import map_backbone
 from foveate.adapt.compare.grids import DROP_PATH, GRIDS, Candidate
 from foveate.adapt.compare.pricing import candidate_key, measure_candidate
 from foveate.adapt.compare.recipe import max_parameters
-from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.recipe import AdaptTraining, rate_of_epoch, released_rate
 from foveate.adapt.registry import parse_settings
 from foveate.metrics.agreement import argmax_last

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from adapt.towers import tower
-from foveate.adapt.find_backbone import map_backbone
+from foveate.adapt.backbones import map_backbone
 from foveate.adapt.methods.bottlenecks import (
     AdaptformerAdapter,
     AdaptformerSettings,

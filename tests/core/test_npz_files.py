@@ -13,7 +13,7 @@ from foveate.adapt.data import load_images
 from foveate.adapt.recipe import AdaptData
 from foveate.core.errors import UserError
 from foveate.core.npz_files import read_npz
-from foveate.species.feature_files import read_features
+from foveate.species.sources import read_features
 from foveate.training.logit_files import read_logits
 from foveate.vision.preprocess import Preprocess
 from naming import raises_naming

@@ -13,8 +13,8 @@ import pytest
 from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.report import render
-from foveate.species.classes import Classes
 from foveate.species.evaluate import Truth
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 from foveate_labs.pages.tour import species_section
 from foveate_labs.studies.results import TourSpecies

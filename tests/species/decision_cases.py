@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foveate.species.classes import Classes
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 
 RANKS = ("class", "order", "family", "genus", "species")

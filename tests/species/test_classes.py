@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.species.classes import Classes
+from foveate.species.taxonomy import Classes
 from naming import raises_naming
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.species.classes import Classes
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.rows import ABSTAINED
 from foveate.species.stages.pooling import pool_events
 from foveate.species.stages.prior import weigh_by_prior
 from foveate.species.stages.rollup import group_by_rank, roll_up
 from foveate.species.stages.species_list import renormalize
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "cosmo"

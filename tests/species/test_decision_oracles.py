@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from decision_cases import grow_taxa, make_classes
 
-from foveate.species.classes import Classes
-from foveate.species.smoothing import SmoothingSettings, smooth_labels
 from foveate.species.speciesnet_rules import ANIMAL, BLANK, HUMAN, VEHICLE
+from foveate.species.stages.pooling import SmoothingSettings, smooth_labels
 from foveate.species.stages.rules import make_labels
 from foveate.species.stages.species_list import restrict_classes
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 
 library = pytest.importorskip("megadetector.postprocessing.classification_postprocessing")

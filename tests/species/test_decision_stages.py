@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from foveate.core.errors import UserError
 from foveate.species import decisions as decisions_module
-from foveate.species.classes import Classes
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.rows import Detections
 from foveate.species.speciesnet_rules import (
@@ -28,10 +27,10 @@ from foveate.species.speciesnet_rules import (
     read_taxonomy,
 )
 from foveate.species.stages.pooling import pool_events
-from foveate.species.stages.prior import weigh_by_prior
+from foveate.species.stages.prior import scale_temperature, weigh_by_prior
 from foveate.species.stages.rollup import group_by_rank
 from foveate.species.stages.species_list import match_classes, read_list, restrict_classes
-from foveate.species.stages.temperature import scale_temperature
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 from naming import raises_naming
 

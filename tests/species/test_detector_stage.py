@@ -17,7 +17,6 @@ from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.records.collection import Collection
-from foveate.species.classes import Classes
 from foveate.species.crops import ViewSettings, collection_boxes
 from foveate.species.decide_results import decide_results
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
@@ -27,6 +26,7 @@ from foveate.species.predict import _needs_boxes
 from foveate.species.predictions import Predictions
 from foveate.species.rows import Detections
 from foveate.species.settings import ExportSettings, PredictSettings
+from foveate.species.taxonomy import Classes
 from foveate.survey.importers.results import add_results
 from foveate.survey.store import name_detectors
 from foveate.survey.taxa import Taxa

@@ -12,8 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from foveate.core.errors import UserError
 from foveate.species.classifier import LinkClassifier
-from foveate.species.fold import fold_species
-from foveate.species.links import Relation
+from foveate.species.links import Relation, fold_species
 from foveate.survey.taxa import Taxa
 from naming import raises_naming
 

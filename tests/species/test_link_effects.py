@@ -11,11 +11,9 @@ from torch import nn
 
 from foveate.species.classifier import LinkClassifier
 from foveate.species.link_data import LinkData, link_arrays
-from foveate.species.links import ImageNetwork, LinkModel, Relation
-from foveate.species.numeric import scale_hours, scale_places
-from foveate.species.passes import FeatureBatches, ImageBatches, PassOrder
+from foveate.species.links import ImageNetwork, LinkModel, Relation, scale_hours, scale_places
+from foveate.species.passes import FeatureBatches, ImageBatches, PassOrder, chance_loss, class_offsets, link_loss
 from foveate.species.recipe import LinkTraining
-from foveate.species.task import chance_loss, class_offsets, link_loss
 from foveate.survey.taxa import Taxa
 from foveate.vision.registry import seeded
 

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.species.score import Score
-from foveate.species.scores.complex import ComplEx
-from foveate.species.scores.distmult import DistMult
+from foveate.species.score import ComplEx, DistMult, Score
 from naming import raises_naming
 
 HEADS, RELATION, TAILS = (torch.from_numpy(np.random.default_rng(0).normal(size=(n, 6))) for n in (4, 1, 5))

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foveate.species.links import LinkModel, Relation
-from foveate.species.numeric import NumericMLP, mlp_widths
-from foveate.species.scores.conve import ConvE
-from foveate.species.task import LinkTask
+from foveate.species.links import LinkModel, NumericMLP, Relation, mlp_widths
+from foveate.species.passes import LinkTask
+from foveate.species.score import ConvE
 from foveate.training.optimizer import build_optimizer, parameter_table
 from foveate.training.settings import TrainingSettings
 from foveate.training.stopping import BestEvaluation

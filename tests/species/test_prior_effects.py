@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foveate.species.classes import Classes
 from foveate.species.priors import histogram, learned
 from foveate.species.stages.prior import weigh_by_prior
+from foveate.species.taxonomy import Classes
 from foveate_labs.worlds.traps.kinds import KINDS
 from foveate_labs.worlds.traps.world import TrapSettings, World
 

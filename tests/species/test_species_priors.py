@@ -11,7 +11,6 @@ import torch
 
 from foveate.core.errors import UserError
 from foveate.core.model_folder import CONFIG, WEIGHTS
-from foveate.species.classes import Classes
 from foveate.species.decisions import Stages, decide, prepare_stages
 from foveate.species.priors import open_prior
 from foveate.species.priors.birdnet import BirdNETPrior, find_labels, find_weeks, read_labels
@@ -25,6 +24,7 @@ from foveate.species.priors.learned import (
     presence_loss,
 )
 from foveate.species.priors.learned import fit_prior as fit_learned
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 from naming import raises_naming
 

@@ -19,12 +19,12 @@ from training_survey import KINDS, PLACES, build_survey, write_features
 from foveate.core.errors import UserError
 from foveate.core.model_folder import CARD
 from foveate.core.recipes import validate
-from foveate.species.feature_files import read_features
 from foveate.species.folder import open_species
 from foveate.species.graph import SpeciesGraph, build_graph
 from foveate.species.priors import PRIOR
 from foveate.species.priors.histogram import load_histogram
 from foveate.species.recipe import SpeciesRecipe
+from foveate.species.sources import read_features
 from foveate.species.train import SpeciesRun, train_species
 from foveate.survey.survey import Survey
 from foveate.training.stopping import StopRequest

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.species.matching import match_labels
-from foveate.species.taxonomy import complete_taxa, open_taxa, prune_edges, read_taxa, taxa_from_labels
+from foveate.species.taxonomy import complete_taxa, match_labels, open_taxa, prune_edges, read_taxa, taxa_from_labels
 from foveate.survey.taxa import Taxa, load_builtin_taxa
 from naming import raises_naming
 

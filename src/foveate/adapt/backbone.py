@@ -1,7 +1,7 @@
 """One map of all backbones: where the blocks are, and within a block the modules that methods change.
 
 Nothing of a backbone is replaced or renamed. Methods change it in two ways only: hooks on the modules that are named
-here, and parameters that are swapped with the backbone's own (`foveate.adapt.parameter_summary`).
+here, and parameters that are swapped with the backbone's own (`foveate.adapt.adapter`).
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
-"""Networks that can be adapted: a row of MAPS gives the `Backbone` of a library's model, or None."""
+"""Find the map of a network: a row of MAPS gives the `Backbone` of a library's model, or patterns of names do."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.backbone import Backbone, Block, InProjection, SublayerEnd, split_attention
-from foveate.adapt.families import FAMILIES, Family
-from foveate.adapt.module_map import find_module, last_linear, map_blocks, map_by_head
+from foveate.adapt.backbone import Backbone, Block, SublayerEnd
+from foveate.adapt.families import CLIP_TOWER, FAMILIES, OPEN_CLIP_TOWER, Family
+from foveate.adapt.module_map import find_module, last_linear, map_blocks, map_by_head, map_by_patterns
 from foveate.core.errors import UserError, nearest
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.layers import TransformerLayer
@@ -53,7 +52,7 @@ def transformer(model: Any) -> Backbone:
         features=features,
         features_dim=model.num_features,
         forward_original=model,
-        blocks=tuple(_timm_block(number, block) for number, block in enumerate(model.blocks)),
+        blocks=tuple(map_blocks(model, FAMILIES["timm.VisionTransformer"].modules)[0]),
         width=model.embed_dim,
         heads=model.blocks[0].attn.num_heads,
         grid=tuple(patch.grid_size),
@@ -88,27 +87,6 @@ def _positions(model: Any) -> tuple[str, int, int] | None:
     return "pos_embed", 1, model.pos_embed.shape[1] - model.patch_embed.num_patches
 
 
-def _timm_block(number: int, block: Any) -> Block:
-    # The type by name: gated MLPs of timm have an fc1 too, whose output is split in two.
-    plain = isinstance(getattr(block.mlp, "fc1", None), nn.Linear) and type(block.mlp).__name__ == "Mlp"
-    return Block(
-        number=number,
-        name=f"blocks.{number}",
-        module=block,
-        norm1=block.norm1,
-        norm2=block.norm2,
-        qkv=(block.attn.qkv,),
-        proj=block.attn.proj,
-        fc1=block.mlp.fc1 if plain else None,
-        fc2=block.mlp.fc2 if plain else None,
-        attention_end=SublayerEnd(block.drop_path1, (block.ls1, block.drop_path1)),
-        mlp_end=SublayerEnd(block.drop_path2, (block.ls2, block.drop_path2)),
-        attention=(block.attn,),
-        mlp=(block.mlp,),
-        mlp_form="two layers" if plain else type(block.mlp).__name__,
-    )
-
-
 def _by_table(model: Any) -> Backbone | None:
     """Map another network of timm: its blocks where the table names them, else none."""
     if not hasattr(model, "forward_head") or not hasattr(model, "num_features"):
@@ -130,28 +108,38 @@ def _by_table(model: Any) -> Backbone | None:
     }
     # A subclass has the blocks of its parent, under the same names.
     keys = (f"timm.{parent.__name__}" for parent in type(model).__mro__)
-    family = next((FAMILIES[key] for key in keys if key in FAMILIES), None)
-    blocks, install = [], None
-    if family is not None:
-        blocks, install = map_blocks(model, family.modules, one_input=family.one_input, ordered=family.ordered)
-    if family is None or install is None or not blocks:
+    fields = _read_family(next((FAMILIES[key] for key in keys if key in FAMILIES), None), model)
+    if not fields:
         return Backbone(family="cnn", **shared)
     patches = getattr(model, "patch_embed", None)
     grid, size = getattr(patches, "grid_size", None), getattr(patches, "patch_size", None)
     return Backbone(
         family="timm",
-        **shared,
-        blocks=tuple(blocks),
-        width=blocks[-1].width,
+        **{**fields, **shared},
         grid=(0, 0) if grid is None else (int(grid[0]), int(grid[1])),
         patch_size=0 if size is None else size if isinstance(size, int) else int(size[0]),
         prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
-        patch=find_module(model, family.modules.get("patch", "")),
-        final_norm=find_module(model, family.modules.get("final_norm", "")),
-        tokens=family.tokens,
-        norms=family.norms,
-        install=install,
     )
+
+
+def _read_family(family: Family | None, tower: nn.Module, *, root: str = "") -> dict[str, Any]:
+    """Return the fields of a map that a row of the table gives; none without a row, or where no block fits it."""
+    if family is None:
+        return {}
+    blocks, install = map_blocks(tower, family.modules, prefix=root, one_input=family.one_input, ordered=family.ordered)
+    if not blocks:
+        return {}
+    return {
+        "blocks": tuple(blocks),
+        "width": blocks[-1].width,
+        "patch": find_module(tower, family.modules.get("patch", "")),
+        "positions": family.positions and (root + family.positions[0], *family.positions[1:]),
+        "final_norm": find_module(tower, family.modules.get("final_norm", "")),
+        "unused": tuple(root + name for name in family.unused),
+        "tokens": family.tokens,
+        "norms": family.norms,
+        "install": install,
+    }
 
 
 # Vision towers of open_clip: its own ViT, or a ViT of timm; alone or within a CLIP model.
@@ -180,6 +168,7 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
     if trunk is not None:
         inner = _map_timm(trunk)
         if inner is not None:
+            linear = [module for module in visual.head.modules() if isinstance(module, nn.Linear)]
             positions = inner.positions and (f"{root}trunk.{inner.positions[0]}", *inner.positions[1:])
             return dataclasses.replace(
                 inner,
@@ -189,35 +178,42 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
                 # The whole tower, not the trunk: open_clip's projection behind it belongs to the features.
                 features=visual,
                 forward_original=visual,
-                features_dim=_width_of(visual, inner.features_dim),
+                # The last linear layer of timm's head is the projection to the joint embedding.
+                features_dim=linear[-1].out_features if linear else inner.features_dim,
                 blocks=tuple(dataclasses.replace(b, name=f"{root}trunk.{b.name}") for b in inner.blocks),
                 positions=positions,
                 classifier="",
             )
-    blocks: list[Any] = list(visual.transformer.resblocks) if isinstance(visual, VisionTransformer) else []
-    # Exactly this class: a subclass may add scales or norms that the map does not know.
-    if not blocks or not all(type(block) is ResidualAttentionBlock for block in blocks):
-        return _without_blocks(visual, model=model, root=root)
-    pairs = [(block.attn, InProjection(block.attn)) for block in blocks]
 
     def features(pixels: Tensor) -> Tensor:
         outputs = visual(pixels)
         # Towers built with output_tokens return pooled features and tokens.
         return outputs[0] if isinstance(outputs, tuple) else outputs
 
-    def install() -> contextlib.AbstractContextManager[None]:
-        return split_attention(pairs)
-
+    shared: dict[str, Any] = {
+        "family": "open_clip",
+        "model": model,
+        "root": root,
+        "features": features,
+        "forward_original": features,
+    }
+    layers: list[Any] = list(visual.transformer.resblocks) if isinstance(visual, VisionTransformer) else []
+    # Exactly this class: a subclass may add scales or norms that the map does not know. CLIP's ResNets have no blocks.
+    if not layers or not all(type(layer) is ResidualAttentionBlock for layer in layers):
+        width = getattr(visual, "output_dim", None)
+        if width is None:
+            raise UserError(
+                f"open_clip tower of type {type(visual).__name__}: expected one with output_dim, such as ResNets and "
+                "ViTs"
+            )
+        return Backbone(**shared, features_dim=int(width))
+    blocks, install = map_blocks(visual, OPEN_CLIP_TOWER, prefix=root)
     return Backbone(
-        family="open_clip",
-        model=model,
-        root=root,
-        features=features,
+        **shared,
         features_dim=visual.output_dim if visual.proj is not None else visual.conv1.out_channels,
-        forward_original=features,
-        blocks=tuple(_open_clip_block(n, block, pairs[n][1], root) for n, block in enumerate(blocks)),
+        blocks=tuple(blocks),
         width=visual.conv1.out_channels,
-        heads=blocks[0].attn.num_heads,
+        heads=layers[0].attn.num_heads,
         grid=tuple(visual.grid_size),
         patch_size=int(visual.conv1.kernel_size[0]),
         prefix_tokens=1,
@@ -225,59 +221,8 @@ def tower(visual: Any, *, model: nn.Module, root: str) -> Backbone:
         # [positions, width], with the row of the class token first.
         positions=(f"{root}positional_embedding", 0, 1),
         final_norm=visual.ln_post,
-        pre_norm=None if isinstance(visual.ln_pre, nn.Identity) else visual.ln_pre,
+        pre_norm=_real(visual.ln_pre),
         install=install,
-    )
-
-
-def _without_blocks(visual: Any, *, model: nn.Module, root: str) -> Backbone:
-    """Map a tower without known blocks, such as CLIP's ResNets.
-
-    Raises:
-        UserError: the tower does not say how wide its embedding is.
-    """
-    width = getattr(visual, "output_dim", None)
-    if width is None:
-        raise UserError(
-            f"open_clip tower of type {type(visual).__name__}: expected one with output_dim, such as ResNets and ViTs"
-        )
-
-    def features(pixels: Tensor) -> Tensor:
-        outputs = visual(pixels)
-        return outputs[0] if isinstance(outputs, tuple) else outputs
-
-    return Backbone(
-        family="open_clip",
-        model=model,
-        root=root,
-        features=features,
-        features_dim=int(width),
-        forward_original=features,
-    )
-
-
-def _width_of(visual: Any, inner: int) -> int:
-    # The last linear layer of timm's head is the projection to the joint embedding.
-    linear = [module for module in visual.head.modules() if isinstance(module, nn.Linear)]
-    return linear[-1].out_features if linear else inner
-
-
-def _open_clip_block(number: int, block: Any, projection: InProjection, root: str) -> Block:
-    return Block(
-        number=number,
-        name=f"{root}transformer.resblocks.{number}",
-        module=block,
-        norm1=block.ln_1,
-        norm2=block.ln_2,
-        qkv=(projection,),
-        proj=block.attn.out_proj,
-        fc1=block.mlp.c_fc,
-        fc2=block.mlp.c_proj,
-        # LayerScale is the last module of the sublayer; it is an identity where the tower has none.
-        attention_end=SublayerEnd(block.ls_1, (block.ls_1,)),
-        mlp_end=SublayerEnd(block.ls_2, (block.ls_2,)),
-        attention=(block.attn,),
-        mlp=(block.mlp,),
     )
 
 
@@ -291,9 +236,8 @@ def _map_torchvision(model: nn.Module) -> Backbone | None:
     head = last_linear(model)
     if not head:
         return None
-    family = FAMILIES.get(f"torchvision.{type(model).__name__}")
-    blocks, install = map_blocks(model, family.modules) if family else ([], None)
-    if family is None or install is None or not blocks:
+    fields = _read_family(FAMILIES.get(f"torchvision.{type(model).__name__}"), model)
+    if not fields:
         return map_by_head(model, head, family="torchvision")
     network: Any = model
     side, patch = int(getattr(network, "image_size", 0)), int(getattr(network, "patch_size", 0))
@@ -301,17 +245,10 @@ def _map_torchvision(model: nn.Module) -> Backbone | None:
         model,
         head,
         family="torchvision",
-        blocks=tuple(blocks),
-        width=blocks[-1].width,
+        **fields,
         grid=(side // patch,) * 2 if patch else (0, 0),
         patch_size=patch,
         prefix_tokens=int(hasattr(model, "class_token")),
-        patch=find_module(model, family.modules.get("patch", "")),
-        positions=family.positions,
-        final_norm=find_module(model, family.modules.get("final_norm", "")),
-        tokens=family.tokens,
-        norms=family.norms,
-        install=install,
     )
 
 
@@ -369,31 +306,20 @@ def _find_tower(model: Any) -> tuple[Any, str]:
 def _block_fields(tower: Any, root: str) -> dict[str, Any]:
     """Return the fields of a map that the table gives for a tower; of one without blocks where it has no row."""
     family = FAMILIES.get(f"transformers.{type(tower).__name__}")
-    blocks, install = [], None
-    if family is not None:
-        blocks, install = map_blocks(tower, family.modules, prefix=root, one_input=family.one_input)
-    if family is None or install is None or not blocks:
+    fields = _read_family(family, tower, root=root)
+    if family is None or not fields:
         return {"family": "transformers"}
     size, patch = tower.config.image_size, tower.config.patch_size
     rows, columns = size if isinstance(size, list | tuple) else (size, size)
     side = patch if isinstance(patch, int) else patch[0]
-    positions = family.positions and (root + family.positions[0], *family.positions[1:])
     return {
         "family": "transformers",
-        "blocks": tuple(blocks),
-        "width": blocks[-1].width,
+        **fields,
         # Swin's configuration has a list of heads here, one number for each stage.
         "heads": getattr(tower.config, "num_attention_heads", 0) if family.tokens != "map" else 0,
         "grid": (rows // side, columns // side),
         "patch_size": side,
         "prefix_tokens": _prefix_tokens(tower, family),
-        "patch": find_module(tower, family.modules.get("patch", "")),
-        "positions": positions,
-        "final_norm": find_module(tower, family.modules.get("final_norm", "")),
-        "unused": tuple(root + name for name in family.unused),
-        "tokens": family.tokens,
-        "norms": family.norms,
-        "install": install,
     }
 
 
@@ -446,7 +372,7 @@ def _clip(model: Any, kind: str) -> Backbone:
         features=features,
         features_dim=config.hidden_size if projection is None else projection.out_features,
         forward_original=features,
-        blocks=tuple(_clip_block(n, layer, root) for n, layer in enumerate(tower.encoder.layers)),
+        blocks=tuple(map_blocks(tower, CLIP_TOWER, prefix=root)[0]),
         width=config.hidden_size,
         heads=config.num_attention_heads,
         grid=(config.image_size // config.patch_size,) * 2,
@@ -457,26 +383,6 @@ def _clip(model: Any, kind: str) -> Backbone:
         final_norm=tower.post_layernorm,
         # `pre_layrnorm`: transformers' own spelling.
         pre_norm=tower.pre_layrnorm,
-    )
-
-
-def _clip_block(number: int, layer: Any, root: str) -> Block:
-    attention = layer.self_attn
-    return Block(
-        number=number,
-        name=f"{root}encoder.layers.{number}",
-        module=layer,
-        norm1=layer.layer_norm1,
-        norm2=layer.layer_norm2,
-        qkv=(attention.q_proj, attention.k_proj, attention.v_proj),
-        proj=attention.out_proj,
-        fc1=layer.mlp.fc1,
-        fc2=layer.mlp.fc2,
-        # CLIP has no module between sublayer and addition, so the sublayer itself is its end.
-        attention_end=SublayerEnd(attention),
-        mlp_end=SublayerEnd(layer.mlp),
-        attention=(attention,),
-        mlp=(layer.mlp,),
     )
 
 
@@ -580,3 +486,27 @@ MAPS: tuple[Callable[[nn.Module], Backbone | None], ...] = (
     _map_torchvision,
     _map_transformers,
 )
+
+
+def map_backbone(model: nn.Module, modules: Mapping[str, str] | None = None) -> Backbone:
+    """Return the map of a model, from the first row of `MAPS` that knows it.
+
+    Args:
+        modules: patterns of names by role, instead of a map that is known; see `foveate.adapt.module_map`.
+
+    Raises:
+        UserError: no row knows the model, or the patterns do not fit it.
+    """
+    candidates = (map_model(model) for map_model in MAPS)
+    backbone = next((backbone for backbone in candidates if backbone is not None), None)
+    if modules:
+        return map_by_patterns(model, modules, backbone)
+    if backbone is not None:
+        return backbone
+    name = type(model).__name__
+    hint = nearest(name, {key.rpartition(".")[2] for key in FAMILIES})
+    raise UserError(
+        f"{type(model).__module__}.{name} cannot be adapted without the names of its modules; give them with modules, "
+        "such as modules={'qkv': 'blocks.*.attn.qkv', 'head': 'head'}, or give a network of timm, torchvision, "
+        f"transformers, open_clip or Foveate{hint}"
+    )

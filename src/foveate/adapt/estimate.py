@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from foveate.adapt.data import load_images
+from foveate.adapt.fit import is_solved
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
-from foveate.adapt.measure import held_out_splits
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.prefix import FrozenPrefix
-from foveate.adapt.probe import is_solved
 from foveate.adapt.recipe import AdaptRecipe
-from foveate.adapt.train import build_adapted, select_training_rows
+from foveate.adapt.train import build_adapted, held_out_splits, select_training_rows
 from foveate.core.errors import UserError
 from foveate.core.progress import duration, silent
 from foveate.training.classification import LabeledImages, Rows, readable_batches

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from foveate.adapt.find_backbone import map_backbone
+from foveate.adapt.adapter import list_matches
+from foveate.adapt.backbones import map_backbone
 from foveate.adapt.folder import find_adapter_folder, load_adapter, read_adapter_config, save_adapter
 from foveate.adapt.heads import describe_head, num_classes
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone, parse_backbone
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.parameter_summary import list_matches
 from foveate.adapt.peft_format import add_peft, export_peft, has_head
 from foveate.adapt.results import ImportResult, MergeResult, TrainedParameters
 from foveate.core.errors import UserError
@@ -52,7 +52,7 @@ def export_merged(
             folder is not empty.
     """
     path = Path(folder)
-    _need_empty(path)
+    check_empty(path)
     was_merged, was_training = adapted.is_merged, adapted.training
     with staged_folder(path) as stage:
         # Dropout and DropPath off: otherwise two passes over the same weights would differ.
@@ -250,7 +250,7 @@ def import_peft(
     """
     if not is_peft(folder):
         raise UserError(f"{folder}: no {CONFIG}; expected a folder that PEFT wrote")
-    _need_empty(to)
+    check_empty(to)
     network = load_backbone(parse_backbone(backbone, modules))
     adapted = AdaptedModel(network.model, network.modules or None)
     if not has_head(folder) and not adapted.backbone.classifier:
@@ -290,7 +290,8 @@ def import_peft(
     )
 
 
-def _need_empty(to: Path) -> None:
+def check_empty(to: Path) -> None:
+    """Raise UserError for a folder that holds something."""
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
         raise UserError(f"{to} exists and is not empty; give another folder")
 
@@ -307,7 +308,7 @@ def merge_adapter(path: Path, to: Path, *, format: str, backbone: str | None = N
     Raises:
         UserError: `to` is not empty, or see `export_merged` and `export_peft`.
     """
-    _need_empty(to)
+    check_empty(to)
     adapted, network, _ = open_adapted(path, backbone=backbone)
     difference = None
     if format == "peft":

@@ -104,11 +104,34 @@ _SIGLIP = {
     "final_norm": "post_layernorm",
     "patch": "embeddings.patch_embedding",
 }
+# Towers whose sizes are read from their own attributes (`foveate.adapt.backbones`). CLIP has no module between sublayer
+# and addition, so the sublayer itself is its end; in open_clip it is LayerScale, an identity where a tower has none.
+CLIP_TOWER = {"block": "encoder.layers.*", **_SIGLIP}
+OPEN_CLIP_TOWER = {
+    "block": "transformer.resblocks.*",
+    "norm1": "ln_1",
+    "norm2": "ln_2",
+    "fc1": "mlp.c_fc",
+    "fc2": "mlp.c_proj",
+    "attention": "attn",
+    "mlp": "mlp",
+    "attention_end": "ls_1",
+    "mlp_end": "ls_2",
+}
 _LAYERS, _ENCODER_LAYERS, _ENCODER_LAYER = "layers.*", "encoder.layers.*", "encoder.layer.*"
 _VIT = {"block": f"{_LAYERS}|{_ENCODER_LAYER}", **_TRANSFORMERS}
 
 # Classifiers read the class token itself, not what the pooler makes of it.
 _UNUSED = ("embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias")
+
+_BEIT = Family({**_VIT, "final_norm": "pooler.layernorm|layernorm"}, tokens="rotary", unused=("embeddings.mask_token",))
+_DINOV2 = Family(
+    {"block": _ENCODER_LAYER, **_DINO},
+    tokens="sequence",
+    pooled="cls",
+    positions=("embeddings.position_embeddings", 1, 1),
+    unused=("embeddings.mask_token",),
+)
 
 FAMILIES: dict[str, Family] = {
     # timm
@@ -232,27 +255,11 @@ FAMILIES: dict[str, Family] = {
     "timm.VOLO": Family(_timm("network.*.*", patch=""), norms="other", one_input=False),
     "timm.Xcit": Family(_timm("blocks.*", patch=""), norms="other"),
     # transformers
-    "transformers.BeitModel": Family(
-        {**_VIT, "final_norm": "pooler.layernorm|layernorm"}, tokens="rotary", unused=("embeddings.mask_token",)
-    ),
-    "transformers.Data2VecVisionModel": Family(
-        {**_VIT, "final_norm": "pooler.layernorm|layernorm"}, tokens="rotary", unused=("embeddings.mask_token",)
-    ),
+    "transformers.BeitModel": _BEIT,
+    "transformers.Data2VecVisionModel": _BEIT,
     "transformers.DeiTModel": Family(_VIT, tokens="sequence", pooled="cls", unused=_UNUSED),
-    "transformers.Dinov2Model": Family(
-        {"block": _ENCODER_LAYER, **_DINO},
-        tokens="sequence",
-        pooled="cls",
-        positions=("embeddings.position_embeddings", 1, 1),
-        unused=("embeddings.mask_token",),
-    ),
-    "transformers.Dinov2WithRegistersModel": Family(
-        {"block": _ENCODER_LAYER, **_DINO},
-        tokens="sequence",
-        pooled="cls",
-        positions=("embeddings.position_embeddings", 1, 1),
-        unused=("embeddings.mask_token",),
-    ),
+    "transformers.Dinov2Model": _DINOV2,
+    "transformers.Dinov2WithRegistersModel": _DINOV2,
     "transformers.DINOv3ViTModel": Family(
         {
             "block": "model.layer.*|layer.*",

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import MethodSettings
+from foveate.adapt.adapter import MethodSettings, list_matches
 from foveate.adapt.heads import build_head, describe_head
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.parameter_summary import list_matches
 from foveate.adapt.peft_format import add_peft
 from foveate.adapt.registry import parse_settings
 from foveate.core.errors import UserError
@@ -207,25 +206,18 @@ def load_adapter(
         >>> load_adapter(network, folder)(torch.zeros(1, 3, 224, 224)).shape
         torch.Size([1, 3])
     """
-    if is_peft(Path(folder)):
-        return _load_peft(model, folder, name=name, classes=classes)
-    if classes is not None:
+    of_peft = is_peft(Path(folder))
+    if classes is not None and not of_peft:
         raise UserError(f"classes {classes} has no effect: {folder} has a head")
-    modules = read_adapter_config(folder).get("modules")
+    # PEFT names layers, and nothing of how a network of one's own is mapped.
+    modules = None if of_peft else read_adapter_config(folder).get("modules")
     adapted = AdaptedModel(model, modules if isinstance(modules, dict) else None)
     try:
-        add_adapter(adapted, folder, name=name, other_weights=other_weights)
+        if of_peft:
+            add_peft(adapted, folder, name=name, classes=classes)
+        else:
+            add_adapter(adapted, folder, name=name, other_weights=other_weights)
     # Also on KeyboardInterrupt: the caller's network must not keep its hooks.
-    except BaseException:
-        adapted.detach()
-        raise
-    return adapted.eval()
-
-
-def _load_peft(model: nn.Module, folder: str | Path, *, name: str, classes: int | None) -> AdaptedModel:
-    adapted = AdaptedModel(model)
-    try:
-        add_peft(adapted, folder, name=name, classes=classes)
     except BaseException:
         adapted.detach()
         raise

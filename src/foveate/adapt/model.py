@@ -20,12 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import Adapter, MethodSettings, NativeAdapter, ParameterSwap
-from foveate.adapt.find_backbone import map_backbone
+from foveate.adapt.adapter import (
+    Adapter,
+    MethodSettings,
+    NativeAdapter,
+    ParameterCounts,
+    ParameterSwap,
+    count_parameters,
+    format_summary,
+)
+from foveate.adapt.backbones import map_backbone
 from foveate.adapt.heads import describe_head, head_width, new_head, num_classes
-from foveate.adapt.parameter_summary import ParameterCounts, count_parameters, format_summary
-from foveate.adapt.registry import get_method, parse_settings
-from foveate.adapt.requirements import check_carried
+from foveate.adapt.registry import check_carried, get_method, parse_settings
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.progress import say
@@ -111,7 +117,8 @@ class AdaptedModel(nn.Module):
         settings = parse_settings(config)
         check_carried(settings, self.backbone)
         with self._original():
-            device, dtype = self._device_and_dtype()
+            value = next(iter(self.backbone.tower_parameters().values()))
+            device, dtype = value.device, value.dtype
             # Drawn on the device itself: a ViT-g adapter built on the CPU first would need its memory twice.
             with seeded(seeds.integer("adapter", seed) % 2**63), torch.device(device):
                 adapter = get_method(settings.method).build(settings, self.backbone)
@@ -150,10 +157,6 @@ class AdaptedModel(nn.Module):
         self.info.pop(name, None)
         if not self.active and self.adapters:
             self.use(use or next(iter(self.adapters)))
-
-    def _device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
-        value = next(iter(self.backbone.tower_parameters().values()))
-        return value.device, value.dtype
 
     def _build_head(self, head: nn.Module | None, classes: int | None) -> tuple[nn.Module, bool]:
         """Return a head, and whether it was trained before."""

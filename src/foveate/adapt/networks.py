@@ -6,7 +6,7 @@ pooled features are known can be adapted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,12 @@ class Network:
     commit: str | None = None
 
 
+def _check_fields(settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    for key in settings:
+        if key != "kind":
+            choose(key, names, "field of the backbone")
+
+
 def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
     """Open the network of timm that settings name; None where `foveate.vision.timm` opens it, or refuses it.
 
@@ -67,9 +73,7 @@ def open_network(settings: Mapping[str, Any], *, seed: int) -> Network | None:
         name, arguments = config.get("architecture"), dict(config.get("model_args") or {})
     if not isinstance(name, str) or not _is_other(name):
         return None
-    for key in settings:
-        if key != "kind":
-            choose(key, _OPTIONS, "field of the backbone")
+    _check_fields(settings, _OPTIONS)
     arguments.pop("num_classes", None)  # the head of the adapter brings the classes
     requested = settings.get("image_size")
     sides = None if requested is None else int(requested)
@@ -102,9 +106,7 @@ def open_lite0(settings: Mapping[str, Any]) -> Network:
     """
     import timm
 
-    for key in settings:
-        if key != "kind":
-            choose(key, LITE0_OPTIONS, "field of the backbone")
+    _check_fields(settings, LITE0_OPTIONS)
     model: Any = timm.create_model(_LITE0, pretrained=False)
     ours, state = model.state_dict(), read_package_state()
     # Both list the layers in the order of the forward pass, each under names of its own.
@@ -186,9 +188,7 @@ def open_transformers(settings: Mapping[str, Any]) -> Network:
     """
     import transformers
 
-    for key in settings:
-        if key != "kind":
-            choose(key, ("source", "revision", "offline", "geometry"), "field of the backbone")
+    _check_fields(settings, ("source", "revision", "offline", "geometry"))
     source = settings.get("source")
     if source is None:
         raise UserError("source of 'transformers' is missing: give a folder or OWNER/NAME on the hub")
@@ -244,9 +244,7 @@ def open_torchvision(settings: Mapping[str, Any], *, seed: int) -> Network:
     """
     import torchvision
 
-    for key in settings:
-        if key != "kind":
-            choose(key, ("model", "source", "image_size", "geometry"), "field of the backbone")
+    _check_fields(settings, ("model", "source", "image_size", "geometry"))
     name, source = settings.get("model"), settings.get("source")
     models = torchvision.models
     if not isinstance(name, str):

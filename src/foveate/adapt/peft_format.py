@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from foveate.adapt.backbone import Backbone, InProjection, get_tensor
 from foveate.adapt.families import FAMILIES
-from foveate.adapt.heads import ZeroShotHead, build_head, describe_head
+from foveate.adapt.heads import ZeroShotHead, build_head, describe_head, num_classes
 from foveate.adapt.methods.lora import LoraAdapter, LoraSettings, find_targets
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.module_map import match_names
@@ -125,13 +125,9 @@ def _find_base(adapted: AdaptedModel, settings: Mapping[str, Any]) -> Base:
         prefix="",
         head=head,
         imports="",
-        build=f"base = ...  # your {name}, with {_num_classes(adapted)} classes",
+        build=f"base = ...  # your {name}, with {num_classes(adapted.head)} classes",
         features="model(pixels)",
     )
-
-
-def _num_classes(adapted: AdaptedModel) -> int:
-    return int(describe_head(adapted.head)["classes"])
 
 
 def _timm_base(adapted: AdaptedModel, settings: Mapping[str, Any]) -> Base:
@@ -148,7 +144,7 @@ def _timm_base(adapted: AdaptedModel, settings: Mapping[str, Any]) -> Base:
         name, pretrained = str(settings.get("model") or published.get("architecture") or ""), False
     else:
         name, pretrained = f"{'local-dir' if Path(str(source)).is_dir() else 'hf-hub'}:{source}", True
-    options = [f"{name!r}", f"pretrained={pretrained}", f"num_classes={_num_classes(adapted)}"]
+    options = [f"{name!r}", f"pretrained={pretrained}", f"num_classes={num_classes(adapted.head)}"]
     # The architecture's name does not imply it: without this option the base would have fixed positions.
     if getattr(model, "dynamic_img_size", False):
         options.append("dynamic_img_size=True")
@@ -181,7 +177,7 @@ def _transformers_base(adapted: AdaptedModel, settings: Mapping[str, Any]) -> Ba
         features = called + _pooling(adapted.backbone)
     where = repr(str(source)) if source is not None else "..."
     options = f", revision={revision!r}" if revision and source is not None else ""
-    options += f", num_labels={_num_classes(adapted)}, ignore_mismatched_sizes=True" if head else ""
+    options += f", num_labels={num_classes(adapted.head)}, ignore_mismatched_sizes=True" if head else ""
     return Base(
         kind=(kind.__name__, kind.__module__),
         prefix=prefix,

@@ -6,48 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 import yaml
-from torch import Tensor
 
+from foveate.adapt.adapter import group_names
 from foveate.adapt.data import load_images
+from foveate.adapt.fit import FrozenCache, fit_adapted, original_features
 from foveate.adapt.folder import find_adapter_folder, read_adapter_config, read_head, save_adapter
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
-from foveate.adapt.measure import evaluate_split, measure_splits, write_predictions
 from foveate.adapt.model import AdaptedModel, adapt
-from foveate.adapt.parameter_summary import group_names
-from foveate.adapt.prefix import FrozenPrefix
-from foveate.adapt.probe import (
-    describe_probe,
-    is_solved,
-    probe_features,
-    solve_cached_head,
-    start_head,
-    starts_solved,
-)
-from foveate.adapt.recipe import AdaptRecipe, AdaptTraining
-from foveate.adapt.results import AdaptResult, TrainedParameters, TuningGain
+from foveate.adapt.recipe import AdaptRecipe
+from foveate.adapt.results import AdaptResult, ProbeResult, TrainedParameters, TuningGain
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
-from foveate.core.progress import say
+from foveate.core.progress import say, silent
 from foveate.core.recipes import dump
+from foveate.core.results import Column, Evaluation, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
-from foveate.training.augment import augment_images
-from foveate.training.classification import (
-    ClassificationTask,
-    LabeledImages,
-    Rows,
-    load_cached,
-    readable_batches,
-    training_loader,
-)
-from foveate.training.loop import TrainingOutcome
-from foveate.training.optimizer import ParameterRule
+from foveate.metrics.classification import class_accuracies
+from foveate.metrics.intervals import bootstrap_interval, paired_difference
+from foveate.training.classification import LabeledImages, Predictions, Rows, predict
+from foveate.training.linear_probe import SolvedHead
+from foveate.training.logit_files import write_logits
 from foveate.training.run import Run
-
-# Bound all cached training images together; more would crowd out the page cache that images are read through.
-MAX_CACHE_BYTES = 4 * 2**30
 
 
 @dataclass
@@ -124,34 +106,6 @@ def select_training_rows(recipe: AdaptRecipe, images: LabeledImages) -> Rows:
     return images.draw_shots(pool, recipe.data.shots, seed=recipe.training.seed, allow_missing=True)
 
 
-def build_task(
-    adapted: AdaptedModel,
-    network: LoadedBackbone,
-    training: AdaptTraining,
-    *,
-    prefix: FrozenPrefix | None,
-    num_images: int,
-) -> ClassificationTask:
-    """Build the task of the training loop.
-
-    Args:
-        prefix: batches hold what it cached; None: they hold pixels.
-        num_images: of an epoch.
-    """
-    logits = prefix.logits if prefix is not None else (lambda pixels: adapted(network.normalize(pixels)))
-    # One rule for everything: biases and norms too, which the loop's own rule leaves without decay.
-    rules = (ParameterRule(".*", weight_decay=training.weight_decay),) if training.decay == "all" else ()
-    return ClassificationTask(
-        adapted,
-        logits=logits,
-        label_smoothing=training.label_smoothing,
-        rules=rules,
-        shard_units=[block.module for block in adapted.backbone.blocks],
-        schedule=training.step_schedule(num_images),
-        save=lambda folder: save_adapter(adapted, folder),
-    )
-
-
 def train_adapter(
     recipe: AdaptRecipe,
     data: str | Path,
@@ -180,52 +134,31 @@ def train_adapter(
         images = load_images(data, recipe.data, network.preprocess)
         rows = select_training_rows(recipe, images)
         missing = images.missing_classes(rows)
-        settings = training.resolve(len(rows))
         adapted = build_adapted(recipe, network, images, rows)
         # A solved head never reaches the training loop, which compares the rows of its checkpoint only.
         run.open(images.identify(rows) if here.is_main else None)
         adapted.to(here.device)
-        unreadable: dict[int, str] = {}
-        prefix, cache = _cache_frozen_parts(adapted, network, images, rows, training, here.device, unreadable)
-        cached = "nothing" if prefix is None else prefix.describe()
-        if prefix is not None:
-            say(f"cached: {cached}")
-        probe = None
-        solved = is_solved(adapted, recipe.method, training, missing=missing, cached=cache is not None)
-        if "head_init" in training.model_fields_set and (solved or adapted.active in adapted.first_heads):
-            reason = "solves its head" if solved else "starts from the head of --head-from"
-            say(f"training.head_init has no effect: this run {reason}")
-        if solved and cache is not None:
-            probe, seconds = solve_cached_head(adapted, cache, images, training)
-            bad = {images.keys[row]: reason for row, reason in unreadable.items()}
-            outcome = TrainingOutcome("finished", 0, seconds, model=adapted, ema=None, bad_samples=bad)
-        else:
-            if starts_solved(adapted, training):
-                # On every rank: each needs the same head, and the features of the others are not sent.
-                probe = probe_features(adapted, network, images, rows, training)
-                start_head(adapted, probe)
-            augmented = augment_images(images, training.augmentation)
-            loader = training_loader(
-                images,
-                rows,
-                settings,
-                load=augmented if cache is None else load_cached(cache, unreadable),
-                mixup=training.mixup,
-                balanced=training.balanced,
-                rank=here.rank,
-                world_size=here.size,
-            )
-            task = build_task(adapted, network, training, prefix=prefix, num_images=len(rows))
-            if settings.evaluate_every is not None:
-                task.evaluate_with(lambda: evaluate_split(adapted, network, images, recipe.data.validation))
-            outcome = run.train(task, loader, settings)
+        cache = FrozenCache(network, images)
+
+        def evaluate_validation() -> dict[str, float]:
+            return evaluate_split(adapted, network, images, recipe.data.validation)
+
+        fitted = fit_adapted(
+            adapted,
+            rows,
+            training,
+            cache=cache,
+            loop=run.train,
+            evaluate=None if training.evaluate_every is None else evaluate_validation,
+        )
+        outcome, probe = fitted.outcome, fitted.probe
         folder = save_adapter(adapted, run.path / "adapter") if run.saves(outcome) else None
         evaluation, gains = None, list[TuningGain]()
         if folder is not None and evaluate:
             if probe is None and not missing:
-                probe = probe_features(adapted, network, images, rows, training)
+                probe = cache.probe(adapted, rows, training)
             # A solved adapter is the probe itself.
-            alone = None if solved else probe
+            alone = None if fitted.solved else probe
             evaluation, gains = measure_splits(adapted.eval(), recipe, network, images, run.path, alone=alone)
             if missing:
                 # What `foveate calibrate` needs to bring these classes back.
@@ -239,11 +172,15 @@ def train_adapter(
             classes=list(images.classes),
             absent=missing,
             images=len(rows),
-            cached=cached,
+            cached=fitted.cached,
             curves="metrics.jsonl" if outcome.step else "",  # a solved head has no steps to log
             parameters=TrainedParameters(**adapted.count_parameters()._asdict()),
             matched=group_names(adapted.adapter().matched_names(adapted.backbone)),
-            probe=None if probe is None else describe_probe(probe),
+            probe=None
+            if probe is None
+            else ProbeResult(
+                C=probe.C, folds=probe.folds, accuracies={f"{C:g}": value for C, value in probe.accuracies.items()}
+            ),
             revision=code_revision(),
             adapter="" if folder is None else "adapter/",
             evaluation=evaluation,
@@ -278,42 +215,96 @@ def match_earlier_run(recipe: AdaptRecipe, run_path: Path) -> tuple[AdaptRecipe,
     return recipe, yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def _cache_frozen_parts(
+# Accuracies of an adapted model on held-out splits, beside a probe of the untuned features, and their logits.
+
+
+def predict_adapted(
+    adapted: AdaptedModel, network: LoadedBackbone, images: LabeledImages, rows: Rows, *, description: str
+) -> Predictions:
+    """Return the logits of `rows`, on the device that the backbone is on."""
+    device = adapted.backbone.device
+    return predict(
+        lambda pixels: adapted(network.normalize(pixels)), images, rows, device=device, description=description
+    )
+
+
+def evaluate_split(
+    adapted: AdaptedModel, network: LoadedBackbone, images: LabeledImages, split: str
+) -> dict[str, float]:
+    """Return accuracy and cross-entropy of a split, during training."""
+    with silent():  # inside the progress bar of the training
+        description = f"measuring {split}"
+        return predict_adapted(adapted, network, images, images.rows(split), description=description).metrics
+
+
+def write_predictions(
+    adapted: AdaptedModel, network: LoadedBackbone, images: LabeledImages, rows: Rows, path: Path, what: str
+) -> Predictions:
+    """Return the logits of `rows`, and write them as a file that `foveate calibrate` reads."""
+    predictions = predict_adapted(adapted, network, images, rows, description=f"measuring {what}")
+    write_logits(path, logits=predictions.logits, labels=predictions.labels, class_names=list(images.classes))
+    return predictions
+
+
+def held_out_splits(recipe: AdaptRecipe, images: LabeledImages) -> list[str]:
+    """Return the splits that are measured at the end; none that was trained on."""
+    # `dict.fromkeys`: one split may serve as validation and test, and is measured once.
+    splits = dict.fromkeys((recipe.data.validation, recipe.data.test))
+    # Accuracy on training images is no answer to how good a model is.
+    return [split for split in splits if images.has_split(split) and split not in recipe.data.train]
+
+
+def measure_splits(
     adapted: AdaptedModel,
+    recipe: AdaptRecipe,
     network: LoadedBackbone,
     images: LabeledImages,
-    rows: Rows,
-    training: AdaptTraining,
-    device: torch.device,
-    unreadable: dict[int, str],
-) -> tuple[FrozenPrefix | None, dict[int, Tensor] | None]:
-    """Return the frozen part in front of what is trained, and its outputs by image; two None where not cached."""
-    if not training.cache or training.varies_images:  # a mirrored image has other tokens
-        return None, None
-    prefix = FrozenPrefix(adapted)
-    if prefix.kind == "nothing":
-        return None, None
-    cache = cache_frozen(prefix, network, images, rows, device, unreadable)
-    return (None, None) if cache is None else (prefix, cache)
+    folder: Path,
+    *,
+    alone: SolvedHead | None,
+) -> tuple[Evaluation, list[TuningGain]]:
+    """Measure the held-out splits that exist; their logits are written into the run folder.
 
+    Args:
+        alone: a head on the features of the network as it came, for the column beside the adapter's.
 
-def cache_frozen(
-    prefix: FrozenPrefix,
-    network: LoadedBackbone,
-    images: LabeledImages,
-    rows: Rows,
-    device: torch.device,
-    unreadable: dict[int, str],
-) -> dict[int, Tensor] | None:
-    """Compute what `prefix` caches of each image, on the CPU; None where it would not fit `MAX_CACHE_BYTES`."""
-    cache: dict[int, Tensor] = {}
-    for part, pixels in readable_batches(images, rows, unreadable, description="computing frozen parts"):
-        # On the CPU: on the device the cache of all images would take the memory that the training needs.
-        outputs = prefix.compute(network.normalize(pixels.to(device))).cpu()
-        # From the first batch, before the cache has grown: all images have outputs of one size.
-        num_bytes = outputs[0].numel() * outputs.element_size() * len(rows)
-        if num_bytes > MAX_CACHE_BYTES:
-            say(f"frozen parts would take {num_bytes / 2**30:.0f} GiB: they are computed in every epoch instead")
-            return None
-        cache.update(zip(part, outputs, strict=True))
-    return cache
+    Returns:
+        The table, and for each split what tuning gained over `alone`; none without it.
+    """
+    table: list[Row] = []
+    gains: list[TuningGain] = []
+    for split in held_out_splits(recipe, images):
+        path = folder / f"logits-{split}.npz"
+        predictions = write_predictions(adapted, network, images, images.rows(split), path, split)
+        labels = predictions.labels
+        predicted = {"adapted": predictions.logits.argmax(axis=1)}
+        if alone is not None:
+            features_ND, _ = original_features(adapted, network, images, images.rows(split), f"features of {split}")
+            predicted["features"] = alone.logits(features_ND).argmax(axis=1)
+        # Chance of the accuracy is the largest class; with each class counted alike it is one of K.
+        largest_class = float(np.bincount(labels).max() / len(labels))
+        accuracies, means = dict[str, Value](), dict[str, Value]()
+        for way, predicted_N in predicted.items():
+            correct_N = (predicted_N == labels).astype(float)
+            accuracies[way] = bootstrap_interval(correct_N, seed=("adapt", split)).to_value()
+            means[way] = Value(value=float(class_accuracies(predicted_N, labels).accuracy_C.mean()))
+        if alone is not None:
+            correct = [(predicted[way] == labels).astype(float) for way in ("adapted", "features")]
+            difference = paired_difference(*correct, seed=("adapt", split))
+            tuned, untuned = accuracies["adapted"].value, accuracies["features"].value
+            gains.append(
+                TuningGain(
+                    split=split, tuned=tuned, features=untuned, gain=difference.value, low=difference.low,
+                    high=difference.high, n=difference.n,
+                )
+            )  # fmt: skip
+        for question, chance, values in (
+            ("Which class? (accuracy)", largest_class, accuracies),
+            ("Which class, each class alike? (mean of classes)", 1 / len(images.classes), means),
+        ):
+            table.append(Row(question=question, data=split, n=len(labels), chance=chance, values=dict(values)))
+    columns = [Column(key="adapted", title="adapted", what="the last epoch's model", role="ours")]
+    if alone is not None:
+        what = "logistic regression on the features of the network as it came"
+        columns.append(Column(key="features", title="features alone", what=what, role="baseline"))
+    return Evaluation(columns=columns, table=table), gains

@@ -33,16 +33,15 @@ from torch import Tensor, nn
 from foveate.adapt.adapter import Adapter, MethodSettings, NativeAdapter, ParameterSwap, upcast
 from foveate.adapt.compare.recipe import CompareTask
 from foveate.adapt.data import load_images
-from foveate.adapt.export import open_adapted
+from foveate.adapt.export import check_empty, open_adapted
 from foveate.adapt.folder import adapter_tensors, find_adapter_folder, save_adapter
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.methods.lora import LoraAdapter
 from foveate.adapt.methods.subsets import SubsetSettings
 from foveate.adapt.model import AdaptedModel
-from foveate.adapt.recipe import AdaptData
+from foveate.adapt.recipe import AdaptData, WiseSettings
 from foveate.adapt.registry import get_method
 from foveate.adapt.results import SavedModel, WisePoint, WiseRecommendation, WiseResult, WiseSet
-from foveate.adapt.settings import WiseSettings
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
 from foveate.core.results import Value
@@ -161,8 +160,7 @@ def save_at(adapted: AdaptedModel, alpha: float, folder: Path, *, keep_head: boo
     Raises:
         UserError: a method without a rule, a head that started from random values, or a folder that is not empty.
     """
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise UserError(f"{folder} exists and is not empty; give another folder")
+    check_empty(folder)
     adapter = check_alpha(adapted, alpha)
     tensors = {key: value.detach().clone() for key, value in adapter_tensors(adapted, adapted.active).items()}
     head = head_at(adapted, alpha, keep=keep_head)

@@ -97,6 +97,11 @@ def fine_tune(
         )
     training = settings.resolve(len(rows))
     copied = copy.deepcopy(classifier).requires_grad_(True)
+
+    def measure() -> dict[str, float]:
+        with silent():  # inside the progress bar of the training
+            return predict_classifier(copied, images, validation, description="measuring validation images").metrics
+
     # The number of loader threads may change between sessions; it decides nothing about the result.
     folder = RunFolder.create(run, recipe=settings.model_dump_json(exclude={"workers"}))
     with start(device or str(classifier.device)):
@@ -105,18 +110,11 @@ def fine_tune(
         kind = ClassificationTask if settings.backbone_rate else _HeadTask
         task = kind(copied, label_smoothing=settings.label_smoothing, rules=parameter_rules(copied, settings))
         if training.evaluate_every is not None:
-            task.evaluate_with(lambda: _measure(copied, images, validation))
+            task.evaluate_with(measure)
         outcome = train(task, loader, training, folder)
     if outcome.status == "stopped":
         raise UserError(f"{run}: stopped at step {outcome.step}/{training.steps}; run the same command to resume")
     return copied.eval()
-
-
-def _measure(classifier: Classifier, images: LabeledImages, rows: Rows | None) -> dict[str, float]:
-    """Return accuracy and cross-entropy of `rows`, during training."""
-    with silent():  # inside the progress bar of the training
-        predictions = predict_classifier(classifier, images, rows, description="measuring validation images")
-    return {"accuracy": predictions.accuracy, "loss": predictions.loss}
 
 
 def predict_classifier(

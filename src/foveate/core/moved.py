@@ -12,10 +12,15 @@ from types import ModuleType
 # Modules that have become a part of another: their package, the module that has their names now, and their old names.
 # A text and no mapping: every start of the command line would compile that anew where bytecode is not kept.
 _MERGED = """\
-foveate.adapt foveate.adapt.adapter: parameter_swap
+foveate.adapt foveate.adapt.adapter: parameter_summary parameter_swap
+foveate.adapt foveate.adapt.backbones: find_backbone
+foveate.adapt foveate.adapt.fit: probe
 foveate.adapt foveate.adapt.methods.bottlenecks: bottleneck
 foveate.adapt foveate.adapt.methods.fact: fact
 foveate.adapt foveate.adapt.methods.vpt: prompts
+foveate.adapt foveate.adapt.recipe: settings
+foveate.adapt foveate.adapt.registry: requirements
+foveate.adapt foveate.adapt.train: measure
 foveate.adapt foveate.adapt.wise: robustness
 foveate.adapt.compare foveate.adapt.compare.comparison: splits
 foveate.adapt.compare foveate.adapt.compare.pricing: plan
@@ -115,6 +120,15 @@ foveate.survey foveate.survey.store: observations
 foveate.survey.exporters foveate.survey.exporters.image_tables: observations_csv wildlife_insights
 foveate.survey.importers foveate.survey.importers.coco_camera_traps: wilds
 foveate.survey.importers foveate.survey.importers.result_files: megadetector results_parser speciesnet
+foveate.species foveate.species.links: baselines fold numeric
+foveate.species foveate.species.passes: task
+foveate.species foveate.species.review: corrections
+foveate.species foveate.species.sources: feature_files
+foveate.species foveate.species.stages.pooling: smoothing
+foveate.species foveate.species.taxonomy: classes matching
+foveate.species.scores foveate.species.score: complex conve distmult
+foveate.species.stages foveate.species.stages.prior: temperature
+foveate.species.stages foveate.species.stages.rollup: threshold
 foveate.video foveate.video.evaluate: answer_rows
 foveate.video foveate.video.score_table: judging scores
 foveate.video foveate.video.strategies: grammar

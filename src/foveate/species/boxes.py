@@ -115,7 +115,11 @@ def add_boxes(
     with AnnotationAppender(path, purpose="proposing boxes") as appender, Collection.open(path) as collection:
         progress = find_progress(path, labeling, collection.keys)
         # Images with an imported box are skipped: a second box by NanoDet would show the same animal twice.
-        imported = set() if settings.every_image else _rows_with_boxes(collection)
+        imported: set[int] = set()
+        if not settings.every_image:
+            regions = collection.grouped("regions")
+            is_imported = np.array([source != SOURCE for source in regions.table["source"].to_pylist()], dtype=bool)
+            imported = set(regions.row_numbers[is_imported].tolist())
         pending = [row for row, key in enumerate(collection.keys) if key not in progress.done and row not in imported]
         say_resumed(len(progress.done), len(collection))
         with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
@@ -143,13 +147,6 @@ def _remove_earlier(path: Path, recipe_hash: str) -> None:
 
     for table in ("regions", "region_status"):
         remove_rows(path, table, select, purpose="replacing boxes")
-
-
-def _rows_with_boxes(collection: Collection) -> set[int]:
-    """Rows that have a box of another source than this detector."""
-    regions = collection.grouped("regions")
-    other = np.array([source != SOURCE for source in regions.table["source"].to_pylist()], dtype=bool)
-    return set(regions.row_numbers[other].tolist()) if len(other) else set()
 
 
 def _propose(

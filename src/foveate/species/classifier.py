@@ -21,9 +21,8 @@ from foveate.core.progress import silent
 from foveate.core.recipes import validate
 from foveate.core.runs import RunFolder
 from foveate.species.fit import FeatureInputs, build_link_model, build_task, order_passes
-from foveate.species.fold import fold_head
 from foveate.species.link_data import link_arrays
-from foveate.species.links import RELATIONS, ImageNetwork, Relation
+from foveate.species.links import RELATIONS, ImageNetwork, Relation, fold_head
 from foveate.species.recipe import CONTEXTS, Context, GraphSettings, LinkTraining
 from foveate.survey.taxa import Taxa
 from foveate.training.distributed import start

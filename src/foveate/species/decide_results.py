@@ -18,11 +18,11 @@ from foveate.records import tables
 from foveate.records.boxes import Box
 from foveate.records.region_sources import DETECTED as DETECTED_SOURCE
 from foveate.records.region_sources import detector_source
-from foveate.species.classes import NON_ANIMALS, add_labels
 from foveate.species.decisions import Decisions, decide, prepare_stages
 from foveate.species.predictions import DECIDE, DECISIONS, Predictions
 from foveate.species.rows import ABSTAINED, DETECTED, FAILED, Detections
 from foveate.species.stages.detector import LABELS as DETECTOR_LABELS
+from foveate.species.taxonomy import NON_ANIMALS, add_labels
 from foveate.survey.detections import Decision, get_kind
 from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows
 from foveate.survey.hours import GAP_SECONDS, Events
@@ -164,11 +164,12 @@ def _kind(decisions: Decisions, answer: int) -> ObservationKind:
 
 def read_decisions(predictions: Predictions) -> tuple[list[Decision], dict[str, list[str]]]:
     """Return the decisions as exporters take them, and the keys of the images of each event."""
-    boxes = _used_boxes(predictions)
+    boxes = predictions.used_boxes
     decisions, members = [], dict[str, list[str]]()
     for row in predictions.decisions.to_pylist():
         is_taxon = row["kind"] == "animal" and bool(row["taxon"])
         is_label = row["kind"] == "animal" and not row["taxon"] and row["name"] != "animal"
+        box = None if row["event"] or row["kind"] == "blank" else boxes.get(row["key"])
         if row["event"]:
             members.setdefault(row["event"], []).extend(row["keys"])
         decisions.append(
@@ -183,7 +184,7 @@ def read_decisions(predictions: Predictions) -> tuple[list[Decision], dict[str, 
                 probability=None if row["kind"] in ("unknown", "unclassified") else row["score"],
                 alternatives=tuple((name, float(score)) for name, score in json.loads(row["alternatives"])),
                 source=tuple(f"{step['stage']}: {step['did']}" for step in json.loads(row["source"])),
-                box=None if row["event"] or row["kind"] == "blank" else boxes.get(row["key"]),
+                box=None if box is None else Box(*box),
             )
         )
     return decisions, members
@@ -194,12 +195,6 @@ def merge_decisions(predictions: Predictions) -> MergedObservations | None:
     if open_survey(predictions) is None:
         return None
     return MergedObservations(SurveyRows(predictions.collection), *read_decisions(predictions))
-
-
-def _used_boxes(predictions: Predictions) -> dict[str, Box]:
-    """Boxes by the key of the image that was cropped to them."""
-    rows = predictions.boxes.filter(predictions.boxes["used"]).to_pylist()
-    return {row["key"]: Box(row["x1"], row["y1"], row["x2"], row["y2"]) for row in rows}
 
 
 def image_decisions(predictions: Predictions, keys: Sequence[str]) -> NDArray[np.int64]:

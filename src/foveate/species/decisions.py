@@ -8,11 +8,9 @@ Nothing here looks at an image, so that another list or threshold costs seconds.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import create_model
 
 from foveate.core.errors import UserError
-from foveate.core.plugins import module_names
+from foveate.core.plugins import load_table
 from foveate.core.recipes import Settings
-from foveate.species.classes import Classes
 from foveate.species.rows import (
     FAILED,
     Detections,
@@ -36,10 +33,11 @@ from foveate.species.rows import (
     Trace,
     concatenate_traces,
 )
+from foveate.species.stages import StageKind
 from foveate.species.stages.species_list import renormalize
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 
-_PACKAGE = "foveate.species.stages"
 NUM_ALTERNATIVES = 5
 # 1,024 rows of 500 classes are 4 MB: a block and its copies stay in the cache of a laptop.
 _ROWS_PER_BLOCK = 1024
@@ -47,13 +45,9 @@ UNKNOWN = "unknown"
 """Name of a row that abstained."""
 
 
-def _load_stages() -> dict[str, ModuleType]:
-    modules = {name: importlib.import_module(f"{_PACKAGE}.{name}") for name in module_names(_PACKAGE)}
-    return dict(sorted(modules.items(), key=lambda item: item[1].ORDER))
-
-
-_STAGES = _load_stages()
-_FIELDS: dict[str, Any] = {name: (module.StageSettings, module.StageSettings()) for name, module in _STAGES.items()}
+_KINDS: dict[str, StageKind] = load_table("foveate.species.stages", "STAGES")
+_STAGES = dict(sorted(_KINDS.items(), key=lambda item: item[1].order))
+_FIELDS: dict[str, Any] = {name: (kind.settings, kind.settings()) for name, kind in _STAGES.items()}
 _DOC = "Options of all stages, by the name of the stage."
 Stages = create_model("Stages", __base__=Settings, __doc__=_DOC, **_FIELDS)
 
@@ -69,7 +63,7 @@ def prepare_stages(settings: Settings, classes: Classes, taxa: Taxa) -> tuple[St
     """
     # Each stage gets the settings of all: a species list may turn off the prior, and rules turn off the roll-up.
     others = {name: getattr(settings, name) for name in _STAGES}
-    stages = [module.prepare(others[name], others, classes, taxa) for name, module in _STAGES.items()]
+    stages = [kind.prepare(others[name], others, classes, taxa) for name, kind in _STAGES.items()]
     return tuple(stage for stage in stages if stage is not None)
 
 

@@ -21,11 +21,10 @@ from foveate.metrics.confidence import (
 )
 from foveate.metrics.intervals import bootstrap_interval, wilson_interval
 from foveate.metrics.taxonomy import ClassTree
-from foveate.species.classes import NON_ANIMALS, Classes
 from foveate.species.decide_results import image_decisions, open_survey
-from foveate.species.matching import match_labels, read_names
 from foveate.species.predictions import Predictions
 from foveate.species.results import ClassRow, Confusion, Coverage, HourRow, StageRow
+from foveate.species.taxonomy import NON_ANIMALS, Classes, match_labels, read_names
 from foveate.survey.taxa import Taxa
 
 # Classes of no more training images are the tail, as in the reports of iWildCam.

@@ -25,9 +25,10 @@ from foveate.species.evaluate import name_class
 from foveate.species.hints import ClockHint, PlaceHint, find_clock_hints, find_place_hints, match_places
 from foveate.species.predictions import Predictions
 from foveate.species.results import NearImage, NearTaxon, SpeciesExplanation
+from foveate.species.sources import fill_cache
 from foveate.species.summary import format_step, name_label
 from foveate.survey.survey import Survey
-from foveate.vision.feature_cache import FeatureCache, VectorEncoder, choose_cache_folder
+from foveate.vision.feature_cache import VectorEncoder
 from foveate.vision.preprocess import read_image
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ def explain(
     row = int(predictions.rows[index])
     folder.mkdir(parents=True, exist_ok=True)
     save_thumbnail(predictions.collection.image_bytes(row), folder / "image.webp", longest_side=900)
-    boxes = [box for box in predictions.boxes.to_pylist() if box["key"] == key and box["used"]]
     target = choose_device(device or "auto")
     result = SpeciesExplanation(
         command=list(command),
@@ -79,7 +79,7 @@ def explain(
         time=predictions.images["time"][index].as_py(),
         event=decision["event"],
         num_images=len(decision["keys"]),
-        box=tuple(boxes[0][corner] for corner in ("x1", "y1", "x2", "y2")) if boxes else None,
+        box=predictions.used_boxes.get(key),
         answer=decision["name"],
         rank=decision["rank"],
         score=decision["score"],
@@ -135,7 +135,8 @@ def near_images(
         # Moved to the CPU before the conversion, because Apple GPUs (MPS) have no float64.
         vector_D = encoder.frozen_features(pixels[None].to(device))[0].float().cpu().double().numpy()
     with Collection.open(training) as collection:
-        rows = _training_rows(collection)
+        # A collection without splits was trained on as a whole.
+        rows = collection.rows("train") if "train" in collection.splits else collection.rows()
         training_views = Views(collection, rows, model.view)
         readable, vectors_ND = cached_vectors(encoder, collection, rows, training_views, folder, device)
         cosine_N = cosines(vector_D, vectors_ND)
@@ -170,21 +171,8 @@ def cached_vectors(
     folder: Path,
     device: torch.device,
 ) -> tuple[list[int], NDArray[np.float64]]:
-    """Return the readable rows and their vectors [n, F], from the cache that trainings fill.
-
-    Args:
-        folder: for the cache of a collection that cannot be written.
-    """
-    cache = FeatureCache(
-        encoder,
-        collection,
-        rows,
-        folder=choose_cache_folder(collection, folder),
-        views=1,
-        view_of=views.view_of,
-        device=device,
-    )
-    cache.fill()
+    """Return the readable rows and their vectors [n, F], from the cache that trainings fill; see `fill_cache`."""
+    cache = fill_cache(encoder, collection, rows, views, folder, device)
     readable = [int(row) for row in rows if int(row) not in cache.bad]
     if not readable:
         raise UserError(f"{collection.path}: no image can be read")
@@ -220,8 +208,3 @@ def hint_survey(
             scores_NP = model.predict_links(vectors_ND, "place")
             places = find_place_hints(scores_NP, columns_N[readable], cameras, deployments)
     return clocks, places
-
-
-def _training_rows(collection: Collection) -> NDArray[np.int64]:
-    """Rows of the training split, or all where the collection has no splits."""
-    return collection.rows("train") if "train" in collection.splits else collection.rows()

@@ -14,13 +14,10 @@ from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.metrics.classification import count_classes
 from foveate.records.images import BadImage
-from foveate.species.baselines import SpeciesNetwork
 from foveate.species.link_data import LinkData, link_arrays
-from foveate.species.links import ImageNetwork, LinkModel, build_score
-from foveate.species.numeric import scale_hours, scale_places
-from foveate.species.passes import FeatureBatches, ImageBatches, PassOrder
+from foveate.species.links import ImageNetwork, LinkModel, SpeciesNetwork, build_score, scale_hours, scale_places
+from foveate.species.passes import FeatureBatches, ImageBatches, LinkTask, PassOrder, class_offsets
 from foveate.species.recipe import GraphSettings, LinkTraining, SpeciesRecipe
-from foveate.species.task import LinkTask, class_offsets
 from foveate.training.distributed import world
 from foveate.training.loader import BatchSource
 from foveate.training.settings import TrainingSettings

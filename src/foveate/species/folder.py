@@ -30,14 +30,22 @@ from foveate.core.model_folder import (
     write_model_folder,
 )
 from foveate.core.recipes import validate
-from foveate.species.baselines import LinearBaseline, SpeciesNetwork, build_concat
-from foveate.species.classes import Classes
 from foveate.species.crops import ViewSettings
-from foveate.species.fold import LinearHead, fold_head
-from foveate.species.links import ImageNetwork, LinkModel, build_score
+from foveate.species.links import (
+    PLACE_WIDTHS,
+    ImageNetwork,
+    LinearBaseline,
+    LinearHead,
+    LinkModel,
+    SpeciesNetwork,
+    build_concat,
+    build_score,
+    fold_head,
+    scale_hours,
+)
 from foveate.species.model import SpeciesInfo, SpeciesModel
-from foveate.species.numeric import PLACE_WIDTHS, scale_hours
 from foveate.species.recipe import METHODS, GraphSettings
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.registry import build_image_encoder

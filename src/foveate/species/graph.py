@@ -26,9 +26,16 @@ from foveate.core.files import read_json, write_json_atomically, write_text_atom
 from foveate.core.tables import read_rows
 from foveate.records import tables
 from foveate.records.collection import Collection
-from foveate.species.classes import Classes
-from foveate.species.matching import Match, Matching, match_labels, read_names
-from foveate.species.taxonomy import PruneMode, open_taxa, prune_edges
+from foveate.species.taxonomy import (
+    Classes,
+    Match,
+    Matching,
+    PruneMode,
+    match_labels,
+    open_taxa,
+    prune_edges,
+    read_names,
+)
 from foveate.species.triples import (
     LOCATION,
     PARENT,

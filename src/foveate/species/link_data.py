@@ -12,20 +12,15 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError, choose
 from foveate.records.collection import Collection
-from foveate.species.classes import Classes
 from foveate.species.graph import SpeciesGraph
 from foveate.species.links import Relation
 from foveate.species.passes import LinkRows
 from foveate.species.recipe import CONTEXTS, Context, LinkTraining, SpeciesData
+from foveate.species.taxonomy import Classes
 from foveate.species.triples import PLACE_DIGITS
 from foveate.survey.taxa import Taxa
 
 Rows = NDArray[np.int64]
-
-
-def empty_taxa() -> Taxa:
-    """Return taxa of a survey without a taxonomy."""
-    return Taxa(ids=(), names=(), ranks=(), parents=np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +207,7 @@ def link_arrays(
     Raises:
         UserError: two labels are one taxon.
     """
-    taxa = taxa or empty_taxa()
+    taxa = taxa or Taxa(ids=(), names=(), ranks=(), parents=np.zeros(0, np.int64))
     count = len(labels)
     names = sorted(set(labels) - {""}) if order is None else order
     graph = SpeciesGraph.from_labels(names, taxa)

@@ -17,12 +17,18 @@ from torch import Tensor
 from foveate.core.errors import UserError, choose
 from foveate.core.files import sha256_file
 from foveate.core.model_folder import CONFIG, WEIGHTS
-from foveate.species.baselines import ConcatBaseline, SpeciesNetwork, concat_inputs
-from foveate.species.classes import Classes
 from foveate.species.crops import ViewSettings
-from foveate.species.fold import LinearHead
-from foveate.species.links import RELATIONS, LinkModel, Relation
+from foveate.species.links import (
+    RELATIONS,
+    ConcatBaseline,
+    LinearHead,
+    LinkModel,
+    Relation,
+    SpeciesNetwork,
+    concat_inputs,
+)
 from foveate.species.recipe import GraphSettings
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 from foveate.vision.encoder import ImageEncoder
 from foveate.vision.feature_cache import VectorEncoder

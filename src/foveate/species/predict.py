@@ -31,7 +31,6 @@ from foveate.records.images import NEEDS_EXTRA, BadImage, is_passing
 from foveate.records.labeling import execute, find_failure, in_order, say_resumed
 from foveate.species.boxes import NOTICE, SOURCE, BoxesResult, add_boxes
 from foveate.species.crops import Views, ViewSettings
-from foveate.species.feature_files import read_features
 from foveate.species.hints import match_places
 from foveate.species.predictions import (
     BOXES,
@@ -51,6 +50,7 @@ from foveate.species.predictions import (
     write_part,
 )
 from foveate.species.settings import BoxSettings, PredictSettings
+from foveate.species.sources import read_features
 from foveate.survey.store import name_detectors
 from foveate.survey.survey import Survey
 from foveate.vision.feature_cache import map_on_cores

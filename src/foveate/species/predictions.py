@@ -28,12 +28,13 @@ from safetensors.numpy import save
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically
 from foveate.core.model_folder import read_config
+from foveate.core.results import BoxValues
 from foveate.core.version import __version__
 from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.images import is_passing
-from foveate.species.classes import Classes
 from foveate.species.rows import StoredRows
+from foveate.species.taxonomy import Classes
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
 
@@ -312,6 +313,14 @@ class Predictions:
     def boxes(self) -> pa.Table:
         """Boxes: key, x1, y1, x2, y2, score, label, source, and whether the image was cropped to it."""
         return tables.read_table(self.folder / BOXES)
+
+    @cached_property
+    def used_boxes(self) -> dict[str, BoxValues]:
+        """Corners of the box that an image was cropped to, by its key."""
+        # Column by column: a survey has many more boxes than images that anyone looks at.
+        used = self.boxes.filter(self.boxes["used"])
+        keys, *corners = (used[name].to_pylist() for name in ("key", "x1", "y1", "x2", "y2"))
+        return {key: (x1, y1, x2, y2) for key, x1, y1, x2, y2 in zip(keys, *corners, strict=True)}
 
     def find_image(self, name: str) -> int:
         """Return the row of an image in the scores by its key, its file, or the end of its file's path.

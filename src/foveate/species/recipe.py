@@ -8,9 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from foveate.core.devices import TrainingPrecision
 from foveate.core.errors import UserError, choose
-from foveate.core.plugins import module_names
 from foveate.core.recipes import Settings
 from foveate.species.crops import ViewSettings
+from foveate.species.scores import SCORES
 from foveate.training.epochs import with_default
 from foveate.training.settings import TrainingSettings
 
@@ -48,7 +48,7 @@ class GraphSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        choose(self.score, module_names("foveate.species.scores"), "score")
+        choose(self.score, SCORES, "score")
         if len(set(self.contexts)) < len(self.contexts):
             raise ValueError(f"contexts: one is named twice (got {', '.join(self.contexts)})")
         return self

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.species.classes import Classes
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 
 Floats = NDArray[np.float64]

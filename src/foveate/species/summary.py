@@ -258,16 +258,13 @@ def _draw_samples(
     predictions: Predictions, truths: Sequence[str] | None, folder: Path, count: int
 ) -> list[SampleImage]:
     """Write thumbnails of decisions in turn over the decided names, surest first, so that rare ones are shown."""
-    decisions, boxes = predictions.decisions, predictions.boxes
+    decisions = predictions.decisions
     order = np.argsort(-decisions["score"].to_numpy(), kind="stable")
     order = order[~_is_in(decisions["kind"], "unclassified")[order]]
     # No name ever needs more than `count` samples, however many decisions have it.
     groups = [order[members[:count]] for _, members in _group(name=decisions["name"].take(pa.array(order)))]
     picked = [int(row) for turn in zip_longest(*groups) for row in turn if row is not None][:count]
     rows = decisions.take(pa.array(picked, pa.int64())).to_pylist()
-    # Filtered before the conversion to dictionaries: a survey has many more boxes than the page has samples.
-    is_drawn = _is_in(boxes["key"], *(row["key"] for row in rows))
-    box_of_key = {row["key"]: row for row in boxes.filter(pa.array(is_drawn)).to_pylist() if row["used"]}
     samples = []
     for index, row in zip(picked, rows, strict=True):
         path = f"{_IMAGES}/{index:06d}.webp"
@@ -279,13 +276,12 @@ def _draw_samples(
         except BadImage:
             continue
         right = judge(row["name"], label, predictions.taxa)[0] if label else None
-        box = box_of_key.get(row["key"])
         samples.append(
             SampleImage(
                 image=path,
                 file=row["file"],
                 camera=row["camera"],
-                box=None if box is None else (box["x1"], box["y1"], box["x2"], box["y2"]),
+                box=predictions.used_boxes.get(row["key"]),
                 answer=row["name"],
                 rank=row["rank"],
                 score=None if row["kind"] == "unknown" else row["score"],

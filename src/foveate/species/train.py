@@ -16,19 +16,17 @@ from foveate.core.progress import say
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.records.collection import Collection
-from foveate.species.baselines import SpeciesNetwork
 from foveate.species.fit import build_task, measure, order_passes
 from foveate.species.folder import check_locations, open_species, save_species
 from foveate.species.graph import SpeciesGraph, is_graph, open_collection
 from foveate.species.link_data import LinkData, link_graph
-from foveate.species.links import Relation
+from foveate.species.links import Relation, SpeciesNetwork, summarize_reference
 from foveate.species.model import SpeciesInfo, SpeciesModel
-from foveate.species.numeric import summarize_reference
+from foveate.species.passes import chance_loss
 from foveate.species.priors import PRIOR, fit_survey_prior
 from foveate.species.recipe import SpeciesRecipe
 from foveate.species.results import ClassResult, PassResult, SpeciesTrainResult
 from foveate.species.sources import Sources, build_network, drop_unreadable, open_sources, solve_network
-from foveate.species.task import chance_loss
 from foveate.species.taxonomy import open_taxa
 from foveate.survey.survey import Survey
 from foveate.training.loop import TrainingOutcome
@@ -76,7 +74,7 @@ def train_species(
     for name, reason in recipe.idle_fields().items():
         say(f"{name} has no effect with {reason}")
     run = Run(recipe, run_path, device=device, command=command, older={"graph.json": ""})
-    with _open_source(source) as collection, run:
+    with open_collection(source) if is_graph(source) else Collection.open(source) as collection, run:
         if is_graph(source):
             if taxonomy is not None:
                 raise UserError(f"taxonomy {taxonomy} has no effect: {source} is a graph, which has its taxa")
@@ -119,10 +117,6 @@ def train_species(
                     say(f"no prior: no training image has what the {recipe.prior} prior reads (place, hour or day)")
         run.write_result(result)
     return SpeciesRun(run.folder, result, model)
-
-
-def _open_source(source: Path) -> Collection:
-    return open_collection(source) if is_graph(source) else Collection.open(source)
 
 
 def identify_data(data: LinkData, features: str | None) -> dict[str, str]:

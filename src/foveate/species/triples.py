@@ -232,12 +232,8 @@ def _normalized(table: pa.Table, side: str) -> pa.Array:
     return pc.call_function("if_else", [is_id, ids, table[side].combine_chunks()])
 
 
-def _compare(column: pa.ChunkedArray, value: str) -> pa.ChunkedArray:
-    return pc.call_function("equal", [column, pa.scalar(value)])
-
-
 def _equals(column: pa.ChunkedArray, value: str) -> NDArray[np.bool_]:
-    return _compare(column, value).to_numpy()
+    return pc.call_function("equal", [column, pa.scalar(value)]).to_numpy()
 
 
 def _positions(values: pa.Array, among: pa.Array) -> Rows:

@@ -372,9 +372,10 @@ class Predictions:
         return float(self.correct.mean())
 
     @property
-    def loss(self) -> float:
-        """The mean cross-entropy, without smoothing."""
-        return float(F.cross_entropy(torch.from_numpy(self.logits), torch.from_numpy(self.labels)))
+    def metrics(self) -> dict[str, float]:
+        """Accuracy and mean cross-entropy (without smoothing), as the log of a training has them."""
+        loss = F.cross_entropy(torch.from_numpy(self.logits), torch.from_numpy(self.labels))
+        return {"accuracy": self.accuracy, "loss": float(loss)}
 
 
 def readable_batches(

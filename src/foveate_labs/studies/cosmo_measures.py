@@ -18,17 +18,16 @@ from sklearn.metrics import roc_auc_score
 from foveate.core import seeds
 from foveate.metrics.classification import count_classes
 from foveate.metrics.taxonomy import ClassTree
-from foveate.species.baselines import ConcatBaseline, concat_inputs
-from foveate.species.classes import Classes
 from foveate.species.classifier import LinkClassifier
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.fit import build_link_model
 from foveate.species.hints import find_clock_hints, match_places, normalized_ranks
 from foveate.species.link_data import link_arrays
-from foveate.species.links import ImageNetwork, Relation
+from foveate.species.links import ConcatBaseline, ImageNetwork, Relation, concat_inputs
 from foveate.species.priors.histogram import fit_prior
 from foveate.species.recipe import Context, GraphSettings
-from foveate.species.stages.temperature import scale_temperature
+from foveate.species.stages.prior import scale_temperature
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 from foveate.training.linear_probe import solve_head
 from foveate.vision.registry import seeded

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from foveate.adapt.backbones import map_backbone
 from foveate.adapt.compare.grids import Candidate, Grid, load_grid
 from foveate.adapt.compare.pricing import Plan, PlannedTraining, Speed, estimate_cost, measure_speed, plan
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, max_parameters
 from foveate.adapt.data import load_images
-from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.results import ComparedTask

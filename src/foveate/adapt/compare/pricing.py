@@ -12,9 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.adapt.backbone import Backbone
+from foveate.adapt.backbones import map_backbone
 from foveate.adapt.compare.grids import Candidate, Grid
 from foveate.adapt.estimate import time_call
-from foveate.adapt.find_backbone import map_backbone
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.prefix import frozen_extent
 from foveate.adapt.recipe import AdaptTraining

@@ -32,6 +32,7 @@ from foveate.adapt.compare.grids import Candidate
 from foveate.adapt.compare.pricing import check_hours
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask
 from foveate.adapt.load_backbone import LoadedBackbone, has_drop_path
+from foveate.adapt.recipe import CompareRun
 from foveate.adapt.registry import get_method
 from foveate.adapt.results import (
     ComparedAgreement,
@@ -43,7 +44,6 @@ from foveate.adapt.results import (
     ComparedRegions,
     ComparedResult,
 )
-from foveate.adapt.settings import CompareRun
 from foveate.core.experiment_grid import Cell, CellResult, CellStore, run_cells
 from foveate.core.files import sweep
 from foveate.core.progress import Meter, say

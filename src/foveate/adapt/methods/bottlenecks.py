@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import (
+    Adapter,
     BlockAdapter,
     BranchSettings,
     Handle,
@@ -26,7 +28,7 @@ from foveate.adapt.adapter import (
     upcast,
     watch_input,
 )
-from foveate.adapt.backbone import Backbone, Block, SublayerEnd, get_tensor
+from foveate.adapt.backbone import Backbone, SublayerEnd, get_tensor
 from foveate.core.errors import UserError
 
 # Down, ReLU, dropout, up: the branch of AdaptFormer, Pfeiffer and Houlsby adapters.
@@ -97,6 +99,17 @@ class SequentialAdapter(BlockAdapter[Seq]):
         return hook_output(end.module, change)
 
 
+def add_beside(adapter: Adapter[Any], branch: nn.Module, state: PassState, end: SublayerEnd | None) -> Handle:
+    """Add a branch parallel to a sublayer: it reads what an earlier hook of the pass stored in `state`."""
+    assert end is not None
+
+    def add(output: Tensor, _: Tensor | None) -> Tensor:
+        # Parallel to the sublayer, so the branch passes LayerScale and DropPath on its own; it is not inside its.
+        return output + end.pass_inner(branch(state.take(), strength=adapter.strength))
+
+    return hook_output(end.module, add)
+
+
 # AdaptFormer: a bottleneck in parallel to the MLP.
 #
 # Chen et al. 2022, arXiv 2205.13535, section 3.2: MLP(norm2 x) + s Up(dropout(ReLU(Down x))), where the branch reads x
@@ -128,21 +141,10 @@ class AdaptformerAdapter(BlockAdapter[AdaptformerSettings]):
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """Hook norm2, whose input the branch reads, and the MLP's end, where it is added."""
         for block in select_blocks(backbone, self.settings):
-            yield from self._hook_branch(block)
-
-    def _hook_branch(self, block: Block) -> Iterator[Handle]:
-        # The branch needs x before norm2, and is added at the MLP's end: two hooks of one pass.
-        branch, state = self.blocks[str(block.number)], PassState()
-        norm, end = block.norm2, block.mlp_end
-        assert norm is not None
-        assert end is not None
-
-        def add(output: Tensor, _: Tensor | None) -> Tensor:
-            # Parallel to the MLP, so the branch passes LayerScale and DropPath on its own; it is not inside the MLP's.
-            return output + end.pass_inner(branch(state.take(), strength=self.strength))
-
-        yield watch_input(norm, state.put)
-        yield hook_output(end.module, add)
+            assert block.norm2 is not None
+            state = PassState()
+            yield watch_input(block.norm2, state.put)
+            yield add_beside(self, self.blocks[str(block.number)], state, block.mlp_end)
 
 
 ADAPTFORMER = Method(
@@ -158,9 +160,8 @@ ADAPTFORMER = Method(
 # Pfeiffer's adapter: a bottleneck behind the MLP, before the residual addition.
 #
 # Pfeiffer et al. 2021, arXiv 2005.00247, section 3 (the placement that they found best). h + s Up(dropout(ReLU(Down
-# h)))
-# with h the MLP's result. ViT-B/16: 12 (1537 r + 768) parameters. Starts as the identity: Down Xavier, Up 0. Cannot be
-# merged: the ReLU lies between its matrices.
+# h))) with h the MLP's result. ViT-B/16: 12 (1537 r + 768) parameters. Starts as the identity: Down Xavier, Up 0.
+# Cannot be merged: the ReLU lies between its matrices.
 
 
 class PfeifferSettings(SequentialSettings):
@@ -202,8 +203,7 @@ PFEIFFER = Method(
 #
 # Houlsby et al. 2019, arXiv 1902.00751, section 2.1. Each is h + s Up(dropout(ReLU(Down h))), h the sublayer's result.
 # ViT-B/16: 24 (1537 r + 768) parameters. Does not start as the identity: Down and Up Xavier, biases N(0, 1e-6). Cannot
-# be
-# merged: the ReLU lies between its matrices.
+# be merged: the ReLU lies between its matrices.
 
 
 class HoulsbySettings(SequentialSettings):
@@ -365,9 +365,8 @@ REPADAPTER = Method(
 # ConvPass: a small 3 x 3 convolution in parallel to attention and MLP.
 #
 # Jie and Deng 2022, arXiv 2207.07039, section 3.2: y + s Up(dropout(g(Conv3x3(g(Down z))))), g = QuickGELU, z the
-# normed
-# input of the sublayer; patch tokens are laid out as their grid, and each class or register token passes the same
-# convolution as an image of one pixel, where only its center acts. ViT-B/16: 24 (1538 r + 768 + 9 r^2) parameters.
+# normed input of the sublayer; patch tokens are laid out as their grid, and each class or register token passes the
+# same convolution as an image of one pixel, where only its center acts. ViT-B/16: 24 (1538 r + 768 + 9 r^2) parameters.
 # Starts as the identity: Down Xavier, Up 0, convolution with ones at its center's diagonal. Cannot be merged.
 
 
@@ -448,25 +447,15 @@ class ConvpassAdapter(BlockAdapter[ConvpassSettings]):
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """Hook each sublayer's norm, whose output the branch reads, and its end, where it is added."""
         for block in select_blocks(backbone, self.settings):
-            number = str(block.number)
-            yield from self._hook_branch(self.attention[number], block.norm1, block.attention_end)
-            yield from self._hook_branch(self.mlp[number], block.norm2, block.mlp_end)
+            for branches, norm, end in zip((self.attention, self.mlp), block.norms, block.ends, strict=True):
+                state = PassState()
+                yield hook_output(norm, functools.partial(_store, state))
+                yield add_beside(self, branches[str(block.number)], state, end)
 
-    def _hook_branch(self, branch: nn.Module, norm: nn.Module | None, end: SublayerEnd | None) -> Iterator[Handle]:
-        # Read behind the norm, added behind the sublayer: two hooks of one pass.
-        state = PassState()
-        assert norm is not None
-        assert end is not None
 
-        def store(z_BLD: Tensor, _: Tensor | None) -> Tensor:
-            state.put(z_BLD)
-            return z_BLD
-
-        def add(output: Tensor, _: Tensor | None) -> Tensor:
-            return output + end.pass_inner(branch(state.take(), strength=self.strength))
-
-        yield hook_output(norm, store)
-        yield hook_output(end.module, add)
+def _store(state: PassState, z_BLD: Tensor, _: Tensor | None) -> Tensor:
+    state.put(z_BLD)
+    return z_BLD
 
 
 CONVPASS = Method(

@@ -28,8 +28,7 @@ from foveate.core.errors import UserError
 # Both forms of FacT: added weights s V T U, with U and V common to the whole network.
 #
 # Jie and Deng 2023, arXiv 2212.03145, section 3. Every d x d part of qkv, proj, fc1 and fc2 has a core T (r x r); fc1
-# and
-# fc2 count as m parts, m = hidden width / d. Merges: W += s V T U.
+# and fc2 count as m parts, m = hidden width / d. Merges: W += s V T U.
 
 
 class FactSettings(BranchSettings):
@@ -191,8 +190,7 @@ FACT_TT = Method(
 # 1,536 r + 144 r + r^3 parameters. Starts as the identity: V 0; C and P Xavier. Merges: W += s V T U.
 #
 # The released code flattens the m slices of fc1 and of fc2 from (r, r, m) to (r, m r) row by row, so the m matrices
-# that
-# act are interleaved columns rather than slices; kept here, because published numbers and weights come from it.
+# that act are interleaved columns rather than slices; kept here, because published numbers and weights come from it.
 
 
 class FactTkSettings(FactSettings):

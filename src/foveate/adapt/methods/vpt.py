@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar, Literal, TypeVar
 
@@ -10,9 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from foveate.adapt.adapter import Adapter, Handle, Method, MethodSettings, hook_input, hook_output
+from foveate.adapt.adapter import Adapter, Handle, Method, MethodSettings, hook_input, hook_output, select_blocks
 from foveate.adapt.backbone import Backbone, Block
-from foveate.core.errors import UserError
 
 # Learned tokens behind the others: both forms of visual prompt tuning.
 #
@@ -36,12 +36,26 @@ class PromptAdapter(Adapter[P]):
     why_not_mergeable: ClassVar[str] = "its prompts are further tokens, and no weight of the backbone is one"
     interpolation: ClassVar[Literal["branch", "weights", "merged", ""]] = ""
 
-    def _make(self, backbone: Backbone, layers: int, settings: PromptSettings) -> None:
+    def __init__(self, settings: P, backbone: Backbone) -> None:
+        super().__init__(settings, backbone)
+        layers = len(self.blocks(backbone))
         # Xavier's bound of the patch embedding, from 3 patch^2 values to D channels, whatever the number of channels:
         # as published.
         limit = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.width))
         self.prompts = nn.Parameter(torch.empty(layers, settings.prompts, backbone.width).uniform_(-limit, limit))
         self.dropout = nn.Dropout(settings.dropout)
+
+    @abstractmethod
+    def blocks(self, backbone: Backbone) -> tuple[Block, ...]:
+        """Return the blocks in front of which prompts enter."""
+
+    def first_block(self, backbone: Backbone) -> int:
+        """Return the first block with prompts."""
+        return self.blocks(backbone)[0].number
+
+    def matched_names(self, backbone: Backbone) -> list[str]:
+        """Return the names of the blocks with prompts."""
+        return [block.name for block in self.blocks(backbone)]
 
     def enter(self, module: nn.Module, layer: int) -> Handle:
         """Append prompts to a module's input; dropout draws for each sample."""
@@ -76,24 +90,15 @@ class VptShallowSettings(PromptSettings):
 class VptShallowAdapter(PromptAdapter[VptShallowSettings]):
     """One set of n prompts: [1, n, D]."""
 
-    def __init__(self, settings: VptShallowSettings, backbone: Backbone) -> None:
-        super().__init__(settings, backbone)
-        backbone.require_blocks("vpt_shallow")
-        self._make(backbone, 1, settings)
+    def blocks(self, backbone: Backbone) -> tuple[Block, ...]:
+        """Return the first block."""
+        return backbone.require_blocks("vpt_shallow")[:1]
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
         """Hook the input of the first block, and the output of the last block that sees the prompts."""
         yield self.enter(backbone.blocks[0].module, 0)
         # Removed before the final norm: a head that averages over all tokens must not count prompts.
         yield self.leave(backbone.blocks[-1 if self.settings.keep_prompts else 0].module)
-
-    def first_block(self, backbone: Backbone) -> int:
-        """Return 0: prompts enter in front of the first block."""
-        return 0
-
-    def matched_names(self, backbone: Backbone) -> list[str]:
-        """Return the name of the first block."""
-        return [backbone.blocks[0].name]
 
 
 VPT_SHALLOW = Method(
@@ -109,8 +114,7 @@ VPT_SHALLOW = Method(
 # Visual prompt tuning, deep: each block has n learned tokens of its own, taken out again behind it.
 #
 # Jia et al. 2022, arXiv 2203.12119, section 3.2. ViT-B/16: 9,216 n parameters. Does not start as the identity. Cannot
-# be
-# merged: prompts are tokens.
+# be merged: prompts are tokens.
 
 
 class VptDeepSettings(PromptSettings):
@@ -123,30 +127,16 @@ class VptDeepSettings(PromptSettings):
 class VptDeepAdapter(PromptAdapter[VptDeepSettings]):
     """A set of n prompts for each selected block: [blocks, n, D]."""
 
-    def __init__(self, settings: VptDeepSettings, backbone: Backbone) -> None:
-        super().__init__(settings, backbone)
-        self._make(backbone, len(self._blocks(backbone)), settings)
-
-    def _blocks(self, backbone: Backbone) -> tuple[Block, ...]:
-        blocks, last = backbone.require_blocks("vpt_deep"), self.settings.last_blocks
-        if last is not None and last > len(blocks):
-            raise UserError(f"last_blocks must be at most {len(blocks)}, the blocks of this backbone (got {last})")
-        return blocks if last is None else blocks[-last:]
+    def blocks(self, backbone: Backbone) -> tuple[Block, ...]:
+        """Return the selected blocks."""
+        return select_blocks(backbone, self.settings)
 
     def hooks(self, backbone: Backbone) -> Iterator[Handle]:
-        # Removed behind each block, so that the next gets its own prompts and the sequence does not grow.
         """Hook the input and the output of each block."""
-        for layer, block in enumerate(self._blocks(backbone)):
+        # Removed behind each block, so that the next gets its own prompts and the sequence does not grow.
+        for layer, block in enumerate(self.blocks(backbone)):
             yield self.enter(block.module, layer)
             yield self.leave(block.module)
-
-    def first_block(self, backbone: Backbone) -> int:
-        """Return the first block with prompts."""
-        return self._blocks(backbone)[0].number
-
-    def matched_names(self, backbone: Backbone) -> list[str]:
-        """Return the names of the blocks."""
-        return [block.name for block in self._blocks(backbone)]
 
 
 VPT_DEEP = Method(

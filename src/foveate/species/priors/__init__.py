@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.core.errors import UserError
 from foveate.core.model_folder import WEIGHTS, read_config, read_tensors, write_model_folder
 from foveate.core.plugins import load_plugin
-from foveate.species.classes import Classes
 from foveate.species.rows import Floats
+from foveate.species.taxonomy import Classes
 from foveate.survey.hours import GAP_SECONDS
 from foveate.survey.taxa import Taxa
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from foveate.core.errors import UserError
-from foveate.species.classes import Classes
 from foveate.species.priors import check_parts
 from foveate.species.rows import Floats
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa, normalize_name
 
 _WEEKS = 48

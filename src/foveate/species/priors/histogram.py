@@ -19,7 +19,6 @@ from pydantic import Field
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
-from foveate.species.classes import Classes
 from foveate.species.priors import (
     SelectedPrior,
     check_parts,
@@ -30,6 +29,7 @@ from foveate.species.priors import (
     write_prior,
 )
 from foveate.species.rows import Floats
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 
 _EARTH_KM = 6371.0

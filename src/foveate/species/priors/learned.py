@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from foveate.core.errors import UserError
 from foveate.core.model_folder import WEIGHTS, check_tensors
 from foveate.core.recipes import Settings
-from foveate.species.classes import Classes
 from foveate.species.priors import (
     SelectedPrior,
     check_parts,
@@ -38,6 +37,7 @@ from foveate.species.priors import (
     write_prior,
 )
 from foveate.species.rows import Floats
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 
 _DAYS = 366

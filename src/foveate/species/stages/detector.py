@@ -14,20 +14,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from foveate.core.recipes import Settings
-from foveate.species.classes import Classes
 from foveate.species.rows import DETECTED, Detections, Integers, Rows, Stage, answer_codes
-from foveate.species.stages import warn_idle
-from foveate.species.stages.rules import StageSettings as RulesSettings
+from foveate.species.stages import StageKind, warn_idle
+from foveate.species.stages.rules import RulesSettings
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 
-ORDER = 15
 LABELS = ("blank", "human", "vehicle")
 """Classes that the detector answers with."""
 # Codes of `judge_images`: the kinds of `DETECTED`, and what has none of these boxes.
 _ANIMAL, _HUMAN, _VEHICLE, _EMPTY, _NOT_JUDGED = 0, 1, 2, 3, 4
 
 
-class StageSettings(Settings):
+class DetectorSettings(Settings):
     """Options of the detector's decisions."""
 
     enabled: bool = Field(
@@ -68,7 +67,7 @@ def split_events(events_R: Integers, kinds_R: Integers, is_idle_R: NDArray[np.bo
     return events_R * len(DETECTED) + np.where(is_idle_R, first_E[event_R], groups_R)
 
 
-def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
+def prepare(settings: DetectorSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
     """See `foveate.species.stages`."""
     rules = others.get("rules")
     is_ruled = isinstance(rules, RulesSettings) and rules.rules != "none"
@@ -116,3 +115,6 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         return judged.take(np.argsort(judged.events_R, kind="stable"))
 
     return apply
+
+
+STAGES = {"detector": StageKind(15, DetectorSettings, prepare)}

@@ -1,4 +1,6 @@
-"""Reweight classes by place, hour and season; a floor keeps every class possible.
+"""Reweight classes: by one temperature, and by place, hour and season; a floor keeps every class possible.
+
+The temperature sharpens or flattens probabilities, so that they match the accuracy.
 
 q_k is proportional to p_k max(prior_k, floor)^strength over animals; a class of which the prior knows nothing keeps
 factor 1, and blank, human, vehicle and unknown are never touched. A species list switches the prior off, because a
@@ -16,18 +18,48 @@ from pydantic import Field
 
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
-from foveate.species.classes import Classes
 from foveate.species.priors import PARTS, open_prior
 from foveate.species.rows import Floats, Rows, Stage
-from foveate.species.stages import warn_idle
-from foveate.species.stages.species_list import StageSettings as ListSettings
-from foveate.species.stages.species_list import renormalize
+from foveate.species.stages import StageKind, warn_idle
+from foveate.species.stages.species_list import ListSettings, renormalize
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa
 
-ORDER = 20
+
+class TemperatureSettings(Settings):
+    """Options of the temperature."""
+
+    temperature: float = Field(
+        1.0, gt=0, le=100, description="divides the logits: above 1 the model is less sure, 1 changes nothing"
+    )
 
 
-class StageSettings(Settings):
+def scale_temperature(probabilities_RK: Floats, temperature: float) -> Floats:
+    """Return softmax(log p / T), which equals softmax(logits / T) and needs no logits."""
+    with np.errstate(divide="ignore"):
+        logits = np.log(probabilities_RK)
+    logits /= temperature
+    logits -= logits.max(axis=1, keepdims=True)
+    scaled = np.exp(logits, out=logits)
+    scaled /= scaled.sum(axis=1, keepdims=True)
+    return scaled
+
+
+def prepare_temperature(
+    settings: TemperatureSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa
+) -> Stage | None:
+    """See `foveate.species.stages`."""
+    if settings.temperature == 1:
+        return None
+    notes = (f"divided logits by {settings.temperature:g}",)
+
+    def apply(rows: Rows) -> Rows:
+        return rows.passed("temperature", scale_temperature(rows.probabilities_RK, settings.temperature), notes)
+
+    return apply
+
+
+class PriorSettings(Settings):
     """Options of the prior."""
 
     source: Path | None = Field(
@@ -57,7 +89,9 @@ def weigh_by_prior(
     return renormalize(probabilities_RK * factors)
 
 
-def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
+def prepare_prior(
+    settings: PriorSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa
+) -> Stage | None:
     """See `foveate.species.stages`."""
     used = [part for part in PARTS if getattr(settings, f"by_{part}")]
     if not used:
@@ -106,3 +140,9 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         return rows.passed("prior", weighted, notes, codes_U[inverse_R])
 
     return apply
+
+
+STAGES = {
+    "temperature": StageKind(10, TemperatureSettings, prepare_temperature),
+    "prior": StageKind(20, PriorSettings, prepare_prior),
+}

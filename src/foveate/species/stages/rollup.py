@@ -1,4 +1,4 @@
-"""Roll up to the most specific taxon that is likely enough: Felidae where two cats share 0.9.
+"""Roll up to the most specific taxon that is likely enough, Felidae where two cats share 0.9; abstain below it.
 
 For each rank the probabilities of classes are summed by their ancestor at that rank. Scores of ancestors themselves
 were never trained against images and are not read.
@@ -15,17 +15,47 @@ from pydantic import Field, field_validator
 
 from foveate.core.errors import choose
 from foveate.core.recipes import Settings
-from foveate.species.classes import Classes
 from foveate.species.rows import ABSTAINED, Floats, Integers, Rows, Stage, answer_codes, best_answers, merge_columns
-from foveate.species.stages.rules import StageSettings as RulesSettings
-from foveate.species.stages.threshold import StageSettings as ThresholdSettings
+from foveate.species.stages import StageKind
+from foveate.species.stages.rules import RulesSettings
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import RANKS, Taxa
 
-ORDER = 50
 _CLASS = "class of the model"
 
 
-class StageSettings(Settings):
+class ThresholdSettings(Settings):
+    """Options of the threshold."""
+
+    threshold: float = Field(
+        0.65, ge=0, le=1, description="probability that an answer needs; with roll-up, the most specific taxon above it"
+    )
+
+
+def prepare_threshold(
+    settings: ThresholdSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa
+) -> Stage | None:
+    """See `foveate.species.stages`."""
+    rules = others.get("rules")
+    if not settings.threshold or (isinstance(rules, RulesSettings) and rules.rules != "none"):
+        return None
+    notes = (
+        f"at least {settings.threshold:g}",
+        f"below {settings.threshold:g}",
+        "no answer",
+        "decided by the detector",
+    )
+
+    def apply(rows: Rows) -> Rows:
+        low_R = (rows.answers_R >= 0) & (rows.scores_R < settings.threshold) & ~rows.is_fixed_R
+        codes_R = np.where(rows.answers_R < 0, 2, low_R.astype(np.int64))
+        codes_R = np.where(rows.is_fixed_R, 3, codes_R)
+        return replace(rows, answers_R=np.where(low_R, ABSTAINED, rows.answers_R)).noted("threshold", notes, codes_R)
+
+    return apply
+
+
+class RollupSettings(Settings):
     """Options of the roll-up."""
 
     enabled: bool = Field(
@@ -110,7 +140,9 @@ def roll_up(
     return answers_R, scores_R, ranks_R
 
 
-def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
+def prepare_rollup(
+    settings: RollupSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa
+) -> Stage | None:
     """See `foveate.species.stages`."""
     rules, limit = others.get("rules"), others.get("threshold", ThresholdSettings())
     if not settings.enabled or (isinstance(rules, RulesSettings) and rules.rules != "none"):
@@ -143,3 +175,9 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         return replace(rows, answers_R=answers_R, scores_R=scores_R).noted("rollup", notes, codes_R)
 
     return apply
+
+
+STAGES = {
+    "threshold": StageKind(60, ThresholdSettings, prepare_threshold),
+    "rollup": StageKind(50, RollupSettings, prepare_rollup),
+}

@@ -13,15 +13,13 @@ from pydantic import Field
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.species import speciesnet_rules
-from foveate.species.classes import Classes, add_labels
 from foveate.species.rows import ABSTAINED, DETECTED, Rows, Stage, answer_codes
 from foveate.species.speciesnet_rules import NUM_CLASSES, SpeciesNetRules
-from foveate.species.stages import warn_idle
-from foveate.species.stages.species_list import ANIMAL
-from foveate.species.stages.species_list import StageSettings as ListSettings
+from foveate.species.stages import StageKind, warn_idle
+from foveate.species.stages.species_list import ANIMAL, ListSettings
+from foveate.species.taxonomy import Classes, add_labels
 from foveate.survey.taxa import Taxa
 
-ORDER = 45
 _RANKS = ("class", "order", "family", "genus", "species")
 _SPECIAL = {
     "blank": speciesnet_rules.BLANK,
@@ -32,7 +30,7 @@ _SPECIAL = {
 }
 
 
-class StageSettings(Settings):
+class RulesSettings(Settings):
     """Options of SpeciesNet's rules."""
 
     rules: Literal["none", "speciesnet"] = Field("none", description="decide by SpeciesNet's rules, without roll-up")
@@ -58,7 +56,7 @@ def make_labels(taxa: Taxa) -> list[str]:
     return labels
 
 
-def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
+def prepare(settings: RulesSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
     """See `foveate.species.stages`."""
     if settings.rules == "none":
         warn_idle(settings, "taxonomy", "geofence", "country", "state", needs="--rules speciesnet")
@@ -124,3 +122,6 @@ def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Cl
         return rows.noted("rules", tuple(notes), sources_R)
 
     return apply
+
+
+STAGES = {"rules": StageKind(45, RulesSettings, prepare)}

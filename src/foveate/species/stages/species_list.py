@@ -19,12 +19,11 @@ from pydantic import Field
 from foveate.core.errors import UserError, nearest
 from foveate.core.recipes import Settings
 from foveate.core.text_tables import read_text
-from foveate.species.classes import Classes
 from foveate.species.rows import Floats, Integers, Rows, Stage, merge_columns
-from foveate.species.stages import warn_idle
+from foveate.species.stages import StageKind, warn_idle
+from foveate.species.taxonomy import Classes
 from foveate.survey.taxa import Taxa, normalize_name
 
-ORDER = 30
 _COLUMNS = ("latin", "scientificname", "scientific_name", "taxon", "species", "name")
 # A sum of masked float32 probabilities this small is rounding, and dividing by it would make an answer out of noise.
 _NOTHING_LEFT = 1e-12
@@ -32,7 +31,7 @@ ANIMAL = "animal"
 """Label of an animal of which nothing more is known."""
 
 
-class StageSettings(Settings):
+class ListSettings(Settings):
     """Options of the species list."""
 
     file: Path | None = Field(
@@ -186,7 +185,7 @@ def add_targets(targets_K: Integers, classes: Classes, taxa: Taxa) -> tuple[Clas
     return Classes(tuple(labels), np.array(taxa_of, dtype=np.int64)), column_K
 
 
-def prepare(settings: StageSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
+def prepare(settings: ListSettings, others: Mapping[str, Settings], classes: Classes, taxa: Taxa) -> Stage | None:
     """See `foveate.species.stages`."""
     if settings.file is None:
         warn_idle(settings, "mode", "walk_down", needs="--list")
@@ -218,3 +217,6 @@ def _prepare_restriction(targets_K: Integers, classes: Classes, taxa: Taxa, note
         return replace(rows, classes=extended).passed("species_list", sums, (note,))
 
     return apply
+
+
+STAGES = {"species_list": StageKind(30, ListSettings, prepare)}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Options that several commands of `foveate adapt` share.
 
 
-SETTINGS = "foveate.adapt.settings"
+SETTINGS = "foveate.adapt.recipe"
 
 moved_option = click.option(
     "--backbone", default=None, metavar="FOLDER|KIND:NAME", help="New path of the backbone, if it was moved."
@@ -227,7 +227,7 @@ def compare_command(
     from foveate.adapt.compare.recipe import build_recipe, parse_tasks
     from foveate.adapt.compare.run import compare
     from foveate.adapt.load_backbone import parse_backbone
-    from foveate.adapt.settings import CompareRun
+    from foveate.adapt.recipe import CompareRun
     from foveate.core.recipes import validate
 
     if seed is not None:
@@ -326,7 +326,7 @@ def wise_command(
       foveate adapt wise runs/adapt-lora --data mine.npz --shifted night=night.npz --to robust
     """
     from foveate.adapt.compare.recipe import parse_task
-    from foveate.adapt.settings import WiseSettings
+    from foveate.adapt.recipe import WiseSettings
     from foveate.adapt.wise import measure_robustness
     from foveate.core.recipes import validate
     from foveate.report import render
@@ -399,7 +399,7 @@ def predict_command(
       foveate adapt predict runs/adapt-full a.jpg b.jpg --calibration runs/calibrate --to answers.csv --json
     """
     from foveate.adapt.predictor import open_adapter, predict_files
-    from foveate.adapt.settings import PredictSettings
+    from foveate.adapt.recipe import PredictSettings
     from foveate.core.recipes import validate
 
     checked = validate(PredictSettings, settings, where="foveate adapt predict")
@@ -446,7 +446,7 @@ def merge_command(adapter: Path, to: Path, settings: dict[str, Any], backbone: s
       foveate adapt merge runs/adapt-lora --to for-peft --format peft
     """
     from foveate.adapt.export import merge_adapter
-    from foveate.adapt.settings import MergeSettings
+    from foveate.adapt.recipe import MergeSettings
 
     form = MergeSettings(**settings).format
     result = merge_adapter(adapter, to, format=form, backbone=backbone)

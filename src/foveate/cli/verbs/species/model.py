@@ -353,9 +353,8 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
     from foveate.core.recipes import validate
     from foveate.records import layout
     from foveate.report import render
-    from foveate.species.corrections import apply_corrections, open_target
     from foveate.species.predictions import Predictions
-    from foveate.species.review import write_review
+    from foveate.species.review import apply_corrections, open_target, write_review
     from foveate.species.settings import ReviewSettings
     from foveate.survey.importers.corrections import read_corrections
 

@@ -128,9 +128,9 @@ def decide_and_render(
 
 def describe_detector(images: int, stages: Mapping[str, Any]) -> str:
     """Say what the detector's results decide about the images that it looked at."""
-    from foveate.species.stages.detector import StageSettings
+    from foveate.species.stages.detector import DetectorSettings
 
-    settings = StageSettings(**dict(stages.get("detector", {})))
+    settings = DetectorSettings(**dict(stages.get("detector", {})))
     looked_at = f"{images:,} have results of a detector with categories"
     if not settings.enabled or dict(stages.get("rules", {})).get("rules", "none") != "none":
         return looked_at
