@@ -12,13 +12,10 @@ from s_sets import s_set, split_s_set
 
 from foveate.core.errors import UserError
 from foveate.federated.clustering.distances import FEW, distances, nearest, squared, sums, within
-from foveate.federated.clustering.grouping import SEED_RULES, group
-from foveate.federated.clustering.lloyd import lloyd
+from foveate.federated.clustering.grouping import SEED_RULES, Pool, TooFewGroupsError, group, radius_range
+from foveate.federated.clustering.lloyd import lloyd, plus_plus, random_rows
 from foveate.federated.clustering.local import Local, eliminate, local_kmeans, merge_small
 from foveate.federated.clustering.options import method_names, resolve
-from foveate.federated.clustering.pool import Pool, TooFewGroupsError
-from foveate.federated.clustering.radius_search import radius_range
-from foveate.federated.clustering.starts import plus_plus, random_rows
 from foveate.federated.estimators import FederatedKMeans
 from foveate.metrics.clustering import center_error, centroid_index
 from naming import raises_naming

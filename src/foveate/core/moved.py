@@ -31,6 +31,11 @@ foveate.chat foveate.chat.client: connections endpoints replies
 foveate.cli foveate.cli.options: groups tables
 foveate.core foveate.core.devices: allocator precision
 foveate.core foveate.core.plugins: packages
+foveate.federated.clustering foveate.federated.clustering.grouping: pool radius_search
+foveate.federated.clustering foveate.federated.clustering.lloyd: starts
+foveate.federated.clustering foveate.federated.clustering.methods: consensus
+foveate.federated.clustering.methods foveate.federated.clustering.methods: central consensus kfed naive
+    paper_reconstruction weighted_kmeans
 foveate.language foveate.language.chat: chat_frame
 foveate.language foveate.language.gguf: gguf_writer
 foveate.language foveate.language.llama_forward: prefixes
@@ -53,8 +58,8 @@ foveate.report foveate.report.parts: examples simple
 foveate.search foveate.search.calibration: floor
 foveate.search foveate.search.index_folder: merge
 foveate.search foveate.search.nearest: faiss_backend
-foveate.serve foveate.serve.adapters: opening
 foveate.serve foveate.serve.adapters.multimodal: clips dialogs
+foveate.serve foveate.serve.adapters: opening
 foveate.serve foveate.serve.answering: metrics
 foveate.serve foveate.serve.bodies: parsing
 foveate.serve foveate.serve.media: mp4_index

@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike
 from foveate.core.errors import UserError
 from foveate.federated.clients import stream
 from foveate.federated.clustering import protocol
-from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.distances import Floats
+from foveate.federated.clustering.grouping import Pool
 from foveate.federated.clustering.lloyd import unit
+from foveate.federated.clustering.methods import Merged
 from foveate.federated.clustering.options import ClusteringOptions, load_method
-from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.suspects import (
     MAX_SCALE,
     find_scales,

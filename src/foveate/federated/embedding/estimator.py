@@ -224,7 +224,7 @@ class FederatedNeighborEmbedding(FromParameters, TransformerMixin, BaseEstimator
         rest = {name: value for name, value in values.items() if name not in known and name != "seed"}
         # Keep only values that differ from the defaults: the estimator then prints as a user would have written it.
         default = EmbeddingOptions().model_dump()
-        model.options = {name: value for name, value in rest.items() if value != default[name]} or None
+        model.set_params(options={name: value for name, value in rest.items() if value != default[name]} or None)
         model.options_, model.encoder_, model.n_features_in_ = options, network, int(config["widths"][0])
         model.scaling_ = Scaling.read(config.get("scaling"), model.n_features_in_, where=f"{folder}/config.json")
         model.random_state_, model.history_, model.notes_ = options.seed, [], {}
