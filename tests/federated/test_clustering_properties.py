@@ -47,10 +47,10 @@ def test_moves_turns_and_scales(name: str, options: dict) -> None:
 @pytest.mark.parametrize("name", [name for name in method_names() if name not in ("kfed", "central")])
 def test_the_order_of_answers_does_not_matter(name: str) -> None:
     """Which client answers first; a client's own random numbers belong to its number, so starts are fixed here."""
-    from foveate.federated.clients import stream
     from foveate.federated.clustering.fit import make_pool
     from foveate.federated.clustering.options import load_method
     from foveate.federated.clustering.protocol import answer_centroids, centroids_request
+    from foveate.federated.rounds import stream
 
     plan = resolve(15, method=name)
     parts = split_s_set("s1", alpha=0.3, clients=6, seed=1)

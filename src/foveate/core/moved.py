@@ -31,11 +31,25 @@ foveate.chat foveate.chat.client: connections endpoints replies
 foveate.cli foveate.cli.options: groups tables
 foveate.core foveate.core.devices: allocator precision
 foveate.core foveate.core.plugins: packages
+foveate.federated foveate.federated.limits: ledger
+foveate.federated foveate.federated.points: columns
+foveate.federated foveate.federated.rounds: clients
+foveate.federated.clustering foveate.federated.attacks: attacks
 foveate.federated.clustering foveate.federated.clustering.grouping: pool radius_search
 foveate.federated.clustering foveate.federated.clustering.lloyd: starts
 foveate.federated.clustering foveate.federated.clustering.methods: consensus
-foveate.federated.clustering.methods foveate.federated.clustering.methods: central consensus kfed naive
-    paper_reconstruction weighted_kmeans
+foveate.federated.clustering foveate.federated.clustering.run: account
+foveate.federated.deep foveate.federated.deep.job: folder
+foveate.federated.deep foveate.federated.deep.options: message_kinds
+foveate.federated.deep foveate.federated.deep.run: quality
+foveate.federated.embedding foveate.federated.attacks: attacks
+foveate.federated.embedding foveate.federated.embedding.job: state
+foveate.federated.embedding foveate.federated.embedding.networks: folder
+foveate.federated.embedding foveate.federated.embedding.options: message_kinds
+foveate.federated.embedding foveate.federated.embedding.quality: account
+foveate.federated.embedding foveate.federated.embedding.training: graph objective
+foveate.federated.flower foveate.federated.flower.app: jobs
+foveate.federated.flower foveate.federated.run_options: options
 foveate.language foveate.language.chat: chat_frame
 foveate.language foveate.language.gguf: gguf_writer
 foveate.language foveate.language.llama_forward: prefixes

@@ -18,12 +18,11 @@ from sklearn.utils.validation import (
 from foveate.core.errors import UserError
 from foveate.core.parameters import FromParameters, Parameter, field_parameters
 from foveate.federated.anomaly import note_suspect, warn_of_suspects
-from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
 from foveate.federated.clustering.options import ClusteringOptions, load_method, resolve
 from foveate.federated.clustering.protocol import HANDLERS, as_points
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Client, InProcess, Log
 from foveate.federated.run_options import ClusterRun
 from foveate.federated.validation import RANDOM_STATE, common_columns, count_rows, draw_seed, is_list_of_clients
 

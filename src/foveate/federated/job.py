@@ -18,10 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from foveate.core.files import FolderLock, write_json_atomically
 from foveate.core.progress import Meter
-from foveate.federated.clients import Client
 from foveate.federated.limits import SAFE_MIN_COUNT
 from foveate.federated.results import RunResult
-from foveate.federated.rounds import InProcess, Log, Transport, merge_tables, tabulate
+from foveate.federated.rounds import Client, InProcess, Log, Transport, merge_tables, tabulate
 from foveate.federated.scaling import MOMENTS, ScaledTransport, Scaling, answer_moments, ask_scaling
 from foveate.federated.store import check_same_data, read_state, write_state
 from foveate.federated.validation import read_clients

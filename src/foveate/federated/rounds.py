@@ -1,7 +1,8 @@
-"""Rounds: send requests to all clients, validate their answers, record who was left out and why.
+"""Clients, and rounds of requests to them: validate their answers, record who was left out and why.
 
-`Transport` is all that an algorithm sees of a network. `InProcess` calls clients one after another; another transport
-implements the same `ask`. The log records what was exchanged: never the content, always names, shapes and bytes.
+A client's data stay inside; answers are messages. `Transport` is all that an algorithm sees of a network. `InProcess`
+calls clients one after another; another transport implements the same `ask`. The log records what was exchanged: never
+the content, always names, shapes and bytes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,62 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import say
-from foveate.federated.clients import Client, title
 from foveate.federated.messages import ArrayNote, Message, MessageError, MessageRule
 from foveate.federated.store import AnswerStore, digest
+
+Handler = Callable[[Any, Message, int], Message]
+"""(the client's data, request, the client's number) -> answer. Pure: the same request has the same answer."""
+
+
+def stream(seed: int, *, round: int, client: int, purpose: str) -> np.random.Generator:
+    """Generator of one client in one round for one purpose, the same in a process and over a network.
+
+    A client is named by its partition number, never by a node's or a process's id, which change from run to run. The
+    server is client -1.
+    """
+    return seeds.generator("federated", purpose, seed, round, client)
+
+
+@dataclass(frozen=True)
+class Client:
+    """One participant, in this process.
+
+    Attributes:
+        number: its partition number, from 0; answers are always taken in this order.
+        data: what its handlers read.
+        handlers: by the kind of request that they answer.
+        name: for reports; "client NUMBER" where empty.
+        about: text for what its handlers depend on besides data and request; stored answers belong to it, too.
+    """
+
+    number: int
+    data: Any = field(repr=False)
+    handlers: Mapping[str, Handler] = field(repr=False)
+    name: str = ""
+    about: str = ""
+
+    def answer(self, request: Message) -> Message:
+        """Run the handler of the request's kind.
+
+        Raises:
+            MessageError: the client has no such handler.
+            Exception: whatever the handler raises; the transport notes it and leaves the client out.
+        """
+        if request.kind not in self.handlers:
+            known = ", ".join(sorted(self.handlers)) or "nothing"
+            raise MessageError(f"cannot answer '{request.kind}'; it answers {known}")
+        return self.handlers[request.kind](self.data, request, self.number)
+
+
+def title(number: int, name: str = "") -> str:
+    """Display name of a client."""
+    return name or f"client {number}"
+
 
 FAULTS = (Exception,)
 """Everything a broken client may raise, short of what ends the process."""

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import stream
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Floats
 from foveate.federated.clustering.grouping import Pool
@@ -26,7 +25,7 @@ from foveate.federated.clustering.suspects import (
     find_wide_groups,
 )
 from foveate.federated.messages import Message
-from foveate.federated.rounds import TooFewClientsError, Transport
+from foveate.federated.rounds import TooFewClientsError, Transport, stream
 from foveate.federated.scaling import Scaling, ask_scaling
 
 

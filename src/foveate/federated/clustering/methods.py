@@ -43,9 +43,6 @@ from foveate.federated.clustering.local import local_kmeans
 if TYPE_CHECKING:
     from foveate.federated.clustering.options import ClusteringOptions
 
-# Old names of single methods, such as `methods.kfed`, lead here (`core.moved`): they are looked up as in a package.
-__path__: list[str] = []
-
 
 @dataclass(frozen=True)
 class Merged:

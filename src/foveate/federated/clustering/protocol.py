@@ -9,7 +9,7 @@
 The mean or sum of one point is that point. With `min_count` a client reports nothing about fewer points than that:
 small clusters are merged, small cells are withheld. This holds for each message alone: where two partitions of the same
 points differ in one point, their difference is that point. Over a network a client therefore answers about one
-partition (`foveate.federated.ledger`), or with noise (`foveate.federated.clustering.noise`).
+partition (`foveate.federated.limits`), or with noise (`foveate.federated.clustering.noise`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import Handler, stream
 from foveate.federated.clustering.distances import Floats, nearest, sums
 from foveate.federated.clustering.local import (
     Local,
@@ -35,6 +34,7 @@ from foveate.federated.clustering.noise import clip_to_grid, from_grid, noisy_in
 from foveate.federated.clustering.options import ClusteringOptions, load_method
 from foveate.federated.messages import MAX_WHOLE, ArrayRule, Message, MessageError, MessageRule, Value
 from foveate.federated.points import MAX_COORDINATE, as_points
+from foveate.federated.rounds import Handler, stream
 from foveate.federated.scaling import MOMENTS, answer_moments, scale_points, winsorize
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"

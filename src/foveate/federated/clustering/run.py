@@ -16,12 +16,13 @@ from foveate.core.progress import say
 from foveate.core.reference import refuse_reference
 from foveate.core.runs import RunFolder
 from foveate.federated.anomaly import EXCLUDE, note_suspect, warn_of_suspects
-from foveate.federated.clients import Client
-from foveate.federated.clustering.account import account
+from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Labels, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
+from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.options import ClusteringOptions, load_method, method_names, resolve
 from foveate.federated.clustering.protocol import HANDLERS, distinct_points, optional_parts
+from foveate.federated.privacy import DELTA, cost_row
 from foveate.federated.reporting import (
     compare_with_labels,
     describe_run,
@@ -34,11 +35,40 @@ from foveate.federated.reporting import (
     warnings_as_progress,
     write_table,
 )
-from foveate.federated.results import ClusterClient, ClusterMethod, ClusterResult, GroupMap, Traffic
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.results import ClusterClient, ClusterMethod, ClusterResult, GroupMap, PrivacyCost, Traffic
+from foveate.federated.rounds import Client, InProcess, Log
 from foveate.federated.run_options import ClusterRun
 from foveate.federated.sources import Clients
 from foveate.metrics import clustering as metrics
+
+UNIT = "one point of any client"
+
+
+def account(options: ClusteringOptions, *, evaluated: bool, delta: float = DELTA) -> list[PrivacyCost]:
+    """List for each kind of message about the points the unit that noise hides and how well, or none.
+
+    The unit is one point of a client, replaced by any other; the number of points and of features is sent as it is. A
+    client that was left out answered fewer messages, so that the sum holds for it, too.
+
+    Args:
+        evaluated: clients were also asked how well the centers fit.
+    """
+    # The cost of a request does not depend on its centers, so any will do.
+    centers = np.zeros((1, 1))
+    sent = [
+        ("centroids", protocol.centroids_request(options, 0), 1),
+        ("sums and counts", protocol.lloyd_request(centers, options, 1), options.refine_rounds),
+        ("fit", protocol.assign_request(centers, options, 1), int(evaluated)),
+    ]
+    rows, total = [], 0.0
+    for name, request, messages in sent:
+        if messages:
+            rho = request_cost(request) * messages
+            total += rho
+            rows.append(cost_row(name, UNIT, rho or None, messages, delta))
+    if total:
+        rows.append(cost_row("together", UNIT, total, sum(row.messages for row in rows), delta))
+    return rows
 
 
 def read_options(clients: Clients, clusters: int | None, options: Mapping[str, Any], *, seed: int) -> ClusteringOptions:

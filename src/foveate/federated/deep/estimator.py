@@ -16,7 +16,6 @@ from torch import Tensor
 
 from foveate.core.errors import UserError, choose
 from foveate.core.parameters import FromParameters, Parameter, field_parameters
-from foveate.federated.clients import Client
 from foveate.federated.clustering.distances import nearest
 from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.deep.encoder import build_embedder, set_weights
@@ -24,7 +23,7 @@ from foveate.federated.deep.job import DeepJob
 from foveate.federated.deep.options import DEEPFECA, UNTRAINED, DeepOptions, read_options
 from foveate.federated.deep.protocol import AUGMENTS, Augment, embed, handlers
 from foveate.federated.job import run_rounds
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Client, InProcess, Log
 from foveate.federated.run_options import FeaturesRun
 from foveate.federated.validation import RANDOM_STATE, check_columns, common_columns, draw_seed, is_list_of_clients
 

@@ -22,14 +22,13 @@ from torch.nn.functional import cross_entropy, normalize
 
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings
-from foveate.federated.clients import Handler, stream
 from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.local import local_kmeans
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.deep.encoder import Embedder, flatten_weights, set_weights
-from foveate.federated.deep.message_kinds import EMBEDDED, SIZE, TRAIN
+from foveate.federated.deep.options import EMBEDDED, SIZE, TRAIN
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
-from foveate.federated.rounds import Check, Requests, Round, Transport
+from foveate.federated.rounds import Check, Handler, Requests, Round, Transport, stream
 
 TEMPERATURE = 0.1
 IGNORE = -100
