@@ -20,8 +20,8 @@ from foveate.core.files import FolderLock, write_json_atomically
 from foveate.core.progress import Meter
 from foveate.federated.limits import SAFE_MIN_COUNT
 from foveate.federated.results import RunResult
-from foveate.federated.rounds import Client, InProcess, Log, Transport, merge_tables, tabulate
-from foveate.federated.scaling import MOMENTS, ScaledTransport, Scaling, answer_moments, ask_scaling
+from foveate.federated.rounds import ChangedTransport, Client, InProcess, Log, Transport, merge_tables, tabulate
+from foveate.federated.scaling import MOMENTS, Scaling, answer_moments, ask_scaling
 from foveate.federated.store import check_same_data, read_state, write_state
 from foveate.federated.validation import read_clients
 
@@ -385,7 +385,7 @@ def serve(job: TrainingJob[S], transport: Transport, out: Path, *, min_clients: 
         # Requests of the rounds may need more than those of the beginning, such as the options.
         inner = job.remote_transport(transport, state)
         if state.scaling is not None:
-            inner = ScaledTransport(inner, state.scaling)
+            inner = ChangedTransport(inner, state.scaling.add_to)
         run_rounds(job, inner, state, after=lambda current: save_snapshot(path, job, current), min_clients=min_clients)
         result = job.save_remote(transport, state, out).to_json()
         write_json_atomically(out / "result.json", result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +24,7 @@ from foveate.federated.clustering.suspects import (
     find_wide_groups,
 )
 from foveate.federated.messages import Message
-from foveate.federated.rounds import TooFewClientsError, Transport, stream
+from foveate.federated.rounds import TooFewClientsError, Transport, find_other_widths, stream
 from foveate.federated.scaling import Scaling, ask_scaling
 
 
@@ -198,12 +197,10 @@ def _ask_centroids(
     answers = result.answers
     if not answers:
         raise TooFewClientsError("no client answered")
-    widths = Counter(answer.array("centers").shape[1] for answer in answers.values())
-    # Clients do not know each other; the width of most is taken for right.
-    usual = widths.most_common(1)[0][0]
-    for client in [client for client, answer in answers.items() if answer.array("centers").shape[1] != usual]:
-        width = answers.pop(client).array("centers").shape[1]
-        excluded[client] = f"its data have {width} features; those of most clients have {usual}"
+    widths = {client: answer.array("centers").shape[1] for client, answer in answers.items()}
+    usual, _, others = find_other_widths(widths)
+    excluded |= others
+    answers = {client: answer for client, answer in answers.items() if client not in others}
     if len(answers) < min_clients:
         raise TooFewClientsError(f"{len(answers)} clients have {usual} features; {min_clients} are needed")
     return answers

@@ -7,7 +7,7 @@ available.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,7 +40,6 @@ from foveate.federated.deep.encoder import Embedder, build_network, flatten_weig
 from foveate.federated.deep.options import LOCAL, METHODS, POOLED, SIZE, UNTRAINED, DeepOptions, read_options
 from foveate.federated.deep.protocol import (
     SIZE_RULE,
-    OptionsTransport,
     Training,
     check_size,
     check_trained,
@@ -54,7 +53,7 @@ from foveate.federated.deep.protocol import (
 from foveate.federated.job import TrainingJob, TrainingSnapshot, fit_in_process
 from foveate.federated.messages import Message
 from foveate.federated.results import FeaturesClient, FeaturesMethod, FeaturesResult, GroupMap
-from foveate.federated.rounds import Client, Handler, Transport, compare_sizes, stream, sum_bytes
+from foveate.federated.rounds import ChangedTransport, Client, Handler, Transport, compare_sizes, stream, sum_bytes
 from foveate.federated.scaling import Scaling
 from foveate.federated.store import digest
 from foveate.metrics.neighbors import as_points
@@ -332,7 +331,13 @@ class DeepJob(TrainingJob[DeepState]):
 
     def remote_transport(self, transport: Transport, state: DeepState) -> Transport:
         # Send options only to clients whose data fit; the others were left out when sizes were compared.
-        return OptionsTransport(transport, self.options, sorted(self.sizes))
+        # A client elsewhere builds the network by itself, from the options that come with every request.
+        text = self.options.model_dump_json()
+
+        def add_options(request: Message) -> Message:
+            return replace(request, values={**request.values, "options": text})
+
+        return ChangedTransport(transport, add_options, sorted(self.sizes))
 
     def finished(self, state: DeepState) -> Fitted:
         """Return the trained network with its centers."""

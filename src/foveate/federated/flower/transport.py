@@ -27,6 +27,7 @@ from foveate.federated.points import ColumnDigests, find_mismatches
 from foveate.federated.reasons import read_failure
 from foveate.federated.rounds import (
     FAULTS,
+    AnsweredTransport,
     Check,
     Log,
     Requests,
@@ -36,7 +37,6 @@ from foveate.federated.rounds import (
     require_clients,
     title,
 )
-from foveate.federated.store import AnswerStore
 
 ABOUT, VALUES, ARRAYS = "foveate", "values", "arrays"
 
@@ -101,7 +101,7 @@ _POLL_SECONDS = 0.5
 _SUPERLINK = 1
 
 
-class GridTransport:
+class GridTransport(AnsweredTransport):
     """Carries messages over Flower.
 
     Flower numbers nodes at random, so each node says in its answer to `query.hello` which client it is. A client that
@@ -128,9 +128,8 @@ class GridTransport:
         answers_folder: Path | None = None,
         log: Log | None = None,
     ) -> None:
+        super().__init__(answers_folder, log)
         self._grid, self._timeout = grid, timeout
-        self._store = AnswerStore(answers_folder) if answers_folder is not None else None
-        self.log = Log() if log is None else log
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
         self._refused: dict[int, str] = {}
@@ -238,33 +237,18 @@ class GridTransport:
         there = {self._nodes[client]: request for client, request in missing.items() if client in self._nodes}
         replies = self._send(there) if there else {}
         seconds = time.monotonic() - started
-        answers: dict[int, Message] = {}
-        excluded: dict[int, str] = {}
+        result = Round({}, {})
         for client in sorted(by_client):
             request = by_client[client]
             # A stored answer of a client that is away now still counts: its round had been finished with it.
             if client not in self._nodes and client in missing:
-                excluded[client] = self._refused.get(client, self._absent)
-                self.log.add_failure(client, request, excluded[client], 0.0)
+                result.excluded[client] = self._refused.get(client, self._absent)
+                self.log.add_failure(client, request, result.excluded[client], 0.0)
                 continue
             self.log.add(client, request, up=False)
             answer, reason = (stored[client], "") if client not in missing else replies[self._nodes[client]]
-            if answer is None:
-                self.log.add_failure(client, request, reason, seconds)
-            else:
+            if answer is not None:
                 # A client reports its own failure as a message with a code, so that no round hangs on it.
-                reason = read_failure(answer) or find_fault(client, answer, request, rule, check)
-                self.log.add(client, answer, up=True, seconds=seconds, reason=reason)
-            if answer is None or reason:
-                excluded[client] = reason
-                say(f"{self.name(client)} is left out of '{request.kind}': {reason}")
-            else:
-                answers[client] = answer
-                if self._store is not None:
-                    self._store.write(request, client, answer)
-        return require_clients(Round(answers, excluded), min_clients, self.name)
-
-    def forget(self, *, before: int | None = None) -> None:
-        """Delete stored answers of the rounds before that number, or all."""
-        if self._store is not None:
-            self._store.forget(before=before)
+                reason = read_failure(answer)
+            self._take(result, client, request, answer, reason, seconds, rule, check)
+        return require_clients(result, min_clients, self.name)
