@@ -17,14 +17,13 @@ from sklearn.utils.validation import (
 
 from foveate.core.errors import UserError
 from foveate.core.parameters import FromParameters, Parameter, field_parameters
-from foveate.federated.anomaly import note_suspect, warn_of_suspects
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
 from foveate.federated.clustering.options import ClusteringOptions, load_method, resolve
 from foveate.federated.clustering.protocol import HANDLERS, as_points
 from foveate.federated.rounds import Client, InProcess, Log
 from foveate.federated.run_options import ClusterRun
-from foveate.federated.validation import RANDOM_STATE, common_columns, count_rows, draw_seed, is_list_of_clients
+from foveate.federated.validation import RANDOM_STATE, count_rows, draw_seed, is_list_of_clients, remember_columns
 
 # Fields of `ClusteringOptions` that are parameters under the same name; a default of None is that of the method.
 _OPTIONS = tuple(
@@ -109,12 +108,8 @@ class FederatedKMeans(FromParameters, ClusterMixin, TransformerMixin, BaseEstima
             transport = InProcess(members, timeout=self.timeout, answers_folder=folder, log=log)
             result = cluster(transport, options, min_clients=self.min_clients)
             self._set_result(result, log)
-            notes = [
-                note_suspect(f"client {client}", reason)
-                for client, reason in result.suspects.items()
-                if client not in result.excluded
-            ]
-            for warning in warn_of_suspects(notes, len(parts), remedy="suspects='exclude' leaves it out"):
+            remedy = "suspects='exclude' leaves it out"
+            for warning in result.warnings(lambda client: f"client {client}", len(parts), remedy=remedy):
                 warnings.warn(warning, UserWarning, stacklevel=2)
         self.n_features_in_ = int(self.cluster_centers_.shape[1])
         labels, self.inertia_ = [], 0.0
@@ -133,12 +128,7 @@ class FederatedKMeans(FromParameters, ClusterMixin, TransformerMixin, BaseEstima
                 raise UserError(
                     "clients names the client of each row of one array; it has no meaning with a list of arrays"
                 )
-            columns = common_columns(X)
-            if columns is not None:
-                self.feature_names_in_ = np.array(columns, dtype=object)
-            elif hasattr(self, "feature_names_in_"):
-                # Names of an earlier fit would be demanded of arrays that have none.
-                del self.feature_names_in_
+            remember_columns(self, X)
             return list(X)
         array = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=True)
         if clients is None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, write_json_atomically
 from foveate.core.progress import Meter
 from foveate.federated.limits import SAFE_MIN_COUNT
@@ -24,6 +25,7 @@ from foveate.federated.rounds import ChangedTransport, Client, InProcess, Log, T
 from foveate.federated.scaling import MOMENTS, Scaling, answer_moments, ask_scaling
 from foveate.federated.store import check_same_data, read_state, write_state
 from foveate.federated.validation import read_clients
+from foveate.metrics.neighbors import as_points
 
 FORMAT = 4
 """Format of snapshot files; another number is refused."""
@@ -64,6 +66,18 @@ class TrainingSnapshot:
         self.exchanged = merge_tables(self.exchanged, tabulate(log.entries[start:]))
         for client, size in log.sent(start).items():
             self.sent[str(client)] = self.sent.get(str(client), 0) + size
+
+    def scale_points(self, points_ND: ArrayLike, features: int) -> NDArray[Any]:
+        """Return new points as the encoder's inputs: in the common scale, where there is one.
+
+        Raises:
+            UserError: they are no points, or have another number of features.
+        """
+        points = as_points(points_ND)
+        if points.shape[1] != features:
+            raise UserError(f"points have {points.shape[1]} features; the encoder reads {features}")
+        # Scaled in float64, then converted: float32 would lose what varies in a column with a large mean.
+        return points if self.scaling is None else self.scaling.apply(points)
 
 
 S = TypeVar("S", bound=TrainingSnapshot)
@@ -156,20 +170,16 @@ class TrainingJob(ABC, Generic[S]):
         """Write the model of a finished remote training; return the run's result."""
 
 
+_SNAPSHOT_FIELDS = ("round", "history", "exchanged", "sent", "seconds", "data", "resumed")
+"""Fields of `TrainingSnapshot` in the header of a snapshot file, in its order."""
+
+
 def save_snapshot(path: Path, job: TrainingJob[S], state: S) -> None:
     """Write a snapshot atomically."""
     arrays, header = job.pack(state)
     if state.scaling is not None:
         arrays |= {"scaling.offset": state.scaling.offset_D, "scaling.scale": state.scaling.scale_D}
-    common = {
-        "round": state.round,
-        "history": state.history,
-        "exchanged": state.exchanged,
-        "sent": state.sent,
-        "seconds": state.seconds,
-        "data": state.data,
-        "resumed": state.resumed,
-    }
+    common = {name: getattr(state, name) for name in _SNAPSHOT_FIELDS}
     write_state(path, job.options, arrays, {**common, **header}, format=FORMAT)
 
 

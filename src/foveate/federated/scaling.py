@@ -158,9 +158,8 @@ def answer_moments(data: ArrayLike, request: Message, client: int) -> Message:
     Raises:
         UserError: fewer points than `min_count`.
     """
-    points, min_count = as_points(data), int(request.number("min_count"))
-    if len(points) < min_count:
-        raise UserError(f"{len(points)} points are fewer than min_count {min_count}: nothing is sent")
+    points = as_points(data)
+    need_points(points, int(request.number("min_count")))
     if "winsorize" in request.values:
         reach = request.number("winsorize")
         if not 0 < reach < MAX_COORDINATE:
@@ -172,6 +171,12 @@ def answer_moments(data: ArrayLike, request: Message, client: int) -> Message:
     if points.shape[1:] != center_D.shape:
         raise UserError(f"the data have {points.shape[1]} features; the center has {center_D.shape}")
     return request.answer(arrays={"squares": ((points - center_D) ** 2).sum(0)}, points=len(points))
+
+
+def need_points(points_ND: Floats, min_count: int) -> None:
+    """Raise UserError for fewer points than a request's `min_count`."""
+    if len(points_ND) < min_count:
+        raise UserError(f"{len(points_ND)} points are fewer than min_count {min_count}: nothing is sent")
 
 
 def winsorize(points_ND: Floats, reach: float) -> Floats:

@@ -87,6 +87,20 @@ def common_columns(parts: Sequence[Any]) -> list[str] | None:
     return known
 
 
+def remember_columns(estimator: Any, clients: Sequence[Any]) -> None:
+    """Set scikit-learn's `feature_names_in_` of an estimator to the columns that clients have in common, if they do.
+
+    Raises:
+        UserError: see `common_columns`.
+    """
+    columns = common_columns(clients)
+    if columns is not None:
+        estimator.feature_names_in_ = np.array(columns, dtype=object)
+    elif hasattr(estimator, "feature_names_in_"):
+        # Names of an earlier fit would be demanded of arrays that have none.
+        del estimator.feature_names_in_
+
+
 def check_columns(data: Any, known: Sequence[str]) -> None:
     """Raise UserError if a data frame has other columns than those fitted, or another order."""
     names = _column_names(data)

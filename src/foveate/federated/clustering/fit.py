@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from foveate.core.errors import UserError
+from foveate.federated.anomaly import note_suspect, warn_of_suspects
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Floats
 from foveate.federated.clustering.grouping import Pool
@@ -70,6 +72,12 @@ class Clustered:
     @property
     def title(self) -> str:
         return self.options.title
+
+    def warnings(self, name: Callable[[int], str], clients: int, *, remedy: str) -> list[str]:
+        """Sentences about anomalous clients that are in the result."""
+        included = {client: reason for client, reason in self.suspects.items() if client not in self.excluded}
+        notes = [note_suspect(name(client), reason) for client, reason in included.items()]
+        return warn_of_suspects(notes, clients, remedy=remedy)
 
 
 def cluster(

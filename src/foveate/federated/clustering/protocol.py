@@ -35,7 +35,7 @@ from foveate.federated.clustering.options import ClusteringOptions, load_method
 from foveate.federated.messages import MAX_WHOLE, ArrayRule, Message, MessageError, MessageRule, Value
 from foveate.federated.points import MAX_COORDINATE, as_points
 from foveate.federated.rounds import Handler, stream
-from foveate.federated.scaling import MOMENTS, answer_moments, scale_points, winsorize
+from foveate.federated.scaling import MOMENTS, answer_moments, need_points, scale_points, winsorize
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
 _ROUNDING = 8 * np.finfo(np.float64).eps
@@ -197,11 +197,6 @@ def warn_of_few_points(points_ND: Floats, local: Local, clusters: int, client: i
         )
 
 
-def _check_count(points_ND: Floats, min_count: int) -> None:
-    if len(points_ND) < min_count:
-        raise UserError(f"{len(points_ND)} points are fewer than min_count {min_count}: nothing is sent")
-
-
 def describe(points_ND: Floats, local: Local, request: Message) -> Message:
     """Answer about a client's clusters, with the parts that the request asks for.
 
@@ -209,7 +204,7 @@ def describe(points_ND: Floats, local: Local, request: Message) -> Message:
         UserError: fewer points than `min_count`.
     """
     values, min_count = request.values, int(request.number("min_count"))
-    _check_count(points_ND, min_count)
+    need_points(points_ND, min_count)
     # Merged before the elimination, so that nothing that is sent was computed from a small cluster.
     if min_count > 1:
         local = merge_small(points_ND, local, min_count)
@@ -236,7 +231,7 @@ def describe(points_ND: Floats, local: Local, request: Message) -> Message:
 def _describe_with_noise(points_ND: Floats, clusters: int, rng: np.random.Generator, request: Message) -> Message:
     """Answer with noise about a client's clusters: centers and noisy counts, from starts that no point decides."""
     values, min_count = request.values, int(request.number("min_count"))
-    _check_count(points_ND, min_count)
+    need_points(points_ND, min_count)
     centers, counts = noisy_kmeans(
         points_ND,
         clusters,
@@ -342,7 +337,7 @@ def _points_and_centers(data: ArrayLike, request: Message) -> tuple[Floats, Floa
     if points.shape[1] != centers.shape[1]:
         raise UserError(f"the data have {points.shape[1]} features; the centers have {centers.shape[1]}")
     # Against the whole client: with fewer points than `min_count` even one joint cell would be too small.
-    _check_count(points, int(request.number("min_count")))
+    need_points(points, int(request.number("min_count")))
     return points, centers
 
 

@@ -15,7 +15,7 @@ from foveate.core.files import FolderLock, atomic_file, write_json_atomically
 from foveate.core.progress import say
 from foveate.core.reference import refuse_reference
 from foveate.core.runs import RunFolder
-from foveate.federated.anomaly import EXCLUDE, note_suspect, warn_of_suspects
+from foveate.federated.anomaly import EXCLUDE, note_suspect
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Labels, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
@@ -152,7 +152,7 @@ def run_clustering(
             clients=_client_rows(clients, clustered, groups, log),
             methods=rows,
             seconds=round(seconds, 3),
-            suspects=_suspects(clustered, dict(enumerate(clients.names))),
+            suspects=clustered.warnings(lambda client: clients.names[client], len(clients.names), remedy=EXCLUDE),
             notes=_notes(clients, clustered),
             map=sample_map(
                 clients,
@@ -285,23 +285,6 @@ def _exclusion_notes(clustered: Clustered, names: Mapping[int, str]) -> list[str
     return notes + [note_suspect(names[client], reason) for client, reason in left_out.items()]
 
 
-def _suspects(clustered: Clustered, names: Mapping[int, str]) -> list[str]:
-    """Sentences about anomalous clients that are in the result."""
-    notes = [
-        note_suspect(names[client], reason)
-        for client, reason in clustered.suspects.items()
-        if client not in clustered.excluded
-    ]
-    return warn_of_suspects(notes, len(names), remedy=EXCLUDE)
-
-
-def _reported_points(clustered: Clustered, client: int) -> int:
-    """Number of points of a client as it reported it, with its fit or with its centroids; 0 if it did not."""
-    if client in clustered.inertia:
-        return clustered.inertia[client][0]
-    return int(clustered.client_reports.get(client, {}).get("points", 0))
-
-
 def write_server_result(
     path: Path, clustered: Clustered, log: Log, names: Mapping[int, str], *, seconds: float
 ) -> dict[str, Any]:
@@ -314,7 +297,10 @@ def write_server_result(
     rows = [
         ClusterClient(
             name=name,
-            points=_reported_points(clustered, client),
+            # As the client reported it, with its fit or with its centroids; 0 if it did not.
+            points=clustered.inertia[client][0]
+            if client in clustered.inertia
+            else int(clustered.client_reports.get(client, {}).get("points", 0)),
             bytes_up=sent.get(client, 0),
             **_report_fields(clustered, client),
         )
@@ -340,7 +326,7 @@ def write_server_result(
         clients=rows,
         methods=[method],
         seconds=round(seconds, 3),
-        suspects=_suspects(clustered, names),
+        suspects=clustered.warnings(lambda client: names[client], len(names), remedy=EXCLUDE),
         notes=_exclusion_notes(clustered, names),
         map=GroupMap(
             centers=project(clustered.centers, axes),

@@ -56,7 +56,6 @@ from foveate.federated.results import FeaturesClient, FeaturesMethod, FeaturesRe
 from foveate.federated.rounds import ChangedTransport, Client, Handler, Transport, compare_sizes, stream, sum_bytes
 from foveate.federated.scaling import Scaling
 from foveate.federated.store import digest
-from foveate.metrics.neighbors import as_points
 
 KIND, FORMAT = "deep-clustering", 2
 _NETWORK, _CENTERS = "network.", "centers"
@@ -405,12 +404,7 @@ class Fitted:
         return nearest(self.transform(points_ND), self.centers)[0]
 
     def _samples(self, points_ND: ArrayLike) -> Tensor:
-        points = as_points(points_ND)
-        if points.shape[1] != self.features:
-            raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.features}")
-        # Scaled in float64, then converted: float32 would lose what varies in a column with a large mean.
-        if self.state.scaling is not None:
-            points = self.state.scaling.apply(points)
+        points = self.state.scale_points(points_ND, self.features)
         return prepare_samples(points, self.options).to(next(self.network.parameters()).device)
 
 

@@ -23,7 +23,7 @@ from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, read_op
 from foveate.federated.job import fit_in_process, load_snapshot, save_snapshot
 from foveate.federated.rounds import Log
 from foveate.federated.scaling import Scaling
-from foveate.federated.validation import RANDOM_STATE, common_columns, draw_seed, is_list_of_clients, read_clients
+from foveate.federated.validation import RANDOM_STATE, draw_seed, is_list_of_clients, read_clients, remember_columns
 from foveate.metrics.neighbors import as_points
 
 # Parameters of the estimator whose names in `EmbeddingOptions` are others.
@@ -103,7 +103,9 @@ class FederatedNeighborEmbedding(FromParameters, TransformerMixin, BaseEstimator
         """
         several = _are_clients(X)
         # Matrices of a list are checked by `fit_in_process`, whose errors name the client.
-        clients = self._read_list(X) if several else [validate_data(self, X, dtype=[np.float64, np.float32])]
+        clients = list(X) if several else [validate_data(self, X, dtype=[np.float64, np.float32])]
+        if several:
+            remember_columns(self, clients)
         options = self._read_options()
         job = MapJob(options, self.encoder)
         path = None if self.checkpoint is None else Path(self.checkpoint)
@@ -138,16 +140,6 @@ class FederatedNeighborEmbedding(FromParameters, TransformerMixin, BaseEstimator
         self.embedding_ = positions if several else positions[0]
         self._clients = len(clients)
         return self
-
-    def _read_list(self, X: Any) -> list[Any]:
-        clients = list(X)
-        columns = common_columns(clients)
-        if columns is not None:
-            self.feature_names_in_ = np.array(columns, dtype=object)
-        elif hasattr(self, "feature_names_in_"):
-            # Names of an earlier fit would be demanded of matrices that have none.
-            del self.feature_names_in_
-        return clients
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # pyrefly: ignore[missing-attribute]

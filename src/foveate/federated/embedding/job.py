@@ -59,7 +59,6 @@ from foveate.federated.messages import ArrayRule, Message, MessageError, Message
 from foveate.federated.results import EmbedClient, EmbedMap, EmbedResult
 from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError, Transport, compare_sizes, stream
 from foveate.federated.store import digest
-from foveate.metrics.neighbors import as_points
 
 Array = NDArray[Any]
 
@@ -527,13 +526,7 @@ class Fitted:
         """Map positions [N, d] by the common encoder or, with `local`, that of a client."""
         network = self.encoders.get(client, self.encoder) if client is not None else self.encoder
         first = next(network.parameters())
-        points = as_points(points_ND)
-        if points.shape[1] != self.state.features:
-            raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.state.features}")
-        # Scaled in float64, then converted: float32 would lose what varies in a column with a large mean.
-        if self.state.scaling is not None:
-            points = self.state.scaling.apply(points)
-        rows = torch.from_numpy(points).to(first)
+        rows = torch.from_numpy(self.state.scale_points(points_ND, self.state.features)).to(first)
         return frozen_rows(network, rows).cpu().numpy()
 
 
