@@ -31,12 +31,11 @@ from threadpoolctl import threadpool_limits
 from benchmarks.common import machine
 from foveate.core.devices import peak_gigabytes
 from foveate.core.files import write_json_atomically
-from foveate.federated.clients import Client
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Client, InProcess, Log
 from foveate.metrics.clustering import center_error, centroid_index
 
 CLUSTERS = 15

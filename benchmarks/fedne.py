@@ -29,7 +29,6 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.common import compare, publish, ratio
 from foveate.core.files import write_json_atomically
-from foveate.federated.embedding.graph import Neighborhood, neighborhood
 from foveate.federated.embedding.grids import interpolate, union_grid
 from foveate.federated.embedding.job import fit_clients
 from foveate.federated.embedding.networks import copy_weights, perceptron
@@ -37,7 +36,7 @@ from foveate.federated.embedding.options import read_options
 from foveate.federated.embedding.quality import measure_quality, stack_clients
 from foveate.federated.embedding.run import split_held_out
 from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, SurrogateSum
-from foveate.federated.embedding.training import PassSettings, train_pass
+from foveate.federated.embedding.training import Neighborhood, PassSettings, neighborhood, train_pass
 from foveate.federated.sources import gather, read_points
 
 WIDTHS, BATCH = (64, 100, 100, 100, 2), 448

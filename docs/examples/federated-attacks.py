@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.datasets import load_wine
 
 from foveate.core import progress
-from foveate.federated.clustering import attacks
+from foveate.federated import attacks
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.messages import Message
 from foveate.federated.sources import gather

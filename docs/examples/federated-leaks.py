@@ -4,11 +4,10 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from foveate.federated.clients import Client
+from foveate.federated.attacks import positions_from_field, unused_features
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
 from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.embedding.attacks import positions_from_field, unused_features
 from foveate.federated.embedding.client import build_encoder
 from foveate.federated.embedding.grids import targets, union_grid
 from foveate.federated.embedding.job import fit_clients
@@ -16,7 +15,7 @@ from foveate.federated.embedding.networks import flatten_weights
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.messages import Message
 from foveate.federated.privacy import add_noise
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Client, InProcess, Log
 from foveate.federated.sources import gather
 
 SEEDS = range(5)

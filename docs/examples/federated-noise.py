@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from foveate.federated.embedding.account import account
 from foveate.federated.embedding.job import fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.embedding.quality import measure_quality, stack_clients
+from foveate.federated.embedding.quality import account, measure_quality, stack_clients
 from foveate.federated.embedding.run import split_held_out
 from foveate.federated.sources import gather
 

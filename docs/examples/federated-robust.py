@@ -3,14 +3,13 @@
 import numpy as np
 
 from foveate.core.progress import configure
-from foveate.federated.clients import Client
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.job import fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.quality import measure_quality, stack_clients
 from foveate.federated.embedding.run import split_held_out
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, TooFewClientsError
+from foveate.federated.rounds import Client, InProcess, TooFewClientsError
 from foveate.federated.sources import gather
 
 SEEDS = range(3)

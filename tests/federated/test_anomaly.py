@@ -11,7 +11,6 @@ from small_clients import train, train_deep
 
 from foveate import FederatedKMeans
 from foveate.federated.anomaly import find_far_boxes, find_odd_sizes, find_odd_weights
-from foveate.federated.clients import Client
 from foveate.federated.clustering.options import resolve
 from foveate.federated.deep.encoder import Embedder
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
@@ -22,7 +21,7 @@ from foveate.federated.embedding.client import ClientData, make_client
 from foveate.federated.embedding.job import MapJob, fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess
+from foveate.federated.rounds import Client, InProcess
 from foveate.federated.sources import gather
 
 BAD = (1, 4, 7)

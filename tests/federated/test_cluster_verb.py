@@ -15,12 +15,11 @@ from sklearn.datasets import load_digits
 
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
-from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol, run
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.run import read_options
 from foveate.federated.reporting import projection_axes
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Client, InProcess, Log
 from foveate.federated.sources import gather, split_labels
 from foveate.report import render
 from foveate.report.pages import federated

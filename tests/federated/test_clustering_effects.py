@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from s_sets import balls, s_set, split_s_set
 
-from foveate.federated.clustering.pool import TooFewGroupsError
+from foveate.federated.clustering.grouping import TooFewGroupsError
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.partition import even
 from foveate.metrics.clustering import center_error, centroid_index, class_means

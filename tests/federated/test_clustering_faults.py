@@ -12,14 +12,13 @@ from lying_clients import TRUTH, changed, claiming
 from s_sets import split_s_set
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
-from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.fit import cluster
+from foveate.federated.clustering.methods import Merged
 from foveate.federated.clustering.options import method_names, resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, TooFewClientsError
+from foveate.federated.rounds import Client, InProcess, TooFewClientsError
 from foveate.metrics.clustering import centroid_index
 from naming import raises_naming
 

@@ -12,16 +12,15 @@ from s_sets import split_s_set
 from scipy import stats
 
 from foveate.core.errors import UserError
-from foveate.federated import privacy
-from foveate.federated.clients import Client
-from foveate.federated.clustering import attacks, noise, protocol
-from foveate.federated.clustering.account import account
+from foveate.federated import attacks, privacy
+from foveate.federated.clustering import noise, protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.run import account
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.node import answer_request
 from foveate.federated.reasons import FAILURE
-from foveate.federated.rounds import InProcess
+from foveate.federated.rounds import Client, InProcess
 from naming import raises_naming
 
 PARTS = [part - 5 for part in split_s_set("s1", alpha=None, clients=2, seed=0)]

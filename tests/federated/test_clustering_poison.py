@@ -9,13 +9,12 @@ import pytest
 from lying_clients import TRUTH, changed, claiming
 from s_sets import split_s_set
 
-from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess
+from foveate.federated.rounds import Client, InProcess
 from foveate.metrics.clustering import centroid_index
 
 POISON = {

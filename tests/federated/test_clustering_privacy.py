@@ -9,14 +9,13 @@ import pytest
 from s_sets import split_s_set
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.local import withheld
 from foveate.federated.clustering.options import method_names, resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Client, InProcess, Log
 from foveate.report.pages.federated import describe_privacy
 
 

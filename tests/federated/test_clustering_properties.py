@@ -12,13 +12,10 @@ from s_sets import s_set, split_s_set
 
 from foveate.core.errors import UserError
 from foveate.federated.clustering.distances import FEW, distances, nearest, squared, sums, within
-from foveate.federated.clustering.grouping import SEED_RULES, group
-from foveate.federated.clustering.lloyd import lloyd
+from foveate.federated.clustering.grouping import SEED_RULES, Pool, TooFewGroupsError, group, radius_range
+from foveate.federated.clustering.lloyd import lloyd, plus_plus, random_rows
 from foveate.federated.clustering.local import Local, eliminate, local_kmeans, merge_small
 from foveate.federated.clustering.options import method_names, resolve
-from foveate.federated.clustering.pool import Pool, TooFewGroupsError
-from foveate.federated.clustering.radius_search import radius_range
-from foveate.federated.clustering.starts import plus_plus, random_rows
 from foveate.federated.estimators import FederatedKMeans
 from foveate.metrics.clustering import center_error, centroid_index
 from naming import raises_naming
@@ -50,10 +47,10 @@ def test_moves_turns_and_scales(name: str, options: dict) -> None:
 @pytest.mark.parametrize("name", [name for name in method_names() if name not in ("kfed", "central")])
 def test_the_order_of_answers_does_not_matter(name: str) -> None:
     """Which client answers first; a client's own random numbers belong to its number, so starts are fixed here."""
-    from foveate.federated.clients import stream
     from foveate.federated.clustering.fit import make_pool
     from foveate.federated.clustering.options import load_method
     from foveate.federated.clustering.protocol import answer_centroids, centroids_request
+    from foveate.federated.rounds import stream
 
     plan = resolve(15, method=name)
     parts = split_s_set("s1", alpha=0.3, clients=6, seed=1)

@@ -14,15 +14,13 @@ from sklearn.datasets import load_wine
 
 from foveate import FederatedKMeans
 from foveate.core.errors import UserError
-from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
-from foveate.federated.columns import ColumnDigests, find_mismatches
 from foveate.federated.messages import Message
 from foveate.federated.node import HELLO, answer_request
-from foveate.federated.points import Feature
-from foveate.federated.rounds import InProcess
+from foveate.federated.points import ColumnDigests, Feature, find_mismatches
+from foveate.federated.rounds import Client, InProcess
 from foveate.federated.sources import gather
 from foveate.metrics.clustering import adjusted_rand_index
 from naming import raises_naming

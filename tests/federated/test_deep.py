@@ -10,14 +10,13 @@ import torch
 from small_clients import train_deep
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import Client
 from foveate.federated.clustering.options import resolve
 from foveate.federated.deep.encoder import Embedder, flatten_weights, set_weights, small_resnet
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
 from foveate.federated.deep.job import Rounds, average, match_centers
 from foveate.federated.deep.protocol import AUGMENTS, EMBEDDED, TRAIN, Training, handlers, train
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Client, InProcess, Log
 from foveate.metrics.clustering import normalized_mutual_information
 from naming import raises_naming
 

@@ -16,17 +16,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import Client
-from foveate.federated.deep.encoder import flatten_weights
-from foveate.federated.deep.job import DeepJob, DeepState, Fitted, build_network, fit_clients, load_model, save_model
-from foveate.federated.deep.message_kinds import EMBEDDED, REMOTE_KINDS, SIZE, TRAIN
-from foveate.federated.deep.options import DeepOptions
+from foveate.federated.deep.encoder import build_network, flatten_weights
+from foveate.federated.deep.job import DeepJob, DeepState, Fitted, fit_clients, load_model, save_model
+from foveate.federated.deep.options import EMBEDDED, REMOTE_KINDS, SIZE, TRAIN, DeepOptions
 from foveate.federated.deep.protocol import embedded_request, train_request
 from foveate.federated.deep.remote import answer_remote
 from foveate.federated.job import save_snapshot, serve
 from foveate.federated.limits import Limits
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.rounds import InProcess, Log, TooFewClientsError
+from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError
 from foveate.report import render
 from naming import raises_naming
 
@@ -297,7 +295,7 @@ def test_a_small_client_does_not_even_say_its_size(tmp_path: Path) -> None:
 
 
 def test_kinds_load_no_torch() -> None:
-    code = "import sys, foveate.federated.deep.message_kinds; sys.exit('torch' in sys.modules)"
+    code = "import sys, foveate.federated.deep.options; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 

@@ -11,13 +11,12 @@ import pytest
 from small_clients import CLIENTS, options, train
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import Client
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.client import ClientData, answer_remote, make_client
 from foveate.federated.embedding.job import MapJob
-from foveate.federated.embedding.message_kinds import REMOTE_KINDS
+from foveate.federated.embedding.options import REMOTE_KINDS
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, Log, TooFewClientsError
+from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError
 from naming import raises_naming
 
 

@@ -13,7 +13,6 @@ from scipy.interpolate import RegularGridInterpolator
 
 from foveate.core.errors import UserError
 from foveate.federated.embedding import grids
-from foveate.federated.embedding.graph import edges, neighborhood
 from foveate.federated.embedding.networks import (
     average_arrays,
     copy_weights,
@@ -22,10 +21,18 @@ from foveate.federated.embedding.networks import (
     load_weights,
     perceptron,
 )
-from foveate.federated.embedding.objective import estimate, exact_losses, mean_repulsion, sampled_losses
 from foveate.federated.embedding.options import EmbeddingOptions, draw_participants, is_refreshed, read_options
 from foveate.federated.embedding.surrogates import FitSettings, SurrogateSum, fit_surrogate, r_squared
-from foveate.federated.embedding.training import PassSettings, train_pass
+from foveate.federated.embedding.training import (
+    PassSettings,
+    edges,
+    estimate,
+    exact_losses,
+    mean_repulsion,
+    neighborhood,
+    sampled_losses,
+    train_pass,
+)
 from naming import raises_naming
 
 RANDOM = np.random.default_rng(0)

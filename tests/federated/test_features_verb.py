@@ -24,8 +24,7 @@ from foveate.federated.deep.estimator import FederatedDeepClustering
 from foveate.federated.deep.job import DeepJob, fit_clients, load_model
 from foveate.federated.deep.options import METHODS, DeepOptions, read_options
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN
-from foveate.federated.deep.quality import probe
-from foveate.federated.deep.run import plan
+from foveate.federated.deep.run import plan, probe
 from foveate.federated.job import load_snapshot, save_snapshot
 from foveate.federated.results import FeaturesResult
 from foveate.federated.rounds import merge_tables

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from s_sets import s_set
 
-from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import Clustered, cluster
 from foveate.federated.clustering.local import local_kmeans
 from foveate.federated.clustering.options import ClusteringOptions, resolve
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess
+from foveate.federated.rounds import Client, InProcess
 from foveate.metrics.clustering import center_error, centroid_index
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "feca"

@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.federated.clustering.consensus import consensus
 from foveate.federated.clustering.distances import sums
-from foveate.federated.clustering.grouping import SEED_RULES, group, group_means, need_groups
+from foveate.federated.clustering.grouping import (
+    SEED_RULES,
+    Pool,
+    TooFewGroupsError,
+    group,
+    group_means,
+    need_groups,
+    search,
+)
 from foveate.federated.clustering.lloyd import lloyd
-from foveate.federated.clustering.methods.kfed import kfed_server
-from foveate.federated.clustering.pool import Pool, TooFewGroupsError
-from foveate.federated.clustering.radius_search import search
+from foveate.federated.clustering.methods import consensus, kfed_server
 from foveate.metrics.clustering import center_error, centroid_index
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens" / "feca"

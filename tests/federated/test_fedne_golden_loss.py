@@ -7,8 +7,8 @@ import pytest
 import torch
 from fedne_goldens import arrays, surrogate, tensor
 
-from foveate.federated.embedding.objective import attraction, repulsion, sampled_losses, squared_distance
 from foveate.federated.embedding.surrogates import SurrogateSum
+from foveate.federated.embedding.training import attraction, repulsion, sampled_losses, squared_distance
 
 LOSS, CNE = arrays("loss"), arrays("cne_equality")
 OWN = {"a": 0, "b": 2, "edge": 1}

@@ -7,11 +7,10 @@ import pytest
 import torch
 from fedne_goldens import about, arrays, surrogate, tensor
 
-from foveate.federated.embedding.graph import edges, mix, neighborhood
 from foveate.federated.embedding.networks import average, copy_weights, load_weights, perceptron
 from foveate.federated.embedding.options import decay_rounds, first_surrogate_round, learning_rate_of
 from foveate.federated.embedding.surrogates import SurrogateSum
-from foveate.federated.embedding.training import PassSettings, make_optimizer, step
+from foveate.federated.embedding.training import PassSettings, edges, make_optimizer, mix, neighborhood, step
 from foveate.metrics.neighbors import nearest
 
 MIXING, ROUND = arrays("mixing"), arrays("round")

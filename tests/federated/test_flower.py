@@ -22,7 +22,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from s_sets import split_s_set
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
@@ -31,8 +30,7 @@ from foveate.federated.flower import server_app
 from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG, write_app
 from foveate.federated.flower.client_app import app as client_app
-from foveate.federated.flower.translate import from_records, to_records
-from foveate.federated.flower.transport import GridTransport
+from foveate.federated.flower.transport import GridTransport, from_records, to_records
 from foveate.federated.messages import DTYPES, SCHEMA, Message, MessageError
 from foveate.federated.node import HELLO
 from foveate.federated.reasons import (
@@ -44,7 +42,7 @@ from foveate.federated.reasons import (
     SETTINGS_INVALID,
     failure_values,
 )
-from foveate.federated.rounds import InProcess, TooFewClientsError, attempt
+from foveate.federated.rounds import Client, InProcess, TooFewClientsError, attempt
 from naming import raises_naming
 
 PARTS = split_s_set("s1", alpha=0.3, clients=3, seed=0)

@@ -15,12 +15,11 @@ pytest.importorskip("flwr", reason="Flower is not installed; make test-flower ru
 from foveate.core.errors import UserError
 from foveate.federated.deep.encoder import flatten_weights
 from foveate.federated.deep.job import fit_clients, load_model
-from foveate.federated.deep.message_kinds import REMOTE_KINDS, SIZE
-from foveate.federated.deep.options import read_options
+from foveate.federated.deep.options import REMOTE_KINDS, SIZE, read_options
 from foveate.federated.flower import client_app, server_app
 from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
-from foveate.federated.flower.translate import from_records, to_records
+from foveate.federated.flower.transport import from_records, to_records
 from foveate.federated.messages import Message
 from foveate.federated.reasons import DATA_MISSING, FAILURE
 from foveate.report import render

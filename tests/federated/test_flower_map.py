@@ -14,15 +14,14 @@ pytest.importorskip("flwr", reason="Flower is not installed; make test-flower ru
 
 from foveate import FederatedNeighborEmbedding
 from foveate.core.errors import UserError
-from foveate.federated.embedding import message_kinds as kinds
+from foveate.federated.embedding import options as kinds
 from foveate.federated.embedding.client import answer_remote
 from foveate.federated.embedding.job import MapJob, fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower import client_app, server_app
 from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
-from foveate.federated.flower.translate import from_records, to_records
-from foveate.federated.flower.transport import GridTransport
+from foveate.federated.flower.transport import GridTransport, from_records, to_records
 from foveate.federated.job import serve
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.reasons import DATA_MISSING, FAILURE

@@ -19,18 +19,17 @@ from flower_network import Network
 from s_sets import split_s_set
 
 from foveate import FederatedNeighborEmbedding
-from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
 from foveate.federated.deep.encoder import flatten_weights
 from foveate.federated.deep.job import fit_clients as fit_features
 from foveate.federated.deep.job import load_model
-from foveate.federated.deep.message_kinds import REMOTE_KINDS
+from foveate.federated.deep.options import REMOTE_KINDS
 from foveate.federated.deep.options import read_options as features_options
 from foveate.federated.embedding.job import fit_clients
 from foveate.federated.embedding.options import read_options
-from foveate.federated.rounds import InProcess
+from foveate.federated.rounds import Client, InProcess
 from foveate.report import render
 
 pytestmark = pytest.mark.slow

@@ -25,13 +25,12 @@ from flower_network import BIN, ROOT, free_port, running, wait_for_port
 from s_sets import split_s_set
 
 from foveate import FederatedNeighborEmbedding
-from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
 from foveate.federated.embedding.job import fit_clients
 from foveate.federated.embedding.options import read_options
-from foveate.federated.rounds import InProcess
+from foveate.federated.rounds import Client, InProcess
 
 PAGE = ROOT / "docs" / "how-to" / "federated-network.md"
 NAMES = ("north ward", "south ward", "nobody")

@@ -16,16 +16,17 @@ from scipy.optimize import least_squares
 from sklearn.datasets import load_wine
 
 from foveate.core.errors import UserError
+from foveate.federated import attacks, scaling
 from foveate.federated import node as at_client
-from foveate.federated import scaling
-from foveate.federated.clustering import attacks, protocol
+from foveate.federated.clustering import protocol
 from foveate.federated.clustering.options import resolve
-from foveate.federated.deep import message_kinds as features_kinds
+from foveate.federated.deep import options as features_kinds
+from foveate.federated.deep.encoder import build_network
 from foveate.federated.deep.encoder import flatten_weights as flatten_embedder
-from foveate.federated.deep.job import DeepJob, build_network
+from foveate.federated.deep.job import DeepJob
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.protocol import embedded_request, train_request
-from foveate.federated.embedding import message_kinds as map_kinds
+from foveate.federated.embedding import options as map_kinds
 from foveate.federated.embedding.client import answer_remote, build_encoder
 from foveate.federated.embedding.grids import grid_between
 from foveate.federated.embedding.networks import flatten_weights

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.federated.ledger import Ledger, Question
-from foveate.federated.limits import Limits
+from foveate.federated.limits import Ledger, Limits, Question
 from foveate.federated.messages import Message
 from foveate.federated.reasons import Refusal
 from naming import raises_naming

@@ -7,8 +7,7 @@ import pytest
 
 from foveate.federated.clustering import lloyd as module
 from foveate.federated.clustering.distances import squared
-from foveate.federated.clustering.lloyd import lloyd, unit
-from foveate.federated.clustering.starts import plus_plus
+from foveate.federated.clustering.lloyd import lloyd, plus_plus, unit
 
 KINDS = {
     "blobs": lambda rng, n, d: rng.normal(size=(n, d)) + 4 * rng.normal(size=(12, d))[rng.integers(0, 12, n)],

@@ -14,9 +14,8 @@ from click.testing import CliRunner, Result
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.federated.flower import commands
-from foveate.federated.flower.app import CONFIG
+from foveate.federated.flower.app import CONFIG, read_job
 from foveate.federated.flower.commands import Address
-from foveate.federated.flower.jobs import read_job
 
 
 def call(*arguments: str | Path) -> Result:

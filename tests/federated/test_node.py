@@ -12,17 +12,17 @@ import pytest
 from sklearn.datasets import load_digits, load_wine
 
 from foveate.core.errors import UserError
+from foveate.federated import attacks, scaling
 from foveate.federated import node as at_client
-from foveate.federated import scaling
-from foveate.federated.clustering import attacks, protocol
+from foveate.federated.clustering import protocol
 from foveate.federated.clustering.options import resolve
-from foveate.federated.deep import message_kinds as features_kinds
+from foveate.federated.deep import options as features_kinds
 from foveate.federated.deep.options import DeepOptions
-from foveate.federated.embedding import message_kinds as map_kinds
+from foveate.federated.embedding import options as map_kinds
 from foveate.federated.embedding.client import ClientData, answer_box, build_encoder
 from foveate.federated.embedding.networks import flatten_weights
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.flower.jobs import read_job
+from foveate.federated.flower.app import read_job
 from foveate.federated.limits import JOBS, Limits
 from foveate.federated.messages import Message
 from foveate.federated.node import HELLO, KINDS, answer_request
@@ -116,7 +116,7 @@ def test_no_exception_reaches_flower(broken: str, monkeypatch: pytest.MonkeyPatc
     """Flower sends the type and the text of an exception to the server."""
     pytest.importorskip("flwr", reason="Flower is not installed: pip install 'foveate[flower]'")
     from foveate.federated.flower import client_app
-    from foveate.federated.flower.translate import from_records, to_records
+    from foveate.federated.flower.transport import from_records, to_records
 
     calls = []
 

@@ -14,24 +14,22 @@ from small_clients import train
 
 from foveate.core.errors import UserError
 from foveate.federated import privacy
-from foveate.federated.clients import Client
+from foveate.federated.attacks import positions_from_field, unused_features
 from foveate.federated.clustering.options import resolve
 from foveate.federated.deep.encoder import Embedder
 from foveate.federated.deep.protocol import EMBEDDED, embedded_request, handlers
 from foveate.federated.embedding import client as at_client
-from foveate.federated.embedding.account import account
-from foveate.federated.embedding.attacks import positions_from_field, unused_features
 from foveate.federated.embedding.client import ClientData, make_client
 from foveate.federated.embedding.grids import targets, union_grid
-from foveate.federated.embedding.job import MapJob, fit_clients
+from foveate.federated.embedding.job import MapJob, MapState, fit_clients
 from foveate.federated.embedding.networks import flatten_weights
 from foveate.federated.embedding.options import EmbeddingOptions, read_options
+from foveate.federated.embedding.quality import account
 from foveate.federated.embedding.run import run_embedding
-from foveate.federated.embedding.state import MapState
 from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, r_squared, r_squared_of_noisy
 from foveate.federated.job import serve
 from foveate.federated.messages import Message
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Client, InProcess, Log
 from foveate.federated.run_options import EmbedRun
 from foveate.federated.sources import Clients
 from foveate.report import render

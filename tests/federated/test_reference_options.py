@@ -11,7 +11,7 @@ from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.federated.clustering.options import resolve
 from foveate.federated.embedding.options import read_options
-from foveate.federated.flower.jobs import read_job
+from foveate.federated.flower.app import read_job
 from naming import raises_naming
 
 VARIANTS = [

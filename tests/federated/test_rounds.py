@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import Client, stream
 from foveate.federated.messages import ArrayRule, Message, MessageRule
-from foveate.federated.rounds import InProcess, Log, TooFewClientsError
+from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError, stream
 from naming import raises_naming
 
 RULE = MessageRule("query.mean", {"mean": ArrayRule("float64", (2,))}, {"points": int})

@@ -19,7 +19,6 @@ from foveate import FederatedKMeans
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.federated import scaling
-from foveate.federated.clients import Client
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
@@ -31,7 +30,7 @@ from foveate.federated.embedding.job import MapJob
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.job import fit_in_process, load_snapshot, save_snapshot, serve
 from foveate.federated.node import answer_request
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.rounds import Client, InProcess, Log
 from naming import raises_naming
 
 POINTS, LABELS = (np.asarray(part) for part in load_wine(return_X_y=True))

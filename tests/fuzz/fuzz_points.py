@@ -17,12 +17,11 @@ import pyarrow.parquet as pq
 from fuzz_run import Target, Trial
 from fuzz_values import damaged, odd_number, odd_text
 
-from foveate.federated.clients import Client
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import resolve
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.points import MAX_COORDINATE, Points, ReadOptions, is_missing
-from foveate.federated.rounds import InProcess
+from foveate.federated.rounds import Client, InProcess
 from foveate.federated.sources import gather, read_points
 
 SECRET = 7777.0

@@ -10,8 +10,8 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
-from foveate.federated.deep.encoder import flatten_weights
-from foveate.federated.deep.job import DeepJob, build_network, make_handlers, prepare_samples
+from foveate.federated.deep.encoder import build_network, flatten_weights, prepare_samples
+from foveate.federated.deep.job import DeepJob, make_handlers
 from foveate.federated.deep.options import METHODS, read_options
 from foveate.federated.deep.protocol import EMBEDDED, TRAIN, train_request
 from foveate_labs.studies import deepfeca

@@ -10,9 +10,8 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
-from foveate.federated.clients import Client
 from foveate.federated.messages import Message
-from foveate.federated.rounds import Log
+from foveate.federated.rounds import Client, Log
 from foveate_labs.studies import fedne
 from foveate_labs.studies.study import row_values, summary
 from naming import raises_naming

@@ -13,7 +13,7 @@ from foveate.cli.options import F, common, finish
 from foveate.core.errors import UserError
 
 _FILE = click.Path(path_type=Path)
-_OPTIONS = "foveate.federated.flower.options"
+_OPTIONS = "foveate.federated.run_options"
 _ADDRESS = "HOST[:PORT]"
 _insecure = click.option("--insecure", is_flag=True, help="No TLS and no node keys; only for tests on one machine.")
 
@@ -51,7 +51,7 @@ def server(
     """
     from foveate.core.recipes import validate
     from foveate.federated.flower import commands, keys, steps
-    from foveate.federated.flower.options import ServerOptions
+    from foveate.federated.run_options import ServerOptions
 
     options = validate(ServerOptions, settings, where="foveate federated server")
     called = commands.Address.read(options.address)
@@ -120,7 +120,7 @@ def client(
     """
     from foveate.core.recipes import validate
     from foveate.federated.flower import commands, keys, steps
-    from foveate.federated.flower.options import NodeOptions
+    from foveate.federated.run_options import NodeOptions
 
     # Stored beside the keys. Limits count within one such folder: the same data in two folders get two budgets.
     settings.setdefault("state", str((folder / "state").resolve()))
@@ -206,7 +206,7 @@ def run(
       foveate federated run --folder federation --job embed --clients 2 --set rounds=60 --set surrogate=grid --out map
     """
     from foveate.federated.flower import commands, steps
-    from foveate.federated.flower.jobs import read_job
+    from foveate.federated.flower.app import read_job
     from foveate.federated.limits import CLUSTER
 
     # Flower splits the settings at spaces and knows no quotes inside of them.

@@ -58,6 +58,25 @@ foveate.chat foveate.chat.client: connections endpoints replies
 foveate.cli foveate.cli.options: groups tables
 foveate.core foveate.core.devices: allocator precision
 foveate.core foveate.core.plugins: packages
+foveate.federated foveate.federated.limits: ledger
+foveate.federated foveate.federated.points: columns
+foveate.federated foveate.federated.rounds: clients
+foveate.federated.clustering foveate.federated.attacks: attacks
+foveate.federated.clustering foveate.federated.clustering.grouping: pool radius_search
+foveate.federated.clustering foveate.federated.clustering.lloyd: starts
+foveate.federated.clustering foveate.federated.clustering.methods: consensus
+foveate.federated.clustering foveate.federated.clustering.run: account
+foveate.federated.deep foveate.federated.deep.job: folder
+foveate.federated.deep foveate.federated.deep.options: message_kinds
+foveate.federated.deep foveate.federated.deep.run: quality
+foveate.federated.embedding foveate.federated.attacks: attacks
+foveate.federated.embedding foveate.federated.embedding.job: state
+foveate.federated.embedding foveate.federated.embedding.networks: folder
+foveate.federated.embedding foveate.federated.embedding.options: message_kinds
+foveate.federated.embedding foveate.federated.embedding.quality: account
+foveate.federated.embedding foveate.federated.embedding.training: graph objective
+foveate.federated.flower foveate.federated.flower.app: jobs
+foveate.federated.flower foveate.federated.run_options: options
 foveate.language foveate.language.chat: chat_frame
 foveate.language foveate.language.gguf: gguf_writer
 foveate.language foveate.language.llama_forward: prefixes
@@ -106,8 +125,8 @@ foveate.report foveate.report.parts: examples simple
 foveate.search foveate.search.calibration: floor
 foveate.search foveate.search.index_folder: merge
 foveate.search foveate.search.nearest: faiss_backend
-foveate.serve foveate.serve.adapters: opening
 foveate.serve foveate.serve.adapters.multimodal: clips dialogs
+foveate.serve foveate.serve.adapters: opening
 foveate.serve foveate.serve.answering: metrics
 foveate.serve foveate.serve.bodies: parsing
 foveate.serve foveate.serve.media: mp4_index

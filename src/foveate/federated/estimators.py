@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,41 @@ from sklearn.utils.validation import (
 )
 
 from foveate.core.errors import UserError
-from foveate.federated.anomaly import note_suspect, warn_of_suspects
-from foveate.federated.clients import Client
+from foveate.core.parameters import FromParameters, Parameter, field_parameters
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
 from foveate.federated.clustering.options import ClusteringOptions, load_method, resolve
 from foveate.federated.clustering.protocol import HANDLERS, as_points
-from foveate.federated.rounds import InProcess, Log
-from foveate.federated.validation import common_columns, count_rows, draw_seed, is_list_of_clients
+from foveate.federated.rounds import Client, InProcess, Log
+from foveate.federated.run_options import ClusterRun
+from foveate.federated.validation import RANDOM_STATE, count_rows, draw_seed, is_list_of_clients, remember_columns
+
+# Fields of `ClusteringOptions` that are parameters under the same name; a default of None is that of the method.
+_OPTIONS = tuple(
+    name
+    for name in ClusteringOptions.model_fields
+    if name not in ("clusters", "method", "seed", "on_few_groups", "suspects", "changed")
+)
+_PARAMETERS = {
+    "n_clusters": Parameter("int", 8, str(ClusteringOptions.model_fields["clusters"].description)),
+    **field_parameters(ClusteringOptions, ["method"]),
+    **field_parameters(ClusteringOptions, _OPTIONS, optional=True),
+    **field_parameters(ClusteringOptions, ["on_few_groups", "suspects"]),
+    **field_parameters(ClusterRun, ["min_clients", "timeout"]),
+    "answers_folder": Parameter(
+        "str | Path | None", None, "stores the answers, so that a fit of the same data that was killed resumes"
+    ),
+    "random_state": RANDOM_STATE,
+}
 
 
-class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
+class FederatedKMeans(FromParameters, ClusterMixin, TransformerMixin, BaseEstimator, parameters=_PARAMETERS):
     """K groups of data that stay at their clients, from one exchange of centroids (and rounds of sums, where asked).
 
     The default method `consensus` is Foveate's own. `paper_reconstruction` is what can be known of FeCA (arXiv
     2407.12764), whose body was not available and whose code was never published; it reproduces no number of the paper.
     Baselines: `kfed`, `weighted_kmeans`, `naive`, and `central`, which pools all points and is not federated.
-
-    Parameters:
-        n_clusters: K, the number of groups of all clients together.
-        method: server method, see above.
-        client_init, n_init, local_clusters, eliminate, radius, quantile, seeds, restarts, refine_rounds, min_count,
-            scale, spherical, winsorize, noise, clip, noise_steps, kfed_seeds, kfed_steps, on_few_groups, suspects: see
-            the fields of `foveate.federated.clustering.options.ClusteringOptions`. None is the method's default.
-        min_clients: clients that must answer; others are left out with their reason.
-        timeout: seconds after which a client is left out.
-        answers_folder: stores the answers, so that a fit of the same data that was killed resumes.
-        random_state: as in scikit-learn.
+    Options of None have the method's default.
 
     Attributes:
         cluster_centers_: [K, D], in the units of the data.
@@ -71,66 +78,9 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
     array([ True])
     """
 
-    def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        method: str = "consensus",
-        client_init: str | None = None,
-        n_init: int | None = None,
-        local_clusters: int | Sequence[int] | None = None,
-        eliminate: str | None = None,
-        radius: str | float | None = None,
-        quantile: float | None = None,
-        seeds: str | None = None,
-        restarts: int | None = None,
-        refine_rounds: int | None = None,
-        min_count: int | None = None,
-        scale: str | None = None,
-        spherical: bool | None = None,
-        winsorize: float | None = None,
-        noise: float | None = None,
-        clip: float | None = None,
-        noise_steps: int | None = None,
-        kfed_seeds: str | None = None,
-        kfed_steps: str | None = None,
-        on_few_groups: str = "raise",
-        suspects: str = "report",
-        min_clients: int = 1,
-        timeout: float | None = None,
-        answers_folder: str | Path | None = None,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.n_clusters = n_clusters
-        self.method = method
-        self.client_init = client_init
-        self.n_init = n_init
-        self.local_clusters = local_clusters
-        self.eliminate = eliminate
-        self.radius = radius
-        self.quantile = quantile
-        self.seeds = seeds
-        self.restarts = restarts
-        self.refine_rounds = refine_rounds
-        self.min_count = min_count
-        self.scale = scale
-        self.spherical = spherical
-        self.winsorize = winsorize
-        self.noise = noise
-        self.clip = clip
-        self.noise_steps = noise_steps
-        self.kfed_seeds = kfed_seeds
-        self.kfed_steps = kfed_steps
-        self.on_few_groups = on_few_groups
-        self.suspects = suspects
-        self.min_clients = min_clients
-        self.timeout = timeout
-        self.answers_folder = answers_folder
-        self.random_state = random_state
-
     def _options(self) -> ClusteringOptions:
         # Parameters bear the names of the options, so that bounds and defaults are declared once.
-        options = {name: getattr(self, name) for name in ClusteringOptions.model_fields if name in _OPTIONS}
+        options = {name: getattr(self, name) for name in (*_OPTIONS, "on_few_groups", "suspects")}
         seed = draw_seed(self.random_state)
         return resolve(self.n_clusters, method=self.method, seed=seed, where=type(self).__name__, **options)
 
@@ -158,12 +108,8 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
             transport = InProcess(members, timeout=self.timeout, answers_folder=folder, log=log)
             result = cluster(transport, options, min_clients=self.min_clients)
             self._set_result(result, log)
-            notes = [
-                note_suspect(f"client {client}", reason)
-                for client, reason in result.suspects.items()
-                if client not in result.excluded
-            ]
-            for warning in warn_of_suspects(notes, len(parts), remedy="suspects='exclude' leaves it out"):
+            remedy = "suspects='exclude' leaves it out"
+            for warning in result.warnings(lambda client: f"client {client}", len(parts), remedy=remedy):
                 warnings.warn(warning, UserWarning, stacklevel=2)
         self.n_features_in_ = int(self.cluster_centers_.shape[1])
         labels, self.inertia_ = [], 0.0
@@ -182,12 +128,7 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
                 raise UserError(
                     "clients names the client of each row of one array; it has no meaning with a list of arrays"
                 )
-            columns = common_columns(X)
-            if columns is not None:
-                self.feature_names_in_ = np.array(columns, dtype=object)
-            elif hasattr(self, "feature_names_in_"):
-                # Names of an earlier fit would be demanded of arrays that have none.
-                del self.feature_names_in_
+            remember_columns(self, X)
             return list(X)
         array = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=True)
         if clients is None:
@@ -256,7 +197,3 @@ class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
     @property
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
-
-
-_OPTIONS = frozenset(ClusteringOptions.model_fields) - {"clusters", "method", "seed", "changed"}
-"""Fields of `ClusteringOptions` that are parameters of the estimator under the same name."""

@@ -16,15 +16,16 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, write_json_atomically
 from foveate.core.progress import Meter
-from foveate.federated.clients import Client
 from foveate.federated.limits import SAFE_MIN_COUNT
 from foveate.federated.results import RunResult
-from foveate.federated.rounds import InProcess, Log, Transport, merge_tables, tabulate
-from foveate.federated.scaling import MOMENTS, ScaledTransport, Scaling, answer_moments, ask_scaling
+from foveate.federated.rounds import ChangedTransport, Client, InProcess, Log, Transport, merge_tables, tabulate
+from foveate.federated.scaling import MOMENTS, Scaling, answer_moments, ask_scaling
 from foveate.federated.store import check_same_data, read_state, write_state
 from foveate.federated.validation import read_clients
+from foveate.metrics.neighbors import as_points
 
 FORMAT = 4
 """Format of snapshot files; another number is refused."""
@@ -65,6 +66,18 @@ class TrainingSnapshot:
         self.exchanged = merge_tables(self.exchanged, tabulate(log.entries[start:]))
         for client, size in log.sent(start).items():
             self.sent[str(client)] = self.sent.get(str(client), 0) + size
+
+    def scale_points(self, points_ND: ArrayLike, features: int) -> NDArray[Any]:
+        """Return new points as the encoder's inputs: in the common scale, where there is one.
+
+        Raises:
+            UserError: they are no points, or have another number of features.
+        """
+        points = as_points(points_ND)
+        if points.shape[1] != features:
+            raise UserError(f"points have {points.shape[1]} features; the encoder reads {features}")
+        # Scaled in float64, then converted: float32 would lose what varies in a column with a large mean.
+        return points if self.scaling is None else self.scaling.apply(points)
 
 
 S = TypeVar("S", bound=TrainingSnapshot)
@@ -157,20 +170,16 @@ class TrainingJob(ABC, Generic[S]):
         """Write the model of a finished remote training; return the run's result."""
 
 
+_SNAPSHOT_FIELDS = ("round", "history", "exchanged", "sent", "seconds", "data", "resumed")
+"""Fields of `TrainingSnapshot` in the header of a snapshot file, in its order."""
+
+
 def save_snapshot(path: Path, job: TrainingJob[S], state: S) -> None:
     """Write a snapshot atomically."""
     arrays, header = job.pack(state)
     if state.scaling is not None:
         arrays |= {"scaling.offset": state.scaling.offset_D, "scaling.scale": state.scaling.scale_D}
-    common = {
-        "round": state.round,
-        "history": state.history,
-        "exchanged": state.exchanged,
-        "sent": state.sent,
-        "seconds": state.seconds,
-        "data": state.data,
-        "resumed": state.resumed,
-    }
+    common = {name: getattr(state, name) for name in _SNAPSHOT_FIELDS}
     write_state(path, job.options, arrays, {**common, **header}, format=FORMAT)
 
 
@@ -386,7 +395,7 @@ def serve(job: TrainingJob[S], transport: Transport, out: Path, *, min_clients: 
         # Requests of the rounds may need more than those of the beginning, such as the options.
         inner = job.remote_transport(transport, state)
         if state.scaling is not None:
-            inner = ScaledTransport(inner, state.scaling)
+            inner = ChangedTransport(inner, state.scaling.add_to)
         run_rounds(job, inner, state, after=lambda current: save_snapshot(path, job, current), min_clients=min_clients)
         result = job.save_remote(transport, state, out).to_json()
         write_json_atomically(out / "result.json", result)

@@ -17,21 +17,19 @@ from typing import Any
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated import reasons
-from foveate.federated.clients import Client
 from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.columns import ColumnDigests, sort_columns
-from foveate.federated.deep.message_kinds import EMBEDDED, SIZE
-from foveate.federated.deep.message_kinds import REMOTE_KINDS as FEATURES_KINDS
+from foveate.federated.deep.options import EMBEDDED, SIZE
+from foveate.federated.deep.options import REMOTE_KINDS as FEATURES_KINDS
 from foveate.federated.deep.options import request_options as read_features_options
-from foveate.federated.embedding.message_kinds import POINTS
-from foveate.federated.embedding.message_kinds import REMOTE_KINDS as MAP_KINDS
+from foveate.federated.embedding.options import POINTS
+from foveate.federated.embedding.options import REMOTE_KINDS as MAP_KINDS
 from foveate.federated.embedding.options import request_options as read_map_options
-from foveate.federated.ledger import Ledger, Question
-from foveate.federated.limits import CLUSTER, EMBED, FEATURES, Limits, check_grid, check_hidden
+from foveate.federated.limits import CLUSTER, EMBED, FEATURES, Ledger, Limits, Question, check_grid, check_hidden
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.points import Points, ReadOptions
+from foveate.federated.points import ColumnDigests, Points, ReadOptions, sort_columns
 from foveate.federated.reasons import Refusal, failure_values
+from foveate.federated.rounds import Client
 from foveate.federated.scaling import MOMENTS, check_scale
 from foveate.federated.sources import read_points
 from foveate.federated.store import digest

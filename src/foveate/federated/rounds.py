@@ -1,7 +1,8 @@
-"""Rounds: send requests to all clients, validate their answers, record who was left out and why.
+"""Clients, and rounds of requests to them: validate their answers, record who was left out and why.
 
-`Transport` is all that an algorithm sees of a network. `InProcess` calls clients one after another; another transport
-implements the same `ask`. The log records what was exchanged: never the content, always names, shapes and bytes.
+A client's data stay inside; answers are messages. `Transport` is all that an algorithm sees of a network. `InProcess`
+calls clients one after another; another transport implements the same `ask`. The log records what was exchanged: never
+the content, always names, shapes and bytes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,62 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import say
-from foveate.federated.clients import Client, title
 from foveate.federated.messages import ArrayNote, Message, MessageError, MessageRule
 from foveate.federated.store import AnswerStore, digest
+
+Handler = Callable[[Any, Message, int], Message]
+"""(the client's data, request, the client's number) -> answer. Pure: the same request has the same answer."""
+
+
+def stream(seed: int, *, round: int, client: int, purpose: str) -> np.random.Generator:
+    """Generator of one client in one round for one purpose, the same in a process and over a network.
+
+    A client is named by its partition number, never by a node's or a process's id, which change from run to run. The
+    server is client -1.
+    """
+    return seeds.generator("federated", purpose, seed, round, client)
+
+
+@dataclass(frozen=True)
+class Client:
+    """One participant, in this process.
+
+    Attributes:
+        number: its partition number, from 0; answers are always taken in this order.
+        data: what its handlers read.
+        handlers: by the kind of request that they answer.
+        name: for reports; "client NUMBER" where empty.
+        about: text for what its handlers depend on besides data and request; stored answers belong to it, too.
+    """
+
+    number: int
+    data: Any = field(repr=False)
+    handlers: Mapping[str, Handler] = field(repr=False)
+    name: str = ""
+    about: str = ""
+
+    def answer(self, request: Message) -> Message:
+        """Run the handler of the request's kind.
+
+        Raises:
+            MessageError: the client has no such handler.
+            Exception: whatever the handler raises; the transport notes it and leaves the client out.
+        """
+        if request.kind not in self.handlers:
+            known = ", ".join(sorted(self.handlers)) or "nothing"
+            raise MessageError(f"cannot answer '{request.kind}'; it answers {known}")
+        return self.handlers[request.kind](self.data, request, self.number)
+
+
+def title(number: int, name: str = "") -> str:
+    """Display name of a client."""
+    return name or f"client {number}"
+
 
 FAULTS = (Exception,)
 """Everything a broken client may raise, short of what ends the process."""
@@ -175,7 +227,61 @@ class Transport(Protocol):
         ...
 
 
-class InProcess:
+class AnsweredTransport:
+    """What every transport does with the answers of a round: log, validate and store them, or say why there is none.
+
+    Attributes:
+        log: records the messages.
+    """
+
+    def __init__(self, answers_folder: Path | None, log: Log | None) -> None:
+        self._store = AnswerStore(answers_folder) if answers_folder is not None else None
+        self.log = Log() if log is None else log
+
+    def name(self, client: int) -> str:
+        """Display name of a client."""
+        raise NotImplementedError
+
+    def forget(self, *, before: int | None = None) -> None:
+        """Delete stored answers of the rounds before that number, or all."""
+        if self._store is not None:
+            self._store.forget(before=before)
+
+    def _take(
+        self,
+        result: Round,
+        number: int,
+        request: Message,
+        answer: Message | None,
+        reason: str,
+        seconds: float,
+        rule: MessageRule,
+        check: Check | None,
+        data: str = "",
+    ) -> None:
+        """Add a client's answer to the round, or why it is left out.
+
+        Args:
+            reason: why there is no answer, or why it is none of use; "" where only the rule decides.
+            data: digest of the client's data, where they are known.
+        """
+        if answer is None:
+            self.log.add_failure(number, request, reason, seconds)
+        else:
+            # An invalid answer is logged with its size all the same: it was sent.
+            reason = reason or find_fault(number, answer, request, rule, check)
+            self.log.add(number, answer, up=True, seconds=seconds, reason=reason)
+        if answer is None or reason:
+            result.excluded[number] = reason
+            say(f"{self.name(number)} is left out of '{request.kind}': {reason}")
+            return
+        result.answers[number] = answer
+        # Stored only once it is validated: a bad answer must be asked for again after a restart.
+        if self._store is not None:
+            self._store.write(request, number, answer, data)
+
+
+class InProcess(AnsweredTransport):
     """Calls the clients of this process one after another, in the order of their numbers.
 
     Args:
@@ -211,13 +317,12 @@ class InProcess:
             listed = [client.number for client in clients]
             twice = next(number for number in listed if listed.count(number) > 1)
             raise UserError(f"two clients have the number {twice}; each needs its own")
+        super().__init__(answers_folder, log)
         self._timeout = timeout
-        self._store = AnswerStore(answers_folder) if answers_folder is not None else None
         # Hashing the data costs a pass over it, so it is done only where answers are stored.
         self._data = (
             {} if answers_folder is None else {client.number: digest(client.about, client.data) for client in clients}
         )
-        self.log = Log() if log is None else log
 
     @property
     def clients(self) -> Sequence[int]:
@@ -231,8 +336,7 @@ class InProcess:
     def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
         """Run one round, see `Transport.ask`."""
         by_client = dict.fromkeys(self._clients, requests) if isinstance(requests, Message) else dict(requests)
-        answers: dict[int, Message] = {}
-        excluded: dict[int, str] = {}
+        result = Round({}, {})
         # Ascending numbers: sums of floating-point answers, and so results, do not depend on who answers first.
         for number in sorted(by_client):
             request = by_client[number]
@@ -240,26 +344,8 @@ class InProcess:
             started = time.monotonic()
             answer, reason = self._answer(number, request)
             seconds = time.monotonic() - started
-            if answer is None:
-                self.log.add_failure(number, request, reason, seconds)
-            else:
-                # An invalid answer is logged with its size all the same: it was sent.
-                reason = find_fault(number, answer, request, rule, check)
-                self.log.add(number, answer, up=True, seconds=seconds, reason=reason)
-            if answer is None or reason:
-                excluded[number] = reason
-                say(f"{self.name(number)} is left out of '{request.kind}': {reason}")
-            else:
-                answers[number] = answer
-                # Stored only once it is validated: a bad answer must be asked for again after a restart.
-                if self._store is not None:
-                    self._store.write(request, number, answer, self._data[number])
-        return require_clients(Round(answers, excluded), min_clients, self.name)
-
-    def forget(self, *, before: int | None = None) -> None:
-        """Delete stored answers of the rounds before that number, or all."""
-        if self._store is not None:
-            self._store.forget(before=before)
+            self._take(result, number, request, answer, reason, seconds, rule, check, self._data.get(number, ""))
+        return require_clients(result, min_clients, self.name)
 
     def _answer(self, number: int, request: Message) -> tuple[Message | None, str]:
         """A client's answer, or the reason why there is none."""
@@ -319,6 +405,52 @@ def require_clients(result: Round, min_clients: int, name: Callable[[int], str])
     raise TooFewClientsError(f"{len(result.answers)} of {total} clients answered; {min_clients} are needed{listed}")
 
 
+class ChangedTransport:
+    """Transport whose requests are changed before they are sent, and go to some clients only.
+
+    Args:
+        change: adds to a request what clients elsewhere need, such as the options or the common scale.
+        clients: those who are asked; by default all.
+    """
+
+    def __init__(
+        self, transport: Transport, change: Callable[[Message], Message], clients: Sequence[int] | None = None
+    ) -> None:
+        self._transport, self._change = transport, change
+        self.clients, self.log = transport.clients if clients is None else clients, transport.log
+
+    def name(self, client: int) -> str:
+        """Display name of a client."""
+        return self._transport.name(client)
+
+    def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
+        """Run one round, see `Transport.ask`."""
+        by_client = dict.fromkeys(self.clients, requests) if isinstance(requests, Message) else requests
+        # One request for all clients is changed once: the change copies its arrays.
+        distinct = {id(request): request for request in by_client.values()}
+        changed = {key: self._change(request) for key, request in distinct.items()}
+        complete = {client: changed[id(request)] for client, request in by_client.items()}
+        return self._transport.ask(complete, rule, min_clients=min_clients, check=check)
+
+    def forget(self, *, before: int | None = None) -> None:
+        """Delete stored answers, see `Transport.forget`."""
+        self._transport.forget(before=before)
+
+
+def find_other_widths(widths: Mapping[int, int]) -> tuple[int, int, dict[int, str]]:
+    """Return the number of features that most clients have, how many have it, and for the others why they do not fit.
+
+    Clients do not know each other; the width of most is taken for right.
+    """
+    usual, votes = Counter(widths.values()).most_common(1)[0]
+    others = {
+        client: f"its data have {width} features; those of most clients have {usual}"
+        for client, width in widths.items()
+        if width != usual
+    }
+    return usual, votes, others
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of clients' data as the clients report them.
@@ -342,16 +474,11 @@ def compare_sizes(transport: Transport, answers: Mapping[int, Message], *, min_c
         TooFewClientsError: fewer than `min_clients` clients have as many features as most.
     """
     widths = {client: int(answer.number("features")) for client, answer in answers.items()}
-    features, votes = Counter(widths.values()).most_common(1)[0]
+    features, votes, others = find_other_widths(widths)
     # Without a majority there is no telling which clients are wrong.
     if 2 * votes <= len(widths) and len(widths) > 1:
         listed = ", ".join(f"{transport.name(client)}: {width}" for client, width in widths.items())
         raise UserError(f"the clients' points have different numbers of features ({listed:.300})")
-    others = {
-        client: f"its data have {width} features; those of most clients have {features}"
-        for client, width in widths.items()
-        if width != features
-    }
     points = {client: int(answer.number("points")) for client, answer in answers.items() if client not in others}
     if len(points) < min_clients:
         raise TooFewClientsError(f"{len(points)} clients have {features} features; {min_clients} are needed")

@@ -7,13 +7,12 @@ common standard deviation. In one question, as sums of squares about zero, a lar
 |---|---|---|
 | `query.moments` | `min_count`, then `center` | `sums` of all points, then `squares` about the center; their number |
 
-Every later request brings the common offset and divisor (`ScaledTransport`): a client keeps nothing between requests.
+Every later request brings the common offset and divisor (`Scaling.add_to`): a client keeps nothing between requests.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +24,7 @@ from foveate.federated import reasons
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule, Value
 from foveate.federated.points import MAX_COORDINATE, as_points
 from foveate.federated.reasons import Refusal
-from foveate.federated.rounds import Check, Requests, Round, TooFewClientsError, Transport
+from foveate.federated.rounds import TooFewClientsError, Transport, find_other_widths
 
 Floats = NDArray[np.float64]
 MOMENTS = "query.moments"
@@ -113,14 +112,11 @@ def ask_scaling(
     result = transport.ask(request, moments_rule("sums"), min_clients=min_clients)
     excluded |= result.excluded
     answers = result.answers
-    widths = Counter(len(answer.array("sums")) for answer in answers.values())
-    if not widths:
+    if not answers:
         raise TooFewClientsError("no client answered")
-    # Clients do not know each other; the width of most is the right one.
-    usual = widths.most_common(1)[0][0]
-    for client in [client for client, answer in answers.items() if len(answer.array("sums")) != usual]:
-        width = len(answers.pop(client).array("sums"))
-        excluded[client] = f"its data have {width} features; those of most clients have {usual}"
+    usual, _, others = find_other_widths({client: len(answer.array("sums")) for client, answer in answers.items()})
+    excluded |= others
+    answers = {client: answer for client, answer in answers.items() if client not in others}
     mean_D = _total(answers, "sums")
     request = moments_request(min_count, winsorize=winsorize, center_D=mean_D)
     # Only those whose sums are in the mean: squares of others would be about a center that is not theirs.
@@ -162,9 +158,8 @@ def answer_moments(data: ArrayLike, request: Message, client: int) -> Message:
     Raises:
         UserError: fewer points than `min_count`.
     """
-    points, min_count = as_points(data), int(request.number("min_count"))
-    if len(points) < min_count:
-        raise UserError(f"{len(points)} points are fewer than min_count {min_count}: nothing is sent")
+    points = as_points(data)
+    need_points(points, int(request.number("min_count")))
     if "winsorize" in request.values:
         reach = request.number("winsorize")
         if not 0 < reach < MAX_COORDINATE:
@@ -176,6 +171,12 @@ def answer_moments(data: ArrayLike, request: Message, client: int) -> Message:
     if points.shape[1:] != center_D.shape:
         raise UserError(f"the data have {points.shape[1]} features; the center has {center_D.shape}")
     return request.answer(arrays={"squares": ((points - center_D) ** 2).sum(0)}, points=len(points))
+
+
+def need_points(points_ND: Floats, min_count: int) -> None:
+    """Raise UserError for fewer points than a request's `min_count`."""
+    if len(points_ND) < min_count:
+        raise UserError(f"{len(points_ND)} points are fewer than min_count {min_count}: nothing is sent")
 
 
 def winsorize(points_ND: Floats, reach: float) -> Floats:
@@ -233,34 +234,3 @@ def take_scale(data: ArrayLike, request: Message) -> tuple[Floats, Message]:
     points = as_points(data)
     arrays = {name: array for name, array in request.arrays.items() if name not in (_OFFSET, _SCALE)}
     return scale_points(points, request), replace(request, arrays=arrays)
-
-
-class ScaledTransport:
-    """Transport whose requests bring the common scale."""
-
-    def __init__(self, transport: Transport, scaling: Scaling) -> None:
-        self._transport, self._scaling = transport, scaling
-        self.log = transport.log
-
-    @property
-    def clients(self) -> Sequence[int]:
-        """Numbers of all clients, see `Transport.clients`."""
-        return self._transport.clients
-
-    def name(self, client: int) -> str:
-        """Display name of a client."""
-        return self._transport.name(client)
-
-    def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
-        """Run one round, see `Transport.ask`."""
-        add = self._scaling.add_to
-        scaled = (
-            add(requests)
-            if isinstance(requests, Message)
-            else {client: add(request) for client, request in requests.items()}
-        )
-        return self._transport.ask(scaled, rule, min_clients=min_clients, check=check)
-
-    def forget(self, *, before: int | None = None) -> None:
-        """Delete stored answers, see `Transport.forget`."""
-        self._transport.forget(before=before)

@@ -26,10 +26,9 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.seeds import generator
 from foveate.federated import partition
 from foveate.federated.array_files import read_npy, read_npz
-from foveate.federated.columns import match_columns
 from foveate.federated.h5ad import read_h5ad
 from foveate.federated.partition import MAX_DRAWS, MIN_POINTS, Partition
-from foveate.federated.points import Feature, Points, ReadOptions, as_matrix
+from foveate.federated.points import Feature, Points, ReadOptions, as_matrix, match_columns
 from foveate.federated.public_sets import FASHION_IMAGES, SETS, fashion_mnist
 from foveate.federated.store import digest
 from foveate.federated.tables import POINT_NAMES, read_csv, read_parquet, table_points

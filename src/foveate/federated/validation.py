@@ -10,8 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
 from foveate.core.errors import UserError
+from foveate.core.parameters import Parameter
 from foveate.federated.points import MAX_COORDINATE, find_huge
 from foveate.metrics.neighbors import as_points
+
+RANDOM_STATE = Parameter("int | np.random.RandomState | None", None, "as in scikit-learn")
+"""Parameter of every estimator, see `draw_seed`."""
 
 
 def is_list_of_clients(data: Any) -> bool:
@@ -81,6 +85,20 @@ def common_columns(parts: Sequence[Any]) -> list[str] | None:
         elif len(names) == len(known):
             _compare(names, known, f"client {number}", f"client {first}")
     return known
+
+
+def remember_columns(estimator: Any, clients: Sequence[Any]) -> None:
+    """Set scikit-learn's `feature_names_in_` of an estimator to the columns that clients have in common, if they do.
+
+    Raises:
+        UserError: see `common_columns`.
+    """
+    columns = common_columns(clients)
+    if columns is not None:
+        estimator.feature_names_in_ = np.array(columns, dtype=object)
+    elif hasattr(estimator, "feature_names_in_"):
+        # Names of an earlier fit would be demanded of arrays that have none.
+        del estimator.feature_names_in_
 
 
 def check_columns(data: Any, known: Sequence[str]) -> None:

@@ -168,7 +168,7 @@ class DeepfecaStudy(point_sets.PointSetStudy):
     def measure(self, cell: Cell) -> dict[str, float]:
         from foveate.federated.deep.job import fit_clients, make_handlers
         from foveate.federated.deep.options import read_options
-        from foveate.federated.deep.quality import measure_quality
+        from foveate.federated.deep.run import measure_quality
         from foveate.federated.rounds import sum_bytes
         from foveate.federated.sources import gather
 
@@ -202,7 +202,7 @@ class DeepfecaStudy(point_sets.PointSetStudy):
 
 def raw(parts: list[np.ndarray], labels: np.ndarray, clusters: int, *, seed: int) -> dict[str, float]:
     """Measure `consensus` on the input features, without an encoder."""
-    from foveate.federated.deep.quality import measure_quality
+    from foveate.federated.deep.run import measure_quality
     from foveate.federated.estimators import FederatedKMeans
 
     estimator = FederatedKMeans(clusters, random_state=seed).fit(parts)
@@ -221,10 +221,10 @@ def order_of(seed: int, client: int, clusters: int) -> np.ndarray:
 
 def shuffling(network: Any, options: Any) -> dict[str, Any]:
     """Return a client's handlers for the control: each group is trained towards another center."""
-    from foveate.federated.clients import stream
     from foveate.federated.deep.encoder import flatten_weights, set_weights
     from foveate.federated.deep.job import make_handlers
     from foveate.federated.deep.protocol import TRAIN, Training, find_augment, train
+    from foveate.federated.rounds import stream
 
     def astray(data: Any, request: Any, client: int) -> Any:
         set_weights(network, request.array("weights"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import stream
+from foveate.federated.anomaly import note_suspect, warn_of_suspects
 from foveate.federated.clustering import protocol
-from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.distances import Floats
+from foveate.federated.clustering.grouping import Pool
 from foveate.federated.clustering.lloyd import unit
+from foveate.federated.clustering.methods import Merged
 from foveate.federated.clustering.options import ClusteringOptions, load_method
-from foveate.federated.clustering.pool import Pool
 from foveate.federated.clustering.suspects import (
     MAX_SCALE,
     find_scales,
@@ -26,7 +26,7 @@ from foveate.federated.clustering.suspects import (
     find_wide_groups,
 )
 from foveate.federated.messages import Message
-from foveate.federated.rounds import TooFewClientsError, Transport
+from foveate.federated.rounds import TooFewClientsError, Transport, find_other_widths, stream
 from foveate.federated.scaling import Scaling, ask_scaling
 
 
@@ -72,6 +72,12 @@ class Clustered:
     @property
     def title(self) -> str:
         return self.options.title
+
+    def warnings(self, name: Callable[[int], str], clients: int, *, remedy: str) -> list[str]:
+        """Sentences about anomalous clients that are in the result."""
+        included = {client: reason for client, reason in self.suspects.items() if client not in self.excluded}
+        notes = [note_suspect(name(client), reason) for client, reason in included.items()]
+        return warn_of_suspects(notes, clients, remedy=remedy)
 
 
 def cluster(
@@ -199,12 +205,10 @@ def _ask_centroids(
     answers = result.answers
     if not answers:
         raise TooFewClientsError("no client answered")
-    widths = Counter(answer.array("centers").shape[1] for answer in answers.values())
-    # Clients do not know each other; the width of most is taken for right.
-    usual = widths.most_common(1)[0][0]
-    for client in [client for client, answer in answers.items() if answer.array("centers").shape[1] != usual]:
-        width = answers.pop(client).array("centers").shape[1]
-        excluded[client] = f"its data have {width} features; those of most clients have {usual}"
+    widths = {client: answer.array("centers").shape[1] for client, answer in answers.items()}
+    usual, _, others = find_other_widths(widths)
+    excluded |= others
+    answers = {client: answer for client, answer in answers.items() if client not in others}
     if len(answers) < min_clients:
         raise TooFewClientsError(f"{len(answers)} clients have {usual} features; {min_clients} are needed")
     return answers

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.federated.clustering.distances import FAST_CELLS, Floats, Labels, blocks, closest_pair, squared, sums
-from foveate.federated.clustering.lloyd import MAX_STEPS, Clustering, lloyd
-from foveate.federated.clustering.starts import plus_plus, random_rows
+from foveate.federated.clustering.lloyd import MAX_STEPS, Clustering, lloyd, plus_plus, random_rows
 
 # To give a scale: the two halves of a Gaussian cut at its mean are 1.32 times the sum of their deviations apart.
 FUSE_BELOW = 1.6

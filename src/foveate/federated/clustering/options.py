@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, Strict, field_validator, model_validator
 
 from foveate.core.errors import UserError, choose
-from foveate.core.plugins import load_plugin, module_names
 from foveate.core.recipes import Settings, validate
 from foveate.core.reference import REFERENCE
-from foveate.federated.clustering.consensus import Merged
 from foveate.federated.clustering.grouping import QUANTILE, RADIUS_RULES, SEED_RULES
-from foveate.federated.clustering.pool import Pool
-
-_METHODS = "foveate.federated.clustering.methods"
+from foveate.federated.clustering.methods import METHODS, Method
 
 
 def _to_python(value: Any) -> Any:
@@ -169,55 +163,17 @@ class ClusteringOptions(Settings):
         return ", ".join([self.method, *(f"{name} {value}" for name, value in visible.items())])
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to make K centers of what clients send.
-
-    Attributes:
-        name, note: for lists and reports.
-        merge: the server step: pool, options, generator, radius by client -> centers.
-        defaults: of options that differ from those of `ClusteringOptions`.
-        uses: options that have an effect.
-        counts: clients send how many points their centroids have.
-        federated: False where raw points are pooled.
-    """
-
-    name: str
-    note: str
-    merge: Callable[[Pool, ClusteringOptions, np.random.Generator, dict[int, float]], Merged]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    uses: frozenset[str] = frozenset()
-    counts: bool = True
-    federated: bool = True
-
-
-# Every federated method sends these options to its clients, so they always have an effect.
-CLIENT_OPTIONS = frozenset(
-    {
-        "client_init",
-        "n_init",
-        "scale",
-        "spherical",
-        "min_count",
-        "local_clusters",
-        "refine_rounds",
-        "winsorize",
-        "noise",
-        "clip",
-        "noise_steps",
-    }
-)
 COMMON_OPTIONS = frozenset({"clusters", "method", "seed", "on_few_groups", "suspects"})
 
 
 def method_names() -> list[str]:
     """Names of all server methods."""
-    return module_names(_METHODS)
+    return sorted(METHODS)
 
 
 def load_method(name: str) -> Method:
     """Load a server method; raise UserError with all names if there is none of that name."""
-    return load_plugin(_METHODS, name, "METHOD", label="method")
+    return METHODS[choose(name, METHODS, "method")]
 
 
 def resolve(

@@ -9,7 +9,7 @@
 The mean or sum of one point is that point. With `min_count` a client reports nothing about fewer points than that:
 small clusters are merged, small cells are withheld. This holds for each message alone: where two partitions of the same
 points differ in one point, their difference is that point. Over a network a client therefore answers about one
-partition (`foveate.federated.ledger`), or with noise (`foveate.federated.clustering.noise`).
+partition (`foveate.federated.limits`), or with noise (`foveate.federated.clustering.noise`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from foveate.core.errors import UserError
-from foveate.federated.clients import Handler, stream
 from foveate.federated.clustering.distances import Floats, nearest, sums
 from foveate.federated.clustering.local import (
     Local,
@@ -35,7 +34,8 @@ from foveate.federated.clustering.noise import clip_to_grid, from_grid, noisy_in
 from foveate.federated.clustering.options import ClusteringOptions, load_method
 from foveate.federated.messages import MAX_WHOLE, ArrayRule, Message, MessageError, MessageRule, Value
 from foveate.federated.points import MAX_COORDINATE, as_points
-from foveate.federated.scaling import MOMENTS, answer_moments, scale_points, winsorize
+from foveate.federated.rounds import Handler, stream
+from foveate.federated.scaling import MOMENTS, answer_moments, need_points, scale_points, winsorize
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
 _ROUNDING = 8 * np.finfo(np.float64).eps
@@ -197,11 +197,6 @@ def warn_of_few_points(points_ND: Floats, local: Local, clusters: int, client: i
         )
 
 
-def _check_count(points_ND: Floats, min_count: int) -> None:
-    if len(points_ND) < min_count:
-        raise UserError(f"{len(points_ND)} points are fewer than min_count {min_count}: nothing is sent")
-
-
 def describe(points_ND: Floats, local: Local, request: Message) -> Message:
     """Answer about a client's clusters, with the parts that the request asks for.
 
@@ -209,7 +204,7 @@ def describe(points_ND: Floats, local: Local, request: Message) -> Message:
         UserError: fewer points than `min_count`.
     """
     values, min_count = request.values, int(request.number("min_count"))
-    _check_count(points_ND, min_count)
+    need_points(points_ND, min_count)
     # Merged before the elimination, so that nothing that is sent was computed from a small cluster.
     if min_count > 1:
         local = merge_small(points_ND, local, min_count)
@@ -236,7 +231,7 @@ def describe(points_ND: Floats, local: Local, request: Message) -> Message:
 def _describe_with_noise(points_ND: Floats, clusters: int, rng: np.random.Generator, request: Message) -> Message:
     """Answer with noise about a client's clusters: centers and noisy counts, from starts that no point decides."""
     values, min_count = request.values, int(request.number("min_count"))
-    _check_count(points_ND, min_count)
+    need_points(points_ND, min_count)
     centers, counts = noisy_kmeans(
         points_ND,
         clusters,
@@ -342,7 +337,7 @@ def _points_and_centers(data: ArrayLike, request: Message) -> tuple[Floats, Floa
     if points.shape[1] != centers.shape[1]:
         raise UserError(f"the data have {points.shape[1]} features; the centers have {centers.shape[1]}")
     # Against the whole client: with fewer points than `min_count` even one joint cell would be too small.
-    _check_count(points, int(request.number("min_count")))
+    need_points(points, int(request.number("min_count")))
     return points, centers
 
 

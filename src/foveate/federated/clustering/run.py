@@ -15,13 +15,14 @@ from foveate.core.files import FolderLock, atomic_file, write_json_atomically
 from foveate.core.progress import say
 from foveate.core.reference import refuse_reference
 from foveate.core.runs import RunFolder
-from foveate.federated.anomaly import EXCLUDE, note_suspect, warn_of_suspects
-from foveate.federated.clients import Client
-from foveate.federated.clustering.account import account
+from foveate.federated.anomaly import EXCLUDE, note_suspect
+from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Labels, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
+from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.options import ClusteringOptions, load_method, method_names, resolve
 from foveate.federated.clustering.protocol import HANDLERS, distinct_points, optional_parts
+from foveate.federated.privacy import DELTA, cost_row
 from foveate.federated.reporting import (
     compare_with_labels,
     describe_run,
@@ -34,11 +35,40 @@ from foveate.federated.reporting import (
     warnings_as_progress,
     write_table,
 )
-from foveate.federated.results import ClusterClient, ClusterMethod, ClusterResult, GroupMap, Traffic
-from foveate.federated.rounds import InProcess, Log
+from foveate.federated.results import ClusterClient, ClusterMethod, ClusterResult, GroupMap, PrivacyCost, Traffic
+from foveate.federated.rounds import Client, InProcess, Log
 from foveate.federated.run_options import ClusterRun
 from foveate.federated.sources import Clients
 from foveate.metrics import clustering as metrics
+
+UNIT = "one point of any client"
+
+
+def account(options: ClusteringOptions, *, evaluated: bool, delta: float = DELTA) -> list[PrivacyCost]:
+    """List for each kind of message about the points the unit that noise hides and how well, or none.
+
+    The unit is one point of a client, replaced by any other; the number of points and of features is sent as it is. A
+    client that was left out answered fewer messages, so that the sum holds for it, too.
+
+    Args:
+        evaluated: clients were also asked how well the centers fit.
+    """
+    # The cost of a request does not depend on its centers, so any will do.
+    centers = np.zeros((1, 1))
+    sent = [
+        ("centroids", protocol.centroids_request(options, 0), 1),
+        ("sums and counts", protocol.lloyd_request(centers, options, 1), options.refine_rounds),
+        ("fit", protocol.assign_request(centers, options, 1), int(evaluated)),
+    ]
+    rows, total = [], 0.0
+    for name, request, messages in sent:
+        if messages:
+            rho = request_cost(request) * messages
+            total += rho
+            rows.append(cost_row(name, UNIT, rho or None, messages, delta))
+    if total:
+        rows.append(cost_row("together", UNIT, total, sum(row.messages for row in rows), delta))
+    return rows
 
 
 def read_options(clients: Clients, clusters: int | None, options: Mapping[str, Any], *, seed: int) -> ClusteringOptions:
@@ -122,7 +152,7 @@ def run_clustering(
             clients=_client_rows(clients, clustered, groups, log),
             methods=rows,
             seconds=round(seconds, 3),
-            suspects=_suspects(clustered, dict(enumerate(clients.names))),
+            suspects=clustered.warnings(lambda client: clients.names[client], len(clients.names), remedy=EXCLUDE),
             notes=_notes(clients, clustered),
             map=sample_map(
                 clients,
@@ -255,23 +285,6 @@ def _exclusion_notes(clustered: Clustered, names: Mapping[int, str]) -> list[str
     return notes + [note_suspect(names[client], reason) for client, reason in left_out.items()]
 
 
-def _suspects(clustered: Clustered, names: Mapping[int, str]) -> list[str]:
-    """Sentences about anomalous clients that are in the result."""
-    notes = [
-        note_suspect(names[client], reason)
-        for client, reason in clustered.suspects.items()
-        if client not in clustered.excluded
-    ]
-    return warn_of_suspects(notes, len(names), remedy=EXCLUDE)
-
-
-def _reported_points(clustered: Clustered, client: int) -> int:
-    """Number of points of a client as it reported it, with its fit or with its centroids; 0 if it did not."""
-    if client in clustered.inertia:
-        return clustered.inertia[client][0]
-    return int(clustered.client_reports.get(client, {}).get("points", 0))
-
-
 def write_server_result(
     path: Path, clustered: Clustered, log: Log, names: Mapping[int, str], *, seconds: float
 ) -> dict[str, Any]:
@@ -284,7 +297,10 @@ def write_server_result(
     rows = [
         ClusterClient(
             name=name,
-            points=_reported_points(clustered, client),
+            # As the client reported it, with its fit or with its centroids; 0 if it did not.
+            points=clustered.inertia[client][0]
+            if client in clustered.inertia
+            else int(clustered.client_reports.get(client, {}).get("points", 0)),
             bytes_up=sent.get(client, 0),
             **_report_fields(clustered, client),
         )
@@ -310,7 +326,7 @@ def write_server_result(
         clients=rows,
         methods=[method],
         seconds=round(seconds, 3),
-        suspects=_suspects(clustered, names),
+        suspects=clustered.warnings(lambda client: names[client], len(names), remedy=EXCLUDE),
         notes=_exclusion_notes(clustered, names),
         map=GroupMap(
             centers=project(clustered.centers, axes),

@@ -21,7 +21,7 @@ import numpy as np
 
 from foveate.federated.anomaly import MIN_CLIENTS, find_odd_sizes, find_outliers
 from foveate.federated.clustering.distances import Floats, Labels, blocks, distances
-from foveate.federated.clustering.pool import Pool
+from foveate.federated.clustering.grouping import Pool
 from foveate.federated.messages import Message
 
 # Factors of the median distance, on top of the spread among clients; see `find_outliers`.

@@ -1,9 +1,10 @@
-"""The network that clients train: any encoder, and a head to unit vectors; its weights as one vector."""
+"""The network that clients train: any encoder, and a head to unit vectors; its samples, its weights as one vector."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from foveate.core.errors import UserError
+from foveate.federated.deep.options import DeepOptions, image_shape
 from foveate.vision.registry import seeded
 
 WIDTH, HIDDEN = 128, 256
@@ -183,3 +185,29 @@ def set_weights(network: nn.Module, weights_P: NDArray[np.floating]) -> None:
             part = np.array(weights_P[start : start + tensor.numel()])  # a copy: messages are read-only
             tensor.copy_(torch.from_numpy(part).reshape(tensor.shape))
             start += tensor.numel()
+
+
+def prepare_samples(points_ND: NDArray[Any], options: DeepOptions) -> Tensor:
+    """Convert rows to the form that the encoder reads: features [N, D], or images [N, C, H, W]; float32.
+
+    Raises:
+        UserError: rows that are not images of the given shape, or values beyond float32.
+    """
+    # float64 values that float32 cannot hold would silently become infinite.
+    if not float(np.abs(points_ND).max(initial=0)) <= float(np.finfo(np.float32).max):
+        raise UserError("points have NaN, infinite or huge values")
+    rows = torch.from_numpy(np.ascontiguousarray(points_ND, dtype=np.float32))
+    return rows.reshape(-1, *image_shape(options, points_ND.shape[1])) if options.reads_images else rows
+
+
+def build_network(options: DeepOptions, features: int) -> Embedder:
+    """Build the network of a run before training; its initial weights depend on the seed.
+
+    Raises:
+        UserError: an encoder that cannot read rows of so many values.
+    """
+    sample = prepare_samples(np.zeros((1, features)), options)
+    # torch modules draw their initial weights from the global generator, which is restored afterwards.
+    with seeded(options.seed):
+        encoder = ENCODERS[options.encoder](*sample.shape[1:]) if options.reads_images else None
+    return build_embedder(encoder, sample, seed=options.seed, hidden=options.hidden, width=options.width)

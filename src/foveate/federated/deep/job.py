@@ -7,7 +7,7 @@ available.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +18,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.core.model_folder import CONFIG, WEIGHTS, check_tensors
+from foveate.core.model_folder import (
+    CARD,
+    CONFIG,
+    METRICS,
+    WEIGHTS,
+    check_tensors,
+    read_config,
+    read_tensors,
+    write_model_folder,
+)
 from foveate.federated.anomaly import find_odd_sizes, find_odd_weights, note_suspect, warn_of_suspects
-from foveate.federated.clients import Client, Handler, stream
 from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.distances import nearest
 from foveate.federated.clustering.fit import count_points, make_pool
@@ -28,13 +36,10 @@ from foveate.federated.clustering.lloyd import unit
 from foveate.federated.clustering.options import ClusteringOptions, load_method
 from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.clustering.suspects import find_suspects
-from foveate.federated.deep.encoder import ENCODERS, Embedder, build_embedder, flatten_weights, set_weights
-from foveate.federated.deep.folder import read_model, write_model
-from foveate.federated.deep.message_kinds import SIZE
-from foveate.federated.deep.options import LOCAL, METHODS, POOLED, UNTRAINED, DeepOptions, image_shape
+from foveate.federated.deep.encoder import Embedder, build_network, flatten_weights, prepare_samples, set_weights
+from foveate.federated.deep.options import LOCAL, METHODS, POOLED, SIZE, UNTRAINED, DeepOptions, read_options
 from foveate.federated.deep.protocol import (
     SIZE_RULE,
-    OptionsTransport,
     Training,
     check_size,
     check_trained,
@@ -48,11 +53,26 @@ from foveate.federated.deep.protocol import (
 from foveate.federated.job import TrainingJob, TrainingSnapshot, fit_in_process
 from foveate.federated.messages import Message
 from foveate.federated.results import FeaturesClient, FeaturesMethod, FeaturesResult, GroupMap
-from foveate.federated.rounds import Transport, compare_sizes, sum_bytes
+from foveate.federated.rounds import ChangedTransport, Client, Handler, Transport, compare_sizes, stream, sum_bytes
 from foveate.federated.scaling import Scaling
 from foveate.federated.store import digest
-from foveate.metrics.neighbors import as_points
-from foveate.vision.registry import seeded
+
+KIND, FORMAT = "deep-clustering", 2
+_NETWORK, _CENTERS = "network.", "centers"
+_CARD = """# An encoder and {clusters} centers
+
+Makes a unit vector of {width} values from each row of {features}, and finds the nearest of {clusters} centers.
+{parameters:,} weights, trained by the method `{method}` in {rounds} rounds over {clients} clients.
+
+```python
+from foveate.federated.deep.job import load_model
+
+model = load_model("this folder")
+model.transform(points), model.predict(points)
+```
+
+The weights were computed from the clients' points and say something about them: see the page on what is exchanged.
+"""
 
 
 @dataclass
@@ -106,32 +126,6 @@ def match_centers(centers_KD: NDArray[np.float64], before_KD: NDArray[np.float64
         return centers_KD
     _, order = linear_sum_assignment(before_KD @ centers_KD.T, maximize=True)
     return centers_KD[order]
-
-
-def prepare_samples(points_ND: NDArray[Any], options: DeepOptions) -> Tensor:
-    """Convert rows to the form that the encoder reads: features [N, D], or images [N, C, H, W]; float32.
-
-    Raises:
-        UserError: rows that are not images of the given shape, or values beyond float32.
-    """
-    # float64 values that float32 cannot hold would silently become infinite.
-    if not float(np.abs(points_ND).max(initial=0)) <= float(np.finfo(np.float32).max):
-        raise UserError("points have NaN, infinite or huge values")
-    rows = torch.from_numpy(np.ascontiguousarray(points_ND, dtype=np.float32))
-    return rows.reshape(-1, *image_shape(options, points_ND.shape[1])) if options.reads_images else rows
-
-
-def build_network(options: DeepOptions, features: int) -> Embedder:
-    """Build the network of a run before training; its initial weights depend on the seed.
-
-    Raises:
-        UserError: an encoder that cannot read rows of so many values.
-    """
-    sample = prepare_samples(np.zeros((1, features)), options)
-    # torch modules draw their initial weights from the global generator, which is restored afterwards.
-    with seeded(options.seed):
-        encoder = ENCODERS[options.encoder](*sample.shape[1:]) if options.reads_images else None
-    return build_embedder(encoder, sample, seed=options.seed, hidden=options.hidden, width=options.width)
 
 
 def make_handlers(network: Embedder, options: DeepOptions) -> dict[str, Handler]:
@@ -336,7 +330,13 @@ class DeepJob(TrainingJob[DeepState]):
 
     def remote_transport(self, transport: Transport, state: DeepState) -> Transport:
         # Send options only to clients whose data fit; the others were left out when sizes were compared.
-        return OptionsTransport(transport, self.options, sorted(self.sizes))
+        # A client elsewhere builds the network by itself, from the options that come with every request.
+        text = self.options.model_dump_json()
+
+        def add_options(request: Message) -> Message:
+            return replace(request, values={**request.values, "options": text})
+
+        return ChangedTransport(transport, add_options, sorted(self.sizes))
 
     def finished(self, state: DeepState) -> Fitted:
         """Return the trained network with its centers."""
@@ -404,12 +404,7 @@ class Fitted:
         return nearest(self.transform(points_ND), self.centers)[0]
 
     def _samples(self, points_ND: ArrayLike) -> Tensor:
-        points = as_points(points_ND)
-        if points.shape[1] != self.features:
-            raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.features}")
-        # Scaled in float64, then converted: float32 would lose what varies in a column with a large mean.
-        if self.state.scaling is not None:
-            points = self.state.scaling.apply(points)
+        points = self.state.scale_points(points_ND, self.features)
         return prepare_samples(points, self.options).to(next(self.network.parameters()).device)
 
 
@@ -433,16 +428,33 @@ def fit_clients(
 
 def save_model(fitted: Fitted, folder: Path, *, clients: int, metrics: dict[str, Any] | None = None) -> Path:
     """Write a trained encoder with its centers as a model folder; return it."""
-    return write_model(
-        fitted.network,
-        fitted.centers,
-        folder,
-        options=fitted.options,
+    options, scaling, state = fitted.options, fitted.state.scaling, fitted.network.state_dict()
+    card = _CARD.format(
+        clusters=len(fitted.centers),
+        width=options.width,
         features=fitted.features,
+        parameters=sum(value.numel() for value in state.values()),
+        method=options.method,
         rounds=fitted.state.round,
         clients=clients,
-        scaling=fitted.state.scaling,
-        metrics=metrics,
+    )
+    return write_model_folder(
+        folder,
+        kind=KIND,
+        format=FORMAT,
+        config={
+            **({} if scaling is None else {"scaling": scaling.to_json()}),
+            "features": fitted.features,
+            "clients": clients,
+            "rounds": fitted.state.round,
+            "options": options.model_dump(mode="json"),
+        },
+        tensors={
+            # With a prefix, so that no tensor of a network can be taken for the centers.
+            **{_NETWORK + name: value for name, value in state.items()},
+            _CENTERS: torch.from_numpy(fitted.centers.copy()),
+        },
+        files={METRICS: metrics or {}, CARD: card},
     )
 
 
@@ -453,10 +465,20 @@ def load_model(folder: str | Path) -> Fitted:
         UserError: the folder is not a model of this kind, or damaged.
     """
     path = Path(folder)
-    options, config, tensors, centers = read_model(path)
+    fields = {"features": int, "rounds": int, "options": dict}
+    config = read_config(path, kind=KIND, formats=[FORMAT], fields=fields, label="deep clustering")
+    # A network is built from this number, so it is checked before it is.
+    if config["features"] < 1:
+        raise UserError(f"{path / CONFIG}: field 'features' must be at least 1 (got {config['features']})")
+    options = read_options(config["options"], where=str(path / CONFIG))
+    tensors = read_tensors(path / WEIGHTS)
+    if _CENTERS not in tensors:
+        raise UserError(f"{path / WEIGHTS}: tensor '{_CENTERS}' is missing")
+    centers = tensors.pop(_CENTERS).double().numpy()
     network = build_network(options, config["features"])
-    check_tensors(tensors, network.state_dict(), path / WEIGHTS)
-    network.load_state_dict(tensors)
+    weights = {name.removeprefix(_NETWORK): value for name, value in tensors.items()}
+    check_tensors(weights, network.state_dict(), path / WEIGHTS)
+    network.load_state_dict(weights)
     scaling = Scaling.read(config.get("scaling"), config["features"], where=str(path / CONFIG))
     state = DeepState(flatten_weights(network), options.width, centers, round=config["rounds"], scaling=scaling)
     return Fitted(options, config["features"], network.eval(), state)

@@ -1,4 +1,4 @@
-"""Options of DeepFeCA and its baselines: names, bounds, defaults."""
+"""Options of DeepFeCA and its baselines (names, bounds, defaults), and the kinds of its messages; loads no torch."""
 
 from __future__ import annotations
 
@@ -153,3 +153,11 @@ def image_shape(options: DeepOptions, features: int) -> tuple[int, int, int]:
         f"rows of {features} values are not square images of one or three channels: "
         "pass channels, height and width, such as --set shape=[1,8,8]"
     )
+
+
+SIZE = "query.size"
+EMBEDDED = "query.embedded"
+TRAIN = "train.prototypes"
+
+REMOTE_KINDS = (SIZE, EMBEDDED, TRAIN)
+"""Requests that a client answers over a network. In one process the server knows the size of the data."""

@@ -11,7 +11,7 @@ main_deepclusterv2.py): unit vectors, temperature 0.1, prototypes without gradie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -21,15 +21,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from foveate.core.errors import UserError, choose
-from foveate.core.recipes import Settings
-from foveate.federated.clients import Handler, stream
 from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.local import local_kmeans
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.deep.encoder import Embedder, flatten_weights, set_weights
-from foveate.federated.deep.message_kinds import EMBEDDED, SIZE, TRAIN
+from foveate.federated.deep.options import EMBEDDED, SIZE, TRAIN
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
-from foveate.federated.rounds import Check, Requests, Round, Transport
+from foveate.federated.rounds import Handler, stream
 
 TEMPERATURE = 0.1
 IGNORE = -100
@@ -279,32 +277,3 @@ def check_size(client: int, answer: Message) -> None:
         raise MessageError("has no point")
     if not 1 <= answer.number("features") <= MAX_FEATURES:
         raise MessageError(f"has {answer.number('features'):g} features; allowed are 1 to {MAX_FEATURES:,}")
-
-
-class OptionsTransport:
-    """Transport whose requests carry the options, and go to some clients only.
-
-    A client elsewhere builds the network by itself. In one process it is there already, and requests stay small.
-    """
-
-    def __init__(self, transport: Transport, options: Settings, clients: Sequence[int]) -> None:
-        self._transport, self._options = transport, options
-        self.clients, self.log = clients, transport.log
-
-    def name(self, client: int) -> str:
-        """Display name of a client."""
-        return self._transport.name(client)
-
-    def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
-        """Run one round, see `Transport.ask`."""
-        by_client = dict.fromkeys(self.clients, requests) if isinstance(requests, Message) else requests
-        text = self._options.model_dump_json()
-        complete = {
-            client: replace(request, values={**request.values, "options": text})
-            for client, request in by_client.items()
-        }
-        return self._transport.ask(complete, rule, min_clients=min_clients, check=check)
-
-    def forget(self, *, before: int | None = None) -> None:
-        """Delete stored answers, see `Transport.forget`."""
-        self._transport.forget(before=before)

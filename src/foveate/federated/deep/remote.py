@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.federated.deep.job import DeepJob, build_network, prepare_samples
-from foveate.federated.deep.message_kinds import EMBEDDED, REMOTE_KINDS, SIZE
-from foveate.federated.deep.options import DeepOptions, request_options
+from foveate.federated.deep.encoder import build_network, prepare_samples
+from foveate.federated.deep.job import DeepJob
+from foveate.federated.deep.options import EMBEDDED, REMOTE_KINDS, SIZE, DeepOptions, request_options
 from foveate.federated.deep.protocol import embedded_request, handlers, train_request
 from foveate.federated.limits import Limits
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule

@@ -15,13 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveate.core import seeds
-from foveate.federated.clients import Client, Handler, stream
 from foveate.federated.embedding import grids
-from foveate.federated.embedding.graph import neighborhood
-from foveate.federated.embedding.message_kinds import BOX, FIELD, POINTS, POSITIONS, REMOTE_KINDS, SURROGATE, TRAIN
 from foveate.federated.embedding.networks import flatten_weights, frozen_rows, load_flat, perceptron
-from foveate.federated.embedding.objective import mean_repulsion
-from foveate.federated.embedding.options import FEDPROX, LOCAL, POOLED, EmbeddingOptions, request_options
+from foveate.federated.embedding.options import (
+    BOX,
+    FEDPROX,
+    FIELD,
+    LOCAL,
+    POINTS,
+    POOLED,
+    POSITIONS,
+    REMOTE_KINDS,
+    SURROGATE,
+    TRAIN,
+    EmbeddingOptions,
+    request_options,
+)
 from foveate.federated.embedding.surrogates import (
     ARCHITECTURES,
     FitSettings,
@@ -31,9 +40,17 @@ from foveate.federated.embedding.surrogates import (
     r_squared,
     r_squared_of_noisy,
 )
-from foveate.federated.embedding.training import MAX_EXACT_POINTS, Foreign, PassSettings, train_pass
+from foveate.federated.embedding.training import (
+    MAX_EXACT_POINTS,
+    Foreign,
+    PassSettings,
+    mean_repulsion,
+    neighborhood,
+    train_pass,
+)
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.privacy import NormalSource, add_noise, clip_norm, private_noise
+from foveate.federated.rounds import Client, Handler, stream
 from foveate.federated.scaling import take_scale
 from foveate.metrics.neighbors import as_points, nearest
 

@@ -13,28 +13,46 @@ from sklearn.utils.validation import (
     check_is_fitted,
     validate_data,  # pyrefly: ignore[missing-module-attribute]
 )
-from torch import nn
 
 from foveate.core.errors import UserError
+from foveate.core.parameters import FromParameters, Parameter, field_parameters
 from foveate.federated.anomaly import warn_of_suspects
-from foveate.federated.embedding.folder import encoder_config, load_encoder, save_encoder
-from foveate.federated.embedding.job import MapJob
-from foveate.federated.embedding.networks import frozen_rows
+from foveate.federated.embedding.job import MapJob, MapState
+from foveate.federated.embedding.networks import encoder_config, frozen_rows, load_encoder, save_encoder
 from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, read_options
-from foveate.federated.embedding.state import MapState
 from foveate.federated.job import fit_in_process, load_snapshot, save_snapshot
 from foveate.federated.rounds import Log
 from foveate.federated.scaling import Scaling
-from foveate.federated.validation import common_columns, draw_seed, is_list_of_clients, read_clients
+from foveate.federated.validation import RANDOM_STATE, draw_seed, is_list_of_clients, read_clients, remember_columns
 from foveate.metrics.neighbors import as_points
 
 # Parameters of the estimator whose names in `EmbeddingOptions` are others.
 _NAMES = {
-    "n_components": "dimensions",
-    "n_neighbors": "neighbors",
-    "n_rounds": "rounds",
-    "hidden_layer_sizes": "hidden",
-    "dtype": "precision",
+    "dimensions": "n_components",
+    "neighbors": "n_neighbors",
+    "rounds": "n_rounds",
+    "hidden": "hidden_layer_sizes",
+    "precision": "dtype",
+}
+_FIELDS = ("dimensions", "neighbors", "method", "rounds", "learning_rate", "hidden")
+_MORE_FIELDS = ("surrogate_start", "refresh", "mixing", "participation", "precision")
+_PARAMETERS = {
+    **field_parameters(EmbeddingOptions, _FIELDS, names=_NAMES),
+    "encoder": Parameter("nn.Module | None", None, "a torch module to use instead; it is copied"),
+    **field_parameters(EmbeddingOptions, ["surrogate"], optional=True),
+    **field_parameters(EmbeddingOptions, _MORE_FIELDS, names=_NAMES),
+    "device": Parameter("str", "cpu", "device of PyTorch"),
+    "options": Parameter(
+        "dict[str, Any] | None",
+        None,
+        "any other field of `foveate.federated.embedding.options.EmbeddingOptions`, by name",
+    ),
+    "checkpoint": Parameter(
+        "str | Path | None",
+        None,
+        "a file that stores the state after every round; the same call with the same data resumes from it",
+    ),
+    "random_state": RANDOM_STATE,
 }
 _NO_OPTIONS = ("random_state", "encoder", "device", "checkpoint", "options")
 
@@ -46,31 +64,11 @@ def _are_clients(data: Any) -> bool:
     return isinstance(data, np.ndarray) and data.ndim == 3
 
 
-class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
+class FederatedNeighborEmbedding(FromParameters, TransformerMixin, BaseEstimator, parameters=_PARAMETERS):
     """FedNE: several clients train one encoder that draws one map of all their data, which stay where they are.
 
     Source: FedNE (NeurIPS 2024, arXiv 2409.11509). Deviations are listed in `docs/methods/fedne.md`.
-
-    Parameters:
-        n_components: 2 or 3.
-        n_neighbors: edges per point.
-        method: "fedne", its baselines "fedavg", "fedprox", "local", "global", or "fedne_exact", which is not private.
-        n_rounds: rounds of training and averaging.
-        learning_rate: of Adam; a tenth of it after 60 % of the rounds.
-        hidden_layer_sizes: of the encoder.
-        encoder: a torch module to use instead; it is copied.
-        surrogate: what a client sends of its repulsion: "grid" (a table of values), "network", as published, or
-            "network64" (smaller); None takes the grid where the map has two dimensions and grids are common, else the
-            network.
-        surrogate_start: share of the rounds before clients repel one another.
-        refresh: rounds between new surrogates.
-        mixing: train on mixtures of neighboring points, too.
-        participation: share of the clients in each round.
-        dtype: "float32" or "float64".
-        device: of PyTorch.
-        options: any other field of `foveate.federated.embedding.options.EmbeddingOptions`, by name.
-        checkpoint: a file that stores the state after every round; the same call with the same data resumes from it.
-        random_state: as in scikit-learn.
+    The learning rate falls to a tenth after 60 % of the rounds. The method "fedne_exact" is not private.
 
     Attributes:
         embedding_: a list with the map positions of every client, [n, n_components] each; a plain array if one matrix
@@ -92,45 +90,6 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
     ([(40, 2), (40, 2), (40, 2)], (2, 2))
     """
 
-    def __init__(
-        self,
-        n_components: int = 2,
-        *,
-        n_neighbors: int = 7,
-        method: str = "fedne",
-        n_rounds: int = 150,
-        learning_rate: float = 1e-3,
-        hidden_layer_sizes: Sequence[int] = (100, 100, 100),
-        encoder: nn.Module | None = None,
-        surrogate: str | None = None,
-        surrogate_start: float = 0.3,
-        refresh: int = 1,
-        mixing: bool = False,
-        participation: float = 1.0,
-        dtype: str = "float32",
-        device: str = "cpu",
-        options: dict[str, Any] | None = None,
-        checkpoint: str | Path | None = None,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.n_components = n_components
-        self.n_neighbors = n_neighbors
-        self.method = method
-        self.n_rounds = n_rounds
-        self.learning_rate = learning_rate
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.encoder = encoder
-        self.surrogate = surrogate
-        self.surrogate_start = surrogate_start
-        self.refresh = refresh
-        self.mixing = mixing
-        self.participation = participation
-        self.dtype = dtype
-        self.device = device
-        self.options = options
-        self.checkpoint = checkpoint
-        self.random_state = random_state
-
     def fit(self, X: Any, y: Any = None, *, names: Sequence[str] = ()) -> FederatedNeighborEmbedding:
         """Train on the points of all clients.
 
@@ -144,7 +103,9 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         """
         several = _are_clients(X)
         # Matrices of a list are checked by `fit_in_process`, whose errors name the client.
-        clients = self._read_list(X) if several else [validate_data(self, X, dtype=[np.float64, np.float32])]
+        clients = list(X) if several else [validate_data(self, X, dtype=[np.float64, np.float32])]
+        if several:
+            remember_columns(self, clients)
         options = self._read_options()
         job = MapJob(options, self.encoder)
         path = None if self.checkpoint is None else Path(self.checkpoint)
@@ -180,25 +141,16 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         self._clients = len(clients)
         return self
 
-    def _read_list(self, X: Any) -> list[Any]:
-        clients = list(X)
-        columns = common_columns(clients)
-        if columns is not None:
-            self.feature_names_in_ = np.array(columns, dtype=object)
-        elif hasattr(self, "feature_names_in_"):
-            # Names of an earlier fit would be demanded of matrices that have none.
-            del self.feature_names_in_
-        return clients
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # pyrefly: ignore[missing-attribute]
         tags.transformer_tags.preserves_dtype = []  # `dtype` decides, not the input
         return tags
 
     def _read_options(self) -> EmbeddingOptions:
+        fields = {parameter: field for field, parameter in _NAMES.items()}
         content = {
             # A `surrogate` of None is left out: the options choose it by dimensions and grid.
-            _NAMES.get(name, name): value
+            fields.get(name, name): value
             for name, value in self.get_params(deep=False).items()
             if name not in _NO_OPTIONS and not (name == "surrogate" and value is None)
         }
@@ -256,14 +208,13 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         """Open a model folder as an estimator that can `transform`."""
         network, config = load_encoder(Path(folder))
         options = read_options(config["options"], where=f"{folder}/config.json")
-        back = {option: parameter for parameter, option in _NAMES.items()}
         known = set(cls().get_params()) - set(_NO_OPTIONS)
-        values = {back.get(name, name): value for name, value in options.model_dump().items()}
+        values = {_NAMES.get(name, name): value for name, value in options.model_dump().items()}
         model = cls(**{name: value for name, value in values.items() if name in known}, random_state=options.seed)
         rest = {name: value for name, value in values.items() if name not in known and name != "seed"}
         # Keep only values that differ from the defaults: the estimator then prints as a user would have written it.
         default = EmbeddingOptions().model_dump()
-        model.options = {name: value for name, value in rest.items() if value != default[name]} or None
+        model.set_params(options={name: value for name, value in rest.items() if value != default[name]} or None)
         model.options_, model.encoder_, model.n_features_in_ = options, network, int(config["widths"][0])
         model.scaling_ = Scaling.read(config.get("scaling"), model.n_features_in_, where=f"{folder}/config.json")
         model.random_state_, model.history_, model.notes_ = options.seed, [], {}

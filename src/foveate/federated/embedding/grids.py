@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.federated.embedding.objective import max_repulsion, mean_repulsion, repulsion, squared_distance
+from foveate.federated.embedding.training import max_repulsion, mean_repulsion, repulsion, squared_distance
 from foveate.metrics.neighbors import blocks
 
 STEP = 0.3

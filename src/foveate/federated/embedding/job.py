@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from foveate.core.errors import UserError
+from foveate.core.progress import say
 from foveate.federated.anomaly import (
     BOX_FAR,
     EXCLUDE,
@@ -27,17 +28,16 @@ from foveate.federated.anomaly import (
     note_suspect,
     warn_of_suspects,
 )
-from foveate.federated.clients import Client, stream
 from foveate.federated.embedding import client as at_client
-from foveate.federated.embedding.account import account
 from foveate.federated.embedding.client import ClientData, build_encoder, make_client
-from foveate.federated.embedding.folder import encoder_config, save_encoder
 from foveate.federated.embedding.grids import Grid, union_grid
 from foveate.federated.embedding.networks import (
     average_arrays,
+    encoder_config,
     flatten_weights,
     frozen_rows,
     load_flat,
+    save_encoder,
     trimmed_mean,
 )
 from foveate.federated.embedding.options import (
@@ -52,16 +52,62 @@ from foveate.federated.embedding.options import (
     is_refreshed,
     learning_rate_of,
 )
-from foveate.federated.embedding.state import MapState, Repulsion
+from foveate.federated.embedding.quality import measure_method
 from foveate.federated.embedding.surrogates import ARCHITECTURES
-from foveate.federated.job import TrainingJob, fit_in_process
+from foveate.federated.job import TrainingJob, TrainingSnapshot, fit_in_process
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
-from foveate.federated.results import EmbedClient, EmbedMap, EmbedMethod, EmbedResult
-from foveate.federated.rounds import InProcess, Log, TooFewClientsError, Transport, compare_sizes
+from foveate.federated.results import EmbedClient, EmbedMap, EmbedResult
+from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError, Transport, compare_sizes, stream
 from foveate.federated.store import digest
-from foveate.metrics.neighbors import as_points
 
 Array = NDArray[Any]
+
+
+@dataclass
+class Repulsion:
+    """One client's repulsion, as the server holds it.
+
+    Attributes:
+        vector: a surrogate's weights, or the values of a field.
+        box: where it is valid, [2, d].
+        r2: how well it fits.
+        round: in which it was made.
+    """
+
+    vector: Array
+    box: Array
+    r2: float
+    round: int
+
+
+@dataclass
+class MapState(TrainingSnapshot):
+    """State of FedNE's training.
+
+    Attributes:
+        encoder: the common weights, [P].
+        sizes: points by client, without mixed ones.
+        features: number of values of a point.
+        local_weights: weights by client, method `local` only.
+        repulsions: by client.
+        grid: of the fields in `repulsions`.
+        notes: what a user should know, and how often each occurred.
+    """
+
+    encoder: Array
+    sizes: dict[int, int]
+    features: int
+    local_weights: dict[int, Array] = field(default_factory=dict)
+    repulsions: dict[int, Repulsion] = field(default_factory=dict)
+    grid: Grid | None = None
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def add_note(self, text: str) -> None:
+        """Count a note, and print it the first time."""
+        if text not in self.notes:
+            say(text)
+        self.notes[text] = self.notes.get(text, 0) + 1
+
 
 MAX_MAP, MAX_FIELD, MAX_SURROGATE = 1e12, 10.0, 1e3
 """Largest values of boxes, fields and surrogates' weights. Honest fields reach 0.7 (9.3 with the kernel "cauchy", and
@@ -389,32 +435,10 @@ class MapJob(TrainingJob[MapState]):
             features=state.features,
             clients={client.name: client.points for client in clients},
             neighbors=self.options.neighbors,
-            maps=[measure_method(fitted, clients, EmbedMap())],
+            maps=[measure_method(self.options, state, clients, EmbedMap())],
             suspects=warn_of_suspects(state.notes, len(clients), remedy=EXCLUDE),
             options=self.options.model_dump(mode="json"),
         )
-
-
-def measure_method(
-    fitted: Fitted, clients: list[EmbedClient], map: EmbedMap, quality: dict[str, float] | None = None
-) -> EmbedMethod:
-    """Build one method's row in the result."""
-    options, state = fitted.options, fitted.state
-    return EmbedMethod(
-        method=options.method,
-        description=METHODS[options.method],
-        quality=quality or {},
-        clients=clients,
-        notes=state.notes,
-        exchanged=state.exchanged,
-        privacy=account(options, state) if state.exchanged else [],
-        # Sum over the whole table: requests before the first round are in no round's entry.
-        bytes_up=sum(row["bytes"] for row in state.exchanged if row["up"]),
-        bytes_down=sum(row["bytes"] for row in state.exchanged if not row["up"]),
-        seconds=round(sum(entry["seconds"] for entry in state.history), 2),
-        history=state.history,
-        map=map,
-    )
 
 
 def _check_points(client: int, answer: Message) -> None:
@@ -502,13 +526,7 @@ class Fitted:
         """Map positions [N, d] by the common encoder or, with `local`, that of a client."""
         network = self.encoders.get(client, self.encoder) if client is not None else self.encoder
         first = next(network.parameters())
-        points = as_points(points_ND)
-        if points.shape[1] != self.state.features:
-            raise UserError(f"points have {points.shape[1]} features; the encoder reads {self.state.features}")
-        # Scaled in float64, then converted: float32 would lose what varies in a column with a large mean.
-        if self.state.scaling is not None:
-            points = self.state.scaling.apply(points)
-        rows = torch.from_numpy(points).to(first)
+        rows = torch.from_numpy(self.state.scale_points(points_ND, self.state.features)).to(first)
         return frozen_rows(network, rows).cpu().numpy()
 
 

@@ -1,4 +1,4 @@
-"""Options of FedNE and its baselines (names, bounds, defaults), and the schedule of its rounds."""
+"""Options of FedNE and its baselines, the schedule of its rounds, and the kinds of its messages; loads no torch."""
 
 from __future__ import annotations
 
@@ -208,3 +208,14 @@ def draw_participants(clients: Sequence[int], share: float, generator: np.random
     # Take at least one: a round without clients has nothing to average.
     count = max(1, round(share * len(clients)))
     return sorted(generator.choice(np.asarray(clients), size=count, replace=False).tolist())
+
+
+POINTS = "query.points"
+BOX = "query.box"
+SURROGATE = "query.surrogate"
+FIELD = "query.field"
+POSITIONS = "query.positions"
+TRAIN = "train"
+
+REMOTE_KINDS = (POINTS, BOX, SURROGATE, FIELD, TRAIN)
+"""Requests that a client answers over a network: all but its map positions."""

@@ -16,14 +16,15 @@ from foveate.core.files import FolderLock
 from foveate.core.runs import RunFolder
 from foveate.core.seeds import generator
 from foveate.federated.anomaly import EXCLUDE, warn_of_suspects
-from foveate.federated.embedding.folder import encoder_config, save_encoder
-from foveate.federated.embedding.job import Fitted, MapJob, measure_method
+from foveate.federated.embedding.job import Fitted, MapJob
+from foveate.federated.embedding.networks import encoder_config, save_encoder
 from foveate.federated.embedding.options import FEDAVG, FEDNE, METHODS, EmbeddingOptions
 from foveate.federated.embedding.quality import (
     MAX_POINTS,
     MapPoints,
     describe_missing,
     measure_clients,
+    measure_method,
     measure_quality,
     sample_rows,
     stack_clients,
@@ -166,7 +167,7 @@ def _measure(fitted: Fitted, split: HeldOutSplit, names: Sequence[str]) -> Embed
         client.model_copy(update={"bytes_up": fitted.state.sent.get(str(number), 0)})
         for number, client in enumerate(measure_clients(trained, names, k=k))
     ]
-    method = measure_method(fitted, clients, positions, quality)
+    method = measure_method(fitted.options, fitted.state, clients, positions, quality)
     missing = describe_missing(quality, trained, k=k)
     return method.model_copy(update={"notes": method.notes | {missing: 1}}) if missing else method
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foveate.federated.embedding.networks import Weights, copy_weights, linear
-from foveate.federated.embedding.objective import max_repulsion
+from foveate.federated.embedding.training import max_repulsion
 
 # Octaves of the encoding. The finest wave is 2 pi / 8 = 0.8 long, more than two steps of a grid of 0.3; another octave
 # would alias on it.

@@ -1,11 +1,25 @@
-"""The app folder that `flwr run` needs: a few lines that import the apps of this package, and their configuration."""
+"""The app folder that `flwr run` needs, and the configuration of a run: written and checked without Flower.
+
+The folder has a few lines that import the apps of this package. A configuration passes the same checks before a run is
+started and where it runs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from foveate.core.files import write_text_atomically
-from foveate.federated.flower.options import default_config
+from foveate.core.recipes import parse_overrides
+from foveate.core.reference import refuse_reference
+from foveate.federated.clustering.options import ClusteringOptions, resolve
+from foveate.federated.deep.options import DEEPFECA, DeepOptions
+from foveate.federated.deep.options import read_options as read_deep_options
+from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
+from foveate.federated.embedding.options import read_options as read_map_options
+from foveate.federated.limits import CLUSTER, EMBED, FEATURES, SAFE_MIN_COUNT, SAFE_WINSORIZE
+from foveate.federated.run_options import WHERE, RunOptions, default_config
 
 CONFIG = default_config()
 """Fields of a run and their defaults; `--run-config` can change these and no others."""
@@ -49,3 +63,49 @@ def write_app(folder: Path) -> Path:
         text = f'from foveate.federated.flower.{side}_app import app\n\n__all__ = ["app"]\n'
         write_text_atomically(inside / f"{side}.py", text)
     return folder
+
+
+CONSENSUS = "consensus"
+
+
+REMOTE_DEFAULTS: dict[str, Any] = {"min_count": SAFE_MIN_COUNT, "refine_rounds": 0, "winsorize": SAFE_WINSORIZE}
+"""Options of a clustering that differ over a network, to protect people: one shot, no small group, no outlier."""
+
+
+def _cluster(run: RunOptions, content: dict[str, Any]) -> ClusteringOptions:
+    refuse_reference(ClusteringOptions, content, where=WHERE)
+    defaults = dict(REMOTE_DEFAULTS)
+    if content.get("noise"):
+        # Percentiles have no noise; clipped rows bound outliers instead.
+        del defaults["winsorize"]
+    content = defaults | content
+    return resolve(run.clusters, method=run.method or CONSENSUS, seed=run.seed, where=WHERE, **content)
+
+
+def _embed(run: RunOptions, content: dict[str, Any]) -> EmbeddingOptions:
+    refuse_reference(EmbeddingOptions, content, where=WHERE)
+    base = {"method": run.method or FEDNE, "seed": run.seed}
+    return read_map_options(base | content, where=WHERE)
+
+
+def _features(run: RunOptions, content: dict[str, Any]) -> DeepOptions:
+    base = {"method": run.method or DEEPFECA, "clusters": run.clusters, "seed": run.seed, "min_count": SAFE_MIN_COUNT}
+    return read_deep_options(base | content, where=WHERE)
+
+
+OPTIONS: dict[str, Callable[[RunOptions, dict[str, Any]], Any]] = {
+    CLUSTER: _cluster,
+    EMBED: _embed,
+    FEATURES: _features,
+}
+"""Readers of options by the name of the job."""
+
+
+def read_job(config: Mapping[str, Any]) -> tuple[RunOptions, Any]:
+    """Check a run configuration, and read the options of the job that it names.
+
+    Raises:
+        UserError: a configuration that does not say where the result goes, an unknown job, or options that do not fit.
+    """
+    run = RunOptions.read(config)
+    return run, OPTIONS[run.job](run, parse_overrides(run.options.split()))

@@ -11,7 +11,7 @@ from flwr.app import Context  # pyrefly: ignore[missing-import]
 from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
 from flwr.clientapp import ClientApp  # pyrefly: ignore[missing-import]
 
-from foveate.federated.flower.translate import from_records, to_records
+from foveate.federated.flower.transport import from_records, to_records
 from foveate.federated.messages import Message
 from foveate.federated.node import KINDS, UNREADABLE, answer_request
 from foveate.federated.reasons import INTERNAL_ERROR, failure_values

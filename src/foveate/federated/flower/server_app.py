@@ -16,10 +16,10 @@ from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.run import write_server_result
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.embedding.options import EmbeddingOptions
-from foveate.federated.flower.jobs import read_job
-from foveate.federated.flower.options import RunOptions
+from foveate.federated.flower.app import read_job
 from foveate.federated.flower.transport import GridTransport
 from foveate.federated.limits import CLUSTER, EMBED, FEATURES
+from foveate.federated.run_options import RunOptions
 
 app = ServerApp()
 

@@ -18,9 +18,8 @@ from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
 from foveate.core.progress import say
 from foveate.federated.flower import commands
-from foveate.federated.flower.app import write_app
+from foveate.federated.flower.app import read_job, write_app
 from foveate.federated.flower.commands import Address
-from foveate.federated.flower.jobs import read_job
 from foveate.federated.flower.keys import CA, check_client, check_public_key, check_server
 from foveate.federated.flower.processes import Child, answers, is_free, program, started, stopped_by_signals
 from foveate.federated.limits import CLUSTER, EMBED, FEATURES, JOBS, SAFE_MIN_COUNT, Limits

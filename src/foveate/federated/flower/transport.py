@@ -1,24 +1,33 @@
-"""`Transport` over Flower's Grid: clients are found by their partition number, each round is one push and one pull."""
+"""`Transport` over Flower's Grid, and messages as Flower's records.
+
+Clients are found by their partition number; each round is one push and one pull. Arrays stay arrays, so that Flower's
+tools can inspect them.
+"""
 
 from __future__ import annotations
 
+import io
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict  # pyrefly: ignore[missing-import]
 from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.core.progress import say
-from foveate.federated.clients import title
-from foveate.federated.columns import ColumnDigests, find_mismatches
-from foveate.federated.flower.translate import from_records, to_records
-from foveate.federated.messages import Message, MessageRule
+from foveate.federated.messages import DTYPES, SCHEMA, Message, MessageError, MessageRule
 from foveate.federated.node import HELLO
+from foveate.federated.points import ColumnDigests, find_mismatches
 from foveate.federated.reasons import read_failure
 from foveate.federated.rounds import (
     FAULTS,
+    AnsweredTransport,
     Check,
     Log,
     Requests,
@@ -26,8 +35,65 @@ from foveate.federated.rounds import (
     TooFewClientsError,
     find_fault,
     require_clients,
+    title,
 )
-from foveate.federated.store import AnswerStore
+
+ABOUT, VALUES, ARRAYS = "foveate", "values", "arrays"
+
+
+def to_records(message: Message) -> RecordDict:
+    """Convert a message to three records: kind and round, values, arrays."""
+    records: dict[str, Any] = {
+        ABOUT: ConfigRecord({"kind": message.kind, "round": message.round, "schema": SCHEMA}),
+        VALUES: ConfigRecord(dict(message.values)),
+    }
+    if message.arrays:
+        records[ARRAYS] = ArrayRecord({name: Array(array) for name, array in message.arrays.items()})
+    return RecordDict(records)
+
+
+def from_records(records: RecordDict) -> Message:
+    """Read the message in Flower's records.
+
+    Raises:
+        MessageError: foreign records, another schema, or arrays whose bytes do not match their header.
+    """
+    about = dict(records.config_records.get(ABOUT, {}))
+    if about.get("schema") != SCHEMA:
+        raise MessageError(
+            f"message: field 'schema' must be {SCHEMA} (got {about.get('schema')}); use one version everywhere"
+        )
+    kind, number = about.get("kind"), about.get("round")
+    if not isinstance(kind, str) or type(number) is not int:
+        raise MessageError(f"message: kind must be a string and round a whole number (got {kind!r} and {number!r})")
+    arrays = {str(name): _read(str(name), array) for name, array in records.array_records.get(ARRAYS, {}).items()}
+    values = dict(records.config_records.get(VALUES, {}))
+    return Message(kind, number, arrays, values)  # type: ignore[arg-type]
+
+
+def _read(name: str, array: Array) -> NDArray[Any]:
+    """Read Flower's array.
+
+    The header is compared with the number of bytes first, so that a false one cannot make the server reserve memory.
+    """
+    if array.stype != "numpy.ndarray":
+        raise MessageError(f"array '{name}' must be packed as numpy.ndarray (got '{array.stype}')")
+    content = io.BytesIO(array.data)
+    try:
+        version = npy.read_magic(content)
+        # Version 3 of the header exists for names of fields, which no allowed type has.
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, by_column, dtype = read(content)
+    except ValueError:
+        raise MessageError(f"array '{name}' has no readable header") from None
+    if str(dtype) not in DTYPES:
+        raise MessageError(f"array '{name}' must be one of {', '.join(DTYPES)} (got {dtype})")
+    size, num_bytes = math.prod(shape) * dtype.itemsize, len(array.data) - content.tell()
+    if size != num_bytes:
+        raise MessageError(f"array '{name}' claims to be {list(shape)} of {dtype}, but has {num_bytes:,} bytes")
+    values = np.frombuffer(array.data, dtype, offset=content.tell())
+    return values.reshape(shape, order="F" if by_column else "C")
+
 
 HELLO_RULE = MessageRule(HELLO, {}, {"client": int, "name": str, "columns": str, "columns.unordered": str})
 _POLL_SECONDS = 0.5
@@ -35,7 +101,7 @@ _POLL_SECONDS = 0.5
 _SUPERLINK = 1
 
 
-class GridTransport:
+class GridTransport(AnsweredTransport):
     """Carries messages over Flower.
 
     Flower numbers nodes at random, so each node says in its answer to `query.hello` which client it is. A client that
@@ -62,9 +128,8 @@ class GridTransport:
         answers_folder: Path | None = None,
         log: Log | None = None,
     ) -> None:
+        super().__init__(answers_folder, log)
         self._grid, self._timeout = grid, timeout
-        self._store = AnswerStore(answers_folder) if answers_folder is not None else None
-        self.log = Log() if log is None else log
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
         self._refused: dict[int, str] = {}
@@ -172,33 +237,18 @@ class GridTransport:
         there = {self._nodes[client]: request for client, request in missing.items() if client in self._nodes}
         replies = self._send(there) if there else {}
         seconds = time.monotonic() - started
-        answers: dict[int, Message] = {}
-        excluded: dict[int, str] = {}
+        result = Round({}, {})
         for client in sorted(by_client):
             request = by_client[client]
             # A stored answer of a client that is away now still counts: its round had been finished with it.
             if client not in self._nodes and client in missing:
-                excluded[client] = self._refused.get(client, self._absent)
-                self.log.add_failure(client, request, excluded[client], 0.0)
+                result.excluded[client] = self._refused.get(client, self._absent)
+                self.log.add_failure(client, request, result.excluded[client], 0.0)
                 continue
             self.log.add(client, request, up=False)
             answer, reason = (stored[client], "") if client not in missing else replies[self._nodes[client]]
-            if answer is None:
-                self.log.add_failure(client, request, reason, seconds)
-            else:
+            if answer is not None:
                 # A client reports its own failure as a message with a code, so that no round hangs on it.
-                reason = read_failure(answer) or find_fault(client, answer, request, rule, check)
-                self.log.add(client, answer, up=True, seconds=seconds, reason=reason)
-            if answer is None or reason:
-                excluded[client] = reason
-                say(f"{self.name(client)} is left out of '{request.kind}': {reason}")
-            else:
-                answers[client] = answer
-                if self._store is not None:
-                    self._store.write(request, client, answer)
-        return require_clients(Round(answers, excluded), min_clients, self.name)
-
-    def forget(self, *, before: int | None = None) -> None:
-        """Delete stored answers of the rounds before that number, or all."""
-        if self._store is not None:
-            self._store.forget(before=before)
+                reason = read_failure(answer)
+            self._take(result, client, request, answer, reason, seconds, rule, check)
+        return require_clients(result, min_clients, self.name)
