@@ -1,4 +1,4 @@
-"""The run of an evaluation: resumed at the next batch, no folder after an early error, one process, averages by group."""
+"""The run of an evaluation: resumed at the next batch, no folder after an early error, one process, averages."""
 
 from __future__ import annotations
 
