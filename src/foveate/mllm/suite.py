@@ -208,6 +208,16 @@ def score_first_boxes(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]], mod
     )
 
 
+def score_by(explain: Callable[[SuiteQuestion, ModelAnswer], str]) -> Callable[[SuiteQuestion, ModelAnswer], float]:
+    """Return the score that is 1 where `explain` has no reason of a miss."""
+    return lambda question, answer: float(explain(question, answer) == "")
+
+
+def explain_box(question: SuiteQuestion, answer: ModelAnswer) -> str:
+    """Return why the first box of an answer misses, corrected; "" for a hit."""
+    return score_first_boxes([(question, answer)], "corrected").misses[0]
+
+
 def share_misses(misses: Sequence[str]) -> dict[str, float | None]:
     """Return the share of each reason of a miss among all answers."""
     return {f"missed, {reason}": misses.count(reason) / len(misses) for reason in MISSES}

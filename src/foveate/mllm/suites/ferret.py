@@ -41,6 +41,7 @@ from foveate.mllm.suite import (
     Verdict,
     ask_collection,
     folder_reader,
+    score_by,
     score_first_boxes,
     share_misses,
     write_bins,
@@ -406,11 +407,6 @@ def score_all(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]], mode: str) 
     return right, misses
 
 
-def _score_ui(question: SuiteQuestion, answer: ModelAnswer) -> float:
-    """Corrected accuracy."""
-    return float(score_all([(question, answer)], "corrected")[0][0])
-
-
 def _explain_ui(question: SuiteQuestion, answer: ModelAnswer) -> str:
     """Return the reason of a miss, "" for a hit."""
     return score_all([(question, answer)], "corrected")[1][0]
@@ -452,7 +448,7 @@ SUITES = {
         "Ferret-UI, elementary tasks",
         "accuracy, corrected",
         read_ui,
-        _score_ui,
+        score_by(_explain_ui),
         max_tokens=64,
         summarize=summarize_ui,
         explain=_explain_ui,

@@ -24,7 +24,9 @@ from foveate.mllm.suite import (
     SuiteData,
     SuiteQuestion,
     ask_collection,
+    explain_box,
     folder_reader,
+    score_by,
     score_first_boxes,
     share_misses,
     write_bins,
@@ -81,14 +83,6 @@ def _make_referring(expression: Expression, file: Path) -> SuiteQuestion:
         slices=(name,),
         size=expression.size,
     )
-
-
-def _score_box(question: SuiteQuestion, answer: ModelAnswer) -> float:
-    return float(score_first_boxes([(question, answer)], "corrected").first_N[0])
-
-
-def _explain_box(question: SuiteQuestion, answer: ModelAnswer) -> str:
-    return score_first_boxes([(question, answer)], "corrected").misses[0]
 
 
 def summarize_refcoco(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> dict[str, float | None]:
@@ -325,13 +319,8 @@ def _ask_regions(collection: Collection, split: str) -> list[SuiteQuestion]:
     return questions
 
 
-def _score_pair(question: SuiteQuestion, answer: ModelAnswer) -> float:
-    """Corrected accuracy; see `foveate.metrics.referring.score_name`."""
-    return float(_explain_pair(question, answer) == "")
-
-
 def _explain_pair(question: SuiteQuestion, answer: ModelAnswer) -> str:
-    """Return the reason of a miss, "" for a hit."""
+    """Return the reason of a miss, "" for a hit; see `foveate.metrics.referring.score_name`."""
     return score_name(answer.text, question.choices[0], question.references[1:], other=question.choices[1])
 
 
@@ -354,18 +343,18 @@ SUITES = {
         "RefCOCO",
         "accuracy at IoU .5, corrected",
         read_refcoco,
-        _score_box,
+        score_by(explain_box),
         max_tokens=64,
         summarize=summarize_refcoco,
-        explain=_explain_box,
+        explain=explain_box,
     ),
     "self_check": Suite(
         "Self-check of boxes as text",
         "accuracy at IoU .5",
         read_true_boxes,
-        _score_box,
+        score_by(explain_box),
         summarize=summarize_sizes,
-        explain=_explain_box,
+        explain=explain_box,
         answer=write_true_box,
     ),
     "flickr": Suite(
@@ -381,7 +370,7 @@ SUITES = {
         "LVIS referring",
         "accuracy, corrected",
         read_lvis,
-        _score_pair,
+        score_by(_explain_pair),
         max_tokens=64,
         summarize=summarize_lvis,
         explain=_explain_pair,
