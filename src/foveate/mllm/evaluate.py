@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +79,8 @@ def evaluate(
     # Answers from before the model was trained further or calibrated are not valid for it.
     identity |= {"weights": weights} if weights else {}
     with EvaluationRun(run, identity, rows=ROWS, command=command, free=("batch_size",)) as evaluation:
-        with closing(plugin.read(Path(data), settings.split)) as contents:
+        contents = plugin.read(Path(data), settings.split)
+        try:
             questions = draw_questions(contents.questions, limit=settings.limit, seed=settings.seed)
             rows = _ask_all(model, plugin, contents, questions, evaluation, settings)
             result = summarize(plugin, questions, rows, seed=settings.seed).model_copy(
@@ -88,6 +88,8 @@ def evaluate(
                 | {"samples": pick_samples(questions, rows, contents, evaluation.path), "command": command or ""}
             )
             evaluation.write_result(result)
+        finally:
+            contents.close()
     return result
 
 
