@@ -11,9 +11,10 @@ import pytest
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.paths import DATA
-from foveate.mllm.calibrate import CalibrateSettings, calibrate, draw_pairs, measure_box_scores
+from foveate.mllm.calibrate import calibrate, draw_pairs, measure_box_scores
 from foveate.mllm.card import put_box_scores
 from foveate.mllm.results import BoxScoreResult
+from foveate.mllm.settings import CalibrateSettings
 from foveate.mllm.train import prepare_training
 from foveate.multimodal.answers import Answer
 from foveate.multimodal.ask import Mllm

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.mllm.checkpoints.ferret import IMAGE_ID, read_ferret
+from foveate.mllm.checkpoints.readers import IMAGE_ID, read_ferret
 from foveate.records.boxes import PixelBox
 from foveate.records.shapes import Point, Shape
 from foveate.vision.regions import prepare_regions

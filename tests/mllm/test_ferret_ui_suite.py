@@ -13,7 +13,7 @@ from test_suites import Reply, Table, png, value, write
 from foveate.core.errors import UserError
 from foveate.mllm.evaluate import evaluate, load_suite
 from foveate.mllm.suite import StoredAnswer, SuiteQuestion
-from foveate.mllm.suites import ferret_ui
+from foveate.mllm.suites import ferret
 from foveate.records.boxes import PixelBox
 from foveate_labs.worlds.screens import build_screens
 from foveate_labs.worlds.screens.questions import FORMS
@@ -193,5 +193,5 @@ def test_rows_name_the_reason(folder: Path, tmp_path: Path) -> None:
 
 
 def test_wordings_are_those_that_training_holds_out() -> None:
-    assert ferret_ui._FIND == FORMS["find widget"].held_out[0]
-    assert ferret_ui._WIDGET_TYPE == FORMS["widget type"].held_out[0]
+    assert ferret._FIND == FORMS["find widget"].held_out[0]
+    assert ferret._WIDGET_TYPE == FORMS["widget type"].held_out[0]

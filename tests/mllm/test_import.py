@@ -25,8 +25,8 @@ from foveate.core.recipes import validate
 from foveate.language.chat import Chat
 from foveate.language.packing import SLOT
 from foveate.language.tokenizer import wrap_transformers
-from foveate.mllm.checkpoints.ferret import IMAGE_ID, read_ferret
 from foveate.mllm.checkpoints.opening import import_model, is_importable
+from foveate.mllm.checkpoints.readers import IMAGE_ID, read_ferret
 from foveate.mllm.recipe import MllmRecipe
 from foveate.multimodal.folder import read_settings
 from foveate.multimodal.opening import open_mllm

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from foveate.language.forbidden_words import INVENTED_WORDS
-from foveate.mllm.image_sets import ImageSet
-from foveate.mllm.preparation import list_training_words
+from foveate.mllm.data import ImageSet, list_training_words
 from foveate.records.conversations import Conversation, Turn
 
 

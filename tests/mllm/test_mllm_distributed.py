@@ -60,7 +60,7 @@ def test_only_a_process_that_is_alone_times_its_stages(
         training = prepare_training(make_recipe(), collection, tmp_path / "run")
         training.recipe = training.recipe.model_copy(update={"stages": []})
         # Stages are timed where the language model is from elsewhere.
-        monkeypatch.setattr(training, "language", object())
+        monkeypatch.setattr(training.staged, "language", object())
         monkeypatch.setattr(training, "announce", lambda: sizes.append(training.here.size))
         for size in (1, 2):
             training.here = World(0, size, torch.device("cpu"))

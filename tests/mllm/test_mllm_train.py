@@ -23,11 +23,11 @@ from foveate.core.recipes import load, validate
 from foveate.core.results import Column, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.mllm.card import model_card
-from foveate.mllm.evaluate import SuiteSettings, evaluate
-from foveate.mllm.image_sets import ImageSet, find_usable_sets
-from foveate.mllm.preparation import hash_collection
+from foveate.mllm.data import ImageSet, find_usable_sets, hash_collection
+from foveate.mllm.evaluate import evaluate
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import SuiteResult
+from foveate.mllm.settings import SuiteSettings
 from foveate.mllm.task import MllmTask
 from foveate.mllm.train import MllmTraining, prepare_training, train_mllm
 from foveate.multimodal.ask import Mllm

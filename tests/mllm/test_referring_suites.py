@@ -17,9 +17,9 @@ from chat_server import ChatServer, Say, fails, says
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.mllm.evaluate import evaluate, load_suite
+from foveate.mllm.settings import SuiteSettings
 from foveate.mllm.suite import StoredAnswer, SuiteQuestion, move_answer, write_bins
-from foveate.mllm.suite_settings import SuiteSettings
-from foveate.mllm.suites.ferret_bench import prepare_answer
+from foveate.mllm.suites.ferret import prepare_answer
 from foveate.records.box_text import parse_boxes
 from foveate.records.boxes import PixelBox
 from foveate.records.shapes import Point

@@ -15,10 +15,9 @@ from test_stages import make_toy
 
 from foveate.core.errors import UserError
 from foveate.language.packing import SLOT, PackedTexts
-from foveate.mllm.loading import cache_features
 from foveate.mllm.preview import load_batch
 from foveate.mllm.recipe import MllmRecipe, StageSettings
-from foveate.mllm.samples import MllmSamples
+from foveate.mllm.samples import MllmSamples, cache_features
 from foveate.mllm.task import MllmTask
 from foveate.mllm.train import MllmTraining, prepare_training, train_mllm
 from foveate.multimodal.prompts import PromptWriter

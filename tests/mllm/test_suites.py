@@ -16,10 +16,9 @@ import yaml
 from PIL import Image
 
 from foveate.core.errors import UserError
-from foveate.core.plugins import module_names
+from foveate.core.plugins import load_table
 from foveate.core.results import parse_result
 from foveate.mllm.evaluate import (
-    SuiteSettings,
     _move_back,
     _write_request,
     draw_questions,
@@ -28,6 +27,7 @@ from foveate.mllm.evaluate import (
     swap_images,
 )
 from foveate.mllm.results import SuiteResult
+from foveate.mllm.settings import SuiteSettings
 from foveate.mllm.suite import StoredAnswer, SuiteData, SuiteQuestion
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn, add_conversations
@@ -140,8 +140,8 @@ def test_any_conversations_are_scored_exactly_or_by_their_box(collection: Path, 
     assert value(rows, "image") == 0.5, "a box in text is none"
 
 
-def test_every_suite_is_a_plugin() -> None:
-    names = module_names("foveate.mllm.suites")
+def test_every_suite_is_a_row_of_a_table() -> None:
+    names = sorted(load_table("foveate.mllm.suites", "SUITES"))
     expected = (
         "ai2d chartqa conversations docvqa ferret_bench ferret_ui flickr infovqa lvis_refer pope refcoco scenes "
         "scienceqa self_check textvqa vqa"

@@ -32,9 +32,9 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import Meter
 from foveate.core.results import Column, Row
-from foveate.core.runs import RunFolder
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED
 from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
+from foveate.multimodal.evaluation import EvaluationRun
 from foveate.records.captions import is_usable_alt_text, select_alt_text
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, save_thumbnail
@@ -391,24 +391,24 @@ def evaluate_model(
         UserError: there is no such model, or the split is empty.
     """
     captioner = open_captioner(FoveateSettings(model=source, device=device))
-    run = RunFolder.create(run_path, command=command)
-    evaluation = evaluate(
-        captioner,
-        collection,
-        split=settings.split,
-        run=run_path,
-        limit=settings.limit,
-        seed=seed,
-        shuffled=settings.shuffled,
-    )
-    result = CaptionerResult(
-        title=f"A captioner on {collection.name}" + (", images shuffled: a control" if settings.shuffled else ""),
-        model=source,
-        revision=captioner.revision,
-        reads_requests=isinstance(captioner, MllmCaptioner) and captioner.reads_requests,
-        collection=collection.name,
-        command=command or "",
-        evaluation=evaluation,
-    )
-    run.write_result(result.to_json())
+    with EvaluationRun(run_path, command=command) as run:
+        evaluation = evaluate(
+            captioner,
+            collection,
+            split=settings.split,
+            run=run.path,
+            limit=settings.limit,
+            seed=seed,
+            shuffled=settings.shuffled,
+        )
+        result = CaptionerResult(
+            title=f"A captioner on {collection.name}" + (", images shuffled: a control" if settings.shuffled else ""),
+            model=source,
+            revision=captioner.revision,
+            reads_requests=isinstance(captioner, MllmCaptioner) and captioner.reads_requests,
+            collection=collection.name,
+            command=command or "",
+            evaluation=evaluation,
+        )
+        run.write_result(result)
     return result

@@ -88,6 +88,15 @@ foveate.metrics foveate.metrics.answers: mmbase
 foveate.metrics foveate.metrics.confidence: separation
 foveate.metrics foveate.metrics.embedding: steadiness
 foveate.metrics foveate.metrics.retrieval: link_ranks
+foveate.mllm.checkpoints foveate.mllm.checkpoints.readers: ferret llava parts
+foveate.mllm.exporting foveate.mllm.exporting.hugging_face: idefics3 llava llava_next peft
+foveate.mllm foveate.mllm.data: image_sets preparation
+foveate.mllm foveate.mllm.samples: loading
+foveate.mllm foveate.mllm.settings: preview_settings suite_settings
+foveate.mllm.suites foveate.mllm.suites.ferret: ferret_bench ferret_ui
+foveate.mllm.suites foveate.mllm.suites.referring: flickr lvis_refer refcoco self_check
+foveate.mllm.suites foveate.mllm.suites.scenes: conversations
+foveate.mllm.suites foveate.mllm.suites.short_answers: ai2d chartqa docvqa infovqa pope scienceqa textvqa vqa
 foveate.multimodal foveate.multimodal.answers: askable draw
 foveate.multimodal foveate.multimodal.ask: chat
 foveate.multimodal foveate.multimodal.questions: request_forms

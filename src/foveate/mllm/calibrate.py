@@ -20,7 +20,7 @@ from foveate.core.progress import say
 from foveate.metrics.confidence import separate
 from foveate.mllm.card import put_box_scores
 from foveate.mllm.results import BoxScoreResult
-from foveate.mllm.suite_settings import CalibrateSettings
+from foveate.mllm.settings import CalibrateSettings
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import MIN_BOX_SCORE, load_model
 from foveate.multimodal.opening import SHIPPED

@@ -121,15 +121,15 @@ def _write_all(
         kind = "detection" if boxed else "referring"
         order = rng.permutation(len(objects)).tolist()
         parts = [objects] if boxed else [
-            [objects[number] for number in order[start : start + settings.objects]]
+            [objects[position] for position in order[start : start + settings.objects]]
             for start in range(0, len(order), settings.objects)
         ]  # fmt: skip
-        for number, part in enumerate(parts):
+        for position, part in enumerate(parts):
             pairs = [(name, box) for name, box, _ in part]
             turns = write_detection(pairs, rng) if boxed else write_referring(pairs, rng)
             sources = Counter(source or "unknown" for _, _, source in part)
             source = f"dense {kind}, regions of {', '.join(sorted(sources))}"
-            yield Conversation(f"dense {kind}/{key}/{number}", (key,), turns, GROUP, source)
+            yield Conversation(f"dense {kind}/{key}/{position}", (key,), turns, GROUP, source)
             counts["conversations"][kind] += 1
             counts["objects"][kind] += len(part)
             counts["sources"].update(sources)
@@ -142,16 +142,24 @@ def write_referring(objects: Sequence[tuple[str, PixelBox]], rng: np.random.Gene
     >>> [turn.text for turn in write_referring([("boat", PixelBox(0, 0, 9, 9))], rng)]
     ['<image>\\nSay what each of these regions shows: 1. <region>', '1. boat']
     """
-    numbered = " ".join(f"{number}. {REGION}" for number in range(1, len(objects) + 1))
-    named = " ".join(f"{number}. {name}" for number, (name, _) in enumerate(objects, 1))
-    question = f"{IMAGE}\n{pick(rng, REFER_PROMPTS)} {numbered}"
-    return Turn("user", question, tuple(box for _, box in objects)), Turn("assistant", named)
+    question = f"{IMAGE}\n{pick(rng, REFER_PROMPTS)} {number([REGION] * len(objects))}"
+    names = number([name for name, _ in objects])
+    return Turn("user", question, tuple(box for _, box in objects)), Turn("assistant", names)
 
 
 def write_detection(objects: Sequence[tuple[str, PixelBox]], rng: np.random.Generator) -> tuple[Turn, Turn]:
     """Write a question for everything, and names with boxes in raster order."""
+    return Turn("user", f"{IMAGE}\n{pick(rng, DETECT_PROMPTS)}"), list_boxes(objects)
+
+
+def number(texts: Sequence[str]) -> str:
+    """Join texts behind their numbers from 1."""
+    return " ".join(f"{position}. {text}" for position, text in enumerate(texts, 1))
+
+
+def list_boxes(objects: Sequence[tuple[str, PixelBox]]) -> Turn:
+    """Write the answer with names and boxes in raster order."""
     # An order that the image shows: a random one could not be learned, and would cost loss at every name.
     ordered = sorted(objects, key=lambda pair: raster_key(pair[1]))
     listed = ", ".join(f"{name} {REGION}" for name, _ in ordered)
-    boxes = tuple(box for _, box in ordered)
-    return Turn("user", f"{IMAGE}\n{pick(rng, DETECT_PROMPTS)}"), Turn("assistant", listed, boxes)
+    return Turn("assistant", listed, tuple(box for _, box in ordered))

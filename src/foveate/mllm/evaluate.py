@@ -6,12 +6,11 @@ answer is a row of `rows.jsonl` in the run folder, so that the same command goes
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -20,20 +19,14 @@ from foveate.chat.batching import run_in_halves
 from foveate.chat.judge import check_judge_address
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.core.files import (
-    FolderLock,
-    append_json_lines,
-    repair_json_lines,
-    write_text_atomically,
-)
-from foveate.core.plugins import load_plugin
-from foveate.core.runs import RunFolder
+from foveate.core.plugins import load_row
 from foveate.language.forbidden_words import split_words
 from foveate.mllm.results import SuiteResult
+from foveate.mllm.settings import SuiteSettings
 from foveate.mllm.suite import LETTER_ANSWER, Judge, Suite, SuiteData, SuiteQuestion, move_answer
-from foveate.mllm.suite_settings import SuiteSettings
 from foveate.mllm.suite_summary import CONDITIONS, pick_samples, summarize
 from foveate.multimodal.answers import AskableModel, ModelAnswer, WordLimitedModel
+from foveate.multimodal.evaluation import AnswerRow, EvaluationRun, cut_batches
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, check, read_image_info
@@ -43,9 +36,17 @@ ROWS = "rows.jsonl"
 NO_VERDICT = "no verdict"
 
 
+class _Trial(NamedTuple):
+    """A question under a condition; `others` are its images under "another image"."""
+
+    question: SuiteQuestion
+    condition: str
+    others: tuple[str, ...] | None = None
+
+
 def load_suite(name: str) -> Suite:
-    """Load a suite by the name of its module; raise UserError with the nearest name."""
-    return load_plugin("foveate.mllm.suites", name.replace("-", "_"), "SUITE", label="evaluation suite")
+    """Load a suite by its name; raise UserError with the nearest name."""
+    return load_row("foveate.mllm.suites", name.replace("-", "_"), "SUITES", label="evaluation suite")
 
 
 def evaluate(
@@ -77,24 +78,18 @@ def evaluate(
     identity = {"suite": suite, "model": name, "data": _locate(data, Path(run)), **_identify(settings)}
     # Answers from before the model was trained further or calibrated are not valid for it.
     identity |= {"weights": weights} if weights else {}
-    folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity), free=("batch_size",))
-    try:
+    with EvaluationRun(run, identity, rows=ROWS, command=command, free=("batch_size",)) as evaluation:
         contents = plugin.read(Path(data), settings.split)
-    except UserError:
-        # Nothing is asked yet: the corrected call may take the same folder.
-        folder.discard()
-        raise
-    try:
-        questions = draw_questions(contents.questions, limit=settings.limit, seed=settings.seed)
-        with FolderLock(folder.path, purpose="evaluating a model"):
-            rows = _ask_all(model, plugin, contents, questions, folder.path / ROWS, settings)
+        try:
+            questions = draw_questions(contents.questions, limit=settings.limit, seed=settings.seed)
+            rows = _ask_all(model, plugin, contents, questions, evaluation, settings)
             result = summarize(plugin, questions, rows, seed=settings.seed).model_copy(
                 update={"suite": suite, "model": name, "data": str(data), "split": settings.split}
-                | {"samples": pick_samples(questions, rows, contents, folder.path), "command": command or ""}
+                | {"samples": pick_samples(questions, rows, contents, evaluation.path), "command": command or ""}
             )
-            folder.write_result(result.to_json())
-    finally:
-        contents.close()
+            evaluation.write_result(result)
+        finally:
+            contents.close()
     return result
 
 
@@ -153,72 +148,80 @@ def _ask_all(
     suite: Suite,
     data: SuiteData,
     questions: Sequence[SuiteQuestion],
-    path: Path,
+    run: EvaluationRun,
     settings: SuiteSettings,
-) -> list[dict[str, Any]]:
+) -> list[AnswerRow]:
     """Ask what has no row yet, and return the rows of all questions and conditions."""
-    # The last row of a question counts. One with an error is asked again: an image may be back, a judge may answer.
-    stored = {(row["condition"], row["id"]): row for row in repair_json_lines(path)}
-    rows = [row for row in stored.values() if "error" not in row]
-    # Rows that are asked for again would pile up beside their successors.
-    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-    finished = {(row["condition"], row["id"]) for row in rows}
-    if suite.answer is not None:
-        pending = [question for question in questions if ("image", question.id) not in finished]
-        answered = [(q, {"condition": "image", "id": q.id}, suite.answer(q)) for q in pending]
-        part = _score(suite, answered, None)
-        append_json_lines(path, part)
-        return rows + part
+    # A row with an error is asked again: an image may be back, a judge may answer. Such rows would pile up beside
+    # their successors.
+    stored = run.read_rows(lambda row: (row["condition"], row["id"]))
+    finished = {key: row for key, row in stored.items() if "error" not in row}
+    run.replace_rows(finished.values())
+    trials = _list_trials(suite, questions, seed=settings.seed)
+    pending = [trial for trial in trials if (trial.condition, trial.question.id) not in finished]
     judge = None if suite.judge is None else suite.judge(settings)
-    others = swap_images(questions, seed=settings.seed)
+    # What needs no model is computed in one batch.
+    size = settings.batch_size if suite.answer is None else max(1, len(pending))
+    by_condition = ([trial for trial in pending if trial.condition == condition] for condition in CONDITIONS)
+    batches = [batch for part in by_condition for batch in cut_batches(part, size)]
+    return run.answer(
+        batches,
+        lambda batch: _ask_batch(model, suite, data, batch, judge=judge, words=settings.training_words),
+        finished=finished.values(),
+    )
+
+
+def _list_trials(suite: Suite, questions: Sequence[SuiteQuestion], *, seed: int) -> list[_Trial]:
+    """List the questions under each condition that they have."""
+    trials = [_Trial(question, "image") for question in questions]
+    if suite.answer is not None:
+        return trials
+    others = swap_images(questions, seed=seed)
     if all(images is None for images in others):
-        warnings.warn("no other image to show: the control 'another image' is left out", stacklevel=3)
-    for condition in CONDITIONS:
-        pending = [
-            (question, images)
-            for question, images in zip(questions, others, strict=True)
-            if (condition, question.id) not in finished
-            # Without images there is none to leave out or to change.
-            and (condition == "image" or question.images)
-            and (condition != "another image" or images is not None)
-        ]
-        for start in range(0, len(pending), settings.batch_size):
-            batch = pending[start : start + settings.batch_size]
-            part = _ask_batch(model, suite, data, batch, condition, judge=judge, words=settings.training_words)
-            append_json_lines(path, part)
-            rows += part
-    return rows
+        warnings.warn("no other image to show: the control 'another image' is left out", stacklevel=4)
+    # Without images there is none to leave out or to change.
+    trials += [_Trial(question, "no image") for question in questions if question.images]
+    return trials + [
+        _Trial(question, "another image", images)
+        for question, images in zip(questions, others, strict=True)
+        if question.images and images is not None
+    ]
 
 
 def _ask_batch(
     model: AskableModel,
     suite: Suite,
     data: SuiteData,
-    pending: Sequence[tuple[SuiteQuestion, tuple[str, ...] | None]],
-    condition: str,
+    batch: Sequence[_Trial],
     *,
     judge: Judge | None = None,
     words: str = "never",
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+) -> list[AnswerRow]:
+    """Ask questions under one condition, and return their rows."""
+    empty_rows: list[AnswerRow] = [{"condition": trial.condition, "id": trial.question.id} for trial in batch]
+    pairs = list(zip(batch, empty_rows, strict=True))
+    if suite.answer is not None:
+        return _score(suite, [(trial.question, row, suite.answer(trial.question)) for trial, row in pairs], None)
+    rows: list[AnswerRow] = []
     requests, answerable = [], []
-    for question, others in pending:
-        row = {"condition": condition, "id": question.id}
+    for trial, row in pairs:
         try:
-            request = _write_request(suite, data, question, others, condition)
+            request = _write_request(suite, data, trial.question, trial.others, trial.condition)
         except (BadImage, OSError) as error:
             rows.append(row | {"error": str(error)})
             continue
         requests.append(request)
-        answerable.append((question, row))
+        answerable.append((trial.question, row))
     # One question that the model refuses, such as a long one, must not end an evaluation.
     answers = _ask_by_words(model, [q for q, _ in answerable], requests, max_tokens=suite.max_tokens, words=words)
-    replies = [(q, row, answer) for (q, row), answer in zip(answerable, answers, strict=True)]
-    rows += [row | {"error": str(answer)} for _, row, answer in replies if isinstance(answer, UserError)]
-    answered = [(question, row, answer) for question, row, answer in replies if not isinstance(answer, UserError)]
-    if condition == "another image":
-        images = {question.id: request[0] for (question, _), request in zip(answerable, requests, strict=True)}
-        answered = [(q, row, _move_back(answer, data, q, images[q.id])) for q, row, answer in answered]
+    answered = []
+    for (question, row), (images, _, _), answer in zip(answerable, requests, answers, strict=True):
+        if isinstance(answer, UserError):
+            rows.append(row | {"error": str(answer)})
+        elif row["condition"] == "another image":
+            answered.append((question, row, _move_back(answer, data, question, images)))
+        else:
+            answered.append((question, row, answer))
     rows += _score(suite, answered, judge)
     return _choose(model, suite, rows, [question for question, _ in answerable], requests)
 
@@ -262,8 +265,8 @@ def _move_back(answer: ModelAnswer, data: SuiteData, question: SuiteQuestion, im
 
 
 def _score(
-    suite: Suite, answered: Sequence[tuple[SuiteQuestion, dict[str, Any], ModelAnswer]], judge: Judge | None
-) -> list[dict[str, Any]]:
+    suite: Suite, answered: Sequence[tuple[SuiteQuestion, AnswerRow, ModelAnswer]], judge: Judge | None
+) -> list[AnswerRow]:
     """Return the rows of answers with their scores, by the suite or its judge, and why an answer misses."""
     if judge is None:
         verdicts = [{"score": suite.score(question, answer)} for question, _, answer in answered]
@@ -285,10 +288,10 @@ def _score(
 def _choose(
     model: AskableModel,
     suite: Suite,
-    rows: list[dict[str, Any]],
+    rows: list[AnswerRow],
     questions: Sequence[SuiteQuestion],
     requests: Sequence[tuple[list[bytes], str, tuple[Shape, ...]]],
-) -> list[dict[str, Any]]:
+) -> list[AnswerRow]:
     """Add to the rows of answered questions with choices the likeliest of them, and whether it is right."""
     answered = {row["id"]: row for row in rows if "error" not in row}
     # Equal choices have equal likelihoods, and none of them is the likeliest.
@@ -316,7 +319,7 @@ def _choose(
     return rows
 
 
-def _describe(answer: ModelAnswer) -> dict[str, Any]:
+def _describe(answer: ModelAnswer) -> AnswerRow:
     row = {"answer": answer.text, "boxes": [_list_corners(box) for box in answer.boxes], "finished": answer.finished}
     # Only models with a box head and digits have both.
     digits = [box and _list_corners(box) for box in getattr(answer, "digits", ())]

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.errors import UserError, choose
+from foveate.core.errors import UserError
 from foveate.core.export_folder import check_empty_folder, default_folder, staged_folder
 from foveate.core.files import write_bytes_atomically, write_text_atomically
 from foveate.core.hub import quiet
 from foveate.core.model_folder import CARD, WEIGHTS, read_tensors
-from foveate.core.plugins import load_module, module_names
+from foveate.core.plugins import load_row
 from foveate.language.lora import merge_lora
 from foveate.language.packing import pack_texts
 from foveate.language.sparse import SparseMlp
@@ -38,7 +38,6 @@ from foveate.vision.hidden_layer import HiddenLayerEncoder
 from foveate.vision.open_clip.export import clip_image_processor
 from foveate.vision.preprocess import place_image, render_image
 
-TARGETS = "foveate.mllm.exporting"
 DECODERS = ("llama", "qwen2")
 _PROBE = "What is in the image?"
 _ROLES = ("system", "user", "assistant")
@@ -72,16 +71,14 @@ def export_mllm(source: str, *, to: str, out: Path | None = None) -> tuple[Path,
     Raises:
         UserError: the model has a part that the target does not compute, or the folder is not empty.
     """
-    targets = {name.replace("_", "-"): name for name in module_names(TARGETS)}
-    choose(to, targets, "target")
-    module = load_module(TARGETS, targets[to], label="target")
+    export: Callable[[Job], ExportReport] = load_row("foveate.mllm.exporting", to, "TARGETS", label="target")
     folder = out or default_folder(Path(source), to)
     check_empty_folder(folder)
     model = open_mllm(source, device="cpu")
     if not isinstance(model, Mllm):
         raise UserError(f"{source}: it is a model of transformers already; expected one of foveate mllm train")
     with staged_folder(folder) as stage:
-        report: ExportReport = module.export(Job(model.loaded, stage))
+        report = export(Job(model.loaded, stage))
         card = Path(source) / CARD
         origin = card.read_text(encoding="utf-8") if source not in SHIPPED and card.is_file() else ""
         write_text_atomically(stage / CARD, _write_card(report, origin))

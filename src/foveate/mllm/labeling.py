@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from foveate.chat.batching import run_in_halves
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
-from foveate.mllm.dense import DETECT_PROMPTS, GROUP, REFER_PROMPTS
+from foveate.mllm.dense import DETECT_PROMPTS, GROUP, REFER_PROMPTS, list_boxes, number
 from foveate.records.appender import AnnotationAppender
-from foveate.records.boxes import Box, PixelBox, raster_key
+from foveate.records.boxes import Box, PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, conversation_row
 from foveate.records.images import BadImage, decode
@@ -225,8 +225,7 @@ def _ask(data: bytes, boxes: Sequence[PixelBox], objects: int) -> list[Ask]:
     questions: list[Ask] = [(data, DETECT_PROMPTS[0], ())]
     for start in range(0, len(boxes), objects):
         part = boxes[start : start + objects]
-        numbered = " ".join(f"{number}. {REGION}" for number in range(1, len(part) + 1))
-        questions.append((data, f"{REFER_PROMPTS[0]} {numbered}", tuple(part)))
+        questions.append((data, f"{REFER_PROMPTS[0]} {number([REGION] * len(part))}", tuple(part)))
     return questions
 
 
@@ -256,7 +255,7 @@ def _read_conversations(key: str, questions: Sequence[Ask], answers: Sequence[An
     labeled = LabeledImage(key, _DONE)
     if all(isinstance(answer, UserError) for answer in answers):
         labeled.status, labeled.detail = _REFUSED, str(answers[0])
-    for number, ((_, question, regions), answer) in enumerate(zip(questions, answers, strict=True)):
+    for position, ((_, question, regions), answer) in enumerate(zip(questions, answers, strict=True)):
         kind = "referring" if regions else "detection"
         if isinstance(answer, UserError):
             labeled.left_out[f"{kind} refused"] += 1
@@ -267,24 +266,21 @@ def _read_conversations(key: str, questions: Sequence[Ask], answers: Sequence[An
             labeled.left_out[f"{kind} not readable"] += 1
             continue
         request = Turn("user", f"{IMAGE}\n{question}", tuple(regions))
-        conversation = Conversation(f"labeled {kind}/{key}/{number}", (key,), (request, turns), GROUP, source)
+        conversation = Conversation(f"labeled {kind}/{key}/{position}", (key,), (request, turns), GROUP, source)
         labeled.rows.append(conversation_row(conversation))
     return labeled
 
 
 def _write_names(answer: Any, regions: Sequence[Shape]) -> Turn | None:
     """Return the answer if it names each region by its number, else None."""
-    listed = [int(number) for number in _NUMBERED.findall(answer.text)]
+    listed = [int(digits) for digits in _NUMBERED.findall(answer.text)]
     # Split at the numbers: the text before the first, then number and name in turn.
     names = [part.strip() for part in _NUMBERED.split(answer.text)[2::2]]
     if listed != list(range(1, len(regions) + 1)) or not all(names):
         return None
-    return Turn("assistant", " ".join(f"{number}. {name}" for number, name in enumerate(names, 1)))
+    return Turn("assistant", number(names))
 
 
 def _write_boxes(answer: Any) -> Turn | None:
     pairs = [(name, box) for name, box in dict.fromkeys(zip(answer.phrases, answer.boxes, strict=True)) if name]
-    if not pairs:
-        return None
-    ordered = sorted(pairs, key=lambda pair: raster_key(pair[1]))
-    return Turn("assistant", ", ".join(f"{name} {REGION}" for name, _ in ordered), tuple(box for _, box in ordered))
+    return list_boxes(pairs) if pairs else None

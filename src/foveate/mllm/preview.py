@@ -19,7 +19,6 @@ from foveate.core.results import Region
 from foveate.core.runs import RunFolder
 from foveate.language.packing import SLOT, PackedTexts, attention_and_positions
 from foveate.language.tokenizer import Tokenizer
-from foveate.mllm.preview_settings import PreviewSettings
 from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import (
     LeftOut,
@@ -30,6 +29,7 @@ from foveate.mllm.results import (
     PreviewToken,
     PreviewView,
 )
+from foveate.mllm.settings import PreviewSettings
 from foveate.mllm.train import MllmTraining, prepare_training
 from foveate.multimodal.views import ViewLayout
 from foveate.records.collection import Collection

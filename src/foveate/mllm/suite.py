@@ -1,6 +1,6 @@
 """Evaluation suites: questions about images, how answers are scored, and what their data look like on disk.
 
-A suite is a module of `foveate.mllm.suites` with a `SUITE`; `foveate.mllm.evaluate` asks and counts.
+A suite is a row of `SUITES` in a module of `foveate.mllm.suites`; `foveate.mllm.evaluate` asks and counts.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from foveate.core.errors import UserError
-from foveate.metrics.referring import TruePhrase
+from foveate.metrics.referring import MISSES, BoxScores, Mode, TruePhrase, score_boxes
 from foveate.metrics.text_answers import parse_choice
-from foveate.mllm.suite_settings import SuiteSettings
+from foveate.mllm.settings import SuiteSettings
 from foveate.multimodal.answers import ModelAnswer, write_corners
 from foveate.records.box_text import NUM_BINS
 from foveate.records.boxes import PixelBox
@@ -137,10 +137,20 @@ def collect_questions(path: Path, split: str, make: Callable[[Conversation], Sui
     """Read the conversations of one split of a collection as questions; see `read_conversations`."""
     collection = Collection.open(path)
     questions = [make(conversation) for conversation in Conversations(collection, split=split)]
+    return ask_collection(
+        collection, questions, missing=f"split '{split}' has no conversations to ask; `foveate collect` imports them"
+    )
+
+
+def ask_collection(collection: Collection, questions: list[SuiteQuestion], *, missing: str) -> SuiteData:
+    """Return questions about images of a collection, which stays open until `SuiteData.close`.
+
+    Args:
+        missing: the error where there are no questions.
+    """
     if not questions:
         collection.close()
-        raise UserError(f"{path}: split '{split}' has no conversations to ask; `foveate collect` imports them")
-    # The collection stays open: images are read when they are asked about, and `SuiteData.close` closes it.
+        raise UserError(f"{collection.path}: {missing}")
     return SuiteData(questions, lambda key: collection.image_bytes(collection.find_row(key)), collection.close)
 
 
@@ -184,6 +194,33 @@ def write_bins(answer: ModelAnswer, size: tuple[int, int] | None) -> str:
         pieces += [answer.text[start : match.start()], box]
         start = match.end()
     return "".join([*pieces, answer.text[start:]])
+
+
+def score_first_boxes(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]], mode: Mode) -> BoxScores:
+    """Score answers to questions that ask for one box, as evaluators of Ferret read them."""
+    questions = [question for question, _ in answered]
+    return score_boxes(
+        [write_bins(answer, question.size) for question, answer in answered],
+        [[box.x1, box.y1, box.x2, box.y2] for question in questions for box in question.boxes],
+        [question.size or (0, 0) for question in questions],
+        [question.references[0] for question in questions],
+        mode=mode,
+    )
+
+
+def score_by(explain: Callable[[SuiteQuestion, ModelAnswer], str]) -> Callable[[SuiteQuestion, ModelAnswer], float]:
+    """Return the score that is 1 where `explain` has no reason of a miss."""
+    return lambda question, answer: float(explain(question, answer) == "")
+
+
+def explain_box(question: SuiteQuestion, answer: ModelAnswer) -> str:
+    """Return why the first box of an answer misses, corrected; "" for a hit."""
+    return score_first_boxes([(question, answer)], "corrected").misses[0]
+
+
+def share_misses(misses: Sequence[str]) -> dict[str, float | None]:
+    """Return the share of each reason of a miss among all answers."""
+    return {f"missed, {reason}": misses.count(reason) / len(misses) for reason in MISSES}
 
 
 def _find_box_lists(answer: ModelAnswer) -> list[re.Match[str]] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,9 +11,9 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import write_bytes_atomically
 from foveate.core.results import BoxValues, Column, Row, Value
-from foveate.metrics.intervals import bootstrap_interval
 from foveate.mllm.results import SuiteResult, SuiteSample
 from foveate.mllm.suite import StoredAnswer, Suite, SuiteData, SuiteQuestion
+from foveate.multimodal.evaluation import AnswerRow, average
 from foveate.records.boxes import PixelBox, normalize_box
 from foveate.records.conversations import IMAGE
 from foveate.records.images import read_image_info
@@ -29,15 +28,13 @@ _COLUMNS = (
 _SAMPLES = 24
 
 
-def _restore(row: dict[str, Any]) -> StoredAnswer:
+def _restore(row: AnswerRow) -> StoredAnswer:
     boxes = tuple(PixelBox(*corners) for corners in row["boxes"])
     digits = tuple(PixelBox(*corners) if corners else None for corners in row.get("digits", ()))
     return StoredAnswer(row["answer"], boxes, row["finished"], row.get("judged"), digits)
 
 
-def summarize(
-    suite: Suite, questions: Sequence[SuiteQuestion], rows: Sequence[dict[str, Any]], *, seed: int
-) -> SuiteResult:
+def summarize(suite: Suite, questions: Sequence[SuiteQuestion], rows: Sequence[AnswerRow], *, seed: int) -> SuiteResult:
     """Compute the table of a suite from its rows: mean scores with bootstrap intervals over images.
 
     A question with an image that could not be read counts under no condition, so that all columns have the same
@@ -82,7 +79,7 @@ def _row(
     suite: Suite,
     name: str,
     questions: Sequence[SuiteQuestion],
-    by_condition: dict[str, dict[str, dict[str, Any]]],
+    by_condition: dict[str, dict[str, AnswerRow]],
     *,
     seed: int,
     by_likelihood: bool = False,
@@ -93,9 +90,7 @@ def _row(
     for column, condition in zip(_COLUMNS, CONDITIONS, strict=True):
         answered = [question for question in questions if field in by_condition[condition].get(question.id, {})]
         scores = [by_condition[condition][question.id][field] for question in answered]
-        # Questions about one image are not independent: whole images are drawn.
-        groups = [question.images or question.id for question in answered]
-        values[column.key] = bootstrap_interval(scores, seed=seed, groups_N=groups).to_value() if scores else None
+        values[column.key] = average(scores, [question.images or question.id for question in answered], seed=seed)
     chances = [1 / len(question.choices) if by_likelihood else question.chance for question in questions]
     known = [chance for chance in chances if chance is not None]
     return Row(
@@ -108,10 +103,10 @@ def _row(
 
 
 def pick_samples(
-    questions: Sequence[SuiteQuestion], rows: Sequence[dict[str, Any]], data: SuiteData, folder: Path
+    questions: Sequence[SuiteQuestion], rows: Sequence[AnswerRow], data: SuiteData, folder: Path
 ) -> list[SuiteSample]:
     """Pick questions that were answered best and worst, as many of each, and write their first image."""
-    answered: dict[str, dict[str, dict[str, Any]]] = {}
+    answered: dict[str, dict[str, AnswerRow]] = {}
     for row in rows:
         if "error" not in row:
             answered.setdefault(row["id"], {})[row["condition"]] = row

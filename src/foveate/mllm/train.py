@@ -9,73 +9,43 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from foveate.core import seeds
 from foveate.core.devices import autocast_dtype
 from foveate.core.errors import UserError
-from foveate.core.files import (
-    read_json,
-    sha256_file,
-    write_bytes_atomically,
-    write_json_atomically,
-)
-from foveate.core.model_folder import PREPROCESS, WEIGHTS, check_tensors, read_tensors
+from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically
 from foveate.core.progress import duration, say
 from foveate.core.runs import RunFolder
-from foveate.language.chat import Chat
-from foveate.language.lora import is_lora
-from foveate.language.open import LanguageModel
-from foveate.language.vocabulary import WordTokenizer, read_tokenizer
 from foveate.mllm.calibrate import measure_box_scores
 from foveate.mllm.card import model_card
-from foveate.mllm.image_sets import ImageSet, select_sets
-from foveate.mllm.loading import cache_features, open_loader
-from foveate.mllm.preparation import (
+from foveate.mllm.data import (
+    ImageSet,
     hash_collection,
     list_training_words,
     read_sets,
+    select_sets,
     write_vocabulary,
 )
 from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import BoxScoreResult, MllmResult, StageResult
-from foveate.mllm.samples import MllmSamples
-from foveate.mllm.stages import resize_weights
-from foveate.mllm.task import MllmTask
+from foveate.mllm.samples import MllmSamples, cache_features, open_loader
+from foveate.mllm.stages import StagedModel
+from foveate.mllm.task import MllmTask, measure_step
 from foveate.multimodal.ask import Mllm
-from foveate.multimodal.build import build_model, open_source
-from foveate.multimodal.folder import (
-    NAMES,
-    TOKENIZER,
-    LoadedModel,
-    hash_model,
-    load_weights,
-    open_recorded_source,
-    read_settings,
-    save_model,
-    stored_state,
-)
+from foveate.multimodal.folder import NAMES, TOKENIZER, LoadedModel, save_model
 from foveate.multimodal.model import MultimodalModel
-from foveate.multimodal.names import NameTable
-from foveate.multimodal.opening import find_folder
-from foveate.multimodal.prompts import create_prompts
-from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.collection import Collection
 from foveate.training.distributed import barrier
 from foveate.training.loader import Loader
 from foveate.training.run import Run
 from foveate.vision.dual import DualConnector
 from foveate.vision.feature_cache import FeatureCache
-from foveate.vision.hidden_layer import HiddenLayerEncoder
-from foveate.vision.localizer.folder import load_image_tower
-from foveate.vision.preprocess import check_preprocess
 
 # Written or imported before the first step, so that they alone do not bind the run folder to the recipe.
 _PREPARED = (TOKENIZER, NAMES, "imported")
@@ -152,112 +122,41 @@ def _prepare(recipe: MllmRecipe, collection: Collection, run: Run) -> MllmTraini
     return MllmTraining(recipe, collection, sets, run)
 
 
-def _is_added(settings: MultimodalSettings, name: str) -> bool:
-    """Return whether a tensor is new where regions are added to a model of these settings."""
-    source = settings.language
-    new_lora = isinstance(source, SourceSettings) and source.tuning != "lora" and is_lora(name)
-    return name.startswith("region_reader.") or (settings.regions == "text" and name == "region_E") or new_lora
-
-
 class MllmTraining:
     """The stages of one run, one after the other, on one model."""
 
-    def __init__(
-        self,
-        recipe: MllmRecipe,
-        collection: Collection,
-        sets: Sequence[ImageSet],
-        run: Run,
-    ) -> None:
+    def __init__(self, recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet], run: Run) -> None:
         self.recipe, self.collection, self.sets, self.run = recipe, collection, sets, run
         self.here = run.here
         self.measure: Measure | None = None
         self.stages: list[StageResult] = []
-        self.language = self._open_source()
-        chat = self.language.chat if self.language else Chat(read_tokenizer(run.path / TOKENIZER), "words")
-        self.prompts = create_prompts(chat, recipe.model)
-        self.names = NameTable.create(read_json(run.path / NAMES), self.prompts.tokenizer)
-        self.initial_sha256 = ""
+        self.staged = StagedModel(recipe, collection.name, run)
+        self.prompts, self.names = self.staged.prompts, self.staged.names
         # Not at the end of the training, when the initial model may have been moved.
         self.training_words = list_training_words(sets, recipe.start)
         self.box_scores: BoxScoreResult | None = None
         self._features: FeatureCache | None = None
-        if recipe.start:
-            # Stored weights fit the model's own views; `enter` resizes their positions to the views of the stage.
-            self.model = self._load_initial(find_folder(recipe.start))
-            self.enter(recipe.stages[0])
-        else:
-            self.model = self._build(recipe.stage_model(recipe.stages[0]))
-            if recipe.tower_weights:
-                self._load_tower(Path(recipe.tower_weights))
 
-    def _load_initial(self, folder: Path) -> MultimodalModel:
-        """Build the model of a folder with its weights, the same in every session of a run."""
-        self.initial_sha256 = hash_model(folder)
-        self.run.identify(initial={"source": self.recipe.start, "sha256": self.initial_sha256})
-        model = self._build(self.recipe.model)
-        check_preprocess(folder / PREPROCESS, model.tower.preprocess)
-        settings, _ = read_settings(folder)
-        load_weights(model, folder / WEIGHTS, added=partial(_is_added, settings) if self.recipe.add_regions else None)
-        return model
-
-    def _load_tower(self, folder: Path) -> None:
-        """Load the image tower of a model folder of `foveate pretrain`, the same in every session of a run."""
-        self.run.identify(tower={"source": str(folder), "sha256": sha256_file(folder / WEIGHTS)})
-        tower = self.model.tower
-        # A wrapper that reads a hidden layer has no weights of its own; the folder holds those of the encoder.
-        load_image_tower(tower.encoder if isinstance(tower, HiddenLayerEncoder) else tower, folder)
-
-    def _open_source(self) -> LanguageModel | None:
-        """Open the language model that the recipe names, the same in every session of a run."""
-        settings = self.recipe.model.language
-        if not isinstance(settings, SourceSettings):
-            return None
-        if self.recipe.start:
-            language = open_recorded_source(find_folder(self.recipe.start), settings)
-        else:
-            language = open_source(settings, seed=self.recipe.stages[0].training.seed)
-        self.run.identify(language={"source": language.source, "sha256": language.sha256()})
-        return language
-
-    def _build(self, settings: MultimodalSettings) -> MultimodalModel:
-        seed = self.recipe.stages[0].training.seed
-        region_id, tokenizer = self.prompts.region_id, self.prompts.tokenizer
-        if isinstance(tokenizer, WordTokenizer):
-            return build_model(settings, vocabulary=tokenizer.size, region_id=region_id, seed=seed)
-        assert self.language is not None
-        model = build_model(settings, language_model=self.language.model, region_id=region_id, seed=seed)
-        if settings.visual_words and not self.names.index:
-            raise UserError(
-                f"field model.visual_words: collection {self.collection.name} names no region (got none to mix); "
-                "expected named regions, or visual_words false"
-            )
-        if self.names.index:
-            with torch.no_grad():
-                # In float32: with a source's bfloat16 weights, the mean embeddings of names would be rounded.
-                model.set_names(self.names.embeddings(model.embeddings_VE.float()))
-        return model
+    @property
+    def model(self) -> MultimodalModel:
+        """The model with the views of the current stage."""
+        return self.staged.model
 
     def enter(self, stage: StageSettings) -> None:
-        """Let the model see as a stage does; where its views have another size, with resized positions."""
-        settings = self.recipe.stage_model(stage)
-        if settings != self.model.settings:
-            # Views of another size have other features.
-            earlier, self.model, self._features = self.model, self._build(settings), None
-            weights = resize_weights(earlier.state_dict(), self.model, grid=earlier.tower.grid)
-            self.model.load_state_dict(weights)
+        """Let the model see as a stage does; see `StagedModel.enter`."""
+        if self.staged.enter(stage):
+            self._features = None
 
     def run_all(self) -> str:
         """Run the stages that are left; return "finished", or "stopped" by a signal."""
         # Only where the process is alone: timing computes the features of later stages, too, of which each process
         # makes a share. The first would wait for the shares of the others, which wait for it in the first stage until
         # they time out.
-        if self.language is not None and self.here.size == 1:
+        if self.staged.language is not None and self.here.size == 1:
             self.announce()
         for number, stage in enumerate(self.recipe.stages):
             folder = self.run.path / f"stage-{number}-{stage.name}"
             folder.mkdir(exist_ok=True)
-            weights = folder / STAGE_WEIGHTS
             self.enter(stage)
             # Written last: a stage without it is trained to its end, from its newest checkpoint.
             if not (folder / STAGE).is_file():
@@ -266,14 +165,7 @@ class MllmTraining:
                     self.stages.append(result)
                     return "stopped"
             self.stages.append(StageResult.model_validate(read_json(folder / STAGE)))
-            tensors = read_tensors(weights)
-            check_tensors(tensors, self._stage_state(), weights)
-            if any(isinstance(weight, DTensor) for weight in self.model.parameters()):
-                # What a stage sharded stays so, and can be neither loaded into nor wrapped again.
-                self.language = self._open_source()
-                self.model = self._build(self.model.settings)
-            # Not strict: the weights of a source are not in it.
-            self.model.load_state_dict(tensors, strict=False)
+            self.staged.load_stage(folder / STAGE_WEIGHTS)
         return "finished"
 
     def announce(self) -> None:
@@ -285,7 +177,7 @@ class MllmTraining:
             if not (self.run.path / f"stage-{number}-{stage.name}" / STAGE).is_file()
         }
         # A stage with views of another size resizes positions, which there and back are no longer the same.
-        self.model, self._features = model, features
+        self.staged.model, self._features = model, features
         if seconds:
             stages = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
             say(
@@ -293,28 +185,9 @@ class MllmTraining:
             )
 
     def measure_step(self, stage: StageSettings) -> float:
-        """Measure the seconds of one step of a stage, forward and backward, of the second of two batches."""
-        settings = stage.training
-        loader = self._loader(stage)
-        self.model.require_gradients()
-        task = MllmTask(self.model, names=self.names, stage=stage).to(self.here.device).train()
-        dtype = autocast_dtype(settings.precision, self.here.device)
-        # Time two batches and drop the first, which includes one-time setup.
-        times = [time.perf_counter()]
-        with closing(loader.batches(0, min(2, settings.steps))) as batches:
-            for loaded in batches:
-                batch = task.prepare_batch(loaded, self.here.device)
-                with torch.autocast(self.here.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                    losses, _ = task.losses(batch)
-                losses["loss"].backward()
-                task.zero_grad(set_to_none=True)
-                losses["loss"].item()  # waits for the device
-                times.append(time.perf_counter())
-        return times[-1] - times[-2]
-
-    def select_sets(self, stage: StageSettings) -> list[ImageSet]:
-        """Return the sets of images and conversations of a stage; see `image_sets.select_sets`."""
-        return select_sets(self.sets, stage)
+        """Measure the seconds of one step of a stage."""
+        loader = self.loader(stage, self.samples(stage))
+        return measure_step(MllmTask(self.model, names=self.names, stage=stage), loader, self.here.device)
 
     def loader_seed(self, stage: StageSettings) -> int:
         """Return the seed of the order and the draws of a stage."""
@@ -329,7 +202,7 @@ class MllmTraining:
         """
         self.enter(stage)
         samples = MllmSamples(
-            self.select_sets(stage),
+            select_sets(self.sets, stage),
             self.collection,
             self.prompts,
             self.names,
@@ -348,11 +221,8 @@ class MllmTraining:
         """Return the loader of a stage's samples; see `open_loader`."""
         return open_loader(stage, samples, seed=self.loader_seed(stage), here=self.here)
 
-    def _loader(self, stage: StageSettings) -> Loader:
-        return self.loader(stage, self.samples(stage))
-
     def _run(self, stage: StageSettings, folder: Path) -> StageResult:
-        loader, settings = self._loader(stage), stage.training
+        loader, settings = self.loader(stage, self.samples(stage)), stage.training
         if self.here.is_main:
             say(f"stage {stage.name}: {len(loader.rows)} samples, {settings.steps} steps")
         if stage.copy_projector and isinstance(self.model.connector, DualConnector):
@@ -388,15 +258,10 @@ class MllmTraining:
     def _write_weights(self, path: Path, gathered: dict[str, Tensor]) -> None:
         from safetensors.torch import save
 
-        state = self._stage_state()
+        state = self.staged.stage_state()
         # Tied tensors are gathered once; the folder of a stage holds every name of the state.
         whole = {name: gathered.get(name, value).detach().cpu().clone().contiguous() for name, value in state.items()}
         write_bytes_atomically(path, save(whole))
-
-    def _stage_state(self) -> dict[str, Tensor]:
-        """Return what the weights of a stage hold: everything but what a source brings along."""
-        state = self.model.state_dict()
-        return state if self.language is None else stored_state(state, self.recipe.model)
 
     def _cached(self) -> FeatureCache:
         if self._features is None:
@@ -423,7 +288,7 @@ class MllmTraining:
             seconds=round(sum(stage.seconds for stage in self.stages), 1),
             model="model/",
             initial=self.recipe.start or "",
-            initial_sha256=self.initial_sha256,
+            initial_sha256=self.staged.initial_sha256,
             box_scores=self.box_scores,
         )
 
@@ -454,15 +319,15 @@ class MllmTraining:
             groups=self.trained_groups(),
         )
         if self.recipe.start:
-            provenance["initial"] = {"source": self.recipe.start, "sha256": self.initial_sha256}
+            provenance["initial"] = {"source": self.recipe.start, "sha256": self.staged.initial_sha256}
         if self.recipe.tower_weights:
             provenance["tower"] = self.run.folder.identity["tower"]
         return save_model(
             self.run.path / "model",
             settings=self.recipe.model,
             weights=self.model.state_dict(),
-            tokenizer_json=None if self.language else (self.run.path / TOKENIZER).read_text(encoding="utf-8"),
-            language=self.language,
+            tokenizer_json=None if self.staged.language else (self.run.path / TOKENIZER).read_text(encoding="utf-8"),
+            language=self.staged.language,
             names=list(self.names.index),
             preprocess=self.model.tower.preprocess.to_dict(),
             card=model_card(self.recipe, result.parameters, provenance, box_scores=self.box_scores),

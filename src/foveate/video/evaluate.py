@@ -7,36 +7,23 @@ the evaluation, or counts as wrong where this is allowed.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import yaml
 from pydantic import Field
 
 from foveate.chat.batching import run_in_halves
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.core.files import (
-    FolderLock,
-    append_json_lines,
-    repair_json_lines,
-    sha256_file,
-    sha256_folder,
-    write_text_atomically,
-)
-from foveate.core.progress import Meter, say
+from foveate.core.files import sha256_file, sha256_folder
 from foveate.core.recipes import Settings
-from foveate.core.runs import RunFolder
+from foveate.multimodal.evaluation import AnswerRow, EvaluationRun, cut_batches
 from foveate.video.questions import VideoQuestion, find_clips, hash_questions, load_set
 from foveate.video.results import VideoScores
 from foveate.video.score_table import ANSWERS, read_recipe, refuse_missing, summarize
 from foveate.vision.video.sources import load_decoder
-
-# Rows of `answers.jsonl`: a question, its clip by hash, and what was answered.
-
 
 _NO_CLIP = "no such clip"
 # Fields of a row that name files.
@@ -63,9 +50,9 @@ class ClipAnswer(Protocol):
     def probabilities(self) -> Sequence[float]: ...
 
 
-def write_row(question: VideoQuestion, clips: Mapping[str, Path]) -> dict[str, Any]:
+def write_row(question: VideoQuestion, clips: Mapping[str, Path]) -> AnswerRow:
     """Return what a row says of its question; with an error where it cannot be asked."""
-    row: dict[str, Any] = {
+    row: AnswerRow = {
         "id": question.id,
         "clip": question.clip[0] if question.clip else "",
         "texts": list(question.texts),
@@ -98,14 +85,13 @@ class ClipHashes:
         return self._hashes[path]
 
 
-def read_answered(questions: Sequence[VideoQuestion], hashes: ClipHashes, path: Path) -> dict[str, dict[str, Any]]:
+def read_answered(questions: Sequence[VideoQuestion], hashes: ClipHashes, run: EvaluationRun) -> dict[str, AnswerRow]:
     """Return the rows of earlier sessions by question; those without an answer are left out if their clip has changed.
 
     Raises:
-        UserError: a clip was replaced since questions about it were answered.
+        UserError: a clip was replaced since questions about it were answered, or another process evaluates.
     """
-    # The last row of a question counts: if a kill cost some rows of a batch, the whole batch was asked again.
-    rows = {row["id"]: row for row in repair_json_lines(path)}
+    rows = run.read_rows(lambda row: row["id"])
     answered, replaced = {}, []
     for question in questions:
         row = rows.get(question.id)
@@ -118,13 +104,13 @@ def read_answered(questions: Sequence[VideoQuestion], hashes: ClipHashes, path: 
     if replaced:
         listed = ", ".join(list(dict.fromkeys(replaced))[:5])
         raise UserError(
-            f"{path}: clip {listed} is not the one of {len(replaced)} stored answers (another SHA-256); put the old "
-            "clip back, or choose another folder with --run"
+            f"{run.path / ANSWERS}: clip {listed} is not the one of {len(replaced)} stored answers (another SHA-256); "
+            "put the old clip back, or choose another folder with --run"
         )
     return answered
 
 
-def describe_answers(answers: Sequence[ClipAnswer | UserError]) -> dict[str, Any]:
+def describe_answers(answers: Sequence[ClipAnswer | UserError]) -> AnswerRow:
     # A pair of questions is one row, which cannot be scored if one of its answers is missing.
     errors = [str(answer) for answer in answers if isinstance(answer, UserError)]
     if errors:
@@ -225,19 +211,14 @@ def evaluate(
             # Before any row: one without an answer is asked again only if its clip has changed.
             load_decoder(clip)
             break
-    folder = RunFolder.create(Path(run), command=command, recipe=yaml.safe_dump(identity))
-    try:
+    with EvaluationRun(run, identity, rows=ANSWERS, command=command) as evaluation:
         if not settings.allow_missing:
             refuse_missing([write_row(question, clips) for question in selected], where=str(videos))
-    except UserError:
-        folder.discard()
-        raise
-    with FolderLock(folder.path, purpose="evaluating a model"):
-        answers = _ask_all(model, selected, clips, folder.path / ANSWERS, settings, folder=str(Path(videos)))
+        answers = _ask_all(model, selected, clips, evaluation, settings, folder=str(Path(videos)))
         if not settings.allow_missing:
-            refuse_missing(answers, where=str(folder.path))
-        result = summarize(answers, read_recipe(folder.path))
-        folder.write_result(result.model_copy(update={"command": command or ""}).to_json())
+            refuse_missing(answers, where=str(evaluation.path))
+        result = summarize(answers, read_recipe(evaluation.path))
+        evaluation.write_result(result.model_copy(update={"command": command or ""}))
     return result
 
 
@@ -253,34 +234,30 @@ def _ask_all(
     model: ClipModel,
     questions: Sequence[VideoQuestion],
     clips: Mapping[str, Path],
-    path: Path,
+    run: EvaluationRun,
     settings: VideoEvaluationSettings,
     *,
     folder: str,
-) -> list[dict[str, Any]]:
+) -> list[AnswerRow]:
     """Ask what has no row yet, and return the rows of all questions in their order."""
     hashes = ClipHashes(clips)
-    answered = read_answered(questions, hashes, path)
+    answered = read_answered(questions, hashes, run)
     # Batches are cut from all questions, not from those that are left: their padding moves the last bits of answers,
     # so that a batch is asked again as a whole if a kill took some of its rows.
-    starts = range(0, len(questions), settings.batch_size)
-    batches = [questions[start : start + settings.batch_size] for start in starts]
+    batches = cut_batches(questions, settings.batch_size)
     pending = [batch for batch in batches if not all(question.id in answered for question in batch)]
-    num_left = sum(map(len, pending))
-    if num_left < len(questions):
-        say(f"resumed from question {len(questions) - num_left:,}/{len(questions):,}")
-    with Meter("answered", len(questions)) as meter:
-        meter.advance(len(questions) - num_left)
-        for batch in pending:
-            rows = _ask_batch(model, batch, clips, hashes, settings)
-            # Where the clips are on this machine is of no use elsewhere, and names its user.
-            part = [row | cut_folder({key: row[key] for key in PATHS & row.keys()}, folder + os.sep) for row in rows]
-            append_json_lines(path, part)
-            answered |= {row["id"]: row for row in part}
-            meter.advance(len(batch), note=f"{sum('error' in row for row in answered.values())} without an answer")
-    rows = [answered[question.id] for question in questions]
+    left = {question.id for batch in pending for question in batch}
+
+    def ask(batch: Sequence[VideoQuestion]) -> list[AnswerRow]:
+        rows = _ask_batch(model, batch, clips, hashes, settings)
+        # Where the clips are on this machine is of no use elsewhere, and names its user.
+        return [row | cut_folder({key: row[key] for key in PATHS & row.keys()}, folder + os.sep) for row in rows]
+
+    finished = [row for id, row in answered.items() if id not in left]
+    by_id = {row["id"]: row for row in run.answer(pending, ask, finished=finished)}
+    rows = [by_id[question.id] for question in questions]
     # In order, and without rows of batches that were asked twice.
-    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    run.replace_rows(rows)
     return rows
 
 
@@ -290,7 +267,7 @@ def _ask_batch(
     clips: Mapping[str, Path],
     hashes: ClipHashes,
     settings: VideoEvaluationSettings,
-) -> list[dict[str, Any]]:
+) -> list[AnswerRow]:
     rows = [write_row(question, clips) | {"sha256": hashes.get(question)} for question in questions]
     requests = [
         (row["id"], ClipRequest(clips[row["id"]], text, tuple(row["options"]), settings.likelihood))

@@ -33,19 +33,16 @@ from foveate.metrics.answers import (
     score_verdicts_official,
     vcgbench_mean,
 )
-from foveate.metrics.intervals import bootstrap_interval
+from foveate.multimodal.evaluation import average
 from foveate.video.questions import load_set
 from foveate.video.results import EvidenceSample, VideoScores
 
-# What a judge is asked about an answer, and its replies, which a run folder stores with its name and the date.
-#
-# The wording is ours; the form of a reply is that of the published evaluations, so that their readers apply. Texts with
-# the published wording come from a file. Judges differ by many points, and so do snapshots of one: compare scores of
-# one
+# What a judge is asked about an answer, and its replies, which a run folder stores with its name and the date. The
+# wording is ours; the form of a reply is that of the published evaluations, so that their readers apply. Texts with the
+# published wording come from a file. Judges differ by many points, and so do snapshots of one: compare scores of one
 # judge.
 
-
-REPLIES = "judge.jsonl"
+ANSWERS, REPLIES = "answers.jsonl", "judge.jsonl"
 OPEN = ""
 _MAX_TOKENS = 1024
 _SLOT = re.compile(r"\{(question2?|answer|prediction2?)\}")
@@ -318,10 +315,7 @@ def _score_choices(rows: Sequence[AnswerRow], title: str, seed: int, by_likeliho
 
 
 def _average(rows: Sequence[AnswerRow], values: Sequence[float], seed: int) -> Value | None:
-    """Average values; questions about one clip are not independent, so whole clips are drawn."""
-    if not values:
-        return None
-    return bootstrap_interval(values, seed=seed, groups_N=[row["clip"] for row in rows]).to_value()
+    return average(values, [row["clip"] for row in rows], seed=seed)
 
 
 def _share(yes: int, no: int) -> Value | None:
@@ -383,12 +377,6 @@ def _score_mean(table: Sequence[Row], title: str) -> list[Row]:
         known = {aspect: cell.value for aspect, cell in cells.items() if cell is not None}
         values[column.key] = Value(value=vcgbench_mean(known)) if len(known) == len(names) else None
     return [Row(question=title, data="mean of the five scores", unit="of 5", values=values)]
-
-
-# Scores of a run over a question set, from the run folder alone.
-
-
-ANSWERS = "answers.jsonl"
 
 
 def score(

@@ -30,9 +30,7 @@ from foveate.video.questions import (
 #
 # `id` names a question and `type` a part that is also reported by itself. `answer` is a text, and of a multiple choice
 # the text of an option or its number from 0. `evidence` names the frames that hold the answer, counted from 0, in
-# groups
-# of which one frame each is needed; how often they were among the frames that a model saw is then reported.
-
+# groups of which one frame each is needed; how often they were among the frames that a model saw is then reported.
 
 _OWN_FIELDS = ("id", "video", "question", "answer", "options", "type", "evidence")
 
@@ -181,8 +179,7 @@ def _read_tables(folder: Path, part: str) -> tuple[Path, list[dict[str, str]]]:
 # EgoSchema: `questions.json` as published with `subset_answers.json` beside it, or IG-VLM's `EgoSchema.csv`.
 #
 # The answers of 500 of the 5,031 questions are published, and these are asked. An answer without a question is a row
-# that
-# is missing.
+# that is missing.
 
 
 _EGOSCHEMA_ANSWERS = "subset_answers.json"
@@ -214,8 +211,7 @@ def _read_egoschema(path: Path) -> list[VideoQuestion]:
 # NExT-QA: `val.csv` or `test.csv` as published, with `map_vid_vidorID.json` beside it, or IG-VLM's `NExT_QA.csv`.
 #
 # The videos are those of VidOR, which lie in folders by number; the map names these. Of the questions in three of val
-# two
-# options are equal, so that only the number of the right one counts.
+# two options are equal, so that only the number of the right one counts.
 
 
 _NEXTQA_MAP = "map_vid_vidorID.json"
@@ -288,8 +284,7 @@ def _read_msrvtt(path: Path) -> list[VideoQuestion]:
 # TGIF-FrameQA: `Test_frameqa_question.csv` as published (tabs), or IG-VLM's `TGIF_FrameQA.csv`.
 #
 # A question is named by its own id (FRAMEQA1159). `key` and IG-VLM's `question_id` number the GIFs: 13,691 questions
-# have
-# 7,132 of these, and an evaluator that stores a reply by them judges one question of each GIF.
+# have 7,132 of these, and an evaluator that stores a reply by them judges one question of each GIF.
 
 
 _TGIF_COLUMNS = Columns(("vid_id", "video_id"), ("gif_name", "video_name"), kind=("type", "question_type"))

@@ -137,7 +137,7 @@ def score_nearest_names(
     """
     import torch
 
-    from foveate.mllm.image_sets import ImageSet
+    from foveate.mllm.data import ImageSet
     from foveate.mllm.recipe import StageSettings
     from foveate.mllm.samples import MllmSamples
     from foveate.mllm.task import MllmTask

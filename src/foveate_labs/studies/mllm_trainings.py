@@ -227,7 +227,7 @@ class TrainedStudy(GridStudy):
         """
         from foveate.core.files import read_json_lines
         from foveate.mllm.evaluate import ROWS, draw_questions, evaluate, load_suite
-        from foveate.mllm.suite_settings import SuiteSettings
+        from foveate.mllm.settings import SuiteSettings
         from foveate.mllm.train import NAMES
         from foveate.multimodal.ask import Mllm
         from foveate.multimodal.opening import open_mllm

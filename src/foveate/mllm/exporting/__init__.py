@@ -1,5 +1,5 @@
-"""Export targets: module `x_y` of this package is the target `x-y` of `foveate mllm export MODEL --to x-y`.
+"""Export targets of `foveate mllm export MODEL --to NAME`: rows of the tables TARGETS of these modules.
 
-Each has `export(job)`, which writes into the empty folder `job.folder` and reports what it measured, or raises why the
-model cannot be written.
+Each is a function that writes into the empty folder `job.folder` and reports what it measured, or raises why the model
+cannot be written.
 """

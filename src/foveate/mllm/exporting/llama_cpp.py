@@ -23,7 +23,7 @@ from foveate.language.llama_gguf import (
     interleave_halves,
 )
 from foveate.mllm.export import ExportReport, Job, chat_marks, silent_ids
-from foveate.mllm.exporting.llava import read_parts, read_weights
+from foveate.mllm.exporting.hugging_face import read_parts, read_weights
 from foveate.multimodal.folder import LoadedModel
 from foveate.vision.preprocess import GEOMETRIES, Preprocess
 
@@ -281,3 +281,6 @@ def _projector_tensors(weights: dict[str, Tensor], layers: int, config: Any) -> 
 def swap_names(name: str) -> str:
     """Exchange `up` and `down` in the name of a weight of a tower."""
     return re.sub(r"ffn_(up|down)", lambda match: "ffn_down" if match[1] == "up" else "ffn_up", name)
+
+
+TARGETS = {"llama-cpp": export}

@@ -1,1 +1,1 @@
-"""Evaluation suites of multimodal models, found by the names of their modules."""
+"""Evaluation suites of multimodal models, rows of the tables SUITES of these modules."""

@@ -1,8 +1,8 @@
-"""Generated scenes: a collection whose conversations are exact questions, by kind.
+"""Suites of collections with exact questions: generated scenes, by kind, and any conversations.
 
-The first parts of a conversation's id say its kind, whether it has two possible answers, and whether it names things
-that no training scene shows: "count/two answers/seen/...". An answer may be short or a sentence, as the question asks
-for. Where several boxes are asked for, the score is the share of them that one of the answer's hits.
+The first parts of the id of a scene's conversation say its kind, whether it has two possible answers, and whether it
+names things that no training scene shows: "count/two answers/seen/...". An answer may be short or a sentence, as the
+question asks for. Where several boxes are asked for, the score is the share of them that one of the answer's hits.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from foveate.mllm.suite import (
     SuiteQuestion,
     collect_questions,
     make_question,
+    read_conversations,
 )
 from foveate.records.boxes import PixelBox, pairwise_iou
 from foveate.records.conversations import Conversation
@@ -103,4 +104,8 @@ def summarize(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[st
     return {name: sum(hits) / len(hits) for name, hits in sorted(scores.items())}
 
 
-SUITE = Suite("Generated scenes", "accuracy", read, score, summarize=summarize)
+SUITES = {
+    "scenes": Suite("Generated scenes", "accuracy", read, score, summarize=summarize),
+    # Any collection with conversations: exact answers, and boxes with an IoU of at least .5.
+    "conversations": Suite("Conversations", "accuracy", read_conversations, score),
+}

@@ -233,7 +233,7 @@ def _stage_lines(result: dict[str, Any]) -> list[str]:
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
 @path_option("--collection", "Collection folder.", required=True)
-@fields("foveate.mllm.preview_settings:PreviewSettings", "stage", "step", "samples")
+@fields("foveate.mllm.settings:PreviewSettings", "stage", "step", "samples")
 @run_option("runs/mllm-preview", "Folder for the page")
 @common()
 def preview_command(
@@ -257,8 +257,8 @@ def preview_command(
     """
     from foveate.core.recipes import load, validate
     from foveate.mllm.preview import preview_recipe
-    from foveate.mllm.preview_settings import PreviewSettings
     from foveate.mllm.recipe import MllmRecipe
+    from foveate.mllm.settings import PreviewSettings
     from foveate.records.collection import Collection
     from foveate.report import render
 
@@ -378,7 +378,7 @@ def label_command(collection: Path, model: str, settings: dict[str, Any], as_jso
 )
 @path_option("--data", "Data of the suite: a collection for most.", required=True)
 @fields(
-    "foveate.mllm.suite_settings:SuiteSettings",
+    "foveate.mllm.settings:SuiteSettings",
     "split",
     "limit",
     "batch_size",
@@ -409,7 +409,7 @@ def evaluate_command(
     """
     from foveate.core.recipes import validate
     from foveate.mllm.evaluate import evaluate as evaluate_suite
-    from foveate.mllm.suite_settings import SuiteSettings
+    from foveate.mllm.settings import SuiteSettings
     from foveate.multimodal.opening import open_mllm
     from foveate.report import render
     from foveate.video.networks import hash_weights
@@ -451,7 +451,7 @@ def _score_lines(result: SuiteResult) -> list[str]:
 @click.command("calibrate", cls=FieldsCommand, short_help="Measure when a model answers 'not found'.")
 @click.argument("model")
 @path_option("--collection", "Collection folder with named regions.", required=True)
-@fields("foveate.mllm.suite_settings:CalibrateSettings", "split", "limit")
+@fields("foveate.mllm.settings:CalibrateSettings", "split", "limit")
 @common()
 def calibrate_command(
     model: str, collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None, device: str | None
@@ -467,7 +467,7 @@ def calibrate_command(
     """
     from foveate.core.recipes import validate
     from foveate.mllm.calibrate import calibrate as calibrate_model
-    from foveate.mllm.suite_settings import CalibrateSettings
+    from foveate.mllm.settings import CalibrateSettings
     from foveate.records.collection import Collection
 
     checked = validate(CalibrateSettings, settings, where="foveate mllm calibrate")

@@ -1,4 +1,4 @@
-"""Settings of an evaluation; free of torch and data, so that the command line can show them."""
+"""Settings of evaluations, calibrations and previews; free of torch and data for the help of the command line."""
 
 from __future__ import annotations
 
@@ -33,3 +33,11 @@ class CalibrateSettings(Settings):
 
     split: str = Field("validation", description="split of the collection; one that the model was not trained on")
     limit: int = Field(200, ge=1, description="maximum number of images; of each a phrase that it shows, and one not")
+
+
+class PreviewSettings(Settings):
+    """Selection of training samples for a preview."""
+
+    stage: str | None = Field(None, description="stage of the recipe; by default the first with conversations")
+    step: int = Field(1, ge=1, description="training step whose batch is loaded")
+    samples: int = Field(4, ge=1, le=64, description="maximum number of the batch's samples that are drawn in full")

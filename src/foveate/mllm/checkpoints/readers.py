@@ -1,16 +1,10 @@
-"""Read folders of apple/ml-ferret: Ferret (one view, linear projector) and Ferret-UI (any resolution, MLP).
-
-The folder holds a decoder with the names of transformers, `mm_projector`, `region_geo_sampler` or
-`region_fea_adapter`, and where it was saved with it `vision_tower`; the config names the folder or hub id of its tower.
-Released weights read features at the transposed location (docs/methods/ferret.md), and so does the model that is
-returned.
-"""
+"""Read models from elsewhere as the parts of a model of ours: LLaVA, LLaVA-NeXT, Ferret and Ferret-UI."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +12,9 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import UserError, choose
-from foveate.core.hub import Checkpoint, fetch, loading
+from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.core.model_folder import read_tensors
 from foveate.core.recipes import validate
-from foveate.mllm.checkpoints.parts import ImportedParts, load_part
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.referring import RegionPrompts, place_points
 from foveate.multimodal.settings import MultimodalSettings
@@ -29,10 +22,13 @@ from foveate.records.geometry import View
 from foveate.records.shapes import Shape
 from foveate.vision.anyres_map import order_tokens
 from foveate.vision.connectors import build_connector
+from foveate.vision.hf.processors import processor_settings
+from foveate.vision.hf.towers import KIND_OF_TYPE
 from foveate.vision.hidden_layer import build_tower
 from foveate.vision.regions import build_region_encoder
 from foveate.vision.tiling import preset_options
 
+MODEL_TYPES = ("llava", "llava_next")
 IMAGE_ID = -200
 """Stands once in a prompt for the tokens of its image, as in LLaVA's code."""
 REGION_TOKEN = "<region_fea>"
@@ -45,6 +41,116 @@ _PROJECTORS = {
 }
 _PARTS = ("mm_projector", "region_geo_sampler", "region_fea_adapter", "vision_tower", "image_newline")
 _DECODERS = {"llama": "LlamaForCausalLM", "gemma": "GemmaForCausalLM"}
+
+
+@dataclass(frozen=True)
+class ImportedParts:
+    """Parts of a model from elsewhere.
+
+    Attributes:
+        settings: of the model, but for its language model.
+        decoder: a causal language model of transformers.
+        tower, connector, regions: weights under our names, tower and connector without prefix.
+    """
+
+    settings: dict[str, Any]
+    decoder: Any
+    tower: Mapping[str, Tensor]
+    connector: Mapping[str, Tensor]
+    regions: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def load_part(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load the weights of a part; raise UserError for the first that is missing, surplus or of another shape."""
+    # Compared here, because the error of `load_state_dict` lists all names of a part without naming its file.
+    expected = module.state_dict()
+    for name in sorted({*expected, *tensors}):
+        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape:
+            got = tuple(tensors[name].shape) if name in tensors else "none"
+            shape = tuple(expected[name].shape) if name in expected else "no such tensor"
+            raise UserError(f"{where}.{name}: does not fit its config (got {got}); expected {shape}")
+    module.load_state_dict(dict(tensors))
+
+
+def read_llava(checkpoint: Checkpoint) -> ImportedParts:
+    """Read a folder of LLaVA or LLaVA-NeXT in the format of transformers.
+
+    LLaVA was trained on images padded to a square, but its processor in transformers crops the center; here they are
+    padded. LLaVA-NeXT's vector behind each row of its merged tiles, and its removal of padding, have no counterpart:
+    the tokens of the tiles, padding included, follow row by row.
+
+    Raises:
+        UserError: it has parts that no model of ours has.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    checkpoint.weights()  # refuses pickles, before transformers looks for weights
+    folder = str(checkpoint.folder)
+    with loading(checkpoint.name):
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    vision, layer = config.vision_config, config.vision_feature_layer
+    kind = KIND_OF_TYPE.get(vision.model_type)
+    strategy = {"clip": "default", "siglip": "full"}.get(str(kind))
+    for name, value, expected in (
+        ("vision_config.model_type", kind if strategy else vision.model_type, kind if strategy else "clip, siglip"),
+        ("vision_feature_select_strategy", config.vision_feature_select_strategy, strategy),
+        ("vision_feature_layer", layer, layer if isinstance(layer, int) and layer < 0 else "a layer from the end: -2"),
+        ("projector_hidden_act", config.projector_hidden_act, "gelu"),
+    ):
+        if value != expected:
+            raise UserError(f"{checkpoint.name}: field {name}: not supported (got {value}); expected {expected}")
+    with loading(checkpoint.name):
+        theirs, report = AutoModelForImageTextToText.from_pretrained(
+            folder, use_safetensors=True, dtype="auto", trust_remote_code=False, output_loading_info=True,
+            # `check_loaded` names the tensor, transformers' error does not.
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+        check_loaded(report, name=checkpoint.name)
+    processor = processor_settings(checkpoint)
+    next_ = config.model_type == "llava_next"
+    # LLaVA pads with the processor's mean, truncated to whole levels; LLaVA-NeXT's "stretch" leaves nothing to fill.
+    fill = [0, 0, 0] if next_ else [int(255 * value) for value in processor["mean"]]
+    settings: dict[str, Any] = {
+        "tower": {
+            "kind": kind,
+            "config": json.loads(vision.to_json_string(use_diff=False)),
+            "preprocess": {**processor, "fill": fill, "geometry": "stretch" if next_ else "letterbox"},
+            "layer": layer,
+            "projection": "new",
+            "embed_dim": 1,
+        },
+        "connector": {"kind": "mlp", "bias": bool(config.multimodal_projector_bias)},
+        "visual_positions": False,
+    }
+    if kind == "siglip":
+        del settings["tower"]["projection"], settings["tower"]["embed_dim"]
+    side = int(vision.image_size)
+    if next_:
+        grids = tuple(f"{height // side}x{width // side}" for height, width in config.image_grid_pinpoints)
+        settings["assembly"] = {
+            "tiling": preset_options("llava-next", tile=side, grids=grids).model_dump(mode="json"),
+            "indicator": "none",
+            "tokens_per_view": (side // vision.patch_size) ** 2,
+            "token_order": "rows",
+            "max_split_images": 1,
+        }
+    return ImportedParts(
+        settings,
+        decoder=_take_decoder(theirs, config.text_config),
+        tower=dict(theirs.model.vision_tower.state_dict()),
+        connector=dict(theirs.model.multi_modal_projector.state_dict()),
+    )
+
+
+def _take_decoder(theirs: Any, config: Any) -> Any:
+    """Return the language model without tower and connector, on the same tensors."""
+    from transformers import AutoModelForCausalLM
+
+    state = {f"model.{name}": value for name, value in theirs.model.language_model.state_dict().items()}
+    with torch.device("meta"):
+        decoder = AutoModelForCausalLM.from_config(config, dtype=theirs.dtype)
+    decoder.load_state_dict({**state, "lm_head.weight": theirs.lm_head.weight}, assign=True)
+    return decoder
 
 
 @dataclass(frozen=True)
@@ -105,6 +211,11 @@ def read_ferret(
     source: str | Path, *, tower: str | Path | None = None, region_id: int | None = None
 ) -> FerretCheckpoint:
     """Read a folder or hub repository in the layout of apple/ml-ferret.
+
+    Ferret has one view and a linear projector, Ferret-UI any resolution and an MLP. The folder holds a decoder with the
+    names of transformers, `mm_projector`, `region_geo_sampler` or `region_fea_adapter`, and where it was saved with it
+    `vision_tower`; the config names the folder or hub id of its tower. Released weights read features at the transposed
+    location (docs/methods/ferret.md), and so does the model that is returned.
 
     Args:
         source: with safetensors; pickles are refused, and deltas are not added.

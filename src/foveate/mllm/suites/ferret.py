@@ -1,12 +1,11 @@
-"""Ferret-UI's elementary tasks: name texts, icons and widgets of a screen, and find them.
+"""Suites of Ferret: Ferret-Bench, whose answers a judge scores, and Ferret-UI's elementary tasks on screens.
 
-Data are a folder of annotation files in the layout of apple/ml-ferret (`ferretui/playground/sample_data`), each with a
-task in its name (`ocr_iphone.json`), and the screens in `images` or beside them, or a collection of generated screens.
+The judge of Ferret-Bench's published scores is retired. Scores of another judge are not comparable with them, so each
+one bears the name of its judge and the date.
 
-The paper gives the scores (exact match of texts, accuracy of icon and widget classes, boxes with an IoU above .5, and
-their means by platform); its test questions are not released. "as published" in the results takes these sentences to
-the letter, with Ferret's own parser of boxes. Tasks without a published score, or with a judge whose prompt is not
-published, are left out with a warning.
+Ferret-UI's paper gives the scores (exact match of texts, accuracy of icon and widget classes, boxes with an IoU above
+.5, and their means by platform); its test questions are not released. "as published" in the results takes these
+sentences to the letter, with Ferret's own parser of boxes.
 
 Source: Ferret-UI (arXiv 2404.05719), sections 4.2 and 5.1, appendix A; names of tasks: `ferretui/eval/model_UI.py` at
 3c9e5c9.
@@ -25,18 +24,194 @@ from typing import Any
 
 import numpy as np
 
+from foveate.chat.judge import JudgeReply, ServerJudge
+from foveate.chat.protocol import ChatMessage, ChatRequest
 from foveate.core.errors import UserError
+from foveate.core.json_fields import get_field, read_lines, read_table
 from foveate.metrics.grounding import IOU_THRESHOLD
-from foveate.metrics.referring import MISSES, BoxScores, Mode, score_boxes
+from foveate.metrics.referring import Mode, ferret_bench_score, parse_judge
 from foveate.metrics.text_answers import normalize_vqa
-from foveate.mllm.suite import ModelAnswer, Suite, SuiteData, SuiteQuestion, folder_reader, write_bins
+from foveate.mllm.settings import SuiteSettings
+from foveate.mllm.suite import (
+    ModelAnswer,
+    StoredAnswer,
+    Suite,
+    SuiteData,
+    SuiteQuestion,
+    Verdict,
+    ask_collection,
+    folder_reader,
+    score_by,
+    score_first_boxes,
+    share_misses,
+    write_bins,
+)
 from foveate.records.box_text import parse_boxes
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, REGION
+from foveate.records.images import BadImage, read_image_info
 from foveate.records.importers.conversation_file import MalformedEntryError, read_entries
 from foveate.records.importers.conversations import parse_ferret
 from foveate.records.layout import DESCRIPTION, annotation_kinds
+
+# Ferret-Bench: three tasks whose answers a judge scores beside references, by an OpenAI-compatible server.
+
+_BENCH_TASKS = {
+    "refer_desc": ("refer_desc", "refer_caption"),
+    "refer_reason": ("refer_reason",),
+    "ground_conv": ("ground_conv",),
+}
+_LIST = re.compile(r"\[([\s\d,.]*)\]")
+_NUMBER = re.compile(r"\s*\d+(?:\.\d*)?\s*", re.ASCII)
+ANSWER = "<answer>"
+_SYSTEM = "You compare the quality of two answers. You are precise and fair."
+_MAX_TOKENS = 1024
+
+
+def read_bench(path: Path, split: str) -> SuiteData:
+    """Read the folders `refer_desc` (or `refer_caption`), `refer_reason` and `ground_conv` of apple/ml-ferret.
+
+    Each has `question.jsonl`, `answer.jsonl` and `context.jsonl`; `rule.json` and COCO's images in `val2017` are beside
+    them. There are no splits.
+    """
+    rules = read_table(path / "rule.json")
+    read_image = folder_reader(path / "val2017")
+    questions = []
+    for task, names in _BENCH_TASKS.items():
+        folder = next((path / name for name in names if (path / name).is_dir()), None)
+        if folder is None:
+            raise UserError(f"{path}: no folder '{names[0]}'; expected the tasks {', '.join(_BENCH_TASKS)}")
+        rule = get_field(rules, task, dict, where=str(path / "rule.json"))
+        contexts, answers = (
+            {get_field(entry, name, kind, where=str(folder / file)): entry for entry in read_lines(folder / file)}
+            for file, name, kind in (("context.jsonl", "image", str), ("answer.jsonl", "question_id", int))
+        )
+        for number, entry in enumerate(read_lines(folder / "question.jsonl"), 1):
+            where = f"{folder / 'question.jsonl'}, line {number}"
+            image = get_field(entry, "image", str, where=where)
+            size = _read_size(read_image, image, where)
+            text, regions = _place_regions(get_field(entry, "text", str, where=where), size)
+            id = get_field(entry, "question_id", int, where=where)
+            if id not in answers or image not in contexts:
+                raise UserError(f"{where}: question {id} has no reference in answer.jsonl or no context.jsonl")
+            role, instruction = (
+                get_field(rule, name, str, where=str(path / "rule.json")) for name in ("role", "prompt")
+            )
+            context = get_field(contexts[image], "text", str, where=where)
+            reference = get_field(answers[id], "text", str, where=where)
+            # The judge reads the question as published, with coordinates; the model gets `<region>` instead of them.
+            prompt = (
+                f"[Context]\n{context}\n\n[Question]\n{entry['text']}\n\n"
+                f"[{role} 1]\n{reference}\n\n[End of {role} 1]\n\n"
+                f"[{role} 2]\n{ANSWER}\n\n[End of {role} 2]\n\n[System]\n{instruction}\n\n"
+            )
+            questions.append(
+                SuiteQuestion(
+                    id=f"{task}/{id}",
+                    images=(str(image),),
+                    text=text,
+                    references=(reference,),
+                    regions=regions,
+                    judge_prompt=prompt,
+                    slices=(task,),
+                    size=size,
+                )
+            )
+    return SuiteData(questions, read_image)
+
+
+def _read_size(read_image: Any, name: str, where: str) -> tuple[int, int]:
+    try:
+        info = read_image_info(read_image(name))[0]
+    except (BadImage, OSError) as error:
+        raise UserError(f"{where}: image {name} cannot be read ({error})") from error
+    return info.width, info.height
+
+
+def _place_regions(text: str, size: tuple[int, int]) -> tuple[str, tuple[PixelBox, ...]]:
+    """Replace the boxes of a question, fractions of the image, by `<region>`."""
+    boxes: list[PixelBox] = []
+
+    def collect(match: re.Match[str]) -> str:
+        parts = match[1].split(",")
+        # Dots in brackets are text, such as "[...]".
+        if len(parts) != 4 or not all(_NUMBER.fullmatch(part) for part in parts):
+            return match[0]
+        values = [float(part) for part in parts]
+        sides = (*size, *size)
+        boxes.append(PixelBox(*(value * side for value, side in zip(values, sides, strict=True))))
+        return REGION
+
+    return _LIST.sub(collect, text), tuple(boxes)
+
+
+def prepare_answer(question: SuiteQuestion, answer: ModelAnswer) -> str:
+    """Return an answer as the judge reads it: without boxes in referring, with fractions of 3 digits in grounding."""
+    text = write_bins(answer, question.size)
+    if question.slices[0] != "ground_conv":
+        return re.sub(r" ?\[[^\[\]]*\]", "", text)
+
+    def convert(match: re.Match[str]) -> str:
+        parts = [part.strip() for part in match[1].split(",")]
+        if len(parts) != 4 or not all(part.isdigit() for part in parts):
+            return match[0]
+        return f"[{', '.join(f'{int(part) / 1000:.3f}' for part in parts)}]"
+
+    return _LIST.sub(convert, text)
+
+
+class FerretBenchJudge:
+    """Ask a server to score answers beside their references."""
+
+    def __init__(self, settings: SuiteSettings) -> None:
+        self.judge = ServerJudge(settings.judge, settings.judge_model, key_env=settings.judge_key_env)
+
+    def __call__(self, answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> list[Verdict]:
+        """Return the verdicts; a reply without two scores from 0 to 10 is none."""
+        return [
+            _read_verdict(reply)
+            for reply in self.judge.ask([_write_judge_request(question, answer) for question, answer in answered])
+        ]
+
+
+def _write_judge_request(question: SuiteQuestion, answer: ModelAnswer) -> ChatRequest:
+    text = question.judge_prompt.replace(ANSWER, prepare_answer(question, answer))
+    # Temperature as in the published evaluation.
+    messages = (ChatMessage(_SYSTEM, role="system"), ChatMessage(text))
+    return ChatRequest(messages, max_tokens=_MAX_TOKENS, temperature=0.2)
+
+
+def _read_verdict(reply: JudgeReply) -> Verdict:
+    scores = None if reply.error else parse_judge(reply.text)
+    judged = {"judge": reply.judge, "date": reply.date, "reply": reply.text, "error": reply.error, "scores": scores}
+    # A judge scores the reference first and the model's answer second.
+    return Verdict(None if scores is None else scores[1] / 10, judged)
+
+
+def summarize_bench(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[str, float | None]:
+    """Score of each task, 100 x the model's mean over the reference's, and their mean, by judge and date."""
+    pairs: dict[tuple[str, str], list[Sequence[float]]] = defaultdict(list)
+    dates: dict[str, set[str]] = defaultdict(set)
+    for question, answer in answered:
+        judged = answer.judged or {}
+        if judged.get("scores"):
+            pairs[judged["judge"], question.slices[0]].append(judged["scores"])
+            dates[judged["judge"]].add(judged["date"])
+    further: dict[str, float | None] = {}
+    for judge, days in dates.items():
+        by = f"by {judge}, {' to '.join(dict.fromkeys((min(days), max(days))))}"
+        scores = {task: ferret_bench_score(pairs[judge, task]) for task in _BENCH_TASKS if pairs[judge, task]}
+        further |= {f"{task} {by}": score for task, score in scores.items()}
+        further[f"mean {by}"] = sum(scores.values()) / len(scores)
+    return further
+
+
+def _refuse_to_score(question: SuiteQuestion, answer: ModelAnswer) -> float:
+    raise AssertionError("Ferret-Bench is scored by its judge")
+
+
+# Ferret-UI: name texts, icons and widgets of a screen, and find them.
 
 OCR, ICON, CLASS = REFERRING = ("ocr", "icon recognition", "widget classification")
 GROUNDING = ("find text", "find icons", "find widget")
@@ -60,17 +235,18 @@ _MAX_TOKENS_OF_TEXT = 10
 _TEXT_TYPES = ("title", "button", "tab")
 
 
-def read(path: Path, split: str) -> SuiteData:
-    """Read annotation files, which have no splits, or one split of a collection of screens."""
+def read_ui(path: Path, split: str) -> SuiteData:
+    """Read annotation files, which have no splits, or one split of a collection of generated screens.
+
+    The files are in the layout of apple/ml-ferret (`ferretui/playground/sample_data`), each with a task in its name
+    (`ocr_iphone.json`); the screens are in `images` or beside them. Tasks without a published score, or with a judge
+    whose prompt is not published, are left out with a warning.
+    """
     if (path / DESCRIPTION).is_file():
         collection = Collection.open(path)
         questions = list(_ask_screens(collection, split)) if "screens" in annotation_kinds(path) else []
-        if not questions:
-            collection.close()
-            raise UserError(
-                f"{path}: split '{split}' has no screens; expected a collection of `foveate collect screens`"
-            )
-        return SuiteData(questions, lambda key: collection.image_bytes(collection.find_row(key)), collection.close)
+        missing = f"split '{split}' has no screens; expected a collection of `foveate collect screens`"
+        return ask_collection(collection, questions, missing=missing)
     files = sorted(path.glob("*.json"))
     tasks = {file: _find_task(file) for file in files}
     for file, task in tasks.items():
@@ -213,19 +389,9 @@ def is_right_text(question: SuiteQuestion, text: str, mode: str) -> bool:
     return fold(text) == fold(label)
 
 
-def _score_boxes(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]], mode: str) -> BoxScores:
-    return score_boxes(
-        [write_bins(answer, question.size) for question, answer in answered],
-        [[box.x1, box.y1, box.x2, box.y2] for question, _ in answered for box in question.boxes],
-        [question.size or (0, 0) for question, _ in answered],
-        [question.references[0] for question, _ in answered],
-        mode=_MODES[mode],
-    )
-
-
 def score_all(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]], mode: str) -> tuple[list[bool], list[str]]:
     """Return whether each answer is right ("as published" or "corrected"), and why it is not ("" if it is)."""
-    scores = _score_boxes([pair for pair in answered if pair[0].boxes], mode)
+    scores = score_first_boxes([pair for pair in answered if pair[0].boxes], _MODES[mode])
     # The paper asks for more than the threshold; the corrected score counts the threshold, as all of this package do.
     hits = scores.first_ious_N > IOU_THRESHOLD if mode == "as published" else scores.first_N
     boxes = iter(zip(hits.tolist(), scores.misses, strict=True))
@@ -241,17 +407,12 @@ def score_all(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]], mode: str) 
     return right, misses
 
 
-def score(question: SuiteQuestion, answer: ModelAnswer) -> float:
-    """Corrected accuracy."""
-    return float(score_all([(question, answer)], "corrected")[0][0])
-
-
-def explain(question: SuiteQuestion, answer: ModelAnswer) -> str:
+def _explain_ui(question: SuiteQuestion, answer: ModelAnswer) -> str:
     """Return the reason of a miss, "" for a hit."""
     return score_all([(question, answer)], "corrected")[1][0]
 
 
-def summarize(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> dict[str, float | None]:
+def summarize_ui(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> dict[str, float | None]:
     """Both accuracies of each task, their means over tasks as the paper has them, and the share of each reason."""
     further: dict[str, float | None] = {}
     for mode in _MODES:
@@ -269,16 +430,27 @@ def summarize(answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> dict[str
                 if len(values) == len(tasks):
                     further[f"{mode} {platform}mean of {mean}"] = float(np.mean(values))
         if mode == "corrected":
-            further |= {f"missed, {reason}": misses.count(reason) / len(misses) for reason in MISSES}
+            further |= share_misses(misses)
     return further
 
 
-SUITE = Suite(
-    "Ferret-UI, elementary tasks",
-    "accuracy, corrected",
-    read,
-    score,
-    max_tokens=64,
-    summarize=summarize,
-    explain=explain,
-)
+SUITES = {
+    "ferret_bench": Suite(
+        "Ferret-Bench",
+        "the judge's score of the answer, of 10",
+        read_bench,
+        _refuse_to_score,
+        max_tokens=512,
+        summarize=summarize_bench,
+        judge=FerretBenchJudge,
+    ),
+    "ferret_ui": Suite(
+        "Ferret-UI, elementary tasks",
+        "accuracy, corrected",
+        read_ui,
+        score_by(_explain_ui),
+        max_tokens=64,
+        summarize=summarize_ui,
+        explain=_explain_ui,
+    ),
+}
