@@ -42,6 +42,7 @@ foveate.metrics foveate.metrics.answers: mmbase
 foveate.metrics foveate.metrics.confidence: separation
 foveate.metrics foveate.metrics.embedding: steadiness
 foveate.metrics foveate.metrics.retrieval: link_ranks
+foveate.mllm foveate.mllm.pricing: part_costs
 foveate.multimodal foveate.multimodal.answers: askable draw
 foveate.multimodal foveate.multimodal.ask: chat
 foveate.multimodal foveate.multimodal.questions: request_forms
@@ -59,6 +60,7 @@ foveate.serve foveate.serve.answering: metrics
 foveate.serve foveate.serve.bodies: parsing
 foveate.serve foveate.serve.media: mp4_index
 foveate.serve foveate.serve.run: log
+foveate.training foveate.training.price: hardware
 foveate.video foveate.video.evaluate: answer_rows
 foveate.video foveate.video.score_table: judging scores
 foveate.video foveate.video.strategies: grammar
