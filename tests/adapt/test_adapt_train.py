@@ -335,10 +335,10 @@ def test_a_loss_that_is_no_number_names_its_images(backbone: Path, data: Path, t
 
 def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
     for text, sentence in (
-        ("my-vit", "backbone 'my-vit' is neither a folder nor KIND:NAME"),
+        ("my-vit", "backbone: no such folder (got 'my-vit'); expected timm:NAME, "),
         ("tim:x", "Did you mean 'timm'"),
         (str(tmp_path / "none"), "no such folder"),
-        (str(tmp_path), "neither config.json"),
+        (str(tmp_path), "it has no config.json or open_clip_config.json"),
     ):
         with raises_naming(UserError, sentence):
             parse_backbone(text)
