@@ -166,7 +166,7 @@ def price_trainings(plan: Plan, trainings: Sequence[PlannedTraining], speed: Spe
     """Price trainings by variant on this machine, the longest first; `facts` are further ones of the price."""
     elsewhere, mfu = parse_hardware(_ELSEWHERE), PriceSettings().mfu
     seconds_elsewhere = 0.0
-    lines: dict[str, Counter[str]] = {}
+    lines: dict[str, list[tuple[int, int, float]]] = {}
     for training in trainings:
         settings = training.settings.resolve(training.images)
         samples = settings.steps * settings.batch_size
@@ -176,20 +176,21 @@ def price_trainings(plan: Plan, trainings: Sequence[PlannedTraining], speed: Spe
         passes = 3 * samples * share + training.tested * share + (1 - share) * (training.images + training.tested)
         rate = elsewhere.rate(elsewhere.resolve_precision(settings.precision))
         seconds_elsewhere += passes * speed.flops / (rate * mfu)
-        line = lines.setdefault(training.candidate.variant, Counter())
-        line.update(trainings=1, steps=settings.steps, samples=samples, passes=passes)
-    stages = [
-        PricedStage(
-            name=name,
-            trainings=line["trainings"],
-            steps=line["steps"],
-            samples=line["samples"],
-            seconds=line["passes"] * speed.seconds,
-            flops=line["passes"] * speed.flops,
-            facts={"passes": line["passes"]},
+        lines.setdefault(training.candidate.variant, []).append((settings.steps, samples, passes))
+    stages = []
+    for name, rows in lines.items():
+        steps, samples, passes = (sum(column) for column in zip(*rows, strict=True))
+        stages.append(
+            PricedStage(
+                name=name,
+                trainings=len(rows),
+                steps=int(steps),
+                samples=int(samples),
+                seconds=passes * speed.seconds,
+                flops=passes * speed.flops,
+                facts={"passes": passes},
+            )
         )
-        for name, line in lines.items()
-    ]
     reasons = Counter((row.variant, row.reason) for row in plan.refused)
     return Price(
         parameters_by_part={"backbone": plan.backbone},

@@ -15,7 +15,7 @@ from typing import Any
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json, sha256_file
-from foveate.core.hub import Checkpoint, find
+from foveate.core.hub import Checkpoint, ModelKind, check_folder, find
 from foveate.core.model_folder import CONFIG, PREPROCESS, WEIGHTS
 from foveate.vision.hf.towers import KIND_OF_TYPE
 from foveate.vision.localizer.folder import KIND, load_model
@@ -214,8 +214,7 @@ def fingerprint_folder(folder: Path) -> str:
     Raises:
         UserError: when `folder` is not a model folder of Foveate.
     """
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: not a model folder: {CONFIG} is missing")
+    check_folder(folder, ModelKind(files=(CONFIG,)))
     config = read_json(folder / CONFIG)
     recipe = config.get("recipe") if isinstance(config, dict) else None
     if not isinstance(recipe, dict):
@@ -239,11 +238,7 @@ def detect_kind(checkpoint: Checkpoint, *, field: str = "initial") -> str:
     # First, because hub repositories may also contain a config.json of transformers or timm.
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return "open_clip"
-    # A run folder is easily mistaken for its model, which lies one level below.
-    inner = folder / "model"
-    if not (folder / CONFIG).is_file():
-        hint = f". Did you mean '{inner}'?" if (inner / CONFIG).is_file() else ""
-        raise UserError(f"{field} '{checkpoint.name}': not a model folder: it has no {CONFIG}{hint}")
+    check_folder(folder, ModelKind(field, files=(CONFIG, OPEN_CLIP_CONFIG)))
     config = checkpoint.config()
     if config.get("kind") == KIND:
         return KIND
