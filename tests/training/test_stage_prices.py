@@ -122,6 +122,7 @@ def test_what_was_timed_is_printed_by_the_same_function() -> None:
         "note: from timed passes",
     ]
     assert timed.to_json()["table"] == [{"a": 1}]
+    assert str(timed.to_json()["totals"]["steps"]) == "30"
     assert "facts" not in timed.to_json()
 
 

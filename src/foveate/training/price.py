@@ -221,7 +221,7 @@ class Price(_WithFacts):
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def totals(self) -> dict[str, float]:
+    def totals(self) -> dict[str, Any]:
         """Sums over the stages."""
         names = ("trainings", "steps", "samples", "flops", "seconds")
         sums = {name: sum(getattr(stage, name) for stage in self.stages) for name in names}
