@@ -250,22 +250,31 @@ def test_merging_and_peft_through_the_command_line(backbone: Path, data: Path, t
 def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path: Path) -> None:
     said = train(backbone, data, tmp_path / "run", "--method", "lora", "rank=4", "--shots", 5, "--dry-run")
     assert said["images"] == 15
-    assert said["trained"] == 1536
-    assert said["steps"] == 4
-    seconds = said["seconds"]
-    assert seconds["total"] == pytest.approx(sum(seconds[key] for key in ("frozen", "training", "measuring")))
-    assert min(seconds["training"], seconds["measuring"]) > 0
+    assert said["trained_in_backbone"] == 1536
+    assert said["totals"]["steps"] == 4
+    stages = {stage["name"]: stage for stage in said["stages"]}
+    assert said["totals"]["seconds"] == pytest.approx(sum(stage["seconds"] for stage in stages.values()))
+    assert min(stages["training"]["seconds"], stages["measuring"]["seconds"]) > 0
+    trained = 1536 + said["parameters_by_part"]["head"]
+    assert (stages["training"]["trained"], stages["training"]["optimizer_bytes"]) == (trained, 8 * trained)
     assert not (tmp_path / "run").exists()
 
 
 def test_dry_run_tells_the_time(backbone: Path, data: Path, tmp_path: Path) -> None:
     arguments = ("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--dry-run")
     printed = run(*arguments, "--method", "bitfit").output
-    assert re.search(r"about \S+ s.* on this machine: .*training \S+ s.*, measuring .*\(from timed passes", printed)
+    assert re.search(
+        r"stage training: .*, \S+ s\n(.*\n)*stage measuring: .*\nin all: about .* on this machine", printed
+    )
+    assert "note: the times are those of passes of up to 16 images" in printed
     # A solved head has no steps, and L-BFGS is not timed; the probe beside another method is solved, too.
     assert "the linear probe comes on top" in printed
     printed = run(*arguments, "--method", "linear").output
-    assert re.search(r"on this machine: frozen parts \S+ s, measuring \S+ s; the linear probe comes on top", printed)
+    assert re.search(r"solved by lbfgs: yes\nstage frozen parts: \S+ s\nstage measuring: \S+ s\n", printed)
+    assert "the linear probe comes on top" in printed
+    sgd = json.loads(run(*arguments, "--method", "bitfit", "training.optimizer=sgd", "--json").stdout.splitlines()[-1])
+    training = next(stage for stage in sgd["stages"] if stage["name"] == "training")
+    assert training["optimizer_bytes"] == 4 * training["trained"]
 
 
 @pytest.mark.parametrize(
@@ -326,10 +335,10 @@ def test_a_loss_that_is_no_number_names_its_images(backbone: Path, data: Path, t
 
 def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
     for text, sentence in (
-        ("my-vit", "backbone 'my-vit' is neither a folder nor KIND:NAME"),
+        ("my-vit", "backbone: no such folder (got 'my-vit'); expected timm:NAME, "),
         ("tim:x", "Did you mean 'timm'"),
         (str(tmp_path / "none"), "no such folder"),
-        (str(tmp_path), "neither config.json"),
+        (str(tmp_path), "it has no config.json or open_clip_config.json"),
     ):
         with raises_naming(UserError, sentence):
             parse_backbone(text)

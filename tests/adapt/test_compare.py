@@ -27,6 +27,7 @@ from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell
 from foveate.core.progress import configure
 from foveate.training.epochs import Augmentation
+from foveate.training.price import parse_hardware
 from naming import raises_naming
 
 SPLITS: dict[str, Any] = {"train": ["train"], "validation": "validation", "test": "test"}
@@ -328,13 +329,16 @@ def test_a_grid_that_takes_too_long_is_refused_with_its_cost(tmp_path: Path) -> 
         compare(dear, tmp_path / "run", network=opened, device="cpu")
     assert not (tmp_path / "run").exists()
     priced = Comparison(recipe(tmp_path), network=opened).estimate(device="cpu")
-    assert priced["trainings"] == 2 + 2
-    assert priced["samples"] == 2 * 3 * 18 + 2 * 3 * 27
-    lines = {line["variant"]: line for line in priced["methods"]}
+    assert priced.totals["trainings"] == 2 + 2
+    assert priced.totals["samples"] == 2 * 3 * 18 + 2 * 3 * 27
+    passes = {stage.name: stage.facts["passes"] for stage in priced.stages}
     # The head alone: every image once a training; bitfit: three passes an epoch, and one of what is measured.
-    assert lines["linear"]["passes"] == 27 + 15
-    assert lines["bitfit"]["passes"] == 2 * (3 * 54 + 9) + (3 * 81 + 15)
+    assert passes["linear"] == 27 + 15
+    assert passes["bitfit"] == 2 * (3 * 54 + 9) + (3 * 81 + 15)
     check_hours(priced, max_hours=24, grid="quick")
+    # In float32, as the settings say: its peak, and the share of it that all prices assume.
+    rate = 0.4 * parse_hardware("h100-80gb").rate("fp32")
+    assert priced.facts["seconds_on_h100-80gb"] == pytest.approx(priced.totals["flops"] / rate)
 
 
 def test_options_without_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

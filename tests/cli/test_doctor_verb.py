@@ -74,7 +74,7 @@ def test_a_dry_run_needs_no_collection(foveate: Run, tmp_path: Path) -> None:
     told = foveate("pretrain", "tour", "--dry-run", "--devices", "64", "--hardware", "h100-80gb")
     assert told.code == 0, told.err
     assert "device-days" in told.out
-    assert foveate("pretrain", "tour", "--dry-run", "--samples", "1920", "--json").json["steps"] == 10
+    assert foveate("pretrain", "tour", "--dry-run", "--samples", "1920", "--json").json["totals"]["steps"] == 10
     assert foveate("pretrain", "tour").code == 2
     assert foveate("pretrain", "tour", "--devices", "2", "--collection", "x").code == 2
     assert "Did you mean 'h200'?" in foveate("pretrain", "tour", "--dry-run", "--hardware", "h20").sentence

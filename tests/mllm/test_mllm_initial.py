@@ -154,7 +154,7 @@ def test_the_shipped_model_is_a_start(asked_collection: Path, tmp_path: Path) ->
     assert recipe.initial == "mini"
     assert recipe.model.tower == load(MllmRecipe, "mllm-mini").model.tower
     assert "initial: mini" in dump(recipe)
-    priced = price_recipe(recipe)
+    priced = price_recipe(recipe).to_json()
     with torch.device("meta"):
         model = build_recipe_model(recipe)
     assert priced["parameters_by_part"]["language"] == sum(w.numel() for w in model.language_model.parameters())

@@ -110,7 +110,7 @@ def test_stages_are_those_that_were_published() -> None:
 def test_a_price_counts_the_views_of_each_stage(name: str) -> None:
     toy = make_toy(name)
     images = 24 if name == "mm15-video" else 1
-    priced = price_recipe(toy, images=images)
+    priced = price_recipe(toy, images=images).to_json()
     model = build_recipe_model(toy)
     assert priced["parameters_by_part"]["language"] == sum(w.numel() for w in model.language_model.parameters())
     assert priced["parameters_by_part"]["tower"] == sum(w.numel() for w in model.tower.parameters())

@@ -15,15 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from foveate.core.errors import UserError
 from foveate.core.recipes import load, recipe_names, recipe_path
+from foveate.pretrain import pricing
 from foveate.pretrain.losses import clip_loss, region_text_loss
-from foveate.pretrain.pricing import costs
-from foveate.pretrain.pricing.price import Layout, flops_per_image, format_price, memory_per_device, price
+from foveate.pretrain.pricing import count_stage, flops_per_image, price_recipe
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
 from foveate.training.costs import _FUSED_ATTENTION
-from foveate.training.hardware import parse_hardware
+from foveate.training.price import format_price, memory_per_device, parse_hardware
 from foveate.vision.prompter import BoxHead, Prompter
 from naming import raises_naming
 
@@ -31,28 +31,35 @@ from naming import raises_naming
 @pytest.fixture(scope="module", autouse=True)
 def counted_once() -> Iterator[None]:
     """Counting a ViT takes seconds, and most tests price the same one."""
-    count, known = costs.model_cost, {}
+    count, known = pricing.model_cost, {}
 
-    def look_up(model: Any, *, units: list[nn.Module], precision: str) -> costs.ModelCost:
+    def look_up(model: Any, *, units: list[nn.Module], precision: str) -> pricing.ModelCost:
         key = (model.recipe.model_dump_json(exclude={"training", "data"}), precision)
         if key not in known:
             known[key] = count(model, units=units, precision=precision)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "model_cost", look_up)
+        patch.setattr(pricing, "model_cost", look_up)
         yield
 
 
-def counted(recipe: PretrainRecipe) -> costs.ModelCost:
+def price(recipe: PretrainRecipe, **assumed: Any) -> dict[str, Any]:
+    """The JSON of a price, with that of its only stage."""
+    result = price_recipe(recipe, **assumed).to_json()
+    (stage,) = result["stages"]
+    return result | stage | {"warnings": stage["warnings"] + result["warnings"]} | result["totals"]
+
+
+def counted(recipe: PretrainRecipe) -> pricing.ModelCost:
     with torch.device("meta"):
         model = build_model(recipe)
     units = list(PretrainTask(model).shard_units())
-    return costs.model_cost(model, units=units, precision=recipe.training.precision)
+    return pricing.model_cost(model, units=units, precision=recipe.training.precision)
 
 
 @pytest.fixture(scope="module")
-def b16() -> costs.ModelCost:
+def b16() -> pricing.ModelCost:
     return counted(load(PretrainRecipe, "cloc-vit-b16"))
 
 
@@ -61,7 +68,7 @@ def layer(length: int, width: int) -> int:
     return 24 * length * width**2 + 4 * length**2 * width
 
 
-def test_towers_of_vit_b16(b16: costs.ModelCost) -> None:
+def test_towers_of_vit_b16(b16: pricing.ModelCost) -> None:
     image = 12 * layer(197, 768) + 2 * 196 * 768 * 768 + 2 * 768 * 512
     assert b16.image.forward == pytest.approx(image, rel=1e-3)
     assert b16.image.backward == pytest.approx(2 * image, rel=0.01)
@@ -74,7 +81,7 @@ def test_towers_of_vit_b16(b16: costs.ModelCost) -> None:
 
 
 def test_counting_leaves_real_numbers_as_they_are() -> None:
-    """A tower counted as fake tensors costs what the real one costs."""
+    """A tower counted as fake tensors costs what the real one pricing."""
     recipe = tiny.recipe()
     cost, model = counted(recipe), build_model(recipe)
     pixels = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
@@ -98,21 +105,21 @@ def test_the_prompters_formula(pool: str) -> None:
         boxed = prompter.boxes(prepared, corners, index)
         said = prompter.phrases(prepared, torch.randn(2 * boxes, embed_dim), index)
         head(said)
-    formula = costs.prompter_flops(
+    formula = pricing.prompter_flops(
         tokens=side * side, width=width, embed_dim=embed_dim, boxes=boxes, phrases=boxes, pool=pool
     )
     assert boxed.embedding_RE.shape == (8, embed_dim)
     assert counter.get_total_flops() / 2 == pytest.approx(formula, rel=0.08)
 
 
-def test_cloc_over_clip_as_the_method_says(b16: costs.ModelCost) -> None:
+def test_cloc_over_clip_as_the_method_says(b16: pricing.ModelCost) -> None:
     """2.16x plain, 1.47x with the image attention once, 1.09x with the mean over the prompt tokens (B/16, M = 4)."""
     recipe = load(PretrainRecipe, "cloc-vit-b16")
     prompt = load(PretrainRecipe, "cloc-vit-b16", ["regions.prompter.pool=prompt"])
     clip = b16.image.forward + b16.text.forward
-    assert flops_per_image(recipe, b16, once=False)["forward"] / clip == pytest.approx(2.16, abs=0.03)
-    assert flops_per_image(recipe, b16)["forward"] / clip == pytest.approx(1.47, abs=0.03)
-    assert flops_per_image(prompt, b16)["forward"] / clip == pytest.approx(1.09, abs=0.03)
+    assert sum(flops_per_image(recipe, b16, once=False).values()) / clip == pytest.approx(2.16, abs=0.03)
+    assert sum(flops_per_image(recipe, b16).values()) / clip == pytest.approx(1.47, abs=0.03)
+    assert sum(flops_per_image(prompt, b16).values()) / clip == pytest.approx(1.09, abs=0.03)
 
 
 @pytest.mark.parametrize("chunk", [None, 16])
@@ -130,7 +137,7 @@ def test_the_losses_formula(chunk: int | None, filter: str) -> None:
             ).loss
         )
         loss.sum().backward()
-    formula = costs.loss_flops(
+    formula = pricing.loss_flops(
         images=24, regions=64, embed_dim=32, filter=filter, chunked=chunk is not None, with_regions=True
     )
     assert counter.get_total_flops() == pytest.approx(formula, rel=0.1)
@@ -139,8 +146,8 @@ def test_the_losses_formula(chunk: int | None, filter: str) -> None:
 def test_every_process_has_its_share_of_the_losses() -> None:
     recipe = load(PretrainRecipe, "cloc-vit-b16")
     one, many = (price(recipe, devices=devices, hardware="h100-80gb") for devices in (1, 64))
-    assert many["loss_flops_per_device"] == pytest.approx(one["loss_flops_per_device"] / 64)
-    assert many["loss_share_of_step"] == pytest.approx(one["loss_share_of_step"])
+    assert many["flops"] == pytest.approx(one["flops"])
+    assert many["loss_share"] == pytest.approx(one["loss_share"])
     assert many["memory_per_device"]["loss_blocks"] < one["memory_per_device"]["loss_blocks"]
 
 
@@ -151,15 +158,16 @@ SLOW = ("clip-vit-l14-336", "clip-vit-h14-336", "cloc-vit-l14-336", "cloc-vit-h1
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PRETRAIN])
 def test_every_shipped_recipe_has_a_price(name: str) -> None:
     recipe = load(PretrainRecipe, name)
-    priced = price(recipe, devices=64 if "vit" in name else 1, hardware="h100-80gb")
+    result = price_recipe(recipe, devices=64 if "vit" in name else 1, hardware="h100-80gb")
+    priced = result.to_json() | result.stages[0].to_json() | result.totals
     assert priced["samples"] == recipe.training.steps * recipe.training.batch_size
     assert priced["parameters"] == sum(priced["parameters_by_part"].values())
-    numbers = [priced[key] for key in ("flops_in_all", "days", "device_days", "bytes_read_in_all")]
+    numbers = [priced[key] for key in ("flops", "days", "device_days", "bytes_read_in_all")]
     assert all(math.isfinite(number) and number > 0 for number in numbers)
     assert priced["device_days"] == pytest.approx(priced["days"] * priced["devices"])
     memory = dict(priced["memory_per_device"])
     assert memory.pop("total") == pytest.approx(sum(memory.values()))
-    assert all(isinstance(line, str) for line in format_price(priced))
+    assert all(isinstance(line, str) for line in format_price(result))
 
 
 def test_the_papers_recipes_have_the_papers_numbers() -> None:
@@ -182,42 +190,42 @@ def test_the_papers_run_on_the_papers_machine() -> None:
     so that the paper's run reached about .09."""
     priced = price(load(PretrainRecipe, "cloc-vit-l14-336"), devices=1024, hardware="tpu-v5p", samples=14.4e9, mfu=0.4)
     assert priced["samples"] == pytest.approx(14.4e9, rel=1e-4)
-    assert 1.0 < priced["days_without_losses"] < 1.6
-    assert 0.07 < 0.4 * priced["days_without_losses"] / 6 < 0.11
+    days_without_losses = priced["days"] * (1 - priced["loss_share"])
+    assert 1.0 < days_without_losses < 1.6
+    assert 0.07 < 0.4 * days_without_losses / 6 < 0.11
 
 
-def test_memory_falls_with_fsdp_parts_and_checkpoints(b16: costs.ModelCost) -> None:
+def test_memory_falls_with_fsdp_parts_and_checkpoints(b16: pricing.ModelCost) -> None:
     recipe = load(PretrainRecipe, "cloc-vit-b16")
 
     def total(devices: int = 8, accumulate: int = 1, parallel: str = "ddp", towers: Sequence[str] = ()) -> float:
-        return memory_per_device(recipe, b16, Layout(devices, accumulate, parallel, frozenset(towers)))["total"]
+        changes = {tower: getattr(recipe, tower) | {"checkpointing": True} for tower in towers}
+        stage = count_stage(recipe.model_copy(update=changes), b16)
+        return memory_per_device(stage.change(accumulate=accumulate, parallel=parallel), devices)["total"]
 
     assert total(parallel="fsdp") < total()
     assert total(accumulate=4) < total()
     assert total(towers=["image_encoder", "text_encoder"]) < total(towers=["image_encoder"]) < total()
     assert total(devices=64) < total()
-    one = memory_per_device(recipe, b16, Layout(1, 1, "ddp"))
+    one = memory_per_device(count_stage(recipe, b16), 1)
     assert one["weights"] + one["gradients"] + one["optimizer"] == 16 * b16.trained
     assert one["ddp_buckets"] == 0
 
 
 def test_checkpointing_is_priced_where_there_is_a_switch() -> None:
     both = [f"{tower}.checkpointing=true" for tower in ("image_encoder", "text_encoder")]
-    plain, chosen = (price(load(PretrainRecipe, "cloc-vit-b16", changes)) for changes in ([], both))
-    assert plain["checkpointing"] == {"possible": ["image_encoder", "text_encoder"], "enabled": []}
-    assert chosen["checkpointing"]["enabled"] == ["image_encoder", "text_encoder"]
-    assert chosen["memory_per_device"]["total"] == plain["memory_per_device_checkpointed"]
-    assert chosen["memory_per_device"]["total"] < plain["memory_per_device"]["total"]
-    parts = plain["flops_per_image"]
-    again = (parts["image tower"] + parts["caption"] + parts["phrases"]) * plain["samples"]
-    assert chosen["flops_in_all"] - plain["flops_in_all"] == pytest.approx(again)
-    said = "\n".join(format_price(plain))
-    assert "image_encoder.checkpointing=true and text_encoder.checkpointing=true" in said
-    assert "checkpointing=true" not in "\n".join(format_price(chosen))
-    tour = price(load(PretrainRecipe, "tour"))
-    assert tour["checkpointing"]["possible"] == []
-    assert tour["memory_per_device_checkpointed"] == tour["memory_per_device"]["total"]
-    assert "checkpointing" not in "\n".join(format_price(tour))
+    plain, chosen = (price_recipe(load(PretrainRecipe, "cloc-vit-b16", changes)) for changes in ([], both))
+    (whole,), (recomputed,) = plain.stages, chosen.stages
+    memory = recomputed.memory_per_device["total"]
+    assert memory == whole.memory_with[" and ".join(both)] < whole.memory_per_device["total"]
+    parts = whole.forward_per_sample
+    again = (parts["image tower"] + parts["caption"] + parts["phrases"]) * whole.samples
+    assert recomputed.flops - whole.flops == pytest.approx(again)
+    assert f"{' and '.join(both)} {memory / 1e9:,.4g}" in "\n".join(format_price(plain))
+    tour = price_recipe(load(PretrainRecipe, "tour"))
+    for price_without_switch in (chosen, tour):
+        assert set(price_without_switch.stages[0].memory_with) == {"training.parallel=ddp", "training.parallel=fsdp"}
+        assert "checkpointing" not in "\n".join(format_price(price_without_switch))
 
 
 def test_what_does_not_fit_is_named_with_what_would() -> None:

@@ -14,7 +14,7 @@ import tiny
 from foveate.core.errors import UserError
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.export import export
-from foveate.pretrain.pricing.price import price
+from foveate.pretrain.pricing import price_recipe
 from foveate.pretrain.train import build_dataset, build_model
 from foveate.records.collection import Collection
 from foveate.records.importers.webdataset import import_webdataset
@@ -55,7 +55,7 @@ def test_regions_are_drawn_from_the_chosen_sources(tiny_collection: Path, labele
             recipe, Collection.open(labeled), build_model(recipe), device=torch.device("cpu"), cache=tmp_path / "cache"
         )
     with raises_naming(UserError, "vesl:tast"):
-        price(recipe, collection=Collection.open(labeled))
+        price_recipe(recipe, collection=Collection.open(labeled))
 
 
 def test_an_evaluation_takes_no_label_of_a_detector_for_the_truth(tiny_collection: Path, labeled: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from foveate.core.errors import UserError
-from foveate.pretrain.pricing.price import price
+from foveate.pretrain.pricing import price_recipe
 from foveate.pretrain.train import PretrainRun, pretrain
 from foveate.records.collection import Collection
 from foveate.search.index import build_index
@@ -46,16 +46,16 @@ def test_the_run_and_its_folder_say_that_no_place_was_learned(run: PretrainRun) 
 def test_the_command_that_makes_regions_is_named_before(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    priced = price(tiny.recipe(), collection=Collection.open(images))
-    assert f"foveate regions {images}" in priced["warnings"][0]
-    assert priced["regions"] == 0
+    priced = price_recipe(tiny.recipe(), collection=Collection.open(images))
+    assert f"foveate regions {images}" in priced.warnings[0]
+    assert priced.facts["regions"] == 0
     pretrain(tiny.recipe(training={"steps": 1, "workers": 0}), Collection.open(images), tmp_path, evaluate_split=None)
     assert f"foveate regions {images}" in capsys.readouterr().err
 
 
 def test_a_clip_has_no_such_warning(images: Path) -> None:
     recipe = tiny.recipe(regions={"method": "none"})
-    assert not [text for text in price(recipe, collection=Collection.open(images))["warnings"] if "regions" in text]
+    assert not [text for text in price_recipe(recipe, collection=Collection.open(images)).warnings if "regions" in text]
 
 
 def test_boxes_are_compared_by_pooled_tokens(run: PretrainRun, images: Path, tmp_path: Path) -> None:

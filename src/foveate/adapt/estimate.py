@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +18,17 @@ from foveate.adapt.prefix import FrozenPrefix
 from foveate.adapt.recipe import AdaptRecipe
 from foveate.adapt.train import build_adapted, held_out_splits, select_training_rows
 from foveate.core.errors import UserError
-from foveate.core.progress import duration, silent
+from foveate.core.progress import silent
 from foveate.training.classification import LabeledImages, Rows, readable_batches
+from foveate.training.costs import time_call
 from foveate.training.distributed import start
+from foveate.training.price import Price, PricedStage, optimizer_bytes
 
 _TIMED_IMAGES = 16
+_NOT_CACHED = "nothing: training.cache is off, or images vary from epoch to epoch"
 
 
-def time_call(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of a call, its work on a CUDA device included."""
-    began = time.monotonic()
-    call()
-    # CUDA runs asynchronously: without waiting, only the launch of the pass would be timed.
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.monotonic() - began
-
-
-def estimate_training(recipe: AdaptRecipe, data: str | Path, *, device: str | None = None) -> dict[str, Any]:
+def estimate_training(recipe: AdaptRecipe, data: str | Path, *, device: str | None = None) -> Price:
     """Return what a run would train, in how many steps, and about how long; nothing is trained or written.
 
     Args:
@@ -51,42 +42,53 @@ def estimate_training(recipe: AdaptRecipe, data: str | Path, *, device: str | No
     counts = adapted.count_parameters()
     caching = recipe.training.cache and not recipe.training.varies_images
     prefix = FrozenPrefix(adapted)
-    cached = prefix.describe() if caching else "nothing: training.cache is off, or images vary from epoch to epoch"
+    caches = caching and prefix.kind != "nothing"
     missing = images.missing_classes(rows)
-    solved = is_solved(
-        adapted, recipe.method, recipe.training, missing=missing, cached=caching and prefix.kind != "nothing"
-    )
-    steps = 0 if solved else settings.steps
+    solved = is_solved(adapted, recipe.method, recipe.training, missing=missing, cached=caches)
     # As `train_adapter`: a linear probe of the network as it came stands beside every other method.
     beside_probe = not solved and not missing
     with start(device or "auto") as here:
-        seconds = _estimate_seconds(
-            adapted,
-            network,
-            images,
-            rows,
-            device=here.device,
-            prefix=prefix if caching and prefix.kind != "nothing" else None,
-            samples=steps * settings.batch_size,
-            splits=held_out_splits(recipe, images),
-            beside_probe=beside_probe,
+        passing, freezing, stepping = _time_image(
+            adapted, network, images, rows, device=here.device, prefix=prefix if caches else None, trains=not solved
         )
-    return {
-        "method": recipe.method["method"],
-        "classes": len(images.classes),
-        "images": len(rows),
-        "steps": steps,
-        "samples": steps * settings.batch_size,
-        **counts._asdict(),
-        "cached": cached,
-        # AdamW holds two float32 moments for each trained parameter.
-        "optimizer_bytes": 8 * (counts.trained + counts.head) if steps else 0,
-        "probe": solved or beside_probe,
-        "seconds": seconds,
-    }
+    steps, trained = (0, 0) if solved else (settings.steps, counts.trained + counts.head)
+    held_out = sum(len(images.rows(split)) for split in held_out_splits(recipe, images))
+    measured = held_out * (2 if beside_probe else 1) + (len(rows) if beside_probe else 0)
+    training = PricedStage(
+        name="training",
+        steps=steps,
+        batch_size=settings.batch_size if steps else 0,
+        samples=steps * settings.batch_size,
+        trained=trained,
+        seconds_per_step=stepping * settings.batch_size,
+        seconds=stepping * steps * settings.batch_size,
+        facts={"optimizer_bytes": optimizer_bytes(settings, trained)},
+    )
+    stages = [
+        PricedStage(name="frozen parts", seconds=freezing * len(rows)),
+        training,
+        PricedStage(name="measuring", seconds=passing * measured),
+    ]
+    notes = [f"the times are those of passes of up to {_TIMED_IMAGES} images"]
+    if solved or beside_probe:
+        # Its time depends on the features, which nobody has yet.
+        notes.append("the linear probe comes on top")
+    return Price(
+        parameters_by_part={"backbone": counts.backbone, "head": counts.head},
+        stages=[stage for stage in stages if stage.seconds],
+        facts={
+            "method": recipe.method["method"],
+            "trained_in_backbone": counts.trained,
+            "classes": len(images.classes),
+            "images": len(rows),
+            "cached": prefix.describe() if caching else _NOT_CACHED,
+            "solved_by_lbfgs": solved,
+        },
+        notes=notes,
+    )
 
 
-def _estimate_seconds(
+def _time_image(
     adapted: AdaptedModel,
     network: LoadedBackbone,
     images: LabeledImages,
@@ -94,17 +96,13 @@ def _estimate_seconds(
     *,
     device: torch.device,
     prefix: FrozenPrefix | None,
-    samples: int,
-    splits: Sequence[str],
-    beside_probe: bool,
-) -> dict[str, float]:
-    """Return about how long the parts of a run take on this device, from some training images.
+    trains: bool,
+) -> tuple[float, float, float]:
+    """Return about how many seconds it takes to predict an image, to cache it, and to train a step with it.
 
     Args:
         prefix: what is computed once for each image; None where nothing is.
-        samples: of all steps; 0 where the head is solved, whose time is not measured.
-        splits: that are measured at the end.
-        beside_probe: the features of the network as it came are computed, too.
+        trains: whether there are steps; a solved head has none.
     """
     adapted.to(device)
     picked = rows[np.linspace(0, len(rows) - 1, min(_TIMED_IMAGES, len(rows))).astype(int)]
@@ -118,19 +116,16 @@ def _estimate_seconds(
         read["rows"] = [row for numbers, _ in parts for row in numbers]
         read["pixels"] = network.normalize(torch.cat([pixels for _, pixels in parts]).to(device))
 
-    def per_image(call: Callable[[], object]) -> float:
-        # The first call warms up; the better of two more counts: other processes can only slow one down.
-        call()
-        return min(time_call(call, device) for _ in range(2)) / len(picked)
-
-    reading = per_image(read_images)
+    reading = time_call(read_images, device) / len(picked)
     pixels: Tensor = read["pixels"]
+    caching = stepping = 0.0
+    cached: Tensor | None = None
     with torch.no_grad():
-        passing = reading + per_image(lambda: adapted.eval()(pixels))
-        cached = None if prefix is None else prefix.compute(pixels)
-        frozen = 0.0 if prefix is None else reading + per_image(lambda: prefix.compute(pixels))
-    stepping = 0.0
-    if samples:
+        passing = reading + time_call(lambda: adapted.eval()(pixels), device) / len(picked)
+        if prefix is not None:
+            cached = prefix.compute(pixels)
+            caching = reading + time_call(lambda: prefix.compute(pixels), device) / len(picked)
+    if trains:
         labels = torch.from_numpy(images.labels_N[read["rows"]]).to(device)
         adapted.train()
 
@@ -138,27 +133,5 @@ def _estimate_seconds(
             logits = adapted(pixels) if prefix is None or cached is None else prefix.logits(cached)
             cross_entropy(logits.float(), labels).backward()
 
-        stepping = per_image(step) + (reading if prefix is None else 0.0)
-    held_out = sum(len(images.rows(split)) for split in splits)
-    measured = passing * (held_out * (2 if beside_probe else 1) + (len(rows) if beside_probe else 0))
-    parts = {"frozen": frozen * len(rows), "training": stepping * samples, "measuring": measured}
-    return {**parts, "total": sum(parts.values())}
-
-
-def format_estimate(estimate: dict[str, Any]) -> Sequence[str]:
-    """Format `estimate_training` as lines of text."""
-    seconds = estimate["seconds"]
-    names = {"frozen": "frozen parts", "training": "training", "measuring": "measuring"}
-    parts = ", ".join(f"{name} {duration(seconds[key])}" for key, name in names.items() if seconds[key])
-    # Its time depends on the features, which nobody has yet.
-    unknown = "; the linear probe comes on top" if estimate["probe"] else ""
-    return [
-        f"{estimate['method']}: {estimate['trained']:,} of {estimate['backbone']:,} parameters and a head of "
-        f"{estimate['head']:,}",
-        f"{estimate['images']} training images of {estimate['classes']} classes, "
-        + (f"{estimate['steps']} steps, {estimate['samples']:,} samples" if estimate["steps"] else "solved by L-BFGS"),
-        f"cached: {estimate['cached']}",
-        f"AdamW's moments: {estimate['optimizer_bytes'] / 2**20:.1f} MiB",
-        f"about {duration(seconds['total'])} on this machine: {parts}{unknown} (from timed passes of up to "
-        f"{_TIMED_IMAGES} images)",
-    ]
+        stepping = time_call(step, device) / len(picked) + (reading if prefix is None else 0.0)
+    return passing, caching, stepping

@@ -101,9 +101,7 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder)
     sections = dict.fromkeys(("settings", "head", "backbone", "info"), dict)
-    config = read_config(
-        path, kind=KIND, formats=[FORMAT], fields=sections, label="adapter", config_name=CONFIG, inner="adapter"
-    )
+    config = read_config(path, kind=KIND, formats=[FORMAT], fields=sections, label="adapter", config_name=CONFIG)
     strength = config.get("strength")
     # JSON's true is an int in Python, and Python's parser takes NaN for a float.
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):

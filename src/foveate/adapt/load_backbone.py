@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from foveate.adapt.module_map import parse_modules
 from foveate.adapt.networks import LITE0_OPTIONS, open_lite0, open_network, open_torchvision, open_transformers
-from foveate.core.errors import UserError, choose, nearest
+from foveate.core.errors import UserError, choose
 from foveate.core.files import read_json
-from foveate.core.hub import HUB_ID
+from foveate.core.hub import HUB_ID, find
 from foveate.core.progress import say
 from foveate.vision.hf.towers import KIND_OF_TYPE
 from foveate.vision.preprocess import Preprocess
@@ -62,19 +62,19 @@ def parse_backbone(text: str, modules: Sequence[str] = ()) -> dict[str, Any]:
     """
     if modules:
         return {**parse_backbone(text), "modules": parse_modules(modules)}
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return {"source": str(path), "kind": _detect_kind(path)}
     kind, _, name = text.partition(":")
     known = encoder_kinds("IMAGE_ENCODER")
     kinds = [*(candidate for candidate in (*_INNER, "lite0") if candidate in known), *_LIBRARIES]
-    if kind not in kinds:
-        if "/" in text or path.suffix:
-            raise UserError(f"backbone '{text}': no such folder{_hub_hint(text)}")
-        raise UserError(
-            f"backbone '{text}' is neither a folder nor KIND:NAME; expected one of the kinds {', '.join(kinds)}"
-            f"{nearest(kind, kinds)}"
-        )
+    if kind not in kinds or Path(text).is_dir():
+        path = Path(text).expanduser()
+        if not path.exists() and HUB_ID.fullmatch(text.removeprefix("hf-hub:")):
+            named = ", ".join(f"{inner}:{text.removeprefix('hf-hub:')}" for inner in _INNER)
+            raise UserError(
+                f"backbone: no such folder (got '{text}'); a model of the hub is named with the kind of its files: "
+                f"{named}"
+            )
+        path = find("backbone", text, names=[each if each == "lite0" else f"{each}:NAME" for each in kinds]).folder
+        return {"source": str(path), "kind": _detect_kind(path)}
     if not name:
         return {"kind": kind}
     # A bare name is an architecture; NAME.TAG (timm) and OWNER/NAME are trained weights on the hub.
@@ -82,19 +82,9 @@ def parse_backbone(text: str, modules: Sequence[str] = ()) -> dict[str, Any]:
     return {"kind": kind, ("model" if by_name else "source"): name}
 
 
-def _hub_hint(text: str) -> str:
-    """Say how a model of the hub is named, where the text may be meant as one."""
-    name = text.removeprefix("hf-hub:")
-    if not HUB_ID.fullmatch(name):
-        return ""
-    return f"; a model of the hub is named with the kind of its files: {', '.join(f'{kind}:{name}' for kind in _INNER)}"
-
-
 def _detect_kind(path: Path) -> str:
     if (path / "open_clip_config.json").is_file():
         return "open_clip"
-    if not (path / "config.json").is_file():
-        raise UserError(f"backbone {path} has neither config.json nor open_clip_config.json")
     config = read_json(path / "config.json")
     if isinstance(config, dict):
         if config.get("kind") == "localizing-encoder":

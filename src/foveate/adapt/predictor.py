@@ -29,6 +29,7 @@ from foveate.adapt.results import AdaptResult, PredictResult
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, choose
 from foveate.core.files import read_json, write_bytes_atomically
+from foveate.core.hub import find
 from foveate.core.results import CalibrateResult, parse_result
 from foveate.metrics.agreement import softmax
 from foveate.records import layout
@@ -279,7 +280,7 @@ def open_adapter(
         >>> len(open_adapter(adapter_run).classes) > 1
         True
     """
-    path = Path(folder)
+    path = find("adapter", os.fspath(folder)).folder
     if gamma is not None and (calibration is not None or not math.isfinite(gamma)):
         raise UserError(f"gamma: expected a finite number, without a calibration (got {gamma})")
     here = choose_device(device or "auto")
@@ -296,11 +297,6 @@ def open_adapter(
     else:
         if backbone is not None:
             raise UserError(f"backbone: has no effect on {path}, which is no adapter but a classifier")
-        if not (path / "config.json").is_file():
-            raise UserError(
-                f"{path}: expected a run folder of `adapt train`, an adapter folder, or a classifier folder with "
-                "config.json and model.safetensors"
-            )
         classifier: Classifier = open_classifier(path, device=str(here))
         module = classifier
         classes, logits = classifier.names, classifier

@@ -1,10 +1,12 @@
-"""Sources of trained weights: a local folder, or a repository of the Hugging Face hub, pinned to a commit.
+"""Find a model by name: one that ships with the package, a local folder, or a repository of the Hugging Face hub.
 
 Whatever the name, the result is a folder on this machine: the libraries then read files only. Pickles are not read.
+All openers resolve names here, in this order and with these errors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.core.errors import UserError, shorten_reason
+from foveate.core.errors import UserError, nearest, shorten_reason
 from foveate.core.files import read_json
+from foveate.core.paths import DATA
 from foveate.core.progress import say
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -94,6 +97,105 @@ class Checkpoint:
         return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class ModelKind:
+    """The names that an opener takes.
+
+    Attributes:
+        field: what the errors call a name. folder: what they call its folder.
+        shipped: names of models that come with the package.
+        files: one of them is in every folder of the kind; empty where the opener looks itself.
+        on_hub: whether a name may be OWNER/NAME or OWNER/NAME@REVISION.
+    """
+
+    field: str = "model"
+    folder: str = "a model folder"
+    shipped: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    on_hub: bool = True
+
+
+_CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+_MULTIMODAL = ModelKind(shipped=("mini", "mini-ferret", "smollm2-mini"), files=(_CONFIG,))
+KINDS = {
+    "multimodal": _MULTIMODAL,
+    "localizer": ModelKind(files=(_CONFIG, _OPEN_CLIP_CONFIG)),
+    "language": ModelKind("language model", shipped=("smollm2",), files=(_CONFIG,)),
+    "species": ModelKind(folder="a model folder of `species train`", files=(_CONFIG,), on_hub=False),
+    "classifier": ModelKind("classifier", "a folder with config.json and model.safetensors", (), (_CONFIG,), False),
+    "adapter": ModelKind(
+        "adapter",
+        "a run folder of `adapt train`, an adapter folder, or a classifier folder with config.json and "
+        "model.safetensors",
+        files=("adapter.json", "adapter/adapter.json", _CONFIG),
+        on_hub=False,
+    ),
+    "backbone": ModelKind("backbone", files=(_CONFIG, _OPEN_CLIP_CONFIG), on_hub=False),
+    "served": ModelKind(folder="a folder of a model or an index", shipped=_MULTIMODAL.shipped, on_hub=False),
+}
+# Folders that hold the model of a run: the run folder is easily mistaken for it.
+INNER = ("model", "adapter", "index")
+
+
+def find(kind: str, name: str | Path, *, names: Sequence[str] = (), **options: Any) -> Checkpoint:
+    """Return the folder of a model by its name; see `locate` for the order, and `fetch` for `options` and errors."""
+    folder = locate(kind, name, names=names)
+    if folder is None or options.get("revision") is not None:
+        return fetch(str(name), field=KINDS[kind].field, **options)
+    return Checkpoint(str(name), folder)
+
+
+def locate(kind: str | ModelKind, name: str | Path, *, names: Sequence[str] = ()) -> Path | None:
+    """Return the folder of a model by its name, without the hub; None for the name of a repository.
+
+    A shipped name comes first (`./mini` is a folder of that name), then a folder, then the hub.
+
+    Args:
+        kind: key of `KINDS`.
+        names: further ones that the opener takes, for the error.
+
+    Raises:
+        UserError: there is no such folder, or it is none of the kind. The error names a run's model and a shipped
+            model whose name is near.
+    """
+    rule, text = KINDS[kind] if isinstance(kind, str) else kind, str(name)
+    if text in rule.shipped:
+        return DATA / text
+    path = Path(name).expanduser()
+    # A local folder takes precedence: a relative path may look like OWNER/NAME.
+    if text and path.is_dir():
+        check_folder(path, rule)
+        return path
+    if rule.on_hub and not path.exists() and HUB_ID.fullmatch(text.partition("@")[0]):
+        return None
+    expected = [*rule.shipped, *names, rule.folder, *(["OWNER/NAME on the hub"] if rule.on_hub else [])]
+    choices = " or ".join([", ".join(expected[:-1]), expected[-1]] if len(expected) > 1 else expected)
+    owners = [other for other, of_kind in KINDS.items() if text in of_kind.shipped]
+    problem = "no such folder"
+    if owners:
+        problem = f"the name of a {owners[0]} model that ships with Foveate"
+    elif path.exists() and text:
+        problem = "a file, not a folder"
+    near = nearest(text.partition(":")[0], [each.partition(":")[0] for each in (*rule.shipped, *names)]) if text else ""
+    raise UserError(f"{rule.field}: {problem} (got '{text}'); expected {choices}{near}")
+
+
+def check_folder(path: Path, rule: ModelKind) -> None:
+    """Raise UserError unless a folder exists and has one of the files of its kind; the error names an inner folder."""
+
+    def holds(folder: Path) -> bool:
+        return not rule.files or any((folder / file).is_file() for file in rule.files)
+
+    if holds(path):
+        return
+    if not path.is_dir():
+        raise UserError(f"{rule.field}: no such folder (got '{path}'); expected {rule.folder}")
+    inner = [path / each for each in INNER if (path / each).is_dir() and holds(path / each)]
+    near = f". Did you mean '{inner[0]}'?" if inner else f"; expected {rule.folder}"
+    names = " or ".join(name for name in rule.files if "/" not in name)
+    raise UserError(f"{rule.field} '{path}': not a model folder: it has no {names}{near}")
+
+
 def fetch(
     source: str,
     *,
@@ -106,7 +208,7 @@ def fetch(
     """Return the folder of `source`, downloaded into the hub's cache if need be.
 
     Args:
-        source: a local folder, or OWNER/NAME on the hub.
+        source: a local folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub.
         revision: of a hub repository: a commit (the only one that never changes), tag or branch.
         offline: look into the cache only, as with HF_HUB_OFFLINE=1.
         field: what the errors call the source.
@@ -117,16 +219,26 @@ def fetch(
         UserError: a folder does not exist, or a repository is neither cached nor within reach; the error says which. A
             partial download is not kept.
     """
-    path = Path(source).expanduser()
-    # A local folder takes precedence: a relative path may look like OWNER/NAME.
-    if source and path.is_dir():
+    path = locate(ModelKind(field, folder="a folder"), source)
+    if path is not None:
         if revision is not None:
             raise UserError(
                 f"{field}: a folder has no revisions (got '{source}', revision '{revision}'); leave revision out"
             )
         return Checkpoint(source, path)
-    if not HUB_ID.fullmatch(source) or path.exists():
-        raise UserError(f"{field}: no such folder (got '{source}'); expected a folder or OWNER/NAME on the hub")
+    repository, at, tag = source.partition("@")
+    if at:
+        if revision is not None:
+            raise UserError(f"{field}: two revisions (got '{source}', revision '{revision}'); expected one")
+        if _COMMIT.fullmatch(tag) and not offline:
+            # A commit never changes: where its weights are cached, the hub has nothing to add.
+            with contextlib.suppress(UserError):
+                checkpoint = fetch(
+                    repository, revision=tag, offline=True, field=field, cache_dir=cache_dir, patterns=patterns
+                )
+                if any(checkpoint.folder.glob("*.safetensors")):
+                    return checkpoint
+        source, revision = repository, tag
     from huggingface_hub import constants, errors, snapshot_download
 
     only_local = offline or constants.is_offline_mode()

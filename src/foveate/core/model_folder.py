@@ -20,6 +20,7 @@ from foveate.core.files import (
     write_json_atomically,
     write_text_atomically,
 )
+from foveate.core.hub import ModelKind, check_folder
 from foveate.core.version import __version__
 
 if TYPE_CHECKING:
@@ -87,7 +88,6 @@ def read_config(
     fields: Mapping[str, type | tuple[type, ...]] | None = None,
     label: str = "model",
     config_name: str = CONFIG,
-    inner: str = "model",
 ) -> dict[str, Any]:
     """Read and check the config of a model folder.
 
@@ -95,17 +95,12 @@ def read_config(
         kind, formats: what is accepted.
         fields: name -> type of the fields that must be there.
         label: what the folder is, for the error ("adapter").
-        inner: the subfolder of a run folder that would hold the model; named in the error where it is there.
 
     Raises:
         UserError: the folder is missing, of another kind or format, or lacks a field.
     """
+    check_folder(folder, ModelKind(label, f"a folder with {config_name}", files=(config_name,)))
     path = folder / config_name
-    if not path.is_file():
-        hint = folder / inner
-        near = f". Did you mean '{hint}'?" if (hint / config_name).is_file() else ""
-        why = f"it has no {config_name}" if folder.is_dir() else "there is no such folder"
-        raise UserError(f"{folder} is not a folder of kind '{label}': {why}{near}")
     config = read_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object (got {type(config).__name__})")

@@ -97,6 +97,7 @@ foveate.mllm.suites foveate.mllm.suites.ferret: ferret_bench ferret_ui
 foveate.mllm.suites foveate.mllm.suites.referring: flickr lvis_refer refcoco self_check
 foveate.mllm.suites foveate.mllm.suites.scenes: conversations
 foveate.mllm.suites foveate.mllm.suites.short_answers: ai2d chartqa docvqa infovqa pope scienceqa textvqa vqa
+foveate.mllm foveate.mllm.pricing: part_costs
 foveate.multimodal foveate.multimodal.answers: askable draw
 foveate.multimodal foveate.multimodal.ask: chat
 foveate.multimodal foveate.multimodal.questions: request_forms
@@ -157,6 +158,7 @@ foveate.species foveate.species.taxonomy: classes matching
 foveate.species.scores foveate.species.score: complex conve distmult
 foveate.species.stages foveate.species.stages.prior: temperature
 foveate.species.stages foveate.species.stages.rollup: threshold
+foveate.training foveate.training.price: hardware
 foveate.video foveate.video.evaluate: answer_rows
 foveate.video foveate.video.score_table: judging scores
 foveate.video foveate.video.strategies: grammar

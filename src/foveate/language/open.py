@@ -22,7 +22,7 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import atomic_file, read_json, sha256_file
-from foveate.core.hub import Checkpoint, check_loaded, fetch, loading, quiet
+from foveate.core.hub import Checkpoint, check_loaded, find, loading, quiet
 from foveate.core.paths import cache_folder
 from foveate.core.progress import say
 from foveate.language.chat import Chat
@@ -220,7 +220,7 @@ def open_language_model(
         if path.suffix != ".gguf":
             path = find_smollm2(None if str(source) == SMOLLM2 else path)
         return _open_gguf(path, str(source), tokenizer=tokenizer, chat=chat, dtype=dtype)
-    checkpoint = fetch(str(source), revision=revision, offline=offline, field="language model")
+    checkpoint = find("language", source, revision=revision, offline=offline)
     return _open_checkpoint(checkpoint, tokenizer=tokenizer, chat=chat, dtype=dtype)
 
 
@@ -237,7 +237,7 @@ def read_language_config(source: str, *, revision: str | None = None) -> Any:
         return smollm2_config()
     if path.suffix == ".gguf":
         return read_llama_config(GGUFFile(path))
-    checkpoint = fetch(source, revision=revision, field="language model")
+    checkpoint = find("language", source, revision=revision)
     checkpoint.config()
     with loading(checkpoint.name):
         # Explicitly False: by default transformers asks on the terminal whether to run the code of a repository.

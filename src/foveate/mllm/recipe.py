@@ -14,8 +14,8 @@ from foveate.core.recipes import Settings
 from foveate.multimodal.assemble import AssemblyOptions
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.record import GROUPS
-from foveate.training.hardware import PriceSettings
 from foveate.training.mixture_groups import GroupMixture
+from foveate.training.price import PriceSettings
 from foveate.training.settings import TrainingSettings
 from foveate.training.token_batches import TokenBatching
 

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.devices import choose_device
-from foveate.core.errors import UserError, nearest
+from foveate.core.errors import UserError
 from foveate.core.files import read_json, sha256_file
-from foveate.core.hub import HUB_ID
+from foveate.core.hub import KINDS, locate
 from foveate.core.model_folder import CONFIG
 from foveate.core.paths import DATA
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import KIND, hash_model, load_model
 from foveate.multimodal.foreign import ForeignMllm, open_foreign
 
-SHIPPED = ("mini", "mini-ferret", "smollm2-mini")
+SHIPPED = KINDS["multimodal"].shipped
 
 
 def find_folder(source: str | Path) -> Path:
     """Return the folder of a shipped model by its name; any other source is a path."""
-    return DATA / str(source) if str(source) in SHIPPED else Path(source)
+    return DATA / str(source) if str(source) in SHIPPED else Path(source).expanduser()
 
 
 def is_multimodal(source: str | Path) -> bool:
@@ -70,13 +70,9 @@ def find_native_folder(source: str | Path) -> Path | None:
     Raises:
         UserError: there is no such model, or the folder holds another kind.
     """
-    folder = find_folder(source)
-    # A local folder takes precedence over a hub repository of the same name.
-    if not folder.exists() and HUB_ID.fullmatch(str(source)):
+    folder = locate("multimodal", source)
+    if folder is None:
         return None
-    if not folder.is_dir():
-        near = nearest(str(source), SHIPPED)
-        raise UserError(f"model: there is no folder {folder}; expected {', '.join(SHIPPED)} or a model folder{near}")
     config = _read_config(folder)
     # Before `_is_foreign`: these configs have a model_type too, but transformers cannot read their layout.
     if "mm_projector_type" in config or str(config.get("model_type")).lower().startswith("ferret"):

@@ -15,7 +15,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import sha256_file
 from foveate.core.paths import DATA
 from foveate.core.progress import duration
-from foveate.pretrain.pricing.price import price
+from foveate.pretrain.pricing import price_recipe
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.settings import DoctorSettings
 from foveate.pretrain.train import build_model
@@ -188,19 +188,21 @@ def _check_run(
             update={"training": recipe.training.model_copy(update={"batch_size": share * devices})}
         )
     try:
-        priced = price(even, devices=devices, hardware=hardware or _hardware_here(accelerators), collection=collection)
+        assumed = {"devices": devices, "hardware": hardware or _hardware_here(accelerators)}
+        priced = price_recipe(even, collection=collection, **assumed)
     except UserError as problem:
         result["problems"].append(str(problem))
         return
+    (stage,) = priced.stages
     memory_there = facts["memory_free_bytes"] / local
     if hardware is not None:
-        memory_there = priced["hardware"]["gb"] * 1e9
+        memory_there = priced.hardware["gb"] * 1e9
     elif accelerators:
         memory_there = min(device["memory_bytes"] for device in accelerators)
-    cached = priced["reads_cached_features"]
-    features = priced["bytes_per_image"] * priced["images_with_text"] if cached else 0.0
+    cached, usable = priced.facts["reads_cached_features"], priced.facts["images_with_text"]
+    features = priced.facts["bytes_per_image"] * usable if cached else 0.0
     # One more than is kept, while a new one is written; weights and two moments in float32 are 12 bytes.
-    checkpoints = (recipe.training.keep_checkpoints + 1) * 12.0 * priced["parameters_trained"]
+    checkpoints = (recipe.training.keep_checkpoints + 1) * 12.0 * stage.trained
     regions = set(collection.table("regions")["key"].to_pylist())
     rows = collection.rows(recipe.data.split)
     plan = doctor.Plan(
@@ -208,12 +210,12 @@ def _check_run(
         devices=devices,
         local=local,
         workers=workers,
-        usable=priced["images_with_text"],
+        usable=usable,
         labeled=sum(collection.keys[int(row)] in regions for row in rows),
         needs_regions=recipe.regions.method != "none" and not recipe.data.whole_image_region,
         shards=len(collection.shards),
-        needed=priced["images_per_second"],
-        memory_bytes=priced["memory_per_device"]["total"],
+        needed=stage.samples_per_second,
+        memory_bytes=stage.memory_per_device["total"],
         memory_there=memory_there,
         disk_bytes=features + checkpoints,
         disk_there=facts["disk_free_bytes"],
@@ -225,16 +227,16 @@ def _check_run(
     result["problems"] += doctor.problems(plan, cores=facts["cores"], reader=reader)
     result["remarks"] += doctor.remarks(plan, available=available, cores=facts["cores"], reader=reader)
     # A batch larger than the images is a problem above already.
-    result["remarks"] += [sentence for sentence in priced["warnings"] if "larger than" not in sentence]
+    result["remarks"] += [sentence for sentence in [*stage.warnings, *priced.warnings] if "larger than" not in sentence]
     result["reach"] = {
-        "hardware": priced["hardware"],
+        "hardware": priced.hardware,
         "devices": devices,
         "images_per_second_needed": plan.needed,
         # Cached features are read, not decoded, so the loader's rate does not apply to them.
         "images_per_second_available": None if cached else available,
         "reads_cached_features": cached,
-        "hours": priced["samples"] / reached / 3600,
-        "hours_if_the_loader_kept_up": priced["samples"] / plan.needed / 3600,
+        "hours": stage.samples / reached / 3600,
+        "hours_if_the_loader_kept_up": stage.samples / plan.needed / 3600,
         "hours_to_make_features": plan.usable / max(rates.decode_draft * local, 1e-9) / 3600 if cached else 0.0,
         "memory_bytes": plan.memory_bytes,
         "disk_bytes": plan.disk_bytes,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError, choose
 from foveate.core.files import read_json
+from foveate.core.hub import find
 from foveate.core.model_folder import (
     CARD,
     CONFIG,
@@ -182,7 +183,7 @@ def open_species(folder: str | Path) -> SpeciesModel:
     >>> model.probabilities([[0.0, 1.0, 2.0, 3.0]]).shape
     (1, 2)
     """
-    path = Path(folder)
+    path = find("species", folder).folder
     config = read_config(path, kind=KIND, formats=[FORMAT], fields=_FIELDS)
     info = _read_info(path, config)
     # Compare shapes before anything takes memory: a config of a million classes is refused if its weights are smaller.

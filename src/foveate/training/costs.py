@@ -1,4 +1,4 @@
-"""Cost of a network without allocating it: FLOPs, saved activations, and the bytes of its training state.
+"""Cost of a network without allocating it: FLOPs, saved activations, parameters; and the time of a call.
 
 Networks are built on the meta device and counted as fake CPU tensors, which have shapes and no memory. A multiplication
 with an addition counts as 2 FLOPs; norms, activations and softmax are left out, as usual.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import copy
 import functools
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
-from foveate.training.settings import TrainingSettings
 
 # Bytes per token and unit of width when only the inputs of the blocks are saved (checkpointing).
 _BLOCK_INPUT = 4
@@ -49,37 +48,39 @@ _FUSED_ATTENTION = {
 
 
 @dataclass(frozen=True)
-class ModuleCost:
-    """One sample through one module, forward and backward.
+class PartCost:
+    """One sample through one part of a model, forward and backward.
 
     Attributes:
+        parameters: all of them. active: those that a token passes through. largest_unit: of the largest layer.
         forward, backward: FLOPs of a sample. quadratic: share of both that grows with the square of its length.
         saved: bytes saved for the backward pass; fused attention saves no attention weights.
         blocks: repeated layers. length, width: of the tokens in them.
     """
 
-    forward: float
-    backward: float
-    quadratic: float
-    saved: float
-    blocks: int
-    length: int
-    width: int
+    parameters: int
+    active: int
+    largest_unit: int
+    forward: float = 0.0
+    backward: float = 0.0
+    quadratic: float = 0.0
+    saved: float = 0.0
+    blocks: int = 0
+    length: int = 1
+    width: int = 1
 
-    def at_length(self, length: float) -> ModuleCost:
+    def at_length(self, length: float) -> PartCost:
         """Return the cost at a sequence of `length` tokens: products grow with it, attention with its square."""
         # The share of attention in all FLOPs grows with the length.
         share = length / self.length
         grown = share * (1 - self.quadratic) + share**2 * self.quadratic
-        quadratic = share**2 * self.quadratic / grown if grown else 0.0
-        return ModuleCost(
-            self.forward * grown,
-            self.backward * grown,
-            quadratic,
-            self.saved * share,
-            self.blocks,
-            round(length),
-            self.width,
+        return replace(
+            self,
+            forward=self.forward * grown,
+            backward=self.backward * grown,
+            quadratic=share**2 * self.quadratic / grown if grown else 0.0,
+            saved=self.saved * share,
+            length=round(length),
         )
 
     def activations(self, *, checkpointed: bool) -> float:
@@ -138,17 +139,71 @@ def count_blocks(module: nn.Module) -> int:
     return max(uniform, default=0)
 
 
-def measure(call: Callable[[int], Sequence[Tensor]], *, blocks: int, length: int, width: int) -> ModuleCost:
-    """Count what one sample costs, forward and backward, in fake tensors.
+def count_part(
+    module: nn.Module, call: Callable[[Any, int], Sequence[Tensor]], *, precision: str, **shape: int
+) -> PartCost:
+    """Count what one sample costs, forward and backward, in a copy of a module on the meta device.
 
     Args:
-        call: batch size -> outputs of a forward pass, under the mode of `make_fake`.
-        blocks, length, width: see `ModuleCost`.
+        call: the copy and a batch size -> outputs of a forward pass.
+        precision: "fp32" or "bf16", of the saved tensors under autocast (as on a CPU; CUDA computes norms in float32:
+            up to an eighth more).
+        shape: blocks, length and width of `PartCost`.
     """
-    # The difference of two batch sizes: what does not grow with the batch (positional tables) is no cost per sample.
-    single, double = _count_costs(call, 1), _count_costs(call, 2)
+    # A copy: `make_fake` replaces the weights of its argument, and the caller may count its model again.
+    module, mode, size = copy.deepcopy(module), FakeTensorMode(), count_parameters(module)
+    make_fake(module, mode)
+    with mode, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        # Take the difference of two batch sizes: what does not grow with the batch (positional tables) is no cost per
+        # sample.
+        single, double = _count_costs(lambda: call(module, 1)), _count_costs(lambda: call(module, 2))
     forward, both, attention, saved = (second - first for first, second in zip(single, double, strict=True))
-    return ModuleCost(forward, both - forward, attention / both if both else 0.0, saved, blocks, length, width)
+    return PartCost(size, size, size, forward, both - forward, attention / both if both else 0.0, saved, **shape)
+
+
+def count_layers(
+    build: Callable[[int], nn.Module],
+    call: Callable[[Any, int], Sequence[Tensor]],
+    *,
+    layers: int,
+    precision: str,
+    **shape: int,
+) -> PartCost:
+    """Count a network of equal layers from those of one and of two layers, which `build` makes; see `count_part`."""
+    few = []
+    for number in (1, 2):
+        with torch.device("meta"):
+            # Use training mode: tensors that dropout saves for the backward pass count, too.
+            model = build(number).train()
+        few.append(count_part(model, call, precision=precision, **shape))
+
+    def extend(read: Callable[[PartCost], float]) -> float:
+        return extend_layers([read(part) for part in few], layers)
+
+    forward, backward = extend(lambda part: part.forward), extend(lambda part: part.backward)
+    # Shares cannot be extended: those of one and two layers are of other totals.
+    attention = extend(lambda part: part.quadratic * (part.forward + part.backward))
+    size, layer = round(extend(lambda part: part.parameters)), few[1].parameters - few[0].parameters
+    # Everything outside the layers (embeddings and head) is a unit of its own.
+    unit = max(layer, few[0].parameters - layer)
+    quadratic, saved = attention / (forward + backward), extend(lambda part: part.saved)
+    return PartCost(size, size, unit, forward, backward, quadratic, saved, layers, **shape)
+
+
+def time_call(call: Callable[[], object], device: torch.device, *, repeats: int = 3) -> float:
+    """Return the seconds of the fastest of several calls, after one that warms up; work on a CUDA device included."""
+
+    def run() -> float:
+        began = time.monotonic()
+        call()
+        # CUDA runs asynchronously: without waiting, only the launch of the pass would be timed.
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.monotonic() - began
+
+    run()
+    # The best counts: other processes can only slow a call down.
+    return min(run() for _ in range(repeats))
 
 
 def count_forward(call: Callable[[], object]) -> float:
@@ -188,7 +243,7 @@ def count_cache_values(config: Any) -> int:
     return 2 * config.num_hidden_layers * heads * head
 
 
-def _count_costs(call: Callable[[int], Sequence[Tensor]], batch: int) -> tuple[float, float, float, float]:
+def _count_costs(call: Callable[[], Sequence[Tensor]]) -> tuple[float, float, float, float]:
     """Return FLOPs forward, FLOPs forward and backward, those of attention, and bytes saved for backward."""
     saved: dict[int, Tensor] = {}
 
@@ -199,7 +254,7 @@ def _count_costs(call: Callable[[int], Sequence[Tensor]], batch: int) -> tuple[f
 
     with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-            tensors = call(batch)
+            tensors = call()
         forward = counter.get_total_flops()
         total = sum(tensor.sum() for tensor in tensors)
         if isinstance(total, Tensor) and total.requires_grad:
@@ -210,34 +265,3 @@ def _count_costs(call: Callable[[int], Sequence[Tensor]], batch: int) -> tuple[f
     )
     size = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     return float(forward), float(counter.get_total_flops()), float(attention), float(size)
-
-
-def state_bytes(
-    parameters: float, trained: float, settings: TrainingSettings, *, devices: int, parallel: str, largest_unit: float
-) -> dict[str, float]:
-    """Return the bytes of a training's state in one process, by use; activations are not part of it.
-
-    Weights and gradients in float32 (frozen weights in bfloat16 where the settings say so), the optimizer's moments, an
-    average where there is one; with DDP its buckets; with bf16 the narrow copies of the weights.
-
-    Args:
-        parameters, trained: numbers of all and of the trained parameters.
-        parallel: "ddp" or "fsdp".
-        largest_unit: parameters of the largest module that FSDP2 shards.
-    """
-    sharded = parallel == "fsdp" and devices > 1
-    share = devices if sharded else 1
-    unit = largest_unit if sharded else 0.0
-    frozen = parameters - trained
-    # AdaFactor keeps a row and a column of each matrix: about 2 in the square root of its size, and nothing in GB.
-    moments = {"adamw": 8, "sgd": 4 if settings.momentum else 0, "adafactor": 0}[settings.optimizer]
-    narrow = settings.precision == "bf16"
-    frozen_bytes = 2 if narrow and settings.frozen_precision == "bf16" else 4
-    return {
-        "weights": (4 * trained + frozen_bytes * frozen) / share + 2 * 4 * unit,
-        "gradients": 4 * trained / share + 2 * 4 * unit,
-        "optimizer": moments * trained / share,
-        "average": 4 * trained / share if settings.ema_decay is not None else 0.0,
-        "ddp_buckets": 4 * trained if parallel == "ddp" and devices > 1 else 0.0,
-        "narrow_weights": 2 * (unit if sharded else trained) if narrow else 0.0,
-    }

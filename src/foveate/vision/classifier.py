@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically, read_json
+from foveate.core.hub import find
 from foveate.core.plugins import load_module, module_names
 from foveate.vision.preprocess import Preprocess
 
@@ -108,15 +109,14 @@ def classifier_formats() -> dict[str, Any]:
     return {name: load_module(_FORMATS, name, label="classifier format") for name in module_names(_FORMATS)}
 
 
-def open_classifier(folder: Path, *, device: str | None = None) -> Classifier:
+def open_classifier(folder: str | Path, *, device: str | None = None) -> Classifier:
     """Open a classifier in evaluation mode, strictly: every tensor must be there and fit.
 
     Raises:
         UserError: no folder with config.json, an unknown format, or weights missing or left over.
     """
+    folder = find("classifier", folder).folder
     config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise UserError(f"{folder} is not a classifier: expected a folder with config.json and model.safetensors")
     config = read_json(config_path)
     if not isinstance(config, dict):
         raise UserError(f"{config_path}: expected a JSON object (got {type(config).__name__})")

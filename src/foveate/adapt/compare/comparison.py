@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from foveate.adapt.backbones import map_backbone
 from foveate.adapt.compare.grids import Candidate, Grid, load_grid
-from foveate.adapt.compare.pricing import Plan, PlannedTraining, Speed, estimate_cost, measure_speed, plan
+from foveate.adapt.compare.pricing import Plan, PlannedTraining, Speed, measure_speed, plan, price_trainings
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, max_parameters
 from foveate.adapt.data import load_images
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
@@ -21,6 +20,7 @@ from foveate.core.errors import UserError
 from foveate.core.experiment_grid import Cell, CellStore
 from foveate.metrics.agreement import argmax_last
 from foveate.training.classification import LabeledImages, Rows
+from foveate.training.price import Price
 
 # Split images for a comparison: to learn from, to select by, and to test on; the last take no part before that.
 
@@ -283,14 +283,10 @@ class Comparison:
         settings = self.recipe.resolve_training(self.grid.training, candidate.training, seed=self.recipe.seed)
         return PlannedTraining(candidate, settings, images, tested)
 
-    def estimate(self, *, device: str = "auto", store: CellStore | None = None) -> dict[str, Any]:
+    def estimate(self, *, device: str = "auto", store: CellStore | None = None) -> Price:
         """Return what is still to be done, with its time."""
         if device not in self._speeds:
             self._speeds[device] = measure_speed(self.network, device=device)
-        cost = estimate_cost(self.plan, self.list_trainings(store), self._speeds[device])
-        return {
-            "grid": self.grid.name,
-            "tasks": [task.to_json() for task in self.tasks.values()],
-            **cost,
-            "refused": [row.to_json() for row in self.plan.refused],
-        }
+        tasks = [task.to_json() for task in self.tasks.values()]
+        trainings = self.list_trainings(store)
+        return price_trainings(self.plan, trainings, self._speeds[device], grid=self.grid.name, tasks=tasks)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.adapt.backbone import Backbone
 from foveate.adapt.backbones import map_backbone
 from foveate.adapt.compare.grids import Candidate, Grid
-from foveate.adapt.estimate import time_call
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.prefix import frozen_extent
 from foveate.adapt.recipe import AdaptTraining
@@ -22,7 +21,9 @@ from foveate.adapt.registry import get_method, parse_settings
 from foveate.adapt.results import RefusedCandidate
 from foveate.core.errors import UserError
 from foveate.core.progress import duration
+from foveate.training.costs import count_forward, time_call
 from foveate.training.distributed import start
+from foveate.training.price import Price, PricedStage, PriceSettings, parse_hardware
 
 # Plan a comparison: the candidates that fit the network and the budget, and those that do not, with the reason.
 
@@ -124,11 +125,6 @@ def measure_candidate(options: dict[str, Any], backbone: Backbone) -> CandidateS
     return CandidateSize(trained, cached, recomputed)
 
 
-# Sustained operations a second of one H100 in training, two fifths of its TF32 peak: for scale, not a promise.
-H100 = 2e14
-_IMAGES = 8
-
-
 @dataclass(frozen=True)
 class PlannedTraining:
     """A training that is not finished: its candidate, settings, and numbers of training and test images."""
@@ -141,32 +137,36 @@ class PlannedTraining:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds and operations of one image's forward pass."""
+    """Seconds and FLOPs of one image's forward pass."""
 
     seconds: float
     flops: float
 
 
+_IMAGES = 8
+# The times of a comparison elsewhere, for scale.
+_ELSEWHERE = "h100-80gb"
+
+
 @torch.no_grad()
 def measure_speed(network: LoadedBackbone, *, device: str = "auto") -> Speed:
-    """Measure the forward pass of a small batch; the best of three counts."""
+    """Measure the forward pass of a small batch."""
     backbone = map_backbone(network.model, network.modules)
     size = network.preprocess.side
     with start(device) as here:
         network.model.to(here.device)
         channels = getattr(backbone.patch, "in_channels", 3)
         pixels = torch.zeros(_IMAGES, channels, size, size, device=here.device)
-        # Counting is the warm-up of the measurement too.
-        with FlopCounterMode(display=False) as counter:
-            backbone.features(pixels)
-        # The best of three: other processes can only slow a pass down.
-        seconds = min(time_call(lambda: backbone.features(pixels), here.device) for _ in range(3))
-    return Speed(seconds / _IMAGES, counter.get_total_flops() / _IMAGES)
+        flops = count_forward(lambda: backbone.features(pixels))
+        seconds = time_call(lambda: backbone.features(pixels), here.device)
+    return Speed(seconds / _IMAGES, flops / _IMAGES)
 
 
-def estimate_cost(plan: Plan, trainings: Sequence[PlannedTraining], speed: Speed) -> dict[str, Any]:
-    """Return trainings, steps, samples, and the time on this machine and on one H100, in all and by variant."""
-    lines: dict[str, dict[str, Any]] = {}
+def price_trainings(plan: Plan, trainings: Sequence[PlannedTraining], speed: Speed, **facts: Any) -> Price:
+    """Price trainings by variant on this machine, the longest first; `facts` are further ones of the price."""
+    elsewhere, mfu = parse_hardware(_ELSEWHERE), PriceSettings().mfu
+    seconds_elsewhere = 0.0
+    lines: dict[str, list[tuple[int, int, float]]] = {}
     for training in trainings:
         settings = training.settings.resolve(training.images)
         samples = settings.steps * settings.batch_size
@@ -174,46 +174,45 @@ def estimate_cost(plan: Plan, trainings: Sequence[PlannedTraining], speed: Speed
         share = plan.size(training.candidate).recomputed if caching else 1.0
         # A backward pass costs two forward passes, so a trained sample three; what is frozen is passed once an image.
         passes = 3 * samples * share + training.tested * share + (1 - share) * (training.images + training.tested)
-        line = lines.setdefault(training.candidate.variant, {"trainings": 0, "steps": 0, "samples": 0, "passes": 0.0})
-        line["trainings"] += 1
-        line["steps"] += settings.steps
-        line["samples"] += samples
-        line["passes"] += passes
-    total = {key: sum(line[key] for line in lines.values()) for key in ("trainings", "steps", "samples", "passes")}
-    return {
-        **total,
-        "hours": total["passes"] * speed.seconds / 3600,
-        "flops": total["passes"] * speed.flops,
-        "gpu_hours": total["passes"] * speed.flops / H100 / 3600,
-        "methods": [
-            {"variant": name, **line, "hours": line["passes"] * speed.seconds / 3600} for name, line in lines.items()
-        ],
-    }
+        rate = elsewhere.rate(elsewhere.resolve_precision(settings.precision))
+        seconds_elsewhere += passes * speed.flops / (rate * mfu)
+        lines.setdefault(training.candidate.variant, []).append((settings.steps, samples, passes))
+    stages = []
+    for name, rows in lines.items():
+        steps, samples, passes = (sum(column) for column in zip(*rows, strict=True))
+        stages.append(
+            PricedStage(
+                name=name,
+                trainings=len(rows),
+                steps=int(steps),
+                samples=int(samples),
+                seconds=passes * speed.seconds,
+                flops=passes * speed.flops,
+                facts={"passes": passes},
+            )
+        )
+    reasons = Counter((row.variant, row.reason) for row in plan.refused)
+    return Price(
+        parameters_by_part={"backbone": plan.backbone},
+        stages=sorted(stages, key=lambda stage: -stage.seconds),
+        facts={
+            f"seconds_on_{_ELSEWHERE}": seconds_elsewhere,
+            **facts,
+            "refused": [row.to_json() for row in plan.refused],
+        },
+        notes=[f"left out: {count} of {variant}, {reason}" for (variant, reason), count in reasons.items()],
+    )
 
 
-def format_cost(cost: Mapping[str, Any]) -> list[str]:
-    """Format the estimate of `Comparison.estimate` as lines of text."""
-    lines = [
-        f"{cost['trainings']:,} trainings, {cost['steps']:,} steps, {cost['samples']:,} samples",
-        f"about {duration(cost['hours'] * 3600)} on this machine, {duration(cost['gpu_hours'] * 3600)} on one H100 "
-        f"({cost['flops']:.2g} operations at 2e14 a second)",
-    ]
-    for line in sorted(cost["methods"], key=lambda line: -line["hours"]):
-        lines.append(f"  {line['variant']:<14}{line['trainings']:>7,} trainings{duration(line['hours'] * 3600):>12}")
-    reasons: dict[tuple[str, str], int] = {}
-    for row in cost.get("refused", []):
-        reasons[row["variant"], row["reason"]] = reasons.get((row["variant"], row["reason"]), 0) + 1
-    return lines + [f"  left out: {count} of {variant}, {reason}" for (variant, reason), count in reasons.items()]
-
-
-def check_hours(cost: Mapping[str, Any], *, max_hours: float, grid: str) -> None:
+def check_hours(price: Price, *, max_hours: float, grid: str) -> None:
     """Raise UserError if the time on this machine is more than `max_hours`; name the cost and what would be cheaper."""
-    if cost["hours"] <= max_hours:
+    totals = price.totals
+    if totals["seconds"] <= max_hours * 3600:
         return
-    slowest = max(cost["methods"], key=lambda line: line["hours"])
+    slowest, elsewhere = price.stages[0], price.facts[f"seconds_on_{_ELSEWHERE}"]
     raise UserError(
-        f"grid '{grid}': {cost['trainings']:,} trainings would take about {duration(cost['hours'] * 3600)} on this "
-        f"machine ({duration(cost['gpu_hours'] * 3600)} on one H100; {slowest['variant']} alone "
-        f"{duration(slowest['hours'] * 3600)}), allowed are {max_hours:g} h; choose a smaller --grid, fewer "
-        "--methods or training.epochs, or raise --max-hours"
+        f"grid '{grid}': {totals['trainings']:,} trainings would take about {duration(totals['seconds'])} on this "
+        f"machine ({duration(elsewhere)} on one {_ELSEWHERE}; {slowest.name} alone {duration(slowest.seconds)}), "
+        f"allowed are {max_hours:g} h; choose a smaller --grid, fewer --methods or training.epochs, or raise "
+        "--max-hours"
     )

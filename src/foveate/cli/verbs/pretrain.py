@@ -25,7 +25,7 @@ MODEL = "foveate.pretrain.train:build_model"
 @click.option("--no-evaluation", is_flag=True, help="Skip the evaluation on the test split.")
 @dry_run_option("Estimate FLOPs, memory, time and data rate of the run; train nothing.")
 @fields(
-    "foveate.training.hardware:PriceSettings",
+    "foveate.training.price:PriceSettings",
     "devices",
     "hardware",
     "samples",
@@ -70,10 +70,12 @@ def command(
     extra = [f"training.{field}={value}" for field, value in training.items() if value is not None]
     resolved = load(PretrainRecipe, recipe, [*overrides, *extra])
     if dry_run:
-        from foveate.pretrain.pricing.price import format_price, price
+        from foveate.pretrain.pricing import price_recipe
+        from foveate.training.price import format_price
 
-        priced = price(resolved, collection=None if collection is None else Collection.open(collection), **pricing)
-        finish(priced, format_price(priced), {}, as_json=as_json)
+        opened = None if collection is None else Collection.open(collection)
+        priced = price_recipe(resolved, collection=opened, **pricing)
+        finish(priced.to_json(), format_price(priced), {}, as_json=as_json)
         return
     if pricing:
         raise click.UsageError(f"--{next(iter(pricing))} belongs to --dry-run")

@@ -15,6 +15,7 @@ from typing import Any
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
+from foveate.core.hub import INNER, find
 from foveate.core.model_folder import CONFIG
 from foveate.core.plugins import load_module, module_names
 from foveate.serve.calls import Adapter, Refused
@@ -23,7 +24,6 @@ from foveate.serve.settings import ServeSettings
 # A folder of transformers may be a classifier or a CLIP, and any other is an image-text-to-text model.
 _LAST = "multimodal"
 MODEL = "model"
-_INNER = (MODEL, "adapter", "index")
 # A verdict embeds every word by itself: with a text of megabytes a call would hold the model for minutes.
 _MAX_LETTERS = 10_000
 
@@ -47,7 +47,7 @@ def open_served(
     Raises:
         UserError: there is no such folder, it holds nothing that can be served, or it is damaged.
     """
-    module, path = load_module(__name__, find_kind(folder), label="kind"), _find_folder(folder)
+    module, path = load_module(__name__, find_kind(folder), label="kind"), find("served", folder).folder
     adapter: Adapter = module.open_adapter(
         path, name=name or name_folder(path), device=device, precision=precision, max_tokens=max_tokens
     )
@@ -67,25 +67,17 @@ def find_kind(folder: str | Path) -> str:
     Raises:
         UserError: there is no such folder, or it holds nothing that can be served.
     """
-    path = _find_folder(folder)
-    if not path.is_dir():
-        raise UserError(f"{folder}: there is no such folder; expected a model folder or an index")
+    path = find("served", folder).folder
     names = sorted(module_names(__name__), key=lambda name: (name == _LAST, name))
     for name in names:
         if load_module(__name__, name, label="kind").matches(path):
             return name
     # A common mistake is to give the folder of a run instead of the model in it.
-    inner = [path / name for name in _INNER if (path / name).is_dir()]
+    inner = [path / name for name in INNER if (path / name).is_dir()]
     near = f". Did you mean '{inner[0]}'?" if inner else ""
     config = read_folder_config(path)
     kind = f"kind {config['kind']!r}" if "kind" in config else "no kind of its own" if config else f"no {CONFIG}"
     raise UserError(f"{path}: holds nothing that can be served (got {kind}); expected {', '.join(names)}{near}")
-
-
-def _find_folder(folder: str | Path) -> Path:
-    from foveate.multimodal.opening import find_folder
-
-    return find_folder(folder)
 
 
 def read_folder_config(folder: Path) -> dict[str, Any]:
@@ -170,13 +162,10 @@ def plan(folders: Sequence[str], settings: ServeSettings) -> list[dict[str, Any]
     Raises:
         UserError: a folder holds nothing that can be served.
     """
-    # Imported here, so that a missing extra or key is reported before the model libraries are loaded.
-    from foveate.multimodal.opening import find_folder
-
     models = []
     for folder, name in zip(folders, name_folders(folders, settings), strict=True):
         kind = find_kind(folder)
-        size = sum(file.stat().st_size for file in find_folder(folder).rglob("*") if file.is_file())
+        size = sum(file.stat().st_size for file in find("served", folder).folder.rglob("*") if file.is_file())
         models.append({"name": name, "kind": kind, "folder": str(folder), "bytes": size})
     return models
 

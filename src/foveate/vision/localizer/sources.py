@@ -6,10 +6,8 @@ is copied, converted or trained. The name that is stored opens the same weights 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json, sha256_file
-from foveate.core.hub import HUB_ID, Checkpoint, fetch
+from foveate.core.hub import Checkpoint, ModelKind, check_folder, find
 from foveate.core.model_folder import CONFIG, PREPROCESS, WEIGHTS
 from foveate.vision.hf.towers import KIND_OF_TYPE
 from foveate.vision.localizer.folder import KIND, load_model
@@ -27,7 +25,6 @@ from foveate.vision.registry import find_encoder, tower_options
 
 OPEN_CLIP = "open_clip:"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 # How open_clip names what `Preprocess` calls geometry.
 _GEOMETRIES = {"shortest": "center_crop", "squash": "stretch", "longest": "letterbox"}
 
@@ -90,7 +87,7 @@ def find_model(name: str | Path) -> ModelSource:
     text = str(name)
     if text.startswith(OPEN_CLIP):
         return _find_open_clip(text)
-    checkpoint = fetch_named(text)
+    checkpoint = find("localizer", text)
     kind = detect_kind(checkpoint, field="model")
     pinned = text if checkpoint.commit is None else f"{checkpoint.name}@{checkpoint.commit}"
     if kind == KIND:
@@ -117,21 +114,6 @@ def find_model(name: str | Path) -> ModelSource:
 def open_localizer(name: str | Path, *, device: str | None = None) -> LocalizingModel:
     """Find a trained model by name and open it; see `find_model`."""
     return find_model(name).load(device=device)
-
-
-def fetch_named(name: str, *, field: str = "model") -> Checkpoint:
-    """Return the folder of `FOLDER`, `OWNER/NAME` or `OWNER/NAME@REVISION`; see `foveate.core.hub.fetch`."""
-    repository, at, revision = name.rpartition("@")
-    # A folder name may contain an "@".
-    if not at or not HUB_ID.fullmatch(repository) or Path(name).exists():
-        return fetch(name, field=field)
-    if _COMMIT.fullmatch(revision):
-        # A commit never changes: where its weights are cached, the hub has nothing to add.
-        with contextlib.suppress(UserError):
-            checkpoint = fetch(repository, revision=revision, offline=True, field=field)
-            if any(checkpoint.folder.glob("*.safetensors")):
-                return checkpoint
-    return fetch(repository, revision=revision, field=field)
 
 
 def split_open_clip(name: str) -> tuple[str, str]:
@@ -232,8 +214,7 @@ def fingerprint_folder(folder: Path) -> str:
     Raises:
         UserError: when `folder` is not a model folder of Foveate.
     """
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: not a model folder: {CONFIG} is missing")
+    check_folder(folder, ModelKind(files=(CONFIG,)))
     config = read_json(folder / CONFIG)
     recipe = config.get("recipe") if isinstance(config, dict) else None
     if not isinstance(recipe, dict):
@@ -257,11 +238,7 @@ def detect_kind(checkpoint: Checkpoint, *, field: str = "initial") -> str:
     # First, because hub repositories may also contain a config.json of transformers or timm.
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return "open_clip"
-    # A run folder is easily mistaken for its model, which lies one level below.
-    inner = folder / "model"
-    if not (folder / CONFIG).is_file():
-        hint = f". Did you mean '{inner}'?" if (inner / CONFIG).is_file() else ""
-        raise UserError(f"{field} '{checkpoint.name}': not a model folder: it has no {CONFIG}{hint}")
+    check_folder(folder, ModelKind(field, files=(CONFIG, OPEN_CLIP_CONFIG)))
     config = checkpoint.config()
     if config.get("kind") == KIND:
         return KIND

@@ -106,10 +106,11 @@ def train_command(
         training=training,
     )
     if dry_run:
-        from foveate.adapt.estimate import estimate_training, format_estimate
+        from foveate.adapt.estimate import estimate_training
+        from foveate.training.price import format_price
 
-        estimate = estimate_training(recipe, data, device=device)
-        finish(estimate, format_estimate(estimate), {}, as_json=as_json)
+        priced = estimate_training(recipe, data, device=device)
+        finish(priced.to_json(), format_price(priced), {}, as_json=as_json)
         return
     from foveate.adapt.train import train_adapter
     from foveate.report import render
@@ -223,12 +224,12 @@ def compare_command(
     """
     from foveate.adapt.compare.bench import Stopped
     from foveate.adapt.compare.comparison import Comparison
-    from foveate.adapt.compare.pricing import format_cost
     from foveate.adapt.compare.recipe import build_recipe, parse_tasks
     from foveate.adapt.compare.run import compare
     from foveate.adapt.load_backbone import parse_backbone
     from foveate.adapt.recipe import CompareRun
     from foveate.core.recipes import validate
+    from foveate.training.price import format_price
 
     if seed is not None:
         settings["seed"] = seed
@@ -237,8 +238,8 @@ def compare_command(
     tasks_of_shots = parse_tasks(tasks, task_settings.get("shots", ()))
     recipe = build_recipe(parse_backbone(backbone, modules), tasks_of_shots, overrides, training=training, **settings)
     if dry_run:
-        cost = Comparison(recipe).estimate(device=device or "auto")
-        finish(cost, format_cost(cost), {}, as_json=as_json)
+        priced = Comparison(recipe).estimate(device=device or "auto")
+        finish(priced.to_json(), format_price(priced), {}, as_json=as_json)
         return
     from foveate.report import render
 

@@ -174,10 +174,11 @@ def train_command(
         overrides = (*overrides, f"add_regions={_import_base(add_regions, target, dry_run=dry_run)}")
     resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed, workers=workers)
     if dry_run:
-        from foveate.mllm.pricing import format_price, price_recipe
+        from foveate.mllm.pricing import price_recipe
+        from foveate.training.price import format_price
 
         priced = price_recipe(resolved, **pricing)
-        finish(priced, format_price(priced), {}, as_json=as_json)
+        finish(priced.to_json(), format_price(priced), {}, as_json=as_json)
         return
     if pricing:
         raise click.UsageError(f"--{next(iter(pricing)).replace('_', '-')} belongs to --dry-run")

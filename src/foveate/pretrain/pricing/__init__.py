@@ -1,1 +1,0 @@
-"""Estimate the cost of a run before it starts, without a device."""
