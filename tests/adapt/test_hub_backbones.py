@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import timm
-from timm.models import save_for_hf
 
 from adapt.compared import stripes
 from adapt.local_hub import COMMIT, Hub, serving
@@ -57,6 +55,9 @@ def train(folder: Path, backbone: str, *more: object, to: str) -> list[object]:
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    import timm
+    from timm.models import save_for_hf
+
     root = tmp_path_factory.mktemp("repositories")
     names = ("timm/test_vit.r160_in1k", "a/cnn", "a/dino", "a/clip", "a/open", "a/pickle", "a/cut", "a/gated", "a/busy")
     folders = {name: root / name.replace("/", "--") for name in names}
