@@ -65,9 +65,9 @@ install-dev: $(VENV)/.installed-dev
 tour: install
 	$(BIN)/foveate tour --run $(RUN)
 
-# All fast tests, or those of one room: make test ROOM=species
+# All fast tests, or those of rooms: make test ROOM=species, make test ROOM="cli serve"
 test: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(if $(ROOM),tests/$(ROOM))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(addprefix tests/,$(ROOM))
 
 # The fast suite with the instructions of older processors: products round differently there, and an answer that depends
 # on it is a defect. Each library has a switch of its own; numpy ignores the names that its release does not know.

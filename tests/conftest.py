@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))
 keep_freed_memory()
 # Collection makes a million objects that stay: looking for cycles among them took a quarter of its time.
 gc.disable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the disk's cache to the system in the fast suite: no test of it cuts the power.
+
+    A small run waits for the disk a hundred times. The slow suite waits, too, as do the processes that tests start.
+    """
+    if config.option.markexpr == "not slow":
+        os.fsync = lambda descriptor: None
 
 
 # In the process that hands tests out this hook runs too; it collects nothing itself.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import torch
@@ -185,8 +187,13 @@ def _find(name: str) -> tuple[Callable[[], nn.Module], int]:
 
 def network(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """One of `NETWORKS`, random and in evaluation mode, its norms and biases off their ones and zeros."""
+    return deepcopy(_build(name)).to(dtype)
+
+
+@cache
+def _build(name: str) -> nn.Module:
     with seeded(7):
-        return shaken(_find(name)[0]()).to(dtype)
+        return shaken(_find(name)[0]())
 
 
 def modules(name: str) -> dict[str, str] | None:

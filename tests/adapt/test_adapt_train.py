@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from foveate.core.progress import configure
 from foveate.records.geometry import View
 from foveate.records.writer import CollectionWriter
 from foveate.report.pages.adapt import build_adapt as build_page
+from foveate.training import linear_probe
 from foveate.training.classification import ClassificationTask
 from foveate.training.logit_files import read_logits
 from foveate.vision.preprocess import Preprocess
@@ -49,6 +51,15 @@ def stripes(path: Path, count: int = 60) -> Path:
     split = np.array(["train"] * (count // 2) + ["validation"] * (count // 6) + ["test"] * (count // 3))
     np.savez(path, images=images, labels=np.array(["top", "middle", "low"])[labels], split=split)
     return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_penalties() -> Iterator[None]:
+    """Choose the penalty of a linear probe among 3 in 2 folds, not 7 in 5; test_linear_probe.py has them all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_probe, "CANDIDATES", (1e-3, 1e-1, 10.0))
+        patch.setattr(linear_probe, "MAX_FOLDS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +353,8 @@ def test_backbones_and_files_that_are_none(tmp_path: Path) -> None:
     ):
         with raises_naming(UserError, sentence):
             parse_backbone(text)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **small}), encoding="utf-8")
     with raises_naming(UserError, tmp_path, "BertModel"):
         load_backbone(parse_backbone(str(tmp_path)))
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")

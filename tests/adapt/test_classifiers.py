@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -42,6 +41,8 @@ ENCODER = {
 
 
 def timm_folder(folder: Path) -> Path:
+    import timm
+
     folder.mkdir()
     arguments = {"img_size": 32, "depth": 1}
     model = timm.create_model("test_vit", pretrained=False, num_classes=3, **arguments)

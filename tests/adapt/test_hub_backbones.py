@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import timm
-from timm.models import save_for_hf
 
 from adapt.compared import stripes
 from adapt.local_hub import COMMIT, Hub, serving
@@ -52,11 +50,14 @@ def run(hub: Hub, home: Path, commands: Sequence[Sequence[object]], **variables:
 
 def train(folder: Path, backbone: str, *more: object, to: str) -> list[object]:
     return ["train", "--backbone", backbone, "--data", folder / "stripes.npz", "--method", "bitfit", "--epochs", 1,
-            "--device", "cpu", "--run", folder / to, "training.workers=0", *more]  # fmt: skip
+            "--device", "cpu", "--run", folder / to, "training.workers=0", "training.head_c=1", *more]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    import timm
+    from timm.models import save_for_hf
+
     root = tmp_path_factory.mktemp("repositories")
     names = ("timm/test_vit.r160_in1k", "a/cnn", "a/dino", "a/clip", "a/open", "a/pickle", "a/cut", "a/gated", "a/busy")
     folders = {name: root / name.replace("/", "--") for name in names}
@@ -87,11 +88,18 @@ def test_a_backbone_is_downloaded_once_and_pinned_and_opens_without_the_hub(
         settings = json.loads((tmp_path / name / "adapter" / "adapter.json").read_text())["info"]["backbone"]
         assert settings == {**parse_backbone(backbone), "revision": COMMIT}
     # The hub is gone: what is in the cache opens, with the same command and by the adapter.
+    merged = [name for name in names if name in MERGED]
+    if names == tuple(BACKBONES):
+        commands = [
+            train(tmp_path, backbones["dino"], "backbone.offline=true", to="offline"),
+            train(tmp_path, backbones[names[-1]], "backbone.revision=main", to="named"),
+        ]
+    else:
+        commands, merged = [], merged[:1]
     commands = [
         train(tmp_path, backbones["dino"], to="again"),
-        train(tmp_path, backbones["dino"], "backbone.offline=true", to="offline"),
-        train(tmp_path, backbones[names[-1]], "backbone.revision=main", to="named"),
-        *(["merge", tmp_path / name, "--to", tmp_path / f"merged-{name}"] for name in MERGED.intersection(names)),
+        *commands,
+        *(["merge", tmp_path / name, "--to", tmp_path / f"merged-{name}"] for name in merged),
         train(tmp_path, str(tmp_path / "merged-vit"), to="from-the-folder"),
     ]
     for status, output in run(hub, home, commands):

@@ -36,7 +36,12 @@ STARTS_AS_IDENTITY = {
     "fact-tt", "fact-tk", "repadapter",
 }  # fmt: skip
 OUTPUTS = {"clip": "pooler_output", "clip_projected": "image_embeds"}
-PAIRS = [(family, name) for family in FAMILIES for name in method_names()]
+# Every third pair: each family with a third of the methods, each method on two or three families; all are slow.
+PAIRS = [
+    pytest.param(family, name, marks=() if (row + column) % 3 == 0 else pytest.mark.slow)
+    for row, family in enumerate(FAMILIES)
+    for column, name in enumerate(method_names())
+]
 
 
 def config(name: str) -> dict[str, Any]:

@@ -7,11 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
-from timm.models.vision_transformer import VisionTransformer
 
 from adapt.compared import stripes
 from adapt.towers import pixels, tower
@@ -40,6 +38,8 @@ def train(folder: Path, backbone: object, method: str, *more: object) -> Result:
 
 @pytest.mark.parametrize("method", ["linear", "bitfit"])
 def test_a_convolutional_network_is_tuned_merged_and_calibrated(method: str, tmp_path: Path) -> None:
+    import timm
+
     done = train(tmp_path, CNN, method, "--seed", 3)
     assert done.exit_code == 0, (done.output, done.exception)
     # Its untrained network is drawn by the seed of the run, and drawn alike where it is opened again.
@@ -95,6 +95,8 @@ def test_other_tensors_and_other_fields(tmp_path: Path, capsys: pytest.CaptureFi
 def test_an_untrained_network_says_so_and_is_drawn_again_alike(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
     first = load_backbone({"kind": "timm", "model": "test_vit"}, seed=5)
     assert re.search("timm:test_vit is untrained; give NAME.TAG", capsys.readouterr().err)
     assert isinstance(first.model, VisionTransformer)

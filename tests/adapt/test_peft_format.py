@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from foveate.core.errors import UserError
 from foveate.vision.registry import seeded
 from naming import raises_naming
 
-peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 
 NAMES = ["oak", "beech", "birch"]
 _VIT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
@@ -171,6 +172,8 @@ PEFTS: dict[str, dict[str, Any]] = {
 def peft_model(base: Any, **options: Any) -> Any:
     with warnings.catch_warnings(), seeded(1):
         warnings.simplefilter("ignore")
+        import peft
+
         model = peft.get_peft_model(base, peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **options})).eval()
         with torch.no_grad():
             for value in model.parameters():

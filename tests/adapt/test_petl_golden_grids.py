@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import pytest
-import timm
 import torch
 
 from adapt.official import FOLDER
@@ -238,6 +237,8 @@ def test_the_released_schedule_may_start_at_rest() -> None:
 @pytest.fixture(scope="module")
 def base() -> Backbone:
     """The study's network, without values."""
+    import timm
+
     with torch.device("meta"):
         return map_backbone(timm.create_model("vit_base_patch16_224", num_classes=0))
 
@@ -262,6 +263,8 @@ def test_sizes_of_all_published_runs(base: Backbone) -> None:
 
 
 def test_published_runs_of_clip_are_in_our_grid_and_of_its_sizes() -> None:
+    import timm
+
     with torch.device("meta"):
         clip = map_backbone(timm.create_model("vit_base_patch16_clip_224", num_classes=0))
     results = stored("clip_wise_results")["results"]

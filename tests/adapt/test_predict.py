@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -197,6 +196,8 @@ def test_mistakes(world: Path, tmp_path: Path) -> None:
 
 
 def test_names_of_the_package() -> None:
+    import timm
+
     from foveate import adapt, load_adapter, open_adapter
 
     assert adapt.open_adapter is open_adapter

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +26,11 @@ def shaken(model: nn.Module) -> Any:
 
 
 def tower(family: str) -> Any:
+    return deepcopy(_build(family))
+
+
+@cache
+def _build(family: str) -> Any:
     with seeded(7):
         return shaken(_BUILD[family]())
 

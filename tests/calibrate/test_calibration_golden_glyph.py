@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
 
 from foveate.calibrate.fold import fold
 from foveate.calibrate.pseudo import PseudoRun, estimate, run_threshold
@@ -30,7 +29,9 @@ def arrays() -> dict[str, Any]:
         return dict(file)
 
 
-def network(path: Path) -> VisionTransformer:
+def network(path: Path) -> Any:
+    from timm.models.vision_transformer import VisionTransformer
+
     model = VisionTransformer(
         img_size=24, patch_size=6, in_chans=1, num_classes=36, embed_dim=64, depth=3, num_heads=4, mlp_ratio=2,
         norm_layer=partial(torch.nn.LayerNorm, eps=1e-5),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -43,6 +42,8 @@ def changed(before: Path, after: Path) -> list[str]:
 
 @pytest.mark.parametrize(("name", "head"), [("test_vit", "head"), ("test_resnet", "fc"), ("test_convnext", "head.fc")])
 def test_timm_folders(name: str, head: str, tmp_path: Path) -> None:
+    import timm
+
     folder = tmp_path / "model"
     folder.mkdir()
     torch.manual_seed(0)

@@ -1,44 +1,16 @@
-"""The command line inside this process: what it prints, and how it ends."""
+"""The command line inside this process, and a trained run."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_line import Ended, Run
 
 import tiny
 from foveate.cli.main import main
 from foveate.core import progress
-
-
-@dataclass
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        return json.loads(self.out)
-
-    @property
-    def sentence(self) -> str:
-        """The one line of a user's mistake."""
-        assert self.code == 1, (self.code, self.err)
-        assert self.out == ""
-        last = self.err.strip().splitlines()[-1]
-        assert last.startswith("foveate: "), self.err
-        assert "Traceback" not in self.err
-        return last
-
-
-Run = Callable[..., Ended]
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import Run
 
-from conftest import Run
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.tables import Provenance

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -205,6 +204,8 @@ def test_training_logits_alone_give_gamma(
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collection of four colors, and a tiny network of timm as if pre-trained and as if fine-tuned on two."""
+    import timm
+
     folder = tmp_path_factory.mktemp("world")
     random = np.random.default_rng(0)
     with CollectionWriter(folder / "images", name="colors", license="CC0-1.0", source="test") as writer:

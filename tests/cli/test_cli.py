@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import Run
 from processes import environment
 
 import foveate as package
 import tiny
-from conftest import Run
 
 
 def test_no_verb_wrong_verb_and_version(foveate: Run) -> None:

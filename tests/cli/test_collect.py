@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from conftest import Run
+from command_line import Run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "records"))
 

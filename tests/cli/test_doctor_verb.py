@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from command_line import Run
 
 import tiny
-from conftest import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import Run
 from PIL import Image
-
-from conftest import Run
 
 
 def test_a_model_in_words_as_json_and_dry(foveate: Run, trained: Path, tmp_path: Path) -> None:

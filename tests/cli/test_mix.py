@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from command_line import Run
 
 import tiny
-from conftest import Run
 from foveate.core.errors import UserError
 from foveate.core.recipes import load
 from foveate.pretrain.dataset import check_window

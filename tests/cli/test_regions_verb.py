@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import Run
 
 import tiny
-from conftest import Run
 from foveate.pretrain.train import build_model
 from foveate.vision.localizer.folder import save_model
 

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import Run
 from PIL import Image
 
 import tiny
-from conftest import Run
 from foveate.core.recipes import load
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import build_model

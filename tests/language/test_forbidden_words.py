@@ -32,13 +32,18 @@ def spell(words: ForbiddenWords, tokenizer: WordTokenizer, ids: Sequence[int], *
     return all(id not in words.ban(whole[:number], room - number) for number, id in enumerate(whole))
 
 
+@pytest.fixture(scope="module")
+def pieces(mini: WordTokenizer) -> list[int]:
+    """The tokens that are parts of the words."""
+    return [id for id in range(mini.size) if any(mini.decode([id]).strip() in word for word in INVENTED_WORDS)]
+
+
 @given(seed=st.integers(0, 2**32 - 1), length=st.integers(1, 40))
 @settings(max_examples=150, deadline=None)
-def test_random_logits_never_write_one(mini: WordTokenizer, seed: int, length: int) -> None:
+def test_random_logits_never_write_one(mini: WordTokenizer, pieces: list[int], seed: int, length: int) -> None:
     """Only the pieces of the words are likely, so that without the mask nearly every text has one."""
     rng = np.random.default_rng(seed)
     words = forbid(mini)
-    pieces = [id for id in range(mini.size) if any(mini.decode([id]).strip() in word for word in INVENTED_WORDS)]
     ids: list[int] = []
     while len(ids) < length and (not ids or ids[-1] != mini.end):
         logits_V = rng.normal(size=mini.size)
@@ -48,10 +53,9 @@ def test_random_logits_never_write_one(mini: WordTokenizer, seed: int, length: i
     assert not PATTERN.search(mini.decode(ids)), mini.decode(ids)
 
 
-def test_without_the_mask_such_texts_have_one(mini: WordTokenizer) -> None:
+def test_without_the_mask_such_texts_have_one(mini: WordTokenizer, pieces: list[int]) -> None:
     """The property above would hold for masks that ban nothing if texts of the pieces had no such word anyway."""
     rng = np.random.default_rng(0)
-    pieces = [id for id in range(mini.size) if any(mini.decode([id]).strip() in word for word in INVENTED_WORDS)]
     assert PATTERN.search(mini.decode(rng.choice(pieces, 40).tolist()))
 
 

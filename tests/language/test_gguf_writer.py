@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -35,6 +34,8 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def test_the_library_reads_what_is_written(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    import gguf
+
     write_gguf(tmp_path / "a.gguf", FIELDS, tensors)
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     for name, value in FIELDS.items():

@@ -70,6 +70,9 @@ def test_size_slices() -> None:
     names = ["small", "medium", "medium", "large", "large"]
     assert size_slices([square(area) for area in areas]).tolist() == names
     assert size_slices([square(0.25)], small_below=0.5, large_from=0.5).tolist() == ["small"]
+    # A limit itself belongs to the larger size.
+    assert size_slices([square(0.25)], small_below=0.25, large_from=0.5).tolist() == ["medium"]
+    assert size_slices([square(0.25)], small_below=0.1, large_from=0.25).tolist() == ["large"]
     with pytest.raises(UserError, match="size limits"):
         size_slices([square(0.5)], small_below=0.5, large_from=0.1)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_recall
 
 from foveate.core.errors import UserError
 from foveate.metrics.retrieval import (
@@ -82,6 +81,8 @@ def test_the_rule_for_one_right_candidate() -> None:
 
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_agrees_with_torchmetrics_without_ties(k: int) -> None:
+    from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_recall
+
     rng = np.random.default_rng(k)
     sim = 0.01 + rng.random((30, 25))  # torchmetrics never counts a score that is not positive as retrieved
     one = rng.integers(0, 25, 30)

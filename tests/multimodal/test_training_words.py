@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,13 @@ def test_a_text_is_settled_behind_its_first_sentence() -> None:
         assert is_settled(text), text
 
 
+@cache
+def load_avoiding(min_box_score: float | None) -> LoadedModel:
+    return replace(loaded(), min_box_score=min_box_score, training_words=("zup",))
+
+
 def make_writer(ids: Sequence[int], *, avoided: int | None, min_box_score: float | None = 2.0) -> AnswerWriter:
-    one = replace(loaded(), min_box_score=min_box_score, training_words=("zup",))
+    one = load_avoiding(min_box_score)
     visual, (pending,) = prepare_questions(one, [(IMAGE, "What is there?")])
     pending.answer = list(ids)
     writer = AnswerWriter(one, visual, [pending])

@@ -11,7 +11,6 @@ from typing import Any
 
 import ftfy
 import numpy as np
-import open_clip
 import pytest
 import torch
 from exported import METRICS, noise, opened, run_card, saved
@@ -79,6 +78,8 @@ def in_transformers(folder: Path) -> Path:
 
 @torch.no_grad()
 def test_open_clip_loads_it_with_difference_zero(folder: Path, in_open_clip: Path) -> None:
+    import open_clip
+
     ours = opened(folder)
     theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{in_open_clip}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{in_open_clip}")
@@ -179,6 +180,8 @@ def ids_until_end(ids_L: torch.Tensor) -> list[int]:
 
 
 def test_token_ids_are_equal(in_transformers: Path) -> None:
+    import open_clip
+
     tokenizer = CLIPTokenizer.from_pretrained(in_transformers)
     own = open_clip.get_tokenizer("ViT-B-32", context_length=16)
     for text in SCRIPTS:
@@ -188,6 +191,8 @@ def test_token_ids_are_equal(in_transformers: Path) -> None:
 
 
 def test_texts_to_repair_differ_and_are_equal_once_repaired_as_the_card_says() -> None:
+    import open_clip
+
     tokenizer, own = clip_tokenizer(77), open_clip.get_tokenizer("ViT-B-32")
     for text in REPAIRED:
         expected = ids_until_end(own([text])[0])
@@ -277,6 +282,8 @@ def test_images_that_clip_image_processor_cannot_make() -> None:
 
 
 def test_the_bias_of_a_sigmoid_loss(tmp_path: Path) -> None:
+    import open_clip
+
     source = saved(tmp_path / "model", loss="sigmoid")
     bias = float(opened(source).logit_bias())
     target = export(source, to="open_clip", device="cpu", out=tmp_path / "open")[0]
@@ -287,6 +294,8 @@ def test_the_bias_of_a_sigmoid_loss(tmp_path: Path) -> None:
 
 
 def test_a_bias_of_regions_alone_is_none_of_the_towers(tmp_path: Path) -> None:
+    import open_clip
+
     source = saved(tmp_path / "model", regions={"loss": "sigmoid"})
     target = export(source, to="open_clip", device="cpu", out=tmp_path / "open")[0]
     assert "init_logit_bias" not in json.loads((target / "open_clip_config.json").read_text())["model_cfg"]
@@ -296,6 +305,8 @@ def test_a_bias_of_regions_alone_is_none_of_the_towers(tmp_path: Path) -> None:
 
 
 def test_a_softmax_run_from_a_sigmoid_model_has_no_bias(tmp_path: Path) -> None:
+    import open_clip
+
     first = export(saved(tmp_path / "first", loss="sigmoid"), to="open_clip", device="cpu", out=tmp_path / "open")[0]
     tower = {"kind": "open_clip", "source": str(first)}
     model = build_model(tiny.recipe().model_copy(update={"image_encoder": tower, "text_encoder": tower}))

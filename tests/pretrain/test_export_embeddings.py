@@ -5,9 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import duckdb
 import numpy as np
-import pandas
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -37,6 +35,8 @@ def tables(model: Path, tiny_collection: Path) -> Path:
 
 @torch.inference_mode()
 def test_pandas_reads_what_the_model_gives(model: Path, tables: Path, tiny_collection: Path) -> None:
+    import pandas
+
     ours, collection = opened(model), Collection.open(tiny_collection)
     images = pandas.read_parquet(tables / "images")
     assert images["key"].tolist() == list(collection.keys)
@@ -71,6 +71,8 @@ def test_pandas_reads_what_the_model_gives(model: Path, tables: Path, tiny_colle
 
 
 def test_arrow_and_duckdb_read_them(tables: Path) -> None:
+    import duckdb
+
     schema = pq.read_schema(tables / "regions" / "00000.parquet")
     assert str(schema.field("embedding").type).startswith("fixed_size_list<")
     assert schema.field("embedding").type.list_size == 32
@@ -84,6 +86,8 @@ def test_arrow_and_duckdb_read_them(tables: Path) -> None:
 
 
 def test_npz_holds_the_same_without_pickle(model: Path, tables: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    import pandas
+
     out = tmp_path / "npz"
     export(model, to="embeddings", collection=tiny_collection, format="npz", out=out, device="cpu")
     for name in ("images", "regions", "texts"):
@@ -98,6 +102,8 @@ def test_npz_holds_the_same_without_pickle(model: Path, tables: Path, tiny_colle
 
 
 def test_a_split_and_an_unreadable_image(model: Path, tmp_path: Path) -> None:
+    import pandas
+
     collection = tiny.make_collection(tmp_path / "shapes")
     tiny.damage(collection, "test-03")
     target, result, _ = export(

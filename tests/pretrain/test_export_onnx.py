@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,6 +29,8 @@ from naming import raises_naming
 
 
 def run(path: Path, **inputs: torch.Tensor) -> list[torch.Tensor]:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return [torch.from_numpy(np.asarray(one)) for one in session.run(None, {k: v.numpy() for k, v in inputs.items()})]
 
@@ -179,6 +179,8 @@ def test_sentence_vectors_have_a_graph_and_a_tokenizer(tmp_path: Path) -> None:
 
 
 def test_files_are_whole_and_the_card_works(folders: tuple[Path, Path]) -> None:
+    import onnx
+
     _, target = folders
     for name in ("image", "text", "regions", "phrases"):
         onnx.checker.check_model(onnx.load(target / f"{name}.onnx"))

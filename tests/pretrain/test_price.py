@@ -152,7 +152,7 @@ def test_every_process_has_its_share_of_the_losses() -> None:
 
 
 PRETRAIN = [name for name in recipe_names() if recipe_path(name).read_text("utf-8").startswith("# foveate pretrain ")]
-SLOW = ("clip-vit-l14-336", "clip-vit-h14-336", "cloc-vit-l14-336", "cloc-vit-h14-336")
+SLOW = ("clip-vit-b16", "clip-vit-l14-336", "clip-vit-h14-336", "cloc-vit-l14-336", "cloc-vit-h14-336")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PRETRAIN])

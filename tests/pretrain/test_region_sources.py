@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pandas
 import pytest
 import torch
 
@@ -71,6 +70,8 @@ def test_an_evaluation_takes_no_label_of_a_detector_for_the_truth(tiny_collectio
 
 def phrases_of(index: Path) -> dict[str, str]:
     """Phrase -> source of the regions of an index."""
+    import pandas
+
     table = pandas.concat([pandas.read_parquet(path) for path in (index / "rows").glob("*.parquet")])
     regions = table[table["kind"] == "region"]
     return dict(zip(regions["phrase"], regions["source"], strict=True))
@@ -116,6 +117,8 @@ def test_an_index_from_before_there_was_a_choice_holds_all(model: Path, labeled:
 
 
 def test_exports_take_labels_only_where_they_are_asked_for(model: Path, labeled: Path, tmp_path: Path) -> None:
+    import pandas
+
     for to, count in (("coco", _in_coco), ("webdataset", _in_tars), ("embeddings", _in_tables)):
         for name, sources, expected in (
             ("own", None, OTHERS),
@@ -150,4 +153,6 @@ def _in_tars(folder: Path, again: Path) -> int:
 
 
 def _in_tables(folder: Path, again: Path) -> int:
+    import pandas
+
     return len(pandas.read_parquet(folder / "regions"))

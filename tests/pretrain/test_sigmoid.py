@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from batches import build_task, make_batch
-from open_clip.loss import SigLipLoss
 from processes import run_processes
 from safetensors.torch import load_file
 from sigmoid_ranks import inputs
@@ -33,6 +32,8 @@ def gradients(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def open_clips(made: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    from open_clip.loss import SigLipLoss
+
     loss = SigLipLoss()(
         F.normalize(made["image"], dim=-1), F.normalize(made["text"], dim=-1), made["scale"], made["bias"]
     )

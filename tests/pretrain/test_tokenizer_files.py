@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 from exported import opened
@@ -66,6 +65,8 @@ def source(tmp_path: Path) -> Path:
 
 @torch.no_grad()
 def test_a_model_folder_is_self_contained(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     name = {"kind": "open_clip", "model": f"local-dir:{source}"}
     settings = tiny.recipe().model_copy(update={"image_encoder": name, "text_encoder": name})

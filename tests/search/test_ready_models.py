@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -46,6 +45,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
 @pytest.fixture(scope="module")
 def served(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """The hub of this process, with an empty cache; open_clip names an architecture whose weights lie on it."""
+    import open_clip
+
     home = tmp_path_factory.mktemp("hub")
     config = json.loads((hub.repositories["a/open"] / "open_clip_config.json").read_text())["model_cfg"]
     (home / "Tiny-4.json").write_text(json.dumps(config))
@@ -72,6 +73,8 @@ def images(tmp_path: Path) -> Path:
 
 def embed_with_library(name: str, folder: Path, files: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit vectors of images and of TEXTS by the checkpoint's own library."""
+    import open_clip
+
     opened = [Image.open(file).convert("RGB") for file in files]
     with torch.no_grad():
         if name == "open":

@@ -6,13 +6,15 @@ import base64
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openai
 import pytest
 from fakes import HTTP, FakeAdapter, serving
 from PIL import Image
+
+if TYPE_CHECKING:
+    import openai
 
 WORDS = "word0 word1 word2 word3 word4 "
 
@@ -31,6 +33,8 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(address: str) -> openai.OpenAI:
+    import openai
+
     return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
 

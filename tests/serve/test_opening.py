@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click.testing
-import openai
 import pytest
 
 from foveate.cli.verbs.serve import command
@@ -87,6 +86,8 @@ def test_what_is_opened_is_printed_before_it_is_open(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_a_model_from_the_command_line(tmp_path: Path) -> None:
+    import openai
+
     port_file = tmp_path / "port"
     arguments = ["-c", "from foveate.cli.main import main; main()", "serve", "mini", "--port", "0", "--json"]
     process = subprocess.Popen(

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import openai
 import pytest
 from fakes import HTTP, Address, serving
 from hypothesis import given
@@ -204,6 +203,8 @@ def test_base64_in_parts_is_base64_at_once() -> None:
 
 
 def test_a_client_with_as_many_calls_as_the_queue_is_refused_none() -> None:
+    import openai
+
     async def ask(address: str, number: int) -> Counter[str]:
         client = openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60)
 

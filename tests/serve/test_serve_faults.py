@@ -16,10 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
-import openai
 import pytest
 from fakes import HTTP, Address, FakeAdapter, serving
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,6 +29,9 @@ from foveate.serve import media
 from foveate.serve.application import Application
 from foveate.serve.settings import ServeSettings
 from naming import raises_naming
+
+if TYPE_CHECKING:
+    import openai
 
 CHAT = "/v1/chat/completions"
 
@@ -57,10 +59,14 @@ def address() -> Iterator[Address]:
 
 @pytest.fixture(scope="module")
 def client(address: Address) -> openai.OpenAI:
+    import openai
+
     return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
 
 def test_a_model_that_raises_tells_no_secret(address: Address, client: openai.OpenAI) -> None:
+    import openai
+
     with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(**chat("broken"))
     assert "secret" not in str(caught.value)
@@ -178,6 +184,8 @@ def test_no_reply_names_a_path_of_the_server(text: str, status: int, caplog: pyt
 
 
 def test_openai_raises_its_error_classes(address: Address, client: openai.OpenAI) -> None:
+    import openai
+
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**chat("hi", temperature=9))
     assert (caught.value.param, caught.value.code) == ("temperature", "invalid_value")
@@ -190,6 +198,8 @@ def test_openai_raises_its_error_classes(address: Address, client: openai.OpenAI
 
 
 def test_a_late_reply_ends(address: Address, client: openai.OpenAI) -> None:
+    import openai
+
     with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(**chat("slow", max_tokens=1000))
     assert caught.value.status_code == 504
@@ -321,6 +331,8 @@ def test_a_second_event_loop_is_an_error_and_no_call_that_never_ends() -> None:
 
 
 def test_a_server_that_drains_ends_its_streams() -> None:
+    import openai
+
     with serving() as address:
         words: list[list[str]] = []
 
@@ -366,6 +378,8 @@ def read_log(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.slow
 def test_signals(tmp_path: Path) -> None:
+    import openai
+
     port_file = tmp_path / "port"
     for signals, status in (([signal.SIGTERM], 0), ([signal.SIGINT], 0), ([signal.SIGTERM] * 2, 128 + signal.SIGTERM)):
         process, port = start(port_file=str(port_file))

@@ -45,6 +45,13 @@ def read_rows(folder: Path, name: str) -> dict[str, dict[str, str]]:
         return {row[KEYS[name]]: row for row in csv.DictReader(file)}
 
 
+def write_rows(folder: Path, name: str, rows: dict[str, dict[str, str]]) -> None:
+    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(next(iter(rows.values()))))
+        writer.writeheader()
+        writer.writerows(rows.values())
+
+
 def read_descriptor(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "datapackage.json").read_text(encoding="utf-8"))
 
@@ -52,3 +59,11 @@ def read_descriptor(folder: Path) -> dict[str, Any]:
 def import_package(package: Path, target: Path) -> Collection:
     import_camtrap_dp(package, target)
     return Collection.open(target)
+
+
+def make_incomplete_collection(folder: Path) -> Collection:
+    """Import the golden package with all images but the last two."""
+    package = copy_package(folder / "package", images=True)
+    (package / "media/dep-C/IMG_0008.JPG").unlink()
+    (package / "media/dep-C/IMG_0009.JPG").write_bytes(jpeg(9)[:200])
+    return import_package(package, folder / "collection")

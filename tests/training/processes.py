@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 # What the scripts import, 4 s a process: imported once, in a server that each process is a fork of.
-_PRELOADED = ["torch", "torch.distributed.fsdp", "torch.distributed.tensor", "foveate.training.loop"]
+_PRELOADED = ["torch", "torch.distributed.fsdp", "torch.distributed.tensor", "foveate.pretrain.train"]
 _FORKS = multiprocessing.get_context("forkserver")
 
 

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 
@@ -60,6 +59,8 @@ def test_vit_tokens_and_embedding(pool: str, final_ln_after_pool: bool) -> None:
 def test_weights_of_a_tag_get_the_activation_they_were_trained_with(
     tag: str, is_quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import open_clip
+
     options: dict[str, Any] = {}
     monkeypatch.setattr(open_clip, "create_model", lambda name, **given: options.update(given))
     _, config = create_open_clip("ViT-B-32", pretrained=tag)
@@ -108,6 +109,8 @@ def test_uint8_pixels_are_normalized() -> None:
 
 @torch.no_grad()
 def test_text_equals_open_clip_and_the_cut_form_stays_equal() -> None:
+    import open_clip
+
     _, text = towers()
     ids = text.frozen_features(TEXTS)
     assert ids.shape == (3, 16)
@@ -123,6 +126,8 @@ def test_text_equals_open_clip_and_the_cut_form_stays_equal() -> None:
 
 
 def test_no_number_of_words_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
     monkeypatch.setattr("foveate.vision.open_clip.build._MAX_CACHED_WORDS", 10)
     _, text = towers()
     texts = [f"wug{letter}" for letter in "abcdefghijklmnop"] * 2
@@ -133,6 +138,8 @@ def test_no_number_of_words_fills_the_memory(monkeypatch: pytest.MonkeyPatch) ->
 
 @torch.no_grad()
 def test_exported_folder_gives_the_same_embeddings_in_open_clip(tmp_path: Path) -> None:
+    import open_clip
+
     image, text = towers(pool_type="avg")
     export_open_clip(image, text, log_scale=torch.tensor([2.5]), folder=tmp_path / "towers")
     name = f"local-dir:{tmp_path / 'towers'}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ def open_lite0(settings: Mapping[str, Any]) -> Network:
     return Network(model, Preprocess(size=size, mean=half, std=half, geometry=geometry), {}, None)
 
 
+@cache  # half a second for each network that is opened
 def _is_other(name: str) -> bool:
     """Whether timm has an architecture of this name that is not a `VisionTransformer`."""
     import timm

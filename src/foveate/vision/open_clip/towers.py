@@ -23,6 +23,7 @@ from foveate.vision.hf.processors import given_preprocess, three
 from foveate.vision.open_clip.build import (
     NO_TEXT,
     NO_VISION,
+    NO_WORDS,
     advice,
     create_open_clip,
     named,
@@ -101,7 +102,7 @@ class OpenClipImageEncoder(ImageEncoder):
             # Trained weights fill both towers at once; without them the other tower is a small stand-in.
             text=None if trained else NO_TEXT,
             cache_dir=options.cache_dir,
-            config=None if config is None else {**config, "text_cfg": NO_TEXT, "custom_text": True},
+            config=None if config is None else {**config, "text_cfg": NO_TEXT | NO_WORDS, "custom_text": True},
         )
         if config is not None:
             model_config = dict(config)
