@@ -51,8 +51,8 @@ def run(hub: Hub, home: Path, commands: Sequence[Sequence[object]], **variables:
 
 
 def train(folder: Path, backbone: str, *more: object, to: str) -> list[object]:
-    return ["train", "--backbone", backbone, "--data", folder / "stripes.npz", "--method", "bitfit", "--epochs", 1,
-            "--device", "cpu", "--run", folder / to, "training.workers=0", *more]  # fmt: skip
+    return ["train", "--backbone", backbone, "--collection", folder / "stripes.npz", "--method", "bitfit", "--epochs",
+            1, "--device", "cpu", "--out", folder / to, "training.workers=0", *more]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_backbone_is_downloaded_once_and_pinned_and_opens_without_the_hub(
         train(tmp_path, backbones["dino"], to="again"),
         train(tmp_path, backbones["dino"], "backbone.offline=true", to="offline"),
         train(tmp_path, backbones[names[-1]], "backbone.revision=main", to="named"),
-        *(["merge", tmp_path / name, "--to", tmp_path / f"merged-{name}"] for name in MERGED.intersection(names)),
+        *(["merge", tmp_path / name, "--out", tmp_path / f"merged-{name}"] for name in MERGED.intersection(names)),
         train(tmp_path, str(tmp_path / "merged-vit"), to="from-the-folder"),
     ]
     for status, output in run(hub, home, commands):

@@ -175,7 +175,7 @@ def test_another_graph_in_the_same_run_is_refused(
     chosen = recipe(data={"features": str(features[0])})
     taxonomy = tmp_path / "taxa.csv"
     taxonomy.write_text("taxon,parent\nAnimalia,\n" + "".join(f"{kind},Animalia\n" for kind in KINDS[:3]))
-    with raises_naming(UserError, "taxonomy", "--run"):
+    with raises_naming(UserError, "taxonomy", "--out"):
         train_species(survey.collection.path, trained.run.path, chosen, taxonomy=taxonomy)
 
 
@@ -191,7 +191,7 @@ def test_other_features_in_the_same_run_are_refused(survey: Survey, tmp_path: Pa
         patch.setattr(StopRequest, "__init__", _stopping)
         assert train_species(survey.collection.path, tmp_path / "run", chosen).model is None
     write_features(path, survey, seed=2)
-    with raises_naming(UserError, "features", "--run"):
+    with raises_naming(UserError, "features", "--out"):
         train_species(survey.collection.path, tmp_path / "run", chosen)
     path.unlink()
     with raises_naming(UserError, path, "data.features"):
@@ -230,7 +230,7 @@ def test_a_run_of_0_2_resumes(trained: SpeciesRun, survey: Survey, features: Any
     identity = json.loads((tmp_path / "other" / "graph.json").read_text())
     assert json.loads((tmp_path / "run" / "data.json").read_text()) == identity
     (tmp_path / "other" / "graph.json").write_text(json.dumps({**identity, "features": "another"}))
-    with raises_naming(UserError, "features", "another", "--run"):
+    with raises_naming(UserError, "features", "another", "--out"):
         train_species(survey.collection.path, tmp_path / "other", chosen)
 
 

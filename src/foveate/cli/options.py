@@ -52,13 +52,13 @@ def path_option(flag: str, help: str, *, required: bool = False) -> Callable[[F]
 
 
 def run_option(default: str, what: str = "Run folder") -> Callable[[F], F]:
-    """Add --run.
+    """Add --out for a run folder; the argument of the command is `run`.
 
     Args:
-        default: the folder where --run is missing, for the help.
+        default: the folder where --out is missing, for the help.
         what: what the folder is for, where the verb runs no training.
     """
-    return path_option("--run", f"{what}; {default} by default.")
+    return click.option("--out", "run", type=click.Path(path_type=Path), help=f"{what}; {default} by default.")
 
 
 def dry_run_option(help: str) -> Callable[[F], F]:

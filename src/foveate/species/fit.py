@@ -14,12 +14,13 @@ from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.metrics.classification import count_classes
 from foveate.records.images import BadImage
-from foveate.species.baselines import SpeciesNetwork
+from foveate.species.baselines import LinearBaseline, SpeciesNetwork
 from foveate.species.link_data import LinkData, link_arrays
 from foveate.species.links import ImageNetwork, LinkModel, build_score
 from foveate.species.numeric import scale_hours, scale_places
 from foveate.species.passes import FeatureBatches, ImageBatches, PassOrder
 from foveate.species.recipe import GraphSettings, LinkTraining, SpeciesRecipe
+from foveate.species.score import Score
 from foveate.species.task import LinkTask, class_offsets
 from foveate.training.distributed import world
 from foveate.training.loader import BatchSource
@@ -135,8 +136,14 @@ class PixelInputs(Inputs):
         return torch.cat(outputs), np.array(readable, dtype=np.int64)
 
 
-def order_passes(model: SpeciesNetwork, data: LinkData, training: LinkTraining) -> PassOrder:
-    """Return the batches of every epoch of a training."""
+def order_passes(
+    model: SpeciesNetwork | Score | type[LinearBaseline], data: LinkData, training: LinkTraining
+) -> PassOrder:
+    """Return the batches of every epoch of a training.
+
+    Args:
+        model: decides whether the last, smaller batch of a pass is left out.
+    """
     # Shared by training and report, so that a page never counts other steps than were trained.
     return PassOrder(
         data.passes(training),

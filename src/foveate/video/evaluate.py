@@ -120,7 +120,7 @@ def read_answered(questions: Sequence[VideoQuestion], hashes: ClipHashes, path: 
         listed = ", ".join(list(dict.fromkeys(replaced))[:5])
         raise UserError(
             f"{path}: clip {listed} is not the one of {len(replaced)} stored answers (another SHA-256); put the old "
-            "clip back, or choose another folder with --run"
+            "clip back, or choose another folder with --out"
         )
     return answered
 

@@ -49,7 +49,7 @@ def command(
     """Train all variants of the study NAME with several seeds and judge its claims. An unknown NAME lists all.
 
     NAME all runs every study and writes one table over them. With --so-far it trains nothing and makes the table from
-    the published results, or with --run or --quick from the runs that are finished.
+    the published results, or with --out or --quick from the runs that are finished.
 
     The first training is timed, and the hours of the rest are printed before they start. Every finished training is
     a file: run the same command to resume, and in a second terminal to help. Optional data (regions for cloc, public

@@ -28,7 +28,7 @@ def command(run: Path | None, settings: dict[str, Any], as_json: bool, seed: int
     \b
     Example:
       foveate tour
-      foveate tour --seeds 3 --run runs/tour-3-seeds
+      foveate tour --seeds 3 --out runs/tour-3-seeds
     """
     from foveate.core.files import read_json
     from foveate.core.progress import say

@@ -90,7 +90,7 @@ def command(
 
     \b
     Example:
-      foveate ask holiday.jpg "Where is the red apple?" --image-out found.png --run runs/apple
+      foveate ask holiday.jpg "Where is the red apple?" --image-out found.png --out runs/apple
       foveate ask holiday.jpg "What is <1> doing beside <2>?" --box 120,40,300,310 --point 420,200
       foveate ask holiday.jpg "Is there a dog?" --option yes --option no
     """
@@ -160,7 +160,7 @@ def _refuse_useless(given: dict[str, Any], *, chat: bool) -> None:
     if chat:
         for name in ("--json", "--image-out", "--coco-out", "--option"):
             if given[name]:
-                raise click.UsageError(f"{name} has no effect with --chat; --run writes a page of the conversation")
+                raise click.UsageError(f"{name} has no effect with --chat; --out writes a page of the conversation")
     if given["--option"]:
         for name in ("--ground", "--image-out", "--coco-out"):
             if given[name]:

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 @fields(
     "foveate.caption.audit_settings:JudgeSettings",
     "judge",
-    "endpoint",
-    "endpoint_model",
+    ("endpoint", "--judge-url"),
+    ("endpoint_model", "--judge-model"),
+    ("key_env", "--judge-key-env"),
     into="judging",
-    metavars={"endpoint": "URL", "endpoint_model": "NAME"},
+    metavars={"judge": "FOLDER", "endpoint": "URL", "endpoint_model": "NAME", "key_env": "NAME"},
 )
 @run_option("runs/audit")
 @common()
@@ -56,7 +57,7 @@ def command(
     Length in tokens, assertions per caption, the share of them that holds, what they share with the alt-text,
     duplicates and truncation; with intervals and a control of shuffled captions.
 
-    On generated scenes the truth judges; on real images an image-text model (--judge) or a served one (--endpoint).
+    On generated scenes the truth judges; on real images an image-text model (--judge) or a served one (--judge-url).
 
     \b
     Example:
@@ -76,15 +77,17 @@ def command(
     resolved = validate(AuditSettings, {**settings, "seed": seed or 0}, where="foveate audit")
     judge = validate(JudgeSettings, judging, where="foveate audit")
     if (judge.endpoint is None) != (judge.endpoint_model is None):
-        raise click.UsageError("--endpoint and --endpoint-model belong together")
+        raise click.UsageError("--judge-url and --judge-model belong together")
     if judge.endpoint is not None and judge.judge is not None:
-        raise click.UsageError("give one of --judge and --endpoint: one judge, one number")
+        raise click.UsageError("give one of --judge and --judge-url: one judge, one number")
+    if judge.key_env and judge.endpoint is None:
+        raise click.UsageError("--judge-key-env has no effect without --judge-url")
     opened = Collection.open(collection)
     method = AuditMethod(model=judge.judge)
     if judge.endpoint is not None and judge.endpoint_model is not None:
         from foveate.caption.assertions.llm_judge import llm_method
 
-        method = llm_method(opened, judge.endpoint, judge.endpoint_model)
+        method = llm_method(opened, judge.endpoint, judge.endpoint_model, key_env=judge.key_env)
     folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])
     try:
         audited = audit(opened, folder.path, resolved, method, device=device)

@@ -25,7 +25,7 @@ GONE = "gone.txt"  # in a collection: keys of images whose files are gone
 
 @click.command("collect", cls=FieldsCommand, short_help="Import images and texts into a collection.")
 @click.argument("source")
-@path_option("--to", "Collection folder.", required=True)
+@path_option("--out", "Collection folder.", required=True)
 @fields(
     "foveate.records.importers.settings:CollectSettings",
     ("format", "--format", "--as"),
@@ -76,7 +76,7 @@ GONE = "gone.txt"  # in a collection: keys of images whose files are gone
 @common(device=False)
 def command(
     source: str,
-    to: Path,
+    out: Path,
     settings: dict[str, Any],
     workers: int | None,
     as_json: bool,
@@ -95,17 +95,17 @@ def command(
 
     \b
     Example:
-      foveate collect my-folder --to my-images
-      foveate collect my-folder --to my-images --update
-      foveate collect trees --label-from-folder category --to trees-collection
-      foveate collect "shards/{00000..00003}.tar" --to my-images
-      foveate collect coco/annotations/instances_val2017.json --to coco
-      foveate collect pairs.csv --images photos --to my-images --reference
-      foveate collect cards --deployments deployments.csv --to survey
-      foveate collect camtrap-dp.zip --images cards --to survey
-      foveate collect traps.json --deployments cameras.csv --results megadetector.json --to survey
-      foveate collect scenes --to scenes
-      foveate collect documents --to documents
+      foveate collect my-folder --out my-images
+      foveate collect my-folder --out my-images --update
+      foveate collect trees --label-from-folder category --out trees-collection
+      foveate collect "shards/{00000..00003}.tar" --out my-images
+      foveate collect coco/annotations/instances_val2017.json --out coco
+      foveate collect pairs.csv --images photos --out my-images --reference
+      foveate collect cards --deployments deployments.csv --out survey
+      foveate collect camtrap-dp.zip --images cards --out survey
+      foveate collect traps.json --deployments cameras.csv --results megadetector.json --out survey
+      foveate collect scenes --out scenes
+      foveate collect documents --out documents
     """
     from foveate.core.recipes import validate
     from foveate.records import layout
@@ -118,7 +118,7 @@ def command(
     # A folder of the user's named "scenes" comes first: a built-in collection can still be named by --format builtin.
     built_in = source in load_builders() and not Path(source).exists()
     if resolved.format == "builtin" or (resolved.format == "auto" and built_in):
-        return _build(source, to, settings, workers=workers, seed=seed, as_json=as_json)
+        return _build(source, out, settings, workers=workers, seed=seed, as_json=as_json)
     importer = _choose_importer(source, resolved.format, settings)
     # All mistakes are reported before the first image is read: an import may take hours.
     if resolved.split is not None:
@@ -131,20 +131,20 @@ def command(
     shared: dict[str, Any] = {**options, "max_pixels": resolved.max_pixels}
     if resolved.source_name is not None:
         shared["source_name"] = resolved.source_name
-    summary = importer.run(source, to, name=resolved.name, license=resolved.license, workers=workers, **shared)
+    summary = importer.run(source, out, name=resolved.name, license=resolved.license, workers=workers, **shared)
     result: dict[str, Any] = {"format": importer.name, **summary.as_dict()}
     lines = [f"format: {importer.name}", *summary.lines()]
     if summary.quarantined:
-        lines.append(f"each finding with its reason: {to / layout.QUARANTINE_FILE}, shown by foveate inspect")
+        lines.append(f"each finding with its reason: {out / layout.QUARANTINE_FILE}, shown by foveate inspect")
     renamed = set(summary.renamed)
     gone = [key for key in summary.gone if key not in renamed]
     if summary.updated and summary.gone:
         # A removal is for good, and a folder may be incomplete for a day: the user decides.
-        listed = to / GONE
+        listed = out / GONE
         write_text_atomically(listed, "".join(f"{key}\n" for key in gone))
         if gone:
             lines.append(
-                f"to remove what is gone: foveate remove {shlex.quote(str(to))} --from {shlex.quote(str(listed))}"
+                f"to remove what is gone: foveate remove {shlex.quote(str(out))} --from {shlex.quote(str(listed))}"
             )
     if summary.updated and renamed:
         # Bytes that were removed are not imported again under any name: the next renaming would lose the image.
@@ -154,24 +154,24 @@ def command(
     if resolved.dedupe:
         from foveate.records.duplicates import remove_duplicates
 
-        outcome = remove_duplicates(to, workers=workers or 2)
+        outcome = remove_duplicates(out, workers=workers or 2)
         result |= {"duplicate_groups": len(outcome.groups), "duplicates_removed": outcome.removed}
         lines.append(f"near-duplicates: {outcome.removed} taken out, {len(outcome.groups)} groups; one of each stays")
     if resolved.results is not None:
-        added = add_results(to, resolved.results, detections)
+        added = add_results(out, resolved.results, detections)
         result["results"] = added.as_dict()
         lines += added.lines()
     # After duplicates are gone: splits are drawn for what stays.
     if resolved.split is not None:
         # Unless stated, as drawn before: other fractions or another seed would move images from test to train.
-        drawn_fractions, drawn_seed = read_drawn(to) or (resolved.split, 0)
+        drawn_fractions, drawn_seed = read_drawn(out) or (resolved.split, 0)
         fractions = resolved.split if "split" in settings else drawn_fractions
-        assigned = assign_splits(to, fractions=fractions, seed=drawn_seed if seed is None else seed)
+        assigned = assign_splits(out, fractions=fractions, seed=drawn_seed if seed is None else seed)
         result |= {"splits": assigned.images, "divided": assigned.divided, "moved": assigned.moved}
         if assigned.cameras:
             result["cameras"] = assigned.cameras
         lines += _describe_splits(assigned)
-    finish(result, lines, {"collection": to}, as_json=as_json)
+    finish(result, lines, {"collection": out}, as_json=as_json)
 
 
 def _choose_importer(source: str, format: str, settings: dict[str, Any]) -> Format:

@@ -14,7 +14,7 @@ from foveate.cli.options import finish, json_option, quiet_option, seed_option, 
 
 @click.command("doctor", cls=FieldsCommand, short_help="Check the installation, a collection, a planned run.")
 @click.argument("collection", required=False, type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1)
+@click.argument("overrides", nargs=-1, metavar="[FIELD=VALUE]...")
 @click.option("--recipe", default=None, help="Check a run of this recipe: a shipped name or a YAML file.")
 @fields(
     "foveate.pretrain.settings:DoctorSettings",
@@ -38,7 +38,7 @@ def command(
     seed: int | None,
 ) -> None:
     """Without arguments: libraries, weights and their checksums, extras. With a COLLECTION: how fast it is read,
-    decoded and loaded. With --recipe too: what a run reaches, and whether it can be at all; OVERRIDES change single
+    decoded and loaded. With --recipe too: what a run reaches, and whether it can be at all; FIELD=VALUE changes single
     fields. Exit status 1 when something makes it impossible. Writes nothing.
 
     \b

@@ -100,7 +100,7 @@ def _training_lines(model: str, target: Path, *, images: int, is_folder: bool) -
     lines = ["this model never learned places: a box costs a pass of the encoder. These commands train a CLOC from it:"]
     if is_folder:
         collection = Path(f"{target.resolve().name}-collection")
-        lines.append(f"  foveate collect {shlex.quote(str(target))} --to {shlex.quote(str(collection))} --reference")
+        lines.append(f"  foveate collect {shlex.quote(str(target))} --out {shlex.quote(str(collection))} --reference")
     name = shlex.quote(str(collection))
     start = shlex.quote(f"initial={model if Path(model).exists() else model.partition('@')[0]}")
     # The recipe's own numbers are those of a cluster: 100,000 steps of 32,768 images. A batch of more images than the

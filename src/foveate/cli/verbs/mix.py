@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "context",
     "allow_truncation",
     "recipe",
-    "to",
+    ("to", "--out"),
     repeat=("prefer",),
     metavars={"preset": "NAME", "weights": "FORMAT=W,...", "prefer": "MODEL", "recipe": "NAME"},
 )
@@ -37,13 +37,13 @@ def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int
 
     For a preset or custom weights; by default the formats that an image lacks give their weight to the others.
 
-    The last line is the override for `foveate pretrain`; --recipe NAME --to FILE writes a whole recipe. A run of the
+    The last line is the override for `foveate pretrain`; --recipe NAME --out FILE writes a whole recipe. A run of the
     same seed reports the same numbers after its first epoch.
 
     \b
     Example:
       foveate mix my-images --preset clip
-      foveate mix my-images --weights alt=.4,ssc=.4,dsc=.2 --recipe clip-vit-b16 --to my-recipe.yaml
+      foveate mix my-images --weights alt=.4,ssc=.4,dsc=.2 --recipe clip-vit-b16 --out my-recipe.yaml
     """
     from foveate.caption import shares
     from foveate.core.errors import UserError
@@ -54,10 +54,10 @@ def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int
     if (resolved.preset is None) == (resolved.weights is None):
         raise click.UsageError(f"give one of --preset ({', '.join(shares.preset_names())}) and --weights")
     if (resolved.recipe is None) != (resolved.to is None):
-        raise click.UsageError("--recipe and --to belong together")
+        raise click.UsageError("--recipe and --out belong together")
     # Before anything is measured. Most likely a recipe that the user has changed already.
     if resolved.to is not None and resolved.to.exists():
-        raise UserError(f"{resolved.to}: exists; choose another file with --to")
+        raise UserError(f"{resolved.to}: exists; choose another file with --out")
     opened = Collection.open(collection)
     sampler = shares.build_sampler(opened, preset=resolved.preset, weights=resolved.weights, missing=resolved.missing)
     context = resolved.context or shares.default_context(resolved.preset)

@@ -77,7 +77,7 @@ def command(
 
     resolved = validate(SearchSettings, settings, where="foveate search")
     if interactive and (resolved.image or resolved.box or run):
-        raise click.UsageError("--interactive reads texts: --image, --box and --run have no effect")
+        raise click.UsageError("--interactive reads texts: --image, --box and --out have no effect")
     query = None
     if text is not None or not interactive:
         query = Query(

@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import (
-    common,
-    dry_run_option,
-    finish,
-    json_option,
-    path_option,
-    quiet_option,
-    run_option,
-    workers_option,
-)
+from foveate.cli.options import common, finish, json_option, path_option, quiet_option, run_option
+from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 if TYPE_CHECKING:
     from foveate.mllm.plan import PlanResult
@@ -78,7 +70,7 @@ def plan_command(
     from foveate.mllm.plan import plan_images, resolve_options
 
     if run is not None and not page:
-        raise click.UsageError("--run has no effect without --page")
+        raise click.UsageError("--out has no effect without --page")
     preset, options = resolve_options(settings, recipe=recipe)
     result = plan_images(images, options, preset=preset)
     paths: dict[str, Path] = {}
@@ -121,12 +113,10 @@ def _format_plan(result: PlanResult) -> list[str]:
 
 
 @click.command("train", cls=FieldsCommand, short_help="Train a multimodal model on a collection, in stages.")
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1)
-@path_option("--collection", "Collection folder; not needed for a dry run.")
+@recipe_command(
+    "runs/mllm-RECIPE", dry_run="Print parameters, tokens, FLOPs, memory and time of every stage; train nothing."
+)
 @click.option("--add-regions", metavar="MODEL", help="Start from this model and give it the recipe's region encoder.")
-@run_option("runs/mllm-RECIPE")
-@dry_run_option("Print parameters, tokens, FLOPs, memory and time of every stage; train nothing.")
 @fields(
     "foveate.mllm.recipe:MllmPriceSettings",
     "devices",
@@ -138,68 +128,47 @@ def _format_plan(result: PlanResult) -> list[str]:
     into="pricing",
     metavars={"hardware": "NAME"},
 )
-@workers_option
-@common()
-def train_command(
-    recipe: str,
-    overrides: tuple[str, ...],
-    collection: Path | None,
-    add_regions: str | None,
-    run: Path | None,
-    dry_run: bool,
-    pricing: dict[str, Any],
-    workers: int | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, Any]) -> None:
     """Train RECIPE (a shipped name or a YAML file), all stages in order, on a collection with conversations.
 
-    OVERRIDES change single fields, for example vocabulary=8192 or, of a stage, stages.instruction.training.steps=100.
-    Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
+    FIELD=VALUE changes single fields, for example vocabulary=8192 or, of a stage,
+    stages.instruction.training.steps=100. Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
 
     \b
     Example:
-      foveate collect questions --to questions
+      foveate collect questions --out questions
       foveate mllm train mllm-mini --collection questions
       foveate mllm train ferret-on-mini --collection referring
       foveate mllm train ferret-on-llava --add-regions ./llava-1.5-7b-hf --collection lvis
       foveate mllm train mm15-3b --dry-run --devices 64 --hardware h100-80gb
     """
-    from foveate.core.recipes import load
     from foveate.mllm.recipe import MllmRecipe
 
-    target = run or Path("runs") / f"mllm-{Path(recipe).stem.removeprefix('mllm-')}"
-    if add_regions is not None:
-        overrides = (*overrides, f"add_regions={_import_base(add_regions, target, dry_run=dry_run)}")
-    resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed, workers=workers)
-    if dry_run:
+    run = call.run or Path("runs") / f"mllm-{call.name.removeprefix('mllm-')}"
+    base = None if add_regions is None else _import_base(add_regions, run, dry_run=call.dry_run)
+    resolved = call.load(MllmRecipe, {"add_regions": base}).with_training(seed=call.seed, workers=call.workers)
+    if call.dry_run:
         from foveate.mllm.pricing import format_price, price_recipe
 
         priced = price_recipe(resolved, **pricing)
-        finish(priced, format_price(priced), {}, as_json=as_json)
+        finish(priced, format_price(priced), {}, as_json=call.as_json)
         return
-    if pricing:
-        raise click.UsageError(f"--{next(iter(pricing)).replace('_', '-')} belongs to --dry-run")
-    if collection is None:
-        raise click.UsageError("Missing option '--collection'.")
+    call.refuse_pricing(pricing)
+    collection = call.data
     from foveate.mllm.train import train_mllm
     from foveate.records.collection import Collection
 
-    trained = train_mllm(
-        resolved, Collection.open(collection), target, device=device, command=["foveate", *sys.argv[1:]]
-    )
+    trained = train_mllm(resolved, Collection.open(collection), run, device=call.device, command=call.command)
     # Under torchrun every process gets here; only one prints.
     if not trained.is_main:
         return
     result: dict[str, Any] = trained.result.to_json()
     if trained.model_folder is None:
-        finish(result, ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
-        sys.exit(130)
+        call.stop(result, run)
     from foveate.report import render
 
-    paths = {"run": target, "model": trained.model_folder, "report": render(target)}
-    finish(result, _stage_lines(result), paths, as_json=as_json)
+    paths = {"run": run, "model": trained.model_folder, "report": render(run)}
+    finish(result, _stage_lines(result), paths, as_json=call.as_json)
 
 
 def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
@@ -211,7 +180,7 @@ def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
     # A dry run writes nothing, and the processes of torchrun would all import into the same folder.
     if dry_run or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise click.UsageError(
-            f"--add-regions: {model} must be imported before; run foveate mllm import {model} --to DIR, give DIR/model"
+            f"--add-regions: {model} must be imported before; run foveate mllm import {model} --out DIR, give DIR/model"
         )
     return str(import_model(model, run / "imported"))
 
@@ -230,22 +199,9 @@ def _stage_lines(result: dict[str, Any]) -> list[str]:
 
 
 @click.command("preview", cls=FieldsCommand, short_help="A page of training samples as the model gets them.")
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1)
-@path_option("--collection", "Collection folder.", required=True)
+@recipe_command("runs/mllm-preview", what="Folder for the page", collection="Collection folder.", workers=False)
 @fields("foveate.mllm.preview_settings:PreviewSettings", "stage", "step", "samples")
-@run_option("runs/mllm-preview", "Folder for the page")
-@common()
-def preview_command(
-    recipe: str,
-    overrides: tuple[str, ...],
-    collection: Path,
-    settings: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def preview_command(call: RecipeCall, settings: dict[str, Any]) -> None:
     """Write a page of the samples that `mllm train RECIPE` would load in a step: images, tokens, what is learned.
 
     Nothing is trained. Only the images of this one batch are encoded.
@@ -255,7 +211,7 @@ def preview_command(
       foveate mllm preview mllm-mini --collection questions
       foveate mllm preview mllm-mini --collection questions --stage alignment --step 20
     """
-    from foveate.core.recipes import load, validate
+    from foveate.core.recipes import validate
     from foveate.mllm.preview import preview_recipe
     from foveate.mllm.preview_settings import PreviewSettings
     from foveate.mllm.recipe import MllmRecipe
@@ -263,11 +219,12 @@ def preview_command(
     from foveate.report import render
 
     checked = validate(PreviewSettings, settings, where="foveate mllm preview")
-    resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed)
-    target = run or Path("runs") / "mllm-preview"
+    resolved, collection = call.load(MllmRecipe).with_training(seed=call.seed), call.data
+    run = call.run or Path("runs") / "mllm-preview"
     with Collection.open(collection) as opened:
-        result = preview_recipe(resolved, opened, target, checked, device=device, command=["foveate", *sys.argv[1:]])
-    finish(result.to_json(), _preview_lines(result), {"run": target, "report": render(target)}, as_json=as_json)
+        result = preview_recipe(resolved, opened, run, checked, device=call.device, command=call.command)
+    paths = {"run": run, "report": render(run)}
+    finish(result.to_json(), _preview_lines(result), paths, as_json=call.as_json)
 
 
 def _preview_lines(result: PreviewResult) -> list[str]:
@@ -382,7 +339,7 @@ def label_command(collection: Path, model: str, settings: dict[str, Any], as_jso
     "split",
     "limit",
     "batch_size",
-    "judge",
+    ("judge", "--judge-url"),
     "judge_model",
     "judge_key_env",
     "training_words",
@@ -511,12 +468,12 @@ def export_command(model: str, to: str, out: Path | None, as_json: bool) -> None
 
 @click.command("import", short_help="Import a LLaVA, LLaVA-NeXT or Ferret.")
 @click.argument("source")
-@path_option("--to", "New folder: gets language/ and model/.", required=True)
+@path_option("--out", "New folder: gets language/ and model/.", required=True)
 @click.option("--tower", metavar="SOURCE", help="Folder or hub id of Ferret's image tower, if not that of its config.")
 @click.option("--chat", type=click.Choice(["vicuna", "chatml", "plain"]), help="Chat template; as a rule Vicuna's.")
 @json_option
 @quiet_option
-def import_command(source: str, to: Path, tower: str | None, chat: Any, as_json: bool) -> None:
+def import_command(source: str, out: Path, tower: str | None, chat: Any, as_json: bool) -> None:
     """Write the model SOURCE, a folder or hub id, as a model folder that can be asked, trained and given regions.
 
     SOURCE is a LLaVA or LLaVA-NeXT in the format of transformers, or a Ferret or Ferret-UI in the layout of ml-ferret,
@@ -524,12 +481,12 @@ def import_command(source: str, to: Path, tower: str | None, chat: Any, as_json:
 
     \b
     Example:
-      foveate mllm import ./ferret-7b --to my-ferret
+      foveate mllm import ./ferret-7b --out my-ferret
       foveate ask photo.jpg "What is <1>?" --box 120,40,300,310 --model my-ferret/model
     """
     from foveate.mllm.checkpoints.opening import import_model
 
-    folder = import_model(source, to, tower=tower, chat=chat)
+    folder = import_model(source, out, tower=tower, chat=chat)
     finish({"kind": "imported-model", "source": source}, [f"imported {source}"], {"model": folder}, as_json=as_json)
 
 

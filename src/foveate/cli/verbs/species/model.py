@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, json_option, path_option, quiet_option, run_option, workers_option
+from foveate.cli.options import common, finish, json_option, path_option, quiet_option, workers_option
+from foveate.cli.recipe_call import RecipeCall, recipe_command
 from foveate.cli.verbs.species import RECIPE
 from foveate.cli.verbs.species.options import (
     MODEL_ARGUMENT,
@@ -29,9 +30,13 @@ from foveate.cli.verbs.species.options import (
 
 
 @click.command("train", cls=FieldsCommand, short_help="Train a model on a graph or a survey.")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1)
-@click.option("--recipe", metavar="NAME|FILE", help="Shipped recipe or YAML file that options and OVERRIDES change.")
+@recipe_command(
+    "runs/species",
+    dry_run="Print images, classes, links and steps of the training, and what is doubtful; train and write nothing.",
+    collection="Folder of a survey, or of a graph that `species build` wrote.",
+    optional=True,
+    source=True,
+)
 @path_option("--taxonomy", "Of a collection: table with columns taxon and parent.")
 @click.option("--include-locations", is_flag=True, help="Write coordinates of cameras into the model folder.")
 @fields(
@@ -50,58 +55,44 @@ from foveate.cli.verbs.species.options import (
     "prior",
     metavars={"data.features": "FILE"},
 )
-@run_option("runs/species")
-@common()
-def train_command(
-    source: Path,
-    overrides: tuple[str, ...],
-    recipe: str | None,
-    taxonomy: Path | None,
-    include_locations: bool,
-    settings: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
-    """Train on SOURCE, the folder of a graph or a survey, and write a model folder.
+def train_command(call: RecipeCall, taxonomy: Path | None, include_locations: bool, settings: dict[str, Any]) -> None:
+    """Train on a survey or a graph, and write a model folder.
 
-    OVERRIDES change any other field of the recipe: encoder.kind=timm, graph.hour_input=circular, training.epochs=20.
-    Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
+    RECIPE is a shipped name or a YAML file; without one, the defaults, which are those of `species`. FIELD=VALUE
+    changes any other field: encoder.kind=timm, graph.hour_input=circular, training.epochs=20. Ctrl-C or SIGTERM stops
+    after a checkpoint; the same command resumes.
 
     \b
     Example:
-      foveate species train graph --contexts taxonomy,place,time --run runs/species
-      foveate species train survey --method erm --view whole --run runs/erm
-      foveate species train graph --recipe cosmo-iwildcam --run runs/paper
+      foveate species train --collection graph --contexts taxonomy,place,time --out runs/species
+      foveate species train --collection survey --method erm --view whole --out runs/erm
+      foveate species train cosmo-iwildcam --collection graph --out runs/paper
     """
-    from foveate.core.recipes import apply_overrides, format_overrides, read, validate
-    from foveate.report import render
     from foveate.species.recipe import SpeciesRecipe
+
+    recipe = call.load(SpeciesRecipe, call.options(settings))
+    if call.dry_run:
+        from foveate.species.estimate import estimate_training, format_estimate
+
+        estimate = estimate_training(recipe, call.data, taxonomy=taxonomy)
+        finish(estimate, format_estimate(estimate), {}, as_json=call.as_json)
+        return
+    source = call.data
+    from foveate.report import render
     from foveate.species.train import train_species
 
-    if seed is not None:
-        settings.setdefault("training", {})["seed"] = seed
-    content = settings if recipe is None else read(recipe, format_overrides(settings))
-    # Last: OVERRIDES win over the options, and both over the recipe.
-    apply_overrides(content, overrides)
-    where = "foveate species train" if recipe is None else f"recipe '{recipe}'"
-    resolved = validate(SpeciesRecipe, content, where=where)
     outcome = train_species(
         source,
-        run or Path("runs/species"),
-        resolved,
+        call.run or Path("runs/species"),
+        recipe,
         taxonomy=taxonomy,
         include_locations=include_locations,
-        device=device,
-        command=["foveate", *sys.argv[1:]],
+        device=call.device,
+        command=call.command,
     )
     result, paths = outcome.result, {"run": outcome.run.path}
     if outcome.model is None:
-        stopped = f"stopped at step {result.steps}; run the same command to resume"
-        finish(result.to_json(), [stopped], paths, as_json=as_json)
-        # Ends with status 130, as Ctrl-C does anywhere else.
-        raise KeyboardInterrupt
+        call.stop(result.to_json(), outcome.run.path, step=result.steps)
     contexts = ", ".join(result.contexts) or "the species alone"
     lines = [f"{result.images:,} images of {result.cameras} cameras, {len(result.classes)} classes; links: {contexts}"]
     scores = ", ".join(f"{name} {value:.3f}" for name, value in result.selection.items() if value is not None)
@@ -111,7 +102,7 @@ def train_command(
     if untrained:
         lines.append(f"  {len(untrained)} classes have no training image: {list_labels(untrained)}")
     paths |= {"model": outcome.model.folder, "report": render(outcome.run.path)}
-    finish(result.to_json(), lines, paths, as_json=as_json)
+    finish(result.to_json(), lines, paths, as_json=call.as_json)
 
 
 # `foveate species predict`: predict species on cards, a survey or a collection.
@@ -385,7 +376,7 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
 
 @click.command("export", cls=FieldsCommand, short_help="Write decisions in the format of another program.")
 @RESULTS_ARGUMENT
-@path_option("--path", "File or folder to write; in RESULTS by default.")
+@path_option("--out", "File or folder to write; in RESULTS by default.")
 @fields(
     f"{SETTINGS}:ExportSettings",
     ("format", "--to"),
@@ -400,7 +391,7 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
 )
 @json_option
 @quiet_option
-def export_command(results: Path, path: Path | None, settings: dict[str, Any], as_json: bool) -> None:
+def export_command(results: Path, out: Path | None, settings: dict[str, Any], as_json: bool) -> None:
     """Write the decisions of RESULTS as a Camtrap DP package, MegaDetector's JSON, for Wildlife Insights, or as CSV.
 
     Rows of people are written as they are. Only Camtrap DP has coordinates, rounded as --coordinate-digits says.
@@ -417,6 +408,6 @@ def export_command(results: Path, path: Path | None, settings: dict[str, Any], a
 
     checked = validate(ExportSettings, settings, where="foveate species export")
     name = {"camtrap-dp": "camtrap-dp", "megadetector": "megadetector.json", "csv": "decisions.csv"}.get(checked.format)
-    target = path or results / (name or f"{checked.format}.csv")
+    target = out or results / (name or f"{checked.format}.csv")
     counts, lines = export_predictions(Predictions.open(results), target, checked)
     finish(counts, lines, {checked.format: target}, as_json=as_json)

@@ -17,9 +17,9 @@ from foveate.cli.verbs.species.options import MAX_LISTED, SETTINGS, list_labels
 
 @click.command("demo-frames", short_help="Say where real images are published, or import them from a folder.")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-@path_option("--to", "Collection folder, with FOLDER.")
+@path_option("--out", "Collection folder, with FOLDER.")
 @common(device=False, seed=False)
-def demo_frames_command(folder: Path | None, to: Path | None, as_json: bool) -> None:
+def demo_frames_command(folder: Path | None, out: Path | None, as_json: bool) -> None:
     """Say where forty real camera-trap images under permissive licenses are published, or import them from FOLDER.
 
     FOLDER has copies of one or more of the published folders. Images are known by their bytes, and get the label,
@@ -28,20 +28,22 @@ def demo_frames_command(folder: Path | None, to: Path | None, as_json: bool) -> 
     \b
     Example:
       foveate species demo-frames
-      foveate species demo-frames downloads --to demo
+      foveate species demo-frames downloads --out demo
     """
     from foveate.core.errors import UserError
     from foveate.survey.demo_frames import describe_sets, import_demo_frames
 
-    if folder is None or to is None:
-        if folder is not None or to is not None:
-            missing = "--to: missing; expected a collection folder" if to is None else "FOLDER: missing; --to needs one"
+    if folder is None or out is None:
+        if folder is not None or out is not None:
+            missing = (
+                "--out: missing; expected a collection folder" if out is None else "FOLDER: missing; --out needs one"
+            )
             raise UserError(missing)
         sets = describe_sets()
         lines = [f"{each['name']}: {each['images']} images, {each['license']}, {each['url']}" for each in sets]
         return finish({"sets": sets}, lines, {}, as_json=as_json)
-    outcome = import_demo_frames(folder, to)
-    finish(outcome.as_dict(), outcome.lines(), {"collection": to}, as_json=as_json)
+    outcome = import_demo_frames(folder, out)
+    finish(outcome.as_dict(), outcome.lines(), {"collection": out}, as_json=as_json)
 
 
 # `foveate species check`: list what is doubtful in a survey, before any training.
@@ -137,10 +139,10 @@ def boxes_command(
 
 @click.command("build", cls=FieldsCommand, short_help="Build the graph of a survey as readable triples.")
 @click.argument("collection", type=click.Path(path_type=Path))
-@click.option("--to", required=True, type=click.Path(path_type=Path), help="Folder of the graph.")
+@path_option("--out", "Folder of the graph.", required=True)
 @fields(f"{SETTINGS}:BuildSettings", "taxonomy", "labels", "min_probability", metavars={"taxonomy": "FILE"})
 @common(device=False, seed=False)
-def build_command(collection: Path, to: Path, settings: dict[str, Any], as_json: bool) -> None:
+def build_command(collection: Path, out: Path, settings: dict[str, Any], as_json: bool) -> None:
     """Build the graph of the survey COLLECTION: which species, parents, places and hours its images are linked to.
 
     The folder has triples.csv, which you may read and edit, and matches.csv: how each label was matched to the
@@ -148,8 +150,8 @@ def build_command(collection: Path, to: Path, settings: dict[str, Any], as_json:
 
     \b
     Example:
-      foveate species build survey --to graph
-      foveate species build survey --taxonomy taxa.csv --to graph
+      foveate species build survey --out graph
+      foveate species build survey --taxonomy taxa.csv --out graph
     """
     from foveate.core.recipes import validate
     from foveate.species.graph import MATCHES, TRIPLES, build_graph
@@ -157,7 +159,7 @@ def build_command(collection: Path, to: Path, settings: dict[str, Any], as_json:
 
     checked = validate(BuildSettings, settings, where="foveate species build")
     graph = build_graph(
-        collection, to, taxonomy=checked.taxonomy, source=checked.labels, min_probability=checked.min_probability
+        collection, out, taxonomy=checked.taxonomy, source=checked.labels, min_probability=checked.min_probability
     )
     counts, doubtful = graph.describe(), [str(match) for match in graph.matching.doubtful]
     lines = [", ".join(f"{name} {number:,}" for name, number in counts.items())]
@@ -167,11 +169,11 @@ def build_command(collection: Path, to: Path, settings: dict[str, Any], as_json:
         lines.append(f"{len(untrained)} classes have no image in the split train: {list_labels(untrained)}")
     lines += [f"label {text}" for text in doubtful[:MAX_LISTED]]
     if len(doubtful) > MAX_LISTED:
-        lines.append(f"{len(doubtful) - MAX_LISTED} more labels to look at are in {to / MATCHES}")
+        lines.append(f"{len(doubtful) - MAX_LISTED} more labels to look at are in {out / MATCHES}")
     result = {"counts": counts, "left_out": dict(graph.left_out), "matches": graph.matching.counts}
     finish(
         {**result, "untrained": untrained, "doubtful": doubtful},
         lines,
-        {"triples": to / TRIPLES, "matches": to / MATCHES},
+        {"triples": out / TRIPLES, "matches": out / MATCHES},
         as_json=as_json,
     )

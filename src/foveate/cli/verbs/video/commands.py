@@ -71,9 +71,9 @@ def ask_command(
     \b
     Example:
       foveate video ask mini street.mp4 "What is in the image?" --frames 24
-      foveate video ask llava-hf/llava-v1.6-vicuna-7b-hf street.mp4 "What happens after the taxi?" --from 1:20 --to 2:00
+      foveate video ask llava-hf/llava-v1.6-vicuna-7b-hf street.mp4 "What comes after the taxi?" --start 1:20 --end 2:00
       foveate video ask mini street.mp4 "Which color is it?" --option red --option green --frames 24
-      foveate video ask mini street.mp4 "Which color is it?" --frames 24 --evidence --run runs/street
+      foveate video ask mini street.mp4 "Which color is it?" --frames 24 --evidence --out runs/street
     """
     if options:
         from foveate.video.prompts import check_choices
@@ -257,7 +257,7 @@ def frames_command(
 
     \b
     Example:
-      foveate video frames street.mp4 --frames 24 --slow 4 --from 1:20 --to 2:00
+      foveate video frames street.mp4 --frames 24 --slow 4 --start 1:20 --end 2:00
       foveate video frames street.mp4 --choose query --selector runs/tour/cloc-seed0/model --query "a red boat"
     """
     from foveate.core.runs import RunFolder, check_run_path
@@ -339,7 +339,7 @@ def plan_command(
     if clip is not None and seconds is not None:
         raise click.UsageError("--seconds has no effect with a CLIP, whose length is read")
     if clip is None and (start or end or allow_damaged):
-        raise click.UsageError("--from, --to and --allow-damaged have no effect without a CLIP")
+        raise click.UsageError("--start, --end and --allow-damaged have no effect without a CLIP")
     span, total = Span.parse(start, end), None
     if clip is not None:
         # The frames are decoded to be counted: headers are often wrong.
@@ -441,7 +441,7 @@ def evaluate_command(
 @click.argument("run", type=click.Path(path_type=Path))
 @fields(
     "foveate.video.score_table:JudgeSettings",
-    "judge",
+    ("judge", "--judge-url"),
     "judge_model",
     "judge_key_env",
     "judge_prompts",
@@ -455,7 +455,7 @@ def score_command(run: Path, settings: dict[str, Any], as_json: bool) -> None:
 
     \b
     Example:
-      foveate video score runs/video-evaluate-msvd --judge http://127.0.0.1:8000/v1 --judge-model qwen
+      foveate video score runs/video-evaluate-msvd --judge-url http://127.0.0.1:8000/v1 --judge-model qwen
     """
     from foveate.core.recipes import validate
     from foveate.report import render
