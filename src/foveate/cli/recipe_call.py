@@ -19,7 +19,15 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from foveate.cli.options import common, dry_run_option, finish, path_option, run_option, workers_option
+from foveate.cli.options import (
+    Call,
+    Command,
+    common,
+    dry_run_option,
+    path_option,
+    run_option,
+    workers_option,
+)
 from foveate.cli.renamed import warn_renamed
 from foveate.core.recipes import Settings, apply_overrides, format_overrides, read, validate
 
@@ -27,28 +35,17 @@ S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
-class RecipeCall:
-    """What a command line says of its recipe, its data and its run; None where it says nothing.
+class RecipeCall(Call):
+    """What a command line says of its recipe and its data, beside the shared options.
 
     Attributes:
         recipe: shipped name or file; None: the defaults, where the command has some.
         overrides: texts of the form `a.b=value`.
     """
 
-    recipe: str | None
-    overrides: tuple[str, ...]
-    collection: Path | None
-    run: Path | None
-    dry_run: bool
-    workers: int | None
-    seed: int | None
-    device: str | None
-    as_json: bool
-
-    @property
-    def command(self) -> list[str]:
-        """The command line, for run.json, result and page."""
-        return ["foveate", *sys.argv[1:]]
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    collection: Path | None = None
 
     @property
     def name(self) -> str:
@@ -94,7 +91,7 @@ class RecipeCall:
     def stop(self, result: dict[str, Any], run: Path, *, step: int | None = None) -> NoReturn:
         """Say that the run was stopped, and end as a shell reports a program that Ctrl-C ended."""
         where = "" if step is None else f" at step {step}"
-        finish(result, [f"stopped{where}; run the same command to resume"], {"run": run}, as_json=self.as_json)
+        self.finish(result, [f"stopped{where}; run the same command to resume"], {"run": run})
         sys.exit(130)
 
 
@@ -107,7 +104,7 @@ def recipe_command(
     optional: bool = False,
     workers: bool = True,
     source: bool = False,
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+) -> Callable[[Command], Command]:
     """Add RECIPE, OVERRIDES and the options that all commands with a recipe share; the command gets a `RecipeCall`.
 
     Args:
@@ -120,24 +117,21 @@ def recipe_command(
         source: release 0.2 took the data as an argument and the recipe as --recipe, which still works.
     """
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Command) -> Command:
         @functools.wraps(function)
-        def command(recipe: str | None, overrides: tuple[str, ...], **values: Any) -> None:
-            old_recipe = values.pop("old_recipe", None)
-            shared = {
-                name: values.pop(name, None)
-                for name in ("collection", "run", "dry_run", "workers", "seed", "device", "as_json")
-            }
+        def command(
+            call: Call, recipe: str | None, overrides: tuple[str, ...], collection: Path | None = None, **values: Any
+        ) -> None:
             # An override of a command whose recipe may be left out stands where the recipe would.
             if optional and recipe is not None and "=" in recipe and not Path(recipe).is_file():
                 recipe, overrides = None, (recipe, *overrides)
             if source:
-                recipe, shared["collection"] = _read_old_form(recipe, old_recipe, shared["collection"])
-            function(RecipeCall(recipe, overrides, **shared), **values)
+                recipe, collection = _read_old_form(recipe, values.pop("old_recipe"), collection)
+            function(RecipeCall(**vars(call), recipe=recipe, overrides=overrides, collection=collection), **values)
 
         # Click lists what is applied last first: the command's own options stand between the two groups of shared ones.
         own = command.__dict__.pop("__click_params__", [])
-        common()(command)
+        command = common()(command)
         for add, is_used in ((workers_option, workers), (dry_run_option(dry_run or ""), dry_run is not None)):
             if is_used:
                 add(command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, measured, run_option
+from foveate.cli.options import Call, common, measured, run_option
 
 if TYPE_CHECKING:
     from foveate.records.caption_verdicts import CaptionVerdict
@@ -43,15 +42,7 @@ if TYPE_CHECKING:
 )
 @run_option("runs/audit")
 @common()
-def command(
-    collection: Path,
-    settings: dict[str, Any],
-    judging: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def command(call: Call, collection: Path, settings: dict[str, Any], judging: dict[str, Any]) -> None:
     """Measure the captions of COLLECTION, every format on the same images.
 
     Length in tokens, assertions per caption, the share of them that holds, what they share with the alt-text,
@@ -74,7 +65,7 @@ def command(
     from foveate.records.collection import Collection
     from foveate.report import render
 
-    resolved = validate(AuditSettings, {**settings, "seed": seed or 0}, where="foveate audit")
+    resolved = validate(AuditSettings, {**settings, "seed": call.seed or 0}, where="foveate audit")
     judge = validate(JudgeSettings, judging, where="foveate audit")
     if (judge.endpoint is None) != (judge.endpoint_model is None):
         raise click.UsageError("--judge-url and --judge-model belong together")
@@ -88,15 +79,15 @@ def command(
         from foveate.caption.assertions.llm_judge import llm_method
 
         method = llm_method(opened, judge.endpoint, judge.endpoint_model, key_env=judge.key_env)
-    folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])
+    folder = RunFolder.create(call.run or Path("runs/audit"), command=call.command)
     try:
-        audited = audit(opened, folder.path, resolved, method, device=device)
+        audited = audit(opened, folder.path, resolved, method, device=call.device)
     except UserError:
         # A refused audit leaves no folder behind; one with the files of an earlier run stays as it was.
         folder.discard()
         raise
     result = audited.to_json()
-    result["command"] = ["foveate", *sys.argv[1:]]
+    result["command"] = call.command
     folder.write_result(result)
     try:
         save_verdicts(opened.path, audited.verdicts)
@@ -105,7 +96,7 @@ def command(
         say(f"the verdicts were not stored in the collection: {error}")
     paths = {"result": folder.path / "result.json", "report": render(folder.path)}
     # The gallery is on the page; as text it would bury the numbers.
-    finish({**result, "gallery": []}, _lines(result, audited.verdicts), paths, as_json=as_json)
+    call.finish({**result, "gallery": []}, _lines(result, audited.verdicts), paths)
 
 
 def _lines(result: dict[str, Any], verdicts: Sequence[CaptionVerdict]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish, path_option, read_lines, run_option, split_names
+from foveate.cli.options import Call, common, dry_run_option, path_option, read_lines, run_option, split_names
 
 if TYPE_CHECKING:
     from foveate.calibrate.run import Evidence
@@ -61,7 +61,7 @@ _OF_PCV = ("threshold", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 @click.option("--force", is_flag=True, help="Write the calibrated checkpoint even if gamma lowers accuracy.")
 @dry_run_option("Print the number of fine-tuning runs and steps; train and write nothing.")
 @common()
-def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: Path | None, **options: Any) -> None:
+def command(call: Call, source: Path, seen: tuple[str, ...], absent: tuple[str, ...], **options: Any) -> None:
     """Find gamma, the amount by which the logits of absent classes are too low, and measure its effect.
 
     SOURCE is a file of saved logits (.npz, .csv, .parquet, .npy, .safetensors or .pt, see the docs) or the folder of a
@@ -78,26 +78,26 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     from foveate.report import render
 
     on_model = source.is_dir()
+    options |= {"seed": call.seed, "device": call.device}
     # None stands for "not given": some options are refused for some sources, whatever their value.
     options |= dict.fromkeys((*_OF_GAMMA, *_SPLITS)) | options.pop("calibration") | options.pop("splits")
     method = options["method"] or _implied_method(options)
     _check_options(options, seen=seen, method=method, on_model=on_model)
-    target = run or Path("runs/calibrate")
+    target = call.run or Path("runs/calibrate")
     classes = {"seen": split_names(seen), "absent": split_names(absent)}
-    if options["dry_run"]:
+    if call.dry_run:
         plan = _plan(source, classes, options, method=method, on_model=on_model)
-        finish(plan, [plan["sentence"]], {}, as_json=options["as_json"])
+        call.finish(plan, [plan["sentence"]])
         return
-    line = ["foveate", *sys.argv[1:]]
     recipe = _recipe(source, classes, options)
     _refuse_other_run(target, recipe)
     if not any(target.glob("pseudo-*")):  # only the pseudo runs of a model depend on it
         (target / "recipe.yaml").unlink(missing_ok=True)
-    folder = RunFolder.create(target, command=line, recipe=recipe if on_model else None)
+    folder = RunFolder.create(target, command=call.command, recipe=recipe if on_model else None)
     evidence = _evidence(source, classes, options, folder, method=method, on_model=on_model)
     named = {} if options["threshold"] is None else {"threshold": options["threshold"]}
     about = {"model": str(source), "data": str(options["collection"] or source)}
-    calibrated = calibrate(evidence, folder, method=method, command=line, **named, **about)
+    calibrated = calibrate(evidence, folder, method=method, command=call.command, **named, **about)
     paths: dict[str, Path] = {"run": folder.path}
     result = calibrated.result
     lines = [result.harm, ""] if result.harm else []
@@ -118,7 +118,7 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
         paths["calibrated"] = folded.path
     # Last: the page shows where the checkpoint went.
     paths["report"] = render(folder.path)
-    finish(result.to_json(), lines, paths, as_json=options["as_json"])
+    call.finish(result.to_json(), lines, paths)
     if refused:
         sys.exit(1)
 

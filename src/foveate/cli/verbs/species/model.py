@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, json_option, path_option, quiet_option, workers_option
+from foveate.cli.options import Call, common, path_option, workers_option
 from foveate.cli.recipe_call import RecipeCall, recipe_command
 from foveate.cli.verbs.species import RECIPE
 from foveate.cli.verbs.species.options import (
@@ -75,7 +74,7 @@ def train_command(call: RecipeCall, taxonomy: Path | None, include_locations: bo
         from foveate.species.estimate import estimate_training, format_estimate
 
         estimate = estimate_training(recipe, call.data, taxonomy=taxonomy)
-        finish(estimate, format_estimate(estimate), {}, as_json=call.as_json)
+        call.finish(estimate, format_estimate(estimate))
         return
     source = call.data
     from foveate.report import render
@@ -102,7 +101,7 @@ def train_command(call: RecipeCall, taxonomy: Path | None, include_locations: bo
     if untrained:
         lines.append(f"  {len(untrained)} classes have no training image: {list_labels(untrained)}")
     paths |= {"model": outcome.model.folder, "report": render(outcome.run.path)}
-    finish(result.to_json(), lines, paths, as_json=call.as_json)
+    call.finish(result.to_json(), lines, paths)
 
 
 # `foveate species predict`: predict species on cards, a survey or a collection.
@@ -118,6 +117,7 @@ def train_command(call: RecipeCall, taxonomy: Path | None, include_locations: bo
 @workers_option
 @common(seed=False)
 def predict_command(
+    call: Call,
     model: Path,
     source: Path,
     out: Path,
@@ -125,9 +125,6 @@ def predict_command(
     stages: dict[str, Any],
     decision: dict[str, Any],
     page: dict[str, Any],
-    workers: int | None,
-    as_json: bool,
-    device: str | None,
 ) -> None:
     """Predict the species on the images of SOURCE with MODEL, decide about its events, and write a results folder.
 
@@ -152,10 +149,10 @@ def predict_command(
     checked = validate(PredictSettings, settings, where="foveate species predict")
     opened = open_species(model)
     check_stages(stages, opened)
-    counts = run_predict(opened, source, out, checked, device=device, workers=workers)
+    counts = run_predict(opened, source, out, checked, device=call.device, workers=call.workers)
     if counts.stopped:
         lines = [f"stopped after {counts.computed:,} images; run the same command to resume"]
-        finish(asdict(counts), lines, {"results": out}, as_json=as_json)
+        call.finish(asdict(counts), lines, {"results": out})
         # Ends with status 130, as Ctrl-C does anywhere else.
         raise KeyboardInterrupt
     if counts.view == "crop" and not counts.cropped and not counts.judged:
@@ -169,7 +166,7 @@ def predict_command(
     lines += [describe_detector(counts.judged, stages)] if counts.judged else []
     lines += [f"{counts.cropped:,} were cropped to a box"] if counts.view == "crop" else []
     lines += describe_result(result)
-    finish({**asdict(counts), "counts": result.counts}, lines, {"results": out, "report": report}, as_json=as_json)
+    call.finish({**asdict(counts), "counts": result.counts}, lines, {"results": out, "report": report})
     end_command(counts.find_failure(), stopped=counts.stopped)
 
 
@@ -180,10 +177,9 @@ def predict_command(
 @RESULTS_ARGUMENT
 @stage_options
 @page_options
-@json_option
-@quiet_option
+@common(seed=False, device=False)
 def decide_command(
-    results: Path, stages: dict[str, Any], decision: dict[str, Any], page: dict[str, Any], as_json: bool
+    call: Call, results: Path, stages: dict[str, Any], decision: dict[str, Any], page: dict[str, Any]
 ) -> None:
     """Decide about the images of RESULTS with other stages: another list, threshold, pooling or prior.
 
@@ -195,11 +191,10 @@ def decide_command(
     from foveate.species.predictions import Predictions
 
     result, report = decide_and_render(Predictions.open(results), stages, decision, page)
-    finish(
+    call.finish(
         {"decisions": result.decisions, "counts": result.counts, "ranks": result.ranks},
         describe_result(result),
         {"results": results, "report": report},
-        as_json=as_json,
     )
 
 
@@ -218,6 +213,7 @@ def decide_command(
 @workers_option
 @common(seed=False)
 def evaluate_command(
+    call: Call,
     model: Path,
     collection: Path,
     split: str,
@@ -227,9 +223,6 @@ def evaluate_command(
     stages: dict[str, Any],
     decision: dict[str, Any],
     page: dict[str, Any],
-    workers: int | None,
-    as_json: bool,
-    device: str | None,
 ) -> None:
     """Predict the images of COLLECTION and compare with its labels of people: classes, ranks, coverage, cameras, hours.
 
@@ -249,9 +242,9 @@ def evaluate_command(
     checked = validate(PredictSettings, {**settings, "split": None if split == "all" else split}, where=where)
     opened, target = open_species(model), out or Path("runs/species-evaluate")
     check_stages(stages, opened)
-    counts = run_predict(opened, collection, target, checked, device=device, workers=workers)
+    counts = run_predict(opened, collection, target, checked, device=call.device, workers=call.workers)
     if counts.stopped:
-        finish(asdict(counts), ["stopped; run the same command to resume"], {"results": target}, as_json=as_json)
+        call.finish(asdict(counts), ["stopped; run the same command to resume"], {"results": target})
         # Ends with status 130, as Ctrl-C does anywhere else.
         raise KeyboardInterrupt
     predictions = Predictions.open(target)
@@ -274,7 +267,7 @@ def evaluate_command(
         lines.append(f"  after {name_stage(stage.stage)}: {named:.3f} named, {right:.3f} of those right")
     if result.unknown_labels:
         lines.append(f"left out: {sum(result.unknown_labels.values()):,} images of classes that the model lacks")
-    finish(result.to_json(), lines, {"results": target, "report": report}, as_json=as_json)
+    call.finish(result.to_json(), lines, {"results": target, "report": report})
 
 
 # `foveate species explain`: show what is behind the answer for one image.
@@ -286,9 +279,7 @@ def evaluate_command(
 @path_option("--training", "Collection that the model was trained on, for the nearest training images.")
 @path_option("--out", "Folder of the page; RESULTS/explain by default.")
 @common(seed=False)
-def explain_command(
-    results: Path, image: str, training: Path | None, out: Path | None, as_json: bool, device: str | None
-) -> None:
+def explain_command(call: Call, results: Path, image: str, training: Path | None, out: Path | None) -> None:
     """Show the steps of the decision about IMAGE, the nearest taxa of the graph, and the nearest training images.
 
     IMAGE is a key, or a path as the shell knows it.
@@ -305,8 +296,8 @@ def explain_command(
     predictions = Predictions.open(results)
     model = open_species(Path(predictions.config["model"]["path"]))
     target = out or results / "explain"
-    made_by = ["foveate", *sys.argv[1:]]
-    result = explain_image(predictions, model, image, target, training=training, device=device, command=made_by)
+    made_by = call.command
+    result = explain_image(predictions, model, image, target, training=training, device=call.device, command=made_by)
     lines = [
         f"{result.file}: {result.answer} {result.rank} {result.score:.2f}",
         *(f"  {step}" for step in result.steps),
@@ -314,7 +305,7 @@ def explain_command(
     lines += [f"  alike in the graph: {taxon.name} {taxon.cosine:.2f} {taxon.relation}" for taxon in result.taxa[:5]]
     for near in result.images[:5]:
         lines.append(f"  near: {near.label or 'no label'}, camera {near.camera}, {near.cosine:.2f} ({near.key})")
-    finish(result.to_json(), lines, {"report": render(target)}, as_json=as_json)
+    call.finish(result.to_json(), lines, {"report": render(target)})
 
 
 # `foveate species review`: list what a person should look at first; read answers back.
@@ -324,9 +315,8 @@ def explain_command(
 @RESULTS_ARGUMENT
 @path_option("--out", "Folder of sheet and table; RESULTS/review by default.")
 @fields(f"{SETTINGS}:ReviewSettings", "max_events", "corrections", "column", metavars={"corrections": "FILE|FOLDER"})
-@json_option
-@quiet_option
-def review_command(results: Path, out: Path | None, settings: dict[str, Any], as_json: bool) -> None:
+@common(seed=False, device=False)
+def review_command(call: Call, results: Path, out: Path | None, settings: dict[str, Any]) -> None:
     """Write a contact sheet and a table of the events of RESULTS that a look would change most, or read answers back.
 
     Answers come from the column "correction" of that table, from any CSV with a column of files and one of species,
@@ -356,7 +346,7 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
         reviewed = open_target(results)
         summary = apply_corrections(reviewed, corrections, checked.corrections)
         paths = {"collection": reviewed.survey.collection.path}
-        finish(asdict(summary), summary.lines(), paths, as_json=as_json)
+        call.finish(asdict(summary), summary.lines(), paths)
         return
     if (results / layout.DESCRIPTION).is_file():
         raise UserError(
@@ -364,11 +354,11 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
         )
     predictions = Predictions.open(results)
     target = out or results / "review"
-    result = write_review(predictions, target, max_events=checked.max_events, command=["foveate", *sys.argv[1:]])
+    result = write_review(predictions, target, max_events=checked.max_events, command=call.command)
     lines = [f"{len(result.events):,} of {result.decisions:,} decisions, those first that a look would change most"]
     paths = {"table": target / result.table, "report": render(target)}
     paths |= {"sheet": target / result.sheet} if result.sheet else {}
-    finish({"decisions": result.decisions, "events": len(result.events)}, lines, paths, as_json=as_json)
+    call.finish({"decisions": result.decisions, "events": len(result.events)}, lines, paths)
 
 
 # `foveate species export`: write decisions in a format of others.
@@ -389,9 +379,8 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
     repeat=("contributor", "utc_offset"),
     metavars={"coordinate_digits": "1|2|3|recorded|drop"},
 )
-@json_option
-@quiet_option
-def export_command(results: Path, out: Path | None, settings: dict[str, Any], as_json: bool) -> None:
+@common(seed=False, device=False)
+def export_command(call: Call, results: Path, out: Path | None, settings: dict[str, Any]) -> None:
     """Write the decisions of RESULTS as a Camtrap DP package, MegaDetector's JSON, for Wildlife Insights, or as CSV.
 
     Rows of people are written as they are. Only Camtrap DP has coordinates, rounded as --coordinate-digits says.
@@ -410,4 +399,4 @@ def export_command(results: Path, out: Path | None, settings: dict[str, Any], as
     name = {"camtrap-dp": "camtrap-dp", "megadetector": "megadetector.json", "csv": "decisions.csv"}.get(checked.format)
     target = out or results / (name or f"{checked.format}.csv")
     counts, lines = export_predictions(Predictions.open(results), target, checked)
-    finish(counts, lines, {checked.format: target}, as_json=as_json)
+    call.finish(counts, lines, {checked.format: target})

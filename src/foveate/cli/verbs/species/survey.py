@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, path_option, workers_option
+from foveate.cli.options import Call, common, path_option, workers_option
 from foveate.cli.verbs.species.options import MAX_LISTED, SETTINGS, list_labels
 
 # `foveate species demo-frames`: say where real images are published, or import them from a folder.
@@ -19,7 +19,7 @@ from foveate.cli.verbs.species.options import MAX_LISTED, SETTINGS, list_labels
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @path_option("--out", "Collection folder, with FOLDER.")
 @common(device=False, seed=False)
-def demo_frames_command(folder: Path | None, out: Path | None, as_json: bool) -> None:
+def demo_frames_command(call: Call, folder: Path | None, out: Path | None) -> None:
     """Say where forty real camera-trap images under permissive licenses are published, or import them from FOLDER.
 
     FOLDER has copies of one or more of the published folders. Images are known by their bytes, and get the label,
@@ -41,9 +41,9 @@ def demo_frames_command(folder: Path | None, out: Path | None, as_json: bool) ->
             raise UserError(missing)
         sets = describe_sets()
         lines = [f"{each['name']}: {each['images']} images, {each['license']}, {each['url']}" for each in sets]
-        return finish({"sets": sets}, lines, {}, as_json=as_json)
+        return call.finish({"sets": sets}, lines)
     outcome = import_demo_frames(folder, out)
-    finish(outcome.as_dict(), outcome.lines(), {"collection": out}, as_json=as_json)
+    call.finish(outcome.as_dict(), outcome.lines(), {"collection": out})
 
 
 # `foveate species check`: list what is doubtful in a survey, before any training.
@@ -54,9 +54,7 @@ def demo_frames_command(folder: Path | None, out: Path | None, as_json: bool) ->
 @fields(f"{SETTINGS}:CheckSettings", "only", "max_listed", repeat=("only",), metavars={"only": "CHECK"})
 @path_option("--model", "Model folder: also ranks hours, and places that it knows, by what the images show.")
 @common(seed=False)
-def check_command(
-    collection: Path, settings: dict[str, Any], model: Path | None, as_json: bool, device: str | None
-) -> None:
+def check_command(call: Call, collection: Path, settings: dict[str, Any], model: Path | None) -> None:
     """List what is doubtful in the survey COLLECTION: clocks, deployments, places, names, copied files, bursts.
 
     Each finding says what it means and how to repair it. Nothing is changed: images with a doubtful clock have no hour,
@@ -80,7 +78,7 @@ def check_command(
         from foveate.species.explain import hint_survey
         from foveate.species.folder import open_species
 
-        clocks, locations = hint_survey(open_species(model), collection, device=device)
+        clocks, locations = hint_survey(open_species(model), collection, device=call.device)
         content |= {"clocks": [hint.to_json() for hint in clocks], "places": [hint.to_json() for hint in locations]}
         lines += ["", "hints of the model, the most doubtful first; 0.5 is chance, nothing was changed"]
         for clock in clocks[: checked.max_listed]:
@@ -89,7 +87,7 @@ def check_command(
         for hint in locations[: checked.max_listed]:
             other = f", likelier {hint.likelier} on {hint.share:.0%} of the images" if hint.likelier else ""
             lines.append(f"  place of {hint.deployment}: rank {hint.rank:.2f}{other}")
-    finish(content, lines, {"collection": collection}, as_json=as_json)
+    call.finish(content, lines, {"collection": collection})
 
 
 # `foveate species boxes`: propose boxes of animals offline, where none were imported.
@@ -100,9 +98,7 @@ def check_command(
 @fields(f"{SETTINGS}:BoxSettings", "threshold", "max_boxes", "every_image")
 @workers_option
 @common(seed=False)
-def boxes_command(
-    collection: Path, settings: dict[str, Any], workers: int | None, as_json: bool, device: str | None
-) -> None:
+def boxes_command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     """Propose boxes of animals on the images of COLLECTION that have none, with a small detector that comes along.
 
     It was trained on everyday objects and is no MegaDetector; its class names are not used. The same command
@@ -121,7 +117,7 @@ def boxes_command(
 
     checked = validate(BoxSettings, settings, where="foveate species boxes")
     say(NOTICE)
-    result = add_boxes(collection, checked, device=device, workers=workers)
+    result = add_boxes(collection, checked, device=call.device, workers=call.workers)
     counts = ", ".join(f"{name} {number:,}" for name, number in sorted(result.status.items())) or "none"
     lines = [f"{result.boxes:,} boxes by NanoDet-g; images: {counts}"]
     if result.skipped:
@@ -130,7 +126,7 @@ def boxes_command(
         lines.append(f"{result.unreachable:,} images could not be reached; the same command tries them again")
     if result.stopped:
         lines.append("stopped; run the same command to resume")
-    finish(asdict(result), lines, {"collection": collection}, as_json=as_json)
+    call.finish(asdict(result), lines, {"collection": collection})
     end_command(result.find_failure(), stopped=result.stopped)
 
 
@@ -142,7 +138,7 @@ def boxes_command(
 @path_option("--out", "Folder of the graph.", required=True)
 @fields(f"{SETTINGS}:BuildSettings", "taxonomy", "labels", "min_probability", metavars={"taxonomy": "FILE"})
 @common(device=False, seed=False)
-def build_command(collection: Path, out: Path, settings: dict[str, Any], as_json: bool) -> None:
+def build_command(call: Call, collection: Path, out: Path, settings: dict[str, Any]) -> None:
     """Build the graph of the survey COLLECTION: which species, parents, places and hours its images are linked to.
 
     The folder has triples.csv, which you may read and edit, and matches.csv: how each label was matched to the
@@ -171,9 +167,8 @@ def build_command(collection: Path, out: Path, settings: dict[str, Any], as_json
     if len(doubtful) > MAX_LISTED:
         lines.append(f"{len(doubtful) - MAX_LISTED} more labels to look at are in {out / MATCHES}")
     result = {"counts": counts, "left_out": dict(graph.left_out), "matches": graph.matching.counts}
-    finish(
+    call.finish(
         {**result, "untrained": untrained, "doubtful": doubtful},
         lines,
         {"triples": out / TRIPLES, "matches": out / MATCHES},
-        as_json=as_json,
     )
