@@ -40,10 +40,7 @@ seed_option = click.option(
     "--seed", type=click.IntRange(0), default=None, help="Random seed; by default the recipe's, or 0."
 )
 device_option = click.option(
-    "--device",
-    default=None,
-    metavar="NAME",
-    help="cpu, cuda, cuda:1 or mps; by default CUDA if available.",
+    "--device", default=None, metavar="NAME", help="cpu, cuda, cuda:1 or mps; by default CUDA if available."
 )
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 256), default=None, help="Threads or processes that read and decode."

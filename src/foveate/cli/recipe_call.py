@@ -19,15 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from foveate.cli.options import (
-    Call,
-    Command,
-    common,
-    dry_run_option,
-    path_option,
-    run_option,
-    workers_option,
-)
+from foveate.cli.options import Call, Command, common, dry_run_option, path_option, run_option, workers_option
 from foveate.cli.renamed import warn_renamed
 from foveate.core.recipes import Settings, apply_overrides, format_overrides, read, validate
 

@@ -216,13 +216,7 @@ def cluster(
     from foveate.report import render
 
     target = call.run or Path("runs") / "federated-cluster"
-    result = run_clustering(
-        gathered,
-        options,
-        target,
-        run_options,
-        command=call.command,
-    )
+    result = run_clustering(gathered, options, target, run_options, command=call.command)
     paths = {
         "run": target,
         "centers": target / "centers.npz",

@@ -20,9 +20,4 @@ def command() -> None:
     """
 
 
-command.commands = LazyCommands(
-    __name__,
-    {
-        "commands": ("train", "predict", "merge", "import-peft", "compare", "wise"),
-    },
-)
+command.commands = LazyCommands(__name__, {"commands": ("train", "predict", "merge", "import-peft", "compare", "wise")})

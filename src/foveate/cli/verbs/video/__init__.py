@@ -20,9 +20,4 @@ def command() -> None:
     """
 
 
-command.commands = LazyCommands(
-    __name__,
-    {
-        "commands": ("ask", "chat", "frames", "plan", "find", "evaluate", "score"),
-    },
-)
+command.commands = LazyCommands(__name__, {"commands": ("ask", "chat", "frames", "plan", "find", "evaluate", "score")})

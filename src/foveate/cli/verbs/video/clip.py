@@ -343,13 +343,7 @@ def open_selector(folder: Path | None, device: str | None) -> Any:
 
 
 def ask_question(
-    viewing: Viewing,
-    question: str,
-    options: tuple[str, ...],
-    max_tokens: int,
-    *,
-    silent: bool,
-    evidence: bool = False,
+    viewing: Viewing, question: str, options: tuple[str, ...], max_tokens: int, *, silent: bool, evidence: bool = False
 ) -> VideoExchange:
     """Ask a question, print its answer as it comes, and note both."""
     from foveate.video.results import VideoExchange
