@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chat_server import ChatServer, says
 from conftest import Run
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
@@ -62,6 +63,19 @@ def test_mistakes(foveate: Run, scenes: Path, trained: Path) -> None:
     assert foveate("audit", scenes, "--judge-url", "http://127.0.0.1:9/v1").code == 2
     both = ("--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "m", "--judge", trained / "model")
     assert foveate("audit", scenes, *both).code == 2
+    assert foveate("audit", scenes, "--judge-key-env", "KEY").code == 2
+
+
+def test_a_served_judge_gets_its_key(foveate: Run, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ChatServer(lambda number, body: says("{}")) as server:
+        served = ("audit", scenes, "--formats", "alt", "--sample", 4, "--judge-url", server.url, "--judge-model", "m")
+        assert "--judge-key-env" in foveate(*served, "--judge-key-env", "NO_SUCH_KEY").sentence
+        monkeypatch.setenv("JUDGE_KEY", "secret-7")
+        assert foveate(*served, "--judge-key-env", "JUDGE_KEY", "--out", "judged").code == 0
+    assert {headers["authorization"] for headers in server.headers} == {"bearer secret-7"}
+    assert b"secret-7" not in b"".join(path.read_bytes() for path in Path("judged").rglob("*") if path.is_file())
+    secret = ("--judge-url", "http://user:password@host/v1", "--judge-model", "m")
+    assert "--judge-url contains a user" in foveate("audit", scenes, *secret).sentence
 
 
 def test_a_refused_audit_leaves_no_folder(foveate: Run, scenes: Path) -> None:

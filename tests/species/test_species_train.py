@@ -19,6 +19,7 @@ from training_survey import KINDS, PLACES, build_survey, write_features
 from foveate.core.errors import UserError
 from foveate.core.model_folder import CARD
 from foveate.core.recipes import validate
+from foveate.species.estimate import estimate_training, format_estimate
 from foveate.species.feature_files import read_features
 from foveate.species.folder import open_species
 from foveate.species.graph import SpeciesGraph, build_graph
@@ -75,6 +76,25 @@ def test_result_and_model_say_what_was_trained(trained: SpeciesRun, features: An
     predicted = [model.classes.labels[column] for column in model.probabilities(vectors).argmax(axis=1)]
     truth = [KINDS[number % 4] for number in range(len(vectors))]
     assert np.mean(np.array(predicted) == truth) > 0.7
+
+
+def test_a_dry_run_counts_what_is_trained(trained: SpeciesRun, survey: Survey, features: Any) -> None:
+    files = sorted(survey.collection.path.rglob("*"))
+    estimate = estimate_training(recipe(data={"features": str(features[0])}), survey.collection.path)
+    result = trained.result
+    assert (estimate["images"], estimate["validation_images"]) == (result.images, result.validation_images)
+    assert estimate["classes"] == len(result.classes)
+    assert estimate["contexts"] == result.contexts
+    assert estimate["left_out"] == result.left_out
+    # A training may end before its last epoch, where the validation images gain nothing.
+    assert estimate["steps_per_epoch"] == {entry.relation: entry.steps for entry in result.passes}
+    assert result.steps % sum(estimate["steps_per_epoch"].values()) == 0 < result.steps <= estimate["steps"]
+    assert f"at most {estimate['steps']:,} steps" in format_estimate(estimate)[1]
+    assert sorted(survey.collection.path.rglob("*")) == files
+    solved = estimate_training(recipe(method="linear_probe"), survey.collection.path)
+    assert (solved["steps"], format_estimate(solved)[1]) == (0, "solved, not trained in steps")
+    with raises_naming(UserError, "no such file"):
+        estimate_training(recipe(data={"features": "missing.npz"}), survey.collection.path)
 
 
 def test_folder_opens_to_the_same_scores(trained: SpeciesRun, features: Any) -> None:
