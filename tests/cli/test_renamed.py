@@ -136,6 +136,23 @@ def test_a_recipe_of_an_adapter_is_changed_by_options(resolve: Any, tiny_collect
     assert "checkpoint_every" not in other.training.model_fields_set
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{backbone: {kind: lite0}, method: lora}", ("field 'method'", "'lora'")),
+        ("{backbone: lite0, method: {method: lora}}", ("field 'backbone'", "'lite0'")),
+        ("{backbone: {kind: lite0}, method: {method: lora}, training: fast}", ("field 'training'", "'fast'")),
+        ("{backbone: {kind: lite0}, method: {method: lora}, traning: {}}", ("traning", "Did you mean 'training'")),
+        ("[1, 2]", ("expected a mapping",)),
+    ],
+)
+def test_mistakes_in_a_recipe_of_an_adapter(foveate: Run, content: str, words: tuple[str, ...]) -> None:
+    Path("mine.yaml").write_text(content)
+    ended = foveate("adapt", "train", "mine.yaml", "--collection", "c")
+    for word in words:
+        assert word in ended.sentence
+
+
 def test_the_old_form_of_a_species_training(foveate: Run, resolve: Any, tiny_collection: Path) -> None:
     old = resolve("species train", tiny_collection, "--recipe", "cosmo-iwildcam", "training.epochs=3")
     new = resolve("species train", "cosmo-iwildcam", "training.epochs=3", "--collection", tiny_collection)
@@ -159,3 +176,16 @@ def test_a_training_needs_data(foveate: Run, command: str) -> None:
     ended = foveate(*command.split(), TRAININGS[command][1])
     assert ended.code == 2
     assert "Missing option '--collection'" in ended.err
+
+
+def test_what_a_recipe_lacks_is_asked_for(foveate: Run) -> None:
+    Path("adapt.yaml").write_text("{backbone: {kind: lite0}}\n")
+    for command, option in (
+        (("adapt", "train"), "--backbone"),
+        (("adapt", "train", "adapt.yaml"), "--method"),
+        (("adapt", "compare"), "--backbone"),
+        (("adapt", "compare", "adapt.yaml"), "--tasks"),
+    ):
+        ended = foveate(*command, "--dry-run")
+        assert ended.code == 2
+        assert f"Missing option '{option}'" in ended.err

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, apply_overrides, format_overrides, validate
 from foveate.core.reference import REFERENCE, reference_values, refuse_reference
 from foveate.training.epochs import ClassificationSettings, with_default
@@ -199,17 +199,15 @@ def build_recipe(
     options = {"backbone": dict(backbone or {}), "head": head, **sections}
     if method is not None:
         options["method"] = {"method": method}
-    recipe = dict(content or {})
+    recipe = copy.deepcopy(dict(content or {}))
     if isinstance(recipe.get("training"), Mapping):
         recipe["training"] = _drop_defaults(recipe["training"])
     if backbone is not None:
         # Fields of the content's network do not fit another one.
         recipe["backbone"] = {}
-    if method is not None and (recipe.get("method") or {}).get("method") != method:
+    named = recipe.get("method")
+    if method is not None and not (isinstance(named, Mapping) and named.get("method") == method):
         recipe["method"] = {"method": method}
-    for name, flag in (("backbone", "--backbone"), ("method", "--method")):
-        if name not in recipe:
-            raise UserError(f"foveate adapt train: {flag} is missing; expected it, or a recipe with the part {name}")
     parts = ("backbone", "method", "data", "training")
     # A bare `rank=4` is an option of the method; `training.epochs=5` names its part.
     qualified = [
@@ -220,9 +218,11 @@ def build_recipe(
     from foveate.adapt.registry import parse_settings
 
     # Checked before the whole, so that a wrong option of the method gives one sentence and not one inside another.
-    settings = parse_settings(recipe["method"])
-    refuse_reference(type(settings), recipe["method"], where="foveate adapt")
-    refuse_reference(AdaptTraining, recipe.get("training", {}), where="foveate adapt: training")
+    if isinstance(recipe.get("method"), Mapping):
+        settings = parse_settings(recipe["method"])
+        refuse_reference(type(settings), recipe["method"], where="foveate adapt")
+    if isinstance(recipe.get("training"), Mapping):
+        refuse_reference(AdaptTraining, recipe["training"], where="foveate adapt: training")
     return validate(AdaptRecipe, recipe, where="foveate adapt")
 
 

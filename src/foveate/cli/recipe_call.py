@@ -55,6 +55,12 @@ class RecipeCall(Call):
         """Return the content of the recipe, without overrides; nothing where none is named."""
         return {} if self.recipe is None else read(self.recipe)
 
+    def require(self, content: Mapping[str, Any], **options: object) -> None:
+        """Raise UsageError for an option that neither the command line nor the recipe gives."""
+        for name, value in options.items():
+            if not value and name not in content:
+                raise click.UsageError(f"Missing option '--{name}', or a RECIPE with the field '{name}'.")
+
     def options(self, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the fields that options set: `settings`, and --seed and --workers of the training."""
         settings = dict(settings or {})

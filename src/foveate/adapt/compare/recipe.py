@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,16 +130,11 @@ def build_recipe(
     Raises:
         UserError: an unknown field (the nearest is named) or a value that does not fit.
     """
-    recipe = dict(content or {})
+    recipe = copy.deepcopy(dict(content or {}))
     if backbone is not None:
         recipe["backbone"], options = {}, {"backbone": dict(backbone), **options}
     if tasks:
         recipe["tasks"] = [task.model_dump() for task in tasks]
-    for name in ("backbone", "tasks"):
-        if name not in recipe:
-            raise UserError(
-                f"foveate adapt compare: --{name} is missing; expected it, or a recipe with the field {name}"
-            )
     apply_overrides(recipe, [*overrides, *format_overrides(options)])
     return validate(CompareRecipe, recipe, where="foveate adapt compare")
 

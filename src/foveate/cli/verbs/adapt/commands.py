@@ -85,8 +85,10 @@ def train_command(
     from foveate.adapt.load_backbone import parse_backbone
     from foveate.adapt.recipe import build_recipe
 
+    content = call.read()
+    call.require(content, backbone=backbone, method=method)
     network = None if backbone is None else parse_backbone(backbone, modules)
-    recipe = build_recipe(network, method, call.overrides, content=call.read(), **call.options(settings))
+    recipe = build_recipe(network, method, call.overrides, content=content, **call.options(settings))
     data = str(call.data)
     if call.dry_run:
         from foveate.adapt.estimate import estimate_training, format_estimate
@@ -205,13 +207,15 @@ def compare_command(
     from foveate.adapt.settings import CompareRun
     from foveate.core.recipes import validate
 
+    content = call.read()
+    call.require(content, backbone=backbone, tasks=tasks)
     # The grid has its own number of epochs, so only what was given goes into the recipe.
     training = {name: value for name, value in task_settings.items() if name == "epochs"}
     recipe = build_recipe(
         None if backbone is None else parse_backbone(backbone, modules),
         parse_tasks(tasks, task_settings.get("shots", ())) if tasks else (),
         call.overrides,
-        content=call.read(),
+        content=content,
         training=training,
         seed=call.seed,
         **settings,
