@@ -104,6 +104,23 @@ def test_training_writes_adapter_logits_and_page(backbone: Path, data: Path, tmp
     assert info["classes"] == said["classes"]
 
 
+def test_the_recipe_of_a_run_makes_the_same_run(backbone: Path, data: Path, tmp_path: Path) -> None:
+    train(backbone, data, tmp_path / "first", "--method", "lora", "rank=2", "--epochs", 2, "training.batch_size=10")
+    saved = tmp_path / "first" / "recipe.yaml"
+    shared = (saved, "--collection", data, "--device", "cpu", "--quiet")
+    again = run("train", *shared, "--out", tmp_path / "second")
+    assert again.exit_code == 0, (again.output, again.exception)
+    assert (tmp_path / "second" / "recipe.yaml").read_bytes() == saved.read_bytes()
+    weights = "adapter/adapter.safetensors"
+    assert (tmp_path / "second" / weights).read_bytes() == (tmp_path / "first" / weights).read_bytes()
+    # Nothing is said of fields that only stand there because a saved recipe has all.
+    assert "no effect" not in again.output
+    resumed = run("train", *shared, "--out", tmp_path / "first", "--workers", 1)
+    assert resumed.exit_code == 0, (resumed.output, resumed.exception)
+    refused = run("train", *shared, "rank=3", "--out", tmp_path / "first")
+    assert "run of another recipe" in str(refused.exception)
+
+
 def test_classes_without_training_images_come_back(backbone: Path, data: Path, tmp_path: Path) -> None:
     """From a head that knows them: a linear probe of all classes, tuning on two of them, then the third again."""
     train(backbone, data, tmp_path / "before", "--method", "linear", "--epochs", 30, "training.learning_rate=0.05")
