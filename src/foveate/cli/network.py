@@ -47,11 +47,10 @@ def server(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, 
       foveate federated server --folder federation --address server.example.org --make-keys
       foveate federated server --folder federation --address server.example.org
     """
-    from foveate.core.recipes import validate
     from foveate.federated.flower import commands, keys, steps
     from foveate.federated.flower.options import ServerOptions
 
-    options = validate(ServerOptions, settings, where="foveate federated server")
+    options = call.check(ServerOptions, settings)
     called = commands.Address.read(options.address)
     listens = options.host or commands.listening(called.host)
     if make_keys:
@@ -114,13 +113,12 @@ def client(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, 
       foveate federated client --folder north --client 0 --make-keys
       foveate federated client --folder north --client 0 --server server.example.org --data points.npz --min-count 10
     """
-    from foveate.core.recipes import validate
     from foveate.federated.flower import commands, keys, steps
     from foveate.federated.flower.options import NodeOptions
 
     # Stored beside the keys. Limits count within one such folder: the same data in two folders get two budgets.
     settings.setdefault("state", str((folder / "state").resolve()))
-    options = validate(NodeOptions, settings, where="foveate federated client")
+    options = call.check(NodeOptions, settings)
     number = options.client
     if make_keys:
         _refuse(insecure, call.dry_run)

@@ -11,15 +11,19 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from foveate.core import progress
 
+if TYPE_CHECKING:
+    from foveate.core.recipes import Settings
+
 F = TypeVar("F", bound=Callable[..., Any])
 Command = Callable[..., None]
 T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
 # Exit status of a command that searched and found nothing: neither a mistake (1) nor wrong arguments (2).
 NOT_FOUND = 3
 
@@ -71,6 +75,11 @@ def dry_run_option(help: str) -> Callable[[F], F]:
     return click.option("--dry-run", is_flag=True, help=help)
 
 
+def find_command() -> str:
+    """Return the command that runs, such as "foveate adapt train"."""
+    return "foveate " + click.get_current_context().command_path.removeprefix("foveate ")
+
+
 @dataclass(frozen=True)
 class Call:
     """What the shared options of a command line say; None where it says nothing, or the command has no such option."""
@@ -86,6 +95,12 @@ class Call:
     def command(self) -> list[str]:
         """The command line, for run.json, result and page."""
         return ["foveate", *sys.argv[1:]]
+
+    def check(self, model: type[S], values: Mapping[str, Any]) -> S:
+        """Return settings of the values that the user gave; an error names the command."""
+        from foveate.core.recipes import validate
+
+        return validate(model, dict(values), where=find_command())
 
     def finish(self, result: dict[str, Any], lines: Iterable[str], paths: Mapping[str, Path] | None = None) -> None:
         """Print the result of the command; see `finish`."""

@@ -19,7 +19,16 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from foveate.cli.options import Call, Command, common, dry_run_option, path_option, run_option, workers_option
+from foveate.cli.options import (
+    Call,
+    Command,
+    common,
+    dry_run_option,
+    find_command,
+    path_option,
+    run_option,
+    workers_option,
+)
 from foveate.cli.renamed import warn_renamed
 from foveate.core.recipes import Settings, apply_overrides, format_overrides, read, validate
 
@@ -78,8 +87,7 @@ class RecipeCall(Call):
         """
         content = self.read()
         apply_overrides(content, [*self.overrides, *format_overrides(options or {})])
-        command = click.get_current_context().command_path
-        return validate(model, content, where=command if self.recipe is None else f"recipe '{self.recipe}'")
+        return validate(model, content, where=find_command() if self.recipe is None else f"recipe '{self.recipe}'")
 
     def refuse_pricing(self, pricing: Mapping[str, Any]) -> None:
         """Raise UsageError for options of a dry run where a training was asked for."""
@@ -149,7 +157,7 @@ def _read_old_form(
     recipe: str | None, old_recipe: str | None, collection: Path | None
 ) -> tuple[str | None, Path | None]:
     """Return recipe and collection of `species train SOURCE [--recipe RECIPE]`, as release 0.2 had it."""
-    command = click.get_current_context().command_path.removeprefix("foveate ")
+    command = find_command().removeprefix("foveate ")
     source = None
     if old_recipe is not None:
         recipe, source = old_recipe, recipe

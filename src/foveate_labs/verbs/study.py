@@ -51,13 +51,12 @@ def command(
       foveate study calibration
       foveate study all --so-far
     """
-    from foveate.core.recipes import validate
     from foveate.report import render
     from foveate_labs.studies.overview import ALL
     from foveate_labs.studies.runner import run_study
     from foveate_labs.studies.settings import StudySettings
 
-    size = validate(StudySettings, settings, where="foveate study")
+    size = call.check(StudySettings, settings)
     quick = size.quick
     if name == ALL:
         if data:

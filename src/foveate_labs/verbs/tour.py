@@ -31,7 +31,6 @@ def command(call: Call, settings: dict[str, Any]) -> None:
     """
     from foveate.core.files import read_json
     from foveate.core.progress import say
-    from foveate.core.recipes import validate
     from foveate.report import render
     from foveate_labs.pages.tour import summarize
     from foveate_labs.studies.settings import TourSettings
@@ -39,7 +38,7 @@ def command(call: Call, settings: dict[str, Any]) -> None:
 
     folder = tour(
         call.run or _RUN,
-        validate(TourSettings, settings, where="foveate tour"),
+        call.check(TourSettings, settings),
         seed=call.seed or 0,
         device=call.device,
         command=call.command,

@@ -90,14 +90,13 @@ def command(
       foveate ask holiday.jpg "What is <1> doing beside <2>?" --box 120,40,300,310 --point 420,200
       foveate ask holiday.jpg "Is there a dog?" --option yes --option no
     """
-    from foveate.core.recipes import validate
     from foveate.core.runs import check_run_path
     from foveate.multimodal.choose import check_options
     from foveate.multimodal.opening import open_mllm
     from foveate.multimodal.questions import ask_turns
     from foveate.multimodal.settings import AskSettings
 
-    checked = validate(AskSettings, settings, where="foveate ask")
+    checked = call.check(AskSettings, settings)
     given = {"--json": call.as_json, "--image-out": image_out, "--coco-out": coco_out, "--option": options}
     _refuse_useless(given | {"--ground": ground, "--max-tokens": "max_tokens" in settings}, chat=chat)
     if "unit" in settings and not any(regions[name] for name in ("box", "point", "stroke")):

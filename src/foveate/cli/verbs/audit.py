@@ -59,14 +59,13 @@ def command(call: Call, collection: Path, settings: dict[str, Any], judging: dic
     from foveate.caption.audit_settings import AuditSettings, JudgeSettings
     from foveate.core.errors import UserError
     from foveate.core.progress import say
-    from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
     from foveate.records.caption_verdicts import save_verdicts
     from foveate.records.collection import Collection
     from foveate.report import render
 
-    resolved = validate(AuditSettings, {**settings, "seed": call.seed or 0}, where="foveate audit")
-    judge = validate(JudgeSettings, judging, where="foveate audit")
+    resolved = call.check(AuditSettings, {**settings, "seed": call.seed or 0})
+    judge = call.check(JudgeSettings, judging)
     if (judge.endpoint is None) != (judge.endpoint_model is None):
         raise click.UsageError("--judge-url and --judge-model belong together")
     if judge.endpoint is not None and judge.judge is not None:

@@ -27,10 +27,9 @@ def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
       foveate cache my-images --remove unused
     """
     from foveate.core.errors import UserError
-    from foveate.core.recipes import validate
     from foveate.pretrain.caches import CacheSettings, list_caches, remove_caches, select_caches
 
-    resolved = validate(CacheSettings, settings, where="foveate cache")
+    resolved = call.check(CacheSettings, settings)
     if not collection.is_dir():
         raise UserError(f"{collection}: is no folder; give a collection or a run folder")
     folder = collection / "cache"

@@ -65,13 +65,12 @@ def command(call: Call, collection: Path, settings: dict[str, Any], answering: d
     from foveate.caption.captioner import CaptionRunSettings
     from foveate.caption.pending_requests import CaptionSettings
     from foveate.caption.run import caption, plan
-    from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
     from foveate.records.labeling import end_command
     from foveate.report import render
 
-    resolved = validate(CaptionSettings, {**settings, "seed": call.seed or 0}, where="foveate caption")
-    options = validate(CaptionRunSettings, answering, where="foveate caption")
+    resolved = call.check(CaptionSettings, {**settings, "seed": call.seed or 0})
+    options = call.check(CaptionRunSettings, answering)
     backend_settings = _backend_settings(options, call.device)
     if call.dry_run:
         _, estimated = plan(collection, resolved, backend=options.backend, backend_settings=backend_settings)

@@ -45,9 +45,9 @@ def prepare(call: Call, overrides: tuple[str, ...], collection: Path, replace: b
     """
     from foveate.caption.targets.conversations import prepare_captions
     from foveate.caption.targets.settings import TargetSettings
-    from foveate.core.recipes import parse_overrides, validate
+    from foveate.core.recipes import parse_overrides
 
-    settings = validate(TargetSettings, parse_overrides(overrides), where="foveate captioner prepare")
+    settings = call.check(TargetSettings, parse_overrides(overrides))
     counts = prepare_captions(collection, settings, seed=call.seed or 0, replace=replace, dry_run=call.dry_run)
     lines = [", ".join(f"{name} {count}" for name, count in counts.images.items()) + " images"]
     lines += [f"{name}: {count} captions" for name, count in counts.written.items()]
@@ -79,7 +79,6 @@ def evaluate(call: Call, model: str, collection: Path, settings: dict[str, Any])
     """
     from foveate.caption.captioner_settings import EvaluationSettings
     from foveate.caption.evaluate import evaluate_model
-    from foveate.core.recipes import validate
     from foveate.records.collection import Collection
     from foveate.report import render
 
@@ -88,7 +87,7 @@ def evaluate(call: Call, model: str, collection: Path, settings: dict[str, Any])
         model,
         Collection.open(collection),
         run,
-        validate(EvaluationSettings, settings, where="foveate captioner evaluate"),
+        call.check(EvaluationSettings, settings),
         seed=call.seed or 0,
         device=call.device,
         command=call.command,

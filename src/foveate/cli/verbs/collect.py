@@ -100,14 +100,13 @@ def command(call: Call, source: str, out: Path, settings: dict[str, Any]) -> Non
       foveate collect scenes --out scenes
       foveate collect documents --out documents
     """
-    from foveate.core.recipes import validate
     from foveate.records import layout
     from foveate.records.importers.settings import CollectSettings, FormatOptions
     from foveate.records.splits import assign_splits, check_fractions, read_drawn
     from foveate.records.worlds import load_builders
     from foveate.survey.importers.results import add_results, read_results
 
-    resolved = validate(CollectSettings, settings, where="foveate collect")
+    resolved = call.check(CollectSettings, settings)
     # A folder of the user's named "scenes" comes first: a built-in collection can still be named by --format builtin.
     built_in = source in load_builders() and not Path(source).exists()
     if resolved.format == "builtin" or (resolved.format == "auto" and built_in):

@@ -39,7 +39,7 @@ def command(
       foveate doctor my-images
       foveate doctor my-images --recipe cloc-vit-b16 --devices 8 --hardware h100-80gb
     """
-    from foveate.core.recipes import load, validate
+    from foveate.core.recipes import load
     from foveate.pretrain.doctor import examine, format_report, installation
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.pretrain.settings import DoctorSettings
@@ -57,7 +57,7 @@ def command(
         result = examine(
             Collection.open(collection),
             resolved,
-            validate(DoctorSettings, settings, where="foveate doctor"),
+            call.check(DoctorSettings, settings),
             workers=call.workers,
             seed=call.seed or 0,
         )

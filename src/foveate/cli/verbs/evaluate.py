@@ -39,7 +39,6 @@ def command(call: Call, model: Path, collection: Path, settings: dict[str, Any])
       foveate evaluate runs/tour/cloc-seed0/model --collection my-images --split test
     """
     from foveate.core.export_folder import default_folder
-    from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
     from foveate.pretrain.evaluate import evaluate
     from foveate.pretrain.results import EvaluateResult
@@ -48,7 +47,7 @@ def command(call: Call, model: Path, collection: Path, settings: dict[str, Any])
     from foveate.report import render
     from foveate.vision.localizer.folder import load_model
 
-    resolved = validate(EvaluateSettings, settings, where="foveate evaluate")
+    resolved = call.check(EvaluateSettings, settings)
     # Model and collection are opened before the run folder is made: a wrong path leaves no folder behind.
     opened = load_model(model, device=call.device)
     images = Collection.open(collection)

@@ -102,7 +102,7 @@ def embed(
       foveate federated embed here.npz there.npz --label species --set surrogate=grid
       foveate federated embed vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
-    from foveate.core.recipes import parse_overrides, validate
+    from foveate.core.recipes import parse_overrides
     from foveate.core.reference import refuse_reference
     from foveate.federated.embedding.options import EmbeddingOptions, read_options
     from foveate.federated.run_options import EmbedRun, SourceOptions
@@ -111,8 +111,8 @@ def embed(
     refuse_reference(EmbeddingOptions, content, where="foveate federated embed")
     # Options are checked before the sources are read: a slip must not wait for a large file.
     options = read_options(content, where="foveate federated embed")
-    run_options = validate(EmbedRun, running, where="foveate federated embed")
-    gathered = validate(SourceOptions, source, where="foveate federated embed").gather(sources, seed=options.seed)
+    run_options = call.check(EmbedRun, running)
+    gathered = call.check(SourceOptions, source).gather(sources, seed=options.seed)
     if call.dry_run:
         counts = {name: len(points) for name, points in zip(gathered.names, gathered.points, strict=True)}
         columns = gathered.column_lines()
@@ -200,13 +200,13 @@ def cluster(
       foveate federated cluster here.npz there.npz --clusters 12 --min-count 10 --refine-rounds 0
       foveate federated cluster vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
-    from foveate.core.recipes import parse_overrides, validate
+    from foveate.core.recipes import parse_overrides
     from foveate.federated.clustering.run import plan, read_options, run_clustering
     from foveate.federated.run_options import ClusterRun, SourceOptions
 
-    run_options = validate(ClusterRun, running, where="foveate federated cluster")
+    run_options = call.check(ClusterRun, running)
     # The sources are read before the options: without --clusters, K is their number of labels.
-    gathered = validate(SourceOptions, source, where="foveate federated cluster").gather(sources, seed=call.seed or 0)
+    gathered = call.check(SourceOptions, source).gather(sources, seed=call.seed or 0)
     content = parse_overrides(overrides) | settings
     options = read_options(gathered, number.get("clusters"), content, seed=call.seed or 0)
     if call.dry_run:
@@ -272,19 +272,19 @@ def features(
       foveate federated features vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
     from foveate.core.errors import UserError
-    from foveate.core.recipes import parse_overrides, validate
+    from foveate.core.recipes import parse_overrides
     from foveate.federated.deep.options import read_options
     from foveate.federated.deep.run import plan, run_features
     from foveate.federated.reporting import infer_clusters
     from foveate.federated.run_options import FeaturesRun, SourceOptions
 
-    run_options = validate(FeaturesRun, running, where="foveate federated features")
+    run_options = call.check(FeaturesRun, running)
     content = parse_overrides(overrides)
     # One way to set a field: where --set and an option disagreed, either choice would be wrong for somebody.
     for name, instead in (("seed", "--seed"), ("clusters", "--clusters"), ("rounds", "--rounds")):
         if name in content:
             raise UserError(f"--set {name}: give it as {instead}")
-    gathered = validate(SourceOptions, source, where="foveate federated features").gather(sources, seed=call.seed or 0)
+    gathered = call.check(SourceOptions, source).gather(sources, seed=call.seed or 0)
     content |= {"clusters": infer_clusters(gathered, number.get("clusters")), **settings, "seed": call.seed or 0}
     options = read_options(content, where="foveate federated features")
     if call.dry_run:

@@ -25,7 +25,7 @@ def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
       foveate inspect my-images
       foveate inspect my-images --split train --samples 48 --recipe my-recipe.yaml
     """
-    from foveate.core.recipes import load, validate
+    from foveate.core.recipes import load
     from foveate.core.runs import RunFolder
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.pretrain.samples import sample_rows, write_samples
@@ -34,7 +34,7 @@ def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     from foveate.report import render
 
     opened = Collection.open(collection)
-    selected = validate(InspectionSettings, settings, where="foveate inspect")
+    selected = call.check(InspectionSettings, settings)
     split = selected.split
     # The recipe is read before the run folder is created: a misspelled name must not leave an empty folder.
     recipe = load(PretrainRecipe, selected.recipe)

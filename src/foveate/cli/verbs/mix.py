@@ -47,10 +47,9 @@ def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     """
     from foveate.caption import shares
     from foveate.core.errors import UserError
-    from foveate.core.recipes import validate
     from foveate.records.collection import Collection
 
-    resolved = validate(shares.MixSettings, settings, where="foveate mix")
+    resolved = call.check(shares.MixSettings, settings)
     if (resolved.preset is None) == (resolved.weights is None):
         raise click.UsageError(f"give one of --preset ({', '.join(shares.preset_names())}) and --weights")
     if (resolved.recipe is None) != (resolved.to is None):

@@ -62,8 +62,8 @@ def command(call: Call, collection: Path, selected: dict[str, Any], settings: di
     from foveate.records.labeling import end_command
     from foveate.report import render
 
-    resolved = validate(RegionLabelSettings, settings, where="foveate regions")
-    options = validate(RegionRunSettings, selected, where="foveate regions")
+    resolved = call.check(RegionLabelSettings, settings)
+    options = call.check(RegionRunSettings, selected)
     # Only the detector knows its own fields; --model is one of them that nearly all have.
     content = parse_overrides(options.options) | ({} if options.model is None else {"model": options.model})
     where = f"detector '{options.detector}' (--model, --set)"

@@ -42,10 +42,9 @@ def command(call: Call, collection: Path, keys: tuple[str, ...], settings: dict[
       foveate remove my-images --where site=A --keep-bytes
       foveate remove my-images --captions-of mini
     """
-    from foveate.core.recipes import validate
     from foveate.records.removal import RemovalSettings, read_keys, remove_images
 
-    resolved = validate(RemovalSettings, settings, where="foveate remove")
+    resolved = call.check(RemovalSettings, settings)
     if resolved.captions_of is not None:
         from foveate.records.caption_removal import remove_captions
 

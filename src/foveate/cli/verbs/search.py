@@ -68,12 +68,11 @@ def command(
       foveate search my-index --interactive
       foveate search my-index --image holiday.jpg --box 0.1,0.2,0.5,0.6 --negative "a person"
     """
-    from foveate.core.recipes import validate
     from foveate.search.locate import read_image
     from foveate.search.query import Query
     from foveate.search.settings import SearchSettings
 
-    resolved = validate(SearchSettings, settings, where="foveate search")
+    resolved = call.check(SearchSettings, settings)
     if interactive and (resolved.image or resolved.box or call.run):
         raise click.UsageError("--interactive reads texts: --image, --box and --out have no effect")
     query = None

@@ -53,13 +53,10 @@ def command(call: Call, folders: tuple[str, ...], settings: dict[str, Any]) -> N
       foveate serve mini --port 0 --port-file port.txt
     """
     from foveate.core.errors import UserError
-    from foveate.core.recipes import validate
     from foveate.serve.adapters import check_extra, open_adapters, plan, read_key
     from foveate.serve.settings import ServeSettings
 
-    checked = validate(
-        ServeSettings, {**settings, **({"device": call.device} if call.device else {})}, where="foveate serve"
-    )
+    checked = call.check(ServeSettings, settings | ({"device": call.device} if call.device else {}))
     # Before a model is opened, which takes seconds.
     check_extra()
     key = read_key(checked)

@@ -205,7 +205,6 @@ def compare_command(
     from foveate.adapt.compare.run import compare
     from foveate.adapt.load_backbone import parse_backbone
     from foveate.adapt.settings import CompareRun
-    from foveate.core.recipes import validate
 
     content = call.read()
     call.require(content, backbone=backbone, tasks=tasks)
@@ -227,7 +226,7 @@ def compare_command(
     from foveate.report import render
 
     target = call.run or Path("runs") / "adapt-compare"
-    checked = validate(CompareRun, run_settings, where="foveate adapt compare")
+    checked = call.check(CompareRun, run_settings)
     try:
         result = compare(recipe, target, checked, device=call.device, command=call.command)
     except Stopped:
@@ -304,7 +303,6 @@ def wise_command(
     from foveate.adapt.compare.recipe import parse_task
     from foveate.adapt.settings import WiseSettings
     from foveate.adapt.wise import measure_robustness
-    from foveate.core.recipes import validate
     from foveate.report import render
 
     # Settings hold what the user gave: --at with its own default would otherwise count as given.
@@ -315,7 +313,7 @@ def wise_command(
         adapter,
         parse_task(data, what="--data"),
         target,
-        validate(WiseSettings, settings, where="foveate adapt wise"),
+        call.check(WiseSettings, settings),
         shifted=[parse_task(text, what="--shifted") for text in shifted],
         to=adapter_out,
         backbone=backbone,
@@ -370,9 +368,8 @@ def predict_command(
     """
     from foveate.adapt.predictor import open_adapter, predict_files
     from foveate.adapt.settings import PredictSettings
-    from foveate.core.recipes import validate
 
-    checked = validate(PredictSettings, settings, where="foveate adapt predict")
+    checked = call.check(PredictSettings, settings)
     predictor = open_adapter(tuned, device=call.device, backbone=backbone, **checked.model_dump())
     result = predict_files(predictor, images, out)
     call.finish(result.to_json(), _format_predictions(result), {"answers": out})

@@ -205,14 +205,13 @@ def preview_command(call: RecipeCall, settings: dict[str, Any]) -> None:
       foveate mllm preview mllm-mini --collection questions
       foveate mllm preview mllm-mini --collection questions --stage alignment --step 20
     """
-    from foveate.core.recipes import validate
     from foveate.mllm.preview import preview_recipe
     from foveate.mllm.preview_settings import PreviewSettings
     from foveate.mllm.recipe import MllmRecipe
     from foveate.records.collection import Collection
     from foveate.report import render
 
-    checked = validate(PreviewSettings, settings, where="foveate mllm preview")
+    checked = call.check(PreviewSettings, settings)
     resolved, collection = call.load(MllmRecipe).with_training(seed=call.seed), call.data
     run = call.run or Path("runs") / "mllm-preview"
     with Collection.open(collection) as opened:
@@ -258,13 +257,10 @@ def prepare_dense_command(call: Call, collection: Path, settings: dict[str, Any]
       foveate mllm prepare-dense --collection lvis
       foveate mllm prepare-dense --collection photos --region-source vesl:nanodet
     """
-    from foveate.core.recipes import validate
     from foveate.mllm.dense import DenseSettings
     from foveate.mllm.dense import prepare_dense as prepare
 
-    counts = prepare(
-        collection, validate(DenseSettings, settings, where="foveate mllm prepare-dense"), seed=call.seed or 0
-    )
+    counts = prepare(collection, call.check(DenseSettings, settings), seed=call.seed or 0)
     lines = [f"{kind}: {n} questions about {counts.objects[kind]} regions" for kind, n in counts.conversations.items()]
     lines += [f"regions of {source}: {count}" for source, count in counts.sources.items()]
     lines += [f"left out: {count} images {reason}" for reason, count in counts.left_out.items()]
@@ -302,12 +298,11 @@ def label_command(call: Call, collection: Path, model: str, settings: dict[str, 
       foveate mllm label photos --model runs/mllm-ferret-mini/model
       foveate mllm label photos --model mini --as conversations --region-source vesl:nanodet
     """
-    from foveate.core.recipes import validate
     from foveate.mllm.labeling import LabelSettings, label_collection
     from foveate.multimodal.opening import hash_source, open_mllm
     from foveate.records.labeling import end_command
 
-    checked = validate(LabelSettings, settings, where="foveate mllm label")
+    checked = call.check(LabelSettings, settings)
     opened = open_mllm(model, device=call.device)
     counts = label_collection(collection, opened, checked, name=model, sha256=hash_source(model))
     done = counts.done_before + sum(counts.status.values())
@@ -351,14 +346,13 @@ def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: d
     Example:
       foveate mllm evaluate mini --suite scenes --data questions --limit 2000
     """
-    from foveate.core.recipes import validate
     from foveate.mllm.evaluate import evaluate as evaluate_suite
     from foveate.mllm.suite_settings import SuiteSettings
     from foveate.multimodal.opening import open_mllm
     from foveate.report import render
     from foveate.video.networks import hash_weights
 
-    checked = validate(SuiteSettings, {**settings, "seed": call.seed or 0}, where="foveate mllm evaluate")
+    checked = call.check(SuiteSettings, {**settings, "seed": call.seed or 0})
     target = call.run or Path("runs") / f"mllm-evaluate-{suite}"
     opened = open_mllm(model, device=call.device)
     result = evaluate_suite(
@@ -407,12 +401,11 @@ def calibrate_command(call: Call, model: str, collection: Path, settings: dict[s
     Example:
       foveate mllm calibrate runs/mllm-mini/model --collection questions
     """
-    from foveate.core.recipes import validate
     from foveate.mllm.calibrate import calibrate as calibrate_model
     from foveate.mllm.suite_settings import CalibrateSettings
     from foveate.records.collection import Collection
 
-    checked = validate(CalibrateSettings, settings, where="foveate mllm calibrate")
+    checked = call.check(CalibrateSettings, settings)
     with Collection.open(collection) as opened:
         result = calibrate_model(model, opened, checked, seed=call.seed or 0, device=call.device)
     lines = [

@@ -139,14 +139,13 @@ def predict_command(
       foveate species predict runs/species/model cards-2 --list my-species.csv --place-prior --out results
     """
     from foveate.core.progress import say
-    from foveate.core.recipes import validate
     from foveate.records.labeling import end_command
     from foveate.species.folder import open_species
     from foveate.species.predict import predict as run_predict
     from foveate.species.predictions import Predictions
     from foveate.species.settings import PredictSettings
 
-    checked = validate(PredictSettings, settings, where="foveate species predict")
+    checked = call.check(PredictSettings, settings)
     opened = open_species(model)
     check_stages(stages, opened)
     counts = run_predict(opened, source, out, checked, device=call.device, workers=call.workers)
@@ -230,7 +229,6 @@ def evaluate_command(
     Example:
       foveate species evaluate runs/species/model survey --split test
     """
-    from foveate.core.recipes import validate
     from foveate.species.evaluate import read_truth
     from foveate.species.folder import open_species
     from foveate.species.predict import predict as run_predict
@@ -238,8 +236,7 @@ def evaluate_command(
     from foveate.species.settings import PredictSettings
     from foveate.species.summary import name_stage
 
-    where = "foveate species evaluate"
-    checked = validate(PredictSettings, {**settings, "split": None if split == "all" else split}, where=where)
+    checked = call.check(PredictSettings, {**settings, "split": None if split == "all" else split})
     opened, target = open_species(model), out or Path("runs/species-evaluate")
     check_stages(stages, opened)
     counts = run_predict(opened, collection, target, checked, device=call.device, workers=call.workers)
@@ -331,7 +328,6 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
       foveate species review survey --corrections TimelapseData.csv
     """
     from foveate.core.errors import UserError
-    from foveate.core.recipes import validate
     from foveate.records import layout
     from foveate.report import render
     from foveate.species.corrections import apply_corrections, open_target
@@ -340,7 +336,7 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
     from foveate.species.settings import ReviewSettings
     from foveate.survey.importers.corrections import read_corrections
 
-    checked = validate(ReviewSettings, settings, where="foveate species review")
+    checked = call.check(ReviewSettings, settings)
     if checked.corrections is not None:
         corrections = read_corrections(checked.corrections, column=checked.column)
         reviewed = open_target(results)
@@ -390,12 +386,11 @@ def export_command(call: Call, results: Path, out: Path | None, settings: dict[s
       foveate species export results --to megadetector
       foveate species export results --to camtrap-dp --coordinate-digits 2 --contributor "A. Person"
     """
-    from foveate.core.recipes import validate
     from foveate.species.export import export_predictions
     from foveate.species.predictions import Predictions
     from foveate.species.settings import ExportSettings
 
-    checked = validate(ExportSettings, settings, where="foveate species export")
+    checked = call.check(ExportSettings, settings)
     name = {"camtrap-dp": "camtrap-dp", "megadetector": "megadetector.json", "csv": "decisions.csv"}.get(checked.format)
     target = out or results / (name or f"{checked.format}.csv")
     counts, lines = export_predictions(Predictions.open(results), target, checked)

@@ -66,12 +66,11 @@ def check_command(call: Call, collection: Path, settings: dict[str, Any], model:
       foveate species check survey --only "set back" --json
       foveate species check survey --model runs/species/model
     """
-    from foveate.core.recipes import validate
     from foveate.species.settings import CheckSettings
     from foveate.survey.checks import check_survey
     from foveate.survey.survey import Survey
 
-    checked = validate(CheckSettings, settings, where="foveate species check")
+    checked = call.check(CheckSettings, settings)
     result = check_survey(Survey.open(collection), only=checked.only)
     content, lines = result.as_dict(), result.lines(max_per_code=checked.max_listed)
     if model is not None:
@@ -110,12 +109,11 @@ def boxes_command(call: Call, collection: Path, settings: dict[str, Any]) -> Non
       foveate species boxes survey --threshold 0.3 --every-image
     """
     from foveate.core.progress import say
-    from foveate.core.recipes import validate
     from foveate.records.labeling import end_command
     from foveate.species.boxes import NOTICE, add_boxes
     from foveate.species.settings import BoxSettings
 
-    checked = validate(BoxSettings, settings, where="foveate species boxes")
+    checked = call.check(BoxSettings, settings)
     say(NOTICE)
     result = add_boxes(collection, checked, device=call.device, workers=call.workers)
     counts = ", ".join(f"{name} {number:,}" for name, number in sorted(result.status.items())) or "none"
@@ -149,11 +147,10 @@ def build_command(call: Call, collection: Path, out: Path, settings: dict[str, A
       foveate species build survey --out graph
       foveate species build survey --taxonomy taxa.csv --out graph
     """
-    from foveate.core.recipes import validate
     from foveate.species.graph import MATCHES, TRIPLES, build_graph
     from foveate.species.settings import BuildSettings
 
-    checked = validate(BuildSettings, settings, where="foveate species build")
+    checked = call.check(BuildSettings, settings)
     graph = build_graph(
         collection, out, taxonomy=checked.taxonomy, source=checked.labels, min_probability=checked.min_probability
     )

@@ -395,14 +395,13 @@ def evaluate_command(
     Example:
       foveate video evaluate llava-hf/llava-v1.6-vicuna-7b-hf --set nextqa --questions val.csv --videos NExTVideo
     """
-    from foveate.core.recipes import validate
     from foveate.report import render
     from foveate.video.evaluate import VideoEvaluationSettings
     from foveate.video.evaluate import evaluate as evaluate_set
     from foveate.video.networks import hash_weights, open_network
     from foveate.video.watch import ClipWatcher
 
-    checked = validate(VideoEvaluationSettings, {**settings, "seed": call.seed or 0}, where="foveate video evaluate")
+    checked = call.check(VideoEvaluationSettings, {**settings, "seed": call.seed or 0})
     strategy = build_how(how, strategy_options)
     target = call.run or Path("runs") / f"video-evaluate-{checked.question_set}"
     with collect_warnings() as texts:
