@@ -63,7 +63,7 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 tour: install
-	$(BIN)/foveate tour --run $(RUN)
+	$(BIN)/foveate tour --out $(RUN)
 
 # All fast tests, or those of rooms: make test ROOM=species, make test ROOM="cli serve"
 test: install-dev

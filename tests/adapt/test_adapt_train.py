@@ -84,8 +84,8 @@ def run(*arguments: object) -> Result:
 
 def train(backbone: Path, data: Path, folder: Path, *more: object) -> dict[str, Any]:
     done = run(
-        "train", "--backbone", backbone, "--data", data, "--epochs", 4, "--run", folder, "--device", "cpu", "--json",
-        "--quiet", *more,
+        "train", "--backbone", backbone, "--collection", data, "--epochs", 4, "--out", folder, "--device", "cpu",
+        "--json", "--quiet", *more,
     )  # fmt: skip
     assert done.exit_code == 0, (done.output, done.exception)
     return json.loads(done.stdout.splitlines()[-1])
@@ -115,6 +115,23 @@ def test_training_writes_adapter_logits_and_page(backbone: Path, data: Path, tmp
     assert info["classes"] == said["classes"]
 
 
+def test_the_recipe_of_a_run_makes_the_same_run(backbone: Path, data: Path, tmp_path: Path) -> None:
+    train(backbone, data, tmp_path / "first", "--method", "lora", "rank=2", "--epochs", 2, "training.batch_size=10")
+    saved = tmp_path / "first" / "recipe.yaml"
+    shared = (saved, "--collection", data, "--device", "cpu", "--quiet")
+    again = run("train", *shared, "--out", tmp_path / "second")
+    assert again.exit_code == 0, (again.output, again.exception)
+    assert (tmp_path / "second" / "recipe.yaml").read_bytes() == saved.read_bytes()
+    weights = "adapter/adapter.safetensors"
+    assert (tmp_path / "second" / weights).read_bytes() == (tmp_path / "first" / weights).read_bytes()
+    # Nothing is said of fields that only stand there because a saved recipe has all.
+    assert "no effect" not in again.output
+    resumed = run("train", *shared, "--out", tmp_path / "first", "--workers", 1)
+    assert resumed.exit_code == 0, (resumed.output, resumed.exception)
+    refused = run("train", *shared, "rank=3", "--out", tmp_path / "first")
+    assert "run of another recipe" in str(refused.exception)
+
+
 def test_classes_without_training_images_come_back(backbone: Path, data: Path, tmp_path: Path) -> None:
     """From a head that knows them: a linear probe of all classes, tuning on two of them, then the third again."""
     train(backbone, data, tmp_path / "before", "--method", "linear", "--epochs", 30, "training.learning_rate=0.05")
@@ -124,7 +141,7 @@ def test_classes_without_training_images_come_back(backbone: Path, data: Path, t
     options = (
         "--backbone",
         backbone,
-        "--data",
+        "--collection",
         tmp_path / "some.npz",
         "--method",
         "full",
@@ -132,16 +149,16 @@ def test_classes_without_training_images_come_back(backbone: Path, data: Path, t
         "cpu",
         "--quiet",
     )
-    done = run("train", *options, "--run", tmp_path / "never")
+    done = run("train", *options, "--out", tmp_path / "never")
     assert "class 'low' has no training image (1 such classes); leave them out with data.classes" in str(done.exception)
     after = tmp_path / "after"
-    done = run("train", *options, "--head-from", tmp_path / "before", "--run", after, "--epochs", 20)
+    done = run("train", *options, "--head-from", tmp_path / "before", "--out", after, "--epochs", 20)
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads((after / "result.json").read_text())["absent"] == ["low"]
     assert (after / "seen.txt").read_text() == "middle\ntop\n"
     line = next(line for line in done.output.splitlines() if "bring them back: foveate " in line)
     given = line.partition("bring them back: foveate ")[2].split()
-    found = CliRunner().invoke(cli, [*given, "--run", str(tmp_path / "calibrated"), "--json"])
+    found = CliRunner().invoke(cli, [*given, "--out", str(tmp_path / "calibrated"), "--json"])
     assert found.exit_code == 0, (found.output, found.exception)
     said = json.loads(found.stdout.splitlines()[-1])
     rows = {row["key"]: row["accuracies"] for row in said["rows"]}
@@ -214,7 +231,18 @@ def test_a_run_that_was_stopped_goes_on(
         return losses(self, batch)
 
     monkeypatch.setattr(ClassificationTask, "losses", killed)
-    arguments = ("--backbone", backbone, "--data", data, "--epochs", 4, "--run", tmp_path / "cut", "--device", "cpu")
+    arguments = (
+        "--backbone",
+        backbone,
+        "--collection",
+        data,
+        "--epochs",
+        4,
+        "--out",
+        tmp_path / "cut",
+        "--device",
+        "cpu",
+    )
     assert run("train", *arguments, "--quiet", *common).exit_code != 0
     assert not (tmp_path / "cut" / "result.json").exists()
     monkeypatch.undo()
@@ -230,7 +258,7 @@ def test_a_run_that_was_stopped_goes_on(
 def test_a_first_attempt_that_fails_does_not_block_the_corrected_command(
     backbone: Path, data: Path, tmp_path: Path
 ) -> None:
-    options = ("--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--device", "cpu", "--quiet")
+    options = ("--backbone", backbone, "--collection", data, "--out", tmp_path / "run", "--device", "cpu", "--quiet")
     done = run("train", *options, "--method", "bitfit", "training.batch_size=10", "training.accumulate=11")
     assert "training.accumulate" in str(done.exception)
     assert (tmp_path / "run" / "data.json").is_file()
@@ -241,20 +269,20 @@ def test_merging_and_peft_through_the_command_line(backbone: Path, data: Path, t
     import timm
 
     train(backbone, data, tmp_path / "run", "--method", "lora", "rank=4")
-    done = run("merge", tmp_path / "run", "--to", tmp_path / "merged", "--json", "--quiet")
+    done = run("merge", tmp_path / "run", "--out", tmp_path / "merged", "--json", "--quiet")
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(done.stdout)["difference"] < 2e-5
     adapted, _, _ = open_adapted(tmp_path / "run")
     opened = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
     with torch.no_grad():
         assert torch.allclose(opened(pixels()), adapted(pixels()), atol=2e-5)
-    done = run("merge", tmp_path / "run", "--to", tmp_path / "merged")
+    done = run("merge", tmp_path / "run", "--out", tmp_path / "merged")
     assert isinstance(done.exception, UserError)
     assert "not empty" in str(done.exception)
-    done = run("merge", tmp_path / "run", "--to", tmp_path / "peft", "--format", "peft")
+    done = run("merge", tmp_path / "run", "--out", tmp_path / "peft", "--format", "peft")
     assert (tmp_path / "peft" / "adapter_config.json").is_file()
     train(backbone, data, tmp_path / "vpt", "--method", "vpt-shallow")
-    done = run("merge", tmp_path / "vpt", "--to", tmp_path / "no")
+    done = run("merge", tmp_path / "vpt", "--out", tmp_path / "no")
     assert "cannot be merged: its prompts are further tokens" in str(done.exception)
 
 
@@ -272,7 +300,7 @@ def test_dry_run_prices_and_writes_nothing(backbone: Path, data: Path, tmp_path:
 
 
 def test_dry_run_tells_the_time(backbone: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--dry-run")
+    arguments = ("train", "--backbone", backbone, "--collection", data, "--out", tmp_path / "run", "--dry-run")
     printed = run(*arguments, "--method", "bitfit").output
     assert re.search(
         r"stage training: .*, \S+ s\n(.*\n)*stage measuring: .*\nin all: about .* on this machine", printed
@@ -305,7 +333,7 @@ def test_dry_run_tells_the_time(backbone: Path, data: Path, tmp_path: Path) -> N
     ],
 )
 def test_mistakes(backbone: Path, data: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
-    done = run("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--quiet", *arguments)
+    done = run("train", "--backbone", backbone, "--collection", data, "--out", tmp_path / "run", "--quiet", *arguments)
     assert isinstance(done.exception, UserError), done.output
     assert re.search(sentence, str(done.exception)), str(done.exception)
 
@@ -324,8 +352,8 @@ def test_options_without_effect(
     backbone: Path, data: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
     configure(quiet=False)
-    done = run("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--dry-run", "--method",
-               "repadapter", "rank=4", *arguments)  # fmt: skip
+    done = run("train", "--backbone", backbone, "--collection", data, "--out", tmp_path / "run", "--dry-run",
+               "--method", "repadapter", "rank=4", *arguments)  # fmt: skip
     assert done.exit_code == 0, (done.output, done.exception)
     assert sentence in done.output
     assert ("no effect" in done.output) == bool(sentence)
@@ -333,7 +361,7 @@ def test_options_without_effect(
 
 @pytest.mark.parametrize("method", ["linear", "full"])  # features kept, and pixels
 def test_a_loss_that_is_no_number_names_its_images(backbone: Path, data: Path, tmp_path: Path, method: str) -> None:
-    done = run("train", "--backbone", backbone, "--data", data, "--run", tmp_path / "run", "--quiet", "--method",
+    done = run("train", "--backbone", backbone, "--collection", data, "--out", tmp_path / "run", "--quiet", "--method",
                method, "training.learning_rate=1e30", "training.warmup=0", "training.batch_size=5",
                "training.head_solver=steps")  # fmt: skip
     assert isinstance(done.exception, UserError), done.output
@@ -417,7 +445,7 @@ def test_a_run_on_other_data_is_not_replaced(
     run_path = tmp_path / "run"
     train_adapter(recipe, data, run_path, device="cpu", evaluate=False)
     weights = (run_path / "adapter" / "adapter.safetensors").read_bytes()
-    with raises_naming(UserError, run_path, "on other data", "--run"):
+    with raises_naming(UserError, run_path, "on other data", "--out"):
         train_adapter(recipe, other, run_path, device="cpu", evaluate=False)
     assert (run_path / "adapter" / "adapter.safetensors").read_bytes() == weights
 
@@ -444,7 +472,7 @@ def test_varied_training_is_a_function_of_the_seed_and_is_not_cached(
     assert by_steps["steps"] > 0, "features that vary cannot be solved"
     balanced = train(backbone, data, tmp_path / "balanced", "--method", "linear", "training.balanced=true")
     assert balanced["steps"] > 0
-    done = run("train", "--backbone", backbone, "--data", data, "--method", "lora", "training.flip=true")
+    done = run("train", "--backbone", backbone, "--collection", data, "--method", "lora", "training.flip=true")
     assert "training.augmentation.flip" in str(done.exception)
     assert isinstance(done.exception, UserError)
 
@@ -504,10 +532,10 @@ def test_before_any_step_the_model_answers_as_the_linear_probe(
 
 def test_both_accuracies_are_printed_and_a_loss_comes_first(backbone: Path, digits: Path, tmp_path: Path) -> None:
     arguments = (
-        "train", "--backbone", backbone, "--data", digits, "--epochs", 4, "--device", "cpu", "--quiet", "--method",
-        "lora",
+        "train", "--backbone", backbone, "--collection", digits, "--epochs", 4, "--device", "cpu", "--quiet",
+        "--method", "lora",
     )  # fmt: skip
-    lost = run(*arguments, "--run", tmp_path / "random", "--head-init", "random")
+    lost = run(*arguments, "--out", tmp_path / "random", "--head-init", "random")
     assert lost.exit_code == 0, (lost.output, lost.exception)
     lines = lost.stdout.splitlines()
     result = json.loads((tmp_path / "random" / "result.json").read_text(encoding="utf-8"))
@@ -528,7 +556,7 @@ def test_both_accuracies_are_printed_and_a_loss_comes_first(backbone: Path, digi
     assert f": {both['adapted']:.3f} (" in shown
     assert f"untuned features {both['features']:.3f} (" in shown
     # A rate at which nothing changes loses nothing, so no line says so.
-    same = run(*arguments, "--run", tmp_path / "same", "training.learning_rate=1e-30", "training.weight_decay=0")
+    same = run(*arguments, "--out", tmp_path / "same", "training.learning_rate=1e-30", "training.weight_decay=0")
     assert "lost" not in same.stdout
     assert f"untuned features {both['features']:.3f} (" in same.stdout
 
@@ -554,25 +582,25 @@ def test_a_run_begun_without_the_field_resumes_with_its_random_head(
     assert all(torch.equal(one[key], other[key]) for key in one)
     train(backbone, digits, old, *common)  # and again: its recipe still is the one that it was begun with
     refused = run(
-        "train", "--backbone", backbone, "--data", digits, "--epochs", 4, "--run", old, "--device", "cpu", *common,
-        "--head-init", "solved",
+        "train", "--backbone", backbone, "--collection", digits, "--epochs", 4, "--out", old, "--device", "cpu",
+        *common, "--head-init", "solved",
     )  # fmt: skip
     assert isinstance(refused.exception, UserError)
     assert "holds a run of another recipe" in str(refused.exception)
     refused = run(
-        "train", "--backbone", backbone, "--data", digits, "--epochs", 4, "--run", tmp_path / "random", "--device",
-        "cpu", *common,
+        "train", "--backbone", backbone, "--collection", digits, "--epochs", 4, "--out", tmp_path / "random",
+        "--device", "cpu", *common,
     )  # fmt: skip
     assert "holds a run of another recipe" in str(refused.exception), "a new run's head is part of its identity"
 
 
 def test_a_head_that_is_given_or_solved_makes_the_option_useless(backbone: Path, digits: Path, tmp_path: Path) -> None:
     configure(quiet=False)
-    arguments = ("train", "--backbone", backbone, "--data", digits, "--epochs", 1, "--device", "cpu")
-    done = run(*arguments, "--method", "linear", "--run", tmp_path / "linear", "--head-init", "random")
+    arguments = ("train", "--backbone", backbone, "--collection", digits, "--epochs", 1, "--device", "cpu")
+    done = run(*arguments, "--method", "linear", "--out", tmp_path / "linear", "--head-init", "random")
     assert "training.head_init has no effect: this run solves its head" in done.output
     done = run(
-        *arguments, "--method", "bitfit", "--run", tmp_path / "bitfit", "--head-from", tmp_path / "linear",
+        *arguments, "--method", "bitfit", "--out", tmp_path / "bitfit", "--head-from", tmp_path / "linear",
         "--head-init", "solved",
     )  # fmt: skip
     assert "training.head_init has no effect: this run starts from the head of --head-from" in done.output

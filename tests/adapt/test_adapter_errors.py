@@ -238,16 +238,16 @@ def test_tensors_through_the_command_line(change: Any, names: tuple[str, ...], b
     tensors = load_file(folder / "adapter.safetensors")
     change(tensors)
     save_file(tensors, folder / "adapter.safetensors")
-    refused(names, folder, "--to", tmp_path / "merged")
+    refused(names, folder, "--out", tmp_path / "merged")
 
 
 def test_backbones_through_the_command_line(backbone: Path, tmp_path: Path) -> None:
     folder, to = saved(tmp_path / "adapter"), tmp_path / "merged"
-    refused((folder, "--backbone"), folder, "--to", to)
+    refused((folder, "--backbone"), folder, "--out", to)
     refused((folder, "blocks 3", "12"), folder, "--backbone",
-            "timm:vit_tiny_patch16_224", "--to", to)  # fmt: skip
-    refused((tmp_path / "none.x",), folder, "--backbone", tmp_path / "none.x", "--to", to)
-    refused((tmp_path / "nothing",), tmp_path / "nothing", "--to", to)
+            "timm:vit_tiny_patch16_224", "--out", to)  # fmt: skip
+    refused((tmp_path / "none.x",), folder, "--backbone", tmp_path / "none.x", "--out", to)
+    refused((tmp_path / "nothing",), tmp_path / "nothing", "--out", to)
 
 
 def test_damaged_files(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def done(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     arguments = (
         "--backbone", backbone, "--tasks", f"near/a={data}", "--tasks", f"far/b={data}",
         "--methods", "linear,bitfit,lora",
-        "--epochs", 2, "--seeds", 2, "--save-adapters", "--peek", "--device", "cpu", "--quiet", "--run", folder / "run",
+        "--epochs", 2, "--seeds", 2, "--save-adapters", "--peek", "--device", "cpu", "--quiet", "--out", folder / "run",
         "training.batch_size=9",
     )  # fmt: skip
     result = run(*arguments, "--json")
@@ -166,7 +166,7 @@ def test_the_same_again_in_words(done: tuple[Path, dict[str, Any], tuple[object,
 def test_a_price_and_mistakes(done: tuple[Path, dict[str, Any], tuple[object, ...]], tmp_path: Path) -> None:
     folder, _, arguments = done
     start = ("--backbone", arguments[1], "--tasks", folder / "stripes.npz", "--device", "cpu", "--quiet")
-    priced = run(*start, "--grid", "vtab1k", "--methods", "lora,pfeiffer", "--dry-run", "--run", tmp_path / "never")
+    priced = run(*start, "--grid", "vtab1k", "--methods", "lora,pfeiffer", "--dry-run", "--out", tmp_path / "never")
     assert priced.exit_code == 0, (priced.output, priced.exception)
     # 64 and 16 of 80, and one more of each.
     assert [int(count) for count in re.findall(r"(\d+) trainings, ", priced.output)] == [65, 17]
@@ -185,7 +185,7 @@ def test_a_price_and_mistakes(done: tuple[Path, dict[str, Any], tuple[object, ..
         (("--tasks", f"x={folder / 'stripes.npz'}:kind"), "data.field 'kind' has no effect"),
         (("--tasks", folder / "stripes.npz"), "adapt compare: task 'stripes' is named twice; write NAME=PATH"),
     ):
-        result = run(*start, "--run", tmp_path / "mistake", *more)
+        result = run(*start, "--out", tmp_path / "mistake", *more)
         assert result.exit_code != 0, more
         assert sentence in result.output + str(result.exception), (more, result.exception)
 

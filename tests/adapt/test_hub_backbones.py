@@ -49,8 +49,8 @@ def run(hub: Hub, home: Path, commands: Sequence[Sequence[object]], **variables:
 
 
 def train(folder: Path, backbone: str, *more: object, to: str) -> list[object]:
-    return ["train", "--backbone", backbone, "--data", folder / "stripes.npz", "--method", "bitfit", "--epochs", 1,
-            "--device", "cpu", "--run", folder / to, "training.workers=0", "training.head_c=1", *more]  # fmt: skip
+    return ["train", "--backbone", backbone, "--collection", folder / "stripes.npz", "--method", "bitfit", "--epochs",
+            1, "--device", "cpu", "--out", folder / to, "training.workers=0", "training.head_c=1", *more]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_backbone_is_downloaded_once_and_pinned_and_opens_without_the_hub(
     commands = [
         train(tmp_path, backbones["dino"], to="again"),
         *commands,
-        *(["merge", tmp_path / name, "--to", tmp_path / f"merged-{name}"] for name in merged),
+        *(["merge", tmp_path / name, "--out", tmp_path / f"merged-{name}"] for name in merged),
         train(tmp_path, str(tmp_path / "merged-vit"), to="from-the-folder"),
     ]
     for status, output in run(hub, home, commands):

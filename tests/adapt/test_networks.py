@@ -32,8 +32,8 @@ def train(folder: Path, backbone: object, method: str, *more: object) -> Result:
     data = folder / "stripes.npz"
     if not data.exists():
         stripes(data, splits=(4, 2, 2))
-    return run("train", "--backbone", backbone, "--data", data, "--method", method, "--epochs", 2, "--device", "cpu",
-               "--quiet", "--run", folder / method, "backbone.image_size=32", *more)  # fmt: skip
+    return run("train", "--backbone", backbone, "--collection", data, "--method", method, "--epochs", 2, "--device",
+               "cpu", "--quiet", "--out", folder / method, "backbone.image_size=32", *more)  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["linear", "bitfit"])
@@ -43,7 +43,7 @@ def test_a_convolutional_network_is_tuned_merged_and_calibrated(method: str, tmp
     done = train(tmp_path, CNN, method, "--seed", 3)
     assert done.exit_code == 0, (done.output, done.exception)
     # Its untrained network is drawn by the seed of the run, and drawn alike where it is opened again.
-    done = run("merge", tmp_path / method, "--to", tmp_path / "merged", "--quiet")
+    done = run("merge", tmp_path / method, "--out", tmp_path / "merged", "--quiet")
     assert done.exit_code == 0, (done.output, done.exception)
     assert f"{method} on {CNN}, as merged" in done.output
     adapted, _, _ = open_adapted(tmp_path / method)
@@ -69,7 +69,7 @@ def test_what_needs_blocks_is_refused(tmp_path: Path) -> None:
 
 def test_other_tensors_and_other_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, CNN, "linear").exit_code == 0
-    assert run("merge", tmp_path / "linear", "--to", tmp_path / "merged", "--quiet").exit_code == 0
+    assert run("merge", tmp_path / "linear", "--out", tmp_path / "merged", "--quiet").exit_code == 0
     path = tmp_path / "merged" / "model.safetensors"
     state = load_file(path)
     lacking = {key: value for key, value in state.items() if key != "bn1.bias"}
@@ -106,14 +106,14 @@ def test_an_untrained_network_says_so_and_is_drawn_again_alike(
     for method, layers in (("full", 1), ("bitfit", 0)):
         done = train(tmp_path, "lite0", method, "--seed", 2, f"backbone.layers={layers}", "backbone.width=32")
         assert done.exit_code == 0, (done.output, done.exception)
-        done = run("merge", tmp_path / method, "--to", tmp_path / f"merged-{method}", "--json", "--quiet")
+        done = run("merge", tmp_path / method, "--out", tmp_path / f"merged-{method}", "--json", "--quiet")
         assert json.loads(done.stdout)["difference"] < 2e-5
 
 
 def test_a_merged_vit_takes_the_size_that_it_was_tuned_at(tmp_path: Path) -> None:
     done = train(tmp_path, "timm:test_vit", "bitfit")
     assert done.exit_code == 0, (done.output, done.exception)
-    assert run("merge", tmp_path / "bitfit", "--to", tmp_path / "merged", "--quiet").exit_code == 0
+    assert run("merge", tmp_path / "bitfit", "--out", tmp_path / "merged", "--quiet").exit_code == 0
     adapted, _, _ = open_adapted(tmp_path / "bitfit")
     classifier = open_classifier(tmp_path / "merged", device="cpu")
     assert classifier.preprocess is not None
@@ -135,7 +135,7 @@ def test_a_folder_of_transformers_is_tuned_merged_and_tuned_again(family: str, t
     (tmp_path / "network" / "preprocessor_config.json").write_text(json.dumps(said))
     done = train(tmp_path, tmp_path / "network", "lora", "rank=4")
     assert done.exit_code == 0, (done.output, done.exception)
-    done = run("merge", tmp_path / "lora", "--to", tmp_path / "merged", "--json", "--quiet")
+    done = run("merge", tmp_path / "lora", "--out", tmp_path / "merged", "--json", "--quiet")
     assert json.loads(done.stdout)["difference"] < 2e-5
     processor = AutoImageProcessor.from_pretrained(tmp_path / "merged").to_dict()
     assert {name: processor[name] for name in said} == said

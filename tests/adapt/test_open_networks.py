@@ -63,8 +63,8 @@ def train(folder: Path, backbone: object, *more: object) -> Result:
     data = folder / "stripes.npz"
     if not data.exists():
         stripes(data, splits=(4, 2, 2))
-    return run("train", "--backbone", backbone, "--data", data, "--epochs", 2, "--device", "cpu", "--quiet",
-               "--run", folder / "run", *more)  # fmt: skip
+    return run("train", "--backbone", backbone, "--collection", data, "--epochs", 2, "--device", "cpu", "--quiet",
+               "--out", folder / "run", *more)  # fmt: skip
 
 
 FOLDERS: dict[str, Callable[[Path], None]] = {
@@ -85,7 +85,7 @@ def test_a_folder_is_tuned_and_merged(name: str, tmp_path: Path) -> None:
     targets = ["targets=[conv]"] if "convnext" in name else []
     done = train(tmp_path, tmp_path / "network", "--method", "lora", "rank=2", *targets)
     assert done.exit_code == 0, (done.output, done.exception)
-    done = run("merge", tmp_path / "run", "--to", tmp_path / "merged", "--json", "--quiet")
+    done = run("merge", tmp_path / "run", "--out", tmp_path / "merged", "--json", "--quiet")
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(done.stdout)["difference"] < 1e-4
     # The merged folder is a network of its library again, with the features of the tuned one.
@@ -127,7 +127,7 @@ def test_names_of_modules_through_the_command_line(tmp_path: Path) -> None:
     adapted, _, info = open_adapted(tmp_path / "run")
     assert info["backbone"]["modules"] == dict(name.split("=") for name in names[1::2])
     assert adapted.backbone.norms == "other"
-    done = run("merge", tmp_path / "run", "--to", tmp_path / "merged", "--json", "--quiet")
+    done = run("merge", tmp_path / "run", "--out", tmp_path / "merged", "--json", "--quiet")
     assert json.loads(done.stdout)["difference"] < 1e-4
     done = train(tmp_path, tmp_path / "network", "--modules", "projj=x", "--method", "lora")
     assert "'projj'" in str(done.exception)

@@ -116,7 +116,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_adapter(adapted, root / f"adapter-{name}")
         done = CliRunner().invoke(
             cli,
-            ["adapt", "merge", str(root / f"adapter-{name}"), "--to", str(root / f"for-{name}"), "--format", "peft"],
+            ["adapt", "merge", str(root / f"adapter-{name}"), "--out", str(root / f"for-{name}"), "--format", "peft"],
         )
         assert done.exit_code == 0, (done.output, done.exception)
     save_file({"pixels": pixels()}, root / "pixels.safetensors")
@@ -218,7 +218,7 @@ def test_the_verb_makes_an_adapter_that_other_verbs_open(tmp_path: Path) -> None
         Image.new("RGB", (32, 32), color).save(images / f"{number}.png")
     names = [f"tree {number}" for number in range(7)]
     (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
-    command = ("import-peft", tmp_path / "lora", "--backbone", tmp_path / "vit", "--to", tmp_path / "ours")
+    command = ("import-peft", tmp_path / "lora", "--backbone", tmp_path / "vit", "--out", tmp_path / "ours")
     assert "--classes" in str(invoke(*command).exception)
     assert "7 classes" in str(invoke(*command, "--classes", "a,b").exception)
     # As many different names as classes, and one more.
@@ -231,7 +231,7 @@ def test_the_verb_makes_an_adapter_that_other_verbs_open(tmp_path: Path) -> None
     result = json.loads(done.stdout)
     assert result["classes"] == names
     assert "attn.qkv" in result["matched"]
-    done = invoke("predict", tmp_path / "ours", images, "--to", tmp_path / "answers.csv")
+    done = invoke("predict", tmp_path / "ours", images, "--out", tmp_path / "answers.csv")
     assert done.exit_code == 0, (done.output, done.exception)
     values = torch.stack([network.preprocess.pixels(Image.open(path)) for path in sorted(images.glob("*.png"))])
     with torch.no_grad():
@@ -239,10 +239,10 @@ def test_the_verb_makes_an_adapter_that_other_verbs_open(tmp_path: Path) -> None
     rows = list(csv.DictReader((tmp_path / "answers.csv").open(encoding="utf-8")))
     assert [row["class"] for row in rows] == [names[label] for label in expected.argmax(dim=1).tolist()]
     assert [float(row["probability"]) for row in rows] == pytest.approx(expected.max(dim=1).values.tolist(), abs=1e-4)
-    done = invoke("merge", tmp_path / "ours", "--to", tmp_path / "merged")
+    done = invoke("merge", tmp_path / "ours", "--out", tmp_path / "merged")
     assert done.exit_code == 0, (done.output, done.exception)
     assert "not empty" in str(invoke(*command, "--classes", f"@{tmp_path / 'names.txt'}").exception)
-    assert "adapter_config.json" in str(invoke("import-peft", images, *command[2:4], "--to", tmp_path / "b").exception)
+    assert "adapter_config.json" in str(invoke("import-peft", images, *command[2:4], "--out", tmp_path / "b").exception)
 
 
 def test_the_verb_draws_no_head(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_the_verb_draws_no_head(tmp_path: Path) -> None:
     peft_model(load_backbone(parse_backbone(str(tmp_path / "vit"))).model, target_modules=["qkv"]).save_pretrained(
         tmp_path / "lora"
     )
-    command = ("import-peft", tmp_path / "lora", "--backbone", tmp_path / "vit", "--to", tmp_path / "ours")
+    command = ("import-peft", tmp_path / "lora", "--backbone", tmp_path / "vit", "--out", tmp_path / "ours")
     assert "modules_to_save" in str(invoke(*command, "--classes", "a,b").exception)
     assert not (tmp_path / "ours").exists()
 

@@ -96,7 +96,7 @@ def test_the_command_writes_those_answers_for_files_folders_and_collections(worl
             writer.add(path.stem, path.read_bytes())
     for name, images in (("folder", [world / "photos"]), ("files", files), ("collection", [tmp_path / "photos"])):
         done = predict(
-            world / "run" / "adapter" if name == "files" else world / "run", *images, "--to", tmp_path / "a.csv"
+            world / "run" / "adapter" if name == "files" else world / "run", *images, "--out", tmp_path / "a.csv"
         )
         assert done.exit_code == 0, (done.output, done.exception)
         assert done.stdout.splitlines()[-1] == f"answers: {tmp_path / 'a.csv'}"
@@ -115,7 +115,7 @@ def test_unreadable_images_are_counted_and_listed(world: Path, tmp_path: Path) -
     (folder / "page.jpg").write_text("<html>")
     (folder / "notes.txt").write_text("no image")
     (folder / ".hidden.png").write_bytes(good)
-    done = predict(world / "run", folder, "--to", tmp_path / "a.csv", "--json", "--quiet")
+    done = predict(world / "run", folder, "--out", tmp_path / "a.csv", "--json", "--quiet")
     content = json.loads(done.stdout)
     assert (content["images"], content["ignored_files"]) == (1, 2)
     assert set(content["unreadable"]) == {str(folder / "cut.png"), str(folder / "page.jpg")}
@@ -125,7 +125,7 @@ def test_unreadable_images_are_counted_and_listed(world: Path, tmp_path: Path) -
     assert not rows["a.png"]["error"]
     assert not rows["cut.png"]["class"]
     assert rows["page.jpg"]["error"]
-    printed = predict(world / "run", folder, "--to", tmp_path / "a.csv").stdout
+    printed = predict(world / "run", folder, "--out", tmp_path / "a.csv").stdout
     assert "2 images cannot be read" in printed
     assert "cut.png" in printed
     predictor = foveate.open_adapter(world / "run", device="cpu")
@@ -137,7 +137,7 @@ def test_unreadable_images_are_counted_and_listed(world: Path, tmp_path: Path) -
 def test_a_calibration_stands_beside_the_answers(world: Path, tmp_path: Path) -> None:
     logits = read_logits(world / "run" / "logits-test.npz").logits.astype(np.float64)
     folder = calibrate(tmp_path / "calibration", 2.5, ["top"], ["low", "middle"])
-    done = predict(world / "run", world / "photos", "--calibration", folder, "--to", tmp_path / "a.csv", "--json")
+    done = predict(world / "run", world / "photos", "--calibration", folder, "--out", tmp_path / "a.csv", "--json")
     assert json.loads(done.stdout.splitlines()[-1])["gamma"] == 2.5
     rows = read_rows(tmp_path / "a.csv")
     shifted = logits + np.array([0, 0, 2.5])
@@ -156,7 +156,7 @@ def test_a_calibration_stands_beside_the_answers(world: Path, tmp_path: Path) ->
 
 
 def test_a_merged_and_a_calibrated_folder(world: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["adapt", "merge", str(world / "run"), "--to", str(tmp_path / "merged")])
+    done = CliRunner().invoke(cli, ["adapt", "merge", str(world / "run"), "--out", str(tmp_path / "merged")])
     assert done.exit_code == 0, (done.output, done.exception)
     logits = read_logits(world / "run" / "logits-test.npz").logits
     merged = foveate.open_adapter(tmp_path / "merged", device="cpu").predict(arrays(world))
@@ -182,7 +182,7 @@ def test_mistakes(world: Path, tmp_path: Path) -> None:
         ([world / "run", world / "photos", "--gamma", "nan"], ["gamma", "nan"]),
     ]
     for arguments, names in cases:
-        done = predict(*arguments, "--to", tmp_path / "a.csv")
+        done = predict(*arguments, "--out", tmp_path / "a.csv")
         assert isinstance(done.exception, UserError), done.exception
         assert all(name in str(done.exception) for name in names), done.exception
         assert not (tmp_path / "a.csv").exists()
@@ -191,7 +191,7 @@ def test_mistakes(world: Path, tmp_path: Path) -> None:
         predictor.predict(world / "photos" / "00.png")  # type: ignore[arg-type]
     with raises_naming(UserError, "float32", "uint8"):
         predictor.predict([np.zeros((4, 4, 3), np.float32)])
-    done = predict(world / "run", world / "photos", "--to", tmp_path)
+    done = predict(world / "run", world / "photos", "--out", tmp_path)
     assert str(tmp_path) in str(done.exception)
 
 

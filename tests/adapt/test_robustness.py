@@ -83,11 +83,11 @@ def trained(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     dark["images"] = 255 - dark["images"]
     dark["labels"] = np.where(np.arange(kept.sum()) % 7 == 0, "strange", dark["labels"])
     np.savez(folder / "negative.npz", **dark)
-    common = ("--backbone", backbone, "--data", folder / "own.npz", "--device", "cpu", "--quiet", "--json")
-    probe = run("train", *common, "--method", "linear", "--epochs", 20, "--run", folder / "linear",
+    common = ("--backbone", backbone, "--collection", folder / "own.npz", "--device", "cpu", "--quiet", "--json")
+    probe = run("train", *common, "--method", "linear", "--epochs", 20, "--out", folder / "linear",
                 "training.learning_rate=0.05")  # fmt: skip
     assert probe.exit_code == 0, (probe.output, probe.exception)
-    full = run("train", *common, "--method", "full", "--epochs", 8, "--run", folder / "full", "training.batch_size=12",
+    full = run("train", *common, "--method", "full", "--epochs", 8, "--out", folder / "full", "training.batch_size=12",
                "--head-from", folder / "linear")  # fmt: skip
     assert full.exit_code == 0, (full.output, full.exception)
     return folder
@@ -102,7 +102,7 @@ def wise(folder: Path, *more: object) -> dict[str, Any]:
 
 
 def test_the_curve_and_the_model_at_an_alpha(trained: Path, tmp_path: Path) -> None:
-    said = wise(trained, "--run", tmp_path / "run", "--to", tmp_path / "robust", "--at", 0.5)
+    said = wise(trained, "--out", tmp_path / "run", "--adapter-out", tmp_path / "robust", "--at", 0.5)
     assert said["alphas"] == [0.0, 0.5, 1.0]
     assert said["head"] == "interpolated with the one that it started from"
     sets = {one["key"]: one for one in said["sets"]}
@@ -127,19 +127,19 @@ def test_the_curve_and_the_model_at_an_alpha(trained: Path, tmp_path: Path) -> N
     for words in ("recommended", "Shifted against own test images", "it peeks", "are left out"):
         assert words in page
     assert build_page(json.loads((tmp_path / "run" / "result.json").read_text()), tmp_path / "run").title
-    again = wise(trained, "--run", tmp_path / "again", "--head", "keep")
+    again = wise(trained, "--out", tmp_path / "again", "--head", "keep")
     assert again["head"] == "the tuned one"
     assert again["sets"][1]["accuracy"][2] == said["sets"][1]["accuracy"][2]
 
 
 def test_words_and_mistakes(trained: Path, tmp_path: Path, backbone: Path) -> None:
     own = trained / "own.npz"
-    said = run("wise", trained / "linear", "--data", own, "--points", 2, "--device", "cpu", "--run", tmp_path / "a")
+    said = run("wise", trained / "linear", "--data", own, "--points", 2, "--device", "cpu", "--out", tmp_path / "a")
     assert said.exit_code == 0, (said.output, said.exception)
     assert "linear: the branch is multiplied by alpha; the head is the tuned one" in said.output
     assert "<- recommended" in said.output
     for arguments, sentence in (
-        (("--at", 0.5), "--at has no effect without --to"),
+        (("--at", 0.5), "--at has no effect without --adapter-out"),
         (("--validation", "test"), "split 'test'"),
         (("--validation", "validaton"), "Did you mean 'validation'"),
         (
@@ -147,18 +147,18 @@ def test_words_and_mistakes(trained: Path, tmp_path: Path, backbone: Path) -> No
             "--shifted 'x=missing.npz': no such file or folder; write PATH, PATH:FIELD",
         ),
     ):
-        done = run("wise", trained / "full", "--data", own, "--device", "cpu", "--run", tmp_path / "b", *arguments)
+        done = run("wise", trained / "full", "--data", own, "--device", "cpu", "--out", tmp_path / "b", *arguments)
         assert done.exit_code != 0
         assert sentence in done.output + str(done.exception), arguments
     odd = tmp_path / "odd.npz"
     arrays = dict(np.load(own))
     arrays["labels"] = np.where(arrays["labels"] == "top", "lowest", "else")
     np.savez(odd, **arrays)
-    done = run("wise", trained / "full", "--data", own, "--shifted", f"odd={odd}", "--device", "cpu", "--run", tmp_path)
+    done = run("wise", trained / "full", "--data", own, "--shifted", f"odd={odd}", "--device", "cpu", "--out", tmp_path)
     assert "shifted set 'odd': none of its classes (else, ...) is one of the adapter's" in done.output + str(
         done.exception
     )
-    done = run("wise", trained / "full", "--data", odd, "--device", "cpu", "--run", tmp_path / "c")
+    done = run("wise", trained / "full", "--data", odd, "--device", "cpu", "--out", tmp_path / "c")
     assert "class 'low' has no image in odd.npz. Did you mean 'lowest'?" in done.output + str(done.exception)
     done = run("wise", tmp_path, "--data", own, "--device", "cpu")
     assert "adapter.json" in done.output + str(done.exception)
@@ -177,11 +177,11 @@ def test_splits_that_were_trained_on_are_refused(trained: Path, tmp_path: Path) 
     info = json.loads((trained / "full" / "adapter" / "adapter.json").read_text(encoding="utf-8"))["info"]
     assert info["trained_on"] == [{"data": "own.npz", "splits": ["train"]}]
     backbone = info["backbone"]["source"]
-    both = run("train", "--backbone", backbone, "--data", own, *common, "--method", "linear", "--epochs", 1, "--run",
-               tmp_path / "both", "data.train=[train,validation]")  # fmt: skip
+    both = run("train", "--backbone", backbone, "--collection", own, *common, "--method", "linear", "--epochs", 1,
+               "--out", tmp_path / "both", "data.train=[train,validation]")  # fmt: skip
     assert both.exit_code == 0, (both.output, both.exception)
-    from_both = run("train", "--backbone", backbone, "--data", own, *common, "--method", "bitfit", "--epochs", 1,
-                    "--run", tmp_path / "head", "--head-from", tmp_path / "both")  # fmt: skip
+    from_both = run("train", "--backbone", backbone, "--collection", own, *common, "--method", "bitfit", "--epochs", 1,
+                    "--out", tmp_path / "head", "--head-from", tmp_path / "both")  # fmt: skip
     assert from_both.exit_code == 0, (from_both.output, from_both.exception)
     for adapter, options, sentence in (
         (tmp_path / "both", (), "split 'validation' of own.npz was trained on"),
@@ -189,7 +189,7 @@ def test_splits_that_were_trained_on_are_refused(trained: Path, tmp_path: Path) 
         (trained / "full", ("--validation", "train"), "split 'train' of own.npz was trained on"),
         (trained / "full", ("--test", "train"), "split 'train' of own.npz was trained on"),
     ):
-        done = run("wise", adapter, "--data", own, "--points", 2, "--run", tmp_path / "refused", *common, *options)
+        done = run("wise", adapter, "--data", own, "--points", 2, "--out", tmp_path / "refused", *common, *options)
         assert done.exit_code != 0
         assert isinstance(done.exception, UserError)
         assert sentence in str(done.exception)
@@ -198,13 +198,13 @@ def test_splits_that_were_trained_on_are_refused(trained: Path, tmp_path: Path) 
     configure(quiet=False)
     other = tmp_path / "other.npz"
     other.write_bytes(own.read_bytes())
-    done = run("wise", tmp_path / "both", "--data", other, "--points", 2, "--device", "cpu", "--run", tmp_path / "a")
+    done = run("wise", tmp_path / "both", "--data", other, "--points", 2, "--device", "cpu", "--out", tmp_path / "a")
     assert done.exit_code == 0, (done.output, done.exception)
     assert "trained on the split 'validation' of own.npz; other.npz is taken for other images" in done.output
     said = json.loads((tmp_path / "both" / "adapter" / "adapter.json").read_text(encoding="utf-8"))
     del said["info"]["trained_on"]
     (tmp_path / "both" / "adapter" / "adapter.json").write_text(json.dumps(said), encoding="utf-8")
-    done = run("wise", tmp_path / "both", "--data", own, "--points", 2, "--device", "cpu", "--run", tmp_path / "b")
+    done = run("wise", tmp_path / "both", "--data", own, "--points", 2, "--device", "cpu", "--out", tmp_path / "b")
     assert done.exit_code == 0, (done.output, done.exception)
     assert "does not say which splits it was trained on" in done.output
 

@@ -232,7 +232,7 @@ def test_features_in_files_are_named_as_unused(tmp_path: Path) -> None:
     assert not any("features" in note for note in from_logits(test, seen=["ant"]).notes)
     np.savez(tmp_path / "more.npz", logits=LOGITS, labels=LABELS, class_names=NAMES, **more)
     notes = from_logits(tmp_path / "more.npz", seen=["ant"]).notes
-    assert any("features are not used" in note and "--data" in note for note in notes)
+    assert any("features are not used" in note and "--collection" in note for note in notes)
 
 
 def test_names_of_the_first_file_serve_the_others(tmp_path: Path) -> None:

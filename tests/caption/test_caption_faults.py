@@ -86,7 +86,7 @@ def test_two_processes_at_one_collection(tmp_path: Path) -> None:
     collection = make(tmp_path / "c", 40)
     with ChatServer(lambda number, body: says(good(body), seconds=0.1)) as server:
         command = [sys.executable, "-m", "foveate", "caption", str(collection), "--format", "ssc,dsc", "--model", "m"]
-        command += ["--endpoint", server.url, "--concurrency", "2", "--quiet", "--rows-per-part", "5", "--run"]
+        command += ["--endpoint", server.url, "--concurrency", "2", "--quiet", "--rows-per-part", "5", "--out"]
         first = subprocess.Popen([*command, str(tmp_path / "one")], stdout=subprocess.DEVNULL)
         while not server.requests:
             time.sleep(0.02)

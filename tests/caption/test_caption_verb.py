@@ -43,7 +43,7 @@ def test_words_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     with ChatServer(behave) as server:
         arguments = ["caption", collection, "--format", "ssc,dsc+,DSC", "--model", "m", "--endpoint", server.url]
-        arguments += ["--run", tmp_path / "r", "--concurrency", "1", "--price-in", "2"]
+        arguments += ["--out", tmp_path / "r", "--concurrency", "1", "--price-in", "2"]
         code, out, err = run(capsys, *arguments)
         assert code == 0
         assert "ssc: 12 in = " in out
@@ -74,7 +74,7 @@ def test_words_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     collection = make(tmp_path / "c")
     before = {path: path.stat().st_mtime_ns for path in collection.rglob("*")}
-    arguments = ["caption", collection, "--format", "ssc,afc", "--model", "m", "--dry-run", "--run", tmp_path / "r"]
+    arguments = ["caption", collection, "--format", "ssc,afc", "--model", "m", "--dry-run", "--out", tmp_path / "r"]
     code, out, _ = run(capsys, *arguments, "--price-in", "1000", "--price-out", "1000")
     assert code == 0
     assert "12 images, 24 pending requests" in out
@@ -115,7 +115,7 @@ def test_mistakes_are_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], names: tuple[str, ...]
 ) -> None:
     collection = make(tmp_path / "c", 4)
-    code, out, err = run(capsys, "caption", collection, *arguments, "--run", tmp_path / "r", "--quiet")
+    code, out, err = run(capsys, "caption", collection, *arguments, "--out", tmp_path / "r", "--quiet")
     assert code == 1
     assert not [name for name in names if name not in err], err
     assert len(err.splitlines()) == 1
@@ -126,7 +126,7 @@ def test_a_password_in_an_address_reaches_no_file(tmp_path: Path, capsys: pytest
     collection = make(tmp_path / "c", 4)
     address = "http://me:secret@host/v1"
     for given in (["--endpoint", address], ["--option", f"endpoint={address}"]):
-        arguments = ["--format", "ssc", "--model", "m", *given, "--run", tmp_path / "r"]
+        arguments = ["--format", "ssc", "--model", "m", *given, "--out", tmp_path / "r"]
         code, _, err = run(capsys, "caption", collection, *arguments, "--quiet")
         assert (code, "secret" in err) == (1, False)
         assert not (tmp_path / "r").exists()
@@ -135,7 +135,7 @@ def test_a_password_in_an_address_reaches_no_file(tmp_path: Path, capsys: pytest
 def test_a_second_process_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     collection = make(tmp_path / "c", 4)
     with CollectionWriter(collection, source="holidays"):
-        arguments = ["caption", collection, "--format", "ssc", "--model", "m", "--run", tmp_path / "r"]
+        arguments = ["caption", collection, "--format", "ssc", "--model", "m", "--out", tmp_path / "r"]
         code, _, err = run(capsys, *arguments)
     assert code == 1
     assert "is being written by process" in err
@@ -148,7 +148,7 @@ def test_a_run_that_cannot_go_on_says_why_and_keeps_what_it_has(
     collection = make(tmp_path / "c", 8)
     with ChatServer(lambda n, body: says(good(body)) if n < 3 else fails(401, "bad key")) as server:
         arguments = ["caption", collection, "--format", "ssc", "--model", "m", "--endpoint", server.url]
-        code, out, err = run(capsys, *arguments, "--run", tmp_path / "r", "--concurrency", "1", "--quiet")
+        code, out, err = run(capsys, *arguments, "--out", tmp_path / "r", "--concurrency", "1", "--quiet")
     assert code == 1
     assert "stopped before 5" in out
     assert "HTTP 401" in err
@@ -160,13 +160,13 @@ def test_a_run_of_failures_alone_is_no_success(tmp_path: Path, capsys: pytest.Ca
     collection = make(tmp_path / "c", 4)
     with ChatServer(lambda number, body: fails(400, "no images here")) as server:
         arguments = ["caption", collection, "--format", "ssc", "--model", "m", "--endpoint", server.url]
-        code, out, err = run(capsys, *arguments, "--run", tmp_path / "r", "--quiet")
+        code, out, err = run(capsys, *arguments, "--out", tmp_path / "r", "--quiet")
         assert code == 3
         assert out.splitlines()[-1] == f"report: {tmp_path}/r/report.html"
         assert "http_400 4" in err
         assert len(err.splitlines()) == 1
         server.behave = lambda number, body: says(good(body)) if number % 2 else fails(400)
-        code, _, _ = run(capsys, *arguments, "--language", "German", "--run", tmp_path / "r", "--quiet")
+        code, _, _ = run(capsys, *arguments, "--language", "German", "--out", tmp_path / "r", "--quiet")
     assert code == 0
 
 
@@ -175,7 +175,7 @@ def test_a_signal_writes_what_is_in_flight(tmp_path: Path, number: signal.Signal
     collection = make(tmp_path / "c", 60)
     with ChatServer(lambda n, body: says(good(body), seconds=0.05)) as server:
         command = [sys.executable, "-m", "foveate", "caption", str(collection), "--format", "ssc,dsc", "--model", "m"]
-        command += ["--endpoint", server.url, "--run", str(tmp_path / "r"), "--concurrency", "4", "--quiet"]
+        command += ["--endpoint", server.url, "--out", str(tmp_path / "r"), "--concurrency", "4", "--quiet"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
         while len(server.requests) < 20:
             time.sleep(0.01)

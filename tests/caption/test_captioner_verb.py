@@ -44,7 +44,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_evaluate_writes_a_page(folder: Path, scenes: Path, tmp_path: Path) -> None:
     arguments = ["captioner", "evaluate", str(folder), "--collection", str(scenes), "--limit", "3", "--device", "cpu"]
-    code, output = run(*arguments, "--run", str(tmp_path / "run"), "--json", "--quiet")
+    code, output = run(*arguments, "--out", str(tmp_path / "run"), "--json", "--quiet")
     assert code == 0, output
     result = json.loads(output.splitlines()[-1])
     assert result["reads_requests"]
@@ -62,7 +62,7 @@ def test_mistakes_are_errors_of_one_sentence(folder: Path, scenes: Path, tiny_co
         (["mimi", "--collection", str(scenes)], "Did you mean 'mini'"),
     ]
     for number, (arguments, message) in enumerate(cases):
-        code, output = run("captioner", "evaluate", *arguments, "--run", str(tmp_path / f"run{number}"), "--quiet")
+        code, output = run("captioner", "evaluate", *arguments, "--out", str(tmp_path / f"run{number}"), "--quiet")
         assert code == 1, output
         assert message in output
 
@@ -164,7 +164,7 @@ def test_the_backend_captions_a_collection_through_the_verb(folder: Path, tmp_pa
     collection = tmp_path / "scenes"
     build_scenes(collection, train=3, test=0, size=96)
     arguments = ["caption", str(collection), "--format", "ssc,dsc,afc", "--backend", "foveate", "--quiet", "--json"]
-    arguments += ["--model", str(folder), "--run", str(tmp_path / "run"), "--device", "cpu"]
+    arguments += ["--model", str(folder), "--out", str(tmp_path / "run"), "--device", "cpu"]
     arguments += ["--max-tokens", "60", "--temperature", "1"]
     code, output = run(*arguments)
     assert code == 0, output

@@ -101,5 +101,5 @@ def test_an_audit_with_a_chat_model(collection: Collection, tmp_path: Path) -> N
 
 
 def test_a_wrong_endpoint_is_refused(collection: Collection) -> None:
-    with raises_naming(UserError, "--endpoint"):
+    with raises_naming(UserError, "--judge-url"):
         llm_method(collection, "ftp://x", "m")

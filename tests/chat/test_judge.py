@@ -45,7 +45,7 @@ def test_a_request_that_fails_is_an_error_of_its_own(say: Say, error: str) -> No
 
 
 def test_a_judge_without_address_name_or_key_is_refused() -> None:
-    with raises_naming(UserError, "--judge", "--judge-model"):
+    with raises_naming(UserError, "--judge-url", "--judge-model"):
         ServerJudge("http://127.0.0.1:1/v1", "")
     with ChatServer(lambda number, body: fails(401)) as server, raises_naming(UserError, "401", "judge-7"):
         ServerJudge(server.url, "judge-7").ask(REQUESTS)

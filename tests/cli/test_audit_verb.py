@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import Run
 
+from chat_server import ChatServer, says
 from foveate.records.appender import AnnotationAppender
 from foveate.records.collection import Collection
 from foveate.records.tables import Provenance
@@ -22,7 +23,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_audit_of_scenes(foveate: Run, scenes: Path) -> None:
-    ended = foveate("audit", scenes, "--formats", "alt,exact", "--gallery", "3", "--run", "run")
+    ended = foveate("audit", scenes, "--formats", "alt,exact", "--gallery", "3", "--out", "run")
     assert ended.code == 0, ended.err
     assert "24 images with all formats (24 scenes), 0 without" in ended.out
     assert "Assertions that hold (of all)" in ended.out
@@ -59,23 +60,36 @@ def test_a_tokenizer_is_counted_beside(foveate: Run, scenes: Path) -> None:
 def test_mistakes(foveate: Run, scenes: Path, trained: Path) -> None:
     assert "no captions of format ssc" in foveate("audit", scenes, "--formats", "ssc").sentence
     assert "tokenizer.json" in foveate("audit", scenes, "--tokenizer", "none.json").sentence
-    assert foveate("audit", scenes, "--endpoint", "http://127.0.0.1:9/v1").code == 2
-    both = ("--endpoint", "http://127.0.0.1:9/v1", "--endpoint-model", "m", "--judge", trained / "model")
+    assert foveate("audit", scenes, "--judge-url", "http://127.0.0.1:9/v1").code == 2
+    both = ("--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "m", "--judge", trained / "model")
     assert foveate("audit", scenes, *both).code == 2
+    assert foveate("audit", scenes, "--judge-key-env", "KEY").code == 2
+
+
+def test_a_served_judge_gets_its_key(foveate: Run, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ChatServer(lambda number, body: says("{}")) as server:
+        served = ("audit", scenes, "--formats", "alt", "--sample", 4, "--judge-url", server.url, "--judge-model", "m")
+        assert "--judge-key-env" in foveate(*served, "--judge-key-env", "NO_SUCH_KEY").sentence
+        monkeypatch.setenv("JUDGE_KEY", "secret-7")
+        assert foveate(*served, "--judge-key-env", "JUDGE_KEY", "--out", "judged").code == 0
+    assert {headers["authorization"] for headers in server.headers} == {"bearer secret-7"}
+    assert b"secret-7" not in b"".join(path.read_bytes() for path in Path("judged").rglob("*") if path.is_file())
+    secret = ("--judge-url", "http://user:password@host/v1", "--judge-model", "m")
+    assert "--judge-url contains a user" in foveate("audit", scenes, *secret).sentence
 
 
 def test_a_refused_audit_leaves_no_folder(foveate: Run, scenes: Path) -> None:
     wrong = ("audit", scenes, "--judge", "no-such-model")
-    assert "no-such-model" in foveate(*wrong, "--run", "new/run").sentence
+    assert "no-such-model" in foveate(*wrong, "--out", "new/run").sentence
     assert not Path("new/run").exists()
     Path("kept").mkdir()
     (Path("kept") / "result.json").write_text("{}")
-    assert "no such folder" in foveate(*wrong, "--run", "kept").sentence
+    assert "no such folder" in foveate(*wrong, "--out", "kept").sentence
     assert (Path("kept") / "result.json").read_text() == "{}"
 
 
 def test_a_model_folder_judges_real_images(foveate: Run, tiny_collection: Path, trained: Path) -> None:
-    ended = foveate("audit", tiny_collection, "--judge", trained / "model", "--run", "judged")
+    ended = foveate("audit", tiny_collection, "--judge", trained / "model", "--out", "judged")
     assert ended.code == 0, ended.err
     assert "Judged by the image-text model model (" in ended.out
 

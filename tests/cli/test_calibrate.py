@@ -70,7 +70,7 @@ def test_logits_by_both_methods(
     monkeypatch.chdir(glyph_files)
     pseudo = [part for number in range(3) for part in ("--pseudo", f"pseudo-{number}.npz")]
     arguments = ["calibrate", "after.npz", "--training", "train.npz", "--before", "before.npz", *pseudo]
-    arguments += ["--classes-seen", "@seen.txt", "--method", "all", "--run", str(tmp_path / "run")]
+    arguments += ["--classes-seen", "@seen.txt", "--method", "all", "--out", str(tmp_path / "run")]
     arguments += ["--checkpoint", str(GOLDENS / "glyph_pretrained.safetensors")]
     code, out, _ = run(capsys, *arguments)
     assert code == 0
@@ -133,7 +133,7 @@ def test_a_gamma_that_lowers_accuracy_is_reported_first_and_not_written(
     arguments = ["calibrate", pushed_down / "test.npz", "--training", pushed_down / "train.npz"]
     arguments += ["--classes-seen", "a,b,c,d", "--checkpoint", pushed_down / "tuned.safetensors"]
     target = pushed_down / "calibrated.safetensors"
-    harmful = [*arguments, "--method", "alg", "--run", pushed_down / "alg", "--to", target]
+    harmful = [*arguments, "--method", "alg", "--out", pushed_down / "alg", "--checkpoint-out", target]
     code, out, _ = run(capsys, *harmful)
     assert code == 1
     assert not target.exists()
@@ -153,7 +153,7 @@ def test_a_gamma_that_lowers_accuracy_is_reported_first_and_not_written(
     assert code == 0
     np.testing.assert_allclose(load_file(target)["head.bias"][4:], result["gamma"], rtol=1e-6)
     # All free estimates together: another one helps, is used, and is written without being forced.
-    code, out, _ = run(capsys, *arguments, "--run", pushed_down / "default")
+    code, out, _ = run(capsys, *arguments, "--out", pushed_down / "default")
     result = json.loads((pushed_down / "default" / "result.json").read_text())
     assert (code, result["harm"], result["method"]) == (0, "", "best_gap")
     rows = {row["key"]: row["accuracies"]["Y/Y"] for row in result["rows"]}
@@ -174,12 +174,12 @@ def test_tables_need_no_list_of_seen_classes(pushed_down: Path, capsys: pytest.C
     gammas = []
     for suffix, more in ((".npz", ("--classes-seen", "0-3")), (".csv", ())):
         files = (pushed_down / f"test{suffix}", "--training", pushed_down / f"train{suffix}")
-        code, out, err = run(capsys, "calibrate", *files, *more, "--run", pushed_down / suffix[1:], "--json")
+        code, out, err = run(capsys, "calibrate", *files, *more, "--out", pushed_down / suffix[1:], "--json")
         assert code == 0, err
         gammas.append(json.loads(out)["gamma"])
     assert gammas[0] == pytest.approx(gammas[1], abs=1e-12)
     assert any("train.csv" in note for note in json.loads(out)["notes"])
-    code, _, err = run(capsys, "calibrate", pushed_down / "test.csv", "--run", pushed_down / "none")
+    code, _, err = run(capsys, "calibrate", pushed_down / "test.csv", "--out", pushed_down / "none")
     assert code == 1
     assert "--classes-seen" in err
 
@@ -193,7 +193,7 @@ def test_training_logits_alone_give_gamma(
         glyph_files / "train.npz",
         "--classes-seen",
         f"@{glyph_files / 'seen.txt'}",
-        "--run",
+        "--out",
         tmp_path / "r",
     )
     assert code == 0
@@ -236,14 +236,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def on_model(world: Path, *more: object) -> list[object]:
     return [
-        "calibrate", world / "after", "--before", world / "before", "--data", world / "images", "--labels", "animal",
-        "--classes-seen", "ant,bee", "--epochs", "2", "--batch-size", "8", "--pseudo-splits", "2", *more,
+        "calibrate", world / "after", "--before", world / "before", "--collection", world / "images", "--labels",
+        "animal", "--classes-seen", "ant,bee", "--epochs", "2", "--batch-size", "8", "--pseudo-splits", "2", *more,
     ]  # fmt: skip
 
 
 def test_a_model_with_its_data(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(
-        capsys, *on_model(world, "--run", tmp_path / "run", "--threshold", "none", "--method", "all", "--force")
+        capsys, *on_model(world, "--out", tmp_path / "run", "--threshold", "none", "--method", "all", "--force")
     )
     assert code == 0, err
     assert "1 images of the split 'train' have no label 'animal' and were left out" in out
@@ -264,14 +264,14 @@ def test_a_model_with_its_data(world: Path, tmp_path: Path, capsys: pytest.Captu
     # Repeated, it reads the pseudo runs instead of training again; with other settings it refuses the folder.
     before = (tmp_path / "run" / "pseudo-0.npz").stat().st_mtime_ns
     code, again, err = run(
-        capsys, *on_model(world, "--run", tmp_path / "run", "--threshold", "none", "--json", "--force")
+        capsys, *on_model(world, "--out", tmp_path / "run", "--threshold", "none", "--json", "--force")
     )
     assert code == 0
     # --threshold and --pseudo-splits belong to PCV: given without --method, they choose it.
     assert json.loads(again)["gamma"] == pytest.approx(result["gammas"]["pcv"]["gamma"])
     assert (tmp_path / "run" / "pseudo-0.npz").stat().st_mtime_ns == before
     assert "fine-tuning on" not in err
-    code, _, err = run(capsys, *on_model(world, "--run", tmp_path / "run", "--learning-rate", "0.5"))
+    code, _, err = run(capsys, *on_model(world, "--out", tmp_path / "run", "--learning-rate", "0.5"))
     assert code == 1
     assert "holds a run of another recipe" in err
 
@@ -286,7 +286,7 @@ def test_a_run_of_another_kind_is_not_replaced(
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     source = on_model(world) if of_model else ["calibrate", glyph_files / "after.npz", "--classes-seen", "0,1"]
-    code, _, err = run(capsys, *source, "--run", tmp_path)
+    code, _, err = run(capsys, *source, "--out", tmp_path)
     assert code == 1
     assert f"{tmp_path} holds a run of another kind" in err
     assert "result.json" in err or "recipe.yaml" in err
@@ -304,7 +304,7 @@ def test_logits_are_calibrated_where_a_model_was(
     }.items():
         (tmp_path / name).write_text(text)
     arguments = ["calibrate", glyph_files / "after.npz", "--training", glyph_files / "train.npz"]
-    code, _, err = run(capsys, *arguments, "--classes-seen", f"@{glyph_files / 'seen.txt'}", "--run", tmp_path)
+    code, _, err = run(capsys, *arguments, "--classes-seen", f"@{glyph_files / 'seen.txt'}", "--out", tmp_path)
     assert code == 0, err
     assert not (tmp_path / "recipe.yaml").exists()
 
@@ -318,7 +318,7 @@ def test_pseudo_runs_are_augmented_as_told(world: Path, tmp_path: Path, capsys: 
         code, _, err = run(
             capsys,
             *on_model(
-                world, "--run", tmp_path / name, "--threshold", "none", "--learning-rate", "0.1", "--force", *more
+                world, "--out", tmp_path / name, "--threshold", "none", "--learning-rate", "0.1", "--force", *more
             ),
         )
         assert code == 0, err
@@ -331,7 +331,7 @@ def test_pseudo_runs_are_augmented_as_told(world: Path, tmp_path: Path, capsys: 
 
 
 def test_dry_run_counts(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, *on_model(world, "--run", tmp_path / "run", "--dry-run"))
+    code, out, _ = run(capsys, *on_model(world, "--out", tmp_path / "run", "--dry-run"))
     assert code == 0
     assert "2 fine-tunings on about 11 images each, 4 steps of 8 samples in all" in out
     assert not (tmp_path / "run").exists()
@@ -369,7 +369,7 @@ def test_bad_checkpoints(world: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     ):
         folder = broken_model(world, tmp_path / str(number), change)
         for place in (1, 3):  # the fine-tuned and the pre-trained model
-            arguments = on_model(world, "--run", tmp_path / f"run-{number}-{place}", "--pseudo-splits", "1")
+            arguments = on_model(world, "--out", tmp_path / f"run-{number}-{place}", "--pseudo-splits", "1")
             arguments[place] = folder
             code, _, err = run(capsys, *arguments)
             assert code == 1
@@ -389,7 +389,7 @@ def test_bad_checkpoints_beside_logits(glyph_files: Path, tmp_path: Path, capsys
     ):
         path = tmp_path / f"{number}.safetensors"
         save_file({**{name: value for name, value in whole.items() if "head" not in name}, **head}, path)
-        code, _, err = run(capsys, *arguments, "--checkpoint", path, "--run", tmp_path / "run")
+        code, _, err = run(capsys, *arguments, "--checkpoint", path, "--out", tmp_path / "run")
         assert (code, "Traceback" in err) == (1, False)
         assert words in err
 
@@ -415,34 +415,34 @@ def test_bad_checkpoints_beside_logits(glyph_files: Path, tmp_path: Path, capsys
 def test_bad_input_for_a_model(
     more: list[str], code: int, words: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    got, _, err = run(capsys, *on_model(world, "--run", tmp_path / "run", *more))
+    got, _, err = run(capsys, *on_model(world, "--out", tmp_path / "run", *more))
     assert (got, "Traceback" in err) == (code, False)
     assert words in err
 
 
 def test_pcv_wants_the_pretrained_model(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["calibrate", world / "after", "--data", world / "images", "--labels", "animal"]
-    arguments += ["--classes-seen", "ant,bee", "--run", tmp_path / "run"]
+    arguments = ["calibrate", world / "after", "--collection", world / "images", "--labels", "animal"]
+    arguments += ["--classes-seen", "ant,bee", "--out", tmp_path / "run"]
     for more in (("--method", "pcv"), ("--method", "all"), ("--epochs", "3")):
         code, _, err = run(capsys, *arguments, *more)
         assert code == 1
         assert "--before" in err
-    code, out, _ = run(capsys, *arguments, "--run", tmp_path / "free")
+    code, out, _ = run(capsys, *arguments, "--out", tmp_path / "free")
     assert code == 0
     assert "gamma by ALG" in out
     assert "gamma by best gap" in out
-    code, _, err = run(capsys, "calibrate", world / "after", "--data", world / "images", "--labels", "animal")
+    code, _, err = run(capsys, "calibrate", world / "after", "--collection", world / "images", "--labels", "animal")
     assert (code, "--classes-seen" in err) == (2, True)
     code, _, err = run(capsys, "calibrate", world / "after", "--classes-seen", "ant")
     assert code == 2
-    assert "give --data COLLECTION and --labels FIELD" in err
+    assert "give --collection DIR and --labels FIELD" in err
 
 
 def test_pseudo_runs_must_be_of_the_model_s_classes(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["calibrate", world / "after", "--data", world / "images", "--labels", "animal"]
-    arguments += ["--classes-seen", "ant,bee", "--threshold", "none", "--run", tmp_path / "run"]
+    arguments = ["calibrate", world / "after", "--collection", world / "images", "--labels", "animal"]
+    arguments += ["--classes-seen", "ant,bee", "--threshold", "none", "--out", tmp_path / "run"]
     labels = np.array([0, 1] * 20)
     logits = np.eye(4)[labels] + 0.3 * np.random.default_rng(0).standard_normal((40, 4))
     for name, names, words in (
@@ -473,7 +473,7 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
     kept = few.labels != few.labels[0]
 
     def refused(words: str, *arguments: object, code: int = 1) -> None:
-        got, _, err = run(capsys, "calibrate", *arguments, "--run", tmp_path / "run")
+        got, _, err = run(capsys, "calibrate", *arguments, "--out", tmp_path / "run")
         assert (got, "Traceback" in err) == (code, False), err
         assert words in err
 
@@ -541,6 +541,16 @@ def test_bad_logits(glyph_files: Path, tmp_path: Path, capsys: pytest.CaptureFix
     refused("needs the arrays 'seen' and 'absent'", file, "--pseudo", train, "--classes-seen", seen)
     refused("nothing.txt: no such file of class names\n", file, "--classes-seen", "@nothing.txt")
     refused("cannot be read as a text file", file, "--classes-seen", f"@{tmp_path}")
-    refused("--to says where", file, "--training", train, "--classes-seen", seen, "--to", tmp_path / "x", code=2)
+    refused(
+        "--checkpoint-out says where",
+        file,
+        "--training",
+        train,
+        "--classes-seen",
+        seen,
+        "--checkpoint-out",
+        tmp_path / "x",
+        code=2,
+    )
     refused("--epochs has no effect", file, "--classes-seen", seen, "--epochs", "3", code=2)
     refused("no such file", tmp_path / "nothing.npz", "--classes-seen", seen)

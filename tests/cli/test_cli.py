@@ -59,12 +59,12 @@ def test_recipes_list_show_and_copy(foveate: Run, tmp_path: Path) -> None:
     shown = foveate("recipes", "tour")
     assert shown.out.startswith("# foveate pretrain tour ")
     assert foveate("recipes", "tour", "--json").json["text"].strip() == shown.out.strip()
-    copied = foveate("recipes", "tour", "--to", "mine.yaml")
+    copied = foveate("recipes", "tour", "--out", "mine.yaml")
     assert copied.code == 0
     assert (tmp_path / "mine.yaml").read_text().strip() == shown.out.strip()
-    assert "mine.yaml: exists already" in foveate("recipes", "tour-roi", "--to", "mine.yaml").sentence
+    assert "mine.yaml: exists already" in foveate("recipes", "tour-roi", "--out", "mine.yaml").sentence
     assert (tmp_path / "mine.yaml").read_text().strip() == shown.out.strip()
-    assert "name the recipe to copy" in foveate("recipes", "--to", "x.yaml").sentence
+    assert "name the recipe to copy" in foveate("recipes", "--out", "x.yaml").sentence
     assert "Did you mean 'tour-roi'?" in foveate("recipes", "tour-rio").sentence
 
 
@@ -88,16 +88,16 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_collect_and_inspect(foveate: Run, images: Path, tmp_path: Path) -> None:
-    told = foveate("collect", images, "--to", "mine", "--license", "CC0-1.0")
+    told = foveate("collect", images, "--out", "mine", "--license", "CC0-1.0")
     assert told.code == 0, told.err
     assert "collection: mine" in told.out
-    again = foveate("collect", images, "--to", "mine", "--json")
+    again = foveate("collect", images, "--out", "mine", "--json")
     assert again.json["paths"] == {"collection": "mine"}
     assert sum(again.json["splits"].values()) == 12, "nothing twice"
-    first = foveate("collect", images, "--to", "other", "--split", "train=0.5,test=0.5", "--json").json
+    first = foveate("collect", images, "--out", "other", "--split", "train=0.5,test=0.5", "--json").json
     assert set(first["splits"]) <= {"train", "test"}
 
-    inspected = foveate("inspect", "mine", "--run", "look", "--samples", "5", "--json")
+    inspected = foveate("inspect", "mine", "--out", "look", "--samples", "5", "--json")
     assert inspected.code == 0, inspected.err
     assert inspected.json["summary"]["images"] == 12
     assert sum(row["count"] for row in inspected.json["quarantine"]) == 3
@@ -105,7 +105,7 @@ def test_collect_and_inspect(foveate: Run, images: Path, tmp_path: Path) -> None
     page = Path(inspected.json["paths"]["report"])
     assert "<html" in page.read_text()
     assert json.loads((tmp_path / "look" / "result.json").read_text())["kind"] == "inspect"
-    words = foveate("inspect", "mine", "--run", "look-2", "--samples", "0")
+    words = foveate("inspect", "mine", "--out", "look-2", "--samples", "0")
     assert words.code == 0
     assert "images: 12" in words.out
 
@@ -113,11 +113,11 @@ def test_collect_and_inspect(foveate: Run, images: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("collect", "no-such-folder", "--to", "x"), "no-such-folder"),
-        (("collect", "clipartt", "--to", "x"), "Did you mean 'clipart'?"),
-        (("collect", "my-folder", "--to", "x", "--split", "train:1"), "write it as train=0.8"),
-        (("collect", "my-folder", "--to", "x", "--split", "train=0.5"), "sum must be 1"),
-        (("collect", "my-folder", "--to", "my-folder"), "choose a new folder"),
+        (("collect", "no-such-folder", "--out", "x"), "no-such-folder"),
+        (("collect", "clipartt", "--out", "x"), "Did you mean 'clipart'?"),
+        (("collect", "my-folder", "--out", "x", "--split", "train:1"), "write it as train=0.8"),
+        (("collect", "my-folder", "--out", "x", "--split", "train=0.5"), "sum must be 1"),
+        (("collect", "my-folder", "--out", "my-folder"), "choose a new folder"),
         (("inspect", "my-folder"), "my-folder"),
         (("inspect", "nowhere"), "nowhere"),
     ],
@@ -141,7 +141,7 @@ def test_pretrain_dry_run(foveate: Run, recipe_file: Path, tiny_collection: Path
 
 def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_collection: Path, tmp_path: Path) -> None:
     common = ("--collection", tiny_collection, "--device", "cpu")
-    told = foveate("pretrain", recipe_file, *common, "--run", "run", "--steps", "3", "--seed", "4")
+    told = foveate("pretrain", recipe_file, *common, "--out", "run", "--steps", "3", "--seed", "4")
     assert told.code == 0, told.err
     assert "3 steps in" in told.out
     assert "report: run/report.html" in told.out
@@ -185,7 +185,7 @@ def test_models_beside_one_another_have_evaluations_of_their_own(
 def test_quiet_and_json_print_nothing_else(foveate: Run, recipe_file: Path, tiny_collection: Path) -> None:
     done = foveate(
         "pretrain", recipe_file, "--collection", tiny_collection, "--steps", "2", "--no-evaluation", "--json",
-        "--quiet", "--device", "cpu", "--run", "run",
+        "--quiet", "--device", "cpu", "--out", "run",
     )  # fmt: skip
     assert done.json["status"] == "finished"
     assert done.json["evaluation"] is None
@@ -205,7 +205,7 @@ def mistakes(recipe: Path, collection: Path, run: Path) -> dict[str, tuple[tuple
         "unknown split": ((*pretrain, "data.split=trian"), "trian"),
         "unknown texts": ((*pretrain, "data.captions={poem: 1.0, alt: 0, title: 0}"), "poem"),
         "no such device": ((*pretrain, "--device", "gpu"), "device"),
-        "run folder is a file": ((*pretrain, "--run", recipe), "is a file"),
+        "run folder is a file": ((*pretrain, "--out", recipe), "is a file"),
         "a run and no model": (("evaluate", run, "--collection", collection), f"Did you mean '{run / 'model'}'?"),
         "no such model": (("evaluate", "no-such", "--collection", collection), "no such folder"),
         "no such split": (("evaluate", run / "model", "--collection", collection, "--split", "tset"), "tset"),

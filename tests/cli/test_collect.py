@@ -26,28 +26,28 @@ def sets(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["coco", "lvis", "visual-genome", "table/pairs.csv"])
 def test_a_format_is_recognized_and_said(foveate: Run, sets: Path, name: str) -> None:
-    told = foveate("collect", name, "--to", "c")
+    told = foveate("collect", name, "--out", "c")
     assert told.code == 0, told.err
     format_name = name.split("/")[0]
     assert told.out.startswith(f"format: {format_name}\n")
     assert f"format: {format_name} (" in told.err
     assert "4 images imported" in told.out
     (sets / "coco" / "val2017" / "000000001000.jpg").write_bytes(b"<html>")
-    again = foveate("collect", name, "--to", "c", "--json").json
+    again = foveate("collect", name, "--out", "c", "--json").json
     assert (again["format"], again["imported"], again["existing"]) == (format_name, 0, 4 - (name == "coco"))
     if name == "coco":
         assert again["quarantined"] == {"image: not an image": 1}
-        assert "quarantine.parquet" in foveate("collect", name, "--to", "c").out
+        assert "quarantine.parquet" in foveate("collect", name, "--out", "c").out
 
 
 def test_options_of_the_formats_reach_them(foveate: Run, sets: Path) -> None:
     columns = ("--path-column", "filepath", "--text-column", "url", "--images", "table")
-    told = foveate("collect", "table/pairs.csv", "--to", "c", "--reference", "--dedupe", *columns, "--json").json
+    told = foveate("collect", "table/pairs.csv", "--out", "c", "--reference", "--dedupe", *columns, "--json").json
     assert told["duplicates_removed"] == 0
     assert "text from 'url'" in told["notes"][0]
     assert not list((sets / "c").rglob("*.tar"))
     told = foveate(
-        "collect", "coco", "--as", "coco", "--captions", "coco/annotations/captions_val2017.json", "--to", "d"
+        "collect", "coco", "--as", "coco", "--captions", "coco/annotations/captions_val2017.json", "--out", "d"
     )
     assert "8 captions imported" in told.out
 
@@ -55,7 +55,7 @@ def test_options_of_the_formats_reach_them(foveate: Run, sets: Path) -> None:
 def test_near_duplicates_are_taken_out(foveate: Run, sets: Path) -> None:
     photos = sets / "table" / "photos"
     (photos / "again.jpg").write_bytes((photos / "1.jpg").read_bytes() + b"\0")
-    told = foveate("collect", "table/photos", "--to", "c", "--dedupe", "--json").json
+    told = foveate("collect", "table/photos", "--out", "c", "--dedupe", "--json").json
     assert (told["format"], told["imported"], told["duplicates_removed"]) == ("folder", 5, 1)
     assert sum(told["splits"].values()) == 4
 
@@ -80,7 +80,7 @@ def test_near_duplicates_are_taken_out(foveate: Run, sets: Path) -> None:
     ],
 )
 def test_what_has_no_effect_or_is_not_there(foveate: Run, sets: Path, arguments: tuple[str, ...], part: str) -> None:
-    assert part in foveate("collect", *arguments, "--to", "c").sentence
+    assert part in foveate("collect", *arguments, "--out", "c").sentence
     assert not (sets / "c").exists()
 
 
@@ -102,22 +102,22 @@ def test_images_that_are_added_keep_fractions_and_seed(foveate: Run, tmp_path: P
         with Collection.open(tmp_path / "c") as collection:
             return dict(zip(collection.keys, collection.splits.tolist(), strict=True))
 
-    assert foveate("collect", "a", "--to", "c", "--split", "train=0.5,test=0.5", "--seed", 3).code == 0
+    assert foveate("collect", "a", "--out", "c", "--split", "train=0.5,test=0.5", "--seed", 3).code == 0
     before = splits()
     content = (tmp_path / "c" / "splits.parquet").read_bytes()
-    assert foveate("collect", "a", "--to", "c").code == 0
+    assert foveate("collect", "a", "--out", "c").code == 0
     assert (tmp_path / "c" / "splits.parquet").read_bytes() == content, "by which a stopped training knows its data"
-    assert "changed their split" not in foveate("collect", "b", "--to", "c").out
+    assert "changed their split" not in foveate("collect", "b", "--out", "c").out
     after = splits()
     assert len(after) == 16
     assert set(after.values()) == {"train", "test"}
     assert before.items() <= after.items()
-    seeded = foveate("collect", "b", "--to", "c", "--seed", 4)
+    seeded = foveate("collect", "b", "--out", "c", "--seed", 4)
     moved = sum(split != after[key] for key, split in splits().items())
     assert moved > 0
     assert f"{moved} images of an earlier import changed their split" in seeded.out
     # Of a collection without the stored values: the defaults, and a count.
     (tmp_path / "c" / "splits.json").unlink()
     after = splits()
-    old = foveate("collect", "b", "--to", "c", "--json").json
+    old = foveate("collect", "b", "--out", "c", "--json").json
     assert old["moved"] == sum(split != after[key] for key, split in splits().items()) > 0

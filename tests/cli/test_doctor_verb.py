@@ -93,4 +93,6 @@ def test_the_slurm_example_is_a_shell_script() -> None:
     script = ROOT / "docs" / "examples" / "slurm-cloc.sh"
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     text = script.read_text(encoding="utf-8")
-    assert "-m -- foveate pretrain" in text, "without the dashes torchrun takes --run for an option of its own"
+    assert "-m -- foveate pretrain" in text, (
+        "without the dashes torchrun takes the old name --run for an option of its own"
+    )

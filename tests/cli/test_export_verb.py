@@ -44,7 +44,7 @@ def test_a_collection(foveate: Run, tiny_collection: Path, tmp_path: Path) -> No
     planned = foveate("export", tiny_collection, "--to", "webdataset", "--out", "tars", "--dry-run")
     assert "would write 32 images to tars" in planned.out
     assert foveate("export", tiny_collection, "--to", "webdataset", "--out", "tars").out.endswith("export: tars\n")
-    back = foveate("collect", "tars/*.tar", "--to", "again", "--split", "none", "--json")
+    back = foveate("collect", "tars/*.tar", "--out", "again", "--split", "none", "--json")
     assert back.code == 0, back.err
     assert (tmp_path / "again" / "collection.json").is_file()
     assert not list(tmp_path.glob(".*partial*"))
@@ -82,7 +82,7 @@ def test_coco_counts_images_whose_files_are_gone(foveate: Run, tmp_path: Path) -
     folder.mkdir()
     for number in range(3):
         Image.new("RGB", (16, 16), (80 * number, 0, 0)).save(folder / f"{number}.png")
-    assert foveate("collect", "photos", "--to", "c", "--reference", "--split", "none").code == 0
+    assert foveate("collect", "photos", "--out", "c", "--reference", "--split", "none").code == 0
     (folder / "1.png").unlink()
     exported = foveate("export", "c", "--to", "coco", "--out", "coco")
     assert exported.code == 0, exported.err

@@ -103,7 +103,7 @@ def test_dense_captions_are_refused_for_a_short_tower(foveate: Run, captioned: P
 
 def test_the_written_recipe_trains_with_the_weights(foveate: Run, captioned: Path, recipe_file: Path) -> None:
     ended = foveate(
-        "mix", captioned, "--weights", "alt=1,ssc=3", "--recipe", recipe_file, "--to", "my.yaml", "--seed", 2
+        "mix", captioned, "--weights", "alt=1,ssc=3", "--recipe", recipe_file, "--out", "my.yaml", "--seed", 2
     )
     assert ended.out.splitlines()[-1] == "recipe: my.yaml"
     written = load(PretrainRecipe, "my.yaml")
@@ -114,8 +114,8 @@ def test_the_written_recipe_trains_with_the_weights(foveate: Run, captioned: Pat
 def test_no_file_is_replaced(foveate: Run, recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("# by hand\n")
     # Refused before anything is measured: the collection is not even opened.
-    refused = foveate("mix", "nowhere", "--weights", "alt=1", "--recipe", recipe_file, "--to", "my.yaml")
-    assert refused.sentence == "foveate: my.yaml: exists; choose another file with --to"
+    refused = foveate("mix", "nowhere", "--weights", "alt=1", "--recipe", recipe_file, "--out", "my.yaml")
+    assert refused.sentence == "foveate: my.yaml: exists; choose another file with --out"
     assert (tmp_path / "my.yaml").read_text() == "# by hand\n"
 
 

@@ -46,12 +46,12 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_a_model_is_trained_evaluated_and_asked(foveate: Any, collection: Path, recipe: Path, tmp_path: Path) -> None:
-    trained = foveate("mllm", "train", recipe, "--collection", collection, "--run", tmp_path / "run", "--json").json
+    trained = foveate("mllm", "train", recipe, "--collection", collection, "--out", tmp_path / "run", "--json").json
     model = trained["paths"]["model"]
     assert [stage["name"] for stage in trained["stages"]] == ["alignment", "instruction"]
     assert "How it learned" in Path(trained["paths"]["report"]).read_text(encoding="utf-8")
 
-    arguments = ("--suite", "scenes", "--data", collection, "--run", tmp_path / "evaluated", "--limit", 12, "--json")
+    arguments = ("--suite", "scenes", "--data", collection, "--out", tmp_path / "evaluated", "--limit", 12, "--json")
     evaluated = foveate("mllm", "evaluate", model, *arguments).json
     assert evaluated["questions"] == 12
     assert {column["key"] for column in evaluated["columns"]} == {"image", "no_image", "another_image"}
@@ -65,7 +65,7 @@ def test_a_model_is_trained_evaluated_and_asked(foveate: Any, collection: Path, 
     assert Image.open(drawn).size == (80, 60)
     assert answer["tokens"] <= 8
     assert "lite0 + pooled + llama" in answer["description"]
-    asked = foveate(*question, "--run", tmp_path / "asked", "--json").json
+    asked = foveate(*question, "--out", tmp_path / "asked", "--json").json
     assert {**asked, "paths": 0, "seconds": 0, "seconds_to_open": 0} == {
         **answer, "paths": 0, "seconds": 0, "seconds_to_open": 0,
     }  # fmt: skip
@@ -78,7 +78,7 @@ def test_a_model_is_trained_evaluated_and_asked(foveate: Any, collection: Path, 
 
 def test_a_calibrated_model_is_not_given_its_earlier_scores(foveate: Any, collection: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(DATA / "mini", tmp_path / "mini"))
-    options = ("--suite", "scenes", "--data", collection, "--limit", 2, "--run", "answers")
+    options = ("--suite", "scenes", "--data", collection, "--limit", 2, "--out", "answers")
     arguments = ("mllm", "evaluate", folder, *options)
     assert foveate(*arguments, "--json").json["questions"] == 2
     config = read_json(folder / "config.json")
@@ -90,7 +90,7 @@ def test_a_preview_shows_the_batch_that_training_loads(
     foveate: Any, collection: Path, recipe: Path, tmp_path: Path
 ) -> None:
     arguments = ("mllm", "preview", recipe, "--collection", collection, "--json")
-    shown = foveate(*arguments, "--step", 2, "--samples", 3, "--run", tmp_path / "preview").json
+    shown = foveate(*arguments, "--step", 2, "--samples", 3, "--out", tmp_path / "preview").json
     with Collection.open(collection) as opened:
         training = prepare_training(tiny_mllm.make_recipe(), opened, tmp_path / "run")
         stage = training.recipe.stages[1]
@@ -119,7 +119,7 @@ def test_a_preview_shows_the_batch_that_training_loads(
     assert 'href="#box-1-1"' in page
     assert 'id="box-1-1"' in page
 
-    other = foveate(*arguments, "--step", 2, "--seed", 7, "--run", tmp_path / "other").json
+    other = foveate(*arguments, "--step", 2, "--seed", 7, "--out", tmp_path / "other").json
     assert [s["views"] for s in other["samples"]] != [s["views"] for s in shown["samples"]]
 
 
@@ -164,7 +164,7 @@ def test_a_preview_lists_what_is_left_out(foveate: Any, tmp_path: Path) -> None:
 
 def test_a_dry_run_prices_all_stages_and_writes_nothing(foveate: Any, recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    priced = foveate("mllm", "train", recipe, "--run", run, "--dry-run", "--images", 2, "--devices", 4, "--json").json
+    priced = foveate("mllm", "train", recipe, "--out", run, "--dry-run", "--images", 2, "--devices", 4, "--json").json
     assert [(stage["name"], stage["devices"], stage["image_tokens"]) for stage in priced["stages"]] == [
         ("alignment", 4, 8),
         ("instruction", 4, 8),
@@ -179,12 +179,12 @@ def test_what_is_asked_by_default_is_shipped() -> None:
 def test_a_chat_leaves_a_page_of_all_its_questions(
     foveate: Any, collection: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    foveate("mllm", "train", recipe, "--collection", collection, "--run", tmp_path / "run", "--quiet")
+    foveate("mllm", "train", recipe, "--collection", collection, "--out", tmp_path / "run", "--quiet")
     images = [tmp_path / "first.png", tmp_path / "second.png"]
     for image in images:
         Image.new("RGB", (80, 60), "red").save(image)
     monkeypatch.setattr("sys.stdin", io.StringIO("Is it red?\nWhat is <1>?\n\n"))
-    options = ("--model", tmp_path / "run" / "model", "--box", "8,6,40,30", "--chat", "--run", tmp_path / "asked")
+    options = ("--model", tmp_path / "run" / "model", "--box", "8,6,40,30", "--chat", "--out", tmp_path / "asked")
     foveate("ask", *images, "What is <1>?", *options, "--max-tokens", 4)
     result = AskResult.model_validate_json((tmp_path / "asked" / "result.json").read_text(encoding="utf-8"))
     # The third question names a region that it does not have: it ends no conversation.
@@ -326,7 +326,7 @@ def test_a_phrase_is_located_by_a_multimodal_model(foveate: Any, tmp_path: Path)
     image, scene = tmp_path / "image.png", draw_scene(seed=7, split="validation", index=3)
     scene.image.save(image)
     phrase = scene.regions[1].phrase
-    ended = foveate("locate", "mini", image, phrase, "--run", tmp_path / "run", "--json")
+    ended = foveate("locate", "mini", image, phrase, "--out", tmp_path / "run", "--json")
     assert ended.json["question"] == f"Where is the {phrase}?"
     (box,) = ended.json["boxes"]
     assert 0 <= box[0] < box[2] <= 224
@@ -334,7 +334,7 @@ def test_a_phrase_is_located_by_a_multimodal_model(foveate: Any, tmp_path: Path)
     assert f"Where is the {phrase}?" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     blank = tmp_path / "blank.png"
     Image.new("RGB", (80, 60), "red").save(blank)
-    absent = foveate("locate", "mini", blank, phrase, "--run", tmp_path / "absent", "--json").json
+    absent = foveate("locate", "mini", blank, phrase, "--out", tmp_path / "absent", "--json").json
     assert absent["boxes"] == []
     (score,) = absent["rejected"]
     assert f"not found: its best match scores {score:.2f}" in foveate("ask", blank, f"Where is the {phrase}?").out
@@ -350,11 +350,11 @@ def test_an_answer_in_words_finds_no_phrase(foveate: Any, tmp_path: Path, monkey
     Image.new("RGB", (80, 60), "red").save(image)
     monkeypatch.setattr(Mllm, "locate", lambda *_: Answer("<b>no</b>", tokens=1))
     line = "not found: the model answered '<b>no</b>' and gave no box"
-    told = foveate("locate", "mini", image, "a disc", "--run", run)
+    told = foveate("locate", "mini", image, "a disc", "--out", run)
     assert (told.code, told.out.splitlines()[0]) == (3, line)
     page = html.unescape((run / "report.html").read_text(encoding="utf-8"))
     assert f"Not found: {line.partition(': ')[2]}." in page
-    told = foveate("locate", "mini", image, "a disc", "--run", run, "--json")
+    told = foveate("locate", "mini", image, "a disc", "--out", run, "--json")
     assert told.code == 3
     assert (told.json["has_match"], told.json["reason"]) == (False, line.partition(": ")[2])
     assert foveate("ask", image, "Where is the disc?").code == 0
@@ -369,9 +369,9 @@ def test_a_run_folder_that_is_a_file_is_refused_before_a_model_is_opened(
     Image.new("RGB", (80, 60), "red").save(image)
     file.write_text("")
     question = ("ask", image, "Where is the disc?") if verb == "ask" else ("locate", "mini", image, "a disc")
-    refused = foveate(*question, "--run", file)
+    refused = foveate(*question, "--out", file)
     assert refused.code == 1
-    assert "--run" in refused.err
+    assert "--out" in refused.err
 
 
 def test_the_shipped_model_names_the_request_nearest_to_a_question_that_it_cannot_know(

@@ -32,7 +32,7 @@ def test_regions_are_labeled_and_shown(foveate: Run, shapes: Path, model: Path, 
     assert "30 have phrases, 2.0 each" in dry.out
     assert not (tmp_path / "runs").exists()
     assert not (shapes / "annotations" / "region_status").exists()
-    made = foveate(*asked, "--json", "--quiet", "--run", "mine", "--samples", "3")
+    made = foveate(*asked, "--json", "--quiet", "--out", "mine", "--samples", "3")
     assert made.code == 0, made.err
     assert made.json["source"] == "vesl:cloc"
     assert made.json["recipe"]["detector"]["settings"] == {"rule": "head", "threshold": 0.0}

@@ -43,7 +43,7 @@ def collection(tmp_path: Path, run: Run) -> Path:
         place.parent.mkdir(exist_ok=True)
         Image.effect_noise((40, 30), 20 + 30 * number).save(place)
         place.with_suffix(".json").write_text(json.dumps({"labels": {"site": "A" if number < 2 else "B"}}))
-    code, _, err = run("collect", tmp_path / "mine", "--to", tmp_path / "c", "--quiet")
+    code, _, err = run("collect", tmp_path / "mine", "--out", tmp_path / "c", "--quiet")
     assert code == 0, err
     return tmp_path / "c"
 
@@ -59,7 +59,7 @@ def test_keys_a_list_and_a_condition(run: Run, collection: Path, tmp_path: Path)
     assert "2 images removed" in out
     assert "stay in the folder" in out
     assert Collection.open(collection).keys == ["p2", "p3"]
-    code, out, _ = run("collect", tmp_path / "mine", "--to", collection, "--quiet")
+    code, out, _ = run("collect", tmp_path / "mine", "--out", collection, "--quiet")
     assert "4 images skipped, because they were removed earlier" in out
 
 

@@ -82,7 +82,7 @@ def test_a_plain_folder_and_a_ready_model(foveate: Run, tmp_path: Path) -> None:
     collect, regions, pretrain = (
         shlex.split(line) for line in indexed.out.splitlines() if line.startswith("  foveate")
     )
-    assert collect[1:] == ["collect", "photos", "--to", "photos-collection", "--reference"]
+    assert collect[1:] == ["collect", "photos", "--out", "photos-collection", "--reference"]
     assert regions[1:] == ["regions", "photos-collection"]
     assert pretrain[1:6] == ["pretrain", "cloc-from-clip", "initial=clip", "--collection", "photos-collection"]
     recipe = load(PretrainRecipe, "cloc-from-clip", pretrain[6:])
@@ -162,7 +162,7 @@ def test_interactive_answers_line_by_line(foveate: Run, index: Path, monkeypatch
     ended = foveate("search", index, "--interactive", "--negative", "red", "--count", "1")
     assert "cancel out" in ended.err
     assert re.search(r"^blue: 1 hits in \d+ ms$", ended.out, re.MULTILINE)
-    assert foveate("search", index, "--interactive", "--run", "x").code == 2
+    assert foveate("search", index, "--interactive", "--out", "x").code == 2
 
 
 def test_paths_of_referenced_files(foveate: Run, place: Path, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_paths_of_referenced_files(foveate: Run, place: Path, tmp_path: Path) ->
     for number in range(3):
         tiny.draw([], size=(40 + number, 30), seed=number).save(images / f"redBoat{number}.png")
     (images / "redBoat1.txt").write_text("A boat.\nde=Ein Boot.\n")
-    assert foveate("collect", images, "--to", "mine", "--reference", "--quiet").code == 0
+    assert foveate("collect", images, "--out", "mine", "--reference", "--quiet").code == 0
     assert foveate("index", place / "model", "mine", "--regions", "none", "--quiet").code == 0
     ended = foveate("search", "mine-index", "red boat 2", "--json")
     best = ended.json["results"]["hits"][0]

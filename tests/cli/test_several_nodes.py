@@ -16,7 +16,7 @@ import tiny
 
 def pretrain_arguments(recipe: Path, collection: Path, run: Path) -> list[str]:
     return [
-        "foveate", "pretrain", str(recipe), "--collection", str(collection), "--run", str(run),
+        "foveate", "pretrain", str(recipe), "--collection", str(collection), "--out", str(run),
         "--device", "cpu", "--no-evaluation", "--quiet",
     ]  # fmt: skip
 

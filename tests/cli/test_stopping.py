@@ -20,7 +20,7 @@ PATIENCE = 300
 
 
 def command(recipe: Path, collection: Path, run: Path) -> list[str]:
-    given = ["--collection", str(collection), "--run", str(run), "--device", "cpu", "--no-evaluation"]
+    given = ["--collection", str(collection), "--out", str(run), "--device", "cpu", "--no-evaluation"]
     return [sys.executable, "-m", "foveate", "pretrain", str(recipe), f"training.steps={STEPS}", *given]
 
 

@@ -27,7 +27,7 @@ def test_the_tour_ends_with_a_line_that_serves_its_model(tmp_path: Path, monkeyp
     monkeypatch.setattr(foveate_labs.tour.run, "tour", tour)
     monkeypatch.setattr(foveate.report, "render", lambda folder: folder / "report.html")
     monkeypatch.setattr(foveate_labs.pages.tour, "summarize", lambda result: ["learned"])
-    result = CliRunner().invoke(command, ["--run", str(tmp_path), "--seed", "3"])
+    result = CliRunner().invoke(command, ["--out", str(tmp_path), "--seed", "3"])
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.output.splitlines() if "foveate serve" in line]
     arguments = shlex.split(line)

@@ -43,7 +43,7 @@ def test_a_set_is_evaluated_and_scored_by_commands(foveate: Any, tmp_path: Path)
     questions = tmp_path / "questions.jsonl"
     questions.write_text("\n".join(map(json.dumps, lines)))
     run = tmp_path / "run"
-    arguments = ["--set", "own", "--questions", questions, "--videos", videos, "--run", run]
+    arguments = ["--set", "own", "--questions", questions, "--videos", videos, "--out", run]
     arguments += ["--how", HOW, "--frames", 3, "--max-tokens", 4, "--device", "cpu"]
     result = foveate("video", "evaluate", "mini", *arguments, "--json").json
     assert (result["questions"], result["unjudged"], result["missing"]) == (8, 4, 0)
@@ -53,13 +53,13 @@ def test_a_set_is_evaluated_and_scored_by_commands(foveate: Any, tmp_path: Path)
     foveate("video", "evaluate", "mini", *arguments)
     assert (run / ANSWERS).read_bytes() == rows
     assert all(len(row["seen"]["indices"]) == 3 for row in read_json_lines(run / ANSWERS))
-    assert "--judge" in foveate("video", "score", run).sentence
+    assert "--judge-url" in foveate("video", "score", run).sentence
     (videos / "deep/clip3").rename(videos / "deep/other")
-    sentence = foveate("video", "evaluate", "mini", *arguments, "--run", tmp_path / "other").sentence
+    sentence = foveate("video", "evaluate", "mini", *arguments, "--out", tmp_path / "other").sentence
     assert "2 of 8" in sentence
     assert "clip3" in sentence
     with ChatServer(lambda number, body: says("{'pred': 'yes', 'score': 4}")) as server:
-        scored = foveate("video", "score", run, "--judge", server.url, "--judge-model", "judge-7").out
+        scored = foveate("video", "score", run, "--judge-url", server.url, "--judge-model", "judge-7").out
     assert "accuracy: strict 1.000, official 1.000, n 4" in scored
     assert "judged by judge-7" in scored
     assert len(read_json_lines(run / REPLIES)) == 4
@@ -80,7 +80,7 @@ def clip(tmp_path: Path) -> Path:
 def test_a_clip_answers_questions_and_leaves_a_page(foveate: Any, clip: Path, tmp_path: Path) -> None:
     strategy = ["--frames", 4, "--slow", 2, "--fast", "1x1", "--device", "cpu"]
     result = foveate(
-        "video", "ask", "mini", clip, "where?", "what?", *strategy, "--run", tmp_path / "run", "--json"
+        "video", "ask", "mini", clip, "where?", "what?", *strategy, "--out", tmp_path / "run", "--json"
     ).json
     assert [exchange["question"] for exchange in result["exchanges"]] == ["where?", "what?"]
     assert (result["seen"]["num_decoded"], len(result["seen"]["indices"])) == (6, 4)
@@ -102,7 +102,7 @@ def test_a_clip_answers_questions_and_leaves_a_page(foveate: Any, clip: Path, tm
 def test_evidence_is_printed_and_drawn(foveate: Any, clip: Path, tmp_path: Path) -> None:
     strategy = ["--frames", 4, "--slow", 2, "--fast", "1x1", "--option", "red", "--option", "blue", "--device", "cpu"]
     run = tmp_path / "run"
-    printed = foveate("video", "ask", "mini", clip, "which color?", *strategy, "--evidence", "--run", run).out
+    printed = foveate("video", "ask", "mini", clip, "which color?", *strategy, "--evidence", "--out", run).out
     stored = VideoAskResult.model_validate_json((run / "result.json").read_text())
     (exchange,) = stored.exchanges
     assert len(exchange.drops) == len(exchange.control) == len(stored.frames) == 4
@@ -175,8 +175,8 @@ def test_frames_are_chosen_by_what_they_show(foveate: Any, clip: Path, tmp_path:
         (["--choose", "query", "--selector", tmp_path / "model"], "query"),
         (["--query", "a red boat"], "query"),
         (["--how", "mean", "--query", "a red boat"], "query"),
-        (["--from", "0:07"], "0:05.0"),
-        (["--from", "soon"], "--from"),
+        (["--start", "0:07"], "0:05.0"),
+        (["--start", "soon"], "--start"),
         (["--how", "slowfst"], "slowfast"),
     ):
         assert name in foveate("video", "frames", clip, *arguments).sentence
@@ -205,7 +205,7 @@ def test_a_refusal_counts_the_question_and_the_answer_that_is_wanted(foveate: An
 def test_a_run_folder_that_is_a_file_is_refused_before_work(foveate: Any, clip: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     for verb in (["ask", "none", clip, "q"], ["chat", "none", clip], ["frames", clip], ["find", "none", clip, "q"]):
-        ended = foveate("video", *verb, "--run", tmp_path / "file")
+        ended = foveate("video", *verb, "--out", tmp_path / "file")
         assert (ended.code, "file" in ended.sentence, "none" in ended.sentence, ended.out) == (1, True, False, ""), verb
 
 
@@ -213,12 +213,12 @@ def test_a_plan_counts_before_weights_are_read(foveate: Any, clip: Path) -> None
     planned = foveate("video", "plan", "mini", clip, "--slow", 2, "--fast", "1x1", "--json").json
     assert planned["frames"] == 6
     assert sum(planned["tokens"].values()) + planned["text"] + planned["left"] == planned["limit"] == 1024
-    part = foveate("video", "plan", "mini", clip, "--from", 1, "--to", "0:04", "--json").json
+    part = foveate("video", "plan", "mini", clip, "--start", 1, "--end", "0:04", "--json").json
     assert part["frames"] == 3
     assert foveate("video", "plan", "mini", clip, "--seconds", 3).code == 2
     # What a refusal of ts advises.
     assert foveate("video", "plan", "mini", "--how", "ts", "--sampled", 500, "--json").json["tokens"]["sampled"] == 500
-    assert foveate("video", "plan", "mini", "--seconds", 3, "--to", 1).code == 2
+    assert foveate("video", "plan", "mini", "--seconds", 3, "--end", 1).code == 2
     (clip / "4.png").write_bytes(b"no image")
     assert "--allow-damaged" in foveate("video", "plan", "mini", clip).sentence
     assert foveate("video", "plan", "mini", clip, "--allow-damaged", "--json").json["frames"] == 5
@@ -251,13 +251,13 @@ def test_a_context_without_room_or_limit_has_no_free_part() -> None:
 
 def test_parts_of_clips() -> None:
     assert Span.parse("1:20", None) == Span(80.0, None)
-    with raises_naming(UserError, "--to", "1:75"):
+    with raises_naming(UserError, "--end", "1:75"):
         Span.parse(None, "1:75")
 
 
 def test_a_phrase_is_looked_for_in_every_frame(foveate: Any, clip: Path, tmp_path: Path) -> None:
     save_model(build_model(tiny.recipe()).eval(), tmp_path / "model")
-    arguments = ["--run", tmp_path / "run", "--count", 2, "--device", "cpu", "--json"]
+    arguments = ["--out", tmp_path / "run", "--count", 2, "--device", "cpu", "--json"]
     result = foveate("video", "find", tmp_path / "model", clip, "a red boat", *arguments).json
     # An untrained model may point at a box without area, which has no score.
     scores = [-1.0 if frame["score"] is None else frame["score"] for frame in result["frames"]]

@@ -22,7 +22,7 @@ def test_create_and_open_again(tmp_path: Path) -> None:
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", recipe="steps: 3\n")
     run.append_metrics({"step": 1})
-    with raises_naming(UserError, "run", "recipe.yaml", "--run"):
+    with raises_naming(UserError, "run", "recipe.yaml", "--out"):
         RunFolder.create(tmp_path / "run", recipe="steps: 4\n")
     assert (tmp_path / "run" / "recipe.yaml").read_text() == "steps: 3\n"
 
@@ -33,14 +33,14 @@ def test_a_command_that_failed_before_its_work_binds_no_folder(tmp_path: Path) -
     RunFolder.create(tmp_path / "run", recipe="kind: story\n")
     assert (run.path / "recipe.yaml").read_text() == "kind: story\n"
     (run.path / "data" / "rows.parquet").write_text("work")
-    with raises_naming(UserError, "run", "recipe.yaml", "--run"):
+    with raises_naming(UserError, "run", "recipe.yaml", "--out"):
         RunFolder.create(tmp_path / "run", recipe="kind: stroy\n")
 
 
 def test_a_recipe_of_the_user_is_not_overwritten(tmp_path: Path) -> None:
     saved = tmp_path / "recipe.yaml"
     saved.write_text("steps: 3  # few\n")
-    with raises_naming(UserError, saved, "--run"):
+    with raises_naming(UserError, saved, "--out"):
         RunFolder.create(tmp_path, command=["foveate", "x"], recipe="steps: 3\nseed: 0\n")
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
     assert saved.read_text() == "steps: 3  # few\n"
@@ -61,13 +61,13 @@ def test_a_command_without_a_recipe_replaces_no_result_of_a_training(tmp_path: P
     assert not (run.path / "recipe.yaml").exists(), "there was no work yet"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "recipe.yaml").write_text("steps: 3  # few\n")
-    with raises_naming(UserError, tmp_path / "mine", "recipe.yaml", "--run"):
+    with raises_naming(UserError, tmp_path / "mine", "recipe.yaml", "--out"):
         RunFolder.create(tmp_path / "mine", command=["foveate", "locate"])
     RunFolder.create(run.path, recipe="steps: 3\n").write_result({"kind": "train"})
     before = {path.name: path.read_bytes() for path in run.path.iterdir()}
-    with raises_naming(UserError, run.path, "recipe.yaml", "--run"):
+    with raises_naming(UserError, run.path, "recipe.yaml", "--out"):
         RunFolder.create(run.path, command=["foveate", "locate"])
-    with raises_naming(UserError, run.path, "recipe.yaml", "--run"):
+    with raises_naming(UserError, run.path, "recipe.yaml", "--out"):
         check_run_path(run.path)  # before the questions of a chat
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
     RunFolder.create(tmp_path / "other").write_result({"kind": "locate"})
@@ -76,7 +76,7 @@ def test_a_command_without_a_recipe_replaces_no_result_of_a_training(tmp_path: P
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with raises_naming(UserError, "file is a file", "--run"):
+    with raises_naming(UserError, "file is a file", "--out"):
         RunFolder.create(tmp_path / "file")
     with raises_naming(UserError, tmp_path / "file" / "run"):
         RunFolder.create(tmp_path / "file" / "run")
@@ -110,7 +110,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", recipe="steps: 3\n", data={"hash": "a"})
     run.append_metrics({"step": 1})
     RunFolder.create(tmp_path / "run", recipe="steps: 3\n", data={"hash": "a"})
-    with raises_naming(UserError, "run on other data", "data.json", "--run"):
+    with raises_naming(UserError, "run on other data", "data.json", "--out"):
         RunFolder.create(tmp_path / "run", command=["foveate", "x"], recipe="steps: 3\n", data={"hash": "b"})
     assert json.loads((tmp_path / "run" / "data.json").read_text()) == {"hash": "a"}
     assert not (tmp_path / "run" / "run.json").exists()

@@ -26,7 +26,7 @@ MOVED = [3 * one + 50 for one in CLIENTS]
 
 def verb(name: str, points: np.ndarray, folder: Path, *more: str) -> Result:
     np.savez(folder / "p.npz", points=points, label=np.arange(len(points)) % 3)
-    split = ["--label", "label", "--split", "even", "--clients", "3", "--run", str(folder / "run"), "--quiet"]
+    split = ["--label", "label", "--split", "even", "--clients", "3", "--out", str(folder / "run"), "--quiet"]
     return CliRunner().invoke(cli, ["federated", name, str(folder / "p.npz"), *split, *more])
 
 

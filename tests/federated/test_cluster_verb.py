@@ -54,9 +54,9 @@ def test_a_client_of_few_different_points_is_noted(tmp_path: Path) -> None:
     np.save(tmp_path / "many.npy", points)
     np.save(tmp_path / "few.npy", np.repeat(points[:3], 4, axis=0))
     sources = tmp_path / "many.npy", tmp_path / "few.npy"
-    found = answer(*sources, "--clusters", 5, "--run", tmp_path / "run")
+    found = answer(*sources, "--clusters", 5, "--out", tmp_path / "run")
     assert "few has 3 distinct points for 5 clusters" in found["notes"]
-    told = call(*sources, "--clusters", 5, "--run", tmp_path / "again")
+    told = call(*sources, "--clusters", 5, "--out", tmp_path / "again")
     assert "note: few has 3 distinct points for 5 clusters" in told.output
 
 
@@ -70,7 +70,7 @@ def test_redraws_of_a_split_are_told() -> None:
 
 def test_digits_with_their_page(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    found = answer("digits", "--split", "dirichlet:0.3", "--clients", 5, "--compare", "kfed,central", "--run", out)
+    found = answer("digits", "--split", "dirichlet:0.3", "--clients", 5, "--compare", "kfed,central", "--out", out)
     assert found["clusters"] == 10  # as many as labels
     assert [one["method"] for one in found["methods"]] == [
         "consensus, 1 round of refinement",
@@ -101,7 +101,7 @@ def test_clients_by_a_column_in_one_shot(table: Path, tmp_path: Path) -> None:
         0,
         "--min-count",
         5,
-        "--run",
+        "--out",
         tmp_path / "r",
     )
     assert found["method"] == "consensus, min_count 5, one shot"
@@ -113,7 +113,7 @@ def test_clients_by_a_column_in_one_shot(table: Path, tmp_path: Path) -> None:
 
 
 def test_words_for_people(table: Path, tmp_path: Path) -> None:
-    done = call(table, "--client", "hospital", "--clusters", 3, "--run", tmp_path / "r")
+    done = call(table, "--client", "hospital", "--clusters", 3, "--out", tmp_path / "r")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0] == "2 clients, 120 points, by 'hospital'"
@@ -123,10 +123,10 @@ def test_words_for_people(table: Path, tmp_path: Path) -> None:
 
 def test_a_dry_run_counts_bytes_and_writes_nothing(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    planned = answer(table, "--client", "hospital", "--clusters", 3, "--run", out, "--dry-run")
+    planned = answer(table, "--client", "hospital", "--clusters", 3, "--out", out, "--dry-run")
     assert planned["clients"] == {"north": 60, "south": 60}
     assert not out.exists()
-    found = answer(table, "--client", "hospital", "--clusters", 3, "--run", out)
+    found = answer(table, "--client", "hospital", "--clusters", 3, "--out", out)
     assert found["bytes_up"] <= 2 * planned["bytes_up_per_client"]
     assert found["bytes_up"] > 1.5 * planned["bytes_up_per_client"]
 
@@ -145,9 +145,9 @@ def test_stopped_and_repeated(table: Path, tmp_path: Path, monkeypatch: pytest.M
         return handler
 
     monkeypatch.setattr(run, "HANDLERS", {kind: counting(kind) for kind in protocol.HANDLERS})
-    assert call(*arguments, "--run", tmp_path / "a").exit_code != 0
-    stopped = answer(*arguments, "--run", tmp_path / "a")
-    whole = answer(*arguments, "--run", tmp_path / "b")
+    assert call(*arguments, "--out", tmp_path / "a").exit_code != 0
+    stopped = answer(*arguments, "--out", tmp_path / "a")
+    whole = answer(*arguments, "--out", tmp_path / "b")
     assert asked.count(protocol.CENTROIDS) == 4  # two for each folder: none was asked twice
     assert stopped["methods"][0]["quality"] == whole["methods"][0]["quality"]
     assert (tmp_path / "a/centers.npz").read_bytes() == (tmp_path / "b/centers.npz").read_bytes()
@@ -163,14 +163,14 @@ def test_the_file_of_centers_holds_nothing_else(table: Path, tmp_path: Path, mon
         savez(file, **arrays)
 
     monkeypatch.setattr(np, "savez", record)
-    answer(table, "--client", "hospital", "--clusters", 3, "--run", tmp_path / "run")
+    answer(table, "--client", "hospital", "--clusters", 3, "--out", tmp_path / "run")
     assert "centers" in names
     assert set(names) <= {"centers", "offset", "scale"}
 
 
 def test_a_folder_of_other_settings_is_refused(table: Path, tmp_path: Path) -> None:
-    answer(table, "--client", "hospital", "--clusters", 3, "--run", tmp_path / "a")
-    done = call(table, "--client", "hospital", "--clusters", 2, "--run", tmp_path / "a")
+    answer(table, "--client", "hospital", "--clusters", 3, "--out", tmp_path / "a")
+    done = call(table, "--client", "hospital", "--clusters", 2, "--out", tmp_path / "a")
     assert isinstance(done.exception, UserError)
     assert "another recipe" in str(done.exception)
 
@@ -178,7 +178,7 @@ def test_a_folder_of_other_settings_is_refused(table: Path, tmp_path: Path) -> N
 def test_single_points_are_told(tmp_path: Path) -> None:
     for name, points in (("a", np.eye(3)), ("b", np.eye(3) + 0.01)):
         np.savez(tmp_path / f"{name}.npz", points=points)
-    found = answer(tmp_path / "a.npz", tmp_path / "b.npz", "--clusters", 3, "--run", tmp_path / "r")
+    found = answer(tmp_path / "a.npz", tmp_path / "b.npz", "--clusters", 3, "--out", tmp_path / "r")
     assert "2 clients sent centroids of a single point" in found["notes"][0]
 
 
@@ -196,7 +196,7 @@ def test_single_points_are_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit(table: Path, tmp_path: Path, more: tuple[str, ...], words: str) -> None:
-    done = call(table, *more, "--run", tmp_path / "r")
+    done = call(table, *more, "--out", tmp_path / "r")
     assert isinstance(done.exception, UserError), done.output
     assert words in str(done.exception)
 
@@ -208,7 +208,7 @@ def test_an_option_without_effect_is_told(table: Path, capsys: pytest.CaptureFix
 
 
 def test_pooling_exchanges_nothing_and_says_so(table: Path, tmp_path: Path) -> None:
-    found = answer(table, "--client", "hospital", "--clusters", 3, "--method", "central", "--run", tmp_path / "r")
+    found = answer(table, "--client", "hospital", "--clusters", 3, "--method", "central", "--out", tmp_path / "r")
     assert found["method"] == "central, not federated"
     assert found["exchanged"] == []
     assert "Nothing but the points themselves" in Path(found["paths"]["report"]).read_text(encoding="utf-8")
@@ -241,7 +241,7 @@ def test_a_client_finds_its_groups_by_the_lines_of_the_docs(
     for name, rows in points.items():
         np.savez(tmp_path / f"{name}.npz", points=rows)
     monkeypatch.chdir(tmp_path)
-    found = answer("points.npz", "others.npz", "--clusters", 4, "--set", f"scale={scale}", "--run", "run")
+    found = answer("points.npz", "others.npz", "--clusters", 4, "--set", f"scale={scale}", "--out", "run")
     (tmp_path / "centers.npz").write_bytes(Path(found["paths"]["centers"]).read_bytes())
     page = Path(__file__).parents[2] / "docs" / "how-to" / "federated-network.md"
     (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

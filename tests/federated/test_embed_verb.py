@@ -51,7 +51,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_a_map_of_digits_with_its_page(tmp_path: Path) -> None:
-    found = answer("digits", "--split", "shards:2", "--clients", "4", "--run", tmp_path / "run", *QUICK)
+    found = answer("digits", "--split", "shards:2", "--clients", "4", "--out", tmp_path / "run", *QUICK)
     assert [one["method"] for one in found["maps"]] == ["fedne", "fedavg"]
     assert sum(found["clients"].values()) == 1797
     for one in found["maps"]:
@@ -115,7 +115,7 @@ def test_a_table_of_values_is_the_default_where_it_can_be(options: dict[str, Any
 
 def test_stopped_and_repeated_it_gives_the_same(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [table, "--client", "hospital", "--label", "species", *QUICK]
-    whole = answer(*arguments, "--run", tmp_path / "whole")
+    whole = answer(*arguments, "--out", tmp_path / "whole")
 
     def killed(path: Path, job: Any, state: Any) -> None:
         save_snapshot(path, job, state)
@@ -123,14 +123,14 @@ def test_stopped_and_repeated_it_gives_the_same(table: Path, tmp_path: Path, mon
             raise KeyboardInterrupt
 
     monkeypatch.setattr(federated_job, "save_snapshot", killed)
-    assert call(*arguments, "--run", tmp_path / "cut").exit_code != 0
+    assert call(*arguments, "--out", tmp_path / "cut").exit_code != 0
     monkeypatch.undo()
-    again = answer(*arguments, "--run", tmp_path / "cut")
+    again = answer(*arguments, "--out", tmp_path / "cut")
     for one, two in zip(whole["maps"], again["maps"], strict=True):
         assert one["quality"] == two["quality"]
         assert (one["bytes_up"], one["bytes_down"]) == (two["bytes_up"], two["bytes_down"])
     assert list(whole["clients"]) == ["h0", "h1", "h2"]
-    other = call(*arguments, "--run", tmp_path / "cut", "--seed", "3")
+    other = call(*arguments, "--out", tmp_path / "cut", "--seed", "3")
     assert isinstance(other.exception, UserError)
     assert "holds a run of another recipe" in str(other.exception)
 
@@ -140,7 +140,7 @@ def test_several_sources_without_labels(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{name}.npz", X=RANDOM.normal(size=(30, 4)))
     np.save(tmp_path / "east.npy", RANDOM.normal(size=(30, 4)))
     sources = [tmp_path / "north.npz", tmp_path / "south.npz", tmp_path / "east.npy"]
-    found = answer(*sources, "--run", tmp_path / "run", "--compare", "none", "--held-out", "0", *QUICK)
+    found = answer(*sources, "--out", tmp_path / "run", "--compare", "none", "--held-out", "0", *QUICK)
     assert found["clients"] == {"north": 30, "south": 30, "east": 30}
     assert found["held_out"] == 0
     assert "knn" not in found["maps"][0]["quality"]
@@ -148,7 +148,7 @@ def test_several_sources_without_labels(tmp_path: Path) -> None:
 
 
 def test_the_plan_trains_nothing(tmp_path: Path) -> None:
-    found = answer("digits", "--split", "even", "--clients", "3", "--dry-run", "--run", tmp_path / "run")
+    found = answer("digits", "--split", "even", "--clients", "3", "--dry-run", "--out", tmp_path / "run")
     assert found["clients"] == {"client 0": 599, "client 1": 599, "client 2": 599}
     assert not (tmp_path / "run").exists()
 
@@ -197,19 +197,19 @@ def test_exported_embeddings_with_labels_of_a_collection(tmp_path: Path, monkeyp
     ],
 )
 def test_a_users_mistake_is_one_sentence(arguments: list[str], words: str, tmp_path: Path) -> None:
-    done = call(*arguments, "--run", tmp_path / "run")
+    done = call(*arguments, "--out", tmp_path / "run")
     assert isinstance(done.exception, UserError), done.output
     assert words in str(done.exception)
 
 
 def test_an_unknown_method_is_a_wrong_argument(tmp_path: Path) -> None:
-    done = call("digits", "--split", "even", "--clients", "3", "--method", "fedn", "--run", tmp_path / "run")
+    done = call("digits", "--split", "even", "--clients", "3", "--method", "fedn", "--out", tmp_path / "run")
     assert done.exit_code == 2
     assert "Did you mean 'fedne'" in done.output
 
 
 def test_a_held_out_share_out_of_bounds_is_a_wrong_argument(tmp_path: Path) -> None:
-    done = call("digits", "--split", "even", "--clients", "3", "--held-out", "1", "--run", tmp_path / "run")
+    done = call("digits", "--split", "even", "--clients", "3", "--held-out", "1", "--out", tmp_path / "run")
     assert done.exit_code == 2
     assert "--held-out" in done.output
     assert "0<=x<1" in done.output
@@ -290,7 +290,7 @@ def test_a_map_of_few_points_says_which_measures_they_leave_out(
     for name in ("north", "south"):
         columns = {"points": pa.array(list(RANDOM.normal(size=(rows, 4)))), "kind": [f"k{n % 2}" for n in range(rows)]}
         pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
-    arguments = [tmp_path / "north.parquet", tmp_path / "south.parquet", "--label", "kind", "--run", tmp_path / "run"]
+    arguments = [tmp_path / "north.parquet", tmp_path / "south.parquet", "--label", "kind", "--out", tmp_path / "run"]
     found = answer(*arguments, *QUICK)
     note = f"not measured: {missing} are too few for neighbors=7"
     for entry in found["maps"]:

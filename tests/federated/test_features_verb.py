@@ -70,7 +70,7 @@ def test_from_a_table_to_a_page(table: Path, tmp_path: Path) -> None:
         "species",
         "--compare",
         "untrained,local,central",
-        "--run",
+        "--out",
         out,
         *QUICK,
     )
@@ -108,13 +108,13 @@ def test_from_a_table_to_a_page(table: Path, tmp_path: Path) -> None:
         assert words in page
     # What it wrote is a source like any other.
     again = answer(
-        out / "features.parquet", "--client", "client", "--label", "label", "--run", tmp_path / "again", *QUICK
+        out / "features.parquet", "--client", "client", "--label", "label", "--out", tmp_path / "again", *QUICK
     )
     assert again["features"] == 8
 
 
 def test_words_for_people_and_no_labels(table: Path, tmp_path: Path) -> None:
-    done = call(table, "--client", "hospital", "--clusters", 3, "--compare", "none", "--run", tmp_path / "r", *QUICK)
+    done = call(table, "--client", "hospital", "--clusters", 3, "--compare", "none", "--out", tmp_path / "r", *QUICK)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0] == "2 clients, 120 points, by 'hospital'"
@@ -132,7 +132,7 @@ def test_stopped_after_a_round_and_repeated_it_ends_with_the_same_weights(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     arguments = [table, "--client", "hospital", "--label", "species", *QUICK]
-    whole = answer(*arguments, "--run", tmp_path / "whole")
+    whole = answer(*arguments, "--out", tmp_path / "whole")
 
     def killed(path: Path, job: Any, state: Any) -> None:
         save_snapshot(path, job, state)
@@ -140,7 +140,7 @@ def test_stopped_after_a_round_and_repeated_it_ends_with_the_same_weights(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(federated_job, "save_snapshot", killed)
-    assert call(*arguments, "--run", tmp_path / "cut").exit_code != 0
+    assert call(*arguments, "--out", tmp_path / "cut").exit_code != 0
     assert not (tmp_path / "cut" / "result.json").exists()
     monkeypatch.undo()
     trained: list[int] = []
@@ -156,7 +156,7 @@ def test_stopped_after_a_round_and_repeated_it_ends_with_the_same_weights(
         return {**found, TRAIN: train}
 
     monkeypatch.setattr(deep_job, "handlers", counting)
-    again = answer(*arguments, "--run", tmp_path / "cut")
+    again = answer(*arguments, "--out", tmp_path / "cut")
     assert sorted(set(trained)) == list(range(stop, 3)), "no finished round is trained again"
     same = [load_file(tmp_path / one / "model" / "model.safetensors") for one in ("whole", "cut")]
     assert same[0].keys() == same[1].keys()
@@ -173,7 +173,7 @@ def test_stopped_within_a_round_it_asks_nobody_twice(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [table, "--client", "hospital", "--label", "species", "--compare", "none", *QUICK]
-    whole = answer(*arguments, "--run", tmp_path / "whole")
+    whole = answer(*arguments, "--out", tmp_path / "whole")
     asked: list[tuple[str, int, int]] = []
     handlers = deep_job.handlers
 
@@ -190,9 +190,9 @@ def test_stopped_within_a_round_it_asks_nobody_twice(
         return {kind: wrapped(kind, handler) for kind, handler in handlers(*given).items()}
 
     monkeypatch.setattr(deep_job, "handlers", noting)
-    assert call(*arguments, "--run", tmp_path / "cut").exit_code != 0
+    assert call(*arguments, "--out", tmp_path / "cut").exit_code != 0
     assert asked[-1] == (TRAIN, 1, 1)
-    again = answer(*arguments, "--run", tmp_path / "cut")
+    again = answer(*arguments, "--out", tmp_path / "cut")
     assert len(asked) == len(set(asked)) + 1, "the killed question alone is asked again"
     assert again["methods"][0]["quality"] == whole["methods"][0]["quality"]
     assert again["exchanged"] == whole["exchanged"]
@@ -206,7 +206,7 @@ def test_encoders_of_images(encoder: str, numbers: int, tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", points=random.random((60, 48)), label=np.arange(60) % 3, client=np.arange(60) % 2)
     found = answer(
         tmp_path / "p.npz", "--client", "client", "--label", "label", "--set", f"encoder={encoder}", "--set",
-        "augment=shift", "--rounds", 1, "--set", "width=8", "--run", tmp_path / "run", "--quiet",
+        "augment=shift", "--rounds", 1, "--set", "width=8", "--out", tmp_path / "run", "--quiet",
     )  # fmt: skip
     features = pq.read_table(found["paths"]["features"])
     assert features.column_names == ["client", "row", "label", "embedding", "output"]
@@ -246,12 +246,12 @@ def test_own_centroids_are_another_training_than_common_ones() -> None:
 
 def test_the_plan_writes_nothing_and_bounds_what_is_sent(table: Path, tmp_path: Path) -> None:
     arguments = [table, "--client", "hospital", "--label", "species", "--compare", "none", *QUICK]
-    planned = answer(*arguments, "--dry-run", "--run", tmp_path / "run")
+    planned = answer(*arguments, "--dry-run", "--out", tmp_path / "run")
     gathered, options = gather([table], client="hospital"), DeepOptions.model_validate(planned["options"])
     assert planned["bytes_up_per_client"] == plan(gathered, options)["bytes_up_per_client"]
     assert planned["clients"] == {"north": 60, "south": 60}
     assert not (tmp_path / "run").exists()
-    found = answer(*arguments, "--run", tmp_path / "run")
+    found = answer(*arguments, "--out", tmp_path / "run")
     assert found["methods"][0]["bytes_up"] == 2 * planned["bytes_up_per_client"]
 
 
@@ -298,34 +298,34 @@ def test_a_probe_of_one_label_is_no_number() -> None:
     ],
 )
 def test_a_users_mistake_is_one_sentence(table: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
-    done = call(table, "--client", "hospital", "--label", "species", "--run", tmp_path / "run", "--quiet", *arguments)
+    done = call(table, "--client", "hospital", "--label", "species", "--out", tmp_path / "run", "--quiet", *arguments)
     assert isinstance(done.exception, UserError), done.output
     assert words in str(done.exception)
 
 
 def test_an_unknown_method_is_a_wrong_argument(table: Path, tmp_path: Path) -> None:
-    done = call(table, "--client", "hospital", "--label", "species", "--run", tmp_path / "run", "--method", "deepfecca")
+    done = call(table, "--client", "hospital", "--label", "species", "--out", tmp_path / "run", "--method", "deepfecca")
     assert done.exit_code == 2
     assert "Did you mean 'deepfeca'" in done.output
 
 
 def test_labels_or_a_number_of_clusters_are_needed(table: Path, tmp_path: Path) -> None:
-    done = call(table, "--client", "hospital", "--run", tmp_path / "run")
+    done = call(table, "--client", "hospital", "--out", tmp_path / "run")
     assert isinstance(done.exception, UserError)
     assert "--clusters" in str(done.exception)
 
 
 def test_a_folder_of_other_settings_and_damaged_files_are_refused(table: Path, tmp_path: Path) -> None:
     arguments = [table, "--client", "hospital", "--label", "species", "--compare", "none", *QUICK]
-    answer(*arguments, "--run", tmp_path / "a")
-    other = call(*arguments, "--run", tmp_path / "a", "--seed", "3")
+    answer(*arguments, "--out", tmp_path / "a")
+    other = call(*arguments, "--out", tmp_path / "a", "--seed", "3")
     assert isinstance(other.exception, UserError)
     assert "another recipe" in str(other.exception)
     kept = tmp_path / "a" / "states" / "deepfeca.safetensors"
     with raises_naming(UserError, "8", "4"):
         load_snapshot(kept, DeepJob(read_options({"clusters": 3, "rounds": 3, "hidden": 16, "width": 4})))
     kept.write_bytes(kept.read_bytes()[:50])
-    broken = call(*arguments, "--run", tmp_path / "a")
+    broken = call(*arguments, "--out", tmp_path / "a")
     assert isinstance(broken.exception, UserError)
     assert "damaged" in str(broken.exception)
     model = tmp_path / "a" / "model"
@@ -339,7 +339,7 @@ def test_a_folder_of_other_settings_and_damaged_files_are_refused(table: Path, t
 
 
 def test_a_page_without_rounds_or_with_a_client_left_out(table: Path, tmp_path: Path) -> None:
-    answer(table, "--client", "hospital", "--clusters", 3, "--method", "untrained", "--run", tmp_path / "r", "--quiet")
+    answer(table, "--client", "hospital", "--clusters", 3, "--method", "untrained", "--out", tmp_path / "r", "--quiet")
     page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
     assert 'id="rounds"' not in page
     result = json.loads((tmp_path / "r" / "result.json").read_text(encoding="utf-8"))

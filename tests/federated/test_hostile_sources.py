@@ -154,7 +154,7 @@ def test_a_huge_value_is_refused_before_the_work(tmp_path: Path, verb: str, huge
     points = np.random.default_rng(0).normal(size=(40, 3))
     points[3, 1] = huge
     np.savez(tmp_path / "x.npz", points=points, label=np.arange(40) % 2)
-    arguments = [tmp_path / "x.npz", "--label", "label", "--split", "even", "--clients", "2", "--run", tmp_path / "r"]
+    arguments = [tmp_path / "x.npz", "--label", "label", "--split", "even", "--clients", "2", "--out", tmp_path / "r"]
     done = CliRunner().invoke(cli, ["federated", verb, *map(str, arguments), "--quiet"])
     if verb == "cluster" and huge == 1e20:
         assert done.exit_code == 0

@@ -31,7 +31,7 @@ def test_commands_and_networks_refuse_variants_and_python_takes_them(
     tmp_path: Path, job: str, name: str, value: str | bool | float
 ) -> None:
     written = f"{name}={str(value).lower()}"
-    arguments = [job, "digits", "--split", "even", "--clients", "2", "--set", written, "--run", tmp_path / "r"]
+    arguments = [job, "digits", "--split", "even", "--clients", "2", "--set", written, "--out", tmp_path / "r"]
     done = CliRunner().invoke(cli, ["federated", *map(str, arguments)])
     with raises_naming(UserError, f"foveate federated {job}", name):
         raise done.exception  # type: ignore[misc]

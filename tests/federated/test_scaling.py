@@ -111,7 +111,7 @@ def test_a_constant_column_keeps_its_unit() -> None:
 def test_the_verb_writes_centers_in_the_units_of_the_data(tmp_path: Path, method: str) -> None:
     np.savez(tmp_path / "wine.npz", points=POINTS, label=LABELS)
     arguments = ["cluster", tmp_path / "wine.npz", "--label", "label", "--split", "even", "--clients", "4"]
-    arguments += ["--scale", "standard", "--method", method, "--run", tmp_path / "r", "--json", "--quiet"]
+    arguments += ["--scale", "standard", "--method", method, "--out", tmp_path / "r", "--json", "--quiet"]
     done = CliRunner().invoke(cli, ["federated", *map(str, arguments)])
     assert done.exit_code == 0, repr(done.exception)
     assert json.loads(done.stdout)["methods"][0]["quality"]["ari"] > 0.8
@@ -242,7 +242,7 @@ def test_what_a_scale_does_not_fit_is_refused() -> None:
 def test_verbs_of_trainings_take_a_scale(verb: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "wine.npz", points=POINTS, label=LABELS)
     arguments = [verb, tmp_path / "wine.npz", "--label", "label", "--split", "even", "--clients", "4"]
-    arguments += ["--scale", "standard", "--rounds", "2", "--run", tmp_path / "r", "--json", "--quiet"]
+    arguments += ["--scale", "standard", "--rounds", "2", "--out", tmp_path / "r", "--json", "--quiet"]
     done = CliRunner().invoke(cli, ["federated", *map(str, arguments)])
     assert done.exit_code == 0, repr(done.exception)
     result = json.loads(done.stdout)

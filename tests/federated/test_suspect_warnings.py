@@ -85,7 +85,7 @@ def test_the_first_line_of_terminal_and_page(verb: str, tmp_path: Path) -> None:
         "embed": ["--rounds", "1", "--method", "fedavg", "--compare", ""],
         "features": ["--clusters", "4", "--rounds", "1"],
     }[verb]
-    arguments = ["federated", verb, *sources, *more, "--run", str(tmp_path / "run"), "--quiet"]
+    arguments = ["federated", verb, *sources, *more, "--out", str(tmp_path / "run"), "--quiet"]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output + repr(done.exception)
     first, *rest = done.stdout.splitlines()

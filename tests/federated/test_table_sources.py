@@ -127,7 +127,7 @@ def test_missing_rows_are_counted_and_the_groups_name_the_rows_of_the_source(tmp
     rows = np.random.default_rng(0).normal(size=(30, 2)).round(3)
     lines = [f"{a},{b},{'north' if n % 2 else ''}" if n < 20 else f"{a},,north" for n, (a, b) in enumerate(rows)]
     path = csv(tmp_path, "bmi,crp,ward\n" + "\n".join(lines) + "\n")
-    arguments = [path, "--client", "ward", "--clusters", "2", "--run", tmp_path / "r"]
+    arguments = [path, "--client", "ward", "--clusters", "2", "--out", tmp_path / "r"]
     with raises_naming(UserError, path, "row 20", "crp", "10", "30"):
         raise CliRunner().invoke(cli, ["federated", "cluster", *map(str, arguments)]).exception  # type: ignore[misc]
     result = call(*arguments, "--drop-missing")
@@ -141,7 +141,7 @@ def test_dry_run_names_points_and_other_columns(tmp_path: Path) -> None:
     path = csv(tmp_path, "bmi,age,ward\n" + "".join(f"{n}.5,{n % 3},{'ab'[n % 2]}\n" for n in range(12)))
     plan = call(path, "--client", "ward", "--clusters", "2", "--columns", "bmi", "--dry-run")
     assert plan["columns"] == ["points: bmi", "not points: age (whole numbers), ward (text)"]
-    arguments = [path, "--client", "ward", "--clusters", "2", "--columns", "bmi", "--run", tmp_path / "r"]
+    arguments = [path, "--client", "ward", "--clusters", "2", "--columns", "bmi", "--out", tmp_path / "r"]
     done = CliRunner().invoke(cli, ["federated", "cluster", *map(str, arguments)])
     assert "not points: age (whole numbers), ward (text)" in done.output
 

@@ -229,8 +229,8 @@ def test_every_study_of_all_notes_a_command_that_repeats_it(tmp_path: Path, monk
     overview.run_all(tmp_path / "plain")
     overview.run_all(tmp_path / "other", quick=True, seeds=2, seed=5, device="cpu", workers=2)
     assert commands == [
-        ["foveate", "study", "cloc", "--run", str(tmp_path / "plain" / "cloc")],
-        [*"foveate study cloc --quick --seeds 2 --seed 5 --device cpu --run".split(), str(tmp_path / "other" / "cloc")],
+        ["foveate", "study", "cloc", "--out", str(tmp_path / "plain" / "cloc")],
+        [*"foveate study cloc --quick --seeds 2 --seed 5 --device cpu --out".split(), str(tmp_path / "other" / "cloc")],
     ]
 
 

@@ -224,7 +224,7 @@ def test_where_and_which(album: tuple[Album, dict[str, Any]]) -> None:
 def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     run = tmp_path / "tour"
     sizes = ["--image-size", "96", "--scenes", "200", "--test-scenes", "50", "--steps", "20"]
-    command = [sys.executable, "-m", "foveate", "tour", "--run", str(run), *sizes, "--device", "cpu", "--json"]
+    command = [sys.executable, "-m", "foveate", "tour", "--out", str(run), *sizes, "--device", "cpu", "--json"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

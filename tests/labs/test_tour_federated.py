@@ -88,7 +88,7 @@ def test_called_again_it_reads_what_it_found(
     monkeypatch.setattr(tested, "run_clustering", None)
     monkeypatch.setattr(tested, "run_embedding", None)
     assert tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=2) == found
-    with raises_naming(UserError, run.path, "--run"):
+    with raises_naming(UserError, run.path, "--out"):
         tested.tour_federated(collection, run, features=emoji[1], seed=1, rounds=3)
 
 

@@ -93,7 +93,7 @@ def test_a_folder_keeps_one_size(first: dict[str, Any], second: dict[str, Any], 
     run = RunFolder.create(tmp_path)
     size = choose_tour_size(run, TourSettings(**first))
     advice = "leave out --full" if size.by_speed else "leave out --image-size" if size == FULL else "repeat its options"
-    with raises_naming(UserError, tmp_path, size.describe(), advice, "--run") as caught:
+    with raises_naming(UserError, tmp_path, size.describe(), advice, "--out") as caught:
         choose_tour_size(run, TourSettings(**second))
     held, _, requested = str(caught.value).partition(" (this command asks for ")
     assert not requested.startswith(f"{size.describe()})"), "both would read alike"
@@ -106,7 +106,7 @@ def test_another_size_is_refused_before_anything_is_written(tmp_path: Path) -> N
     run = RunFolder.create(tmp_path, command=["foveate", "tour"])
     run.write_result(FULL.model_dump(), sizes.FILE)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with raises_naming(UserError, tmp_path, FULL.describe(), "--run"):
+    with raises_naming(UserError, tmp_path, FULL.describe(), "--out"):
         tour(tmp_path, TourSettings(steps=20), command=["foveate", "tour", "--steps", "20"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -121,7 +121,7 @@ def test_another_seed_or_number_of_test_scenes_is_refused_before_anything_is_wri
         tour(tmp_path, command=["foveate", "tour"])
     RunFolder(tmp_path).write_result(FULL.model_dump(), sizes.FILE)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with raises_naming(UserError, tmp_path, "another recipe", "--run"):
+    with raises_naming(UserError, tmp_path, "another recipe", "--out"):
         tour(tmp_path, settings, seed=seed, command=["foveate", "tour", "..."])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.raises(InterruptedError):  # more trainings are added
@@ -147,7 +147,7 @@ def test_the_same_command_goes_on(settings: dict[str, Any], slow: None, tmp_path
 
 def test_a_tour_of_a_version_without_sizes_is_refused(slow: None, tmp_path: Path) -> None:
     (tmp_path / "collection").mkdir()
-    with raises_naming(UserError, tmp_path, "earlier version", "--run"):
+    with raises_naming(UserError, tmp_path, "earlier version", "--out"):
         choose_tour_size(RunFolder.create(tmp_path), TourSettings())
 
 

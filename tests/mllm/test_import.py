@@ -142,7 +142,7 @@ def test_a_llava_gets_regions(anyres: bool, asked_collection: Path, tmp_path: Pa
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"model": model, "stages": stages}))
     arguments = ["train", str(recipe), "--add-regions", str(source), "--collection", str(asked_collection)]
-    result = CliRunner().invoke(command, [*arguments, "--run", str(run), "--json", "--quiet"])
+    result = CliRunner().invoke(command, [*arguments, "--out", str(run), "--json", "--quiet"])
     assert result.exit_code == 0, result.output
     before = read_tensors(run / "imported" / "model" / "model.safetensors")
     first = read_tensors(run / "stage-0-alignment" / "weights.safetensors")
@@ -168,7 +168,7 @@ def test_a_ferret_is_asked_about_regions(anyres: bool, tmp_path: Path, monkeypat
     vicuna_tokenizer().save_pretrained(source)
     with raises_naming(UserError, "import"):
         open_mllm(source)
-    result = CliRunner().invoke(command, ["import", str(source), "--to", str(tmp_path / "imported"), "--json"])
+    result = CliRunner().invoke(command, ["import", str(source), "--out", str(tmp_path / "imported"), "--json"])
     assert result.exit_code == 0, result.output
     model: Any = open_mllm(tmp_path / "imported" / "model")
     released = read_ferret(source)

@@ -274,7 +274,7 @@ def test_a_run_of_0_2_resumes_with_other_fields_without_influence(
         resumed = train_mllm(changed, collection, tmp_path / "run")
         assert json.loads((tmp_path / "run" / "data.json").read_text()) == {"collection": identity}
         (tmp_path / "other" / "collection.json").write_text(json.dumps({**identity, "sha256": "another"}))
-        with raises_naming(UserError, "collection.sha256", "another", "--run"):
+        with raises_naming(UserError, "collection.sha256", "another", "--out"):
             train_mllm(make_recipe(), collection, tmp_path / "other")
     first, second = (read_tensors(run.model_folder / WEIGHTS) for run in (resumed, whole))  # type: ignore[operator]
     assert all(torch.equal(value, second[name]) for name, value in first.items())

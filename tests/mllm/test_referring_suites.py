@@ -270,10 +270,10 @@ def test_a_judge_without_a_verdict_gives_no_score(bench: Path, tmp_path: Path, r
 
 
 def test_a_judge_is_needed(bench: Path, tmp_path: Path) -> None:
-    with raises_naming(UserError, "--judge", "--judge-model"):
+    with raises_naming(UserError, "--judge-url", "--judge-model"):
         evaluate(Table(lambda *_: "x"), "ferret-bench", bench, run=tmp_path / "run")
     settings = SuiteSettings(judge="http://me:secret@host", judge_model="m")
-    with raises_naming(UserError, "--judge contains a user, password", "--judge-key-env") as caught:
+    with raises_naming(UserError, "--judge-url contains a user, password", "--judge-key-env") as caught:
         evaluate(Table(lambda *_: "x"), "ferret-bench", bench, settings=settings, run=tmp_path / "secret")
     assert "secret" not in str(caught.value)
     assert not (tmp_path / "secret").exists()

@@ -83,7 +83,7 @@ def test_the_command_runs_and_the_folder_is_self_contained(
     arguments = ["pretrain", "cloc-from-clip", f"image_encoder.source={folder}", *SMALL, *sigmoid]
     done = CliRunner().invoke(
         cli,
-        [*arguments, "--collection", str(tiny_collection), "--run", str(tmp_path / "run"), "--device", "cpu"],
+        [*arguments, "--collection", str(tiny_collection), "--out", str(tmp_path / "run"), "--device", "cpu"],
         catch_exceptions=False,
     )
     assert done.exit_code == 0, done.output

@@ -85,14 +85,14 @@ def test_a_full_disk_is_said_by_the_command_line(
         path = tmp_path / "source" / f"p{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.effect_noise((100, 100), 50 + number).save(path)
-    code, said = _run(capsys, "collect", tmp_path / "source", "--to", disk.folder / "c")
+    code, said = _run(capsys, "collect", tmp_path / "source", "--out", disk.folder / "c")
     assert code == 1
     assert said.startswith(f"foveate: {disk.folder}/c/images/")
     assert "the disk is full (" in said
     free = float(said.split("full (")[1].split(" MB")[0])
     assert free > 0.1  # what was half written has been cleared away
     disk.resize("2m")
-    assert _run(capsys, "collect", tmp_path / "source", "--to", disk.folder / "c") == (0, "")
+    assert _run(capsys, "collect", tmp_path / "source", "--out", disk.folder / "c") == (0, "")
     assert len(Collection.open(disk.folder / "c")) == 30
 
 
@@ -134,8 +134,8 @@ def test_a_read_only_disk_is_read_and_said(disk: Disk, tmp_path: Path, capsys: p
     assert [len(Collection.open(disk.folder / "c")), len(Collection.open(disk.folder / "c").read_captions(0))] == [5, 1]
     assert len(remove_images(disk.folder / "c", ["part00/p0001"], dry_run=True).removed) == 1
     for arguments in (
-        ("collect", source, "--to", disk.folder / "c"),
-        ("collect", source, "--to", disk.folder / "new"),
+        ("collect", source, "--out", disk.folder / "c"),
+        ("collect", source, "--out", disk.folder / "new"),
         ("remove", disk.folder / "c", "part00/p0001"),
     ):
         code, said = _run(capsys, *arguments)
@@ -148,7 +148,7 @@ def test_a_read_only_disk_is_read_and_said(disk: Disk, tmp_path: Path, capsys: p
 def test_a_folder_without_permission_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_folder(tmp_path / "source", 3)
     (tmp_path / "closed").mkdir(mode=0o555)
-    code, said = _run(capsys, "collect", source, "--to", tmp_path / "closed" / "c")
+    code, said = _run(capsys, "collect", source, "--out", tmp_path / "closed" / "c")
     assert code == 1
     assert "permission denied" in said
 
@@ -196,7 +196,7 @@ def test_a_limit_on_the_size_of_files_is_said(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
-    command = [sys.executable, "-m", "foveate", "collect", str(source), "--to", str(tmp_path / "c"), "--quiet"]
+    command = [sys.executable, "-m", "foveate", "collect", str(source), "--out", str(tmp_path / "c"), "--quiet"]
     done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "the file would be larger than this disk or process allows" in done.stderr
@@ -231,7 +231,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(
         assert first.stdout is not None
         first.stdout.readline()
         for arguments in (
-            ("collect", source, "--to", tmp_path / "c"),
+            ("collect", source, "--out", tmp_path / "c"),
             ("remove", tmp_path / "c", "part00/p0001"),
         ):
             code, said = _run(capsys, *arguments)

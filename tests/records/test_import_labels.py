@@ -69,7 +69,7 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) ->
 
 def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = folder_of_files(tmp_path, {"oak/1.jpg": jpeg(1), "ash/2.jpg": jpeg(2)})
-    arguments = ["collect", str(source), "--to", str(tmp_path / "c"), "--split", "none"]
+    arguments = ["collect", str(source), "--out", str(tmp_path / "c"), "--split", "none"]
     with raises_naming(SystemExit, "1"):
         main([*arguments, "--label-column", "kind"])
     assert "--label-column has no effect on the format 'folder': it is for table" in capsys.readouterr().err

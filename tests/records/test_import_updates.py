@@ -134,10 +134,10 @@ def test_a_folder_that_moved_is_still_the_same(source: Path, tmp_path: Path) -> 
 
 def test_gone_images_are_listed_for_a_removal(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = str(tmp_path / "c")
-    main(["collect", str(source), "--to", target, "--quiet"])
+    main(["collect", str(source), "--out", target, "--quiet"])
     for name in "ab":
         (source / f"{name}.jpg").unlink()
-    main(["collect", str(source), "--to", target, "--update", "--quiet"])
+    main(["collect", str(source), "--out", target, "--update", "--quiet"])
     assert f"foveate remove {target} --from {target}/gone.txt" in capsys.readouterr().out
     main(["remove", target, "--from", f"{target}/gone.txt", "--quiet"])
     assert sorted(_texts(Path(target))) == list("cde")
@@ -147,14 +147,14 @@ def test_renamed_images_are_not_listed_for_a_removal(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = str(tmp_path / "c")
-    main(["collect", str(source), "--to", target, "--quiet"])
+    main(["collect", str(source), "--out", target, "--quiet"])
     (source / "a.jpg").rename(source / "new.jpg")
     (source / "b.jpg").unlink()
-    main(["collect", str(source), "--to", target, "--update", "--quiet"])
+    main(["collect", str(source), "--out", target, "--update", "--quiet"])
     assert "2 gone, 1 of these renamed" in capsys.readouterr().out
     assert (tmp_path / "c" / "gone.txt").read_text() == "b\n"
     main(["remove", target, "--from", f"{target}/gone.txt", "--quiet"])
     # A removal of "a" would keep its bytes out under each later name.
     (source / "new.jpg").rename(source / "newer.jpg")
-    main(["collect", str(source), "--to", target, "--update", "--quiet"])
+    main(["collect", str(source), "--out", target, "--update", "--quiet"])
     assert "newer" in _texts(Path(target))

@@ -139,7 +139,7 @@ def test_verdicts_are_those_of_the_commands(root: Path, images: list[ServedImage
     phrases = ("a red disc", "a wug asdfgh")
     (reply,) = served.answer([LocateCall(images[0], phrases)])
     for row in located_body("my-index", images[0], reply)["data"]:
-        printed, not_found = run_json("locate", root / "model", file, row["phrase"], "--run", tmp_path / "run")
+        printed, not_found = run_json("locate", root / "model", file, row["phrase"], "--out", tmp_path / "run")
         assert {name: row[name] for name in VERDICT} == {
             **{name: printed[name] for name in VERDICT}, "floor": pytest.approx(printed["floor"], abs=1e-5),
             "unknown_words": tuple(printed["unknown_words"]),
@@ -150,7 +150,7 @@ def test_verdicts_are_those_of_the_commands(root: Path, images: list[ServedImage
         verdicts.add(row["has_match"])
     for text, more in (("a wug", ()), ("a red disc", ("--negative", "a dog"))):
         (search,) = served.answer([SearchCall(text=text, negative=more[1] if more else None, count=3)])
-        printed, not_found = run_json("search", root / "my-index", text, *more, "--count", 3, "--run", tmp_path / "run")
+        printed, not_found = run_json("search", root / "my-index", text, *more, "--count", 3, "--out", tmp_path / "run")
         body = json.loads(json.dumps(hits_body("my-index", search)))
         assert {name: body[name] for name in VERDICT} == {name: printed[name] for name in VERDICT}
         assert body["has_match"] is not not_found

@@ -203,7 +203,7 @@ def test_what_cannot_be_a_graph_is_named(tmp_path: Path, survey: Path) -> None:
         SpeciesGraph.from_collection(build(tmp_path / "none", blank("", ["blank"])))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("x")
-    with raises_naming(UserError, "full", "--to"):
+    with raises_naming(UserError, "full", "--out"):
         build_graph(survey, tmp_path / "full")
     with raises_naming(UserError, "full", "graph.json"):
         SpeciesGraph.open(tmp_path / "full")
@@ -235,7 +235,7 @@ def test_a_stopped_build_begins_again_in_its_folder(
     # The same file in a folder that no build began is somebody's own.
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "triples.csv").write_text("h,r,t\n")
-    with raises_naming(UserError, "own", "--to"):
+    with raises_naming(UserError, "own", "--out"):
         build_graph(survey, tmp_path / "own")
 
 
@@ -245,7 +245,7 @@ def test_a_collection_is_not_needed_to_read_triples(folder: Path, survey: Path) 
 
 
 def test_the_verb_lists_what_to_look_at(tmp_path: Path, survey: Path) -> None:
-    called = ["build", str(survey), "--to", str(tmp_path / "graph")]
+    called = ["build", str(survey), "--out", str(tmp_path / "graph")]
     output = CliRunner().invoke(command, called, catch_exceptions=False).output
     assert "Felis concolor" in output
     assert "several kinds in one image: 1" in output

@@ -163,7 +163,7 @@ def test_a_package_is_collected_with_its_answers(reviewed: Predictions, tmp_path
         target = tmp_path / "package" / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(reviewed.collection.image_bytes(reviewed.collection.find_row(KEYS[number])))
-    arguments = ["collect", str(tmp_path / "package"), "--to", str(tmp_path / "again"), "--json", "--quiet"]
+    arguments = ["collect", str(tmp_path / "package"), "--out", str(tmp_path / "again"), "--json", "--quiet"]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     survey = Survey.open(tmp_path / "again")

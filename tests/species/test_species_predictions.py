@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cards(folder / "cards", count=9, seed=3, settings=SETTINGS)
     first_image(folder).with_name("IMG_0999.JPG").write_bytes(b"\xff\xd8\xff no image")
     model = ("graph.dim=16", "training.epochs=2", "encoder.kind=lite0", "encoder.image_size=64")
-    run("species", "train", folder / "survey", "--run", folder / "run", "--device", "cpu", *model)
+    run("species", "train", "--collection", folder / "survey", "--out", folder / "run", "--device", "cpu", *model)
     arguments = ("--deployments", folder / "cards" / "deployments.csv", "--device", "cpu", "--workers", 1)
     run("species", "predict", folder / "run/model", folder / "cards", "--out", folder / "results", *arguments)
     return folder
@@ -114,10 +114,10 @@ def test_a_model_of_crops_gets_boxes_where_no_image_has_one(folder: Path, tmp_pa
 
 def test_cards_are_collected_and_built_by_commands(folder: Path, tmp_path: Path) -> None:
     table = folder / "cards" / "deployments.csv"
-    run("collect", folder / "cards", "--deployments", table, "--to", tmp_path / "survey")
+    run("collect", folder / "cards", "--deployments", table, "--out", tmp_path / "survey")
     with Collection.open(tmp_path / "survey") as collection:
         assert sorted(collection.keys) == sorted(Predictions.open(folder / "results").collection_keys)
-    result = run("species", "build", folder / "survey", "--to", tmp_path / "graph")
+    result = run("species", "build", folder / "survey", "--out", tmp_path / "graph")
     rows = read_csv(tmp_path / "graph/triples.csv")
     assert {row["datatype_h"] for row in rows} >= {"image", "id"}
     assert result["counts"]
@@ -126,7 +126,7 @@ def test_cards_are_collected_and_built_by_commands(folder: Path, tmp_path: Path)
 def test_images_whose_card_is_away_are_tried_again(folder: Path, tmp_path: Path) -> None:
     cards, survey = tmp_path / "cards", tmp_path / "survey"
     shutil.copytree(folder / "cards", cards)
-    run("collect", cards, "--deployments", cards / "deployments.csv", "--reference", "--to", survey)
+    run("collect", cards, "--deployments", cards / "deployments.csv", "--reference", "--out", survey)
     model, settings = open_species(folder / "run/model"), PredictSettings(detect=False)
 
     def count() -> tuple[int, int, int]:
@@ -362,7 +362,7 @@ def test_a_review_comes_back_as_labels_of_a_person(folder: Path) -> None:
     rows = read_csv(Path(paths["table"]))
     predictions = Predictions.open(folder / "results")
     assert [float(row["priority"]) for row in rows] == [event.priority for event in rank_events(predictions)]
-    run("species", "export", folder / "results", "--to", "csv", "--path", folder / "flat.csv")
+    run("species", "export", folder / "results", "--to", "csv", "--out", folder / "flat.csv")
     times = {row["file"]: row["datetime"] for row in read_csv(folder / "flat.csv")}
     assert [row["time"] for row in rows] == [times[row["file"]] for row in rows]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", rows[0]["time"])
@@ -467,7 +467,7 @@ def test_tables_have_a_line_for_each_image_and_no_place(
     export_predictions(Predictions.open(folder / "results"), path, settings)
     idle = {line.partition(" ")[0] for line in capsys.readouterr().err.splitlines()}
     assert idle == ({"--title"} if kind == "wildlife-insights" else {"--title", "--project"})
-    run("species", "export", folder / "results", "--to", kind, "--path", path, "--project", "p1")
+    run("species", "export", folder / "results", "--to", kind, "--out", path, "--project", "p1")
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows
@@ -480,14 +480,14 @@ def test_the_flat_table_is_named_for_what_it_holds(folder: Path) -> None:
 
 
 def test_decisions_are_exported(folder: Path, tmp_path: Path) -> None:
-    run("species", "export", folder / "results", "--to", "megadetector", "--path", tmp_path / "md.json")
+    run("species", "export", folder / "results", "--to", "megadetector", "--out", tmp_path / "md.json")
     content = json.loads((tmp_path / "md.json").read_text("utf-8"))
     assert not list_timelapse_faults(content)
     failed = first_image(folder).with_name("IMG_0999.JPG").relative_to(folder / "cards").as_posix()
     assert len(content["images"]) == 10
     assert [image["file"] for image in content["images"] if image.get("failure")] == [failed]
     assert "latitude" not in (tmp_path / "md.json").read_text("utf-8")
-    package = ("species", "export", folder / "results", "--to", "camtrap-dp", "--path", tmp_path / "package")
+    package = ("species", "export", folder / "results", "--to", "camtrap-dp", "--out", tmp_path / "package")
     with raises_naming(UserError, "coordinate_digits"):
         run(*package)
     stated = (*package, "--coordinate-digits", 2, "--contributor", "A. Person")

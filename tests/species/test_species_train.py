@@ -19,6 +19,7 @@ from training_survey import KINDS, PLACES, build_survey, write_features
 from foveate.core.errors import UserError
 from foveate.core.model_folder import CARD
 from foveate.core.recipes import validate
+from foveate.species.estimate import estimate_training, format_estimate
 from foveate.species.folder import open_species
 from foveate.species.graph import SpeciesGraph, build_graph
 from foveate.species.priors import PRIOR
@@ -75,6 +76,25 @@ def test_result_and_model_say_what_was_trained(trained: SpeciesRun, features: An
     predicted = [model.classes.labels[column] for column in model.probabilities(vectors).argmax(axis=1)]
     truth = [KINDS[number % 4] for number in range(len(vectors))]
     assert np.mean(np.array(predicted) == truth) > 0.7
+
+
+def test_a_dry_run_counts_what_is_trained(trained: SpeciesRun, survey: Survey, features: Any) -> None:
+    files = sorted(survey.collection.path.rglob("*"))
+    estimate = estimate_training(recipe(data={"features": str(features[0])}), survey.collection.path)
+    result = trained.result
+    assert (estimate["images"], estimate["validation_images"]) == (result.images, result.validation_images)
+    assert estimate["classes"] == len(result.classes)
+    assert estimate["contexts"] == result.contexts
+    assert estimate["left_out"] == result.left_out
+    # A training may end before its last epoch, where the validation images gain nothing.
+    assert estimate["steps_per_epoch"] == {entry.relation: entry.steps for entry in result.passes}
+    assert result.steps % sum(estimate["steps_per_epoch"].values()) == 0 < result.steps <= estimate["steps"]
+    assert f"at most {estimate['steps']:,} steps" in format_estimate(estimate)[1]
+    assert sorted(survey.collection.path.rglob("*")) == files
+    solved = estimate_training(recipe(method="linear_probe"), survey.collection.path)
+    assert (solved["steps"], format_estimate(solved)[1]) == (0, "solved, not trained in steps")
+    with raises_naming(UserError, "no such file"):
+        estimate_training(recipe(data={"features": "missing.npz"}), survey.collection.path)
 
 
 def test_folder_opens_to_the_same_scores(trained: SpeciesRun, features: Any) -> None:
@@ -175,7 +195,7 @@ def test_another_graph_in_the_same_run_is_refused(
     chosen = recipe(data={"features": str(features[0])})
     taxonomy = tmp_path / "taxa.csv"
     taxonomy.write_text("taxon,parent\nAnimalia,\n" + "".join(f"{kind},Animalia\n" for kind in KINDS[:3]))
-    with raises_naming(UserError, "taxonomy", "--run"):
+    with raises_naming(UserError, "taxonomy", "--out"):
         train_species(survey.collection.path, trained.run.path, chosen, taxonomy=taxonomy)
 
 
@@ -191,7 +211,7 @@ def test_other_features_in_the_same_run_are_refused(survey: Survey, tmp_path: Pa
         patch.setattr(StopRequest, "__init__", _stopping)
         assert train_species(survey.collection.path, tmp_path / "run", chosen).model is None
     write_features(path, survey, seed=2)
-    with raises_naming(UserError, "features", "--run"):
+    with raises_naming(UserError, "features", "--out"):
         train_species(survey.collection.path, tmp_path / "run", chosen)
     path.unlink()
     with raises_naming(UserError, path, "data.features"):
@@ -230,7 +250,7 @@ def test_a_run_of_0_2_resumes(trained: SpeciesRun, survey: Survey, features: Any
     identity = json.loads((tmp_path / "other" / "graph.json").read_text())
     assert json.loads((tmp_path / "run" / "data.json").read_text()) == identity
     (tmp_path / "other" / "graph.json").write_text(json.dumps({**identity, "features": "another"}))
-    with raises_naming(UserError, "features", "another", "--run"):
+    with raises_naming(UserError, "features", "another", "--out"):
         train_species(survey.collection.path, tmp_path / "other", chosen)
 
 

@@ -113,7 +113,7 @@ def collect(folder: Path, target: Path) -> dict[str, Any]:
     """Run `foveate collect` on the survey of `survey_folder`; return what it prints."""
     options = ["--deployments", str(folder / "places.csv"), "--results", str(folder / "md.json"), "--json"]
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        cli.main(["collect", str(folder / "traps.json"), "--to", str(target), *options], standalone_mode=False)
+        cli.main(["collect", str(folder / "traps.json"), "--out", str(target), *options], standalone_mode=False)
     return json.loads(output.getvalue())
 
 
@@ -210,7 +210,7 @@ def test_formats_are_told_apart(survey_folder: Path, tmp_path: Path) -> None:
 
 
 def test_results_need_a_format_of_surveys(survey_folder: Path, tmp_path: Path) -> None:
-    options = ["--format", "folder", "--to", str(tmp_path / "c"), "--results", str(survey_folder / "md.json")]
+    options = ["--format", "folder", "--out", str(tmp_path / "c"), "--results", str(survey_folder / "md.json")]
     with raises_naming(UserError, "--results", "'folder'", "coco-camera-traps"):
         cli.main(["collect", str(survey_folder), *options], standalone_mode=False)
 

@@ -262,7 +262,7 @@ def test_the_command_recognizes_cards_and_refuses_dedupe(cards: Path, tmp_path: 
     table = cards.parent / "deployments.csv"
     assert detect_format(str(cards), options={"deployments"})[0].name == "cards"
     assert detect_format(str(cards))[0].name == "folder"
-    arguments = [str(cards), "--deployments", str(table), "--to", str(tmp_path / "c")]
+    arguments = [str(cards), "--deployments", str(table), "--out", str(tmp_path / "c")]
     with raises_naming(UserError, "--dedupe", "survey"):
         CliRunner().invoke(command, [*arguments, "--dedupe"], catch_exceptions=False)
     assert not (tmp_path / "c").exists()

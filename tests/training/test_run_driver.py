@@ -75,7 +75,7 @@ def test_fields_without_influence_are_free(changes: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize("content", [recipe(width=5), recipe(learning_rate=0.5), recipe(seed=4)])
 def test_other_fields_are_not(content: Recipe, tmp_path: Path) -> None:
     work(open_run(tmp_path))
-    with raises_naming(UserError, "another recipe", "recipe.yaml", "--run"):
+    with raises_naming(UserError, "another recipe", "recipe.yaml", "--out"):
         open_run(tmp_path, content=content)
     assert open_run(tmp_path, content=content, free=("width", "training.learning_rate", "training.seed")).resumed
 
@@ -83,7 +83,7 @@ def test_other_fields_are_not(content: Recipe, tmp_path: Path) -> None:
 def test_other_data_are_refused_and_named(tmp_path: Path) -> None:
     work(open_run(tmp_path, {"collection": {"name": "birds", "sha256": "a" * 64}, "images": 3}))
     open_run(tmp_path, {"collection": {"name": "birds", "sha256": "a" * 64}, "images": 3})
-    with raises_naming(UserError, "other data", "data.json", "collection.sha256", "bbb", "instead of", "aaa", "--run"):
+    with raises_naming(UserError, "other data", "data.json", "collection.sha256", "bbb", "instead of", "aaa", "--out"):
         open_run(tmp_path, {"collection": {"name": "birds", "sha256": "b" * 64}, "images": 3})
     with raises_naming(UserError, "images 4 instead of 3"):
         open_run(tmp_path, {"images": 4})
@@ -134,7 +134,7 @@ def test_identity_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
         ({"collection": {"name": "owls"}}, "collection.name"),
         ({"classes": "3", "links": "2"}, "classes"),
     ):
-        with raises_naming(UserError, difference, "--run"):
+        with raises_naming(UserError, difference, "--out"):
             open_run(tmp_path, data, older=older)
     open_run(tmp_path, {"collection": {"name": "birds"}, "classes": "1", "links": "2", "new": 1}, older=older)
     assert read_identity(tmp_path) == {"collection": {"name": "birds"}, "classes": "1", "links": "2", "new": 1}

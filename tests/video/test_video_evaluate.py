@@ -214,7 +214,7 @@ def test_a_clip_that_was_replaced_is_noticed(folder: Path, tmp_path: Path) -> No
     before = (run / ANSWERS).read_bytes()
     clip = folder / "videos/clip7.mp4"
     clip.write_bytes(b"clip 8")  # as long as before
-    with raises_naming(UserError, run, "'clip7'", "--run"):
+    with raises_naming(UserError, run, "'clip7'", "--out"):
         ask(folder, run)
     clip.unlink()
     with raises_naming(UserError, "'clip7'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from foveate.core.recipes import Settings, apply_overrides, validate
+from foveate.core.recipes import Settings, apply_overrides, format_overrides, validate
 from foveate.core.reference import REFERENCE, reference_values, refuse_reference
 from foveate.training.epochs import ClassificationSettings, with_default
 from foveate.training.settings import TrainingSettings
@@ -175,37 +176,61 @@ class AdaptRecipe(Settings):
 
 
 def build_recipe(
-    backbone: Mapping[str, Any],
-    method: str,
+    backbone: Mapping[str, Any] | None,
+    method: str | None,
     overrides: Sequence[str] = (),
     *,
+    content: Mapping[str, Any] | None = None,
     head: str | None = None,
     **sections: Mapping[str, Any],
 ) -> AdaptRecipe:
-    """Check a recipe from options and `part.field=value` overrides; a bare field is one of the method.
+    """Check a recipe from a file's content, `part.field=value` overrides and options; a bare field is the method's.
+
+    An option beats an override, and both beat the content.
 
     Args:
+        backbone: fields of the network; None: those of the content.
+        method: its name; None: that of the content. Options of another method in the content are dropped.
+        content: of a recipe file, such as the recipe.yaml of an earlier run.
         sections: fields of `data` and `training`.
 
     Raises:
         UserError: unknown fields or methods; the nearest is named.
     """
-    content: dict[str, Any] = {"backbone": dict(backbone), "method": {"method": method}, "head": head}
-    content |= {name: dict(fields) for name, fields in sections.items()}
+    options = {"backbone": dict(backbone or {}), "head": head, **sections}
+    if method is not None:
+        options["method"] = {"method": method}
+    recipe = copy.deepcopy(dict(content or {}))
+    if isinstance(recipe.get("training"), Mapping):
+        recipe["training"] = _drop_defaults(recipe["training"])
+    if backbone is not None:
+        # Fields of the content's network do not fit another one.
+        recipe["backbone"] = {}
+    named = recipe.get("method")
+    if method is not None and not (isinstance(named, Mapping) and named.get("method") == method):
+        recipe["method"] = {"method": method}
     parts = ("backbone", "method", "data", "training")
     # A bare `rank=4` is an option of the method; `training.epochs=5` names its part.
     qualified = [
         text if text.partition("=")[0].partition(".")[0] in parts or "=" not in text else f"method.{text}"
         for text in overrides
     ]
-    apply_overrides(content, qualified)
+    apply_overrides(recipe, [*qualified, *format_overrides(options)])
     from foveate.adapt.registry import parse_settings
 
     # Checked before the whole, so that a wrong option of the method gives one sentence and not one inside another.
-    settings = parse_settings(content["method"])
-    refuse_reference(type(settings), content["method"], where="foveate adapt")
-    refuse_reference(AdaptTraining, content.get("training", {}), where="foveate adapt: training")
-    return validate(AdaptRecipe, content, where="foveate adapt")
+    if isinstance(recipe.get("method"), Mapping):
+        settings = parse_settings(recipe["method"])
+        refuse_reference(type(settings), recipe["method"], where="foveate adapt")
+    if isinstance(recipe.get("training"), Mapping):
+        refuse_reference(AdaptTraining, recipe["training"], where="foveate adapt: training")
+    return validate(AdaptRecipe, recipe, where="foveate adapt")
+
+
+def _drop_defaults(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a saved recipe that are not at their defaults: it has all, and few were set by a user."""
+    defaults = AdaptTraining().model_dump(mode="json")
+    return {name: value for name, value in training.items() if name not in defaults or value != defaults[name]}
 
 
 # Settings of `foveate adapt compare`, `wise`, `merge` and `predict` beside their recipes.

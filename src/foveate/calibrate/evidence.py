@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # In place of silence: whoever saves features expects nearest class means.
 _FEATURES_UNUSED = (
     "features are not used: nearest class means need those of training images of all classes, also of absent ones, and "
-    "are computed from a model with --data only"
+    "are computed from a model with --collection only"
 )
 
 

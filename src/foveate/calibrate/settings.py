@@ -17,8 +17,8 @@ class ModelData(Settings):
 
     collection: Path = Field(description="collection that the model was fine-tuned on")
     field: str = Field(description="label field that holds the classes")
-    train_split: str = Field("train", description="split of --data that was trained on")
-    test_split: str = Field("test", description="split of --data to evaluate on")
+    train_split: str = Field("train", description="split of --collection that was trained on")
+    test_split: str = Field("test", description="split of --collection to evaluate on")
 
 
 class CalibrateSettings(Settings):

@@ -232,7 +232,7 @@ def _open_judges(
     if model is not None:
         return _Judges(model.judge, model.definition, model)
     return _Judges(
-        None, "Nobody judged these assertions: give an image-text model (--judge) or a served one (--endpoint)."
+        None, "Nobody judged these assertions: give an image-text model (--judge) or a served one (--judge-url)."
     )
 
 

@@ -36,6 +36,7 @@ from foveate.caption.captioner import prepare_image
 from foveate.caption.prompts import find_prompt, response_schema
 from foveate.caption.response_parser import parse_assertions, parse_verdicts
 from foveate.chat.client import ChatClient, ChatSettings
+from foveate.chat.judge import judge_options
 from foveate.chat.protocol import ChatImage, ChatMessage, ChatRequest, ResponseSchema
 from foveate.core import seeds
 from foveate.core.errors import UserError
@@ -361,7 +362,8 @@ class LlmJudge:
 
     def _run_all(self, purpose: str, tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         before = self.failed[purpose]
-        results = asyncio.run(self._gather(tasks))
+        with judge_options():
+            results = asyncio.run(self._gather(tasks))
         failed = self.failed[purpose] - before
         if failed:
             say(f"{self.client.settings.model}: {failed} of {len(tasks)} responses to '{purpose}' could not be used")
@@ -400,12 +402,17 @@ def _prompt_stamp(purpose: str) -> str:
     return f"{prompt.id} ({prompt.sha256[:12]})"
 
 
-def llm_method(collection: Collection, endpoint: str, model: str) -> AuditMethod:
+def llm_method(collection: Collection, endpoint: str, model: str, *, key_env: str = "") -> AuditMethod:
     """Make the method of an audit that uses an OpenAI-compatible server for splitting and judging.
 
+    Args:
+        key_env: environment variable that holds the server's key.
+
     Raises:
-        UserError: `endpoint` is no URL.
+        UserError: `endpoint` is no URL or holds a secret, or the variable is empty.
     """
-    settings = validate(ChatSettings, {"endpoint": endpoint, "model": model}, where="--endpoint")
-    judge = LlmJudge(ChatClient(settings), collection)
+    content = {"endpoint": endpoint, "model": model, "api_key_env": key_env}
+    with judge_options():
+        client = ChatClient(validate(ChatSettings, content, where="--judge-url"))
+    judge = LlmJudge(client, collection)
     return AuditMethod(judge.split, judge.splitter_name, judge=judge.judge, judge_definition=judge.definition)

@@ -50,9 +50,10 @@ class JudgeSettings(Settings):
         description="folder of an image-text judge of real images; on scenes it is compared with the ground truth",
     )
     endpoint: str | None = Field(
-        None, description="OpenAI-compatible server that splits and judges instead of rules and --judge"
+        None, description="address of an OpenAI-compatible server that splits and judges instead of rules and --judge"
     )
     endpoint_model: str | None = Field(None, description="name of the model on this server")
+    key_env: str = Field("", description="environment variable that holds the key of this server")
 
 
 class EvaluationSettings(Settings):

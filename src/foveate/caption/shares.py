@@ -74,7 +74,7 @@ class MixSettings(Settings):
     allow_truncation: bool = Field(
         False, description="allow dsc_plus captions that a text tower of 77 tokens truncates"
     )
-    recipe: str | None = Field(None, description="with --to: the pretrain recipe that gets the weights")
+    recipe: str | None = Field(None, description="with --out: the pretrain recipe that gets the weights")
     to: Path | None = Field(None, description="write that recipe to this file, which must not exist")
 
 

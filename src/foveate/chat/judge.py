@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from foveate.core.recipes import validate
 _MAX_REPLY_LETTERS = 2000
 # A kill costs the replies of one such part.
 _REQUESTS_PER_PART = 64
+_OPTIONS = {"--endpoint": "--judge-url", "--model": "--judge-model", "option api_key_env": "--judge-key-env"}
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,22 @@ class JudgeReply:
     error: str = ""
 
 
+@contextlib.contextmanager
+def judge_options() -> Iterator[None]:
+    """Name the options of the client in its errors as those of a judge."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for option, name in _OPTIONS.items():
+            text = text.replace(option, name)
+        raise UserError(text) from error
+
+
 def check_judge_address(address: str) -> None:
     """Raise UserError unless an address is one, without a secret in it: a run folder stores the command."""
-    try:
+    with judge_options():
         chat_url(address)
-    except UserError as error:
-        # The client's options have other names here.
-        text = str(error).replace("--endpoint", "--judge").replace("option api_key_env", "--judge-key-env")
-        raise UserError(text) from error
 
 
 class Judge(Protocol):
@@ -67,10 +77,12 @@ class ServerJudge:
 
     def __init__(self, endpoint: str, model: str, *, key_env: str = "", **options: Any) -> None:
         if not endpoint or not model:
-            raise UserError("--judge and --judge-model are missing: these answers are scored by a judge, at a server")
+            raise UserError(
+                "--judge-url and --judge-model are missing: these answers are scored by a judge, at a server"
+            )
         check_judge_address(endpoint)
         content = {"endpoint": endpoint, "model": model, "api_key_env": key_env, **options}
-        self.settings = validate(ChatSettings, content, where="--judge")
+        self.settings = validate(ChatSettings, content, where="--judge-url")
         self.name = self.settings.model
 
     def ask(self, requests: Sequence[ChatRequest]) -> list[JudgeReply]:
@@ -83,11 +95,8 @@ class ServerJudge:
         ]
 
     def _send(self, requests: Sequence[ChatRequest]) -> list[ChatResponse]:
-        try:
+        with judge_options():
             return asyncio.run(self._complete(requests))
-        except UserError as error:
-            # The client's option has another name here.
-            raise UserError(str(error).replace("--endpoint", "--judge")) from error
 
     async def _complete(self, requests: Sequence[ChatRequest]) -> list[ChatResponse]:
         client = ChatClient(self.settings)

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from foveate.cli.renamed import rename_options
 from foveate.core.devices import keep_freed_memory
 from foveate.core.errors import STANDARD_OUTPUT, UserError, explain_os_error, nearest
 from foveate.core.plugins import load_plugin, module_names
@@ -46,7 +47,7 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        names = self.list_commands(ctx)
+        names, args = self.list_commands(ctx), rename_options(args)
         if args and args[0] not in names and not args[0].startswith("-"):
             raise click.UsageError(
                 f"unknown command '{args[0]}': allowed are {', '.join(names)}{nearest(args[0], names)}"
@@ -54,7 +55,7 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("foveate", cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="foveate")
 def cli() -> None:
     """Vision-language models that know where things are.
@@ -62,7 +63,7 @@ def cli() -> None:
     \b
     Start here:
       foveate tour                                     show everything on built-in images
-      foveate collect MY_FOLDER --to my-images         import your own images and texts
+      foveate collect MY_FOLDER --out my-images        import your own images and texts
       foveate pretrain tour --collection my-images     train a localizing encoder
       foveate locate MODEL IMAGE "a red boat"          find a phrase in an image
     """

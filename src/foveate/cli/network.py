@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import F, common, finish
+from foveate.cli.options import Call, Command, F, common, set_option
 from foveate.core.errors import UserError
 
 _FILE = click.Path(path_type=Path)
@@ -22,7 +22,7 @@ def _folder(help_of: str) -> Callable[[F], F]:
     return click.option("--folder", type=_FILE, required=True, help=help_of)
 
 
-def _closing(function: F) -> F:
+def _closing(function: Command) -> Command:
     """Add the options at the end of each of these commands."""
     dry_run = click.option("--dry-run", is_flag=True, help="Print Flower's commands; check and start nothing.")
     return dry_run(common(seed=False, device=False)(function))
@@ -36,9 +36,7 @@ def _closing(function: F) -> F:
 )
 @_insecure
 @_closing
-def server(
-    folder: Path, settings: dict[str, Any], make_keys: bool, insecure: bool, dry_run: bool, as_json: bool
-) -> None:
+def server(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, insecure: bool) -> None:
     """Start Flower's SuperLink, with TLS and node keys, until it is stopped.
 
     First with --make-keys: then each client gets ca.crt of the folder, and sends its public key, which
@@ -49,22 +47,21 @@ def server(
       foveate federated server --folder federation --address server.example.org --make-keys
       foveate federated server --folder federation --address server.example.org
     """
-    from foveate.core.recipes import validate
     from foveate.federated.flower import commands, keys, steps
     from foveate.federated.run_options import ServerOptions
 
-    options = validate(ServerOptions, settings, where="foveate federated server")
+    options = call.check(ServerOptions, settings)
     called = commands.Address.read(options.address)
     listens = options.host or commands.listening(called.host)
     if make_keys:
-        _refuse(insecure, dry_run)
-        _finish_keys(keys.make_server_keys(folder, called.host), "give each client ca.crt, and nothing else", as_json)
+        _refuse(insecure, call.dry_run)
+        _finish_keys(call, keys.make_server_keys(folder, called.host), "give each client ca.crt, and nothing else")
         return
     # Made even for a real start, which prints it: a service manager can run the same command.
     command = commands.superlink(folder, host=listens, port=called.port, insecure=insecure)
-    if dry_run:
+    if call.dry_run:
         content = commands.connection(folder, called, insecure=insecure)
-        _finish_plan(folder, [command], {str(commands.home(folder) / "config.toml"): content}, as_json=as_json)
+        _finish_plan(call, folder, [command], {str(commands.home(folder) / "config.toml"): content})
         return
 
     def ready() -> None:
@@ -72,7 +69,7 @@ def server(
             f"the server answers at {called}; Ctrl-C stops it",
             f"next: foveate federated register --folder {folder} CLIENT0.pub, then foveate federated run",
         ]
-        finish({"address": str(called), "command": command}, lines, {"folder": folder}, as_json=as_json)
+        call.finish({"address": str(called), "command": command}, lines, {"folder": folder})
 
     steps.serve(folder, called, host=listens, insecure=insecure, ready=ready)
 
@@ -105,9 +102,7 @@ def server(
 @click.option("--make-keys", is_flag=True, help="Create the node's key and the certificate of its port; start nothing.")
 @_insecure
 @_closing
-def client(
-    folder: Path, settings: dict[str, Any], make_keys: bool, insecure: bool, dry_run: bool, as_json: bool
-) -> None:
+def client(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, insecure: bool) -> None:
     """Start Flower's SuperNode for the data of this client, until it is stopped.
 
     First with --make-keys: then the server gets the file that ends in .pub, and ca.crt of the server goes into the
@@ -118,18 +113,17 @@ def client(
       foveate federated client --folder north --client 0 --make-keys
       foveate federated client --folder north --client 0 --server server.example.org --data points.npz --min-count 10
     """
-    from foveate.core.recipes import validate
     from foveate.federated.flower import commands, keys, steps
     from foveate.federated.run_options import NodeOptions
 
     # Stored beside the keys. Limits count within one such folder: the same data in two folders get two budgets.
     settings.setdefault("state", str((folder / "state").resolve()))
-    options = validate(NodeOptions, settings, where="foveate federated client")
+    options = call.check(NodeOptions, settings)
     number = options.client
     if make_keys:
-        _refuse(insecure, dry_run)
+        _refuse(insecure, call.dry_run)
         public = f"send the server {keys.node_key(folder, number)}.pub, and put its {keys.CA} into {folder}"
-        _finish_keys(keys.make_client_keys(folder, number), public, as_json)
+        _finish_keys(call, keys.make_client_keys(folder, number), public)
         return
     # Neither is needed to make keys, so the model does not require them.
     if options.server is None or options.data is None:
@@ -143,14 +137,14 @@ def client(
     called, port = commands.Address.read(options.server), options.port or commands.FIRST_RUNTIME_PORT + number
     node = options.to_config()
     command = commands.supernode(folder, server=called, client=number, port=port, node=node, insecure=insecure)
-    if dry_run:
-        _finish_plan(folder, [command], {}, as_json=as_json)
+    if call.dry_run:
+        _finish_plan(call, folder, [command], {})
         return
 
     def ready() -> None:
         lines = [f"client {number} takes part at {called}; Ctrl-C stops it"]
         paths = {"data": Path(node["data"])}
-        finish({"client": number, "server": str(called), "command": command}, lines, paths, as_json=as_json)
+        call.finish({"client": number, "server": str(called), "command": command}, lines, paths)
 
     steps.join(folder, called, client=number, port=port, node=node, insecure=insecure, ready=ready)
 
@@ -159,7 +153,7 @@ def client(
 @click.argument("public_keys", nargs=-1, required=True, type=_FILE, metavar="KEY.pub...")
 @_folder("Folder of the running server.")
 @_closing
-def register(public_keys: tuple[Path, ...], folder: Path, dry_run: bool, as_json: bool) -> None:
+def register(call: Call, public_keys: tuple[Path, ...], folder: Path) -> None:
     """Let the nodes of these public keys in, with `flwr supernode register`. One that is in stays in.
 
     \b
@@ -168,11 +162,11 @@ def register(public_keys: tuple[Path, ...], folder: Path, dry_run: bool, as_json
     """
     from foveate.federated.flower import commands, steps
 
-    if dry_run:
-        _finish_plan(folder, [commands.register(key) for key in public_keys], {}, as_json=as_json)
+    if call.dry_run:
+        _finish_plan(call, folder, [commands.register(key) for key in public_keys], {})
         return
     registered = steps.register(folder, public_keys)
-    finish({"registered": registered}, [f"registered: node {number}" for number in registered], {}, as_json=as_json)
+    call.finish({"registered": registered}, [f"registered: node {number}" for number in registered])
 
 
 @click.command("run", cls=FieldsCommand, short_help="Run a job on the clients of a network.")
@@ -191,11 +185,9 @@ def register(public_keys: tuple[Path, ...], folder: Path, dry_run: bool, as_json
     "seed",
     metavars={"method": "NAME", "wait": "SECONDS", "timeout": "SECONDS"},
 )
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable.")
+@set_option
 @_closing
-def run(
-    folder: Path, out: Path, settings: dict[str, Any], overrides: tuple[str, ...], dry_run: bool, as_json: bool
-) -> None:
+def run(call: Call, folder: Path, out: Path, settings: dict[str, Any], overrides: tuple[str, ...]) -> None:
     """Run one clustering, map or encoder over the clients, with `flwr run`, where the server is.
 
     If it is killed with its server, the same command resumes. Ctrl-C ends the run at the server too.
@@ -219,8 +211,8 @@ def run(
     if overrides:
         config["options"] = " ".join(overrides)
     options, _ = read_job(config)
-    if dry_run:
-        _finish_plan(folder, [commands.run(folder, config)], {}, as_json=as_json)
+    if call.dry_run:
+        _finish_plan(call, folder, [commands.run(folder, config)], {})
         return
     steps.carry_out(folder, config)
     from foveate.core.files import read_json
@@ -228,7 +220,7 @@ def run(
 
     lines = [*list_suspects(read_json(out / "result.json")), f"{options.job}: done"]
     paths = {"result": out / "result.json", "report": render(out)}
-    finish({"job": options.job, "run": config}, lines, paths, as_json=as_json)
+    call.finish({"job": options.job, "run": config}, lines, paths)
 
 
 def list_suspects(result: Mapping[str, Any]) -> list[str]:
@@ -243,12 +235,12 @@ def _refuse(insecure: bool, dry_run: bool) -> None:
             raise UserError(f"--make-keys makes files and starts nothing; {name} has no effect on it")
 
 
-def _finish_keys(paths: Sequence[Path], next_step: str, as_json: bool) -> None:
+def _finish_keys(call: Call, paths: Sequence[Path], next_step: str) -> None:
     lines = [*(f"made: {path}" for path in paths), f"next: {next_step}; private keys stay here"]
-    finish({"made": [str(path) for path in paths]}, lines, {}, as_json=as_json)
+    call.finish({"made": [str(path) for path in paths]}, lines)
 
 
-def _finish_plan(folder: Path, planned: list[list[str]], files: Mapping[str, str], *, as_json: bool) -> None:
+def _finish_plan(call: Call, folder: Path, planned: list[list[str]], files: Mapping[str, str]) -> None:
     """Print the plan of --dry-run: variables, files and commands, as lines for a shell."""
     from foveate.federated.flower import commands
 
@@ -258,7 +250,7 @@ def _finish_plan(folder: Path, planned: list[list[str]], files: Mapping[str, str
     for path, content in files.items():
         lines += [f"# {path}:", *(f"#   {line}".rstrip() for line in content.splitlines())]
     result = {"variables": environment, "files": dict(files), "commands": planned}
-    finish(result, lines + commands.shell_lines(environment, planned), {}, as_json=as_json)
+    call.finish(result, lines + commands.shell_lines(environment, planned))
 
 
 COMMANDS = (server, client, register, run)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
 import io
 import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from foveate.core import progress
 
+if TYPE_CHECKING:
+    from foveate.core.recipes import Settings
+
 F = TypeVar("F", bound=Callable[..., Any])
+Command = Callable[..., None]
 T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
 # Exit status of a command that searched and found nothing: neither a mistake (1) nor wrong arguments (2).
 NOT_FOUND = 3
 
@@ -36,13 +44,14 @@ seed_option = click.option(
     "--seed", type=click.IntRange(0), default=None, help="Random seed; by default the recipe's, or 0."
 )
 device_option = click.option(
-    "--device",
-    default=None,
-    metavar="NAME",
-    help="cpu, cuda, cuda:1 or mps; by default CUDA if available.",
+    "--device", default=None, metavar="NAME", help="cpu, cuda, cuda:1 or mps; by default CUDA if available."
 )
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 256), default=None, help="Threads or processes that read and decode."
+)
+
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable."
 )
 
 
@@ -52,13 +61,13 @@ def path_option(flag: str, help: str, *, required: bool = False) -> Callable[[F]
 
 
 def run_option(default: str, what: str = "Run folder") -> Callable[[F], F]:
-    """Add --run.
+    """Add --out for a run folder; the argument of the command is `run`.
 
     Args:
-        default: the folder where --run is missing, for the help.
+        default: the folder where --out is missing, for the help.
         what: what the folder is for, where the verb runs no training.
     """
-    return path_option("--run", f"{what}; {default} by default.")
+    return click.option("--out", "run", type=click.Path(path_type=Path), help=f"{what}; {default} by default.")
 
 
 def dry_run_option(help: str) -> Callable[[F], F]:
@@ -66,20 +75,62 @@ def dry_run_option(help: str) -> Callable[[F], F]:
     return click.option("--dry-run", is_flag=True, help=help)
 
 
-def common(*, seed: bool = True, device: bool = True) -> Callable[[F], F]:
-    """Add --json and --quiet, and --seed and --device where they have an effect."""
+def find_command() -> str:
+    """Return the command that runs, such as "foveate adapt train"."""
+    return "foveate " + click.get_current_context().command_path.removeprefix("foveate ")
 
-    def decorate(function: F) -> F:
+
+@dataclass(frozen=True)
+class Call:
+    """What the shared options of a command line say; None where it says nothing, or the command has no such option."""
+
+    as_json: bool = False
+    run: Path | None = None
+    dry_run: bool = False
+    workers: int | None = None
+    seed: int | None = None
+    device: str | None = None
+
+    @property
+    def command(self) -> list[str]:
+        """The command line, for run.json, result and page."""
+        return ["foveate", *sys.argv[1:]]
+
+    def check(self, model: type[S], values: Mapping[str, Any]) -> S:
+        """Return settings of the values that the user gave; an error names the command."""
+        from foveate.core.recipes import validate
+
+        return validate(model, dict(values), where=find_command())
+
+    def finish(self, result: dict[str, Any], lines: Iterable[str], paths: Mapping[str, Path] | None = None) -> None:
+        """Print the result of the command; see `finish`."""
+        finish(result, lines, paths or {}, as_json=self.as_json)
+
+
+def common(*, seed: bool = True, device: bool = True) -> Callable[[Command], Command]:
+    """Add --json and --quiet, and --seed and --device where they have an effect; the command gets a `Call`.
+
+    The `Call` also holds what --out of a run folder, --dry-run and --workers say, where these stand above.
+    """
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            function(Call(**{name: values.pop(name) for name in SHARED if name in values}), **values)
+
         options = [json_option, quiet_option] + [seed_option] * seed + [device_option] * device
         # Decorators run from the bottom up: applied in reverse, the options are listed in their order.
         for option in reversed(options):
-            function = option(function)
-        return function
+            option(command)
+        return command
 
     return decorate
 
 
-def finish(result: dict[str, Any], lines: Iterable[str], paths: dict[str, Path], *, as_json: bool) -> None:
+SHARED = tuple(field.name for field in dataclasses.fields(Call))
+
+
+def finish(result: dict[str, Any], lines: Iterable[str], paths: Mapping[str, Path], *, as_json: bool) -> None:
     """Print the result: words and then the written paths, or one JSON object with both."""
     if as_json:
         click.echo(json.dumps({**result, "paths": {name: str(path) for name, path in paths.items()}}))

@@ -55,7 +55,7 @@ class CellStore:
         saved = folder / "settings.json"
         if saved.is_file() and read_json(saved) != identity:
             raise UserError(
-                f"{folder} holds cells of other settings (compare {saved}); choose another folder with --run"
+                f"{folder} holds cells of other settings (compare {saved}); choose another folder with --out"
             )
         # Processes started together may all write this file, which is safe: same content, atomic rename.
         if not saved.is_file():

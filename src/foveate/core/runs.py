@@ -83,12 +83,12 @@ class RunFolder:
             same = not saved.exists() or _identity(saved.read_text(encoding="utf-8"), free) == _identity(recipe, free)
             if not same and run.resumed:
                 raise UserError(
-                    f"{path} holds a run of another recipe (compare {saved}); choose another folder with --run"
+                    f"{path} holds a run of another recipe (compare {saved}); choose another folder with --out"
                 )
             by_user = command is not None and saved.exists() and not begun.exists() and not run.resumed
             if by_user and saved.read_text(encoding="utf-8") != recipe:
                 raise UserError(
-                    f"{saved} was not written by a run and would be overwritten; choose another folder with --run"
+                    f"{saved} was not written by a run and would be overwritten; choose another folder with --out"
                 )
         else:
             saved.unlink(missing_ok=True)  # of a try that was refused before any work
@@ -142,7 +142,7 @@ class RunFolder:
         if different:
             raise UserError(
                 f"{self.path} holds a run on other data (compare {IDENTITY}: {'; '.join(different)}); choose another "
-                "folder with --run"
+                "folder with --out"
             )
 
     def discard(self) -> None:
@@ -215,11 +215,11 @@ def check_run_path(path: Path | None, *, has_recipe: bool = False) -> None:
     if path is None or not path.exists():
         return
     if not path.is_dir():
-        raise UserError(f"{path} is a file; --run must be a directory")
+        raise UserError(f"{path} is a file; --out must be a directory")
     saved = path / "recipe.yaml"
     # Such as the folder of a training: its result.json and page would be replaced.
     if not has_recipe and saved.exists() and (RunFolder(path)._has_work() or not (path / "run.json").exists()):
-        raise UserError(f"{path} holds a run of a recipe ({saved}); choose another folder with --run")
+        raise UserError(f"{path} holds a run of a recipe ({saved}); choose another folder with --out")
 
 
 def _flatten(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def find_native_folder(source: str | Path) -> Path | None:
     if "mm_projector_type" in config or str(config.get("model_type")).lower().startswith("ferret"):
         raise UserError(
             f"{folder}: in the layout of ml-ferret, which is not opened as it is; expected the folder that foveate "
-            f"mllm import {folder} --to DIR writes"
+            f"mllm import {folder} --out DIR writes"
         )
     if _is_foreign(config):
         return None

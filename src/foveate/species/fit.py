@@ -15,9 +15,18 @@ from foveate.core.progress import say
 from foveate.metrics.classification import count_classes
 from foveate.records.images import BadImage
 from foveate.species.link_data import LinkData, link_arrays
-from foveate.species.links import ImageNetwork, LinkModel, SpeciesNetwork, build_score, scale_hours, scale_places
+from foveate.species.links import (
+    ImageNetwork,
+    LinearBaseline,
+    LinkModel,
+    SpeciesNetwork,
+    build_score,
+    scale_hours,
+    scale_places,
+)
 from foveate.species.passes import FeatureBatches, ImageBatches, LinkTask, PassOrder, class_offsets
 from foveate.species.recipe import GraphSettings, LinkTraining, SpeciesRecipe
+from foveate.species.score import Score
 from foveate.training.distributed import world
 from foveate.training.loader import BatchSource
 from foveate.training.settings import TrainingSettings
@@ -132,8 +141,14 @@ class PixelInputs(Inputs):
         return torch.cat(outputs), np.array(readable, dtype=np.int64)
 
 
-def order_passes(model: SpeciesNetwork, data: LinkData, training: LinkTraining) -> PassOrder:
-    """Return the batches of every epoch of a training."""
+def order_passes(
+    model: SpeciesNetwork | Score | type[LinearBaseline], data: LinkData, training: LinkTraining
+) -> PassOrder:
+    """Return the batches of every epoch of a training.
+
+    Args:
+        model: decides whether the last, smaller batch of a pass is left out.
+    """
     # Shared by training and report, so that a page never counts other steps than were trained.
     return PassOrder(
         data.passes(training),

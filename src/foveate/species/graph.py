@@ -265,7 +265,7 @@ class SpeciesGraph:
         folder = Path(folder)
         is_graph_folder = (folder / GRAPH).exists() or (folder / _UNFINISHED).exists()
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_graph_folder):
-            raise UserError(f"{folder}: exists and holds no graph; choose an empty folder with --to")
+            raise UserError(f"{folder}: exists and holds no graph; choose an empty folder with --out")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _UNFINISHED).touch()
         # Last: a folder with graph.json is whole.

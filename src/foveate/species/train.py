@@ -74,22 +74,8 @@ def train_species(
     for name, reason in recipe.idle_fields().items():
         say(f"{name} has no effect with {reason}")
     run = Run(recipe, run_path, device=device, command=command, older={"graph.json": ""})
-    with open_collection(source) if is_graph(source) else Collection.open(source) as collection, run:
-        if is_graph(source):
-            if taxonomy is not None:
-                raise UserError(f"taxonomy {taxonomy} has no effect: {source} is a graph, which has its taxa")
-            graph = SpeciesGraph.open(source, train=recipe.data.train)
-        else:
-            taxa = open_taxa(collection, taxonomy)
-            graph = SpeciesGraph.from_collection(collection, taxa, train=recipe.data.train)
-        data = link_graph(
-            graph,
-            collection,
-            train=recipe.data.train,
-            validation=recipe.data.validation,
-            contexts=recipe.graph.contexts if recipe.method == "cosmo" else (),
-            all_candidates=recipe.graph.candidates == "all",
-        )
+    with open_source(source) as collection, run:
+        graph, data = read_links(recipe, source, collection, taxonomy)
         # Hashed before unreadable images are taken out: hashes describe the survey, not what this machine can decode.
         run.open(identify_data(data, recipe.data.features))
         sources = open_sources(recipe, collection, data, run_path, run.here.device)
@@ -117,6 +103,32 @@ def train_species(
                     say(f"no prior: no training image has what the {recipe.prior} prior reads (place, hour or day)")
         run.write_result(result)
     return SpeciesRun(run.folder, result, model)
+
+
+def open_source(source: Path) -> Collection:
+    """Open the collection of a graph, or the collection itself."""
+    return open_collection(source) if is_graph(source) else Collection.open(source)
+
+
+def read_links(
+    recipe: SpeciesRecipe, source: Path, collection: Collection, taxonomy: Path | None
+) -> tuple[SpeciesGraph, LinkData]:
+    """Return the graph of a source and the links of it that a recipe trains on; arguments as in `train_species`."""
+    if is_graph(source):
+        if taxonomy is not None:
+            raise UserError(f"taxonomy {taxonomy} has no effect: {source} is a graph, which has its taxa")
+        graph = SpeciesGraph.open(source, train=recipe.data.train)
+    else:
+        graph = SpeciesGraph.from_collection(collection, open_taxa(collection, taxonomy), train=recipe.data.train)
+    data = link_graph(
+        graph,
+        collection,
+        train=recipe.data.train,
+        validation=recipe.data.validation,
+        contexts=recipe.graph.contexts if recipe.method == "cosmo" else (),
+        all_candidates=recipe.graph.candidates == "all",
+    )
+    return graph, data
 
 
 def identify_data(data: LinkData, features: str | None) -> dict[str, str]:

@@ -105,7 +105,7 @@ def read_answered(questions: Sequence[VideoQuestion], hashes: ClipHashes, run: E
         listed = ", ".join(list(dict.fromkeys(replaced))[:5])
         raise UserError(
             f"{run.path / ANSWERS}: clip {listed} is not the one of {len(replaced)} stored answers (another SHA-256); "
-            "put the old clip back, or choose another folder with --run"
+            "put the old clip back, or choose another folder with --out"
         )
     return answered
 

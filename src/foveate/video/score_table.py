@@ -412,7 +412,9 @@ def score(
         replies = None
         if any(row["aspects"] for row in rows):
             if judge is None:
-                raise UserError(f"{folder.path}: --judge is missing; open answers are scored by a judge, at a server")
+                raise UserError(
+                    f"{folder.path}: --judge-url is missing; open answers are scored by a judge, at a server"
+                )
             replies = judge_answers(rows, judge, prompts, folder.path / REPLIES)
         result = summarize(rows, recipe, replies=replies)
         # A run of only multiple-choice questions names no judge, even if one was given.

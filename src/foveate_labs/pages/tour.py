@@ -68,13 +68,13 @@ COMMANDS = [
     ),
     Command(
         what="Import images with their texts, and look at what you have",
-        command="foveate collect my-folder --to my-images\nfoveate inspect my-images",
+        command="foveate collect my-folder --out my-images\nfoveate inspect my-images",
     ),
     Command(
         what="Label regions, which training needs to learn places",
         command="foveate regions my-images --captions alt",
     ),
-    Command(what="Train an encoder on it", command="foveate pretrain tour --collection my-images --run runs/mine"),
+    Command(what="Train an encoder on it", command="foveate pretrain tour --collection my-images --out runs/mine"),
     Command(what="Measure it on the held-out part", command="foveate evaluate runs/mine/model --collection my-images"),
     Command(what="Find a phrase in one image", command='foveate locate runs/mine/model photo.jpg "a red kite"'),
     Command(

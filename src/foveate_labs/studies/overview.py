@@ -65,7 +65,7 @@ def run_all(
             seed=seed,
             workers=workers,
             device=device,
-            command=["foveate", "study", name, *options, "--run", str(run_path / name)],
+            command=["foveate", "study", name, *options, "--out", str(run_path / name)],
         )
     return write_overview(read_runs(run_path), run_path, source=str(run_path), command=command)
 
@@ -94,7 +94,7 @@ def read_all_published(folder: Path) -> dict[str, Published]:
     names = [name for name in study_names() if (folder / "data" / name / "run.json").is_file()]
     if not names:
         raise UserError(
-            f"{folder} holds no published results (data/NAME/run.json); run in a clone of Foveate, or give --run"
+            f"{folder} holds no published results (data/NAME/run.json); run in a clone of Foveate, or give --out"
         )
     return {name: read_published(folder / "data" / name) for name in names}
 

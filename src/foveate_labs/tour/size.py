@@ -63,7 +63,7 @@ def read_stored_size(run_path: Path, settings: TourSettings) -> TourSize | None:
     path, requested = run_path / FILE, _requested_size(settings)
     if not path.is_file():
         if (run_path / "collection").exists():
-            raise UserError(f"{run_path}: holds a tour of an earlier version; choose another --run")
+            raise UserError(f"{run_path}: holds a tour of an earlier version; choose another --out")
         return None
     stored = validate(TourSize, read_json(path), where=str(path))
     # If no size is named, a repeated command goes on with what the machine chose, or with the full size.
@@ -77,7 +77,7 @@ def read_stored_size(run_path: Path, settings: TourSettings) -> TourSize | None:
     request = requested.describe() if requested else "no size"
     raise UserError(
         f"{run_path}: holds a tour of {stored.describe()}{origin} (this command asks for {request}); "
-        f"{advice}, or choose another --run"
+        f"{advice}, or choose another --out"
     )
 
 
@@ -113,7 +113,7 @@ def _choose_by_speed(speed: Speed) -> TourSize:
         full, smaller = (duration(estimate_seconds(speed, candidate)) for candidate in (FULL, size))
         say(
             f"the full tour would take about {full} on this machine; a smaller one of about {smaller} follows: "
-            f"{size.describe()}. For the full size: foveate tour --full --run runs/tour-full"
+            f"{size.describe()}. For the full size: foveate tour --full --out runs/tour-full"
         )
     return size
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish, run_option
+from foveate.cli.options import Call, common, dry_run_option, run_option
 from foveate.core.errors import UserError
 
 _FOLDER = click.Path(path_type=Path)
@@ -35,21 +34,12 @@ _FOLDER = click.Path(path_type=Path)
 )  # fmt: skip
 @common()
 def command(
-    name: str,
-    run: Path | None,
-    settings: dict[str, Any],
-    data: tuple[Path, ...],
-    dry_run: bool,
-    so_far: bool,
-    published: Path,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
+    call: Call, name: str, settings: dict[str, Any], data: tuple[Path, ...], so_far: bool, published: Path
 ) -> None:
     """Train all variants of the study NAME with several seeds and judge its claims. An unknown NAME lists all.
 
     NAME all runs every study and writes one table over them. With --so-far it trains nothing and makes the table from
-    the published results, or with --run or --quick from the runs that are finished.
+    the published results, or with --out or --quick from the runs that are finished.
 
     The first training is timed, and the hours of the rest are printed before they start. Every finished training is
     a file: run the same command to resume, and in a second terminal to help. Optional data (regions for cloc, public
@@ -61,87 +51,76 @@ def command(
       foveate study calibration
       foveate study all --so-far
     """
-    from foveate.core.recipes import validate
     from foveate.report import render
     from foveate_labs.studies.overview import ALL
     from foveate_labs.studies.runner import run_study
     from foveate_labs.studies.settings import StudySettings
 
-    size = validate(StudySettings, settings, where="foveate study")
+    size = call.check(StudySettings, settings)
     quick = size.quick
     if name == ALL:
         if data:
             raise UserError("--data has no effect on 'all', which uses what is installed; give it to one study")
         if size.variants:
             raise UserError("--variants has no effect on 'all': every study has its own; give it to one study")
-        options = {"seeds": size.seeds, "seed": seed or 0, "workers": size.workers, "device": device}
-        _run_all(run, published, options, quick=quick, dry_run=dry_run, so_far=so_far, as_json=as_json)
+        options = {"seeds": size.seeds, "seed": call.seed or 0, "workers": size.workers, "device": call.device}
+        _run_all(call, published, options, quick=quick, so_far=so_far)
         return
     # A folder of its own: a quick study has other trainings, and the full one's folder would refuse them.
-    folder = run or Path("runs") / f"study-{name}{'-quick' if quick else ''}"
+    folder = call.run or Path("runs") / f"study-{name}{'-quick' if quick else ''}"
     result = run_study(
         name,
         folder,
         quick=quick,
         seeds=size.seeds,
-        seed=seed or 0,
+        seed=call.seed or 0,
         workers=size.workers,
         variants=size.variants,
-        device=device,
+        device=call.device,
         data=data,
-        dry_run=dry_run,
+        dry_run=call.dry_run,
         so_far=so_far,
-        command=["foveate", *sys.argv[1:]],
+        command=call.command,
     )
     real = [
         f"{dataset['name']}: {'used' if dataset['used'] else 'not found (package ' + dataset['package'] + ')'}"
         for dataset in result["optional_data"]
     ]
-    if dry_run:
-        finish(result, [f"{result['trainings']} trainings", *real], {}, as_json=as_json)
+    if call.dry_run:
+        call.finish(result, [f"{result['trainings']} trainings", *real])
         return
     titles = {condition["key"]: condition["title"] for condition in result["conditions"]}
     lines = [
         f"{claim['verdict']}: {titles[claim['condition']]}: {claim['text']} ({_interval(claim['difference'])})"
         for claim in result["claims"]
     ]
-    finish(result, [*lines, *real], {"result": folder / "result.json", "report": render(folder)}, as_json=as_json)
+    call.finish(result, [*lines, *real], {"result": folder / "result.json", "report": render(folder)})
 
 
-def _run_all(
-    run: Path | None,
-    published: Path,
-    options: dict[str, Any],
-    *,
-    quick: bool,
-    dry_run: bool,
-    so_far: bool,
-    as_json: bool,
-) -> None:
+def _run_all(call: Call, published: Path, options: dict[str, Any], *, quick: bool, so_far: bool) -> None:
     """Run all studies, or with `so_far` none, and write the table over them."""
     from foveate.core.files import write_text_atomically
     from foveate.report import render
     from foveate_labs.studies import overview
     from foveate_labs.studies.runner import run_study, study_names
 
-    folder = run or Path("runs") / f"study-{overview.ALL}{'-quick' if quick else ''}"
-    if dry_run:
+    folder = call.run or Path("runs") / f"study-{overview.ALL}{'-quick' if quick else ''}"
+    if call.dry_run:
         plans = {
             name: run_study(name, folder / name, quick=quick, dry_run=True, **options)["trainings"]
             for name in study_names()
         }
         lines = [f"{name}: {count} trainings" for name, count in plans.items()]
-        finish({"kind": "studies", "trainings": plans}, lines, {}, as_json=as_json)
+        call.finish({"kind": "studies", "trainings": plans}, lines)
         return
-    command = ["foveate", *sys.argv[1:]]
     paths: dict[str, Path] = {}
     if not so_far:
-        result = overview.run_all(folder, quick=quick, command=command, **options)
-    elif run is not None or quick:
-        result = overview.write_overview(overview.read_runs(folder), folder, source=str(folder), command=command)
+        result = overview.run_all(folder, quick=quick, command=call.command, **options)
+    elif call.run is not None or quick:
+        result = overview.write_overview(overview.read_runs(folder), folder, source=str(folder), command=call.command)
     else:
         results = overview.read_all_published(published)
-        result = overview.write_overview(results, folder, source=str(published), command=command)
+        result = overview.write_overview(results, folder, source=str(published), command=call.command)
         # Only published results make the page of the docs: a run of one machine must not replace it.
         paths["docs page"] = published / "index.md"
         write_text_atomically(paths["docs page"], (folder / "index.md").read_text(encoding="utf-8"))
@@ -149,7 +128,7 @@ def _run_all(
         f"{study['study']}: {study['held']} of {study['must_hold']} checks that must hold are shown"
         for study in result["studies"]
     ]
-    finish(result, lines, {**paths, "result": folder / "result.json", "report": render(folder)}, as_json=as_json)
+    call.finish(result, lines, {**paths, "result": folder / "result.json", "report": render(folder)})
 
 
 def _interval(difference: dict[str, float | None]) -> str:

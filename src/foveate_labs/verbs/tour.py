@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, run_option
+from foveate.cli.options import Call, common, run_option
 
 _RUN = Path("runs/tour")
 
@@ -18,7 +17,7 @@ _RUN = Path("runs/tour")
 @run_option(str(_RUN))
 @fields("foveate_labs.studies.settings:TourSettings", "full", "seeds", "image_size", "scenes", "test_scenes", "steps")
 @common()
-def command(run: Path | None, settings: dict[str, Any], as_json: bool, seed: int | None, device: str | None) -> None:
+def command(call: Call, settings: dict[str, Any]) -> None:
     """Ask the shipped model, build a collection of real and generated images, train CLIP and CLOC on it, and ask both.
 
     Real images and scenes, seen and unseen concepts are reported apart. Ends with the path of one HTML page, which
@@ -28,24 +27,23 @@ def command(run: Path | None, settings: dict[str, Any], as_json: bool, seed: int
     \b
     Example:
       foveate tour
-      foveate tour --seeds 3 --run runs/tour-3-seeds
+      foveate tour --seeds 3 --out runs/tour-3-seeds
     """
     from foveate.core.files import read_json
     from foveate.core.progress import say
-    from foveate.core.recipes import validate
     from foveate.report import render
     from foveate_labs.pages.tour import summarize
     from foveate_labs.studies.settings import TourSettings
     from foveate_labs.tour.run import tour
 
     folder = tour(
-        run or _RUN,
-        validate(TourSettings, settings, where="foveate tour"),
-        seed=seed or 0,
-        device=device,
-        command=["foveate", *sys.argv[1:]],
+        call.run or _RUN,
+        call.check(TourSettings, settings),
+        seed=call.seed or 0,
+        device=call.device,
+        command=call.command,
         on_first_answers=lambda path: say(f"the shipped model's answers are on {render(path)}; the rest follows"),
     )
     result = read_json(folder / "result.json")
-    serve = f"play with it: foveate serve {folder / f'cloc-seed{seed or 0}' / 'model'} mini"
-    finish(result, [*summarize(result), serve], {"report": render(folder)}, as_json=as_json)
+    serve = f"play with it: foveate serve {folder / f'cloc-seed{call.seed or 0}' / 'model'} mini"
+    call.finish(result, [*summarize(result), serve], {"report": render(folder)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from foveate.adapt import vtab
 from foveate.adapt.recipe import AdaptTraining
 from foveate.core.errors import UserError
-from foveate.core.recipes import Settings, apply_overrides, validate
+from foveate.core.recipes import Settings, apply_overrides, format_overrides, validate
 
 _NAME = re.compile(r"(?:(?P<group>[A-Za-z0-9_.]+)/)?(?P<name>[A-Za-z0-9_.]+)")
 
@@ -113,16 +114,29 @@ def parse_task(text: str, *, what: str = "data") -> CompareTask:
 
 
 def build_recipe(
-    backbone: Mapping[str, Any], tasks: Sequence[CompareTask], overrides: Sequence[str] = (), **fields: Any
+    backbone: Mapping[str, Any] | None,
+    tasks: Sequence[CompareTask],
+    overrides: Sequence[str] = (),
+    *,
+    content: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> CompareRecipe:
-    """Check a recipe from options and `field=value` overrides.
+    """Check a recipe from a file's content, `field=value` overrides and options, each above those before it.
+
+    Args:
+        backbone: fields of the network; None: those of the content.
+        tasks: none: those of the content.
 
     Raises:
         UserError: an unknown field (the nearest is named) or a value that does not fit.
     """
-    content: dict[str, Any] = {"backbone": dict(backbone), "tasks": [task.model_dump() for task in tasks], **fields}
-    apply_overrides(content, overrides)
-    return validate(CompareRecipe, content, where="foveate adapt compare")
+    recipe = copy.deepcopy(dict(content or {}))
+    if backbone is not None:
+        recipe["backbone"], options = {}, {"backbone": dict(backbone), **options}
+    if tasks:
+        recipe["tasks"] = [task.model_dump() for task in tasks]
+    apply_overrides(recipe, [*overrides, *format_overrides(options)])
+    return validate(CompareRecipe, recipe, where="foveate adapt compare")
 
 
 def max_parameters(budget: str | None, backbone: int) -> int | None:

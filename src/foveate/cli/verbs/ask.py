@@ -13,7 +13,7 @@ import click
 
 from foveate.cli.exchanges import find_nearest_requests, make_exchange, make_result, write_page
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, print_stream, run_option
+from foveate.cli.options import Call, common, print_stream, run_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,9 +66,8 @@ class RegionsCommand(FieldsCommand):
 @click.option("--coco-out", type=click.Path(path_type=Path), help="File for the answer's boxes and phrases as COCO.")
 @run_option("none", "Folder for a page with images, answers and boxes")
 @common(seed=False)
-@click.pass_context
 def command(
-    context: click.Context,
+    call: Call,
     images: tuple[Path, ...],
     question: str,
     settings: dict[str, Any],
@@ -77,9 +76,6 @@ def command(
     chat: bool,
     image_out: Path | None,
     coco_out: Path | None,
-    run: Path | None,
-    as_json: bool,
-    device: str | None,
     **regions: tuple[Any, ...],
 ) -> None:
     """Answer QUESTION about IMAGES; boxes in the answer are in pixels of the image.
@@ -90,25 +86,24 @@ def command(
 
     \b
     Example:
-      foveate ask holiday.jpg "Where is the red apple?" --image-out found.png --run runs/apple
+      foveate ask holiday.jpg "Where is the red apple?" --image-out found.png --out runs/apple
       foveate ask holiday.jpg "What is <1> doing beside <2>?" --box 120,40,300,310 --point 420,200
       foveate ask holiday.jpg "Is there a dog?" --option yes --option no
     """
-    from foveate.core.recipes import validate
     from foveate.core.runs import check_run_path
     from foveate.multimodal.choose import check_options
     from foveate.multimodal.opening import open_mllm
     from foveate.multimodal.questions import ask_turns
     from foveate.multimodal.settings import AskSettings
 
-    checked = validate(AskSettings, settings, where="foveate ask")
-    given = {"--json": as_json, "--image-out": image_out, "--coco-out": coco_out, "--option": options}
+    checked = call.check(AskSettings, settings)
+    given = {"--json": call.as_json, "--image-out": image_out, "--coco-out": coco_out, "--option": options}
     _refuse_useless(given | {"--ground": ground, "--max-tokens": "max_tokens" in settings}, chat=chat)
     if "unit" in settings and not any(regions[name] for name in ("box", "point", "stroke")):
         raise click.UsageError("--unit has no effect without --box, --point or --stroke")
-    check_run_path(run)
+    check_run_path(call.run)
     _check_inputs(images)
-    shapes = _read_regions(context.meta["foveate.regions"], regions)
+    shapes = _read_regions(click.get_current_context().meta["foveate.regions"], regions)
     # Before a model is opened, which takes seconds.
     ask_turns(question, shapes, images=len(images))
     if options:
@@ -116,17 +111,17 @@ def command(
     _check_outputs(images, image_out, coco_out)
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
-    model = open_mllm(checked.model, device=device)
+    model = open_mllm(checked.model, device=call.device)
     loaded = time.perf_counter()
-    find_nearest = partial(find_nearest_requests, model, name=checked.model, silent=as_json)
+    find_nearest = partial(find_nearest_requests, model, name=checked.model, silent=call.as_json)
     if chat:
         exchanges = _chat(
             model.chat(images), question, shapes, checked.max_tokens,
             ground=ground, num_images=len(images), find_nearest=find_nearest,
         )  # fmt: skip
-        if run is not None:
+        if call.run is not None:
             result = make_result(model, checked.model, loaded - start, exchanges)
-            finish({}, [], write_page(run, images, result), as_json=False)
+            call.finish({}, [], write_page(call.run, images, result))
         return
     shares: tuple[float, ...] = ()
     if options:
@@ -134,11 +129,11 @@ def command(
     elif ground:
         # Boxes are added behind the text, which thus cannot be printed as it comes.
         answer = model.ask(images, question, regions=shapes, ground=True, max_tokens=checked.max_tokens)
-        if not as_json:
+        if not call.as_json:
             click.echo(answer.text)
     else:
         pieces = model.stream(images, question, regions=shapes, max_tokens=checked.max_tokens)
-        answer = print_stream(pieces, silent=as_json)
+        answer = print_stream(pieces, silent=call.as_json)
     exchange = make_exchange(question, shapes, answer, time.perf_counter() - loaded, num_images=len(images))
     exchange = exchange.model_copy(
         update={"options": list(options), "probabilities": list(shares), "nearest_requests": find_nearest(question)}
@@ -147,12 +142,12 @@ def command(
     paths = _write_images(image_out, images, answer) if image_out else {}
     if coco_out:
         paths["coco"] = _write_coco(coco_out, images, question, answer)
-    if run is not None:
-        paths |= write_page(run, images, result)
+    if call.run is not None:
+        paths |= write_page(call.run, images, result)
     printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
     lines = [f"{share:.3f}  {option}" for share, option in sorted(zip(shares, options, strict=True), reverse=True)]
     lines = lines or _describe_boxes(answer, images, ground=ground)
-    finish(printed, lines, paths, as_json=as_json)
+    call.finish(printed, lines, paths)
 
 
 def _refuse_useless(given: dict[str, Any], *, chat: bool) -> None:
@@ -160,7 +155,7 @@ def _refuse_useless(given: dict[str, Any], *, chat: bool) -> None:
     if chat:
         for name in ("--json", "--image-out", "--coco-out", "--option"):
             if given[name]:
-                raise click.UsageError(f"{name} has no effect with --chat; --run writes a page of the conversation")
+                raise click.UsageError(f"{name} has no effect with --chat; --out writes a page of the conversation")
     if given["--option"]:
         for name in ("--ground", "--image-out", "--coco-out"):
             if given[name]:

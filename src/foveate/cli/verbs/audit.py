@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, measured, run_option
+from foveate.cli.options import Call, common, measured, run_option
 
 if TYPE_CHECKING:
     from foveate.records.captions import CaptionVerdict
@@ -35,28 +34,21 @@ if TYPE_CHECKING:
 @fields(
     "foveate.caption.settings:JudgeSettings",
     "judge",
-    "endpoint",
-    "endpoint_model",
+    ("endpoint", "--judge-url"),
+    ("endpoint_model", "--judge-model"),
+    ("key_env", "--judge-key-env"),
     into="judging",
-    metavars={"endpoint": "URL", "endpoint_model": "NAME"},
+    metavars={"judge": "FOLDER", "endpoint": "URL", "endpoint_model": "NAME", "key_env": "NAME"},
 )
 @run_option("runs/audit")
 @common()
-def command(
-    collection: Path,
-    settings: dict[str, Any],
-    judging: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def command(call: Call, collection: Path, settings: dict[str, Any], judging: dict[str, Any]) -> None:
     """Measure the captions of COLLECTION, every format on the same images.
 
     Length in tokens, assertions per caption, the share of them that holds, what they share with the alt-text,
     duplicates and truncation; with intervals and a control of shuffled captions.
 
-    On generated scenes the truth judges; on real images an image-text model (--judge) or a served one (--endpoint).
+    On generated scenes the truth judges; on real images an image-text model (--judge) or a served one (--judge-url).
 
     \b
     Example:
@@ -67,33 +59,34 @@ def command(
     from foveate.caption.settings import AuditSettings, JudgeSettings
     from foveate.core.errors import UserError
     from foveate.core.progress import say
-    from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
     from foveate.records.captions import save_verdicts
     from foveate.records.collection import Collection
     from foveate.report import render
 
-    resolved = validate(AuditSettings, {**settings, "seed": seed or 0}, where="foveate audit")
-    judge = validate(JudgeSettings, judging, where="foveate audit")
+    resolved = call.check(AuditSettings, {**settings, "seed": call.seed or 0})
+    judge = call.check(JudgeSettings, judging)
     if (judge.endpoint is None) != (judge.endpoint_model is None):
-        raise click.UsageError("--endpoint and --endpoint-model belong together")
+        raise click.UsageError("--judge-url and --judge-model belong together")
     if judge.endpoint is not None and judge.judge is not None:
-        raise click.UsageError("give one of --judge and --endpoint: one judge, one number")
+        raise click.UsageError("give one of --judge and --judge-url: one judge, one number")
+    if judge.key_env and judge.endpoint is None:
+        raise click.UsageError("--judge-key-env has no effect without --judge-url")
     opened = Collection.open(collection)
     method = AuditMethod(model=judge.judge)
     if judge.endpoint is not None and judge.endpoint_model is not None:
         from foveate.caption.judges import llm_method
 
-        method = llm_method(opened, judge.endpoint, judge.endpoint_model)
-    folder = RunFolder.create(run or Path("runs/audit"), command=["foveate", *sys.argv[1:]])
+        method = llm_method(opened, judge.endpoint, judge.endpoint_model, key_env=judge.key_env)
+    folder = RunFolder.create(call.run or Path("runs/audit"), command=call.command)
     try:
-        audited = audit(opened, folder.path, resolved, method, device=device)
+        audited = audit(opened, folder.path, resolved, method, device=call.device)
     except UserError:
         # A refused audit leaves no folder behind; one with the files of an earlier run stays as it was.
         folder.discard()
         raise
     result = audited.to_json()
-    result["command"] = ["foveate", *sys.argv[1:]]
+    result["command"] = call.command
     folder.write_result(result)
     try:
         save_verdicts(opened.path, audited.verdicts)
@@ -102,7 +95,7 @@ def command(
         say(f"the verdicts were not stored in the collection: {error}")
     paths = {"result": folder.path / "result.json", "report": render(folder.path)}
     # The gallery is on the page; as text it would bury the numbers.
-    finish({**result, "gallery": []}, _lines(result, audited.verdicts), paths, as_json=as_json)
+    call.finish({**result, "gallery": []}, _lines(result, audited.verdicts), paths)
 
 
 def _lines(result: dict[str, Any], verdicts: Sequence[CaptionVerdict]) -> list[str]:

@@ -8,16 +8,15 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import dry_run_option, finish, json_option, quiet_option
+from foveate.cli.options import Call, common, dry_run_option
 
 
 @click.command("cache", cls=FieldsCommand, short_help="List or remove cached features.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields("foveate.pretrain.caches:CacheSettings", "remove", "days")
 @dry_run_option("With --remove: print what would be removed; remove nothing.")
-@json_option
-@quiet_option
-def command(collection: Path, settings: dict[str, Any], dry_run: bool, as_json: bool) -> None:
+@common(seed=False, device=False)
+def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     """List the cached features of frozen encoders beside a collection's images, or remove some.
 
     Nothing is lost: the next run that wants them computes them again. COLLECTION may also be a run folder.
@@ -28,17 +27,16 @@ def command(collection: Path, settings: dict[str, Any], dry_run: bool, as_json: 
       foveate cache my-images --remove unused
     """
     from foveate.core.errors import UserError
-    from foveate.core.recipes import validate
     from foveate.pretrain.caches import CacheSettings, list_caches, remove_caches, select_caches
 
-    resolved = validate(CacheSettings, settings, where="foveate cache")
+    resolved = call.check(CacheSettings, settings)
     if not collection.is_dir():
         raise UserError(f"{collection}: is no folder; give a collection or a run folder")
     folder = collection / "cache"
     caches = list_caches(folder)
     # Selected from the listing that is printed: a dry run names exactly what the same command would remove.
     removed = select_caches(caches, resolved)
-    if resolved.remove is not None and not dry_run:
+    if resolved.remove is not None and not call.dry_run:
         removed = remove_caches(folder, which=resolved.remove, days=resolved.days)
     # By name: a removed cache is listed again as it was, but is another object.
     names = {cache.path.name for cache in removed}
@@ -51,21 +49,21 @@ def command(collection: Path, settings: dict[str, Any], dry_run: bool, as_json: 
             "parts": cache.parts,
             "days_since_use": round(cache.days, 2),
             "unused": cache.is_unused(days=resolved.days),
-            "removed": cache.path.name in names and not dry_run,
+            "removed": cache.path.name in names and not call.dry_run,
         }
         for cache in caches
     ]
     lines = [
         f"{cache.path.name}: {cache.kind}, {_size(cache.size)}, opened {cache.days:.0f} days ago"
         + ("" if cache.readable else ", of another release")
-        + (", would be removed" if dry_run else ", removed") * (cache.path.name in names)
+        + (", would be removed" if call.dry_run else ", removed") * (cache.path.name in names)
         for cache in caches
     ] or [f"no cache in {folder}"]
     freed = sum(cache.size for cache in removed)
     if resolved.remove is not None:
-        lines.append(f"{'would free' if dry_run else 'freed'}: {_size(freed)}")
+        lines.append(f"{'would free' if call.dry_run else 'freed'}: {_size(freed)}")
     result = {"kind": "cache", "caches": rows, "bytes": sum(cache.size for cache in caches), "freed_bytes": freed}
-    finish(result, lines, {"cache": folder}, as_json=as_json)
+    call.finish(result, lines, {"cache": folder})
 
 
 def _size(count: int) -> str:

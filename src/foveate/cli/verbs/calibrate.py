@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish, path_option, read_lines, run_option, split_names
+from foveate.cli.options import Call, common, dry_run_option, path_option, read_lines, run_option, split_names
 
 if TYPE_CHECKING:
     from foveate.calibrate.run import Evidence
@@ -22,7 +22,7 @@ _AUGMENTATION = ("crop", "flip", "color", "gray", "randaugment", "erasing")
 _VARIATION = ("label_smoothing", "mixup", "balanced")
 _OF_PSEUDO_RUNS = ("learning_rate", "backbone_rate", "epochs", "batch_size", *_AUGMENTATION, *_VARIATION)
 _SPLITS = ("train_split", "test_split")
-_OF_MODELS = ("data", "labels", *_SPLITS, "pseudo_splits", *_OF_PSEUDO_RUNS)
+_OF_MODELS = ("collection", "labels", *_SPLITS, "pseudo_splits", *_OF_PSEUDO_RUNS)
 _OF_LOGITS = ("training", "checkpoint", "class_names")
 _SETTINGS = "foveate.calibrate.settings"
 # The public code's variants ("variant", "tie") are for comparisons with it: Python takes them.
@@ -42,8 +42,8 @@ _OF_PCV = ("threshold", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 )
 @click.option("--classes-absent", "absent", multiple=True, metavar="CLASSES", help="All others by default.")
 @path_option("--class-names", "File with one class name per line, if SOURCE has no column names.")
-@path_option("--data", "Collection that the model SOURCE was fine-tuned on.")
-@click.option("--labels", metavar="FIELD", help="Label field of --data with the classes.")
+@path_option("--collection", "Collection that the model SOURCE was fine-tuned on.")
+@click.option("--labels", metavar="FIELD", help="Label field of --collection with the classes.")
 @fields(f"{_SETTINGS}:ModelData", *_SPLITS, into="splits")
 @path_option("--before", "The pre-trained model, or its logits of the samples in SOURCE.")
 @path_option("--training", "Logits of the fine-tuning data, for the average logit gap.")
@@ -56,12 +56,12 @@ _OF_PCV = ("threshold", "pseudo", "pseudo_splits", *_OF_PSEUDO_RUNS)
 )
 @path_option("--checkpoint", "Checkpoint to calibrate, if SOURCE is a file of logits.")
 @click.option("--head", metavar="MODULE", help="Name of the checkpoint's classifier, if it is not detected.")
-@path_option("--to", "Path of the calibrated checkpoint; RUN/calibrated by default.")
+@path_option("--checkpoint-out", "Path of the calibrated checkpoint; OUT/calibrated by default.")
 @run_option("runs/calibrate")
 @click.option("--force", is_flag=True, help="Write the calibrated checkpoint even if gamma lowers accuracy.")
 @dry_run_option("Print the number of fine-tuning runs and steps; train and write nothing.")
 @common()
-def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: Path | None, **options: Any) -> None:
+def command(call: Call, source: Path, seen: tuple[str, ...], absent: tuple[str, ...], **options: Any) -> None:
     """Find gamma, the amount by which the logits of absent classes are too low, and measure its effect.
 
     SOURCE is a file of saved logits (.npz, .csv, .parquet, .npy, .safetensors or .pt, see the docs) or the folder of a
@@ -71,33 +71,33 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
     \b
     Example:
       foveate calibrate test-logits.csv --training train-logits.csv
-      foveate calibrate tuned --before pretrained --data my-images --labels species --classes-seen @seen.txt
+      foveate calibrate tuned --before pretrained --collection my-images --labels species --classes-seen @seen.txt
     """
     from foveate.calibrate.run import calibrate, table_lines
     from foveate.core.runs import RunFolder
     from foveate.report import render
 
     on_model = source.is_dir()
+    options |= {"seed": call.seed, "device": call.device}
     # None stands for "not given": some options are refused for some sources, whatever their value.
     options |= dict.fromkeys((*_OF_GAMMA, *_SPLITS)) | options.pop("calibration") | options.pop("splits")
     method = options["method"] or _implied_method(options)
     _check_options(options, seen=seen, method=method, on_model=on_model)
-    target = run or Path("runs/calibrate")
+    target = call.run or Path("runs/calibrate")
     classes = {"seen": split_names(seen), "absent": split_names(absent)}
-    if options["dry_run"]:
+    if call.dry_run:
         plan = _plan(source, classes, options, method=method, on_model=on_model)
-        finish(plan, [plan["sentence"]], {}, as_json=options["as_json"])
+        call.finish(plan, [plan["sentence"]])
         return
-    line = ["foveate", *sys.argv[1:]]
     recipe = _recipe(source, classes, options)
     _refuse_other_run(target, recipe)
     if not any(target.glob("pseudo-*")):  # only the pseudo runs of a model depend on it
         (target / "recipe.yaml").unlink(missing_ok=True)
-    folder = RunFolder.create(target, command=line, recipe=recipe if on_model else None)
+    folder = RunFolder.create(target, command=call.command, recipe=recipe if on_model else None)
     evidence = _evidence(source, classes, options, folder, method=method, on_model=on_model)
     named = {} if options["threshold"] is None else {"threshold": options["threshold"]}
-    about = {"model": str(source), "data": str(options["data"] or source)}
-    calibrated = calibrate(evidence, folder, method=method, command=line, **named, **about)
+    about = {"model": str(source), "data": str(options["collection"] or source)}
+    calibrated = calibrate(evidence, folder, method=method, command=call.command, **named, **about)
     paths: dict[str, Path] = {"run": folder.path}
     result = calibrated.result
     lines = [result.harm, ""] if result.harm else []
@@ -118,7 +118,7 @@ def command(source: Path, seen: tuple[str, ...], absent: tuple[str, ...], run: P
         paths["calibrated"] = folded.path
     # Last: the page shows where the checkpoint went.
     paths["report"] = render(folder.path)
-    finish(result.to_json(), lines, paths, as_json=options["as_json"])
+    call.finish(result.to_json(), lines, paths)
     if refused:
         sys.exit(1)
 
@@ -131,7 +131,7 @@ def _implied_method(options: dict[str, Any]) -> str | None:
 
 
 def _check_options(options: dict[str, Any], *, seen: tuple[str, ...], method: str | None, on_model: bool) -> None:
-    """Refuse options that belong to the other kind of source or to the other method, and --data and --labels apart."""
+    """Refuse options of the other kind of source or the other method, and --collection and --labels apart."""
     fine_tuning = options["fine_tuning"]
     values = dict.fromkeys(_OF_PSEUDO_RUNS) | options | fine_tuning | fine_tuning.get("augmentation", {})
     for names, condition, reason in (
@@ -146,10 +146,10 @@ def _check_options(options: dict[str, Any], *, seen: tuple[str, ...], method: st
             raise click.UsageError(f"--{wrong.replace('_', '-')} has no effect {reason}")
     if on_model and not seen:
         raise click.UsageError("a model needs its seen classes: give --classes-seen")
-    if on_model and (options["data"] is None or options["labels"] is None):
-        raise click.UsageError("a model needs its data: give --data COLLECTION and --labels FIELD")
-    if not on_model and options["to"] is not None and options["checkpoint"] is None:
-        raise click.UsageError("--to says where the calibrated checkpoint goes: give --checkpoint too")
+    if on_model and (options["collection"] is None or options["labels"] is None):
+        raise click.UsageError("a model needs its data: give --collection DIR and --labels FIELD")
+    if not on_model and options["checkpoint_out"] is not None and options["checkpoint"] is None:
+        raise click.UsageError("--checkpoint-out says where the calibrated checkpoint goes: give --checkpoint too")
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +161,9 @@ def _recipe(source: Path, classes: dict[str, list[str]], options: dict[str, Any]
     """Write what pseudo runs in the run folder depend on, so that a folder of others is refused."""
     import yaml
 
-    data_options = {name: str(options[name]) for name in ("data", "labels", "train_split", "before", "pseudo_splits")}
+    # `data` is the name that recipes of earlier runs have.
+    names = {"data": "collection", **{name: name for name in ("labels", "train_split", "before", "pseudo_splits")}}
+    data_options = {name: str(options[option]) for name, option in names.items()}
     recipe = {"model": str(source), **classes, **data_options, "fine_tuning": _settings(options)}
     return yaml.safe_dump(recipe, sort_keys=False)
 
@@ -191,14 +193,14 @@ def _refuse_other_run(target: Path, recipe: str) -> None:
     else:
         return
     if not same:
-        raise UserError(f"{target} holds a run of another kind (compare {path}); choose another folder with --run")
+        raise UserError(f"{target} holds a run of another kind (compare {path}); choose another folder with --out")
 
 
 def _model_data(options: dict[str, Any]) -> ModelData:
     from foveate.calibrate.settings import ModelData
 
     splits = {name: options[name] for name in _SPLITS if options[name] is not None}
-    return ModelData(collection=options["data"], field=options["labels"], **splits)
+    return ModelData(collection=options["collection"], field=options["labels"], **splits)
 
 
 def _evidence(
@@ -258,7 +260,7 @@ def _fold(checkpoint: Path, options: dict[str, Any], gamma: float, groups: Any, 
 
     from foveate.calibrate.fold import fold
 
-    target = options["to"]
+    target = options["checkpoint_out"]
     if target is None:
         target = folder.path / ("calibrated" if checkpoint.is_dir() else f"calibrated{checkpoint.suffix}")
         shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)

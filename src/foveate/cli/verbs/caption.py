@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish, run_option, workers_option
+from foveate.cli.options import Call, common, dry_run_option, run_option, workers_option
 
 if TYPE_CHECKING:
     from foveate.caption.captioner import CaptionRunSettings
@@ -52,17 +51,7 @@ if TYPE_CHECKING:
 @dry_run_option("Count requests and estimate tokens and cost; request nothing.")
 @workers_option
 @common()
-def command(
-    collection: Path,
-    settings: dict[str, Any],
-    answering: dict[str, Any],
-    run: Path | None,
-    dry_run: bool,
-    workers: int | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def command(call: Call, collection: Path, settings: dict[str, Any], answering: dict[str, Any]) -> None:
     """Request captions of every image of COLLECTION and write them into it, with their provenance.
 
     Nothing is overwritten. Ctrl-C or SIGTERM finishes what is in flight and writes it; the same command resumes, and
@@ -76,19 +65,18 @@ def command(
     from foveate.caption.captioner import CaptionRunSettings
     from foveate.caption.pending_requests import CaptionSettings
     from foveate.caption.run import caption, plan
-    from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
     from foveate.records.labeling import end_command
     from foveate.report import render
 
-    resolved = validate(CaptionSettings, {**settings, "seed": seed or 0}, where="foveate caption")
-    options = validate(CaptionRunSettings, answering, where="foveate caption")
-    backend_settings = _backend_settings(options, device)
-    if dry_run:
+    resolved = call.check(CaptionSettings, {**settings, "seed": call.seed or 0})
+    options = call.check(CaptionRunSettings, answering)
+    backend_settings = _backend_settings(options, call.device)
+    if call.dry_run:
         _, estimated = plan(collection, resolved, backend=options.backend, backend_settings=backend_settings)
-        finish(estimated, _planned(estimated), {}, as_json=as_json)
+        call.finish(estimated, _planned(estimated))
         return
-    folder = RunFolder.create(run or Path("runs/caption"), command=["foveate", *sys.argv[1:]])
+    folder = RunFolder.create(call.run or Path("runs/caption"), command=call.command)
     done = caption(
         collection,
         resolved,
@@ -96,17 +84,17 @@ def command(
         backend_settings=backend_settings,
         run=folder,
         executor=options.executor,
-        workers=workers or 2,
+        workers=call.workers or 2,
         processes=options.processes,
         tokenizer=options.tokenizer,
     )
-    result = {**done.result.to_json(), "command": ["foveate", *sys.argv[1:]]}
+    result = {**done.result.to_json(), "command": call.command}
     folder.write_result(result)
     paths = {"usage": folder.path / "usage.jsonl", "report": render(folder.path)}
     # None if no run into this folder has asked anything: all captions were there already.
     if not (folder.path / "usage.jsonl").is_file():
         del paths["usage"]
-    finish(result, _lines(result), paths, as_json=as_json)
+    call.finish(result, _lines(result), paths)
     end_command(done.failure, stopped=done.stopped)
 
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import (
-    common,
-    dry_run_option,
-    finish,
-    path_option,
-    run_option,
-)
+from foveate.cli.options import Call, common, dry_run_option, path_option, run_option
 
 
 @click.group("captioner", short_help="Prepare captions to train on; evaluate a model.")
@@ -38,9 +31,7 @@ def command() -> None:
 )
 @dry_run_option("Examine 500 images and count their captions; write nothing.")
 @common(device=False)
-def prepare(
-    overrides: tuple[str, ...], collection: Path, replace: bool, dry_run: bool, as_json: bool, seed: int | None
-) -> None:
+def prepare(call: Call, overrides: tuple[str, ...], collection: Path, replace: bool) -> None:
     """Rewrite what is known of images into captions of all formats, and add them as conversations.
 
     Group `short-captions` has those from several short captions and recognized text, `descriptions` those from
@@ -54,21 +45,21 @@ def prepare(
     """
     from foveate.caption.settings import TargetSettings
     from foveate.caption.targets.conversations import prepare_captions
-    from foveate.core.recipes import parse_overrides, validate
+    from foveate.core.recipes import parse_overrides
 
-    settings = validate(TargetSettings, parse_overrides(overrides), where="foveate captioner prepare")
-    counts = prepare_captions(collection, settings, seed=seed or 0, replace=replace, dry_run=dry_run)
+    settings = call.check(TargetSettings, parse_overrides(overrides))
+    counts = prepare_captions(collection, settings, seed=call.seed or 0, replace=replace, dry_run=call.dry_run)
     lines = [", ".join(f"{name} {count}" for name, count in counts.images.items()) + " images"]
     lines += [f"{name}: {count} captions" for name, count in counts.written.items()]
     lines += [f"dropped, {name}: {count}" for name, count in counts.dropped.items()]
-    if not dry_run:
+    if not call.dry_run:
         lines.append(f"{counts.added} conversations added, {counts.existing} were there already")
     if counts.removed:
         lines.append(f"{counts.removed} captions of other settings removed")
     if counts.others:
-        advice = "--replace removes them" if not replace else "they would be removed" if dry_run else "they stay"
+        advice = "--replace removes them" if not replace else "they would be removed" if call.dry_run else "they stay"
         lines.append(f"{counts.others} captions of other settings are there, and a training takes both sets; {advice}")
-    finish(counts.model_dump(mode="json"), lines, {}, as_json=as_json)
+    call.finish(counts.model_dump(mode="json"), lines)
 
 
 @command.command("evaluate", cls=FieldsCommand, short_help="Evaluate a captioner on held-out images.")
@@ -77,15 +68,7 @@ def prepare(
 @fields("foveate.caption.settings:EvaluationSettings", "split", "limit", "shuffled")
 @run_option("runs/captioner-evaluate", "Folder for the result and its page")
 @common()
-def evaluate(
-    model: str,
-    collection: Path,
-    settings: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def evaluate(call: Call, model: str, collection: Path, settings: dict[str, Any]) -> None:
     """Caption held-out images in all formats; measure formats, lengths and, on scenes, true assertions.
 
     MODEL is mini (shipped), a folder of `foveate mllm train`, or a folder or hub id of transformers.
@@ -96,21 +79,20 @@ def evaluate(
     """
     from foveate.caption.evaluate import evaluate_model
     from foveate.caption.settings import EvaluationSettings
-    from foveate.core.recipes import validate
     from foveate.records.collection import Collection
     from foveate.report import render
 
-    run = run or Path("runs/captioner-evaluate")
+    run = call.run or Path("runs/captioner-evaluate")
     result = evaluate_model(
         model,
         Collection.open(collection),
         run,
-        validate(EvaluationSettings, settings, where="foveate captioner evaluate"),
-        seed=seed or 0,
-        device=device,
-        command=["foveate", *sys.argv[1:]],
+        call.check(EvaluationSettings, settings),
+        seed=call.seed or 0,
+        device=call.device,
+        command=call.command,
     ).to_json()
-    finish(result, _table_lines(result["evaluation"]), {"run": run, "report": render(run)}, as_json=as_json)
+    call.finish(result, _table_lines(result["evaluation"]), {"run": run, "report": render(run)})
 
 
 def _table_lines(evaluation: dict[str, Any] | None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, path_option, workers_option
+from foveate.cli.options import Call, common, path_option, workers_option
 from foveate.core.errors import UserError, choose
 from foveate.core.files import write_text_atomically
 from foveate.core.progress import say
@@ -24,7 +24,7 @@ GONE = "gone.txt"  # in a collection: keys of images whose files are gone
 
 @click.command("collect", cls=FieldsCommand, short_help="Import images and texts into a collection.")
 @click.argument("source")
-@path_option("--to", "Collection folder.", required=True)
+@path_option("--out", "Collection folder.", required=True)
 @fields(
     "foveate.records.importers.formats:CollectSettings",
     ("format", "--format", "--as"),
@@ -73,14 +73,7 @@ GONE = "gone.txt"  # in a collection: keys of images whose files are gone
 )
 @workers_option
 @common(device=False)
-def command(
-    source: str,
-    to: Path,
-    settings: dict[str, Any],
-    workers: int | None,
-    as_json: bool,
-    seed: int | None,
-) -> None:
+def command(call: Call, source: str, out: Path, settings: dict[str, Any]) -> None:
     """Import images and their texts into a collection.
 
     SOURCE: a folder with .txt or .json files beside the images, WebDataset tars, COCO, LVIS, Visual Genome, a table
@@ -94,55 +87,54 @@ def command(
 
     \b
     Example:
-      foveate collect my-folder --to my-images
-      foveate collect my-folder --to my-images --update
-      foveate collect trees --label-from-folder category --to trees-collection
-      foveate collect "shards/{00000..00003}.tar" --to my-images
-      foveate collect coco/annotations/instances_val2017.json --to coco
-      foveate collect pairs.csv --images photos --to my-images --reference
-      foveate collect cards --deployments deployments.csv --to survey
-      foveate collect camtrap-dp.zip --images cards --to survey
-      foveate collect traps.json --deployments cameras.csv --results megadetector.json --to survey
-      foveate collect scenes --to scenes
-      foveate collect documents --to documents
+      foveate collect my-folder --out my-images
+      foveate collect my-folder --out my-images --update
+      foveate collect trees --label-from-folder category --out trees-collection
+      foveate collect "shards/{00000..00003}.tar" --out my-images
+      foveate collect coco/annotations/instances_val2017.json --out coco
+      foveate collect pairs.csv --images photos --out my-images --reference
+      foveate collect cards --deployments deployments.csv --out survey
+      foveate collect camtrap-dp.zip --images cards --out survey
+      foveate collect traps.json --deployments cameras.csv --results megadetector.json --out survey
+      foveate collect scenes --out scenes
+      foveate collect documents --out documents
     """
-    from foveate.core.recipes import validate
     from foveate.records import layout
     from foveate.records.importers.formats import CollectSettings, FormatOptions, load_builders
     from foveate.records.splits import assign_splits, check_fractions, read_drawn
     from foveate.survey.importers.results import add_results, read_results
 
-    resolved = validate(CollectSettings, settings, where="foveate collect")
+    resolved = call.check(CollectSettings, settings)
     # A folder of the user's named "scenes" comes first: a built-in collection can still be named by --format builtin.
     built_in = source in load_builders() and not Path(source).exists()
     if resolved.format == "builtin" or (resolved.format == "auto" and built_in):
-        return _build(source, to, settings, workers=workers, seed=seed, as_json=as_json)
+        return _build(call, source, out, settings)
     importer = _choose_importer(source, resolved.format, settings)
     # All mistakes are reported before the first image is read: an import may take hours.
     if resolved.split is not None:
         check_fractions(resolved.split)
     # Only what the user gave: a default must neither reach a format that lacks the option nor be refused.
     options = {option: getattr(resolved, option) for option in FormatOptions.model_fields if option in settings}
-    _refuse_useless(importer, resolved, options, seed)
+    _refuse_useless(importer, resolved, options, call.seed)
     # Read before the images: a file that cannot be used must not cost an import of hours.
     detections = None if resolved.results is None else read_results(resolved.results)
     shared: dict[str, Any] = {**options, "max_pixels": resolved.max_pixels}
     if resolved.source_name is not None:
         shared["source_name"] = resolved.source_name
-    summary = importer.run(source, to, name=resolved.name, license=resolved.license, workers=workers, **shared)
+    summary = importer.run(source, out, name=resolved.name, license=resolved.license, workers=call.workers, **shared)
     result: dict[str, Any] = {"format": importer.name, **summary.as_dict()}
     lines = [f"format: {importer.name}", *summary.lines()]
     if summary.quarantined:
-        lines.append(f"each finding with its reason: {to / layout.QUARANTINE_FILE}, shown by foveate inspect")
+        lines.append(f"each finding with its reason: {out / layout.QUARANTINE_FILE}, shown by foveate inspect")
     renamed = set(summary.renamed)
     gone = [key for key in summary.gone if key not in renamed]
     if summary.updated and summary.gone:
         # A removal is for good, and a folder may be incomplete for a day: the user decides.
-        listed = to / GONE
+        listed = out / GONE
         write_text_atomically(listed, "".join(f"{key}\n" for key in gone))
         if gone:
             lines.append(
-                f"to remove what is gone: foveate remove {shlex.quote(str(to))} --from {shlex.quote(str(listed))}"
+                f"to remove what is gone: foveate remove {shlex.quote(str(out))} --from {shlex.quote(str(listed))}"
             )
     if summary.updated and renamed:
         # Bytes that were removed are not imported again under any name: the next renaming would lose the image.
@@ -152,24 +144,24 @@ def command(
     if resolved.dedupe:
         from foveate.records.duplicates import remove_duplicates
 
-        outcome = remove_duplicates(to, workers=workers or 2)
+        outcome = remove_duplicates(out, workers=call.workers or 2)
         result |= {"duplicate_groups": len(outcome.groups), "duplicates_removed": outcome.removed}
         lines.append(f"near-duplicates: {outcome.removed} taken out, {len(outcome.groups)} groups; one of each stays")
     if resolved.results is not None:
-        added = add_results(to, resolved.results, detections)
+        added = add_results(out, resolved.results, detections)
         result["results"] = added.as_dict()
         lines += added.lines()
     # After duplicates are gone: splits are drawn for what stays.
     if resolved.split is not None:
         # Unless stated, as drawn before: other fractions or another seed would move images from test to train.
-        drawn_fractions, drawn_seed = read_drawn(to) or (resolved.split, 0)
+        drawn_fractions, drawn_seed = read_drawn(out) or (resolved.split, 0)
         fractions = resolved.split if "split" in settings else drawn_fractions
-        assigned = assign_splits(to, fractions=fractions, seed=drawn_seed if seed is None else seed)
+        assigned = assign_splits(out, fractions=fractions, seed=drawn_seed if call.seed is None else call.seed)
         result |= {"splits": assigned.images, "divided": assigned.divided, "moved": assigned.moved}
         if assigned.cameras:
             result["cameras"] = assigned.cameras
         lines += _describe_splits(assigned)
-    finish(result, lines, {"collection": to}, as_json=as_json)
+    call.finish(result, lines, {"collection": out})
 
 
 def _choose_importer(source: str, format: str, settings: dict[str, Any]) -> Format:
@@ -217,24 +209,22 @@ def _describe_splits(assigned: SplitSummary) -> list[str]:
     return lines
 
 
-def _build(
-    source: str, target: Path, settings: dict[str, Any], *, workers: int | None, seed: int | None, as_json: bool
-) -> None:
+def _build(call: Call, source: str, target: Path, settings: dict[str, Any]) -> None:
     """Make a built-in collection; options that would have no effect on it are refused."""
     from foveate.records.collection import Collection
     from foveate.records.importers.formats import load_builders
 
     builder = load_builders()[choose(source, load_builders(), "built-in collection")]
     # Clip art and emoji are ready-made: a seed or more processes would change nothing.
-    undrawn = {} if builder.is_drawn else {"workers": workers, "seed": seed}
+    undrawn = {} if builder.is_drawn else {"workers": call.workers, "seed": call.seed}
     useless = sorted({*settings, *(name for name, value in undrawn.items() if value is not None)} - {"format"})
     if useless:
         why = "it has its own name, license and splits" if useless[0] in ("name", "license", "split") else "it is made"
         raise UserError(f"{_flag(useless[0])} has no effect on the built-in collection {source!r}: {why}")
-    builder.build(target, workers or 2, seed or 0)
+    builder.build(target, call.workers or 2, call.seed or 0)
     count = len(Collection.open(target))
     result: dict[str, Any] = {"format": "builtin", "source": source, "images": count}
-    finish(result, ["format: builtin", f"{count} images"], {"collection": target}, as_json=as_json)
+    call.finish(result, ["format: builtin", f"{count} images"], {"collection": target})
 
 
 def _flag(option: str) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import finish, json_option, quiet_option, seed_option, workers_option
+from foveate.cli.options import Call, common, workers_option
 
 
 @click.command("doctor", cls=FieldsCommand, short_help="Check the installation, a collection, a planned run.")
 @click.argument("collection", required=False, type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1)
+@click.argument("overrides", nargs=-1, metavar="[FIELD=VALUE]...")
 @click.option("--recipe", default=None, help="Check a run of this recipe: a shipped name or a YAML file.")
 @fields(
     "foveate.pretrain.settings:DoctorSettings",
@@ -25,20 +25,12 @@ from foveate.cli.options import finish, json_option, quiet_option, seed_option, 
     metavars={"hardware": "NAME"},
 )
 @workers_option
-@json_option
-@quiet_option
-@seed_option
+@common(device=False)
 def command(
-    collection: Path | None,
-    overrides: tuple[str, ...],
-    recipe: str | None,
-    settings: dict[str, Any],
-    workers: int | None,
-    as_json: bool,
-    seed: int | None,
+    call: Call, collection: Path | None, overrides: tuple[str, ...], recipe: str | None, settings: dict[str, Any]
 ) -> None:
     """Without arguments: libraries, weights and their checksums, extras. With a COLLECTION: how fast it is read,
-    decoded and loaded. With --recipe too: what a run reaches, and whether it can be at all; OVERRIDES change single
+    decoded and loaded. With --recipe too: what a run reaches, and whether it can be at all; FIELD=VALUE changes single
     fields. Exit status 1 when something makes it impossible. Writes nothing.
 
     \b
@@ -47,7 +39,7 @@ def command(
       foveate doctor my-images
       foveate doctor my-images --recipe cloc-vit-b16 --devices 8 --hardware h100-80gb
     """
-    from foveate.core.recipes import load, validate
+    from foveate.core.recipes import load
     from foveate.pretrain.doctor import examine, format_report, installation
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.pretrain.settings import DoctorSettings
@@ -65,11 +57,11 @@ def command(
         result = examine(
             Collection.open(collection),
             resolved,
-            validate(DoctorSettings, settings, where="foveate doctor"),
-            workers=workers,
-            seed=seed or 0,
+            call.check(DoctorSettings, settings),
+            workers=call.workers,
+            seed=call.seed or 0,
         )
-    finish(result, format_report(result), {}, as_json=as_json)
+    call.finish(result, format_report(result), {})
     # After the report, so that a script can stop and a person still reads everything.
     if result["problems"]:
         sys.exit(1)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, measured, path_option, run_option
+from foveate.cli.options import Call, common, measured, path_option, run_option
 
 
 @click.command("evaluate", cls=FieldsCommand, short_help="Evaluate a model on a collection.")
@@ -27,15 +27,7 @@ from foveate.cli.options import common, finish, measured, path_option, run_optio
 )
 @run_option("MODEL/../evaluation, or MODEL-evaluation where the model folder is not called model,")
 @common()
-def command(
-    model: Path,
-    collection: Path,
-    settings: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def command(call: Call, model: Path, collection: Path, settings: dict[str, Any]) -> None:
     """Answer every question of the collection's SPLIT with MODEL and write a page, a table and per-sample results.
 
     Retrieval both ways, region-text retrieval both ways, region classification, phrase grounding, which of the
@@ -47,7 +39,6 @@ def command(
       foveate evaluate runs/tour/cloc-seed0/model --collection my-images --split test
     """
     from foveate.core.export_folder import default_folder
-    from foveate.core.recipes import validate
     from foveate.core.runs import RunFolder
     from foveate.pretrain.evaluate import evaluate
     from foveate.pretrain.results import EvaluateResult
@@ -56,16 +47,18 @@ def command(
     from foveate.report import render
     from foveate.vision.localizer.folder import load_model
 
-    resolved = validate(EvaluateSettings, settings, where="foveate evaluate")
+    resolved = call.check(EvaluateSettings, settings)
     # Model and collection are opened before the run folder is made: a wrong path leaves no folder behind.
-    opened = load_model(model, device=device)
+    opened = load_model(model, device=call.device)
     images = Collection.open(collection)
     # By name: models beside one another must not share a folder.
     beside = default_folder(model, "evaluation")
-    folder = RunFolder.create(run or (beside.with_name("evaluation") if beside.name == "model-evaluation" else beside))
-    evaluation, _ = evaluate(opened, images, resolved, seed=seed or 0, samples_to=folder.path / "samples")
+    folder = RunFolder.create(
+        call.run or (beside.with_name("evaluation") if beside.name == "model-evaluation" else beside)
+    )
+    evaluation, _ = evaluate(opened, images, resolved, seed=call.seed or 0, samples_to=folder.path / "samples")
     result = EvaluateResult.model_validate({"model": str(model), **evaluation.to_json()}).to_json()
     folder.write_result(result)
     lines = measured(result["table"])
     paths = {"samples": folder.path / "samples", "report": render(folder.path)}
-    finish(result, lines, paths, as_json=as_json)
+    call.finish(result, lines, paths)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish, path_option
+from foveate.cli.options import Call, common, dry_run_option, path_option
 
 
 @click.command("export", cls=FieldsCommand, short_help="Write a model or a collection for other libraries.")
@@ -26,14 +26,7 @@ from foveate.cli.options import common, dry_run_option, finish, path_option
 @path_option("--out", "New folder; SOURCE-TARGET by default.")
 @dry_run_option("Print what would be written, or why it cannot be; write nothing.")
 @common(seed=False)
-def command(
-    source: Path,
-    out: Path | None,
-    settings: dict[str, Any],
-    dry_run: bool,
-    as_json: bool,
-    device: str | None,
-) -> None:
+def command(call: Call, source: Path, out: Path | None, settings: dict[str, Any]) -> None:
     """Write the model folder or the collection SOURCE in a format that other libraries load, into a new folder.
 
     Each export of a model is loaded again with the library it is for, and the differences found are printed and
@@ -48,5 +41,5 @@ def command(
     from foveate.pretrain.export import export
 
     # What a target takes is known only to its module, so `export` refuses options that have no effect.
-    folder, result, lines = export(source, out=out, device=device, dry_run=dry_run, **settings)
-    finish(result.to_json(), lines, {} if dry_run else {"export": folder}, as_json=as_json)
+    folder, result, lines = export(source, out=out, device=call.device, dry_run=call.dry_run, **settings)
+    call.finish(result.to_json(), lines, {} if call.dry_run else {"export": folder})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.network import COMMANDS, list_suspects
-from foveate.cli.options import F, common, dry_run_option, finish, run_option
+from foveate.cli.options import Call, Command, F, common, dry_run_option, run_option, set_option
 
 _RUN = "foveate.federated.run_options"
 
@@ -51,27 +50,17 @@ def sources_of(function: F) -> F:
     return click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")(options(function))
 
 
-def closing(name: str, *, dry_run: str, device: bool = True) -> Callable[[F], F]:
+def closing(name: str, *, dry_run: str, device: bool = True) -> Callable[[Command], Command]:
     """Add the options at the end of each sub-verb.
 
     Args:
         name: of the run folder in `runs`. dry_run: help of --dry-run. device: whether one can be chosen.
     """
 
-    def decorate(function: F) -> F:
-        # Click lists the option applied last first: applied in reverse, they appear in the order below.
-        for option in reversed(
-            (
-                click.option(
-                    "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any other setting; repeatable."
-                ),
-                run_option(f"runs/{name}"),
-                dry_run_option(dry_run),
-                common(device=device),
-            )
-        ):
-            function = option(function)
-        return function
+    def decorate(function: Command) -> Command:
+        # Click lists what is applied last first.
+        function = dry_run_option(dry_run)(common(device=device)(function))
+        return set_option(run_option(f"runs/{name}")(function))
 
     return decorate
 
@@ -80,13 +69,13 @@ _clusters = fields(f"{_RUN}:NumClusters", "clusters", into="number")
 _PLANNED = "Print clients, settings and what would be exchanged; write nothing."
 
 
-def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
+def _finish_plan(call: Call, planned: dict[str, Any], size: str) -> None:
     """Print the plan of --dry-run; size: in words, of what is clustered or trained."""
     lines = [f"{name}: {count} points" for name, count in planned["clients"].items()]
     lines += planned["columns"]
     lines.append(f"{planned['method']}, {planned['clusters']} clusters, {size}")
     lines.append(f"at most {planned['bytes_up_per_client']:,} bytes leave a client")
-    finish(planned, lines, {}, as_json=as_json)
+    call.finish(planned, lines)
 
 
 @command.command("embed", cls=FieldsCommand, short_help="Make one joint 2-D map of data at several clients.")
@@ -95,16 +84,12 @@ def _finish_plan(planned: dict[str, Any], size: str, *, as_json: bool) -> None:
 @fields(f"{_RUN}:EmbedRun", "compare", "held_out", into="running")
 @closing("federated-embed", dry_run="Print clients and settings; train and write nothing.")
 def embed(
+    call: Call,
     sources: tuple[str, ...],
     source: dict[str, Any],
     settings: dict[str, Any],
     running: dict[str, Any],
     overrides: tuple[str, ...],
-    run: Path | None,
-    dry_run: bool,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
 ) -> None:
     """Draw one map of the points of several clients with FedNE, and one by federated averaging for comparison.
 
@@ -117,18 +102,18 @@ def embed(
       foveate federated embed here.npz there.npz --label species --set surrogate=grid
       foveate federated embed vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
-    from foveate.core.recipes import parse_overrides, validate
+    from foveate.core.recipes import parse_overrides
     from foveate.core.reference import refuse_reference
     from foveate.federated.embedding.options import EmbeddingOptions, read_options
     from foveate.federated.run_options import EmbedRun, SourceOptions
 
-    content = parse_overrides(overrides) | settings | ({} if seed is None else {"seed": seed})
+    content = parse_overrides(overrides) | settings | ({} if call.seed is None else {"seed": call.seed})
     refuse_reference(EmbeddingOptions, content, where="foveate federated embed")
     # Options are checked before the sources are read: a slip must not wait for a large file.
     options = read_options(content, where="foveate federated embed")
-    run_options = validate(EmbedRun, running, where="foveate federated embed")
-    gathered = validate(SourceOptions, source, where="foveate federated embed").gather(sources, seed=options.seed)
-    if dry_run:
+    run_options = call.check(EmbedRun, running)
+    gathered = call.check(SourceOptions, source).gather(sources, seed=options.seed)
+    if call.dry_run:
         counts = {name: len(points) for name, points in zip(gathered.names, gathered.points, strict=True)}
         columns = gathered.column_lines()
         plan = {
@@ -138,21 +123,21 @@ def embed(
             "options": options.model_dump(mode="json"),
         }
         lines = [f"{name}: {count} points" for name, count in counts.items()]
-        finish(plan, lines + columns, {}, as_json=as_json)
+        call.finish(plan, lines + columns)
         return
     from foveate.core.devices import choose_device
     from foveate.federated.embedding.run import run_embedding
     from foveate.report import render
 
-    target = run or Path("runs") / "federated-embed"
+    target = call.run or Path("runs") / "federated-embed"
     result = run_embedding(
         gathered,
         options,
         target,
         run_options,
         # Not a GPU by default: only on a CPU a stopped run resumes bit for bit.
-        device=str(choose_device(device or "cpu")),
-        command=["foveate", *sys.argv[1:]],
+        device=str(choose_device(call.device or "cpu")),
+        command=call.command,
     )
     paths = {
         "run": target,
@@ -161,7 +146,7 @@ def embed(
         "report": render(target),
     }
     # Without the first line, the columns that are used: only those left out may surprise a user.
-    finish(_brief(result), _embed_lines(result) + gathered.column_lines()[1:], paths, as_json=as_json)
+    call.finish(_brief(result), _embed_lines(result) + gathered.column_lines()[1:], paths)
 
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
@@ -196,16 +181,13 @@ def _embed_lines(result: dict[str, Any]) -> list[str]:
 @fields(f"{_RUN}:ClusterRun", "compare", "min_clients", "timeout", into="running")
 @closing("federated-cluster", dry_run=_PLANNED, device=False)
 def cluster(
+    call: Call,
     sources: tuple[str, ...],
     source: dict[str, Any],
     number: dict[str, Any],
     settings: dict[str, Any],
     running: dict[str, Any],
     overrides: tuple[str, ...],
-    run: Path | None,
-    dry_run: bool,
-    as_json: bool,
-    seed: int | None,
 ) -> None:
     """Find K groups of the points of several clients, each of which sends a few centroids and no point.
 
@@ -218,29 +200,23 @@ def cluster(
       foveate federated cluster here.npz there.npz --clusters 12 --min-count 10 --refine-rounds 0
       foveate federated cluster vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
-    from foveate.core.recipes import parse_overrides, validate
+    from foveate.core.recipes import parse_overrides
     from foveate.federated.clustering.run import plan, read_options, run_clustering
     from foveate.federated.run_options import ClusterRun, SourceOptions
 
-    run_options = validate(ClusterRun, running, where="foveate federated cluster")
+    run_options = call.check(ClusterRun, running)
     # The sources are read before the options: without --clusters, K is their number of labels.
-    gathered = validate(SourceOptions, source, where="foveate federated cluster").gather(sources, seed=seed or 0)
+    gathered = call.check(SourceOptions, source).gather(sources, seed=call.seed or 0)
     content = parse_overrides(overrides) | settings
-    options = read_options(gathered, number.get("clusters"), content, seed=seed or 0)
-    if dry_run:
+    options = read_options(gathered, number.get("clusters"), content, seed=call.seed or 0)
+    if call.dry_run:
         planned = plan(gathered, options) | {"columns": gathered.column_lines()}
-        _finish_plan(planned, f"{planned['features']} features", as_json=as_json)
+        _finish_plan(call, planned, f"{planned['features']} features")
         return
     from foveate.report import render
 
-    target = run or Path("runs") / "federated-cluster"
-    result = run_clustering(
-        gathered,
-        options,
-        target,
-        run_options,
-        command=["foveate", *sys.argv[1:]],
-    )
+    target = call.run or Path("runs") / "federated-cluster"
+    result = run_clustering(gathered, options, target, run_options, command=call.command)
     paths = {
         "run": target,
         "centers": target / "centers.npz",
@@ -249,7 +225,7 @@ def cluster(
     }
     # The map's points stay in result.json; printed, they would hide the measures.
     brief = {name: value for name, value in result.items() if name != "map"}
-    finish(brief, _cluster_lines(result) + gathered.column_lines()[1:], paths, as_json=as_json)
+    call.finish(brief, _cluster_lines(result) + gathered.column_lines()[1:], paths)
 
 
 def _cluster_lines(result: dict[str, Any]) -> list[str]:
@@ -275,17 +251,13 @@ def _cluster_lines(result: dict[str, Any]) -> list[str]:
 @fields(f"{_RUN}:FeaturesRun", "compare", "min_clients", into="running")
 @closing("federated-features", dry_run=_PLANNED)
 def features(
+    call: Call,
     sources: tuple[str, ...],
     source: dict[str, Any],
     number: dict[str, Any],
     settings: dict[str, Any],
     running: dict[str, Any],
     overrides: tuple[str, ...],
-    run: Path | None,
-    dry_run: bool,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
 ) -> None:
     """Train one encoder at all clients with DeepFeCA (reconstructed), towards groups formed from centroids.
 
@@ -300,37 +272,37 @@ def features(
       foveate federated features vectors --collection my-images --label species --split dirichlet:0.3 --clients 8
     """
     from foveate.core.errors import UserError
-    from foveate.core.recipes import parse_overrides, validate
+    from foveate.core.recipes import parse_overrides
     from foveate.federated.deep.options import read_options
     from foveate.federated.deep.run import plan, run_features
     from foveate.federated.reporting import infer_clusters
     from foveate.federated.run_options import FeaturesRun, SourceOptions
 
-    run_options = validate(FeaturesRun, running, where="foveate federated features")
+    run_options = call.check(FeaturesRun, running)
     content = parse_overrides(overrides)
     # One way to set a field: where --set and an option disagreed, either choice would be wrong for somebody.
     for name, instead in (("seed", "--seed"), ("clusters", "--clusters"), ("rounds", "--rounds")):
         if name in content:
             raise UserError(f"--set {name}: give it as {instead}")
-    gathered = validate(SourceOptions, source, where="foveate federated features").gather(sources, seed=seed or 0)
-    content |= {"clusters": infer_clusters(gathered, number.get("clusters")), **settings, "seed": seed or 0}
+    gathered = call.check(SourceOptions, source).gather(sources, seed=call.seed or 0)
+    content |= {"clusters": infer_clusters(gathered, number.get("clusters")), **settings, "seed": call.seed or 0}
     options = read_options(content, where="foveate federated features")
-    if dry_run:
+    if call.dry_run:
         planned = plan(gathered, options) | {"columns": gathered.column_lines()}
-        _finish_plan(planned, f"an encoder of {planned['weights']:,} weights", as_json=as_json)
+        _finish_plan(call, planned, f"an encoder of {planned['weights']:,} weights")
         return
     from foveate.core.devices import choose_device
     from foveate.report import render
 
-    target = run or Path("runs") / "federated-features"
+    target = call.run or Path("runs") / "federated-features"
     result = run_features(
         gathered,
         options,
         target,
         run_options,
         # As in `embed`: only on a CPU does a stopped run resume bit for bit.
-        device=str(choose_device(device or "cpu")),
-        command=["foveate", *sys.argv[1:]],
+        device=str(choose_device(call.device or "cpu")),
+        command=call.command,
     )
     paths = {
         "run": target,
@@ -340,7 +312,7 @@ def features(
         "report": render(target),
     }
     brief = {name: value for name, value in result.items() if name != "map"}
-    finish(brief, _features_lines(result) + gathered.column_lines()[1:], paths, as_json=as_json)
+    call.finish(brief, _features_lines(result) + gathered.column_lines()[1:], paths)
 
 
 def _features_lines(result: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish, path_option, workers_option
+from foveate.cli.options import Call, common, dry_run_option, path_option, workers_option
 
 
 @click.command("index", cls=FieldsCommand, short_help="Make a collection searchable.")
@@ -29,16 +29,7 @@ from foveate.cli.options import common, dry_run_option, finish, path_option, wor
 @dry_run_option("Print what would be embedded and the size of the index; write nothing.")
 @workers_option
 @common(seed=False)
-def command(
-    model: str,
-    target: Path,
-    out: Path | None,
-    settings: dict[str, Any],
-    dry_run: bool,
-    workers: int | None,
-    as_json: bool,
-    device: str | None,
-) -> None:
+def command(call: Call, model: str, target: Path, out: Path | None, settings: dict[str, Any]) -> None:
     """Embed the images and regions of TARGET with MODEL into an index folder for `foveate search`.
 
     MODEL: a trained one as it is, `open_clip:ARCH/PRETRAINED`, `OWNER/NAME` of the hub or a folder (CLIP, SigLIP), or a
@@ -55,14 +46,16 @@ def command(
 
     # Beside the images, not among them: an index can be deleted and made again, and a folder may be read-only.
     out = out or target.parent / f"{target.resolve().name}-index"
-    index, plan = build_index(model, target, out, device=device, workers=workers or 2, dry_run=dry_run, **settings)
+    index, plan = build_index(
+        model, target, out, device=call.device, workers=call.workers or 2, dry_run=call.dry_run, **settings
+    )
     result = IndexResult(
         model=model,
         collection=str(target),
         regions=index.regions,
         region_sources=list(index.region_sources),
         precision=index.precision,
-        dry_run=dry_run,
+        dry_run=call.dry_run,
         embedded=len(plan.todo),
         crops=plan.crops,
         dropped=plan.dropped,
@@ -72,9 +65,9 @@ def command(
         floor=None if index.floor is None else asdict(index.floor),
     ).to_json()
     lines = [] if plan.folder is None else [f"{target}: {plan.folder.format_line()}"]
-    if dry_run:
+    if call.dry_run:
         lines += [plan.format_line(), *filter(None, [plan.price_crops()]), "dry run: nothing was written"]
-        finish(result, lines, {}, as_json=as_json)
+        call.finish(result, lines)
         return
     counts = index.counts
     lines.append(f"{counts['images']:,} images and {counts['regions']:,} regions can be searched")
@@ -91,7 +84,7 @@ def command(
         paths["quarantine"] = out / "quarantine.parquet"
     if index.crops:
         lines += _training_lines(model, target, images=counts["images"], is_folder=plan.folder is not None)
-    finish(result, lines, paths, as_json=as_json)
+    call.finish(result, lines, paths)
 
 
 def _training_lines(model: str, target: Path, *, images: int, is_folder: bool) -> list[str]:
@@ -100,7 +93,7 @@ def _training_lines(model: str, target: Path, *, images: int, is_folder: bool) -
     lines = ["this model never learned places: a box costs a pass of the encoder. These commands train a CLOC from it:"]
     if is_folder:
         collection = Path(f"{target.resolve().name}-collection")
-        lines.append(f"  foveate collect {shlex.quote(str(target))} --to {shlex.quote(str(collection))} --reference")
+        lines.append(f"  foveate collect {shlex.quote(str(target))} --out {shlex.quote(str(collection))} --reference")
     name = shlex.quote(str(collection))
     start = shlex.quote(f"initial={model if Path(model).exists() else model.partition('@')[0]}")
     # The recipe's own numbers are those of a cluster: 100,000 steps of 32,768 images. A batch of more images than the

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, run_option
+from foveate.cli.options import Call, common, run_option
 
 
 @click.command("inspect", cls=FieldsCommand, short_help="Show the contents of a collection.")
@@ -17,13 +17,7 @@ from foveate.cli.options import common, finish, run_option
 @fields("foveate.records.inspection:InspectionSettings", "split", "recipe", "samples")
 @run_option("runs/inspect", "Folder for the page")
 @common(device=False)
-def command(
-    collection: Path,
-    settings: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-) -> None:
+def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     """Show counts, sizes, text lengths, region sizes, quarantine, and images *after* the recipe's preprocessing.
 
     \b
@@ -31,7 +25,7 @@ def command(
       foveate inspect my-images
       foveate inspect my-images --split train --samples 48 --recipe my-recipe.yaml
     """
-    from foveate.core.recipes import load, validate
+    from foveate.core.recipes import load
     from foveate.core.runs import RunFolder
     from foveate.pretrain.recipe import PretrainRecipe
     from foveate.pretrain.samples import sample_rows, write_samples
@@ -40,14 +34,14 @@ def command(
     from foveate.report import render
 
     opened = Collection.open(collection)
-    selected = validate(InspectionSettings, settings, where="foveate inspect")
+    selected = call.check(InspectionSettings, settings)
     split = selected.split
     # The recipe is read before the run folder is created: a misspelled name must not leave an empty folder.
     recipe = load(PretrainRecipe, selected.recipe)
-    folder = RunFolder.create(run or Path("runs/inspect"))
+    folder = RunFolder.create(call.run or Path("runs/inspect"))
     summary = summarize(opened, split)
-    rows = sample_rows(opened, count=selected.samples, seed=seed or 0, split=split)
-    written, unreadable = write_samples(opened, recipe, folder.path, rows, seed=seed or 0)
+    rows = sample_rows(opened, count=selected.samples, seed=call.seed or 0, split=split)
+    written, unreadable = write_samples(opened, recipe, folder.path, rows, seed=call.seed or 0)
     result: dict[str, Any] = {
         "kind": "inspect",
         "collection": str(collection),
@@ -63,7 +57,7 @@ def command(
     # Reasons first: a long summary would push them off the screen.
     lines = [f"unreadable: {key}: {reason}" for key, reason in unreadable.items()]
     lines += summary_lines(summary)
-    finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
+    call.finish(result, lines, {"report": render(folder.path)})
 
 
 _NAMES = {

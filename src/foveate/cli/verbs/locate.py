@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import NOT_FOUND, common, finish, run_option
+from foveate.cli.options import NOT_FOUND, Call, common, run_option
 
 if TYPE_CHECKING:
     from foveate.search.locate import PhraseBoxes
@@ -22,16 +22,7 @@ if TYPE_CHECKING:
 @fields("foveate.search.settings:LocateSettings", "rule")
 @run_option("runs/locate", "Folder for the page")
 @common()
-def command(
-    model: Path,
-    image: Path,
-    phrase: str,
-    settings: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def command(call: Call, model: Path, image: Path, phrase: str, settings: dict[str, Any]) -> None:
     """Print the box of PHRASE in IMAGE, in pixels and as fractions, by every rule, and write a page with it.
 
     `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
@@ -49,7 +40,7 @@ def command(
     if is_multimodal(model):
         if settings:
             raise click.UsageError(f"--rule has no effect: {model} is a multimodal model, which is asked for the box")
-        _ask_for_box(model, image, phrase, run, as_json=as_json, device=device)
+        _ask_for_box(call, model, image, phrase)
         return
     from foveate.core.runs import RunFolder
     from foveate.records.images import save_thumbnail
@@ -60,14 +51,14 @@ def command(
     from foveate.vision.localizer.sources import open_localizer
 
     data = read_image(image)
-    network = open_localizer(model, device=device)
-    located = locate(network, data, phrase, seed=seed or 0, **settings)
+    network = open_localizer(model, device=call.device)
+    located = locate(network, data, phrase, seed=call.seed or 0, **settings)
     # Created only now: a mistake in the phrase or the image leaves no folder.
-    folder = RunFolder.create(run or Path("runs/locate"))
+    folder = RunFolder.create(call.run or Path("runs/locate"))
     save_thumbnail(data, folder.path / "images" / "image.webp")
     result = LocateResult.model_validate(
         {
-            "command": ["foveate", *sys.argv[1:]],
+            "command": call.command,
             "model": str(model),
             "file": str(image),
             "image": "images/image.webp",
@@ -94,12 +85,12 @@ def command(
         lines.append(f"unknown to the text tower: {', '.join(repr(word[:40]) for word in located.unknown_words)}")
     if not network.localizes:
         lines.append(f"this model never learned places: boxes are compared by pooled tokens, a guess; {LEARN_PLACES}")
-    finish(result, lines, {"report": render(folder.path)}, as_json=as_json)
+    call.finish(result, lines, {"report": render(folder.path)})
     if not located.has_match or located.scores[located.rule] is None:
         sys.exit(NOT_FOUND)
 
 
-def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_json: bool, device: str | None) -> None:
+def _ask_for_box(call: Call, model: Path, image: Path, phrase: str) -> None:
     """Ask a multimodal model where a phrase is, and write the page of the question."""
     import time
 
@@ -114,9 +105,9 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
     # Checked first, because opening the model takes seconds.
     if not image.is_file():
         raise UserError(f"{image}: no such file")
-    check_run_path(run)
+    check_run_path(call.run)
     start = time.perf_counter()
-    opened = open_mllm(str(model), device=device)
+    opened = open_mllm(str(model), device=call.device)
     loaded = time.perf_counter()
     answer = opened.locate(image, phrase)
     exchange = make_exchange(question, (), answer, time.perf_counter() - loaded, num_images=1)
@@ -131,9 +122,9 @@ def _ask_for_box(model: Path, image: Path, phrase: str, run: Path | None, *, as_
         fractions = "  ".join(f"{edge} {value / side:.3f}" for edge, value, side in edges)
         lines.append(f"{fractions}  px {' '.join(f'{value:.0f}' for value in corners)}")
     lines = lines or [f"not found: {answer.reason}"]
-    paths = write_page(run or Path("runs/locate"), (image,), result)
+    paths = write_page(call.run or Path("runs/locate"), (image,), result)
     printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description", *verdict})
-    finish(printed, lines, paths, as_json=as_json)
+    call.finish(printed, lines, paths)
     if not answer.boxes:
         sys.exit(NOT_FOUND)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish
+from foveate.cli.options import Call, common
 
 if TYPE_CHECKING:
     from foveate.caption.shares import MixSettings
@@ -27,48 +27,47 @@ if TYPE_CHECKING:
     "context",
     "allow_truncation",
     "recipe",
-    "to",
+    ("to", "--out"),
     repeat=("prefer",),
     metavars={"preset": "NAME", "weights": "FORMAT=W,...", "prefer": "MODEL", "recipe": "NAME"},
 )
 @common(device=False)
-def command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None) -> None:
+def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     """Show how many images of COLLECTION have each caption format, and what share of the training texts it will get.
 
     For a preset or custom weights; by default the formats that an image lacks give their weight to the others.
 
-    The last line is the override for `foveate pretrain`; --recipe NAME --to FILE writes a whole recipe. A run of the
+    The last line is the override for `foveate pretrain`; --recipe NAME --out FILE writes a whole recipe. A run of the
     same seed reports the same numbers after its first epoch.
 
     \b
     Example:
       foveate mix my-images --preset clip
-      foveate mix my-images --weights alt=.4,ssc=.4,dsc=.2 --recipe clip-vit-b16 --to my-recipe.yaml
+      foveate mix my-images --weights alt=.4,ssc=.4,dsc=.2 --recipe clip-vit-b16 --out my-recipe.yaml
     """
     from foveate.caption import shares
     from foveate.core.errors import UserError
-    from foveate.core.recipes import validate
     from foveate.records.collection import Collection
 
-    resolved = validate(shares.MixSettings, settings, where="foveate mix")
+    resolved = call.check(shares.MixSettings, settings)
     if (resolved.preset is None) == (resolved.weights is None):
         raise click.UsageError(f"give one of --preset ({', '.join(shares.preset_names())}) and --weights")
     if (resolved.recipe is None) != (resolved.to is None):
-        raise click.UsageError("--recipe and --to belong together")
+        raise click.UsageError("--recipe and --out belong together")
     # Before anything is measured. Most likely a recipe that the user has changed already.
     if resolved.to is not None and resolved.to.exists():
-        raise UserError(f"{resolved.to}: exists; choose another file with --to")
+        raise UserError(f"{resolved.to}: exists; choose another file with --out")
     opened = Collection.open(collection)
     sampler = shares.build_sampler(opened, preset=resolved.preset, weights=resolved.weights, missing=resolved.missing)
     context = resolved.context or shares.default_context(resolved.preset)
     shares.check_window(sampler, context, allowed=resolved.allow_truncation)
     result = shares.measure_shares(
-        opened, sampler, split=resolved.split, seed=seed or 0, prefer=resolved.prefer, context=context
+        opened, sampler, split=resolved.split, seed=call.seed or 0, prefer=resolved.prefer, context=context
     )
     paths = {}
     if resolved.to is not None and resolved.recipe is not None:
-        paths["recipe"] = _write_recipe(resolved.to, resolved.recipe, sampler.weights, resolved, seed)
-    finish(result.to_json(), _lines(result.to_json(), resolved.preset), paths, as_json=as_json)
+        paths["recipe"] = _write_recipe(resolved.to, resolved.recipe, sampler.weights, resolved, call.seed)
+    call.finish(result.to_json(), _lines(result.to_json(), resolved.preset), paths)
 
 
 def _write_recipe(to: Path, recipe: str, weights: Mapping[str, float], settings: MixSettings, seed: int | None) -> Path:

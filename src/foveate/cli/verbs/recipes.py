@@ -24,26 +24,26 @@ def _about(name: str) -> str:
 @click.command("recipes", short_help="List, show or copy the shipped recipes.")
 @click.argument("name", required=False)
 @click.option(
-    "--to",
+    "--out",
     "target",
     type=click.Path(path_type=Path),
     help="Copy the recipe to this file; an existing file is not overwritten.",
 )
 @json_option
 def command(name: str | None, target: Path | None, as_json: bool) -> None:
-    """List the recipes; with NAME print one; with --to copy it, to be changed.
+    """List the recipes; with NAME print one; with --out copy it, to be changed.
 
     \b
     Example:
       foveate recipes
       foveate recipes cloc-vit-b16
-      foveate recipes tour --to my-recipe.yaml
+      foveate recipes tour --out my-recipe.yaml
     """
     from foveate.core.recipes import read_recipe_text, recipe_names, recipe_path
 
     if name is None:
         if target is not None:
-            raise UserError("--to: name the recipe to copy, for example foveate recipes tour --to my.yaml")
+            raise UserError("--out: name the recipe to copy, for example foveate recipes tour --out my.yaml")
         about = {recipe: _about(recipe) for recipe in recipe_names()}
         width = max(map(len, about))
         finish({"recipes": about}, (f"{recipe:{width}}  {text}" for recipe, text in about.items()), {}, as_json=as_json)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish, run_option, workers_option
+from foveate.cli.options import Call, common, dry_run_option, run_option, workers_option
 
 
 @click.command("regions", cls=FieldsCommand, short_help="Label regions with phrases of captions (VESL).")
@@ -41,17 +40,7 @@ from foveate.cli.options import common, dry_run_option, finish, run_option, work
 @dry_run_option("Print the phrases that would be located; detect and write nothing.")
 @workers_option
 @common()
-def command(
-    collection: Path,
-    selected: dict[str, Any],
-    settings: dict[str, Any],
-    run: Path | None,
-    dry_run: bool,
-    workers: int | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def command(call: Call, collection: Path, selected: dict[str, Any], settings: dict[str, Any]) -> None:
     """Label regions of the images of COLLECTION: noun phrases of their captions, and boxes that a detector finds.
 
     Rows are added to the table `regions`, with the source vesl:DETECTOR; nothing is overwritten. Run the same
@@ -73,8 +62,8 @@ def command(
     from foveate.records.labeling import end_command
     from foveate.report import render
 
-    resolved = validate(RegionLabelSettings, settings, where="foveate regions")
-    options = validate(RegionRunSettings, selected, where="foveate regions")
+    resolved = call.check(RegionLabelSettings, settings)
+    options = call.check(RegionRunSettings, selected)
     # Only the detector knows its own fields; --model is one of them that nearly all have.
     content = parse_overrides(options.options) | ({} if options.model is None else {"model": options.model})
     where = f"detector '{options.detector}' (--model, --set)"
@@ -87,17 +76,17 @@ def command(
         "detector_settings": detector_settings,
         "split": options.split,
         "limit": options.limit,
-        "device": device,
-        "seed": seed or 0,
+        "device": call.device,
+        "seed": call.seed or 0,
     }
-    if dry_run:
+    if call.dry_run:
         planned = estimate_labeling(collection, resolved, **run_options)
-        finish(planned, _plan_lines(planned), {}, as_json=as_json)
+        call.finish(planned, _plan_lines(planned))
         return
-    made_by = ["foveate", *sys.argv[1:]]
+    made_by = call.command
     # Detector and options are checked by now, so that a mistake leaves no folder.
-    folder = RunFolder.create(run or Path("runs/regions"), command=made_by)
-    labeling = label_regions(collection, resolved, batch=options.batch, workers=workers or 2, **run_options)
+    folder = RunFolder.create(call.run or Path("runs/regions"), command=made_by)
+    labeling = label_regions(collection, resolved, batch=options.batch, workers=call.workers or 2, **run_options)
     gallery = build_gallery(
         collection,
         resolved,
@@ -105,11 +94,11 @@ def command(
         labeling.rows,
         folder.path,
         count=options.samples,
-        seed=seed or 0,
+        seed=call.seed or 0,
     )
     result = labeling.result.model_copy(update={"command": made_by, **gallery}).to_json()
     folder.write_result(result)
-    finish(result, _lines(result), {"report": render(folder.path)}, as_json=as_json)
+    call.finish(result, _lines(result), {"report": render(folder.path)})
     end_command(labeling.failure, stopped=labeling.result.stopped)
 
 

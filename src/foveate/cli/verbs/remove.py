@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import dry_run_option, finish, json_option, quiet_option
+from foveate.cli.options import Call, common, dry_run_option
 from foveate.core.errors import UserError
 
 
@@ -28,9 +28,8 @@ from foveate.core.errors import UserError
     metavars={"where": "FIELD=VALUE", "captions_of": "MODEL"},
 )
 @dry_run_option("Print what would be done; change nothing.")
-@json_option
-@quiet_option
-def command(collection: Path, keys: tuple[str, ...], settings: dict[str, Any], dry_run: bool, as_json: bool) -> None:
+@common(seed=False, device=False)
+def command(call: Call, collection: Path, keys: tuple[str, ...], settings: dict[str, Any]) -> None:
     """Remove images from a collection: readers skip them, imports refuse them, bytes and rows are deleted.
 
     Key and SHA-256 stay in removed.parquet: they are what keeps the image out. Files that are referenced stay where
@@ -43,17 +42,16 @@ def command(collection: Path, keys: tuple[str, ...], settings: dict[str, Any], d
       foveate remove my-images --where site=A --keep-bytes
       foveate remove my-images --captions-of mini
     """
-    from foveate.core.recipes import validate
     from foveate.records.removal import RemovalSettings, read_keys, remove_images
 
-    resolved = validate(RemovalSettings, settings, where="foveate remove")
+    resolved = call.check(RemovalSettings, settings)
     if resolved.captions_of is not None:
         from foveate.records.captions import remove_captions
 
         if keys:
             raise UserError(f"KEY has no effect with --captions-of, which removes no images (got {keys[0]!r})")
-        removal = remove_captions(collection, resolved.captions_of, dry_run=dry_run)
-        return finish(removal.as_dict(), removal.lines(), {"collection": collection}, as_json=as_json)
+        removal = remove_captions(collection, resolved.captions_of, dry_run=call.dry_run)
+        return call.finish(removal.as_dict(), removal.lines(), {"collection": collection})
     listed = read_keys(resolved.keys_file) if resolved.keys_file is not None else []
     # An empty list is a mistake upstream, for example a query without a result; with other keys it would go unnoticed.
     if resolved.keys_file is not None and not listed:
@@ -65,6 +63,6 @@ def command(collection: Path, keys: tuple[str, ...], settings: dict[str, Any], d
         reason=resolved.reason,
         purge=not resolved.keep_bytes,
         copies=resolved.copies,
-        dry_run=dry_run,
+        dry_run=call.dry_run,
     )
-    finish(summary.as_dict(), summary.lines(), {"collection": collection}, as_json=as_json)
+    call.finish(summary.as_dict(), summary.lines(), {"collection": collection})

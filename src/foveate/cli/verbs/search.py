@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import NOT_FOUND, common, finish, path_option, run_option
+from foveate.cli.options import NOT_FOUND, Call, common, path_option, run_option
 
 if TYPE_CHECKING:
     from foveate.records.boxes import Box, PixelBox
@@ -48,15 +48,13 @@ if TYPE_CHECKING:
 @run_option("runs/search/WORDS-OF-THE-QUERY", "Folder for the page")
 @common(seed=False)
 def command(
+    call: Call,
     index: Path,
     text: str | None,
     settings: dict[str, Any],
     model: Path | None,
     collection: Path | None,
     interactive: bool,
-    run: Path | None,
-    as_json: bool,
-    device: str | None,
 ) -> None:
     """Find what in INDEX is nearest to TEXT, an image, a box in an image, or their sum; print and show it.
 
@@ -70,14 +68,13 @@ def command(
       foveate search my-index --interactive
       foveate search my-index --image holiday.jpg --box 0.1,0.2,0.5,0.6 --negative "a person"
     """
-    from foveate.core.recipes import validate
     from foveate.search.locate import read_image
     from foveate.search.query import Query
     from foveate.search.settings import SearchSettings
 
-    resolved = validate(SearchSettings, settings, where="foveate search")
-    if interactive and (resolved.image or resolved.box or run):
-        raise click.UsageError("--interactive reads texts: --image, --box and --run have no effect")
+    resolved = call.check(SearchSettings, settings)
+    if interactive and (resolved.image or resolved.box or call.run):
+        raise click.UsageError("--interactive reads texts: --image, --box and --out have no effect")
     query = None
     if text is not None or not interactive:
         query = Query(
@@ -91,17 +88,15 @@ def command(
     from foveate.search.search import Index
 
     opened = Index.open(index, collection=collection)
-    encoder = opened.open_model(model, device=device)
+    encoder = opened.open_model(model, device=call.device)
     if interactive:
-        _answer_lines(opened, encoder, resolved, text, as_json=as_json)
+        _answer_lines(call, opened, encoder, resolved, text)
         return
     assert query is not None
-    _answer(opened, encoder, query, resolved, run, as_json=as_json)
+    _answer(call, opened, encoder, query, resolved)
 
 
-def _answer(
-    index: Index, encoder: LocalizingModel, query: Query, settings: SearchSettings, run: Path | None, *, as_json: bool
-) -> None:
+def _answer(call: Call, index: Index, encoder: LocalizingModel, query: Query, settings: SearchSettings) -> None:
     """Search once, write the page, and print the hits."""
     from foveate.core.runs import RunFolder, make_free_folder
     from foveate.report import render
@@ -110,9 +105,8 @@ def _answer(
 
     hits, query_box = search(index, query, encoder, **_hit_options(settings))
     # Created only now: a query that finds nothing leaves no folder.
-    path = run or make_free_folder(Path("runs/search"), query.text or (settings.image or Path("image")).stem)
-    command_line = ["foveate", *sys.argv[1:]]
-    folder = RunFolder.create(path, command=command_line)
+    path = call.run or make_free_folder(Path("runs/search"), query.text or (settings.image or Path("image")).stem)
+    folder = RunFolder.create(path, command=call.command)
     verdict = _judge(index, query, hits, encoder, settings)
     result = write_search(
         folder,
@@ -123,16 +117,16 @@ def _answer(
         query_file=settings.image,
         backend=settings.backend,
         verdict=verdict,
-        command=command_line,
+        command=call.command,
     )
     lines = _describe_verdict(verdict) + [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
-    finish(result.to_json(), lines, {"report": render(folder.path)}, as_json=as_json)
+    call.finish(result.to_json(), lines, {"report": render(folder.path)})
     if not verdict.has_match:
         sys.exit(NOT_FOUND)
 
 
 def _answer_lines(
-    index: Index, encoder: LocalizingModel, settings: SearchSettings, text: str | None, *, as_json: bool
+    call: Call, index: Index, encoder: LocalizingModel, settings: SearchSettings, text: str | None
 ) -> None:
     """Answer one text after the other from standard input, with the model and the index kept in memory."""
     from foveate.core.errors import UserError
@@ -160,7 +154,7 @@ def _answer_lines(
             click.echo(f"error: {problem}", err=True)
             continue
         seconds = time.perf_counter() - start
-        if as_json:
+        if call.as_json:
             click.echo(
                 json.dumps(
                     {

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish
+from foveate.cli.options import Call, common, dry_run_option
 
 
 @click.command("serve", cls=FieldsCommand, short_help="Serve models and indexes to OpenAI clients, with a page.")
@@ -41,9 +41,7 @@ from foveate.cli.options import common, dry_run_option, finish
 )
 @dry_run_option("Print what would be served and its size, and open no model and no socket.")
 @common(seed=False)
-def command(
-    folders: tuple[str, ...], settings: dict[str, Any], dry_run: bool, device: str | None, as_json: bool
-) -> None:
+def command(call: Call, folders: tuple[str, ...], settings: dict[str, Any]) -> None:
     """Serve each FOLDER until Ctrl-C: chat, embeddings, locate, search and classify, as far as its model can.
 
     FOLDER is a model folder of `foveate mllm train`, `pretrain` or `adapt train`, an index, mini, or a folder of
@@ -55,11 +53,10 @@ def command(
       foveate serve mini --port 0 --port-file port.txt
     """
     from foveate.core.errors import UserError
-    from foveate.core.recipes import validate
     from foveate.serve.adapters import check_extra, open_adapters, plan, read_key
     from foveate.serve.settings import ServeSettings
 
-    checked = validate(ServeSettings, {**settings, **({"device": device} if device else {})}, where="foveate serve")
+    checked = call.check(ServeSettings, settings | ({"device": call.device} if call.device else {}))
     # Before a model is opened, which takes seconds.
     check_extra()
     key = read_key(checked)
@@ -68,14 +65,14 @@ def command(
             f"--port-file: there is no folder {checked.port_file.parent}; expected a file in one that exists"
         )
     models = plan(folders, checked)
-    if dry_run:
+    if call.dry_run:
         lines = [
             f"{model['name']}: {model['kind']}, {model['bytes'] / 1e6:,.1f} MB on disk, {model['folder']}"
             for model in models
         ]
-        finish({"models": models}, lines, {}, as_json=as_json)
+        call.finish({"models": models}, lines)
         return
-    if not as_json:
+    if not call.as_json:
         # Torch and the models take seconds, on a busy machine a minute, in which nothing listens.
         click.echo(f"opening {', '.join(model['name'] for model in models)}")
         sys.stdout.flush()
@@ -92,7 +89,7 @@ def command(
             for adapter in application.answerer.adapters.values()
         ]
         lines += [f"listening on {address}/v1; Ctrl-C stops", *([f"page: {address}/"] if checked.page else [])]
-        finish({"address": address, "port": port, "models": models}, lines, {}, as_json=as_json)
+        call.finish({"address": address, "port": port, "models": models}, lines)
         # A pipe is block-buffered: whoever waits for this line would wait until the server ends.
         sys.stdout.flush()
 

@@ -94,7 +94,7 @@ def _parse_fractions(value: Any) -> Any:
 
 
 class CollectSettings(FormatOptions):
-    """`foveate collect SOURCE --to COLLECTION`."""
+    """`foveate collect SOURCE --out COLLECTION`."""
 
     format: str = Field(
         "auto",

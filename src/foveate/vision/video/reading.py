@@ -270,6 +270,6 @@ def _refuse_empty(source: Source, times: list[float], start: float | None, end: 
     # With an `end`, an intact clip may begin after it: no frame was decoded, yet nothing is broken.
     if not times and (end is None or source.damage):
         return BadClip("no frames", f"{source.name}: no frame can be decoded")
-    span = f"--from {format_time(start or 0)}" + ("" if end is None else f" --to {format_time(end)}")
+    span = f"--start {format_time(start or 0)}" + ("" if end is None else f" --end {format_time(end)}")
     last = f"its last frame begins at {format_time(max(times))}" if times else "its first frame begins later"
     return BadClip("outside", f"{source.name}: no frame in {span}; {last}", num_decoded=len(times))

@@ -13,16 +13,11 @@ def command() -> None:
 
     \b
     Example:
-      foveate adapt train --backbone my-vit --data my-images --field category --method lora
-      foveate adapt predict runs/adapt-lora photos --to answers.csv
-      foveate adapt merge runs/adapt-lora --to merged
+      foveate adapt train --backbone my-vit --collection my-images --field category --method lora
+      foveate adapt predict runs/adapt-lora photos --out answers.csv
+      foveate adapt merge runs/adapt-lora --out merged
       foveate adapt compare --backbone my-vit --tasks mine=my-images:category --methods all
     """
 
 
-command.commands = LazyCommands(
-    __name__,
-    {
-        "commands": ("train", "predict", "merge", "import-peft", "compare", "wise"),
-    },
-)
+command.commands = LazyCommands(__name__, {"commands": ("train", "predict", "merge", "import-peft", "compare", "wise")})

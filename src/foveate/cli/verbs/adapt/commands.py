@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, dry_run_option, finish, path_option, run_option, split_names
+from foveate.cli.options import Call, F, common, path_option, run_option, split_names
+from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 if TYPE_CHECKING:
     from foveate.adapt.results import AdaptResult, ComparedResult, PredictResult, WiseResult
@@ -25,12 +26,16 @@ moved_option = click.option(
     "--backbone", default=None, metavar="FOLDER|KIND:NAME", help="New path of the backbone, if it was moved."
 )
 
-backbone_option = click.option(
-    "--backbone",
-    required=True,
-    metavar="FOLDER|KIND:NAME",
-    help="Model folder of Foveate, timm, transformers or open_clip; or timm:NAME.TAG, torchvision:NAME, lite0.",
-)
+
+def backbone_option(*, required: bool) -> Callable[[F], F]:
+    """Add --backbone; a recipe may name the network instead where it is not required."""
+    return click.option(
+        "--backbone",
+        required=required,
+        metavar="FOLDER|KIND:NAME",
+        help="Model folder of Foveate, timm, transformers or open_clip; or timm:NAME.TAG, torchvision:NAME, lite0.",
+    )
+
 
 modules_option = click.option(
     "--modules",
@@ -44,18 +49,15 @@ modules_option = click.option(
 
 
 @click.command("train", cls=FieldsCommand, short_help="Train an adapter on labeled images.")
-@click.argument("overrides", nargs=-1)
-@backbone_option
+@recipe_command(
+    "runs/adapt-METHOD",
+    dry_run="Print what would be trained and the estimated time; train and write nothing.",
+    collection="Collection folder, or an npz file with the arrays images, labels and split.",
+    optional=True,
+)
+@backbone_option(required=False)
 @modules_option
-@click.option(
-    "--data",
-    required=True,
-    metavar="PATH",
-    help="Collection folder, or an npz file with the arrays images, labels and split.",
-)
-@click.option(
-    "--method", required=True, metavar="NAME", help="Method name, such as lora; an unknown name prints the list."
-)
+@click.option("--method", metavar="NAME", help="Method name, such as lora; an unknown name prints the list.")
 @fields(
     "foveate.adapt.recipe:AdaptRecipe",
     "data.field",
@@ -65,66 +67,47 @@ modules_option = click.option(
     "training.head_init",
     metavars={"head": "FOLDER"},
 )
-@run_option("runs/adapt-METHOD")
-@dry_run_option("Print what would be trained and the estimated time; train and write nothing.")
-@common()
 def train_command(
-    overrides: tuple[str, ...],
-    settings: dict[str, Any],
-    backbone: str,
-    modules: tuple[str, ...],
-    data: str,
-    method: str,
-    run: Path | None,
-    dry_run: bool,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
+    call: RecipeCall, settings: dict[str, Any], backbone: str | None, modules: tuple[str, ...], method: str | None
 ) -> None:
-    """Train METHOD on the images of --data and write an adapter folder and its accuracy on held-out splits.
+    """Train a method on the images of --collection; write an adapter folder and its accuracy on held-out splits.
 
-    OVERRIDES change single fields: of the method (rank=16), or of data, training and backbone
+    RECIPE is a YAML file, such as the recipe.yaml of an earlier run; without one, --backbone and --method say what is
+    trained. FIELD=VALUE changes single fields: of the method (rank=16), or of data, training and backbone
     (training.learning_rate=0.01). Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
 
     \b
     Example:
-      foveate adapt train --backbone my-vit --data my-images --field category --method lora rank=16
-      foveate adapt train --backbone timm:resnet50.a1_in1k --data mine.npz --method bitfit --shots 10
+      foveate adapt train --backbone my-vit --collection my-images --field category --method lora rank=16
+      foveate adapt train --backbone timm:resnet50.a1_in1k --collection mine.npz --method bitfit --shots 10
+      foveate adapt train runs/adapt-lora/recipe.yaml rank=4 --collection my-images --out runs/adapt-lora-4
     """
     from foveate.adapt.load_backbone import parse_backbone
     from foveate.adapt.recipe import build_recipe
 
-    data_settings, training = settings.get("data", {}), settings.get("training", {})
-    if seed is not None:
-        training["seed"] = seed
-    recipe = build_recipe(
-        parse_backbone(backbone, modules),
-        method,
-        overrides,
-        head=settings.get("head"),
-        data=data_settings,
-        training=training,
-    )
-    if dry_run:
+    content = call.read()
+    call.require(content, backbone=backbone, method=method)
+    network = None if backbone is None else parse_backbone(backbone, modules)
+    recipe = build_recipe(network, method, call.overrides, content=content, **call.options(settings))
+    data = str(call.data)
+    if call.dry_run:
         from foveate.adapt.estimate import estimate_training
         from foveate.training.price import format_price
 
-        priced = estimate_training(recipe, data, device=device)
-        finish(priced.to_json(), format_price(priced), {}, as_json=as_json)
+        priced = estimate_training(recipe, data, device=call.device)
+        call.finish(priced.to_json(), format_price(priced))
         return
     from foveate.adapt.train import train_adapter
     from foveate.report import render
 
-    target = run or Path("runs") / f"adapt-{method}"
-    outcome = train_adapter(recipe, data, target, device=device, command=["foveate", *sys.argv[1:]])
+    target = call.run or Path("runs") / f"adapt-{recipe.method['method']}"
+    outcome = train_adapter(recipe, data, target, device=call.device, command=call.command)
     # Under torchrun every process gets here; only one prints and writes the page.
     if not outcome.is_main:
         return
     result = outcome.result
     if outcome.folder is None:
-        stopped = f"stopped at step {result.steps}; run the same command to resume"
-        finish(result.to_json(), [stopped], {"run": target}, as_json=as_json)
-        sys.exit(130)  # as a shell reports a program that Ctrl-C ended
+        call.stop(result.to_json(), target, step=result.steps)
     paths = {"run": target, "adapter": outcome.folder, "report": render(target)}
     lines = _format_training(result)
     # Tuning lowers the logits of classes that it never saw, which a calibration with these files undoes.
@@ -132,9 +115,9 @@ def train_command(
         lines.append(
             f"{len(result.absent)} classes had no training image; bring them back: foveate calibrate "
             f"{target}/logits-test.npz --training {target}/logits-training.npz --classes-seen @{target}/seen.txt "
-            f"--run {target}/calibration"
+            f"--out {target}/calibration"
         )
-    finish(result.to_json(), lines, paths, as_json=as_json)
+    call.finish(result.to_json(), lines, paths)
 
 
 def _format_training(result: AdaptResult) -> list[str]:
@@ -166,18 +149,18 @@ def _format_value(value: Value) -> str:
 
 
 @click.command("compare", cls=FieldsCommand, short_help="Compare methods on your own tasks.")
-@click.argument("overrides", nargs=-1)
-@click.option(
-    "--backbone",
-    required=True,
-    metavar="FOLDER|KIND:NAME",
-    help="Backbone, as for `adapt train`; it is loaded only once.",
+@recipe_command(
+    "runs/adapt-compare",
+    dry_run="Print the number of training runs and epochs, and the estimated time; train and write nothing.",
+    collection=None,
+    optional=True,
+    workers=False,
 )
+@backbone_option(required=False)
 @modules_option
 @click.option(
     "--tasks",
     "tasks",
-    required=True,
     multiple=True,
     metavar="[[GROUP/]NAME=]PATH[:FIELD]",
     help="Collection, npz file, VTAB-1K task, or a folder of such tasks. Repeatable.",
@@ -195,27 +178,21 @@ def _format_value(value: Value) -> str:
 )
 @fields(f"{SETTINGS}:CompareTasks", "shots", "epochs", into="task_settings", repeat=("shots",))
 @fields(f"{SETTINGS}:CompareRun", "max_hours", "save_adapters", into="run_settings")
-@run_option("runs/adapt-compare")
-@dry_run_option("Print the number of training runs and epochs, and the estimated time; train and write nothing.")
-@common()
 def compare_command(
-    overrides: tuple[str, ...],
-    backbone: str,
+    call: RecipeCall,
+    backbone: str | None,
     modules: tuple[str, ...],
     tasks: tuple[str, ...],
     settings: dict[str, Any],
     task_settings: dict[str, Any],
     run_settings: dict[str, Any],
-    run: Path | None,
-    dry_run: bool,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
 ) -> None:
     """Try each method's candidates on validation images, train the best again on all, and test it once.
 
-    OVERRIDES change fields of the recipe (validation=val, share=0.3) or of all trainings (training.batch_size=32).
-    Ctrl-C or a kill loses nothing that is finished; the same command resumes. It may run several times at once.
+    RECIPE is a YAML file, such as the recipe.yaml of an earlier comparison; without one, --backbone and --tasks are
+    needed. FIELD=VALUE changes fields of the recipe (validation=val, share=0.3) or of all trainings
+    (training.batch_size=32). Ctrl-C or a kill loses nothing that is finished; the same command resumes. It may run
+    several times at once.
 
     \b
     Example:
@@ -228,35 +205,35 @@ def compare_command(
     from foveate.adapt.compare.run import compare
     from foveate.adapt.load_backbone import parse_backbone
     from foveate.adapt.recipe import CompareRun
-    from foveate.core.recipes import validate
     from foveate.training.price import format_price
 
-    if seed is not None:
-        settings["seed"] = seed
+    content = call.read()
+    call.require(content, backbone=backbone, tasks=tasks)
     # The grid has its own number of epochs, so only what was given goes into the recipe.
     training = {name: value for name, value in task_settings.items() if name == "epochs"}
-    tasks_of_shots = parse_tasks(tasks, task_settings.get("shots", ()))
-    recipe = build_recipe(parse_backbone(backbone, modules), tasks_of_shots, overrides, training=training, **settings)
-    if dry_run:
-        priced = Comparison(recipe).estimate(device=device or "auto")
-        finish(priced.to_json(), format_price(priced), {}, as_json=as_json)
+    recipe = build_recipe(
+        None if backbone is None else parse_backbone(backbone, modules),
+        parse_tasks(tasks, task_settings.get("shots", ())) if tasks else (),
+        call.overrides,
+        content=content,
+        training=training,
+        seed=call.seed,
+        **settings,
+    )
+    if call.dry_run:
+        priced = Comparison(recipe).estimate(device=call.device or "auto")
+        call.finish(priced.to_json(), format_price(priced))
         return
     from foveate.report import render
 
-    target = run or Path("runs") / "adapt-compare"
+    target = call.run or Path("runs") / "adapt-compare"
+    checked = call.check(CompareRun, run_settings)
     try:
-        result = compare(
-            recipe,
-            target,
-            validate(CompareRun, run_settings, where="foveate adapt compare"),
-            device=device,
-            command=["foveate", *sys.argv[1:]],
-        )
+        result = compare(recipe, target, checked, device=call.device, command=call.command)
     except Stopped:
-        finish({"status": "stopped"}, ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
-        sys.exit(130)
+        call.stop({"status": "stopped"}, target)
     paths = {"run": target, "report": render(target)}
-    finish(result.to_json(), _format_comparison(result), paths, as_json=as_json)
+    call.finish(result.to_json(), _format_comparison(result), paths)
 
 
 def _format_comparison(result: ComparedResult) -> list[str]:
@@ -302,20 +279,18 @@ def _format_comparison(result: ComparedResult) -> list[str]:
     "--shifted", multiple=True, metavar="NAME=PATH[:FIELD]", help="Data under distribution shift. Repeatable."
 )
 @fields(f"{SETTINGS}:WiseSettings", "validation", "test", "points", "head", "at")
-@path_option("--to", "Write the model at this alpha as an adapter to this folder.")
+@path_option("--adapter-out", "Write the model at this alpha as an adapter to this folder.")
 @moved_option
 @run_option("runs/adapt-wise")
 @common(seed=False)
 def wise_command(
+    call: Call,
     adapter: Path,
     data: str,
     shifted: tuple[str, ...],
     settings: dict[str, Any],
-    to: Path | None,
+    adapter_out: Path | None,
     backbone: str | None,
-    run: Path | None,
-    as_json: bool,
-    device: str | None,
 ) -> None:
     """Measure ADAPTER (a folder of `adapt train`, or its run folder) at alphas from 0, the original network, to 1.
 
@@ -324,31 +299,30 @@ def wise_command(
     \b
     Example:
       foveate adapt wise runs/adapt-full --data my-images:category --shifted sketches=sketches:category
-      foveate adapt wise runs/adapt-lora --data mine.npz --shifted night=night.npz --to robust
+      foveate adapt wise runs/adapt-lora --data mine.npz --shifted night=night.npz --adapter-out robust
     """
     from foveate.adapt.compare.recipe import parse_task
     from foveate.adapt.recipe import WiseSettings
     from foveate.adapt.wise import measure_robustness
-    from foveate.core.recipes import validate
     from foveate.report import render
 
     # Settings hold what the user gave: --at with its own default would otherwise count as given.
-    if "at" in settings and to is None:
-        raise click.UsageError("--at has no effect without --to")
-    target = run or Path("runs") / "adapt-wise"
+    if "at" in settings and adapter_out is None:
+        raise click.UsageError("--at has no effect without --adapter-out")
+    target = call.run or Path("runs") / "adapt-wise"
     result = measure_robustness(
         adapter,
         parse_task(data, what="--data"),
         target,
-        validate(WiseSettings, settings, where="foveate adapt wise"),
+        call.check(WiseSettings, settings),
         shifted=[parse_task(text, what="--shifted") for text in shifted],
-        to=to,
+        to=adapter_out,
         backbone=backbone,
-        device=device,
-        command=["foveate", *sys.argv[1:]],
+        device=call.device,
+        command=call.command,
     )
-    paths = {"run": target, "report": render(target), **({} if to is None else {"adapter": to})}
-    finish(result.to_json(), _format_curve(result), paths, as_json=as_json)
+    paths = {"run": target, "report": render(target), **({} if adapter_out is None else {"adapter": adapter_out})}
+    call.finish(result.to_json(), _format_curve(result), paths)
 
 
 def _format_curve(result: WiseResult) -> list[str]:
@@ -375,18 +349,12 @@ _MAX_LISTED = 10  # classes and unreadable images that are printed
 @click.command("predict", cls=FieldsCommand, short_help="Classify images with a tuned model.")
 @click.argument("tuned", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@path_option("--to", "CSV file of the predictions, one row per image; replaced if it exists.", required=True)
+@path_option("--out", "CSV file of the predictions, one row per image; replaced if it exists.", required=True)
 @fields(f"{SETTINGS}:PredictSettings", "gamma", "calibration", metavars={"calibration": "FOLDER"})
 @moved_option
 @common(seed=False)
 def predict_command(
-    tuned: Path,
-    images: tuple[Path, ...],
-    to: Path,
-    settings: dict[str, Any],
-    backbone: str | None,
-    as_json: bool,
-    device: str | None,
+    call: Call, tuned: Path, images: tuple[Path, ...], out: Path, settings: dict[str, Any], backbone: str | None
 ) -> None:
     """Classify IMAGES (files, folders, collections) with RUN and write their classes and probabilities.
 
@@ -396,17 +364,16 @@ def predict_command(
 
     \b
     Example:
-      foveate adapt predict runs/adapt-lora photos --to answers.csv
-      foveate adapt predict runs/adapt-full a.jpg b.jpg --calibration runs/calibrate --to answers.csv --json
+      foveate adapt predict runs/adapt-lora photos --out answers.csv
+      foveate adapt predict runs/adapt-full a.jpg b.jpg --calibration runs/calibrate --out answers.csv --json
     """
     from foveate.adapt.predictor import open_adapter, predict_files
     from foveate.adapt.recipe import PredictSettings
-    from foveate.core.recipes import validate
 
-    checked = validate(PredictSettings, settings, where="foveate adapt predict")
-    predictor = open_adapter(tuned, device=device, backbone=backbone, **checked.model_dump())
-    result = predict_files(predictor, images, to)
-    finish(result.to_json(), _format_predictions(result), {"answers": to}, as_json=as_json)
+    checked = call.check(PredictSettings, settings)
+    predictor = open_adapter(tuned, device=call.device, backbone=backbone, **checked.model_dump())
+    result = predict_files(predictor, images, out)
+    call.finish(result.to_json(), _format_predictions(result), {"answers": out})
 
 
 def _format_predictions(result: PredictResult) -> list[str]:
@@ -431,11 +398,11 @@ def _format_predictions(result: PredictResult) -> list[str]:
 
 @click.command("merge", cls=FieldsCommand, short_help="Merge an adapter into its backbone's weights.")
 @click.argument("adapter", type=click.Path(path_type=Path))
-@path_option("--to", "Folder of the result; must be empty.", required=True)
+@path_option("--out", "Folder of the result; must be empty.", required=True)
 @fields(f"{SETTINGS}:MergeSettings", "format")
 @moved_option
 @common(seed=False, device=False)
-def merge_command(adapter: Path, to: Path, settings: dict[str, Any], backbone: str | None, as_json: bool) -> None:
+def merge_command(call: Call, adapter: Path, out: Path, settings: dict[str, Any], backbone: str | None) -> None:
     """Merge ADAPTER (a folder of `adapt train`, or its run folder) and write the model in its backbone's own format.
 
     Refused with the reason where no weights of the backbone can do what the method does. Prints the largest
@@ -443,19 +410,19 @@ def merge_command(adapter: Path, to: Path, settings: dict[str, Any], backbone: s
 
     \b
     Example:
-      foveate adapt merge runs/adapt-lora --to merged
-      foveate adapt merge runs/adapt-lora --to for-peft --format peft
+      foveate adapt merge runs/adapt-lora --out merged
+      foveate adapt merge runs/adapt-lora --out for-peft --format peft
     """
     from foveate.adapt.export import merge_adapter
     from foveate.adapt.recipe import MergeSettings
 
     form = MergeSettings(**settings).format
-    result = merge_adapter(adapter, to, format=form, backbone=backbone)
+    result = merge_adapter(adapter, out, format=form, backbone=backbone)
     network = result.backbone.get("source") or result.backbone.get("model")
     lines = [f"{result.method} on {':'.join(filter(None, (result.backbone['kind'], network)))}, as {form}"]
     if result.difference is not None:
         lines.append(f"largest difference of outputs: {result.difference:.3g}")
-    finish(result.to_json(), lines, {"model": to}, as_json=as_json)
+    call.finish(result.to_json(), lines, {"model": out})
 
 
 # `foveate adapt import-peft`: make an adapter folder of a LoRA adapter of PEFT.
@@ -463,9 +430,9 @@ def merge_command(adapter: Path, to: Path, settings: dict[str, Any], backbone: s
 
 @click.command("import-peft", short_help="Make an adapter folder of a LoRA adapter of PEFT.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@backbone_option
+@backbone_option(required=True)
 @modules_option
-@path_option("--to", "Folder of the adapter; must be empty.", required=True)
+@path_option("--out", "Folder of the adapter; must be empty.", required=True)
 @click.option(
     "--classes",
     multiple=True,
@@ -474,7 +441,7 @@ def merge_command(adapter: Path, to: Path, settings: dict[str, Any], backbone: s
 )
 @common(seed=False, device=False)
 def import_peft_command(
-    folder: Path, backbone: str, modules: tuple[str, ...], to: Path, classes: tuple[str, ...], as_json: bool
+    call: Call, folder: Path, backbone: str, modules: tuple[str, ...], out: Path, classes: tuple[str, ...]
 ) -> None:
     """Read FOLDER, a LoRA adapter that PEFT wrote for the network --backbone, and write it as an adapter folder.
 
@@ -483,14 +450,14 @@ def import_peft_command(
 
     \b
     Example:
-      foveate adapt import-peft my-lora --backbone my-vit --to imported
-      foveate adapt import-peft my-lora --backbone my-vit --classes oak,beech --to imported
+      foveate adapt import-peft my-lora --backbone my-vit --out imported
+      foveate adapt import-peft my-lora --backbone my-vit --classes oak,beech --out imported
     """
     from foveate.adapt import export
 
-    result = export.import_peft(folder, to, backbone=backbone, classes=split_names(classes), modules=modules)
+    result = export.import_peft(folder, out, backbone=backbone, classes=split_names(classes), modules=modules)
     lines = [
         f"{result.method}: {result.parameters.trained:,} of {result.parameters.backbone:,} parameters, matched "
         f"{result.matched}; a head of {len(result.classes)} classes"
     ]
-    finish(result.to_json(), lines, {"adapter": to}, as_json=as_json)
+    call.finish(result.to_json(), lines, {"adapter": out})

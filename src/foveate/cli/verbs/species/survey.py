@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, path_option, workers_option
+from foveate.cli.options import Call, common, path_option, workers_option
 from foveate.cli.verbs.species.options import MAX_LISTED, SETTINGS, list_labels
 
 # `foveate species demo-frames`: say where real images are published, or import them from a folder.
@@ -17,9 +17,9 @@ from foveate.cli.verbs.species.options import MAX_LISTED, SETTINGS, list_labels
 
 @click.command("demo-frames", short_help="Say where real images are published, or import them from a folder.")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-@path_option("--to", "Collection folder, with FOLDER.")
+@path_option("--out", "Collection folder, with FOLDER.")
 @common(device=False, seed=False)
-def demo_frames_command(folder: Path | None, to: Path | None, as_json: bool) -> None:
+def demo_frames_command(call: Call, folder: Path | None, out: Path | None) -> None:
     """Say where forty real camera-trap images under permissive licenses are published, or import them from FOLDER.
 
     FOLDER has copies of one or more of the published folders. Images are known by their bytes, and get the label,
@@ -28,20 +28,22 @@ def demo_frames_command(folder: Path | None, to: Path | None, as_json: bool) -> 
     \b
     Example:
       foveate species demo-frames
-      foveate species demo-frames downloads --to demo
+      foveate species demo-frames downloads --out demo
     """
     from foveate.core.errors import UserError
     from foveate.survey.demo_frames import describe_sets, import_demo_frames
 
-    if folder is None or to is None:
-        if folder is not None or to is not None:
-            missing = "--to: missing; expected a collection folder" if to is None else "FOLDER: missing; --to needs one"
+    if folder is None or out is None:
+        if folder is not None or out is not None:
+            missing = (
+                "--out: missing; expected a collection folder" if out is None else "FOLDER: missing; --out needs one"
+            )
             raise UserError(missing)
         sets = describe_sets()
         lines = [f"{each['name']}: {each['images']} images, {each['license']}, {each['url']}" for each in sets]
-        return finish({"sets": sets}, lines, {}, as_json=as_json)
-    outcome = import_demo_frames(folder, to)
-    finish(outcome.as_dict(), outcome.lines(), {"collection": to}, as_json=as_json)
+        return call.finish({"sets": sets}, lines)
+    outcome = import_demo_frames(folder, out)
+    call.finish(outcome.as_dict(), outcome.lines(), {"collection": out})
 
 
 # `foveate species check`: list what is doubtful in a survey, before any training.
@@ -52,9 +54,7 @@ def demo_frames_command(folder: Path | None, to: Path | None, as_json: bool) -> 
 @fields(f"{SETTINGS}:CheckSettings", "only", "max_listed", repeat=("only",), metavars={"only": "CHECK"})
 @path_option("--model", "Model folder: also ranks hours, and places that it knows, by what the images show.")
 @common(seed=False)
-def check_command(
-    collection: Path, settings: dict[str, Any], model: Path | None, as_json: bool, device: str | None
-) -> None:
+def check_command(call: Call, collection: Path, settings: dict[str, Any], model: Path | None) -> None:
     """List what is doubtful in the survey COLLECTION: clocks, deployments, places, names, copied files, bursts.
 
     Each finding says what it means and how to repair it. Nothing is changed: images with a doubtful clock have no hour,
@@ -66,19 +66,18 @@ def check_command(
       foveate species check survey --only "set back" --json
       foveate species check survey --model runs/species/model
     """
-    from foveate.core.recipes import validate
     from foveate.species.settings import CheckSettings
     from foveate.survey.checks import check_survey
     from foveate.survey.survey import Survey
 
-    checked = validate(CheckSettings, settings, where="foveate species check")
+    checked = call.check(CheckSettings, settings)
     result = check_survey(Survey.open(collection), only=checked.only)
     content, lines = result.as_dict(), result.lines(max_per_code=checked.max_listed)
     if model is not None:
         from foveate.species.explain import hint_survey
         from foveate.species.folder import open_species
 
-        clocks, locations = hint_survey(open_species(model), collection, device=device)
+        clocks, locations = hint_survey(open_species(model), collection, device=call.device)
         content |= {"clocks": [hint.to_json() for hint in clocks], "places": [hint.to_json() for hint in locations]}
         lines += ["", "hints of the model, the most doubtful first; 0.5 is chance, nothing was changed"]
         for clock in clocks[: checked.max_listed]:
@@ -87,7 +86,7 @@ def check_command(
         for hint in locations[: checked.max_listed]:
             other = f", likelier {hint.likelier} on {hint.share:.0%} of the images" if hint.likelier else ""
             lines.append(f"  place of {hint.deployment}: rank {hint.rank:.2f}{other}")
-    finish(content, lines, {"collection": collection}, as_json=as_json)
+    call.finish(content, lines, {"collection": collection})
 
 
 # `foveate species boxes`: propose boxes of animals offline, where none were imported.
@@ -98,9 +97,7 @@ def check_command(
 @fields(f"{SETTINGS}:BoxSettings", "threshold", "max_boxes", "every_image")
 @workers_option
 @common(seed=False)
-def boxes_command(
-    collection: Path, settings: dict[str, Any], workers: int | None, as_json: bool, device: str | None
-) -> None:
+def boxes_command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     """Propose boxes of animals on the images of COLLECTION that have none, with a small detector that comes along.
 
     It was trained on everyday objects and is no MegaDetector; its class names are not used. The same command
@@ -112,14 +109,13 @@ def boxes_command(
       foveate species boxes survey --threshold 0.3 --every-image
     """
     from foveate.core.progress import say
-    from foveate.core.recipes import validate
     from foveate.records.labeling import end_command
     from foveate.species.boxes import NOTICE, add_boxes
     from foveate.species.settings import BoxSettings
 
-    checked = validate(BoxSettings, settings, where="foveate species boxes")
+    checked = call.check(BoxSettings, settings)
     say(NOTICE)
-    result = add_boxes(collection, checked, device=device, workers=workers)
+    result = add_boxes(collection, checked, device=call.device, workers=call.workers)
     counts = ", ".join(f"{name} {number:,}" for name, number in sorted(result.status.items())) or "none"
     lines = [f"{result.boxes:,} boxes by NanoDet-g; images: {counts}"]
     if result.skipped:
@@ -128,7 +124,7 @@ def boxes_command(
         lines.append(f"{result.unreachable:,} images could not be reached; the same command tries them again")
     if result.stopped:
         lines.append("stopped; run the same command to resume")
-    finish(asdict(result), lines, {"collection": collection}, as_json=as_json)
+    call.finish(asdict(result), lines, {"collection": collection})
     end_command(result.find_failure(), stopped=result.stopped)
 
 
@@ -137,10 +133,10 @@ def boxes_command(
 
 @click.command("build", cls=FieldsCommand, short_help="Build the graph of a survey as readable triples.")
 @click.argument("collection", type=click.Path(path_type=Path))
-@click.option("--to", required=True, type=click.Path(path_type=Path), help="Folder of the graph.")
+@path_option("--out", "Folder of the graph.", required=True)
 @fields(f"{SETTINGS}:BuildSettings", "taxonomy", "labels", "min_probability", metavars={"taxonomy": "FILE"})
 @common(device=False, seed=False)
-def build_command(collection: Path, to: Path, settings: dict[str, Any], as_json: bool) -> None:
+def build_command(call: Call, collection: Path, out: Path, settings: dict[str, Any]) -> None:
     """Build the graph of the survey COLLECTION: which species, parents, places and hours its images are linked to.
 
     The folder has triples.csv, which you may read and edit, and matches.csv: how each label was matched to the
@@ -148,16 +144,15 @@ def build_command(collection: Path, to: Path, settings: dict[str, Any], as_json:
 
     \b
     Example:
-      foveate species build survey --to graph
-      foveate species build survey --taxonomy taxa.csv --to graph
+      foveate species build survey --out graph
+      foveate species build survey --taxonomy taxa.csv --out graph
     """
-    from foveate.core.recipes import validate
     from foveate.species.graph import MATCHES, TRIPLES, build_graph
     from foveate.species.settings import BuildSettings
 
-    checked = validate(BuildSettings, settings, where="foveate species build")
+    checked = call.check(BuildSettings, settings)
     graph = build_graph(
-        collection, to, taxonomy=checked.taxonomy, source=checked.labels, min_probability=checked.min_probability
+        collection, out, taxonomy=checked.taxonomy, source=checked.labels, min_probability=checked.min_probability
     )
     counts, doubtful = graph.describe(), [str(match) for match in graph.matching.doubtful]
     lines = [", ".join(f"{name} {number:,}" for name, number in counts.items())]
@@ -167,11 +162,10 @@ def build_command(collection: Path, to: Path, settings: dict[str, Any], as_json:
         lines.append(f"{len(untrained)} classes have no image in the split train: {list_labels(untrained)}")
     lines += [f"label {text}" for text in doubtful[:MAX_LISTED]]
     if len(doubtful) > MAX_LISTED:
-        lines.append(f"{len(doubtful) - MAX_LISTED} more labels to look at are in {to / MATCHES}")
+        lines.append(f"{len(doubtful) - MAX_LISTED} more labels to look at are in {out / MATCHES}")
     result = {"counts": counts, "left_out": dict(graph.left_out), "matches": graph.matching.counts}
-    finish(
+    call.finish(
         {**result, "untrained": untrained, "doubtful": doubtful},
         lines,
-        {"triples": to / TRIPLES, "matches": to / MATCHES},
-        as_json=as_json,
+        {"triples": out / TRIPLES, "matches": out / MATCHES},
     )

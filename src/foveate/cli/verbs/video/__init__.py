@@ -16,13 +16,8 @@ def command() -> None:
       foveate video ask mini street.mp4 "What is in the image?" --frames 24
       foveate video find runs/tour/cloc-seed0/model street.mp4 "a red boat"
       foveate video evaluate mini --set own --questions questions.jsonl --videos clips
-      foveate video score runs/video-evaluate-own --judge http://127.0.0.1:8000/v1 --judge-model qwen
+      foveate video score runs/video-evaluate-own --judge-url http://127.0.0.1:8000/v1 --judge-model qwen
     """
 
 
-command.commands = LazyCommands(
-    __name__,
-    {
-        "commands": ("ask", "chat", "frames", "plan", "find", "evaluate", "score"),
-    },
-)
+command.commands = LazyCommands(__name__, {"commands": ("ask", "chat", "frames", "plan", "find", "evaluate", "score")})

@@ -53,10 +53,10 @@ def strategy_options(function: F) -> F:
 
 
 def span_options(function: F) -> F:
-    """Add --from, --to and --allow-damaged."""
+    """Add --start, --end and --allow-damaged."""
     options = [
-        click.option("--from", "start", metavar="TIME", help="Start of the part that is shown: 80, 1:20 or 1:02:03."),
-        click.option("--to", "end", metavar="TIME", help="End of the part that is shown."),
+        click.option("--start", metavar="TIME", help="Start of the part that is shown: 80, 1:20 or 1:02:03."),
+        click.option("--end", metavar="TIME", help="End of the part that is shown."),
         allow_damaged_option,
     ]
     return _add(options, function)
@@ -113,7 +113,7 @@ class Span:
         from foveate.vision.video.sampling import parse_time
 
         times = []
-        for flag, text in (("--from", start), ("--to", end)):
+        for flag, text in (("--start", start), ("--end", end)):
             try:
                 times.append(None if text is None else parse_time(text))
             except UserError as problem:
@@ -343,13 +343,7 @@ def open_selector(folder: Path | None, device: str | None) -> Any:
 
 
 def ask_question(
-    viewing: Viewing,
-    question: str,
-    options: tuple[str, ...],
-    max_tokens: int,
-    *,
-    silent: bool,
-    evidence: bool = False,
+    viewing: Viewing, question: str, options: tuple[str, ...], max_tokens: int, *, silent: bool, evidence: bool = False
 ) -> VideoExchange:
     """Ask a question, print its answer as it comes, and note both."""
     from foveate.video.results import VideoExchange

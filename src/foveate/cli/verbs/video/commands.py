@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import common, finish, json_option, path_option, quiet_option, run_option
+from foveate.cli.options import Call, common, finish, json_option, path_option, quiet_option, run_option
 from foveate.cli.verbs.video.clip import (
     Span,
     allow_damaged_option,
@@ -52,14 +52,13 @@ if TYPE_CHECKING:
 @run_option("none", "Folder for a page with frames and answers")
 @common(seed=False)
 def ask_command(
+    call: Call,
     model: str,
     clip: Path,
     questions: tuple[str, ...],
     options: tuple[str, ...],
     max_tokens: int,
     evidence: bool,
-    run: Path | None,
-    as_json: bool,
     **watching: Any,
 ) -> None:
     """Answer QUESTIONS about CLIP, then list what MODEL saw of it.
@@ -71,9 +70,9 @@ def ask_command(
     \b
     Example:
       foveate video ask mini street.mp4 "What is in the image?" --frames 24
-      foveate video ask llava-hf/llava-v1.6-vicuna-7b-hf street.mp4 "What happens after the taxi?" --from 1:20 --to 2:00
+      foveate video ask llava-hf/llava-v1.6-vicuna-7b-hf street.mp4 "What comes after the taxi?" --start 1:20 --end 2:00
       foveate video ask mini street.mp4 "Which color is it?" --option red --option green --frames 24
-      foveate video ask mini street.mp4 "Which color is it?" --frames 24 --evidence --run runs/street
+      foveate video ask mini street.mp4 "Which color is it?" --frames 24 --evidence --out runs/street
     """
     if options:
         from foveate.video.prompts import check_choices
@@ -84,7 +83,7 @@ def ask_command(
         # Before a model is opened, which takes seconds.
         check_choices(options)
     requests = [(question, options) for question in questions]
-    viewing = watch_clip(model, clip, requests, max_tokens=max_tokens, run=run, **watching)
+    viewing = watch_clip(model, clip, requests, max_tokens=max_tokens, run=call.run, device=call.device, **watching)
     if evidence:
         from foveate.video.occlusion import group_rows
 
@@ -92,11 +91,11 @@ def ask_command(
         group_rows(viewing.layout)
     exchanges = []
     for question in questions:
-        if len(questions) > 1 and not as_json:
+        if len(questions) > 1 and not call.as_json:
             click.echo(f"> {question}")
-        exchanges.append(ask_question(viewing, question, options, max_tokens, silent=as_json, evidence=evidence))
-    result, paths = save_viewing(viewing, exchanges, run)
-    finish(result, [] if as_json else describe_viewing(viewing), paths, as_json=as_json)
+        exchanges.append(ask_question(viewing, question, options, max_tokens, silent=call.as_json, evidence=evidence))
+    result, paths = save_viewing(viewing, exchanges, call.run)
+    call.finish(result, [] if call.as_json else describe_viewing(viewing), paths)
 
 
 # `foveate video chat`: answer each line of the input as a question about a clip.
@@ -109,7 +108,7 @@ def ask_command(
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True, help="Longest answer.")
 @run_option("none", "Folder for a page with frames and answers")
 @common(seed=False)
-def chat_command(model: str, clip: Path, max_tokens: int, run: Path | None, as_json: bool, **watching: Any) -> None:
+def chat_command(call: Call, model: str, clip: Path, max_tokens: int, **watching: Any) -> None:
     """Answer each line of the input as a question about CLIP, until it ends.
 
     The clip is encoded and read once; every further question costs its own text. A question does not see earlier ones.
@@ -121,7 +120,7 @@ def chat_command(model: str, clip: Path, max_tokens: int, run: Path | None, as_j
     """
     from foveate.core.errors import UserError
 
-    viewing = watch_clip(model, clip, [], max_tokens=max_tokens, run=run, **watching)
+    viewing = watch_clip(model, clip, [], max_tokens=max_tokens, run=call.run, device=call.device, **watching)
     for line in describe_viewing(viewing):
         click.echo(line, err=True)
     exchanges: list[VideoExchange] = []
@@ -131,12 +130,12 @@ def chat_command(model: str, clip: Path, max_tokens: int, run: Path | None, as_j
             question = input("> " if sys.stdin.isatty() else "").strip()
             try:
                 if question:
-                    exchanges.append(ask_question(viewing, question, (), max_tokens, silent=as_json))
+                    exchanges.append(ask_question(viewing, question, (), max_tokens, silent=call.as_json))
             except UserError as problem:
                 # One question that does not fit ends no conversation.
                 click.echo(str(problem), err=True)
-    result, paths = save_viewing(viewing, exchanges, run)
-    finish(result, [], paths, as_json=as_json)
+    result, paths = save_viewing(viewing, exchanges, call.run)
+    call.finish(result, [], paths)
 
 
 # `foveate video find`: find when and where a clip shows a phrase, without a language model.
@@ -152,6 +151,7 @@ def chat_command(model: str, clip: Path, max_tokens: int, run: Path | None, as_j
 @run_option("runs/video-find", "Folder for frames and page")
 @common()
 def find_command(
+    call: Call,
     localizer: Path,
     clip: Path,
     phrase: str,
@@ -160,10 +160,6 @@ def find_command(
     end: str | None,
     allow_damaged: bool,
     count: int,
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
 ) -> None:
     """List the frames of CLIP whose best box is most like PHRASE, with the time and the box in pixels.
 
@@ -183,17 +179,17 @@ def find_command(
     from foveate.vision.video.reading import read_clip
     from foveate.vision.video.sampling import format_time
 
-    check_run_path(run)
+    check_run_path(call.run)
     span = Span.parse(start, end)
     if not localizer.is_dir():
         raise UserError(
             f"{localizer}: no such folder; expected a model of foveate pretrain, such as runs/tour/cloc-seed0/model"
         )
-    model = load_model(localizer, device=device)
+    model = load_model(localizer, device=call.device)
     # The paper's rule would repeat a frame of a short clip and never look at its last one.
     read = read_clip(clip, frames, rule="uniform_mid", start=span.start, end=span.end, allow_damaged=allow_damaged)
-    located = locate_frames(model, read.frames, phrase, seed=seed or 0)
-    folder = RunFolder.create(run or Path("runs/video-find"))
+    located = locate_frames(model, read.frames, phrase, seed=call.seed or 0)
+    folder = RunFolder.create(call.run or Path("runs/video-find"))
     order = sorted(range(len(located)), key=lambda row: (-located[row].cosine, read.times[row]))
     best = set(order[:count])
     rows = [
@@ -211,7 +207,7 @@ def find_command(
     ]
     result = VideoFindResult(
         title=f"“{phrase}” in {clip.name}",
-        command=["foveate", *sys.argv[1:]],
+        command=call.command,
         model=str(localizer),
         clip=read.name,
         phrase=phrase,
@@ -226,7 +222,7 @@ def find_command(
         for row in order[:count]
     ]
     paths = {"run": folder.path, "report": render(folder.path)}
-    finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths, as_json=as_json)
+    call.finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths)
 
 
 # `foveate video frames`: show which frames of a clip would be read.
@@ -241,6 +237,7 @@ def find_command(
 @run_option("runs/video-frames", "Folder for frames and page")
 @common(seed=False)
 def frames_command(
+    call: Call,
     clip: Path,
     how: str,
     start: str | None,
@@ -248,16 +245,13 @@ def frames_command(
     allow_damaged: bool,
     selector: Path | None,
     query: str | None,
-    run: Path | None,
-    as_json: bool,
-    device: str | None,
     **strategy: Any,
 ) -> None:
     """Write the sampled frames of CLIP with their times, slow ones marked. No language model is read.
 
     \b
     Example:
-      foveate video frames street.mp4 --frames 24 --slow 4 --from 1:20 --to 2:00
+      foveate video frames street.mp4 --frames 24 --slow 4 --start 1:20 --end 2:00
       foveate video frames street.mp4 --choose query --selector runs/tour/cloc-seed0/model --query "a red boat"
     """
     from foveate.core.runs import RunFolder, check_run_path
@@ -268,9 +262,9 @@ def frames_command(
     from foveate.vision.video.reading import ClipReader
     from foveate.vision.video.sampling import format_time
 
-    check_run_path(run)
+    check_run_path(call.run)
     strategy_settings, span = build_how(how, strategy), Span.parse(start, end)
-    encoder = open_selector(selector, device)
+    encoder = open_selector(selector, call.device)
     reader = ClipReader(clip, strategy_settings.frames, start=span.start, end=span.end, allow_damaged=allow_damaged)
     indices = None
     if check_choice(strategy_settings, selector=encoder, query=query):
@@ -282,10 +276,10 @@ def frames_command(
     # Which frames are read does not depend on a model's grid; 24 x 24 is LLaVA's.
     rows = strategy_settings.layout(len(images), 24 * 24, slow_indices=indices).frames
     seen = [SeenFrame(read.indices[row], read.times[row], row in slow, images[row]) for row in rows]
-    folder = RunFolder.create(run or Path("runs/video-frames"))
+    folder = RunFolder.create(call.run or Path("runs/video-frames"))
     result = VideoAskResult(
         title=f"Frames of {clip.name}",
-        command=["foveate", *sys.argv[1:]],
+        command=call.command,
         clip=read.name,
         how=describe_how(strategy_settings),
         num_decoded=read.num_decoded,
@@ -295,7 +289,7 @@ def frames_command(
     folder.write_result(result.to_json())
     lines = [f"frame {each.index:>6}  {format_time(each.time):>8}{'  slow' * each.is_slow}" for each in seen]
     paths = {"run": folder.path, "report": render(folder.path)}
-    finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths, as_json=as_json)
+    call.finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths)
 
 
 # `foveate video plan`: count tokens, FLOPs and memory of a clip for a model, without its weights.
@@ -309,9 +303,9 @@ def frames_command(
 @strategy_options
 @span_options
 @rope_option
-@json_option
-@quiet_option
+@common(seed=False, device=False)
 def plan_command(
+    call: Call,
     model: str,
     clip: Path | None,
     seconds: float | None,
@@ -321,7 +315,6 @@ def plan_command(
     start: str | None,
     end: str | None,
     allow_damaged: bool,
-    as_json: bool,
     **strategy: Any,
 ) -> None:
     """Count what MODEL would read of CLIP: tokens of each path, positions left, FLOPs, memory. No weights are read.
@@ -339,7 +332,7 @@ def plan_command(
     if clip is not None and seconds is not None:
         raise click.UsageError("--seconds has no effect with a CLIP, whose length is read")
     if clip is None and (start or end or allow_damaged):
-        raise click.UsageError("--from, --to and --allow-damaged have no effect without a CLIP")
+        raise click.UsageError("--start, --end and --allow-damaged have no effect without a CLIP")
     span, total = Span.parse(start, end), None
     if clip is not None:
         # The frames are decoded to be counted: headers are often wrong.
@@ -357,7 +350,7 @@ def plan_command(
     # Those of the strategy are among its fields.
     texts = [text for text in texts if text not in planned.warnings]
     planned = dataclasses.replace(planned, warnings=(*texts, *planned.warnings))
-    finish(dataclasses.asdict(planned), format_plan(planned), {}, as_json=as_json)
+    call.finish(dataclasses.asdict(planned), format_plan(planned), {})
 
 
 # `foveate video evaluate`: ask a model all questions of a published set about their clips.
@@ -382,6 +375,7 @@ def plan_command(
 @run_option("runs/video-evaluate-SET", "Folder for answers, result and page")
 @common()
 def evaluate_command(
+    call: Call,
     model: str,
     questions: Path,
     videos: Path,
@@ -391,10 +385,6 @@ def evaluate_command(
     prompt: str,
     rope_factor: float | None,
     allow_damaged: bool,
-    run: Path | None,
-    as_json: bool,
-    seed: int | None,
-    device: str | None,
     **strategy_options: Any,
 ) -> None:
     """Ask MODEL all questions of a set. Multiple choices are scored at once, open answers by `foveate video score`.
@@ -405,18 +395,17 @@ def evaluate_command(
     Example:
       foveate video evaluate llava-hf/llava-v1.6-vicuna-7b-hf --set nextqa --questions val.csv --videos NExTVideo
     """
-    from foveate.core.recipes import validate
     from foveate.report import render
     from foveate.video.evaluate import VideoEvaluationSettings
     from foveate.video.evaluate import evaluate as evaluate_set
     from foveate.video.networks import hash_weights, open_network
     from foveate.video.watching import ClipWatcher
 
-    checked = validate(VideoEvaluationSettings, {**settings, "seed": seed or 0}, where="foveate video evaluate")
+    checked = call.check(VideoEvaluationSettings, {**settings, "seed": call.seed or 0})
     strategy = build_how(how, strategy_options)
-    target = run or Path("runs") / f"video-evaluate-{checked.question_set}"
+    target = call.run or Path("runs") / f"video-evaluate-{checked.question_set}"
     with collect_warnings() as texts:
-        network = open_network(model, device=device, rope_factor=rope_factor)
+        network = open_network(model, device=call.device, rope_factor=rope_factor)
         watcher = ClipWatcher(network, strategy, fit=fit, prompt=prompt, allow_damaged=allow_damaged)
         result = evaluate_set(
             watcher,
@@ -428,10 +417,10 @@ def evaluate_command(
             how=watcher.description,
             # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
             weights=hash_weights(model),
-            command=["foveate", *sys.argv[1:]],
+            command=call.command,
         )
     lines = [*format_scores(result), *describe_warnings(texts)]
-    finish(result.to_json(), lines, {"run": target, "report": render(target)}, as_json=as_json)
+    call.finish(result.to_json(), lines, {"run": target, "report": render(target)})
 
 
 # `foveate video score`: score the answers of `foveate video evaluate`, by a judge where they are open.
@@ -441,7 +430,7 @@ def evaluate_command(
 @click.argument("run", type=click.Path(path_type=Path))
 @fields(
     "foveate.video.score_table:JudgeSettings",
-    "judge",
+    ("judge", "--judge-url"),
     "judge_model",
     "judge_key_env",
     "judge_prompts",
@@ -455,7 +444,7 @@ def score_command(run: Path, settings: dict[str, Any], as_json: bool) -> None:
 
     \b
     Example:
-      foveate video score runs/video-evaluate-msvd --judge http://127.0.0.1:8000/v1 --judge-model qwen
+      foveate video score runs/video-evaluate-msvd --judge-url http://127.0.0.1:8000/v1 --judge-model qwen
     """
     from foveate.core.recipes import validate
     from foveate.report import render
