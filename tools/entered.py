@@ -17,6 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -72,11 +73,7 @@ def make_trainings(folder: Path) -> dict[str, Callable[[], object]]:
     """Make the data of the four trainings in `folder`; return them by name, ready to run."""
     import numpy as np
     from timm.models._hub import save_for_hf
-    from training_survey import build_survey, write_features
 
-    import tiny
-    import tiny_mllm
-    from adapt.towers import tower
     from foveate.adapt.load_backbone import parse_backbone
     from foveate.adapt.recipe import build_recipe
     from foveate.adapt.train import train_adapter
@@ -87,15 +84,17 @@ def make_trainings(folder: Path) -> dict[str, Callable[[], object]]:
     from foveate.species.recipe import SpeciesRecipe
     from foveate.species.train import train_species
 
+    # By name, since type checkers do not look into tests.
+    tiny, tiny_mllm, survey_of, towers = map(import_module, ("tiny", "tiny_mllm", "training_survey", "adapt.towers"))
     plain, asked = tiny.make_collection(folder / "plain"), tiny_mllm.make_asked_collection(folder / "asked")
-    survey = build_survey(folder / "survey")
-    write_features(folder / "features.npz", survey)
+    survey = survey_of.build_survey(folder / "survey")
+    survey_of.write_features(folder / "features.npz", survey)
     random = np.random.default_rng(0)
     split = np.array(["train"] * 12 + ["test"] * 6)
     images = random.integers(0, 255, (18, 32, 32, 3)).astype(np.uint8)
     np.savez(folder / "images.npz", images=images, labels=np.arange(18) % 3, split=split)
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0}
-    save_for_hf(tower("timm"), str(folder / "network"), model_args=sizes, safe_serialization=True)
+    save_for_hf(towers.tower("timm"), str(folder / "network"), model_args=sizes, safe_serialization=True)
     network = parse_backbone(str(folder / "network"))
     species = {"view": {"view": "whole"}, "data": {"features": str(folder / "features.npz")}}
     return {

@@ -73,7 +73,7 @@ def draw_maps(positions: GroupMap, names: list[str]) -> list[Markup]:
     return figures
 
 
-def _with_legend(drawing: Markup, styles: Mapping[str, str]) -> Markup:
+def _with_legend(drawing: Markup, styles: dict[str, str]) -> Markup:
     return Markup("<div>{}{}</div>").format(drawing, legend(styles))
 
 
