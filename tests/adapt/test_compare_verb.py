@@ -64,7 +64,7 @@ def test_a_comparison_its_page_and_its_adapters(done: tuple[Path, dict[str, Any]
         assert words in page, words
     stored = json.loads((folder / "run" / "result.json").read_text())
     shown = table(ComparedResult.model_validate(stored))
-    assert {line["name"] for line in shown} == {"linear", "bitfit", "lora"}
+    assert {str(row[0]) for row in shown.rows} == {"linear", "bitfit", "lora"}
     assert [title for _, title in columns(ComparedResult.model_validate(stored))] == [
         "a", "b", "mean of groups", "mean of tasks",
     ]  # fmt: skip
@@ -104,7 +104,7 @@ def test_equal_seeds_give_no_interval(
     for one in (found, {"value": 0.8, "low": 0.8, "high": 0.8}):
         stored["lines"][0]["tasks"]["a"] |= {**one, "seeds": seeds}
         result = ComparedResult.model_validate(stored)
-        spans = {line["name"]: line["cells"][0]["span"] for line in table(result)}
+        spans = {str(row[0]): row[1].note for row in table(result).rows}
         assert spans["linear"] == words
         assert spans["lora"] == numbers.interval(apart["low"], apart["high"])
         drawn = forests(result)[0]
@@ -141,10 +141,10 @@ def test_one_seed_that_converged_has_an_interval_of_its_own_kind(
 ) -> None:
     stored = json.loads((done[0] / "run" / "result.json").read_text())
     stored["lines"][0]["tasks"]["a"] |= {"value": 0.8, "low": 0.6, "high": 0.9, "seeds": [0.8], "failed": 1}
-    shown = {line["name"]: line["cells"][0]["span"] for line in table(ComparedResult.model_validate(stored))}
+    shown = {str(row[0]): row[1].note for row in table(ComparedResult.model_validate(stored)).rows}
     assert shown["linear"] == "60.0–90.0, of one seed over images"
     alone = table(ComparedResult.model_validate(stored | {"seeds": 1}))
-    assert next(line["cells"][0]["span"] for line in alone if line["name"] == "linear") == "60.0–90.0"
+    assert next(row[1].note for row in alone.rows if str(row[0]) == "linear") == "60.0–90.0"
 
 
 def test_the_same_again_in_words(done: tuple[Path, dict[str, Any], tuple[object, ...]]) -> None:

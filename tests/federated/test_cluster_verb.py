@@ -116,8 +116,15 @@ def test_words_for_people(table: Path, tmp_path: Path) -> None:
     done = call(table, "--client", "hospital", "--clusters", 3, "--out", tmp_path / "r")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0] == "2 clients, 120 points, by 'hospital'"
-    assert lines[1].startswith("consensus, 1 round of refinement: 3 groups, distance 0.3")
+    assert lines[0] == "3 groups at 2 clients"
+    assert lines[1].startswith("Found by consensus, 1 round of refinement")
+    assert lines[2].startswith("Clients: 2 · Points: 120 · Features: 3 · Split: by 'hospital' · ")
+    heads, row = (line.split("  ") for line in lines[3:5])
+    assert heads[0] == "Method"
+    assert row[0] == "consensus, 1 round of refinement"
+    # The terminal prints the cells of the page's table.
+    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert all(f">{cell.strip()}<" in page for cell in row if cell.strip())
     assert [line.split(":")[0] for line in lines[-4:]] == ["run", "centers", "groups", "report"]
 
 

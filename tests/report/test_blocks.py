@@ -28,7 +28,7 @@ MEASURES = {"ari": ("ARI", "agreement"), "nmi": ("NMI", "information")}
 
 def make_page() -> Page:
     quality = table_of(("Method", "Time"), MEASURES, [(("a", "1 s"), {"nmi": "0.5"}), (("bee", "20 s"), {})])
-    details = columns_of([1, 2], {"One": str, "Twice": lambda n: Cell(str(2 * n), "small", strong=True)})
+    details = columns_of([1, 2], [("One", str), ("Twice", lambda n: Cell(str(2 * n), "small", strong=True))])
     return block_page(
         "Blocks",
         eyebrow="Test",
@@ -46,6 +46,7 @@ def make_page() -> Page:
 def test_the_terminal_says_what_stands_on_top_and_the_printed_tables() -> None:
     assert print_lines(make_page()) == [
         "warning: one is late",
+        "Blocks",
         "Lead.",
         "Clients: 3 · Split: <b>",
         "Method  NMI  Time",

@@ -16,7 +16,7 @@ Every number of the terminal is a cell or a fact of the page, so the two cannot 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -173,17 +173,19 @@ def table_of(
     )
 
 
-def columns_of(items: Sequence[T], columns: Mapping[str, Callable[[T], str | Cell]], **options: Any) -> Table:
-    """Return a table with a row for each item: head -> how its cell is made."""
-    return Table(list(columns), [[make(item) for make in columns.values()] for item in items], **options)
+def columns_of(items: Sequence[T], columns: Iterable[tuple[str, Callable[[T], str | Cell]]], **options: Any) -> Table:
+    """Return a table with a row for each item, from the heads of its columns and how their cells are made."""
+    heads, makers = zip(*columns, strict=True)
+    return Table(list(heads), [[make(item) for make in makers] for item in items], **options)
 
 
 def print_lines(page: Page) -> list[str]:
-    """Return the lines of a page of blocks for a terminal: warnings, what stands on top, and its printed tables."""
+    """Return the lines of a page of blocks for a terminal: warnings, title, what stands on top, printed tables."""
     blocks = [*page.context["top"], *(block for section in page.context["sections"] for block in section.blocks)]
     # Warnings come first, wherever they stand: what follows them may be wrong.
-    ordered = sorted(blocks, key=lambda block: not isinstance(block, Warnings))
-    return [line for block in ordered for line in _lines(block)]
+    first = [line for block in blocks if isinstance(block, Warnings) for line in _lines(block)]
+    others = [line for block in blocks if not isinstance(block, Warnings) for line in _lines(block)]
+    return [*first, page.title, *others]
 
 
 def _lines(block: Block) -> Iterator[str]:

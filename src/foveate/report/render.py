@@ -10,6 +10,7 @@ from typing import Any
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
 from foveate.core.plugins import load_row, load_table
+from foveate.report.blocks import print_lines
 from foveate.report.images import RunImages
 from foveate.report.page import Page, render_page
 
@@ -46,6 +47,11 @@ def build(result: dict[str, Any], run_folder: Path) -> Page:
         PAGES, result["kind"], "PAGES", label="kind of run"
     )
     return build_page(result, run_folder)
+
+
+def tell(run_folder: Path) -> list[str]:
+    """Return what the page of a run folder says, as lines for a terminal; for kinds whose page is made of blocks."""
+    return print_lines(build(read_result(run_folder), run_folder))
 
 
 def render(run_folder: Path) -> Path:

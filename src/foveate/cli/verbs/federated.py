@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.network import COMMANDS, list_suspects
+from foveate.cli.network import COMMANDS
 from foveate.cli.options import Call, Command, F, common, dry_run_option, run_option, set_option
 
 _RUN = "foveate.federated.run_options"
@@ -127,7 +127,7 @@ def embed(
         return
     from foveate.core.devices import choose_device
     from foveate.federated.embedding.run import run_embedding
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     target = call.run or Path("runs") / "federated-embed"
     result = run_embedding(
@@ -146,7 +146,7 @@ def embed(
         "report": render(target),
     }
     # Without the first line, the columns that are used: only those left out may surprise a user.
-    call.finish(_brief(result), _embed_lines(result) + gathered.column_lines()[1:], paths)
+    call.finish(_brief(result), tell(target) + gathered.column_lines()[1:], paths)
 
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
@@ -156,22 +156,6 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
         {name: value for name, value in entry.items() if name not in ("map", "history")} for entry in result["maps"]
     ]
     return {**result, "maps": maps}
-
-
-def _embed_lines(result: dict[str, Any]) -> list[str]:
-    lines = [
-        *list_suspects(result),
-        f"{len(result['clients'])} clients, {sum(result['clients'].values())} points, {result['split']}",
-    ]
-    for entry in result["maps"]:
-        qualities = ", ".join(f"{name} {value:.3f}" for name, value in entry["quality"].items())
-        sent = (entry["bytes_up"] + entry["bytes_down"]) / 1e6
-        lines.append(f"{entry['method']}: {qualities}; {sent:.1f} MB exchanged, {entry['seconds']:.1f} s")
-    for note, count in result["maps"][0]["notes"].items():
-        # Those of suspects are the first lines already.
-        if not any(sentence.startswith(note) for sentence in result["suspects"]):
-            lines.append(f"note ({count} times): {note}")
-    return [*lines, result["payoff"]] if result.get("payoff") else lines
 
 
 @command.command("cluster", cls=FieldsCommand, short_help="Cluster data at several clients.")
@@ -213,7 +197,7 @@ def cluster(
         planned = plan(gathered, options) | {"columns": gathered.column_lines()}
         _finish_plan(call, planned, f"{planned['features']} features")
         return
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     target = call.run or Path("runs") / "federated-cluster"
     result = run_clustering(gathered, options, target, run_options, command=call.command)
@@ -225,23 +209,7 @@ def cluster(
     }
     # The map's points stay in result.json; printed, they would hide the measures.
     brief = {name: value for name, value in result.items() if name != "map"}
-    call.finish(brief, _cluster_lines(result) + gathered.column_lines()[1:], paths)
-
-
-def _cluster_lines(result: dict[str, Any]) -> list[str]:
-    lines = [
-        *list_suspects(result),
-        f"{len(result['clients'])} clients, {result['points']:,} points, {result['split']}",
-    ]
-    for entry in result["methods"]:
-        qualities = ", ".join(f"{name} {value:.4g}" for name, value in entry["quality"].items())
-        sent = (
-            f"{entry['bytes_up']:,} bytes up, {entry['bytes_down']:,} down"
-            if entry["federated"]
-            else "all points moved"
-        )
-        lines.append(f"{entry['method']}: {entry['clusters']} groups, {qualities}; {sent}, {entry['seconds']:.2f} s")
-    return lines + [f"note: {note}" for note in result["notes"]]
+    call.finish(brief, tell(target) + gathered.column_lines()[1:], paths)
 
 
 @command.command("features", cls=FieldsCommand, short_help="Train one encoder at several clients, without labels.")
@@ -292,7 +260,7 @@ def features(
         _finish_plan(call, planned, f"an encoder of {planned['weights']:,} weights")
         return
     from foveate.core.devices import choose_device
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     target = call.run or Path("runs") / "federated-features"
     result = run_features(
@@ -312,23 +280,7 @@ def features(
         "report": render(target),
     }
     brief = {name: value for name, value in result.items() if name != "map"}
-    call.finish(brief, _features_lines(result) + gathered.column_lines()[1:], paths)
-
-
-def _features_lines(result: dict[str, Any]) -> list[str]:
-    lines = [
-        *list_suspects(result),
-        f"{len(result['clients'])} clients, {result['points']:,} points, {result['split']}",
-    ]
-    for entry in result["methods"]:
-        qualities = ", ".join(f"{name} {value:.3f}" for name, value in entry["quality"].items())
-        sent = (
-            f"{(entry['bytes_up'] + entry['bytes_down']) / 1e6:.1f} MB exchanged"
-            if entry["federated"]
-            else "all points moved"
-        )
-        lines.append(f"{entry['method']}, {entry['rounds']} rounds: {qualities}; {sent}, {entry['seconds']:.1f} s")
-    return lines + [f"note: {note}" for note in result["notes"]]
+    call.finish(brief, tell(target) + gathered.column_lines()[1:], paths)
 
 
 for _command in COMMANDS:

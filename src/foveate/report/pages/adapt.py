@@ -177,14 +177,18 @@ def compare_table(r: ComparedResult) -> Table:
     return columns_of(
         # A method without a mean did not finish all tasks; a mean over the others would not be comparable.
         sorted(r.lines, key=lambda line: -line.means.get("mean", -1.0)),
-        {
-            "Method": lambda line: Cell(line.variant, strong=line.unbeaten),
-            **{title: functools.partial(accuracy, key=key) for key, title in columns(r)},
-            "Parameters trained": lambda line: "–" if line.trained is None else numbers.count(line.trained),
-            "Memory of a step": lambda line: "–" if line.step_bytes is None else f"{line.step_bytes / 2**20:,.1f} MiB",
-            "One training": lambda line: numbers.duration(line.training_seconds),
-            "Merges": lambda line: "yes" if line.mergeable else "no",
-        },
+        [
+            ("Method", lambda line: Cell(line.variant, strong=line.unbeaten)),
+            # Two tasks may have one title, so that heads cannot be keys.
+            *((title, functools.partial(accuracy, key=key)) for key, title in columns(r)),
+            ("Parameters trained", lambda line: "–" if line.trained is None else numbers.count(line.trained)),
+            (
+                "Memory of a step",
+                lambda line: "–" if line.step_bytes is None else f"{line.step_bytes / 2**20:,.1f} MiB",
+            ),
+            ("One training", lambda line: numbers.duration(line.training_seconds)),
+            ("Merges", lambda line: "yes" if line.mergeable else "no"),
+        ],
         note=f"{interval_text(r)}. Bold: no other method is both smaller and better. Parameters are without the head; "
         "the memory of a step is weights, gradients, AdamW’s moments and what the forward pass saves.",
         printed=True,
@@ -257,6 +261,9 @@ def ensembles(task: ComparedTask) -> list[Block]:
     def rule(entry: tuple[str, ComparedEnsemble], key: str) -> str:
         return numbers.percent(entry[1].ensemble.get(key))
 
+    def gain(values: Mapping[str, float | None]) -> Cell:
+        return Cell(_signed(values["mean"]), _span(values.get("low"), values.get("high")))
+
     note = ""
     if task.ensembles:
         note = (
@@ -268,19 +275,17 @@ def ensembles(task: ComparedTask) -> list[Block]:
     first, *others = RULES
     table = columns_of(
         several,
-        {
-            f"{task.title}: ensemble of": lambda entry: entry[0],
-            "Models": lambda entry: str(entry[1].count),
-            "Mean member": lambda entry: numbers.percent(entry[1].member["mean"]),
-            "Best member": lambda entry: numbers.percent(entry[1].member["best"]),
-            "Two disagree": lambda entry: numbers.percent(entry[1].disagreement),
-            f"By {RULES[first]}": functools.partial(rule, key=first),
-            "Gain": lambda entry: Cell(
-                _signed(entry[1].gain["mean"]), _span(entry[1].gain.get("low"), entry[1].gain.get("high"))
-            ),
-            **{f"By {RULES[key]}": functools.partial(rule, key=key) for key in others},
-            "Any right": lambda entry: numbers.percent(entry[1].any_right),
-        },
+        [
+            (f"{task.title}: ensemble of", lambda entry: entry[0]),
+            ("Models", lambda entry: str(entry[1].count)),
+            ("Mean member", lambda entry: numbers.percent(entry[1].member["mean"])),
+            ("Best member", lambda entry: numbers.percent(entry[1].member["best"])),
+            ("Two disagree", lambda entry: numbers.percent(entry[1].disagreement)),
+            (f"By {RULES[first]}", functools.partial(rule, key=first)),
+            ("Gain", lambda entry: gain(entry[1].gain)),
+            *((f"By {RULES[key]}", functools.partial(rule, key=key)) for key in others),
+            ("Any right", lambda entry: numbers.percent(entry[1].any_right)),
+        ],
         note=note,
     )
     return [table]
@@ -398,16 +403,16 @@ def selected(r: ComparedResult, task: ComparedTask, *, is_open: bool) -> Fold:
 
     table = columns_of(
         [(line.variant, line.tasks[task.key]) for line in r.lines if task.key in line.tasks],
-        {
-            "Method": lambda row: row[0],
-            "Options": lambda row: options(row[1]),
-            "Validation": lambda row: numbers.percent(row[1].validation),
-            "Test": lambda row: numbers.percent(row[1].value),
-            **({"Best epoch on test (peeks)": lambda row: numbers.percent(row[1].best_epoch)} if peeked else {}),
-            "Tried": lambda row: str(row[1].tried),
-            "Equal": lambda row: str(row[1].tied),
-            "Diverged": lambda row: str(row[1].diverged),
-        },
+        [
+            ("Method", lambda row: row[0]),
+            ("Options", lambda row: options(row[1])),
+            ("Validation", lambda row: numbers.percent(row[1].validation)),
+            ("Test", lambda row: numbers.percent(row[1].value)),
+            *([("Best epoch on test (peeks)", lambda row: numbers.percent(row[1].best_epoch))] if peeked else []),
+            ("Tried", lambda row: str(row[1].tried)),
+            ("Equal", lambda row: str(row[1].tied)),
+            ("Diverged", lambda row: str(row[1].diverged)),
+        ],
         left=(1,),
     )
     summary = f"{task.title}: {task.classes} classes, {numbers.count(task.images)} images to learn from; "
@@ -476,8 +481,8 @@ def build_adapt_wise(result: Mapping[str, Any], run_folder: Path) -> Page:
         facts.append(("Written", f"the model at alpha {r.saved.alpha:g}"))
     titles = {"inside": "best on own test images", "outside": "best on shifted images"}
 
-    def accuracy(row: tuple[int, float], image_set: WiseSet) -> Cell:
-        value = image_set.accuracy[row[0]]
+    def accuracy(row: tuple[int, float], of: WiseSet) -> Cell:
+        value = of.accuracy[row[0]]
         return Cell(numbers.percent(value.value), numbers.interval(value.low, value.high))
 
     def alpha(row: tuple[int, float]) -> Cell:
@@ -486,15 +491,10 @@ def build_adapt_wise(result: Mapping[str, Any], run_folder: Path) -> Page:
 
     table = columns_of(
         list(enumerate(r.alphas)),
-        {
-            "alpha": alpha,
-            **{
-                f"{image_set.title}, {numbers.count(image_set.n)} images": functools.partial(
-                    accuracy, image_set=image_set
-                )
-                for image_set in r.sets
-            },
-        },
+        [
+            ("alpha", alpha),
+            *((f"{one.title}, {numbers.count(one.n)} images", functools.partial(accuracy, of=one)) for one in r.sets),
+        ],
         printed=True,
     )
     limits = []

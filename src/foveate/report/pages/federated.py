@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,6 +163,11 @@ def describe_privacy(options: Mapping[str, Any], *, federated: bool, weights: bo
     return "A mean of a single point is that point, and with min_count 1 such means may have left a client." + also
 
 
+def _list_notes(notes: Iterable[str], suspects: Sequence[str]) -> list[str]:
+    """Return the notes as sentences, without those that a warning above has said."""
+    return [f"{note}." for note in notes if not any(sentence.startswith(note) for sentence in suspects)]
+
+
 def build_federated_cluster(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page from result.json (`ClusterResult`)."""
     r = parse_result(ClusterResult, result)
@@ -202,13 +207,16 @@ def build_federated_cluster(result: Mapping[str, Any], run_folder: Path) -> Page
             Warnings(r.suspects),
             Text(f"Found by {r.method}{f': {r.note}' if r.note else ''}. {left}"),
             Facts(facts),
-            Notes([f"{note}." for note in r.notes]),
+            Notes(_list_notes(r.notes, r.suspects)),
         ],
         sections=[
             Section("map", "The joint map", [Charts(cluster_maps(r), "maps")], seen if r.map.projected else "", "Map"),
             Section("numbers", "How good the groups are", [cluster_measures(r)], link="Numbers"),
             Section(
-                "clients", "The clients", [columns_of(r.clients, columns, meanings=CLIENT_COLUMNS)], link="Clients"
+                "clients",
+                "The clients",
+                [columns_of(r.clients, columns.items(), meanings=CLIENT_COLUMNS)],
+                link="Clients",
             ),
             Section(
                 "exchanged",
@@ -376,7 +384,8 @@ def build_federated_embed(result: Mapping[str, Any], run_folder: Path) -> Page:
         "too few points" if c.trustworthiness is None else f"{c.trustworthiness:.3f}"
     )
     held_out = "; trust, continuity, distances and votes on points that took no part in training" * bool(r.held_out)
-    notes = [f"{text}{f' ({count} rounds)' if count > 1 else ''}." for text, count in main.notes.items()]
+    counted = {text: f"{text}{f' ({count} rounds)' if count > 1 else ''}" for text, count in main.notes.items()}
+    notes = [f"{counted[text]}." for text in main.notes if f"{text}." in _list_notes(main.notes, r.suspects)]
     left = LEFT.get(str(r.options.get("method", main.method)), "")
     return block_page(
         "One map of several clients",
@@ -396,7 +405,7 @@ def build_federated_embed(result: Mapping[str, Any], run_folder: Path) -> Page:
                 f"By {r.neighbors} neighbors{held_out}.",
                 "Numbers",
             ),
-            Section("clients", "The clients", [columns_of(main.clients, columns)], link="Clients"),
+            Section("clients", "The clients", [columns_of(main.clients, columns.items())], link="Clients"),
             Section(
                 "exchanged",
                 "What was exchanged",
@@ -513,7 +522,7 @@ def build_federated_features(result: Mapping[str, Any], run_folder: Path) -> Pag
             Warnings(r.suspects),
             Text(f"{name}: {r.description}. {r.clusters} groups by {r.clustering}. Labels took no part. {left}"),
             Facts(facts),
-            Notes([f"{note}." for note in r.notes]),
+            Notes(_list_notes(r.notes, r.suspects)),
         ],
         sections=[
             Section(
@@ -538,7 +547,7 @@ def build_federated_features(result: Mapping[str, Any], run_folder: Path) -> Pag
                 "whether clients can follow the centers.",
                 "Rounds",
             ),
-            Section("clients", "The clients", [columns_of(r.clients, columns)], link="Clients"),
+            Section("clients", "The clients", [columns_of(r.clients, columns.items())], link="Clients"),
             Section(
                 "exchanged",
                 "What was exchanged",
