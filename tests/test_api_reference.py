@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ PUBLIC = [f"foveate.{name}" for name in NAMES] + [
 @pytest.fixture(scope="module")
 def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What examples may use without importing it: the public names, and files of a tiny world."""
+    from adapt.towers import tower
     from foveate.adapt.load_backbone import load_backbone, parse_backbone
     from foveate.pretrain.train import build_model
     from foveate.search.index import build_index
@@ -49,6 +51,8 @@ def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     adapted.info["default"] = {"classes": ["a", "b", "c"], "backbone": network.settings}
     foveate.save_adapter(adapted, folder / "run" / "adapter")
     build_index(folder / "model", tiny_collection, folder / "index")
+    survey_of = runpy.run_path(str(ROOT / "tests" / "species" / "training_survey.py"))
+    survey_of["write_features"](folder / "features.npz", survey_of["build_survey"](folder / "survey"))
     save_species_model(folder / "species")
     with Collection.open(tiny_collection) as collection:
         (folder / "image.png").write_bytes(collection.image_bytes(0))
@@ -58,6 +62,10 @@ def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         "adapter_run": folder / "run",
         "index_folder": folder / "index",
         "species_folder": folder / "species",
+        "survey_folder": folder / "survey",
+        "features_file": folder / "features.npz",
+        "adapted_model": adapted,
+        "tuned_tower": foveate.adapt(tower("timm"), "lora", classes=3, seed=0),
         "image_file": folder / "image.png",
     }
 

@@ -48,7 +48,12 @@ UNKNOWN = "unknown"
 _KINDS: dict[str, StageKind] = load_table("foveate.species.stages", "STAGES")
 _STAGES = dict(sorted(_KINDS.items(), key=lambda item: item[1].order))
 _FIELDS: dict[str, Any] = {name: (kind.settings, kind.settings()) for name, kind in _STAGES.items()}
-_DOC = "Options of all stages, by the name of the stage."
+_DOC = """Options of all stages, by the name of the stage.
+
+    Example:
+        >>> Stages(threshold={"threshold": 0.8}).threshold.threshold
+        0.8
+    """
 Stages = create_model("Stages", __base__=Settings, __doc__=_DOC, **_FIELDS)
 
 
@@ -60,6 +65,12 @@ def prepare_stages(settings: Settings, classes: Classes, taxa: Taxa) -> tuple[St
 
     Raises:
         UserError: a file or name of the settings is wrong.
+
+    Example:
+        >>> taxa = Taxa(ids=("Lynx lynx",), names=("Lynx lynx",), ranks=("species",), parents=np.array([-1]))
+        >>> classes = Classes(("lynx", "blank"), np.array([0, -1]))
+        >>> len(prepare_stages(Stages(threshold={"threshold": 0.8}), classes, taxa)) > 0
+        True
     """
     # Each stage gets the settings of all: a species list may turn off the prior, and rules turn off the roll-up.
     others = {name: getattr(settings, name) for name in _STAGES}

@@ -77,6 +77,13 @@ class SpeciesModel:
         info: classes, taxa, view and settings.
         network: the torch module; a `LinkModel`, or a baseline.
         head: the folded linear head, None where the model has none.
+
+    Example:
+        >>> model = open_species(species_folder)
+        >>> model.classes.labels
+        ('deer', 'fox')
+        >>> model.probabilities(np.zeros((3, 4), np.float32)).shape
+        (3, 2)
     """
 
     def __init__(self, folder: Path, info: SpeciesInfo, network: SpeciesNetwork, head: LinearHead | None) -> None:

@@ -130,7 +130,12 @@ class SpeciesData(Settings):
 
 
 class SpeciesRecipe(Settings):
-    """Everything that decides one run of `foveate species train`."""
+    """Everything that decides one run of `foveate species train`.
+
+    Example:
+        >>> SpeciesRecipe(method="erm", view={"view": "whole"}).view.view
+        'whole'
+    """
 
     config_version: Literal[1] = 1
     method: Literal["cosmo", "erm", "linear_probe", "mlp_concat"] = Field(

@@ -68,6 +68,13 @@ def train_species(
 
     Raises:
         UserError: recipe, survey and taxonomy do not fit, or the run folder holds another run.
+
+    Example:
+        >>> recipe = SpeciesRecipe(
+        ...     graph={"dim": 8}, data={"features": str(features_file)}, view={"view": "whole"}, training={"epochs": 1}
+        ... )
+        >>> train_species(survey_folder, new_folder, recipe, device="cpu").result.status
+        'finished'
     """
     # Before the collection is opened: a refusal after hours of training would lose them.
     check_locations(recipe.method, include_locations)
