@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -332,3 +333,9 @@ def test_no_machine_paths() -> None:
         if path.is_file():
             text = path.read_text(encoding="utf-8")
             assert not [folder for folder in folders if folder in text], relative(path)
+
+
+def test_every_test_module_has_a_name_of_its_own() -> None:
+    """Without packages pytest imports a module by its file's name, and refuses a second one of that name."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
