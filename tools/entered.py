@@ -1,10 +1,11 @@
-"""List the files that each of the four trainings enters before its first optimizer step, and those common to all.
+"""List the files that a walk through the house enters: four trainings up to their first step, and six other ways.
 
-    python tools/entered.py             # counts by training and by room
-    python tools/entered.py --files     # every file, with the trainings that enter it
+    python tools/entered.py             # the trainings: counts by room, and how many files are common to all four
+    python tools/entered.py --walks     # import, index, search, question, site and request as well
+    python tools/entered.py --files     # every file in the order in which it is entered
 
-Counted is a file of which a function runs; importing it alone does not count. Each training is that of a test: a tiny
-recipe on data that are made here.
+Counted is a file of which a function runs; importing it alone does not count. The data are those of the tests: a tiny
+recipe, a folder of images, the shipped `mini`.
 """
 
 from __future__ import annotations
@@ -48,25 +49,25 @@ def stop_at_first_step() -> Iterator[None]:
         handle.remove()
 
 
-def list_entered(train: Callable[[], object]) -> set[str]:
-    """Return the files below src/foveate of which a function runs before the first step."""
-    entered: set[str] = set()
+def list_entered(walk: Callable[[], object]) -> list[str]:
+    """Return the files below src/foveate of which a function runs, in order; a training ends before its first step."""
+    entered: dict[str, None] = {}
 
     def note(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_flags & _IS_FUNCTION:
-            entered.add(frame.f_code.co_filename)
+            entered.setdefault(frame.f_code.co_filename)
 
     threading.setprofile(note)
     sys.setprofile(note)
     try:
         with stop_at_first_step():
-            train()
+            walk()
     except FirstStep:
         pass
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
-    return {Path(name).relative_to(SOURCE).as_posix() for name in entered if Path(name).is_relative_to(SOURCE)}
+    return [Path(name).relative_to(SOURCE).as_posix() for name in entered if Path(name).is_relative_to(SOURCE)]
 
 
 def make_trainings(folder: Path) -> dict[str, Callable[[], object]]:
@@ -117,24 +118,62 @@ def make_trainings(folder: Path) -> dict[str, Callable[[], object]]:
     }
 
 
+def make_walks(folder: Path) -> dict[str, Callable[[], object]]:
+    """Make what the other walks need in `folder`; return them by name, ready to run one after the other."""
+    import numpy as np
+    from PIL import Image
+    from starlette.testclient import TestClient
+
+    from foveate.cli.main import cli
+    from foveate.serve import app
+
+    tiny = import_module("tiny")
+    photos, image = folder / "photos", folder / "photos" / "0.png"
+    photos.mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 255, (4, 48, 64, 3)).astype(np.uint8)):
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+    sites = ("--split", "even", "--clients", 2)
+    made = tiny.make_index(folder, tiny.make_collection(folder / "shapes"))
+
+    def run(*arguments: object) -> Callable[[], object]:
+        return lambda: cli.main([*map(str, arguments), "--quiet"], standalone_mode=False)
+
+    def request() -> None:
+        with TestClient(app(["mini"], allow_host=["testserver"])) as client:
+            message = {"role": "user", "content": "Is there a boat?"}
+            body = {"model": "mini", "messages": [message], "max_tokens": 4}
+            client.post("/v1/chat/completions", json=body).raise_for_status()
+
+    return {
+        "folder -> collection": run("collect", photos, "--out", folder / "mine"),
+        "collection -> index": run("index", made / "model", made / "my-images", "--out", folder / "index"),
+        "words -> hits": run("search", made / "my-index", "a red disc", "--out", folder / "hits"),
+        "question -> answer": run("ask", image, "Is there a boat?", "--out", folder / "asked"),
+        "sites -> report": run("federated", "cluster", "digits", *sites, "--out", folder / "fed"),
+        "request -> model": request,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", action="store_true", help="list every file with the trainings that enter it")
-    parser.add_argument("--json", action="store_true", help="print {training: files}")
+    parser.add_argument("--walks", action="store_true", help="walk the six other ways as well")
+    parser.add_argument("--files", action="store_true", help="list every file in the order in which it is entered")
+    parser.add_argument("--json", action="store_true", help="print {walk: files}")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        entered = {name: list_entered(train) for name, train in make_trainings(Path(folder)).items()}
+        trained = {name: list_entered(walk) for name, walk in make_trainings(Path(folder)).items()}
+        walked = (
+            {name: list_entered(walk) for name, walk in make_walks(Path(folder)).items()} if arguments.walks else {}
+        )
     if arguments.json:
-        print(json.dumps({name: sorted(files) for name, files in entered.items()}, indent=2))
+        print(json.dumps(trained | walked, indent=2))
         return
-    common = set.intersection(*entered.values())
-    for name, files in entered.items():
+    for name, files in (trained | walked).items():
         rooms = Counter(file.split("/")[0] for file in files)
         print(f"{name}: {len(files)} files, {', '.join(f'{room} {count}' for room, count in rooms.most_common())}")
-    print(f"common to all four: {len(common)}")
-    if arguments.files:
-        for file in sorted(set.union(*entered.values())):
-            print(f"{file}: {', '.join(name for name, files in entered.items() if file in files)}")
+        if arguments.files:
+            print("  " + "\n  ".join(files))
+    print(f"common to the four trainings: {len(set.intersection(*map(set, trained.values())))}")
 
 
 if __name__ == "__main__":
