@@ -117,10 +117,12 @@ def test_words_for_people_and_no_labels(table: Path, tmp_path: Path) -> None:
     done = call(table, "--client", "hospital", "--clusters", 3, "--compare", "none", "--out", tmp_path / "r", *QUICK)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0] == "2 clients, 120 points, by 'hospital'"
-    assert lines[1].startswith("deepfeca, 3 rounds: distance 0.")
-    assert "nmi" not in lines[1]
-    assert [line.split(":")[0] for line in lines[2:]] == ["run", "model", "features", "groups", "report"]
+    assert lines[0] == "One encoder of 2 clients"
+    assert lines[1].startswith("DeepFeCA, reconstructed: ")
+    assert lines[2].startswith("Clients: 2 · Points: 120 · ")
+    assert lines[3].split() == ["Method", "Distance", "Rounds", "Exchanged", "Time"], "without labels, no NMI"
+    assert lines[4].startswith("DeepFeCA, reconstructed  ")
+    assert [line.split(":")[0] for line in lines[5:]] == ["run", "model", "features", "groups", "report"]
     page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
     assert "By label" not in page
     # A hash of the page's policy may spell it.
