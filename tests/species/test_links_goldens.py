@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from foveate.species.links import LinkModel, NumericMLP, Relation, mlp_widths
 from foveate.species.passes import LinkTask
 from foveate.species.score import ConvE
+from foveate.training.loop import BestEvaluation
 from foveate.training.optimizer import build_optimizer, parameter_table
 from foveate.training.settings import TrainingSettings
-from foveate.training.stopping import BestEvaluation
 
 FOLDER = Path(__file__).resolve().parents[1] / "goldens" / "cosmo"
 RELATIONS = {"image_id": Relation.SPECIES, "id_id": Relation.PARENT}

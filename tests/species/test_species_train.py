@@ -19,6 +19,7 @@ from training_survey import KINDS, PLACES, build_survey, write_features
 from foveate.core.errors import UserError
 from foveate.core.model_folder import CARD
 from foveate.core.recipes import validate
+from foveate.core.stopping import StopRequest
 from foveate.species.estimate import estimate_training, format_estimate
 from foveate.species.folder import open_species
 from foveate.species.graph import SpeciesGraph, build_graph
@@ -28,7 +29,6 @@ from foveate.species.recipe import SpeciesRecipe
 from foveate.species.sources import read_features
 from foveate.species.train import SpeciesRun, train_species
 from foveate.survey.survey import Survey
-from foveate.training.stopping import StopRequest
 from naming import raises_naming
 
 SMALL: dict[str, Any] = {

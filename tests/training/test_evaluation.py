@@ -18,9 +18,8 @@ from processes import run_processes
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.training import checkpoint
-from foveate.training.loop import TrainingOutcome, train
+from foveate.training.loop import BestEvaluation, TrainingOutcome, train
 from foveate.training.settings import TrainingSettings
-from foveate.training.stopping import BestEvaluation
 from foveate.training.task import Task
 from naming import raises_naming
 

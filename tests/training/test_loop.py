@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock
 from foveate.core.runs import RunFolder
+from foveate.core.stopping import StopRequest
 from foveate.training import checkpoint
 from foveate.training.ema import ExponentialAverage, ema_decay
 from foveate.training.loader import BadSample, Loader
 from foveate.training.loop import TrainingError, TrainingOutcome, train
-from foveate.training.stopping import StopRequest
 from foveate.training.task import Task
 from naming import raises_naming
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.training.schedule import learning_rate_factor
+from foveate.training.optimizer import learning_rate_factor
 from foveate.training.settings import TrainingSettings
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "mm15"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from foveate.training.schedule import constant, cosine, learning_rate_factor, warmup, wsd
+from foveate.training.optimizer import constant, cosine, learning_rate_factor, warmup, wsd
 from foveate.training.settings import TrainingSettings
 
 

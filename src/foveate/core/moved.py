@@ -158,6 +158,8 @@ foveate.species foveate.species.taxonomy: classes matching
 foveate.species.scores foveate.species.score: complex conve distmult
 foveate.species.stages foveate.species.stages.prior: temperature
 foveate.species.stages foveate.species.stages.rollup: threshold
+foveate.training foveate.training.loop: stopping
+foveate.training foveate.training.optimizer: schedule
 foveate.training foveate.training.price: hardware
 foveate.video foveate.video.evaluate: answer_rows
 foveate.video foveate.video.score_table: judging scores

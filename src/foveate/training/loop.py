@@ -21,6 +21,7 @@ from foveate.core.errors import UserError, choose
 from foveate.core.files import FolderLock, fsync_path, read_json, write_json_atomically
 from foveate.core.progress import say, track
 from foveate.core.runs import RunFolder
+from foveate.core.stopping import StopRequest
 from foveate.training import checkpoint
 from foveate.training.accumulation import check_accumulation, forward_and_backward
 from foveate.training.distributed import (
@@ -44,7 +45,6 @@ from foveate.training.optimizer import (
     set_learning_rate,
 )
 from foveate.training.settings import TrainingSettings
-from foveate.training.stopping import BestEvaluation, StopRequest
 from foveate.training.task import Report, Task
 
 # Both decide which samples a step sees.
@@ -56,6 +56,44 @@ _MAX_KEYS = 64  # named in an error
 
 class TrainingError(UserError):
     """Training diverged: the loss or its gradient is no longer a finite number."""
+
+
+@dataclass
+class BestEvaluation:
+    """The best evaluation so far, and how many have followed it without improvement.
+
+    It is stored in every checkpoint: a resumed run stops at the same step as an uninterrupted one.
+
+    Attributes:
+        step: of the best evaluation; 0 while there is none.
+        value: of the monitored metric at that step.
+        since: evaluations after the best one.
+    """
+
+    step: int = 0
+    value: float | None = None
+    since: int = 0
+
+    def update(self, value: float, *, step: int, settings: TrainingSettings) -> bool:
+        """Take in the metric of an evaluation; return whether it is the best so far.
+
+        A metric that is not a number never improves, so a diverged run uses up its patience.
+        """
+        if self.value is None:
+            improved = not math.isnan(value)
+        elif value == self.value:
+            improved = settings.ties == "later"
+        else:
+            improved = value > self.value if settings.monitor_mode == "max" else value < self.value
+        if improved:
+            self.step, self.value, self.since = step, value, 0
+        else:
+            self.since += 1
+        return improved
+
+    def is_exhausted(self, settings: TrainingSettings) -> bool:
+        """Whether `settings.patience` evaluations have passed without improvement."""
+        return settings.patience is not None and self.since >= settings.patience
 
 
 @dataclass

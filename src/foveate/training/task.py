@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
-from foveate.training.optimizer import ParameterRule
-from foveate.training.schedule import learning_rate_factor
+from foveate.training.optimizer import ParameterRule, learning_rate_factor
 from foveate.training.settings import TrainingSettings
 
 Batch = dict[str, Any]

@@ -1,4 +1,7 @@
-"""The methods: a row of METHODS names the module of a method and its `Method` there. Nothing else changes."""
+"""The methods: a row of METHODS names the module of a method and its `Method` there.
+
+No other module of `src` needs a row; tests and docs do, see CONTRIBUTING.
+"""
 
 from __future__ import annotations
 
