@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.caption import prompts
+from foveate.caption import chat_requests, lengths, pending_requests, prompts
 from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS, Prompt, find_prompt, prompt_ids, response_schema
 from foveate.core.errors import UserError
+from foveate.report.pages import captions
 from foveate.training.mixture import FORMATS
 from naming import raises_naming
 
@@ -82,3 +83,20 @@ def test_schemas_name_what_the_parser_reads() -> None:
     assert response_schema("split")["required"] == ["assertions"]
     assert response_schema("verify")["properties"]["verdicts"]["items"]["enum"][0] == "supported"
     assert list(response_schema("rewrite_long", forms=["ssc"])["properties"]["captions"]["properties"]) == ["ssc"]
+
+
+def test_every_table_of_formats_has_every_format() -> None:
+    """A format is rows in several tables; one that is missing would be a KeyError in the middle of a run."""
+    for table in (
+        prompts.FORMS,
+        prompts.MAX_TOKENS,
+        prompts.TEMPERATURES,
+        lengths.LENGTH_FILTERS,
+        lengths.RETRY_WORDS,
+        pending_requests._CAPTION_TOKENS,
+        chat_requests._REQUESTS,
+        chat_requests.USUAL_LENGTHS,
+    ):
+        assert set(table) == set(prompts.CAPTION_KINDS)
+    for table in (captions.NAMES, captions.MEANINGS):
+        assert set(table) == {"alt", *prompts.CAPTION_KINDS}

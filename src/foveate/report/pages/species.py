@@ -31,6 +31,7 @@ from foveate.species.results import (
 
 STAGES = {
     "classifier": "Model alone",
+    "detector": "Detector",
     "temperature": "Temperature",
     "prior": "Prior",
     "species_list": "Species list",
