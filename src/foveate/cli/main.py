@@ -47,8 +47,10 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        names, args = self.list_commands(ctx), rename_options(args)
-        if args and args[0] not in names and not args[0].startswith("-"):
+        # The shell's completion asks in the middle of a line, where a message would be printed into it.
+        is_completion = ctx.resilient_parsing
+        names, args = self.list_commands(ctx), rename_options(args, warn=not is_completion)
+        if args and args[0] not in names and not args[0].startswith("-") and not is_completion:
             raise click.UsageError(
                 f"unknown command '{args[0]}': allowed are {', '.join(names)}{nearest(args[0], names)}"
             )

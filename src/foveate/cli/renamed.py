@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
-
-from foveate.core.progress import say
 
 # Command, old name, new name. Commands whose old name was a run folder's, "--run", are listed below.
 # Texts and no mappings: every start of the command line would compile these anew where bytecode is not kept.
@@ -54,32 +54,39 @@ def renamed_options() -> dict[str, dict[str, str]]:
     return table
 
 
-def rename_options(arguments: Sequence[str]) -> list[str]:
+def rename_options(arguments: Sequence[str], *, warn: bool = True) -> list[str]:
     """Return a command line with old names of options replaced by the new ones, and print a line about each.
 
     Args:
         arguments: what follows `foveate`.
+        warn: whether to print the lines.
     """
     table = renamed_options()
     command = next((name for count in (2, 1) if (name := " ".join(arguments[:count])) in table), None)
     if command is None:
         return list(arguments)
-    names, current, is_option = table[command], list[str](), True
+    names, current, used, is_option = table[command], list[str](), dict[str, str](), True
     for argument in arguments:
         # Behind "--" everything is an argument, whatever it looks like.
         is_option = is_option and argument != "--"
         old, equals, value = argument.partition("=")
         new = names.get(old) if is_option else None
         if new is not None:
-            warn_renamed(command, old, new)
+            used[old] = new
         current.append(argument if new is None else f"{new}{equals}{value}")
+    if warn:
+        for old, new in used.items():
+            warn_renamed(command, old, new)
     return current
 
 
 def warn_renamed(command: str, old: str, new: str) -> None:
-    """Print that an old form still works.
+    """Print that an old form still works, also with --quiet, which turns off progress.
 
     Args:
         new: the form that replaces it.
     """
-    say(f"foveate {command}: {old} is now {new}; the old name works until 0.3")
+    # torchrun starts the same command line once per process; one of them says it.
+    if os.environ.get("RANK", "0") == "0":
+        message = f"foveate {command}: {old} is now {new}; the old name works until 0.3"
+        print(message, file=sys.stderr, flush=True)
