@@ -234,6 +234,15 @@ def test_the_old_form_names_the_new_one(
     assert foveate("species", "train", tiny_collection, "--recipe", "species", "--collection", "c").code == 2
 
 
+def test_the_old_form_of_a_folder_with_an_equals_sign(resolve: Any, tiny_collection: Path) -> None:
+    Path("surveys").mkdir()
+    for name in ("year=3", "surveys/year=3"):
+        Path(name).symlink_to(tiny_collection)
+        new = resolve("species train", "cosmo-iwildcam", "--collection", name)
+        assert resolve("species train", name, "--recipe", "cosmo-iwildcam") == new
+        assert resolve("species train", name) == resolve("species train", "--collection", name)
+
+
 def test_the_old_form_is_named_with_quiet_too(foveate: Run) -> None:
     ended = foveate("species", "train", "missing", "--recipe", "species", "--run", "x", "--quiet")
     assert ended.code == 1
@@ -243,6 +252,39 @@ def test_the_old_form_is_named_with_quiet_too(foveate: Run) -> None:
         "--recipe RECIPE",
         "the argument SOURCE",
     ]
+
+
+ADAPTER = ("--backbone", "lite0", "--method", "linear")
+
+
+def test_an_override_stands_where_a_recipe_may_be_left_out(resolve: Any, tiny_collection: Path) -> None:
+    data = ("--collection", tiny_collection)
+    assert resolve("adapt train", "training.epochs=5", *ADAPTER, *data).training.epochs == 5
+    assert resolve("species train", "training.epochs=5", *data).training.epochs == 5
+    # Spaces, further equals signs, slashes, and more letters than the name of a file may have.
+    for value in ("a b", "a=b", "a/b", "x" * 300):
+        assert resolve("adapt train", f"data.field={value}", *ADAPTER, *data).data.field == value
+    # An existing file is a recipe, whatever its name.
+    content = "{backbone: {kind: lite0}, method: {method: linear}, training: {epochs: 7}}\n"
+    Path("data.field=x").write_text(content)
+    assert resolve("adapt train", "data.field=x", *data).training.epochs == 7
+
+
+@pytest.mark.parametrize("recipe", ["folder", "year=3", "runs/a=b/recipe.yaml", "C:\\year=3\\recipe.yaml", ""])
+def test_what_is_no_recipe_is_named(foveate: Run, recipe: str) -> None:
+    for folder in ("folder", "year=3"):
+        Path(folder).mkdir()
+    ended = foveate("adapt", "train", recipe, *ADAPTER, "--collection", "c")
+    assert f"recipe '{recipe}': no such file or shipped recipe" in ended.sentence
+
+
+def test_a_file_does_not_hide_a_shipped_recipe(resolve: Any, tiny_collection: Path) -> None:
+    data = ("--collection", tiny_collection)
+    shipped = resolve("species train", "species", *data)
+    Path("species").write_text("{training: {epochs: 7}}\n")
+    Path("species.yaml").write_text("{training: {epochs: 7}}\n")
+    assert resolve("species train", "species", *data) == shipped
+    assert resolve("species train", "species.yaml", *data).training.epochs == 7
 
 
 @pytest.mark.parametrize("command", TRAININGS)

@@ -11,6 +11,8 @@ An option beats the same field among the overrides, and both beat the recipe.
 from __future__ import annotations
 
 import functools
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -129,7 +131,7 @@ def recipe_command(
             call: Call, recipe: str | None, overrides: tuple[str, ...], collection: Path | None = None, **values: Any
         ) -> None:
             # An override of a command whose recipe may be left out stands where the recipe would.
-            if optional and recipe is not None and "=" in recipe and not Path(recipe).is_file():
+            if optional and recipe is not None and _is_override(recipe):
                 recipe, overrides = None, (recipe, *overrides)
             if source:
                 recipe, collection = _read_old_form(recipe, values.pop("old_recipe"), collection)
@@ -151,6 +153,12 @@ def recipe_command(
         return click.argument("recipe", required=not optional)(command)
 
     return decorate
+
+
+def _is_override(text: str) -> bool:
+    """Whether a text is `field=value` and no path, whose folders may have a "=" in their names."""
+    # Not by Path.exists, which raises where a long override is too long for the name of a file.
+    return re.match(r"[^/\\=]*=", text) is not None and not os.path.exists(text)
 
 
 def _read_old_form(
