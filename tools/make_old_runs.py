@@ -10,6 +10,7 @@ file. `OUT/KIND.zip` has that folder: data, `run`, and in `command.json` the wor
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import json
 import os
@@ -211,7 +212,10 @@ def prepare_evaluate() -> None:
     suites = importlib.import_module("test_suites")
     suites.add(
         Path("shapes"),
-        *[suites.conversation(f"q{number}", f"What {number}?", "x", images=(f"test-0{number}",)) for number in range(8)],
+        *[
+            suites.conversation(f"q{number}", f"What {number}?", "x", images=(f"test-0{number}",))
+            for number in range(8)
+        ],
     )
 
 
@@ -252,14 +256,18 @@ def _federated(verb: str, *more: str) -> tuple[str, ...]:
 BACKBONE = ("--backbone", "vit", "--device", "cpu", "--run", "run")
 KINDS = {
     "pretrain": Kind(prepare_pretrain, ("*/step-*", 2), ("pretrain", "recipe.yaml", *SHAPES)),
-    "mllm-train": Kind(
-        prepare_mllm, ("*/stage-1*/checkpoints/step-*", 1), ("mllm", "train", "recipe.yaml", *SHAPES)
-    ),
+    "mllm-train": Kind(prepare_mllm, ("*/stage-1*/checkpoints/step-*", 1), ("mllm", "train", "recipe.yaml", *SHAPES)),
     "adapt-train": Kind(
         prepare_adapt,
         ("*/checkpoints/step-*", 2),
         ("adapt", "train", "--data", "stripes.npz", "--method", "lora", "--epochs", "6", *BACKBONE, "rank=2")
-        + ("training.batch_size=9", "training.log_every=1", "training.checkpoint_every=2", "training.workers=0", "training.head_solver=steps"),
+        + (
+            "training.batch_size=9",
+            "training.log_every=1",
+            "training.checkpoint_every=2",
+            "training.workers=0",
+            "training.head_solver=steps",
+        ),
     ),
     "adapt-compare": Kind(
         prepare_adapt,
@@ -271,7 +279,14 @@ KINDS = {
         prepare_species,
         ("*/checkpoints/step-*", 2),
         ("species", "train", "survey", "--view", "whole", "--features", "features.npz", "--epochs", "2", "--run", "run")
-        + ("--device", "cpu", "graph.dim=16", "training.log_every=1", "training.batch_size=4", "training.checkpoint_every=2"),
+        + (
+            "--device",
+            "cpu",
+            "graph.dim=16",
+            "training.log_every=1",
+            "training.batch_size=4",
+            "training.checkpoint_every=2",
+        ),
     ),
     "species-predict": Kind(
         prepare_cards,
@@ -303,7 +318,9 @@ KINDS = {
     "federated-features": Kind(
         prepare_points, ("*/states/*", 2), _federated("features", "--set", "width=8", "--set", "hidden=16")
     ),
-    "index": Kind(prepare_index, ("*/embeddings/*", 1), ("index", "model", "shapes", "--out", "my-index", "--workers", "1")),
+    "index": Kind(
+        prepare_index, ("*/embeddings/*", 1), ("index", "model", "shapes", "--out", "my-index", "--workers", "1")
+    ),
 }
 
 
@@ -323,17 +340,11 @@ def die_after(pattern: str, count: int) -> None:
         replace(source, target, **options)
         if os.environ.get("OLD_RUNS_SHOW"):
             print("wrote", target)
-        left -= Path(target).resolve().full_match(pattern) if hasattr(Path, "full_match") else _match(target, pattern)
+        left -= fnmatch.fnmatch(str(Path(target).absolute()), pattern)
         if not left:
             os._exit(9)
 
-    os.replace = deadly  # ty: ignore
-
-
-def _match(target: Any, pattern: str) -> bool:
-    import fnmatch
-
-    return fnmatch.fnmatch(str(Path(target).absolute()), pattern)
+    setattr(os, "replace", deadly)
 
 
 def work(name: str) -> None:
