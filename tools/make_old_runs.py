@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 SHAPES = ("--collection", "shapes", "--run", "run", "--device", "cpu")
 QUICK_FEDERATED = ("--client", "hospital", "--label", "species", "--rounds", "3", "--run", "run", "--device", "cpu")
@@ -344,7 +345,7 @@ def die_after(pattern: str, count: int) -> None:
         if not left:
             os._exit(9)
 
-    setattr(os, "replace", deadly)
+    mock.patch.object(os, "replace", deadly).start()
 
 
 def work(name: str) -> None:
