@@ -54,9 +54,14 @@ class Kind:
     work: Callable[[], Any] | None = None
 
 
+def old(module: str) -> Any:
+    """Import a module of the older checkout, or of its tests."""
+    return importlib.import_module(module)
+
+
 def shapes() -> Any:
     """Write the tiny collection `shapes`, without the noise, which no archive would compress."""
-    tiny = importlib.import_module("tiny")
+    tiny = old("tiny")
     draw = tiny.draw
 
     def draw_without_noise(*arguments: Any, **options: Any) -> Any:
@@ -82,11 +87,11 @@ def prepare_mllm() -> None:
     import yaml
 
     shapes()
-    tiny_mllm = importlib.import_module("tiny_mllm")
-    collection = importlib.import_module("foveate.records.collection").Collection
+    tiny_mllm = old("tiny_mllm")
+    collection = old("foveate.records.collection").Collection
     with collection.open("shapes") as opened:
         conversations = tiny_mllm.make_questions(opened)
-    importlib.import_module("foveate.records.conversations").add_conversations(Path("shapes"), conversations)
+    old("foveate.records.conversations").add_conversations(Path("shapes"), conversations)
     content = json.loads(tiny_mllm.make_recipe(vocabulary=400).model_dump_json())
     content["model"]["tower"] |= {"width": 16}
     content["model"]["language"] |= {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
@@ -106,7 +111,7 @@ def prepare_adapt() -> None:
     torch.manual_seed(7)
     model = timm.create_model("vit_tiny_patch16_224", **arguments)
     save_for_hf(model, "vit", model_args=arguments, safe_serialization=True)
-    compared = importlib.import_module("adapt.compared")
+    compared = old("adapt.compared")
     compared.stripes(Path("noisy.npz"))
     _quantize(Path("noisy.npz"), Path("stripes.npz"))
 
@@ -123,7 +128,7 @@ def _quantize(source: Path, target: Path) -> None:
 def prepare_species() -> None:
     from PIL import Image
 
-    training_survey = importlib.import_module("training_survey")
+    training_survey = old("training_survey")
 
     class OneColor:
         """Of a generated image its first pixel everywhere, as noise would fill the archive."""
@@ -138,7 +143,7 @@ def prepare_species() -> None:
 
 
 def prepare_cards() -> None:
-    traps = importlib.import_module("foveate.records.traps")
+    traps = old("foveate.records.traps")
     settings = traps.TrapSettings(
         width=160, height=120, train_cameras=3, validation_cameras=1, test_cameras=1, regions=2, tail=0.3
     )
@@ -152,7 +157,7 @@ def prepare_cards() -> None:
 
 
 def work_predict() -> None:
-    importlib.import_module("foveate.species.predict")._IMAGES_PER_PART = 2
+    old("foveate.species.predict")._IMAGES_PER_PART = 2
     command_line(*KINDS["species-predict"].command)
 
 
@@ -160,9 +165,9 @@ def prepare_boxes() -> None:
     import numpy as np
     from PIL import Image
 
-    writer = importlib.import_module("foveate.records.writer").CollectionWriter
-    species_boxes = importlib.import_module("test_species_boxes")
-    data = importlib.import_module("skimage.data")
+    writer = old("foveate.records.writer").CollectionWriter
+    species_boxes = old("test_species_boxes")
+    data = old("skimage.data")
     small = np.asarray(Image.fromarray(data.chelsea()).resize((113, 75)))
     with writer(Path("cards"), license="CC0-1.0", source="cards") as cards:
         for number in range(4):
@@ -170,30 +175,30 @@ def prepare_boxes() -> None:
 
 
 def work_boxes() -> None:
-    boxes = importlib.import_module("foveate.species.boxes")
+    boxes = old("foveate.species.boxes")
     boxes._IMAGES_PER_PART = 2
     command_line("species", "boxes", "cards", "--device", "cpu", "--workers", "1")
 
 
 def prepare_caption() -> None:
-    importlib.import_module("captioned").make(Path("c"), 6)
+    old("captioned").make(Path("c"), 6)
 
 
 def work_caption() -> None:
-    with importlib.import_module("chat_server").ChatServer() as server:
-        importlib.import_module("captioned").ask(Path("c"), server.url, rows_per_part=9, seconds_per_part=60.0)
+    with old("chat_server").ChatServer() as server:
+        old("captioned").ask(Path("c"), server.url, rows_per_part=9, seconds_per_part=60.0)
 
 
 def work_regions() -> None:
-    importlib.import_module("regions_to_kill").label("shapes")
+    old("regions_to_kill").label("shapes")
 
 
 def work_label() -> None:
-    importlib.import_module("labels_to_kill").label("shapes", "regions")
+    old("labels_to_kill").label("shapes", "regions")
 
 
 def work_video() -> None:
-    video = importlib.import_module("video_to_kill")
+    video = old("video_to_kill")
 
     class Dying(video.HashModel):
         def ask_all(self, *arguments: Any, **options: Any) -> Any:
@@ -205,12 +210,12 @@ def work_video() -> None:
 
 
 def prepare_video() -> None:
-    importlib.import_module("video_to_kill").write_questions(Path(), count=40, clips=6)
+    old("video_to_kill").write_questions(Path(), count=40, clips=6)
 
 
 def prepare_evaluate() -> None:
     shapes()
-    suites = importlib.import_module("test_suites")
+    suites = old("test_suites")
     suites.add(
         Path("shapes"),
         *[
@@ -221,7 +226,7 @@ def prepare_evaluate() -> None:
 
 
 def work_evaluate() -> None:
-    suites = importlib.import_module("test_suites")
+    suites = old("test_suites")
 
     class Dying(suites.Table):
         def ask_all(self, *arguments: Any, **options: Any) -> Any:
@@ -245,8 +250,8 @@ def prepare_points() -> None:
 
 def prepare_index() -> None:
     tiny = pretrain_tiny()
-    build_model = importlib.import_module("foveate.pretrain.train").build_model
-    folder = importlib.import_module("foveate.vision.localizer.folder")
+    build_model = old("foveate.pretrain.train").build_model
+    folder = old("foveate.vision.localizer.folder")
     folder.save_model(build_model(tiny.recipe(**PRETRAIN)).eval(), Path("model"))
 
 
@@ -328,7 +333,7 @@ KINDS = {
 def command_line(*words: str) -> None:
     """Run a command in this process."""
     sys.argv = ["foveate", *words]
-    importlib.import_module("foveate.cli.main").cli(list(words), standalone_mode=False)
+    old("foveate.cli.main").cli(list(words), standalone_mode=False)
 
 
 def die_after(pattern: str, count: int) -> None:
@@ -380,15 +385,15 @@ def pack(folder: Path, target: Path) -> None:
 
 
 def main() -> None:
-    old, out, *names = sys.argv[1:]
+    checkout, out, *names = sys.argv[1:]
     if names[:1] == ["--work"]:
         work(names[1])
-    tests = Path(old).resolve() / "tests"
+    tests = Path(checkout).resolve() / "tests"
     folders = [tests, *tests.glob("*/"), *tests.glob("*/*/"), tests.parent / "src"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
     for name in names or KINDS:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-P", str(Path(__file__).resolve()), old, out, "--work", name]
+            command = [sys.executable, "-P", str(Path(__file__).resolve()), checkout, out, "--work", name]
             done = subprocess.run(command, cwd=folder, env=environment, check=False)
             if done.returncode != 9:
                 raise SystemExit(f"{name}: ended with {done.returncode}")
