@@ -339,3 +339,9 @@ def test_every_test_module_has_a_name_of_its_own() -> None:
     """Without packages pytest imports a module by its file's name, and refuses a second one of that name."""
     names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_the_lines_that_mutations_change_exist() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "mutations.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"tools/mutations.py names lines that are gone: {done.stdout}{done.stderr}"

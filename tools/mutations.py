@@ -212,7 +212,7 @@ ROWS = r"""
 + logits_BN = scale * similarity_BN - bias
 - mask = duplicates.mask(slice(first + rows.start, first + rows.stop))
 + mask = duplicates.mask(slice(rows.start, rows.stop))
-- selected = np.flatnonzero(mask_R & once & (counts > 1))
+- selected = np.flatnonzero(mask_R & _phrases_once(self.embeddings) & (counts > 1))
 + selected = np.flatnonzero(mask_R & (counts > 1))
 
 # search test_nearest test_search test_locate test_floor
@@ -350,8 +350,8 @@ ROWS = r"""
 + if number // self.factor:
 - if ctx.get_parameter_source(parameter.name) in _BY_USER:
 + if ctx.get_parameter_source(parameter.name) not in _BY_USER:
-- if args and args[0] not in names and not args[0].startswith("-"):
-+ if args and args[0] in names and not args[0].startswith("-"):
+- if args and args[0] not in names and not args[0].startswith("-") and not is_completion:
++ if args and args[0] in names and not args[0].startswith("-") and not is_completion:
 - flags = tuple(f"--no-{flag.removeprefix('--')}" for flag in flags)
 + flags = tuple(f"--{flag.removeprefix('--')}" for flag in flags)
 
