@@ -241,6 +241,14 @@ def test_what_needs_no_torch_loads_none(code: str) -> None:
     assert not (HEAVY | {"starlette", "uvicorn"}) & set(json.loads(done.stdout.splitlines()[-1]))
 
 
+def test_help_loads_no_settings() -> None:
+    """pydantic and yaml more than double the time of `foveate --help`."""
+    code = "import sys; from foveate.cli.main import cli; cli(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert not {"pydantic", "yaml"} & set(done.stdout.splitlines()[-1].split())
+
+
 def test_help_is_quick() -> None:
     """Less than 0.3 s of a processor's time more than the bare interpreter takes on this machine; best of three."""
 

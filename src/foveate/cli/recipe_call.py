@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -32,9 +32,11 @@ from foveate.cli.options import (
     workers_option,
 )
 from foveate.cli.renamed import warn_renamed
-from foveate.core.recipes import Settings, apply_overrides, format_overrides, read, validate
 
-S = TypeVar("S", bound=Settings)
+if TYPE_CHECKING:
+    from foveate.core.recipes import Settings
+
+S = TypeVar("S", bound="Settings")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class RecipeCall(Call):
 
     def read(self) -> dict[str, Any]:
         """Return the content of the recipe, without overrides; nothing where none is named."""
+        from foveate.core.recipes import read
+
         return {} if self.recipe is None else read(self.recipe)
 
     def require(self, content: Mapping[str, Any], **options: object) -> None:
@@ -87,6 +91,8 @@ class RecipeCall(Call):
         Raises:
             UserError: the recipe or one of its fields is wrong, an override, or an option.
         """
+        from foveate.core.recipes import apply_overrides, format_overrides, validate
+
         content = self.read()
         apply_overrides(content, [*self.overrides, *format_overrides(options or {})])
         return validate(model, content, where=find_command() if self.recipe is None else f"recipe '{self.recipe}'")
