@@ -10,6 +10,7 @@ storing it are the pipeline's work, so that all backends are treated alike. A ne
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ class Captioner(Protocol):
     async def close(self) -> None: ...
 
 
-class BatchingCaptioner:
+class BatchingCaptioner(ABC):
     """Base of captioners with a model in this process: calls in flight together share a batch.
 
     Attributes:
@@ -168,13 +169,13 @@ class BatchingCaptioner:
         """Return what requests of one batch have in common."""
         return None
 
+    @abstractmethod
     def respond(self, requests: Sequence[CaptionRequest]) -> list[CaptionResponse]:
         """Answer a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe_failure(self, error: Exception) -> CaptionResponse:
         """Return the response to a request that the model failed on."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

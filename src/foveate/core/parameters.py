@@ -94,8 +94,8 @@ def _make_constructor(cls: type, parameters: Mapping[str, Parameter]) -> Any:
     kind = inspect.Parameter
     listed = [kind("self", kind.POSITIONAL_OR_KEYWORD)]
     for number, (name, parameter) in enumerate(parameters.items()):
-        place = kind.KEYWORD_ONLY if number else kind.POSITIONAL_OR_KEYWORD
-        listed.append(kind(name, place, default=parameter.default, annotation=parameter.type))
+        kind_of_call = kind.KEYWORD_ONLY if number else kind.POSITIONAL_OR_KEYWORD
+        listed.append(kind(name, kind_of_call, default=parameter.default, annotation=parameter.type))
     signature = inspect.Signature(listed, return_annotation="None")
 
     def __init__(self: Any, *values: Any, **named: Any) -> None:

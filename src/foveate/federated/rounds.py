@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -227,7 +228,7 @@ class Transport(Protocol):
         ...
 
 
-class AnsweredTransport:
+class AnsweredTransport(ABC):
     """What every transport does with the answers of a round: log, validate and store them, or say why there is none.
 
     Attributes:
@@ -238,9 +239,9 @@ class AnsweredTransport:
         self._store = AnswerStore(answers_folder) if answers_folder is not None else None
         self.log = Log() if log is None else log
 
+    @abstractmethod
     def name(self, client: int) -> str:
         """Display name of a client."""
-        raise NotImplementedError
 
     def forget(self, *, before: int | None = None) -> None:
         """Delete stored answers of the rounds before that number, or all."""

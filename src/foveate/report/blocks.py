@@ -99,9 +99,9 @@ class Charts:
 
 @dataclass(frozen=True, slots=True)
 class Chips:
-    """Short words side by side."""
+    """Short texts side by side, such as names of classes."""
 
-    words: Sequence[str]
+    texts: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -493,7 +493,7 @@ def build_adapt_wise(result: Mapping[str, Any], run_folder: Path) -> Page:
         list(enumerate(r.alphas)),
         [
             ("alpha", alpha),
-            *((f"{one.title}, {numbers.count(one.n)} images", functools.partial(accuracy, of=one)) for one in r.sets),
+            *((f"{of.title}, {numbers.count(of.n)} images", functools.partial(accuracy, of=of)) for of in r.sets),
         ],
         printed=True,
     )

@@ -161,13 +161,13 @@ def build_calibrate(result: Mapping[str, Any], run_folder: Path) -> Page:
     if rows:
         heads = ["Rows of", "Length before", "after", "Length of the change", "Cosine between changes"]
         how.append(Table(heads, rows, title="Rows of the head"))
-    shown, drawings = table(r), charts(r)
+    content, drawings = table(r), charts(r)
     measured = Table(
-        ["Model", "gamma", *(name for name, _ in shown["heads"])],
-        [[line["title"], line["gamma"], *line["cells"]] for line in shown["lines"]],
+        ["Model", "gamma", *(name for name, _ in content["heads"])],
+        [[line["title"], line["gamma"], *line["cells"]] for line in content["lines"]],
         note="gamma* was chosen with the labels of these very samples: it peeks, and only shows how much there was to "
         "gain.",
-        meanings=shown["heads"],
+        meanings=content["heads"],
         printed=True,
     )
     return block_page(

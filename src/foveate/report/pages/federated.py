@@ -133,13 +133,13 @@ def _account(rows: list[PrivacyCost]) -> list[Block]:
     """Return the account of a run's noise."""
     lines = [
         [
-            one.name,
-            numbers.count(one.messages),
-            "nothing" if one.epsilon is None else one.unit,
-            "none" if one.epsilon is None else f"{one.epsilon:.3g}",
-            "" if one.epsilon is None else f"{one.delta:.0e}",
+            cost.name,
+            numbers.count(cost.messages),
+            "nothing" if cost.epsilon is None else cost.unit,
+            "none" if cost.epsilon is None else f"{cost.epsilon:.3g}",
+            "" if cost.epsilon is None else f"{cost.delta:.0e}",
         ]
-        for one in rows
+        for cost in rows
     ]
     heads = ["What a client sends", "Times", "Hidden", "epsilon", "delta"]
     return [Table(heads, lines, title="What noise hides", left=(2,))] if lines else []
