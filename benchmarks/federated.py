@@ -32,7 +32,7 @@ from benchmarks.common import machine
 from foveate.core.devices import peak_gigabytes
 from foveate.core.files import write_json_atomically
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.messages import Message
 from foveate.federated.rounds import Client, InProcess, Log

@@ -108,13 +108,8 @@ def is_word_list(literal: str) -> bool:
 
 
 def imports_of(tree: ast.AST, module: str, modules: set[str]) -> Iterator[tuple[str, int, list[str]]]:
-    """Yield (imported module of this package, line, imported names), type-checking imports left out."""
-    skipped: set[int] = set()
+    """Yield (imported module of this package, line, imported names); imports for type checkers count, too."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            skipped |= {id(inner) for inner in ast.walk(node)}
-        if id(node) in skipped:
-            continue
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno, []) for alias in node.names if alias.name in modules)
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PACKAGES:

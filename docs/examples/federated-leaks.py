@@ -6,7 +6,7 @@ from scipy.optimize import linear_sum_assignment
 
 from foveate.federated.attacks import positions_from_field, unused_features
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.embedding.client import build_encoder
 from foveate.federated.embedding.grids import targets, union_grid

@@ -9,8 +9,9 @@ import numpy as np
 from foveate.federated.deep.encoder import Embedder
 from foveate.federated.deep.job import DeepJob, DeepState, Rounds
 from foveate.federated.deep.options import DeepOptions
-from foveate.federated.embedding.job import MapJob, MapState
+from foveate.federated.embedding.job import MapJob
 from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.embedding.state import MapState
 from foveate.federated.job import run_rounds
 from foveate.federated.rounds import Transport
 

@@ -11,7 +11,7 @@ from small_clients import train, train_deep
 
 from foveate import FederatedKMeans
 from foveate.federated.anomaly import find_far_boxes, find_odd_sizes, find_odd_weights
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.deep.encoder import Embedder
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
 from foveate.federated.deep.job import Rounds

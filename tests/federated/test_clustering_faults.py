@@ -14,8 +14,7 @@ from s_sets import split_s_set
 from foveate.core.errors import UserError
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.methods import Merged
-from foveate.federated.clustering.options import method_names, resolve
+from foveate.federated.clustering.methods import Merged, method_names, resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.messages import Message
 from foveate.federated.rounds import Client, InProcess, TooFewClientsError

@@ -15,7 +15,7 @@ from foveate.core.errors import UserError
 from foveate.federated import attacks, privacy
 from foveate.federated.clustering import noise, protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.clustering.run import account
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.node import answer_request

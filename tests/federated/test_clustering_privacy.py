@@ -12,7 +12,7 @@ from foveate.core.errors import UserError
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.local import withheld
-from foveate.federated.clustering.options import method_names, resolve
+from foveate.federated.clustering.methods import method_names, resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.messages import Message
 from foveate.federated.rounds import Client, InProcess, Log

@@ -15,7 +15,7 @@ from foveate.federated.clustering.distances import FEW, distances, nearest, squa
 from foveate.federated.clustering.grouping import SEED_RULES, Pool, TooFewGroupsError, group, radius_range
 from foveate.federated.clustering.lloyd import lloyd, plus_plus, random_rows
 from foveate.federated.clustering.local import Local, eliminate, local_kmeans, merge_small
-from foveate.federated.clustering.options import method_names, resolve
+from foveate.federated.clustering.methods import method_names, resolve
 from foveate.federated.estimators import FederatedKMeans
 from foveate.metrics.clustering import center_error, centroid_index
 from naming import raises_naming
@@ -48,7 +48,7 @@ def test_moves_turns_and_scales(name: str, options: dict) -> None:
 def test_the_order_of_answers_does_not_matter(name: str) -> None:
     """Which client answers first; a client's own random numbers belong to its number, so starts are fixed here."""
     from foveate.federated.clustering.fit import make_pool
-    from foveate.federated.clustering.options import load_method
+    from foveate.federated.clustering.methods import load_method
     from foveate.federated.clustering.protocol import answer_centroids, centroids_request
     from foveate.federated.rounds import stream
 
@@ -78,7 +78,7 @@ def test_one_client_with_a_perfect_solution_gets_it_back(name: str, options: dic
 @pytest.mark.parametrize(("name", "options"), SERVERS)
 def test_doubling_every_client_changes_nothing(name: str, options: dict) -> None:
     from foveate.federated.clustering.fit import make_pool
-    from foveate.federated.clustering.options import load_method
+    from foveate.federated.clustering.methods import load_method
     from foveate.federated.clustering.protocol import answer_centroids, centroids_request
 
     plan = resolve(15, method=name, **options)

@@ -16,7 +16,7 @@ from foveate import FederatedKMeans
 from foveate.core.errors import UserError
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.messages import Message
 from foveate.federated.node import HELLO, answer_request
 from foveate.federated.points import ColumnDigests, Feature, find_mismatches

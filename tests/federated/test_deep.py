@@ -10,7 +10,7 @@ import torch
 from small_clients import train_deep
 
 from foveate.core.errors import UserError
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.deep.encoder import Embedder, flatten_weights, set_weights, small_resnet
 from foveate.federated.deep.estimator import FederatedDeepClustering, as_samples
 from foveate.federated.deep.job import Rounds, average, match_centers

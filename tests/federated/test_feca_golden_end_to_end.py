@@ -12,7 +12,8 @@ from s_sets import s_set
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import Clustered, cluster
 from foveate.federated.clustering.local import local_kmeans
-from foveate.federated.clustering.options import ClusteringOptions, resolve
+from foveate.federated.clustering.methods import resolve
+from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.messages import Message
 from foveate.federated.rounds import Client, InProcess
 from foveate.metrics.clustering import center_error, centroid_index

@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from foveate.core.errors import UserError
 from foveate.federated import estimators
-from foveate.federated.clustering.options import load_method, method_names, resolve
+from foveate.federated.clustering.methods import load_method, method_names, resolve
 from foveate.federated.estimators import FederatedKMeans, is_list_of_clients
 from naming import raises_naming
 

@@ -24,7 +24,7 @@ from s_sets import split_s_set
 from foveate.core.errors import UserError
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.flower import client_app as at_client
 from foveate.federated.flower import server_app
 from foveate.federated.flower import transport as over_flower

@@ -21,7 +21,7 @@ from s_sets import split_s_set
 from foveate import FederatedNeighborEmbedding
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.deep.encoder import flatten_weights
 from foveate.federated.deep.job import fit_clients as fit_features
 from foveate.federated.deep.job import load_model

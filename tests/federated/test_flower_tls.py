@@ -27,7 +27,7 @@ from s_sets import split_s_set
 from foveate import FederatedNeighborEmbedding
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.embedding.job import fit_clients
 from foveate.federated.embedding.options import read_options
 from foveate.federated.rounds import Client, InProcess

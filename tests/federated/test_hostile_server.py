@@ -19,7 +19,7 @@ from foveate.core.errors import UserError
 from foveate.federated import attacks, scaling
 from foveate.federated import node as at_client
 from foveate.federated.clustering import protocol
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.deep import options as features_kinds
 from foveate.federated.deep.encoder import build_network
 from foveate.federated.deep.encoder import flatten_weights as flatten_embedder

@@ -9,7 +9,7 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.federated.clustering import protocol
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.limits import Limits
 from foveate.federated.messages import MessageError
 from naming import raises_naming

@@ -15,7 +15,7 @@ from foveate.core.errors import UserError
 from foveate.federated import attacks, scaling
 from foveate.federated import node as at_client
 from foveate.federated.clustering import protocol
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.deep import options as features_kinds
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.embedding import options as map_kinds

@@ -15,17 +15,18 @@ from small_clients import train
 from foveate.core.errors import UserError
 from foveate.federated import privacy
 from foveate.federated.attacks import positions_from_field, unused_features
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.deep.encoder import Embedder
 from foveate.federated.deep.protocol import EMBEDDED, embedded_request, handlers
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.client import ClientData, make_client
 from foveate.federated.embedding.grids import targets, union_grid
-from foveate.federated.embedding.job import MapJob, MapState, fit_clients
+from foveate.federated.embedding.job import MapJob, fit_clients
 from foveate.federated.embedding.networks import flatten_weights
 from foveate.federated.embedding.options import EmbeddingOptions, read_options
 from foveate.federated.embedding.quality import account
 from foveate.federated.embedding.run import run_embedding
+from foveate.federated.embedding.state import MapState
 from foveate.federated.embedding.surrogates import ARCHITECTURES, SurrogateNetwork, r_squared, r_squared_of_noisy
 from foveate.federated.job import serve
 from foveate.federated.messages import Message

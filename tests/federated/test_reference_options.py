@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.embedding.options import read_options
 from foveate.federated.flower.app import read_job
 from naming import raises_naming

@@ -14,9 +14,10 @@ from foveate import FederatedNeighborEmbedding
 from foveate.core.errors import UserError
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.client import ClientData, make_client
-from foveate.federated.embedding.job import MapJob, MapState
+from foveate.federated.embedding.job import MapJob
 from foveate.federated.embedding.networks import average_arrays, trimmed_mean
 from foveate.federated.embedding.options import EmbeddingOptions, read_options
+from foveate.federated.embedding.state import MapState
 from foveate.federated.flower.app import CONFIG, read_job
 from foveate.federated.rounds import Client, InProcess, TooFewClientsError
 from naming import raises_naming

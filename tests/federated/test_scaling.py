@@ -21,7 +21,7 @@ from foveate.core.errors import UserError
 from foveate.federated import scaling
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.deep.job import DeepJob, load_model
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.options import read_options as read_deep_options

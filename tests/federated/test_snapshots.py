@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 from foveate.core.errors import UserError
 from foveate.federated.deep.job import DeepJob, DeepState
 from foveate.federated.deep.options import DeepOptions
-from foveate.federated.embedding.job import MapJob, MapState
+from foveate.federated.embedding.job import MapJob
 from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.embedding.state import MapState
 from foveate.federated.job import FORMAT, load_snapshot, save_snapshot
 from naming import raises_naming
 

@@ -17,7 +17,7 @@ from foveate.cli.main import cli
 from foveate.federated.anomaly import note_suspect, warn_of_suspects
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.clustering.run import write_server_result
 from foveate.federated.rounds import Client, InProcess
 from foveate.report import render

@@ -18,7 +18,7 @@ from fuzz_run import Target, Trial
 from fuzz_values import damaged, odd_number, odd_text
 
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.points import MAX_COORDINATE, Points, ReadOptions, is_missing
 from foveate.federated.rounds import Client, InProcess

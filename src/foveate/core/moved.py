@@ -70,7 +70,6 @@ foveate.federated.deep foveate.federated.deep.job: folder
 foveate.federated.deep foveate.federated.deep.options: message_kinds
 foveate.federated.deep foveate.federated.deep.run: quality
 foveate.federated.embedding foveate.federated.attacks: attacks
-foveate.federated.embedding foveate.federated.embedding.job: state
 foveate.federated.embedding foveate.federated.embedding.networks: folder
 foveate.federated.embedding foveate.federated.embedding.options: message_kinds
 foveate.federated.embedding foveate.federated.embedding.quality: account
@@ -121,7 +120,7 @@ foveate.records.exporters foveate.survey.exporters.image_tables: observations_cs
 foveate.records.importers foveate.records.importers.coco: coco_file lvis
 foveate.records.importers foveate.records.importers.conversations: chat ferret llava qwen_vl
 foveate.records.importers foveate.records.importers.files: json_files
-foveate.records.importers foveate.records.importers.folder: folder_files versions
+foveate.records.importers foveate.records.importers.folder: folder_files
 foveate.records.importers foveate.records.importers.formats: settings
 foveate.records.importers foveate.records.importers.grounded: flickr_entities grit refcoco
 foveate.records.importers foveate.records.importers.sidecar: regions yolo

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Floats
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.embedding.client import build_encoder
 from foveate.federated.embedding.grids import Grid
 from foveate.federated.embedding.networks import load_flat

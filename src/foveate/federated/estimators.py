@@ -19,7 +19,8 @@ from foveate.core.errors import UserError
 from foveate.core.parameters import FromParameters, Parameter, field_parameters
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
-from foveate.federated.clustering.options import ClusteringOptions, load_method, resolve
+from foveate.federated.clustering.methods import load_method, resolve
+from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.protocol import HANDLERS, as_points
 from foveate.federated.rounds import Client, InProcess, Log
 from foveate.federated.run_options import ClusterRun

@@ -26,7 +26,7 @@ from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import merge_pooled
-from foveate.federated.clustering.options import resolve
+from foveate.federated.clustering.methods import resolve
 from foveate.federated.clustering.run import run_clustering
 from foveate.federated.embedding.options import FEDAVG, FEDNE, read_options
 from foveate.federated.embedding.quality import sample_rows

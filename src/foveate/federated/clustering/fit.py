@@ -16,8 +16,8 @@ from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Floats
 from foveate.federated.clustering.grouping import Pool
 from foveate.federated.clustering.lloyd import unit
-from foveate.federated.clustering.methods import Merged
-from foveate.federated.clustering.options import ClusteringOptions, load_method
+from foveate.federated.clustering.methods import Merged, describe_method, load_method
+from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.suspects import (
     MAX_SCALE,
     find_scales,
@@ -71,7 +71,7 @@ class Clustered:
 
     @property
     def title(self) -> str:
-        return self.options.title
+        return describe_method(self.options)
 
     def warnings(self, name: Callable[[int], str], clients: int, *, remedy: str) -> list[str]:
         """Sentences about anomalous clients that are in the result."""

@@ -18,13 +18,15 @@ and shows what moving the data would have brought.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, choose
+from foveate.core.recipes import validate
 from foveate.federated.clustering.distances import Floats, Labels, nearest, squared, sums
 from foveate.federated.clustering.grouping import (
     BEST,
@@ -39,9 +41,7 @@ from foveate.federated.clustering.grouping import (
 )
 from foveate.federated.clustering.lloyd import MAX_STEPS, lloyd, plus_plus, random_rows, weighted_kmeans
 from foveate.federated.clustering.local import local_kmeans
-
-if TYPE_CHECKING:
-    from foveate.federated.clustering.options import ClusteringOptions
+from foveate.federated.clustering.options import ClusteringOptions
 
 
 @dataclass(frozen=True)
@@ -396,3 +396,60 @@ METHODS: dict[str, Method] = {
     )
 }
 """All server methods by name."""
+
+
+COMMON_OPTIONS = frozenset({"clusters", "method", "seed", "on_few_groups", "suspects"})
+
+
+def method_names() -> list[str]:
+    """Names of all server methods."""
+    return sorted(METHODS)
+
+
+def load_method(name: str) -> Method:
+    """Load a server method; raise UserError with all names if there is none of that name."""
+    return METHODS[choose(name, METHODS, "method")]
+
+
+def resolve(
+    clusters: int, *, method: str = "consensus", seed: int = 0, where: str = "clustering", **options: Any
+) -> ClusteringOptions:
+    """Options of a method with some of them changed; None means not given.
+
+    Warns about options that have no effect on the method.
+
+    Args:
+        where: what names the options, for errors.
+
+    Raises:
+        UserError: an unknown method or option, or a value that is not allowed.
+    """
+    plugin = load_method(method)
+    given_options = {name: value for name, value in options.items() if value is not None}
+    for name in given_options:
+        choose(name, ClusteringOptions.model_fields.keys() - {"changed"}, "option")
+        if name not in plugin.uses | COMMON_OPTIONS:
+            warnings.warn(f"option '{name}' has no effect on the method '{method}'", UserWarning, stacklevel=2)
+    # The user's options last: a method's defaults are only its own starting point.
+    content = {"clusters": clusters, "method": method, "seed": seed, **plugin.defaults, **given_options}
+    if given_options.get("noise"):
+        # Doubt depends on single points and has no noise; asking for noise asks for no doubt.
+        content["eliminate"] = given_options.get("eliminate", "none")
+    # `changed` compares checked values, so that 5 and 5.0, or a list and a tuple, are not a change.
+    checked = validate(ClusteringOptions, content, where=where)
+    defaults = {name: info.default for name, info in ClusteringOptions.model_fields.items()} | dict(plugin.defaults)
+    changed = {
+        name: getattr(checked, name)
+        for name in given_options
+        if name in plugin.uses and getattr(checked, name) != defaults[name]
+    }
+    return checked.model_copy(update={"changed": changed})
+
+
+def describe_method(options: ClusteringOptions) -> str:
+    """Return the display name: the method, what was changed of it, and the rounds; "one shot" only without any."""
+    rounds = options.refine_rounds
+    if not load_method(options.method).federated:
+        return f"{options.method_title}, not federated"
+    suffix = "one shot" if not rounds else f"{rounds} round{'s' * (rounds > 1)} of refinement"
+    return f"{options.method_title}, {suffix}"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, Strict, field_validator, model_validator
 
 from foveate.core.errors import UserError, choose
-from foveate.core.recipes import Settings, validate
+from foveate.core.recipes import Settings
 from foveate.core.reference import REFERENCE
 from foveate.federated.clustering.grouping import QUANTILE, RADIUS_RULES, SEED_RULES
-from foveate.federated.clustering.methods import METHODS, Method
 
 
 def _to_python(value: Any) -> Any:
@@ -28,7 +26,7 @@ Number = Annotated[float, BeforeValidator(_to_python)]
 
 
 class ClusteringOptions(Settings):
-    """All options of a clustering, resolved for its method (see `resolve`)."""
+    """All options of a clustering, resolved for its method (see `methods.resolve`)."""
 
     clusters: Count = Field(ge=1, description="K, the number of groups of all clients together")
     method: str = Field(
@@ -148,64 +146,7 @@ class ClusteringOptions(Settings):
         return self.local_clusters[client]
 
     @property
-    def title(self) -> str:
-        """Display name: the method, what was changed of it, and the rounds; 'one shot' only without any."""
-        rounds = self.refine_rounds
-        if not load_method(self.method).federated:
-            return f"{self.method_title}, not federated"
-        suffix = "one shot" if not rounds else f"{rounds} round{'s' * (rounds > 1)} of refinement"
-        return f"{self.method_title}, {suffix}"
-
-    @property
     def method_title(self) -> str:
         """The method, and what was changed of it besides its rounds."""
         visible = {name: value for name, value in self.changed.items() if name != "refine_rounds"}
         return ", ".join([self.method, *(f"{name} {value}" for name, value in visible.items())])
-
-
-COMMON_OPTIONS = frozenset({"clusters", "method", "seed", "on_few_groups", "suspects"})
-
-
-def method_names() -> list[str]:
-    """Names of all server methods."""
-    return sorted(METHODS)
-
-
-def load_method(name: str) -> Method:
-    """Load a server method; raise UserError with all names if there is none of that name."""
-    return METHODS[choose(name, METHODS, "method")]
-
-
-def resolve(
-    clusters: int, *, method: str = "consensus", seed: int = 0, where: str = "clustering", **options: Any
-) -> ClusteringOptions:
-    """Options of a method with some of them changed; None means not given.
-
-    Warns about options that have no effect on the method.
-
-    Args:
-        where: what names the options, for errors.
-
-    Raises:
-        UserError: an unknown method or option, or a value that is not allowed.
-    """
-    plugin = load_method(method)
-    given_options = {name: value for name, value in options.items() if value is not None}
-    for name in given_options:
-        choose(name, ClusteringOptions.model_fields.keys() - {"changed"}, "option")
-        if name not in plugin.uses | COMMON_OPTIONS:
-            warnings.warn(f"option '{name}' has no effect on the method '{method}'", UserWarning, stacklevel=2)
-    # The user's options last: a method's defaults are only its own starting point.
-    content = {"clusters": clusters, "method": method, "seed": seed, **plugin.defaults, **given_options}
-    if given_options.get("noise"):
-        # Doubt depends on single points and has no noise; asking for noise asks for no doubt.
-        content["eliminate"] = given_options.get("eliminate", "none")
-    # `changed` compares checked values, so that 5 and 5.0, or a list and a tuple, are not a change.
-    checked = validate(ClusteringOptions, content, where=where)
-    defaults = {name: info.default for name, info in ClusteringOptions.model_fields.items()} | dict(plugin.defaults)
-    changed = {
-        name: getattr(checked, name)
-        for name in given_options
-        if name in plugin.uses and getattr(checked, name) != defaults[name]
-    }
-    return checked.model_copy(update={"changed": changed})

@@ -30,8 +30,9 @@ from foveate.federated.clustering.local import (
     merge_small,
     withheld,
 )
+from foveate.federated.clustering.methods import load_method
 from foveate.federated.clustering.noise import clip_to_grid, from_grid, noisy_inertia, noisy_kmeans, noisy_sums
-from foveate.federated.clustering.options import ClusteringOptions, load_method
+from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.messages import MAX_WHOLE, ArrayRule, Message, MessageError, MessageRule, Value
 from foveate.federated.points import MAX_COORDINATE, as_points
 from foveate.federated.rounds import Handler, stream

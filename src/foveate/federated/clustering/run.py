@@ -19,8 +19,9 @@ from foveate.federated.anomaly import EXCLUDE, note_suspect
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Labels, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
+from foveate.federated.clustering.methods import describe_method, load_method, method_names, resolve
 from foveate.federated.clustering.noise import request_cost
-from foveate.federated.clustering.options import ClusteringOptions, load_method, method_names, resolve
+from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.protocol import HANDLERS, distinct_points, optional_parts
 from foveate.federated.privacy import DELTA, cost_row
 from foveate.federated.reporting import (
@@ -100,7 +101,7 @@ def plan(clients: Clients, options: ClusteringOptions) -> dict[str, Any]:
     rounds, scaling = options.refine_rounds, int(options.scale != "none")
     return {
         "kind": "plan",
-        "method": options.title,
+        "method": describe_method(options),
         "clusters": options.clusters,
         "clients": clients.sizes(),
         "features": width,

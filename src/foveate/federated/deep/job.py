@@ -33,7 +33,8 @@ from foveate.federated.clustering import protocol as clustering
 from foveate.federated.clustering.distances import nearest
 from foveate.federated.clustering.fit import count_points, make_pool
 from foveate.federated.clustering.lloyd import unit
-from foveate.federated.clustering.options import ClusteringOptions, load_method
+from foveate.federated.clustering.methods import describe_method, load_method
+from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.clustering.suspects import find_suspects
 from foveate.federated.deep.encoder import Embedder, build_network, flatten_weights, prepare_samples, set_weights
@@ -490,7 +491,7 @@ def result_fields(fitted: Fitted) -> dict[str, Any]:
     return {
         "method": options.method,
         "description": METHODS[options.method],
-        "clustering": options.clustering_options().title,
+        "clustering": describe_method(options.clustering_options()),
         "encoder": options.encoder,
         "clusters": len(fitted.centers),
         "features": fitted.features,

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings, validate
-from foveate.federated.clustering.options import ClusteringOptions, load_method, method_names, resolve
+from foveate.federated.clustering.methods import load_method, method_names, resolve
+from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.messages import Message, MessageError
 
 # Honest options have some hundred characters; a longer text would cost the client time to parse.

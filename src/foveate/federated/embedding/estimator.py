@@ -17,9 +17,10 @@ from sklearn.utils.validation import (
 from foveate.core.errors import UserError
 from foveate.core.parameters import FromParameters, Parameter, field_parameters
 from foveate.federated.anomaly import warn_of_suspects
-from foveate.federated.embedding.job import MapJob, MapState
+from foveate.federated.embedding.job import MapJob
 from foveate.federated.embedding.networks import encoder_config, frozen_rows, load_encoder, save_encoder
 from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, read_options
+from foveate.federated.embedding.state import MapState
 from foveate.federated.job import fit_in_process, load_snapshot, save_snapshot
 from foveate.federated.rounds import Log
 from foveate.federated.scaling import Scaling

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from foveate.core.errors import UserError
-from foveate.core.progress import say
 from foveate.federated.anomaly import (
     BOX_FAR,
     EXCLUDE,
@@ -53,60 +52,15 @@ from foveate.federated.embedding.options import (
     learning_rate_of,
 )
 from foveate.federated.embedding.quality import measure_method
+from foveate.federated.embedding.state import MapState, Repulsion
 from foveate.federated.embedding.surrogates import ARCHITECTURES
-from foveate.federated.job import TrainingJob, TrainingSnapshot, fit_in_process
+from foveate.federated.job import TrainingJob, fit_in_process
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.results import EmbedClient, EmbedMap, EmbedResult
 from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError, Transport, compare_sizes, stream
 from foveate.federated.store import digest
 
 Array = NDArray[Any]
-
-
-@dataclass
-class Repulsion:
-    """One client's repulsion, as the server holds it.
-
-    Attributes:
-        vector: a surrogate's weights, or the values of a field.
-        box: where it is valid, [2, d].
-        r2: how well it fits.
-        round: in which it was made.
-    """
-
-    vector: Array
-    box: Array
-    r2: float
-    round: int
-
-
-@dataclass
-class MapState(TrainingSnapshot):
-    """State of FedNE's training.
-
-    Attributes:
-        encoder: the common weights, [P].
-        sizes: points by client, without mixed ones.
-        features: number of values of a point.
-        local_weights: weights by client, method `local` only.
-        repulsions: by client.
-        grid: of the fields in `repulsions`.
-        notes: what a user should know, and how often each occurred.
-    """
-
-    encoder: Array
-    sizes: dict[int, int]
-    features: int
-    local_weights: dict[int, Array] = field(default_factory=dict)
-    repulsions: dict[int, Repulsion] = field(default_factory=dict)
-    grid: Grid | None = None
-    notes: dict[str, int] = field(default_factory=dict)
-
-    def add_note(self, text: str) -> None:
-        """Count a note, and print it the first time."""
-        if text not in self.notes:
-            say(text)
-        self.notes[text] = self.notes.get(text, 0) + 1
 
 
 MAX_MAP, MAX_FIELD, MAX_SURROGATE = 1e12, 10.0, 1e3

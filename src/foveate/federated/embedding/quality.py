@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 from foveate.core.seeds import generator
 from foveate.federated.embedding.grids import max_change
 from foveate.federated.embedding.options import FEDNE, METHODS, EmbeddingOptions, first_surrogate_round, is_refreshed
+from foveate.federated.embedding.state import MapState
 from foveate.federated.privacy import DELTA, cost_row, gaussian_cost
 from foveate.federated.results import EmbedClient, EmbedMap, EmbedMethod, PrivacyCost
 from foveate.federated.rounds import sum_bytes
 from foveate.metrics import embedding
-
-if TYPE_CHECKING:
-    from foveate.federated.embedding.job import MapState
 
 # Trustworthiness and continuity need all pairwise distances, memory quadratic in the points.
 MAX_POINTS = 3000

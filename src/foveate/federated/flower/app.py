@@ -13,7 +13,8 @@ from typing import Any
 from foveate.core.files import write_text_atomically
 from foveate.core.recipes import parse_overrides
 from foveate.core.reference import refuse_reference
-from foveate.federated.clustering.options import ClusteringOptions, resolve
+from foveate.federated.clustering.methods import resolve
+from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.deep.options import DEEPFECA, DeepOptions
 from foveate.federated.deep.options import read_options as read_deep_options
 from foveate.federated.embedding.options import FEDNE, EmbeddingOptions

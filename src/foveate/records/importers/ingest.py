@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.progress import track
@@ -19,11 +19,9 @@ from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine, read
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.sample import GROUPINGS, MAX_BYTES, Problem, Sample, SharedOptions, Sidecar
 from foveate.records.importers.sidecar import read_sidecars
+from foveate.records.importers.versions import FolderVersions
 from foveate.records.rows import image_rows
 from foveate.records.writer import BYTES_PER_SHARD, IMAGES_PER_SHARD, CollectionWriter
-
-if TYPE_CHECKING:
-    from foveate.records.importers.folder import FolderVersions
 
 # Sides of a shrunk image are rounded to whole pixels, so the two ratios differ slightly.
 SIZE_TOLERANCE = 0.02

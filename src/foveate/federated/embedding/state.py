@@ -1,0 +1,60 @@
+"""State of a map's training between two rounds: the common encoder, and each client's repulsion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from foveate.core.progress import say
+from foveate.federated.embedding.grids import Grid
+from foveate.federated.job import TrainingSnapshot
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Repulsion:
+    """One client's repulsion, as the server holds it.
+
+    Attributes:
+        vector: a surrogate's weights, or the values of a field.
+        box: where it is valid, [2, d].
+        r2: how well it fits.
+        round: in which it was made.
+    """
+
+    vector: Array
+    box: Array
+    r2: float
+    round: int
+
+
+@dataclass
+class MapState(TrainingSnapshot):
+    """State of FedNE's training.
+
+    Attributes:
+        encoder: the common weights, [P].
+        sizes: points by client, without mixed ones.
+        features: number of values of a point.
+        local_weights: weights by client, method `local` only.
+        repulsions: by client.
+        grid: of the fields in `repulsions`.
+        notes: what a user should know, and how often each occurred.
+    """
+
+    encoder: Array
+    sizes: dict[int, int]
+    features: int
+    local_weights: dict[int, Array] = field(default_factory=dict)
+    repulsions: dict[int, Repulsion] = field(default_factory=dict)
+    grid: Grid | None = None
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def add_note(self, text: str) -> None:
+        """Count a note, and print it the first time."""
+        if text not in self.notes:
+            say(text)
+        self.notes[text] = self.notes.get(text, 0) + 1
