@@ -58,7 +58,13 @@ def mean_disagreement(logits_MNK: ArrayLike) -> float:
 
 
 def error_consistency(logits_MNK: ArrayLike, labels_N: ArrayLike) -> Array:
-    """Return Cohen's kappa of being right, [M, M]: (observed - expected) / (1 - expected); 1 if expected is 1."""
+    """Return Cohen's kappa of being right, [M, M]: (observed - expected) / (1 - expected); 1 if expected is 1.
+
+    Example:
+        >>> answers = np.array([[0, 1, 0, 0], [0, 1, 1, 1]])  # of two models; both are wrong about the second sample
+        >>> error_consistency(np.eye(2)[answers], [0, 0, 1, 1]).tolist()
+        [[1.0, 0.2], [0.2, 1.0]]
+    """
     logits, labels = check_arrays(logits_MNK, labels_N)
     right = logits.argmax(axis=2) == labels
     accuracy = right.mean(axis=1)

@@ -122,6 +122,11 @@ def export(
 
     Raises:
         UserError: when the source is neither, when the target does not fit, or when the folder is not empty.
+
+    Example:
+        >>> folder, result, lines = export_model(model_folder, to="open_clip", out=new_folder)
+        >>> sorted(result.differences)
+        ['image embeddings', 'logit scale', 'text embeddings', 'token ids']
     """
     source = Path(source)
     content = {"to": to, "collection": collection, "split": split, "region_sources": region_sources, "format": format}

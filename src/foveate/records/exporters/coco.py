@@ -167,6 +167,10 @@ def export_coco(
 
     Raises:
         UserError: the folder is not empty, no image is selected, no region has a source, or a file cannot be written.
+
+    Example:
+        >>> export_coco(Collection.open(collection_folder), new_folder).images
+        32
     """
     folder = Path(folder)
     selected = list(range(len(collection))) if rows is None else [int(row) for row in rows]

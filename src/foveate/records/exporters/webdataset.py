@@ -45,6 +45,10 @@ def export_webdataset(
 
     Raises:
         UserError: the target is not empty, no region has a source, or no image is selected.
+
+    Example:
+        >>> [tar.name for tar in export_webdataset(Collection.open(collection_folder), new_folder)]
+        ['00000.tar']
     """
     target = Path(target)
     selected = list(range(len(collection))) if rows is None else [int(row) for row in rows]

@@ -47,6 +47,10 @@ def export_observations_csv(
 
     Raises:
         UserError: there is no survey, or a decision is about an unknown image or event.
+
+    Example:
+        >>> export_observations_csv(Collection.open(survey_folder), new_folder / "observations.csv")
+        56
     """
     rows = SurveyRows(collection)
     merged = MergedObservations(rows, decisions, events)
@@ -137,6 +141,11 @@ def export_wildlife_insights(
 
     Raises:
         UserError: there is no survey or project, or a decision is about an unknown image or event.
+
+    Example:
+        >>> survey, path = Collection.open(survey_folder), new_folder / "images.csv"
+        >>> export_wildlife_insights(survey, path, project="2001234", classifier="my model").lines
+        56
     """
     if not project.strip():
         raise UserError("project: Wildlife Insights needs the id of a project (got '')")

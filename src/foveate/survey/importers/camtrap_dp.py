@@ -102,6 +102,14 @@ def import_camtrap_dp(
 
     Raises:
         UserError: a file is missing or damaged, or violates the schema (file, row and field are named).
+
+    Example:
+        >>> settings = CamtrapSettings(coordinate_digits=2, contributor=("A. Author",), utc_offset=("+02:00",))
+        >>> survey, package = Collection.open(survey_folder), new_folder / "package"
+        >>> export = export_camtrap_dp(survey, package, settings=settings)
+        >>> summary = import_camtrap_dp(package, new_folder / "survey")  # the folder has no images, only their rows
+        >>> summary.further["images that are not there: their rows are stored"]
+        64
     """
     path = check_source(Path(source))
     if images is not None and not Path(images).is_dir():
