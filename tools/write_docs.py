@@ -118,7 +118,10 @@ def reference() -> dict[Path, str]:
     index = [
         "# API reference\n",
         f"{made} Every name here is public and has an\nexample that runs in the tests. Those in bold are also names of "
-        "`foveate` itself. Modules below a room are private:\ntheir names may move without notice.\n",
+        "`foveate` itself. Modules below a room are private:\ntheir names may move without notice, also those that the "
+        "scripts in docs/examples use to reproduce numbers.\n",
+        "In examples, `collection_folder`, `image_file` and the like are files of yours, `new_folder` does not exist "
+        "yet, and\n`collection_copy` is changed.\n",
     ]
     pages = {}
     for room, names in public_rooms().items():

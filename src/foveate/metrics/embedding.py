@@ -114,6 +114,10 @@ def foreign_share(map_Nd: ArrayLike, owners_N: ArrayLike, *, k: int) -> float:
     """Return the mean share of a point's k neighbors that belong to another owner (client).
 
     Compare it with its value in the points' own space: far above it, clients lie on one another without a reason.
+
+    Example:
+        >>> foreign_share([[0.0], [1.0], [10.0], [11.0]], ["ours", "ours", "ours", "theirs"], k=1)
+        0.5
     """
     return 1.0 - neighborhood_hit(map_Nd, owners_N, k=k)
 
@@ -182,6 +186,11 @@ def distance_correlation(points_ND: ArrayLike, map_Nd: ArrayLike, *, include_sel
 
     Args:
         include_self: each point's distance of 0 to itself counts too, as in the public FedNE code.
+
+    Example:
+        >>> points = np.arange(8.0)[:, None]
+        >>> round(distance_correlation(points, 3 * points), 6)
+        1.0
     """
     points, drawn = _pair(points_ND, map_Nd)
     rows = len(points)
@@ -269,6 +278,12 @@ def reliability(
 
     Raises:
         UserError: fewer than 10 or more than 4,000 points (it holds N x N numbers: draw a sample).
+
+    Example:
+        >>> points = np.random.default_rng(0).normal(size=(60, 2))
+        >>> scores = reliability(points, points, np.random.default_rng(1), iterations=20)
+        >>> scores.steadiness > 0.8, scores.cohesiveness > 0.8
+        (True, True)
     """
     points, drawn = as_points(points_ND), as_points(map_Nd, what="map points")
     rows = len(points)

@@ -113,8 +113,8 @@ def export(
         to: a target that fits it.
         out: a folder that does not exist or is empty; SOURCE-TARGET by default.
         collection, split, format: what "embeddings" reads and how it writes.
-        region_sources: whose regions "embeddings" or a collection's export takes, as in
-            `foveate.records.region_sources`; by default those that no detector made.
+        region_sources: whose regions "embeddings" or a collection's export takes: "own" (those that no detector made,
+            the default), "all", or sources such as "vesl:nanodet".
         dry_run: check, list what would be written, and write nothing.
 
     Returns:

@@ -58,7 +58,7 @@ def build_model(recipe: PretrainRecipe) -> LocalizingModel:
     """Build the model of a recipe before training; the same seed gives the same weights.
 
     Towers of a trained checkpoint have its weights. A model folder of Foveate that the recipe starts from is not
-    loaded yet, see `foveate.pretrain.initialization.start_from`.
+    loaded yet; `pretrain` does that.
 
     Example:
         >>> from foveate.core import load_recipe

@@ -42,7 +42,7 @@ class DeploymentTable:
 
 
 def read_deployments(path: str | Path) -> DeploymentTable:
-    """Read a table of deployments, of any kind and encoding that `foveate.core.tables` reads.
+    """Read a table of deployments, CSV, Parquet, Arrow or JSON Lines.
 
     Only `deploymentID` is required; COCO Camera Traps call it `location`. `folder` is the camera's folder, by default
     the id. `clock_shift` is added to every time: seconds, or hours and minutes as in -1:00. `utc_offset` states the

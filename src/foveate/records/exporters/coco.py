@@ -163,7 +163,7 @@ def export_coco(
 
     Args:
         rows: all rows by default.
-        region_sources: see `foveate.records.region_sources`; by default everything except pseudo-labels.
+        region_sources: "own" (everything except pseudo-labels), "all", or sources such as "vesl:nanodet".
 
     Raises:
         UserError: the folder is not empty, no image is selected, no region has a source, or a file cannot be written.

@@ -41,7 +41,7 @@ def export_webdataset(
 
     Args:
         rows: all rows by default.
-        region_sources: see `foveate.records.region_sources`; by default everything except pseudo-labels.
+        region_sources: "own" (everything except pseudo-labels), "all", or sources such as "vesl:nanodet".
 
     Raises:
         UserError: the target is not empty, no region has a source, or no image is selected.

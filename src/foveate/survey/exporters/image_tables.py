@@ -42,7 +42,7 @@ def export_observations_csv(
     shift of the clock, at the place where the deployment states its offset. No coordinates are written.
 
     Args:
-        decisions, events: see `foveate.survey.exporters.camtrap_dp.export_camtrap_dp`.
+        decisions, events: see `export_camtrap_dp`.
         taxa: for the ranks of imported rows; by default the collection's.
 
     Raises:
@@ -136,7 +136,7 @@ def export_wildlife_insights(
     Args:
         project: id of the project on the site.
         classifier: `identified_by` of decisions.
-        decisions, events: see `foveate.survey.exporters.camtrap_dp.export_camtrap_dp`.
+        decisions, events: see `export_camtrap_dp`.
         taxa: for the higher taxa of names; by default the collection's.
 
     Raises:

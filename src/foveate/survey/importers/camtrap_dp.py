@@ -97,7 +97,7 @@ def import_camtrap_dp(
         target: collection folder; created if it does not exist.
         images: folder of images, by `filePath` or `fileName`, the latter where one medium has it;
             by default that of the package.
-        reference: see `foveate.records.importers.folder.import_folder`.
+        reference: leave the files where they are and only refer to them.
         shared: see `SharedOptions`.
 
     Raises:
