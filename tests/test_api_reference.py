@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 import foveate
 import tiny
+import tiny_mllm
 from foveate.records.collection import Collection
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,9 +42,16 @@ def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """What examples may use without importing it: the public names, and files of a tiny world."""
     from adapt.towers import tower
     from foveate.adapt.load_backbone import load_backbone, parse_backbone
-    from foveate.pretrain.train import build_model
+    from foveate.core.recipes import dump
+    from foveate.federated.deep.job import fit_clients
+    from foveate.federated.deep.job import save_model as save_deep_clustering
+    from foveate.federated.deep.options import DeepOptions
+    from foveate.mllm import export_mllm
+    from foveate.pretrain import build_model
     from foveate.search.index import build_index
     from foveate.vision.localizer.folder import save_model
+    from mllm import export_models
+    from vision.foreign import save_clip
 
     folder = tmp_path_factory.mktemp("reference")
     save_model(build_model(tiny.recipe()).eval(), folder / "model")
@@ -56,6 +65,19 @@ def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     save_species_model(folder / "species")
     with Collection.open(tiny_collection) as collection:
         (folder / "image.png").write_bytes(collection.image_bytes(0))
+    (folder / "cards" / "oak").mkdir(parents=True)
+    shutil.copy(folder / "image.png", folder / "cards" / "oak")
+    (folder / "cards" / "deployments.csv").write_text("deploymentID,folder,latitude,longitude\noak-1,oak,51.12,4.5\n")
+    classifier = foveate.adapt(tower("timm"), "lora", classes=3, seed=0)
+    classifier.info["default"] = {"classes": ["disc", "square", "triangle"]}
+    foveate.adapt.export_merged(classifier, folder / "classifier")
+    clip = {**export_models.CLIP, "source": str(save_clip(folder / "clip"))}
+    export_models.save(export_models.build(clip, "mlp"), folder / "mllm")
+    export_mllm(str(folder / "mllm"), to="llava", out=folder / "llava")
+    points = np.random.default_rng(0).normal(size=(2, 12, 4))
+    deep = fit_clients(list(points), DeepOptions(clusters=2, rounds=1, width=8, batch_size=4))
+    save_deep_clustering(deep, folder / "deep", clients=2)
+    (folder / "mllm.yaml").write_text(dump(tiny_mllm.make_recipe()))
     return {name: getattr(foveate, name) for name in NAMES} | {
         "collection_folder": tiny_collection,
         "model_folder": folder / "model",
@@ -63,6 +85,14 @@ def names(tiny_collection: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         "index_folder": folder / "index",
         "species_folder": folder / "species",
         "survey_folder": folder / "survey",
+        "cards_folder": folder / "cards",
+        "asked_folder": tiny_mllm.make_asked_collection(folder / "asked"),
+        "recipe_file": tiny.write_recipe(folder / "recipe.yaml"),
+        "mllm_recipe_file": folder / "mllm.yaml",
+        "mllm_folder": folder / "mllm",
+        "llava_folder": folder / "llava",
+        "deep_folder": folder / "deep",
+        "classifier_folder": folder / "classifier",
         "features_file": folder / "features.npz",
         "adapted_model": adapted,
         "tuned_tower": foveate.adapt(tower("timm"), "lora", classes=3, seed=0),
@@ -108,7 +138,13 @@ def test_every_public_name_has_an_example_that_runs(path: str, names: dict[str, 
     if inspect.ismodule(value):  # a package that can be called
         value = value.called
     module = sys.modules[value.__module__]
-    globs = {**vars(module), **names, "new_folder": tmp_path / "new"}
+    # An example may use the other names of its room. What it writes into is a copy.
+    room = importlib.import_module(door)
+    globs = {**vars(module), **{public: getattr(room, public) for public in room.__all__}, **names}
+    globs["new_folder"] = tmp_path / "new"
+    for copied in ("collection", "survey"):
+        if f"{copied}_copy" in (inspect.getdoc(value) or ""):
+            globs[f"{copied}_copy"] = shutil.copytree(names[f"{copied}_folder"], tmp_path / copied)
     tests = [test for test in doctest.DocTestFinder().find(value, name, module=module, globs=globs) if test.examples]
     assert tests, f"{path} has no example"
     for test in tests:
@@ -122,9 +158,18 @@ def test_names_of_foveate_are_names_of_rooms() -> None:
         door = importlib.import_module(f"foveate.{room}")
         assert all(getattr(door, name) is getattr(foveate, name) for name in door.__all__ if name in NAMES)
     offered = {name for room in ROOMS for name in importlib.import_module(f"foveate.{room}").__all__}
-    # The two packages that can be called, and the one name of the ground floor's core.
-    assert set(NAMES) - offered == {"adapt", "search", "UserError"}
-    assert {page.stem for page in (ROOT / "docs" / "reference").glob("*.md")} == {"index", "core", *ROOMS}
+    # The two packages that can be called.
+    assert set(NAMES) - offered == {"adapt", "search"}
+    assert {page.stem for page in (ROOT / "docs" / "reference").glob("*.md")} == {"index", *ROOMS}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_module_of_a_room_hides_a_public_name(room: str) -> None:
+    """Importing a module `audit` sets the attribute `audit` of its package, in the place of a function of that name."""
+    door = importlib.import_module(f"foveate.{room}")
+    for name in {module.name for module in pkgutil.iter_modules(door.__path__)} & set(door.__all__):
+        importlib.import_module(f"foveate.{room}.{name}")
+        assert not inspect.ismodule(getattr(door, name)), name
 
 
 def test_pages_that_repeat_the_code_are_up_to_date() -> None:

@@ -225,6 +225,8 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     "code",
     [
         "import foveate; foveate.Collection, foveate.Box, foveate.UserError, dir(foveate)",
+        "import foveate, importlib, pkgutil; [dir(importlib.import_module(f'foveate.{room.name}')) for room in "
+        "pkgutil.iter_modules(foveate.__path__) if room.ispkg]",
         "from foveate.cli.main import cli; cli(['--help'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['recipes'], standalone_mode=False)",
         "from foveate.cli.main import cli; cli(['pretrain', '--help'], standalone_mode=False)",

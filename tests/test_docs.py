@@ -131,21 +131,42 @@ def test_python_blocks_are_python(page: Path) -> None:
         ast.parse(block)  # raises SyntaxError for a block that is none
 
 
+def imports_of(page: Path) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports in a page's Python blocks, those of examples with prompts among them."""
+    examples = (
+        "\n".join(re.findall(r"^(?:>>>|\.\.\.) ?(.*)$", block, re.MULTILINE)) for block in fenced(page, "pycon")
+    )
+    for block in (*fenced(page, "python"), *examples):
+        yield from (node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import | ast.ImportFrom))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_imports_of_python_blocks_exist(page: Path) -> None:
-    imports = [
-        node
-        for block in fenced(page, "python")
-        for node in ast.walk(ast.parse(block))
-        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in ("foveate", "foveate_labs")
-    ]
+def test_python_blocks_import_what_is_public(page: Path) -> None:
+    """Public are the names of `foveate` and of its rooms; modules below a room are private."""
     with warnings.catch_warnings():
         # A name that has moved still works for a release; the docs say where it is now.
         warnings.simplefilter("error", FutureWarning)
-        for node in imports:
-            module = importlib.import_module(str(node.module))
-            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
-            assert not missing, f"{node.module} has no {missing}"
+        for node in imports_of(page):
+            names = [alias.name for alias in node.names]
+            modules = [str(node.module)] if isinstance(node, ast.ImportFrom) else names
+            for name in modules:
+                if name.split(".")[0] not in ("foveate", "foveate_labs"):
+                    continue
+                module = importlib.import_module(name)
+                # The laboratory has no doors.
+                public = dir(module) if name.startswith("foveate_labs") else getattr(module, "__all__", ())
+                assert public, f"{name} is private: import from the room, foveate.{name.split('.')[1]}"
+                missing = [] if isinstance(node, ast.Import) else sorted({*names} - {*public})
+                assert not missing, f"{name} has no {missing}"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent != ROOT or page.name == "README.md"], ids=name_of
+)
+def test_dotted_names_are_public(page: Path) -> None:
+    """What a page calls `foveate.ROOM.NAME` can be imported; code that is only to be read is named by its file."""
+    for room, name in re.findall(r"\bfoveate\.([a-z]+)\.(\w+)", page.read_text(encoding="utf-8")):
+        assert name in importlib.import_module(f"foveate.{room}").__all__, f"foveate.{room}.{name} is private"
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -28,7 +28,8 @@ _BLOCK = re.compile(r"(<!-- options: ([^\n]*?) -->\n).*?(<!-- /options -->)", re
 _COMMON = ("--json", "--quiet", "--device", "--seed", "--workers")
 """Options that mean the same everywhere and are listed in one row."""
 ROOMS = (
-    "records", "vision", "multimodal", "search", "video", "adapt", "calibrate", "federated", "species", "report",
+    "core", "records", "survey", "metrics", "vision", "training", "multimodal", "pretrain", "search", "mllm", "video",
+    "caption", "adapt", "calibrate", "federated", "species", "report", "serve",
 )  # fmt: skip
 """Rooms with a door: a package whose `__all__` is public."""
 _SECTIONS = ("Args", "Parameters", "Attributes", "Returns", "Raises", "Source", "Example", "Examples", "Yields")
@@ -102,7 +103,7 @@ def fill_page(text: str) -> str:
 
 def public_rooms() -> dict[str, dict[str, Any]]:
     """Return room -> {public name: object}: what `from foveate.ROOM import ...` offers, floors from below."""
-    rooms: dict[str, dict[str, Any]] = {"core": {"UserError": foveate.UserError}}
+    rooms: dict[str, dict[str, Any]] = {}
     for room in ROOMS:
         door = importlib.import_module(f"foveate.{room}")
         # `foveate.adapt` and `foveate.search` can be called; the docstring is that of the function.
@@ -117,12 +118,14 @@ def reference() -> dict[Path, str]:
     index = [
         "# API reference\n",
         f"{made} Every name here is public and has an\nexample that runs in the tests. Those in bold are also names of "
-        "`foveate` itself. Modules below a room are private:\ntheir names may move without notice.\n",
+        "`foveate` itself. Modules below a room are private:\ntheir names may move without notice, also those that the "
+        "scripts in docs/examples use to reproduce numbers.\n",
+        "In examples, `collection_folder`, `image_file` and the like are files of yours, `new_folder` does not exist "
+        "yet, and\n`collection_copy` is changed.\n",
     ]
     pages = {}
     for room, names in public_rooms().items():
-        source = "foveate" if room == "core" else f"foveate.{room}"
-        index.append(f"## [{room}]({room}.md)\n\n| `from {source} import` | |\n|---|---|")
+        index.append(f"## [{room}]({room}.md)\n\n| `from foveate.{room} import` | |\n|---|---|")
         parts = [f"# foveate.{room}\n", f"{made}\n"]
         for name, value in names.items():
             link = f"[`{name}`]({room}.md#{name.lower()})"
@@ -164,14 +167,19 @@ def _describe_fields(value: type) -> list[str]:
 def _signature(value: Any) -> str:
     if inspect.isclass(value) and issubclass(value, Settings):
         # Annotations of fields hold validators, whose addresses change with every run.
-        return f"(*, {', '.join(f'{name}={field.default!r}' for name, field in value.model_fields.items())})"
+        fields = (
+            name if field.is_required() else f"{name}={field.get_default(call_default_factory=True)!r}"
+            for name, field in value.model_fields.items()
+        )
+        return f"(*, {', '.join(fields)})"
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):
         return "(...)"
     parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
-    text = str(signature.replace(parameters=parameters)).replace("~", "")
-    return re.sub(r"foveate(\.\w+)+\.(\w+)", r"\2", text.replace("'", ""))
+    # Annotations are texts, which are shown without their quotes; those of defaults stay.
+    text = re.sub(r"(: |-> )(['\"])(.*?)\2(?=[ ,)]|$)", r"\1\3", str(signature.replace(parameters=parameters)))
+    return re.sub(r"foveate(\.\w+)+\.(\w+)", r"\2", text.replace("~", ""))
 
 
 def _methods(value: type) -> Iterator[tuple[str, Any]]:
@@ -189,7 +197,7 @@ def render_docstring(text: str) -> str:
     lines, output, section, code = text.splitlines(), [], "", False
     for line in lines:
         stripped = line.strip()
-        is_code = stripped.startswith((">>>", "...")) or (code and bool(stripped))
+        is_code = stripped.startswith(">>>") or (code and bool(stripped))
         if is_code != code:
             output.append("```" if code else "```pycon")
             code = is_code

@@ -5,10 +5,9 @@ import warnings
 
 import numpy as np
 
-from foveate import FederatedKMeans
+from foveate import FederatedKMeans, UserError
 from foveate.core import progress
-from foveate.core.errors import UserError
-from foveate.metrics.clustering import adjusted_rand_index
+from foveate.metrics import adjusted_rand_index
 
 GROUPS, SEEDS = 7, range(5)
 

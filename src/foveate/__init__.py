@@ -42,7 +42,7 @@ _ROOMS = {
     "SlowFast": "video",
     "SpeciesGraph": "species",
     "Stroke": "records",
-    "UserError": "core.errors",
+    "UserError": "core",
     "adapt": "adapt",
     "aggregate_frames": "video",
     "choose_frames": "vision",

@@ -18,9 +18,11 @@ _LAZY = {
     "Predictor": "foveate.adapt.predictor",
     "export_merged": "foveate.adapt.export",
     "export_peft": "foveate.adapt.peft_format",
+    "interpolated": "foveate.adapt.wise",
     "load_adapter": "foveate.adapt.folder",
     "open_adapter": "foveate.adapt.predictor",
     "save_adapter": "foveate.adapt.folder",
+    "save_at": "foveate.adapt.wise",
 }
 # Until 0.3 the calibrators are also found under the name of the wing that they came from.
 _MOVED = {

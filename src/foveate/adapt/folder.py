@@ -43,7 +43,7 @@ def save_adapter(
 
     Args:
         name: of the adapter; the one in use by default.
-        settings, tensors, strength: instead of the adapter's own, for models derived from it (`foveate.adapt.wise`).
+        settings, tensors, strength: instead of the adapter's own, for models derived from it (`save_at`).
 
     Example:
         >>> import timm
@@ -187,7 +187,7 @@ def load_adapter(
 
     Args:
         model: the network that the adapter was trained on, with the same weights.
-        folder: an adapter folder of Foveate, or one of PEFT with LoRA (see `foveate.adapt.peft_format.add_peft`).
+        folder: an adapter folder of Foveate, or one of PEFT with LoRA.
         name: of the adapter.
         other_weights: allow a network of the same architecture with other values.
         classes: of a new head, for a folder of PEFT without one.

@@ -422,7 +422,7 @@ def adapt(
         name: of the adapter.
         seed: of initial values.
         modules: of a network of your own, role -> pattern of names, such as {"qkv": "blocks.*.attn.qkv"}; roles are in
-            `foveate.adapt.module_map`.
+            docs/methods/petl.md.
 
     Raises:
         UserError: a model that cannot be adapted or is adapted already, and as `AdaptedModel.add`.

@@ -65,6 +65,11 @@ def interpolated(
     Raises:
         UserError: a method without a rule, an alpha out of range, a merged model, or a head that started from random
             values.
+
+    Example:
+        >>> with interpolated(adapted_model, 0.5, head="keep") as model:
+        ...     model(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 3])
     """
     adapter = check_alpha(adapted, alpha)
     classify = head_at(adapted, alpha, keep=head == "keep")
@@ -159,6 +164,10 @@ def save_at(adapted: AdaptedModel, alpha: float, folder: Path, *, keep_head: boo
 
     Raises:
         UserError: a method without a rule, a head that started from random values, or a folder that is not empty.
+
+    Example:
+        >>> save_at(adapted_model, 0.5, new_folder, keep_head=True) == new_folder
+        True
     """
     check_empty(folder)
     adapter = check_alpha(adapted, alpha)

@@ -7,6 +7,8 @@ from foveate.core.plugins import load_lazily
 _LAZY = {
     "AbsentClassCalibrator": "foveate.calibrate.estimator",
     "Calibrator": "foveate.calibrate.estimator",
+    "FineTuneSettings": "foveate.calibrate.settings",
+    "fine_tune": "foveate.calibrate.fine_tuning",
 }
 
 __all__ = list(_LAZY)

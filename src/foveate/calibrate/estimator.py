@@ -66,7 +66,7 @@ class Calibrator(ClassifierMixin, BaseEstimator):
     Parameters:
         method: how gamma is found.
             "alg": average logit gap on the fine-tuning data; no further training.
-            "pcv": pseudo cross-validation, from logits of pseudo runs (`foveate.calibrate.pseudo`).
+            "pcv": pseudo cross-validation, from logits of pseudo runs.
             "best_gap": mean gap of the best logits instead of the mean ones; not of the paper, and free as ALG.
             "oracle_that_peeks": the best gamma for the very data and labels that are given. For analysis only.
         variant: of "alg": "training", or "official", which takes any labels, absent ones too.

@@ -87,6 +87,17 @@ def fine_tune(
 
     Raises:
         UserError: no rows, a loss or gradient that is not finite, a folder of another run, augmentation of arrays.
+
+    Example:
+        >>> from foveate.training import open_labeled_images
+        >>> from foveate.vision import open_classifier, read_image
+        >>> before, collection = open_classifier(classifier_folder), Collection.open(collection_folder)
+        >>> def load(row, view):
+        ...     return read_image(collection, row, before.preprocess, view)[0]
+        >>> images = open_labeled_images(collection, "category", before.names, splits=["train"], load=load)
+        >>> settings = FineTuneSettings(epochs=1, workers=0)
+        >>> fine_tune(before, images, settings, new_folder, rows=images.rows("train"), device="cpu").names
+        ('disc', 'square', 'triangle')
     """
     rows = images.labeled_rows() if rows is None else np.asarray(rows, dtype=np.int64)
     if len(rows) == 0:

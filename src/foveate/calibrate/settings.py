@@ -41,6 +41,10 @@ class FineTuneSettings(ClassificationSettings):
     """The paper's recipe: SGD, the backbone at a tenth of the head's learning rate, only whole batches.
 
     Rates are those of its public code (arXiv 2409.16223).
+
+    Example:
+        >>> FineTuneSettings(epochs=5, learning_rate=0.003).backbone_rate
+        0.1
     """
 
     epochs: int = Field(20, ge=1, description="passes over the training samples")

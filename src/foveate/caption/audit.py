@@ -81,6 +81,11 @@ def audit(
 
     Raises:
         UserError: no image has all formats, or a format, split, model or tagger is unknown.
+
+    Example:
+        >>> result = audit_captions(Collection.open(collection_folder), new_folder, AuditSettings(formats=("alt",)))
+        >>> result.sample.images, result.formats
+        (30, ['alt'])
     """
     settings, method = settings or AuditSettings(), method or AuditMethod()
     tokenizer = None if settings.tokenizer is None else OtherTokenizer(settings.tokenizer)

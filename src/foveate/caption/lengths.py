@@ -56,7 +56,12 @@ def encode_clip(text: str) -> list[int]:
 # A caption is counted by the retry, the filter, the flags and the row: once is enough.
 @lru_cache(maxsize=4096)
 def count_clip_tokens(text: str) -> int:
-    """Count CLIP tokens without the two special tokens."""
+    """Count CLIP tokens without the two special tokens.
+
+    Example:
+        >>> count_clip_tokens("a red boat")
+        3
+    """
     return len(encode_clip(text))
 
 
@@ -216,6 +221,12 @@ def apply_length_filter(kind: str, caption: str) -> FilteredCaption:
     """Cut and flag a caption by its length, after the one retry.
 
     A descriptive caption whose first sentence is too long is an error ("too_long").
+
+    Example:
+        >>> apply_length_filter("ssc", "A red boat lies in the harbor.").flags
+        ()
+        >>> apply_length_filter("dsc", "A red boat.").flags
+        ('too_short',)
     """
     limits, flags = LENGTH_FILTERS[kind], list[str]()
     if limits.cut and count_clip_tokens(caption) > limits.max_tokens:
@@ -238,6 +249,10 @@ def find_content_flags(caption: str, *, prompt: str, alt: str = "", english: boo
         prompt: the template that was used, without the image's own texts.
         alt: the image's alt-text, whether or not the captioner saw it; "" for none.
         english: whether the request was for English.
+
+    Example:
+        >>> find_content_flags("A red boat, a red boat, a red boat, a red boat.", prompt="Describe the image.")
+        ('repeats',)
     """
     holds = {
         "repeats": repeats(caption),

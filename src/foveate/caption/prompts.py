@@ -149,7 +149,13 @@ def prompt_ids() -> list[str]:
 
 
 def find_prompt(kind: str, *, language: str = "English") -> Prompt:
-    """Return the newest template of a format or a purpose (shorten, split, verify, ...)."""
+    """Return the newest template of a format or a purpose (shorten, split, verify, ...).
+
+    Example:
+        >>> prompt = find_prompt("ssc", language="German")
+        >>> prompt.id, "German" in prompt.text
+        ('ssc-1', True)
+    """
     versions = [name for name in _TEXTS if name.rpartition("-")[0] == kind]
     if not versions:
         choose(kind, sorted({name.rpartition("-")[0] for name in _TEXTS}), "prompt")

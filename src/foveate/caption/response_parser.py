@@ -68,7 +68,14 @@ def serialize(caption: str) -> str:
 
 
 def parse_caption(raw: str) -> ParsedCaption:
-    """Parse a response with one caption."""
+    """Parse a response with one caption.
+
+    Example:
+        >>> parse_caption('```json\\n{"caption": "A red boat."}\\n```').caption
+        'A red boat.'
+        >>> parse_caption("I'm sorry, but I cannot see the image.").status
+        'error:refused'
+    """
     try:
         content, flags = _parse_object(raw)
     except _ParseError as error:

@@ -22,7 +22,12 @@ def _canonical_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class AuditSettings(Settings):
-    """Settings of an audit: formats, sample of images, and units that are counted."""
+    """Settings of an audit: formats, sample of images, and units that are counted.
+
+    Example:
+        >>> AuditSettings(formats=("alt", "DSC+"), sample=100).formats
+        ('alt', 'dsc_plus')
+    """
 
     formats: Annotated[tuple[str, ...], AfterValidator(_canonical_names)] = Field(
         (), description="caption formats, such as alt,ssc,dsc; by default all that the collection has"
@@ -68,7 +73,12 @@ class EvaluationSettings(Settings):
 
 
 class TargetSettings(Settings):
-    """`data` of a captioner's recipe: what the targets of both stages are made from."""
+    """Material of a captioner's training targets in both stages, and how it is rewritten.
+
+    Example:
+        >>> TargetSettings(sources=("texts",), short_kinds=("title",)).rewriter
+        'rules'
+    """
 
     split: str = Field("train", description="split to train on")
     sources: tuple[str, ...] = Field(
@@ -95,7 +105,12 @@ REGION_BATCH = 16  # images per pass: enough to keep a CPU busy, few enough for 
 
 
 class RegionLabelSettings(Settings):
-    """`foveate regions COLLECTION`."""
+    """What `foveate regions` looks for: phrases of which captions, and how they are found.
+
+    Example:
+        >>> RegionLabelSettings(captions=("alt",)).phrases.tagger
+        'rules'
+    """
 
     phrases: PhraseSettings = PhraseSettings()
     captions: tuple[str, ...] = Field(

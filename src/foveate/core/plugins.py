@@ -120,12 +120,14 @@ def load_lazily(package: str, names: Mapping[str, str]) -> tuple[Callable[[str],
     """Return `__getattr__` and `__dir__` of a package whose names are loaded with their first use.
 
     Args:
-        names: public name -> module that defines it.
+        names: public name -> module that defines it, or `module:name` where the name in the module is another. A
+            package cannot offer `evaluate` of its module `evaluate`: importing the module hides the function.
     """
 
     def get(name: str) -> Any:
         if name in names:
-            return getattr(importlib.import_module(names[name]), name)
+            module, _, inner = names[name].partition(":")
+            return getattr(importlib.import_module(module), inner or name)
         raise AttributeError(f"module '{package}' has no attribute {name!r}")
 
     return get, lambda: sorted(names)

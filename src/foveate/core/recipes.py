@@ -269,8 +269,18 @@ def _list_models(annotation: Any) -> list[type[BaseModel]]:
 def load(model: type[S], name_or_path: str, overrides: Sequence[str] = ()) -> S:
     """Read a recipe, apply overrides and validate it.
 
+    Args:
+        model: of the recipe, such as `foveate.pretrain.PretrainRecipe`.
+        name_or_path: a shipped recipe, or a YAML file.
+        overrides: texts of the form `a.b=value`, the value as YAML; the last one of a field wins.
+
     Raises:
         UserError: the recipe or one of its fields is wrong, or an override.
+
+    Example:
+        >>> from foveate.pretrain import PretrainRecipe
+        >>> load_recipe(PretrainRecipe, "tour", ["training.steps=100"]).training.steps
+        100
     """
     return validate(model, read(name_or_path, overrides), where=f"recipe '{name_or_path}'")
 

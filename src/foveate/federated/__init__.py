@@ -8,6 +8,12 @@ _LAZY = {
     "FederatedDeepClustering": "foveate.federated.deep.estimator",
     "FederatedKMeans": "foveate.federated.estimators",
     "FederatedNeighborEmbedding": "foveate.federated.embedding.estimator",
+    "ReadOptions": "foveate.federated.points",
+    "nearest_centers": "foveate.federated.clustering.distances:nearest",
+    "open_deep_clustering": "foveate.federated.deep.job:load_model",
+    "read_points": "foveate.federated.sources",
+    "small_resnet": "foveate.federated.deep.encoder",
+    "write_flower_app": "foveate.federated.flower.app:write_app",
 }
 
 __all__ = list(_LAZY)

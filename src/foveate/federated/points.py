@@ -28,7 +28,12 @@ READ_FIELDS = {"columns": "columns", "drop-missing": "drop_missing", "max-gib": 
 
 
 class ReadOptions(Settings):
-    """Options for reading sources."""
+    """Options for reading sources.
+
+    Example:
+        >>> ReadOptions(columns=("lab_*", "age"), drop_missing=True).max_gib
+        1.0
+    """
 
     columns: tuple[str, ...] = Field(
         (),

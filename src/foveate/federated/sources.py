@@ -48,6 +48,13 @@ def read_points(source: str | Path, options: ReadOptions | None = None, *, other
     Raises:
         UserError: an unknown kind of source, a damaged one, one that is too large, columns that may be points or
             labels, or a missing, infinite or huge value; names it and what is allowed.
+
+    Example:
+        >>> table = new_folder.with_suffix(".csv")
+        >>> _ = table.write_text("id,lab_a,lab_b\\n1,0.5,1.5\\n2,2.5,\\n")
+        >>> points = read_points(table, ReadOptions(columns=("lab_*",), drop_missing=True))
+        >>> points.points_ND.tolist(), points.rows.tolist()
+        ([[0.5, 1.5]], [0])
     """
     options = options or ReadOptions()
     return _read(source, options, others).finished(options, others)

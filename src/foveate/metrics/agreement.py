@@ -58,7 +58,13 @@ def mean_disagreement(logits_MNK: ArrayLike) -> float:
 
 
 def error_consistency(logits_MNK: ArrayLike, labels_N: ArrayLike) -> Array:
-    """Return Cohen's kappa of being right, [M, M]: (observed - expected) / (1 - expected); 1 if expected is 1."""
+    """Return Cohen's kappa of being right, [M, M]: (observed - expected) / (1 - expected); 1 if expected is 1.
+
+    Example:
+        >>> answers = np.array([[0, 1, 0, 0], [0, 1, 1, 1]])  # of two models; both are wrong about the second sample
+        >>> error_consistency(np.eye(2)[answers], [0, 0, 1, 1]).tolist()
+        [[1.0, 0.2], [0.2, 1.0]]
+    """
     logits, labels = check_arrays(logits_MNK, labels_N)
     right = logits.argmax(axis=2) == labels
     accuracy = right.mean(axis=1)
@@ -136,6 +142,12 @@ def compare_ensembles(logits_MNK: ArrayLike, labels_N: ArrayLike) -> dict[str, A
     Returns:
         Accuracy of each model and of each kind of ensemble, the share that any model has right, and the gain of mean
         logits over the worst, the mean and the best model.
+
+    Example:
+        >>> answers = np.array([[0, 1, 0, 0], [0, 1, 1, 1]])  # of two models, as the numbers of their classes
+        >>> result = compare_ensembles(np.eye(2)[answers], [0, 0, 1, 1])
+        >>> result["single"], result["any_right"]
+        ([0.25, 0.75], 0.75)
     """
     logits, labels = check_arrays(logits_MNK, labels_N)
     single = (logits.argmax(axis=2) == labels).mean(axis=1)

@@ -401,6 +401,11 @@ def category_scores(raw: Mapping[str, Raw]) -> CategoryScores:
 
     Raises:
         UserError: as `normalize_benchmark`.
+
+    Example:
+        >>> scores = category_scores({"MME": {"perception": 1500.0, "cognition": 320.0}})
+        >>> round(scores.benchmarks["MME"], 1), scores.mmbase  # a mean needs all of its benchmarks
+        (65.0, None)
     """
     benchmarks = {name: normalize_benchmark(name, value) for name, value in raw.items()}
     categories = {category: _mean([benchmarks.get(name) for name in names]) for category, names in CATEGORIES.items()}

@@ -179,6 +179,11 @@ def average_logit_gap(
     Raises:
         UserError: as `label_ranks`; no absent class; one seen class only, which leaves nothing beside the true one; a
             label outside S (variant "training").
+
+    Example:
+        >>> groups = ClassGroups.of([0, 1], classes=3)
+        >>> average_logit_gap([[4.0, 1.0, -1.0], [2.0, 5.0, 0.0]], [0, 1], groups)
+        2.0
     """
     logits, labels = _checked(logits_NC, labels_N, groups, what="logits")
     groups.need_absent("the average logit gap")

@@ -30,6 +30,11 @@ class ClassGroups:
         absent: U, the classes whose logits gamma shifts, rising.
         rest: R, all others: neither shifted nor left out where "all columns" are meant, rising.
         classes: C.
+
+    Example:
+        >>> groups = ClassGroups.of([0, 2], classes=4)  # fine-tuned on the first and the third
+        >>> groups.absent.tolist()
+        [1, 3]
     """
 
     seen: NDArray[np.int64]

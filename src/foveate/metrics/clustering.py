@@ -34,6 +34,10 @@ def normalized_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> flo
     """Return NMI: mutual information over the arithmetic mean of both entropies, in [0, 1] (scikit-learn's).
 
     Two partitions of a single group each agree fully (1); one single group against several says nothing (0).
+
+    Example:
+        >>> normalized_mutual_information(["a", "a", "b", "b"], [1, 1, 0, 0])
+        1.0
     """
     from sklearn.metrics import normalized_mutual_info_score
 
@@ -48,7 +52,12 @@ def adjusted_mutual_information(truth_N: ArrayLike, found_N: ArrayLike) -> float
 
 
 def adjusted_rand_index(truth_N: ArrayLike, found_N: ArrayLike) -> float:
-    """Return ARI: agreement on pairs, corrected for chance; 1 = equal, 0 = chance (scikit-learn's)."""
+    """Return ARI: agreement on pairs, corrected for chance; 1 = equal, 0 = chance (scikit-learn's).
+
+    Example:
+        >>> adjusted_rand_index(["a", "a", "b", "b"], [1, 1, 0, 0])
+        1.0
+    """
     from sklearn.metrics import adjusted_rand_score
 
     return float(adjusted_rand_score(*_checked(truth_N, found_N)))

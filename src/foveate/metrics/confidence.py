@@ -54,6 +54,10 @@ def expected_calibration_error(confidences_N: ArrayLike, correct_N: ArrayLike, *
         num_bins: of equal width; the first is closed, the others are (low, high].
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
+
+    Example:
+        >>> round(expected_calibration_error([0.9, 0.9, 0.6], [True, True, False]), 3)
+        0.267
     """
     confidences = _checked(confidences_N, correct_N)
     if num_bins < 1:

@@ -50,6 +50,11 @@ def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float
 
     Raises:
         UserError: unless 1 <= k < N / 2.
+
+    Example:
+        >>> points = np.arange(8.0)[:, None]
+        >>> trustworthiness(points, points, k=2)
+        1.0
     """
     points, drawn = _pair(points_ND, map_Nd)
     rows = len(points)
@@ -74,7 +79,13 @@ def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float
 
 
 def continuity(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float:
-    """Return 1 minus the weight of neighbors in space that the map separates: trustworthiness, swapped."""
+    """Return 1 minus the weight of neighbors in space that the map separates: trustworthiness, swapped.
+
+    Example:
+        >>> points = np.arange(8.0)[:, None]
+        >>> continuity(points, points, k=2)
+        1.0
+    """
     return trustworthiness(map_Nd, points_ND, k=k)
 
 
@@ -89,6 +100,10 @@ def neighborhood_hit(map_Nd: ArrayLike, labels_N: ArrayLike, *, k: int, include_
 
     Args:
         include_self: each point is its own first neighbor and votes for itself, as in the public FedNE code.
+
+    Example:
+        >>> neighborhood_hit([[0.0], [1.0], [10.0], [11.0]], ["a", "a", "b", "b"], k=1)
+        1.0
     """
     neighbors = _neighbors(map_Nd, k, include_self=include_self)
     labels = encode_labels(labels_N, rows=len(neighbors))
@@ -99,6 +114,10 @@ def foreign_share(map_Nd: ArrayLike, owners_N: ArrayLike, *, k: int) -> float:
     """Return the mean share of a point's k neighbors that belong to another owner (client).
 
     Compare it with its value in the points' own space: far above it, clients lie on one another without a reason.
+
+    Example:
+        >>> foreign_share([[0.0], [1.0], [10.0], [11.0]], ["ours", "ours", "ours", "theirs"], k=1)
+        0.5
     """
     return 1.0 - neighborhood_hit(map_Nd, owners_N, k=k)
 
@@ -112,7 +131,13 @@ def knn_accuracy(
     test_labels_M: ArrayLike | None = None,
     include_self: bool = False,
 ) -> float:
-    """Return the accuracy of a vote of the k map neighbors: the mean of `knn_right`."""
+    """Return the accuracy of a vote of the k map neighbors: the mean of `knn_right`.
+
+    Example:
+        >>> drawn, labels = [[0.0], [1.0], [10.0], [11.0]], ["a", "a", "b", "b"]
+        >>> knn_accuracy(drawn, labels, k=1, test_map_Md=[[0.4], [10.4]], test_labels_M=["a", "a"])
+        0.5
+    """
     right = knn_right(
         map_Nd, labels_N, k=k, test_map_Md=test_map_Md, test_labels_M=test_labels_M, include_self=include_self
     )
@@ -161,6 +186,11 @@ def distance_correlation(points_ND: ArrayLike, map_Nd: ArrayLike, *, include_sel
 
     Args:
         include_self: each point's distance of 0 to itself counts too, as in the public FedNE code.
+
+    Example:
+        >>> points = np.arange(8.0)[:, None]
+        >>> round(distance_correlation(points, 3 * points), 6)
+        1.0
     """
     points, drawn = _pair(points_ND, map_Nd)
     rows = len(points)
@@ -248,6 +278,12 @@ def reliability(
 
     Raises:
         UserError: fewer than 10 or more than 4,000 points (it holds N x N numbers: draw a sample).
+
+    Example:
+        >>> points = np.random.default_rng(0).normal(size=(60, 2))
+        >>> scores = reliability(points, points, np.random.default_rng(1), iterations=20)
+        >>> scores.steadiness > 0.8, scores.cohesiveness > 0.8
+        (True, True)
     """
     points, drawn = as_points(points_ND), as_points(map_Nd, what="map points")
     rows = len(points)

@@ -46,6 +46,11 @@ def grounding_scores(
     Raises:
         UserError: a box that is not finite or inverted, or a true one that is empty or outside [0, 1] (naming
             its row); no rows at all.
+
+    Example:
+        >>> per_box, means = grounding_scores([[0.0, 0.0, 0.5, 0.5]], [[0.0, 0.0, 0.5, 1.0]])
+        >>> means
+        {'mIoU': 0.5, 'acc50': 1.0, 'mse': 0.0625, 'pointing': 1.0}
     """
     predicted = validate_boxes(predicted_R4, ids, what="prediction for region", predicted=True)
     true = validate_boxes(true_R4, ids)

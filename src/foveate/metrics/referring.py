@@ -93,6 +93,11 @@ def score_boxes(
 
     Raises:
         UserError: different numbers of answers, boxes, sizes and phrases.
+
+    Example:
+        >>> scores = score_boxes(["The dog [0, 0, 499, 999]."], [[0, 0, 50, 100]], [[100, 100]], ["the dog"])
+        >>> scores.summarize()[""]
+        {'k=1': 1.0, 'mean': 1.0, 'upper bound': 1.0}
     """
     true, sizes = as_boxes(true_N4), np.asarray(sizes_N2, dtype=np.int64).reshape(-1, 2)
     _check_lengths(answers, boxes=true, sizes=sizes, phrases=phrases)

@@ -257,7 +257,13 @@ def recall_from_embeddings(
     ties: str = "average",
     rows_per_chunk: int = ROWS_PER_CHUNK,
 ) -> tuple[float, NDArray[np.float64]]:
-    """Return `recall_at_k` under cosine similarity, in row chunks; for several k, rank once: `Ranks.recall`."""
+    """Return `recall_at_k` under cosine similarity, in row chunks; for several k, rank once: `Ranks.recall`.
+
+    Example:
+        >>> images, texts = np.eye(3), np.eye(3)[[0, 2, 1]]
+        >>> round(recall_from_embeddings(images, texts, k=1)[0], 3)
+        0.333
+    """
     ranks = rank_positives_from_embeddings(queries_NE, candidates_ME, positives, rows_per_chunk=rows_per_chunk)
     return ranks.recall(k, ties=ties)
 
@@ -366,6 +372,11 @@ def link_ranks(
         UserError: shapes disagree, a score is NaN, or a target is no candidate.
 
     Source: Bordes et al. 2013 (filtered setting); Berrendorf et al. 2020 (realistic rank), as in PyKEEN.
+
+    Example:
+        >>> ranks = link_ranks([[0.9, 0.5, 0.1], [0.3, 0.3, 0.1]], [0, 1])
+        >>> ranks.ranks().tolist(), ranks.hits_at(1)
+        ([1.0, 1.5], 0.5)
     """
     scores, targets = np.asarray(scores_NC), np.asarray(targets_N)
     candidates_NC = np.ones(scores.shape, np.bool_) if known_NC is None else ~np.asarray(known_NC, np.bool_)

@@ -119,7 +119,14 @@ def build_curve(gaps: Gaps) -> Curve:
 
 
 def su_curve(logits_NC: ArrayLike, labels_N: ArrayLike, groups: ClassGroups, *, what: str = "logits") -> Curve:
-    """Build the exact curve of logits. Raises as `calibration.logit_gaps`."""
+    """Build the exact curve of logits. Raises as `calibration.logit_gaps`.
+
+    Example:
+        >>> groups = ClassGroups.of([0, 1], classes=3)
+        >>> curve = su_curve([[2.0, 1.0, 0.0], [1.0, 0.0, 0.5]], [0, 2], groups)
+        >>> curve.seen().tolist(), curve.absent().tolist()
+        ([100.0, 100.0, 0.0], [0.0, 100.0, 100.0])
+    """
     return build_curve(logit_gaps(logits_NC, labels_N, groups, what=what))
 
 
@@ -140,6 +147,11 @@ def ausuc(
 
     Raises:
         UserError: as `logit_gaps`; no sample of S or of U.
+
+    Example:
+        >>> groups = ClassGroups.of([0, 1], classes=3)
+        >>> ausuc([[2.0, 1.0, 0.0], [1.0, 0.0, 0.5]], [0, 2], groups)
+        1.0
     """
     choose(grid, ("exact", "official"), "grid")
     curve = su_curve(logits_NC, labels_N, groups)
@@ -200,6 +212,12 @@ def select_gamma(
 
     Raises:
         UserError: a threshold without samples of U.
+
+    Example:
+        >>> groups = ClassGroups.of([0, 1], classes=3)
+        >>> choice = select_gamma(su_curve([[2.0, 1.0, 0.0], [1.0, 0.0, 0.5]], [0, 2], groups))
+        >>> choice.gamma, choice.overall
+        (1.25, 100.0)
     """
     choose(tie, TIES, "rule for ties")
     allowed = curve.attainable

@@ -45,7 +45,12 @@ class _Trial(NamedTuple):
 
 
 def load_suite(name: str) -> Suite:
-    """Load a suite by its name; raise UserError with the nearest name."""
+    """Load a suite by its name; raise UserError with the nearest name.
+
+    Example:
+        >>> load_suite("pope").metric
+        'accuracy'
+    """
     return load_row("foveate.mllm.suites", name.replace("-", "_"), "SUITES", label="evaluation suite")
 
 
@@ -69,6 +74,12 @@ def evaluate(
 
     Raises:
         UserError: unknown suite, unusable data, or a run folder of another evaluation.
+
+    Example:
+        >>> settings = SuiteSettings(limit=2, training_words="never")
+        >>> result = evaluate_suite(open_mllm("mini"), "conversations", asked_folder, run=new_folder, settings=settings)
+        >>> result.questions
+        2
     """
     settings = settings or SuiteSettings()
     plugin = load_suite(suite)

@@ -70,6 +70,11 @@ def export_mllm(source: str, *, to: str, out: Path | None = None) -> tuple[Path,
 
     Raises:
         UserError: the model has a part that the target does not compute, or the folder is not empty.
+
+    Example:
+        >>> folder, result, lines = export_mllm(str(mllm_folder), to="llava", out=new_folder)
+        >>> result["to"]
+        'llava'
     """
     export: Callable[[Job], ExportReport] = load_row("foveate.mllm.exporting", to, "TARGETS", label="target")
     folder = out or default_folder(Path(source), to)

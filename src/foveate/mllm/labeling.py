@@ -45,7 +45,12 @@ _NUMBERED = re.compile(r"(?:^|\s)(\d{1,3})\. ")
 
 
 class LabelSettings(Settings):
-    """What `foveate mllm label` asks, and of which images."""
+    """What `foveate mllm label` asks, and of which images.
+
+    Example:
+        >>> LabelSettings(labels="conversations", limit=100).batch_size
+        8
+    """
 
     labels: Literal["regions", "conversations"] = Field(
         "regions",
@@ -126,6 +131,11 @@ def label_collection(
 
     Raises:
         UserError: another process writes the collection, or it has no such split or source.
+
+    Example:
+        >>> model, settings = open_mllm("mini"), LabelSettings(limit=2)
+        >>> label_collection(collection_copy, model, settings, name="mini", sha256="of its weights").images
+        2
     """
     # Other images, same recipe; and the size of a batch moves the last bits alone.
     content = settings.model_dump(mode="json", exclude={"split", "limit", "batch_size"})

@@ -92,6 +92,11 @@ def resolve_options(values: Mapping[str, Any], *, recipe: str | None = None) -> 
 
     Raises:
         UserError: a field is wrong, the recipe has no assembly, or both a recipe and a preset are given.
+
+    Example:
+        >>> preset, options = resolve_options({"preset": "llava-next"})
+        >>> preset, options.tokens_per_view
+        ('llava-next', 576)
     """
     overrides = dict(values)
     if recipe is not None and "preset" in overrides:
@@ -119,6 +124,12 @@ def plan_images(paths: Sequence[Path], options: AssemblyOptions, *, preset: Pres
 
     Raises:
         BadImage: a file cannot be read or is no image; the error names it.
+
+    Example:
+        >>> preset, options = resolve_options({})
+        >>> plan = plan_images([image_file], options, preset=preset)
+        >>> plan.num_views, plan.num_tokens
+        (5, 720)
     """
     headers = []
     for path in paths:

@@ -138,7 +138,14 @@ _LAYER_FIELDS = ("layer", "norm")
 
 
 class MllmRecipe(Settings):
-    """`foveate mllm train RECIPE --collection DIR`."""
+    """The recipe of `foveate mllm train`: the model's parts, its data, and the stages of its training.
+
+    Example:
+        >>> from foveate.core import load_recipe
+        >>> recipe = load_recipe(MllmRecipe, "mllm-tour", ["stages.0.training.steps=100"])
+        >>> [stage.name for stage in recipe.stages]
+        ['alignment']
+    """
 
     config_version: Literal[1] = 1
     initial: str | None = Field(

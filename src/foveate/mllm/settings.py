@@ -10,7 +10,12 @@ from foveate.core.recipes import Settings
 
 
 class SuiteSettings(Settings):
-    """Settings of an evaluation: questions, answers and judge."""
+    """Settings of an evaluation: questions, answers and judge.
+
+    Example:
+        >>> SuiteSettings(split="validation", limit=100).seed
+        0
+    """
 
     split: str = Field("test", description="split of the data to ask about")
     limit: int | None = Field(None, ge=1, description="maximum number of questions, drawn by the seed")

@@ -32,6 +32,12 @@ def box_loss(boxes_N4: Tensor, targets_N4: Tensor) -> tuple[Tensor, Tensor]:
     """Return L1 over the four corners plus 1 - GIoU, and the IoU, each [N].
 
     Source: DETR (arXiv 2005.12872), section 3.1; GIoU: arXiv 1902.09630.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5]])
+        >>> loss, iou = box_loss(boxes, torch.tensor([[0.0, 0.0, 0.5, 1.0]]))
+        >>> round(float(loss), 3), float(iou)
+        (1.0, 0.5)
     """
     from torchvision.ops import generalized_box_iou_loss
 

@@ -81,6 +81,13 @@ def train_mllm(
 
     Raises:
         UserError: the recipe does not fit the collection, or the run folder holds another run.
+
+    Example:
+        >>> from foveate.core import load_recipe
+        >>> recipe = load_recipe(MllmRecipe, str(mllm_recipe_file))
+        >>> run = train_mllm(recipe, Collection.open(asked_folder), new_folder, device="cpu")
+        >>> run.result.status, run.model_folder.name
+        ('finished', 'model')
     """
     with _open_run(recipe, run_path, device=device, command=command) as run:
         training = _prepare(recipe, collection, run)

@@ -7,6 +7,7 @@ from foveate.core.plugins import load_lazily
 _LAZY = {
     "Answer": "foveate.multimodal.answers",
     "Mllm": "foveate.multimodal.ask",
+    "open_foreign": "foveate.multimodal.foreign",
     "open_mllm": "foveate.multimodal.opening",
 }
 

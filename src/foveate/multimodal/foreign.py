@@ -418,6 +418,11 @@ def open_foreign(
 
     Raises:
         UserError: it is out of reach, of another task, a pickle, incomplete, or has no chat template.
+
+    Example:
+        >>> model = open_foreign(str(llava_folder), unit="0-1000")
+        >>> model.ask(image_file, "Where is the dog?", max_tokens=2).boxes
+        ()
     """
     from transformers import AutoProcessor
 

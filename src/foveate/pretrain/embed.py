@@ -75,6 +75,13 @@ def embed_collection(
         rules: how phrases are located; "head" is left out for models without one. "candidates" takes most of the
             time of a pass.
         cache: folder where the frozen features of the images are kept, for the next model with the same frozen part.
+
+    Example:
+        >>> model = open_model(model_folder).network
+        >>> collection = Collection.open(collection_folder)
+        >>> embeddings = embed_collection(model, collection, collection.rows("test"))
+        >>> embeddings.image_NE.shape, len(embeddings.regions) == len(embeddings.z_RE)
+        ((10, 32), True)
     """
     rules = [rule for rule in rules if rule != "head" or (model.prompter is not None and model.localizes)]
     return _embed(model, collection, rows, regions=True, crops=crops, rules=rules, cache=cache)

@@ -60,6 +60,12 @@ def evaluate(
 
     Raises:
         UserError: when the split is empty, or the collection has no such label field or caption kind.
+
+    Example:
+        >>> model = open_model(model_folder).network
+        >>> result, embeddings = evaluate_model(model, Collection.open(collection_folder))
+        >>> result.images, embeddings.image_NE.shape
+        (10, (10, 32))
     """
     settings = settings or EvaluateSettings()
     split, limit, classes, text_kind = settings.split, settings.limit, settings.classes, settings.text_kind

@@ -113,8 +113,8 @@ def export(
         to: a target that fits it.
         out: a folder that does not exist or is empty; SOURCE-TARGET by default.
         collection, split, format: what "embeddings" reads and how it writes.
-        region_sources: whose regions "embeddings" or a collection's export takes, as in
-            `foveate.records.region_sources`; by default those that no detector made.
+        region_sources: whose regions "embeddings" or a collection's export takes: "own" (those that no detector made,
+            the default), "all", or sources such as "vesl:nanodet".
         dry_run: check, list what would be written, and write nothing.
 
     Returns:
@@ -122,6 +122,11 @@ def export(
 
     Raises:
         UserError: when the source is neither, when the target does not fit, or when the folder is not empty.
+
+    Example:
+        >>> folder, result, lines = export_model(model_folder, to="open_clip", out=new_folder)
+        >>> sorted(result.differences)
+        ['image embeddings', 'logit scale', 'text embeddings', 'token ids']
     """
     source = Path(source)
     content = {"to": to, "collection": collection, "split": split, "region_sources": region_sources, "format": format}

@@ -78,6 +78,11 @@ def duplicate_mask(t_RE: Tensor, *, filter: str, threshold: float = 0.9, phrase_
 
     Raises:
         UserError: for an unknown filter, or "exact" without `phrase_ids`.
+
+    Example:
+        >>> phrases = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])  # the first two are the same phrase
+        >>> duplicate_mask(phrases, filter="embedding").int().tolist()
+        [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
     """
     unit_RE = F.normalize(widen(t_RE.detach()), dim=-1)
     duplicates = DuplicateFilter.of(unit_RE, filter=filter, threshold=threshold, phrase_ids=phrase_ids)
@@ -237,6 +242,11 @@ def clip_loss(
 
     Raises:
         UserError: for `row_chunk` below 1.
+
+    Example:
+        >>> vectors = torch.eye(4)
+        >>> round(float(clip_loss(vectors, vectors, 0.0)), 3), round(float(clip_loss(vectors, vectors, 100.0)), 3)
+        (1.386, 0.0)
     """
     # Compute in float32 at least: at a scale of 100, bfloat16 has steps of 0.5 between the largest logits.
     with without_autocast(image_BE):
@@ -278,6 +288,14 @@ def region_text_loss(
 
     Raises:
         UserError: for unknown options, "fixed" without M and N, or `row_chunk` below 1.
+
+    Example:
+        >>> regions = torch.eye(3, requires_grad=True)
+        >>> phrases = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])  # the last two are duplicates
+        >>> result = region_text_loss(regions, phrases, 10.0)
+        >>> result.loss.backward()
+        >>> round(float(result.masked_fraction), 3)  # 2 of 6 negatives
+        0.333
     """
     with without_autocast(z_BE):
         rows = gather_regions(
@@ -421,6 +439,11 @@ def sigmoid_loss(
 
     Returns:
         A scalar in nats, the same on every process.
+
+    Example:
+        >>> vectors = torch.eye(4)
+        >>> round(float(sigmoid_loss(vectors, vectors, 10.0, -10.0)), 3)
+        0.693
     """
     with without_autocast(image_BE):
         image_BE, text_NE = widen(image_BE), gather_with_grad(widen(text_BE))
@@ -448,6 +471,11 @@ def sigmoid_region_loss(
 
     Arguments as of `region_text_loss`. There is one direction only: `r2t` and `t2r` are the loss itself. With R = 0
     it is exactly 0 with zero gradients.
+
+    Example:
+        >>> vectors = torch.eye(4)
+        >>> round(float(sigmoid_region_loss(vectors, vectors, 10.0, logit_bias=-10.0).loss), 3)
+        0.693
     """
     with without_autocast(z_BE):
         rows = gather_regions(
@@ -530,6 +558,11 @@ def grounding_loss(
 
     Returns:
         A scalar, the same on every process; exactly 0 with zero gradient for R = 0.
+
+    Example:
+        >>> boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5]])
+        >>> round(float(grounding_loss(boxes, boxes + 0.1)), 3)
+        0.01
     """
     _, total = rows_before(pred_B4)
     divisor = 4 * region_divisor(total, normalize=normalize, M=M, N=N)

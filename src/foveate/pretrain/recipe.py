@@ -79,7 +79,14 @@ class ParameterRuleSettings(Settings):
 
 
 class PretrainRecipe(LocalizerSettings):
-    """`foveate pretrain RECIPE --collection DIR`."""
+    """The recipe of `foveate pretrain`: encoders, region module, losses, texts, views, training.
+
+    Example:
+        >>> from foveate.core import load_recipe
+        >>> recipe = load_recipe(PretrainRecipe, "tour", ["embed_dim=64"])
+        >>> recipe.embed_dim, recipe.regions.method
+        (64, 'prompter')
+    """
 
     config_version: Literal[1] = 1
     initial: str | None = Field(

@@ -69,6 +69,11 @@ def read_regions(folder: str | Path) -> Regions:
 
     Raises:
         UserError: when the files are missing, damaged or of another kind.
+
+    Example:
+        >>> folder, _, _ = export_model(model_folder, to="open_clip", out=new_folder)
+        >>> read_regions(folder).config["method"]
+        'prompter'
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG)

@@ -10,7 +10,12 @@ from foveate.core.recipes import Settings
 
 
 class EvaluateSettings(Settings):
-    """Settings of an evaluation: the images that a model is measured on, and the tasks."""
+    """Settings of an evaluation: the images that a model is measured on, and the tasks.
+
+    Example:
+        >>> EvaluateSettings(split="validation", classes="category").templates
+        ('an image of {}',)
+    """
 
     split: str = Field("test", description="split to evaluate on")
     classes: str | None = Field(None, description="label field for zero-shot classification; none by default")

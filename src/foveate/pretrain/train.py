@@ -58,7 +58,13 @@ def build_model(recipe: PretrainRecipe) -> LocalizingModel:
     """Build the model of a recipe before training; the same seed gives the same weights.
 
     Towers of a trained checkpoint have its weights. A model folder of Foveate that the recipe starts from is not
-    loaded yet, see `foveate.pretrain.initialization.start_from`.
+    loaded yet; `pretrain` does that.
+
+    Example:
+        >>> from foveate.core import load_recipe
+        >>> model = build_model(load_recipe(PretrainRecipe, str(recipe_file)))  # a torch module, not trained yet
+        >>> model.recipe.embed_dim
+        32
     """
     with seeded_initialization(recipe.training.seed):
         return LocalizingModel(resolve_initial(recipe))
@@ -118,6 +124,13 @@ def pretrain(
         UserError: when the recipe does not fit the collection, or the run folder holds a run of another recipe, or one
             that was trained on other images, texts or regions.
         TrainingError: when loss or gradient are not finite.
+
+    Example:
+        >>> from foveate.core import load_recipe
+        >>> recipe = load_recipe(PretrainRecipe, str(recipe_file), ["training.steps=2"])
+        >>> run = pretrain(recipe, Collection.open(collection_folder), new_folder, device="cpu", evaluate_split=None)
+        >>> run.status, run.model_folder.name
+        ('finished', 'model')
     """
     with Run(recipe, run_path, device=device, command=command, prepared=(TABLE,)) as run:
         here = run.here

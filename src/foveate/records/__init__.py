@@ -6,7 +6,12 @@ from foveate.core.plugins import load_lazily
 
 _LAZY = {
     "Box": "foveate.records.boxes",
+    "Caption": "foveate.records.record",
     "Collection": "foveate.records.collection",
+    "CollectionWriter": "foveate.records.writer",
+    "Conversation": "foveate.records.conversations",
+    "Conversations": "foveate.records.conversations",
+    "CoordinateFrame": "foveate.records.importers.coordinates",
     "Mask": "foveate.records.shapes",
     "PixelBox": "foveate.records.boxes",
     "PixelXYWH": "foveate.records.boxes",
@@ -14,7 +19,15 @@ _LAZY = {
     "Record": "foveate.records.record",
     "Region": "foveate.records.record",
     "Stroke": "foveate.records.shapes",
+    "Turn": "foveate.records.conversations",
+    "add_conversations": "foveate.records.conversations",
+    "export_coco": "foveate.records.exporters.coco",
+    "export_webdataset": "foveate.records.exporters.webdataset",
+    "format_region": "foveate.records.box_text",
+    "intersection_over_union": "foveate.records.boxes",
+    "pairwise_iou": "foveate.records.boxes",
     "parse_boxes": "foveate.records.box_text",
+    "parse_regions": "foveate.records.box_text",
 }
 
 __all__ = list(_LAZY)

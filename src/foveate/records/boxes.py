@@ -330,6 +330,10 @@ def intersection_over_union(a_R4: ArrayLike, b_R4: ArrayLike) -> NDArray[np.floa
 
     Raises:
         UserError: the two have different numbers of rows.
+
+    Example:
+        >>> intersection_over_union([[0.0, 0.0, 0.5, 0.5]], [[0.0, 0.0, 0.5, 1.0]]).tolist()
+        [0.5]
     """
     a, b = as_boxes(a_R4), as_boxes(b_R4)
     if len(a) != len(b):
@@ -339,7 +343,12 @@ def intersection_over_union(a_R4: ArrayLike, b_R4: ArrayLike) -> NDArray[np.floa
 
 
 def pairwise_iou(a_N4: ArrayLike, b_M4: ArrayLike) -> NDArray[np.float64]:
-    """Compute the IoU of every box of `a` with every box of `b`, shape [N, M], in [0, 1]."""
+    """Compute the IoU of every box of `a` with every box of `b`, shape [N, M], in [0, 1].
+
+    Example:
+        >>> pairwise_iou([[0.0, 0.0, 0.5, 0.5]], [[0.0, 0.0, 0.5, 1.0], [0.5, 0.5, 1.0, 1.0]]).tolist()
+        [[0.5, 0.0]]
+    """
     a, b = as_boxes(a_N4), as_boxes(b_M4)
     intersection_NM = _overlap(a[:, None], b[None, :])
     return _ratio(intersection_NM, areas(a)[:, None] + areas(b)[None, :] - intersection_NM)

@@ -48,6 +48,10 @@ class Turn:
         role: "system" (only first), "user" or "assistant".
         text: holds `<image>` once per image (user turns only) and `<region>` once per region, in order.
         regions: in pixels of the image that stands last before each; see `locate_regions`.
+
+    Example:
+        >>> Turn("user", "<image>\\nWhat is <region>?", (PixelBox(0, 0, 9, 9),)).role
+        'user'
     """
 
     role: str
@@ -331,6 +335,11 @@ class Conversations(Sequence[Conversation]):
 
     Raises:
         UserError: a split or group does not exist.
+
+    Example:
+        >>> conversations = Conversations(Collection.open(asked_folder), split="train", groups=["general"])
+        >>> conversations[0].turns[0].text
+        '<image>\\nWhat is <region>?'
     """
 
     def __init__(
@@ -388,6 +397,12 @@ def add_conversations(
 
     Raises:
         UserError: the folder is no collection, or another process writes it.
+
+    Example:
+        >>> question = Turn("user", "<image>\\nWhat is <region>?", (PixelBox(4, 4, 20, 30),))
+        >>> conversation = Conversation("1", ("test-00",), (question, Turn("assistant", "A disc.")))
+        >>> add_conversations(collection_copy, [conversation]).added
+        1
     """
     path = layout.check_collection(Path(path))
     created = created or tables.now()

@@ -42,6 +42,10 @@ class Caption:
     Args:
         kind: "alt", "title", "keywords", "description", "exact", ...
         source: data set, person or model; "" means the source of the import.
+
+    Example:
+        >>> Caption("A red boat.").kind
+        'alt'
     """
 
     text: str

@@ -126,6 +126,12 @@ class CollectionWriter:
 
     Leaving the `with` block commits the last, partly filled shard. An exception does not commit it, so that shards are
     cut at the same images whether or not an import was disturbed.
+
+    Example:
+        >>> with CollectionWriter(new_folder, license="CC0-1.0") as writer:
+        ...     _ = writer.add("boat", image_file.read_bytes(), captions=[Caption("A red boat.")], split="train")
+        >>> Collection.open(new_folder).record(0).captions[0].text
+        'A red boat.'
     """
 
     def __init__(

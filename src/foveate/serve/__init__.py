@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from foveate.core.plugins import load_lazily
+
 if TYPE_CHECKING:
     from foveate.serve.application import Application
+
+_LAZY = {
+    "ServeSettings": "foveate.serve.settings",
+    "app": "foveate.serve",
+}
+
+__all__ = list(_LAZY)
+
+__getattr__, __dir__ = load_lazily(__name__, _LAZY)
 
 
 def app(folders: Sequence[str], *, key: str = "", **settings: Any) -> Application:
@@ -15,13 +26,15 @@ def app(folders: Sequence[str], *, key: str = "", **settings: Any) -> Applicatio
     Args:
         folders: model folders, index folders, or names that `foveate ask` takes.
         key: what clients must send as bearer token; "" for none.
-        settings: fields of `foveate.serve.settings.ServeSettings`.
+        settings: fields of `foveate.serve.ServeSettings`.
 
     Raises:
         UserError: a folder cannot be opened, or a setting is wrong.
 
     Example:
-        >>> application = app(["mini"], allow_host=["testserver"])  # doctest: +SKIP
+        >>> application = app([str(model_folder)], max_tokens=64)  # for uvicorn, or any other ASGI server
+        >>> application.settings.max_tokens
+        64
     """
     from foveate.core.recipes import validate
     from foveate.serve.adapters import check_extra, open_adapters, read_key

@@ -12,7 +12,12 @@ from foveate.core.recipes import Settings
 
 
 class ServeSettings(Settings):
-    """What is served, to whom, and within which limits."""
+    """What is served, to whom, and within which limits.
+
+    Example:
+        >>> ServeSettings(port=8080, batch=16).host
+        '127.0.0.1'
+    """
 
     name: tuple[str, ...] = Field(
         (),

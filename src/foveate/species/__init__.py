@@ -12,6 +12,7 @@ from __future__ import annotations
 from foveate.core.plugins import load_lazily
 
 _LAZY = {
+    "Classes": "foveate.species.taxonomy",
     "LinkClassifier": "foveate.species.classifier",
     "SpeciesGraph": "foveate.species.graph",
     "SpeciesModel": "foveate.species.model",

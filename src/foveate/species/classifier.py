@@ -38,9 +38,9 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
     Parameters:
         score: "distmult", "conve" or "complex".
         contexts: links beside the species, of "taxonomy", "place", "time"; those without data are left out.
-        dim, start, place_input, hour_input: see `foveate.species.recipe.GraphSettings`.
+        dim, start, place_input, hour_input: see `graph` of `SpeciesRecipe`.
         epochs, batch_size, learning_rate, image_learning_rate, schedule, taxonomy_passes, balance, tau, patience: see
-            `foveate.species.recipe.LinkTraining`.
+            `training` of `SpeciesRecipe`.
         random_state: seed, generator or None.
 
     Attributes:

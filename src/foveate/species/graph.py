@@ -84,7 +84,7 @@ class SpeciesGraph:
         left_out: reason -> images without a triple of that kind.
         matching: of the survey's labels to taxa.
 
-    >>> from foveate.survey.taxa import load_builtin_taxa
+    >>> from foveate.survey import load_builtin_taxa
     >>> graph = SpeciesGraph.from_labels(["Lynx lynx", "Vulpes vulpes", "blank"], load_builtin_taxa())
     >>> graph.classes.labels
     ('Lynx lynx', 'Vulpes vulpes', 'blank')

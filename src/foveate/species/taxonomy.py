@@ -37,6 +37,11 @@ class Classes:
 
     Raises:
         UserError: A label is empty or repeated.
+
+    Example:
+        >>> classes = Classes(("ocelot", "margay", "blank"), np.array([1, 2, -1]))
+        >>> classes.animals_K.tolist(), classes.index("margay")
+        ([True, True, False], 1)
     """
 
     labels: tuple[str, ...]

@@ -42,7 +42,7 @@ class DeploymentTable:
 
 
 def read_deployments(path: str | Path) -> DeploymentTable:
-    """Read a table of deployments, of any kind and encoding that `foveate.core.tables` reads.
+    """Read a table of deployments, CSV, Parquet, Arrow or JSON Lines.
 
     Only `deploymentID` is required; COCO Camera Traps call it `location`. `folder` is the camera's folder, by default
     the id. `clock_shift` is added to every time: seconds, or hours and minutes as in -1:00. `utc_offset` states the
@@ -51,6 +51,10 @@ def read_deployments(path: str | Path) -> DeploymentTable:
     Raises:
         UserError: the table cannot be read; a column is misspelled; a cell, an id or a folder is impossible (file, row
             and column are named).
+
+    Example:
+        >>> [deployment.id for deployment in read_deployments(cards_folder / "deployments.csv").deployments]
+        ['oak-1']
     """
     path = Path(path)
     rows, decimal_comma = _read_rows(path)
@@ -266,6 +270,11 @@ def round_deployments(
 
     Raises:
         UserError: the coordinates have as few digits already.
+
+    Example:
+        >>> [rounded] = round_deployments([Deployment("oak-2024", latitude=51.12345, longitude=4.51234)], digits=2)
+        >>> rounded.latitude, rounded.longitude, rounded.uncertainty
+        (51.12, 4.51, 1500.0)
     """
     if digits == "drop":
         return [replace(entry, latitude=None, longitude=None, uncertainty=None) for entry in deployments]

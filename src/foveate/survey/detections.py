@@ -127,6 +127,12 @@ class Detection:
         classifications: classes of the box with their scores, best first.
         raw_classifications: the classifier's scores before rules such as SpeciesNet's geofence changed them.
         frame: number of the frame, in a video.
+
+    Example:
+        >>> fox = ClassLabel("red fox", ";mammalia;carnivora;canidae;vulpes;vulpes;red fox")
+        >>> detection = Detection("animal", 0.93, Box(0.1, 0.2, 0.5, 0.6), classifications=((fox, 0.8),))
+        >>> detection.classifications[0][0].taxon
+        'Vulpes vulpes'
     """
 
     category: str
@@ -158,6 +164,11 @@ class DetectedImage:
         time: as written.
         frame_rate: frames a second, of a video.
         frames: numbers of the frames that were processed, of a video.
+
+    Example:
+        >>> image = DetectedImage("cam-1/0001.jpg", (Detection("animal", 0.93, Box(0.1, 0.2, 0.5, 0.6)),))
+        >>> [detection.category for detection in image.detections]
+        ['animal']
     """
 
     file: str
@@ -225,6 +236,12 @@ class Decision:
         alternatives: names and probabilities, the best first.
         source: what each stage did, in order.
         count: of individuals, where counted.
+
+    Example:
+        >>> Decision(key="cam-1/0001", taxon="Vulpes vulpes", rank="species", probability=0.8).label
+        'Vulpes vulpes'
+        >>> Decision(key="cam-1/0002", kind="blank").label
+        'blank'
     """
 
     key: str = ""

@@ -56,6 +56,13 @@ class Survey:
         num_listed: number of deployments in the table.
         deployment_N: index into `deployments`; -1 for images of no deployment.
         media: columns deployment, sequence, frame_number, time, file, extra and created per image.
+
+    Example:
+        >>> survey = Survey.open(survey_folder)
+        >>> survey
+        Survey('survey', 64 images of 4 deployments)
+        >>> survey.hour_N[:3].tolist(), survey.labels()[:3].tolist()
+        ([0.0, 1.0, 2.0], ['Cervus elaphus', 'Lynx lynx', 'Vulpes vulpes'])
     """
 
     def __init__(

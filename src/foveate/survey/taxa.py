@@ -53,6 +53,12 @@ class Taxa:
 
     Raises:
         UserError: An id is empty or repeated, a parent is out of range, or the parents form a cycle.
+
+    Example:
+        >>> felids = {"id": "1", "name": "Felidae", "rank": "family"}
+        >>> taxa = Taxa.from_rows([felids, {"id": "2", "name": "Leopardus wiedii", "rank": "species", "parent": "1"}])
+        >>> [taxa.names[i] for i in taxa.lineage(taxa.find("Leopardus wiedii"))]
+        ['Leopardus wiedii', 'Felidae']
     """
 
     ids: tuple[str, ...]
@@ -187,6 +193,11 @@ def load_builtin_taxa() -> Taxa:
     """Return the shipped table: about 120 species of camera traps with their ancestors, ids of NCBI Taxonomy.
 
     Some lineages have no class, since NCBI has none of turtles.
+
+    Example:
+        >>> taxa = load_builtin_taxa()
+        >>> taxa.common[taxa.find("Vulpes vulpes")]
+        'red fox'
     """
     return Taxa.from_rows(read_rows(DATA / "taxa.csv").to_dicts())
 

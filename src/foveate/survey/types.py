@@ -36,6 +36,10 @@ class Deployment:
         timestamp_issues: the clock cannot be trusted: images have no hour.
         uncertainty: of the coordinates, in meters.
         extra: further fields of the source.
+
+    Example:
+        >>> Deployment("oak-2024", location="oak", latitude=51.123, longitude=4.5, utc_offset="+02:00").camera
+        'oak'
     """
 
     id: str

@@ -33,6 +33,15 @@ def open_labeled_images(
 
     Raises:
         UserError: unknown field or split, a label that is not a class, a split without a labeled image.
+
+    Example:
+        >>> from foveate.vision import open_classifier, read_image
+        >>> classifier, collection = open_classifier(classifier_folder), Collection.open(collection_folder)
+        >>> def load(row, view):
+        ...     return read_image(collection, row, classifier.preprocess, view)[0]
+        >>> images = open_labeled_images(collection, "category", classifier.names, splits=["train"], load=load)
+        >>> len(images.rows("train"))
+        18
     """
     values = collection.label_values(field)
     for split in splits:

@@ -7,6 +7,7 @@ from foveate.core.plugins import load_lazily
 _LAZY = {
     "SlowFast": "foveate.video.strategies",
     "aggregate_frames": "foveate.video.aggregate",
+    "measure_occlusion": "foveate.video.occlusion",
     "parse_how": "foveate.video.strategies",
     "plan_video": "foveate.video.plan",
     "watch": "foveate.video.watching",

@@ -79,7 +79,7 @@ class _Write(NamedTuple):
 class FrameAggregator:
     """Fill the rows of a layout from its images, one by one.
 
-    >>> from foveate.video.strategies import SlowFast
+    >>> from foveate.video import SlowFast
     >>> layout = SlowFast().layout(num_frames=50, image_tokens=576)
     >>> aggregator = FrameAggregator(layout)
     >>> for image in layout.images:
@@ -203,7 +203,7 @@ def aggregate_frames(
         UserError: frames of another shape or count, a grid that the strategy cannot pool, or a strategy that reads
             collages (add the tokens of `how.layout(...).images` to a `FrameAggregator` then).
 
-    >>> from foveate.video.strategies import SlowFast
+    >>> from foveate.video import SlowFast
     >>> aggregate_frames(torch.zeros(50, 576, 8), SlowFast()).shape
     torch.Size([3680, 8])
     >>> aggregate_frames((torch.zeros(576, 8) for _ in range(50)), SlowFast(), num_frames=50).shape

@@ -56,6 +56,12 @@ def measure_occlusion(
 
     Raises:
         UserError: tokens of the strategy hold several frames, the answer is empty, or does not fit the context.
+
+    Example:
+        >>> viewing = watch("mini", [image_file] * 3, how=parse_how("slowfast", slow=2, fast="1x1"), device="cpu")
+        >>> answer = viewing.ask("What is in the image?")
+        >>> len(measure_occlusion(viewing, "What is in the image?", answer).drops) == len(viewing.frames)
+        True
     """
     rows = list(group_rows(viewing.layout).items())
     indices = [viewing.clip.indices[frame] for frame, _ in rows]

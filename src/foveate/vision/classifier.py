@@ -114,6 +114,11 @@ def open_classifier(folder: str | Path, *, device: str | None = None) -> Classif
 
     Raises:
         UserError: no folder with config.json, an unknown format, or weights missing or left over.
+
+    Example:
+        >>> classifier = open_classifier(classifier_folder)  # of Foveate, timm or transformers
+        >>> classifier.names
+        ('disc', 'square', 'triangle')
     """
     folder = find("classifier", folder).folder
     config_path = folder / "config.json"
@@ -138,6 +143,10 @@ def save_classifier(classifier: Classifier, target: Path, *, source: Path | None
 
     Raises:
         UserError: it has no format, or the target exists.
+
+    Example:
+        >>> save_classifier(open_classifier(classifier_folder), new_folder, source=classifier_folder) == new_folder
+        True
     """
     if target.exists():
         raise UserError(f"{target} exists already; give another folder")

@@ -190,6 +190,12 @@ def read_image(
 
     Raises:
         BadImage: the image cannot be read, or is so narrow that nothing of it would be left.
+
+    Example:
+        >>> preprocess = open_model(model_folder).network.image_encoder.preprocess
+        >>> pixels, placement = read_image(Collection.open(collection_folder), 0, preprocess)
+        >>> pixels.shape
+        torch.Size([3, 64, 64])
     """
     # The sizes in the index let a JPEG be decoded at the right fraction without opening it twice.
     size = (int(collection.index["width"][row]), int(collection.index["height"][row]))

@@ -75,6 +75,11 @@ def prepare_captions(
 
     Raises:
         UserError: no image has material, or another process writes the collection.
+
+    Example:
+        >>> settings = TargetSettings(sources=("texts",), short_kinds=("alt",), ocr="none")
+        >>> prepare_captions(collection_copy, settings).added > 0
+        True
     """
     recipe_hash = _hash(settings, seed)
     with Collection.open(path) as collection:

@@ -192,6 +192,10 @@ def find_detector(name: str) -> DetectorKind:
 
     Raises:
         UserError: the name is unknown; the error has the nearest match.
+
+    Example:
+        >>> find_detector("owlv2").settings.__name__
+        'Owlv2Settings'
     """
     module, _, attribute = DETECTORS[choose(name, DETECTORS, "detector")].partition(":")
     kind: DetectorKind = getattr(importlib.import_module(module), attribute)

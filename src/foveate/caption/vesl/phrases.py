@@ -43,7 +43,12 @@ _NOUNS = frozenset(("NN", "NNS", "NNP", "NNPS"))
 
 
 class PhraseSettings(Settings):
-    """Tagger, chunker and recipe that turn a caption into phrases."""
+    """Tagger, chunker and recipe that turn a caption into phrases.
+
+    Example:
+        >>> PhraseSettings(recipe="paper").max_phrases
+        20
+    """
 
     tagger: str = Field("rules", description="tagger of the words: rules, spacy, nltk or ngrams")
     chunker: Literal["auto", "tags", "parser"] = Field(

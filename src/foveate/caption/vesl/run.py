@@ -312,6 +312,13 @@ def label_regions(
 
     Raises:
         UserError: another process writes the collection, or see `plan_labeling`.
+
+    Example:
+        >>> oracle = find_detector("annotations")  # boxes that exist; "nanodet" and "owlv2" look for them
+        >>> settings = {"detector": "annotations", "detector_settings": oracle.settings()}
+        >>> run = label_regions(collection_copy, RegionLabelSettings(captions=("alt",)), **settings)
+        >>> run.result.regions > 0
+        True
     """
     began = time.monotonic()
     validate(RegionRunSettings, {"batch": batch}, where="foveate regions")

@@ -389,5 +389,9 @@ def open_extractor(settings: PhraseSettings) -> Extractor:
 
     Raises:
         UserError: the tagger is unknown (the error has the nearest match), or a package that it needs is missing.
+
+    Example:
+        >>> open_extractor(PhraseSettings())("A stock photo of a red boat and a small dog.").phrases
+        ['a red boat', 'a small dog']
     """
     return TAGGERS[choose(settings.tagger, TAGGERS, "tagger")](settings)

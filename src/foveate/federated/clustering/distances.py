@@ -102,7 +102,13 @@ def within(left_AD: Floats, right_BD: Floats, radius_A: Floats) -> NDArray[np.bo
 
 
 def nearest(points_ND: Floats, centers_KD: Floats) -> tuple[Labels, Floats]:
-    """Find the nearest center of every point [N], ties to the lower index, and the squared distance to it [N]."""
+    """Find the nearest center of every point [N], ties to the lower index, and the squared distance to it [N].
+
+    Example:
+        >>> labels, squared_distances = nearest_centers(np.array([[0.0], [1.0], [9.0]]), np.array([[0.0], [10.0]]))
+        >>> labels.tolist(), squared_distances.tolist()
+        ([0, 0, 1], [0.0, 1.0, 1.0])
+    """
     label_N = np.empty(len(points_ND), dtype=np.int64)
     best_N = np.empty(len(points_ND))
     frame = _Frame(centers_KD)

@@ -63,6 +63,10 @@ def small_resnet(channels: int, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequ
     """Build a ResNet for small images [B, channels, H, W]; its output is the mean over positions, [B, widths[-1]].
 
     One block for each width; each but the first halves the side.
+
+    Example:
+        >>> small_resnet(1)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 64])
     """
     blocks: list[nn.Module] = [
         nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False),

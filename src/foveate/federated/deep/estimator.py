@@ -53,7 +53,7 @@ _PARAMETERS = {
         "nn.Module | None",
         None,
         "a torch module from a batch to [B, inner]; it is copied. None: the data are features and only a head is "
-        "trained. `foveate.federated.deep.encoder.small_resnet` is one for small images",
+        "trained. `foveate.federated.small_resnet` is one for small images",
     ),
     **field_parameters(DeepOptions, _FIELDS, names={"rounds": "n_rounds"}),
     "augment": Parameter(

@@ -464,6 +464,12 @@ def load_model(folder: str | Path) -> Fitted:
 
     Raises:
         UserError: the folder is not a model of this kind, or damaged.
+
+    Example:
+        >>> model = open_deep_clustering(deep_folder)
+        >>> points = np.ones((3, 4))
+        >>> model.transform(points).shape, model.predict(points).shape
+        ((3, 8), (3,))
     """
     path = Path(folder)
     fields = {"features": int, "rounds": int, "options": dict}

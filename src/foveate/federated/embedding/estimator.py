@@ -46,7 +46,7 @@ _PARAMETERS = {
     "options": Parameter(
         "dict[str, Any] | None",
         None,
-        "any other field of `foveate.federated.embedding.options.EmbeddingOptions`, by name",
+        "any other option of `foveate federated embed`, by the name of its field",
     ),
     "checkpoint": Parameter(
         "str | Path | None",

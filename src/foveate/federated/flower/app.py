@@ -51,7 +51,12 @@ clientapp = "foveate_app.client:app"
 
 
 def write_app(folder: Path) -> Path:
-    """Write the app folder; return it. The code itself stays in the installed package."""
+    """Write the app folder; return it. The code itself stays in the installed package.
+
+    Example:
+        >>> sorted(path.name for path in write_flower_app(new_folder).iterdir())
+        ['foveate_app', 'pyproject.toml']
+    """
     lines = []
     for name, value in CONFIG.items():
         # TOML's words for yes and no are lower-case.

@@ -28,8 +28,8 @@ model, preprocess = open_clip.create_model_from_pretrained("local-dir:this folde
 tokenizer = open_clip.get_tokenizer("local-dir:this folder")
 ```"""
 _TOKENS = """import open_clip
-from foveate.pretrain.region_files import read_regions
-from foveate.vision.open_clip.towers import OpenClipImageEncoder
+from foveate.pretrain import read_regions
+from foveate.vision import OpenClipImageEncoder
 
 model, preprocess = open_clip.create_model_from_pretrained("local-dir:this folder")
 encoder = OpenClipImageEncoder(model="local-dir:this folder").eval()

@@ -41,7 +41,7 @@ from transformers import CLIPModel, CLIPProcessor
 model = CLIPModel.from_pretrained("this folder")
 processor = CLIPProcessor.from_pretrained("this folder")
 ```"""
-_TOKENS = """from foveate.pretrain.region_files import read_regions
+_TOKENS = """from foveate.pretrain import read_regions
 from transformers import CLIPModel
 
 model = CLIPModel.from_pretrained("this folder")

@@ -163,10 +163,14 @@ def export_coco(
 
     Args:
         rows: all rows by default.
-        region_sources: see `foveate.records.region_sources`; by default everything except pseudo-labels.
+        region_sources: "own" (everything except pseudo-labels), "all", or sources such as "vesl:nanodet".
 
     Raises:
         UserError: the folder is not empty, no image is selected, no region has a source, or a file cannot be written.
+
+    Example:
+        >>> export_coco(Collection.open(collection_folder), new_folder).images
+        32
     """
     folder = Path(folder)
     selected = list(range(len(collection))) if rows is None else [int(row) for row in rows]

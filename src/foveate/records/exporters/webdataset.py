@@ -41,10 +41,14 @@ def export_webdataset(
 
     Args:
         rows: all rows by default.
-        region_sources: see `foveate.records.region_sources`; by default everything except pseudo-labels.
+        region_sources: "own" (everything except pseudo-labels), "all", or sources such as "vesl:nanodet".
 
     Raises:
         UserError: the target is not empty, no region has a source, or no image is selected.
+
+    Example:
+        >>> [tar.name for tar in export_webdataset(Collection.open(collection_folder), new_folder)]
+        ['00000.tar']
     """
     target = Path(target)
     selected = list(range(len(collection))) if rows is None else [int(row) for row in rows]

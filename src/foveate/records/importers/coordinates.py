@@ -61,6 +61,11 @@ class CoordinateFrame:
         width, height: of the image in pixels.
         stated: width and height that pixels refer to; by default those of the image.
         resized: width and height that resized pixels refer to; by default Qwen's rule with `min_pixels`, `max_pixels`.
+
+    Example:
+        >>> frame = CoordinateFrame("0-1000", width=1920, height=1080)
+        >>> frame.to_pixels(PixelBox(100, 200, 300, 400))
+        PixelBox(x1=192.0, y1=216.0, x2=576.0, y2=432.0)
     """
 
     unit: str

@@ -42,11 +42,15 @@ def export_observations_csv(
     shift of the clock, at the place where the deployment states its offset. No coordinates are written.
 
     Args:
-        decisions, events: see `foveate.survey.exporters.camtrap_dp.export_camtrap_dp`.
+        decisions, events: see `export_camtrap_dp`.
         taxa: for the ranks of imported rows; by default the collection's.
 
     Raises:
         UserError: there is no survey, or a decision is about an unknown image or event.
+
+    Example:
+        >>> export_observations_csv(Collection.open(survey_folder), new_folder / "observations.csv")
+        56
     """
     rows = SurveyRows(collection)
     merged = MergedObservations(rows, decisions, events)
@@ -132,11 +136,16 @@ def export_wildlife_insights(
     Args:
         project: id of the project on the site.
         classifier: `identified_by` of decisions.
-        decisions, events: see `foveate.survey.exporters.camtrap_dp.export_camtrap_dp`.
+        decisions, events: see `export_camtrap_dp`.
         taxa: for the higher taxa of names; by default the collection's.
 
     Raises:
         UserError: there is no survey or project, or a decision is about an unknown image or event.
+
+    Example:
+        >>> survey, path = Collection.open(survey_folder), new_folder / "images.csv"
+        >>> export_wildlife_insights(survey, path, project="2001234", classifier="my model").lines
+        56
     """
     if not project.strip():
         raise UserError("project: Wildlife Insights needs the id of a project (got '')")

@@ -46,6 +46,10 @@ class ResultsInfo:
         detection_threshold: confidence from which boxes are worth a look: Timelapse selects by it.
         conservative_detection_threshold: confidence that misses next to nothing.
         classification_threshold: score from which Timelapse shows a class.
+
+    Example:
+        >>> ResultsInfo(detector="nanodet", classifier="my model").as_dict()["format_version"]
+        '1.6'
     """
 
     detector: str
@@ -99,6 +103,11 @@ def export_megadetector(path: str | Path, images: Iterable[DetectedImage], info:
 
     Raises:
         UserError: a file occurs twice, a video has no frame rate, or the file cannot be written.
+
+    Example:
+        >>> image = DetectedImage("0001.jpg", (Detection("animal", 0.93, Box(0.1, 0.2, 0.5, 0.6)),))
+        >>> export_megadetector(new_folder / "results.json", [image], ResultsInfo(detector="nanodet")).detections
+        1
     """
     path = Path(path)
     export = MegaDetectorExport(path)

@@ -97,11 +97,19 @@ def import_camtrap_dp(
         target: collection folder; created if it does not exist.
         images: folder of images, by `filePath` or `fileName`, the latter where one medium has it;
             by default that of the package.
-        reference: see `foveate.records.importers.folder.import_folder`.
+        reference: leave the files where they are and only refer to them.
         shared: see `SharedOptions`.
 
     Raises:
         UserError: a file is missing or damaged, or violates the schema (file, row and field are named).
+
+    Example:
+        >>> settings = CamtrapSettings(coordinate_digits=2, contributor=("A. Author",), utc_offset=("+02:00",))
+        >>> survey, package = Collection.open(survey_folder), new_folder / "package"
+        >>> export = export_camtrap_dp(survey, package, settings=settings)
+        >>> summary = import_camtrap_dp(package, new_folder / "survey")  # the folder has no images, only their rows
+        >>> summary.further["images that are not there: their rows are stored"]
+        64
     """
     path = check_source(Path(source))
     if images is not None and not Path(images).is_dir():

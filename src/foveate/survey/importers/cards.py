@@ -58,6 +58,11 @@ def import_cards(
 
     Raises:
         UserError: the source or its table is missing or wrong, or no row has a folder with images.
+
+    Example:
+        >>> summary = import_cards(cards_folder, new_folder)  # a folder per camera, and deployments.csv
+        >>> summary.imported, Survey.open(new_folder)
+        (1, Survey('new', 1 images of 1 deployments))
     """
     source = check_source(Path(source))
     if not source.is_dir():

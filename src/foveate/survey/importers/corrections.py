@@ -63,6 +63,11 @@ def read_corrections(path: str | Path, *, column: str | None = None) -> list[Cor
     Raises:
         UserError: the file is neither, has no column with answers or images, or a row cannot be read (line and column
             are named).
+
+    Example:
+        >>> _ = image_file.with_name("answers.csv").write_text("file,label\\n0001.jpg,Vulpes vulpes\\n")
+        >>> [(answer.file, answer.label) for answer in read_corrections(image_file.with_name("answers.csv"))]
+        [('0001.jpg', 'Vulpes vulpes')]
     """
     path = check_source(Path(path))
     if path.is_dir() or path.name == DESCRIPTOR or path.suffix.lower() == ".zip":

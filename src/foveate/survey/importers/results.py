@@ -43,6 +43,13 @@ def read_results(path: str | Path) -> DetectionResults:
 
     Raises:
         UserError: the file is neither, or a record contradicts itself; the error names record and field.
+
+    Example:
+        >>> image = DetectedImage("0001.jpg", (Detection("animal", 0.93, Box(0.1, 0.2, 0.5, 0.6)),))
+        >>> file = export_megadetector(new_folder / "results.json", [image], ResultsInfo(detector="nanodet")).path
+        >>> results = read_results(file)
+        >>> results.detector, results.images[0].detections[0].category
+        ('nanodet', 'animal')
     """
     path = Path(path)
     content = read_annotations(path, _share_labels)
@@ -129,6 +136,13 @@ def add_results(collection: str | Path, path: str | Path, results: DetectionResu
 
     Raises:
         UserError: the file cannot be used, the collection is no survey, or none of its images is in the file.
+
+    Example:
+        >>> detection = Detection("animal", 0.93, Box(0.1, 0.2, 0.5, 0.6))
+        >>> images = [DetectedImage(f"{number:03}", (detection,)) for number in range(64)]
+        >>> file = export_megadetector(new_folder / "results.json", images, ResultsInfo(detector="nanodet")).path
+        >>> add_results(survey_copy, file).detections
+        64
     """
     collection, path = Path(collection), Path(path)
     results = results or read_results(path)

@@ -76,6 +76,12 @@ class OpenClipImageEncoder(ImageEncoder):
 
     Args:
         fields: see `Options`.
+
+    Example:
+        >>> sizes = {"layers": 1, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 64}
+        >>> encoder = OpenClipImageEncoder(model="ViT-B-32", embed_dim=32, vision=sizes)
+        >>> encoder(torch.zeros(1, 3, 64, 64)).tokens.shape
+        torch.Size([1, 16, 64])
     """
 
     Options = OpenClipImageOptions

@@ -118,7 +118,7 @@ class RegionSampler(RegionEncoder):
 
     Example:
         >>> import torch
-        >>> from foveate.records.shapes import Point
+        >>> from foveate.records import Point
         >>> sampler = RegionSampler(width=8, out=4, num_points=32, anchors=(8,), neighbors=(4,))
         >>> sampler(torch.zeros(1, 8, 6, 6), [[PixelBox(0, 0, 90, 40), Point(70, 30)]], sizes=[(48, 96)]).shape
         torch.Size([2, 4])

@@ -217,7 +217,7 @@ def read_clip(
         clip: path of a video file (extra `video`), animated GIF or WebP, or folder of images, by name; or images.
         num_frames, rule, fps: see `foveate.sample`.
         start, end: seconds; only frames that begin in [start, end) are sampled. Default: the whole clip.
-        transform: such as `lambda image: squash(image, 336)` of `foveate.vision.preprocess`.
+        transform: changes each frame as it is decoded, such as `lambda image: image.resize((336, 336))`.
         frame_rate: images per second of a folder or list, which has no times; default 1.
         allow_damaged: use what can be decoded of a damaged clip, with warnings, instead of refusing it.
 
