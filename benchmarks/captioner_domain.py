@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 
 from benchmarks.common import machine
-from foveate.caption.chat_requests import USUAL_LENGTHS, caption_request
+from foveate.caption.chat_requests import caption_request
 from foveate.core.files import write_json_atomically
 from foveate.core.progress import track
 from foveate.core.seeds import generator
@@ -31,6 +31,7 @@ from foveate.metrics.intervals import wilson_interval
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import prepare_questions
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.collection import Collection
 from foveate_labs.worlds.builtin import load_single_objects
 
@@ -51,7 +52,7 @@ def encode_means(model: Mllm, images: Sequence[bytes]) -> NDArray[np.float64]:
 
 def score_captions(model: Mllm, images: Sequence[bytes], kind: str) -> list[float]:
     """Return the mean log-probability of the tokens of each image's caption."""
-    question = caption_request(kind, length=USUAL_LENGTHS[kind])
+    question = caption_request(kind, length=CAPTION_FORMATS[kind].length_class)
     limit = GenerationSettings(max_new_tokens=_MAX_TOKENS[kind])
     scores: list[float] = []
     for start in track(range(0, len(images), _BATCH), description=kind):

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from foveate.caption.chat_requests import USUAL_LENGTHS, caption_request, writes_captions
+from foveate.caption.chat_requests import caption_request, writes_captions
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.core.model_folder import CARD, CONFIG, METRICS
 from foveate.core.paths import DATA
@@ -31,6 +31,7 @@ from foveate.mllm.results import MllmResult, SuiteResult
 from foveate.multimodal.folder import TRAINING_WORDS
 from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.questions import REQUESTS
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate_labs.worlds.questions import list_endings
 from foveate_labs.worlds.scenes import questions, region_questions
 
@@ -71,7 +72,8 @@ def list_requests(config: dict[str, Any]) -> dict[str, list[str]]:
     else:
         forms = [text for form in questions.FORMS.values() for text in (*form.training, *form.held_out)]
     if writes_captions(config):
-        forms += [caption_request(kind, length=USUAL_LENGTHS[kind]) for kind in ("ssc", "dsc", "dsc_plus")]
+        usual = {kind: CAPTION_FORMATS[kind].length_class for kind in ("ssc", "dsc", "dsc_plus")}
+        forms += [caption_request(kind, length=length) for kind, length in usual.items()]
         forms += ["Write a short caption, {range} tokens.", "Write a caption, {range} tokens."]
         forms += ["Write a dense caption, {range} tokens."]
         forms += ["Write a caption with the facts of the text, {range} tokens. Text: {text}"]

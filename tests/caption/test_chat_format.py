@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from foveate.caption.chat_requests import EDGES, caption_request, length_class, normalize_alt, writes_captions
 from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS
 from foveate.core.errors import UserError
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.conversations import IMAGE, REGION
 from foveate.records.record import CAPTION_GROUPS, GROUPS
 from naming import raises_naming
@@ -17,6 +18,15 @@ from naming import raises_naming
 def test_each_format_and_length_class_has_a_request_of_its_own() -> None:
     requests = {caption_request(kind, length=length) for kind in CAPTION_KINDS for length in range(len(EDGES) + 1)}
     assert len(requests) == len(CAPTION_KINDS) * (len(EDGES) + 1)
+
+
+@pytest.mark.parametrize("kind", CAPTION_KINDS)
+def test_the_usual_length_of_a_format_passes_its_filter(kind: str) -> None:
+    limits = CAPTION_FORMATS[kind].lengths
+    assert any(
+        length_class(tokens) == CAPTION_FORMATS[kind].length_class
+        for tokens in range(limits.min_tokens, limits.max_tokens + 1)
+    )
 
 
 @given(st.integers(0, 400))

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from foveate.caption.chat_requests import read_request
-from foveate.caption.prompts import MAX_TOKENS, find_prompt
+from foveate.caption.prompts import find_prompt
 from foveate.core.errors import UserError
+from foveate.records.caption_formats import CAPTION_FORMATS
 from naming import raises_naming
 
 
@@ -51,7 +52,7 @@ def test_hostile_prompts_take_no_time() -> None:
 def test_the_field_names_the_format() -> None:
     request = read_request("", b"x", {"format": "dsc+", "length": 3})
     assert request is not None
-    assert (request.kind, request.length, request.max_tokens) == ("dsc_plus", 3, MAX_TOKENS["dsc_plus"])
+    assert (request.kind, request.length, request.max_tokens) == ("dsc_plus", 3, CAPTION_FORMATS["dsc_plus"].max_tokens)
     assert request.prompt == find_prompt("dsc_plus").fill()
     without = read_request("", b"x", {"format": "afc"})
     assert without is not None

@@ -16,7 +16,6 @@ from tiny_captioner import save_captioner
 
 from foveate.caption.backends.foveate import (
     BACKEND,
-    USUAL_LENGTHS,
     FoveateSettings,
     MllmCaptioner,
     format_caption,
@@ -31,6 +30,7 @@ from foveate.caption.response_parser import parse_caption
 from foveate.core.errors import UserError
 from foveate.multimodal.answers import Answer
 from foveate.multimodal.ask import Mllm
+from foveate.records.caption_formats import CAPTION_FORMATS
 from naming import raises_naming
 
 
@@ -176,12 +176,13 @@ def questions(captioner: MllmCaptioner, monkeypatch: pytest.MonkeyPatch) -> Call
 
 
 def test_requests_are_those_of_training(questions: Callable[[CaptionRequest], str]) -> None:
-    assert questions(make_request(0, "ssc")) == caption_request("ssc", length=USUAL_LENGTHS["ssc"])
+    assert questions(make_request(0, "ssc")) == caption_request("ssc", length=CAPTION_FORMATS["ssc"].length_class)
     afc = make_request(0, "afc")
-    assert questions(afc) == caption_request("afc", length=USUAL_LENGTHS["afc"], alt=afc.alt)
-    assert questions(replace(afc, alt="")) == caption_request("dsc", length=USUAL_LENGTHS["dsc"]), "no AltText to fuse"
+    assert questions(afc) == caption_request("afc", length=CAPTION_FORMATS["afc"].length_class, alt=afc.alt)
+    usual = CAPTION_FORMATS["dsc"].length_class
+    assert questions(replace(afc, alt="")) == caption_request("dsc", length=usual), "no AltText to fuse"
     assert questions(make_request(0, length=2)) == caption_request("dsc", length=2)
-    shorter = caption_request("dsc", length=USUAL_LENGTHS["dsc"] - 1)
+    shorter = caption_request("dsc", length=usual - 1)
     assert questions(make_request(0, prompt_id="shorten-1", prompt="Write it shorter.")) == shorter
 
 

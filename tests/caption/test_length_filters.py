@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from foveate.caption.lengths import (
     FLAGS,
-    LENGTH_FILTERS,
     apply_length_filter,
     choose_retry,
     copies_alt,
@@ -23,6 +22,7 @@ from foveate.caption.lengths import (
     repeats,
 )
 from foveate.caption.prompts import CAPTION_KINDS, find_prompt
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.captions import is_usable_alt_text, select_alt_text
 from foveate.records.record import Caption
 from foveate.records.text import find_sentence_ends, split_sentences
@@ -73,9 +73,10 @@ def test_nothing_is_cut_but_after_a_sentence(kind: str, caption: str) -> None:
     assert filtered.caption == caption or len(filtered.caption) in find_sentence_ends(caption)
     assert (filtered.caption != caption) == ("cut_at_sentence" in filtered.flags)
     if "cut_at_sentence" in filtered.flags:
-        assert count_clip_tokens(caption) > LENGTH_FILTERS[kind].max_tokens
+        limit = CAPTION_FORMATS[kind].lengths.max_tokens
+        assert count_clip_tokens(caption) > limit
         longer = [end for end in find_sentence_ends(caption) if end > len(filtered.caption)]
-        assert count_clip_tokens(caption[: longer[0]]) > LENGTH_FILTERS[kind].max_tokens  # the last end that fits
+        assert count_clip_tokens(caption[: longer[0]]) > limit  # the last end that fits
     assert set(filtered.flags) <= set(FLAGS)
 
 

@@ -1,4 +1,4 @@
-"""Prompts: a changed letter needs a new version, the image's own texts are data, alt-texts are shown to afc alone."""
+"""Prompts: a changed letter needs a new version, the image's own texts are data, alt-texts are shown to few formats."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.caption import chat_requests, lengths, pending_requests, prompts
+from foveate.caption import prompts
 from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS, Prompt, find_prompt, prompt_ids, response_schema
 from foveate.core.errors import UserError
-from foveate.report.pages import captions
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.training.mixture import FORMATS
 from naming import raises_naming
 
@@ -36,7 +36,6 @@ def test_templates_never_change_under_their_name() -> None:
 
 def test_formats_are_those_of_the_mixture() -> None:
     assert ("alt", *CAPTION_KINDS) == FORMATS
-    assert set(prompts.MAX_TOKENS) == set(prompts.TEMPERATURES) == set(prompts.FORMS) == set(CAPTION_KINDS)
 
 
 def test_the_newest_version_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,8 +46,9 @@ def test_the_newest_version_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", CAPTION_KINDS)
-def test_only_the_prompt_of_afc_contains_the_alt_text(kind: str) -> None:
-    assert ("{alt}" in find_prompt(kind).text) == (kind == "afc")
+def test_only_prompts_of_formats_with_the_alt_text_contain_it(kind: str) -> None:
+    assert ("{alt}" in find_prompt(kind).text) == bool(CAPTION_FORMATS[kind].without_alt)
+    assert bool(CAPTION_FORMATS["afc"].without_alt)
 
 
 @given(st.text(max_size=1200))
@@ -83,20 +83,3 @@ def test_schemas_name_what_the_parser_reads() -> None:
     assert response_schema("split")["required"] == ["assertions"]
     assert response_schema("verify")["properties"]["verdicts"]["items"]["enum"][0] == "supported"
     assert list(response_schema("rewrite_long", forms=["ssc"])["properties"]["captions"]["properties"]) == ["ssc"]
-
-
-def test_every_table_of_formats_has_every_format() -> None:
-    """A format is rows in several tables; one that is missing would be a KeyError in the middle of a run."""
-    for table in (
-        prompts.FORMS,
-        prompts.MAX_TOKENS,
-        prompts.TEMPERATURES,
-        lengths.LENGTH_FILTERS,
-        lengths.RETRY_WORDS,
-        pending_requests._CAPTION_TOKENS,
-        chat_requests._REQUESTS,
-        chat_requests.USUAL_LENGTHS,
-    ):
-        assert set(table) == set(prompts.CAPTION_KINDS)
-    for table in (captions.NAMES, captions.MEANINGS):
-        assert set(table) == {"alt", *prompts.CAPTION_KINDS}

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.caption.lengths import LENGTH_FILTERS, count_clip_tokens
+from foveate.caption.lengths import count_clip_tokens
 from foveate.caption.response_parser import parse_caption, serialize
 from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material, read_material
 from foveate.caption.targets.rewriting import Rules, content_words, find_names, fuse, new_words, open_rewriter
 from foveate.caption.targets.rows import Rows, check_target, write_rows
 from foveate.core.errors import UserError
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.collection import Collection
 from naming import raises_naming
 
@@ -39,12 +40,8 @@ def test_every_target_parses_and_passes_its_gate(rows: Rows) -> None:
     assert {row.kind for row in rows.of_stage(2)} == {"ssc", "dsc", "dsc_plus", "afc"}
     for row in rows.rows:
         assert parse_caption(serialize(row.target)).caption == row.target
-        assert (
-            LENGTH_FILTERS[row.kind].min_tokens
-            <= count_clip_tokens(row.target)
-            == row.tokens
-            <= LENGTH_FILTERS[row.kind].max_tokens
-        )
+        limits = CAPTION_FORMATS[row.kind].lengths
+        assert limits.min_tokens <= count_clip_tokens(row.target) == row.tokens <= limits.max_tokens
         assert bool(row.alt) == (row.kind == "afc")
 
 
@@ -128,7 +125,7 @@ def test_short_captions_are_merged_without_new_words() -> None:
 
 def test_a_description_is_only_cut() -> None:
     found = Rules().shorten_description(LONG)
-    assert count_clip_tokens(found["ssc"]) <= LENGTH_FILTERS["ssc"].max_tokens
+    assert count_clip_tokens(found["ssc"]) <= CAPTION_FORMATS["ssc"].lengths.max_tokens
     assert found["ssc"].startswith("A gray dog")
     assert found["dsc"] == " ".join(found["dsc_plus"].split()[: len(found["dsc"].split())])
     assert count_clip_tokens(found["dsc"]) <= 60

@@ -54,11 +54,12 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import say, track
 from foveate.core.results import Column
+from foveate.records.caption_formats import ALT, TITLES
 from foveate.records.captions import CaptionVerdict, select_current
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.records.tables import now
-from foveate.training.image_texts import ALT, ImageTexts, TextRule
+from foveate.training.image_texts import ImageTexts, TextRule
 from foveate.training.mixture import FORMATS, MixtureSampler
 
 SCENES, IMAGES = "scenes", "images"
@@ -137,16 +138,11 @@ def audit(
         tagger=extract.name,
         judges={name: AuditJudge(definition=text, hash=hash_definition(text)) for name, text in definitions.items()},
         metrics=metrics,
-        columns=[Column(key=kind, title=format_title(kind), what=", ".join(models[kind])) for kind in formats],
+        columns=[Column(key=kind, title=TITLES.get(kind, kind), what=", ".join(models[kind])) for kind in formats],
         table=build_table(metrics),
         verdicts=verdicts,
         gallery=_build_gallery(collection, run, groups, captions, settings.gallery),
     )
-
-
-def format_title(kind: str) -> str:
-    """Return a format's name as people write it."""
-    return {"alt": "AltText", "ssc": "SSC", "dsc": "DSC", "dsc_plus": "DSC+", "afc": "AFC"}.get(kind, kind)
 
 
 def choose_formats(collection: Collection, requested: Sequence[str]) -> tuple[str, ...]:
@@ -381,7 +377,7 @@ def _gallery_caption(captions: JudgedCaptions, index: int) -> AuditCaption:
     verdicts = [""] * len(captions.assertions[index]) if captions.verdicts is None else captions.verdicts[index]
     return AuditCaption(
         format=captions.format,
-        title=format_title(captions.format),
+        title=TITLES.get(captions.format, captions.format),
         text=captions.texts[index],
         assertions=[
             AuditAssertion(text=text, verdict=verdict)

@@ -17,24 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from foveate.caption.captioner import CaptionRequest
-from foveate.caption.lengths import RETRY_WORDS
-from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS, MAX_TOKENS, Prompt, find_prompt, prompt_ids
+from foveate.caption.prompts import CAPTION_KINDS, MAX_ALT_LETTERS, Prompt, find_prompt, prompt_ids
 from foveate.core.errors import UserError, choose
 from foveate.records.builtin.families import load_concepts
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.record import CAPTION_GROUPS
 from foveate.records.region_prompts import mute_placeholders
 from foveate.records.rows import clean_text
 
 # Edges of the length classes in CLIP tokens without specials; class i is [EDGES[i - 1], EDGES[i]).
 EDGES = (8, 12, 18, 26, 38, 54, 76, 100, 130, 170)
-# Default length class of each format: within its length filter, and usual in training.
-USUAL_LENGTHS: Mapping[str, int] = {"ssc": 1, "dsc": 4, "dsc_plus": 8, "afc": 4}
-_REQUESTS: Mapping[str, str] = {
-    "ssc": "Write a short caption",
-    "dsc": "Write a caption",
-    "dsc_plus": "Write a dense caption",
-    "afc": "Write a caption with the facts of the text",
-}
 
 
 def length_class(clip_tokens: int) -> int:
@@ -52,7 +44,7 @@ def caption_request(kind: str, *, length: int, alt: str = "") -> str:
     Args:
         kind: one of `CAPTION_KINDS`.
         length: class of `length_class`, 0 to len(EDGES).
-        alt: AltText; used by afc only.
+        alt: AltText; used where the format contains it.
 
     >>> caption_request("ssc", length=1)
     'Write a short caption, 8 to 11 tokens.'
@@ -68,8 +60,9 @@ def caption_request(kind: str, *, length: int, alt: str = "") -> str:
         tokens = f"at least {EDGES[-1]} tokens"
     else:
         tokens = f"{EDGES[length - 1]} to {EDGES[length] - 1} tokens"
-    request = f"{_REQUESTS[kind]}, {tokens}."
-    return f"{request} Text: {normalize_alt(alt)}" if kind == "afc" else request
+    row = CAPTION_FORMATS[kind]
+    request = f"{row.request}, {tokens}."
+    return f"{request} Text: {normalize_alt(alt)}" if row.without_alt else request
 
 
 def normalize_alt(alt: str) -> str:
@@ -150,9 +143,10 @@ def read_request(
         prompt_id = ""
     if not kind:
         return None
-    alt, text = clean_text(alt)[:MAX_ALT_LETTERS] if kind == "afc" else "", clean_text(text)
+    row = CAPTION_FORMATS[kind]
+    alt, text = clean_text(alt)[:MAX_ALT_LETTERS] if row.without_alt else "", clean_text(text)
     if options is not None:
-        prompt = find_prompt(kind if alt else "dsc" if kind == "afc" else kind)
+        prompt = find_prompt(kind if alt else row.without_alt or kind)
         prompt_id, text = prompt.id, prompt.fill(alt=alt) if alt else prompt.fill()
     return CaptionRequest(
         key="",
@@ -163,7 +157,7 @@ def read_request(
         media_type="",
         alt=alt,
         length=length,
-        max_tokens=MAX_TOKENS[kind] if max_tokens is None else max_tokens,
+        max_tokens=row.max_tokens if max_tokens is None else max_tokens,
         temperature=temperature,
         seed=seed,
     )
@@ -212,7 +206,7 @@ def _read_prompt(text: str) -> tuple[str, str, str]:
         if kind in CAPTION_KINDS:
             return name, kind, _unquoted(values.get("alt"))
         # Reversed, so that the first format wins where two have the same word count: dsc over afc.
-        kind_of_count = {str(number): kind for kind, number in reversed(list(RETRY_WORDS.items()))}
+        kind_of_count = {str(CAPTION_FORMATS[kind].retry_words): kind for kind in reversed(CAPTION_KINDS)}
         return name, kind_of_count.get(values["words"], "dsc"), ""
     return "", "", ""
 

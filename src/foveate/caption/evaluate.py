@@ -22,7 +22,7 @@ from foveate.caption.backends.foveate import FoveateSettings, MllmCaptioner, ope
 from foveate.caption.captioner import Captioner, CaptionRequest, CaptionResponse, prepare_image
 from foveate.caption.evaluation_results import CaptionerEvaluation, CaptionerResult, EvaluatedCaption, EvaluatedImage
 from foveate.caption.judges import open_ground_truth
-from foveate.caption.lengths import LENGTH_FILTERS, apply_length_filter, count_clip_tokens, repeats
+from foveate.caption.lengths import apply_length_filter, count_clip_tokens, repeats
 from foveate.caption.pending_requests import CaptionSettings, RequestConfig
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import parse_caption
@@ -35,17 +35,13 @@ from foveate.core.results import Column, Row
 from foveate.metrics.captions import CONTRADICTED, SUPPORTED
 from foveate.metrics.intervals import Interval, bootstrap_interval, bootstrap_statistic
 from foveate.multimodal.evaluation import EvaluationRun
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.captions import is_usable_alt_text, select_alt_text
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.records.text import split_sentences
 
-COLUMNS = [
-    Column(key="ssc", title="SSC", what="short: one sentence", role="ours"),
-    Column(key="dsc", title="DSC", what="descriptive, within CLIP's window", role="ours"),
-    Column(key="dsc_plus", title="DSC+", what="dense: everything, with places and relations", role="ours"),
-    Column(key="afc", title="AFC", what="descriptive, with facts of the AltText", role="ours"),
-]
+COLUMNS = [Column(key=kind, title=row.title, what=row.what, role="ours") for kind, row in CAPTION_FORMATS.items()]
 # The acceptance bar of training stage 1: below it, a captioner has not learned its formats.
 _MIN_OBEDIENCE = 0.95
 _REAL, _SCENES = "images", "scenes"
@@ -114,7 +110,7 @@ def caption_rows(
 ) -> list[WrittenCaption]:
     """Caption rows of a collection in all kinds, once each, without retries.
 
-    Images that cannot be read are left out; so is AFC where the AltText is not usable.
+    Images that cannot be read are left out; so are formats with the AltText where it is not usable.
 
     Args:
         max_tokens: kind -> limit; by default that of the format.
@@ -128,13 +124,14 @@ def caption_rows(
         order = seeds.generator("shuffled pictures", seed).permutation(len(rows))
         sources = np.empty_like(rows)
         sources[order] = rows[np.roll(order, 1)]  # one circle: no image keeps its own
+    with_alt = [kind for kind in kinds if CAPTION_FORMATS[kind].without_alt]
     requests: list[tuple[int, int, str, str]] = []
     for row, source in zip(rows.tolist(), sources.tolist(), strict=True):
-        alt = select_alt_text(collection.read_captions(row)) if "afc" in kinds else ""
+        alt = select_alt_text(collection.read_captions(row)) if with_alt else ""
         requests += [
-            (row, source, kind, alt if kind == "afc" else "")
+            (row, source, kind, alt if kind in with_alt else "")
             for kind in kinds
-            if kind != "afc" or is_usable_alt_text(alt)
+            if kind not in with_alt or is_usable_alt_text(alt)
         ]
     free = asyncio.Semaphore(max(1, captioner.concurrency))
 
@@ -370,7 +367,9 @@ def evaluate(
         obedience=obedience,
         obeys=all(value >= _MIN_OBEDIENCE for value in obedience.values()),
         lengths_rise=all(low < high for low, high in zip(means, means[1:], strict=False)),
-        length_filters={kind: (limits.min_tokens, limits.max_tokens) for kind, limits in LENGTH_FILTERS.items()},
+        length_filters={
+            kind: (row.lengths.min_tokens, row.lengths.max_tokens) for kind, row in CAPTION_FORMATS.items()
+        },
         samples=collect_samples(collection, captions, run, count=num_samples, seed=seed),
     )
 

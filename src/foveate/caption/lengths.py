@@ -16,17 +16,16 @@ import html
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import ftfy
 import regex
 
 from foveate.core.errors import UserError
+from foveate.records.caption_formats import CAPTION_FORMATS, LengthFilter
 from foveate.records.text import find_sentence_ends, split_sentences, split_words
 
 CLIP_WINDOW = 77
@@ -163,38 +162,6 @@ FLAGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class LengthFilter:
-    """Limits of one format.
-
-    Attributes:
-        min_tokens, max_tokens: in CLIP tokens.
-        max_sentences: None for any number.
-        when_long, when_short: prompt of the one retry of a caption beyond the limits; "" for none.
-        cut: whether a caption that is still too long is cut after a sentence.
-    """
-
-    min_tokens: int
-    max_tokens: int
-    max_sentences: int | None
-    when_long: Literal["shorten", ""] = ""
-    when_short: Literal["lengthen", ""] = ""
-    cut: bool = False
-
-
-# 75 tokens and the two special ones fill CLIP's window.
-LENGTH_FILTERS: Mapping[str, LengthFilter] = MappingProxyType(
-    {
-        "ssc": LengthFilter(4, 30, max_sentences=1, when_long="shorten"),
-        "dsc": LengthFilter(15, 75, max_sentences=None, when_long="shorten", cut=True),
-        "dsc_plus": LengthFilter(80, 400, max_sentences=None, when_short="lengthen"),
-        "afc": LengthFilter(15, 75, max_sentences=None, when_long="shorten", cut=True),
-    }
-)
-# Prompts count in words, for models do not know CLIP tokens; English captions have about 1.15 of them per word.
-RETRY_WORDS: Mapping[str, int] = MappingProxyType({"ssc": 15, "dsc": 45, "dsc_plus": 120, "afc": 45})
-
-
-@dataclass(frozen=True, slots=True)
 class FilteredCaption:
     """A caption that may be stored, with its flags; or `error` where none may be."""
 
@@ -205,7 +172,7 @@ class FilteredCaption:
 
 def choose_retry(kind: str, caption: str) -> str:
     """Choose the prompt of the one retry: "shorten", "lengthen", or "" where none is needed."""
-    limits = LENGTH_FILTERS[kind]
+    limits = CAPTION_FORMATS[kind].lengths
     if _is_too_long(limits, caption):
         return limits.when_long
     return limits.when_short if count_clip_tokens(caption) < limits.min_tokens else ""
@@ -214,7 +181,7 @@ def choose_retry(kind: str, caption: str) -> str:
 def pick_better(kind: str, first: str, second: str) -> str:
     """Pick the version of a caption that is nearer to the limits; the second of equal ones."""
     # The retry comes first in the tuple: `min` takes the first of equal ones.
-    return min((second, first), key=lambda caption: _distance(LENGTH_FILTERS[kind], caption))
+    return min((second, first), key=lambda caption: _distance(CAPTION_FORMATS[kind].lengths, caption))
 
 
 def apply_length_filter(kind: str, caption: str) -> FilteredCaption:
@@ -228,7 +195,7 @@ def apply_length_filter(kind: str, caption: str) -> FilteredCaption:
         >>> apply_length_filter("dsc", "A red boat.").flags
         ('too_short',)
     """
-    limits, flags = LENGTH_FILTERS[kind], list[str]()
+    limits, flags = CAPTION_FORMATS[kind].lengths, list[str]()
     if limits.cut and count_clip_tokens(caption) > limits.max_tokens:
         caption = _cut(caption, limits.max_tokens)
         if not caption:

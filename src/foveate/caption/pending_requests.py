@@ -2,7 +2,7 @@
 
 A request has a key: the SHA-256 of all that decides its response. It is complete when a caption or a final error with
 that key is in the collection, whichever command wrote it; so a repeated command asks only for what is missing. Changing
-a letter of a prompt changes the keys of its formats; changing an alt-text those of afc.
+a letter of a prompt changes the keys of its formats; changing an alt-text those of formats that contain it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from foveate.caption.prompts import CAPTION_KINDS, MAX_TOKENS, TEMPERATURES, Prompt, find_prompt
+from foveate.caption.prompts import CAPTION_KINDS, Prompt, find_prompt
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings
 from foveate.records import tables
 from foveate.records.annotate import completed_requests
 from foveate.records.appender import NameSet, read_parts
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.captions import ALT_KINDS, is_usable_alt_text
 from foveate.records.collection import Collection
 
@@ -46,11 +47,15 @@ def _sort_formats(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(kind for kind in CAPTION_KINDS if kind in requested)
 
 
+# As people write them.
+_NAMES = [row.title.lower() for row in CAPTION_FORMATS.values()]
+
+
 class CaptionSettings(Settings):
     """Options of a captioning run that hold for every backend."""
 
     formats: Annotated[tuple[str, ...], AfterValidator(_sort_formats)] = Field(
-        min_length=1, description="Caption formats, of ssc, dsc, dsc+ and afc."
+        min_length=1, description=f"Caption formats, of {', '.join(_NAMES[:-1])} and {_NAMES[-1]}."
     )
     split: str | None = Field(None, description="Only images of this split.")
     limit: int | None = Field(None, ge=1, description="Caption at most this many images, drawn by the seed.")
@@ -94,17 +99,18 @@ class RequestConfig:
 
     def select_prompt(self, kind: str, alt: str) -> tuple[Prompt, str]:
         """Return the prompt for an image, and its alt-text if the prompt contains it, else ""."""
-        if kind == "afc" and is_usable_alt_text(alt):
-            return self.prompts["afc"], alt
+        without_alt = CAPTION_FORMATS[kind].without_alt
+        if without_alt and is_usable_alt_text(alt):
+            return self.prompts[kind], alt
         # An unusable alt-text (empty, a file name) has no facts to weave in: afc then asks as dsc does.
-        return self.prompts["dsc" if kind == "afc" else kind], ""
+        return self.prompts[without_alt or kind], ""
 
     def parameters(self, kind: str) -> dict[str, float | int]:
         """Everything besides prompt and model that decides a response."""
         settings = self.settings
         return {
-            "temperature": TEMPERATURES[kind] if settings.temperature is None else settings.temperature,
-            "max_tokens": settings.max_tokens or MAX_TOKENS[kind],
+            "temperature": CAPTION_FORMATS[kind].temperature if settings.temperature is None else settings.temperature,
+            "max_tokens": settings.max_tokens or CAPTION_FORMATS[kind].max_tokens,
             "longest_side": settings.longest_side,
             "seed": settings.seed,
         }
@@ -114,7 +120,8 @@ class RequestConfig:
 
         Args:
             key, sha256: of the image.
-            alt: its alt-text. It counts for afc alone: better alt-texts must not make other formats pending again.
+            alt: its alt-text. It counts where the prompt contains it: better alt-texts must not make other formats
+                pending again.
         """
         prompt, _ = self.select_prompt(kind, alt)
         return _digest(
@@ -125,7 +132,7 @@ class RequestConfig:
             self.model,
             self.revision,
             self.parameters(kind),
-            hash_alt(alt) if kind == "afc" else "",
+            hash_alt(alt) if CAPTION_FORMATS[kind].without_alt else "",
         )
 
     def recipe_hash(self, kind: str, prompt: Prompt) -> str:
@@ -289,8 +296,6 @@ def list_pending(collection: Collection, config: RequestConfig) -> PendingReques
     return PendingRequests(config, collection, counts, len(rows), rows[needed], masks[needed], alts)
 
 
-# Average CLIP tokens of the captions of each format.
-_CAPTION_TOKENS = {"ssc": 15, "dsc": 50, "dsc_plus": 150, "afc": 60}
 # Language models' tokenizers take about a third more than CLIP's, and the JSON around a caption comes on top.
 _TOKENS_PER_CLIP_TOKEN = 4 / 3
 _JSON_TOKENS = 15
@@ -314,7 +319,7 @@ def estimate(pending: PendingRequests) -> dict[str, Any]:
         for kind in request.kinds:
             prompt, alt = pending.config.select_prompt(kind, request.alt)
             tokens_in += image_tokens + (len(prompt.text) + len(alt)) / _LETTERS_PER_TOKEN
-            tokens_out += _JSON_TOKENS + _CAPTION_TOKENS[kind] * _TOKENS_PER_CLIP_TOKEN
+            tokens_out += _JSON_TOKENS + CAPTION_FORMATS[kind].mean_tokens * _TOKENS_PER_CLIP_TOKEN
     return {
         "images": pending.images,
         "requests": pending.pending,

@@ -10,7 +10,6 @@ from typing import Any
 
 from foveate.caption.captioner import Captioner, CaptionRequest, CaptionResponse, PreparedImage
 from foveate.caption.lengths import (
-    RETRY_WORDS,
     OtherTokenizer,
     apply_length_filter,
     choose_retry,
@@ -22,6 +21,7 @@ from foveate.caption.pending_requests import PendingRequest, RequestConfig, hash
 from foveate.caption.prompts import Prompt
 from foveate.caption.response_parser import OK, REPAIRED, ParsedCaption, parse_caption
 from foveate.core.version import __version__
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.images import BadImage
 from foveate.records.rows import clean_text, storable
 
@@ -114,8 +114,8 @@ async def request_caption(
         "prompt_hash": prompt.sha256,
         "params": parameters,
         "seed": request.seed,
-        # Hash it only for afc: no other format reads the AltText.
-        "alt_hash": hash_alt(pending.alt) if kind == "afc" else "",
+        # Hash it only for formats that read the AltText.
+        "alt_hash": hash_alt(pending.alt) if CAPTION_FORMATS[kind].without_alt else "",
         "language": config.settings.language,
     }
     result = CaptionResult(
@@ -152,7 +152,7 @@ async def request_caption(
         content_flags = find_content_flags(
             filtered.caption, prompt=prompt.text, alt=pending.alt, english=config.settings.language == "English"
         )
-        unusable_alt = ("alt_unusable",) if kind == "afc" and not alt else ()
+        unusable_alt = ("alt_unusable",) if CAPTION_FORMATS[kind].without_alt and not alt else ()
         lengths = measure_lengths(filtered.caption, other)
         details |= {"n_words": lengths.num_words, "n_clip": lengths.clip_tokens, "n_other": lengths.other_tokens}
         return replace(
@@ -212,8 +212,8 @@ def error_row(result: CaptionResult, details: str) -> dict[str, object]:
 
 
 def _retry_request(request: CaptionRequest, prompt: Prompt, kind: str, caption: str) -> CaptionRequest:
-    sentences = "one sentence" if kind == "ssc" else "complete sentences"
-    values = {"caption": caption, "words": RETRY_WORDS[kind]}
+    sentences = "one sentence" if CAPTION_FORMATS[kind].lengths.max_sentences == 1 else "complete sentences"
+    values = {"caption": caption, "words": CAPTION_FORMATS[kind].retry_words}
     # Only `shorten` names the sentences; a template refuses values that it has no field for.
     filled = prompt.fill(**values, sentences=sentences) if prompt.id.startswith("shorten") else prompt.fill(**values)
     return replace(request, prompt_id=prompt.id, prompt=filled)

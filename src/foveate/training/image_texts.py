@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
+from foveate.records.caption_formats import ALT, CAPTION_FORMATS
 from foveate.records.captions import ALT_KINDS, select_current
 from foveate.records.collection import Collection
 from foveate.records.text import split_sentences
-from foveate.training.mixture import FORMATS, MixtureSampler
+from foveate.training.mixture import MixtureSampler
 
 Combine = Literal["none", "concat", "fuse", "part", "uniform"]
-ALT = "alt"
-_SYNTHETIC = frozenset(FORMATS) - {ALT}
 _ROWS_AT_A_TIME = 65_536
 
 _FUSED = ("afc", "fuse")
@@ -80,9 +79,9 @@ class TextRule:
         if kind is None:
             return None
         text = _one_of(texts[kind], "text", seed, epoch, key)
-        if self.combine == "part" and kind in _SYNTHETIC:
+        if self.combine == "part" and kind in CAPTION_FORMATS:
             return Drawn(kind, _one_of(split_sentences(text) or [text], "sentence", seed, epoch, key))
-        if self.combine == "concat" and kind in _SYNTHETIC and texts.get(ALT):
+        if self.combine == "concat" and kind in CAPTION_FORMATS and texts.get(ALT):
             return Drawn(f"alt+{kind}", join_texts(_one_of(texts[ALT], "alt", seed, epoch, key), text))
         return Drawn(kind, text)
 
@@ -106,9 +105,9 @@ class TextRule:
         for kind, of_kind in texts.items():
             for text in of_kind:
                 yield text
-                if self.combine == "part" and kind in _SYNTHETIC:
+                if self.combine == "part" and kind in CAPTION_FORMATS:
                     yield from split_sentences(text)
-                if self.combine == "concat" and kind in _SYNTHETIC:
+                if self.combine == "concat" and kind in CAPTION_FORMATS:
                     yield from (join_texts(alt, text) for alt in texts.get(ALT, ()))
 
 

@@ -9,8 +9,9 @@ from typing import Literal, get_args
 
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
+from foveate.records.caption_formats import ALT, CAPTION_FORMATS
 
-FORMATS = ("alt", "ssc", "dsc", "dsc_plus", "afc")
+FORMATS = (ALT, *CAPTION_FORMATS)
 Missing = Literal["renormalize", "alt", "skip", "error"]
 # Way to treat missing texts -> fate of the weight of a source that no record has.
 LOST_WEIGHT: Mapping[Missing, str] = MappingProxyType(

@@ -248,8 +248,8 @@ class CaptionsStudy(GridStudy):
 
     def further_tables(self) -> list[dict[str, Any]]:
         """Return the audit of the captioner that wrote the captions of the real images."""
-        from foveate.caption.audit import format_title
         from foveate.caption.audit_metrics import MEASURES as AUDITED
+        from foveate.records.caption_formats import TITLES
         from foveate_labs.studies.captions_data import NAMES_DEFINITION, audit_captioner
 
         report = audit_captioner(self.collection_path(IMAGES), self.folder, sample=self.scale.images, seed=STUDY_SEED)
@@ -264,7 +264,7 @@ class CaptionsStudy(GridStudy):
                 "title": "Audit of these captions, on held-out real images",
                 "note": f"{report['sample']['images']} images, the same for every format, 95 % bootstrap intervals "
                 f"over images. {NAMES_DEFINITION}",
-                "columns": ["", *(format_title(entry["format"]) for entry in formats)],
+                "columns": ["", *(TITLES.get(entry["format"], entry["format"]) for entry in formats)],
                 "lines": lines,
             }
         ]

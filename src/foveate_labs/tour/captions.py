@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from foveate.caption.audit import format_title
 from foveate.caption.backends.foveate import FoveateSettings, MllmCaptioner, open_captioner
 from foveate.caption.captioner import Captioner
 from foveate.caption.evaluate import caption_rows, is_looping
@@ -34,6 +33,7 @@ from foveate.core.runs import RunFolder
 from foveate.metrics.captions import assertion_metrics
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import pretrain
+from foveate.records.caption_formats import TITLES
 from foveate.records.collection import Collection
 from foveate.records.images import decode, save_thumbnail
 from foveate.vision.feature_cache import CACHE
@@ -175,18 +175,16 @@ def _examples(
                 totals["held_by_another_scene"] += judge_assertions(assertions, other_truth).count("supported")
             lengths[kind].append(count_clip_tokens(texts[kind]))
             marked = [{"text": a, "verdict": v} for a, v in zip(assertions, judged, strict=True)]
-            texts_of_image.append(
-                {"format": kind, "title": format_title(kind), "text": texts[kind], "assertions": marked}
-            )
+            texts_of_image.append({"format": kind, "title": TITLES[kind], "text": texts[kind], "assertions": marked})
         image = collection.image_bytes(row)
         path = save_thumbnail(image, run / "images" / f"captions-{number:02d}.webp", longest_side=360)
         about = {"key": collection.keys[row], "captions": texts_of_image, "regions": labeled.get(row, [])}
-        rejected = {format_title(kind): text for kind, text in unusable.get(row, {}).items()}
+        rejected = {TITLES[kind]: text for kind, text in unusable.get(row, {}).items()}
         examples.append({"image": str(path.relative_to(run)), **about, "unusable": rejected})
     counts = []
     for kind, judged in verdicts.items():
         # A format without a usable caption is a row as well: left out, it would look as if it had not been asked for.
-        count: dict[str, Any] = {"format": kind, "title": format_title(kind), "n": len(judged)}
+        count: dict[str, Any] = {"format": kind, "title": TITLES[kind], "n": len(judged)}
         if judged:
             metrics = assertion_metrics(judged)
             count |= {"tokens": float(np.mean(lengths[kind])), "ana": metrics["ana"], "held": metrics["accuracy_micro"]}

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from foveate.caption.backends.transformers import TransformersCaptioner, TransformersSettings, describe_failure
 from foveate.caption.captioner import Backend, BatchingCaptioner, Captioner, CaptionRequest, CaptionResponse
-from foveate.caption.chat_requests import EDGES, USUAL_LENGTHS, caption_request, writes_captions
+from foveate.caption.chat_requests import EDGES, caption_request, writes_captions
 from foveate.caption.prompts import CAPTION_KINDS
 from foveate.caption.response_parser import serialize
 from foveate.core.errors import UserError
@@ -28,6 +28,7 @@ from foveate.multimodal.answers import NOT_FOUND
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import hash_model
 from foveate.multimodal.opening import find_native_folder, open_mllm
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.records.region_prompts import mute_placeholders
@@ -118,8 +119,9 @@ class MllmCaptioner(BatchingCaptioner):
             # It quotes an AltText, which may hold anything.
             return mute_placeholders(request.prompt)
         # Without a usable alt-text afc is written as dsc: no training row of afc lacks one.
-        kind = "dsc" if request.kind == "afc" and not request.alt else request.kind
-        length = requested_length(USUAL_LENGTHS[kind] if request.length is None else request.length, request.prompt_id)
+        kind = request.kind if request.alt else CAPTION_FORMATS[request.kind].without_alt or request.kind
+        usual = CAPTION_FORMATS[kind].length_class if request.length is None else request.length
+        length = requested_length(usual, request.prompt_id)
         return caption_request(kind, length=length, alt=request.alt)
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Protocol
 
 from foveate.caption.captioner import CaptionResponse
-from foveate.caption.lengths import LENGTH_FILTERS, count_clip_tokens
-from foveate.caption.prompts import FORMS, MAX_TOKENS, Prompt, find_prompt, response_schema
+from foveate.caption.lengths import count_clip_tokens
+from foveate.caption.prompts import Prompt, find_prompt, response_schema
 from foveate.caption.response_parser import parse_captions, serialize
 from foveate.caption.settings import TargetSettings
 from foveate.chat.client import ChatClient, ChatSettings
@@ -30,6 +30,7 @@ from foveate.core.progress import track
 from foveate.core.recipes import validate
 from foveate.core.text_tables import iterate_json_lines
 from foveate.records.builtin.families import singular
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.text import split_sentences, split_words
 
 # Words of layout and grammar, not of content: a rewriter may use them although no input has them.
@@ -44,7 +45,7 @@ FRAME_WORDS = frozenset(
 )
 
 # Formats that are rewritten; afc is made from dsc and the AltText.
-REWRITTEN = ("ssc", "dsc", "dsc_plus")
+REWRITTEN = tuple(kind for kind, row in CAPTION_FORMATS.items() if not row.without_alt)
 Rewrites = dict[str, CaptionResponse]
 _SAME = 0.9  # Jaccard index of words above which two captions say the same
 _DSC_TOKENS = 60  # the format allows 75; the rest is for afc, which adds facts of the AltText to a dsc
@@ -185,7 +186,7 @@ class Rules:
         return {
             "ssc": main,
             "dsc": _fill([framed, *drawn_text, *new], _DSC_TOKENS),
-            "dsc_plus": _fill(dense, LENGTH_FILTERS["dsc_plus"].max_tokens),
+            "dsc_plus": _fill(dense, CAPTION_FORMATS["dsc_plus"].lengths.max_tokens),
         }
 
     def shorten_description(self, description: str) -> dict[str, str]:
@@ -200,7 +201,7 @@ class Rules:
         return {
             "ssc": _shorten_sentence(sentences[0]),
             "dsc": _fill(sentences, _DSC_TOKENS),
-            "dsc_plus": _fill(sentences, LENGTH_FILTERS["dsc_plus"].max_tokens),
+            "dsc_plus": _fill(sentences, CAPTION_FORMATS["dsc_plus"].lengths.max_tokens),
         }
 
 
@@ -262,7 +263,7 @@ def _shorten_sentence(sentence: str) -> str:
     """Remove the kind of image; of a list that is too long for ssc keep the first two items."""
     bare = _KIND_OF_IMAGE.sub("", sentence)
     bare = f"{bare[0].upper()}{bare[1:]}" if bare else sentence
-    if count_clip_tokens(bare) <= LENGTH_FILTERS["ssc"].max_tokens:
+    if count_clip_tokens(bare) <= CAPTION_FORMATS["ssc"].lengths.max_tokens:
         return bare
     items = _LIST_ITEM.split(bare)
     # "A, B and C on a table": the place belongs to all items, so it stays.
@@ -284,7 +285,7 @@ class _Question:
         # Twice the format's tokens: a rewrite repeats names and JSON that a caption of the same form lacks.
         return ChatRequest(
             (ChatMessage(self.text),),
-            max_tokens=2 * MAX_TOKENS[self.format],
+            max_tokens=2 * CAPTION_FORMATS[self.format].max_tokens,
             schema=ResponseSchema(purpose, response_schema(purpose)),
         )
 
@@ -339,21 +340,18 @@ class Llm:
 
     def merge(self, materials: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Rewrites]:
         """Ask one question per image and format."""
+        sources = [{"captions": list(short), "text": list(written)} for short, written in materials if short]
         questions = [
-            _Question(
-                self._short, kind, self._short.fill(sources={"captions": list(short), "text": list(written)}, form=form)
-            )
-            for short, written in materials
-            if short
-            for kind, form in FORMS.items()
-            if kind in REWRITTEN
+            _Question(self._short, kind, self._short.fill(sources=texts, form=CAPTION_FORMATS[kind].form))
+            for texts in sources
+            for kind in REWRITTEN
         ]
         responses = iter(self._ask(questions))
         return [{kind: next(responses) for kind in REWRITTEN} if short else {} for short, _ in materials]
 
     def formats(self, descriptions: Sequence[str]) -> list[Rewrites]:
         """Ask one question per description, about all formats."""
-        forms = json.dumps({kind: FORMS[kind] for kind in REWRITTEN})
+        forms = json.dumps({kind: CAPTION_FORMATS[kind].form for kind in REWRITTEN})
         # Asked as dsc_plus, which has the largest token limit, because one response holds all formats.
         questions = [
             _Question(self._long, "dsc_plus", self._long.fill(sources=text, forms=forms)) for text in descriptions

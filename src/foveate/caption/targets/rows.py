@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.caption.captioner import CaptionResponse
-from foveate.caption.lengths import LENGTH_FILTERS, apply_length_filter, count_clip_tokens
+from foveate.caption.lengths import apply_length_filter, count_clip_tokens
 from foveate.caption.response_parser import parse_caption, serialize
 from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.rewriting import Rewriter, content_words, find_names, fuse, new_words
 from foveate.core import seeds
+from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.captions import is_usable_alt_text
 from foveate.records.text import split_words
 
@@ -192,7 +193,7 @@ def _make_afc_row(
     named = [fact for fact in material.facts if _contains_words(alt, fact)]
     if stage == ALIGN_STAGE and material.describe is not None and named and not noisy:
         dsc = material.describe(named[0])
-    text = dsc if noisy else fuse(dsc, facts, alt=alt, max_tokens=LENGTH_FILTERS["afc"].max_tokens)
+    text = dsc if noisy else fuse(dsc, facts, alt=alt, max_tokens=CAPTION_FORMATS["afc"].lengths.max_tokens)
     target, reason = check_target("afc", text, [*inputs, *facts] if settings.text_check else None)
     return reason or _make_row(material, "afc", alt, target, stage, provenance)
 

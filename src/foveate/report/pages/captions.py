@@ -13,6 +13,7 @@ from foveate.caption.evaluation_results import CaptionerEvaluation, CaptionerRes
 from foveate.caption.results import AuditImage, AuditResult, CaptionRunResult, RegionsResult
 from foveate.core.errors import UserError
 from foveate.core.results import Distribution, Region, ResultModel, parse_result
+from foveate.records.caption_formats import ALT, CAPTION_FORMATS, MEANINGS, TITLES
 from foveate.report import numbers, parts, words
 from foveate.report.charts import histogram, plot
 from foveate.report.images import Overlay
@@ -25,17 +26,6 @@ from foveate.report.words import plain
 
 
 MARKS = {"supported": "held", "contradicted": "contradicted", "unverifiable": "not decidable"}
-
-
-# What the formats are called, and what each is.
-NAMES = {"alt": "AltText", "ssc": "SSC", "dsc": "DSC", "dsc_plus": "DSC+", "afc": "AFC"}
-MEANINGS = {
-    "alt": "the text that came with the image",
-    "ssc": "short: one sentence, the main subject and what it does",
-    "dsc": "descriptive: two to four sentences that fit CLIP's window of 77 tokens",
-    "dsc_plus": "dense: everything that can be seen, with positions",
-    "afc": "like DSC, with the facts of the AltText woven in",
-}
 
 
 class CaptionedImage(AuditImage):
@@ -155,8 +145,8 @@ def build_caption(result: Mapping[str, Any], run_folder: Path) -> Page:
         f"Captions of {r.collection}",
         {
             "r": r,
-            "names": NAMES,
-            "formats": {NAMES[kind]: MEANINGS[kind] for kind in ("alt", *r.formats) if kind in NAMES},
+            "names": TITLES,
+            "formats": {TITLES[kind]: MEANINGS[kind] for kind in (ALT, *r.formats) if kind in TITLES},
             "meanings": REASONS,
             "facts": [(name, value) for name, value in facts if value],
             "lengths": _build_charts(r, "clip_tokens", "CLIP tokens"),
@@ -174,7 +164,7 @@ def _build_charts(r: CaptionRunResult, field: str, unit: str) -> list[Markup]:
     for kind, captions in r.captions.items():
         spread: Distribution | None = getattr(captions, field)
         if spread is not None:
-            name = NAMES.get(kind, plain(kind))
+            name = TITLES.get(kind, plain(kind))
             title = f"{name}: median {spread.median:.3g} {unit}, 90 % within {spread.p05:.3g} to {spread.p95:.3g}"
             chart = histogram(spread.histogram.edges, spread.histogram.counts, title=title, unit=unit)
             charts.append(plot(title, chart))
@@ -225,7 +215,6 @@ def build_audit(result: Mapping[str, Any], run_folder: Path) -> Page:
 # Page of an evaluated captioner: obedience, lengths and accuracy, and held-out images with all captions.
 
 
-FORMATS = {"ssc": "Short", "dsc": "Descriptive", "dsc_plus": "Dense", "afc": "With the AltText"}
 DATA = {"scenes": "Generated scenes", "images": "Real images"}
 
 
@@ -246,7 +235,7 @@ def build_captioner(result: Mapping[str, Any], run_folder: Path) -> Page:
         "groups": parts.table_groups(evaluation.table, evaluation.columns),
         "columns": evaluation.columns,
         "samples": [(title, members) for title, members in groups if members],
-        "formats": FORMATS,
+        "formats": {kind: row.label for kind, row in CAPTION_FORMATS.items()},
         "split": evaluation.split,
         "command": command_text(r.command),
         "name": r.title or "A controllable captioner",
