@@ -95,7 +95,13 @@ def test_fifty_kills_at_random_moments(server: Server, chat: ChatServer, tmp_pat
             shutil.rmtree(target.parent)
             target, num_stored = copy(whole, tmp_path / f"killed-{attempt}"), 0
 
-    kill_at_random(lambda: server.start("run", target, chat.url, 16), kills=50, longest=took, seed=11, after=check)
+    # A machine that other work slows down may not store anything in the time that the first run took.
+    for kills, longest in ((50, took), (10, 3 * took), (10, 9 * took)):
+        kill_at_random(
+            lambda: server.start("run", target, chat.url, 16), kills=kills, longest=longest, seed=11, after=check
+        )
+        if max_runs > 1:
+            break
     server.start("run", target, chat.url, 16).finish()
     assert texts(target) == expected
     assert errors(target) == failed
