@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from torch import nn
 
 from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
 from adapt.towers import CLASSES, pixels, tower
+from foveate.adapt import registry
 from foveate.adapt.adapter import group_names
+from foveate.adapt.backbones import map_backbone
 from foveate.adapt.folder import load_adapter, save_adapter
 from foveate.adapt.heads import ZeroShotHead
 from foveate.adapt.load_backbone import load_backbone, parse_backbone
 from foveate.adapt.model import AdaptedModel, adapt
+from foveate.adapt.registry import check_carried, find_obstacle, get_method, parse_settings
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from naming import raises_naming
@@ -99,6 +103,17 @@ def test_convolutional_networks_take_what_has_no_blocks() -> None:
     with raises_naming(UserError, "ResNet"):
         adapt(model, "lora")
     adapt(model, {"method": "subset", "pattern": "layer4.*"})
+
+
+def test_square_projections_are_refused_where_a_block_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method may need them alone, without `projections`."""
+    mapped = map_backbone(tower("timm"))
+    bare = replace(mapped, blocks=tuple(replace(block, qkv=(), letters=(), width=0) for block in mapped.blocks))
+    method = replace(get_method("fact-tk"), needs=("blocks", "square"))
+    assert find_obstacle(method, mapped) == ""
+    monkeypatch.setattr(registry, "get_method", lambda name: method)
+    with raises_naming(UserError, "fact-tk", "projections of q, k and v", "has none"):
+        check_carried(parse_settings("fact-tk"), bare)
 
 
 def test_a_gated_mlp_is_refused_where_both_layers_are_changed() -> None:

@@ -93,9 +93,9 @@ def test_an_evaluation_measures_what_captions_are_like(scenes: Path, tmp_path: P
     }
     evaluation = evaluate(Recorder(texts), collection, split="test", run=tmp_path, limit=4)
     assert (evaluation.images, evaluation.split, evaluation.shuffled) == (4, "test", False)
-    assert evaluation.obedience == {"ssc": 1.0, "dsc": 0.0, "dsc_plus": 0.0, "afc": 0.0}
+    assert evaluation.obedience == {**dict.fromkeys(CAPTION_KINDS, 0.0), "ssc": 1.0}
     assert not evaluation.obeys
-    assert evaluation.errors == {"model_error": evaluation.captions - 12}, "those of afc"
+    assert evaluation.errors == {"model_error": evaluation.captions - 12}, "those of the other formats"
     by_question = {row.question.split(" (")[0]: row for row in evaluation.table}
     assert {row.data for row in evaluation.table} == {"scenes"}
     assert by_question["loops"].values["dsc"].value == 1.0, "a cut caption counts with what it has"

@@ -112,7 +112,7 @@ def test_concurrent_calls_share_a_forward_pass_and_images(
         calls = [
             captioner.caption(make_request(number, kind, image=bytes(bytearray(image_bytes(number)))))
             for number in (0, 1)
-            for kind in CAPTION_KINDS
+            for kind in CAPTION_KINDS[:4]
         ]
         responses = await asyncio.gather(*calls)
         await captioner.close()

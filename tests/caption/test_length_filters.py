@@ -44,7 +44,7 @@ captions = st.one_of(
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record["id"])
 def test_good_captions_pass(record: dict[str, str]) -> None:
-    for kind in CAPTION_KINDS:
+    for kind in sorted(record.keys() & set(CAPTION_KINDS)):
         caption = record[kind]
         assert not choose_retry(kind, caption)
         assert apply_length_filter(kind, caption).flags == ()

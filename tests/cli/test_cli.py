@@ -31,6 +31,26 @@ def test_no_verb_wrong_verb_and_version(foveate: Run) -> None:
     assert foveate("pretrain", "--no-such-option").code == 2
 
 
+def test_only_options_that_help_shows_are_suggested(foveate: Run) -> None:
+    wrong = foveate("species", "train", "--recip", "x")
+    assert wrong.code == 2
+    assert "No such option '--recip'" in wrong.err
+    assert "--recipe" not in wrong.err, "an old name"
+    assert "'--collection'" in foveate("species", "train", "--colection", "x").err
+
+
+@pytest.mark.parametrize("command", ["pretrain", "mllm train", "adapt train", "adapt compare", "species train"])
+def test_an_override_in_front_of_the_recipe_is_named(foveate: Run, command: str) -> None:
+    wrong = foveate(*command.split(), "data.field=x", "r.yaml", "training.steps=3")
+    assert wrong.code == 2
+    assert "RECIPE is 'data.field=x', an override; expected the recipe first" in wrong.err
+    assert f"foveate {command} r.yaml data.field=x" in " ".join(wrong.err.split())
+
+
+def test_an_override_is_no_recipe(foveate: Run) -> None:
+    assert "foveate pretrain RECIPE data.field=x" in foveate("pretrain", "data.field=x").err
+
+
 def test_completion_lists_values_without_torch() -> None:
     code = (
         "import sys; from foveate.cli.main import main\ntry: main([])\nexcept SystemExit: pass\n"

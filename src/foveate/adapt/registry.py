@@ -64,7 +64,7 @@ def _is_square(block: Block) -> bool:
     shapes = {name: get_tensor(layer, "weight") for name, layer in block.projections()}
     widths = [weight.shape[1] for weight in shapes.values() if weight is not None]
     sizes = [weight.shape[0] / len(name) for name, weight in shapes.items() if weight is not None]
-    return block.ordered and {*sizes, *widths} == {block.width or widths[0]}
+    return block.ordered and {*sizes, *widths} == {block.width or next(iter(widths), 0)}
 
 
 # Name of a need -> what it is, for errors, and whether a network with blocks has it.

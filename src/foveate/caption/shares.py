@@ -21,6 +21,7 @@ from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.core.recipes import Settings, parse_pairs
 from foveate.metrics.captions import normalize_counts
+from foveate.records.caption_formats import LONG_FORMATS
 from foveate.records.captions import find_wrong_captioners
 from foveate.records.collection import Collection
 from foveate.training.image_texts import ImageTexts, TextRule
@@ -103,11 +104,12 @@ def check_window(sampler: MixtureSampler, context: int | None, *, allowed: bool)
     """Refuse dense captions for a text tower that reads only their opening.
 
     Raises:
-        UserError: dsc_plus has a weight, `context` is at most 77 tokens, and it is not allowed.
+        UserError: a format of `LONG_FORMATS` has a weight, `context` is at most 77 tokens, and it is not allowed.
     """
-    if sampler.weights.get("dsc_plus", 0) > 0 and context is not None and context <= CLIP_WINDOW and not allowed:
+    long = next((kind for kind in LONG_FORMATS if sampler.weights.get(kind, 0) > 0), None)
+    if long is not None and context is not None and context <= CLIP_WINDOW and not allowed:
         raise UserError(
-            f"dsc_plus captions are longer than the {context} tokens of the text tower: only their opening would be "
+            f"{long} captions are longer than the {context} tokens of the text tower: only their opening would be "
             "read; leave them out, name a tower that reads more (--context), or allow it with --allow-truncation"
         )
 

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as problem:
-        problem.show()
+        (_suggest_visible(problem) if isinstance(problem, click.NoSuchOption) else problem).show()
         sys.exit(problem.exit_code)
     except (KeyboardInterrupt, click.Abort):
         print("stopped", file=sys.stderr)
@@ -110,6 +110,15 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"foveate: {refused}", file=sys.stderr)
         sys.exit(1)
+
+
+def _suggest_visible(problem: click.NoSuchOption) -> click.NoSuchOption:
+    """Return the error without suggestions of hidden options, which are old names."""
+    if problem.ctx is None:
+        return problem
+    options = [option for option in problem.ctx.command.get_params(problem.ctx) if not getattr(option, "hidden", False)]
+    names = [name for option in options for name in option.opts if name.startswith("--")]
+    return click.NoSuchOption(problem.option_name, possibilities=names, ctx=problem.ctx)
 
 
 def _name_standard_output(problem: OSError) -> str | None:

@@ -137,7 +137,13 @@ def recipe_command(
             call: Call, recipe: str | None, overrides: tuple[str, ...], collection: Path | None = None, **values: Any
         ) -> None:
             # An override of a command whose recipe may be left out stands where the recipe would.
-            if optional and recipe is not None and _is_override(recipe):
+            if recipe is not None and _is_override(recipe):
+                behind = next((text for text in overrides if "=" not in text), None)
+                if behind is not None or not optional:
+                    raise click.UsageError(
+                        f"RECIPE is '{recipe}', an override; expected the recipe first: {find_command()} "
+                        f"{behind or 'RECIPE'} {recipe}"
+                    )
                 recipe, overrides = None, (recipe, *overrides)
             if source:
                 recipe, collection = _read_old_form(recipe, values.pop("old_recipe"), collection)

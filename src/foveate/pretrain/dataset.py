@@ -30,6 +30,7 @@ from foveate.metrics.captions import normalize_counts
 from foveate.pretrain.recipe import DataSettings
 from foveate.pretrain.results import DrawnTexts
 from foveate.records.boxes import Box
+from foveate.records.caption_formats import LONG_FORMATS
 from foveate.records.collection import Collection
 from foveate.records.geometry import Placement, View
 from foveate.records.images import BadImage
@@ -186,13 +187,14 @@ def check_window(settings: DataSettings, text_encoder: TextEncoder) -> None:
     """Refuse dense captions for a text tower that reads only their beginning.
 
     Raises:
-        UserError: when dsc_plus may be drawn, the tower reads at most 77 tokens, and truncation is not allowed.
+        UserError: a format of `LONG_FORMATS` may be drawn, the tower reads at most 77 tokens, and this is not allowed.
     """
     window = text_encoder.context_length
-    if "dsc_plus" in settings.text_rule().drawable and window is not None and window <= SHORT_WINDOW:
+    long = next((kind for kind in settings.text_rule().drawable if kind in LONG_FORMATS), None)
+    if long is not None and window is not None and window <= SHORT_WINDOW:
         if not settings.allow_truncation:
             raise UserError(
-                f"field data: dsc_plus captions are longer than the context of the text tower ({window} tokens); leave "
+                f"field data: {long} captions are longer than the context of the text tower ({window} tokens); leave "
                 "them out, or set data.allow_truncation=true"
             )
 

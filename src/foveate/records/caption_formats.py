@@ -165,6 +165,8 @@ CAPTION_FORMATS: Mapping[str, CaptionFormat] = MappingProxyType(
         ),
     }
 )
+# A text tower with CLIP's window reads only the opening of their shortest caption.
+LONG_FORMATS = tuple(kind for kind, row in CAPTION_FORMATS.items() if row.lengths.min_tokens > 75)
 # Pages name alt-texts beside the formats.
 TITLES: Mapping[str, str] = MappingProxyType(
     {ALT: "AltText"} | {kind: row.title for kind, row in CAPTION_FORMATS.items()}
