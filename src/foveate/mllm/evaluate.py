@@ -339,6 +339,7 @@ def _write_request(
     if condition == "image":
         return images, text, question.regions
     if condition == "no image":
+        # A placeholder needs a region, and a region needs an image; the words keep the sentence readable.
         text = text.replace(IMAGE, "").replace(REGION, "the region").strip()
         return [], text, ()
     assert others is not None

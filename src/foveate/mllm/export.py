@@ -226,6 +226,7 @@ def chat_template(loaded: LoadedModel) -> str:
     before, after, blank = chat_marks(loaded)
     return (
         f"{{%- set before = {before} -%}}{{%- set after = {after} -%}}"
+        # Jinja forgets what is set inside a loop, unless it is an attribute of a namespace.
         "{%- set seen = namespace(text=false, lead=true, content='') -%}"
         "{%- for message in messages if message.role != 'system' -%}"
         "{%- if message.content is string -%}{%- set seen.text = true -%}{%- else -%}"
@@ -270,6 +271,7 @@ def _rename_tower(path: Path) -> None:
         return name if not tower or tail.startswith("vision_model.") else f"{head}{tower}vision_model.{tail}"
 
     tensors = {rename(name): value for name, value in read_tensors(path).items()}
+    # transformers refuses files whose metadata do not name a format.
     write_bytes_atomically(path, save(tensors, metadata={"format": "pt"}))
 
 

@@ -127,7 +127,7 @@ def label_collection(
     Raises:
         UserError: another process writes the collection, or it has no such split or source.
     """
-    # Other images, same recipe; and the size of a batch moves the last bits alone.
+    # Other images are labeled by the same recipe, and the size of a batch moves only the last bits of answers.
     content = settings.model_dump(mode="json", exclude={"split", "limit", "batch_size"})
     # Regions depend on fewer settings: others must not have every image labeled again.
     if settings.labels == "regions":

@@ -26,6 +26,7 @@ def pool_tokens(tokens_ND: Tensor, pool: Pool) -> Tensor:
     if pool.kind == "select":
         return tokens_ND[list(pool.indices)]
     if pool.kind == "pairs":
+        # The official operators floor: where the count is odd, the last token is dropped.
         end = len(tokens_ND) // 2 * 2
         return _reduce(tokens_ND[0:end:2], tokens_ND[1:end:2], pool)
     side = grid_side(len(tokens_ND))
@@ -91,6 +92,7 @@ class FrameAggregator:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._writes = _plan_writes(layout)
+        # Bins may overlap, so an image counts once for each bin that it enters.
         self._pending = {block: sum(map(len, entry.bin_ranges())) for block, entry in enumerate(layout.blocks)}
         self._sums: dict[int, Tensor] = {}
         self._rows_LD: Tensor | None = None

@@ -64,6 +64,7 @@ class PromptTemplate:
         before, after, answer = parts.values()
         if not self.framed:
             return Prompt(tuple(before), (*after, *answer))
+        # The start of the answer must not run into the last word of the frame, as in "ASSISTANT:".
         tail = Piece(frame.tail if not answer or frame.tail[-1:].isspace() else f"{frame.tail} ")
         if frame.leads:
             line = [Piece(" ".join(text.split()), is_user) for text, is_user in (*before, *after)]

@@ -124,6 +124,7 @@ def _shrink(how: Strategy, room: Room) -> Strategy:
         if room.holds(how) or not values:
             continue
         value = _find_largest(how, name, values, room)
+        # Where no value of a field suffices, its smallest one stays and the next field is given up, too.
         shrunk = how.model_copy(update={name: values[-1] if value is None else value})
         # What changes nothing, as the number of frames where slow ones alone are read, stays.
         if room.count(shrunk) < room.count(how):
@@ -138,6 +139,8 @@ def _list_shrinks(how: Strategy, room: Room, *, min_slow: int) -> Iterator[tuple
         yield "fast", _shrink_grid(fast)
     if sampled := getattr(how, "sampled", 0):
         yield "sampled", range(sampled - 1, 0, -1)
+    # Frames stop at the number of slow ones: fewer would make slow frames repeat, which costs tokens and shows nothing
+    # new.
     yield "frames", range(min(how.frames, room.frames) - 1, max(slow, 1) - 1, -1)
     if slow:
         yield "slow", range(slow - 1, min_slow - 1, -1)

@@ -162,6 +162,7 @@ def export_llava_next(job: Job) -> ExportReport:
     images = image_processor(loaded, LlavaNextImageProcessor, sizes)
     model = LlavaNextForConditionalGeneration(LlavaNextConfig(**fields, image_grid_pinpoints=pinpoints)).eval()
     width = loaded.model.width
+    # The class expects a vector for the ends of rows, which this model never had.
     model.load_state_dict(read_weights(loaded, trunk) | {"model.image_newline": torch.zeros(width)})
     theirs, reopened = write_export(job, model, LlavaNextProcessor(images, **processor_options(loaded, fields)))
     # Twice as wide as high, so that there are tiles behind the overview.
