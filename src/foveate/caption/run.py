@@ -300,6 +300,7 @@ class _RunWriter:
     def cost(self) -> Cost:
         """Price the tokens of all responses so far."""
         usage = sum((counts.usage for counts in self._counts.values()), Counter[str]())
+        # Prices are those of a million tokens, as providers list them.
         tokens_in = usage["tokens_in"] * self._settings.price_in / 1e6
         tokens_out = usage["tokens_out"] * self._settings.price_out / 1e6
         return Cost(tokens_in=tokens_in, tokens_out=tokens_out, total=tokens_in + tokens_out)
