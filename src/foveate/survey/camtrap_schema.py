@@ -78,6 +78,7 @@ def _check_path(text: str) -> str:
 
 
 def _parse_integer(cell: object) -> object:
+    # Eighteen digits always fit a 64-bit integer, nineteen may not.
     if isinstance(cell, str) and not re.fullmatch(r"[+-]?\d{1,18}", cell):
         # As pandas writes a column of integers that has gaps.
         raise _tolerate("a whole number") if re.fullmatch(r"[+-]?\d{1,15}\.0+", cell) else ValueError("a whole number")
