@@ -182,7 +182,7 @@ def _verdict(rows: list[CalibrateRow], curve: Curve | None, estimates: dict[str,
                     "fine-tune again with a smaller learning rate for the backbone (a hot uniform rate does this)."
                 )
     gain = (star.accuracies["Y/Y"] or 0) - (after.accuracies["Y/Y"] or 0)
-    # An interval around 0: doing nothing is among the best gammas.
+    # If 0 lies in an interval of best gammas, doing nothing is already among the best choices.
     _, intervals = best_intervals(curve)
     if any(low < 0 < high for low, high in intervals) or gain < 0.5:
         return "nothing", (

@@ -195,6 +195,8 @@ def _pcv(calibrator: Any, logits: NDArray[Any], labels: NDArray[np.int64], group
 
 def _check_run(run: PseudoRun, groups: ClassGroups) -> None:
     """Raise UserError for a pseudo run of other columns, or whose halves are not together the seen classes."""
+    # NaN is not refused here: columns of truly absent classes must have no influence, not even as an error. The columns
+    # of S are checked where the curve is built.
     array = as_logits(run.logits, what=f"{run.name}: logits", finite=False)
     if array.shape[1] != groups.classes:
         raise UserError(f"{run.name}: expected {groups.classes} columns, one for each class (got {array.shape[1]})")
@@ -328,6 +330,7 @@ class AbsentClassCalibrator(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the classes of the largest calibrated logits, [N]."""
+        # This does not call `decision_function`, which has a single column for two classes.
         shifted = self._shifted(X)
         return self.classes_[shifted.argmax(axis=1)]
 
@@ -335,6 +338,7 @@ class AbsentClassCalibrator(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the softmax of the calibrated logits, [N, C]; it ranks classes, and is not calibrated confidence."""
         shifted = self._shifted(X)
+        # The maximum of a row is subtracted so that `exp` cannot overflow; the softmax stays the same.
         weights = np.exp(shifted - shifted.max(axis=1, keepdims=True))
         return weights / weights.sum(axis=1, keepdims=True)
 
@@ -354,6 +358,7 @@ class AbsentClassCalibrator(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         return scores if scores.ndim == 2 else np.stack([-scores / 2, scores / 2], axis=1)
 
     def _positions(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        # A classifier may list its classes in any order, but `searchsorted` needs a sorted array.
         order = np.argsort(self.classes_)
         return order[np.searchsorted(self.classes_, labels, sorter=order)].astype(np.int64)
 
@@ -362,5 +367,6 @@ class AbsentClassCalibrator(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         inner = get_tags(self.estimator)
         tags.input_tags = inner.input_tags
         tags.classifier_tags.multi_class = getattr(inner.classifier_tags, "multi_class", True)
+        # `fit` refuses several labels per sample, because gamma is a gap between one label and the other classes.
         tags.classifier_tags.multi_label = False
         return tags

@@ -179,6 +179,7 @@ def from_model(
     # gamma comes from seen classes alone; the others, where the split has them, serve the nearest class mean.
     train = predict_classifier(after, images, train_rows, description="training split")
     test = predict_classifier(after, images, test_rows, description="test split")
+    # Called only for its error: NaN must not reach the files that are written below.
     for predictions in (train, test):
         as_logits(predictions.logits, what=f"{model}: logits")
     is_seen = np.isin(train.rows, tuning)
@@ -211,6 +212,7 @@ def from_model(
             device=device,
         )
     heads: dict[str, Any] = {}
+    # After a change of the head's width, its rows cannot be compared one by one.
     if earlier is not None and head_weights(earlier).shape == head_weights(after).shape:
         heads = head_changes(head_weights(earlier), head_weights(after), groups)
     return Evidence(

@@ -58,6 +58,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         size = file.stat().st_size
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
+            # `read` of an absurd length, which any file may claim, would raise MemoryError or OverflowError.
             if length > size - 8:
                 raise ValueError("its header is longer than the file")
             header: dict[str, Any] = json.loads(handle.read(length))
@@ -66,6 +67,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
             if name == "__metadata__":
                 continue
             start, end = entry["data_offsets"]
+            # `fold` writes to these offsets, so a false one would overwrite bytes of something else.
             if not 0 <= start <= end <= size - 8 - length:
                 raise ValueError(f"tensor '{name}' lies outside the file")
             # Offsets in the header count from the end of the header.
@@ -188,7 +190,9 @@ def fold(path: Path, *, gamma: float, groups: ClassGroups, to: Path, head: str |
 
 def _fold_folder(path: Path, bias: Tensor, data: bytes, to: Path, *, gamma: float, groups: ClassGroups) -> None:
     """Copy the folder under a temporary name, which then appears at once."""
+    # The temporary folder is a sibling, so that the final rename stays on one file system and is atomic.
     temporary = to.with_name(f".{to.name}.tmp")
+    # A killed run leaves its temporary folder behind.
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         shutil.copytree(path, temporary)
@@ -227,5 +231,7 @@ def _encode(values: NDArray[np.float64], dtype: str) -> bytes:
     # By way of float32 rounded to odd: rounded to nearest there, a sum beside the middle of two bfloat16 would become
     # the middle itself and be rounded a second time.
     single = np.where(np.abs(single.astype(np.float64)) > np.abs(values), np.nextafter(single, np.float32(0)), single)
+    # The last bit is set wherever something was cut off (a sticky bit), so that no such value looks like a tie below.
     bits = single.view(np.uint32) | (single.astype(np.float64) != values)
+    # Adding 0x7FFF and the last bit that is kept rounds to nearest, ties to even.
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()

@@ -100,6 +100,7 @@ def run_threshold(run: PseudoRun, rule: Threshold) -> float | None:
             "(source_logits); give them, or choose the threshold 'none'"
         )
     groups = _groups(run)
+    # Columns of truly absent classes are dropped below under "seen_columns" and may hold NaN.
     source = as_logits(run.source_logits, what=f"{run.name}: source_logits", finite=False)
     if source.shape != np.shape(run.logits):
         raise UserError(

@@ -173,6 +173,7 @@ def caption_rows(
         try:
             return await asyncio.gather(*(write(*request) for request in requests))
         finally:
+            # The captioner's connections belong to the event loop that ends here.
             await captioner.close()
 
     with Meter("captions", len(requests)) as meter:

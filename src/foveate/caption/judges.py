@@ -242,6 +242,7 @@ class ClipJudge:
 
     def _draw_others(self, index: int) -> NDArray[np.int64]:
         # Seeded by the image, so that all its captions meet the same others and formats can be compared.
+        # The label of the stream keeps its old word, since another one would draw other images.
         rng = seeds.generator("other pictures", self.seed, int(self.rows[index]))
         count = len(self.rows)
         drawn = rng.choice(count - 1, size=min(NUM_OTHERS, count - 1), replace=False)
@@ -333,6 +334,7 @@ class LlmJudge:
         raw = await self._request("split", row, caption=caption) if caption.strip() else None
         status, assertions = parse_assertions(raw) if raw is not None else ("error:none", [])
         if status.startswith("error"):
+            # An empty caption was never sent, so it is no failure of the model.
             self.failed["split"] += bool(caption.strip())
             return splitter.split(caption)
         # Models repeat themselves; equal assertions count once, as with the rules.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.caption.captioner import Backend, Captioner, find_backend
-from foveate.caption.execution import Job, find_executor
+from foveate.caption.execution import CaptionJob, find_executor
 from foveate.caption.lengths import OtherTokenizer
 from foveate.caption.pending_requests import CaptionSettings, PendingRequests, RequestConfig, estimate, list_pending
 from foveate.caption.requests import ERROR, SKIPPED, CaptionResult, caption_row, error_row
@@ -130,7 +130,7 @@ def caption(
         captioner, config = _open_captioner(backend_kind, opened, settings, backend, backend_settings)
         pending = list_pending(opened, config)
         plain_settings = backend_settings.model_dump(mode="json")
-        job = Job(opened.path, config, plain_settings, uuid.uuid4().hex[:12], tokenizer, workers, processes)
+        job = CaptionJob(opened.path, config, plain_settings, uuid.uuid4().hex[:12], tokenizer, workers, processes)
         writer = _RunWriter(appender, run, pending, source=f"captioner {backend}", name=opened.name)
         # The page's thumbnails are made while responses are waited for.
         thumbnails = ThreadPoolExecutor(1, thread_name_prefix="page")
@@ -300,6 +300,7 @@ class _RunWriter:
     def cost(self) -> Cost:
         """Price the tokens of all responses so far."""
         usage = sum((counts.usage for counts in self._counts.values()), Counter[str]())
+        # Prices are those of a million tokens, as providers list them.
         tokens_in = usage["tokens_in"] * self._settings.price_in / 1e6
         tokens_out = usage["tokens_out"] * self._settings.price_out / 1e6
         return Cost(tokens_in=tokens_in, tokens_out=tokens_out, total=tokens_in + tokens_out)

@@ -77,6 +77,7 @@ def _base_of_third_person(word: str) -> str:
 
 def is_plural(word: str) -> bool:
     """Whether a noun looks plural."""
+    # "Glass", "bus" and "tennis" are singular.
     return word in _PLURAL_SUBJECTS or (word.endswith("s") and not word.endswith(("ss", "us", "is")))
 
 
@@ -269,6 +270,7 @@ def _split_verbs(clause: Sequence[str], verb: int, tagger: Tagger | None) -> lis
     """Repeat the subject for each finite verb that follows a joint: "S V1 ... and V2 ..."."""
     lower = _lower(clause)
     finite = finite_verbs(lower, tagger)
+    # At least a joint stands between two verbs, so the next one comes two tokens later at the earliest.
     starts = [
         index
         for index in range(verb + 2, len(lower))

@@ -55,9 +55,12 @@ def draw_pairs(collection: Collection, settings: CalibrateSettings, *, seed: int
     }
     every = sorted({phrase for of_row in phrases.values() for phrase in of_row})
     pairs = []
+    # The order follows from a hash of each key, so that images that are added or removed leave the draw of the others
+    # alone.
     for row in sorted(phrases, key=lambda row: seeds.uniform("calibrate", seed, collection.keys[row])):
         if len(pairs) == settings.limit:
             break
+        # "Dog" and "dog" are one name: asked under the other spelling, a right box would count as a false alarm.
         known = {phrase.casefold() for phrase in phrases[row]}
         others = [phrase for phrase in every if phrase.casefold() not in known]
         if phrases[row] and others:
@@ -89,6 +92,7 @@ def measure_box_scores(
     for pair in pairs:
         try:
             image = collection.image_bytes(pair.row)
+            # Decoded only for its error: a truncated file must not end the measurement of all others.
             decode(image)
         except BadImage as problem:
             problems.append(problem)
@@ -100,6 +104,7 @@ def measure_box_scores(
         say(f"left out: {len(problems)} of {len(pairs)} images, which cannot be read ({problems[0]})")
     answers = model.ask_all(questions, max_tokens=_MAX_TOKENS)
     scores = [answer.box_scores[0] if answer.box_scores else None for answer in answers]
+    # Questions alternate between a phrase that the image shows and one that it does not.
     present, absent = ([score for score in scores[start::2] if score is not None] for start in (0, 1))
     if not present or not absent:
         raise UserError(f"model: answers to 'Where is ...?' have no box (got {len(present) + len(absent)} boxes)")

@@ -112,6 +112,7 @@ def group_by_images(
             grouped[of_images].append(conversation)
         else:
             alone.append(ImageSet(of_images, (conversation,), in_text=bool(of_images)))
+    # The loader draws sets by their numbers, which must not depend on the order of the conversations.
     keys = sorted({*grouped, *((row,) for row in rows)})
     return [*(ImageSet(key, tuple(grouped.get(key, ()))) for key in keys), *alone]
 
@@ -208,6 +209,7 @@ def write_vocabulary(recipe: MllmRecipe, collection: Collection, sets: Sequence[
             write_text_atomically(folder / TOKENIZER, (initial / TOKENIZER).read_text(encoding="utf-8"))
     elif not isinstance(recipe.model.language, SourceSettings):
         _write_tokenizer(recipe, sets, uses, folder)
+    # This file is written last: where it exists, the vocabulary is complete.
     write_json_atomically(folder / NAMES, sorted({*known, *uses}))
 
 

@@ -44,7 +44,7 @@ _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """The model, and the empty folder to write."""
 
     loaded: LoadedModel
@@ -76,14 +76,14 @@ def export_mllm(source: str, *, to: str, out: Path | None = None) -> tuple[Path,
         >>> result["to"]
         'llava'
     """
-    export: Callable[[Job], ExportReport] = load_row("foveate.mllm.exporting", to, "TARGETS", label="target")
+    export: Callable[[ExportJob], ExportReport] = load_row("foveate.mllm.exporting", to, "TARGETS", label="target")
     folder = out or default_folder(Path(source), to)
     check_empty_folder(folder)
     model = open_mllm(source, device="cpu")
     if not isinstance(model, Mllm):
         raise UserError(f"{source}: it is a model of transformers already; expected one of foveate mllm train")
     with staged_folder(folder) as stage:
-        report = export(Job(model.loaded, stage))
+        report = export(ExportJob(model.loaded, stage))
         card = Path(source) / CARD
         origin = card.read_text(encoding="utf-8") if source not in SHIPPED and card.is_file() else ""
         write_text_atomically(stage / CARD, _write_card(report, origin))
@@ -231,6 +231,7 @@ def chat_template(loaded: LoadedModel) -> str:
     before, after, blank = chat_marks(loaded)
     return (
         f"{{%- set before = {before} -%}}{{%- set after = {after} -%}}"
+        # Jinja forgets what is set inside a loop, unless it is an attribute of a namespace.
         "{%- set seen = namespace(text=false, lead=true, content='') -%}"
         "{%- for message in messages if message.role != 'system' -%}"
         "{%- if message.content is string -%}{%- set seen.text = true -%}{%- else -%}"
@@ -275,6 +276,7 @@ def _rename_tower(path: Path) -> None:
         return name if not tower or tail.startswith("vision_model.") else f"{head}{tower}vision_model.{tail}"
 
     tensors = {rename(name): value for name, value in read_tensors(path).items()}
+    # transformers refuses files whose metadata do not name a format.
     write_bytes_atomically(path, save(tensors, metadata={"format": "pt"}))
 
 
@@ -284,7 +286,7 @@ def silent_ids(loaded: LoadedModel) -> list[int]:
     return sorted(id for id in tokenizer.special.values() if id not in (tokenizer.end, region))
 
 
-def write_export(job: Job, model: Any, processor: Any, suppressed: Sequence[int] = ()) -> tuple[Any, Any]:
+def write_export(job: ExportJob, model: Any, processor: Any, suppressed: Sequence[int] = ()) -> tuple[Any, Any]:
     """Write model and processor, and open them again.
 
     Args:
@@ -307,7 +309,7 @@ def write_export(job: Job, model: Any, processor: Any, suppressed: Sequence[int]
 
 
 @torch.no_grad()
-def measure_differences(job: Job, theirs: Any, pixels: Callable[[Any], dict[str, Tensor]]) -> dict[str, float]:
+def measure_differences(job: ExportJob, theirs: Any, pixels: Callable[[Any], dict[str, Tensor]]) -> dict[str, float]:
     """Compare pixels and logits of a question about an image of noise with those of the class.
 
     Args:

@@ -137,7 +137,7 @@ def label_collection(
         >>> label_collection(collection_copy, model, settings, name="mini", sha256="of its weights").images
         2
     """
-    # Other images, same recipe; and the size of a batch moves the last bits alone.
+    # Other images are labeled by the same recipe, and the size of a batch moves only the last bits of answers.
     content = settings.model_dump(mode="json", exclude={"split", "limit", "batch_size"})
     # Regions depend on fewer settings: others must not have every image labeled again.
     if settings.labels == "regions":

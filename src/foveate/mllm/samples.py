@@ -236,6 +236,7 @@ class MllmSamples:
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Combine samples into a batch; see `MllmTask.losses` for its entries."""
         counts = [len(sample["features"]) for sample in samples]
+        # -1 marks a view that a row does not have; rows differ in their numbers of views.
         views_BK = torch.full((len(samples), max(counts)), -1, dtype=torch.long)
         start = 0
         for index, count in enumerate(counts):

@@ -85,6 +85,7 @@ def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
     from transformers import AutoModelForCausalLM
 
     config = read_language_config(source.source, revision=source.revision)
+    # `from_config` draws the weights from torch's global generator.
     with seeded(0):
         language_model = AutoModelForCausalLM.from_config(config)
     prepare_tuning(language_model, source)

@@ -49,6 +49,7 @@ def summarize(suite: Suite, questions: Sequence[SuiteQuestion], rows: Sequence[A
     }
     slices = sorted({name for question in counted for name in question.slices})
     parts = [("", counted)]
+    # A single slice would only repeat the row of the whole suite.
     if len(slices) > 1:
         parts += [(name, [question for question in counted if name in question.slices]) for name in slices]
     table = [_row(suite, name, part, by_condition, seed=seed) for name, part in parts]
@@ -90,12 +91,14 @@ def _row(
     for column, condition in zip(_COLUMNS, CONDITIONS, strict=True):
         answered = [question for question in questions if field in by_condition[condition].get(question.id, {})]
         scores = [by_condition[condition][question.id][field] for question in answered]
+        # Questions about one image are not independent, so the bootstrap draws images with all their questions.
         values[column.key] = average(scores, [question.images or question.id for question in answered], seed=seed)
     chances = [1 / len(question.choices) if by_likelihood else question.chance for question in questions]
     known = [chance for chance in chances if chance is not None]
     return Row(
         question=(f"{suite.title}: {name}" if name else suite.title) + (", by likelihood" if by_likelihood else ""),
         data="accuracy of the likeliest choice" if by_likelihood else suite.metric,
+        # A mean over some of the questions would look like the chance of all of them.
         chance=float(np.mean(known)) if len(known) == len(chances) else None,
         n=len(questions),
         values=values,

@@ -42,11 +42,13 @@ def box_loss(boxes_N4: Tensor, targets_N4: Tensor) -> tuple[Tensor, Tensor]:
     from torchvision.ops import generalized_box_iou_loss
 
     def area(corners_N4: Tensor) -> Tensor:
+        # Predicted corners may be swapped, and two negative sides would multiply to a positive area.
         return (corners_N4[:, 2:] - corners_N4[:, :2]).clamp(min=0).prod(dim=1)
 
     low_N2 = torch.maximum(boxes_N4[:, :2], targets_N4[:, :2])
     high_N2 = torch.minimum(boxes_N4[:, 2:], targets_N4[:, 2:])
     inside_N = (high_N2 - low_N2).clamp(min=0).prod(dim=1)
+    # The union of two boxes without area is 0.
     iou_N = inside_N / (area(boxes_N4) + area(targets_N4) - inside_N).clamp(min=1e-9)
     giou_N = generalized_box_iou_loss(boxes_N4, targets_N4, reduction="none")
     return (boxes_N4 - targets_N4).abs().sum(dim=1) + giou_N, iou_N
@@ -131,6 +133,7 @@ class MllmTask(Task):
         named = float(len(batch["name_N"]))
         is_box = (batch["ids_BT"] == self.model.region_id) & batch["learned_BT"]
         return {
+            # A stage that only aligns has no tokens; its loss is a mean over named regions.
             "loss": tokens or named,
             "token_loss": tokens,
             "token_accuracy": tokens,
@@ -155,6 +158,7 @@ class MllmTask(Task):
             new_number = torch.full((len(batch["features"]),), -1, device=views.device)
             new_number[views] = torch.arange(len(views), device=views.device)
             named = torch.isin(batch["name_view_N"], views)
+            # As in `MllmSamples.collate`, rows without images get a view of zeros.
             features = batch["features"][views] if len(views) else torch.zeros_like(batch["features"][:1])
             regions = torch.isin(region_row_R, rows)
             piece = {name: batch[name][rows] for name in (*PackedTexts._fields, *ViewLayout._fields)}
@@ -233,6 +237,7 @@ class MllmTask(Task):
         ]
         names = [name for name, _ in self.named_parameters()]
         return [
+            # A rate of 0 freezes the part, which saves its gradients; the scale of a frozen rule is never used.
             ParameterRule(pattern, learning_rate_scale=rate or 1.0, weight_decay=decay, frozen=rate == 0)
             for pattern, rate, decay in rules
             if any(re.fullmatch(pattern, name) for name in names)

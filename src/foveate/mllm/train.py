@@ -259,6 +259,7 @@ class MllmTraining:
         if self.run.saves(outcome):
             self._write_weights(folder / STAGE_WEIGHTS, gathered)
             write_json_atomically(folder / STAGE, result.to_json())
+        # The other processes load the weights of the stage that the main one has just written.
         barrier()
         return result
 

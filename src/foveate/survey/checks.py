@@ -267,11 +267,13 @@ def _check_clocks(survey: Survey) -> Iterator[Finding]:
 def _check_deployments(survey: Survey) -> Iterator[Finding]:
     yield from _by_deployment(survey, "images without a deployment", survey.deployment_N < 0)
     yield from _by_deployment(survey, "deployment without a row", survey.deployment_N >= survey.num_listed)
+    # Images without a deployment are -1; they are counted first and dropped.
     images = np.bincount(survey.deployment_N + 1, minlength=len(survey.deployments) + 1)[1:]
     for index in np.flatnonzero(images[: survey.num_listed] == 0).tolist():
         yield Finding("deployment without images", survey.deployments[index].id, 0)
     places = {entry.location for entry in survey.deployments if entry.location}
     for names in (places, {entry.id for entry in survey.deployments}):
+        # Places and cameras are often numbered, so names that differ in one letter are no mistake here.
         for first, second in _similar(names, cutoff=1.0):
             yield Finding("similar names", first, 2, f"and {second!r}")
 

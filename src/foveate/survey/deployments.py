@@ -243,6 +243,7 @@ def round_place(
     """
     if precision is not None and not 0 < precision < math.inf:
         raise UserError(f"coordinatePrecision must be above 0 (got {precision:g})")
+    # The logarithm of a power of ten may be off in its last bit.
     if precision is not None and digits >= -math.log10(precision) - 1e-9:
         raise UserError(f"coordinates: coordinatePrecision is {precision:g} already (got {digits} digits); use fewer")
     # By the latitude before rounding: 59.9999 is written as 60.0 and lies below it.
@@ -295,5 +296,6 @@ def round_deployments(
 
 
 def _decimals(value: float) -> int:
+    # The shortest text of a float has the decimals that were written; its binary value has dozens of them.
     exponent = Decimal(repr(value)).normalize().as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0

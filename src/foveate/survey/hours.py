@@ -126,6 +126,7 @@ def _days(
     year_N: NDArray[np.int64], month_N: NDArray[np.int64], day_N: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return days since 1970, and whether the date exists (February 30 and year 0 do not)."""
+    # Months are clipped only to keep the arithmetic in range; wrong ones do not exist below.
     months_N = ((year_N - 1970) * 12 + np.clip(month_N, 1, 12) - 1).astype("datetime64[M]")
     dates_N = months_N.astype("datetime64[D]") + (day_N - 1).astype("timedelta64[D]")
     # A day beyond the month's end lands in another month.
@@ -235,6 +236,7 @@ def find_clock_faults(
         imported_N: seconds (UTC) at which each image was imported; NaN where unknown.
         files: names as the source spells them, which are in the order of capture within a folder.
     """
+    # Images without a deployment have the index -1, which picks the row of NaN at the end.
     bounds_N2 = np.concatenate([bounds_D2, np.full((1, 2), np.nan)])[deployment_N]
     with np.errstate(invalid="ignore"):
         # Comparisons with NaN are false: without bounds nothing lies outside.
@@ -242,6 +244,7 @@ def find_clock_faults(
         late_N = np.fmax(clock_N - bounds_N2[:, 1], 0)
         distance_N = np.where(np.isnan(clock_N), 0, np.fmax(np.nan_to_num(early_N), np.nan_to_num(late_N)))
         outside_N = distance_N > TOLERANCE
+        # The import is in UTC, and the clock is local: the tolerance of a day covers any offset.
         future_N = clock_N > imported_N + TOLERANCE
     year_N, starts_year_N = _years(clock_N)
     factory_N = starts_year_N & (outside_N | (np.isnan(bounds_N2).all(axis=1) & np.isin(year_N, _FACTORY_YEARS)))

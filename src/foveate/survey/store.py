@@ -79,6 +79,7 @@ def select_last(table: pa.Table) -> pa.Table:
     """
     codes = pc.call_function("dictionary_encode", [table["key"].combine_chunks()]).indices.to_numpy()
     last = np.zeros(codes.max(initial=-1) + 1, np.int64)
+    # Of repeated indices NumPy keeps the last assignment, and so the last row of each image.
     last[codes] = np.arange(len(codes))
     return table if len(last) == len(table) else table.take(pa.array(np.sort(last)))
 
@@ -112,6 +113,7 @@ def name_detectors(table: pa.Table, keys: Sequence[str]) -> list[str]:
 
 def _is_latest(table: pa.Table) -> np.ndarray:
     names = join_names(table["key"], table["id"]).combine_chunks()
+    # `positions` finds the first match, which from behind is the last.
     backwards = np.arange(len(names))[::-1]
     reversed_names = names.take(pa.array(backwards))
     last = backwards[positions(names, among=reversed_names)]

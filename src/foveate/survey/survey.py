@@ -137,6 +137,7 @@ class Survey:
     def places_N2(self) -> NDArray[np.float64]:
         """Latitude and longitude of each image in degrees; NaN where unknown."""
         degrees = [(entry.latitude, entry.longitude) for entry in self.deployments]
+        # The extra row of NaN is that of index -1, images without a deployment.
         places = np.array([*degrees, (None, None)], dtype=np.float64).reshape(-1, 2)
         # A latitude without a longitude is no place.
         places[np.isnan(places).any(axis=1)] = np.nan

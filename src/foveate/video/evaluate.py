@@ -116,6 +116,7 @@ def describe_answers(answers: Sequence[ClipAnswer | UserError]) -> AnswerRow:
     if errors:
         return {"error": errors[0]}
     texts = [answer for answer in answers if not isinstance(answer, UserError)]
+    # Only multiple choices have probabilities, and these have one wording each.
     probabilities = list(texts[0].probabilities)
     return {
         # Models of images speak of an image, which the official evaluation mends for all.
@@ -215,6 +216,7 @@ def evaluate(
         if not settings.allow_missing:
             refuse_missing([write_row(question, clips) for question in selected], where=str(videos))
         answers = _ask_all(model, selected, clips, evaluation, settings, folder=str(Path(videos)))
+        # Some clips turn out to be unreadable only when they are decoded.
         if not settings.allow_missing:
             refuse_missing(answers, where=str(evaluation.path))
         result = summarize(answers, read_recipe(evaluation.path))

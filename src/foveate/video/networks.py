@@ -191,6 +191,8 @@ def _read_preprocess(checkpoint: Checkpoint, config: Any) -> Preprocess:
         (mean, std), interpolation = _PIXELS[tower.model_type], "bicubic"
     else:
         raise UserError(f"{checkpoint.folder}: no preprocessor_config.json; expected the mean and deviation of pixels")
+    # The crop, padding and tiles of the model's own processor are ignored: the official code squashes each frame to a
+    # square (its aspect mode `resize`).
     return Preprocess(size=tower.image_size, mean=mean, std=std, interpolation=interpolation, geometry="stretch")
 
 

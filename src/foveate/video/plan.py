@@ -196,6 +196,7 @@ def read_shape(source: str | Path, *, rope_factor: float | None = None) -> Model
         few = copy.deepcopy(config)
         few.vision_config = shorten_config(vision, layers)
         few.text_config = shorten_config(text, layers)
+        # The weights are counted in float16, in which the official code runs.
         with torch.device("meta"), loading(source):
             model: Any = AutoModelForImageTextToText.from_config(few, dtype=torch.float16).eval()
         make_fake(model, mode)

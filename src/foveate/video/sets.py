@@ -102,6 +102,8 @@ def _read_activitynet(path: Path) -> list[VideoQuestion]:
         find_column(answers, name, path=answers_path)
     by_id = {get_text(answer, "question_id"): answer for answer in answers}
     ids = [get_text(entry, "question_id") for entry in entries]
+    # The defaults complete the columns where the first question has no answer: `find_column` looks at the first row
+    # alone.
     rows = [{"answer": "", "type": ""} | by_id.get(id, {}) | entry for id, entry in zip(ids, entries, strict=True)]
     questions = Columns(kind=("type",)).read(rows, path, name_clip=name_clip, name_kind=_name_kind)
     known_ids = set(ids)
@@ -201,6 +203,7 @@ def _read_egoschema(path: Path) -> list[VideoQuestion]:
     for name in ("q_uid", *_EGOSCHEMA_PUBLISHED.texts, *_EGOSCHEMA_PUBLISHED.options):
         find_column(entries, name, path=path)
     by_id = {get_text(entry, "q_uid"): entry for entry in entries}
+    # The first answer may have no question, but `find_column` looks at the first row alone and needs all columns there.
     empty = dict.fromkeys([*_EGOSCHEMA_PUBLISHED.texts, *_EGOSCHEMA_PUBLISHED.options], "")
     rows = [by_id.get(id, empty) | {"q_uid": id, "answer": answer} for id, answer in answers.items()]
     questions = _EGOSCHEMA_PUBLISHED.read(rows, path) if rows else []

@@ -15,7 +15,7 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.language.tokenizer import encode_pieces, list_start_ids
 from foveate.video.networks import Network
-from foveate.video.prompts import Prompt
+from foveate.video.prompts import VideoPrompt
 from foveate.video.strategies import Strategy
 
 # Fewer slow frames than these `--fit` does not leave.
@@ -29,7 +29,7 @@ class PromptIds(NamedTuple):
     after: list[int]
 
 
-def encode_prompt(network: Network, prompt: Prompt) -> PromptIds:
+def encode_prompt(network: Network, prompt: VideoPrompt) -> PromptIds:
     """Encode the text around a video.
 
     Each side is encoded by itself, and the first begins as the tokenizer begins a sequence, as in the official code.
@@ -124,6 +124,7 @@ def _shrink(how: Strategy, room: Room) -> Strategy:
         if room.holds(how) or not values:
             continue
         value = _find_largest(how, name, values, room)
+        # Where no value of a field suffices, its smallest one stays and the next field is given up, too.
         shrunk = how.model_copy(update={name: values[-1] if value is None else value})
         # What changes nothing, as the number of frames where slow ones alone are read, stays.
         if room.count(shrunk) < room.count(how):
@@ -138,6 +139,8 @@ def _list_shrinks(how: Strategy, room: Room, *, min_slow: int) -> Iterator[tuple
         yield "fast", _shrink_grid(fast)
     if sampled := getattr(how, "sampled", 0):
         yield "sampled", range(sampled - 1, 0, -1)
+    # Frames stop at the number of slow ones: fewer would make slow frames repeat, which costs tokens and shows nothing
+    # new.
     yield "frames", range(min(how.frames, room.frames) - 1, max(slow, 1) - 1, -1)
     if slow:
         yield "slow", range(slow - 1, min_slow - 1, -1)

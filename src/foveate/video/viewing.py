@@ -136,7 +136,7 @@ class Viewing:
         """
         is_frames = all(image.is_frame for image in self.layout.images)
         render = self.network.render if is_frames else lambda image: image
-        # Others were sampled alone.
+        # A strategy may sample frames that it does not read; these have no column.
         columns = dict(zip(self.layout.frames, self._list_frames(), strict=True))
         return self._reader.read(
             lambda frames: consume(

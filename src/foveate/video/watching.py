@@ -89,6 +89,7 @@ def choose_slow(
         vectors_TD = selector.encode_images(frames)
     elif network is not None:
         # Encoded once more when they are read: the tokens of all frames at once would fill memory.
+        # NumPy has no bfloat16, in which the model may run.
         means = [tokens_BND.float().mean(dim=1).cpu() for tokens_BND in network.encode_images(frames)]
         vectors_TD = torch.cat(means).numpy()
     else:
@@ -142,6 +143,7 @@ def watch(
     network = model if isinstance(model, Network) else open_network(str(model), device=device)
     strategy = parse_how(how) if isinstance(how, str) else how
     prompts = _find_prompts(network, prompt)
+    # Without `fit` every question is checked when it is asked; here the video only has to leave one position.
     text = count_text(network, prompt=prompt) if fit and text_tokens is None else text_tokens or 1
     looks = check_choice(strategy, selector=selector, query=query)
     reader, changes = ClipReader(clip, strategy.frames, start=start, end=end, allow_damaged=allow_damaged), ()

@@ -87,7 +87,7 @@ class MllmCaptioner(BatchingCaptioner):
         latency = 1000 * (time.monotonic() - began)
         return [
             CaptionResponse(
-                # That the model knows nothing in an image is no caption of it.
+                # "Not found" says that the model recognizes nothing in the image, which is no caption of it.
                 "" if answer.text == NOT_FOUND else self.read_answer(answer.text, finished=answer.finished),
                 error="not_found" if answer.text == NOT_FOUND else "",
                 final=answer.text == NOT_FOUND,

@@ -182,6 +182,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    # Both are called only for their errors: the config is missing, or the weights are pickles.
     checkpoint.config()
     checkpoint.weights()
     with loading(checkpoint.name, kind="an image-text-to-text model from it"):

@@ -122,6 +122,7 @@ def _recognize(collection: Collection, rows: Sequence[int]) -> dict[str, list[st
         try:
             lines = read_lines(engine, collection.image_bytes(row))
         except BadImage:
+            # Nothing is cached for a file that cannot be read now, since a later run may be able to read it.
             continue
         lines_of[sha256] = lines
         if path is not None:

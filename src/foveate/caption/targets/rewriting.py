@@ -221,6 +221,7 @@ def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 def _find_central(captions: Sequence[str]) -> str:
     """Return the caption whose words overlap most with the others'; of equal ones the shortest, then the first."""
     word_sets = [content_words(text) for text in captions]
+    # Each caption overlaps with itself by 1, which moves no rank.
     overlap = [sum(_jaccard(word_set, other) for other in word_sets) for word_set in word_sets]
     return captions[max(range(len(captions)), key=lambda index: (overlap[index], -len(captions[index]), -index))]
 

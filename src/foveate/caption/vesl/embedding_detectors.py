@@ -170,6 +170,7 @@ class ClocDetector(Detector):
             cosine_KQ = scorer.cosines(tokens, placements[index], index, boxes_K4, texts[index])
             cosine_K = cosine_KQ[np.arange(len(phrase_K)), phrase_K]
             keep_K = cosine_K > self.settings.threshold
+            # Rounding may put a cosine just above 1, which no score may be.
             results.append(
                 Detections(
                     boxes_K4[keep_K],

@@ -236,6 +236,7 @@ class MllmDetector(Detector):
         """Return a score in [0, 1]: of a box head by its distance to the limit, otherwise of the answer's tokens."""
         limit = self._asked.loaded.min_box_score
         if not answer.box_scores or limit is None:
+            # A mean log-probability is at most 0, but for rounding.
             return float(np.exp(min(answer.score, 0.0)))
         return float(1 / (1 + np.exp(limit - answer.box_scores[0])))
 

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from foveate.core.progress import say
-from foveate.federated.embedding.grids import Grid
+from foveate.federated.embedding.grids import CoordinateGrid
 from foveate.federated.job import TrainingSnapshot
 
 Array = NDArray[Any]
@@ -50,7 +50,7 @@ class MapState(TrainingSnapshot):
     features: int
     local_weights: dict[int, Array] = field(default_factory=dict)
     repulsions: dict[int, Repulsion] = field(default_factory=dict)
-    grid: Grid | None = None
+    grid: CoordinateGrid | None = None
     notes: dict[str, int] = field(default_factory=dict)
 
     def add_note(self, text: str) -> None:

@@ -147,6 +147,7 @@ def _take_decoder(theirs: Any, config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     state = {f"model.{name}": value for name, value in theirs.model.language_model.state_dict().items()}
+    # Built without memory and filled with the very tensors, so that gigabytes of weights are not held twice.
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(config, dtype=theirs.dtype)
     decoder.load_state_dict({**state, "lm_head.weight": theirs.lm_head.weight}, assign=True)
@@ -331,6 +332,7 @@ def _read_settings(
     if str(config.get("mm_patch_merge_type", "flat")).startswith("spatial"):
         side = build_tower(content["tower"]).preprocess.side
         grid = build_tower(content["tower"]).grid
+        # ml-ferret lists the width before the height, LLaVA-NeXT of transformers the other way round.
         pairs = _read_pinpoints(config.get("image_grid_pinpoints", ()), side, source)
         content["assembly"] = {
             "tiling": preset_options(
@@ -347,6 +349,7 @@ def _read_settings(
 def _read_pinpoints(value: object, side: int, source: str | Path) -> list[tuple[int, int]]:
     """Read (width, height) of the canvases, a list or, as in released configs, the text of one."""
     try:
+        # The text has the parentheses of Python's tuples, which JSON does not know.
         pairs = json.loads(value.replace("(", "[").replace(")", "]")) if isinstance(value, str) else value
         sizes = [(int(width), int(height)) for width, height in pairs]  # type: ignore[union-attr]
         if sizes and all(size >= side and size % side == 0 for pair in sizes for size in pair):
@@ -378,6 +381,7 @@ def _build_decoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], sou
     if decoder.config.tie_word_embeddings:
         if "model.embed_tokens.weight" not in stored:
             raise UserError(f"{source}: tensor model.embed_tokens.weight: missing")
+        # `load_part` expects every tensor, but a tied output layer is not stored.
         stored.setdefault("lm_head.weight", stored["model.embed_tokens.weight"])
     load_part(decoder, stored, str(source))
     return decoder

@@ -22,7 +22,7 @@ from foveate.language.llama_gguf import (
     USER_DEFINED,
     interleave_halves,
 )
-from foveate.mllm.export import ExportReport, Job, chat_marks, silent_ids
+from foveate.mllm.export import ExportJob, ExportReport, chat_marks, silent_ids
 from foveate.mllm.exporting.hugging_face import read_parts, read_weights
 from foveate.multimodal.folder import LoadedModel
 from foveate.vision.preprocess import GEOMETRIES, Preprocess
@@ -61,7 +61,7 @@ _BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def export(job: Job) -> ExportReport:
+def export(job: ExportJob) -> ExportReport:
     """Write both files.
 
     Raises:
@@ -141,6 +141,7 @@ def _vocabulary(loaded: LoadedModel) -> dict[str, Value]:
     names = {id: name for name, id in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
     kinds = dict.fromkeys(names, NORMAL)
     kinds |= dict.fromkeys(tokenizer.backend.get_added_tokens_decoder(), USER_DEFINED)
+    # Marks are added tokens, too, so they are set last and end up as control tokens.
     kinds |= dict.fromkeys(tokenizer.special.values(), CONTROL)
     merges = json.loads(tokenizer.backend.to_str())["model"]["merges"]
     return {
@@ -154,6 +155,7 @@ def _vocabulary(loaded: LoadedModel) -> dict[str, Value]:
         # Without it, llama.cpp warns that the end mark is not among the tokens that end an answer.
         "tokenizer.ggml.eot_token_id": tokenizer.end,
         "tokenizer.ggml.padding_token_id": tokenizer.pad,
+        # Small vocabularies have no begin mark.
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.ggml.suppress_tokens": silent_ids(loaded),
         "tokenizer.chat_template": write_template(loaded),
@@ -207,6 +209,7 @@ def _decoder_tensors(loaded: LoadedModel, weights: dict[str, Tensor]) -> dict[st
     for name, value in weights.items():
         prefix, _, local_name = name.partition("language_model.")
         match = _LAYER.fullmatch(local_name)
+        # `partition` returns a name without the separator whole, as it does for lm_head.weight.
         if prefix not in ("model.", "lm_head.weight"):
             continue
         if match is None:
@@ -267,7 +270,7 @@ def _projector_tensors(weights: dict[str, Tensor], layers: int, config: Any) -> 
     for number, name in ((0, "linear_1"), (2, "linear_2")):
         weight = weights[f"model.multi_modal_projector.{name}.weight"]
         bias = weights.get(f"model.multi_modal_projector.{name}.bias")
-        # Always added there.
+        # clip.cpp adds both biases unconditionally, so a missing one is written as zeros.
         tensors |= {
             f"mm.{number}.weight": weight,
             f"mm.{number}.bias": weight.new_zeros(len(weight)) if bias is None else bias,

@@ -248,6 +248,7 @@ def _make_pair(
     """Make a question; the order of the two names alternates."""
     # LVIS writes spaces in its names as underscores.
     name = names[0].replace("_", " ")
+    # A model that always picks the first name must not score above one half.
     first, second = (other, name) if swap else (name, other)
     return SuiteQuestion(
         id=f"{id}/{kind}",

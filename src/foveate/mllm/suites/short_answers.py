@@ -45,12 +45,13 @@ def _ask_for_words(title: str, metric: str, score: Callable[[str, Sequence[str]]
 
 
 def _score_vqa(text: str, references: Sequence[str]) -> float:
-    # Normalized first, as submissions are.
+    # Submissions are normalized before they are scored, and so is the answer here.
     return vqa_accuracy(normalize_textvqa(text), references)
 
 
 def _score_chartqa(text: str, references: Sequence[str]) -> float:
-    # Without a full stop at the end: "12." is the number 12 already, "Yes." is not "Yes".
+    # The full stop at the end is removed, because "12." already reads as the number 12, whereas "Yes." would not equal
+    # "Yes".
     return relaxed_accuracy(text.strip().removesuffix("."), references)
 
 

@@ -204,6 +204,7 @@ class _Names:
 
     def category(self, name: str) -> str:
         """Return the number of a detection category."""
+        # SpeciesNet calls the boxes of people "human", MegaDetector "person".
         name = "person" if name == "human" else name
         if name not in self._categories:
             self._categories[name] = str(len(self._categories) + 1)

@@ -39,6 +39,7 @@ class SurveyRows:
         self.media = self._read_media()
         if not self.media.num_rows:
             raise UserError(f"collection {collection.name!r} has no camera-trap survey: no image has a row in 'media'")
+        # Media may name deployments that no table describes.
         for name in self.media["deployment"].unique().to_pylist():
             self.deployments.setdefault(name, Deployment(name))
 
@@ -48,7 +49,7 @@ class SurveyRows:
         absent = self.collection.dataset_table("media_without_image")
         if not absent.num_rows:
             return newest.combine_chunks()
-        # Also those whose image was imported later.
+        # An image that was imported later has its row in `newest`, which takes the place of the one from before.
         gone = positions(absent["key"], among=newest["key"]) < 0
         return pa.concat_tables([newest, absent.filter(pa.array(gone)).select(columns)]).combine_chunks()
 

@@ -149,6 +149,7 @@ def import_survey_file(
         # A repeated import reads no image again: corrected locations and coordinates reach existing ones here.
         keys = {image.medium.key: image.medium.deployment for image in read.images}
         writer.summary.further[MOVED] += update_images(writer, keys, deployments)
+        # Unary plus drops what was counted 0 times.
         writer.summary.further = +writer.summary.further
 
     return import_samples(
