@@ -176,6 +176,7 @@ def test_retry_after_in_all_its_forms() -> None:
     assert parse_retry_after(" 1.5 ") == 1.5
     assert parse_retry_after("999999") == 600.0
     assert 3 < parse_retry_after(formatdate(time.time() + 5, usegmt=True)) <= 5
+    assert parse_retry_after(formatdate(time.time() + 5000, usegmt=True)) == 600.0
     assert parse_retry_after(formatdate(time.time() - 50, usegmt=True)) == 0.0
     for nonsense in ("", "soon", "-3", "Mon, 99 Foo", "1e9", "\u0663"):
         assert parse_retry_after(nonsense) == 0.0
@@ -280,3 +281,15 @@ def test_addresses_that_are_none(address: str) -> None:
     with raises_naming(UserError, "--endpoint") as caught:
         chat_url(address)
     assert "secret" not in str(caught.value)
+
+
+def test_a_key_that_a_server_repeats_is_hidden_even_where_its_message_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-very-secret-123")
+    # The message is cut to 300 characters, which falls into the key.
+    with (
+        ChatServer(lambda number, body: fails(401, "x" * 270 + " key sk-very-secret-123")) as server,
+        pytest.raises(UserError) as caught,
+    ):
+        once(server, api_key_env="MY_KEY")
+    assert "xxx" in str(caught.value)
+    assert "sk-" not in str(caught.value)

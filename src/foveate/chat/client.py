@@ -443,8 +443,9 @@ class ChatClient:
 
     def _redact(self, text: str) -> str:
         """Shorten a server's message and remove the key, which some servers repeat."""
-        text = " ".join(text.split())[:300]
-        return text.replace(self._key, "***") if self._key else text
+        text = " ".join(text.split())
+        # Before the cut, which may fall into a key and leave a part of it that is no longer found.
+        return (text.replace(self._key, "***") if self._key else text)[:300]
 
     async def _try(self, endpoint: Endpoint, body: Mapping[str, Any], request: ChatRequest) -> Reply:
         """Try once; a second time at once where the server may not take the schema."""
