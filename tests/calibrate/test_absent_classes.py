@@ -152,3 +152,11 @@ def test_the_example_of_the_docs_runs() -> None:
     exec(compile(block, "python.md", "exec"), names)
     test = names["X"][1200:] / 16, names["y"][1200:]
     assert names["calibrated"].score(*test) > names["classifier"].score(*test) + 0.03
+
+
+def test_rows_far_apart_keep_their_probabilities(digits: Any, tuned: Any) -> None:
+    classifier, seen_x, seen_y = tuned
+    calibrator = AbsentClassCalibrator(classifier).fit(seen_x, seen_y)
+    # One row's largest logit is 2,000 below the other's: subtracted from both, it would leave 0 / 0.
+    calibrator._shifted = lambda X: np.array([[2000.0, 0.0], [0.0, np.log(3)]])  # type: ignore[method-assign]
+    np.testing.assert_allclose(calibrator.predict_proba(digits[2][:2]), [[1, 0], [0.25, 0.75]])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core import seeds
+from foveate.core.errors import UserError
 
 
 def test_pinned_values() -> None:
@@ -48,3 +50,17 @@ def test_the_global_state_is_left_alone() -> None:
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     seeds.generator("x").random(10)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_a_draw_keeps_the_order_of_its_things() -> None:
+    names = [f"question {number}" for number in range(100)]
+    for seed in range(5):
+        positions = seeds.draw(names, 20, "questions", seed, what="question")
+        assert positions == sorted(positions)
+        assert len(set(positions)) == 20
+    assert seeds.draw(names, None, "questions", 0, what="question") == list(range(100))
+
+
+def test_things_of_one_id_are_refused() -> None:
+    with pytest.raises(UserError, match="question 'a': 2 questions have this id"):
+        seeds.draw(["a", "b", "a"], 1, "questions", 0, what="question")

@@ -50,6 +50,8 @@ def test_starts_as_the_model_and_merges_as_it_acts(targets: list[str]) -> None:
     model, base = llama(), llama()
     names = add_lora(model, LoraOptions(rank=4, alpha=6.0, targets=targets))
     assert [name for name, _ in lora_layers(model)] == names
+    # alpha / rank, as in PEFT; its inverse would be written to the file, too, and read back without a difference.
+    assert {layer.factor for _, layer in lora_layers(model)} == {1.5}
     assert "lm_head" not in names
     torch.testing.assert_close(logits(model), logits(base), atol=0, rtol=0)
     # The names of the model's own weights are what they were.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
-from foveate.language.packing import quick_backward
+from foveate.language.packing import Tokens, attention_and_positions, pack_texts, quick_backward
 
 
 def attend(positions: int) -> list[torch.Tensor]:
@@ -48,3 +48,15 @@ def test_it_is_chosen_for_the_backward_of_short_rows_alone(
     ):
         assert (_cur_sdpa_kernel_backends() == [SDPBackend.MATH]) == plain
     assert SDPBackend.FLASH_ATTENTION in _cur_sdpa_kernel_backends()
+
+
+def test_a_conversation_reads_the_images_and_itself() -> None:
+    first, second = Tokens([5, 6], [False, True]), Tokens([7], [True])
+    texts = pack_texts([[first, second], [second]], pad=0)
+    mask, positions = attention_and_positions(texts, torch.tensor([2, 1]), 2)
+    # Rows of the mask: two tokens of the prefix, then three of the texts; the second row is padded in both.
+    assert mask.int().tolist() == [
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]],
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]],
+    ]
+    assert positions[:, 2:].tolist() == [[2, 3, 2], [1, 1, 1]]

@@ -19,7 +19,14 @@ from foveate.pretrain.train import build_model
 from foveate.records.builtin.families import load_concepts
 from foveate.search import calibration as module
 from foveate.search import locate as locate_module
-from foveate.search.calibration import draw_letters, find_unknown_words, mean_direction, score_texts, split_query
+from foveate.search.calibration import (
+    combine_spreads,
+    draw_letters,
+    find_unknown_words,
+    mean_direction,
+    score_texts,
+    split_query,
+)
 from foveate.search.index import build_index
 from foveate.search.index_folder import RANDOM_LETTERS, Description, read_vectors
 from foveate.search.query import Query
@@ -163,3 +170,10 @@ def test_locate_finds_nothing_below_the_floor_of_the_image(index: Path, monkeypa
     assert not opened.model.locate(data, "a red disc").has_match
     monkeypatch.setattr(locate_module, "_measure_floor", lambda *_: (-2.0, [(False, ("disc",))]))
     assert opened.model.locate(data, "a red disc").has_match
+
+
+def test_the_spread_of_a_sum_has_the_squares_of_its_factors() -> None:
+    spreads = {"text": {"image": (0.1, 0.03)}, "image": {"image": (0.2, 0.04)}}
+    spread = combine_spreads(spreads, {"text": 2.0, "image": -0.5})["image"]
+    assert spread.mean == pytest.approx(2 * 0.1 - 0.5 * 0.2)
+    assert spread.std == pytest.approx(np.hypot(2 * 0.03, 0.5 * 0.04))

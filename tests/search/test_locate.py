@@ -153,3 +153,8 @@ def test_read_image(tmp_path: Path) -> None:
         read_image(tmp_path / "b.png")
     with pytest.raises(UserError, match="cannot be read"):
         read_image(tmp_path)
+
+
+def test_a_box_in_pixels_of_an_oblong_image() -> None:
+    boxes = PhraseBoxes("a", "head", {"head": [0.1, 0.2, 0.5, 0.6]}, {"head": 0.3, "candidates": 0.3}, 200, 100)
+    assert boxes.pixel_box == pytest.approx((20, 20, 100, 60))

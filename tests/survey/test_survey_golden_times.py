@@ -116,7 +116,15 @@ def test_deployments_are_rounded_or_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("+02:00", 7200), ("-0330", -12600), ("Z", 0), ("UTC+1", 3600), ("\N{MINUS SIGN}5", -18000)]
+    ("text", "seconds"),
+    [
+        ("+02:00", 7200),
+        ("-0330", -12600),
+        ("Z", 0),
+        ("UTC+1", 3600),
+        ("+14:00", 50400),
+        ("\N{MINUS SIGN}5", -18000),
+    ],
 )
 def test_offsets_of_places(text: str, seconds: int) -> None:
     assert parse_offset(text) == seconds
