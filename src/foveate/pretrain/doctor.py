@@ -207,7 +207,7 @@ def _check_run(
     checkpoints = (recipe.training.keep_checkpoints + 1) * 12.0 * stage.trained
     regions = set(collection.table("regions")["key"].to_pylist())
     rows = collection.rows(recipe.data.split)
-    plan = doctor.Plan(
+    plan = doctor.PlannedRun(
         batch_size=recipe.training.batch_size,
         devices=devices,
         local=local,
