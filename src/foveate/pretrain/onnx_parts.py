@@ -47,7 +47,7 @@ class ImageGraph(nn.Module):
         return F.normalize(tokens.pooled, dim=-1), tokens.tokens
 
 
-class _Layer(nn.Module):
+class _PromptLayer(nn.Module):
     """The Prompter's layer over [prompt ; image tokens] of each prompt: [R, P, D] to pooled [R, D]."""
 
     def __init__(self, prompter: Prompter, grid: tuple[int, int]) -> None:
@@ -95,7 +95,7 @@ class RegionGraph(nn.Module):
 
     def __init__(self, prompter: Prompter, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.layer = _Layer(prompter, grid)
+        self.layer = _PromptLayer(prompter, grid)
 
     def forward(self, tokens: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
         prompter = self.layer.prompter
@@ -113,7 +113,7 @@ class PhraseGraph(nn.Module):
 
     def __init__(self, prompter: Prompter, head: BoxHead, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.layer, self.head = _Layer(prompter, grid), head
+        self.layer, self.head = _PromptLayer(prompter, grid), head
 
     def forward(self, tokens: Tensor, texts: Tensor, image: Tensor) -> Tensor:
         prompter = self.layer.prompter
