@@ -26,7 +26,7 @@ from torch import nn
 
 from benchmarks.common import Timing, compare, publish, ratio
 from foveate.core.files import write_json_atomically
-from foveate.language.generate import _Rows
+from foveate.language.generate import _GenerationBatch
 from foveate.language.llama_forward import LlamaForward
 from foveate.language.packing import Tokens, pack_texts
 from foveate.mllm.dense import DETECT_PROMPTS
@@ -216,19 +216,19 @@ def _list_passes(ask: Callable[[], None]) -> list[int]:
 @contextlib.contextmanager
 def _scripted(answers: Sequence[Sequence[int]]) -> Iterator[None]:
     """Let the rows of a batch write these tokens, whatever is likeliest."""
-    choose = _Rows._choose
+    choose = _GenerationBatch._choose
 
-    def choose_scripted(rows: _Rows, active: Sequence[int], logits_BV: torch.Tensor) -> list[int]:
+    def choose_scripted(rows: _GenerationBatch, active: Sequence[int], logits_BV: torch.Tensor) -> list[int]:
         tokens = [answers[index][len(rows.ids[index])] for index in active]
         scripted_BV = torch.full_like(logits_BV, -torch.inf)
         scripted_BV[torch.arange(len(tokens)), tokens] = 0.0
         return choose(rows, active, scripted_BV)
 
-    _Rows._choose = choose_scripted  # type: ignore[method-assign]
+    _GenerationBatch._choose = choose_scripted  # type: ignore[method-assign]
     try:
         yield
     finally:
-        _Rows._choose = choose  # type: ignore[method-assign]
+        _GenerationBatch._choose = choose  # type: ignore[method-assign]
 
 
 def _write_scene(folder: Path, size: int) -> Path:

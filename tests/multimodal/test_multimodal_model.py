@@ -13,7 +13,7 @@ import torch
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.chat import Chat
-from foveate.language.generate import _Rows, read_prefix
+from foveate.language.generate import _GenerationBatch, read_prefix
 from foveate.language.llama_forward import LlamaForward
 from foveate.language.packing import SLOT, PackedTexts, Tokens, pack_texts
 from foveate.language.vocabulary import train_tokenizer, wrap_tokenizer
@@ -455,9 +455,9 @@ def test_a_list_of_boxes_is_read_in_fewer_passes_and_stays_the_same(monkeypatch:
     region, end, encode = model.loaded.prompts.region_id, model.loaded.prompts.chat.end, model.loaded.tokenizer.encode
     names = ["red disc", "blue disc", "red square", "blue square", "red disc"]
     script = [id for name in names for id in (*encode(f" {name} "), region, *encode(","))] + [end]
-    choose, states, lengths = _Rows._choose, LlamaForward.states, list[int]()
+    choose, states, lengths = _GenerationBatch._choose, LlamaForward.states, list[int]()
 
-    def choose_next(rows: _Rows, active: Sequence[int], logits_BV: torch.Tensor) -> list[int]:
+    def choose_next(rows: _GenerationBatch, active: Sequence[int], logits_BV: torch.Tensor) -> list[int]:
         scripted_BV = torch.full_like(logits_BV, -torch.inf)
         scripted_BV[0, script[len(rows.ids[0])]] = 0.0
         return choose(rows, active, scripted_BV)
@@ -466,7 +466,7 @@ def test_a_list_of_boxes_is_read_in_fewer_passes_and_stays_the_same(monkeypatch:
         lengths.append(embeddings_BTD.shape[1])
         return states(forward, embeddings_BTD, *arguments, **others)
 
-    monkeypatch.setattr(_Rows, "_choose", choose_next)
+    monkeypatch.setattr(_GenerationBatch, "_choose", choose_next)
     monkeypatch.setattr(LlamaForward, "states", read)
     drafted = model.ask(image, "What is there?", max_tokens=200)
     num_passes = len(lengths)

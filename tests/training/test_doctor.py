@@ -13,7 +13,7 @@ import tiny
 from foveate.records.collection import Collection
 from foveate.records.images import decode
 from foveate.training import doctor
-from foveate.training.doctor import Plan, problems, remarks
+from foveate.training.doctor import PlannedRun, problems, remarks
 
 GOOD: dict[str, Any] = {
     "batch_size": 64, "devices": 2, "local": 2, "workers": 2, "usable": 1000, "labeled": 500, "needs_regions": True,
@@ -21,8 +21,8 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 
 
-def plan(**changes: Any) -> Plan:
-    return Plan(**(GOOD | changes))
+def plan(**changes: Any) -> PlannedRun:
+    return PlannedRun(**(GOOD | changes))
 
 
 @pytest.mark.parametrize(("capable", "precision"), [(True, "bfloat16"), (False, "float32")])

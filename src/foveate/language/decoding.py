@@ -86,5 +86,7 @@ def select_nucleus(shares_V: NDArray[np.float64], top_p: float) -> NDArray[np.bo
     ordered = candidates[np.argsort(-shares_V[candidates], kind="stable")]
     before = np.cumsum(shares_V[ordered]) - shares_V[ordered]
     mask_V = np.zeros(len(shares_V), dtype=np.bool_)
+    # The token that reaches the share belongs to the set, so the sum before it decides; the likeliest token always
+    # does.
     mask_V[ordered[before < top_p]] = True
     return mask_V

@@ -130,7 +130,7 @@ def generate(
         _count_room(model, length)
     completions: dict[int, Completion] = {}
     for indices in _split_batches(model, lengths, settings_of_rows, batch):
-        rows = _Rows(
+        rows = _GenerationBatch(
             [prompts[index] for index in indices],
             [settings_of_rows[index] for index in indices],
             model,
@@ -175,7 +175,9 @@ def extend(
     Raises:
         UserError: the prompt is longer than the context; the prefix is then unchanged.
     """
-    rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix, None if words is None else (words, [0]))
+    rows = _GenerationBatch(
+        [prompt_LD], _expand_settings(settings, 1), model, prefix, None if words is None else (words, [0])
+    )
     cache = prefix.cache if prefix else _new_cache(model)
     for _ in rows.steps(model, stop=frozenset(stop), suppress=suppress, embed=embed, draft=draft, cache=cache):
         pass
@@ -207,14 +209,16 @@ def stream(
         UserError: the prompt is longer than the context; at once, not when the first piece is due.
     """
     # Made here and not within the generator, whose body first runs when a piece is asked for.
-    rows = _Rows([prompt_LD], _expand_settings(settings, 1), model, prefix, None if words is None else (words, [0]))
+    rows = _GenerationBatch(
+        [prompt_LD], _expand_settings(settings, 1), model, prefix, None if words is None else (words, [0])
+    )
     lent = prefix.lend() if prefix is not None and in_place else nullcontext()
     steps = functools.partial(rows.steps, model, stop=frozenset(stop), suppress=suppress, embed=embed, draft=draft)
     return _stream_pieces(rows, steps, lent, decode=decode, stop=stop)
 
 
 def _stream_pieces(
-    rows: _Rows,
+    rows: _GenerationBatch,
     steps: Callable[..., Iterator[list[tuple[int, int]]]],
     lent: AbstractContextManager[Any],
     *,
@@ -310,7 +314,7 @@ class _NumberedObserver:
         self.observer.end(self.indices[row], completion)
 
 
-class _Rows:
+class _GenerationBatch:
     """A batch of rows while it is generated."""
 
     def __init__(

@@ -92,7 +92,7 @@ class _Linear(NamedTuple):
         return y if self.bias is None else y + self.bias
 
 
-class _Layer(NamedTuple):
+class _LayerWeights(NamedTuple):
     attention_norm: Tensor
     query: _Linear
     key: _Linear
@@ -119,7 +119,7 @@ class LlamaForward:
         self.norm, self.head = _take(network, "norm", llama.LlamaRMSNorm).weight, _take_linear(model, "lm_head")
         self.epsilon = config.rms_norm_eps
         self.is_grouped = config.num_attention_heads != config.num_key_value_heads
-        self.layers: list[_Layer] = []
+        self.layers: list[_LayerWeights] = []
         for name in _take(network, "layers", nn.ModuleList)._modules:
             layer = _take(network.layers, name, llama.LlamaDecoderLayer)
             attention, mlp = _take(layer, "self_attn", llama.LlamaAttention), _take(layer, "mlp", llama.LlamaMLP)
@@ -128,7 +128,7 @@ class LlamaForward:
             gate, up, down = (_take_linear(mlp, f"{kind}_proj") for kind in ("gate", "up", "down"))
             before = _take(layer, "input_layernorm", llama.LlamaRMSNorm).weight
             between = _take(layer, "post_attention_layernorm", llama.LlamaRMSNorm).weight
-            self.layers.append(_Layer(before, query, key, value, out, between, gate, up, down))
+            self.layers.append(_LayerWeights(before, query, key, value, out, between, gate, up, down))
 
     @classmethod
     def of(cls, model: Any, cache: Any) -> LlamaForward | None:
@@ -196,6 +196,8 @@ class LlamaForward:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    # transformers rotates the two halves of a head against each other; the rows of GGUF files are reordered for it when
+    # they are read.
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 

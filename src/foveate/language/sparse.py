@@ -44,6 +44,8 @@ def route_top2(logits_TE: Tensor) -> Routing:
     second = probabilities.scatter(-1, first, -1.0).argmax(-1, keepdim=True)
     experts = torch.cat([first, second], dim=-1)
     gates = probabilities.gather(-1, experts)
+    # Gates are normalized before capacity drops pairs and not again, as in AXLearn; 1e-9 is its guard against a sum of
+    # 0.
     return Routing(experts, gates / (gates.sum(-1, keepdim=True) + 1e-9), probabilities)
 
 

@@ -108,6 +108,7 @@ def softmax(logits: Array) -> Array:
 
 
 def _log_softmax(logits: Array) -> Array:
+    # Not the logarithm of `softmax`: small probabilities underflow to 0 there, and their logarithms to -inf.
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 

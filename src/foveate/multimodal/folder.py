@@ -316,6 +316,7 @@ def stored_state(weights: Mapping[str, Tensor], settings: MultimodalSettings) ->
             return is_lora(name)
         if name.endswith("lm_head.weight"):
             return source is not None and not _is_tied(weights, name)
+        # A tower's projection leads to the joint space of CLIP, which a multimodal model never reads.
         return not re.match(r"tower\.((overview|tiles)\.)?proj\.", name)
 
     return {name: value for name, value in weights.items() if is_stored(name)}

@@ -155,6 +155,7 @@ class ForeignMllm:
             )
         ids_T = all_T[length:]
         self._check_context(length, len(ids_T))
+        # The logits of a position are those of the token behind it, hence one to the left.
         logs_TV = self.model(**inputs).logits[0, length - 1 : -1].float().log_softmax(dim=-1)
         return logs_TV.gather(1, ids_T[:, None])[:, 0]
 
@@ -381,6 +382,7 @@ class ForeignMllm:
         resized = None
         if unit == "resized-pixels":
             # The processor's own size rather than a rule of ours: its bounds are options of the checkpoint.
+            # The grid counts patches in time, rows and columns; a still image has one step in time.
             _, rows, columns = inputs["image_grid_thw"][number].tolist()
             patch = self.processor.image_processor.patch_size
             resized = (columns * patch, rows * patch)

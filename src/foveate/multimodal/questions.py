@@ -25,6 +25,7 @@ def ask_where(phrase: str) -> str:
     parts = clean_text(phrase).rstrip(" .?!").split()
     if not parts:
         raise UserError("phrase: the text is empty; expected words such as 'a red boat'")
+    # The question brings its own article, and training never has two.
     if parts[0].casefold() in ("a", "an", "the") and len(parts) > 1:
         parts = parts[1:]
     return f"Where is the {' '.join(parts)}?"

@@ -94,6 +94,7 @@ def find_images_before(ids_BT: Tensor, views_BK: Tensor, layout: ViewLayout | No
     visible_BKT = (views_BK >= 0)[..., None].expand(*views_BK.shape, ids_BT.shape[1])
     if layout is None:
         return visible_BKT
+    # A view within the text counts once all of its slots have been read.
     complete_BT = (ids_BT == SLOT).cumsum(dim=1) // tokens_per_view
     number_BK = layout.in_text_BK.cumsum(dim=1)
     return visible_BKT & (~layout.in_text_BK[..., None] | (complete_BT[:, None] >= number_BK[..., None]))

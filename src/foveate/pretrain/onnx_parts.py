@@ -47,7 +47,7 @@ class ImageGraph(nn.Module):
         return F.normalize(tokens.pooled, dim=-1), tokens.tokens
 
 
-class _Layer(nn.Module):
+class _PromptLayer(nn.Module):
     """The Prompter's layer over [prompt ; image tokens] of each prompt: [R, P, D] to pooled [R, D]."""
 
     def __init__(self, prompter: Prompter, grid: tuple[int, int]) -> None:
@@ -68,6 +68,7 @@ class _Layer(nn.Module):
             x_RSD, queries_RQD = prompts_RPD, normed_RSD[:, : prompts_RPD.shape[1]]
         else:
             queries_RQD = normed_RSD
+        # The Prompter has a single head (section 3.2), so the scale is that of the whole width.
         scores = prompter.q(queries_RQD) @ prompter.k(normed_RSD).transpose(1, 2) / math.sqrt(prompter.width)
         x_RSD = x_RSD + prompter.o(scores.softmax(dim=-1) @ prompter.v(normed_RSD))
         if pre:
@@ -94,7 +95,7 @@ class RegionGraph(nn.Module):
 
     def __init__(self, prompter: Prompter, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.layer = _Layer(prompter, grid)
+        self.layer = _PromptLayer(prompter, grid)
 
     def forward(self, tokens: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
         prompter = self.layer.prompter
@@ -112,7 +113,7 @@ class PhraseGraph(nn.Module):
 
     def __init__(self, prompter: Prompter, head: BoxHead, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.layer, self.head = _Layer(prompter, grid), head
+        self.layer, self.head = _PromptLayer(prompter, grid), head
 
     def forward(self, tokens: Tensor, texts: Tensor, image: Tensor) -> Tensor:
         prompter = self.layer.prompter

@@ -195,6 +195,7 @@ def histogram(
     if len(edges) != len(counts) + 1:
         raise ValueError(f"a histogram of {len(counts)} bins needs {len(counts) + 1} edges (got {len(edges)})")
     left, right, top, bottom = 52, width - 14, 14, height - 40
+    # At least 1, so that a histogram whose bins are all empty still has an axis.
     y_ticks = nice_ticks(0.0, max(1.0, *counts), num_ticks=4)
     y_of = Scale(0.0, y_ticks[-1], bottom, top)
     y_ticks = [tick for tick in y_ticks if tick == y_ticks[-1] or tick % 1 == 0]  # there is no half count
@@ -368,6 +369,7 @@ def natural(name: str) -> tuple[int, float, str]:
     if name.lstrip("-").isdecimal():
         return 0, float(name), ""
     head = name.rstrip("0123456789")
+    # Padded with zeros, the numbers sort by value even as text.
     return 1, 0.0, head + name[len(head) :].zfill(9)
 
 

@@ -126,7 +126,7 @@ def measure_spreads(folder: Path, description: Description) -> dict[str, dict[st
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class _KindVectors:
     """All rows of one kind."""
 
     keys: pa.ChunkedArray
@@ -145,10 +145,10 @@ class _Rows:
         return take(self.vectors, ascending).astype(np.float32)[inverse]
 
 
-def _load(folder: Path, description: Description, kind: str) -> _Rows:
+def _load(folder: Path, description: Description, kind: str) -> _KindVectors:
     segments = [segment for segment in description.segments if segment.kind == kind]
     table = read_rows([segment.rows_path(folder) for segment in segments])
-    return _Rows(table["key"], [segment.embeddings(folder) for segment in segments])
+    return _KindVectors(table["key"], [segment.embeddings(folder) for segment in segments])
 
 
 def _spread(

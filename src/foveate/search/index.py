@@ -73,7 +73,7 @@ _PART_ROWS = pa.schema([*ROWS, pa.field("reason", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class IndexPlan:
     """The work of a run: images to embed (`todo`), indexed and dropped ones, new rows and bytes, notes.
 
     Attributes:
@@ -135,7 +135,7 @@ def build_index(
     workers: int = 2,
     retry: bool = False,
     dry_run: bool = False,
-) -> tuple[Description, Plan]:
+) -> tuple[Description, IndexPlan]:
     """Build the index `out`, or bring it up to date with its collection.
 
     Args:
@@ -299,7 +299,7 @@ def _plan(
     out: Path,
     *,
     retry: bool,
-) -> Plan:
+) -> IndexPlan:
     done: dict[str, str] = {}
     dropped = 0
     for segment in target.segments:
@@ -326,14 +326,14 @@ def _plan(
     new_bytes = (new_regions + len(todo)) * size
     left_out = source_regions.describe_left_out() if target.regions in WITH_REGIONS else ""
     crops = new_regions if target.crops else 0
-    return Plan(todo, len(collection) - len(todo), dropped, new_regions, new_bytes, left_out, crops)
+    return IndexPlan(todo, len(collection) - len(todo), dropped, new_regions, new_bytes, left_out, crops)
 
 
 def _known(pairs: Any, contents: Mapping[str, str]) -> dict[str, str]:
     return {key: content for key, content in pairs if content is not None and contents.get(key) == content}
 
 
-def _check_room(out: Path, plan: Plan) -> None:
+def _check_room(out: Path, plan: IndexPlan) -> None:
     """Fail early if the disk has no room for the parts and the segments made from them."""
     free = shutil.disk_usage(out).free
     # Twice: the parts stay until the segments made from them are valid.

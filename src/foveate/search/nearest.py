@@ -119,6 +119,7 @@ def _candidates(
     number, width = queries_QE.shape
     narrow = number <= _FEW and _sums_in_float32()
     slacks = (rounding_slack(part.dtype, width, narrow=narrow and part.dtype == np.float16) for part in parts)
+    # Twice the slack: the k-th best may have come out too high and a better row too low, each by one.
     candidates = _Candidates(number, count, np.float32(2 * max(slacks)))
     scored, next_tightening = 0, 0
     for first, scores_BQ in _scores(parts, queries_QE, narrow=narrow):
@@ -130,6 +131,7 @@ def _candidates(
         scored += len(scores_BQ)
         if scored >= next_tightening or candidates.size > candidates.max_size:
             candidates.tighten()
+            # After twice as many rows: the sorting is then done a logarithmic number of times.
             next_tightening = 2 * scored
     return candidates.split_by_query()
 
@@ -275,8 +277,7 @@ def take(parts: Sequence[NDArray[np.floating]], rows_C: NDArray[np.int64]) -> ND
 # Search by faiss (the extra `faiss`): a flat index of few vectors, inverted lists of many.
 #
 # Used only when the user asks for it. The results of faiss are scored again as in `nearest`, so that scores and order
-# are
-# the same; with inverted lists a neighbor can be missing.
+# are the same; with inverted lists a neighbor can be missing.
 
 
 # From this many rows on an approximate index. Measured (docs/verbs/search.md): of 10,000 rows the lists find .76 of the

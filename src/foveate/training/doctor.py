@@ -30,6 +30,7 @@ _LIBRARIES = (
     "torch", "torchvision", "numpy", "pillow", "pyarrow", "open-clip-torch", "transformers", "timm", "safetensors",
 )  # fmt: skip
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+# As many as `foveate.records.collection` keeps open.
 _OPEN_SHARDS = 256
 # Flower pins an older protobuf than the rest wants.
 _SEPARATE_EXTRAS = ("flower",)
@@ -217,7 +218,7 @@ def _rate(make: Callable[[int], object], rows: Sequence[int], seconds: float) ->
     return done / (time.perf_counter() - began)
 
 
-class _Drawn:
+class _ImageDataset:
     """Dataset of images without texts, drawn with the loader's views."""
 
     def __init__(self, make: Callable[[int], object]) -> None:
@@ -237,7 +238,7 @@ def _loader_rate(
     make: Callable[[int], object], rows: Sequence[int], *, threads: int, seed: int, seconds: float
 ) -> float:
     batch = min(16, len(rows))
-    loader = Loader(_Drawn(make), rows=np.array(rows), batch_size=batch, seed=seed, workers=threads)
+    loader = Loader(_ImageDataset(make), rows=np.array(rows), batch_size=batch, seed=seed, workers=threads)
     # More steps than fit into the time; the generator is closed when it is over.
     batches = loader.batches(0, 1_000_000)
     try:
@@ -252,7 +253,7 @@ def _loader_rate(
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedRun:
     """Requirements of a run, and what the machine has.
 
     Attributes:
@@ -281,7 +282,7 @@ class Plan:
     disk_there: float
 
 
-def problems(plan: Plan, *, cores: int, reader: str = "foveate") -> list[str]:
+def problems(plan: PlannedRun, *, cores: int, reader: str = "foveate") -> list[str]:
     """List what makes the run impossible, each with a way out; empty when nothing does."""
     sentences = []
     if plan.batch_size % plan.devices:
@@ -322,7 +323,7 @@ def problems(plan: Plan, *, cores: int, reader: str = "foveate") -> list[str]:
     return sentences
 
 
-def remarks(plan: Plan, *, available: float, cores: int, reader: str = "foveate") -> list[str]:
+def remarks(plan: PlannedRun, *, available: float, cores: int, reader: str = "foveate") -> list[str]:
     """List what will be slow, or works here and not elsewhere.
 
     Args:

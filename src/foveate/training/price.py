@@ -330,6 +330,7 @@ def memory_per_device(stage: Stage, devices: int) -> dict[str, float]:
     frozen = float(sum(stage.parameters.values())) - trained
     sharded = training.parallel == "fsdp" and devices > 1
     share = devices if sharded else 1
+    # FSDP2 gathers a whole unit for its pass, and already prefetches the next one: two are in memory below.
     unit = float(stage.largest_unit) if sharded else 0.0
     narrow = training.precision == "bf16"
     frozen_bytes = 2 if narrow and training.frozen_precision == "bf16" else 4

@@ -139,11 +139,8 @@ class PixelShuffleConnector(Connector):
 # Connector `pooled`: blocks and an MLP on the full grid, then adaptive average pooling.
 #
 # The C-Abstractor pools before its MLP, so that its tokens are the only ones that lie in the language model's space.
-# Here
-# every patch lies there, and a visual token is the mean of its patches: regions, maps of phrases and boxes read the
-# full
-# grid while the decoder reads a few tokens.
-# A deviation from MM1.5; the study `mllm` compares the two.
+# Here every patch lies there, and a visual token is the mean of its patches: regions, maps of phrases and boxes read
+# the full grid while the decoder reads a few tokens. A deviation from MM1.5; the study `mllm` compares the two.
 
 
 class PooledOptions(Settings):
@@ -153,7 +150,7 @@ class PooledOptions(Settings):
     depth: int = Field(default=1, ge=0, description="blocks before the MLP")
 
 
-class _Block(nn.Module):
+class _DepthwiseBlock(nn.Module):
     """A residual block: pointwise, depthwise 3 x 3 and pointwise convolutions, channels last."""
 
     def __init__(self, width: int) -> None:
@@ -185,7 +182,7 @@ class PooledConnector(Connector):
             )
         super().__init__(in_width=in_width, out_width=out_width, grid=grid, num_tokens=options.side**2)
         self.side = options.side
-        self.blocks = nn.ModuleList(_Block(in_width) for _ in range(options.depth))
+        self.blocks = nn.ModuleList(_DepthwiseBlock(in_width) for _ in range(options.depth))
         self.fc1 = nn.Linear(in_width, out_width)
         self.fc2 = nn.Linear(out_width, out_width)
         self.norm = nn.LayerNorm(out_width)
@@ -276,7 +273,7 @@ class _Bottleneck(nn.Module):
         return F.silu(body + shortcut)
 
 
-class _Stage(nn.Module):
+class _RegNetStage(nn.Module):
     def __init__(self, in_width: int, width: int, depth: int) -> None:
         super().__init__()
         for number in range(depth):
@@ -331,7 +328,7 @@ class CAbstractor(Connector):
         self.eos_tokens = self._learned(options.num_eos_tokens, out_width) if options.num_eos_tokens else None
         pool = _AdaptivePool(side)
         if options.depth:
-            first, second = _Stage(in_width, hidden, options.depth), _Stage(hidden, hidden, options.depth)
+            first, second = _RegNetStage(in_width, hidden, options.depth), _RegNetStage(hidden, hidden, options.depth)
             self.net = nn.Sequential(first, pool, second)
         else:
             self.net = pool

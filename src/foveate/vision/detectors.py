@@ -100,7 +100,7 @@ _MEAN = (103.53, 116.28, 123.675)
 _DEVIATION = (57.375, 57.12, 58.395)
 
 
-class _Layer(nn.Module):
+class _LeakyConvolution(nn.Module):
     """3 x 3 convolution with a bias, then a leaky ReLU."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
@@ -111,15 +111,17 @@ class _Layer(nn.Module):
         return F.leaky_relu(self.convolution(x), _SLOPE)
 
 
-class _Stage(nn.Module):
+class _CrossStageBlock(nn.Module):
     """Cross-stage partial block: first layer, pairs of half-width layers, last layer; 2 x `width` channels out."""
 
     def __init__(self, inputs: int, width: int, *, pairs: int, stride: int) -> None:
         super().__init__()
-        self.first = _Layer(inputs, width, stride=stride)
+        self.first = _LeakyConvolution(inputs, width, stride=stride)
         half = width // 2
-        self.pairs = nn.ModuleList(nn.ModuleList((_Layer(width, half), _Layer(half, half))) for _ in range(pairs))
-        self.last = _Layer(width, width)
+        self.pairs = nn.ModuleList(
+            nn.ModuleList((_LeakyConvolution(width, half), _LeakyConvolution(half, half))) for _ in range(pairs)
+        )
+        self.last = _LeakyConvolution(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = shortcut = self.first(x)
@@ -139,19 +141,19 @@ class NanoDet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _Layer(3, 32, stride=2)
+        self.stem = _LeakyConvolution(3, 32, stride=2)
         self.stages = nn.ModuleList(
             (
-                _Stage(32, 32, pairs=1, stride=1),
-                _Stage(64, 64, pairs=2, stride=2),
-                _Stage(128, 128, pairs=2, stride=2),
-                _Stage(256, 256, pairs=3, stride=2),
+                _CrossStageBlock(32, 32, pairs=1, stride=1),
+                _CrossStageBlock(64, 64, pairs=2, stride=2),
+                _CrossStageBlock(128, 128, pairs=2, stride=2),
+                _CrossStageBlock(256, 256, pairs=3, stride=2),
             )
         )
         self.laterals = nn.ModuleList(nn.Conv2d(width, _WIDTH, 1) for width in (128, 256, 512))
         outputs = CLASSES + 4 * DISTANCES
         self.heads = nn.ModuleList(
-            nn.ModuleList((_Layer(_WIDTH, _WIDTH), nn.Conv2d(_WIDTH, outputs, 1))) for _ in STRIDES
+            nn.ModuleList((_LeakyConvolution(_WIDTH, _WIDTH), nn.Conv2d(_WIDTH, outputs, 1))) for _ in STRIDES
         )
 
     def forward(self, pixels_B3SS: Tensor) -> tuple[Tensor, Tensor]:

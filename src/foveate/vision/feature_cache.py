@@ -149,6 +149,8 @@ class FeatureCache:
         """List row and view of each entry, in order."""
         for row in self.rows.tolist():
             for view in range(self.views):
+                # The key is the text of the view, with the names of its classes: renaming `View` or `Box` would
+                # invalidate all caches.
                 yield row, repr(self.view_of(row, view))
 
     def _row(self, entry: int) -> int:
@@ -331,6 +333,7 @@ class TileCache(FeatureCache):
                     fit, of = (plan.overview, "overview") if view == OVERVIEW else (plan.tiles, f"{plan.grid} {view}")
                     # Named only where it is not the mean, so that caches of before the setting stay valid.
                     color = "" if plan.padding_color == "mean" else f" {plan.padding_color}"
+                    # As for `View`: the names of `Fit`, `Grid`, `ImageSize` and `Padding` are part of the text.
                     yield row, f"{tuple(plan.size)} {fit!r} {of}{color}"
 
     def _row(self, entry: int) -> int:

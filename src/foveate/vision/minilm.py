@@ -52,6 +52,7 @@ class Bert(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the last hidden state [B, L, width] of token ids [B, L]; the mask is 1 for real tokens."""
         tables = [self._weight(f"embeddings.{name}_embeddings.weight") for name in ("word", "token_type", "position")]
+        # All tokens are of the first segment: a sentence encoder reads one text at a time. Positions count from 0.
         x_BLW = F.embedding(input_ids, tables[0]) + tables[1][0] + tables[2][: input_ids.shape[1]]
         x_BLW = self._norm(x_BLW, "embeddings")
         # Without a mask where nothing is padded: the faster kernel. A graph must hold for both.

@@ -135,6 +135,7 @@ class Prompter(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.ln1, self.ln2, self.final_ln = (nn.LayerNorm(width, eps=1e-5) for _ in range(3))
+        # Weights of its own: the image branch projects its pooled token with others (section 3.2).
         self.proj = nn.Linear(width, embed_dim, bias=False)
         self.text_in = nn.Linear(embed_dim, width)
         self.corner_embedding = nn.Parameter(torch.zeros(2, width)) if corner_embedding else None
@@ -231,6 +232,7 @@ class Prompter(nn.Module):
     def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Compute scaled dot products in at least float32."""
         scores = queries @ keys.transpose(-1, -2)
+        # The layer has a single head (section 3.2), so the scale is that of the whole width.
         return scores.to(_exact(scores.dtype)) / math.sqrt(self.width)
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -329,6 +331,7 @@ def _prompt_attention(
             counts_B[prompted_B],
         )
     images, slots = len(counts_B), int(counts_B.max())
+    # By slot unless more than three quarters of the slots would be empty.
     by_slot = images * slots <= 4 * count
     slot_index_T = image_T * slots + _slot_of(image_T, counts_B)
     # [B, L, D], read once for all prompts of an image, or [T, L, D], a copy for each prompt token.

@@ -250,8 +250,7 @@ def _choose_eq1(size: ImageSize, options: TilingOptions) -> Grid:
     height, width = size
     area = height * width
 
-    # In float64 a third of all square images from 40 to 2015 pixels get another grid: several leave exactly no
-    # padding.
+    # In float64 a third of all square images from 40 to 2015 pixels get another grid: several leave exactly no padding.
     # With m = min(rows x width, columns x height), the scale of a grid is m x tile / area and its padding, in tiles,
     # is rows x columns - m^2 / area: multiplied by the area, both are integers.
     def rank(grid: Grid) -> tuple[int, ...]:

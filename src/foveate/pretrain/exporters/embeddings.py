@@ -41,7 +41,7 @@ _DONE = "parts"
 
 
 @dataclass
-class Rows:
+class EmbeddingRows:
     """Rows of one table before they are written; a missing box is NaN."""
 
     key: list[str] = field(default_factory=list)
@@ -159,7 +159,7 @@ def _images(job: Job, collection: Collection, source_regions: SelectedRegions, r
     )
     current = next(batches, None) if left else None
     for part in left:
-        images, regions, hidden = Rows(), Rows(), 0
+        images, regions, hidden = EmbeddingRows(), EmbeddingRows(), 0
         while current is not None and part_of_row[current[0][0]] == part:
             assert part_of_row[current[0][-1]] == part, "a part has whole batches"
             hidden += _embed(job, collection, source_regions, current, images, regions)
@@ -175,7 +175,12 @@ def _images(job: Job, collection: Collection, source_regions: SelectedRegions, r
 
 
 def _embed(
-    job: Job, collection: Collection, source_regions: SelectedRegions, batch: ImageBatch, images: Rows, regions: Rows
+    job: Job,
+    collection: Collection,
+    source_regions: SelectedRegions,
+    batch: ImageBatch,
+    images: EmbeddingRows,
+    regions: EmbeddingRows,
 ) -> int:
     """Add the rows of a batch; return how many regions the encoder's view does not show."""
     batch_rows, placements, pixels = batch
@@ -211,7 +216,7 @@ def _texts(job: Job, collection: Collection, source_regions: SelectedRegions, ro
         if _done(job, TEXTS, part).is_file():
             continue
         block = ordered[start : start + TEXTS_PER_PART]
-        texts = Rows(
+        texts = EmbeddingRows(
             key=[""] * len(block),
             kind=[kind for kind, _ in block],
             box=[NO_BOX] * len(block),
@@ -222,7 +227,7 @@ def _texts(job: Job, collection: Collection, source_regions: SelectedRegions, ro
         write_json_atomically(_done(job, TEXTS, part), {"unreadable": {}, "counts": {TEXTS: len(block)}})
 
 
-def _write(job: Job, name: str, part: int, rows: Rows) -> None:
+def _write(job: Job, name: str, part: int, rows: EmbeddingRows) -> None:
     """Write one part of a table atomically."""
     width = job.model.recipe.embed_dim
     columns = rows.arrays(width)

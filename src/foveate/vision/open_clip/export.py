@@ -58,6 +58,7 @@ def export_open_clip(
     state |= text.text_model.state_dict()
     # A scalar in open_clip; here it has shape (1,), for FSDP2.
     state["logit_scale"] = torch.as_tensor(log_scale, dtype=torch.float32).reshape(())
+    # open_clip builds a bias wherever the configuration names one, so it is set below only where this pair has one.
     model = {key: value for key, value in text.model_config.items() if key != "init_logit_bias"}
     if logit_bias is not None:
         state["logit_bias"] = torch.tensor(float(logit_bias))
@@ -201,6 +202,7 @@ def _configuration(image: OpenClipImageEncoder, text: OpenClipTextEncoder, log_s
             "projection_dim": text.embed_dim,
             "bos_token_id": _MERGES + 512,
             "eos_token_id": _MERGES + 513,
+            # CLIP has no padding token of its own; in transformers, the end token serves as one.
             "pad_token_id": _MERGES + 513,
         },
     }

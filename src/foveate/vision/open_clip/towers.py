@@ -163,6 +163,7 @@ class OpenClipImageEncoder(ImageEncoder):
             x_BLD = visual.transformer(visual._embeds(pixels))
             pooled_BD, _ = visual._pool(x_BLD)
             embedding_BE = pooled_BD @ visual.proj
+            # The first token is the class token.
             tokens_BLD = visual.ln_post(x_BLD[:, 1:])
         return ImageFeatures(tokens_BLD, self.grid, embedding_BE)
 
