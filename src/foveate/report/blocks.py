@@ -182,10 +182,15 @@ def columns_of(items: Sequence[T], columns: Iterable[tuple[str, Callable[[T], st
 def print_lines(page: Page) -> list[str]:
     """Return the lines of a page of blocks for a terminal: warnings, title, what stands on top, printed tables."""
     blocks = [*page.context["top"], *(block for section in page.context["sections"] for block in section.blocks)]
-    # Warnings come first, wherever they stand: what follows them may be wrong.
-    first = [line for block in blocks if isinstance(block, Warnings) for line in _lines(block)]
-    others = [line for block in blocks if not isinstance(block, Warnings) for line in _lines(block)]
-    return [*first, page.title, *others]
+    # Warnings and strong texts come first, wherever they stand: whoever reads no further must know them.
+    urgent, others = (
+        [line for block in blocks if _is_urgent(block) is first for line in _lines(block)] for first in (True, False)
+    )
+    return [*urgent, page.title, *others]
+
+
+def _is_urgent(block: Block) -> bool:
+    return isinstance(block, Warnings) or (isinstance(block, Text) and block.kind == "strong")
 
 
 def _lines(block: Block) -> Iterator[str]:
