@@ -204,6 +204,8 @@ def _lines(block: Block) -> Iterator[str]:
         yield from (f"note: {sentence}" for sentence in block.sentences)
     elif isinstance(block, Table) and block.printed:
         yield from _align([block.heads, *block.rows], {0, *block.left})
+    elif isinstance(block, Fold) and (inside := [line for one in block.blocks for line in _lines(one)]):
+        yield from (block.summary, *inside)
 
 
 def _align(rows: Sequence[Sequence[str | Cell]], left: set[int]) -> Iterator[str]:

@@ -287,6 +287,7 @@ def ensembles(task: ComparedTask) -> list[Block]:
             ("Any right", lambda entry: numbers.percent(entry[1].any_right)),
         ],
         note=note,
+        printed=True,
     )
     return [table]
 
@@ -414,9 +415,11 @@ def selected(r: ComparedResult, task: ComparedTask, *, is_open: bool) -> Fold:
             ("Diverged", lambda row: str(row[1].diverged)),
         ],
         left=(1,),
+        printed=True,
     )
-    summary = f"{task.title}: {task.classes} classes, {numbers.count(task.images)} images to learn from; "
-    return Fold(f"{summary}selected by {task.selection}", [table], is_open)
+    learned = f"{task.title}: {task.classes} classes, {numbers.count(task.images)} images to learn from"
+    tested = f"{numbers.count(task.tested)} to test on, chance {numbers.percent(task.chance)}"
+    return Fold(f"{learned}, {tested}; selected by {task.selection}", [table], is_open)
 
 
 # Page of models between a network and its tuned one: the curve over alpha and the recommendation.
