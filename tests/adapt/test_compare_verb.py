@@ -22,7 +22,7 @@ from foveate.adapt.load_backbone import load_backbone, parse_backbone
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.results import ComparedLine, ComparedResult
 from foveate.adapt.vtab import GROUPS, read_lists
-from foveate.cli.main import cli
+from foveate.cli.verbs.adapt.commands import compare_command
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.geometry import View
@@ -35,7 +35,7 @@ from foveate.report.pages.adapt import compare_table as table
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["adapt", "compare", *map(str, arguments)], catch_exceptions=True)
+    return CliRunner().invoke(compare_command, [*map(str, arguments)], catch_exceptions=True)
 
 
 @pytest.fixture(scope="module")

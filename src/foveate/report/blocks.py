@@ -113,7 +113,16 @@ class Fold:
     is_open: bool = False
 
 
-Block: TypeAlias = Text | Facts | Warnings | Notes | Table | Charts | Chips | Fold
+@dataclass(frozen=True, slots=True)
+class Macro:
+    """What a macro of macros.html.j2 draws, such as cards with images; `printed` are the terminal's blocks for it."""
+
+    name: str
+    arguments: Sequence[Any]
+    printed: Sequence[Block] = ()
+
+
+Block: TypeAlias = Text | Facts | Warnings | Notes | Table | Charts | Chips | Fold | Macro
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +213,8 @@ def _lines(block: Block) -> Iterator[str]:
         yield from (f"note: {sentence}" for sentence in block.sentences)
     elif isinstance(block, Table) and block.printed:
         yield from _align([block.heads, *block.rows], {0, *block.left})
+    elif isinstance(block, Macro):
+        yield from (line for one in block.printed for line in _lines(one))
     elif isinstance(block, Fold) and (inside := [line for one in block.blocks for line in _lines(one)]):
         yield from (block.summary, *inside)
 
