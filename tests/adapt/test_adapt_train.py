@@ -545,20 +545,22 @@ def test_both_accuracies_are_printed_and_a_loss_comes_first(backbone: Path, digi
     assert gain["gain"] == pytest.approx(both["adapted"] - both["features"])
     assert gain["low"] <= gain["gain"] <= gain["high"] < 0
     assert lines[0].startswith(
-        f"tuning lost {-gain['gain']:.3f} on test: {both['adapted']:.3f} tuned, {both['features']:.3f} for the untuned"
+        f"Tuning lost {-gain['gain']:.3f} on test: {both['adapted']:.3f} tuned, {both['features']:.3f} for the untuned"
     )
     assert lines[0].endswith(
-        "try --head-init solved, more images or epochs, a lower training.learning_rate, or --method linear"
+        "try --head-init solved, more images or epochs, a lower training.learning_rate, or --method linear."
     )
     page = (tmp_path / "random" / "report.html").read_text(encoding="utf-8")
     assert f"Tuning lost {-gain['gain']:.3f} on test" in page
-    shown = next(line for line in lines if line.startswith("Which class? (accuracy), test"))
-    assert f": {both['adapted']:.3f} (" in shown
-    assert f"untuned features {both['features']:.3f} (" in shown
+    question = next(number for number, line in enumerate(lines) if line.startswith("Which class? (accuracy)"))
+    assert "features alone" in lines[question]
+    assert lines[question + 1].startswith("test ")
+    assert f"{both['adapted']:.1%} (" in lines[question + 1]
+    assert f"{both['features']:.1%} (" in lines[question + 1]
     # A rate at which nothing changes loses nothing, so no line says so.
     same = run(*arguments, "--out", tmp_path / "same", "training.learning_rate=1e-30", "training.weight_decay=0")
     assert "lost" not in same.stdout
-    assert f"untuned features {both['features']:.3f} (" in same.stdout
+    assert f"{both['features']:.1%} (" in same.stdout
 
 
 def test_a_run_begun_without_the_field_resumes_with_its_random_head(

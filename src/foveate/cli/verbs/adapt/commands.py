@@ -13,8 +13,7 @@ from foveate.cli.options import Call, F, common, path_option, run_option, split_
 from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 if TYPE_CHECKING:
-    from foveate.adapt.results import AdaptResult, PredictResult
-    from foveate.core.results import Value
+    from foveate.adapt.results import PredictResult
 
 
 # Options that several commands of `foveate adapt` share.
@@ -98,7 +97,7 @@ def train_command(
         call.finish(priced.to_json(), format_price(priced))
         return
     from foveate.adapt.train import train_adapter
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     target = call.run or Path("runs") / f"adapt-{recipe.method['method']}"
     outcome = train_adapter(recipe, data, target, device=call.device, command=call.command)
@@ -109,7 +108,9 @@ def train_command(
     if outcome.folder is None:
         call.stop(result.to_json(), target, step=result.steps)
     paths = {"run": target, "adapter": outcome.folder, "report": render(target)}
-    lines = _format_training(result)
+    lines = tell(target)
+    if result.absent:
+        lines.append("untuned features: not measured, since a linear probe needs training images of every class")
     # Tuning lowers the logits of classes that it never saw, which a calibration with these files undoes.
     if result.absent and (target / "logits-test.npz").is_file():
         lines.append(
@@ -118,31 +119,6 @@ def train_command(
             f"--out {target}/calibration"
         )
     call.finish(result.to_json(), lines, paths)
-
-
-def _format_training(result: AdaptResult) -> list[str]:
-    counts = result.parameters
-    share = counts.trained / max(1, counts.backbone)
-    # First of all lines, because someone who stops reading after it must not take the tuned model for the better one.
-    lines = [result.loss] if result.loss else []
-    lines += [
-        f"{result.steps} steps in {result.seconds:.0f} s on {result.images} images; trained {counts.trained:,} of "
-        f"{counts.backbone:,} parameters ({share:.2%}) and a head of {counts.head:,}; cached: {result.cached}"
-    ]
-    for row in [] if result.evaluation is None else result.evaluation.table:
-        value = row.values["adapted"]
-        if value is not None:
-            untuned = row.values.get("features")
-            beside = "" if untuned is None else f"; untuned features {_format_value(untuned)}"
-            lines.append(f"{row.question}, {row.data}: {_format_value(value)}{beside}, n {row.n}")
-    if result.absent:
-        lines.append("untuned features: not measured, since a linear probe needs training images of every class")
-    return lines
-
-
-def _format_value(value: Value) -> str:
-    interval = "" if value.low is None else f" ({value.low:.3f} to {value.high:.3f})"
-    return f"{value.value:.3f}{interval}"
 
 
 # `foveate adapt compare`: compare methods on your own tasks.
