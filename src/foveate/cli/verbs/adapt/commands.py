@@ -110,7 +110,7 @@ def train_command(
     paths = {"run": target, "adapter": outcome.folder, "report": render(target)}
     lines = tell(target)
     if result.absent:
-        lines.append("untuned features: not measured, since a linear probe needs training images of every class")
+        lines.append("features alone: not measured, since a linear probe needs training images of every class")
     # Tuning lowers the logits of classes that it never saw, which a calibration with these files undoes.
     if result.absent and (target / "logits-test.npz").is_file():
         lines.append(
