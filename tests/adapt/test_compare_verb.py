@@ -22,12 +22,12 @@ from foveate.adapt.load_backbone import load_backbone, parse_backbone
 from foveate.adapt.recipe import AdaptData
 from foveate.adapt.results import ComparedLine, ComparedResult
 from foveate.adapt.vtab import GROUPS, read_lists
-from foveate.cli.main import cli
-from foveate.cli.verbs.adapt.commands import _format_comparison
+from foveate.cli.verbs.adapt.commands import compare_command
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.geometry import View
 from foveate.report import numbers
+from foveate.report.blocks import print_lines
 from foveate.report.compared import Point, amount, cost_chart, matrix_chart
 from foveate.report.pages.adapt import build_adapt_compare as build
 from foveate.report.pages.adapt import columns, forests
@@ -35,7 +35,7 @@ from foveate.report.pages.adapt import compare_table as table
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["adapt", "compare", *map(str, arguments)], catch_exceptions=True)
+    return CliRunner().invoke(compare_command, [*map(str, arguments)], catch_exceptions=True)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_equal_seeds_give_no_interval(
     stored = json.loads((done[0] / "run" / "result.json").read_text()) | {"seeds": len(seeds)}
     for line in stored["lines"]:
         line["tasks"]["a"] |= {**apart, "seeds": [*seeds[1:], 0.7]}
-    told = _format_comparison(ComparedResult.model_validate(stored))
-    assert not any("all equal" in line for line in told[: len(stored["lines"]) + 1])
+    told = "\n".join(print_lines(build(stored, tmp_path)))
+    assert f"{numbers.percent(apart['value'])} ({numbers.interval(apart['low'], apart['high'])})" in told
     # As it is written now, and as it was before, with an interval of no width.
     for one in (found, {"value": 0.8, "low": 0.8, "high": 0.8}):
         stored["lines"][0]["tasks"]["a"] |= {**one, "seeds": seeds}
@@ -111,10 +111,7 @@ def test_equal_seeds_give_no_interval(
         assert f"linear: 80, {words}" in drawn
         assert drawn.count(words) == 1
     stored["lines"][0]["tasks"]["a"] |= found
-    assert any(
-        f"linear         0.800 ({len(seeds)} seeds, all equal)" in line
-        for line in _format_comparison(ComparedResult.model_validate(stored))
-    )
+    assert f"80.0% ({words})" in "\n".join(print_lines(build(stored, tmp_path)))
 
 
 def test_the_spread_is_that_of_the_published_methods() -> None:
@@ -151,15 +148,17 @@ def test_the_same_again_in_words(done: tuple[Path, dict[str, Any], tuple[object,
     _, said, arguments = done
     again = run(*arguments)
     assert again.exit_code == 0, (again.output, again.exception)
-    assert "a: 15 test images, chance 0.333; the split validation, 9 images" in again.output
-    assert "ensemble of bitfit, lora, the first seed of each: " in again.output
+    assert "15 to test on, chance 33.3%; selected by the split validation, 9 images" in again.output
     told = said["tasks"][0]["ensembles"]
-    assert f"two of them disagree on {told['disagreement']:.1%} of the images" in again.output
+    together = next(line for line in again.output.splitlines() if line.startswith("all but linear"))
+    assert f"{told['disagreement']:.1%}" in together.split()
+    assert f"{told['ensemble']['logits']:.1%}" in together.split()
     assert "(peeks)" in again.output
     for line in said["lines"]:
         assert line["tasks"]["a"]["best_epoch"] >= line["tasks"]["a"]["value"]
     values = [line["tasks"]["a"]["value"] for line in said["lines"]]
-    assert f"  linear         {values[0]:.3f} (" in again.output
+    printed = next(line for line in again.output.splitlines() if line.startswith("linear "))
+    assert f"{values[0]:.1%} (" in printed
     assert "report.html" in again.output.splitlines()[-1]
 
 

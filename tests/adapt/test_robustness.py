@@ -136,8 +136,8 @@ def test_words_and_mistakes(trained: Path, tmp_path: Path, backbone: Path) -> No
     own = trained / "own.npz"
     said = run("wise", trained / "linear", "--data", own, "--points", 2, "--device", "cpu", "--out", tmp_path / "a")
     assert said.exit_code == 0, (said.output, said.exception)
-    assert "linear: the branch is multiplied by alpha; the head is the tuned one" in said.output
-    assert "<- recommended" in said.output
+    assert "Method: linear: the branch is multiplied by alpha · Head: the tuned one" in said.output
+    assert ", recommended" in said.output
     for arguments, sentence in (
         (("--at", 0.5), "--at has no effect without --adapter-out"),
         (("--validation", "test"), "split 'test'"),

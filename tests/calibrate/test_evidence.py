@@ -10,12 +10,13 @@ import pytest
 
 from foveate.calibrate.diagnosis import Outputs
 from foveate.calibrate.evidence import from_logits
-from foveate.calibrate.run import Calibration, Evidence, calibrate, parse_groups, table_lines
+from foveate.calibrate.run import Calibration, Evidence, calibrate, parse_groups
 from foveate.calibrate.settings import ModelData
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
 from foveate.metrics.calibration import average_logit_gap
 from foveate.metrics.class_groups import ClassGroups
+from foveate.report.render import tell
 from foveate.training.logit_files import write_logits
 from naming import raises_naming
 
@@ -66,9 +67,11 @@ def test_the_result_and_its_table(tmp_path: Path) -> None:
     assert isinstance(found, Calibration)
     assert found.gamma == pytest.approx(3, abs=0.8)
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == found.result.to_json()
-    lines = table_lines(found.result)
-    assert lines[0].split() == ["gamma", "Y/Y", "S/Y", "U/Y", "S/S", "U/U", "AUSUC"]
-    assert [line.split("  ")[0] for line in lines[1:]] == ["fine-tuned", "+ ALG", "+ gamma* (peeks)"]
+    lines = tell(run.path)
+    heads = next(number for number, line in enumerate(lines) if line.startswith("Model "))
+    assert lines[heads].split() == ["Model", "gamma", "Y/Y", "S/Y", "U/Y", "S/S", "U/U", "AUSUC"]
+    rows = lines[heads + 1 : heads + 1 + len(found.result.rows)]
+    assert [line.split("  ")[0] for line in rows] == ["fine-tuned", "+ ALG", "+ gamma* (peeks)"]
     official = calibrate(
         Evidence(NAMES, evidence.groups, test=evidence.test, labels=both), run, method="alg", variant="official"
     )

@@ -163,7 +163,8 @@ def test_pretrain_evaluate_and_locate(foveate: Run, recipe_file: Path, tiny_coll
     common = ("--collection", tiny_collection, "--device", "cpu")
     told = foveate("pretrain", recipe_file, *common, "--out", "run", "--steps", "3", "--seed", "4")
     assert told.code == 0, told.err
-    assert "3 steps in" in told.out
+    assert "Steps: 3 · Time: " in told.out
+    assert "Images: 16 ·" in told.out, "16 of 18 images have a text"
     assert "report: run/report.html" in told.out
     assert "training: 3/3" in told.err
     saved = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from made_images import jpeg
 
-from foveate.cli.verbs.inspect import summary_lines
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.inspection import summarize, summarize_values
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
+from foveate.report.blocks import print_lines
+from foveate.report.pages.pretrain import build_inspect
 from naming import raises_naming
 
 
@@ -31,6 +32,11 @@ def _collection(path: Path) -> Collection:
             )
         writer.add("bad", b"")
     return Collection.open(path)
+
+
+def summary_lines(summary: dict[str, object]) -> list[str]:
+    """What `foveate inspect` prints of a summary, below the title and the totals."""
+    return print_lines(build_inspect({"kind": "inspect", "summary": summary}, Path()))[2:]
 
 
 def test_everything_is_counted(tmp_path: Path) -> None:
@@ -56,11 +62,12 @@ def test_everything_is_counted(tmp_path: Path) -> None:
 
 def test_the_summary_is_printed_a_line_for_each_field(tmp_path: Path) -> None:
     lines = summary_lines(summarize(_collection(tmp_path / "c")))
-    assert lines[lines.index("images by label:") + 1] == "  color: red: 5; blue: 1"
-    assert "captions: 6; images without a caption: 2" in lines
-    title = lines.index("  title: 2")
-    assert lines[title + 1] == ("    words: min 1, 5th percentile 1, median 1, mean 1, 95th percentile 1, max 1")
-    assert "width: min 48, 5th percentile 48, median 48, mean 48, 95th percentile 48, max 48" in lines
+    assert lines[lines.index("by label:") + 1] == "  color: red: 5; blue: 1"
+    captions = lines.index("captions: count: 6; images without: 2")
+    assert lines[captions + 1] == "  by kind:"
+    title = lines.index("    title: count: 2")
+    assert lines[title + 1] == "      words: count: 2; min: 1; p05: 1; median: 1; mean: 1; p95: 1; max: 1"
+    assert "width: count: 6; min: 48; p05: 48; median: 48; mean: 48; p95: 48; max: 48" in lines
     assert "  by slice: (none): 6; seen: 6" in lines
     assert "quarantine: image: empty file: 1" in lines
 
@@ -68,12 +75,13 @@ def test_the_summary_is_printed_a_line_for_each_field(tmp_path: Path) -> None:
 def test_names_of_a_user_are_printed_as_they_are() -> None:
     """A class may be called like a field of ours."""
     counts = {f"class_{number}": 12 - number for number in range(6)}
-    named = {"by_label": {"area": {"count": 1234, "median": 3, "area": 2}, "kind_of": counts}, "regions": {"count": 0}}
+    empty = {"count": 0, "area": {"count": 0}}
+    named = {"by_label": {"area": {"count": 1234, "median": 3, "area": 2}, "kind_of": counts}, "regions": empty}
     assert summary_lines(named) == [
-        "images by label:",
+        "by label:",
         "  area: count: 1,234; median: 3; area: 2",
         "  kind_of: class_0: 12; class_1: 11; class_2: 10; class_3: 9; class_4: 8; class_5: 7",
-        "regions: none",
+        "regions: count: 0",
     ]
     assert summary_lines({"by_split": {str(number): 1 for number in range(9)}})[0].endswith("; 7: 1; and more")
 

@@ -11,6 +11,7 @@ from foveate.report.blocks import (
     Chips,
     Facts,
     Fold,
+    Macro,
     Notes,
     Section,
     Text,
@@ -38,6 +39,7 @@ def make_page() -> Page:
             Section("empty", "Nothing here", []),
             Section("numbers", "Numbers", [quality, Notes(["First.", "Second."])], "About numbers."),
             Section("more", "More", [Fold("Details", [details, Chips(["x", "y"])]), Warnings(["one is late"])]),
+            Section("fields", "Fields", [Macro("fields", ({"a <b>": {"rate": 0.12345, "steps": 9000, "on": True}},))]),
         ],
         command=["foveate", "a b"],
     )
@@ -57,6 +59,20 @@ def test_the_terminal_says_what_stands_on_top_and_the_printed_tables() -> None:
     ]
 
 
+def test_what_must_be_known_first_is_printed_first_and_folds_with_what_is_printed_in_them() -> None:
+    inside = columns_of([1], [("One", str)], printed=True)
+    page = block_page(
+        "Blocks",
+        eyebrow="Test",
+        top=[Text("Lead."), Text("It got worse.", "strong"), Text("Small print.", "note")],
+        sections=[
+            Section("fold", "Fold", [Fold("Details", [inside]), Fold("Drawn alone", [Text("no", "note")])]),
+            Section("cards", "Cards", [Macro("records", ([],), [Text("Three cards.")]), Macro("records", ([],))]),
+        ],
+    )
+    assert print_lines(page) == ["It got worse.", "Blocks", "Lead.", "Details", "One", "1", "Three cards."]
+
+
 def test_the_page_has_every_block_and_escapes_it(tmp_path: Path) -> None:
     text = render_page(make_page(), RunImages(tmp_path))
     main = text.split("<main", 1)[1].split("</main", 1)[0]
@@ -67,6 +83,10 @@ def test_the_page_has_every_block_and_escapes_it(tmp_path: Path) -> None:
         "<b>4</b>",
         "small",
         "<li>y</li>",
+        '<h3 style="margin-top:.5rem">a &lt;b&gt;</h3>',
+        "<dd>0.1235</dd>",
+        "<dd>9,000</dd>",
+        "<dd>True</dd>",
     ):
         assert part in main
     # Neither a fact without a value nor a section without a block leaves a trace.

@@ -12,7 +12,8 @@ from foveate.core.errors import UserError
 from foveate.core.results import CalibrateResult
 from foveate.report import render
 from foveate.report.charts import Mark, Series, tradeoff_chart
-from foveate.report.pages.calibrate import percent, signed, table
+from foveate.report.numbers import decimal, signed
+from foveate.report.pages.calibrate import table
 from naming import raises_naming
 
 ACCURACIES = {"Y/Y": 40.0, "S/Y": 72.4, "U/Y": 7.5, "R/Y": None, "S/S": 72.4, "U/U": 54.9, "R/R": None}
@@ -66,10 +67,10 @@ def test_a_wrong_field_is_named(tmp_path: Path) -> None:
 
 
 def test_numbers_as_people_read_them() -> None:
-    assert (signed(-1.5), signed(None), percent(49.96), percent(None)) == ("−1.50", "", "50.0", "–")
+    assert (signed(-1.5), signed(None), decimal(49.96, 1), decimal(None)) == ("−1.50", "", "50.0", "–")
     shown = table(CalibrateResult.model_validate(result()))
-    assert [name for name, _ in shown["heads"]][-3:] == ["AUSUC", "NCM Y/Y", "NCM U/U"]
-    assert shown["lines"][1]["cells"][-3:] == ["–", "–", "–"]
+    assert shown.heads[-3:] == ["AUSUC", "NCM Y/Y", "NCM U/U"]
+    assert shown.rows[1][-3:] == ["–", "–", "–"]
 
 
 def test_the_chart_says_its_points() -> None:

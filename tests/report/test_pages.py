@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import made_adapt
 import made_run
 import pytest
 
@@ -18,7 +19,7 @@ from foveate.core.errors import UserError
 from foveate.core.results import Column, Row, Value
 from foveate.report import numbers, parts, render
 from foveate.report.page import unbroken
-from foveate.report.render import kinds
+from foveate.report.render import kinds, tell
 from foveate_labs.pages.tour import Stat, summarize, trained_stat
 from naming import raises_naming
 
@@ -295,6 +296,16 @@ def test_small_pages_say_their_content(tmp_path: Path) -> None:
     assert "This detector is an oracle" in texts["regions"]
     assert "No box detected 3" in texts["regions"]
     assert "dsc plus" in texts["regions"]
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "evaluate", "inspect", *made_adapt.PAGES])
+def test_every_number_of_the_terminal_is_on_the_page(kind: str, tmp_path: Path) -> None:
+    make = made_adapt.PAGES.get(kind)
+    made_run.write_run(tmp_path, make(tmp_path) if make else made_run.small_results(tmp_path)[kind])
+    text = Reader(render(tmp_path).read_text(encoding="utf-8")).text
+    printed = re.findall(r"\d[\d.,]*", "\n".join(tell(tmp_path)))
+    assert len(printed) > 5
+    assert set(printed) <= set(re.findall(r"\d[\d.,]*", text))
 
 
 def test_a_search_page_names_files_and_says_first_that_nothing_was_found(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from foveate.metrics.nearest_mean import HeadChange
 
 _FEW_CLASSES = 3  # of a pseudo run; with fewer, its gamma is unreliable
 _OFFICIAL = "gamma by ALG comes from the labeled test data (official variant): its row is measured on the same samples"
-_MEASURES = ("Y/Y", "S/Y", "U/Y", "S/S", "U/U")
 
 
 @dataclass(frozen=True)
@@ -261,26 +260,3 @@ def _sentence_without_test(gammas: dict[str, float], used: str) -> str:
     if gammas[used] <= 0:
         text += " A gamma that is not above 0 makes absent classes rarer still: measure it before you use it."
     return text[0].upper() + text[1:]
-
-
-def table_lines(result: CalibrateResult) -> list[str]:
-    """Format the table as plain text: accuracies in percent, AUSUC in [0, 1], NCM in percent."""
-    rows = result.rows
-    if not rows:
-        return []
-    with_ncm = any(row.ncm for row in rows)
-    columns = [*_MEASURES, "AUSUC", *(("NCM Y/Y", "NCM U/U") if with_ncm else ())]
-    width = max(len(row.title) for row in rows)
-    lines = [f"{'':<{width}}  {'gamma':>7}  " + "  ".join(f"{name:>7}" for name in columns)]
-    for row in rows:
-        cells = [_format_percent(row.accuracies.get(name)) for name in _MEASURES]
-        cells.append("" if row.ausuc is None else f"{row.ausuc:.3f}")
-        if with_ncm:
-            cells += [_format_percent(row.ncm.get(name)) for name in ("Y/Y", "U/U")]
-        gamma = "" if row.gamma is None else f"{row.gamma:+.2f}"
-        lines.append(f"{row.title:<{width}}  {gamma:>7}  " + "  ".join(f"{cell:>7}" for cell in cells))
-    return [line.rstrip() for line in lines]
-
-
-def _format_percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"

@@ -113,7 +113,16 @@ class Fold:
     is_open: bool = False
 
 
-Block: TypeAlias = Text | Facts | Warnings | Notes | Table | Charts | Chips | Fold
+@dataclass(frozen=True, slots=True)
+class Macro:
+    """What a macro of macros.html.j2 draws, such as cards with images; `printed` are the terminal's blocks for it."""
+
+    name: str
+    arguments: Sequence[Any]
+    printed: Sequence[Block] = ()
+
+
+Block: TypeAlias = Text | Facts | Warnings | Notes | Table | Charts | Chips | Fold | Macro
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +191,15 @@ def columns_of(items: Sequence[T], columns: Iterable[tuple[str, Callable[[T], st
 def print_lines(page: Page) -> list[str]:
     """Return the lines of a page of blocks for a terminal: warnings, title, what stands on top, printed tables."""
     blocks = [*page.context["top"], *(block for section in page.context["sections"] for block in section.blocks)]
-    # Warnings come first, wherever they stand: what follows them may be wrong.
-    first = [line for block in blocks if isinstance(block, Warnings) for line in _lines(block)]
-    others = [line for block in blocks if not isinstance(block, Warnings) for line in _lines(block)]
-    return [*first, page.title, *others]
+    # Warnings and strong texts come first, wherever they stand: whoever reads no further must know them.
+    urgent, others = (
+        [line for block in blocks if _is_urgent(block) is first for line in _lines(block)] for first in (True, False)
+    )
+    return [*urgent, page.title, *others]
+
+
+def _is_urgent(block: Block) -> bool:
+    return isinstance(block, Warnings) or (isinstance(block, Text) and block.kind == "strong")
 
 
 def _lines(block: Block) -> Iterator[str]:
@@ -199,6 +213,10 @@ def _lines(block: Block) -> Iterator[str]:
         yield from (f"note: {sentence}" for sentence in block.sentences)
     elif isinstance(block, Table) and block.printed:
         yield from _align([block.heads, *block.rows], {0, *block.left})
+    elif isinstance(block, Macro):
+        yield from (line for one in block.printed for line in _lines(one))
+    elif isinstance(block, Fold) and (inside := [line for one in block.blocks for line in _lines(one)]):
+        yield from (block.summary, *inside)
 
 
 def _align(rows: Sequence[Sequence[str | Cell]], left: set[int]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from foveate.core.progress import duration as duration
 
@@ -45,6 +46,17 @@ def measure(value: float | None, *, unit: str = "fraction", digits: int = 1) -> 
     if unit == "fraction" or value is None or not math.isfinite(value):
         return percent(value, digits=digits)
     return f"{value:.3g} {unit}".strip()
+
+
+def field(value: Any) -> str:
+    """Format a field of a recipe or a summary: whole numbers with commas, lists with theirs, None as a dash."""
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.4g}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return count(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)
 
 
 def interval(low: float | None, high: float | None, *, unit: str = "fraction") -> str:

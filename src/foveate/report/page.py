@@ -50,6 +50,7 @@ def environment() -> Environment:
         decimal=numbers.decimal,
         signed=numbers.signed,
         duration=numbers.duration,
+        field=numbers.field,
         millions=numbers.millions,
         source=words.source,
         data=words.data,
@@ -64,6 +65,7 @@ def environment() -> Environment:
     functions: dict[str, Any] = {
         "interval": numbers.interval,
         "interval_bar": charts.interval_bar,
+        "overlay": images.Overlay,
         "overlay_svg": images.overlay_svg,
         "place": images.corner_style,
     }

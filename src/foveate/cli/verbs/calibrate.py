@@ -14,7 +14,6 @@ from foveate.cli.options import Call, common, dry_run_option, path_option, read_
 if TYPE_CHECKING:
     from foveate.calibrate.run import Evidence
     from foveate.calibrate.settings import ModelData
-    from foveate.core.results import CalibrateResult
     from foveate.core.runs import RunFolder
 
 _FILE = click.Path(path_type=Path)
@@ -73,9 +72,9 @@ def command(call: Call, source: Path, seen: tuple[str, ...], absent: tuple[str, 
       foveate calibrate test-logits.csv --training train-logits.csv
       foveate calibrate tuned --before pretrained --collection my-images --labels species --classes-seen @seen.txt
     """
-    from foveate.calibrate.run import calibrate, table_lines
+    from foveate.calibrate.run import calibrate
     from foveate.core.runs import RunFolder
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     on_model = source.is_dir()
     options |= {"seed": call.seed, "device": call.device}
@@ -99,10 +98,7 @@ def command(call: Call, source: Path, seen: tuple[str, ...], absent: tuple[str, 
     about = {"model": str(source), "data": str(options["collection"] or source)}
     calibrated = calibrate(evidence, folder, method=method, command=call.command, **named, **about)
     paths: dict[str, Path] = {"run": folder.path}
-    result = calibrated.result
-    lines = [result.harm, ""] if result.harm else []
-    lines += [*table_lines(result), "", result.sentence, *_gamma_lines(result)]
-    lines += [f"note: {note}" for note in result.notes]
+    result, lines = calibrated.result, tell(folder.path)
     checkpoint = source if on_model else options["checkpoint"]
     # A checkpoint that answers worse than before would be used by whoever finds it.
     refused = bool(checkpoint is not None and result.harm and not options["force"])
@@ -265,17 +261,3 @@ def _fold(checkpoint: Path, options: dict[str, Any], gamma: float, groups: Any, 
         target = folder.path / ("calibrated" if checkpoint.is_dir() else f"calibrated{checkpoint.suffix}")
         shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
     return fold(checkpoint, gamma=gamma, groups=groups, to=target, head=options["head"])
-
-
-def _gamma_lines(result: CalibrateResult) -> list[str]:
-    from foveate.core.results import GAMMA_TITLES
-
-    lines = []
-    for name, estimate in result.gammas.items():
-        text = f"gamma by {GAMMA_TITLES[name]}: {estimate.gamma:+.4f}"
-        if len(estimate.each) > 1:
-            each = ", ".join("not feasible" if value is None else f"{value:+.2f}" for value in estimate.each)
-            spread = "" if estimate.spread is None else f"; standard deviation {estimate.spread:.2f}"
-            text += f" (pseudo runs {each}{spread})"
-        lines.append(text + (f"; used: {result.reason}" if name == result.method else ""))
-    return lines

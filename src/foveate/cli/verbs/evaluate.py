@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, measured, path_option, run_option
+from foveate.cli.options import Call, common, path_option, run_option
 
 
 @click.command("evaluate", cls=FieldsCommand, short_help="Evaluate a model on a collection.")
@@ -44,7 +44,7 @@ def command(call: Call, model: Path, collection: Path, settings: dict[str, Any])
     from foveate.pretrain.results import EvaluateResult
     from foveate.pretrain.settings import EvaluateSettings
     from foveate.records.collection import Collection
-    from foveate.report import render
+    from foveate.report.render import render, tell
     from foveate.vision.localizer.folder import load_model
 
     resolved = call.check(EvaluateSettings, settings)
@@ -59,6 +59,5 @@ def command(call: Call, model: Path, collection: Path, settings: dict[str, Any])
     evaluation, _ = evaluate(opened, images, resolved, seed=call.seed or 0, samples_to=folder.path / "samples")
     result = EvaluateResult.model_validate({"model": str(model), **evaluation.to_json()}).to_json()
     folder.write_result(result)
-    lines = measured(result["table"])
     paths = {"samples": folder.path / "samples", "report": render(folder.path)}
-    call.finish(result, lines, paths)
+    call.finish(result, tell(folder.path), paths)

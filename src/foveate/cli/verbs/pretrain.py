@@ -60,7 +60,7 @@ def command(call: RecipeCall, settings: dict[str, Any], no_evaluation: bool, pri
     call.refuse_pricing(pricing)
     opened = Collection.open(call.data)
     from foveate.pretrain.train import pretrain
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     run = call.run or Path("runs") / f"pretrain-{call.name}"
     split = None if no_evaluation else "test"
@@ -72,13 +72,4 @@ def command(call: RecipeCall, settings: dict[str, Any], no_evaluation: bool, pri
     if done.model_folder is None:
         call.stop(result, run, step=done.result.steps)
     paths = {"run": run, "model": done.model_folder, "report": render(run)}
-    call.finish(result, _lines(result), paths)
-
-
-def _lines(result: dict) -> list[str]:
-    lines = [f"{result['steps']} steps in {result['seconds']:.0f} s, {result['images']} images"]
-    for row in (result["evaluation"] or {}).get("table", []):
-        for column, value in row["values"].items():
-            interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
-            lines.append(f"{row['question']}, {row['data']}, {column}: {value['value']:.3f}{interval}, n {row['n']}")
-    return lines
+    call.finish(result, tell(run), paths)

@@ -20,7 +20,7 @@ from foveate.adapt.results import (
     WiseResult,
     WiseSet,
 )
-from foveate.core.results import Evaluation, parse_result
+from foveate.core.results import parse_result
 from foveate.report import numbers, parts
 from foveate.report.blocks import (
     Block,
@@ -37,8 +37,7 @@ from foveate.report.blocks import (
 )
 from foveate.report.charts import ForestRow, Mark, Series, forest, line_chart, plot, tradeoff_chart
 from foveate.report.compared import Point, amount, cost_chart, matrix_chart
-from foveate.report.page import Page, command_text
-from foveate.report.parts import simple_page
+from foveate.report.page import Page
 
 MAX_NAMES = 6
 
@@ -68,20 +67,22 @@ def build_adapt(result: Mapping[str, Any], run_folder: Path) -> Page:
         *([("Linear probe", _describe_probe(r.probe))] if r.probe else []),
         ("Time", numbers.duration(r.seconds)),
     ]
-    evaluation = r.evaluation or Evaluation()
-    measured = "The last epoch's model, measured on images that took no part in training or in any selection."
-    return simple_page(
+    rows = {"this run": parts.read_metrics(run_folder, r.curves)} if r.curves else {}
+    return block_page(
         r.title or "An adapted model",
         eyebrow="Adaptation",
-        lead=f"{r.loss[0].upper()}{r.loss[1:]}. {measured}" if r.loss else measured,
-        facts=facts,
-        charts=parts.curves({"this run": parts.read_metrics(run_folder, r.curves)}, max_charts=6) if r.curves else [],
-        charts_title="Training curves",
-        groups=parts.table_groups(evaluation.table, evaluation.columns),
-        columns=evaluation.columns,
-        interval_text=evaluation.interval,
-        recipe=r.recipe,
-        command=command_text(r.command),
+        top=[
+            # The terminal begins with it: whoever reads no further must not take the tuned model for the better one.
+            *([Text(f"{r.loss[0].upper()}{r.loss[1:]}.", "strong")] if r.loss else []),
+            Text("The last epoch's model, measured on images that took no part in training or in any selection."),
+            Facts(facts),
+        ],
+        sections=[
+            parts.numbers_section(r.evaluation),
+            parts.charts_section(parts.curves(rows)),
+            parts.recipe_section(r.recipe),
+        ],
+        command=r.command,
     )
 
 
@@ -287,6 +288,7 @@ def ensembles(task: ComparedTask) -> list[Block]:
             ("Any right", lambda entry: numbers.percent(entry[1].any_right)),
         ],
         note=note,
+        printed=True,
     )
     return [table]
 
@@ -414,9 +416,11 @@ def selected(r: ComparedResult, task: ComparedTask, *, is_open: bool) -> Fold:
             ("Diverged", lambda row: str(row[1].diverged)),
         ],
         left=(1,),
+        printed=True,
     )
-    summary = f"{task.title}: {task.classes} classes, {numbers.count(task.images)} images to learn from; "
-    return Fold(f"{summary}selected by {task.selection}", [table], is_open)
+    learned = f"{task.title}: {task.classes} classes, {numbers.count(task.images)} images to learn from"
+    tested = f"{numbers.count(task.tested)} to test on, chance {numbers.percent(task.chance)}"
+    return Fold(f"{learned}, {tested}; selected by {task.selection}", [table], is_open)
 
 
 # Page of models between a network and its tuned one: the curve over alpha and the recommendation.

@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from foveate.core.results import GAMMA_TITLES, CalibrateResult, ResultModel, parse_result
 from foveate.report import numbers
-from foveate.report.blocks import Block, Charts, Chips, Facts, Fold, Section, Table, Text, block_page
+from foveate.report.blocks import Block, Charts, Chips, Facts, Fold, Notes, Section, Table, Text, block_page
 from foveate.report.charts import Mark, Series, line_chart, plot, tradeoff_chart
-from foveate.report.numbers import signed as signed
+from foveate.report.numbers import decimal, signed
 from foveate.report.page import Page
 
 COLUMNS = (
@@ -27,27 +27,26 @@ CURVE_TITLES = {"before": "pre-trained", "after": "fine-tuned"}
 VERDICTS = {"level": "the level is off", "damaged": "features damaged", "nothing": "nothing to repair", "unknown": ""}
 
 
-def percent(value: float | None) -> str:
-    """Format `49.5`, None as a dash."""
-    return "–" if value is None else f"{value:.1f}"
-
-
-def table(r: CalibrateResult) -> dict[str, Any]:
-    """Build the heads of the table with their meaning, and its lines of cells."""
-    with_ncm = any(row.ncm for row in r.rows)
-    with_rest = r.classes.rest > 0
-    columns = [*COLUMNS, *((("R/Y", "samples of the other classes, all classes as answers"),) if with_rest else ())]
+def table(r: CalibrateResult) -> Table:
+    """Build the table of the models' accuracies."""
+    columns = [*COLUMNS, *([("R/Y", "samples of the other classes, all classes as answers")] if r.classes.rest else [])]
+    ncm = NCM if any(row.ncm for row in r.rows) else ()
     heads = [*columns, ("AUSUC", "area under the curve of U/Y against S/Y, 0 to 1: does not depend on gamma")]
-    heads += [(f"NCM {name}", what) for name, what in NCM] if with_ncm else []
-    lines = []
-    for row in r.rows:
-        cells = [percent(row.accuracies.get(name)) for name, _ in columns]
-        # Not a percentage: the area has a scale of its own.
-        cells.append("–" if row.ausuc is None else f"{row.ausuc:.3f}")
-        if with_ncm:
-            cells += [percent(row.ncm.get(name)) for name, _ in NCM]
-        lines.append({"title": row.title, "gamma": signed(row.gamma), "cells": cells, "peeks": row.peeks})
-    return {"heads": heads, "lines": lines}
+    heads += [(f"NCM {name}", what) for name, what in ncm]
+    rows = [
+        [
+            row.title,
+            signed(row.gamma),
+            *(decimal(row.accuracies.get(name), 1) for name, _ in columns),
+            decimal(row.ausuc, 3),
+            *(decimal(row.ncm.get(name), 1) for name, _ in ncm),
+        ]
+        for row in r.rows
+    ]
+    note = (
+        "gamma* was chosen with the labels of these very samples: it peeks, and only shows how much there was to gain."
+    )
+    return Table(["Model", "gamma", *(name for name, _ in heads)], rows, note=note, meanings=heads, printed=True)
 
 
 def charts(r: CalibrateResult) -> list[Markup]:
@@ -129,17 +128,17 @@ def build_calibrate(result: Mapping[str, Any], run_folder: Path) -> Page:
     groups = {"S": "Seen classes", "U": "Absent classes"}
     how: list[Block] = []
     if r.reason:
-        how.append(Text(f"{GAMMA_TITLES.get(r.method, r.method)} was used: {r.reason}.", "note"))
+        how.append(Notes([f"{GAMMA_TITLES.get(r.method, r.method)} was used: {r.reason}."]))
     gammas = [
         [
             GAMMA_TITLES.get(name, name),
             signed(estimate.gamma),
             ", ".join("not feasible" if value is None else signed(value) for value in estimate.each),
-            "–" if estimate.spread is None else f"{estimate.spread:.2f}",
+            decimal(estimate.spread),
         ]
         for name, estimate in r.gammas.items()
     ]
-    how.append(Table(["Method", "gamma", "Each run", "Spread"], gammas, left=(2,)))
+    how.append(Table(["Method", "gamma", "Each run", "Spread"], gammas, left=(2,), printed=True))
     quartiles = ("mean", "lower_quartile", "median", "upper_quartile")
     gaps = [
         [groups[letter], *(signed(gap[name]) for name in quartiles)]
@@ -152,7 +151,7 @@ def build_calibrate(result: Mapping[str, Any], run_folder: Path) -> Page:
     rows = [
         [
             groups[letter],
-            *(f"{value:.3f}" for value in (head.norm_before, head.norm_after, head.update_norm)),
+            *(decimal(value, 3) for value in (head.norm_before, head.norm_after, head.update_norm)),
             "–" if head.update_cosine is None else signed(head.update_cosine),
         ]
         for letter, head in r.head.items()
@@ -161,15 +160,7 @@ def build_calibrate(result: Mapping[str, Any], run_folder: Path) -> Page:
     if rows:
         heads = ["Rows of", "Length before", "after", "Length of the change", "Cosine between changes"]
         how.append(Table(heads, rows, title="Rows of the head"))
-    content, drawings = table(r), charts(r)
-    measured = Table(
-        ["Model", "gamma", *(name for name, _ in content["heads"])],
-        [[line["title"], line["gamma"], *line["cells"]] for line in content["lines"]],
-        note="gamma* was chosen with the labels of these very samples: it peeks, and only shows how much there was to "
-        "gain.",
-        meanings=content["heads"],
-        printed=True,
-    )
+    drawings = charts(r)
     return block_page(
         f"Calibrated: gamma {signed(r.gamma)}",
         eyebrow="Calibration",
@@ -178,13 +169,13 @@ def build_calibrate(result: Mapping[str, Any], run_folder: Path) -> Page:
             *([Text(r.harm, "strong")] if r.harm else []),
             Text(r.sentence),
             Facts(facts),
-            *(Text(f"{note}.", "note") for note in r.notes),
+            Notes([f"{note}." for note in r.notes]),
         ],
         sections=[
             Section(
                 "numbers",
                 "What fine-tuning did",
-                [measured] if r.rows else [],
+                [table(r)] if r.rows else [],
                 "Percent, but for AUSUC. gamma is added to the logits of the absent classes.",
                 "Numbers",
             ),

@@ -15,11 +15,11 @@ from foveate.core.errors import UserError
 from foveate.core.results import Distribution, Region, ResultModel, parse_result
 from foveate.records.caption_formats import ALT, CAPTION_FORMATS, MEANINGS, TITLES
 from foveate.report import numbers, parts, words
+from foveate.report.blocks import Facts, Text, block_page
 from foveate.report.charts import histogram, plot
 from foveate.report.images import Overlay
 from foveate.report.numbers import count, duration, money
 from foveate.report.page import Page, command_text
-from foveate.report.parts import example_groups, simple_page
 from foveate.report.words import plain
 
 # Captions side by side with marked assertions: shared by the pages of audits and of the tour.
@@ -273,18 +273,17 @@ def build_regions(result: Mapping[str, Any], run_folder: Path) -> Page:
     facts += [(STATUSES.get(name, words.plain(name)), count(number)) for name, number in r.status.items() if number]
     # Boxes that were known in advance must not be read as found by a detector.
     warning = "This detector is an oracle: its boxes were in the collection already. " if r.oracle else ""
-    return simple_page(
+    note = "Images with all regions of this recipe; the number is a region's score."
+    return block_page(
         r.title or f"Regions of {r.collection or 'a collection'}",
         eyebrow="Regions",
-        lead=f"{warning}Phrases of the captions, located by {r.detector}.",
-        facts=facts,
-        charts=charts,
-        charts_title="Distributions",
-        samples=example_groups(r.samples),
-        samples_title="Samples",
-        samples_note="Images with all regions of this recipe; the number is a region's score.",
-        recipe={"model": r.model, "source of the rows": r.source, **r.recipe},
-        command=command_text(r.command),
+        top=[Text(f"{warning}Phrases of the captions, located by {r.detector}."), Facts(facts)],
+        sections=[
+            parts.charts_section(charts, "Distributions"),
+            parts.samples_section(r.samples, "Samples", note),
+            parts.recipe_section({"model": r.model, "source of the rows": r.source, **r.recipe}),
+        ],
+        command=r.command,
     )
 
 

@@ -10,11 +10,12 @@ from foveate.core.errors import UserError
 from foveate.core.results import BoxChoice, Example, Histogram, LocatedPhrase, Query, ResultModel, Search, parse_result
 from foveate.pretrain.results import EvaluateResult, PretrainResult
 from foveate.report import numbers, parts, words
+from foveate.report.blocks import Facts, Macro, Section, Table, Text, block_page
 from foveate.report.charts import histogram, plot
 from foveate.report.images import Overlay
 from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
-from foveate.report.parts import example_groups, rules_of, simple_page, where_groups, which_groups
+from foveate.report.parts import rules_of, where_groups, which_groups
 from foveate.search.results import LocateResult, SearchResult
 
 # The page of a collection: records after preprocessing first, then counts, sizes, text lengths and quarantine.
@@ -40,6 +41,10 @@ class InspectResult(ResultModel):
     command: str | list[str] = ""
 
 
+# Fields of a summary whose names come from the collection, such as its labels.
+OWN_NAMES = "by_source by_split by_format by_label by_slice by_group frequent_phrases quarantine".split()
+
+
 def build_inspect(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of an inspection's result.json (`InspectResult`)."""
     r = parse_result(InspectResult, result)
@@ -51,17 +56,21 @@ def build_inspect(result: Mapping[str, Any], run_folder: Path) -> Page:
         title = words.plain(name)
         chart = histogram(h.edges, h.counts, title=title, unit=h.unit)
         charts.append(plot(title, chart))
-    return simple_page(
+    rows = [[one.reason, count(one.count), one.example or ""] for one in r.quarantine]
+    refused = Table(["Reason", "Count", "Example"], rows, left=(2,))
+    # An empty quarantine is a result, too: nothing was refused.
+    quarantine = refused if r.quarantine else Text("Nothing: everything could be read.", "note")
+    return block_page(
         r.title or str(r.summary.get("name", "A collection")),
         eyebrow="Inspection",
-        facts=_facts(r.summary),
-        samples_first=True,
-        summary=r.summary,
-        charts=charts,
-        charts_title="Distributions",
-        samples=example_groups(r.samples),
-        quarantine=r.quarantine,
-        command=command_text(r.command),
+        top=[Facts(_facts(r.summary))],
+        sections=[
+            parts.samples_section(r.samples),
+            parts.summary_section(r.summary, OWN_NAMES),
+            parts.charts_section(charts, "Distributions"),
+            Section("quarantine", "Could not be taken in", [quarantine], link="Quarantine"),
+        ],
+        command=r.command,
     )
 
 
@@ -79,25 +88,25 @@ def build_pretrain(result: Mapping[str, Any], run_folder: Path) -> Page:
     r = parse_result(PretrainResult, result)
     rows = parts.read_metrics(run_folder, r.curves) if isinstance(r.curves, str) else r.curves
     seconds = sum(r.seconds.values()) if isinstance(r.seconds, dict) else r.seconds
-    facts = [("Steps", numbers.count(r.steps)), ("Time", numbers.duration(seconds))]
-    facts += [(f"Parameters, {words.plain(key)}", _parameter(value)) for key, value in r.parameters.items()]
-    if r.frozen:
-        facts.append(("Frozen part of the image tower", r.frozen))
-    if r.model:
-        facts.append(("Model folder", r.model))
-    evaluation = r.evaluation
-    return simple_page(
+    facts = [
+        ("Steps", numbers.count(r.steps)),
+        ("Time", numbers.duration(seconds)),
+        ("Images", numbers.count(r.images) if r.images else ""),
+        *((f"Parameters, {words.plain(key)}", _parameter(value)) for key, value in r.parameters.items()),
+        ("Frozen part of the image tower", r.frozen),
+        ("Model folder", r.model),
+    ]
+    return block_page(
         r.title or str(r.recipe.get("name", "A training run")),
         eyebrow="Pretraining",
-        facts=facts,
-        charts=parts.curves({"this run": rows}, max_charts=8),
-        charts_title="Training curves",
-        groups=parts.table_groups(evaluation.table, evaluation.columns) if evaluation else [],
-        columns=evaluation.columns if evaluation else [],
-        interval_text=evaluation.interval if evaluation else "",
-        samples=example_groups(r.samples),
-        recipe=r.recipe,
-        command=command_text(r.command),
+        top=[Facts(facts)],
+        sections=[
+            parts.numbers_section(r.evaluation),
+            parts.charts_section(parts.curves({"this run": rows}, max_charts=8)),
+            parts.samples_section(r.samples),
+            parts.recipe_section(r.recipe),
+        ],
+        command=r.command,
     )
 
 
@@ -112,21 +121,21 @@ def build_evaluate(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of an evaluation."""
     r = parse_result(EvaluateResult, result)
     located = [example for example in r.examples if isinstance(example, LocatedPhrase)]
-    facts = [("Model", r.model), ("Collection", r.collection), ("Split", r.split)]
-    return simple_page(
+    titles = {column.key: column.title for column in r.columns}
+    searches = [Macro("search", (example, titles)) for example in r.examples if isinstance(example, Search)]
+    where = Macro("where", (where_groups(located, r.default), rules_of(located, r.default), r.default))
+    which = which_groups([example for example in r.examples if isinstance(example, BoxChoice)])
+    return block_page(
         r.title or "What the model gets right",
         eyebrow="Evaluation",
-        facts=[(name, value) for name, value in facts if value],
-        groups=parts.table_groups(r.table, r.columns),
-        columns=r.columns,
-        interval_text=r.interval,
-        searches=[example for example in r.examples if isinstance(example, Search)],
-        titles={column.key: column.title for column in r.columns},
-        where=where_groups(located, r.default),
-        rules=rules_of(located, r.default),
-        default=r.default,
-        which=which_groups([example for example in r.examples if isinstance(example, BoxChoice)]),
-        command=command_text(r.command),
+        top=[Facts([("Model", r.model), ("Collection", r.collection), ("Split", r.split)])],
+        sections=[
+            Section("search", "Search", searches),
+            parts.numbers_section(r),
+            Section("where", "Where is …?", [where] if located else [], link="Where is"),
+            Section("which", "Which of these boxes?", [Macro("which", (which,))] if which else [], link="Which box"),
+        ],
+        command=r.command,
     )
 
 
@@ -199,13 +208,17 @@ def _weighted_sum(query: Query) -> str:
 def build_locate(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a located phrase."""
     r = parse_result(LocateResult, result)
-    return simple_page(
+    card = parts.locate_card(r, "head")
+    return block_page(
         f"Where is “{r.phrase}”?",
         eyebrow="Locate",
-        lead="" if r.has_match or not r.reason else f"Not found: {r.reason}.",
-        facts=[("Model", r.model)] if r.model else [],
-        single=parts.locate_card(r, "head"),
-        command=command_text(r.command),
+        top=[
+            *([] if r.has_match or not r.reason else [Text(f"Not found: {r.reason}.")]),
+            Facts([("Model", r.model)]),
+            Macro("single", (card, parts.answer_table(r, card["rules"]))),
+        ],
+        sections=[],
+        command=r.command,
     )
 
 

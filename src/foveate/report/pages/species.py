@@ -11,11 +11,12 @@ from markupsafe import Markup, escape
 
 from foveate.core.results import parse_result
 from foveate.report import numbers, parts
+from foveate.report.blocks import Facts, Text, block_page
 from foveate.report.charts import Scale, Series, histogram, line_chart, nice_ticks, plot, svg_text, tick_below
 from foveate.report.images import Overlay
 from foveate.report.numbers import count
 from foveate.report.page import Page, command_text
-from foveate.report.parts import simple_page, table_groups
+from foveate.report.parts import table_groups
 from foveate.species.results import (
     CameraRow,
     SampleImage,
@@ -271,16 +272,17 @@ def build_species_train(result: Mapping[str, Any], run_folder: Path) -> Page:
     curves = parts.curves({"training": parts.read_metrics(run_folder, r.curves)}) if r.curves else []
     contexts = ", ".join(r.contexts) if r.contexts else "the species alone"
     stopped = "" if r.status == "finished" else "Stopped: the same command resumes. "
-    return simple_page(
+    lead = f"{stopped}Links: {contexts}. Places and hours are supervision: the model sees the image alone."
+    return block_page(
         r.title or "Species training",
         eyebrow="Species training",
-        lead=f"{stopped}Links: {contexts}. Places and hours are supervision: the model sees the image alone.",
-        facts=facts,
-        summary=summary,
-        charts=curves,
-        charts_title="Curves",
-        recipe=r.recipe,
-        command=command_text(r.command),
+        top=[Text(lead), Facts(facts)],
+        sections=[
+            parts.summary_section(summary, ("links", "training images of a class")),
+            parts.charts_section(curves, "Curves"),
+            parts.recipe_section(r.recipe),
+        ],
+        command=r.command,
     )
 
 

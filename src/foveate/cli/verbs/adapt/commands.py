@@ -13,8 +13,7 @@ from foveate.cli.options import Call, F, common, path_option, run_option, split_
 from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 if TYPE_CHECKING:
-    from foveate.adapt.results import AdaptResult, ComparedResult, PredictResult, WiseResult
-    from foveate.core.results import Value
+    from foveate.adapt.results import PredictResult
 
 
 # Options that several commands of `foveate adapt` share.
@@ -98,7 +97,7 @@ def train_command(
         call.finish(priced.to_json(), format_price(priced))
         return
     from foveate.adapt.train import train_adapter
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     target = call.run or Path("runs") / f"adapt-{recipe.method['method']}"
     outcome = train_adapter(recipe, data, target, device=call.device, command=call.command)
@@ -109,7 +108,9 @@ def train_command(
     if outcome.folder is None:
         call.stop(result.to_json(), target, step=result.steps)
     paths = {"run": target, "adapter": outcome.folder, "report": render(target)}
-    lines = _format_training(result)
+    lines = tell(target)
+    if result.absent:
+        lines.append("features alone: not measured, since a linear probe needs training images of every class")
     # Tuning lowers the logits of classes that it never saw, which a calibration with these files undoes.
     if result.absent and (target / "logits-test.npz").is_file():
         lines.append(
@@ -118,31 +119,6 @@ def train_command(
             f"--out {target}/calibration"
         )
     call.finish(result.to_json(), lines, paths)
-
-
-def _format_training(result: AdaptResult) -> list[str]:
-    counts = result.parameters
-    share = counts.trained / max(1, counts.backbone)
-    # First of all lines, because someone who stops reading after it must not take the tuned model for the better one.
-    lines = [result.loss] if result.loss else []
-    lines += [
-        f"{result.steps} steps in {result.seconds:.0f} s on {result.images} images; trained {counts.trained:,} of "
-        f"{counts.backbone:,} parameters ({share:.2%}) and a head of {counts.head:,}; cached: {result.cached}"
-    ]
-    for row in [] if result.evaluation is None else result.evaluation.table:
-        value = row.values["adapted"]
-        if value is not None:
-            untuned = row.values.get("features")
-            beside = "" if untuned is None else f"; untuned features {_format_value(untuned)}"
-            lines.append(f"{row.question}, {row.data}: {_format_value(value)}{beside}, n {row.n}")
-    if result.absent:
-        lines.append("untuned features: not measured, since a linear probe needs training images of every class")
-    return lines
-
-
-def _format_value(value: Value) -> str:
-    interval = "" if value.low is None else f" ({value.low:.3f} to {value.high:.3f})"
-    return f"{value.value:.3f}{interval}"
 
 
 # `foveate adapt compare`: compare methods on your own tasks.
@@ -224,7 +200,7 @@ def compare_command(
         priced = Comparison(recipe).estimate(device=call.device or "auto")
         call.finish(priced.to_json(), format_price(priced))
         return
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     target = call.run or Path("runs") / "adapt-compare"
     checked = call.check(CompareRun, run_settings)
@@ -233,38 +209,7 @@ def compare_command(
     except Stopped:
         call.stop({"status": "stopped"}, target)
     paths = {"run": target, "report": render(target)}
-    call.finish(result.to_json(), _format_comparison(result), paths)
-
-
-def _format_comparison(result: ComparedResult) -> list[str]:
-    lines = []
-    for task in result.tasks:
-        lines.append(f"{task.title}: {task.tested} test images, chance {task.chance:.3f}; {task.selection}")
-        entries = [(line.variant, line.tasks[task.key]) for line in result.lines]
-        # Accuracies sort by their negative, so the key 1.0 puts those that did not converge last.
-        for variant, entry in sorted(entries, key=lambda pair: 1.0 if pair[1].value is None else -pair[1].value):
-            if entry.value is None:
-                lines.append(f"  {variant:<14} did not converge")
-                continue
-            if len(entry.seeds) > 1 and entry.low is None:
-                span = f" ({len(entry.seeds)} seeds, all equal)"
-            else:
-                span = "" if entry.low is None else f" ({entry.low:.3f} to {entry.high:.3f})"
-            validation = "" if entry.validation is None else f"; validation {entry.validation:.3f}"
-            candidate = f"; {entry.candidate}" if entry.candidate else ""
-            best = "" if entry.best_epoch is None else f"; best epoch {entry.best_epoch:.3f} (peeks)"
-            lines.append(f"  {variant:<14} {entry.value:.3f}{span}{validation}{best}{candidate}")
-        if task.ensembles is not None:
-            ensemble = task.ensembles
-            short = len(ensemble.members) <= 4
-            members = ", ".join(ensemble.members) if short else f"{ensemble.count} methods, without linear and full"
-            members += ", the first seed of each" if task.seeds else ""
-            lines.append(
-                f"  ensemble of {members}: {ensemble.ensemble['logits']:.3f}, mean member "
-                f"{ensemble.member['mean']:.3f}, best {ensemble.member['best']:.3f}; two of them disagree on "
-                f"{ensemble.disagreement:.1%} of the images"
-            )
-    return lines
+    call.finish(result.to_json(), tell(target), paths)
 
 
 # `foveate adapt wise`: interpolate between a network and its tuned version.
@@ -304,7 +249,7 @@ def wise_command(
     from foveate.adapt.compare.recipe import parse_task
     from foveate.adapt.recipe import WiseSettings
     from foveate.adapt.wise import measure_robustness
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     # Settings hold what the user gave: --at with its own default would otherwise count as given.
     if "at" in settings and adapter_out is None:
@@ -322,22 +267,7 @@ def wise_command(
         command=call.command,
     )
     paths = {"run": target, "report": render(target), **({} if adapter_out is None else {"adapter": adapter_out})}
-    call.finish(result.to_json(), _format_curve(result), paths)
-
-
-def _format_curve(result: WiseResult) -> list[str]:
-    recommended = result.recommended
-    titles = [image_set.title for image_set in result.sets]
-    lines = [f"{result.method}: {result.rule}; the head is {result.head}", "  ".join(["alpha", *titles])]
-    for number, alpha in enumerate(result.alphas):
-        values = "  ".join(
-            f"{image_set.accuracy[number].value:>{len(image_set.title)}.3f}" for image_set in result.sets
-        )
-        lines.append(f"{alpha:<5.3g}  {values}{'  <- recommended' if alpha == recommended.alpha else ''}")
-    lines.append(f"recommended: alpha {recommended.alpha:g}, {recommended.rule}")
-    if result.saved is not None:
-        lines.append(f"written: the model at alpha {result.saved.alpha:g}")
-    return lines
+    call.finish(result.to_json(), tell(target), paths)
 
 
 # `foveate adapt predict`: classify images with a tuned model.
