@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from foveate.core.results import parse_result
-from foveate.report import numbers, parts
+from foveate.report import parts
+from foveate.report.blocks import (
+    Block,
+    Drawn,
+    Facts,
+    Measures,
+    Notes,
+    Section,
+    Text,
+    block_page,
+    charts_of,
+    columns_of,
+)
 from foveate.report.charts import Scale, Series, histogram, line_chart, nice_ticks, plot, svg_text, tick_below
-from foveate.report.images import Overlay
-from foveate.report.numbers import count
-from foveate.report.page import Page, command_text
+from foveate.report.images import Overlay, RunImages
+from foveate.report.numbers import count, percent
+from foveate.report.page import Page, command_text, draw
 from foveate.report.parts import simple_page, table_groups
 from foveate.species.results import (
     CameraRow,
@@ -123,38 +136,127 @@ KINDS = {
     "unclassified": "Not readable",
 }
 _MAX_CLASSES = 60
+_MAX_PRINTED = 10  # taxa in the terminal
 
 
 def build_species(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a result.json of predictions (`SpeciesResult`)."""
     r = parse_result(SpeciesResult, result)
     unit = "events" if r.events else "images"
-    facts = [("Images", numbers.count(r.images)), ("Cameras", numbers.count(r.cameras))]
+    facts = [("Images", count(r.images)), ("Cameras", count(r.cameras))]
     # Without events there is one decision per image, so the number would only repeat that of images.
-    facts += [(f"Decisions ({unit})", numbers.count(r.decisions))] if r.events else []
-    facts += [(KINDS.get(name, name), numbers.count(count)) for name, count in r.counts.items() if count]
-    facts += [("Labeled images", numbers.count(r.labels))] if r.labels else []
+    facts += [(f"Decisions ({unit})", count(r.decisions))] if r.events else []
+    facts += [(KINDS.get(name, name), count(number)) for name, number in r.counts.items() if number]
+    facts += [("Labeled images", count(r.labels))] if r.labels else []
     species = sum(row.rank in ("species", "subspecies") for row in r.taxa)
     title = r.title or (f"{species} species at {r.cameras} cameras" if species else f"{r.images:,} images")
     title = f"{r.labels:,} labeled images of {r.cameras} cameras" if r.evaluation else title
-    context = {
-        "r": r,
-        "unit": unit,
-        "lead": _lead(r),
-        "facts": facts,
-        "groups": table_groups(r.evaluation.table, r.evaluation.columns) if r.evaluation else [],
-        "hours": draw_hours(r.taxa, unit),
-        "map": draw_map(r.per_camera),
-        "coverage": _coverage_chart(r),
-        "scores": _score_chart(r),
-        "samples": [(sample, _overlays(sample)) for sample in r.samples],
+    coverage, scores, places = _coverage_chart(r), _score_chart(r), draw_map(r.per_camera)
+    hours, samples = draw_hours(r.taxa, unit), [(sample, _overlays(sample)) for sample in r.samples]
+    taxa = columns_of(
+        r.taxa,
+        [
+            ("Taxon", lambda row: draw("taxon", row.name, row.rank)),
+            ("Rank", lambda row: row.rank or "–"),
+            (unit.capitalize(), lambda row: count(row.decisions)),
+            ("Mean probability", lambda row: "–" if row.kind in ("unknown", "unclassified") else f"{row.score:.2f}"),
+        ],
+        left=[1],
+        printed=r.evaluation is None,
+        max_printed=_MAX_PRINTED,
+    )
+    doubts = r.findings or r.clocks or r.places or r.repeated or r.failures
+    digits = r.coordinate_digits
+    rounded = f"Places are rounded to {digits} decimal{'' if digits == 1 else 's'} of a degree."
+    of_taxa = charts_of([scores] if scores and not coverage else [])
+    return block_page(
+        title,
+        eyebrow="Evaluation of species" if r.evaluation else "Species",
+        top=[Text(_lead(r)), Facts(facts)],
+        sections=[
+            Section(
+                "numbers",
+                "Against the labels",
+                _list_measured(r, unit, [chart for chart in (coverage, scores) if chart and coverage]),
+                "Of images with a label that the model knows. Accuracy alone says little where many images are empty.",
+                "Numbers",
+            ),
+            Section("taxa", "What was decided", [taxa, *of_taxa], link="Taxa"),
+            Section(
+                "samples",
+                "Images",
+                [Drawn(_draw("samples", RunImages(run_folder), samples))] if samples else [],
+                "The surest of each answer in turn. The box is what the model looked at; open the steps to see what "
+                "each stage did.",
+            ),
+            Section(
+                "hours",
+                "Hours",
+                [*charts_of(hours), Drawn(_draw("hours", r))] if hours else [],
+                "By the clock of the camera as it is written; hours that are not trusted are left out.",
+            ),
+            Section(
+                "cameras",
+                "Cameras",
+                [Drawn(_draw("cameras", r, unit, places))] if r.per_camera else [],
+                rounded if places else "Places are not on this page; --coordinate-digits draws a map of rounded ones.",
+            ),
+            Section(
+                "doubts",
+                "Hints",
+                [Drawn(_draw("hints", r))] if doubts else [],
+                "For a person who knows the cameras. Nothing was changed.",
+            ),
+            Section(
+                "settings", "How it was decided", [Drawn(_draw("settings", r, _settings(r.settings)))], link="Settings"
+            ),
+        ],
+        command=r.command,
+    )
+
+
+_draw = partial(draw, template="species.html.j2")
+
+
+def _list_measured(r: SpeciesResult, unit: str, charts: list[Markup]) -> list[Block]:
+    """Return what was measured against labels; nothing without labels."""
+    if r.evaluation is None or not r.evaluation.table:
+        return []
+
+    def counted(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{name} ({count(number)})" for name, number in counts.items())
+
+    sentences = [f"{note}." for note in r.notes]
+    sentences += (
+        [f"Left out, because the model has no such class: {counted(r.unknown_labels)}."] if r.unknown_labels else []
+    )
+    sentences += [f"Without a label: {counted(r.left_out)}."] if r.left_out else []
+    stages = columns_of(
+        r.stages,
+        [
+            ("After", lambda row: STAGES.get(row.stage, row.stage)),
+            (unit.capitalize(), lambda row: count(row.total)),
+            ("Named", lambda row: percent(row.named / row.total if row.total else None)),
+            ("of those right", lambda row: percent(row.right / row.named if row.named else None)),
+            ("to the class itself", lambda row: percent(row.exact / row.named if row.named else None)),
+        ],
+        title="What each stage changed",
+        note="Right: the label or a group that it belongs to, such as Felidae for an ocelot. Before pooling, the image "
+        "that shows an event best stands for it.",
+        printed=True,
+    )
+    what = (
+        "Of the images whose best class is at least as probable as a threshold: how many those are, and how many of "
+        "them are right."
+    )
+    return [
+        Measures(table_groups(r.evaluation.table, r.evaluation.columns), r.evaluation.interval),
+        Notes(sentences),
+        *([*charts_of(charts), Text(what, "note")] if charts else []),
+        *([stages] if r.stages else []),
         # Only the most frequent ones, which keeps the page short; result.json has all.
-        "classes": r.classes[:_MAX_CLASSES],
-        "stages": STAGES,
-        "settings": _settings(r.settings),
-        "command": command_text(r.command),
-    }
-    return Page("species.html.j2", title, context)
+        Drawn(_draw("classes", r, r.classes[:_MAX_CLASSES])),
+    ]
 
 
 def _lead(r: SpeciesResult) -> str:
@@ -234,7 +336,7 @@ def build_species_explain(result: Mapping[str, Any], run_folder: Path) -> Page:
 def build_species_review(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a contact sheet (`SpeciesReviewResult`)."""
     r = parse_result(SpeciesReviewResult, result)
-    title = f"{numbers.count(len(r.events))} of {numbers.count(r.decisions)} to look at first"
+    title = f"{count(len(r.events))} of {count(r.decisions)} to look at first"
     events = [
         (event, [(image, [] if image.box is None else [Overlay(image.box, "default")]) for image in event.images])
         for event in r.events
