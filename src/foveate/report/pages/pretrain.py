@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from foveate.core.errors import UserError
-from foveate.core.results import BoxChoice, Example, Histogram, LocatedPhrase, Query, ResultModel, Search, parse_result
+from foveate.core.results import (
+    BoxChoice,
+    BoxValues,
+    Example,
+    Histogram,
+    Hit,
+    LocatedPhrase,
+    Query,
+    ResultModel,
+    Search,
+    parse_result,
+)
 from foveate.pretrain.results import EvaluateResult, PretrainResult
 from foveate.report import numbers, parts, words
+from foveate.report.blocks import Drawn, Facts, Section, Text, block_page
 from foveate.report.charts import histogram, plot
-from foveate.report.images import Overlay
-from foveate.report.numbers import count
-from foveate.report.page import Page, command_text
+from foveate.report.images import Overlay, RunImages
+from foveate.report.numbers import count, signed
+from foveate.report.page import Page, command_text, draw
 from foveate.report.parts import example_groups, rules_of, simple_page, where_groups, which_groups
 from foveate.search.results import LocateResult, SearchResult
 
@@ -140,26 +155,58 @@ def build_search(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a search."""
     r = parse_result(SearchResult, result)
     facts = [(f"{name.capitalize()} searched", count(number)) for name, number in r.searched.items() if number]
-    facts += [(name, value) for name, value in (("Collection", r.collection), ("Backend", r.backend)) if value]
-    query_file = Path(r.file).name if r.file else ""
+    facts += [("Collection", r.collection), ("Backend", r.backend), ("Model", r.model)]
+    query_file, images = Path(r.file).name if r.file else "", RunImages(run_folder)
     what = f"this box in {query_file}" if query_file and r.query.box else query_file or "this"
-    return Page(
-        "search.html.j2",
+    asked = [Drawn(_draw("asked", images, r.query, _overlays(r.query.box), query_file))] if r.query.image else []
+    unlike = f"unlike: {r.query.negative}" if r.query.negative else ""
+    texts = [(r.note, "strong"), (unlike, "lead"), (_weighted_sum(r.query), "note")]
+    unknown = ", ".join(repr(word[:40]) for word in r.unknown_words)
+    hits = [Drawn(Markup(""), [f"unknown to the text tower: {unknown}"])] if unknown else []
+    for name, found in r.results.items():
+        drawn = _draw("found", images, name if len(r.results) > 1 else "", [_hit_card(hit) for hit in found])
+        hits.append(Drawn(drawn, [hit_line(rank, hit) for rank, hit in enumerate(found, start=1)]))
+    return block_page(
         f"Search: {r.query.text or query_file}" if r.query.text or query_file else "Search results",
-        {
-            "search": r,
-            "heading": r.query.text or f"What is like {what}?",
-            "query_file": query_file,
-            "query_parts": _query_parts(r.query),
-            "sum": _weighted_sum(r.query),
-            "facts": facts,
-            "model": r.model,
-            "command": command_text(r.command),
-            "overlay": Overlay,
-            "file_uri": file_uri,
-            "split_path": split_path,
-        },
+        eyebrow=f"Search · {_query_parts(r.query)}{f' → {words.data(r.data)}' if r.data else ''}",
+        heading=r.query.text or f"What is like {what}?",
+        top=[*(Text(text, kind) for text, kind in texts if text), *asked, Facts(facts)],
+        sections=[
+            Section(
+                "search",
+                "Results",
+                hits,
+                "Best first. The number is the cosine with the query, z how many standard deviations it is above "
+                "random queries; a box is the region that matched.",
+            )
+        ],
+        command=r.command,
     )
+
+
+_draw = partial(draw, template="search.html.j2")
+
+
+def _overlays(box: BoxValues | None) -> list[Overlay]:
+    return [Overlay(box, "default")] if box else []
+
+
+def _hit_card(hit: Hit) -> dict[str, Any]:
+    """Prepare a hit for its page and its line: what was measured as text, folder and file, and a link to it."""
+    z = [] if hit.z is None else [f"z {signed(hit.z, 1)}"]
+    # Without the share of words the order of hits would look wrong.
+    measured = " · ".join([*z, f"words {100 * hit.text:.0f} %"] if hit.text else z)
+    texts = {"score": signed(hit.score, 3), "measured": measured, "link": file_uri(hit.path)}
+    return texts | {"hit": hit, "where": split_path(hit.path or hit.key), "overlays": _overlays(hit.box)}
+
+
+def hit_line(rank: int, hit: Hit) -> str:
+    """Write a hit in a line: rank, cosine, z, share of the words in its texts, file (or key of a copy), box, text."""
+    card = _hit_card(hit)
+    box = f"box {' '.join(f'{edge:.3f}' for edge in hit.box)}" if hit.box else ""
+    # A text beside an image can have many lines, of which one hit must not take more than its own.
+    text = " ".join((hit.phrase or hit.caption).split())[:60]
+    return "  ".join(filter(None, [f"{rank:>3}", card["score"], card["measured"], hit.path or hit.key, box, text]))
 
 
 def split_path(path: str) -> tuple[str, str]:
