@@ -99,7 +99,7 @@ def command(
 def _answer(call: Call, index: Index, encoder: LocalizingModel, query: Query, settings: SearchSettings) -> None:
     """Search once, write the page, and print the hits."""
     from foveate.core.runs import RunFolder, make_free_folder
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
     from foveate.search.search import search
     from foveate.search.search_result import write_search
 
@@ -119,8 +119,8 @@ def _answer(call: Call, index: Index, encoder: LocalizingModel, query: Query, se
         verdict=verdict,
         command=call.command,
     )
-    report = render(folder.path)
-    call.finish(result.to_json(), tell(folder.path), {"report": report})
+    report, lines = render_and_tell(folder.path)
+    call.finish(result.to_json(), lines, {"report": report})
     if not verdict.has_match:
         sys.exit(NOT_FOUND)
 

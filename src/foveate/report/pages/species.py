@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from foveate.core.results import parse_result
+from foveate.core.results import BoxValues, parse_result
 from foveate.report import parts
 from foveate.report.blocks import (
     Block,
@@ -31,7 +31,6 @@ from foveate.report.page import Page, command_text, draw
 from foveate.report.parts import simple_page, table_groups
 from foveate.species.results import (
     CameraRow,
-    SampleImage,
     SpeciesExplanation,
     SpeciesResult,
     SpeciesReviewResult,
@@ -136,7 +135,8 @@ KINDS = {
     "unclassified": "Not readable",
 }
 _MAX_CLASSES = 60
-_MAX_PRINTED = 10  # taxa in the terminal
+# Taxa, and nearest taxa and images, in the terminal.
+_MAX_PRINTED, _MAX_NEAR = 10, 5
 
 
 def build_species(result: Mapping[str, Any], run_folder: Path) -> Page:
@@ -152,7 +152,7 @@ def build_species(result: Mapping[str, Any], run_folder: Path) -> Page:
     title = r.title or (f"{species} species at {r.cameras} cameras" if species else f"{r.images:,} images")
     title = f"{r.labels:,} labeled images of {r.cameras} cameras" if r.evaluation else title
     coverage, scores, places = _coverage_chart(r), _score_chart(r), draw_map(r.per_camera)
-    hours, samples = draw_hours(r.taxa, unit), [(sample, _overlays(sample)) for sample in r.samples]
+    hours, samples = draw_hours(r.taxa, unit), [(sample, _overlays(sample.box)) for sample in r.samples]
     taxa = columns_of(
         r.taxa,
         [
@@ -265,8 +265,8 @@ def _lead(r: SpeciesResult) -> str:
     return f"{seen}{failed}. A name is the most specific taxon that is likely enough."
 
 
-def _overlays(sample: SampleImage) -> list[Overlay]:
-    return [] if sample.box is None else [Overlay(sample.box, "default")]
+def _overlays(box: BoxValues | None) -> list[Overlay]:
+    return [] if box is None else [Overlay(box, "default")]
 
 
 def _coverage_chart(r: SpeciesResult) -> Markup | None:
@@ -325,9 +325,48 @@ def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 def build_species_explain(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of an explanation (`SpeciesExplanation`)."""
     r = parse_result(SpeciesExplanation, result)
-    overlays = [] if r.box is None else [Overlay(r.box, "default")]
-    context = {"r": r, "time": format_time(r.time), "overlays": overlays, "command": command_text(r.command)}
-    return Page("species_explain.html.j2", f"{r.answer}: {r.file}", context)
+    images, near = RunImages(run_folder), [(one, one.label or "no label", f"{one.cosine:.2f}") for one in r.images]
+    taxa = columns_of(
+        r.taxa,
+        [
+            ("Taxon", lambda row: draw("taxon", row.name)),
+            ("Cosine", lambda row: f"{row.cosine:.2f}"),
+            ("Related", lambda row: row.relation or "not in one group"),
+        ],
+        left=[2],
+        printed=True,
+        max_printed=_MAX_NEAR,
+    )
+    lines = [f"near: {label}, camera {one.camera}, {cosine} ({one.key})" for one, label, cosine in near[:_MAX_NEAR]]
+    score = Markup('<span class="score">{} {:.2f}</span>').format(r.rank, r.score)
+    return block_page(
+        f"{r.answer}: {r.file}",
+        eyebrow="Explanation",
+        heading=Markup("{} {}").format(draw("taxon", r.answer, r.rank), score),
+        top=[
+            Drawn(
+                _draw("explained", images, r, format_time(r.time), _overlays(r.box)),
+                [f"{r.answer} {r.rank} {r.score:.2f}", *(f"  {step}" for step in r.steps)],
+            )
+        ],
+        sections=[
+            Section(
+                "taxa",
+                "Nearest taxa in the graph",
+                [taxa] if r.taxa else [],
+                f"By the cosine of their vectors with that of {r.classes[0][0] if r.classes else r.answer}.",
+                "Taxa",
+            ),
+            Section(
+                "images",
+                "Nearest training images",
+                [Drawn(_draw("near", images, near), lines)] if near else [],
+                "Whose vectors point the same way. If all are of one camera, the model may have learned its ground.",
+                "Training images",
+            ),
+        ],
+        command=r.command,
+    )
 
 
 # Contact sheet of events to look at first, with the reasons.
@@ -336,13 +375,20 @@ def build_species_explain(result: Mapping[str, Any], run_folder: Path) -> Page:
 def build_species_review(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a contact sheet (`SpeciesReviewResult`)."""
     r = parse_result(SpeciesReviewResult, result)
-    title = f"{count(len(r.events))} of {count(r.decisions)} to look at first"
-    events = [
-        (event, [(image, [] if image.box is None else [Overlay(image.box, "default")]) for image in event.images])
-        for event in r.events
-    ]
-    context = {"r": r, "events": events, "format_time": format_time, "command": command_text(r.command)}
-    return Page("species_review.html.j2", title, context)
+    events = [(event, [(image, _overlays(image.box)) for image in event.images]) for event in r.events]
+    return block_page(
+        f"{count(len(r.events))} of {count(r.decisions)} to look at first",
+        eyebrow="Review",
+        top=[
+            Text(
+                "In the order of what a look can change: unsure answers, the only ones of their kind, and empty events "
+                "in which a detector sees something. Write corrections into the column “correction” of "
+                f"{r.table} and give it to foveate species review --corrections."
+            )
+        ],
+        sections=[Section("events", "Events", [Drawn(_draw("events", RunImages(run_folder), events, format_time))])],
+        command=r.command,
+    )
 
 
 # Page of a species training: links and their losses, curves, classes and their images.

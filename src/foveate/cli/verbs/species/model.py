@@ -267,7 +267,7 @@ def explain_command(call: Call, results: Path, image: str, training: Path | None
     Example:
       foveate species explain results cards-2/A/IMG_0042.JPG --training survey
     """
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.species.explain import explain as explain_image
     from foveate.species.folder import open_species
     from foveate.species.predictions import Predictions
@@ -277,14 +277,8 @@ def explain_command(call: Call, results: Path, image: str, training: Path | None
     target = out or results / "explain"
     made_by = call.command
     result = explain_image(predictions, model, image, target, training=training, device=call.device, command=made_by)
-    lines = [
-        f"{result.file}: {result.answer} {result.rank} {result.score:.2f}",
-        *(f"  {step}" for step in result.steps),
-    ]
-    lines += [f"  alike in the graph: {taxon.name} {taxon.cosine:.2f} {taxon.relation}" for taxon in result.taxa[:5]]
-    for near in result.images[:5]:
-        lines.append(f"  near: {near.label or 'no label'}, camera {near.camera}, {near.cosine:.2f} ({near.key})")
-    call.finish(result.to_json(), lines, {"report": render(target)})
+    report, lines = render_and_tell(target)
+    call.finish(result.to_json(), lines, {"report": report})
 
 
 # `foveate species review`: list what a person should look at first; read answers back.
@@ -311,7 +305,7 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
     """
     from foveate.core.errors import UserError
     from foveate.records import layout
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.species.predictions import Predictions
     from foveate.species.review import apply_corrections, open_target, write_review
     from foveate.species.settings import ReviewSettings
@@ -332,8 +326,8 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
     predictions = Predictions.open(results)
     target = out or results / "review"
     result = write_review(predictions, target, max_events=checked.max_events, command=call.command)
-    lines = [f"{len(result.events):,} of {result.decisions:,} decisions, those first that a look would change most"]
-    paths = {"table": target / result.table, "report": render(target)}
+    report, lines = render_and_tell(target)
+    paths = {"table": target / result.table, "report": report}
     paths |= {"sheet": target / result.sheet} if result.sheet else {}
     call.finish({"decisions": result.decisions, "events": len(result.events)}, lines, paths)
 

@@ -103,7 +103,7 @@ def decide_and_render(
     """Decide about a results folder, write its result.json, render its page, and return what the page says."""
     from foveate.core.files import write_json_atomically
     from foveate.core.recipes import validate
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
     from foveate.species.decide_results import decide_results
     from foveate.species.settings import DecideSettings, PageSettings
     from foveate.species.summary import summarize
@@ -123,7 +123,7 @@ def decide_and_render(
         command=["foveate", *sys.argv[1:]],
     )
     write_json_atomically(predictions.folder / "result.json", result.to_json())
-    return result, render(predictions.folder), tell(predictions.folder)
+    return result, *render_and_tell(predictions.folder)
 
 
 def describe_detector(images: int, stages: Mapping[str, Any]) -> str:

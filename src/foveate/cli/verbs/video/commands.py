@@ -171,7 +171,7 @@ def find_command(
     """
     from foveate.core.errors import UserError
     from foveate.core.runs import RunFolder, check_run_path
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
     from foveate.search.locate import locate_frames
     from foveate.search.results import LocatedFrame, VideoFindResult
     from foveate.vision.localizer.folder import load_model
@@ -214,8 +214,9 @@ def find_command(
         warnings=list(read.warnings),
     )
     folder.write_result(result.to_json())
-    paths = {"run": folder.path, "report": render(folder.path)}
-    call.finish(result.to_json(), [*tell(folder.path), *describe_warnings(read.warnings)], paths)
+    report, lines = render_and_tell(folder.path)
+    paths = {"run": folder.path, "report": report}
+    call.finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths)
 
 
 # `foveate video frames`: show which frames of a clip would be read.
@@ -248,7 +249,7 @@ def frames_command(
       foveate video frames street.mp4 --choose query --selector runs/tour/cloc-seed0/model --query "a red boat"
     """
     from foveate.core.runs import RunFolder, check_run_path
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
     from foveate.video.results import VideoAskResult
     from foveate.video.viewing import SeenFrame
     from foveate.video.watching import check_choice, choose_slow
@@ -279,8 +280,9 @@ def frames_command(
         warnings=list(read.warnings),
     )
     folder.write_result(result.to_json())
-    paths = {"run": folder.path, "report": render(folder.path)}
-    call.finish(result.to_json(), [*tell(folder.path), *describe_warnings(read.warnings)], paths)
+    report, lines = render_and_tell(folder.path)
+    paths = {"run": folder.path, "report": report}
+    call.finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths)
 
 
 # `foveate video plan`: count tokens, FLOPs and memory of a clip for a model, without its weights.
@@ -386,7 +388,7 @@ def evaluate_command(
     Example:
       foveate video evaluate llava-hf/llava-v1.6-vicuna-7b-hf --set nextqa --questions val.csv --videos NExTVideo
     """
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
     from foveate.video.evaluate import VideoEvaluationSettings
     from foveate.video.evaluate import evaluate as evaluate_set
     from foveate.video.networks import hash_weights, open_network
@@ -410,8 +412,8 @@ def evaluate_command(
             weights=hash_weights(model),
             command=call.command,
         )
-    paths = {"run": target, "report": render(target)}
-    call.finish(result.to_json(), [*tell(target), *describe_warnings(texts)], paths)
+    report, lines = render_and_tell(target)
+    call.finish(result.to_json(), [*lines, *describe_warnings(texts)], {"run": target, "report": report})
 
 
 # `foveate video score`: score the answers of `foveate video evaluate`, by a judge where they are open.
@@ -438,10 +440,11 @@ def score_command(run: Path, settings: dict[str, Any], as_json: bool) -> None:
       foveate video score runs/video-evaluate-msvd --judge-url http://127.0.0.1:8000/v1 --judge-model qwen
     """
     from foveate.core.recipes import validate
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
     from foveate.video.score_table import JudgeSettings
     from foveate.video.score_table import score as score_run
 
     checked = validate(JudgeSettings, settings, where="foveate video score")
     result = score_run(run, checked, command=["foveate", *sys.argv[1:]])
-    finish(result.to_json(), tell(run), {"run": run, "report": render(run)}, as_json=as_json)
+    report, lines = render_and_tell(run)
+    finish(result.to_json(), lines, {"run": run, "report": report}, as_json=as_json)
