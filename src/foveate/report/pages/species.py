@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from foveate.core.plugins import load_table
 from foveate.core.results import BoxValues, parse_result
 from foveate.report import parts
 from foveate.report.blocks import (
@@ -41,17 +42,14 @@ from foveate.species.results import (
 # What pages about species share: names of stages, a map of rounded places, hours of the clock.
 
 
-STAGES = {
-    "classifier": "Model alone",
-    "detector": "Detector",
-    "temperature": "Temperature",
-    "prior": "Prior",
-    "species_list": "Species list",
-    "pooling": "Pooling over the event",
-    "rules": "SpeciesNet's rules",
-    "rollup": "Roll-up",
-    "threshold": "Threshold",
-}
+def stage_title(stage: str) -> str:
+    """Return the title of a stage of decisions by its name; of one that is not installed here, the name."""
+    if stage == "classifier":
+        return "Model alone"
+    kind = load_table("foveate.species.stages", "STAGES").get(stage)
+    return kind.title or stage.replace("_", " ").capitalize() if kind else stage
+
+
 _MAX_HOUR_CHARTS = 6
 
 
@@ -234,7 +232,7 @@ def _list_measured(r: SpeciesResult, unit: str, charts: list[Markup]) -> list[Bl
     stages = columns_of(
         r.stages,
         [
-            ("After", lambda row: STAGES.get(row.stage, row.stage)),
+            ("After", lambda row: stage_title(row.stage)),
             (unit.capitalize(), lambda row: count(row.total)),
             ("Named", lambda row: percent(row.named / row.total if row.total else None)),
             ("of those right", lambda row: percent(row.right / row.named if row.named else None)),
@@ -287,27 +285,13 @@ def _score_chart(r: SpeciesResult) -> Markup | None:
     return plot(title, histogram(edges, r.score_histogram.counts, title=title, unit="probability"))
 
 
-def _is_used(stage: str, stages: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a stage with these settings changes anything; see `prepare` of each."""
-    values = stages[stage]
-    by_rules = stages.get("rules", {}).get("rules", "none") != "none"
-    return {
-        "temperature": values.get("temperature") != 1,
-        "prior": any(values.get(f"by_{part}") for part in ("place", "hour", "season")),
-        "species_list": values.get("file") is not None,
-        "pooling": values.get("method") != "none",
-        "rules": by_rules,
-        "rollup": bool(values.get("enabled")) and not by_rules,
-        "threshold": bool(values.get("threshold")) and not by_rules,
-    }.get(stage, True)
-
-
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings that are not empty of the stages that change something, as names and texts."""
     rows = []
     stages = settings.get("stages", {})
-    for stage in (name for name in stages if _is_used(name, stages)):
-        title = STAGES.get(stage, stage)
+    kinds = load_table("foveate.species.stages", "STAGES")
+    for stage in (name for name in stages if name not in kinds or kinds[name].is_used(stages[name], stages)):
+        title = stage_title(stage)
         for name, value in stages[stage].items():
             # A switch that is on is said by the other fields of its stage.
             if isinstance(value, dict) or value in (None, "", False, []) or name == "enabled":
