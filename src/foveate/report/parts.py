@@ -414,7 +414,6 @@ def simple_page(title: str, *, eyebrow: str, **blocks: Any) -> Page:
     defaults: dict[str, Any] = {
         "lead": "",
         "facts": [],
-        "single": None,
         "searches": [],
         "titles": {},
         "summary": {},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,8 @@ def build_search(result: Mapping[str, Any], run_folder: Path) -> Page:
     asked = [Drawn(_draw("asked", images, r.query, _overlays(r.query.box), query_file))] if r.query.image else []
     unlike = f"unlike: {r.query.negative}" if r.query.negative else ""
     texts = [(r.note, "strong"), (unlike, "lead"), (_weighted_sum(r.query), "note")]
-    unknown = ", ".join(repr(word[:40]) for word in r.unknown_words)
-    hits = [Drawn(Markup(""), [f"unknown to the text tower: {unknown}"])] if unknown else []
+    unknown = _unknown(r.unknown_words)
+    hits = [Drawn(Markup(""), unknown)] if unknown else []
     for name, found in r.results.items():
         drawn = _draw("found", images, name if len(r.results) > 1 else "", [_hit_card(hit) for hit in found])
         hits.append(Drawn(drawn, [hit_line(rank, hit) for rank, hit in enumerate(found, start=1)]))
@@ -185,6 +185,11 @@ def build_search(result: Mapping[str, Any], run_folder: Path) -> Page:
 
 
 _draw = partial(draw, template="search.html.j2")
+
+
+def _unknown(words: Sequence[str]) -> list[str]:
+    names = ", ".join(repr(word[:40]) for word in words)
+    return [f"unknown to the text tower: {names}"] if names else []
 
 
 def _overlays(box: BoxValues | None) -> list[Overlay]:
@@ -246,14 +251,27 @@ def _weighted_sum(query: Query) -> str:
 def build_locate(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a located phrase."""
     r = parse_result(LocateResult, result)
-    return simple_page(
+    card = parts.locate_card(r, "head")
+    lines = [_rule_line(r, name, is_answer=name == card["rule"]) for name in r.boxes]
+    if r.scores.get(card["rule"], 0) is None:
+        lines.append(f"Not found: the box of {card['rule']} has no area")
+    lines += _unknown(r.unknown_words)
+    return block_page(
         f"Where is “{r.phrase}”?",
         eyebrow="Locate",
-        lead="" if r.has_match or not r.reason else f"Not found: {r.reason}.",
-        facts=[("Model", r.model)] if r.model else [],
-        single=parts.locate_card(r, "head"),
-        command=command_text(r.command),
+        top=[*([] if r.has_match or not r.reason else [Text(f"Not found: {r.reason}.")]), Facts([("Model", r.model)])],
+        sections=[Section("answer", "The answer", [Drawn(_draw("located", RunImages(run_folder), card), lines)])],
+        command=r.command,
     )
+
+
+def _rule_line(r: LocateResult, name: str, *, is_answer: bool) -> str:
+    """Write the box of a rule in fractions and in pixels, and its cosine with the phrase."""
+    box, score, sides = r.boxes[name], r.scores.get(name), (r.width or 0, r.height or 0) * 2
+    fractions = "  ".join(f"{edge} {value:.3f}" for edge, value in zip(("x1", "y1", "x2", "y2"), box, strict=True))
+    pixels = " ".join(f"{value * side:.0f}" for value, side in zip(box, sides, strict=True))
+    cosine = "no area" if score is None else f"cosine {score:+.3f}"
+    return f"{name:<10}  {fractions}  px {pixels}  {cosine}{'  <- selected' if is_answer and score is not None else ''}"
 
 
 PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {
