@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from markupsafe import Markup
 
+from foveate.core.results import Column, Row, Value
 from foveate.report.blocks import (
     Cell,
     Chips,
+    Drawn,
     Facts,
     Fold,
     Notes,
@@ -17,6 +20,7 @@ from foveate.report.blocks import (
     Warnings,
     block_page,
     columns_of,
+    measures_of,
     print_lines,
     table_of,
 )
@@ -54,6 +58,31 @@ def test_the_terminal_says_what_stands_on_top_and_the_printed_tables() -> None:
         "bee       –  20 s",
         "note: First.",
         "note: Second.",
+    ]
+
+
+def test_the_terminal_says_measures_the_lines_of_drawings_and_the_first_rows() -> None:
+    values = {"ours": Value(value=0.5, low=0.4, high=0.6), "other": None}
+    columns = [Column(key="ours", title="Ours"), Column(key="other", title="Other")]
+    row = Row(question="Found", data="scenes", n=1200, chance=0.25, values=values)
+    table = replace(columns_of([1, 2, 3], [("One", lambda n: Markup("<i>{}</i>").format(n))]), printed=True)
+    blocks = [
+        *measures_of([row], columns, "95 %"),
+        Drawn(Markup("<b>seen</b>"), ["line"]),
+        replace(table, max_printed=2),
+        Text("small", "note"),
+    ]
+    page = block_page("Page", eyebrow="Test", top=blocks, sections=[])
+    assert print_lines(page) == [
+        "Page",
+        "Found",
+        "                     Ours      n  chance",
+        "scenes  50.0% (40.0–60.0)  1,200   25.0%",
+        "line",
+        "One",
+        "1",
+        "2",
+        "and 1 more, see the page",
     ]
 
 
