@@ -60,8 +60,8 @@ def test_a_set_is_evaluated_and_scored_by_commands(foveate: Any, tmp_path: Path)
     assert "clip3" in sentence
     with ChatServer(lambda number, body: says("{'pred': 'yes', 'score': 4}")) as server:
         scored = foveate("video", "score", run, "--judge-url", server.url, "--judge-model", "judge-7").out
-    assert "accuracy: strict 1.000, official 1.000, n 4" in scored
-    assert "judged by judge-7" in scored
+    assert re.search(r"^accuracy +100\.0% \(100\.0–100\.0\) +100\.0% +4 +–$", scored, re.MULTILINE)
+    assert "Judge: judge-7" in scored
     assert len(read_json_lines(run / REPLIES)) == 4
 
 

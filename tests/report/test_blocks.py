@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from markupsafe import Markup
 
+from foveate.core.results import Column, Row, Value
 from foveate.report.blocks import (
     Cell,
     Chips,
+    Drawn,
     Facts,
     Fold,
-    Macro,
     Notes,
     Section,
     Text,
     Warnings,
     block_page,
     columns_of,
+    measures_of,
     print_lines,
     table_of,
 )
@@ -67,10 +70,35 @@ def test_what_must_be_known_first_is_printed_first_and_folds_with_what_is_printe
         top=[Text("Lead."), Text("It got worse.", "strong"), Text("Small print.", "note")],
         sections=[
             Section("fold", "Fold", [Fold("Details", [inside]), Fold("Drawn alone", [Text("no", "note")])]),
-            Section("cards", "Cards", [Macro("records", ([],), [Text("Three cards.")]), Macro("records", ([],))]),
+            Section("cards", "Cards", [Drawn(Markup(""), ["Three cards."]), Drawn(Markup(""))]),
         ],
     )
     assert print_lines(page) == ["It got worse.", "Blocks", "Lead.", "Details", "One", "1", "Three cards."]
+
+
+def test_the_terminal_says_measures_the_lines_of_drawings_and_the_first_rows() -> None:
+    values = {"ours": Value(value=0.5, low=0.4, high=0.6), "other": None}
+    columns = [Column(key="ours", title="Ours"), Column(key="other", title="Other")]
+    row = Row(question="Found", data="scenes", n=1200, chance=0.25, values=values)
+    table = replace(columns_of([1, 2, 3], [("One", lambda n: Markup("<i>{}</i>").format(n))]), printed=True)
+    blocks = [
+        *measures_of([row], columns, "95 %"),
+        Drawn(Markup("<b>seen</b>"), ["line"]),
+        replace(table, max_printed=2),
+        Text("small", "note"),
+    ]
+    page = block_page("Page", eyebrow="Test", top=blocks, sections=[])
+    assert print_lines(page) == [
+        "Page",
+        "Found",
+        "                     Ours      n  chance",
+        "scenes  50.0% (40.0–60.0)  1,200   25.0%",
+        "line",
+        "One",
+        "1",
+        "2",
+        "and 1 more, see the page",
+    ]
 
 
 def test_the_page_has_every_block_and_escapes_it(tmp_path: Path) -> None:

@@ -302,11 +302,12 @@ def test_evaluation_counts_what_the_labels_say(folder: Path) -> None:
 
 def test_evaluation_says_of_what_its_shares_are(folder: Path) -> None:
     arguments = ["species", "evaluate", folder / "run/model", folder / "survey", "--out", folder / "evaluation"]
-    total = run(*arguments)["stages"][0]["total"]
+    stage = run(*arguments)["stages"][0]
     printed = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False).stdout
     lines = printed.splitlines()
-    header = lines.index(f"of {total:,} events with one label (right: the label, or a group that it is in):")
-    assert re.fullmatch(r"  after model: \d\.\d{3} named, \d\.\d{3} of those right", lines[header + 1])
+    header = next(number for number, line in enumerate(lines) if line.startswith("After "))
+    assert lines[header].split()[:3] == ["After", "Events", "Named"]
+    assert re.fullmatch(rf"Model alone +{stage['total']:,}( +[\d.]+%){{3}}", lines[header + 1])
 
 
 def test_rare_classes_are_all_of_at_most_100_training_images() -> None:

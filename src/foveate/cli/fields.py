@@ -45,7 +45,7 @@ class Fields(click.Option):
 
     Attributes:
         model: "module:Class" of a pydantic model.
-        flags: field path ("data.shots") -> names of its option ("--shots",).
+        flags: field path ("data.shots") -> names of its option ("--shots",), or "module:NAMES" of what `fields` takes.
         into: the command's argument that gets the values that the user gave, nested as the model is.
         repeat: paths of tuples whose option is repeated, instead of one value with commas.
         metavars: field path -> placeholder of its value in the help.
@@ -55,14 +55,14 @@ class Fields(click.Option):
     def __init__(
         self,
         model: str,
-        flags: dict[str, tuple[str, ...]],
+        flags: dict[str, tuple[str, ...]] | str,
         into: str,
         repeat: frozenset[str],
         metavars: Mapping[str, str],
         of_recipe: bool,
     ) -> None:
         # Click warns of two parameters of one name, so several placeholders of a command are told apart by a flag.
-        first = next(iter(flags.values()))[0].removeprefix("--")
+        first = "all" if isinstance(flags, str) else next(iter(flags.values()))[0].removeprefix("--")
         super().__init__([f"--{into.replace('_', '-')}-fields-{first}"], hidden=True, expose_value=False)
         self.model, self.flags, self.into, self.repeat, self.metavars = model, flags, into, repeat, metavars
         self.of_recipe = of_recipe
@@ -73,8 +73,8 @@ class Fields(click.Option):
         Raises:
             LookupError: the model has no such field (a mistake in the verb, not of a user).
         """
-        module, _, name = self.model.partition(":")
-        model = getattr(importlib.import_module(module), name)
+        model = _named(self.model)
+        flags = _flags(_named(self.flags)) if isinstance(self.flags, str) else self.flags
         return [
             FieldOption(
                 path,
@@ -85,7 +85,7 @@ class Fields(click.Option):
                 metavar=self.metavars.get(path),
                 of_recipe=self.of_recipe,
             )
-            for path, names in self.flags.items()
+            for path, names in flags.items()
         ]
 
 
@@ -215,16 +215,15 @@ def fields(
     Args:
         model: "module:Class".
         names: field paths. The option is the last part of the path ("data.shots" is --shots, "alt_kinds" --alt-kinds),
-            or what follows the path: ("data.field", "--label"), ("format", "--format", "--as").
+            or what follows the path: ("data.field", "--label"), ("format", "--format", "--as"). Or one "module:NAMES"
+            of a sequence of those.
         into: argument of the command that gets {field: value} of what the user gave, nested like the model.
         repeat: paths of tuples whose option is repeated (--template A --template B), where a value may hold a comma.
         metavars: field path -> placeholder of its value in the help ("HOST[:PORT]").
         of_recipe: the model is a recipe's and the options override it: no option is required or shows a default.
     """
-    flags = {
-        name if isinstance(name, str) else name[0]: (_flag(name),) if isinstance(name, str) else name[1:]
-        for name in names
-    }
+    first = names[0]
+    flags = first if isinstance(first, str) and ":" in first else _flags(names)
 
     def decorate(function: F) -> F:
         # Click collects parameters in this list and reverses it: decorators run from the bottom up.
@@ -234,6 +233,15 @@ def fields(
         return function
 
     return decorate
+
+
+def _named(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _flags(names: Iterable[str | tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return dict((name, (_flag(name),)) if isinstance(name, str) else (name[0], name[1:]) for name in names)
 
 
 def _flag(path: str) -> str:

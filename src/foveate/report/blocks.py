@@ -22,14 +22,17 @@ from typing import Any, TypeAlias, TypeVar
 
 from markupsafe import Markup
 
+from foveate.core.results import Column, Row
+from foveate.report import numbers
 from foveate.report.page import Page, command_text
+from foveate.report.parts import TableGroup, TableLine, table_groups
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph; `kind` is "lead", "note" or "strong"."""
+    """A paragraph; `kind` is "lead" or "strong", which the terminal prints, or a class of the style sheet."""
 
     text: str | Markup
     kind: str = "lead"
@@ -37,9 +40,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names with their values; pairs without a value are left out."""
+    """Names with their values; pairs without a value are left out. `of`: what the terminal calls their section."""
 
     pairs: Sequence[tuple[str, str]]
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class Table:
         left: columns that hold words, by number; the first always does.
         meanings: what the heads mean, listed below the table.
         printed: whether the terminal shows it; details are for the page alone.
+        max_printed: rows that the terminal shows; None: all.
     """
 
     heads: Sequence[str]
@@ -85,11 +90,12 @@ class Table:
     left: Sequence[int] = ()
     meanings: Sequence[tuple[str, str]] = ()
     printed: bool = False
+    max_printed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Charts:
-    """Drawings side by side; `kind` is "plots", "maps" or "wide"."""
+    """Drawings side by side; `kind` is "plots", "maps", "cards", "wide", or "list" for one below the other."""
 
     drawings: Sequence[Markup]
     kind: str = "plots"
@@ -114,15 +120,23 @@ class Fold:
 
 
 @dataclass(frozen=True, slots=True)
-class Macro:
-    """What a macro of macros.html.j2 draws, such as cards with images; `printed` are the terminal's blocks for it."""
+class Measures:
+    """Values with their intervals by question, see `measures_of`; `meanings` of the columns stand below."""
 
-    name: str
-    arguments: Sequence[Any]
-    printed: Sequence[Block] = ()
+    groups: Sequence[TableGroup]
+    interval: str
+    meanings: Sequence[tuple[str, str]] = ()
 
 
-Block: TypeAlias = Text | Facts | Warnings | Notes | Table | Charts | Chips | Fold | Macro
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """HTML that no other block draws, such as images beside marked texts, and the lines that the terminal prints."""
+
+    html: Markup
+    lines: Sequence[str] = ()
+
+
+Block: TypeAlias = Text | Facts | Warnings | Notes | Table | Charts | Chips | Fold | Measures | Drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +202,17 @@ def columns_of(items: Sequence[T], columns: Iterable[tuple[str, Callable[[T], st
     return Table(list(heads), [[make(item) for make in makers] for item in items], **options)
 
 
+def charts_of(drawings: Sequence[Markup], kind: str = "plots", title: str = "") -> list[Block]:
+    """Return a block of drawings; nothing without any."""
+    return [Charts(drawings, kind, title)] if drawings else []
+
+
+def measures_of(rows: Sequence[Row], columns: Sequence[Column], interval: str) -> list[Block]:
+    """Return the table of measured rows with the meanings of its columns; nothing without rows."""
+    meanings = [(column.title, column.what) for column in columns if column.what]
+    return [Measures(table_groups(rows, columns), interval, meanings)] if rows else []
+
+
 def print_lines(page: Page) -> list[str]:
     """Return the lines of a page of blocks for a terminal: warnings, title, what stands on top, printed tables."""
     blocks = [*page.context["top"], *(block for section in page.context["sections"] for block in section.blocks)]
@@ -205,22 +230,43 @@ def _is_urgent(block: Block) -> bool:
 def _lines(block: Block) -> Iterator[str]:
     if isinstance(block, Warnings):
         yield from (f"warning: {sentence}" for sentence in block.sentences)
-    elif isinstance(block, Text) and block.kind != "note":
-        yield str(Markup(block.text).striptags()) if isinstance(block.text, Markup) else block.text
+    elif isinstance(block, Text) and block.kind in ("lead", "strong") and block.text:
+        yield _plain(block.text)
     elif isinstance(block, Facts):
-        yield " · ".join(f"{name}: {value}" for name, value in block.pairs if value)
+        facts = " · ".join(f"{name}: {value}" for name, value in block.pairs if value)
+        if facts:
+            yield f"{block.of}: {facts}" if block.of else facts
     elif isinstance(block, Notes):
-        yield from (f"note: {sentence}" for sentence in block.sentences)
-    elif isinstance(block, Table) and block.printed:
-        yield from _align([block.heads, *block.rows], {0, *block.left})
-    elif isinstance(block, Macro):
-        yield from (line for one in block.printed for line in _lines(one))
+        yield from (f"note: {_plain(sentence)}" for sentence in block.sentences)
+    elif isinstance(block, Table) and block.printed and block.rows:
+        rest = 0 if block.max_printed is None else len(block.rows) - block.max_printed
+        yield from _align([block.heads, *block.rows[: block.max_printed]], {0, *block.left})
+        yield from [f"and {rest:,} more, see the page"] if rest > 0 else []
+    elif isinstance(block, Drawn):
+        yield from block.lines
     elif isinstance(block, Fold) and (inside := [line for one in block.blocks for line in _lines(one)]):
         yield from (block.summary, *inside)
+    elif isinstance(block, Measures):
+        for group in block.groups:
+            yield f"{group.question} ({group.detail})" if group.detail else group.question
+            rows = [["", *(column.title for column in group.columns), "n", "chance"], *map(_measured, group.lines)]
+            known = any(line.chance is not None for line in group.lines)
+            yield from _align(rows if known else [row[:-1] for row in rows], {0})
+
+
+def _measured(line: TableLine) -> list[str]:
+    values = [numbers.measure(cell.value, unit=line.unit) for cell in line.cells]
+    spans = [numbers.interval(cell.low, cell.high, unit=line.unit) for cell in line.cells]
+    cells = [f"{value} ({span})" if span else value for value, span in zip(values, spans, strict=True)]
+    return [line.data, *cells, numbers.count(line.n), numbers.measure(line.chance, unit=line.unit)]
+
+
+def _plain(text: str | Cell) -> str:
+    return text.striptags() if isinstance(text, Markup) else str(text)
 
 
 def _align(rows: Sequence[Sequence[str | Cell]], left: set[int]) -> Iterator[str]:
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[_plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     for row in texts:
         cells = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,11 +11,9 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from foveate.core.errors import UserError
-from foveate.core.results import BoxChoice, Column, Evaluation, Example, LocatedPhrase, Row, Search
+from foveate.core.results import BoxChoice, Column, Example, LocatedPhrase, Row, Search
 from foveate.metrics.grounding import SIZE_NAMES
-from foveate.report import numbers, words
-from foveate.report.blocks import Cell as TextCell
-from foveate.report.blocks import Charts, Macro, Section, Table, Text
+from foveate.report import words
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.images import Overlay, resolve_inside
 
@@ -23,7 +21,6 @@ RIGHT_FROM = 0.5
 """A box is right from this intersection over union on (the field's convention)."""
 
 RULE_ORDER = ("head", "candidates", "center", "random")
-MAX_PRINTED = 8  # fields on a line of the terminal
 # Axes and schedules, whose curves say nothing about how well a training goes.
 _NO_CURVES = {"step", "seconds", "time", "learning_rate", "lr", "epoch"}
 
@@ -259,22 +256,6 @@ def locate_card(answer: LocatedPhrase, default: str) -> dict[str, Any]:
     }
 
 
-def answer_table(answer: LocatedPhrase, rules: Sequence[str]) -> Table:
-    """Return the boxes of one answer by rule, the one that answers first."""
-    rows = [
-        [
-            f"{words.rule(rule)}{'' if number else ' (the answer)'}",
-            ", ".join(f"{edge:.3f}" for edge in answer.boxes[rule]),
-            "–" if (score := answer.scores.get(rule)) is None else f"{score:.3f}",
-            *([numbers.percent(answer.iou.get(rule), digits=0)] if answer.iou else []),
-        ]
-        for number, rule in enumerate(rules)
-    ]
-    heads = ["Rule", "Box: left, top, right, bottom", "Score", *(["Overlap"] if answer.iou else [])]
-    note = "Edges are shares of the image’s width and height, from the top left."
-    return Table(heads, rows, note=note, left=(1,))
-
-
 def _rank(rule: str) -> int:
     return RULE_ORDER.index(rule) if rule in RULE_ORDER else len(RULE_ORDER)
 
@@ -409,82 +390,3 @@ def rules_of(answers: list[Any], default: str) -> list[str]:
     order = {name: number for number, name in enumerate(RULE_ORDER)}
     # 99 puts rules that the page does not know last.
     return sorted(names, key=lambda name: (name != default, order.get(name, 99), name))
-
-
-# Sections of several pages.
-
-
-def numbers_section(evaluation: Evaluation | None) -> Section:
-    """Return the section with a table of measured values, which the terminal prints question by question."""
-    evaluation = evaluation or Evaluation()
-    groups = table_groups(evaluation.table, evaluation.columns)
-    table = Macro(
-        "measures", (groups, evaluation.columns, evaluation.interval), [_printed_group(group) for group in groups]
-    )
-    return Section("numbers", "The numbers", [table] if groups else [], link="Numbers")
-
-
-def _printed_group(group: TableGroup) -> Table:
-    question = f"{group.question} ({group.detail})" if group.detail else group.question
-    rows = []
-    for line in group.lines:
-        unit = line.unit
-        cells = [
-            TextCell(numbers.measure(cell.value, unit=unit), numbers.interval(cell.low, cell.high, unit=unit))
-            for cell in line.cells
-        ]
-        rows.append([line.data, numbers.count(line.n), *cells, numbers.measure(line.chance, unit=unit)])
-    return Table([question, "n", *(column.title for column in group.columns), "chance"], rows, printed=True)
-
-
-def charts_section(drawings: Sequence[Markup], title: str = "Training curves") -> Section:
-    return Section("charts", title, [Charts(drawings)] if drawings else [], link="Charts")
-
-
-def samples_section(
-    examples: list[Example],
-    title: str = "As the model sees them",
-    lead: str = "Records after preprocessing: cropped, scaled and padded, with their boxes moved along.",
-) -> Section:
-    """Return the section with records by source."""
-    cards = Macro("records", (example_groups(examples),))
-    return Section("samples", title, [cards] if examples else [], lead, "Samples")
-
-
-def recipe_section(recipe: Mapping[str, Any]) -> Section:
-    return Section("recipe", "The recipe", [Macro("fields", (name_fields(recipe),))] if recipe else [], link="Recipe")
-
-
-def summary_section(summary: Mapping[str, Any], own: Collection[str] = ()) -> Section:
-    """Return the section with nested counts, which the terminal prints too; `own`: see `name_fields`."""
-    named = name_fields(summary, own)
-    block = Macro("fields", (named,), [Text(line) for line in _field_lines(named)])
-    return Section("summary", "What is in it", [block] if summary else [], link="Content")
-
-
-def name_fields(values: Mapping[str, Any], own: Collection[str] = (), *, kept: bool = False) -> dict[str, Any]:
-    """Return nested fields under names in words.
-
-    Args:
-        own: fields with names that users gave, which are kept. kept: these are such names.
-    """
-    return {
-        (str(key) if kept else words.plain(str(key))) or "(none)": name_fields(value, own, kept=kept or key in own)
-        if isinstance(value, Mapping)
-        else value
-        for key, value in values.items()
-    }
-
-
-def _field_lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Write a line for each field: numbers behind its name, and below it a line for each of its tables."""
-    for name, value in values.items():
-        inside = value if isinstance(value, Mapping) else {}
-        texts = [f"{key}: {numbers.field(one)}" for key, one in inside.items() if not isinstance(one, Mapping)]
-        texts[MAX_PRINTED:] = ["and more"] if len(texts) > MAX_PRINTED else []  # the page has them all
-        text = "; ".join(texts) if isinstance(value, Mapping) else numbers.field(value)
-        yield f"{indent}{name}: {text}".rstrip()
-        # Regions of a collection that has none would be eight lines of zeros.
-        if inside.get("count") != 0:
-            tables = {key: one for key, one in inside.items() if isinstance(one, Mapping)}
-            yield from _field_lines(tables, f"{indent}  ")

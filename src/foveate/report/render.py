@@ -70,7 +70,16 @@ def render(run_folder: Path) -> Path:
         'report.html'
     """
     run_folder = Path(run_folder)
+    return _write(build(read_result(run_folder), run_folder), run_folder)
+
+
+def render_and_tell(run_folder: Path) -> tuple[Path, list[str]]:
+    """Return what `render` and `tell` return, but build the page once: drawing many images takes seconds."""
     page = build(read_result(run_folder), run_folder)
+    return _write(page, run_folder), print_lines(page)
+
+
+def _write(page: Page, run_folder: Path) -> Path:
     target = run_folder / "report.html"
     # The whole page is rendered before the file is touched: an error leaves the last report as it was.
     write_text_atomically(target, render_page(page, RunImages(run_folder)))

@@ -49,24 +49,7 @@ def write_search(
         # Several hits of one image share its file.
         if hit.key not in saved:
             saved[hit.key] = _save_image(index, hit, images / f"hit-{rank:04d}.webp")
-        name, problem = saved[hit.key]
-        hit_results.append(
-            HitResult.model_validate(
-                {
-                    "image": name,
-                    "key": hit.key,
-                    "kind": hit.kind,
-                    "score": round(hit.score, 6),
-                    "box": None if hit.box is None else _corners(hit.box),
-                    "phrase": hit.phrase,
-                    "caption": hit.caption,
-                    "problem": problem,
-                    "path": hit.path,
-                    "z": None if hit.z is None else round(hit.z, 3),
-                    "text": round(hit.text, 4),
-                }
-            )
-        )
+        hit_results.append(make_hit(hit, *saved[hit.key]))
     counts = index.description.counts
     result = SearchResult(
         command=list(command),
@@ -96,6 +79,25 @@ def write_search(
     )
     folder.write_result(result.to_json())
     return result
+
+
+def make_hit(hit: Hit, image: str = "", problem: str = "") -> HitResult:
+    """Return a hit as results have it, numbers rounded; `image` is its file in the run folder."""
+    return HitResult.model_validate(
+        {
+            "image": image,
+            "key": hit.key,
+            "kind": hit.kind,
+            "score": round(hit.score, 6),
+            "box": None if hit.box is None else _corners(hit.box),
+            "phrase": hit.phrase,
+            "caption": hit.caption,
+            "problem": problem,
+            "path": hit.path,
+            "z": None if hit.z is None else round(hit.z, 3),
+            "text": round(hit.text, 4),
+        }
+    )
 
 
 def describe_floor(index: Index, verdict: Verdict) -> dict[str, float]:

@@ -48,6 +48,8 @@ UNKNOWN = "unknown"
 _KINDS: dict[str, StageKind] = load_table("foveate.species.stages", "STAGES")
 _STAGES = dict(sorted(_KINDS.items(), key=lambda item: item[1].order))
 _FIELDS: dict[str, Any] = {name: (kind.settings, kind.settings()) for name, kind in _STAGES.items()}
+OPTIONS = tuple((f"{name}.{field}", flag) for name, kind in _STAGES.items() for field, flag in kind.options.items())
+"""Paths of the fields of `Stages` that are options of commands, with these."""
 _DOC = """Options of all stages, by the name of the stage.
 
     Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,20 @@ from markupsafe import Markup
 
 from foveate.core.results import Value, parse_result
 from foveate.report import numbers
+from foveate.report.blocks import Block, Charts, Drawn, Facts, Fold, Notes, Section, Table, Text, block_page
 from foveate.report.charts import ForestRow, difference_bar, forest, plot
-from foveate.report.page import Page, command_text
-from foveate_labs.studies.results import PaperLine, StudiesResult, StudyClaim, StudyMeasure, StudyResult, StudyRow
+from foveate.report.page import Page, draw
+from foveate_labs.studies.results import (
+    PaperLine,
+    StudiesResult,
+    StudyClaim,
+    StudyLine,
+    StudyResult,
+)
 
 REACH = 0.5  # of the bars of differences
 FIRST = 4  # measures whose charts are open
+_draw = partial(draw, template="study.html.j2")
 
 
 def signed(value: float) -> str:
@@ -35,7 +44,7 @@ def claim_line(claim: StudyClaim) -> dict[str, Any]:
     }
 
 
-def charts(r: StudyResult, condition: str) -> list[tuple[StudyMeasure, Markup]]:
+def charts(r: StudyResult, condition: str) -> list[Markup]:
     """Draw a forest chart of every measure of a condition that at least two rows have."""
     entries = [
         (row, entry) for row in r.rows for entry in r.table if (entry.condition, entry.row) == (condition, row.key)
@@ -51,15 +60,18 @@ def charts(r: StudyResult, condition: str) -> list[tuple[StudyMeasure, Markup]]:
         line = next((forest_row.value for forest_row in rows if forest_row.style == "reference"), None)
         # A single dot compares nothing.
         if len(rows) > 1:
-            figures.append((measure, plot(measure.title, forest(rows, title=measure.title, line=line))))
+            figures.append(plot(measure.title, forest(rows, title=measure.title, line=line)))
     return figures
 
 
-def number_lines(r: StudyResult, condition: str) -> list[tuple[StudyRow, list[str]]]:
+def number_lines(r: StudyResult, condition: str) -> list[list[str]]:
     """Return rows of the plain table: mean and half of the interval for every measure."""
     by_row = {entry.row: entry for entry in r.table if entry.condition == condition}
     return [
-        (row, [mean_and_half(by_row[row.key].values.get(measure.key), seeds=len(r.seeds)) for measure in r.measures])
+        [
+            row.title,
+            *(mean_and_half(by_row[row.key].values.get(one.key), seeds=len(r.seeds)) for one in r.measures),
+        ]
         for row in r.rows
         if row.key in by_row
     ]
@@ -84,16 +96,18 @@ def tally(claims: Sequence[StudyClaim]) -> list[tuple[str, int]]:
 def build_study(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a `StudyResult`."""
     r = parse_result(StudyResult, result)
-    sections = [
-        {
-            "condition": condition,
-            "asserted": [claim_line(c) for c in r.claims if c.condition == condition.key and c.asserted],
-            "open": [claim_line(c) for c in r.claims if c.condition == condition.key and not c.asserted],
-            "charts": charts(r, condition.key),
-            "lines": number_lines(r, condition.key),
-        }
-        for condition in r.conditions
-    ]
+    claimed, numbered = list[Block](), list[Block]()
+    for condition in r.conditions:
+        lines = [(claim.asserted, claim_line(claim)) for claim in r.claims if claim.condition == condition.key]
+        asserted, others = ([line for holds, line in lines if holds is wanted] for wanted in (True, False))
+        if lines:
+            claimed.append(Drawn(_draw("condition", {"condition": condition, "asserted": asserted, "open": others})))
+        figures = charts(r, condition.key)
+        numbered.append(Charts(figures[:FIRST], title=condition.title))
+        if more := figures[FIRST:]:
+            numbered.append(Fold(f"{len(more)} more measures", [Charts(more)]))
+        heads = ["Variant", *(measure.title for measure in r.measures)]
+        numbered.append(Fold("All numbers", [Table(heads, number_lines(r, condition.key))]))
     names = {"train_scenes": "Training scenes", "test_scenes": "Test scenes", "steps": "Steps", "batch_size": "Batch"}
     # The page of an unfinished study would otherwise look finished.
     unfinished = f" of {numbers.count(r.planned)}, the others are to come" if r.planned > r.trainings else ""
@@ -102,16 +116,44 @@ def build_study(result: Mapping[str, Any], run_folder: Path) -> Page:
     known = {name: value for name, value in r.scale.items() if isinstance(value, int)}
     facts += [(title, numbers.count(known[name])) for name, title in names.items() if name in known]
     facts.append(("Time in the trainings, processes added up", numbers.duration(r.seconds.get("trainings"))))
-    context = {
-        "r": r,
-        "sections": sections,
-        "facts": facts,
-        "tally": tally(r.claims),
-        "first": FIRST,
-        "rows": [row for row in r.rows if any(entry.row == row.key for entry in r.table)],
-        "command": command_text(r.command),
-    }
-    return Page("study.html.j2", r.title, context)
+    facts += [("Foveate", r.version), ("PyTorch", r.machine.torch)]
+    data = [
+        f"{one.name}: {'used' if one.used else f'not installed (package {one.package}), so not measured'}."
+        for one in r.optional_data
+    ]
+    variants = [row for row in r.rows if any(entry.row == row.key for entry in r.table)]
+    return block_page(
+        r.title,
+        eyebrow="Study",
+        top=[Text(r.question), Facts(facts), Drawn(_draw("tally", tally(r.claims))), Text(" ".join(data), "note real")],
+        sections=[
+            Section(
+                "claims",
+                "Claims",
+                claimed,
+                "Shown: the whole 95 % interval of the differences, paired by seed, lies beyond what is claimed. "
+                "Opposite: it lies on the other side. Otherwise not shown.",
+            ),
+            Section(
+                "numbers",
+                "Numbers",
+                numbered,
+                "Mean over seeds and 95 % t-interval. The line through all rows is the reference.",
+            ),
+            *(
+                Section(f"table-{number}", one.title, [Table(one.columns, one.lines)], one.note)
+                for number, one in enumerate(r.further_tables, start=1)
+            ),
+            Section(
+                "variants",
+                "Variants",
+                [Drawn(draw("columns_list", variants))],
+                "All share their data; one thing differs from the reference.",
+            ),
+            Section("limits", "What this does not show", [Notes(r.limits)], link="Limits"),
+        ],
+        command=r.command,
+    )
 
 
 # The page over all studies: what the papers state, what was found, and whether it is shown.
@@ -124,10 +166,8 @@ UNTESTABLE = "not testable here"
 def build_studies(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a `StudiesResult`."""
     r = parse_result(StudiesResult, result)
-    sections = [
-        {"study": study, "lines": [_line(line) for line in r.lines if line.study == study.study]} for study in r.studies
-    ]
-    unanimous = [tag for section in sections for tag in (line["tag"] for line in section["lines"])]
+    lines = {study.study: [_line(line) for line in r.lines if line.study == study.study] for study in r.studies}
+    unanimous = [line["tag"] for of_study in lines.values() for line in of_study]
     tally = [(name, unanimous.count(name)) for name in (*VERDICTS, "mixed", UNTESTABLE)]
     facts = [
         ("Studies", numbers.count(len(r.studies))),
@@ -135,8 +175,34 @@ def build_studies(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Claims of papers", numbers.count(len(r.lines))),
         ("Checks that must hold", f"{sum(s.held for s in r.studies)} of {sum(s.must_hold for s in r.studies)} shown"),
     ]
-    context = {"r": r, "sections": sections, "tally": tally, "facts": facts, "command": command_text(r.command)}
-    return Page("studies.html.j2", r.title, context)
+    lead = (
+        "Each study trains the variants of a method with several seeds on built-in data. Shown: the whole 95\u00a0% "
+        "interval of the differences lies beyond what is claimed. Opposite: it lies on the other side. Otherwise not "
+        "shown, which refutes nothing at this scale."
+    )
+    missing = [Text(f"Without results so far: {', '.join(r.missing)}.", "note")] if r.missing else []
+    return block_page(
+        r.title,
+        eyebrow="Studies",
+        top=[Text(lead), Facts(facts), Drawn(_draw("tally", tally)), *missing],
+        sections=[
+            Section(
+                study.study,
+                study.title,
+                [Text(_origin(study), "note"), Drawn(_draw("papers", lines[study.study]))],
+                study.question,
+                study.study,
+            )
+            for study in r.studies
+        ],
+        command=r.command,
+    )
+
+
+def _origin(study: StudyLine) -> Markup:
+    held = f"; {study.held} of {study.must_hold} checks that must hold are shown" if study.must_hold else ""
+    text = f"{study.seeds} seeds, {study.trainings:,} of {study.planned:,} trainings{held}."
+    return Markup("{} <code>{}</code>").format(text, study.command)
 
 
 def _line(line: PaperLine) -> dict[str, Any]:

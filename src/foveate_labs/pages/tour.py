@@ -19,7 +19,7 @@ from foveate.report.images import Overlay
 from foveate.report.page import Page, command_text
 from foveate.report.pages import calibrate
 from foveate.report.pages.captions import MARKS, TourCaptions
-from foveate.report.pages.species import STAGES, draw_hours, draw_map
+from foveate.report.pages.species import draw_hours, draw_map, stage_title
 from foveate.report.parts import example_groups, rules_of, where_groups, which_groups
 from foveate_labs.studies.results import (
     AskedTally,
@@ -314,8 +314,8 @@ def species_section(species: TourSpecies) -> dict[str, Any]:
         "r": species,
         "stat": species_stat(species),
         "overlays": [] if species.box is None else [Overlay(species.box, "default")],
-        "steps": [(STAGES.get(step.stage, step.stage), step) for step in species.steps],
-        "stages": [(STAGES.get(row.stage, row.stage), row) for row in species.stages],
+        "steps": [(stage_title(step.stage), step) for step in species.steps],
+        "stages": [(stage_title(row.stage), row) for row in species.stages],
         "map": draw_map(species.cameras),
         "hours": draw_hours(species.taxa, "events", count=2),
     }

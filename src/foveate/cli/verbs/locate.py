@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import NOT_FOUND, Call, common, run_option
-
-if TYPE_CHECKING:
-    from foveate.search.locate import PhraseBoxes
 
 
 @click.command("locate", cls=FieldsCommand, short_help="Find a phrase in an image.")
@@ -44,7 +41,7 @@ def command(call: Call, model: Path, image: Path, phrase: str, settings: dict[st
         return
     from foveate.core.runs import RunFolder
     from foveate.records.images import save_thumbnail
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.search.locate import locate, read_image
     from foveate.search.results import LocateResult
     from foveate.vision.localizer.model import LEARN_PLACES
@@ -76,16 +73,10 @@ def command(call: Call, model: Path, image: Path, phrase: str, settings: dict[st
         }
     ).to_json()
     folder.write_result(result)
-    lines = [_line(name, located) for name in located.boxes]
-    if located.scores[located.rule] is None:
-        lines.append(f"not found: the box of {located.rule} has no area")
-    elif not located.has_match:
-        lines.append(f"not found: {located.reason}")
-    if located.unknown_words:
-        lines.append(f"unknown to the text tower: {', '.join(repr(word[:40]) for word in located.unknown_words)}")
+    report, lines = render_and_tell(folder.path)
     if not network.localizes:
         lines.append(f"this model never learned places: boxes are compared by pooled tokens, a guess; {LEARN_PLACES}")
-    call.finish(result, lines, {"report": render(folder.path)})
+    call.finish(result, lines, {"report": report})
     if not located.has_match or located.scores[located.rule] is None:
         sys.exit(NOT_FOUND)
 
@@ -127,14 +118,3 @@ def _ask_for_box(call: Call, model: Path, image: Path, phrase: str) -> None:
     call.finish(printed, lines, paths)
     if not answer.boxes:
         sys.exit(NOT_FOUND)
-
-
-def _line(name: str, located: PhraseBoxes) -> str:
-    """Format one rule's box in fractions and in pixels, and its cosine with the phrase."""
-    box, score = located.boxes[name], located.scores[name]
-    fractions = "  ".join(f"{edge} {value:.3f}" for edge, value in zip(("x1", "y1", "x2", "y2"), box, strict=True))
-    sides = (located.width, located.height) * 2
-    pixels = " ".join(f"{value * side:.0f}" for value, side in zip(box, sides, strict=True))
-    cosine = "no area" if score is None else f"cosine {score:+.3f}"
-    mark = "  <- selected" if name == located.rule and score is not None else ""
-    return f"{name:<10}  {fractions}  px {pixels}  {cosine}{mark}"

@@ -99,7 +99,7 @@ def command(
 def _answer(call: Call, index: Index, encoder: LocalizingModel, query: Query, settings: SearchSettings) -> None:
     """Search once, write the page, and print the hits."""
     from foveate.core.runs import RunFolder, make_free_folder
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.search.search import search
     from foveate.search.search_result import write_search
 
@@ -119,8 +119,8 @@ def _answer(call: Call, index: Index, encoder: LocalizingModel, query: Query, se
         verdict=verdict,
         command=call.command,
     )
-    lines = _describe_verdict(verdict) + [_line(rank, hit) for rank, hit in enumerate(hits, start=1)]
-    call.finish(result.to_json(), lines, {"report": render(folder.path)})
+    report, lines = render_and_tell(folder.path)
+    call.finish(result.to_json(), lines, {"report": report})
     if not verdict.has_match:
         sys.exit(NOT_FOUND)
 
@@ -130,8 +130,10 @@ def _answer_lines(
 ) -> None:
     """Answer one text after the other from standard input, with the model and the index kept in memory."""
     from foveate.core.errors import UserError
+    from foveate.report.pages.pretrain import hit_line
     from foveate.search.query import Query
     from foveate.search.search import search
+    from foveate.search.search_result import make_hit
 
     terminal = sys.stdin.isatty()
     texts = itertools.chain([] if text is None else [text], sys.stdin)
@@ -169,7 +171,7 @@ def _answer_lines(
         for line in _describe_verdict(verdict):
             click.echo(line)
         for rank, hit in enumerate(hits, start=1):
-            click.echo(_line(rank, hit))
+            click.echo(hit_line(rank, make_hit(hit)))
         click.echo(f"{query_text}: {len(hits)} hits in {1000 * seconds:.0f} ms")
 
 
@@ -204,14 +206,3 @@ def _box(settings: SearchSettings) -> Box | PixelBox | None:
     if settings.box is None:
         return None
     return PixelBox(*settings.box) if settings.pixels else Box(*settings.box)
-
-
-def _line(rank: int, hit: Hit) -> str:
-    """Format one hit: rank, cosine, z, share of the words in its texts, file (or key of a copy), box and text."""
-    box = "" if hit.box is None else "  box " + " ".join(f"{value:.3f}" for value in hit.box.to_array())
-    # A text beside an image can have many lines, of which one hit must not take more than its own.
-    text = " ".join((hit.phrase or hit.caption).split())
-    z = "" if hit.z is None else f"  z {hit.z:+.1f}"
-    # Without it the order of hits would look wrong.
-    z += f"  words {hit.text:.2f}" if hit.text else ""
-    return f"{rank:>3}  {hit.score:+.3f}{z}  {hit.path or hit.key}{box}" + (f"  {text[:60]}" if text else "")

@@ -21,7 +21,7 @@ from foveate.adapt.results import (
     WiseSet,
 )
 from foveate.core.results import parse_result
-from foveate.report import numbers, parts
+from foveate.report import numbers, parts, sections
 from foveate.report.blocks import (
     Block,
     Cell,
@@ -78,9 +78,9 @@ def build_adapt(result: Mapping[str, Any], run_folder: Path) -> Page:
             Facts(facts),
         ],
         sections=[
-            parts.numbers_section(r.evaluation),
-            parts.charts_section(parts.curves(rows)),
-            parts.recipe_section(r.recipe),
+            sections.numbers_section(r.evaluation),
+            sections.charts_section(parts.curves(rows)),
+            sections.recipe_section(r.recipe),
         ],
         command=r.command,
     )

@@ -14,7 +14,7 @@ from foveate.caption.results import AuditImage, AuditResult, CaptionRunResult, R
 from foveate.core.errors import UserError
 from foveate.core.results import Distribution, Region, ResultModel, parse_result
 from foveate.records.caption_formats import ALT, CAPTION_FORMATS, MEANINGS, TITLES
-from foveate.report import numbers, parts, words
+from foveate.report import numbers, parts, sections, words
 from foveate.report.blocks import Facts, Text, block_page
 from foveate.report.charts import histogram, plot
 from foveate.report.images import Overlay
@@ -279,9 +279,9 @@ def build_regions(result: Mapping[str, Any], run_folder: Path) -> Page:
         eyebrow="Regions",
         top=[Text(f"{warning}Phrases of the captions, located by {r.detector}."), Facts(facts)],
         sections=[
-            parts.charts_section(charts, "Distributions"),
-            parts.samples_section(r.samples, "Samples", note),
-            parts.recipe_section({"model": r.model, "source of the rows": r.source, **r.recipe}),
+            sections.charts_section(charts, "Distributions"),
+            sections.samples_section(RunImages(run_folder), r.samples, "Samples", note),
+            sections.recipe_section({"model": r.model, "source of the rows": r.source, **r.recipe}),
         ],
         command=r.command,
     )

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from foveate.core.errors import UserError
-from foveate.core.results import BoxChoice, Example, Histogram, LocatedPhrase, Query, ResultModel, Search, parse_result
+from foveate.core.results import (
+    BoxChoice,
+    BoxValues,
+    Example,
+    Histogram,
+    Hit,
+    LocatedPhrase,
+    Query,
+    ResultModel,
+    Search,
+    parse_result,
+)
 from foveate.pretrain.results import EvaluateResult, PretrainResult
-from foveate.report import numbers, parts, words
-from foveate.report.blocks import Facts, Macro, Section, Table, Text, block_page
+from foveate.report import numbers, parts, sections, words
+from foveate.report.blocks import Drawn, Facts, Section, Table, Text, block_page
 from foveate.report.charts import histogram, plot
-from foveate.report.images import Overlay
-from foveate.report.numbers import count
-from foveate.report.page import Page, command_text
+from foveate.report.images import Overlay, RunImages
+from foveate.report.numbers import count, signed
+from foveate.report.page import Page, draw
 from foveate.report.parts import rules_of, where_groups, which_groups
 from foveate.search.results import LocateResult, SearchResult
 
@@ -65,9 +79,9 @@ def build_inspect(result: Mapping[str, Any], run_folder: Path) -> Page:
         eyebrow="Inspection",
         top=[Facts(_facts(r.summary))],
         sections=[
-            parts.samples_section(r.samples),
-            parts.summary_section(r.summary, OWN_NAMES),
-            parts.charts_section(charts, "Distributions"),
+            sections.samples_section(RunImages(run_folder), r.samples),
+            sections.summary_section(r.summary, OWN_NAMES),
+            sections.charts_section(charts, "Distributions"),
             Section("quarantine", "Could not be taken in", [quarantine], link="Quarantine"),
         ],
         command=r.command,
@@ -101,10 +115,10 @@ def build_pretrain(result: Mapping[str, Any], run_folder: Path) -> Page:
         eyebrow="Pretraining",
         top=[Facts(facts)],
         sections=[
-            parts.numbers_section(r.evaluation),
-            parts.charts_section(parts.curves({"this run": rows}, max_charts=8)),
-            parts.samples_section(r.samples),
-            parts.recipe_section(r.recipe),
+            sections.numbers_section(r.evaluation),
+            sections.charts_section(parts.curves({"this run": rows}, max_charts=8)),
+            sections.samples_section(RunImages(run_folder), r.samples),
+            sections.recipe_section(r.recipe),
         ],
         command=r.command,
     )
@@ -121,9 +135,9 @@ def build_evaluate(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of an evaluation."""
     r = parse_result(EvaluateResult, result)
     located = [example for example in r.examples if isinstance(example, LocatedPhrase)]
-    titles = {column.key: column.title for column in r.columns}
-    searches = [Macro("search", (example, titles)) for example in r.examples if isinstance(example, Search)]
-    where = Macro("where", (where_groups(located, r.default), rules_of(located, r.default), r.default))
+    titles, images = {column.key: column.title for column in r.columns}, RunImages(run_folder)
+    searches = [Drawn(draw("search", images, example, titles)) for example in r.examples if isinstance(example, Search)]
+    where = Drawn(draw("where", images, where_groups(located, r.default), rules_of(located, r.default), r.default))
     which = which_groups([example for example in r.examples if isinstance(example, BoxChoice)])
     return block_page(
         r.title or "What the model gets right",
@@ -131,9 +145,14 @@ def build_evaluate(result: Mapping[str, Any], run_folder: Path) -> Page:
         top=[Facts([("Model", r.model), ("Collection", r.collection), ("Split", r.split)])],
         sections=[
             Section("search", "Search", searches),
-            parts.numbers_section(r),
+            sections.numbers_section(r),
             Section("where", "Where is …?", [where] if located else [], link="Where is"),
-            Section("which", "Which of these boxes?", [Macro("which", (which,))] if which else [], link="Which box"),
+            Section(
+                "which",
+                "Which of these boxes?",
+                [Drawn(draw("which", images, which))] if which else [],
+                link="Which box",
+            ),
         ],
         command=r.command,
     )
@@ -149,26 +168,63 @@ def build_search(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a search."""
     r = parse_result(SearchResult, result)
     facts = [(f"{name.capitalize()} searched", count(number)) for name, number in r.searched.items() if number]
-    facts += [(name, value) for name, value in (("Collection", r.collection), ("Backend", r.backend)) if value]
-    query_file = Path(r.file).name if r.file else ""
+    facts += [("Collection", r.collection), ("Backend", r.backend), ("Model", r.model)]
+    query_file, images = Path(r.file).name if r.file else "", RunImages(run_folder)
     what = f"this box in {query_file}" if query_file and r.query.box else query_file or "this"
-    return Page(
-        "search.html.j2",
+    asked = [Drawn(_draw("asked", images, r.query, _overlays(r.query.box), query_file))] if r.query.image else []
+    unlike = f"unlike: {r.query.negative}" if r.query.negative else ""
+    texts = [(r.note, "strong"), (unlike, "lead"), (_weighted_sum(r.query), "note")]
+    unknown = _unknown(r.unknown_words)
+    hits = [Drawn(Markup(""), unknown)] if unknown else []
+    for name, found in r.results.items():
+        drawn = _draw("found", images, name if len(r.results) > 1 else "", [_hit_card(hit) for hit in found])
+        hits.append(Drawn(drawn, [hit_line(rank, hit) for rank, hit in enumerate(found, start=1)]))
+    return block_page(
         f"Search: {r.query.text or query_file}" if r.query.text or query_file else "Search results",
-        {
-            "search": r,
-            "heading": r.query.text or f"What is like {what}?",
-            "query_file": query_file,
-            "query_parts": _query_parts(r.query),
-            "sum": _weighted_sum(r.query),
-            "facts": facts,
-            "model": r.model,
-            "command": command_text(r.command),
-            "overlay": Overlay,
-            "file_uri": file_uri,
-            "split_path": split_path,
-        },
+        eyebrow=f"Search · {_query_parts(r.query)}{f' → {words.data(r.data)}' if r.data else ''}",
+        heading=r.query.text or f"What is like {what}?",
+        top=[*(Text(text, kind) for text, kind in texts if text), *asked, Facts(facts)],
+        sections=[
+            Section(
+                "search",
+                "Results",
+                hits,
+                "Best first. The number is the cosine with the query, z how many standard deviations it is above "
+                "random queries; a box is the region that matched.",
+            )
+        ],
+        command=r.command,
     )
+
+
+_draw = partial(draw, template="search.html.j2")
+
+
+def _unknown(words: Sequence[str]) -> list[str]:
+    names = ", ".join(repr(word[:40]) for word in words)
+    return [f"unknown to the text tower: {names}"] if names else []
+
+
+def _overlays(box: BoxValues | None) -> list[Overlay]:
+    return [Overlay(box, "default")] if box else []
+
+
+def _hit_card(hit: Hit) -> dict[str, Any]:
+    """Prepare a hit for its page and its line: what was measured as text, folder and file, and a link to it."""
+    z = [] if hit.z is None else [f"z {signed(hit.z, 1)}"]
+    # Without the share of words the order of hits would look wrong.
+    measured = " · ".join([*z, f"words {100 * hit.text:.0f} %"] if hit.text else z)
+    texts = {"score": signed(hit.score, 3), "measured": measured, "link": file_uri(hit.path)}
+    return texts | {"hit": hit, "where": split_path(hit.path or hit.key), "overlays": _overlays(hit.box)}
+
+
+def hit_line(rank: int, hit: Hit) -> str:
+    """Write a hit in a line: rank, cosine, z, share of the words in its texts, file (or key of a copy), box, text."""
+    card = _hit_card(hit)
+    box = f"box {' '.join(f'{edge:.3f}' for edge in hit.box)}" if hit.box else ""
+    # A text beside an image can have many lines, of which one hit must not take more than its own.
+    text = " ".join((hit.phrase or hit.caption).split())[:60]
+    return "  ".join(filter(None, [f"{rank:>3}", card["score"], card["measured"], hit.path or hit.key, box, text]))
 
 
 def split_path(path: str) -> tuple[str, str]:
@@ -209,17 +265,26 @@ def build_locate(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a located phrase."""
     r = parse_result(LocateResult, result)
     card = parts.locate_card(r, "head")
+    lines = [_rule_line(r, name, is_answer=name == card["rule"]) for name in r.boxes]
+    if r.scores.get(card["rule"], 0) is None:
+        lines.append(f"Not found: the box of {card['rule']} has no area")
+    lines += _unknown(r.unknown_words)
     return block_page(
         f"Where is “{r.phrase}”?",
         eyebrow="Locate",
-        top=[
-            *([] if r.has_match or not r.reason else [Text(f"Not found: {r.reason}.")]),
-            Facts([("Model", r.model)]),
-            Macro("single", (card, parts.answer_table(r, card["rules"]))),
-        ],
-        sections=[],
+        top=[*([] if r.has_match or not r.reason else [Text(f"Not found: {r.reason}.")]), Facts([("Model", r.model)])],
+        sections=[Section("answer", "The answer", [Drawn(_draw("located", RunImages(run_folder), card), lines)])],
         command=r.command,
     )
+
+
+def _rule_line(r: LocateResult, name: str, *, is_answer: bool) -> str:
+    """Write the box of a rule in fractions and in pixels, and its cosine with the phrase."""
+    box, score, sides = r.boxes[name], r.scores.get(name), (r.width or 0, r.height or 0) * 2
+    fractions = "  ".join(f"{edge} {value:.3f}" for edge, value in zip(("x1", "y1", "x2", "y2"), box, strict=True))
+    pixels = " ".join(f"{value * side:.0f}" for value, side in zip(box, sides, strict=True))
+    cosine = "no area" if score is None else f"cosine {score:+.3f}"
+    return f"{name:<10}  {fractions}  px {pixels}  {cosine}{'  <- selected' if is_answer and score is not None else ''}"
 
 
 PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {

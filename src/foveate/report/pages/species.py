@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
-from foveate.core.results import parse_result
-from foveate.report import numbers, parts
-from foveate.report.blocks import Facts, Text, block_page
+from foveate.core.plugins import load_table
+from foveate.core.results import BoxValues, parse_result
+from foveate.report import parts, sections
+from foveate.report.blocks import (
+    Block,
+    Drawn,
+    Facts,
+    Measures,
+    Notes,
+    Section,
+    Text,
+    block_page,
+    charts_of,
+    columns_of,
+)
 from foveate.report.charts import Scale, Series, histogram, line_chart, nice_ticks, plot, svg_text, tick_below
-from foveate.report.images import Overlay
-from foveate.report.numbers import count
-from foveate.report.page import Page, command_text
+from foveate.report.images import Overlay, RunImages
+from foveate.report.numbers import count, percent
+from foveate.report.page import Page, draw
 from foveate.report.parts import table_groups
 from foveate.species.results import (
     CameraRow,
-    SampleImage,
     SpeciesExplanation,
     SpeciesResult,
     SpeciesReviewResult,
@@ -30,17 +42,14 @@ from foveate.species.results import (
 # What pages about species share: names of stages, a map of rounded places, hours of the clock.
 
 
-STAGES = {
-    "classifier": "Model alone",
-    "detector": "Detector",
-    "temperature": "Temperature",
-    "prior": "Prior",
-    "species_list": "Species list",
-    "pooling": "Pooling over the event",
-    "rules": "SpeciesNet's rules",
-    "rollup": "Roll-up",
-    "threshold": "Threshold",
-}
+def stage_title(stage: str) -> str:
+    """Return the title of a stage of decisions by its name; of one that is not installed here, the name."""
+    if stage == "classifier":
+        return "Model alone"
+    kind = load_table("foveate.species.stages", "STAGES").get(stage)
+    return kind.title or stage.replace("_", " ").capitalize() if kind else stage
+
+
 _MAX_HOUR_CHARTS = 6
 
 
@@ -124,38 +133,128 @@ KINDS = {
     "unclassified": "Not readable",
 }
 _MAX_CLASSES = 60
+# Taxa, and nearest taxa and images, in the terminal.
+_MAX_PRINTED, _MAX_NEAR = 10, 5
 
 
 def build_species(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a result.json of predictions (`SpeciesResult`)."""
     r = parse_result(SpeciesResult, result)
     unit = "events" if r.events else "images"
-    facts = [("Images", numbers.count(r.images)), ("Cameras", numbers.count(r.cameras))]
+    facts = [("Images", count(r.images)), ("Cameras", count(r.cameras))]
     # Without events there is one decision per image, so the number would only repeat that of images.
-    facts += [(f"Decisions ({unit})", numbers.count(r.decisions))] if r.events else []
-    facts += [(KINDS.get(name, name), numbers.count(count)) for name, count in r.counts.items() if count]
-    facts += [("Labeled images", numbers.count(r.labels))] if r.labels else []
+    facts += [(f"Decisions ({unit})", count(r.decisions))] if r.events else []
+    facts += [(KINDS.get(name, name), count(number)) for name, number in r.counts.items() if number]
+    facts += [("Labeled images", count(r.labels))] if r.labels else []
     species = sum(row.rank in ("species", "subspecies") for row in r.taxa)
     title = r.title or (f"{species} species at {r.cameras} cameras" if species else f"{r.images:,} images")
     title = f"{r.labels:,} labeled images of {r.cameras} cameras" if r.evaluation else title
-    context = {
-        "r": r,
-        "unit": unit,
-        "lead": _lead(r),
-        "facts": facts,
-        "groups": table_groups(r.evaluation.table, r.evaluation.columns) if r.evaluation else [],
-        "hours": draw_hours(r.taxa, unit),
-        "map": draw_map(r.per_camera),
-        "coverage": _coverage_chart(r),
-        "scores": _score_chart(r),
-        "samples": [(sample, _overlays(sample)) for sample in r.samples],
+    coverage, scores, places = _coverage_chart(r), _score_chart(r), draw_map(r.per_camera)
+    hours, samples = draw_hours(r.taxa, unit), [(sample, _overlays(sample.box)) for sample in r.samples]
+    taxa = columns_of(
+        r.taxa,
+        [
+            ("Taxon", lambda row: draw("taxon", row.name, row.rank)),
+            ("Rank", lambda row: row.rank or "–"),
+            (unit.capitalize(), lambda row: count(row.decisions)),
+            ("Mean probability", lambda row: "–" if row.kind in ("unknown", "unclassified") else f"{row.score:.2f}"),
+        ],
+        left=[1],
+        printed=r.evaluation is None,
+        max_printed=_MAX_PRINTED,
+    )
+    doubts = r.findings or r.clocks or r.places or r.repeated or r.failures
+    digits = r.coordinate_digits
+    rounded = f"Places are rounded to {digits} decimal{'' if digits == 1 else 's'} of a degree."
+    of_taxa = charts_of([scores] if scores and not coverage else [])
+    return block_page(
+        title,
+        eyebrow="Evaluation of species" if r.evaluation else "Species",
+        top=[Text(_lead(r)), Facts(facts)],
+        sections=[
+            Section(
+                "numbers",
+                "Against the labels",
+                _list_measured(r, unit, [chart for chart in (coverage, scores) if chart and coverage]),
+                "Of images with a label that the model knows. Accuracy alone says little where many images are empty.",
+                "Numbers",
+            ),
+            Section("taxa", "What was decided", [taxa, *of_taxa], link="Taxa"),
+            Section(
+                "samples",
+                "Images",
+                [Drawn(_draw("samples", RunImages(run_folder), samples))] if samples else [],
+                "The surest of each answer in turn. The box is what the model looked at; open the steps to see what "
+                "each stage did.",
+            ),
+            Section(
+                "hours",
+                "Hours",
+                [*charts_of(hours), Drawn(_draw("hours", r))] if hours else [],
+                "By the clock of the camera as it is written; hours that are not trusted are left out.",
+            ),
+            Section(
+                "cameras",
+                "Cameras",
+                [Drawn(_draw("cameras", r, unit, places))] if r.per_camera else [],
+                rounded if places else "Places are not on this page; --coordinate-digits draws a map of rounded ones.",
+            ),
+            Section(
+                "doubts",
+                "Hints",
+                [Drawn(_draw("hints", r))] if doubts else [],
+                "For a person who knows the cameras. Nothing was changed.",
+            ),
+            Section(
+                "settings", "How it was decided", [Drawn(_draw("settings", r, _settings(r.settings)))], link="Settings"
+            ),
+        ],
+        command=r.command,
+    )
+
+
+_draw = partial(draw, template="species.html.j2")
+
+
+def _list_measured(r: SpeciesResult, unit: str, charts: list[Markup]) -> list[Block]:
+    """Return what was measured against labels; nothing without labels."""
+    if r.evaluation is None or not r.evaluation.table:
+        return []
+
+    def counted(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{name} ({count(number)})" for name, number in counts.items())
+
+    sentences = [f"{note}." for note in r.notes]
+    sentences += (
+        [f"Left out, because the model has no such class: {counted(r.unknown_labels)}."] if r.unknown_labels else []
+    )
+    sentences += [f"Without a label: {counted(r.left_out)}."] if r.left_out else []
+    stages = columns_of(
+        r.stages,
+        [
+            ("After", lambda row: stage_title(row.stage)),
+            (unit.capitalize(), lambda row: count(row.total)),
+            ("Named", lambda row: percent(row.named / row.total if row.total else None)),
+            ("of those right", lambda row: percent(row.right / row.named if row.named else None)),
+            ("to the class itself", lambda row: percent(row.exact / row.named if row.named else None)),
+        ],
+        title="What each stage changed",
+        note="Right: the label or a group that it belongs to, such as Felidae for an ocelot. Before pooling, the image "
+        "that shows an event best stands for it.",
+        printed=True,
+    )
+    what = (
+        "Of the images whose best class is at least as probable as a threshold: how many those are, and how many of "
+        "them are right."
+    )
+    return [
+        Measures(table_groups(r.evaluation.table, r.evaluation.columns), r.evaluation.interval),
+        Notes(sentences),
+        *([*charts_of(charts), Text(what, "note")] if charts else []),
+        *([stages] if r.stages else []),
         # Only the most frequent ones, which keeps the page short; result.json has all.
-        "classes": r.classes[:_MAX_CLASSES],
-        "stages": STAGES,
-        "settings": _settings(r.settings),
-        "command": command_text(r.command),
-    }
-    return Page("species.html.j2", title, context)
+        Drawn(_draw("classes", r, r.classes[:_MAX_CLASSES])),
+    ]
 
 
 def _lead(r: SpeciesResult) -> str:
@@ -164,8 +263,8 @@ def _lead(r: SpeciesResult) -> str:
     return f"{seen}{failed}. A name is the most specific taxon that is likely enough."
 
 
-def _overlays(sample: SampleImage) -> list[Overlay]:
-    return [] if sample.box is None else [Overlay(sample.box, "default")]
+def _overlays(box: BoxValues | None) -> list[Overlay]:
+    return [] if box is None else [Overlay(box, "default")]
 
 
 def _coverage_chart(r: SpeciesResult) -> Markup | None:
@@ -186,27 +285,13 @@ def _score_chart(r: SpeciesResult) -> Markup | None:
     return plot(title, histogram(edges, r.score_histogram.counts, title=title, unit="probability"))
 
 
-def _is_used(stage: str, stages: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a stage with these settings changes anything; see `prepare` of each."""
-    values = stages[stage]
-    by_rules = stages.get("rules", {}).get("rules", "none") != "none"
-    return {
-        "temperature": values.get("temperature") != 1,
-        "prior": any(values.get(f"by_{part}") for part in ("place", "hour", "season")),
-        "species_list": values.get("file") is not None,
-        "pooling": values.get("method") != "none",
-        "rules": by_rules,
-        "rollup": bool(values.get("enabled")) and not by_rules,
-        "threshold": bool(values.get("threshold")) and not by_rules,
-    }.get(stage, True)
-
-
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings that are not empty of the stages that change something, as names and texts."""
     rows = []
     stages = settings.get("stages", {})
-    for stage in (name for name in stages if _is_used(name, stages)):
-        title = STAGES.get(stage, stage)
+    kinds = load_table("foveate.species.stages", "STAGES")
+    for stage in (name for name in stages if name not in kinds or kinds[name].is_used(stages[name], stages)):
+        title = stage_title(stage)
         for name, value in stages[stage].items():
             # A switch that is on is said by the other fields of its stage.
             if isinstance(value, dict) or value in (None, "", False, []) or name == "enabled":
@@ -224,9 +309,48 @@ def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 def build_species_explain(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of an explanation (`SpeciesExplanation`)."""
     r = parse_result(SpeciesExplanation, result)
-    overlays = [] if r.box is None else [Overlay(r.box, "default")]
-    context = {"r": r, "time": format_time(r.time), "overlays": overlays, "command": command_text(r.command)}
-    return Page("species_explain.html.j2", f"{r.answer}: {r.file}", context)
+    images, near = RunImages(run_folder), [(one, one.label or "no label", f"{one.cosine:.2f}") for one in r.images]
+    taxa = columns_of(
+        r.taxa,
+        [
+            ("Taxon", lambda row: draw("taxon", row.name)),
+            ("Cosine", lambda row: f"{row.cosine:.2f}"),
+            ("Related", lambda row: row.relation or "not in one group"),
+        ],
+        left=[2],
+        printed=True,
+        max_printed=_MAX_NEAR,
+    )
+    lines = [f"near: {label}, camera {one.camera}, {cosine} ({one.key})" for one, label, cosine in near[:_MAX_NEAR]]
+    score = Markup('<span class="score">{} {:.2f}</span>').format(r.rank, r.score)
+    return block_page(
+        f"{r.answer}: {r.file}",
+        eyebrow="Explanation",
+        heading=Markup("{} {}").format(draw("taxon", r.answer, r.rank), score),
+        top=[
+            Drawn(
+                _draw("explained", images, r, format_time(r.time), _overlays(r.box)),
+                [f"{r.answer} {r.rank} {r.score:.2f}", *(f"  {step}" for step in r.steps)],
+            )
+        ],
+        sections=[
+            Section(
+                "taxa",
+                "Nearest taxa in the graph",
+                [taxa] if r.taxa else [],
+                f"By the cosine of their vectors with that of {r.classes[0][0] if r.classes else r.answer}.",
+                "Taxa",
+            ),
+            Section(
+                "images",
+                "Nearest training images",
+                [Drawn(_draw("near", images, near), lines)] if near else [],
+                "Whose vectors point the same way. If all are of one camera, the model may have learned its ground.",
+                "Training images",
+            ),
+        ],
+        command=r.command,
+    )
 
 
 # Contact sheet of events to look at first, with the reasons.
@@ -235,13 +359,20 @@ def build_species_explain(result: Mapping[str, Any], run_folder: Path) -> Page:
 def build_species_review(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a contact sheet (`SpeciesReviewResult`)."""
     r = parse_result(SpeciesReviewResult, result)
-    title = f"{numbers.count(len(r.events))} of {numbers.count(r.decisions)} to look at first"
-    events = [
-        (event, [(image, [] if image.box is None else [Overlay(image.box, "default")]) for image in event.images])
-        for event in r.events
-    ]
-    context = {"r": r, "events": events, "format_time": format_time, "command": command_text(r.command)}
-    return Page("species_review.html.j2", title, context)
+    events = [(event, [(image, _overlays(image.box)) for image in event.images]) for event in r.events]
+    return block_page(
+        f"{count(len(r.events))} of {count(r.decisions)} to look at first",
+        eyebrow="Review",
+        top=[
+            Text(
+                "In the order of what a look can change: unsure answers, the only ones of their kind, and empty events "
+                "in which a detector sees something. Write corrections into the column “correction” of "
+                f"{r.table} and give it to foveate species review --corrections."
+            )
+        ],
+        sections=[Section("events", "Events", [Drawn(_draw("events", RunImages(run_folder), events, format_time))])],
+        command=r.command,
+    )
 
 
 # Page of a species training: links and their losses, curves, classes and their images.
@@ -278,9 +409,9 @@ def build_species_train(result: Mapping[str, Any], run_folder: Path) -> Page:
         eyebrow="Species training",
         top=[Text(lead), Facts(facts)],
         sections=[
-            parts.summary_section(summary, ("links", "training images of a class")),
-            parts.charts_section(curves, "Curves"),
-            parts.recipe_section(r.recipe),
+            sections.summary_section(summary, ("links", "training images of a class")),
+            sections.charts_section(curves, "Curves"),
+            sections.recipe_section(r.recipe),
         ],
         command=r.command,
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from foveate.core.results import parse_result
-from foveate.report import charts, numbers, parts
-from foveate.report.images import Overlay
-from foveate.report.page import Page, command_text
+from foveate.report import charts, numbers
+from foveate.report.blocks import Block, Charts, Drawn, Facts, Section, Text, block_page, measures_of
+from foveate.report.images import Overlay, RunImages
+from foveate.report.page import Page, draw
 from foveate.search.results import VideoFindResult
 from foveate.video.results import EvidenceSample, ShownFrame, VideoAskResult, VideoExchange, VideoScores
 from foveate.vision.video.sampling import format_time
@@ -19,6 +21,13 @@ from foveate.vision.video.sampling import format_time
 
 # Finer grids would hide the frame.
 _MAX_LINES = 12
+_EVIDENCE = (
+    "Evidence by occlusion: log-likelihood (nats) that the answer loses when a frame is left out. Above 0 the answer "
+    "depends on the frame; below 0 (hollow bar) it is likelier without. The thin bar is the control: the same answer "
+    "behind the question with its words shuffled. A frame whose control is as long matters to the answer, but not "
+    "because of the question."
+)
+_draw = partial(draw, template="video.html.j2")
 
 
 def build_video_ask(result: Mapping[str, Any], run_folder: Path) -> Page:
@@ -36,19 +45,35 @@ def build_video_ask(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Changed to fit", "; ".join(r.fitted)),
         ("Time to answer", numbers.duration(sum(each.seconds for each in r.exchanges)) if r.exchanges else ""),
     ]
-    context = {
-        "facts": [(name, value) for name, value in facts if value],
-        "exchanges": r.exchanges,
-        "budget": list_budget(r),
-        "frames": [
-            _frame_card(frame, r) | {"evidence": [bars[row] for bars in evidence]} for row, frame in enumerate(r.frames)
+    budget = list_budget(r)
+    frames = [
+        _frame_card(frame, r) | {"evidence": [bars[row] for bars in evidence]} for row, frame in enumerate(r.frames)
+    ]
+    grids = "; ".join(f"{path}: {rows} × {columns} tokens of each frame" for path, (rows, columns) in r.grids.items())
+    notes = [*r.warnings, *([f"{grids}. Lines are the cells that one token each is left of."] if grids else [])]
+    lines = [f"frame {each.index:>6}  {format_time(each.time):>8}{'  slow' * each.is_slow}" for each in r.frames]
+    return block_page(
+        r.title,
+        eyebrow="Video",
+        top=[Facts(facts), Drawn(_draw("exchanges", r.exchanges))],
+        sections=[
+            Section(
+                "budget",
+                "Tokens",
+                [Drawn(_draw("budget", budget))] if budget else [],
+                "Each part of the context of the language model.",
+            ),
+            Section(
+                "frames",
+                "Frames",
+                [
+                    *(Text(note, "note") for note in [*notes, *([_EVIDENCE] if evidence else [])]),
+                    Drawn(_draw("film", RunImages(run_folder), frames), lines),
+                ],
+            ),
         ],
-        "has_evidence": bool(evidence),
-        "grids": [f"{path}: {rows} × {columns} tokens of each frame" for path, (rows, columns) in r.grids.items()],
-        "warnings": r.warnings,
-        "command": command_text(r.command),
-    }
-    return Page("video_ask.html.j2", r.title, context)
+        command=r.command,
+    )
 
 
 def list_budget(r: VideoAskResult) -> list[tuple[str, int, float, str]]:
@@ -125,21 +150,26 @@ def build_video_evaluate(result: Mapping[str, Any], run_folder: Path) -> Page:
         dates = " to ".join(dict.fromkeys(r.judge_dates))
         prompts = f"prompts {r.judge_prompts}" if r.judge_prompts else "our prompts"
         facts.append(("Judge", f"{r.judge}, {dates}, {prompts}"))
-    context = {
-        "eyebrow": "Video",
-        "name": r.title,
-        "facts": facts,
-        "samples": [],
-        "overlays": [],
-        "groups": parts.table_groups(r.table, r.columns),
-        "columns": r.columns,
-        "interval_note": r.interval,
-        "further": [(name.capitalize(), f"{value:.3g}") for name, value in r.further.items() if value is not None],
-        "timelines": [draw_timeline(sample) for sample in r.samples],
-        "charts": [],
-        "command": command_text(r.command),
-    }
-    return Page("mllm_run.html.j2", r.title, context)
+    further = [(name.capitalize(), f"{value:.3g}") for name, value in r.further.items() if value is not None]
+    values = measures_of(r.table, r.columns, f"{r.interval}; the tick is guessing")
+    timelines = [draw_timeline(sample) for sample in r.samples]
+    return block_page(
+        r.title,
+        eyebrow="Video",
+        top=[Facts(facts)],
+        sections=[
+            Section("numbers", "The numbers", [*values, Facts(further)] if values else [], link="Numbers"),
+            Section(
+                "evidence",
+                "Did it see the evidence?",
+                [Drawn(_draw("timelines", timelines))] if timelines else [],
+                "A band is a group of frames that hold the answer; one frame of each group is needed. Left is the "
+                "first frame of the clip, right the last.",
+                "Evidence",
+            ),
+        ],
+        command=r.command,
+    )
 
 
 def draw_timeline(sample: EvidenceSample) -> dict[str, Any]:
@@ -194,23 +224,29 @@ def build_video_find(result: Mapping[str, Any], run_folder: Path) -> Page:
     if best and best[0].score is not None:
         facts.append(("Best frame", f"{format_time(best[0].time)}, cosine {best[0].score:+.3f}"))
     title = f"Cosine with “{r.phrase}” over time"
-    context = {
-        "facts": facts,
-        "phrase": r.phrase,
-        "warnings": r.warnings,
-        "chart": charts.plot(title, charts.line_chart(series, title=title, x_label="seconds", width=640)),
-        "best": [
-            {
-                "frame": frame,
-                "time": format_time(frame.time),
-                "overlays": [Overlay(frame.fractions, "default")],
-                "score": "no area" if frame.score is None else f"cosine {frame.score:+.3f}",
-            }
-            for frame in best
-        ],
-        "command": command_text(r.command),
-    }
-    return Page("video_find.html.j2", r.title, context)
+    cards = [
+        {
+            "frame": frame,
+            "time": format_time(frame.time),
+            "overlays": [Overlay(frame.fractions, "default")],
+            "score": "no area" if frame.score is None else f"cosine {frame.score:+.3f}",
+            "pixels": " ".join(f"{edge:.0f}" for edge in frame.box),
+        }
+        for frame in best
+    ]
+    lines = [
+        f"{card['time']:>8}  frame {frame.index:>6}  {card['score']}  px {card['pixels']}"
+        for card, frame in zip(cards, best, strict=True)
+    ]
+    chart = charts.plot(title, charts.line_chart(series, title=title, x_label="seconds", width=640))
+    found: list[Block] = [Drawn(_draw("found", RunImages(run_folder), r.phrase, cards), lines)]
+    return block_page(
+        r.title,
+        eyebrow="Find in video",
+        top=[Facts(facts), *(Text(text, "note") for text in r.warnings), Charts([chart], "wide")],
+        sections=[Section("frames", "Best frames", found)],
+        command=r.command,
+    )
 
 
 PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {

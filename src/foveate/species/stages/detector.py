@@ -117,4 +117,6 @@ def prepare(settings: DetectorSettings, others: Mapping[str, Settings], classes:
     return apply
 
 
-STAGES = {"detector": StageKind(15, DetectorSettings, prepare)}
+STAGES = {
+    "detector": StageKind(15, DetectorSettings, prepare, {"enabled": "--detector", "threshold": "--detector-threshold"})
+}

@@ -437,4 +437,5 @@ def _select_first(keys_R: NDArray[np.float64], event_R: Integers) -> Integers:
     return order[np.unique(event_R[order], return_index=True)[1]]
 
 
-STAGES = {"pooling": StageKind(40, PoolingSettings, prepare)}
+_OPTIONS = {"method": "--pooling", "blank_mode": "--blank-mode", "weights": "--pooling-weights"}
+STAGES = {"pooling": StageKind(40, PoolingSettings, prepare, _OPTIONS, {"method": "none"}, "Pooling over the event")}

@@ -142,7 +142,11 @@ def prepare_prior(
     return apply
 
 
+_OPTIONS = {"source": "--prior"} | {f"by_{part}": f"--{part}-prior" for part in PARTS}
+_OPTIONS |= {"strength": "--prior-strength", "floor": "--prior-floor", "within_list": "--prior-within-list"}
 STAGES = {
-    "temperature": StageKind(10, TemperatureSettings, prepare_temperature),
-    "prior": StageKind(20, PriorSettings, prepare_prior),
+    "temperature": StageKind(
+        10, TemperatureSettings, prepare_temperature, {"temperature": "--temperature"}, {"temperature": 1}
+    ),
+    "prior": StageKind(20, PriorSettings, prepare_prior, _OPTIONS, {f"by_{part}": False for part in PARTS}),
 }

@@ -177,7 +177,10 @@ def prepare_rollup(
     return apply
 
 
+_OPTIONS = {"enabled": "--roll-up", "ranks": "--ranks"}
 STAGES = {
-    "threshold": StageKind(60, ThresholdSettings, prepare_threshold),
-    "rollup": StageKind(50, RollupSettings, prepare_rollup),
+    "threshold": StageKind(
+        60, ThresholdSettings, prepare_threshold, {"threshold": "--threshold"}, {"threshold": 0}, yields=True
+    ),
+    "rollup": StageKind(50, RollupSettings, prepare_rollup, _OPTIONS, {"enabled": False}, "Roll-up", yields=True),
 }

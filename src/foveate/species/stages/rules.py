@@ -124,4 +124,6 @@ def prepare(settings: RulesSettings, others: Mapping[str, Settings], classes: Cl
     return apply
 
 
-STAGES = {"rules": StageKind(45, RulesSettings, prepare)}
+_OPTIONS = {"rules": "--rules", "taxonomy": "--rules-taxonomy"}
+_OPTIONS |= {name: f"--{name}" for name in ("geofence", "country", "state")}
+STAGES = {"rules": StageKind(45, RulesSettings, prepare, _OPTIONS, {"rules": "none"}, "SpeciesNet's rules")}

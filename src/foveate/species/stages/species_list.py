@@ -219,4 +219,5 @@ def _prepare_restriction(targets_K: Integers, classes: Classes, taxa: Taxa, note
     return apply
 
 
-STAGES = {"species_list": StageKind(30, ListSettings, prepare)}
+_OPTIONS = {"file": "--list", "mode": "--list-mode", "walk_down": "--walk-down"}
+STAGES = {"species_list": StageKind(30, ListSettings, prepare, _OPTIONS, {"file": None})}

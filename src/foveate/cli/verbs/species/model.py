@@ -19,7 +19,6 @@ from foveate.cli.verbs.species.options import (
     check_stages,
     decide_and_render,
     describe_detector,
-    describe_result,
     list_labels,
     page_options,
     stage_options,
@@ -159,12 +158,10 @@ def predict_command(
             "the model was trained on crops of animals, and no image has a box that is sure enough: whole frames were "
             "recognized; give --results with MegaDetector's file"
         )
-    result, report = decide_and_render(Predictions.open(out), stages, decision, page)
-    lines = [f"{counts.images:,} images, {counts.computed:,} of them now; {counts.failed:,} cannot be read"]
+    result, report, lines = decide_and_render(Predictions.open(out), stages, decision, page)
+    lines.append(f"{counts.computed:,} of {counts.images:,} images were computed now")
     lines += [f"{counts.boxed:,} got boxes from NanoDet-g"] if counts.boxed else []
     lines += [describe_detector(counts.judged, stages)] if counts.judged else []
-    lines += [f"{counts.cropped:,} were cropped to a box"] if counts.view == "crop" else []
-    lines += describe_result(result)
     call.finish({**asdict(counts), "counts": result.counts}, lines, {"results": out, "report": report})
     end_command(counts.find_failure(), stopped=counts.stopped)
 
@@ -189,10 +186,10 @@ def decide_command(
     """
     from foveate.species.predictions import Predictions
 
-    result, report = decide_and_render(Predictions.open(results), stages, decision, page)
+    result, report, lines = decide_and_render(Predictions.open(results), stages, decision, page)
     call.finish(
         {"decisions": result.decisions, "counts": result.counts, "ranks": result.ranks},
-        describe_result(result),
+        lines,
         {"results": results, "report": report},
     )
 
@@ -234,7 +231,6 @@ def evaluate_command(
     from foveate.species.predict import predict as run_predict
     from foveate.species.predictions import Predictions
     from foveate.species.settings import PredictSettings
-    from foveate.species.summary import name_stage
 
     checked = call.check(PredictSettings, {**settings, "split": None if split == "all" else split})
     opened, target = open_species(model), out or Path("runs/species-evaluate")
@@ -247,23 +243,9 @@ def evaluate_command(
     predictions = Predictions.open(target)
     truth = read_truth(predictions, label_field=label_field)
     train_counts = dict(zip(opened.classes.labels, opened.info.images_K.tolist(), strict=True))
-    result, report = decide_and_render(predictions, stages, decision, page, truth=truth, train_counts=train_counts)
-    assert result.evaluation is not None
-    lines = [f"{result.labels:,} labeled images of {len(result.per_camera)} cameras"]
-    for row in result.evaluation.table:
-        value = row.values["model"]
-        if value is not None:
-            span = "" if value.low is None or value.high is None else f" ({value.low:.3f} to {value.high:.3f})"
-            lines.append(f"  {value.value:.3f}{span}  {row.question}, {row.data}")
-    if result.stages:
-        unit = "events" if result.events else "images"
-        total = max(stage.total for stage in result.stages)
-        lines.append(f"of {total:,} {unit} with one label (right: the label, or a group that it is in):")
-    for stage in result.stages:
-        named, right = stage.named / max(1, stage.total), stage.right / max(1, stage.named)
-        lines.append(f"  after {name_stage(stage.stage)}: {named:.3f} named, {right:.3f} of those right")
-    if result.unknown_labels:
-        lines.append(f"left out: {sum(result.unknown_labels.values()):,} images of classes that the model lacks")
+    result, report, lines = decide_and_render(
+        predictions, stages, decision, page, truth=truth, train_counts=train_counts
+    )
     call.finish(result.to_json(), lines, {"results": target, "report": report})
 
 
@@ -285,7 +267,7 @@ def explain_command(call: Call, results: Path, image: str, training: Path | None
     Example:
       foveate species explain results cards-2/A/IMG_0042.JPG --training survey
     """
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.species.explain import explain as explain_image
     from foveate.species.folder import open_species
     from foveate.species.predictions import Predictions
@@ -295,14 +277,8 @@ def explain_command(call: Call, results: Path, image: str, training: Path | None
     target = out or results / "explain"
     made_by = call.command
     result = explain_image(predictions, model, image, target, training=training, device=call.device, command=made_by)
-    lines = [
-        f"{result.file}: {result.answer} {result.rank} {result.score:.2f}",
-        *(f"  {step}" for step in result.steps),
-    ]
-    lines += [f"  alike in the graph: {taxon.name} {taxon.cosine:.2f} {taxon.relation}" for taxon in result.taxa[:5]]
-    for near in result.images[:5]:
-        lines.append(f"  near: {near.label or 'no label'}, camera {near.camera}, {near.cosine:.2f} ({near.key})")
-    call.finish(result.to_json(), lines, {"report": render(target)})
+    report, lines = render_and_tell(target)
+    call.finish(result.to_json(), lines, {"report": report})
 
 
 # `foveate species review`: list what a person should look at first; read answers back.
@@ -329,7 +305,7 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
     """
     from foveate.core.errors import UserError
     from foveate.records import layout
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.species.predictions import Predictions
     from foveate.species.review import apply_corrections, open_target, write_review
     from foveate.species.settings import ReviewSettings
@@ -350,8 +326,8 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
     predictions = Predictions.open(results)
     target = out or results / "review"
     result = write_review(predictions, target, max_events=checked.max_events, command=call.command)
-    lines = [f"{len(result.events):,} of {result.decisions:,} decisions, those first that a look would change most"]
-    paths = {"table": target / result.table, "report": render(target)}
+    report, lines = render_and_tell(target)
+    paths = {"table": target / result.table, "report": report}
     paths |= {"sheet": target / result.sheet} if result.sheet else {}
     call.finish({"decisions": result.decisions, "events": len(result.events)}, lines, paths)
 

@@ -30,30 +30,7 @@ def stage_options(function: F) -> F:
     """Add the options of the decision stages; the command gets them as `stages`, and `decide` what goes beside them."""
     stages: Callable[[F], F] = fields(
         "foveate.species.decisions:Stages",
-        ("temperature.temperature", "--temperature"),
-        ("detector.enabled", "--detector"),
-        ("detector.threshold", "--detector-threshold"),
-        ("prior.source", "--prior"),
-        ("prior.by_place", "--place-prior"),
-        ("prior.by_hour", "--hour-prior"),
-        ("prior.by_season", "--season-prior"),
-        ("prior.strength", "--prior-strength"),
-        ("prior.floor", "--prior-floor"),
-        ("prior.within_list", "--prior-within-list"),
-        ("species_list.file", "--list"),
-        ("species_list.mode", "--list-mode"),
-        ("species_list.walk_down", "--walk-down"),
-        ("pooling.method", "--pooling"),
-        ("pooling.blank_mode", "--blank-mode"),
-        ("pooling.weights", "--pooling-weights"),
-        ("rollup.enabled", "--roll-up"),
-        ("rollup.ranks", "--ranks"),
-        ("threshold.threshold", "--threshold"),
-        ("rules.rules", "--rules"),
-        ("rules.taxonomy", "--rules-taxonomy"),
-        ("rules.geofence", "--geofence"),
-        ("rules.country", "--country"),
-        ("rules.state", "--state"),
+        "foveate.species.decisions:OPTIONS",
         into="stages",
         metavars={"prior.source": "FOLDER|FILE", "species_list.file": "FILE"},
     )
@@ -99,11 +76,11 @@ def decide_and_render(
     *,
     truth: Truth | None = None,
     train_counts: Mapping[str, int] | None = None,
-) -> tuple[SpeciesResult, Path]:
-    """Decide about a results folder, write its result.json and render its page."""
+) -> tuple[SpeciesResult, Path, list[str]]:
+    """Decide about a results folder, write its result.json, render its page, and return what the page says."""
     from foveate.core.files import write_json_atomically
     from foveate.core.recipes import validate
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.species.decide_results import decide_results
     from foveate.species.settings import DecideSettings, PageSettings
     from foveate.species.summary import summarize
@@ -123,7 +100,7 @@ def decide_and_render(
         command=["foveate", *sys.argv[1:]],
     )
     write_json_atomically(predictions.folder / "result.json", result.to_json())
-    return result, render(predictions.folder)
+    return result, *render_and_tell(predictions.folder)
 
 
 def describe_detector(images: int, stages: Mapping[str, Any]) -> str:
@@ -135,20 +112,6 @@ def describe_detector(images: int, stages: Mapping[str, Any]) -> str:
     if not settings.enabled or dict(stages.get("rules", {})).get("rules", "none") != "none":
         return looked_at
     return f"{looked_at}: people, vehicles and no box at {settings.threshold:g} (--detector-threshold) decide"
-
-
-def describe_result(result: SpeciesResult) -> list[str]:
-    """Format what was decided for the terminal."""
-    unit = "events" if result.events else "images"
-    counts = ", ".join(f"{name} {count:,}" for name, count in result.counts.items())
-    lines = [f"{result.decisions:,} {unit}: {counts}"]
-    animals = [row for row in result.taxa if row.kind == "animal"]
-    for row in animals[:10]:
-        rank = f" ({row.rank})" if row.rank and row.rank != "species" else ""
-        lines.append(f"  {row.decisions:6,}  {row.name}{rank}, mean probability {row.score:.2f}")
-    if len(animals) > 10:
-        lines.append(f"  and {len(animals) - 10} more taxa, see the page")
-    return lines
 
 
 def list_labels(labels: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from foveate.core.runs import RunFolder
     from foveate.video.occlusion import Occlusion
-    from foveate.video.results import ShownFrame, VideoExchange, VideoScores
+    from foveate.video.results import ShownFrame, VideoExchange
     from foveate.video.strategies import Strategy
     from foveate.video.viewing import SeenFrame, VideoAnswer, VideoChoice, Viewing
 
@@ -158,26 +158,6 @@ def describe_occlusion(viewing: Viewing, occlusion: Occlusion) -> list[str]:
         + (f"  (shuffled question {occlusion.control[row]:+.3f})" if occlusion.control else "")
         for row in best
     ]
-
-
-def format_scores(result: VideoScores) -> list[str]:
-    """List the scores of a question set, then how many answers were counted apart."""
-    lines = []
-    for row in result.table:
-        values = [(column.title.lower(), row.values.get(column.key)) for column in result.columns]
-        scores = ", ".join(f"{title} {value.value:.3f}" for title, value in values if value is not None)
-        lines.append(f"{row.question}, {row.data}: {scores or 'none'}, n {row.n or 0:,}")
-    counts = {
-        "without an answer, counted as wrong": result.missing,
-        "answers cut at the longest": result.unfinished,
-        "not readable": result.unparsed,
-        "not judged: the request failed": result.failed,
-        "open questions, to be judged by `foveate video score`": result.unjudged,
-    }
-    lines += [f"  {count:,} {what}" for what, count in counts.items() if count]
-    if result.judge:
-        lines.append(f"  judged by {result.judge}, {' to '.join(dict.fromkeys(result.judge_dates))}")
-    return lines
 
 
 def describe_warnings(texts: Sequence[str]) -> list[str]:

@@ -21,7 +21,6 @@ from foveate.cli.verbs.video.clip import (
     describe_viewing,
     describe_warnings,
     fitting_options,
-    format_scores,
     open_selector,
     rope_option,
     save_frame,
@@ -172,12 +171,11 @@ def find_command(
     """
     from foveate.core.errors import UserError
     from foveate.core.runs import RunFolder, check_run_path
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.search.locate import locate_frames
     from foveate.search.results import LocatedFrame, VideoFindResult
     from foveate.vision.localizer.folder import load_model
     from foveate.vision.video.reading import read_clip
-    from foveate.vision.video.sampling import format_time
 
     check_run_path(call.run)
     span = Span.parse(start, end)
@@ -216,12 +214,8 @@ def find_command(
         warnings=list(read.warnings),
     )
     folder.write_result(result.to_json())
-    lines = [
-        f"{format_time(rows[row].time):>8}  frame {rows[row].index:>6}  cosine {located[row].cosine:+.3f}  "
-        f"px {' '.join(f'{edge:.0f}' for edge in rows[row].box)}"
-        for row in order[:count]
-    ]
-    paths = {"run": folder.path, "report": render(folder.path)}
+    report, lines = render_and_tell(folder.path)
+    paths = {"run": folder.path, "report": report}
     call.finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths)
 
 
@@ -255,12 +249,11 @@ def frames_command(
       foveate video frames street.mp4 --choose query --selector runs/tour/cloc-seed0/model --query "a red boat"
     """
     from foveate.core.runs import RunFolder, check_run_path
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.video.results import VideoAskResult
     from foveate.video.viewing import SeenFrame
     from foveate.video.watching import check_choice, choose_slow
     from foveate.vision.video.reading import ClipReader
-    from foveate.vision.video.sampling import format_time
 
     check_run_path(call.run)
     strategy_settings, span = build_how(how, strategy), Span.parse(start, end)
@@ -287,8 +280,8 @@ def frames_command(
         warnings=list(read.warnings),
     )
     folder.write_result(result.to_json())
-    lines = [f"frame {each.index:>6}  {format_time(each.time):>8}{'  slow' * each.is_slow}" for each in seen]
-    paths = {"run": folder.path, "report": render(folder.path)}
+    report, lines = render_and_tell(folder.path)
+    paths = {"run": folder.path, "report": report}
     call.finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths)
 
 
@@ -395,7 +388,7 @@ def evaluate_command(
     Example:
       foveate video evaluate llava-hf/llava-v1.6-vicuna-7b-hf --set nextqa --questions val.csv --videos NExTVideo
     """
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.video.evaluate import VideoEvaluationSettings
     from foveate.video.evaluate import evaluate as evaluate_set
     from foveate.video.networks import hash_weights, open_network
@@ -419,8 +412,8 @@ def evaluate_command(
             weights=hash_weights(model),
             command=call.command,
         )
-    lines = [*format_scores(result), *describe_warnings(texts)]
-    call.finish(result.to_json(), lines, {"run": target, "report": render(target)})
+    report, lines = render_and_tell(target)
+    call.finish(result.to_json(), [*lines, *describe_warnings(texts)], {"run": target, "report": report})
 
 
 # `foveate video score`: score the answers of `foveate video evaluate`, by a judge where they are open.
@@ -447,10 +440,11 @@ def score_command(run: Path, settings: dict[str, Any], as_json: bool) -> None:
       foveate video score runs/video-evaluate-msvd --judge-url http://127.0.0.1:8000/v1 --judge-model qwen
     """
     from foveate.core.recipes import validate
-    from foveate.report import render
+    from foveate.report.render import render_and_tell
     from foveate.video.score_table import JudgeSettings
     from foveate.video.score_table import score as score_run
 
     checked = validate(JudgeSettings, settings, where="foveate video score")
     result = score_run(run, checked, command=["foveate", *sys.argv[1:]])
-    finish(result.to_json(), format_scores(result), {"run": run, "report": render(run)}, as_json=as_json)
+    report, lines = render_and_tell(run)
+    finish(result.to_json(), lines, {"run": run, "report": report}, as_json=as_json)
