@@ -22,7 +22,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from markupsafe import Markup
 
+from foveate.core.results import Column, Row
+from foveate.report import numbers
 from foveate.report.page import Page, command_text
+from foveate.report.parts import TableGroup, TableLine, table_groups
 
 T = TypeVar("T")
 
@@ -37,9 +40,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names with their values; pairs without a value are left out."""
+    """Names with their values; pairs without a value are left out. `of`: what the terminal calls their section."""
 
     pairs: Sequence[tuple[str, str]]
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Charts:
-    """Drawings side by side; `kind` is "plots", "maps" or "wide"."""
+    """Drawings side by side; `kind` is "plots", "maps", "cards", "wide", or "list" for one below the other."""
 
     drawings: Sequence[Markup]
     kind: str = "plots"
@@ -113,7 +117,23 @@ class Fold:
     is_open: bool = False
 
 
-Block: TypeAlias = Text | Facts | Warnings | Notes | Table | Charts | Chips | Fold
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """Values with their intervals by question, see `measures_of`; `meanings` of the columns stand below."""
+
+    groups: Sequence[TableGroup]
+    interval: str
+    meanings: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """HTML that no other block draws, such as images beside marked texts; for the page alone."""
+
+    html: Markup
+
+
+Block: TypeAlias = Text | Facts | Warnings | Notes | Table | Charts | Chips | Fold | Measures | Drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +199,17 @@ def columns_of(items: Sequence[T], columns: Iterable[tuple[str, Callable[[T], st
     return Table(list(heads), [[make(item) for make in makers] for item in items], **options)
 
 
+def charts_of(drawings: Sequence[Markup], kind: str = "plots", title: str = "") -> list[Block]:
+    """Return a block of drawings; nothing without any."""
+    return [Charts(drawings, kind, title)] if drawings else []
+
+
+def measures_of(rows: Sequence[Row], columns: Sequence[Column], interval: str) -> list[Block]:
+    """Return the table of measured rows with the meanings of its columns; nothing without rows."""
+    meanings = [(column.title, column.what) for column in columns if column.what]
+    return [Measures(table_groups(rows, columns), interval, meanings)] if rows else []
+
+
 def print_lines(page: Page) -> list[str]:
     """Return the lines of a page of blocks for a terminal: warnings, title, what stands on top, printed tables."""
     blocks = [*page.context["top"], *(block for section in page.context["sections"] for block in section.blocks)]
@@ -194,11 +225,25 @@ def _lines(block: Block) -> Iterator[str]:
     elif isinstance(block, Text) and block.kind != "note":
         yield str(Markup(block.text).striptags()) if isinstance(block.text, Markup) else block.text
     elif isinstance(block, Facts):
-        yield " · ".join(f"{name}: {value}" for name, value in block.pairs if value)
+        facts = " · ".join(f"{name}: {value}" for name, value in block.pairs if value)
+        yield f"{block.of}: {facts}" if block.of else facts
     elif isinstance(block, Notes):
         yield from (f"note: {sentence}" for sentence in block.sentences)
     elif isinstance(block, Table) and block.printed:
         yield from _align([block.heads, *block.rows], {0, *block.left})
+    elif isinstance(block, Measures):
+        for group in block.groups:
+            yield f"{group.question} ({group.detail})" if group.detail else group.question
+            rows = [["", *(column.title for column in group.columns), "n", "chance"], *map(_measured, group.lines)]
+            known = any(line.chance is not None for line in group.lines)
+            yield from _align(rows if known else [row[:-1] for row in rows], {0})
+
+
+def _measured(line: TableLine) -> list[str]:
+    values = [numbers.measure(cell.value, unit=line.unit) for cell in line.cells]
+    spans = [numbers.interval(cell.low, cell.high, unit=line.unit) for cell in line.cells]
+    cells = [f"{value} ({span})" if span else value for value, span in zip(values, spans, strict=True)]
+    return [line.data, *cells, numbers.count(line.n), numbers.measure(line.chance, unit=line.unit)]
 
 
 def _align(rows: Sequence[Sequence[str | Cell]], left: set[int]) -> Iterator[str]:

@@ -71,6 +71,11 @@ def environment() -> Environment:
     return env
 
 
+def draw(macro: str, *args: Any, template: str = "macros.html.j2", **options: Any) -> Markup:
+    """Return what a macro of a template draws."""
+    return Markup(getattr(environment().get_template(template).module, macro)(*args, **options))
+
+
 def unbroken(text: str) -> Markup:
     """Keep every word of a command in one line: browsers break lines behind a hyphen, also in `--option`."""
     lines = [[Markup("<span>{}</span>").format(word) for word in line.split(" ")] for line in text.split("\n")]
