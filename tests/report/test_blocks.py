@@ -6,9 +6,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from foveate.core.results import Column, Row, Value
 from foveate.report.blocks import (
     Cell,
     Chips,
+    Drawn,
     Facts,
     Fold,
     Notes,
@@ -17,6 +19,7 @@ from foveate.report.blocks import (
     Warnings,
     block_page,
     columns_of,
+    measures_of,
     print_lines,
     table_of,
 )
@@ -75,3 +78,26 @@ def test_the_page_has_every_block_and_escapes_it(tmp_path: Path) -> None:
     assert 'href="#numbers"' in text
     assert "Table(" not in main
     assert "<code>foveate &#39;a b&#39;</code>" in text
+
+
+def test_measured_values_have_their_intervals_in_both_and_drawings_are_for_the_page(tmp_path: Path) -> None:
+    columns = [Column(key="image", title="Its image", what="asked with it"), Column(key="none", title="No image")]
+    values = {"image": Value(value=0.5, low=0.4, high=0.625), "none": None}
+    rows = [Row(question="Is it right (of all)", data="scenes", n=1200, chance=0.25, values=values)]
+    page = block_page(
+        "Measured",
+        eyebrow="Test",
+        top=[Facts([("Views", "3")], of="one.png"), Facts([]), Drawn(Markup("<i>drawn</i>"))],
+        sections=[Section("numbers", "Numbers", measures_of(rows, columns, "95 % intervals"))],
+    )
+    assert print_lines(page) == [
+        "Measured",
+        "one.png: Views: 3",
+        "Is it right (of all)",
+        "                Its image      n  chance",
+        "scenes  50.0% (40.0–62.5)  1,200   25.0%",
+    ]
+    text = render_page(page, RunImages(tmp_path))
+    for part in ("<i>drawn</i>", "50.0%", "40.0–62.5", "n = 1,200", "chance 25.0%", "<dd>asked with it</dd>"):
+        assert part in text
+    assert measures_of([], columns, "") == []

@@ -226,7 +226,8 @@ def _lines(block: Block) -> Iterator[str]:
         yield str(Markup(block.text).striptags()) if isinstance(block.text, Markup) else block.text
     elif isinstance(block, Facts):
         facts = " · ".join(f"{name}: {value}" for name, value in block.pairs if value)
-        yield f"{block.of}: {facts}" if block.of else facts
+        if facts:
+            yield f"{block.of}: {facts}" if block.of else facts
     elif isinstance(block, Notes):
         yield from (f"note: {sentence}" for sentence in block.sentences)
     elif isinstance(block, Table) and block.printed:
