@@ -98,9 +98,10 @@ def build_mllm_plan(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Rule", str(tiling.get("rule", ""))),
         ("Tile", f"{tiling.get('tile', '')} px"),
     ]
+    drawn = "Numbers are the order of the views; shaded is padding. " if any(i.image for i in r.images) else ""
     lead = (
-        "Every image is resized into a canvas, cut into tiles and encoded view by view. Numbers are the order of the "
-        "views; shaded is padding. At a scale below 1 detail is lost."
+        f"Every image is resized into a canvas, cut into tiles and encoded view by view. {drawn}"
+        "At a scale below 1 detail is lost."
     )
     whole = (
         f"{len(r.images)} images are above max_split_images ({r.options.get('max_split_images')}): each is one view "
