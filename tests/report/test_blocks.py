@@ -25,7 +25,7 @@ from foveate.report.blocks import (
     table_of,
 )
 from foveate.report.images import RunImages
-from foveate.report.page import Page, render_page
+from foveate.report.page import Page, draw, render_page
 
 MEASURES = {"ari": ("ARI", "agreement"), "nmi": ("NMI", "information")}
 
@@ -42,7 +42,9 @@ def make_page() -> Page:
             Section("empty", "Nothing here", []),
             Section("numbers", "Numbers", [quality, Notes(["First.", "Second."])], "About numbers."),
             Section("more", "More", [Fold("Details", [details, Chips(["x", "y"])]), Warnings(["one is late"])]),
-            Section("fields", "Fields", [Macro("fields", ({"a <b>": {"rate": 0.12345, "steps": 9000, "on": True}},))]),
+            Section(
+                "fields", "Fields", [Drawn(draw("fields", {"a <b>": {"rate": 0.12345, "steps": 9000, "on": True}}))]
+            ),
         ],
         command=["foveate", "a b"],
     )
@@ -123,3 +125,45 @@ def test_the_page_has_every_block_and_escapes_it(tmp_path: Path) -> None:
     assert 'href="#numbers"' in text
     assert "Table(" not in main
     assert "<code>foveate &#39;a b&#39;</code>" in text
+
+
+def test_measured_values_have_their_intervals_in_both_and_drawings_are_for_the_page(tmp_path: Path) -> None:
+    columns = [Column(key="image", title="Its image", what="asked with it"), Column(key="none", title="No image")]
+    values = {"image": Value(value=0.5, low=0.4, high=0.625), "none": None}
+    rows = [Row(question="Is it right (of all)", data="scenes", n=1200, chance=0.25, values=values)]
+    page = block_page(
+        "Measured",
+        eyebrow="Test",
+        top=[Facts([("Views", "3")], of="one.png"), Facts([]), Drawn(Markup("<i>drawn</i>"))],
+        sections=[Section("numbers", "Numbers", measures_of(rows, columns, "95 % intervals"))],
+    )
+    assert print_lines(page) == [
+        "Measured",
+        "one.png: Views: 3",
+        "Is it right (of all)",
+        "                Its image      n  chance",
+        "scenes  50.0% (40.0–62.5)  1,200   25.0%",
+    ]
+    text = render_page(page, RunImages(tmp_path))
+    for part in ("<i>drawn</i>", "50.0%", "40.0–62.5", "n = 1,200", "chance 25.0%", "<dd>asked with it</dd>"):
+        assert part in text
+    assert measures_of([], columns, "") == []
+
+
+def test_rows_of_a_question_are_printed_together_with_chance_where_it_is_known() -> None:
+    def row(question: str, data: str, value: float, chance: float | None = None) -> Row:
+        values = {"model": Value(value=value, low=value - 0.1, high=value + 0.1), "guess": Value(value=0.5)}
+        return Row(question=question, data=data, n=12, chance=chance, values=values)
+
+    rows = [row("where", "seen", 0.75), row("which", "seen", 0.2, 0.125), row("where", "unseen", 0.3)]
+    columns = [Column(key="model", title="model"), Column(key="guess", title="guess")]
+    page = block_page("Page", eyebrow="Test", top=measures_of(rows, columns, "95 %"), sections=[])
+    assert print_lines(page)[1:] == [
+        "where",
+        "                    model  guess   n",
+        "seen    75.0% (65.0–85.0)  50.0%  12",
+        "unseen  30.0% (20.0–40.0)  50.0%  12",
+        "which",
+        "                  model  guess   n  chance",
+        "seen  20.0% (10.0–30.0)  50.0%  12   12.5%",
+    ]

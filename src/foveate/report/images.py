@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from markupsafe import Markup, escape
@@ -68,20 +69,24 @@ def data_uri(image: Image.Image, *, quality: int = 82) -> str:
 
 
 class RunImages:
-    """Load each image of a run folder once per size."""
+    """Load images of a run folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # A page may show an image several times (slides, answers, hits), and decoding and encoding are the costly part.
-        self._cache: dict[tuple[str, int], InlineImage] = {}
 
     def image(self, relative: str, *, longest_side: int = 420) -> InlineImage:
         """Return an image of the run folder, scaled down to `longest_side` pixels."""
-        key = (relative, longest_side)
-        if key not in self._cache:
-            image = open_image(resolve_inside(self.folder, relative), longest_side=longest_side)
-            self._cache[key] = InlineImage(src=data_uri(image), width=image.width, height=image.height)
-        return self._cache[key]
+        path = resolve_inside(self.folder, relative)
+        state = path.stat() if path.is_file() else None
+        return _load_inline(path, longest_side, state and (state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=512)
+def _load_inline(path: Path, longest_side: int, state: tuple[int, int] | None) -> InlineImage:
+    # Decoding and encoding are the costly part of a page, which may show an image several times (slides, answers, hits)
+    # and is built twice: for the file and for the terminal. `state` tells another file of the same name.
+    image = open_image(path, longest_side=longest_side)
+    return InlineImage(src=data_uri(image), width=image.width, height=image.height)
 
 
 def _clip(value: float) -> float:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, measured, run_option
-
-if TYPE_CHECKING:
-    from foveate.records.captions import CaptionVerdict
+from foveate.cli.options import Call, common, run_option
 
 
 @click.command("audit", cls=FieldsCommand, short_help="Measure length, detail and accuracy of captions.")
@@ -62,7 +58,7 @@ def command(call: Call, collection: Path, settings: dict[str, Any], judging: dic
     from foveate.core.runs import RunFolder
     from foveate.records.captions import save_verdicts
     from foveate.records.collection import Collection
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     resolved = call.check(AuditSettings, {**settings, "seed": call.seed or 0})
     judge = call.check(JudgeSettings, judging)
@@ -95,19 +91,8 @@ def command(call: Call, collection: Path, settings: dict[str, Any], judging: dic
         say(f"the verdicts were not stored in the collection: {error}")
     paths = {"result": folder.path / "result.json", "report": render(folder.path)}
     # The gallery is on the page; as text it would bury the numbers.
-    call.finish({**result, "gallery": []}, _lines(result, audited.verdicts), paths)
-
-
-def _lines(result: dict[str, Any], verdicts: Sequence[CaptionVerdict]) -> list[str]:
-    sample = result["sample"]
-    of = ", ".join(f"{count} {name}" for name, count in sample["of"].items())
-    lines = [f"{sample['images']} images with all formats ({of}), {sample['without_all_formats']} without", ""]
-    lines += measured(result["table"])
-    lines += [f"{name}: {judge['definition']}" for name, judge in result["judges"].items()]
-    for kind, models in result["models"].items():
-        lines += [f"{kind}: written by {model} ({count} captions)" for model, count in models.items()]
-    lines += [
+    lines = [
         f"{verdict.describe()}{': no more than by chance, regions prefers alt-texts' if verdict.is_wrong else ''}"
-        for verdict in verdicts
+        for verdict in audited.verdicts
     ]
-    return [*lines, f"assertions: split by {result['splitter']}; entities by {result['tagger']}"]
+    call.finish({**result, "gallery": []}, tell(folder.path) + lines, paths)

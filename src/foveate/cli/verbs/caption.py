@@ -67,7 +67,7 @@ def command(call: Call, collection: Path, settings: dict[str, Any], answering: d
     from foveate.caption.run import caption, plan
     from foveate.core.runs import RunFolder
     from foveate.records.labeling import end_command
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     resolved = call.check(CaptionSettings, {**settings, "seed": call.seed or 0})
     options = call.check(CaptionRunSettings, answering)
@@ -94,7 +94,7 @@ def command(call: Call, collection: Path, settings: dict[str, Any], answering: d
     # None if no run into this folder has asked anything: all captions were there already.
     if not (folder.path / "usage.jsonl").is_file():
         del paths["usage"]
-    call.finish(result, _lines(result), paths)
+    call.finish(result, tell(folder.path), paths)
     end_command(done.failure, stopped=done.stopped)
 
 
@@ -133,24 +133,4 @@ def _planned(estimated: dict[str, Any]) -> list[str]:
     lines.append(f"about {estimated['tokens_in']} input tokens, {estimated['tokens_out']} output tokens")
     if estimated["cost"]:
         lines.append(f"cost about {money(estimated['cost'])} at the given prices")
-    return lines
-
-
-def _lines(result: dict[str, Any]) -> list[str]:
-    from foveate.report.numbers import money
-
-    lines = []
-    for kind, tally in result["formats"].items():
-        errors, skipped = sum(tally["errors"].values()), sum(tally["skipped"].values())
-        parts = f"{tally['ok']} ok + {tally['repaired']} repaired + {errors} errors + {skipped} skipped"
-        lines.append(f"{kind}: {tally['in']} in = {parts}")
-        for name in ("errors", "flags", "skipped"):
-            if tally[name]:
-                lines.append(f"  {name}: " + ", ".join(f"{reason} {count}" for reason, count in tally[name].items()))
-    if result["only_scenes"]:
-        lines.append(
-            f"{result['backend']} writes from the truth of scenes: a check of the pipeline, no model's captions"
-        )
-    if result["cost"]["total"]:
-        lines.append(f"cost {money(result['cost']['total'])} at the given prices")
     return lines

@@ -80,7 +80,7 @@ def evaluate(call: Call, model: str, collection: Path, settings: dict[str, Any])
     from foveate.caption.evaluate import evaluate_model
     from foveate.caption.settings import EvaluationSettings
     from foveate.records.collection import Collection
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     run = call.run or Path("runs/captioner-evaluate")
     result = evaluate_model(
@@ -92,12 +92,4 @@ def evaluate(call: Call, model: str, collection: Path, settings: dict[str, Any])
         device=call.device,
         command=call.command,
     ).to_json()
-    call.finish(result, _table_lines(result["evaluation"]), {"run": run, "report": render(run)})
-
-
-def _table_lines(evaluation: dict[str, Any] | None) -> list[str]:
-    lines = []
-    for row in (evaluation or {}).get("table", []):
-        values = ", ".join(f"{kind} {value['value']:.3f}" for kind, value in row["values"].items())
-        lines.append(f"{row['question']}, {row['data']}: {values}, n {row['n']}")
-    return lines
+    call.finish(result, tell(run), {"run": run, "report": render(run)})

@@ -60,7 +60,7 @@ def command(call: Call, collection: Path, selected: dict[str, Any], settings: di
     from foveate.core.recipes import parse_overrides, validate
     from foveate.core.runs import RunFolder
     from foveate.records.labeling import end_command
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     resolved = call.check(RegionLabelSettings, settings)
     options = call.check(RegionRunSettings, selected)
@@ -98,7 +98,7 @@ def command(call: Call, collection: Path, selected: dict[str, Any], settings: di
     )
     result = labeling.result.model_copy(update={"command": made_by, **gallery}).to_json()
     folder.write_result(result)
-    call.finish(result, _lines(result), {"report": render(folder.path)})
+    call.finish(result, tell(folder.path), {"report": render(folder.path)})
     end_command(labeling.failure, stopped=labeling.result.stopped)
 
 
@@ -112,23 +112,3 @@ def _plan_lines(planned: dict[str, Any]) -> list[str]:
     ]
     lines += [f"{example['text']!r}: {', '.join(example['phrases']) or 'no phrase'}" for example in planned["examples"]]
     return [*lines, "dry run: nothing was detected or written"]
-
-
-def _lines(result: dict[str, Any]) -> list[str]:
-    from foveate.caption.vesl.run import FAILED
-
-    counts = ", ".join(f"{name} {number:,}" for name, number in result["status"].items() if number)
-    oracle = " (an oracle: boxes that were there already)" if result["oracle"] else ""
-    lines = [
-        f"{result['regions']:,} regions by {result['detector']}{oracle}, source {result['source']}, "
-        f"recipe {result['recipe_hash']}",
-        f"images: {counts or 'none'}",
-    ]
-    if result["done_before"]:
-        lines.append(f"{result['done_before']:,} images were labeled by this recipe before")
-    failed = sum(result["status"][name] for name in FAILED)
-    if failed:
-        lines.append(f"{failed:,} images failed; the same command tries them again")
-    if result["stopped"]:
-        lines.append("stopped; run the same command to resume")
-    return lines

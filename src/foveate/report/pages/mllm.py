@@ -24,9 +24,10 @@ from foveate.mllm.results import (
 )
 from foveate.multimodal.results import AskedImage, AskResult, Exchange
 from foveate.records.boxes import PixelBox, normalize_box
-from foveate.report import numbers, parts
+from foveate.report import numbers, parts, words
+from foveate.report.blocks import Block, Chips, Drawn, Facts, Notes, Section, Text, block_page, charts_of, measures_of
 from foveate.report.images import Overlay, RunImages
-from foveate.report.page import Page, command_text
+from foveate.report.page import Page, draw
 
 # Page of `foveate ask`: images with the boxes of question and answer, and what the model is.
 
@@ -41,20 +42,27 @@ def build_ask(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Time to answer", numbers.duration(sum(exchange.seconds for exchange in r.exchanges))),
         ("Time to open the model", numbers.duration(r.seconds_to_open)),
     ]
-    context = {
-        "facts": [(name, value) for name, value in facts if value],
-        "exchanges": [
-            _exchange_card(exchange, r.images, first=number == 0) for number, exchange in enumerate(r.exchanges)
-        ],
-        "has_regions": any(exchange.regions for exchange in r.exchanges),
-        "has_boxes": any(exchange.boxes for exchange in r.exchanges),
-        "reason": r.reason,
-        "command": command_text(r.command),
-    }
-    return Page("ask.html.j2", r.exchanges[0].question if r.exchanges else "Ask", context)
+    images = RunImages(run_folder)
+    exchanges = [
+        draw("exchange", images, exchange, _place_boxes(exchange, r.images, first=not n), template="ask.html.j2")
+        for n, exchange in enumerate(r.exchanges)
+    ]
+    keys = {"default": "box of the answer"} if any(exchange.boxes for exchange in r.exchanges) else {}
+    keys |= {"region": "region of the question"} if any(exchange.regions for exchange in r.exchanges) else {}
+    reason = [Text(f"Not found: {r.reason}.", "strong")] if r.reason else []
+    legend = [Drawn(draw("legend", keys, template="ask.html.j2"))] if keys else []
+    return block_page(
+        r.exchanges[0].question if r.exchanges else "Ask",
+        eyebrow="Ask",
+        top=[*reason, Facts(facts), *legend, *charts_of(exchanges, "list")],
+        sections=[],
+        command=r.command,
+    )
 
 
-def _exchange_card(exchange: Exchange, images: Sequence[AskedImage], *, first: bool) -> dict[str, Any]:
+def _place_boxes(
+    exchange: Exchange, images: Sequence[AskedImage], *, first: bool
+) -> list[tuple[AskedImage, list[Overlay]]]:
     """Put the images of an exchange together: all at the first one, then those that it has boxes in."""
     cards = []
     for number, image in enumerate(images):
@@ -71,8 +79,8 @@ def _exchange_card(exchange: Exchange, images: Sequence[AskedImage], *, first: b
         ]
         # Otherwise a chat about one image would show it again with every answer.
         if first or overlays:
-            cards.append({"image": image, "overlays": overlays})
-    return {"exchange": exchange, "images": cards}
+            cards.append((image, overlays))
+    return cards
 
 
 # The page of `foveate mllm plan`: each image in its canvas with tiles in their order, and its overview.
@@ -81,11 +89,6 @@ def _exchange_card(exchange: Exchange, images: Sequence[AskedImage], *, first: b
 def build_mllm_plan(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a plan's result.json (`PlanResult`)."""
     r = parse_result(PlanResult, result)
-    images = RunImages(run_folder)
-    cards = [
-        {"image": image, "canvas": draw_canvas(image, images), "overview": draw_overview(image, images)}
-        for image in r.images
-    ]
     tiling = r.options.get("tiling", {})
     facts = [
         ("Images", str(len(r.images))),
@@ -95,8 +98,51 @@ def build_mllm_plan(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Rule", str(tiling.get("rule", ""))),
         ("Tile", f"{tiling.get('tile', '')} px"),
     ]
-    context = {"facts": facts, "cards": cards, "split": r.split, "options": r.options}
-    return Page("mllm_plan.html.j2", "What these images cost", context | {"command": command_text(r.command)})
+    drawn = "Numbers are the order of the views; shaded is padding. " if any(i.image for i in r.images) else ""
+    lead = (
+        f"Every image is resized into a canvas, cut into tiles and encoded view by view. {drawn}"
+        "At a scale below 1 detail is lost."
+    )
+    whole = (
+        f"{len(r.images)} images are above max_split_images ({r.options.get('max_split_images')}): each is one view "
+        "and none is split."
+    )
+    return block_page(
+        "What these images cost",
+        eyebrow="Plan",
+        top=[Text(lead), Facts(facts), *([] if r.split else [Text(whole)])],
+        sections=[
+            Section(f"image-{n}", image.file, _show_image(image, RunImages(run_folder)), link=f"Image {n}")
+            for n, image in enumerate(r.images, 1)
+        ],
+        command=r.command,
+    )
+
+
+def _show_image(image: PlannedImage, images: RunImages) -> list[Block]:
+    """Return the costs of an image, its drawings where it has a thumbnail, and its views."""
+    facts = [
+        ("Height × width", "{} × {} px".format(*image.size)),
+        ("Tiles", "{} × {}".format(*image.grid)),
+        ("In its canvas", "{} × {} px".format(*image.resized)),
+        ("Scale", f"{image.scale:.2f}"),
+        ("Views", str(len(image.views))),
+        ("Visual tokens", numbers.count(image.tokens)),
+        ("Megapixels", f"{image.megapixels:.2f}"),
+    ]
+    blocks: list[Block] = [Facts(facts, of=image.file)]
+    if image.note:
+        blocks.append(Text(image.note))
+    if image.image:
+        figure = Markup('<figure class="{}">{}<figcaption class="note">{}</figcaption></figure>')
+        canvas, overview = draw_canvas(image, images), draw_overview(image, images)
+        drawings = [figure.format("canvas", canvas, f"Tiles of {image.tile} px")] if canvas else []
+        drawings += [figure.format("overview", overview, "Overview")] if overview else []
+        blocks.append(Drawn(Markup('<div class="tilings">{}</div>').format(Markup("").join(drawings))))
+    places = [f"row {view.row}, column {view.column}" if view.row else "overview" for view in image.views]
+    marks = [Markup("<code>{}</code> ").format(view.indicator) if view.indicator else "" for view in image.views]
+    named = enumerate(zip(marks, places, strict=True), 1)
+    return [*blocks, Chips([Markup("{}view {}: {}").format(mark, n, place) for n, (mark, place) in named])]
 
 
 def draw_canvas(image: PlannedImage, images: RunImages) -> Markup:
@@ -174,15 +220,29 @@ def build_mllm_preview(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Learned tokens", numbers.percent(r.learned_share)),
         ("Named regions", numbers.count(r.names)),
     ]
-    context = {
-        "facts": facts,
-        "left_out": r.left_out,
-        "collection": r.collection,
-        "split": r.split,
-        "samples": [_sample_card(sample) for sample in r.samples],
-        "command": command_text(r.command),
-    }
-    return Page("mllm_preview.html.j2", r.title, context)
+    lead = (
+        f"One batch of {r.collection}, split {r.split}, exactly as training loads it: images in the size that the "
+        "model gets, and every token."
+    )
+    legend = Drawn(draw("legend", template="mllm_preview.html.j2"))
+    left_out = Notes([f"{numbers.count(entry.count)} {entry.what}: {entry.reason}" for entry in r.left_out])
+    nothing = Text("Nothing.", "note")
+    images = RunImages(run_folder)
+    samples = []
+    for n, sample in enumerate(r.samples, 1):
+        drawn = draw("sample", images, _sample_card(sample), n, template="mllm_preview.html.j2")
+        samples.append(Section(f"sample-{n}", f"Sample {n}", [_count_tokens(sample, n), Drawn(drawn)]))
+    return block_page(
+        r.title,
+        eyebrow="Preview",
+        heading="What the model trains on",
+        top=[Text(lead), Facts(facts), legend],
+        sections=[
+            Section("left-out", "What is left out", [left_out if r.left_out else nothing], link="Left out"),
+            *samples,
+        ],
+        command=r.command,
+    )
 
 
 def _spread(values: list[int]) -> str:
@@ -193,18 +253,22 @@ def _spread(values: list[int]) -> str:
     return f"{numbers.count(min(values))} to {numbers.count(max(values))}, median {numbers.count(median(values))}"
 
 
+def _count_tokens(sample: PreviewSample, number: int) -> Facts:
+    tokens = [token for conversation in sample.conversations for token in conversation.tokens]
+    facts = [
+        ("Visual tokens", numbers.count(sample.visual)),
+        ("Text tokens", numbers.count(len(tokens))),
+        ("Learned", numbers.count(sum(token.learned for token in tokens))),
+        ("Padding", numbers.count(sample.padding)),
+    ]
+    return Facts(facts, of=f"Sample {number}")
+
+
 def _sample_card(sample: PreviewSample) -> dict[str, Any]:
-    length = sum(len(conversation.tokens) for conversation in sample.conversations)
     return {
         "views": [_view_card(sample, view) for view in sample.views],
         "conversations": [_conversation_card(conversation, sample.visual) for conversation in sample.conversations],
         "mask": sample.mask,
-        "facts": [
-            ("Visual tokens", numbers.count(sample.visual)),
-            ("Text tokens", numbers.count(length)),
-            ("Learned", numbers.count(sum(t.learned for c in sample.conversations for t in c.tokens))),
-            ("Padding", numbers.count(sample.padding)),
-        ],
     }
 
 
@@ -249,32 +313,33 @@ def _token(token: PreviewToken) -> dict[str, Any]:
 # Page of `foveate mllm train`: stages, what they were trained on, and their curves.
 
 
+LAST = ("token_accuracy", "nearest_name", "iou")
+"""Metrics whose last value stands beside a stage."""
+
+
 def build_mllm_train(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a training's result.json (`MllmResult`)."""
     r = parse_result(MllmResult, result)
-    facts = [
-        (stage.name.capitalize(), f"{numbers.count(stage.steps)} steps, {numbers.duration(stage.seconds)}")
-        for stage in r.stages
-    ]
+    facts = []
+    for stage in r.stages:
+        last = [f"{words.plain(name)} {stage.last[name]:.3f}" for name in LAST if name in stage.last]
+        trained = [f"{numbers.count(stage.steps)} steps", numbers.duration(stage.seconds), *last]
+        facts.append((stage.name.capitalize(), ", ".join(trained)))
     facts += [
         ("Parameters", numbers.count(r.parameters)),
         ("Images", numbers.count(r.images)),
         ("Conversations", numbers.count(sum(r.conversations.values()))),
+        ("Names of regions", numbers.count(r.names) if r.names else ""),
     ]
-    if r.names:
-        facts.append(("Names of regions", numbers.count(r.names)))
     runs = {stage.name: parts.read_metrics(run_folder, stage.curves) for stage in r.stages}
-    context = {
-        "eyebrow": "Train",
-        "name": "A multimodal model",
-        "facts": facts,
-        "charts": parts.curves(runs, max_charts=8),
-        "samples": [],
-        "groups": [],
-        "columns": [],
-        "command": command_text(r.command),
-    }
-    return Page("mllm_run.html.j2", "A multimodal model", context)
+    charts = charts_of(parts.curves(runs, max_charts=8))
+    return block_page(
+        "A multimodal model",
+        eyebrow="Train",
+        top=[Facts(facts)],
+        sections=[Section("charts", "How it learned", charts, link="Curves")],
+        command=r.command,
+    )
 
 
 # Page of `foveate mllm evaluate`: answers with both controls, and the table of the suite.
@@ -289,26 +354,45 @@ def build_mllm_evaluate(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Images", numbers.count(r.images)),
         ("Split", r.split),
     ]
-    if r.unreadable:
-        facts.append(("Left out, unreadable or refused", numbers.count(r.unreadable)))
-    if r.unfinished:
-        facts.append(("Answers cut off", numbers.count(r.unfinished)))
-    context = {
-        "eyebrow": "Evaluate",
-        "name": r.title,
-        "facts": facts,
-        "samples": r.samples,
-        "overlays": [_overlays(sample) for sample in r.samples],
-        "groups": parts.table_groups(r.table, r.columns),
-        "columns": r.columns,
-        "further": [
-            (name.capitalize(), "none" if share is None else f"{share:.3g}")
-            for name, share in r.further.get("image", {}).items()
+    facts += [("Left out, unreadable or refused", numbers.count(r.unreadable))] if r.unreadable else []
+    facts += [("Answers cut off", numbers.count(r.unfinished))] if r.unfinished else []
+    images = RunImages(run_folder)
+    answers = charts_of([_draw_answer(sample, images) for sample in r.samples], "list")
+    if any(_overlays(sample) for sample in r.samples):
+        answers = [Drawn(draw("box_legend")), *answers]
+    lead = (
+        "The best and the worst answers, as many of each. The same question without an image, and with the image of "
+        "another question, shows what the words alone give away."
+    )
+    measured = measures_of(r.table, r.columns, "95 % intervals, bootstrap over images; the tick is guessing")
+    further = r.further.get("image", {}).items()
+    if measured and further:
+        shares = [(name.capitalize(), "none" if share is None else f"{share:.3g}") for name, share in further]
+        measured.append(Facts(shares))
+    return block_page(
+        r.title,
+        eyebrow="Evaluate",
+        top=[Facts(facts)],
+        sections=[
+            Section("answers", "Questions and answers", answers, lead, "Answers"),
+            Section("numbers", "The numbers", measured, link="Numbers"),
         ],
-        "charts": [],
-        "command": command_text(r.command),
-    }
-    return Page("mllm_run.html.j2", r.title, context)
+        command=r.command,
+    )
+
+
+def _draw_answer(sample: SuiteSample, images: RunImages) -> Markup:
+    answers = {condition: answer or "(nothing)" for condition, answer in sample.answers.items()}
+    right, miss = draw("mark", sample.score >= 0.5), Markup(" <small>{}</small>").format(sample.miss)
+    rows = [
+        ("Question", sample.slice, sample.question.replace("<region>", "[box]")),
+        ("Answer", "", Markup("{} {}{}").format(answers.pop("image"), right, miss if sample.miss else "")),
+        ("Truth", "", "the true box" if sample.true_boxes else " · ".join(sample.references)),
+    ]
+    noisy = Markup('<p class="noisy">{}</p>')
+    rows += [(condition.capitalize(), "", noisy.format(answer)) for condition, answer in answers.items()]
+    alt = f"Image of the question: {sample.question}"
+    return draw("captioned", images, sample.image, alt, rows, _overlays(sample), size=360)
 
 
 def _overlays(sample: SuiteSample) -> list[Overlay]:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import Call, common, path_option, run_option
 from foveate.cli.recipe_call import RecipeCall, recipe_command
-
-if TYPE_CHECKING:
-    from foveate.mllm.plan import PlanResult
-    from foveate.mllm.results import PreviewResult, SuiteResult
-
 
 # `foveate mllm plan`: what images cost, before a pixel is read.
 
@@ -62,6 +57,8 @@ def plan_command(
       foveate mllm plan scan.png --preset llava-next
     """
     from foveate.mllm.plan import plan_images, resolve_options
+    from foveate.report.blocks import print_lines
+    from foveate.report.pages.mllm import build_mllm_plan
 
     if call.run is not None and not page:
         raise click.UsageError("--out has no effect without --page")
@@ -83,24 +80,7 @@ def plan_command(
         result = result.model_copy(update={"images": planned, "command": call.command})
         folder.write_result(result.to_json())
         paths = {"run": folder.path, "report": render(folder.path)}
-    call.finish(result.to_json(), _format_plan(result), paths)
-
-
-def _format_plan(result: PlanResult) -> list[str]:
-    lines = []
-    for image in result.images:
-        rows, columns = image.grid
-        lines.append(
-            f"{image.file}: {image.size[0]} x {image.size[1]} px, {rows} x {columns} tiles of {image.tile}, "
-            f"{len(image.views)} views, {image.tokens:,} tokens, {image.megapixels:.2f} MP, scale {image.scale:.2f}"
-            + (f" ({image.note})" if image.note else "")
-        )
-    if len(result.images) > 1:
-        lines.append(f"all: {result.num_views} views, {result.num_tokens:,} tokens, {result.megapixels:.2f} MP")
-    if not result.split:
-        limit = result.options["max_split_images"]
-        lines.append(f"not split into tiles: {len(result.images)} images, above --max-split-images {limit}")
-    return lines
+    call.finish(result.to_json(), print_lines(build_mllm_plan(result.to_json(), call.run or Path())), paths)
 
 
 # `foveate mllm train`: train the stages of a recipe, or price them.
@@ -160,10 +140,10 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
     result: dict[str, Any] = trained.result.to_json()
     if trained.model_folder is None:
         call.stop(result, run)
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     paths = {"run": run, "model": trained.model_folder, "report": render(run)}
-    call.finish(result, _stage_lines(result), paths)
+    call.finish(result, tell(run), paths)
 
 
 def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
@@ -178,16 +158,6 @@ def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
             f"--add-regions: {model} must be imported before; run foveate mllm import {model} --out DIR, give DIR/model"
         )
     return str(import_model(model, run / "imported"))
-
-
-def _stage_lines(result: dict[str, Any]) -> list[str]:
-    """Format one line per stage: steps, minutes, and the last losses."""
-    lines = []
-    for stage in result["stages"]:
-        metrics = ("token_accuracy", "nearest_name", "iou")
-        last = ", ".join(f"{name} {stage['last'][name]:.3f}" for name in metrics if name in stage["last"])
-        lines.append(f"{stage['name']}: {stage['steps']} steps in {stage['seconds'] / 60:.1f} min; {last}")
-    return lines
 
 
 # `foveate mllm preview`: a page of training samples as the model gets them.
@@ -210,7 +180,7 @@ def preview_command(call: RecipeCall, settings: dict[str, Any]) -> None:
     from foveate.mllm.recipe import MllmRecipe
     from foveate.mllm.settings import PreviewSettings
     from foveate.records.collection import Collection
-    from foveate.report import render
+    from foveate.report.render import render, tell
 
     checked = call.check(PreviewSettings, settings)
     resolved, collection = call.load(MllmRecipe).with_training(seed=call.seed), call.data
@@ -218,17 +188,7 @@ def preview_command(call: RecipeCall, settings: dict[str, Any]) -> None:
     with Collection.open(collection) as opened:
         result = preview_recipe(resolved, opened, run, checked, device=call.device, command=call.command)
     paths = {"run": run, "report": render(run)}
-    call.finish(result.to_json(), _preview_lines(result), paths)
-
-
-def _preview_lines(result: PreviewResult) -> list[str]:
-    positions = [text + visual for text, visual in zip(result.lengths, result.visual, strict=True)]
-    lines = [
-        f"stage {result.stage}, step {result.step}: {result.batch} samples, {result.conversations} conversations, "
-        f"{min(positions)} to {max(positions)} of {result.max_positions} positions, "
-        f"{result.padding_share:.1%} padding, {result.learned_share:.1%} of the text learned"
-    ]
-    return lines + [f"left out: {entry.count:,} {entry.what}: {entry.reason}" for entry in result.left_out]
+    call.finish(result.to_json(), tell(run), paths)
 
 
 # `foveate mllm prepare-dense`: questions about all regions of images.
@@ -350,7 +310,7 @@ def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: d
     from foveate.mllm.evaluate import evaluate as evaluate_suite
     from foveate.mllm.settings import SuiteSettings
     from foveate.multimodal.opening import open_mllm
-    from foveate.report import render
+    from foveate.report.render import render, tell
     from foveate.video.networks import hash_weights
 
     checked = call.check(SuiteSettings, {**settings, "seed": call.seed or 0})
@@ -367,21 +327,7 @@ def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: d
         weights=hash_weights(model),
         command=call.command,
     )
-    call.finish(result.to_json(), _score_lines(result), {"run": target, "report": render(target)})
-
-
-def _score_lines(result: SuiteResult) -> list[str]:
-    """Format one line per slice: its score under each condition."""
-    lines = []
-    for row in result.table:
-        scores = ", ".join(
-            f"{column.title.lower()} {value.value:.3f}"
-            for column in result.columns
-            if (value := row.values.get(column.key)) is not None
-        )
-        lines.append(f"{row.question}: {scores}, n {row.n:,}")
-    shares = result.further.get("image", {}).items()
-    return lines + [f"  {name}: {share:.3f}" for name, share in shares if share is not None]
+    call.finish(result.to_json(), tell(target), {"run": target, "report": render(target)})
 
 
 # `foveate mllm calibrate`: measure when a model answers "not found".
