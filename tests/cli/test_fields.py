@@ -37,6 +37,7 @@ class Example(Settings):
 
 
 NAMES = ("rate", "kinds", "mode", "limit", "retry", "cache", "detect", "training.epochs", "split")
+LISTED = (("rate", "--speed"), "training.epochs")
 
 
 @click.command("example", cls=FieldsCommand)
@@ -66,6 +67,16 @@ def test_only_what_was_given_is_passed_on() -> None:
         "training": {"epochs": 7},
     }
     assert Example(**run("--called", "x", *given)).training.epochs == 7
+
+
+def test_fields_can_be_listed_elsewhere() -> None:
+    @click.command("listed", cls=FieldsCommand)
+    @fields(f"{__name__}:Example", f"{__name__}:LISTED")
+    def listed(settings: dict[str, Any]) -> None:
+        click.echo(repr(settings))
+
+    printed = CliRunner().invoke(listed, ["--speed", "0.25", "--epochs", "3"]).output
+    assert ast.literal_eval(printed) == {"rate": 0.25, "training": {"epochs": 3}}
 
 
 def test_a_switch_without_a_default_has_three_states() -> None:

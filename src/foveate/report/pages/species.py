@@ -221,14 +221,11 @@ def _list_measured(r: SpeciesResult, unit: str, charts: list[Markup]) -> list[Bl
     if r.evaluation is None or not r.evaluation.table:
         return []
 
-    def counted(counts: Mapping[str, int]) -> str:
-        return ", ".join(f"{name} ({count(number)})" for name, number in counts.items())
-
     sentences = [f"{note}." for note in r.notes]
-    sentences += (
-        [f"Left out, because the model has no such class: {counted(r.unknown_labels)}."] if r.unknown_labels else []
-    )
-    sentences += [f"Without a label: {counted(r.left_out)}."] if r.left_out else []
+    left_out = {"Left out, because the model has no such class": r.unknown_labels, "Without a label": r.left_out}
+    for what, counts in left_out.items():
+        if counts:
+            sentences.append(f"{what}: {', '.join(f'{name} ({count(number)})' for name, number in counts.items())}.")
     stages = columns_of(
         r.stages,
         [
@@ -243,14 +240,14 @@ def _list_measured(r: SpeciesResult, unit: str, charts: list[Markup]) -> list[Bl
         "that shows an event best stands for it.",
         printed=True,
     )
-    what = (
+    covered = (
         "Of the images whose best class is at least as probable as a threshold: how many those are, and how many of "
         "them are right."
     )
     return [
         Measures(table_groups(r.evaluation.table, r.evaluation.columns), r.evaluation.interval),
         Notes(sentences),
-        *([*charts_of(charts), Text(what, "note")] if charts else []),
+        *([*charts_of(charts), Text(covered, "note")] if charts else []),
         *([stages] if r.stages else []),
         # Only the most frequent ones, which keeps the page short; result.json has all.
         Drawn(_draw("classes", r, r.classes[:_MAX_CLASSES])),
