@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from adapt.compared import HALF, network, recipe, stripes
 from adapt.test_adapt_train import backbone as backbone  # noqa: PLC0414 - a fixture
-from foveate.adapt.compare.bench import Bench, Fit
+from foveate.adapt.compare.bench import Bench, BenchOutcome
 from foveate.adapt.compare.comparison import Comparison, split_rows
 from foveate.adapt.compare.grids import GRIDS, Candidate, load_grid
 from foveate.adapt.compare.pricing import check_hours, plan
@@ -174,7 +174,7 @@ def test_what_is_kept_changes_nothing(data: LabeledImages, tmp_path: Path) -> No
     bench, rows, test = Bench(network(), device="cpu"), data.rows("train"), data.rows("test")
     none = Bench(network(), device="cpu", max_bytes=0)
 
-    def fit(of: Bench, name: str, **changes: Any) -> Fit:
+    def fit(of: Bench, name: str, **changes: Any) -> BenchOutcome:
         training = AdaptTraining(epochs=2, batch_size=9, learning_rate=0.01, head_solver="steps", **changes)
         options = {"method": name, **({"last_blocks": 1, "dropout": 0.0} if name == "lora" else {})}
         return of.fit(data, rows, options, training, folder=tmp_path / "fit", test=test, memory=True)

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from foveate.adapt.compare.bench import Bench, Fit
+from foveate.adapt.compare.bench import Bench, BenchOutcome
 from foveate.adapt.data import LabeledImages
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.recipe import AdaptTraining
@@ -113,7 +113,7 @@ def rotation(seed: int) -> Task:
 TASKS = {"digits": digits, "rotation": rotation}
 
 
-def tuned(on: Task, method: str, seed: int, folder: Path) -> Fit:
+def tuned(on: Task, method: str, seed: int, folder: Path) -> BenchOutcome:
     """After the updates of the task: the reference drops what does not fill a batch, here epochs lie end to end."""
     data, updates = on
     rows = data.rows("train")

@@ -14,7 +14,7 @@ import pytest
 from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material
 from foveate.caption.targets.rewriting import Llm, open_rewriter
-from foveate.caption.targets.rows import Rows, write_rows
+from foveate.caption.targets.rows import TargetRows, write_rows
 from foveate.core.errors import UserError
 from naming import raises_naming
 
@@ -68,7 +68,7 @@ def endpoint() -> Iterator[str]:
     server.server_close()
 
 
-def rows(endpoint: str, folder: Path) -> Rows:
+def rows(endpoint: str, folder: Path) -> TargetRows:
     settings = TargetSettings(rewriter="llm", llm={"endpoint": endpoint, "model": "rewriter-1"})
     materials = [
         Material(row=0, key="a", source="texts", short=SHORT, alt="dog"),

@@ -12,7 +12,7 @@ from foveate.caption.response_parser import parse_caption, serialize
 from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material, read_material
 from foveate.caption.targets.rewriting import Rules, content_words, find_names, fuse, new_words, open_rewriter
-from foveate.caption.targets.rows import Rows, check_target, write_rows
+from foveate.caption.targets.rows import TargetRows, check_target, write_rows
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from naming import raises_naming
@@ -26,7 +26,7 @@ SHORT = ("a dog on a lawn", "A gray dog looks at a ball.", "two children and a d
 
 
 @pytest.fixture(scope="module")
-def rows(scene_collection: Path) -> Rows:
+def rows(scene_collection: Path) -> TargetRows:
     collection = Collection.open(scene_collection)
     settings = TargetSettings()
     materials, counts = read_material(collection, collection.rows("train"), settings, seed=0)
@@ -34,7 +34,7 @@ def rows(scene_collection: Path) -> Rows:
     return write_rows(materials, settings, Rules(), seed=0)
 
 
-def test_every_target_parses_and_passes_its_gate(rows: Rows) -> None:
+def test_every_target_parses_and_passes_its_gate(rows: TargetRows) -> None:
     assert {row.stage for row in rows.rows} == {1, 2}
     assert {row.kind for row in rows.of_stage(2)} == {"ssc", "dsc", "dsc_plus", "afc"}
     for row in rows.rows:
@@ -48,14 +48,14 @@ def test_every_target_parses_and_passes_its_gate(rows: Rows) -> None:
         assert bool(row.alt) == (row.kind == "afc")
 
 
-def test_the_seed_decides_the_rows(rows: Rows, scene_collection: Path) -> None:
+def test_the_seed_decides_the_rows(rows: TargetRows, scene_collection: Path) -> None:
     collection, settings = Collection.open(scene_collection), TargetSettings()
     again, _ = read_material(collection, collection.rows("train"), settings, seed=0)
     assert write_rows(again, settings, Rules(), seed=0).rows == rows.rows
     assert write_rows(again, settings, Rules(), seed=1).rows != rows.rows
 
 
-def test_everything_is_written_or_counted(rows: Rows) -> None:
+def test_everything_is_written_or_counted(rows: TargetRows) -> None:
     for kind in ("ssc", "dsc", "dsc_plus"):
         for stage in (1, 2):
             written = sum(row.kind == kind for row in rows.of_stage(stage))
@@ -106,7 +106,7 @@ def test_what_an_alt_text_names_comes_first_in_its_afc() -> None:
     assert (made.alt, made.target) == ("My Dog", told.format("dog", "cat"))
 
 
-def test_short_and_descriptive_targets_of_scenes_say_what_can_be_seen(rows: Rows) -> None:
+def test_short_and_descriptive_targets_of_scenes_say_what_can_be_seen(rows: TargetRows) -> None:
     """Never which photograph lies behind: of held-out grounds no one could tell."""
     for row in rows.of_stage(2):
         if row.kind in ("ssc", "dsc"):

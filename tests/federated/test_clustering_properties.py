@@ -12,7 +12,7 @@ from s_sets import s_set, split_s_set
 
 from foveate.core.errors import UserError
 from foveate.federated.clustering.distances import FEW, distances, nearest, squared, sums, within
-from foveate.federated.clustering.grouping import SEED_RULES, Pool, TooFewGroupsError, group, radius_range
+from foveate.federated.clustering.grouping import SEED_RULES, CentroidPool, TooFewGroupsError, group, radius_range
 from foveate.federated.clustering.lloyd import lloyd, plus_plus, random_rows
 from foveate.federated.clustering.local import Local, eliminate, local_kmeans, merge_small
 from foveate.federated.clustering.options import method_names, resolve
@@ -252,6 +252,6 @@ def test_unequal_numbers_of_local_clusters_and_missing_ones(clients: int) -> Non
 
 
 def test_pool_needs_different_centroids() -> None:
-    pool = Pool(np.zeros((4, 2)), np.ones(4), np.ones(4, bool), np.arange(4))
+    pool = CentroidPool(np.zeros((4, 2)), np.ones(4), np.ones(4, bool), np.arange(4))
     with raises_naming(TooFewGroupsError, "1", "2"):
         pool.need(2)

@@ -17,12 +17,12 @@ from safetensors.numpy import load_file
 
 from foveate.core.errors import UserError
 from foveate.federated.deep.encoder import build_network, flatten_weights
-from foveate.federated.deep.job import DeepJob, DeepState, Fitted, fit_clients, load_model, save_model
+from foveate.federated.deep.job import DeepClusteringFit, DeepJob, DeepState, fit_clients, load_model, save_model
 from foveate.federated.deep.options import EMBEDDED, REMOTE_KINDS, SIZE, TRAIN, DeepOptions
 from foveate.federated.deep.protocol import embedded_request, train_request
 from foveate.federated.deep.remote import answer_remote
 from foveate.federated.job import save_snapshot, serve
-from foveate.federated.limits import Limits
+from foveate.federated.limits import ClientLimits
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError
 from foveate.report import render
@@ -277,7 +277,7 @@ def test_other_kinds_are_refused() -> None:
 )
 def test_a_client_has_limits_of_its_own(kind: str, limits: dict[str, int], words: str) -> None:
     asked = question(kind, DeepOptions(**QUICK | {"min_count": 5}))
-    answering = partial(answer_remote, limits=Limits(**limits))
+    answering = partial(answer_remote, limits=ClientLimits(**limits))
     if not words:
         assert answering(PARTS[0], asked, 0).arrays
         return
@@ -286,7 +286,7 @@ def test_a_client_has_limits_of_its_own(kind: str, limits: dict[str, int], words
 
 
 def test_a_small_client_does_not_even_say_its_size(tmp_path: Path) -> None:
-    transport = elsewhere(PARTS, limits=Limits(min_count=35))
+    transport = elsewhere(PARTS, limits=ClientLimits(min_count=35))
     found = serve_deep(transport, DeepOptions(**QUICK | {"min_count": 35, "clusters": 2}), tmp_path)
     assert [row["name"] for row in found["clients"]] == ["client 1", "client 2"]
     assert found["notes"][0] == (
@@ -302,6 +302,6 @@ def test_kinds_load_no_torch() -> None:
 def test_what_is_fitted_here_is_what_clients_load(tmp_path: Path) -> None:
     serve_deep(elsewhere(PARTS), DeepOptions(**QUICK), tmp_path)
     loaded = load_model(tmp_path / "model")
-    assert isinstance(loaded, Fitted)
+    assert isinstance(loaded, DeepClusteringFit)
     assert (loaded.state.round, loaded.features) == (2, 16)
     assert loaded.predict(PARTS[2]).shape == (50,)

@@ -22,7 +22,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from foveate.federated.embedding.client import SURROGATE
-from foveate.federated.embedding.job import Fitted, fit_clients
+from foveate.federated.embedding.job import EmbeddingFit, fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.rounds import Log
 from foveate.metrics.embedding import foreign_share, knn_accuracy
@@ -44,7 +44,7 @@ def clients() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 
 
 @cache
-def fit(method: str, seed: int, held_out: float = 0.1) -> Fitted:
+def fit(method: str, seed: int, held_out: float = 0.1) -> EmbeddingFit:
     options = EmbeddingOptions(rounds=60, neighbors=K, method=method, seed=seed, held_out=held_out)
     assert not options.mixing
     return fit_clients(clients()[0], options, log=Log(record=method == "fedne"))

@@ -47,7 +47,7 @@ def cloud(rows: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_first_axis_is_the_fastest() -> None:
-    grid = grids.Grid((np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0])))
+    grid = grids.CoordinateGrid((np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0])))
     assert grid.points_Gd.tolist() == [[0, 5], [1, 5], [2, 5], [0, 6], [1, 6], [2, 6]]
     assert grid.centers_Gd.tolist() == [[0.5, 5.5], [1.5, 5.5]]
 
@@ -69,7 +69,7 @@ def test_grids_hold_the_map_and_keep_their_bounds(scale: float, clients: int, se
 
 
 def test_interpolation_is_that_of_scipy_and_ends_at_the_edge() -> None:
-    grid = grids.Grid((np.linspace(-2, 3, 7), np.linspace(0, 1, 4)))
+    grid = grids.CoordinateGrid((np.linspace(-2, 3, 7), np.linspace(0, 1, 4)))
     field = torch.from_numpy(RANDOM.normal(size=28))
     oracle = RegularGridInterpolator(grid.axes[::-1], field.reshape(4, 7).numpy())
     z = torch.from_numpy(RANDOM.uniform([-2, 0], [3, 1], (50, 2))).requires_grad_()

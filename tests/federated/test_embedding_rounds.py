@@ -16,7 +16,7 @@ from small_clients import CLIENTS, options, train
 from foveate.core.errors import UserError
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.estimator import FederatedNeighborEmbedding
-from foveate.federated.embedding.job import Fitted, MapJob, MapState, fit_clients
+from foveate.federated.embedding.job import EmbeddingFit, MapJob, MapState, fit_clients
 from foveate.federated.embedding.networks import encoder_config, frozen_rows, load_encoder, save_encoder
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.job import load_snapshot, save_snapshot
@@ -24,7 +24,7 @@ from foveate.federated.rounds import InProcess, Log
 from naming import raises_naming
 
 
-def fit(**changes: Any) -> Fitted:
+def fit(**changes: Any) -> EmbeddingFit:
     return fit_clients(CLIENTS, options(**changes))
 
 

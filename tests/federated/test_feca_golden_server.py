@@ -11,7 +11,7 @@ import pytest
 from foveate.federated.clustering.distances import sums
 from foveate.federated.clustering.grouping import (
     SEED_RULES,
-    Pool,
+    CentroidPool,
     TooFewGroupsError,
     group,
     group_means,
@@ -55,9 +55,9 @@ def test_groups(case: dict, seeds: str) -> None:
     np.testing.assert_allclose(moved, means, rtol=1e-12)
 
 
-def make_pool(case: dict) -> Pool:
+def make_pool(case: dict) -> CentroidPool:
     arrays = {name: POOLS[f"{case['case']}_{name}"] for name in ("centroids", "counts", "kept", "client")}
-    return Pool(arrays["centroids"], arrays["counts"], arrays["kept"], arrays["client"])
+    return CentroidPool(arrays["centroids"], arrays["counts"], arrays["kept"], arrays["client"])
 
 
 @pytest.mark.parametrize("case", CONSENSUS, ids=lambda case: case["case"])

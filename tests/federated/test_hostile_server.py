@@ -32,7 +32,7 @@ from foveate.federated.embedding.grids import grid_between
 from foveate.federated.embedding.networks import flatten_weights
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower import steps
-from foveate.federated.limits import JOBS, MAX_AXIS_POINTS, MAX_HIDDEN, MAX_QUERIES, Limits
+from foveate.federated.limits import JOBS, MAX_AXIS_POINTS, MAX_HIDDEN, MAX_QUERIES, ClientLimits
 from foveate.federated.messages import Message
 from foveate.federated.node import answer_request
 from foveate.federated.reasons import COUNT, FAILURE, SENTENCES
@@ -241,18 +241,18 @@ def test_refusals_touch_no_data(name: str, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_slip_in_the_jobs_is_an_error() -> None:
     with pytest.raises(UserError, match="unknown job 'featurs'.*Did you mean 'features'"):
-        Limits.of_node({"min-count": 10, "jobs": "cluster,featurs"})
+        ClientLimits.of_node({"min-count": 10, "jobs": "cluster,featurs"})
     with pytest.raises(UserError, match="jobs"):
-        Limits.of_node({"min-count": 10, "jobs": ""})
-    assert Limits.of_node({"min-count": 10}).jobs == ("cluster",)
+        ClientLimits.of_node({"min-count": 10, "jobs": ""})
+    assert ClientLimits.of_node({"min-count": 10}).jobs == ("cluster",)
 
 
 def test_the_screen_says_before_it_connects_what_jobs_may_cost() -> None:
-    plain = steps.describe_limits(Limits(min_count=10))
+    plain = steps.describe_limits(ClientLimits(min_count=10))
     assert any(line.startswith("job cluster: ") for line in plain)
     assert any("refused: the jobs embed and features" in line for line in plain)
     assert not [line for line in plain if line.startswith("warning")]
-    named = steps.describe_limits(Limits(min_count=10, jobs=JOBS))
+    named = steps.describe_limits(ClientLimits(min_count=10, jobs=JOBS))
     for job in ("embed", "features"):
         (line,) = [line for line in named if line.startswith(f"warning: job {job}: ")]
         assert "can read rows" in line

@@ -25,7 +25,7 @@ import pytest
 from foveate.core.errors import UserError
 from foveate.federated.flower import keys, processes, steps
 from foveate.federated.flower.commands import Address
-from foveate.federated.limits import Limits
+from foveate.federated.limits import ClientLimits
 from naming import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,7 +278,7 @@ def test_a_client_looks_whom_it_speaks_with(tmp_path: Path, capsys: pytest.Captu
     ],
 )
 def test_a_client_is_warned_before_it_connects(limits: dict, warned: list[str]) -> None:
-    lines = steps.describe_limits(Limits(**limits))
+    lines = steps.describe_limits(ClientLimits(**limits))
     warnings = [line for line in lines if line.startswith("warning")]
     assert not [text for text in warned if text not in " ".join(warnings)]
     assert bool(warnings) == bool(warned)

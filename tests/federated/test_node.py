@@ -23,7 +23,7 @@ from foveate.federated.embedding.client import ClientData, answer_box, build_enc
 from foveate.federated.embedding.networks import flatten_weights
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower.app import read_job
-from foveate.federated.limits import JOBS, Limits
+from foveate.federated.limits import JOBS, ClientLimits
 from foveate.federated.messages import Message
 from foveate.federated.node import HELLO, KINDS, answer_request
 from foveate.federated.reasons import COUNT, FAILURE, SENTENCES, failure_values, read_failure
@@ -262,4 +262,4 @@ def test_a_network_protects_by_default() -> None:
 @pytest.mark.parametrize("value", [None, 0, 2.5, "10"])
 def test_min_count_must_be_chosen(value: Any) -> None:
     with pytest.raises(UserError, match="min.count"):
-        Limits.of_node({"partition-id": 0} | ({} if value is None else {"min-count": value}))
+        ClientLimits.of_node({"partition-id": 0} | ({} if value is None else {"min-count": value}))

@@ -25,5 +25,5 @@ def trained(folder: str) -> None:
     torch.set_num_threads(1)
     cloc.VARIANTS = {name: cloc.VARIANTS[name] for name in ("cloc", "clip")}
     cloc._ON_COARSE = ("cloc",)
-    scale = cloc.Scale(train_scenes=12, test_scenes=4, steps=2, batch_size=4, map_drawings=9, seeds=1)
+    scale = cloc.ClocScale(train_scenes=12, test_scenes=4, steps=2, batch_size=4, map_drawings=9, seeds=1)
     run_study("cloc", Path(folder), scale=scale)

@@ -70,13 +70,13 @@ def test_other_rates_are_another_identity() -> None:
 
 @pytest.mark.slow
 def test_a_small_run_measures_every_row(tmp_path: Path) -> None:
-    scale = calibration.Scale(
+    scale = calibration.CalibrationScale(
         source_per_class=20, target_per_class=6, pretraining_epochs=1, epochs=1, pseudo_splits=1, seeds=1
     )
     study = calibration.STUDY(tmp_path, scale, {})
     study.prepare()
     world = calibration_worlds.open_glyphs(tmp_path / "glyphs")
-    assert isinstance(world, calibration_worlds.World)
+    assert isinstance(world, calibration_worlds.FineTuningWorld)
     assert world.classes == len(glyph_records.CLASSES)
     emoji = calibration_worlds.open_emoji(tmp_path / "emoji")
     assert isinstance(emoji.before.network, calibration_worlds.FeatureNetwork)

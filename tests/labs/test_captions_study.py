@@ -122,7 +122,7 @@ def test_values_of_cells_become_rows() -> None:
 
 @pytest.mark.slow
 def test_a_very_small_study(tmp_path: Path) -> None:
-    scale = captions.Scale(
+    scale = captions.CaptionScale(
         train_scenes=60, test_scenes=24, images=240, captioner_part=0.002, steps=6, batch_size=16, seeds=2
     )
     result = run_study("captions", tmp_path / "study", scale=scale, command=["foveate", "study", "captions"])

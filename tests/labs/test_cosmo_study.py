@@ -17,7 +17,7 @@ from foveate_labs.worlds.traps.kinds import KINDS
 
 # Few cameras: each has a landscape of its own, which takes longest.
 FEW_CAMERAS = cosmo.SETTINGS[cosmo.TRAPS].model_copy(update={"train_cameras": 4, "test_cameras": 2})
-TINY = cosmo.Scale(train=60, held_out=20, test=24, dim=8, passes=3, seeds=1)
+TINY = cosmo.CosmoScale(train=60, held_out=20, test=24, dim=8, passes=3, seeds=1)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from foveate_labs.studies.ferret_worlds import (
 from foveate_labs.studies.published import write_published
 from foveate_labs.studies.runner import run_study
 
-TINY = ferret.Scale(
+TINY = ferret.FerretScale(
     train_regions=3, test_regions=2, train_sizes=2, test_sizes=2, classifier_steps=2, probe_steps=2, boxes=3,
     train=12, test=6, processor_seconds=1, timed_steps=1, questions=9, tower_steps=2, seeds=1,
 )  # fmt: skip

@@ -20,7 +20,7 @@ from foveate_labs.studies import petl, petl_trainings, petl_worlds
 from foveate_labs.studies.petl_trainings import alike, all_pairs, bootstrap, together
 from foveate_labs.studies.study import row_values, summary
 
-SMALL = petl.Scale(
+SMALL = petl.PetlScale(
     source_per_class=8,
     pool_per_class=4,
     shots=2,

@@ -26,7 +26,7 @@ from foveate_labs.studies.slowfast_measures import (
 )
 from naming import raises_naming
 
-TINY = slowfast.Scale(clips=2, trials=3, watched_clips=1, steps=2, seeds=1)
+TINY = slowfast.SlowFastScale(clips=2, trials=3, watched_clips=1, steps=2, seeds=1)
 # Averaged over time; what fits beneath the budget; cut frames.
 FEWER = {"mean": 64, "interleaved": 240, "mm15": 240, "odd": 224, "odd-rows": 212}
 
@@ -73,17 +73,17 @@ def test_order_and_direction_are_read_and_need_the_order_of_frames(world: str, c
 
 
 def test_rows_know_their_frame_and_place() -> None:
-    from foveate_labs.studies.slowfast_measures import Source, draw_cases
+    from foveate_labs.studies.slowfast_measures import PatchSource, draw_cases
 
     cases = draw_cases(STILL, clips=1, seed=0)
-    source = Source(cases, "plain")
+    source = PatchSource(cases, "plain")
     [whole] = source.read(ARMS["concat"])
     np.testing.assert_allclose(whole.positions_L3[9], [4, 11.5, 11.5])  # frame 4, second row and column
     assert whole.frames == {"frames": {4, 12, 20, 28}}
     [grid] = source.read(ARMS["grid"])
     assert grid.positions_L3[:, 0].max() > 20
     assert len(grid.rows_LD) == BUDGET
-    [reading] = Source(cases, "shuffled").read(ARMS["slowfast"])
+    [reading] = PatchSource(cases, "shuffled").read(ARMS["slowfast"])
     assert reading.frames["slow"] == set(cases[0].order_T[[0, 8, 16, 24]].tolist())
 
 

@@ -277,7 +277,7 @@ def test_a_very_small_study_from_nothing_to_a_page(
     kept = ("cloc", "clip", "no-grounding", "shuffled-boxes", "pool-all")
     monkeypatch.setattr(cloc, "VARIANTS", {name: cloc.VARIANTS[name] for name in kept})
     monkeypatch.setattr(cloc, "_ON_MAPS", ("cloc",))
-    scale = cloc.Scale(train_scenes=40, test_scenes=12, steps=4, batch_size=8, map_drawings=9, seeds=2)
+    scale = cloc.ClocScale(train_scenes=40, test_scenes=12, steps=4, batch_size=8, map_drawings=9, seeds=2)
     arguments = {"scale": scale, "data": (maps.parents[2],), "command": ["foveate", "study", "cloc"]}
     result = run_study("cloc", tmp_path / "study", **arguments)
     assert result["trainings"] == 2 * (4 + 2 + 2 + 1)

@@ -67,7 +67,7 @@ def test_labels_are_compared_with_the_truth(tiny_collection: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_tiny_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scale = vesl.Scale(
+    scale = vesl.VeslScale(
         train_scenes=30,
         test_scenes=12,
         teacher_scenes=30,

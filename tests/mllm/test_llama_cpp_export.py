@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from foveate.core.errors import UserError
 from foveate.language.gguf import GGUFFile
 from foveate.language.packing import pack_texts
-from foveate.mllm.export import Job, chat_template, copy_tokenizer, export_mllm
+from foveate.mllm.export import ExportJob, chat_template, copy_tokenizer, export_mllm
 from foveate.mllm.exporting import llama_cpp
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import LoadedModel
@@ -54,7 +54,7 @@ DECODERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", DECODERS)
 def test_transformers_reads_the_language_model(case: str, sources: dict[str, str], tmp_path: Path) -> None:
     loaded = build({**CLIP, "source": sources["clip"]}, "mlp", **DECODERS[case])
-    llama_cpp.export(Job(loaded, tmp_path))
+    llama_cpp.export(ExportJob(loaded, tmp_path))
     theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
     ids = torch.arange(30)[None]
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_transformers_reads_the_language_model(case: str, sources: dict[str, str
 def test_the_vocabulary_is_ours(sources: dict[str, str], tmp_path: Path) -> None:
     loaded = build({**CLIP, "source": sources["clip"]}, "mlp")
     loaded.tokenizer.backend.add_tokens([" red disc"])  # type: ignore[attr-defined]
-    llama_cpp.export(Job(loaded, tmp_path))
+    llama_cpp.export(ExportJob(loaded, tmp_path))
     fields = GGUFFile(tmp_path / "model.gguf").metadata
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"].tolist()
     special = loaded.tokenizer.special
@@ -137,7 +137,7 @@ TOWERS = {
 def test_the_tower_is_what_the_graph_of_llama_cpp_reads(case: str, sources: dict[str, str], tmp_path: Path) -> None:
     tower, changes = TOWERS[case]
     loaded = build({**tower, "source": sources[tower["kind"]]}, "mlp", **changes)
-    llama_cpp.export(Job(loaded, tmp_path))
+    llama_cpp.export(ExportJob(loaded, tmp_path))
     pixels = torch.randint(0, 256, (1, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         visual = loaded.model.see(pixels)
@@ -216,15 +216,15 @@ def test_notes_are_those_of_the_preprocessing() -> None:
 
 def test_what_llama_cpp_does_not_compute_is_refused(sources: dict[str, str], tmp_path: Path) -> None:
     with raises_naming(UserError, "connector.kind", "pixel_shuffle", "mlp"):
-        llama_cpp.export(Job(build({**SIGLIP, "source": sources["siglip"]}, "pixel_shuffle"), tmp_path))
+        llama_cpp.export(ExportJob(build({**SIGLIP, "source": sources["siglip"]}, "pixel_shuffle"), tmp_path))
     loaded = build(
         {**CLIP, "source": sources["clip"]}, "mlp", language={**QWEN, "model_type": "llama", "attention_bias": True}
     )
     with raises_naming(UserError, "language", "q_proj.bias"):
-        llama_cpp.export(Job(loaded, tmp_path))
+        llama_cpp.export(ExportJob(loaded, tmp_path))
     loaded = build({**CLIP, "source": sources["clip"]}, "mlp", language={**QWEN, "hidden_act": "gelu"})
     with raises_naming(UserError, "language.hidden_act", "gelu", "silu"):
-        llama_cpp.export(Job(loaded, tmp_path))
+        llama_cpp.export(ExportJob(loaded, tmp_path))
 
 
 def request(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def serve(folder: Path) -> Any:
 def test_llama_cpp_computes_alike(sources: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "LLAMA_MEDIA_MARKER", "<__media__>")
     loaded = build({**HIDDEN, "source": sources["siglip"]}, "mlp")
-    llama_cpp.export(Job(loaded, tmp_path))
+    llama_cpp.export(ExportJob(loaded, tmp_path))
     server = serve(tmp_path)
     for text in (" What is in the image?", " a  red disc\n é😀", "It's 12"):
         tokens = request(server.listening_address, "/tokenize", {"content": text})["tokens"]

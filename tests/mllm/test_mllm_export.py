@@ -14,7 +14,7 @@ from foveate.core.files import read_json
 from foveate.core.model_folder import read_tensors
 from foveate.language.lora import LoraOptions, add_lora
 from foveate.language.sparse import SparseOptions, make_sparse
-from foveate.mllm.export import Job, export_mllm
+from foveate.mllm.export import ExportJob, export_mllm
 from foveate.mllm.exporting.hugging_face import export_idefics3, export_llava, export_llava_next, export_peft
 from foveate.multimodal.answers import Answer
 from foveate.multimodal.ask import Mllm
@@ -86,7 +86,7 @@ def test_llava_answers_alike(case: str, sources: dict[str, str], tmp_path: Path)
 @pytest.mark.parametrize("lead", [True, False])
 def test_the_template_writes_what_was_trained(sources: dict[str, str], tmp_path: Path, lead: bool) -> None:
     loaded = build({**CLIP, "source": sources["clip"]}, "mlp")
-    export_llava(Job(loaded, tmp_path))
+    export_llava(ExportJob(loaded, tmp_path))
     turns = [
         Turn("system", "  yes\nno "),
         Turn("user", f"{'<image> ' * 2 if lead else ''}<image>\nWhere is  the\nred disc?"),
@@ -171,15 +171,15 @@ def test_what_is_added_to_visual_tokens_is_folded(sources: dict[str, str], tmp_p
     model = loaded.model
     model.view_position_TE.data += 0.5
     model.image_index_KE.data -= torch.linspace(0, 1, 32)
-    report = export_llava(Job(loaded, tmp_path / "a"))
+    report = export_llava(ExportJob(loaded, tmp_path / "a"))
     assert report.differences["logits"] < 1e-5
     model.view_position_TE.data[3] += 0.1
     with raises_naming(UserError, "view_position_TE", "visual_positions"):
-        export_llava(Job(loaded, tmp_path / "b"))
+        export_llava(ExportJob(loaded, tmp_path / "b"))
     shuffled = build({**SIGLIP, "source": sources["siglip"]}, "pixel_shuffle", visual_positions=True)
     shuffled.model.view_position_TE.data += 0.5
     with raises_naming(UserError, "visual_positions", "bias"):
-        export_idefics3(Job(shuffled, tmp_path / "c"))
+        export_idefics3(ExportJob(shuffled, tmp_path / "c"))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, dict[str, Any], tuple[str, ...]]] = {
@@ -211,23 +211,23 @@ def test_what_no_class_computes_is_refused_by_name(case: str, sources: dict[str,
     source = {"source": sources["clip"]} if tower["kind"] == "clip" else {}
     loaded = build({**tower, **source}, connector, **changes)
     with raises_naming(UserError, "LlavaForConditionalGeneration", *names):
-        export_llava(Job(loaded, tmp_path))
+        export_llava(ExportJob(loaded, tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_each_class_refuses_what_its_processor_does_not(sources: dict[str, str], tmp_path: Path) -> None:
     letterbox = build({**CLIP, "source": sources["clip"]}, "mlp")
     with raises_naming(UserError, "preprocess.geometry", "letterbox", "stretch"):
-        export_llava_next(Job(letterbox, tmp_path))
+        export_llava_next(ExportJob(letterbox, tmp_path))
     shuffled = build({**CLIP, "source": sources["clip"]}, "pixel_shuffle")
     with raises_naming(UserError, "tower.kind", "clip", "siglip"):
-        export_idefics3(Job(shuffled, tmp_path))
+        export_idefics3(ExportJob(shuffled, tmp_path))
     hidden = build({**SIGLIP, "layer": -2, "source": sources["siglip"]}, "pixel_shuffle")
     with raises_naming(UserError, "tower.layer", -2, -1):
-        export_idefics3(Job(hidden, tmp_path))
+        export_idefics3(ExportJob(hidden, tmp_path))
     make_sparse(letterbox.model.language_model, SparseOptions(num_experts=2))
     with raises_naming(UserError, "experts", "LlavaForConditionalGeneration"):
-        export_llava(Job(letterbox, tmp_path))
+        export_llava(ExportJob(letterbox, tmp_path))
 
 
 def test_lora_is_merged_or_written_for_peft(sources: dict[str, str], tmp_path: Path) -> None:
@@ -237,20 +237,20 @@ def test_lora_is_merged_or_written_for_peft(sources: dict[str, str], tmp_path: P
     loaded = build({**CLIP, "source": sources["clip"]}, "mlp")
     language_model = loaded.model.language_model
     with raises_naming(UserError, "LoRA", "peft"):
-        export_peft(Job(loaded, tmp_path))
+        export_peft(ExportJob(loaded, tmp_path))
     language_model.save_pretrained(tmp_path / "base")
     add_lora(language_model, LoraOptions(rank=2))
     for name, parameter in language_model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    assert export_peft(Job(loaded, tmp_path / "adapter")).notes
+    assert export_peft(ExportJob(loaded, tmp_path / "adapter")).notes
     theirs: Any = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tmp_path / "base"), str(tmp_path / "adapter")
     ).eval()
     ids = torch.arange(20)[None]
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, language_model(ids).logits, atol=1e-5, rtol=0)
-    assert export_llava(Job(loaded, tmp_path / "merged")).differences["logits"] < 1e-5
+    assert export_llava(ExportJob(loaded, tmp_path / "merged")).differences["logits"] < 1e-5
 
 
 def test_a_folder_is_written_once(sources: dict[str, str], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from foveate.records.geometry import View
-from foveate.species.crops import Strips, ViewSettings, camera_strips, choose_box, crop_view, find_strips
+from foveate.species.crops import CropSettings, Strips, camera_strips, choose_box, crop_view, find_strips
 from foveate_labs.worlds.traps.survey_collection import draw_trap_row
 from foveate_labs.worlds.traps.world import TrapSettings, load_world
 
@@ -120,5 +120,5 @@ def test_too_few_frames_show_no_strip() -> None:
 
 
 def test_pixels_of_strips_may_be_given() -> None:
-    settings = ViewSettings(strips="crop", strip_px=(0, 24))
+    settings = CropSettings(strips="crop", strip_px=(0, 24))
     assert settings.strip_px == (0, 24)

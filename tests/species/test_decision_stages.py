@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from foveate.core.errors import UserError
 from foveate.species import decisions as decisions_module
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
-from foveate.species.rows import Detections
+from foveate.species.rows import BestDetections
 from foveate.species.speciesnet_rules import (
     ANIMAL,
     BLANK,
@@ -225,7 +225,7 @@ def test_smoothing_keeps_images_and_their_scores(cats: tuple[Classes, Taxa]) -> 
     decisions = run(p, classes, taxa, stages, events=[0] * 5)
     assert decisions.names().to_pylist() == ["Leopardus pardalis"] * 5
     np.testing.assert_allclose(decisions.scores_R, 0.88)
-    undetected = Detections(np.array([0, 0, 0, 0, -1]), np.array([0.9, 0.9, 0.9, 0.9, 0.0]))
+    undetected = BestDetections(np.array([0, 0, 0, 0, -1]), np.array([0.9, 0.9, 0.9, 0.9, 0.0]))
     decisions = run(p, classes, taxa, stages, events=[0] * 5, detections=undetected)
     assert decisions.names().to_pylist()[4] == "Crax rubra"
 
@@ -235,7 +235,7 @@ def test_speciesnet_rules_answer_with_our_taxa(cats: tuple[Classes, Taxa], tmp_p
     p = np.array(
         [[0.5, 0.4, 0, 0, 0.1, 0, 0], [0.9, 0, 0.1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0], [0.3, 0, 0, 0.3, 0.4, 0, 0]]
     )
-    detections = Detections(np.array([0, 1, -1, 0]), np.array([0.9, 0.8, 0.0, 0.6]))
+    detections = BestDetections(np.array([0, 1, -1, 0]), np.array([0.9, 0.8, 0.0, 0.6]))
     stages = {"rules": {"rules": "speciesnet"}, "pooling": {"method": "none"}}
     decisions = run(p, classes, taxa, stages, detections=detections)
     assert decisions.names().to_pylist() == ["Leopardus", "human", "blank", "animal"]

@@ -17,14 +17,14 @@ from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.records.collection import Collection
-from foveate.species.crops import ViewSettings, collection_boxes
+from foveate.species.crops import CropSettings, collection_boxes
 from foveate.species.decide_results import decide_results
 from foveate.species.decisions import Decisions, Stages, decide, prepare_stages
 from foveate.species.export import export_predictions
 from foveate.species.model import SpeciesModel
 from foveate.species.predict import _needs_boxes
 from foveate.species.predictions import Predictions
-from foveate.species.rows import Detections
+from foveate.species.rows import BestDetections
 from foveate.species.settings import ExportSettings, PredictSettings
 from foveate.species.taxonomy import Classes
 from foveate.survey.importers.results import add_results
@@ -164,7 +164,7 @@ def test_a_card_on_which_a_detector_saw_nothing_is_blank(model: SpeciesModel, tm
     predictions = predict_card(model, tmp_path, [LYNX] * 12, dict.fromkeys(range(12), []))
     assert [row["kind"] for row in predictions.decisions.to_pylist()] == ["blank"] * 4
     provenance: dict[str, Any] = {}
-    cropping: Any = SimpleNamespace(view=ViewSettings(), info=SimpleNamespace(provenance=provenance))
+    cropping: Any = SimpleNamespace(view=CropSettings(), info=SimpleNamespace(provenance=provenance))
     assert not _needs_boxes(cropping, tmp_path / "card", PredictSettings())
 
 
@@ -202,7 +202,7 @@ def test_images_that_no_detector_looked_at_are_told_apart(tmp_path: Path) -> Non
 
 def test_people_and_vehicles_are_never_cropped(results: Path) -> None:
     collection = Predictions.open(results).collection
-    boxes = collection_boxes(collection, range(12), ViewSettings())
+    boxes = collection_boxes(collection, range(12), CropSettings())
     assert {collection.keys[row] for row in boxes} == {KEYS[number] for number in (0, 1, 2, 4)}
 
 
@@ -211,7 +211,7 @@ def run(
 ) -> Decisions:
     taxa = Taxa.from_rows([{"id": "1", "name": "Lynx lynx", "rank": "species"}])
     classes = Classes(("lynx", "blank", "human", "vehicle"), np.array([0, -1, -1, -1]))
-    detections = Detections(np.array(kinds), np.array(scores), np.ones(len(kinds), dtype=bool))
+    detections = BestDetections(np.array(kinds), np.array(scores), np.ones(len(kinds), dtype=bool))
     prepared = prepare_stages(validate(Stages, stages or {}, where="test"), classes, taxa)
     return decide(p, classes, taxa, prepared, detections=detections, **context)
 
@@ -246,6 +246,6 @@ def test_speciesnet_rules_decide_by_thresholds_of_their_own(capsys: pytest.Captu
 def test_a_class_that_the_detector_answers_with_must_be_there() -> None:
     taxa = Taxa.from_rows([{"id": "1", "name": "Lynx lynx", "rank": "species"}])
     classes = Classes(("lynx",), np.array([0]))
-    detections = Detections(np.array([1]), np.array([0.9]), np.ones(1, dtype=bool))
+    detections = BestDetections(np.array([1]), np.array([0.9]), np.ones(1, dtype=bool))
     with pytest.raises(UserError, match="class 'blank'"):
         decide([[1.0]], classes, taxa, prepare_stages(Stages(), classes, taxa), detections=detections)

@@ -20,8 +20,8 @@ from foveate.video.prompts import (
     FINGERPRINTS,
     PLAIN,
     VIDEO,
-    Prompt,
     PromptTemplate,
+    VideoPrompt,
     find_prompts,
     recognize,
     write_options,
@@ -32,7 +32,7 @@ GOLDENS = tiny_llavas.GOLDENS
 FRAME = ChatFrame("USER: ", "\n", " ASSISTANT:")
 
 
-def join(prompt: Prompt) -> str:
+def join(prompt: VideoPrompt) -> str:
     return "<V>".join("".join(piece.text for piece in side) for side in prompt)
 
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from foveate.adapt.backbone import Backbone, Block
+from foveate.adapt.backbone import Backbone, TransformerBlock
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.core.reference import reference_values
@@ -304,7 +304,7 @@ class BlockSettings(Protocol):
     def last_blocks(self) -> int | None: ...
 
 
-def select_blocks(backbone: Backbone, settings: BlockSettings) -> tuple[Block, ...]:
+def select_blocks(backbone: Backbone, settings: BlockSettings) -> tuple[TransformerBlock, ...]:
     """Return the blocks that a method changes.
 
     Raises:

@@ -76,7 +76,7 @@ class SublayerEnd:
 
 
 @dataclass(frozen=True)
-class Block:
+class TransformerBlock:
     """One transformer block: x + attention(norm1(x)), then x + mlp(norm2(x)), where norms are in front.
 
     Attributes:
@@ -181,7 +181,7 @@ class Backbone:
     forward_original: Callable[[Tensor], Tensor]
     stem: Callable[[Tensor], Tensor] | None = None
     root: str = ""
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[TransformerBlock, ...] = ()
     width: int = 0
     heads: int = 0
     grid: tuple[int, int] = (0, 0)
@@ -198,7 +198,7 @@ class Backbone:
     norms: Literal["pre", "post", "other"] = "pre"
     modules: Mapping[str, str] = field(default_factory=dict)
 
-    def block_width(self, block: Block) -> int:
+    def block_width(self, block: TransformerBlock) -> int:
         """Return the channels of the tokens that leave a block."""
         return block.width or self.width
 
@@ -253,7 +253,7 @@ class Backbone:
         in_blocks = [norm for block in self.blocks for norm in (block.norm1, block.norm2)]
         return [norm for norm in (self.pre_norm, *in_blocks, self.final_norm) if norm is not None]
 
-    def require_blocks(self, method: str) -> tuple[Block, ...]:
+    def require_blocks(self, method: str) -> tuple[TransformerBlock, ...]:
         """Return the blocks.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.adapt.backbone import Backbone, Block, SublayerEnd
+from foveate.adapt.backbone import Backbone, SublayerEnd, TransformerBlock
 from foveate.adapt.families import CLIP_TOWER, FAMILIES, OPEN_CLIP_TOWER, Family
 from foveate.adapt.module_map import find_module, last_linear, map_blocks, map_by_head, map_by_patterns
 from foveate.core.errors import UserError, nearest
@@ -461,8 +461,8 @@ def _lite0(encoder: Lite0Encoder, root: str, shared: dict[str, Any]) -> Backbone
     )
 
 
-def _layer(number: int, layer: TransformerLayer, name: str) -> Block:
-    return Block(
+def _layer(number: int, layer: TransformerLayer, name: str) -> TransformerBlock:
+    return TransformerBlock(
         number=number,
         name=name,
         module=layer,

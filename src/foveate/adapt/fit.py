@@ -58,7 +58,7 @@ Loop = Callable[[Task, Loader, TrainingSettings], TrainingOutcome]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitOutcome:
     """Outcome of `fit_adapted`.
 
     Attributes:
@@ -169,7 +169,7 @@ def fit_adapted(
     each_epoch: bool = False,
     keep_pixels: bool = False,
     measure_memory: bool = False,
-) -> Fitted:
+) -> FitOutcome:
     """Train the adapter and its head on `rows`, on the device of the model.
 
     Args:
@@ -241,7 +241,7 @@ def fit_adapted(
         outcome = loop(task, open_loader(), settings)
     if measure_memory:
         step_bytes = measure_step_bytes(task, task.prepare_batch(next(open_loader().batches(0, 1)), device))
-    return Fitted(outcome, solved, prefix, probe, step_bytes)
+    return FitOutcome(outcome, solved, prefix, probe, step_bytes)
 
 
 def find_prefix(adapted: AdaptedModel, training: AdaptTraining) -> FrozenPrefix | None:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from foveate.adapt.backbone import (
     Backbone,
-    Block,
     InProjection,
     ParameterScale,
     SublayerEnd,
+    TransformerBlock,
     capture_input,
     split_attention,
 )
@@ -67,17 +67,17 @@ def match_names(pattern: str, names: Sequence[str]) -> list[str]:
 
 def map_blocks(
     tower: nn.Module, modules: Mapping[str, str], *, prefix: str = "", one_input: bool = True, ordered: bool = True
-) -> tuple[list[Block], Callable[[], contextlib.AbstractContextManager[None]]]:
+) -> tuple[list[TransformerBlock], Callable[[], contextlib.AbstractContextManager[None]]]:
     """Return the blocks whose names match, and what prepares the network for hooks.
 
     Args:
         tower: names are relative to it.
         modules: role -> name, those within a block relative to `block`.
         prefix: of the tower in the whole model ("" or ending in a dot).
-        one_input, ordered: see `Block`.
+        one_input, ordered: see `TransformerBlock`.
     """
     names = dict(tower.named_modules())
-    blocks: list[Block] = []
+    blocks: list[TransformerBlock] = []
     pairs: list[tuple[nn.MultiheadAttention, InProjection]] = []
     biased: list[Any] = []
     for name in match_names(modules["block"], list(names)):
@@ -165,7 +165,7 @@ def _map_block(
     *,
     one_input: bool,
     ordered: bool,
-) -> Block | None:
+) -> TransformerBlock | None:
     attention, mlp = parts.get("attention"), parts.get("mlp")
     projections, proj = parts.projections(), parts.get("proj")
     # With another kdim or vdim, torch has three separate weights, and `in_proj_weight` is None.
@@ -182,7 +182,7 @@ def _map_block(
     width = _width(parts, proj, fc2 if fc2 is not None else linears[-1] if linears else None)
     if width == 0:
         return None
-    return Block(
+    return TransformerBlock(
         number=number,
         name=prefix + parts.name,
         module=parts.block,
@@ -277,7 +277,7 @@ def map_by_patterns(model: nn.Module, modules: Mapping[str, str], known: Backbon
             choose(modules[role], values, f"modules.{role}")
     names = [name for name, _ in model.named_modules() if name]
     relative, block = _split_patterns(modules, names)
-    blocks: list[Block] = []
+    blocks: list[TransformerBlock] = []
     install: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     if block:
         blocks, install = map_blocks(model, {"block": block, **relative})
@@ -339,7 +339,7 @@ def _split_patterns(modules: Mapping[str, str], names: Sequence[str]) -> tuple[d
 
 
 def _check_blocks(
-    blocks: Sequence[Block], relative: Mapping[str, str], modules: Mapping[str, str], model: nn.Module
+    blocks: Sequence[TransformerBlock], relative: Mapping[str, str], modules: Mapping[str, str], model: nn.Module
 ) -> None:
     if not blocks:
         raise UserError(f"modules {dict(modules)}: no block has these modules as linear layers")

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from foveate.adapt.adapter import Method, MethodSettings, bias_names, norm_names
-from foveate.adapt.backbone import Backbone, Block, get_tensor
+from foveate.adapt.backbone import Backbone, TransformerBlock, get_tensor
 from foveate.adapt.methods import METHODS
 from foveate.adapt.methods.lora import LoraSettings, MissingLayersError, find_targets
 from foveate.core.errors import UserError, choose
@@ -51,16 +51,16 @@ def parse_settings(config: MethodSettings | Mapping[str, Any] | str) -> MethodSe
 # Check what each method needs of a network, and list the methods that a network can carry.
 
 
-def _everywhere(check: Callable[[Block], bool]) -> Callable[[Backbone], bool]:
+def _everywhere(check: Callable[[TransformerBlock], bool]) -> Callable[[Backbone], bool]:
     return lambda backbone: all(check(block) for block in backbone.blocks)
 
 
-def _is_standard(block: Block) -> bool:
+def _is_standard(block: TransformerBlock) -> bool:
     names = [letters for letters, _ in block.projections()]
     return names == ["qkv"] or (names == ["q", "k", "v"] and block.one_input)
 
 
-def _is_square(block: Block) -> bool:
+def _is_square(block: TransformerBlock) -> bool:
     shapes = {name: get_tensor(layer, "weight") for name, layer in block.projections()}
     widths = [weight.shape[1] for weight in shapes.values() if weight is not None]
     sizes = [weight.shape[0] / len(name) for name, weight in shapes.items() if weight is not None]

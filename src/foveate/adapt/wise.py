@@ -227,7 +227,7 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class CurveImages:
     """One set of images on which the curve is measured.
 
     Attributes:
@@ -330,7 +330,7 @@ def measure_robustness(
 
 def _open_splits(
     task: CompareTask, network: LoadedBackbone, classes: list[str], path: Path, *, validation: str, test: str
-) -> list[ImageSet]:
+) -> list[CurveImages]:
     """Open the splits of the user's own data: one to select by, one to test on."""
     images = load_images(task.path, AdaptData(field=task.field, classes=classes or None), network.preprocess)
     if not classes:
@@ -339,8 +339,10 @@ def _open_splits(
         raise UserError(f"split '{test}': alpha cannot be selected on the images that it is tested on")
     columns = np.arange(len(classes))
     return [
-        ImageSet("validation", f"{images.name}, {validation}", "validation", images, images.rows(validation), columns),
-        ImageSet("test", f"{images.name}, {test}", "test", images, images.rows(test), columns),
+        CurveImages(
+            "validation", f"{images.name}, {validation}", "validation", images, images.rows(validation), columns
+        ),
+        CurveImages("test", f"{images.name}, {test}", "test", images, images.rows(test), columns),
     ]
 
 
@@ -365,7 +367,7 @@ def _check_unseen(trained_on: list[dict[str, Any]] | None, name: str, path: Path
             say(f"{path} was trained on the split '{split}' of {entry['data']}; {name} is taken for other images")
 
 
-def _open_shifted(task: CompareTask, network: LoadedBackbone, classes: list[str]) -> ImageSet:
+def _open_shifted(task: CompareTask, network: LoadedBackbone, classes: list[str]) -> CurveImages:
     """Open a shifted set: classes that it lacks are no answers there, images of other classes are left out."""
     # Opened twice: first with all its classes, to see which ones the adapter knows; then with these alone.
     whole = load_images(task.path, AdaptData(field=task.field), network.preprocess)
@@ -383,14 +385,14 @@ def _open_shifted(task: CompareTask, network: LoadedBackbone, classes: list[str]
     candidates = whole.rows("test") if has_test else whole.labeled_rows()
     columns = np.array([classes.index(name) for name in known])
     left_out = len(candidates) - len(rows)
-    return ImageSet(f"shifted-{task.name}", task.name, "shifted", images, rows, columns, left_out=left_out)
+    return CurveImages(f"shifted-{task.name}", task.name, "shifted", images, rows, columns, left_out=left_out)
 
 
 @torch.no_grad()
 def _measure_curves(
     adapted: AdaptedModel,
     network: LoadedBackbone,
-    sets: Sequence[ImageSet],
+    sets: Sequence[CurveImages],
     alphas: Sequence[float],
     *,
     keep: bool,

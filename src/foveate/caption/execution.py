@@ -44,7 +44,7 @@ _BLOCK_IMAGES = 64  # a worker of Ray waits for the last of them before it takes
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class CaptionJob:
     """A run in a form that another process can take up: paths and plain values only.
 
     Attributes:
@@ -86,12 +86,12 @@ class Executor:
         note: one line for lists and docs.
     """
 
-    run: Callable[[Job, Any, Captioner, Callable[[], bool]], AsyncGenerator[list[CaptionResult], None]]
+    run: Callable[[CaptionJob, Any, Captioner, Callable[[], bool]], AsyncGenerator[list[CaptionResult], None]]
     note: str = ""
 
 
 async def stream_results(
-    job: Job, pending: ImageRequests, captioner: Captioner, stopping: Callable[[], bool]
+    job: CaptionJob, pending: ImageRequests, captioner: Captioner, stopping: Callable[[], bool]
 ) -> AsyncGenerator[list[CaptionResult], None]:
     """See `Executor.run`."""
     flow = _Flow(job, pending, captioner, stopping)
@@ -122,7 +122,9 @@ _Request = tuple[PendingRequest, str, PreparedImage]
 class _Flow:
     """The queues between preparing images, requesting captions and writing rows."""
 
-    def __init__(self, job: Job, pending: ImageRequests, captioner: Captioner, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self, job: CaptionJob, pending: ImageRequests, captioner: Captioner, stopping: Callable[[], bool]
+    ) -> None:
         self.job, self.pending, self.captioner, self.stopping = job, pending, captioner, stopping
         self.width = max(1, captioner.concurrency)
         self.requests: asyncio.Queue[_Request | None] = asyncio.Queue(maxsize=self.width)
@@ -197,7 +199,7 @@ class _Flow:
             await self.results.put(result)
 
 
-def _read_image(collection: Collection, pending: PendingRequest, job: Job) -> PreparedImage:
+def _read_image(collection: Collection, pending: PendingRequest, job: CaptionJob) -> PreparedImage:
     """Read an image, compare its hash, and prepare it."""
     # A request's key has the hash of the image: a caption of changed bytes would be stored under a wrong key.
     data = collection.image_bytes(pending.row, verify=True)
@@ -205,7 +207,7 @@ def _read_image(collection: Collection, pending: PendingRequest, job: Job) -> Pr
 
 
 async def stream_from_ray(
-    job: Job, pending: PendingRequests, captioner: Captioner, stopping: Callable[[], bool]
+    job: CaptionJob, pending: PendingRequests, captioner: Captioner, stopping: Callable[[], bool]
 ) -> AsyncGenerator[list[CaptionResult], None]:
     """See `Executor.run`."""
     ray = _import_ray()
@@ -258,7 +260,7 @@ def _import_ray() -> Any:
     return ray
 
 
-def _iterate_blocks(ray: Any, job: Job, pending: PendingRequests) -> Generator[pa.Table, None, None]:
+def _iterate_blocks(ray: Any, job: CaptionJob, pending: PendingRequests) -> Generator[pa.Table, None, None]:
     """Yield blocks of results as JSON, in the order in which they are ready."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -291,7 +293,7 @@ def _load_pending(content: Any) -> PendingRequest:
     return PendingRequest(**content)
 
 
-class _Block:
+class _PendingBlock:
     """Some images of a run, in the form that the local executor takes."""
 
     def __init__(self, collection: Collection, pending: list[PendingRequest]) -> None:
@@ -307,7 +309,7 @@ class Worker:
     The captioner's connections belong to this loop.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: CaptionJob) -> None:
         self._job = job
         self._collection = Collection.open(job.collection)
         self._loop = asyncio.new_event_loop()
@@ -331,7 +333,7 @@ class Worker:
         assert self._captioner is not None
         results: list[CaptionResult] = []
         try:
-            block = _Block(self._collection, pending)
+            block = _PendingBlock(self._collection, pending)
             async for part in stream_results(self._job, block, self._captioner, lambda: False):
                 results += part
         except UserError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.caption.captioner import Backend, Captioner, find_backend
-from foveate.caption.execution import Job, find_executor
+from foveate.caption.execution import CaptionJob, find_executor
 from foveate.caption.lengths import OtherTokenizer
 from foveate.caption.pending_requests import CaptionSettings, PendingRequests, RequestConfig, estimate, list_pending
 from foveate.caption.requests import ERROR, SKIPPED, CaptionResult, caption_row, error_row
@@ -130,7 +130,7 @@ def caption(
         captioner, config = _open_captioner(backend_kind, opened, settings, backend, backend_settings)
         pending = list_pending(opened, config)
         plain_settings = backend_settings.model_dump(mode="json")
-        job = Job(opened.path, config, plain_settings, uuid.uuid4().hex[:12], tokenizer, workers, processes)
+        job = CaptionJob(opened.path, config, plain_settings, uuid.uuid4().hex[:12], tokenizer, workers, processes)
         writer = _RunWriter(appender, run, pending, source=f"captioner {backend}", name=opened.name)
         # The page's thumbnails are made while responses are waited for.
         thumbnails = ThreadPoolExecutor(1, thread_name_prefix="page")

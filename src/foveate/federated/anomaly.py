@@ -70,6 +70,7 @@ def find_odd_sizes(points: Mapping[int, float]) -> dict[int, str]:
     if len(points) < MIN_CLIENTS:
         return {}
     clients, size_M = np.array(list(points)), np.array(list(points.values()), dtype=np.float64)
+    # A client that reports no points has no logarithm.
     reasons = {
         client: f"reports {ratio:.3g}x the median number of points"
         for client, ratio in find_outliers(clients, np.log(np.maximum(size_M, 1.0)), SIZE_ALONE).items()
@@ -103,6 +104,7 @@ def find_odd_weights(weights: Mapping[int, NDArray[np.floating]]) -> dict[int, f
     gap_MM = np.sqrt(np.maximum(squares_M[:, None] + squares_M - 2 * gram_MM, 0.0))
     # Against half of the others, not the nearest: poisoned clients that agree are near to one another.
     others_M = np.array([np.median(np.delete(gaps, index)) for index, gaps in enumerate(gap_MM)])
+    # Equal weights have a distance of 0, which has no logarithm.
     return find_outliers(clients, np.log(np.maximum(others_M, np.finfo(float).tiny)), WEIGHTS_ALONE)
 
 

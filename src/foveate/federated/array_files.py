@@ -75,6 +75,7 @@ def read_header(stream: IO[bytes], what: str) -> ArrayHeader:
     start = stream.read(8)
     if len(start) < 8 or start[:6] != _MAGIC or start[6] not in (1, 2, 3):
         raise UserError(f"{what}: not a readable file of arrays (it does not begin with NumPy's header)")
+    # Version 1 states the length in two bytes, later ones in four.
     width = 2 if start[6] == 1 else 4
     length = int.from_bytes(stream.read(width), "little")
     if length > _MAX_HEADER:
@@ -82,6 +83,8 @@ def read_header(stream: IO[bytes], what: str) -> ArrayHeader:
     text = stream.read(length)
     try:
         with warnings.catch_warnings():
+            # Python only warns of some malformed literals, which must not print on the terminal of whoever reads the
+            # file.
             warnings.simplefilter("ignore", SyntaxWarning)
             content = ast.literal_eval(text.decode("utf-8" if start[6] == 3 else "latin-1").strip())
         kind, shape, fortran = content["descr"], content["shape"], content["fortran_order"]

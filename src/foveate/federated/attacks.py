@@ -20,7 +20,7 @@ from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Floats
 from foveate.federated.clustering.options import resolve
 from foveate.federated.embedding.client import build_encoder
-from foveate.federated.embedding.grids import Grid
+from foveate.federated.embedding.grids import CoordinateGrid
 from foveate.federated.embedding.networks import load_flat
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.embedding.training import mean_repulsion
@@ -125,6 +125,7 @@ def read_from_inertia(ask: Ask, middle_D: Floats, reach: float, *, min_count: in
                 together = inertia(np.stack([middle_D, far]))
                 if together is None:
                     return rows
+                # No point lies beyond the threshold: the second center got nothing.
                 if abs(alone - together) <= 1e-9 * abs(alone):
                     continue
                 change = np.empty((2, width))
@@ -140,6 +141,7 @@ def read_from_inertia(ask: Ask, middle_D: Floats, reach: float, *, min_count: in
                 if round(points) == 1:
                     # With n = 1, S is the point's offset from the far center.
                     rows.append(far + (change[0] - change[1]) / (4 * step))
+                # Thresholds come nearer, so further ones have the points of this one and more.
                 break
     return rows
 
@@ -163,7 +165,7 @@ def unused_features(
 
 def positions_from_field(
     field_G: NDArray[np.floating],
-    grid: Grid,
+    grid: CoordinateGrid,
     points: int,
     generator: np.random.Generator,
     *,

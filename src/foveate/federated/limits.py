@@ -52,7 +52,7 @@ MAX_QUERIES = 2000
 """Largest number of queries of a client's own grid."""
 
 
-class Limits(Settings):
+class ClientLimits(Settings):
     """A client's own limits; `None` in `min_count` = not chosen, which a networked client must."""
 
     # Allow only clustering by default: in the other two jobs a dishonest server can read rows, whatever min_count is.
@@ -115,7 +115,7 @@ class Limits(Settings):
         return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "foveate" / "federated"
 
     @classmethod
-    def of_node(cls, config: Mapping[str, Any]) -> Limits:
+    def of_node(cls, config: Mapping[str, Any]) -> ClientLimits:
         """Read the limits in a node's configuration.
 
         Raises:
@@ -221,7 +221,7 @@ def check_hidden(*widths: int) -> None:
         )
 
 
-_LIMIT_FIELDS = tuple(name.replace("_", "-") for name in Limits.model_fields)
+_LIMIT_FIELDS = tuple(name.replace("_", "-") for name in ClientLimits.model_fields)
 NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", *_LIMIT_FIELDS, *READ_FIELDS)
 """Fields that a node's configuration may hold."""
 
@@ -230,7 +230,7 @@ ANSWERED, FAILED = "answered", "failed"
 
 
 @dataclass(frozen=True)
-class Question:
+class RequestCost:
     """What a request costs.
 
     Attributes:
@@ -266,7 +266,7 @@ class Ledger:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield handle
 
-    def answer(self, question: Question, limits: Limits, respond: Callable[[], Message]) -> Message:
+    def answer(self, question: RequestCost, limits: ClientLimits, respond: Callable[[], Message]) -> Message:
         """Answer a question if the limits allow it, and log it before the answer is returned.
 
         Args:
@@ -319,7 +319,7 @@ def _read_line(line: str) -> dict[str, Any]:
         return {"question": "", "partition": True, "rho": 0.0, "outcome": ANSWERED}
 
 
-def _check(lines: list[dict[str, Any]], question: Question, limits: Limits) -> None:
+def _check(lines: list[dict[str, Any]], question: RequestCost, limits: ClientLimits) -> None:
     if len(lines) >= limits.max_questions:
         raise Refusal(
             reasons.MAX_QUESTIONS,

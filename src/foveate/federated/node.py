@@ -25,7 +25,16 @@ from foveate.federated.deep.options import request_options as read_features_opti
 from foveate.federated.embedding.options import POINTS
 from foveate.federated.embedding.options import REMOTE_KINDS as MAP_KINDS
 from foveate.federated.embedding.options import request_options as read_map_options
-from foveate.federated.limits import CLUSTER, EMBED, FEATURES, Ledger, Limits, Question, check_grid, check_hidden
+from foveate.federated.limits import (
+    CLUSTER,
+    EMBED,
+    FEATURES,
+    ClientLimits,
+    Ledger,
+    RequestCost,
+    check_grid,
+    check_hidden,
+)
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.points import ColumnDigests, Points, ReadOptions, sort_columns
 from foveate.federated.reasons import Refusal, failure_values
@@ -58,7 +67,7 @@ class Node:
     number: int
     data: str | None
     name: str
-    limits: Limits
+    limits: ClientLimits
     reading: ReadOptions = field(default_factory=ReadOptions)
 
     @classmethod
@@ -72,7 +81,7 @@ class Node:
         if isinstance(number, bool) or not isinstance(number, int):
             raise UserError(f"the node's configuration: field 'partition-id' must be a whole number (got {number!r})")
         data = config.get("data")
-        limits, reading = Limits.of_node(config), ReadOptions.of_config(config)
+        limits, reading = ClientLimits.of_node(config), ReadOptions.of_config(config)
         return cls(number, None if data is None else str(data), str(config.get("name", "")), limits, reading)
 
     def read(self) -> Points:
@@ -123,7 +132,7 @@ class Node:
         self.limits.need_points(len(points))
         check_scale(points, request)
         client = Client(self.number, points, {request.kind: self._handler(request.kind)})
-        question = Question(
+        question = RequestCost(
             request,
             # Sums over all points are no partition.
             is_partition=request.kind in (*HANDLERS, EMBEDDED) and request.kind != MOMENTS,
@@ -177,7 +186,7 @@ def answer_request(config: Mapping[str, Any], read_request: Callable[[], Message
         config: the node's configuration.
         read_request: returns the request; what it raises is a failure, too.
     """
-    request, limits = Message(UNREADABLE), Limits()
+    request, limits = Message(UNREADABLE), ClientLimits()
     try:
         request = read_request()
         node = Node.of_config(config)
@@ -204,7 +213,7 @@ def _code(problem: Exception, *, is_configured: bool, is_read: bool) -> tuple[st
     return (reasons.DATA_UNUSABLE if is_configured else reasons.SETTINGS_INVALID), None
 
 
-def _log(limits: Limits, text: str) -> None:
+def _log(limits: ClientLimits, text: str) -> None:
     """Write a line to the client's own log and to its standard error; a full disk must not become an answer."""
     say(text)
     try:

@@ -453,7 +453,7 @@ def find_other_widths(widths: Mapping[int, int]) -> tuple[int, int, dict[int, st
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ClientSizes:
     """Sizes of clients' data as the clients report them.
 
     Attributes:
@@ -467,7 +467,7 @@ class Sizes:
     others: dict[int, str]
 
 
-def compare_sizes(transport: Transport, answers: Mapping[int, Message], *, min_clients: int = 1) -> Sizes:
+def compare_sizes(transport: Transport, answers: Mapping[int, Message], *, min_clients: int = 1) -> ClientSizes:
     """Compare answers that hold the numbers `points` and `features`.
 
     Raises:
@@ -483,4 +483,4 @@ def compare_sizes(transport: Transport, answers: Mapping[int, Message], *, min_c
     points = {client: int(answer.number("points")) for client, answer in answers.items() if client not in others}
     if len(points) < min_clients:
         raise TooFewClientsError(f"{len(points)} clients have {features} features; {min_clients} are needed")
-    return Sizes(features, points, others)
+    return ClientSizes(features, points, others)

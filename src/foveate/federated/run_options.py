@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings, validate
-from foveate.federated.limits import CLUSTER, JOBS, Limits
+from foveate.federated.limits import CLUSTER, JOBS, ClientLimits
 from foveate.federated.partition import MAX_DRAWS, MIN_POINTS
 from foveate.federated.points import ReadOptions
 
@@ -106,7 +106,7 @@ class ServerOptions(Settings):
     )
 
 
-class NodeOptions(Limits, ReadOptions):
+class NodeOptions(ClientLimits, ReadOptions):
     """One client's node: its number, the server, its data, and its own limits."""
 
     client: int = Field(ge=0, description="number of this client: 0, 1, and so on, each used once")
@@ -123,7 +123,7 @@ class NodeOptions(Limits, ReadOptions):
     def to_config(self) -> dict[str, Any]:
         """Return the fields of Flower's node configuration besides the client's number: the data and what was set."""
         # Flower's configuration has no value for None: what is not set is left out, and the node takes its default.
-        fields = ("name", *Limits.model_fields, *ReadOptions.model_fields)
+        fields = ("name", *ClientLimits.model_fields, *ReadOptions.model_fields)
         values = {name: getattr(self, name) for name in fields if name in self.model_fields_set}
         # Numbers stay: 0 is a choice of its own, such as no `winsorize`.
         values = {name: value for name, value in values.items() if value or type(value) in (int, float)}

@@ -23,7 +23,7 @@ from foveate.core.plugins import load_row
 from foveate.language.forbidden_words import split_words
 from foveate.mllm.results import SuiteResult
 from foveate.mllm.settings import SuiteSettings
-from foveate.mllm.suite import LETTER_ANSWER, Judge, Suite, SuiteData, SuiteQuestion, move_answer
+from foveate.mllm.suite import LETTER_ANSWER, Suite, SuiteData, SuiteJudge, SuiteQuestion, move_answer
 from foveate.mllm.suite_summary import CONDITIONS, pick_samples, summarize
 from foveate.multimodal.answers import AskableModel, ModelAnswer, WordLimitedModel
 from foveate.multimodal.evaluation import AnswerRow, EvaluationRun, cut_batches
@@ -194,7 +194,7 @@ def _ask_batch(
     data: SuiteData,
     batch: Sequence[_Trial],
     *,
-    judge: Judge | None = None,
+    judge: SuiteJudge | None = None,
     words: str = "never",
 ) -> list[AnswerRow]:
     """Ask questions under one condition, and return their rows."""
@@ -265,7 +265,7 @@ def _move_back(answer: ModelAnswer, data: SuiteData, question: SuiteQuestion, im
 
 
 def _score(
-    suite: Suite, answered: Sequence[tuple[SuiteQuestion, AnswerRow, ModelAnswer]], judge: Judge | None
+    suite: Suite, answered: Sequence[tuple[SuiteQuestion, AnswerRow, ModelAnswer]], judge: SuiteJudge | None
 ) -> list[AnswerRow]:
     """Return the rows of answers with their scores, by the suite or its judge, and why an answer misses."""
     if judge is None:

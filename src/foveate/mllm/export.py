@@ -44,7 +44,7 @@ _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """The model, and the empty folder to write."""
 
     loaded: LoadedModel
@@ -71,14 +71,14 @@ def export_mllm(source: str, *, to: str, out: Path | None = None) -> tuple[Path,
     Raises:
         UserError: the model has a part that the target does not compute, or the folder is not empty.
     """
-    export: Callable[[Job], ExportReport] = load_row("foveate.mllm.exporting", to, "TARGETS", label="target")
+    export: Callable[[ExportJob], ExportReport] = load_row("foveate.mllm.exporting", to, "TARGETS", label="target")
     folder = out or default_folder(Path(source), to)
     check_empty_folder(folder)
     model = open_mllm(source, device="cpu")
     if not isinstance(model, Mllm):
         raise UserError(f"{source}: it is a model of transformers already; expected one of foveate mllm train")
     with staged_folder(folder) as stage:
-        report = export(Job(model.loaded, stage))
+        report = export(ExportJob(model.loaded, stage))
         card = Path(source) / CARD
         origin = card.read_text(encoding="utf-8") if source not in SHIPPED and card.is_file() else ""
         write_text_atomically(stage / CARD, _write_card(report, origin))
@@ -281,7 +281,7 @@ def silent_ids(loaded: LoadedModel) -> list[int]:
     return sorted(id for id in tokenizer.special.values() if id not in (tokenizer.end, region))
 
 
-def write_export(job: Job, model: Any, processor: Any, suppressed: Sequence[int] = ()) -> tuple[Any, Any]:
+def write_export(job: ExportJob, model: Any, processor: Any, suppressed: Sequence[int] = ()) -> tuple[Any, Any]:
     """Write model and processor, and open them again.
 
     Args:
@@ -304,7 +304,7 @@ def write_export(job: Job, model: Any, processor: Any, suppressed: Sequence[int]
 
 
 @torch.no_grad()
-def measure_differences(job: Job, theirs: Any, pixels: Callable[[Any], dict[str, Tensor]]) -> dict[str, float]:
+def measure_differences(job: ExportJob, theirs: Any, pixels: Callable[[Any], dict[str, Tensor]]) -> dict[str, float]:
     """Compare pixels and logits of a question about an image of noise with those of the class.
 
     Args:

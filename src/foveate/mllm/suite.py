@@ -82,17 +82,17 @@ class SuiteData:
     close: Callable[[], None] = lambda: None
 
 
-class Verdict(NamedTuple):
+class SuiteVerdict(NamedTuple):
     """Score in [0, 1] of an answer, and what the judge replied, for the row; a score of None is no verdict."""
 
     score: float | None
     judged: dict[str, Any]
 
 
-class Judge(Protocol):
+class SuiteJudge(Protocol):
     """Judge of the answers of a suite."""
 
-    def __call__(self, answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> Sequence[Verdict]: ...
+    def __call__(self, answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> Sequence[SuiteVerdict]: ...
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Suite:
     summarize: Callable[[Sequence[tuple[SuiteQuestion, StoredAnswer]]], dict[str, float | None]] | None = None
     explain: Callable[[SuiteQuestion, ModelAnswer], str] | None = None
     answer: Callable[[SuiteQuestion], ModelAnswer] | None = None
-    judge: Callable[[SuiteSettings], Judge] | None = None
+    judge: Callable[[SuiteSettings], SuiteJudge] | None = None
 
 
 def read_conversations(path: Path, split: str) -> SuiteData:

@@ -82,28 +82,32 @@ class Conversation:
     choices: tuple[str, ...] = ()
 
 
-class Finding(NamedTuple):
+class ConversationProblem(NamedTuple):
     """Why a conversation cannot be used: a short reason that is counted, and one sentence."""
 
     reason: str
     detail: str
 
 
-def find_problem(conversation: Conversation, sizes: Mapping[str, tuple[int, int]] | None = None) -> Finding | None:
+def find_problem(
+    conversation: Conversation, sizes: Mapping[str, tuple[int, int]] | None = None
+) -> ConversationProblem | None:
     """Return the first problem of a conversation, or None.
 
     Args:
         sizes: width and height of the images by key; without it, images and regions are not compared with them.
     """
     if conversation.group not in GROUPS:
-        return Finding("unknown group", f"group {conversation.group!r}; expected one of {', '.join(GROUPS)}")
+        return ConversationProblem(
+            "unknown group", f"group {conversation.group!r}; expected one of {', '.join(GROUPS)}"
+        )
     try:
         for text in (conversation.id, conversation.source, *conversation.answers, *conversation.choices):
             clean_text(text)
         # Check texts as they will be stored: one that consists of control characters becomes empty.
         cleaned = [replace(turn, text=clean_text(turn.text)) for turn in conversation.turns]
     except UserError as error:
-        return Finding("text not storable", str(error))
+        return ConversationProblem("text not storable", str(error))
     return find_turn_problem(cleaned) or _find_image_problem(conversation, sizes)
 
 
@@ -115,64 +119,74 @@ def check_conversation(conversation: Conversation, sizes: Mapping[str, tuple[int
     return conversation
 
 
-def find_turn_problem(turns: Sequence[Turn], *, answered: bool = True) -> Finding | None:
+def find_turn_problem(turns: Sequence[Turn], *, answered: bool = True) -> ConversationProblem | None:
     """Return the first problem of the roles and texts of turns, or None.
 
     Args:
         answered: the last turn must be an answer; otherwise it must be a question.
     """
     if not turns:
-        return Finding("no turns", "expected a user turn and an assistant turn")
+        return ConversationProblem("no turns", "expected a user turn and an assistant turn")
     # From here on questions have even numbers and answers odd ones.
     dialog = turns[1:] if turns[0].role == "system" else turns
     for number, turn in enumerate(dialog):
         if turn.role not in ROLES:
-            return Finding("unknown role", f"role {turn.role!r}; expected one of {', '.join(ROLES)}")
+            return ConversationProblem("unknown role", f"role {turn.role!r}; expected one of {', '.join(ROLES)}")
         expected = ("user", "assistant")[number % 2]
         if turn.role != expected:
             if number == 0:
-                return Finding("no question first", f"it begins with the {turn.role}; expected the user")
+                return ConversationProblem("no question first", f"it begins with the {turn.role}; expected the user")
             detail = f"turn {number + 1} is of the {turn.role}; expected the {expected}"
-            return Finding("roles do not alternate", detail)
+            return ConversationProblem("roles do not alternate", detail)
         if not turn.text:
-            return Finding("empty answer" if number % 2 else "empty question", f"turn {number + 1} has no text")
+            return ConversationProblem(
+                "empty answer" if number % 2 else "empty question", f"turn {number + 1} has no text"
+            )
     if not answered:
-        return None if len(dialog) % 2 else Finding("no question", "the last turn must be a question of the user")
+        return (
+            None
+            if len(dialog) % 2
+            else ConversationProblem("no question", "the last turn must be a question of the user")
+        )
     if len(dialog) % 2 or not dialog:
-        return Finding("no answer", "the last turn is a question; nothing can be learned from it")
+        return ConversationProblem("no answer", "the last turn is a question; nothing can be learned from it")
     return None
 
 
-def _find_image_problem(conversation: Conversation, sizes: Mapping[str, tuple[int, int]] | None) -> Finding | None:
+def _find_image_problem(
+    conversation: Conversation, sizes: Mapping[str, tuple[int, int]] | None
+) -> ConversationProblem | None:
     num_placeholders = 0
     for turn in conversation.turns:
         placeholders = turn.text.count(IMAGE)
         if placeholders and turn.role != "user":
             detail = f"{IMAGE} in a turn of the {turn.role}; expected user turns"
-            return Finding("placeholder outside a question", detail)
+            return ConversationProblem("placeholder outside a question", detail)
         num_placeholders += placeholders
         if turn.text.count(REGION) != len(turn.regions):
             detail = f"{turn.text.count(REGION)} {REGION} in a text with {len(turn.regions)} regions"
             missing = turn.text.count(REGION) < len(turn.regions)
-            return Finding("region without placeholder" if missing else "placeholder without region", detail)
+            return ConversationProblem(
+                "region without placeholder" if missing else "placeholder without region", detail
+            )
     if num_placeholders != len(conversation.images):
         missing = num_placeholders < len(conversation.images)
         detail = f"{num_placeholders} {IMAGE} in the text and {len(conversation.images)} images"
-        return Finding("image without placeholder" if missing else "placeholder without image", detail)
+        return ConversationProblem("image without placeholder" if missing else "placeholder without image", detail)
     if any(turn.regions for turn in conversation.turns) and not conversation.images:
-        return Finding("region without image", "it has regions but no image")
+        return ConversationProblem("region without image", "it has regions but no image")
     if sizes is None:
         return None
     for key in conversation.images:
         if key not in sizes:
-            return Finding("unknown image", f"the collection has no image {key!r}")
+            return ConversationProblem("unknown image", f"the collection has no image {key!r}")
     # By now every region has its placeholder, and every placeholder of an image its image.
     for turn, indices in zip(conversation.turns, locate_regions(conversation), strict=True):
         for shape, index in zip(turn.regions, indices, strict=True):
             width, height = sizes[conversation.images[index]]
             problem = find_shape_problem(shape, width=width, height=height)
             if problem:
-                return Finding(problem, f"{str(shape)[:100]} in an image of {width} x {height} pixels")
+                return ConversationProblem(problem, f"{str(shape)[:100]} in an image of {width} x {height} pixels")
     return None
 
 
@@ -373,7 +387,7 @@ class ConversationSummary:
 
 def add_conversations(
     path: str | Path,
-    conversations: Iterable[Conversation | tuple[Conversation, Finding]],
+    conversations: Iterable[Conversation | tuple[Conversation, ConversationProblem]],
     *,
     created: str | None = None,
     recipe_hash: str = "",

@@ -36,7 +36,7 @@ _MIN_EDGE_SHARE, _MIN_ROW_SHARE = 0.6, 0.25  # of a row that has the strip's col
 _TEXT_CONTRAST, _MIN_TEXT = 64, 0.01  # a black sky has no letters
 
 
-class ViewSettings(Settings):
+class CropSettings(Settings):
     """The part of an image that is recognized."""
 
     view: Literal["crop", "whole"] = Field(
@@ -165,7 +165,7 @@ class Views:
         self,
         collection: Collection,
         rows: Sequence[int] | NDArray[np.int64],
-        settings: ViewSettings,
+        settings: CropSettings,
         *,
         boxes: Mapping[int, NDArray[np.float64]] | None = None,
     ) -> None:
@@ -210,7 +210,7 @@ class Views:
 
 
 def collection_boxes(
-    collection: Collection, rows: Iterable[int], settings: ViewSettings
+    collection: Collection, rows: Iterable[int], settings: CropSettings
 ) -> dict[int, NDArray[np.float64]]:
     """Choose the box of each row among the regions of the collection; rows without one are left out.
 

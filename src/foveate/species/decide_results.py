@@ -20,7 +20,7 @@ from foveate.records.region_sources import DETECTED as DETECTED_SOURCE
 from foveate.records.region_sources import detector_source
 from foveate.species.decisions import Decisions, decide, prepare_stages
 from foveate.species.predictions import DECIDE, DECISIONS, Predictions
-from foveate.species.rows import ABSTAINED, DETECTED, FAILED, Detections
+from foveate.species.rows import ABSTAINED, DETECTED, FAILED, BestDetections
 from foveate.species.stages.detector import LABELS as DETECTOR_LABELS
 from foveate.species.taxonomy import NON_ANIMALS, add_labels
 from foveate.survey.detections import Decision, get_kind
@@ -76,7 +76,7 @@ def open_survey(predictions: Predictions) -> Survey | None:
     return predictions.survey if predictions.collection.has_survey else None
 
 
-def best_detections(predictions: Predictions) -> Detections | None:
+def best_detections(predictions: Predictions) -> BestDetections | None:
     """Return the best detection of each image; None where no detector looked at any image."""
     boxes = predictions.boxes
     is_judged_N = _find_judged(predictions)
@@ -92,7 +92,7 @@ def best_detections(predictions: Predictions) -> Detections | None:
     # Write boxes in ascending order of score, so that the best one remains; the first of equal scores is written last.
     order = np.lexsort((-np.arange(len(rows_B)), scores_B))
     kinds_N[rows_B[order]], scores_N[rows_B[order]] = kinds_B[order], scores_B[order]
-    return Detections(kinds_N, scores_N, is_judged_N if is_judged_N.any() else None)
+    return BestDetections(kinds_N, scores_N, is_judged_N if is_judged_N.any() else None)
 
 
 def _find_judged(predictions: Predictions) -> NDArray[np.bool_]:

@@ -24,7 +24,7 @@ from foveate.core.plugins import load_table
 from foveate.core.recipes import Settings
 from foveate.species.rows import (
     FAILED,
-    Detections,
+    BestDetections,
     Floats,
     Integers,
     Rows,
@@ -181,7 +181,7 @@ def decide(
     places: ArrayLike | None = None,
     hours: ArrayLike | None = None,
     days: ArrayLike | None = None,
-    detections: Detections | None = None,
+    detections: BestDetections | None = None,
     num_alternatives: int = NUM_ALTERNATIVES,
 ) -> Decisions:
     """Decide the class of each image, or of each event.
@@ -219,7 +219,7 @@ def decide(
     places_N2 = _column(places, count, "places", width=2)
     hours_N, days_N = _column(hours, count, "hours"), _column(days, count, "days")
     if detections is None:
-        detections = Detections(np.zeros(count, dtype=np.int64), np.ones(count))
+        detections = BestDetections(np.zeros(count, dtype=np.int64), np.ones(count))
     # Rows of an event side by side, events in the order of their first image: blocks end where an event ends.
     order_N = np.argsort(events_N, kind="stable")
     parts = []

@@ -31,7 +31,7 @@ from foveate.core.model_folder import (
     write_model_folder,
 )
 from foveate.core.recipes import validate
-from foveate.species.crops import ViewSettings
+from foveate.species.crops import CropSettings
 from foveate.species.links import (
     PLACE_WIDTHS,
     ImageNetwork,
@@ -236,7 +236,7 @@ def _read_info(path: Path, config: Mapping[str, Any]) -> SpeciesInfo:
         entity_taxa=indices["entities"],
         targets_K=targets_K,
         graph=validate(GraphSettings, config["graph"], where=f"{where}: graph"),
-        view=validate(ViewSettings, config["view"], where=f"{where}: view"),
+        view=validate(CropSettings, config["view"], where=f"{where}: view"),
         encoder=config.get("encoder"),
         fingerprint=str(config.get("fingerprint", "")),
         preprocess=None,

@@ -17,7 +17,7 @@ from torch import Tensor
 from foveate.core.errors import UserError, choose
 from foveate.core.files import sha256_file
 from foveate.core.model_folder import CONFIG, WEIGHTS
-from foveate.species.crops import ViewSettings
+from foveate.species.crops import CropSettings
 from foveate.species.links import (
     RELATIONS,
     ConcatBaseline,
@@ -58,7 +58,7 @@ class SpeciesInfo:
     entity_taxa: NDArray[np.int64]
     targets_K: NDArray[np.int64]
     graph: GraphSettings
-    view: ViewSettings
+    view: CropSettings
     encoder: Mapping[str, Any] | None
     fingerprint: str
     preprocess: Mapping[str, Any] | None
@@ -106,7 +106,7 @@ class SpeciesModel:
         return self.info.taxa
 
     @property
-    def view(self) -> ViewSettings:
+    def view(self) -> CropSettings:
         """The part of an image that the model was trained on."""
         return self.info.view
 

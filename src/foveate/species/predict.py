@@ -30,7 +30,7 @@ from foveate.records.geometry import View
 from foveate.records.images import NEEDS_EXTRA, BadImage, is_passing
 from foveate.records.labeling import execute, find_failure, in_order, say_resumed
 from foveate.species.boxes import NOTICE, SOURCE, BoxesResult, add_boxes
-from foveate.species.crops import Views, ViewSettings
+from foveate.species.crops import CropSettings, Views
 from foveate.species.hints import match_places
 from foveate.species.predictions import (
     BOXES,
@@ -138,7 +138,7 @@ def predict(
             inside = collection_path.resolve().is_relative_to(folder.resolve())
             rows = collection.rows(settings.split)
             # Features are of whatever view they were computed from.
-            view = model.view if settings.features is None else ViewSettings(view="whole")
+            view = model.view if settings.features is None else CropSettings(view="whole")
             views = Views(collection, rows, view)
             place_columns_N, cameras = _match_places(model, collection)
             detectors = name_detectors(collection.table("observations"), [collection.keys[row] for row in rows])

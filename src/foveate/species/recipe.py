@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from foveate.core.devices import TrainingPrecision
 from foveate.core.errors import UserError, choose
 from foveate.core.recipes import Settings
-from foveate.species.crops import ViewSettings
+from foveate.species.crops import CropSettings
 from foveate.species.scores import SCORES
 from foveate.training.epochs import with_default
 from foveate.training.settings import TrainingSettings
@@ -146,7 +146,7 @@ class SpeciesRecipe(Settings):
     encoder: dict[str, Any] = Field(_ENCODER, description="`kind` and the fields of that encoder")
     train_encoder: bool = Field(False, description="train the encoder as well (official), instead of cached features")
     graph: GraphSettings = GraphSettings()
-    view: ViewSettings = ViewSettings()
+    view: CropSettings = CropSettings()
     data: SpeciesData = SpeciesData()
     training: LinkTraining = LinkTraining()
     prior: Literal["histogram", "learned", "none"] = Field(

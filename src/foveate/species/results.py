@@ -177,7 +177,7 @@ class SampleImage(ResultModel):
     steps: list[str] = []
 
 
-class Finding(ResultModel):
+class SurveyFinding(ResultModel):
     """A doubtful part of the survey, found by a check."""
 
     subject: str
@@ -214,7 +214,7 @@ class SpeciesResult(RunResult):
     coordinate_digits: int | None = None
     samples: list[SampleImage] = []
     failures: dict[str, int] = {}
-    findings: list[Finding] = []
+    findings: list[SurveyFinding] = []
     clocks: list[ClockHint] = []
     places: list[PlaceHint] = []
     repeated: list[RepeatedBox] = []

@@ -20,11 +20,11 @@ ABSTAINED, FAILED = -1, -2
 # Parts of 256 images: 16 MB in all for 500 classes.
 _CACHED_PARTS = 32
 DETECTED = ("animal", "human", "vehicle")
-"""Kinds of a detection, as `Detections.kinds_N` counts them; -1 is none."""
+"""Kinds of a detection, as `BestDetections.kinds_N` counts them; -1 is none."""
 
 
 @dataclass(frozen=True)
-class Detections:
+class BestDetections:
     """The best detection of each image.
 
     Args:
@@ -38,10 +38,10 @@ class Detections:
     scores_N: Floats
     is_judged_N: NDArray[np.bool_] | None = None
 
-    def take(self, rows: Any) -> Detections:
+    def take(self, rows: Any) -> BestDetections:
         """Return the detections of some images."""
         is_judged_N = None if self.is_judged_N is None else self.is_judged_N[rows]
-        return Detections(self.kinds_N[rows], self.scores_N[rows], is_judged_N)
+        return BestDetections(self.kinds_N[rows], self.scores_N[rows], is_judged_N)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Rows:
     places_R2: Floats
     hours_R: Floats
     days_R: Floats
-    detections: Detections
+    detections: BestDetections
     images_R: Integers
     answers_R: Integers
     scores_R: Floats

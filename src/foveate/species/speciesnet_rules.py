@@ -32,7 +32,7 @@ NUM_CLASSES = 5
 Regions = Mapping[str, Sequence[str]]
 
 
-class Prediction(NamedTuple):
+class EnsemblePrediction(NamedTuple):
     """A seven-field label, its score, and which part decided: "classifier", "detector", "classifier+geofence+..."."""
 
     label: str
@@ -108,7 +108,7 @@ class SpeciesNetRules:
 
     def roll_up(
         self, labels: Sequence[str], scores: Sequence[float], ranks: Sequence[str], *, threshold: float
-    ) -> Prediction | None:
+    ) -> EnsemblePrediction | None:
         """Return the first rank whose best taxon that is not blocked has a summed score above `threshold`.
 
         Args:
@@ -130,22 +130,22 @@ class SpeciesNetRules:
             # max() returns the first of equals, as the published loop does.
             best = max(open_sums, key=open_sums.__getitem__, default=None)
             if best is not None and open_sums[best] > threshold:
-                return Prediction(best, open_sums[best], f"classifier+rollup_to_{rank}")
+                return EnsemblePrediction(best, open_sums[best], f"classifier+rollup_to_{rank}")
         return None
 
-    def apply_geofence(self, labels: Sequence[str], scores: Sequence[float]) -> Prediction:
+    def apply_geofence(self, labels: Sequence[str], scores: Sequence[float]) -> EnsemblePrediction:
         """Return the top class, or the taxon above it that the geofence lets through."""
         if not self.is_blocked(labels[0]):
-            return Prediction(labels[0], scores[0], "classifier")
+            return EnsemblePrediction(labels[0], scores[0], "classifier")
         # The sum of an ancestor holds the top score itself and may equal it up to rounding.
         higher = self.roll_up(labels, scores, _ROLL_UP_OF_BLOCKED, threshold=scores[0] - 1e-10)
         if higher is None:
-            return Prediction(UNKNOWN, scores[0], "classifier+geofence+rollup_failed")
+            return EnsemblePrediction(UNKNOWN, scores[0], "classifier+geofence+rollup_failed")
         return higher._replace(source=higher.source.replace("classifier+", "classifier+geofence+", 1))
 
     def combine(
         self, labels: Sequence[str], scores: Sequence[float], *, detection: str, confidence: float
-    ) -> Prediction:
+    ) -> EnsemblePrediction:
         """Decide one image from its best classes and its best detection.
 
         Args:
@@ -160,15 +160,15 @@ class SpeciesNetRules:
         is_human = top == HUMAN or (detection == "human" and top == VEHICLE)
         by_both = detection in ("human", "vehicle") and confidence > 0.2
         if detection == "human" and by_detector:
-            return Prediction(HUMAN, confidence, "detector")
+            return EnsemblePrediction(HUMAN, confidence, "detector")
         if by_both and is_human and score > 0.5:
-            return Prediction(HUMAN, score, "classifier")
+            return EnsemblePrediction(HUMAN, score, "classifier")
         if detection == "vehicle" and by_detector:
-            return Prediction(VEHICLE, confidence, "detector")
+            return EnsemblePrediction(VEHICLE, confidence, "detector")
         if detection == "vehicle" and by_both and top == VEHICLE and score > 0.4:
-            return Prediction(VEHICLE, score, "classifier")
+            return EnsemblePrediction(VEHICLE, score, "classifier")
         if top == BLANK and ((confidence < 0.2 and score > 0.5) or score > 0.99):
-            return Prediction(BLANK, score, "classifier")
+            return EnsemblePrediction(BLANK, score, "classifier")
         seen = detection == "animal" and confidence > 0.2
         if top not in (BLANK, HUMAN, VEHICLE) and (score > 0.8 or (score > 0.65 and seen)):
             return self.apply_geofence(labels, scores)
@@ -176,8 +176,8 @@ class SpeciesNetRules:
         if higher is not None:
             return higher
         if detection == "animal" and confidence > 0.5:
-            return Prediction(ANIMAL, confidence, "detector")
-        return Prediction(UNKNOWN, score, "classifier")
+            return EnsemblePrediction(ANIMAL, confidence, "detector")
+        return EnsemblePrediction(UNKNOWN, score, "classifier")
 
 
 def _make_key(parts: Sequence[str]) -> str:

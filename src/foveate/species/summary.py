@@ -38,7 +38,7 @@ from foveate.species.hints import (
     find_repeated_boxes,
 )
 from foveate.species.predictions import FAILED, Predictions
-from foveate.species.results import CameraRow, Finding, SampleImage, SpeciesResult, TaxonRow
+from foveate.species.results import CameraRow, SampleImage, SpeciesResult, SurveyFinding, TaxonRow
 from foveate.survey.checks import check_survey
 from foveate.survey.survey import Survey
 
@@ -210,10 +210,10 @@ def _list_cameras(
     return rows
 
 
-def list_findings(survey: Survey) -> list[Finding]:
+def list_findings(survey: Survey) -> list[SurveyFinding]:
     """Return what `species check` finds doubtful, as the page shows it."""
     return [
-        Finding(subject=entry.subject, text=entry.detail or entry.meaning, count=entry.count)
+        SurveyFinding(subject=entry.subject, text=entry.detail or entry.meaning, count=entry.count)
         for entry in check_survey(survey).findings
     ]
 

@@ -110,13 +110,13 @@ Size = Annotated[Number, Field(ge=1e-15, le=1)]
 Positive = Annotated[Number, Field(ge=0)]
 
 
-class Row(BaseModel):
+class TableRow(BaseModel):
     """A row of a table: columns in the order of the standard, an empty cell is None."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
-class DeploymentRow(Row):
+class DeploymentRow(TableRow):
     deploymentID: Text
     locationID: Text | None = None
     locationName: Text | None = None
@@ -160,7 +160,7 @@ class DeploymentRow(Row):
     deploymentComments: Text | None = None
 
 
-class MediaRow(Row):
+class MediaRow(TableRow):
     mediaID: Text
     deploymentID: Text
     captureMethod: Literal["activityDetection", "timeLapse"] | None = None
@@ -174,7 +174,7 @@ class MediaRow(Row):
     mediaComments: Text | None = None
 
 
-class ObservationRow(Row):
+class ObservationRow(TableRow):
     observationID: Text
     deploymentID: Text
     mediaID: Text | None = None
@@ -205,7 +205,7 @@ class ObservationRow(Row):
     observationComments: Text | None = None
 
 
-TABLES: dict[str, type[Row]] = {"deployments": DeploymentRow, "media": MediaRow, "observations": ObservationRow}
+TABLES: dict[str, type[TableRow]] = {"deployments": DeploymentRow, "media": MediaRow, "observations": ObservationRow}
 KEYS = {"deployments": "deploymentID", "media": "mediaID", "observations": "observationID"}
 REFERENCES = {"media": ("deployments",), "observations": ("deployments", "media")}
 

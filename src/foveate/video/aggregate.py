@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.video.layout import Layout, Pool, grid_side
+from foveate.video.layout import Layout, TokenPool, grid_side
 from foveate.video.strategies import SlowStrategy, Strategy
 
 
-def pool_tokens(tokens_ND: Tensor, pool: Pool) -> Tensor:
+def pool_tokens(tokens_ND: Tensor, pool: TokenPool) -> Tensor:
     """Pool the tokens of one image, row by row, to [K, D]; the input is left as it is."""
     if pool.kind == "none":
         return tokens_ND
@@ -57,7 +57,7 @@ def _flatten_map(map_1DHW: Tensor) -> Tensor:
     return map_1DHW[0].permute(1, 2, 0).flatten(0, 1)
 
 
-def _reduce(first: Tensor, second: Tensor, pool: Pool) -> Tensor:
+def _reduce(first: Tensor, second: Tensor, pool: TokenPool) -> Tensor:
     """Reduce two tensors elementwise: slices and one operation, where a reduction over a new axis is slower."""
     if pool.reduction == "max":
         return torch.maximum(first, second)
@@ -71,7 +71,7 @@ def _reduce(first: Tensor, second: Tensor, pool: Pool) -> Tensor:
 class _Write(NamedTuple):
     """What an image contributes to a block: rows from `start`, or its share in bins of time."""
 
-    pool: Pool
+    pool: TokenPool
     block: int
     start: int
     bins: tuple[int, ...] = ()
@@ -109,7 +109,7 @@ class FrameAggregator:
         self._check(tokens_ND)
         if self._rows_LD is None:
             self._rows_LD = tokens_ND.new_empty(self.layout.num_tokens, tokens_ND.shape[1])
-        pooled: dict[Pool, Tensor] = {}
+        pooled: dict[TokenPool, Tensor] = {}
         for write in self._writes[self._num_added]:
             # Blocks may share a pool, and a frame that repeats is pooled once.
             if write.pool not in pooled:

@@ -32,7 +32,7 @@ Reduction = Literal["max", "avg"]
 _TEMPORAL_BINS = Grid(12, 12), 16  # rows and columns, bins of time: constants of the official spatial_temporal_pool
 
 
-class Pool(NamedTuple):
+class TokenPool(NamedTuple):
     """How the tokens of one image become fewer.
 
     Attributes:
@@ -89,23 +89,23 @@ def grid_side(image_tokens: int) -> int:
     return side
 
 
-def operator_pool(operator: Operator) -> tuple[Pool, int]:
+def operator_pool(operator: Operator) -> tuple[TokenPool, int]:
     """Split an official operator into its pool of one image and its bins of time (0: frame after frame)."""
-    pools: dict[Operator, tuple[Pool, int]] = {
-        "concat": (Pool(), 0),
-        "spatial_1d_max_pool": (Pool("pairs", "max"), 0),
-        "spatial_1d_avg_pool": (Pool("pairs"), 0),
-        "spatial_2d_max_pool": (Pool("squares", "max"), 0),
-        "spatial_2d_avg_pool": (Pool("squares"), 0),
+    pools: dict[Operator, tuple[TokenPool, int]] = {
+        "concat": (TokenPool(), 0),
+        "spatial_1d_max_pool": (TokenPool("pairs", "max"), 0),
+        "spatial_1d_avg_pool": (TokenPool("pairs"), 0),
+        "spatial_2d_max_pool": (TokenPool("squares", "max"), 0),
+        "spatial_2d_avg_pool": (TokenPool("squares"), 0),
         # A mean over a box is a mean over time of means over space: frames need not wait for one another.
-        "spatial_temporal_pool": (Pool("adaptive", grid=_TEMPORAL_BINS[0]), _TEMPORAL_BINS[1]),
-        "temporal_global_pool": (Pool(), 1),
-        "grid_1x2": (Pool("row_pairs", "max"), 0),
+        "spatial_temporal_pool": (TokenPool("adaptive", grid=_TEMPORAL_BINS[0]), _TEMPORAL_BINS[1]),
+        "temporal_global_pool": (TokenPool(), 1),
+        "grid_1x2": (TokenPool("row_pairs", "max"), 0),
     }
     return pools[operator]
 
 
-class Block(NamedTuple):
+class RowBlock(NamedTuple):
     """Consecutive rows of the result.
 
     Attributes:
@@ -116,7 +116,7 @@ class Block(NamedTuple):
 
     path: str
     images: tuple[int, ...]
-    pool: Pool = Pool()
+    pool: TokenPool = TokenPool()
     bins: int = 0
 
     def bin_ranges(self) -> list[range]:
@@ -137,7 +137,7 @@ class Layout:
 
     image_tokens: int
     images: tuple[TowerImage, ...]
-    blocks: tuple[Block, ...]
+    blocks: tuple[RowBlock, ...]
     warnings: tuple[str, ...] = ()
 
     @cached_property

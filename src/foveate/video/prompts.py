@@ -31,7 +31,7 @@ _PROBE = ("What is the person doing?", ("cooking", "reading a book", "running", 
 _SLOT = re.compile(r"(\{video\}|\{question\}|\{options\}|\{answer\})")
 
 
-class Prompt(NamedTuple):
+class VideoPrompt(NamedTuple):
     """The text in front of the video and behind it; the answer goes on where it ends."""
 
     before: tuple[Piece, ...]
@@ -50,7 +50,7 @@ class PromptTemplate:
     text: str
     framed: bool = True
 
-    def fill(self, frame: ChatFrame, question: str, options: Sequence[str] = ()) -> Prompt:
+    def fill(self, frame: ChatFrame, question: str, options: Sequence[str] = ()) -> VideoPrompt:
         """Fill in a question and its options; nothing in them is a slot or a mark."""
         values = {"{question}": question, "{options}": write_options(options)}
         parts: dict[str, list[Piece]] = {"{start}": [], "{video}": [], "{answer}": []}
@@ -63,14 +63,14 @@ class PromptTemplate:
                 parts[part].append(Piece(values.get(piece, piece), piece in values))
         before, after, answer = parts.values()
         if not self.framed:
-            return Prompt(tuple(before), (*after, *answer))
+            return VideoPrompt(tuple(before), (*after, *answer))
         # The start of the answer must not run into the last word of the frame, as in "ASSISTANT:".
         tail = Piece(frame.tail if not answer or frame.tail[-1:].isspace() else f"{frame.tail} ")
         if frame.leads:
             line = [Piece(" ".join(text.split()), is_user) for text, is_user in (*before, *after)]
             spaced = [part for piece in line if piece.text for part in (Piece(" "), piece)][1:]
-            return Prompt((), (Piece(frame.head), *spaced, tail, *answer))
-        return Prompt((Piece(frame.head), *before), (Piece(frame.middle), *after, tail, *answer))
+            return VideoPrompt((), (Piece(frame.head), *spaced, tail, *answer))
+        return VideoPrompt((Piece(frame.head), *before), (Piece(frame.middle), *after, tail, *answer))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Prompts:
     ask: PromptTemplate
     choose: PromptTemplate
 
-    def fill(self, frame: ChatFrame, question: str, options: Sequence[str] = ()) -> Prompt:
+    def fill(self, frame: ChatFrame, question: str, options: Sequence[str] = ()) -> VideoPrompt:
         """Fill in a question, with options or none; raise UserError where a text is empty."""
         if not options:
             return self.ask.fill(frame, check_question(question))

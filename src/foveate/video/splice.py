@@ -15,7 +15,7 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.language.tokenizer import encode_pieces, list_start_ids
 from foveate.video.networks import Network
-from foveate.video.prompts import Prompt
+from foveate.video.prompts import VideoPrompt
 from foveate.video.strategies import Strategy
 
 # Fewer slow frames than these `--fit` does not leave.
@@ -29,7 +29,7 @@ class PromptIds(NamedTuple):
     after: list[int]
 
 
-def encode_prompt(network: Network, prompt: Prompt) -> PromptIds:
+def encode_prompt(network: Network, prompt: VideoPrompt) -> PromptIds:
     """Encode the text around a video.
 
     Each side is encoded by itself, and the first begins as the tokenizer begins a sequence, as in the official code.

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.recipes import Settings, validate
-from foveate.video.layout import OPERATORS, Block, Layout, Operator, Pool, Reduction, grid_side, operator_pool
+from foveate.video.layout import OPERATORS, Layout, Operator, Reduction, RowBlock, TokenPool, grid_side, operator_pool
 from foveate.vision.tiling import Grid, parse_grid
 from foveate.vision.video.collages import TowerImage, frame_images
 from foveate.vision.video.sampling import ChoiceRule, float_linspace, slow_positions
@@ -104,7 +104,7 @@ class SlowStrategy(Strategy):
             raise UserError(f"slow_indices: outside the clip (got {outside[0]}); expected 0 to {num_frames - 1}")
         return tuple(slow_indices)
 
-    def slow_block(self, images: Sequence[TowerImage], frames: Sequence[int]) -> Block:
+    def slow_block(self, images: Sequence[TowerImage], frames: Sequence[int]) -> RowBlock:
         """Lay out the rows of slow frames."""
         pool, bins = operator_pool(self.slow_pool)
         return frames_block("slow", images, frames, pool, bins)
@@ -122,9 +122,9 @@ class SlowStrategy(Strategy):
         return texts
 
 
-def grid_pool(grid: tuple[int, int], reduction: Reduction) -> Pool:
+def grid_pool(grid: tuple[int, int], reduction: Reduction) -> TokenPool:
     """Return the pool of the fast path."""
-    return Pool("adaptive", reduction, Grid(*grid))
+    return TokenPool("adaptive", reduction, Grid(*grid))
 
 
 def fast_warnings(grid: tuple[int, int] | None, image_tokens: int) -> list[str]:
@@ -135,11 +135,13 @@ def fast_warnings(grid: tuple[int, int] | None, image_tokens: int) -> list[str]:
     return []
 
 
-def frames_block(path: str, images: Sequence[TowerImage], frames: Sequence[int], pool: Pool, bins: int = 0) -> Block:
+def frames_block(
+    path: str, images: Sequence[TowerImage], frames: Sequence[int], pool: TokenPool, bins: int = 0
+) -> RowBlock:
     """Lay out the rows of frames that are among `images`, in this order."""
     # Keyed by all frames of an image, so that a collage of several is never taken for one of them.
     positions = {image.frames: position for position, image in enumerate(images)}
-    return Block(path, tuple(positions[frame,] for frame in frames), pool, bins)
+    return RowBlock(path, tuple(positions[frame,] for frame in frames), pool, bins)
 
 
 def pooled_layout(num_frames: int, image_tokens: int, operator: Operator) -> Layout:
@@ -328,7 +330,7 @@ class ImageGrid(Strategy):
         if rows * columns > 1:
             tiles = [Grid(row, column) for row in range(rows) for column in range(columns)]
             images += [TowerImage(frames, cells, tile, Grid(rows, columns)) for tile in tiles]
-        return Layout(image_tokens, tuple(images), (Block("grid", tuple(range(len(images)))),))
+        return Layout(image_tokens, tuple(images), (RowBlock("grid", tuple(range(len(images)))),))
 
 
 # Strategy `ts`: tokens sampled evenly from all tokens of all frames, then one thumbnail of a few frames.
@@ -354,10 +356,10 @@ class ThumbnailSampling(Strategy):
         shares = np.split(tokens % image_tokens, np.cumsum(counts)[:-1])
         images = [*frame_images(frames.tolist()), self._thumbnail(num_frames)]
         blocks = [
-            Block("sampled", (image,), Pool("select", indices=tuple(share.tolist())))
+            RowBlock("sampled", (image,), TokenPool("select", indices=tuple(share.tolist())))
             for image, share in enumerate(shares)
         ]
-        blocks.append(Block("thumbnail", (len(images) - 1,)))
+        blocks.append(RowBlock("thumbnail", (len(images) - 1,)))
         return Layout(image_tokens, tuple(images), tuple(blocks), tuple(warnings))
 
     def _thumbnail(self, num_frames: int) -> TowerImage:

@@ -77,7 +77,7 @@ VARIANTS = ("safe", "probe", "hot", "oracle")
 
 
 @dataclass(frozen=True)
-class Case:
+class FineTuningCase:
     """A fine-tuning on some classes, to compare the estimates of gamma.
 
     Attributes:
@@ -100,11 +100,11 @@ class Case:
 HALF = {GLYPHS: 18, EMOJI: 12}
 CLASSES = {GLYPHS: 36, EMOJI: 24, DIGITS: 10}
 CASES = (
-    *(Case(GLYPHS, seen, "safe") for seen in (5, 9, 18, 27)),
-    *(Case(GLYPHS, seen, recipe) for recipe, seen in (("head", 5), ("head", 18), ("adamw", 5))),
-    *(Case(EMOJI, seen, "safe") for seen in (3, 5, 8, 12, 18, 21)),
-    *(Case(EMOJI, seen, recipe) for recipe in ("head", "adamw") for seen in (5, 12)),
-    *(Case(DIGITS, seen, recipe) for recipe in ("safe", "head", "adamw") for seen in (3, 5, 7)),
+    *(FineTuningCase(GLYPHS, seen, "safe") for seen in (5, 9, 18, 27)),
+    *(FineTuningCase(GLYPHS, seen, recipe) for recipe, seen in (("head", 5), ("head", 18), ("adamw", 5))),
+    *(FineTuningCase(EMOJI, seen, "safe") for seen in (3, 5, 8, 12, 18, 21)),
+    *(FineTuningCase(EMOJI, seen, recipe) for recipe in ("head", "adamw") for seen in (5, 12)),
+    *(FineTuningCase(DIGITS, seen, recipe) for recipe in ("safe", "head", "adamw") for seen in (3, 5, 7)),
 )
 SHARES = (
     ("below a third", 0.0, FEW_SEEN),
@@ -223,7 +223,7 @@ DESIGN = Design(
 
 
 @dataclass(frozen=True)
-class Scale:
+class CalibrationScale:
     """Size of the study; part of the identity of its cells."""
 
     source_per_class: int
@@ -234,7 +234,9 @@ class Scale:
     seeds: int
 
 
-FULL = Scale(source_per_class=300, target_per_class=60, pretraining_epochs=8, epochs=20, pseudo_splits=3, seeds=5)
+FULL = CalibrationScale(
+    source_per_class=300, target_per_class=60, pretraining_epochs=8, epochs=20, pseudo_splits=3, seeds=5
+)
 # Seeds are not part of a grid's identity: the full study can go on in the folder of a quick run, with its cells.
 QUICK = replace(FULL, seeds=2)
 
@@ -353,7 +355,7 @@ class CalibrationStudy(GridStudy):
 
     def further_tables(self) -> list[dict[str, Any]]:
         """Return the gain in Y/Y by share of seen classes, and Y/Y by estimate of gamma for every case."""
-        finished: dict[Case, list[dict[str, float]]] = {}
+        finished: dict[FineTuningCase, list[dict[str, float]]] = {}
         for case in CASES:
             paths = sorted((self.folder / "cells").glob(f"{case.world}-{case.variant}-seed*.json"))
             if paths:
@@ -377,7 +379,9 @@ class CalibrationStudy(GridStudy):
         return [{"title": "Which gamma", "note": note, "columns": columns, "lines": lines}, *tables]
 
 
-def _share_line(title: str, low: float, high: float, finished: dict[Case, list[dict[str, float]]]) -> list[str]:
+def _share_line(
+    title: str, low: float, high: float, finished: dict[FineTuningCase, list[dict[str, float]]]
+) -> list[str]:
     """Return a line of the table of gains: the cases whose share of seen classes lies in [low, high)."""
     cases = [case for case in finished if low <= case.seen / CLASSES[case.world] < high]
     cells = [values for case in cases for values in finished[case]]
@@ -391,7 +395,7 @@ def _share_line(title: str, low: float, high: float, finished: dict[Case, list[d
     return line
 
 
-def _case_line(case: Case, cells: list[dict[str, float]]) -> list[str]:
+def _case_line(case: FineTuningCase, cells: list[dict[str, float]]) -> list[str]:
     """Return a line of the table of cases from the values of its cells, one per split."""
 
     def mean(row: str) -> str:

@@ -38,7 +38,7 @@ DIGIT_NAMES = [str(number) for number in range(10)]
 
 
 @dataclass(frozen=True)
-class World:
+class FineTuningWorld:
     """A pre-trained classifier, and training and test arrays of the target."""
 
     before: Classifier
@@ -97,7 +97,7 @@ def prepare_glyphs(folder: Path, *, source_per_class: int, target_per_class: int
         _pretrain(glyph_network, builtin.CLASSES, samples, folder, epochs=epochs, learning_rate=2e-3, batch=128)
 
 
-def open_glyphs(folder: Path) -> World:
+def open_glyphs(folder: Path) -> FineTuningWorld:
     """Open the world of `prepare_glyphs`."""
     return _open(folder, glyph_network(), builtin.CLASSES)
 
@@ -130,7 +130,7 @@ def held_out(group: str) -> bool:
     return uniform("calibration study", group) < TEST_SHARE
 
 
-def open_emoji(folder: Path) -> World:
+def open_emoji(folder: Path) -> FineTuningWorld:
     """Open the world of `prepare_emoji`."""
     arrays, names = emoji_arrays(folder / "features.npz")
     return _open(folder, FeatureNetwork(arrays["features"].shape[1], classes=len(names)), names)
@@ -162,12 +162,12 @@ def digit_network() -> FeatureNetwork:
     return FeatureNetwork(64, classes=len(DIGIT_NAMES))
 
 
-def open_digits(folder: Path) -> World:
+def open_digits(folder: Path) -> FineTuningWorld:
     """Open the world of `prepare_digits`."""
     return _open(folder, digit_network(), DIGIT_NAMES)
 
 
-def open_world(folder: Path) -> World:
+def open_world(folder: Path) -> FineTuningWorld:
     """Open the world in a folder that is named after it.
 
     Raises:
@@ -241,11 +241,11 @@ def _save(path: Path, arrays: NDArray[Any], labels: NDArray[Any]) -> None:
         np.savez(handle, arrays=arrays, labels=labels)
 
 
-def _open(folder: Path, network: nn.Module, names: Any) -> World:
+def _open(folder: Path, network: nn.Module, names: Any) -> FineTuningWorld:
     network.load_state_dict(load_file(folder / "before.safetensors"), strict=True)
     samples = {}
     for name in ("train", "test"):
         with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
             samples[name] = array_images(file["arrays"], file["labels"])
     before = Classifier(network, head_name="head", names=names).eval()
-    return World(before, samples["train"], samples["test"])
+    return FineTuningWorld(before, samples["train"], samples["test"])

@@ -231,7 +231,7 @@ DESIGN = Design(
 
 
 @dataclass(frozen=True)
-class Scale:
+class ClocScale:
     """Size of the study; part of the identity of its cells."""
 
     train_scenes: int
@@ -245,11 +245,11 @@ class Scale:
 STUDY_SCENES = 11  # seed of the series of scenes
 # Margins were fixed before the first run. Then the batch was cut from 112 to 80 to save time; by then one training
 # of four variants at batch 64 had been seen.
-FULL = Scale(train_scenes=3000, test_scenes=400, steps=300, batch_size=80, map_drawings=8, seeds=5)
-QUICK = Scale(train_scenes=1200, test_scenes=150, steps=150, batch_size=80, map_drawings=4, seeds=2)
+FULL = ClocScale(train_scenes=3000, test_scenes=400, steps=300, batch_size=80, map_drawings=8, seeds=5)
+QUICK = ClocScale(train_scenes=1200, test_scenes=150, steps=150, batch_size=80, map_drawings=4, seeds=2)
 
 
-def overrides(cell: Cell, scale: Scale) -> list[str]:
+def overrides(cell: Cell, scale: ClocScale) -> list[str]:
     """Return the overrides of the recipe for a cell."""
     coarse = ["image_encoder.image_size=128", "data.regions_per_image=2"] if cell.condition == COARSE else []
     return [

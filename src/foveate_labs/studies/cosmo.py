@@ -222,7 +222,7 @@ DESIGN = Design(
 
 
 @dataclass(frozen=True)
-class Scale:
+class CosmoScale:
     """Size of the study; part of the identity of its cells.
 
     Attributes:
@@ -239,8 +239,8 @@ class Scale:
 
 
 # Small, because every seed draws a world of its own, and intervals are over these five worlds.
-FULL = Scale(train=400, held_out=200, test=300, dim=128, passes=36, seeds=5)
-QUICK = Scale(train=240, held_out=80, test=80, dim=32, passes=6, seeds=2)
+FULL = CosmoScale(train=400, held_out=200, test=300, dim=128, passes=36, seeds=5)
+QUICK = CosmoScale(train=240, held_out=80, test=80, dim=32, passes=6, seeds=2)
 _MEASURED = {
     CONTEXTS: measure_contexts,
     SEEN_AS: measure_views,

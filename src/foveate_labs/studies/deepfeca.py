@@ -141,7 +141,7 @@ DESIGN = Design(
 
 
 @dataclass(frozen=True)
-class Scale:
+class DeepFecaScale:
     """Size of the study; part of the identity of its cells."""
 
     rounds: int
@@ -149,8 +149,8 @@ class Scale:
     seeds: int
 
 
-FULL = Scale(rounds=10, conditions=tuple(WORLDS), seeds=5)
-QUICK = Scale(rounds=10, conditions=("digits-some", "drawn-few"), seeds=2)
+FULL = DeepFecaScale(rounds=10, conditions=tuple(WORLDS), seeds=5)
+QUICK = DeepFecaScale(rounds=10, conditions=("digits-some", "drawn-few"), seeds=2)
 
 
 class DeepfecaStudy(point_sets.PointSetStudy):

@@ -185,15 +185,15 @@ DESIGN = Design(
 
 
 @dataclass(frozen=True)
-class Scale:
+class FecaScale:
     """Conditions and seeds to run; cells depend on the names of conditions alone."""
 
     conditions: tuple[str, ...]
     seeds: int
 
 
-FULL = Scale(conditions=tuple(WORLDS), seeds=5)
-QUICK = Scale(conditions=("clear-even", "clear-some", "clear-few", "uneven-few", "digits-some"), seeds=2)
+FULL = FecaScale(conditions=tuple(WORLDS), seeds=5)
+QUICK = FecaScale(conditions=("clear-even", "clear-some", "clear-few", "uneven-few", "digits-some"), seeds=2)
 
 
 def drawn(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -175,7 +175,7 @@ DESIGN = Design(
 
 
 @dataclass(frozen=True)
-class Scale:
+class FedneScale:
     """Size of the study; part of the identity of its cells."""
 
     rounds: int
@@ -184,8 +184,8 @@ class Scale:
     seeds: int
 
 
-FULL = Scale(rounds=60, conditions=tuple(WORLDS), variants=tuple(VARIANTS), seeds=5)
-QUICK = Scale(
+FULL = FedneScale(rounds=60, conditions=tuple(WORLDS), variants=tuple(VARIANTS), seeds=5)
+QUICK = FedneScale(
     rounds=60,
     conditions=(SHARDS, EVEN),
     variants=("fedavg", "grid", "exact", "shuffled", "local", "global"),

@@ -242,7 +242,7 @@ DESIGN = Design(
 
 
 @dataclass(frozen=True)
-class Scale(TrainingScale):
+class FerretScale(TrainingScale):
     """Size of the study; part of the identity of its cells.
 
     Attributes:
@@ -261,7 +261,7 @@ class Scale(TrainingScale):
     boxes: int
 
 
-FULL = Scale(
+FULL = FerretScale(
     train_regions=160,
     test_regions=80,
     train_sizes=160,
@@ -278,7 +278,7 @@ FULL = Scale(
     seeds=5,
 )
 # A check that everything runs; after such short trainings the numbers say nothing.
-QUICK = Scale(
+QUICK = FerretScale(
     train_regions=40,
     test_regions=20,
     train_sizes=24,

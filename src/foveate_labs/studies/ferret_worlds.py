@@ -38,7 +38,7 @@ from foveate_labs.studies.mllm_worlds import SEED, draw_asked_scene, load_things
 from foveate_labs.worlds.asked_images import AskedImage, Position, write_asked_images
 from foveate_labs.worlds.scenes.compose import Finish, put_in_cell
 from foveate_labs.worlds.scenes.grounds import draw_ground
-from foveate_labs.worlds.scenes.scene import VISIBLE, Plan, make_cutout_layer, render
+from foveate_labs.worlds.scenes.scene import VISIBLE, ScenePlan, make_cutout_layer, render
 from foveate_labs.worlds.scenes.scene_collection import LICENSE
 from foveate_labs.worlds.scenes.strokes import draw_point, draw_stroke
 
@@ -53,7 +53,7 @@ _BATCH = 16
 
 
 @dataclass(frozen=True)
-class World:
+class SceneSettings:
     """How the scenes of a condition are drawn.
 
     Attributes:
@@ -71,11 +71,11 @@ class World:
     repeats: bool = False
 
 
-_SIZES = World(names=40, cells=4, things=8, longest=(0.02, 0.2), size=2 * VIEW)
+_SIZES = SceneSettings(names=40, cells=4, things=8, longest=(0.02, 0.2), size=2 * VIEW)
 WORLDS = {
-    "layout": World(names=10, cells=3, things=6, longest=(0.2, 0.3), repeats=True),
+    "layout": SceneSettings(names=10, cells=3, things=6, longest=(0.2, 0.3), repeats=True),
     # Larger than their cells: a box shows parts of its neighbors.
-    "shapes": World(names=40, cells=3, things=6, longest=(0.26, 0.5)),
+    "shapes": SceneSettings(names=40, cells=3, things=6, longest=(0.26, 0.5)),
     "sizes-448": _SIZES,
     "sizes-672": replace(_SIZES, size=3 * VIEW),
 }
@@ -119,7 +119,7 @@ def draw_pointed_scene(condition: str, position: Position) -> PointedImage:
         )
         for cutout, cell in zip(cutouts, cells, strict=True)
     )
-    scene = render(Plan(ground, layers, tuple(cutouts), ("",) * len(cutouts), Finish.draw(rng)), rng)
+    scene = render(ScenePlan(ground, layers, tuple(cutouts), ("",) * len(cutouts), Finish.draw(rng)), rng)
     things = []
     for name, placed in zip(names, scene.objects, strict=True):
         box = placed.box.to_pixels(world.size, world.size) if placed.box else None

@@ -29,7 +29,7 @@ from foveate_labs.worlds.scenes.compose import Finish, Layer, make_layer
 from foveate_labs.worlds.scenes.counting import load_countable
 from foveate_labs.worlds.scenes.grounds import draw_ground
 from foveate_labs.worlds.scenes.language import NUMERALS
-from foveate_labs.worlds.scenes.scene import Plan, Scene, make_cutout_layer, render
+from foveate_labs.worlds.scenes.scene import Scene, ScenePlan, make_cutout_layer, render
 from foveate_labs.worlds.scenes.scene_collection import LICENSE, make_scene_row
 from foveate_labs.worlds.screens.questions import draw_asked_screen
 from foveate_labs.worlds.sheets import find_font_size, load_font
@@ -118,7 +118,7 @@ def draw_asked_scene(position: Position, *, formats: Sequence[str] = ()) -> list
     layers = [_put_in_quarter(rng, layer, divmod(int(q), 2)) for layer, q in zip(layers, quarters, strict=True)]
     sources = (*cutouts, None) if word else tuple(cutouts)
     texts = ("",) * len(cutouts) + ((word,) if word else ())
-    scene = render(Plan(ground, tuple(layers), sources, texts, Finish.draw(rng)), rng)
+    scene = render(ScenePlan(ground, tuple(layers), sources, texts, Finish.draw(rng)), rng)
     key = scene_key(position)
     row = make_scene_row(scene, key=key, split=split)
     questions = _Questions(key)
@@ -301,7 +301,7 @@ def draw_asked_thing(position: Position) -> list[AskedImage]:
     ground = draw_ground(rng, size=SCENE, held_out=split == "test")
     layer = make_cutout_layer(rng, cutout, SCENE, longest=(0.4, 0.7))
     top, left = (int(rng.uniform(0, max(SCENE - side, 1))) for side in layer.rgba_hw4.shape[:2])
-    scene = render(Plan(ground, (layer.at(left, top),), (cutout,), ("",), Finish.draw(rng)), rng)
+    scene = render(ScenePlan(ground, (layer.at(left, top),), (cutout,), ("",), Finish.draw(rng)), rng)
     key = _thing_key(position)
     row = make_scene_row(scene, key=key, split=split)
     questions = _Questions(key)

@@ -17,8 +17,8 @@ from foveate_labs.studies.petl_trainings import (
     OPTIONS,
     RATES,
     RATES_OF_FULL,
+    PetlScale,
     PetlTrainings,
-    Scale,
     bootstrap,
     read_logits,
 )
@@ -208,7 +208,7 @@ DESIGN = Design(
 )
 
 
-FULL = Scale(
+FULL = PetlScale(
     source_per_class=300,
     pool_per_class=20,
     shots=10,

@@ -21,7 +21,7 @@ from foveate_labs.studies.petl_worlds import (
     EMOJI,
     GLYPHS,
     ROTATION,
-    World,
+    AdaptationWorld,
     open_emoji,
     open_glyph_world,
     open_rotation,
@@ -126,7 +126,7 @@ ALL, FEATURES = "all", "features"  # trains every method; solves a head on the f
 
 
 @dataclass(frozen=True)
-class Scale:
+class PetlScale:
     """Size of the study; part of the identity of its cells."""
 
     source_per_class: int
@@ -164,7 +164,7 @@ class PetlTrainings(GridStudy):
         work = _Cell(self, cell.condition, cell.seed, cell_folder(self.folder, cell))
         return work.solve_probe() if cell.variant == FEATURES else work.measure()
 
-    def world(self, condition: str) -> World:
+    def world(self, condition: str) -> AdaptationWorld:
         """Open the world of a condition."""
         folder = self.folder / condition
         if condition == ROTATION:

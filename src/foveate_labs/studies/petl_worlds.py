@@ -45,7 +45,7 @@ GLYPH_PREPROCESS = Preprocess(size=builtin.SIZE, mean=_HALF, std=_HALF)
 
 
 @dataclass(frozen=True)
-class World:
+class AdaptationWorld:
     """A network with a classifier, and labeled images.
 
     Attributes:
@@ -78,7 +78,7 @@ def prepare_emoji(folder: Path, *, epochs: int) -> None:
         _distil(arrays, folder, epochs=epochs)
 
 
-def open_emoji(folder: Path) -> World:
+def open_emoji(folder: Path) -> AdaptationWorld:
     """Open subcategories of emoji: Noto to train on, Twemoji of the held-out concepts as the shifted test."""
     with np.load(folder / "images.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in ("pixels", "source", "style", "subcategory", "held_out")}
@@ -103,7 +103,7 @@ def open_emoji(folder: Path) -> World:
     assert not unexpected
     pixels = torch.from_numpy(arrays["pixels"])
     preprocess = Preprocess(size=SIZE, mean=_HALF, std=_HALF)
-    return World(
+    return AdaptationWorld(
         LoadedBackbone(network.eval(), preprocess, {"kind": "study"}),
         False,
         labeled_pixels("emoji", names, labels, splits, pixels),
@@ -121,7 +121,7 @@ def prepare_glyph_world(folder: Path, *, source_per_class: int, pool_per_class: 
             np.savez(handle, arrays=drawn.images, labels=drawn.labels)
 
 
-def open_glyph_world(folder: Path) -> World:
+def open_glyph_world(folder: Path) -> AdaptationWorld:
     """Open 36 characters: five disturbed fonts to train on, the clean fonts as the shifted test."""
     with seeded(0):
         network = glyph_network()
@@ -135,7 +135,7 @@ def open_glyph_world(folder: Path) -> World:
     data = labeled_pixels(
         "glyphs", builtin.CLASSES, np.concatenate(labels), np.array(splits), torch.from_numpy(np.concatenate(images))
     )
-    return World(LoadedBackbone(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), True, data)
+    return AdaptationWorld(LoadedBackbone(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), True, data)
 
 
 def labeled_pixels(
@@ -308,7 +308,7 @@ def rotated(images_N1HW: NDArray[np.float32], degrees_N: NDArray[Any]) -> NDArra
     return turned
 
 
-def open_rotation(folder: Path, weights: Path) -> World:
+def open_rotation(folder: Path, weights: Path) -> AdaptationWorld:
     """Open the images of `prepare_rotation` and the glyph network of a weights file with a new head."""
     with seeded(0):
         network: Any = glyph_network()
@@ -317,4 +317,4 @@ def open_rotation(folder: Path, weights: Path) -> World:
     with np.load(folder / "images.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in ("pixels", "labels", "split")}
     data = labeled_pixels("rotation", CLASSES, arrays["labels"], arrays["split"], torch.from_numpy(arrays["pixels"]))
-    return World(LoadedBackbone(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), False, data)
+    return AdaptationWorld(LoadedBackbone(network.eval(), GLYPH_PREPROCESS, {"kind": "study"}), False, data)

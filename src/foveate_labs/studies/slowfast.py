@@ -173,7 +173,7 @@ DESIGN = Design(
 
 
 @dataclass(frozen=True)
-class Scale:
+class SlowFastScale:
     """Size of the study; part of the identity of its cells.
 
     Attributes:
@@ -188,8 +188,8 @@ class Scale:
     seeds: int
 
 
-FULL = Scale(clips=16, trials=100, watched_clips=16, steps=1200, seeds=5)
-QUICK = Scale(clips=4, trials=10, watched_clips=2, steps=4, seeds=2)
+FULL = SlowFastScale(clips=16, trials=100, watched_clips=16, steps=1200, seeds=5)
+QUICK = SlowFastScale(clips=4, trials=10, watched_clips=2, steps=4, seeds=2)
 
 
 class SlowFastStudy(GridStudy):

@@ -52,7 +52,7 @@ _ANSWER_TOKENS = 4
 _IGNORED = -100
 
 
-class Sample(NamedTuple):
+class TileSample(NamedTuple):
     """An image in tiles [K, 64, 64, 3], with a question, its answer, and the measure that it counts for."""
 
     tiles: Sequence[Image.Image]
@@ -130,7 +130,7 @@ def list_seen(viewing: Viewing, order: Sequence[int] | None) -> set[int]:
     return indices if order is None else {order[index] for index in indices}
 
 
-def draw_sample(split: str, seed: int, index: int, *, easy: bool = False) -> Sample:
+def draw_sample(split: str, seed: int, index: int, *, easy: bool = False) -> TileSample:
     """Draw an image of one to four panels with a question about it; easy ones have one panel and a flash."""
     rng = seeds.generator("study slowfast image", split, seed, index)
     world = BUSY if easy else _TRAINED[rng.integers(len(_TRAINED))]
@@ -147,7 +147,7 @@ def draw_sample(split: str, seed: int, index: int, *, easy: bool = False) -> Sam
     images = [Image.fromarray(clip.frame(frame).pixels_HW3) for frame in panels]
     if len(images) > 1 and rng.random() < _COLLAGE:
         images = [_paste_panels(images)]
-    return Sample(images, question.question.prompt, question.question.short, name_measure(question))
+    return TileSample(images, question.question.prompt, question.question.short, name_measure(question))
 
 
 def _paste_panels(images: Sequence[Image.Image]) -> Image.Image:
@@ -229,7 +229,7 @@ def train(folder: Path, *, steps: int, seed: int, device: str | None) -> None:
     unfinished.rename(folder)
 
 
-def encode_sample(network: Network, sample: Sample) -> tuple[list[int], list[int], Tensor]:
+def encode_sample(network: Network, sample: TileSample) -> tuple[list[int], list[int], Tensor]:
     """Return ids of the prompt and of the answer, and the pixels of the tiles."""
     before, after = encode_prompt(network, PLAIN.ask.fill(network.frame, sample.question))
     assert network.tokenizer is not None

@@ -154,7 +154,7 @@ _PER_FRAME, _PER_PIXEL = 8, 4
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class ClipCase:
     """A clip, its questions, its frames, and the order in which the control "shuffled" shows them."""
 
     clip: SceneClip
@@ -207,7 +207,7 @@ def cut_patches(frames_THW3: Pixels) -> Tensor:
     return torch.from_numpy(grid.transpose(0, 1, 3, 2, 4, 5).reshape(count, -1, _DEPTH).astype(np.float32))
 
 
-def draw_cases(world: str, *, clips: int, seed: int) -> list[Case]:
+def draw_cases(world: str, *, clips: int, seed: int) -> list[ClipCase]:
     """Draw the test clips of a seed, with their questions."""
     cases = []
     for index in range(clips):
@@ -215,19 +215,19 @@ def draw_cases(world: str, *, clips: int, seed: int) -> list[Case]:
         # One stream per clip, so that a run with fewer clips has the first ones of a larger run.
         rng = seeds.generator("study slowfast", world, seed, index)
         frames = np.stack([frame.pixels_HW3 for frame in clip])
-        cases.append(Case(clip, ask_clip(clip, rng), frames, rng.permutation(len(clip))))
+        cases.append(ClipCase(clip, ask_clip(clip, rng), frames, rng.permutation(len(clip))))
     return cases
 
 
 def score_world(world: str, arms: Mapping[str, Arm], *, clips: int, seed: int) -> dict[str, float]:
     """Read the clips of a world with every arm; return its measures as "arm/measure"."""
     cases = draw_cases(world, clips=clips, seed=seed)
-    sources: dict[str, Source] = {}
+    sources: dict[str, PatchSource] = {}
     values = {}
     for key, arm in arms.items():
         # Cut into patches once for all arms that see the same frames.
         if arm.frames not in sources:
-            sources[arm.frames] = Source(cases, arm.frames)
+            sources[arm.frames] = PatchSource(cases, arm.frames)
         readings = sources[arm.frames].read(arm)
         scores = _SCORES.get(world, score_plates)(cases, readings)
         scores |= score_evidence(cases, readings) | {"tokens": float(len(readings[0].rows_LD))}
@@ -235,10 +235,10 @@ def score_world(world: str, arms: Mapping[str, Arm], *, clips: int, seed: int) -
     return values
 
 
-class Source:
+class PatchSource:
     """Patches of the frames of all cases, as they are or as a control shows them; the last case says positions."""
 
-    def __init__(self, cases: Sequence[Case], kind: str) -> None:
+    def __init__(self, cases: Sequence[ClipCase], kind: str) -> None:
         self.cases, self.kind = cases, kind
         clips = [arrange_frames(case, kind) for case in cases]
         self.frames_CTHW3 = np.stack([*clips, draw_positions(clips[0].shape[1])])
@@ -287,7 +287,7 @@ class Source:
             aggregator.add(tokens_NCD.flatten(1))
         return aggregator.finish().unflatten(1, (len(members), _DEPTH)).numpy()
 
-    def _list_seen(self, layout: Layout, sampled: list[int], case: Case) -> dict[str, frozenset[int]]:
+    def _list_seen(self, layout: Layout, sampled: list[int], case: ClipCase) -> dict[str, frozenset[int]]:
         """List the frames of the clip that each path reads; none where frames are blank or averaged over time."""
         seen: dict[str, set[int]] = {}
         for block in layout.blocks:
@@ -299,7 +299,7 @@ class Source:
         return {path: frozenset(frames) for path, frames in seen.items()}
 
 
-def arrange_frames(case: Case, kind: str) -> Pixels:
+def arrange_frames(case: ClipCase, kind: str) -> Pixels:
     """Return the frames of a clip as they are, "shuffled", "blank", or cut to a grid with an "odd" side."""
     if kind == "blank":
         return np.full_like(case.frames_THW3, _GRAY)
@@ -317,7 +317,7 @@ def draw_positions(side: int) -> Pixels:
     return frames_THW3
 
 
-def score_evidence(cases: Sequence[Case], readings: Sequence[Reading]) -> dict[str, float]:
+def score_evidence(cases: Sequence[ClipCase], readings: Sequence[Reading]) -> dict[str, float]:
     """Return the share of questions whose evidence is among the frames that are read, in all and by path."""
     evidence = [question.evidence for case in cases for question in case.questions]
     paths: dict[str, Callable[[Reading], frozenset[int]]] = {"evidence": lambda reading: reading.seen}
@@ -332,7 +332,7 @@ def score_evidence(cases: Sequence[Case], readings: Sequence[Reading]) -> dict[s
     }
 
 
-def score_plates(cases: Sequence[Case], readings: Sequence[Reading]) -> dict[str, float]:
+def score_plates(cases: Sequence[ClipCase], readings: Sequence[Reading]) -> dict[str, float]:
     """Return how often the digit is read, the frame of the flash is among the tokens, and both."""
     values: dict[str, list[bool]] = {key: [] for key in ("digit", "flash", "both", "digit_distance", "both_distance")}
     for case, reading in zip(cases, readings, strict=True):
@@ -347,7 +347,7 @@ def score_plates(cases: Sequence[Case], readings: Sequence[Reading]) -> dict[str
     return {key: fmean(each) for key, each in values.items()}
 
 
-def score_order(cases: Sequence[Case], readings: Sequence[Reading]) -> dict[str, float]:
+def score_order(cases: Sequence[ClipCase], readings: Sequence[Reading]) -> dict[str, float]:
     """Return how often the reader knows which of two things comes first; a tie counts half."""
     right = []
     for case, reading in zip(cases, readings, strict=True):
@@ -362,7 +362,7 @@ def score_order(cases: Sequence[Case], readings: Sequence[Reading]) -> dict[str,
     return {"order": float(fmean(right))}
 
 
-def score_direction(cases: Sequence[Case], readings: Sequence[Reading]) -> dict[str, float]:
+def score_direction(cases: Sequence[ClipCase], readings: Sequence[Reading]) -> dict[str, float]:
     """Return how often the reader knows which way a thing moves; without a trace of it a guess counts a fourth."""
     right = []
     for case, reading in zip(cases, readings, strict=True):

@@ -34,7 +34,7 @@ LABELED_SCENES, TEACHER_SCENES = 31, 32  # seeds of the two series of scenes: im
 
 
 @dataclass(frozen=True)
-class Labeling:
+class LabelingVariant:
     """A way to label: whose captions of which kind, which phrases, which boxes.
 
     captioner: "own" (a captioner trained on the teacher's scenes), "oracle" (rendered from the truth), or "" for the
@@ -51,12 +51,12 @@ class Labeling:
 
 # Pairs differ in one thing: captions (own, oracle), boxes (oracle, oracle-boxes), phrases (alt-phrases, ngrams).
 LABELINGS = (
-    Labeling("own", "own", "dsc"),
-    Labeling("oracle", "oracle", "dsc"),
-    Labeling("oracle-boxes", "oracle", "dsc", detector="annotations"),
-    Labeling("alt-phrases", "", "alt"),
-    Labeling("ngrams", "", "alt", phrases="ngrams"),
-    Labeling("shuffled", "oracle", "dsc", shuffled=True),
+    LabelingVariant("own", "own", "dsc"),
+    LabelingVariant("oracle", "oracle", "dsc"),
+    LabelingVariant("oracle-boxes", "oracle", "dsc", detector="annotations"),
+    LabelingVariant("alt-phrases", "", "alt"),
+    LabelingVariant("ngrams", "", "alt", phrases="ngrams"),
+    LabelingVariant("shuffled", "oracle", "dsc", shuffled=True),
 )
 
 
@@ -303,7 +303,7 @@ DESIGN = Design(
 
 
 @dataclass(frozen=True)
-class Scale:
+class VeslScale:
     """Size of the study; part of the identity of its cells."""
 
     train_scenes: int
@@ -317,7 +317,7 @@ class Scale:
 
 
 # A first run with 800 scenes and 150 steps was too short: with true regions .028 of the names were right.
-FULL = Scale(
+FULL = VeslScale(
     train_scenes=2000,
     test_scenes=300,
     teacher_scenes=3000,
@@ -327,7 +327,7 @@ FULL = Scale(
     batch_size=80,
     seeds=5,
 )
-QUICK = Scale(
+QUICK = VeslScale(
     train_scenes=300,
     test_scenes=100,
     teacher_scenes=1000,
@@ -351,7 +351,7 @@ def training_overrides(steps: int, batch_size: int) -> list[str]:
     ]
 
 
-def overrides(cell: Cell, scale: Scale, sources: Mapping[str, str]) -> list[str]:
+def overrides(cell: Cell, scale: VeslScale, sources: Mapping[str, str]) -> list[str]:
     """Return the overrides of the recipe for a cell.
 
     Args:

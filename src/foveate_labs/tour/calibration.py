@@ -26,7 +26,7 @@ from foveate.training.classification import Predictions
 from foveate.vision.feature_cache import FeatureCache
 from foveate.vision.lite0 import Lite0Encoder, unpack_maps
 from foveate_labs.studies.calibration import EMOJI, FULL, RATES
-from foveate_labs.studies.calibration_worlds import World, emoji_arrays, held_out, open_emoji, prepare_emoji
+from foveate_labs.studies.calibration_worlds import FineTuningWorld, emoji_arrays, held_out, open_emoji, prepare_emoji
 from foveate_labs.studies.image_features import average_maps
 
 NUM_EXAMPLES = {"absent": 6, "seen": 3}  # images on the page whose answer gamma changes
@@ -126,7 +126,7 @@ def _pretrained_on(folder: Path) -> int:
 def _examples(
     collection: Collection,
     run: Path,
-    world: World,
+    world: FineTuningWorld,
     groups: ClassGroups,
     first: Predictions,
     tested: Predictions,

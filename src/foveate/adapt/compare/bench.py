@@ -46,7 +46,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Fit:
+class BenchOutcome:
     """Outcome of one training.
 
     Attributes:
@@ -108,7 +108,7 @@ class Bench:
         peek: bool = False,
         save: Path | None = None,
         keep_head: bool = False,
-    ) -> Fit:
+    ) -> BenchOutcome:
         """Train one candidate on `rows` and return the logits of `test`.
 
         Args:
@@ -161,7 +161,7 @@ class Bench:
         memory: bool,
         peek: bool,
         save: Path | None,
-    ) -> Fit:
+    ) -> BenchOutcome:
         # Another data set: nothing that is cached belongs to it.
         if self._cache is None or self._cache.images is not images:
             self._cache = FrozenCache(self.network, images, max_bytes=self.max_bytes)
@@ -206,7 +206,7 @@ class Bench:
             save_adapter(adapted, save)
         # Checkpoints of hundreds of candidates would fill a disk; the result is in memory now.
         shutil.rmtree(folder, ignore_errors=True)
-        return Fit(
+        return BenchOutcome(
             logits=logits,
             labels=images.labels_N[readable],
             rows=readable,

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.adapt.backbones import map_backbone
-from foveate.adapt.compare.grids import Candidate, Grid, load_grid
-from foveate.adapt.compare.pricing import Plan, PlannedTraining, Speed, measure_speed, plan, price_trainings
+from foveate.adapt.compare.grids import Candidate, VariantGrid, load_grid
+from foveate.adapt.compare.pricing import (
+    ComparisonPlan,
+    ForwardSpeed,
+    PlannedTraining,
+    measure_speed,
+    plan,
+    price_trainings,
+)
 from foveate.adapt.compare.recipe import CompareRecipe, CompareTask, max_parameters
 from foveate.adapt.data import load_images
 from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
@@ -173,10 +180,10 @@ class Comparison:
         data: Mapping[str, LabeledImages] | None = None,
     ) -> None:
         self.recipe = recipe
-        self.grid: Grid = load_grid(recipe.grid)
+        self.grid: VariantGrid = load_grid(recipe.grid)
         self.network = network or load_backbone(recipe.backbone, seed=recipe.seed)
         self._in_memory = dict(data or {})
-        self._speeds: dict[str, Speed] = {}
+        self._speeds: dict[str, ForwardSpeed] = {}
         self._open: tuple[str, LabeledImages, RowSplit] | None = None
         self.tasks: dict[str, ComparedTask] = {}
         for task in recipe.tasks:  # fail early: a mistake in the last task shows before the first training
@@ -184,7 +191,7 @@ class Comparison:
         backbone = map_backbone(self.network.model, self.network.modules)
         # The budget may be a share of the network, so the network comes first.
         max_trained = max_parameters(recipe.budget, backbone.num_parameters())
-        self.plan: Plan = plan(self.network, self.grid, recipe.methods, max_trained=max_trained)
+        self.plan: ComparisonPlan = plan(self.network, self.grid, recipe.methods, max_trained=max_trained)
 
     def open_task(self, task: CompareTask) -> tuple[LabeledImages, RowSplit]:
         """Return the images and rows of a task; those of one task at a time are in memory."""

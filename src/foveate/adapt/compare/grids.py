@@ -67,7 +67,7 @@ def _format_value(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Grid:
+class VariantGrid:
     """Variants with their axes; the last axis changes fastest.
 
     Attributes:
@@ -140,12 +140,12 @@ def _published(
     common: Axes,
     methods: Mapping[str, str] | None = None,
     **training: Any,
-) -> Grid:
+) -> VariantGrid:
     of = {variant: (methods or {}).get(variant, variant) for variant in options}
     # The study trains its linear probe as every other method, and chooses its learning rate.
     training.setdefault("head_solver", "steps")
     axes = {variant: _merge_axes(of[variant], axes, common) for variant, axes in options.items()}
-    return Grid(name, axes, of, training, description)
+    return VariantGrid(name, axes, of, training, description)
 
 
 _NO_OPTIONS = ("linear", "full", "bitfit", "difffit", "layernorm", "ssf")
@@ -208,7 +208,7 @@ def _wider() -> tuple[dict[str, Axes], dict[str, str]]:
     return options, of
 
 
-def _many(name: str, description: str, scales: Sequence[float], warmup: float, *, wide: bool = False) -> Grid:
+def _many(name: str, description: str, scales: Sequence[float], warmup: float, *, wide: bool = False) -> VariantGrid:
     options, of = _by_size({"houlsby": scales, "fact-tk": scales})
     if wide:
         more, of_more = _wider()
@@ -220,7 +220,7 @@ def _many(name: str, description: str, scales: Sequence[float], warmup: float, *
     )
 
 
-def _clever() -> Grid:
+def _clever() -> VariantGrid:
     options, of = _by_size({"houlsby": (0.1,), "fact-tk": (0.01,)})
     common: Axes = {DROP_PATH: (0.0,), RATE: (5e-4, 1e-3), DECAY: (1e-4,)}
     description = "the study's Clevr distance: sizes 1 to 256, a domain far from the pre-training"
@@ -229,7 +229,7 @@ def _clever() -> Grid:
     )
 
 
-def _robust(*, wide: bool = False) -> Grid:
+def _robust(*, wide: bool = False) -> VariantGrid:
     options: dict[str, Axes] = {
         **{name: {} for name in _NO_OPTIONS},
         "vpt-deep": {"prompts": (50,)},
@@ -253,7 +253,7 @@ def _robust(*, wide: bool = False) -> Grid:
     return _published("clip-wide", f"{description}, sizes 1 to 256", {**others, **sizes}, common, of, **training)
 
 
-def _quick() -> Grid:
+def _quick() -> VariantGrid:
     # Every method with its defaults; full tuning breaks at rates that small parts need.
     options: dict[str, Axes] = {name: {} for name in _VTAB}
     grid = _published(
@@ -268,14 +268,14 @@ def _quick() -> Grid:
     return grid
 
 
-def _fair() -> Grid:
+def _fair() -> VariantGrid:
     description = "vtab1k, and for full also the learning rates 0.00001 and 0.0001, which the study did not try"
     grid = _published("fair", description, _VTAB, _VTAB_COMMON, **_VTAB_TRAINING)
     grid.axes["full"] = {**grid.axes["full"], RATE: (1e-5, 1e-4, 1e-3, 1e-2)}
     return grid
 
 
-GRIDS: dict[str, Grid] = {
+GRIDS: dict[str, VariantGrid] = {
     grid.name: grid
     for grid in (
         _quick(),
@@ -291,7 +291,7 @@ GRIDS: dict[str, Grid] = {
 }
 
 
-def load_grid(text: str) -> Grid:
+def load_grid(text: str) -> VariantGrid:
     """Return a published grid by its name, or read one from a YAML file.
 
     Raises:
@@ -310,7 +310,7 @@ def load_grid(text: str) -> Grid:
     return _parse_grid(path, content)
 
 
-def _parse_grid(path: Path, content: Any) -> Grid:
+def _parse_grid(path: Path, content: Any) -> VariantGrid:
     if not isinstance(content, dict) or not isinstance(content.get("methods"), dict) or not content["methods"]:
         raise UserError(f"{path}: field 'methods' is missing; a grid names methods with lists of values")
     for key in content:
@@ -329,7 +329,7 @@ def _parse_grid(path: Path, content: Any) -> Grid:
         fields = dict(fields or {}) if isinstance(fields, dict | None) else {"": fields}
         of[name] = get_method(str(fields.pop("method", name))).name.replace("_", "-")
         axes[name] = {**common, **dict(_axes(path, f"methods.{name}", fields))}
-    grid = Grid(path.stem, axes, of, dict(training), f"of {path.name}")
+    grid = VariantGrid(path.stem, axes, of, dict(training), f"of {path.name}")
     for name in axes:
         for candidate in grid.candidates(name):
             parse_settings(candidate.method)  # names a wrong option here, not in the middle of the work

@@ -13,7 +13,7 @@ import torch
 
 from foveate.adapt.backbone import Backbone
 from foveate.adapt.backbones import map_backbone
-from foveate.adapt.compare.grids import Candidate, Grid
+from foveate.adapt.compare.grids import Candidate, VariantGrid
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.prefix import frozen_extent
 from foveate.adapt.recipe import AdaptTraining
@@ -44,7 +44,7 @@ class CandidateSize:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """The candidates of a comparison.
 
     Attributes:
@@ -69,11 +69,13 @@ def candidate_key(candidate: Candidate) -> str:
     return json.dumps(candidate.method, sort_keys=True)
 
 
-def plan(network: LoadedBackbone, grid: Grid, methods: Sequence[str], *, max_trained: int | None) -> Plan:
+def plan(
+    network: LoadedBackbone, grid: VariantGrid, methods: Sequence[str], *, max_trained: int | None
+) -> ComparisonPlan:
     """Try the shapes of every candidate on the network.
 
     Args:
-        methods: names, see `Grid.select`.
+        methods: names, see `VariantGrid.select`.
         max_trained: parameters allowed, without the head.
 
     Raises:
@@ -107,7 +109,7 @@ def plan(network: LoadedBackbone, grid: Grid, methods: Sequence[str], *, max_tra
     if empty and len(empty) == len(candidates):
         raise UserError(f"method '{empty[0]}': no candidate fits: {refused[-1].reason}")
     left = {variant: of_variant for variant, of_variant in candidates.items() if of_variant}
-    return Plan(left, sizes, refused, backbone.num_parameters())
+    return ComparisonPlan(left, sizes, refused, backbone.num_parameters())
 
 
 def measure_candidate(options: dict[str, Any], backbone: Backbone) -> CandidateSize:
@@ -136,7 +138,7 @@ class PlannedTraining:
 
 
 @dataclass(frozen=True)
-class Speed:
+class ForwardSpeed:
     """Seconds and FLOPs of one image's forward pass."""
 
     seconds: float
@@ -149,7 +151,7 @@ _ELSEWHERE = "h100-80gb"
 
 
 @torch.no_grad()
-def measure_speed(network: LoadedBackbone, *, device: str = "auto") -> Speed:
+def measure_speed(network: LoadedBackbone, *, device: str = "auto") -> ForwardSpeed:
     """Measure the forward pass of a small batch."""
     backbone = map_backbone(network.model, network.modules)
     size = network.preprocess.side
@@ -159,10 +161,12 @@ def measure_speed(network: LoadedBackbone, *, device: str = "auto") -> Speed:
         pixels = torch.zeros(_IMAGES, channels, size, size, device=here.device)
         flops = count_forward(lambda: backbone.features(pixels))
         seconds = time_call(lambda: backbone.features(pixels), here.device)
-    return Speed(seconds / _IMAGES, flops / _IMAGES)
+    return ForwardSpeed(seconds / _IMAGES, flops / _IMAGES)
 
 
-def price_trainings(plan: Plan, trainings: Sequence[PlannedTraining], speed: Speed, **facts: Any) -> Price:
+def price_trainings(
+    plan: ComparisonPlan, trainings: Sequence[PlannedTraining], speed: ForwardSpeed, **facts: Any
+) -> Price:
     """Price trainings by variant on this machine, the longest first; `facts` are further ones of the price."""
     elsewhere, mfu = parse_hardware(_ELSEWHERE), PriceSettings().mfu
     seconds_elsewhere = 0.0

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.adapt.compare.bench import Bench, Fit
+from foveate.adapt.compare.bench import Bench, BenchOutcome
 from foveate.adapt.compare.comparison import Comparison, SelectedCandidate
 from foveate.adapt.compare.grids import Candidate
 from foveate.adapt.compare.pricing import check_hours
@@ -474,7 +474,7 @@ def _fit(
     memory: bool = False,
     peek: bool = False,
     save: Path | None = None,
-) -> Fit | None:
+) -> BenchOutcome | None:
     """Train a candidate; None where its loss was not finite."""
     recipe = comparison.recipe
     training = recipe.resolve_training(comparison.grid.training, candidate.training, seed=cell.seed)

@@ -34,7 +34,7 @@ from foveate.adapt.adapter import (
     select_blocks,
     upcast,
 )
-from foveate.adapt.backbone import Backbone, Block, InProjection, get_tensor
+from foveate.adapt.backbone import Backbone, InProjection, TransformerBlock, get_tensor
 from foveate.adapt.module_map import match_names
 from foveate.core.errors import UserError, nearest
 
@@ -193,7 +193,7 @@ def _features(layer: nn.Module) -> tuple[int, int]:
     return weight.shape[1], weight.shape[0]
 
 
-def find_targets(backbone: Backbone, settings: LoraSettings) -> tuple[list[Block], list[Target]]:
+def find_targets(backbone: Backbone, settings: LoraSettings) -> tuple[list[TransformerBlock], list[Target]]:
     """Return the blocks whose q, k and v share one pair, and the layers that have a pair each.
 
     Raises:
@@ -201,7 +201,7 @@ def find_targets(backbone: Backbone, settings: LoraSettings) -> tuple[list[Block
         UserError: a pattern matches none that can have a pair.
     """
     patterns = [target for target in settings.targets if _is_pattern(target)]
-    roles, shared = settings.roles() - set(patterns), list[Block]()
+    roles, shared = settings.roles() - set(patterns), list[TransformerBlock]()
     targets: dict[str, Target] = {}
     matched: set[str] = set()
     # Convolutions are found by type below, because networks without blocks have them, too.
@@ -236,7 +236,7 @@ def find_targets(backbone: Backbone, settings: LoraSettings) -> tuple[list[Block
     return shared, list(targets.values())
 
 
-def _can_share(block: Block) -> bool:
+def _can_share(block: TransformerBlock) -> bool:
     names = [letters for letters, _ in block.projections()]
     if names == ["qkv"]:
         return True
@@ -250,7 +250,9 @@ def _add(targets: dict[str, Target], backbone: Backbone, layer: nn.Module) -> No
     targets[name] = Target(name.replace(".", "/"), name, layer)
 
 
-def _add_projections(targets: dict[str, Target], backbone: Backbone, block: Block, letters: list[str]) -> None:
+def _add_projections(
+    targets: dict[str, Target], backbone: Backbone, block: TransformerBlock, letters: list[str]
+) -> None:
     for names, layer in block.projections():
         if set(names) <= set(letters) and len(names) == 1:
             _add(targets, backbone, layer)
@@ -268,7 +270,7 @@ def _add_projections(targets: dict[str, Target], backbone: Backbone, block: Bloc
                 targets[key] = Target(key.replace(".", "/"), name, layer, (number, len(names)))
 
 
-def _other_layers(block: Block) -> Iterator[tuple[str, nn.Module]]:
+def _other_layers(block: TransformerBlock) -> Iterator[tuple[str, nn.Module]]:
     if block.proj is not None:
         yield "proj", block.proj
     if block.fc1 is not None and block.fc2 is not None:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foveate.adapt.adapter import Adapter, Handle, Method, MethodSettings, hook_input, hook_output, select_blocks
-from foveate.adapt.backbone import Backbone, Block
+from foveate.adapt.backbone import Backbone, TransformerBlock
 
 # Learned tokens behind the others: both forms of visual prompt tuning.
 #
@@ -46,7 +46,7 @@ class PromptAdapter(Adapter[P]):
         self.dropout = nn.Dropout(settings.dropout)
 
     @abstractmethod
-    def blocks(self, backbone: Backbone) -> tuple[Block, ...]:
+    def blocks(self, backbone: Backbone) -> tuple[TransformerBlock, ...]:
         """Return the blocks in front of which prompts enter."""
 
     def first_block(self, backbone: Backbone) -> int:
@@ -90,7 +90,7 @@ class VptShallowSettings(PromptSettings):
 class VptShallowAdapter(PromptAdapter[VptShallowSettings]):
     """One set of n prompts: [1, n, D]."""
 
-    def blocks(self, backbone: Backbone) -> tuple[Block, ...]:
+    def blocks(self, backbone: Backbone) -> tuple[TransformerBlock, ...]:
         """Return the first block."""
         return backbone.require_blocks("vpt_shallow")[:1]
 
@@ -127,7 +127,7 @@ class VptDeepSettings(PromptSettings):
 class VptDeepAdapter(PromptAdapter[VptDeepSettings]):
     """A set of n prompts for each selected block: [blocks, n, D]."""
 
-    def blocks(self, backbone: Backbone) -> tuple[Block, ...]:
+    def blocks(self, backbone: Backbone) -> tuple[TransformerBlock, ...]:
         """Return the selected blocks."""
         return select_blocks(backbone, self.settings)
 

@@ -21,7 +21,7 @@ from foveate.caption.chat_requests import caption_request, length_class
 from foveate.caption.settings import TargetSettings
 from foveate.caption.targets.material import Material, read_material
 from foveate.caption.targets.rewriting import Rewriter, open_rewriter
-from foveate.caption.targets.rows import ALIGN_STAGE, FORMAT_STAGE, Row, write_rows
+from foveate.caption.targets.rows import ALIGN_STAGE, FORMAT_STAGE, TargetRow, write_rows
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import track
@@ -118,7 +118,7 @@ def prepare_captions(
     )
 
 
-def to_conversation(row: Row) -> Conversation:
+def to_conversation(row: TargetRow) -> Conversation:
     """Return a caption as the answer to the request for it."""
     request = caption_request(row.kind, length=length_class(row.tokens), alt=row.alt)
     turns = (Turn("user", f"{IMAGE}\n{request}"), Turn("assistant", row.target))
@@ -147,7 +147,7 @@ def _write_captions(
     *,
     seed: int,
     counts: Mapping[str, Counter[str]],
-) -> Iterator[Row]:
+) -> Iterator[TargetRow]:
     """Yield the rows of all images in parts, and add to the counts of written and dropped ones."""
     parts = range(0, len(materials), _IMAGES_PER_PART)
     for start in track(parts, description=f"captions, {_IMAGES_PER_PART} images at a time"):

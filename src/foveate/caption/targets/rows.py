@@ -34,7 +34,7 @@ _MISMATCH_DRAWS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TargetRow:
     """One training target.
 
     Attributes:
@@ -58,7 +58,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TargetRows:
     """The rows of both stages.
 
     Attributes:
@@ -66,10 +66,10 @@ class Rows:
         dropped: (stage, kind, reason) -> number.
     """
 
-    rows: list[Row]
+    rows: list[TargetRow]
     dropped: Counter[tuple[int, str, str]]
 
-    def of_stage(self, stage: int) -> list[Row]:
+    def of_stage(self, stage: int) -> list[TargetRow]:
         """Select the rows of one stage."""
         return [row for row in self.rows if row.stage == stage]
 
@@ -87,14 +87,14 @@ def write_rows(
     *,
     seed: int,
     others: Sequence[Material] | None = None,
-) -> Rows:
+) -> TargetRows:
     """Write the rows of both stages.
 
     Args:
         others: whose AltTexts are drawn as noise; by default `materials`.
     """
     others = materials if others is None else others
-    rows, dropped = list[Row](), Counter[tuple[int, str, str]]()
+    rows, dropped = list[TargetRow](), Counter[tuple[int, str, str]]()
     for stage in (FORMAT_STAGE, ALIGN_STAGE):
         for material, answers, provenance in _write_targets(materials, stage, rewriter):
             inputs = material.inputs() if settings.text_check else None
@@ -108,11 +108,11 @@ def write_rows(
                     continue
                 # AFC is the dsc with facts of the AltText: nothing needs to be rewritten for it.
                 afc = _make_afc_row(material, target, stage, provenance, others, settings, seed)
-                if isinstance(afc, Row):
+                if isinstance(afc, TargetRow):
                     rows.append(afc)
                 else:
                     dropped[stage, "afc", afc] += 1
-    return Rows(rows, dropped)
+    return TargetRows(rows, dropped)
 
 
 def _write_targets(
@@ -155,9 +155,9 @@ def check_target(kind: str, text: str, inputs: Sequence[str] | None) -> tuple[st
     return passed.caption, ""
 
 
-def _make_row(material: Material, kind: str, alt: str, target: str, stage: int, provenance: str) -> Row:
+def _make_row(material: Material, kind: str, alt: str, target: str, stage: int, provenance: str) -> TargetRow:
     tokens = count_clip_tokens(target)
-    return Row(material.key, material.row, kind, alt, target, material.source, stage, provenance, tokens)
+    return TargetRow(material.key, material.row, kind, alt, target, material.source, stage, provenance, tokens)
 
 
 def _make_afc_row(
@@ -168,7 +168,7 @@ def _make_afc_row(
     others: Sequence[Material],
     settings: TargetSettings,
     seed: int,
-) -> Row | str:
+) -> TargetRow | str:
     """Return the AFC row of an image, or the reason why it has none."""
     draw = seeds.generator("afc", seed, stage, material.key)
     inputs = material.inputs()

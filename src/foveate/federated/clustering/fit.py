@@ -14,7 +14,7 @@ from foveate.core.errors import UserError
 from foveate.federated.anomaly import note_suspect, warn_of_suspects
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Floats
-from foveate.federated.clustering.grouping import Pool
+from foveate.federated.clustering.grouping import CentroidPool
 from foveate.federated.clustering.lloyd import unit
 from foveate.federated.clustering.methods import Merged
 from foveate.federated.clustering.options import ClusteringOptions, load_method
@@ -225,14 +225,14 @@ def count_points(answers: dict[int, Message], options: ClusteringOptions) -> dic
     return {client: answer.number("points") for client, answer in answers.items()}
 
 
-def make_pool(answers: dict[int, Message]) -> tuple[Pool, dict[int, float]]:
+def make_pool(answers: dict[int, Message]) -> tuple[CentroidPool, dict[int, float]]:
     """Stack all centroids into one table; return it with the radius of each client that sent one."""
     centers = [answer.array("centers") for answer in answers.values()]
     # All or none: centroids weighted by points and centroids weighted by 1 cannot be mixed.
     sizes = [len(part) for part in centers]
     counted = all("counts" in answer.arrays for answer in answers.values())
     ones = [np.ones(size) for size in sizes]
-    pool = Pool(
+    pool = CentroidPool(
         centers=np.concatenate(centers),
         counts=np.concatenate([answer.array("counts") for answer in answers.values()] if counted else ones),
         trusted=np.concatenate(
@@ -250,7 +250,7 @@ def make_pool(answers: dict[int, Message]) -> tuple[Pool, dict[int, float]]:
     return pool, radii
 
 
-def _reduce_clusters(options: ClusteringOptions, pool: Pool) -> ClusteringOptions:
+def _reduce_clusters(options: ClusteringOptions, pool: CentroidPool) -> ClusteringOptions:
     """Options with no more clusters than there are distinct centroids, where fewer may be returned."""
     # Check this before the server step: most methods refuse a K above the number of distinct centroids.
     if options.on_few_groups != "return" or pool.distinct() >= options.clusters:
@@ -322,7 +322,7 @@ def cluster_pooled(points_ND: Floats, options: ClusteringOptions) -> Clustered:
 
 def merge_pooled(points_ND: Floats, options: ClusteringOptions) -> Merged:
     """Return centers by a method that is not federated, from all points in one place."""
-    everything = Pool(
+    everything = CentroidPool(
         points_ND,
         np.ones(len(points_ND)),
         np.ones(len(points_ND), dtype=bool),

@@ -25,7 +25,7 @@ class TooFewGroupsError(UserError):
 
 
 @dataclass(frozen=True)
-class Pool:
+class CentroidPool:
     """Centroids of all clients together.
 
     Attributes:
@@ -45,11 +45,11 @@ class Pool:
     def __len__(self) -> int:
         return len(self.centers)
 
-    def take(self, rows: np.ndarray) -> Pool:
+    def take(self, rows: np.ndarray) -> CentroidPool:
         """Select rows."""
-        return Pool(self.centers[rows], self.counts[rows], self.trusted[rows], self.client[rows], self.counted)
+        return CentroidPool(self.centers[rows], self.counts[rows], self.trusted[rows], self.client[rows], self.counted)
 
-    def sorted(self) -> Pool:
+    def sorted(self) -> CentroidPool:
         """Sort rows by their coordinates, so that no result depends on who answered first."""
         return self.take(lexicographic(self.centers))
 
@@ -150,7 +150,9 @@ def need_groups(groups: Groups, clusters: int, radius: str) -> None:
         )
 
 
-def radius_of_centroids(pool: Pool, radius_of_client: dict[int, float], rule: str, *, quantile: float) -> Floats:
+def radius_of_centroids(
+    pool: CentroidPool, radius_of_client: dict[int, float], rule: str, *, quantile: float
+) -> Floats:
     """Return the radius of each centroid from those of the clients, [Q].
 
     A client whose radius is undefined (NaN: fewer than two working centers) gets the median of the defined ones. Where
@@ -187,7 +189,7 @@ class RadiusGroups:
     supports: Floats
     rejected: float
 
-    def centers(self, pool: Pool) -> Floats:
+    def centers(self, pool: CentroidPool) -> Floats:
         """Count-weighted means of the groups, [K, D]."""
         counts = pool.counts
         return np.array([counts[rows] @ pool.centers[rows] / counts[rows].sum() for rows in self.members])
@@ -220,11 +222,11 @@ def radius_range(centers_QD: Floats) -> tuple[float, float]:
     return max(quantile, SMALLEST_SHARE * largest), largest
 
 
-def search(pool: Pool, clusters: int) -> list[RadiusGroups]:
+def search(pool: CentroidPool, clusters: int) -> list[RadiusGroups]:
     """Find the radii that give at least `clusters` groups, best first (ties: the smaller radius).
 
     Stops at the first radius with fewer groups. Seeds are those of most mass; ties go to the lower row, so the pool is
-    sorted first (`Pool.sorted`).
+    sorted first (`CentroidPool.sorted`).
     """
     low, high = radius_range(pool.centers)
     if not high > 0:
@@ -246,7 +248,7 @@ def search(pool: Pool, clusters: int) -> list[RadiusGroups]:
     return sorted(tried, key=lambda groups: (-groups.score, groups.radius))
 
 
-def _reached(pool: Pool, radii: Floats) -> tuple[np.ndarray, Floats]:
+def _reached(pool: CentroidPool, radii: Floats) -> tuple[np.ndarray, Floats]:
     """For each pair the number of the first radius that joins them, uint8 [Q, Q]; and the mass within each radius of
     each center, [Q, radii].
     """

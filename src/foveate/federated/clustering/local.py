@@ -243,6 +243,7 @@ def fuse(points_ND: Floats, local: Local, *, below: float = FUSE_BELOW) -> Local
         both = (labels == p) | (labels == q)
         centers[p] = points_ND[both].mean(0)
         labels[both] = p
+        # The labels behind q move up by one, as the list of centers does.
         labels[labels > q] -= 1
         del centers[q]
     return Local.of(points_ND, np.array(centers), labels)

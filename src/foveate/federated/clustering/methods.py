@@ -28,8 +28,8 @@ from foveate.core.errors import UserError
 from foveate.federated.clustering.distances import Floats, Labels, nearest, squared, sums
 from foveate.federated.clustering.grouping import (
     BEST,
+    CentroidPool,
     Groups,
-    Pool,
     TooFewGroupsError,
     group,
     group_means,
@@ -79,7 +79,7 @@ class Method:
 
     name: str
     note: str
-    merge: Callable[[Pool, ClusteringOptions, np.random.Generator, dict[int, float]], Merged]
+    merge: Callable[[CentroidPool, ClusteringOptions, np.random.Generator, dict[int, float]], Merged]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     uses: frozenset[str] = frozenset()
     counts: bool = True
@@ -108,7 +108,7 @@ _CONSENSUS_STEPS = 100
 _TIE = 1e-12
 
 
-def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: int) -> Merged:
+def consensus(pool: CentroidPool, clusters: int, rng: np.random.Generator, *, restarts: int) -> Merged:
     """Merge a pool into K centers; the order of its rows does not matter.
 
     Args:
@@ -121,7 +121,7 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
     # Sorted, so that the random starts do not depend on the order of clients.
     pool = pool.sorted()
     candidates: list[tuple[str, float, float, Floats]] = []
-    parts: dict[str, Pool] = {}
+    parts: dict[str, CentroidPool] = {}
     for name, part in (("all centroids", pool), ("trusted centroids", pool.take(pool.trusted))):
         parts[name] = part
         tried = search(part, clusters) if len(part) else []
@@ -165,7 +165,7 @@ def consensus(pool: Pool, clusters: int, rng: np.random.Generator, *, restarts: 
     return Merged(onto_trusted(pool, best.centers), report)
 
 
-def _describe_groups(part: Pool | None, radius: float, clusters: int) -> dict[str, Any]:
+def _describe_groups(part: CentroidPool | None, radius: float, clusters: int) -> dict[str, Any]:
     """Summarize the groups that the winning candidate began with: number, points in the K heaviest and in the others.
 
     None if it did not come from a radius: k-means++ has no groups, and rejects none.
@@ -183,7 +183,7 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def coinciding_centers(pool: Pool, clusters: int) -> tuple[Floats, Floats]:
+def coinciding_centers(pool: CentroidPool, clusters: int) -> tuple[Floats, Floats]:
     """Return the K centers on which most points coincide, and their masses: the groups of radius 0.
 
     For pools in which no radius of `search` gives enough groups.
@@ -195,7 +195,7 @@ def coinciding_centers(pool: Pool, clusters: int) -> tuple[Floats, Floats]:
     return rows[heaviest], mass[heaviest]
 
 
-def onto_trusted(pool: Pool, centers_KD: Floats) -> Floats:
+def onto_trusted(pool: CentroidPool, centers_KD: Floats) -> Floats:
     """Move each center to the weighted mean of the trusted centroids nearest to it.
 
     A center without any takes all centroids nearest to it, and stays where it is if there are none either.
@@ -210,7 +210,7 @@ def onto_trusted(pool: Pool, centers_KD: Floats) -> Floats:
 
 
 def _merge_by_consensus(
-    pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]
+    pool: CentroidPool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]
 ) -> Merged:
     """K centers by the best of several candidates."""
     return consensus(pool, options.clusters, rng, restarts=options.restarts)
@@ -238,7 +238,9 @@ def kfed_server(centers_QD: Floats, first: int, clusters: int, *, one_step: bool
     return run.centers, run.labels
 
 
-def _merge_by_kfed(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+def _merge_by_kfed(
+    pool: CentroidPool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]
+) -> Merged:
     """Farthest-first seeds from the first client on, then Lloyd. Clients are taken in the order of their numbers."""
     pool.need(options.clusters)
     # `all` is k-FED's own rule. With K centers per client, all seeds are the first client's; one seed does better.
@@ -248,7 +250,7 @@ def _merge_by_kfed(pool: Pool, options: ClusteringOptions, rng: np.random.Genera
 
 
 def _merge_by_radius(
-    pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]
+    pool: CentroidPool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]
 ) -> Merged:
     """Groups within a radius; the K of largest support become centers. A single group has all centroids."""
     # Counts weigh only where clients send them: the reconstruction itself asks for none.
@@ -282,7 +284,7 @@ def _report(groups: Groups, clusters: int) -> dict[str, object]:
     }
 
 
-def _k_aware(pool: Pool, options: ClusteringOptions) -> Merged:
+def _k_aware(pool: CentroidPool, options: ClusteringOptions) -> Merged:
     pool.need(options.clusters)
     tried = search(pool, options.clusters)
     if not tried:
@@ -295,7 +297,7 @@ def _k_aware(pool: Pool, options: ClusteringOptions) -> Merged:
 
 
 def _merge_by_weight(
-    pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]
+    pool: CentroidPool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]
 ) -> Merged:
     """Return the best of several starts by the weighted sum of squares.
 
@@ -311,7 +313,9 @@ def _merge_by_weight(
     return Merged(run.centers, {"weighted_sse": run.inertia, "restarts": options.restarts})
 
 
-def _merge_naively(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+def _merge_naively(
+    pool: CentroidPool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]
+) -> Merged:
     """Run k-means once from random rows."""
     pool.need(options.clusters)
     pool = pool.sorted()
@@ -319,7 +323,9 @@ def _merge_naively(pool: Pool, options: ClusteringOptions, rng: np.random.Genera
     return Merged(run.centers, {"sse": run.inertia})
 
 
-def _merge_pooled(pool: Pool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]) -> Merged:
+def _merge_pooled(
+    pool: CentroidPool, options: ClusteringOptions, rng: np.random.Generator, radii: dict[int, float]
+) -> Merged:
     """k-means of the pooled points; `pool` holds points here, not centroids."""
     clusters = local_kmeans(
         pool.centers,

@@ -31,6 +31,7 @@ def request_cost(request: Message) -> float:
     scale = float(request.number("noise"))
     if "clusters" in request.values:
         return max(1, int(request.number("noise_steps"))) * gaussian_cost(2.0, scale)
+    # The fit is a single sum, which a replaced point changes by at most one unit of the noise.
     return gaussian_cost(1.0 if request.kind.endswith("assign") else 2.0, scale)
 
 
@@ -42,6 +43,7 @@ def _exact(scale: float, grid: int = 1) -> Fraction:
 def clip_to_grid(points_ND: Floats, clip: float) -> NDArray[np.int64]:
     """Rows of norm at most `clip` in whole steps of the grid, rounded towards zero so that the norm stays below it."""
     norm_N = np.linalg.norm(points_ND, axis=1)
+    # A row of zeros has no norm to divide by; it stays as it is.
     scale_N = np.minimum(1.0, clip / np.maximum(norm_N, np.finfo(float).tiny))
     # The factor leaves room for rounding: the norm in whole steps is at most GRID, which is all the account needs.
     return np.trunc(points_ND * (scale_N * (GRID / clip) * (1 - 1e-12))[:, None]).astype(np.int64)
@@ -96,6 +98,7 @@ def noisy_kmeans(
         total_KD, count_K = noisy_sums(steps_ND, labels_N, clusters, clip=clip, noise=noise, min_count=min_count)
         filled_K = count_K > 0
         centers_KD[filled_K] = total_KD[filled_K] / count_K[filled_K, None]
+        # After the last step a new center would have no count.
         if filled_K.any() and step < steps - 1:
             # Empty ones split the largest: what was sent with noise may be used for anything.
             near = rng.standard_normal(centers_KD.shape) * (clip / (8 * np.sqrt(width)))
@@ -113,4 +116,5 @@ def noisy_inertia(points_ND: Floats, centers_KD: Floats, *, clip: float, noise: 
     square_N = np.minimum(nearest(clipped_ND, centers_KD)[1], max_square)
     total = int(np.trunc(square_N * (GRID / max_square)).astype(np.int64).sum())
     total += int(discrete_gaussian(_exact(noise, GRID), (1,))[0])
+    # Noise may take a small sum below 0, which no sum of squares is.
     return max(total, 0) * (max_square / GRID)

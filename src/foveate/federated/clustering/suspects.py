@@ -21,7 +21,7 @@ import numpy as np
 
 from foveate.federated.anomaly import MIN_CLIENTS, find_odd_sizes, find_outliers
 from foveate.federated.clustering.distances import Floats, Labels, blocks, distances
-from foveate.federated.clustering.grouping import Pool
+from foveate.federated.clustering.grouping import CentroidPool
 from foveate.federated.messages import Message
 
 # Factors of the median distance, on top of the spread among clients; see `find_outliers`.
@@ -34,7 +34,7 @@ MAX_SCALE = 1e6
 """No two units of a measurement in use are farther apart (nanogram and milligram, meter and micrometer)."""
 
 
-def find_suspects(pool: Pool) -> dict[int, str]:
+def find_suspects(pool: CentroidPool) -> dict[int, str]:
     """Reasons by suspected client; with fewer than four clients nothing is reported."""
     clients = np.unique(pool.client)
     if len(clients) < MIN_CLIENTS:
@@ -179,7 +179,7 @@ def find_suspicious_sums(centers_KD: Floats, answers: Mapping[int, Message], *, 
     return {client: "; ".join(listed) for client, listed in reasons.items()}
 
 
-def _to_other_clients(pool: Pool, clients: np.ndarray) -> Floats:
+def _to_other_clients(pool: CentroidPool, clients: np.ndarray) -> Floats:
     """Distance of each centroid to the nearest other client, and to the client in the middle of the others, [2, Q].
 
     The distance to a client is that to its nearest centroid.
@@ -199,7 +199,7 @@ def _to_other_clients(pool: Pool, clients: np.ndarray) -> Floats:
     return gap_2Q
 
 
-def _by_client(pool: Pool, values_Q: Floats) -> Floats:
+def _by_client(pool: CentroidPool, values_Q: Floats) -> Floats:
     """Return the median of each client's values."""
     return np.array([np.median(values_Q[pool.client == client]) for client in np.unique(pool.client)])
 

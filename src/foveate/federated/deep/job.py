@@ -338,11 +338,11 @@ class DeepJob(TrainingJob[DeepState]):
 
         return ChangedTransport(transport, add_options, sorted(self.sizes))
 
-    def finished(self, state: DeepState) -> Fitted:
+    def finished(self, state: DeepState) -> DeepClusteringFit:
         """Return the trained network with its centers."""
         assert self.network is not None
         set_weights(self.network, state.weights)
-        return Fitted(self.options, self.features, self.network.eval(), state)
+        return DeepClusteringFit(self.options, self.features, self.network.eval(), state)
 
     def save_remote(self, transport: Transport, state: DeepState, folder: Path) -> FeaturesResult:
         fitted = self.finished(state)
@@ -370,7 +370,7 @@ class DeepJob(TrainingJob[DeepState]):
 
 
 @dataclass
-class Fitted:
+class DeepClusteringFit:
     """Result of a training: the network and its state.
 
     Attributes:
@@ -414,7 +414,7 @@ def fit_clients(
     *,
     make_handlers: Callable[[Embedder, DeepOptions], dict[str, Handler]] = make_handlers,
     **more: Any,
-) -> Fitted:
+) -> DeepClusteringFit:
     """Train on the points of several clients in this process.
 
     Args:
@@ -426,7 +426,7 @@ def fit_clients(
     return job.finished(fit_in_process(job, clients, **more))
 
 
-def save_model(fitted: Fitted, folder: Path, *, clients: int, metrics: dict[str, Any] | None = None) -> Path:
+def save_model(fitted: DeepClusteringFit, folder: Path, *, clients: int, metrics: dict[str, Any] | None = None) -> Path:
     """Write a trained encoder with its centers as a model folder; return it."""
     options, scaling, state = fitted.options, fitted.state.scaling, fitted.network.state_dict()
     card = _CARD.format(
@@ -458,7 +458,7 @@ def save_model(fitted: Fitted, folder: Path, *, clients: int, metrics: dict[str,
     )
 
 
-def load_model(folder: str | Path) -> Fitted:
+def load_model(folder: str | Path) -> DeepClusteringFit:
     """Open a model folder, ready to `transform` and `predict`; the history of its training is not stored.
 
     Raises:
@@ -481,10 +481,10 @@ def load_model(folder: str | Path) -> Fitted:
     network.load_state_dict(weights)
     scaling = Scaling.read(config.get("scaling"), config["features"], where=str(path / CONFIG))
     state = DeepState(flatten_weights(network), options.width, centers, round=config["rounds"], scaling=scaling)
-    return Fitted(options, config["features"], network.eval(), state)
+    return DeepClusteringFit(options, config["features"], network.eval(), state)
 
 
-def result_fields(fitted: Fitted) -> dict[str, Any]:
+def result_fields(fitted: DeepClusteringFit) -> dict[str, Any]:
     """Fields of the result that are the same for a run in one process and a server over a network."""
     options, state = fitted.options, fitted.state
     return {
@@ -501,7 +501,7 @@ def result_fields(fitted: Fitted) -> dict[str, Any]:
     }
 
 
-def measure_cost(fitted: Fitted, quality: dict[str, float] | None = None) -> FeaturesMethod:
+def measure_cost(fitted: DeepClusteringFit, quality: dict[str, float] | None = None) -> FeaturesMethod:
     """Build one method's row in the result."""
     options, state = fitted.options, fitted.state
     return FeaturesMethod(

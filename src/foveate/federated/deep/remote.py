@@ -15,14 +15,14 @@ from foveate.federated.deep.encoder import build_network, prepare_samples
 from foveate.federated.deep.job import DeepJob
 from foveate.federated.deep.options import EMBEDDED, REMOTE_KINDS, SIZE, DeepOptions, request_options
 from foveate.federated.deep.protocol import embedded_request, handlers, train_request
-from foveate.federated.limits import Limits
+from foveate.federated.limits import ClientLimits
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.scaling import take_scale
 from foveate.metrics.neighbors import as_points
 
 
 def answer_remote(
-    points_ND: NDArray[np.floating], request: Message, client: int, limits: Limits | None = None
+    points_ND: NDArray[np.floating], request: Message, client: int, limits: ClientLimits | None = None
 ) -> Message:
     """Answer a server elsewhere, with a network built from the options that come with the request.
 
@@ -37,7 +37,7 @@ def answer_remote(
     """
     if request.kind not in REMOTE_KINDS:
         raise MessageError(f"'{request.kind}' is not answered over a network")
-    client_limits = limits or Limits()
+    client_limits = limits or ClientLimits()
     points = as_points(points_ND, what="the data")
     # Check this before any answer, sizes included: with fewer points than its own limit a client sends nothing at all.
     client_limits.need_points(len(points))

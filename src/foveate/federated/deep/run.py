@@ -18,7 +18,7 @@ from foveate.core.runs import RunFolder
 from foveate.core.seeds import generator
 from foveate.federated.clustering.protocol import optional_parts
 from foveate.federated.deep.encoder import build_network, flatten_weights
-from foveate.federated.deep.job import DeepJob, Fitted, measure_cost, result_fields, save_model
+from foveate.federated.deep.job import DeepClusteringFit, DeepJob, measure_cost, result_fields, save_model
 from foveate.federated.deep.options import METHODS, POOLED, UNTRAINED, DeepOptions
 from foveate.federated.estimators import FederatedKMeans
 from foveate.federated.job import fit_in_run
@@ -124,7 +124,7 @@ def plan(clients: Clients, options: DeepOptions) -> dict[str, Any]:
 class Encoded:
     """All points under one method's encoder, by client: unit vectors, the encoder's output, groups."""
 
-    fitted: Fitted
+    fitted: DeepClusteringFit
     vectors: list[NDArray[np.float64]]
     outputs: list[NDArray[np.float64]]
     groups: list[NDArray[np.int64]]
@@ -183,7 +183,7 @@ def run_features(
     return result
 
 
-def _encode(clients: Clients, fitted: Fitted) -> Encoded:
+def _encode(clients: Clients, fitted: DeepClusteringFit) -> Encoded:
     vectors = [fitted.transform(points) for points in clients.points]
     # Without an encoder the head's unit vectors are all there is; a second pass over the points would give the same.
     outputs = [fitted.outputs(points) for points in clients.points] if fitted.options.reads_images else vectors

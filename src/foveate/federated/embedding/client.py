@@ -133,7 +133,7 @@ def answer_positions(data: ClientData, request: Message, client: int) -> Message
     return request.answer(arrays={"positions": _map_points(data, request)[1]})
 
 
-def request_grid(request: Message) -> grids.Grid:
+def request_grid(request: Message) -> grids.CoordinateGrid:
     """Read the common grid that a request carries as `box` and `counts`.
 
     The box and two counts instead of all points: client and server compute the same grid from them.

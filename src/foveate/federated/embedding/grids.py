@@ -21,7 +21,7 @@ DROPPED = 7
 
 
 @dataclass(frozen=True)
-class Grid:
+class CoordinateGrid:
     """Ascending coordinates per axis; the points are their product, the first axis fastest."""
 
     axes: tuple[NDArray[np.float64], ...]
@@ -41,7 +41,7 @@ class Grid:
     @property
     def centers_Gd(self) -> NDArray[np.float64]:
         """Middles of all cells."""
-        return Grid(tuple((axis[1:] + axis[:-1]) / 2 for axis in self.axes)).points_Gd
+        return CoordinateGrid(tuple((axis[1:] + axis[:-1]) / 2 for axis in self.axes)).points_Gd
 
     @property
     def box_2d(self) -> NDArray[np.float64]:
@@ -65,7 +65,7 @@ def bounding_box(z_Nd: NDArray[np.floating], min_count: int = 1) -> NDArray[np.f
     return np.stack([ordered_Nd[:count].mean(axis=0), ordered_Nd[-count:].mean(axis=0)]).astype(np.float64)
 
 
-def official_grid(z_Nd: NDArray[np.floating], *, step: float = STEP) -> Grid:
+def official_grid(z_Nd: NDArray[np.floating], *, step: float = STEP) -> CoordinateGrid:
     """Grid of the public code for one client: around the box's center, to both sides as far as the box is wide.
 
     Its coordinates are computed in the dtype of z, as there; their number follows the map's width and has no bound.
@@ -73,7 +73,7 @@ def official_grid(z_Nd: NDArray[np.floating], *, step: float = STEP) -> Grid:
     low, high = z_Nd.min(axis=0), z_Nd.max(axis=0)
     center, reach = (low + high) / 2, 2 * ((high - low) / 2)
     axes = [np.arange(c - r, c + r + step, step) for c, r in zip(center, reach, strict=True)]
-    return Grid(tuple(axis.astype(np.float64) for axis in axes))
+    return CoordinateGrid(tuple(axis.astype(np.float64) for axis in axes))
 
 
 def own_grid(
@@ -83,7 +83,7 @@ def own_grid(
     min_axis_points: int = 12,
     max_points: int = 2000,
     min_count: int = 1,
-) -> Grid:
+) -> CoordinateGrid:
     """Build the grid of `official_grid` with at least `min_axis_points` per axis and at most `max_points` in all."""
     box = bounding_box(z_Nd, min_count)
     # A map of a single position has no width; a tiny one keeps the step of the grid above 0.
@@ -97,7 +97,7 @@ def own_grid(
 
 def union_grid(
     boxes_M2d: NDArray[np.floating], *, step: float = STEP, min_axis_points: int = 12, max_axis_points: int = 28
-) -> Grid:
+) -> CoordinateGrid:
     """Grid for all clients: around the union of their boxes, with a margin of 10 % and 0.5; bounded per axis."""
     low, high = boxes_M2d[:, 0].min(axis=0), boxes_M2d[:, 1].max(axis=0)
     # The map grows during the local training that follows; outside of the grid a surrogate keeps the value at its edge.
@@ -112,14 +112,14 @@ def scatter(box_2d: NDArray[np.floating], count: int, generator: np.random.Gener
     return generator.uniform(box_2d[0], box_2d[1], (count, box_2d.shape[1]))
 
 
-def grid_between(box_2d: NDArray[np.floating], counts_d: NDArray[np.integer]) -> Grid:
+def grid_between(box_2d: NDArray[np.floating], counts_d: NDArray[np.integer]) -> CoordinateGrid:
     """Grid from corner to corner with so many points per axis."""
     return _even(box_2d[0], box_2d[1], counts_d)
 
 
-def _even(low_d: NDArray[np.floating], high_d: NDArray[np.floating], counts_d: NDArray[np.integer]) -> Grid:
+def _even(low_d: NDArray[np.floating], high_d: NDArray[np.floating], counts_d: NDArray[np.integer]) -> CoordinateGrid:
     ends = zip(low_d, high_d, counts_d, strict=True)
-    return Grid(tuple(np.linspace(low, high, int(count)) for low, high, count in ends))
+    return CoordinateGrid(tuple(np.linspace(low, high, int(count)) for low, high, count in ends))
 
 
 def targets(
@@ -153,7 +153,7 @@ def max_change(points: int, *, drop: str = "none", dropped: int = DROPPED, kerne
     return max_repulsion(kernel) / left
 
 
-def interpolate(field_G: Tensor, grid: Grid, z_Nd: Tensor) -> Tensor:
+def interpolate(field_G: Tensor, grid: CoordinateGrid, z_Nd: Tensor) -> Tensor:
     """Value of a field at each z, [N], bilinear between the points of a plane grid; beyond it that of its edge.
 
     Gradients flow into z.

@@ -30,7 +30,7 @@ from foveate.federated.anomaly import (
 )
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.client import ClientData, build_encoder, make_client
-from foveate.federated.embedding.grids import Grid, union_grid
+from foveate.federated.embedding.grids import CoordinateGrid, union_grid
 from foveate.federated.embedding.networks import (
     average_arrays,
     encoder_config,
@@ -99,7 +99,7 @@ class MapState(TrainingSnapshot):
     features: int
     local_weights: dict[int, Array] = field(default_factory=dict)
     repulsions: dict[int, Repulsion] = field(default_factory=dict)
-    grid: Grid | None = None
+    grid: CoordinateGrid | None = None
     notes: dict[str, int] = field(default_factory=dict)
 
     def add_note(self, text: str) -> None:
@@ -390,7 +390,7 @@ class MapJob(TrainingJob[MapState]):
                 int(name.removeprefix(prefix)): array for name, array in arrays.items() if name.startswith(prefix)
             },
             repulsions=repulsions,
-            grid=Grid(axes) if axes else None,
+            grid=CoordinateGrid(axes) if axes else None,
             notes=header["notes"],
         )
 
@@ -404,11 +404,11 @@ class MapJob(TrainingJob[MapState]):
         if method in (LOCAL, POOLED, EXACT):
             raise UserError(f"method '{method}' cannot run over a network: {METHODS[method]}")
 
-    def finished(self, state: MapState, log: Log | None = None) -> Fitted:
+    def finished(self, state: MapState, log: Log | None = None) -> EmbeddingFit:
         """Return the trained encoders."""
         encoders = {client: self._load_encoder(state, weights) for client, weights in state.local_weights.items()}
         common = encoders[min(encoders)] if encoders else self._load_encoder(state, state.encoder)
-        return Fitted(self.options, common, encoders, state, Log() if log is None else log)
+        return EmbeddingFit(self.options, common, encoders, state, Log() if log is None else log)
 
     def _load_encoder(self, state: MapState, weights_P: NDArray[Any]) -> nn.Module:
         if self.template is not None:
@@ -506,7 +506,7 @@ def _history_entry(
 
 
 @dataclass
-class Fitted:
+class EmbeddingFit:
     """Result of a training.
 
     Attributes:
@@ -537,7 +537,7 @@ def fit_clients(
     template: nn.Module | None = None,
     log: Log | None = None,
     **more: Any,
-) -> Fitted:
+) -> EmbeddingFit:
     """Train on the points of several clients in this process.
 
     Args:

@@ -16,7 +16,7 @@ from foveate.core.files import FolderLock
 from foveate.core.runs import RunFolder
 from foveate.core.seeds import generator
 from foveate.federated.anomaly import EXCLUDE, warn_of_suspects
-from foveate.federated.embedding.job import Fitted, MapJob
+from foveate.federated.embedding.job import EmbeddingFit, MapJob
 from foveate.federated.embedding.networks import encoder_config, save_encoder
 from foveate.federated.embedding.options import FEDAVG, FEDNE, METHODS, EmbeddingOptions
 from foveate.federated.embedding.quality import (
@@ -98,7 +98,7 @@ def run_embedding(
     with FolderLock(path, purpose="federated embed"):
         split = split_held_out(clients, settings.held_out, seed=options.seed)
         maps: list[EmbedMethod] = []
-        first: Fitted | None = None
+        first: EmbeddingFit | None = None
         for method in methods:
             # Baselines differ only in the method; schedules, seeds and graphs are the same.
             job = MapJob(options.model_copy(update={"method": method}))
@@ -150,7 +150,7 @@ def judge_surrogates(maps: Sequence[EmbedMethod]) -> str:
     return f"surrogates {verdict} here ({compared}) {cost}{advice}"
 
 
-def _measure(fitted: Fitted, split: HeldOutSplit, names: Sequence[str]) -> EmbedMethod:
+def _measure(fitted: EmbeddingFit, split: HeldOutSplit, names: Sequence[str]) -> EmbedMethod:
     """One method's map, quality, rounds and cost."""
     trained = _map_points(fitted, split.fit, split.fit_labels)
     unseen = _map_points(fitted, split.held_out, split.held_out_labels)
@@ -172,7 +172,7 @@ def _measure(fitted: Fitted, split: HeldOutSplit, names: Sequence[str]) -> Embed
     return method.model_copy(update={"notes": method.notes | {missing: 1}}) if missing else method
 
 
-def _map_points(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray[Any]] | None) -> MapPoints:
+def _map_points(fitted: EmbeddingFit, points: list[NDArray[Any]], labels: list[NDArray[Any]] | None) -> MapPoints:
     positions = [
         fitted.transform(part, client=number) if len(part) else np.zeros((0, fitted.options.dimensions))
         for number, part in enumerate(points)
@@ -182,7 +182,9 @@ def _map_points(fitted: Fitted, points: list[NDArray[Any]], labels: list[NDArray
     return stack_clients(points if scaling is None else [scaling.apply(part) for part in points], positions, labels)
 
 
-def _write(path: Path, fitted: Fitted, split: HeldOutSplit, names: Sequence[str], metrics: dict[str, float]) -> None:
+def _write(
+    path: Path, fitted: EmbeddingFit, split: HeldOutSplit, names: Sequence[str], metrics: dict[str, float]
+) -> None:
     """Write positions.parquet with every point's map position, and the model folder."""
     rows: dict[str, list[Any]] = {"client": [], "row": [], "held_out": [], "label": []}
     positions = []

@@ -93,7 +93,7 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
-class Fit:
+class SurrogateFit:
     """A fitted surrogate's weights; R2 on all queries, and on the held-out ones (NaN without any)."""
 
     weights: Weights
@@ -129,7 +129,7 @@ def fit_surrogate(
     *,
     architecture: Architecture = ARCHITECTURES["network"],
     settings: FitSettings = FitSettings(),
-) -> Fit:
+) -> SurrogateFit:
     """Fit by Adam on the squared error, from new weights; return the weights of the best check.
 
     The error of the held-out queries is checked at even epochs and the last one; after `patience` checks without a gain
@@ -166,7 +166,7 @@ def fit_surrogate(
         network.load_state_dict(best_weights)
     with torch.no_grad():
         predicted = network.read(encoded_GI)
-    return Fit(
+    return SurrogateFit(
         copy_weights(network),
         r_squared(predicted, targets_G),
         r_squared(predicted[checked], targets_G[checked]),
@@ -180,7 +180,7 @@ class SurrogateSum:
     Outside the box that a surrogate was fitted on its value is clamped to the range of what it imitates.
 
     Args:
-        surrogates_M: their weights, as `Fit.weights` holds them.
+        surrogates_M: their weights, as `SurrogateFit.weights` holds them.
         shares_M: rho of each.
         boxes_M2d: the boxes; None = never clamp (the public code).
         kernel: of the repulsion that is imitated.

@@ -22,7 +22,7 @@ from foveate.federated.flower.app import read_job, write_app
 from foveate.federated.flower.commands import Address
 from foveate.federated.flower.keys import CA, check_client, check_public_key, check_server
 from foveate.federated.flower.processes import Child, answers, is_free, program, started, stopped_by_signals
-from foveate.federated.limits import CLUSTER, EMBED, FEATURES, JOBS, SAFE_MIN_COUNT, Limits
+from foveate.federated.limits import CLUSTER, EMBED, FEATURES, JOBS, SAFE_MIN_COUNT, ClientLimits
 from foveate.federated.points import ReadOptions
 from foveate.federated.sources import read_points
 
@@ -110,7 +110,7 @@ def join(
     """
     program(commands.SUPERNODE)
     # Read here, although the node's process does it again: a misspelled limit is an error before anything starts.
-    limits = Limits.of_node(node)
+    limits = ClientLimits.of_node(node)
     if not insecure:
         check_client(folder, client)
     # The node reads them anew for each request; here they are only checked.
@@ -140,7 +140,7 @@ def _check_data(path: Path, options: ReadOptions) -> tuple[int, str]:
     return len(points.points_ND), f"{points.points_ND.shape[1]} features{names}{dropped}"
 
 
-def describe_limits(limits: Limits) -> list[str]:
+def describe_limits(limits: ClientLimits) -> list[str]:
     """Describe what a client with these limits reveals, and warn if rows may be among it."""
     small, partitions = limits.smallest_group, limits.max_partitions
     lines = [

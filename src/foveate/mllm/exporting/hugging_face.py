@@ -10,8 +10,8 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.language.lora import lora_layers, save_lora
 from foveate.mllm.export import (
+    ExportJob,
     ExportReport,
-    Job,
     chat_template,
     check_parts,
     copy_tokenizer,
@@ -121,7 +121,7 @@ def processor_options(loaded: LoadedModel, fields: dict[str, Any]) -> dict[str, 
     }
 
 
-def export_llava(job: Job) -> ExportReport:
+def export_llava(job: ExportJob) -> ExportReport:
     """Write a folder for `LlavaForConditionalGeneration`: CLIP or SigLIP, an MLP, a Llama or Qwen2 decoder."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -140,7 +140,7 @@ def export_llava(job: Job) -> ExportReport:
     return ExportReport(LOADING, differences)
 
 
-def export_llava_next(job: Job) -> ExportReport:
+def export_llava_next(job: ExportJob) -> ExportReport:
     """Write a folder for `LlavaNextForConditionalGeneration`: LLaVA's parts, and tiles that it was not trained on."""
     from transformers import (
         LlavaNextConfig,
@@ -176,7 +176,7 @@ def export_llava_next(job: Job) -> ExportReport:
     return ExportReport(LOADING, {"visual tokens of the overview": overview}, [_NEXT_NOTE])
 
 
-def export_idefics3(job: Job) -> ExportReport:
+def export_idefics3(job: ExportJob) -> ExportReport:
     """Write a folder for `Idefics3ForConditionalGeneration`: SigLIP, pixel shuffle, a Llama or Qwen2 decoder."""
     from transformers import (
         Idefics3Config,
@@ -223,7 +223,7 @@ def export_idefics3(job: Job) -> ExportReport:
     return ExportReport(LOADING, differences, [_IDEFICS3_NOTE])
 
 
-def _read_idefics3_weights(job: Job, trunk: Any, *, rows: int) -> dict[str, Tensor]:
+def _read_idefics3_weights(job: ExportJob, trunk: Any, *, rows: int) -> dict[str, Tensor]:
     """Return the weights under the names of the class, with rows of zeros for the frame of images."""
     connector = dict(job.loaded.model.connector.state_dict())
     fold_prefix(job.loaded.model, connector, weight="modality_projection.proj.weight", bias=None)
@@ -237,7 +237,7 @@ def _read_idefics3_weights(job: Job, trunk: Any, *, rows: int) -> dict[str, Tens
     return weights | {f"model.connector.{name}": value for name, value in connector.items()}
 
 
-def export_peft(job: Job) -> ExportReport:
+def export_peft(job: ExportJob) -> ExportReport:
     """Write the LoRA of the language model as an adapter folder of PEFT.
 
     Raises:

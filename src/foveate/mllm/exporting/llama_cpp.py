@@ -22,7 +22,7 @@ from foveate.language.llama_gguf import (
     USER_DEFINED,
     interleave_halves,
 )
-from foveate.mllm.export import ExportReport, Job, chat_marks, silent_ids
+from foveate.mllm.export import ExportJob, ExportReport, chat_marks, silent_ids
 from foveate.mllm.exporting.hugging_face import read_parts, read_weights
 from foveate.multimodal.folder import LoadedModel
 from foveate.vision.preprocess import GEOMETRIES, Preprocess
@@ -61,7 +61,7 @@ _BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def export(job: Job) -> ExportReport:
+def export(job: ExportJob) -> ExportReport:
     """Write both files.
 
     Raises:

@@ -38,7 +38,7 @@ from foveate.mllm.suite import (
     Suite,
     SuiteData,
     SuiteQuestion,
-    Verdict,
+    SuiteVerdict,
     ask_collection,
     folder_reader,
     score_by,
@@ -167,7 +167,7 @@ class FerretBenchJudge:
     def __init__(self, settings: SuiteSettings) -> None:
         self.judge = ServerJudge(settings.judge, settings.judge_model, key_env=settings.judge_key_env)
 
-    def __call__(self, answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> list[Verdict]:
+    def __call__(self, answered: Sequence[tuple[SuiteQuestion, ModelAnswer]]) -> list[SuiteVerdict]:
         """Return the verdicts; a reply without two scores from 0 to 10 is none."""
         return [
             _read_verdict(reply)
@@ -182,11 +182,11 @@ def _write_judge_request(question: SuiteQuestion, answer: ModelAnswer) -> ChatRe
     return ChatRequest(messages, max_tokens=_MAX_TOKENS, temperature=0.2)
 
 
-def _read_verdict(reply: JudgeReply) -> Verdict:
+def _read_verdict(reply: JudgeReply) -> SuiteVerdict:
     scores = None if reply.error else parse_judge(reply.text)
     judged = {"judge": reply.judge, "date": reply.date, "reply": reply.text, "error": reply.error, "scores": scores}
     # A judge scores the reference first and the model's answer second.
-    return Verdict(None if scores is None else scores[1] / 10, judged)
+    return SuiteVerdict(None if scores is None else scores[1] / 10, judged)
 
 
 def summarize_bench(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[str, float | None]:

@@ -20,7 +20,7 @@ from foveate.records import layout
 from foveate.records.collection import Collection
 from foveate.records.conversations import (
     Conversation,
-    Finding,
+    ConversationProblem,
     Turn,
     add_conversations,
     find_shape_problem,
@@ -100,7 +100,7 @@ class Draft:
     answers: tuple[str, ...] = ()
     stated: tuple[int, int] | None = None
     resized: tuple[int, int] | None = None
-    finding: Finding | None = None
+    finding: ConversationProblem | None = None
 
 
 def read_entries(path: Path) -> Iterator[tuple[str, object]]:
@@ -108,7 +108,7 @@ def read_entries(path: Path) -> Iterator[tuple[str, object]]:
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         for number, entry in iterate_json_lines(path):
             if isinstance(entry, ValueError):
-                entry = Finding("malformed entry", f"the line is not JSON ({str(entry)[:120]})")
+                entry = ConversationProblem("malformed entry", f"the line is not JSON ({str(entry)[:120]})")
             # Counted from 0, as in collections that were imported before.
             yield str(number - 1), entry
         return
@@ -141,15 +141,21 @@ def make_drafts(entries: Iterable[tuple[str, object]], parse: Callable[[Mapping[
                 # Skip rows with a video: without it the row would be plain text and teach a model to answer blindly.
                 draft = parse(entry) if not video else None
             except MalformedEntryError as error:
-                finding = Finding("malformed entry", str(error))
+                finding = ConversationProblem("malformed entry", str(error))
         else:
-            finding = entry if isinstance(entry, Finding) else Finding("malformed entry", "expected an object")
+            finding = (
+                entry
+                if isinstance(entry, ConversationProblem)
+                else ConversationProblem("malformed entry", "expected an object")
+            )
         draft = draft or Draft(name, finding=finding)
         # LLaVA's ids are those of images, and several conversations of one image have the same.
         used[name] += 1
         draft.id = name if used[name] == 1 else f"{name}#{used[name]}"
         if video:
-            draft.finding = Finding("video not imported", f"row '{draft.id}': {video}; videos are not imported")
+            draft.finding = ConversationProblem(
+                "video not imported", f"row '{draft.id}': {video}; videos are not imported"
+            )
         drafts.append(draft)
     return drafts
 
@@ -435,7 +441,7 @@ def _finish(
     *,
     group: str | None,
     source: str,
-) -> tuple[Conversation, Finding] | Conversation:
+) -> tuple[Conversation, ConversationProblem] | Conversation:
     """Make the conversation of a draft, with regions in pixels of the imported images."""
     images = tuple(keys.get(image, "") for image in draft.images)
     has_regions = any(turn.regions for turn in draft.turns)
@@ -448,7 +454,7 @@ def _finish(
     if "" in images:
         image = draft.images[images.index("")]
         name = image.names[0] if image.names else "an inline image"
-        return conversation, Finding("image not imported", f"{name[:120]!r} is missing, damaged or removed")
+        return conversation, ConversationProblem("image not imported", f"{name[:120]!r} is missing, damaged or removed")
     if not has_regions or not images:
         return conversation
     turns = []
@@ -463,7 +469,7 @@ def _finish(
                 if abs(across - down) > SIZE_TOLERANCE * max(across, down):
                     stated = f"{draft.stated[0]} x {draft.stated[1]}"
                     detail = f"regions are for {stated} pixels, but the image has {width} x {height}"
-                    return conversation, Finding("other image shape", detail)
+                    return conversation, ConversationProblem("other image shape", detail)
             of_image = replace(frame, width=width, height=height, stated=draft.stated, resized=draft.resized)
             shapes.append(fit_shape(of_image.to_pixels(shape), width=width, height=height))
         turns.append(replace(turn, regions=tuple(shapes) if len(shapes) == len(turn.regions) else turn.regions))

@@ -156,14 +156,14 @@ class CheckedBox(NamedTuple):
     text: str
 
 
-class Fit(NamedTuple):
+class BoxFit(NamedTuple):
     """Fit of boxes to their images in some unit: the number outside, and the reach of the others (1: the edge)."""
 
     outside: int
     reach: float
 
 
-def measure_fit(boxes: Sequence[CheckedBox], unit: str) -> Fit:
+def measure_fit(boxes: Sequence[CheckedBox], unit: str) -> BoxFit:
     """Convert boxes as if they were in `unit` and compare them with their images."""
     outside, reach = 0, 0.0
     for box in boxes:
@@ -176,7 +176,7 @@ def measure_fit(boxes: Sequence[CheckedBox], unit: str) -> Fit:
         around = enclosing_box(fitted)
         if problem is None and around is not None:
             reach = max(reach, around.x2 / frame.width, around.y2 / frame.height)
-    return Fit(outside, reach)
+    return BoxFit(outside, reach)
 
 
 def check_unit(boxes: Sequence[CheckedBox], unit: str, *, source: Path) -> list[str]:

@@ -25,7 +25,7 @@ from xml.etree import ElementTree
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.records.boxes import PixelBox
-from foveate.records.conversations import IMAGE, REGION, Finding, Turn
+from foveate.records.conversations import IMAGE, REGION, ConversationProblem, Turn
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.conversation_file import (
     Draft,
@@ -184,7 +184,9 @@ def import_flickr_entities(
 def _draft_sentence(sentence: EntitySentence) -> Draft:
     problem = sentence.problem or ("" if any(p.boxes for p in sentence.phrases) else f"{sentence.id}: no boxes")
     if problem:
-        return Draft(sentence.id, finding=Finding("malformed entry" if sentence.problem else "no boxes", problem))
+        return Draft(
+            sentence.id, finding=ConversationProblem("malformed entry" if sentence.problem else "no boxes", problem)
+        )
     spans = [(phrase.end, box) for phrase in sentence.phrases for box in phrase.boxes]
     text, boxes = place_regions(sentence.text, spans)
     # Draw by the id of the sentence, so that a repeated import asks the same question.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Unpack
 from foveate.core import seeds
 from foveate.core.errors import UserError, nearest
 from foveate.records.boxes import PixelBox
-from foveate.records.conversations import IMAGE, Finding, Turn
+from foveate.records.conversations import IMAGE, ConversationProblem, Turn
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.conversation_file import Draft, FileImage, import_conversations
 from foveate.records.importers.files import (
@@ -143,12 +143,14 @@ def _draft_image(entry: object, images: Mapping[int | None, Mapping[str, Any]], 
     relations = entry.get("relationships") if isinstance(entry, Mapping) else None
     if number is None or not isinstance(relations, list) or number not in images:
         detail = f"{_RELATIONS}[{position}]: expected an image of {_IMAGES} and a list 'relationships'"
-        return Draft(str(position), finding=Finding("malformed entry", detail))
+        return Draft(str(position), finding=ConversationProblem("malformed entry", detail))
     turns: list[Turn] = []
     for relation in relations[:_MAX_RELATIONS]:
         turns += _ask_relation(relation, f"{number}/{len(turns)}")
     if not turns:
-        return Draft(str(number), finding=Finding("no relations", f"image {number} has none between two boxes"))
+        return Draft(
+            str(number), finding=ConversationProblem("no relations", f"image {number} has none between two boxes")
+        )
     turns[0] = replace(turns[0], text=f"{IMAGE}\n{turns[0].text}")
     names = tuple(map(str, _list_file_names(images[number])))
     # The same key as for regions, so that both belong to one image of a collection.

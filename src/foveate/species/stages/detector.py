@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from foveate.core.recipes import Settings
-from foveate.species.rows import DETECTED, Detections, Integers, Rows, Stage, answer_codes
+from foveate.species.rows import DETECTED, BestDetections, Integers, Rows, Stage, answer_codes
 from foveate.species.stages import StageKind, warn_idle
 from foveate.species.stages.rules import RulesSettings
 from foveate.species.taxonomy import Classes
@@ -39,7 +39,7 @@ class DetectorSettings(Settings):
     )
 
 
-def judge_images(detections: Detections, threshold: float) -> Integers:
+def judge_images(detections: BestDetections, threshold: float) -> Integers:
     """Return the kind [N] of the best box: 0 to 2 as in `DETECTED`, 3 for no box at the threshold, 4 for no judgment.
 
     An image that no detector with categories looked at has no judgment, nor one whose best box is of another kind.

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate_labs.worlds.questions import Form, Question, Way, write_question
-from foveate_labs.worlds.scenes.clips import DIRECTIONS, FLASH_COLORS, MAX_APPEARANCES, PLATE_COLORS, Event, SceneClip
+from foveate_labs.worlds.scenes.clips import (
+    DIRECTIONS,
+    FLASH_COLORS,
+    MAX_APPEARANCES,
+    PLATE_COLORS,
+    ClipEvent,
+    SceneClip,
+)
 from foveate_labs.worlds.scenes.language import NUMERALS
 
 CLIP_KINDS = ("text", "flash", "order", "count", "direction")
@@ -137,7 +144,7 @@ class _Asker:
     def coin(self) -> bool:
         return bool(self.rng.random() < 0.5)
 
-    def list_events(self, *kinds: str) -> list[Event]:
+    def list_events(self, *kinds: str) -> list[ClipEvent]:
         return [event for event in self.clip.events if event.kind in kinds]
 
     def ask_plates(self) -> None:

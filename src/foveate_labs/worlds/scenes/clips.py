@@ -181,7 +181,7 @@ class Track:
 
 
 @dataclass(frozen=True, order=True)
-class Event:
+class ClipEvent:
     """Something that happens in the frames from `start` to before `stop`.
 
     Args:
@@ -239,7 +239,7 @@ class SceneClip:
     size: int
     frame_rate: float
     tracks: tuple[Track, ...]
-    events: tuple[Event, ...]
+    events: tuple[ClipEvent, ...]
     grounds_T: NDArray[np.int64]
 
     @property
@@ -362,7 +362,7 @@ class _Drawer:
         self.stream, self.split, self.size, self.num_frames, self.things = stream, split, size, num_frames, things
         self.rng = generator("clip", *stream)
         self.tracks: list[Track] = []
-        self.events: list[Event] = []
+        self.events: list[ClipEvent] = []
         self.grounds_T = np.zeros(num_frames, np.int64)
 
     def draw_still(self) -> None:
@@ -375,7 +375,7 @@ class _Drawer:
         cuts = 1 + rng.permutation(self.num_frames - 1)[: round(_CUTS_PER_FRAME * self.num_frames)]
         self.grounds_T[cuts] = 1
         self.grounds_T = self.grounds_T.cumsum()
-        self.events += [Event(int(cut), int(cut) + 1, "cut") for cut in cuts]
+        self.events += [ClipEvent(int(cut), int(cut) + 1, "cut") for cut in cuts]
 
     def draw_plates(self, *, moving: bool) -> None:
         colors = [*PLATE_COLORS, *["gray"] * _GRAY_PLATES]
@@ -404,7 +404,7 @@ class _Drawer:
                     column, row = across + DIRECTIONS[name][0], down + DIRECTIONS[name][1]
                     if 0 <= column < GRID and 0 <= row < GRID and row * GRID + column not in cells:
                         cells[position] = row * GRID + column
-                        self.events.append(Event(start, start + 1, "move", position, name))
+                        self.events.append(ClipEvent(start, start + 1, "move", position, name))
                         break
             cells_TP[start:] = cells
 
@@ -441,7 +441,7 @@ class _Drawer:
         visible_T = np.full(self.num_frames, event == "disappear" or not windows)
         for start, stop in windows:
             visible_T[start:stop] = event != "disappear"
-            self.events.append(Event(start, stop, event, len(self.tracks), direction))
+            self.events.append(ClipEvent(start, stop, event, len(self.tracks), direction))
         corners_T2 = np.broadcast_to(corners, (self.num_frames, 2))
         self.tracks.append(Track(kind, name, layer, corners_T2, visible_T, slice=slice_name))
 

@@ -21,7 +21,7 @@ from foveate_labs.worlds.scenes import pools
 from foveate_labs.worlds.scenes.compose import Finish, Layer, put_in_cell
 from foveate_labs.worlds.scenes.grounds import Ground, draw_ground
 from foveate_labs.worlds.scenes.language import is_countable
-from foveate_labs.worlds.scenes.scene import Plan, Scene, draw_slice, make_cutout_layer, make_patch_layer, render
+from foveate_labs.worlds.scenes.scene import Scene, ScenePlan, draw_slice, make_cutout_layer, make_patch_layer, render
 from foveate_labs.worlds.scenes.shapes import list_shapes
 
 MAX_COPIES = 6
@@ -128,5 +128,5 @@ def draw_copies(
         put_in_cell(rng, layer, divmod(int(cell), _CELLS), size=size, cells=_CELLS)
         for (layer, _), cell in zip(members, cells, strict=True)
     ]
-    plan = Plan(ground, tuple(layers), tuple(c for _, c in members), ("",) * len(members), Finish.draw(rng))
+    plan = ScenePlan(ground, tuple(layers), tuple(c for _, c in members), ("",) * len(members), Finish.draw(rng))
     return replace(render(plan, rng), kind="counting")

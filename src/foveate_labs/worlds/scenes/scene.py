@@ -270,7 +270,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScenePlan:
     """Everything that is decided before composing; `cutouts[i]` and `texts[i]` belong to `layers[i]`.
 
     Args:
@@ -324,7 +324,7 @@ def draw_scene(
 
 def plan_scene(
     rng: np.random.Generator, *, split: str, size: int, small: bool = False, pool: pools.Pool | None = None
-) -> Plan:
+) -> ScenePlan:
     """Choose the ground, the objects and their positions; see `draw_scene`."""
     ground = draw_ground(rng, size=size, held_out=split == "test")
     members: list[tuple[Layer, Cutout | None, str]] = []
@@ -346,7 +346,7 @@ def plan_scene(
     # Large objects lie below, so that small ones stay visible.
     members.sort(key=lambda member: -member[0].solid_hw.sum() * rng.uniform(0.6, 1.6))
     layers = _place_layers(rng, [layer for layer, _, _ in members], size)
-    return Plan(
+    return ScenePlan(
         ground,
         tuple(layers),
         tuple(c for _, c, _ in members),
@@ -462,7 +462,7 @@ def _compute_overlap(a: Layer, b: Layer) -> float:
     return max(width, 0) * max(height, 0) / min(ah * aw, bh * bw)
 
 
-def render(plan: Plan, rng: np.random.Generator) -> Scene:
+def render(plan: ScenePlan, rng: np.random.Generator) -> Scene:
     """Compose a plan and measure boxes and masks on the visible pixels; `rng` varies the captions."""
     image, owners_HW = compose(plan.ground.pixels_HW3, list(plan.layers), plan.finish)
     objects = [_object(plan, number, owners_HW) for number in range(len(plan.layers))]
@@ -479,7 +479,7 @@ def render(plan: Plan, rng: np.random.Generator) -> Scene:
     return Scene(image, tuple(objects), relations, dict(counts), captions, plan.ground.name, plan.ground.kind)
 
 
-def _object(plan: Plan, number: int, owners_HW: NDArray[np.int8]) -> SceneObject:
+def _object(plan: ScenePlan, number: int, owners_HW: NDArray[np.int8]) -> SceneObject:
     cutout, text = plan.cutouts[number], plan.texts[number]
     mask_HW = owners_HW == number
     bounds = mask_bounds(mask_HW)

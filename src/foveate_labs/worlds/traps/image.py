@@ -48,7 +48,7 @@ _TUFTS = {"forest": 5, "savanna": 9, "steppe": 7, "wetland": 10, "mountain": 3}
 
 
 @dataclass(frozen=True)
-class Thing:
+class Scenery:
     """A trunk, bush or rock; animals whose feet are above `base` (in pixels from the upper edge) pass behind it."""
 
     layer: Layer
@@ -70,7 +70,7 @@ class Landscape:
 
     pixels_HW3: NDArray[np.uint8]
     horizon: float
-    things: tuple[Thing, ...]
+    things: tuple[Scenery, ...]
     grass: Layer
     lamp_HW: Floats
     depth_HW: Floats
@@ -182,14 +182,14 @@ def _mirror(positions: Floats) -> NDArray[np.int64]:
 
 def _draw_things(
     rng: np.random.Generator, habitat: str, colors: Floats, horizon: float, width: int, height: int
-) -> tuple[Thing, ...]:
+) -> tuple[Scenery, ...]:
     things = []
     for name, (low, high) in _THINGS[habitat].items():
         for _ in range(rng.integers(low, high + 1)):
             # Squared: more of them far than near, as on a plane.
             nearness = float(0.04 + 0.8 * rng.random() ** 2)
             base = horizon + nearness * (height - horizon)
-            things.append(Thing(_draw_thing(rng, name, colors, base, nearness, width, height), base))
+            things.append(Scenery(_draw_thing(rng, name, colors, base, nearness, width, height), base))
     return tuple(sorted(things, key=lambda thing: thing.base))
 
 

@@ -115,7 +115,7 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Event:
+class TrapEvent:
     """A burst of a camera.
 
     Args:
@@ -141,7 +141,7 @@ class Event:
 class Frame:
     """An image of a burst: the event and the position in it, from 0."""
 
-    event: Event
+    event: TrapEvent
     position: int
 
     @property
@@ -244,7 +244,7 @@ class World:
             counts[number] += 1
         return _Cycle(order, turns, np.cumsum([cameras[number].burst for number in order]))
 
-    def draw_event(self, camera: Camera, number: int) -> Event:
+    def draw_event(self, camera: Camera, number: int) -> TrapEvent:
         """Decide event `number` of a camera."""
         rng = generator("trap event", self.seed, camera.name, number)
         # One number for each decision, so that a switch of one leaves the others as they are.
@@ -264,7 +264,7 @@ class World:
         drawings = len(load_drawings(self.settings.photographs)[kind.taxon_id]) if kind else 2
         held_out = camera.split == "test" and unseen < UNSEEN_DRAWING_SHARE
         drawing = 0 if held_out else 1 + int(drawing_draw * (drawings - 1))
-        return Event(camera, number, kind, drawing, time, _draw_presence(rng, camera.burst))
+        return TrapEvent(camera, number, kind, drawing, time, _draw_presence(rng, camera.burst))
 
     @functools.cached_property
     def _empty_share(self) -> float:
@@ -275,7 +275,7 @@ class World:
         missing = float(np.average([_PARTLY / 2 * (camera.burst > 1) for camera in cameras], weights=images))
         return max(0.0, (self.settings.empty - missing) / (1 - missing))
 
-    def recorded_deployment(self, event: Event) -> Camera:
+    def recorded_deployment(self, event: TrapEvent) -> Camera:
         """Return the camera in whose folder the images of an event lie."""
         other = dict(self.settings.misfiled).get(event.camera.name)
         late = event.time >= event.camera.start + timedelta(days=event.camera.days / 2)
