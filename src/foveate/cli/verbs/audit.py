@@ -58,7 +58,7 @@ def command(call: Call, collection: Path, settings: dict[str, Any], judging: dic
     from foveate.core.runs import RunFolder
     from foveate.records.captions import save_verdicts
     from foveate.records.collection import Collection
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     resolved = call.check(AuditSettings, {**settings, "seed": call.seed or 0})
     judge = call.check(JudgeSettings, judging)
@@ -89,10 +89,11 @@ def command(call: Call, collection: Path, settings: dict[str, Any], judging: dic
     except (UserError, OSError) as error:
         # The audit may have taken hours, and its numbers are in the run folder.
         say(f"the verdicts were not stored in the collection: {error}")
-    paths = {"result": folder.path / "result.json", "report": render(folder.path)}
+    report, page_lines = render_and_tell(folder.path)
+    paths = {"result": folder.path / "result.json", "report": report}
     # The gallery is on the page; as text it would bury the numbers.
     lines = [
         f"{verdict.describe()}{': no more than by chance, regions prefers alt-texts' if verdict.is_wrong else ''}"
         for verdict in audited.verdicts
     ]
-    call.finish({**result, "gallery": []}, tell(folder.path) + lines, paths)
+    call.finish({**result, "gallery": []}, page_lines + lines, paths)

@@ -74,7 +74,7 @@ def command(call: Call, source: Path, seen: tuple[str, ...], absent: tuple[str, 
     """
     from foveate.calibrate.run import calibrate
     from foveate.core.runs import RunFolder
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     on_model = source.is_dir()
     options |= {"seed": call.seed, "device": call.device}
@@ -98,23 +98,23 @@ def command(call: Call, source: Path, seen: tuple[str, ...], absent: tuple[str, 
     about = {"model": str(source), "data": str(options["collection"] or source)}
     calibrated = calibrate(evidence, folder, method=method, command=call.command, **named, **about)
     paths: dict[str, Path] = {"run": folder.path}
-    result, lines = calibrated.result, tell(folder.path)
+    result, of_checkpoint = calibrated.result, ""
     checkpoint = source if on_model else options["checkpoint"]
     # A checkpoint that answers worse than before would be used by whoever finds it.
     refused = bool(checkpoint is not None and result.harm and not options["force"])
     if refused:
-        lines.append("no calibrated checkpoint was written; --force writes it")
+        of_checkpoint = "no calibrated checkpoint was written; --force writes it"
     elif checkpoint is not None:
         folded = _fold(checkpoint, options, calibrated.gamma, evidence.groups, folder)
         result = result.model_copy(update={"checkpoint": str(folded.path)})
         folder.write_result(result.to_json())
-        lines.append(
+        of_checkpoint = (
             f"gamma {calibrated.gamma:+.4f} is in {folded.tensor}; largest rounding {folded.largest_error:.1g}"
         )
         paths["calibrated"] = folded.path
     # Last: the page shows where the checkpoint went.
-    paths["report"] = render(folder.path)
-    call.finish(result.to_json(), lines, paths)
+    paths["report"], lines = render_and_tell(folder.path)
+    call.finish(result.to_json(), [*lines, *filter(None, [of_checkpoint])], paths)
     if refused:
         sys.exit(1)
 

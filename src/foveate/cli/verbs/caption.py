@@ -67,7 +67,7 @@ def command(call: Call, collection: Path, settings: dict[str, Any], answering: d
     from foveate.caption.run import caption, plan
     from foveate.core.runs import RunFolder
     from foveate.records.labeling import end_command
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     resolved = call.check(CaptionSettings, {**settings, "seed": call.seed or 0})
     options = call.check(CaptionRunSettings, answering)
@@ -90,11 +90,12 @@ def command(call: Call, collection: Path, settings: dict[str, Any], answering: d
     )
     result = {**done.result.to_json(), "command": call.command}
     folder.write_result(result)
-    paths = {"usage": folder.path / "usage.jsonl", "report": render(folder.path)}
+    report, lines = render_and_tell(folder.path)
+    paths = {"usage": folder.path / "usage.jsonl", "report": report}
     # None if no run into this folder has asked anything: all captions were there already.
     if not (folder.path / "usage.jsonl").is_file():
         del paths["usage"]
-    call.finish(result, tell(folder.path), paths)
+    call.finish(result, lines, paths)
     end_command(done.failure, stopped=done.stopped)
 
 

@@ -80,7 +80,7 @@ def evaluate(call: Call, model: str, collection: Path, settings: dict[str, Any])
     from foveate.caption.evaluate import evaluate_model
     from foveate.caption.settings import EvaluationSettings
     from foveate.records.collection import Collection
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     run = call.run or Path("runs/captioner-evaluate")
     result = evaluate_model(
@@ -92,4 +92,5 @@ def evaluate(call: Call, model: str, collection: Path, settings: dict[str, Any])
         device=call.device,
         command=call.command,
     ).to_json()
-    call.finish(result, tell(run), {"run": run, "report": render(run)})
+    report, lines = render_and_tell(run)
+    call.finish(result, lines, {"run": run, "report": report})

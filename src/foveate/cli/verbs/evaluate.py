@@ -44,7 +44,7 @@ def command(call: Call, model: Path, collection: Path, settings: dict[str, Any])
     from foveate.pretrain.results import EvaluateResult
     from foveate.pretrain.settings import EvaluateSettings
     from foveate.records.collection import Collection
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
     from foveate.vision.localizer.folder import load_model
 
     resolved = call.check(EvaluateSettings, settings)
@@ -59,5 +59,6 @@ def command(call: Call, model: Path, collection: Path, settings: dict[str, Any])
     evaluation, _ = evaluate(opened, images, resolved, seed=call.seed or 0, samples_to=folder.path / "samples")
     result = EvaluateResult.model_validate({"model": str(model), **evaluation.to_json()}).to_json()
     folder.write_result(result)
-    paths = {"samples": folder.path / "samples", "report": render(folder.path)}
-    call.finish(result, tell(folder.path), paths)
+    report, lines = render_and_tell(folder.path)
+    paths = {"samples": folder.path / "samples", "report": report}
+    call.finish(result, lines, paths)

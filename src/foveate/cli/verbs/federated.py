@@ -127,7 +127,7 @@ def embed(
         return
     from foveate.core.devices import choose_device
     from foveate.federated.embedding.run import run_embedding
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     target = call.run or Path("runs") / "federated-embed"
     result = run_embedding(
@@ -139,14 +139,15 @@ def embed(
         device=str(choose_device(call.device or "cpu")),
         command=call.command,
     )
+    report, lines = render_and_tell(target)
     paths = {
         "run": target,
         "positions": target / "positions.parquet",
         "model": target / "model",
-        "report": render(target),
+        "report": report,
     }
     # Without the first line, the columns that are used: only those left out may surprise a user.
-    call.finish(_brief(result), tell(target) + gathered.column_lines()[1:], paths)
+    call.finish(_brief(result), lines + gathered.column_lines()[1:], paths)
 
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
@@ -197,19 +198,20 @@ def cluster(
         planned = plan(gathered, options) | {"columns": gathered.column_lines()}
         _finish_plan(call, planned, f"{planned['features']} features")
         return
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     target = call.run or Path("runs") / "federated-cluster"
     result = run_clustering(gathered, options, target, run_options, command=call.command)
+    report, lines = render_and_tell(target)
     paths = {
         "run": target,
         "centers": target / "centers.npz",
         "groups": target / "groups.parquet",
-        "report": render(target),
+        "report": report,
     }
     # The map's points stay in result.json; printed, they would hide the measures.
     brief = {name: value for name, value in result.items() if name != "map"}
-    call.finish(brief, tell(target) + gathered.column_lines()[1:], paths)
+    call.finish(brief, lines + gathered.column_lines()[1:], paths)
 
 
 @command.command("features", cls=FieldsCommand, short_help="Train one encoder at several clients, without labels.")
@@ -260,7 +262,7 @@ def features(
         _finish_plan(call, planned, f"an encoder of {planned['weights']:,} weights")
         return
     from foveate.core.devices import choose_device
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     target = call.run or Path("runs") / "federated-features"
     result = run_features(
@@ -272,15 +274,16 @@ def features(
         device=str(choose_device(call.device or "cpu")),
         command=call.command,
     )
+    report, lines = render_and_tell(target)
     paths = {
         "run": target,
         "model": target / "model",
         "features": target / "features.parquet",
         "groups": target / "groups.parquet",
-        "report": render(target),
+        "report": report,
     }
     brief = {name: value for name, value in result.items() if name != "map"}
-    call.finish(brief, tell(target) + gathered.column_lines()[1:], paths)
+    call.finish(brief, lines + gathered.column_lines()[1:], paths)
 
 
 for _command in COMMANDS:

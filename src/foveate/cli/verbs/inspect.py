@@ -30,7 +30,7 @@ def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     from foveate.pretrain.samples import sample_rows, write_samples
     from foveate.records.collection import Collection
     from foveate.records.inspection import InspectionSettings, histograms, quarantine_examples, summarize
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     opened = Collection.open(collection)
     selected = call.check(InspectionSettings, settings)
@@ -55,4 +55,5 @@ def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     folder.write_result(result)
     # Reasons first: a long summary would push them off the screen.
     lines = [f"unreadable: {key}: {reason}" for key, reason in unreadable.items()]
-    call.finish(result, lines + tell(folder.path), {"report": render(folder.path)})
+    report, page_lines = render_and_tell(folder.path)
+    call.finish(result, lines + page_lines, {"report": report})

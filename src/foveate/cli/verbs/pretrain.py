@@ -60,7 +60,7 @@ def command(call: RecipeCall, settings: dict[str, Any], no_evaluation: bool, pri
     call.refuse_pricing(pricing)
     opened = Collection.open(call.data)
     from foveate.pretrain.train import pretrain
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     run = call.run or Path("runs") / f"pretrain-{call.name}"
     split = None if no_evaluation else "test"
@@ -71,5 +71,6 @@ def command(call: RecipeCall, settings: dict[str, Any], no_evaluation: bool, pri
     result = done.result.to_json()
     if done.model_folder is None:
         call.stop(result, run, step=done.result.steps)
-    paths = {"run": run, "model": done.model_folder, "report": render(run)}
-    call.finish(result, tell(run), paths)
+    report, lines = render_and_tell(run)
+    paths = {"run": run, "model": done.model_folder, "report": report}
+    call.finish(result, lines, paths)

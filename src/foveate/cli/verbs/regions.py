@@ -60,7 +60,7 @@ def command(call: Call, collection: Path, selected: dict[str, Any], settings: di
     from foveate.core.recipes import parse_overrides, validate
     from foveate.core.runs import RunFolder
     from foveate.records.labeling import end_command
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     resolved = call.check(RegionLabelSettings, settings)
     options = call.check(RegionRunSettings, selected)
@@ -98,7 +98,8 @@ def command(call: Call, collection: Path, selected: dict[str, Any], settings: di
     )
     result = labeling.result.model_copy(update={"command": made_by, **gallery}).to_json()
     folder.write_result(result)
-    call.finish(result, tell(folder.path), {"report": render(folder.path)})
+    report, lines = render_and_tell(folder.path)
+    call.finish(result, lines, {"report": report})
     end_command(labeling.failure, stopped=labeling.result.stopped)
 
 

@@ -97,7 +97,7 @@ def train_command(
         call.finish(priced.to_json(), format_price(priced))
         return
     from foveate.adapt.train import train_adapter
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     target = call.run or Path("runs") / f"adapt-{recipe.method['method']}"
     outcome = train_adapter(recipe, data, target, device=call.device, command=call.command)
@@ -107,8 +107,8 @@ def train_command(
     result = outcome.result
     if outcome.folder is None:
         call.stop(result.to_json(), target, step=result.steps)
-    paths = {"run": target, "adapter": outcome.folder, "report": render(target)}
-    lines = tell(target)
+    report, lines = render_and_tell(target)
+    paths = {"run": target, "adapter": outcome.folder, "report": report}
     if result.absent:
         lines.append("features alone: not measured, since a linear probe needs training images of every class")
     # Tuning lowers the logits of classes that it never saw, which a calibration with these files undoes.
@@ -200,7 +200,7 @@ def compare_command(
         priced = Comparison(recipe).estimate(device=call.device or "auto")
         call.finish(priced.to_json(), format_price(priced))
         return
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     target = call.run or Path("runs") / "adapt-compare"
     checked = call.check(CompareRun, run_settings)
@@ -208,8 +208,9 @@ def compare_command(
         result = compare(recipe, target, checked, device=call.device, command=call.command)
     except Stopped:
         call.stop({"status": "stopped"}, target)
-    paths = {"run": target, "report": render(target)}
-    call.finish(result.to_json(), tell(target), paths)
+    report, lines = render_and_tell(target)
+    paths = {"run": target, "report": report}
+    call.finish(result.to_json(), lines, paths)
 
 
 # `foveate adapt wise`: interpolate between a network and its tuned version.
@@ -249,7 +250,7 @@ def wise_command(
     from foveate.adapt.compare.recipe import parse_task
     from foveate.adapt.recipe import WiseSettings
     from foveate.adapt.wise import measure_robustness
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     # Settings hold what the user gave: --at with its own default would otherwise count as given.
     if "at" in settings and adapter_out is None:
@@ -266,8 +267,9 @@ def wise_command(
         device=call.device,
         command=call.command,
     )
-    paths = {"run": target, "report": render(target), **({} if adapter_out is None else {"adapter": adapter_out})}
-    call.finish(result.to_json(), tell(target), paths)
+    report, lines = render_and_tell(target)
+    paths = {"run": target, "report": report, **({} if adapter_out is None else {"adapter": adapter_out})}
+    call.finish(result.to_json(), lines, paths)
 
 
 # `foveate adapt predict`: classify images with a tuned model.

@@ -140,10 +140,11 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
     result: dict[str, Any] = trained.result.to_json()
     if trained.model_folder is None:
         call.stop(result, run)
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
-    paths = {"run": run, "model": trained.model_folder, "report": render(run)}
-    call.finish(result, tell(run), paths)
+    report, lines = render_and_tell(run)
+    paths = {"run": run, "model": trained.model_folder, "report": report}
+    call.finish(result, lines, paths)
 
 
 def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
@@ -180,15 +181,16 @@ def preview_command(call: RecipeCall, settings: dict[str, Any]) -> None:
     from foveate.mllm.recipe import MllmRecipe
     from foveate.mllm.settings import PreviewSettings
     from foveate.records.collection import Collection
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
 
     checked = call.check(PreviewSettings, settings)
     resolved, collection = call.load(MllmRecipe).with_training(seed=call.seed), call.data
     run = call.run or Path("runs") / "mllm-preview"
     with Collection.open(collection) as opened:
         result = preview_recipe(resolved, opened, run, checked, device=call.device, command=call.command)
-    paths = {"run": run, "report": render(run)}
-    call.finish(result.to_json(), tell(run), paths)
+    report, lines = render_and_tell(run)
+    paths = {"run": run, "report": report}
+    call.finish(result.to_json(), lines, paths)
 
 
 # `foveate mllm prepare-dense`: questions about all regions of images.
@@ -310,7 +312,7 @@ def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: d
     from foveate.mllm.evaluate import evaluate as evaluate_suite
     from foveate.mllm.settings import SuiteSettings
     from foveate.multimodal.opening import open_mllm
-    from foveate.report.render import render, tell
+    from foveate.report.render import render_and_tell
     from foveate.video.networks import hash_weights
 
     checked = call.check(SuiteSettings, {**settings, "seed": call.seed or 0})
@@ -327,7 +329,8 @@ def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: d
         weights=hash_weights(model),
         command=call.command,
     )
-    call.finish(result.to_json(), tell(target), {"run": target, "report": render(target)})
+    report, lines = render_and_tell(target)
+    call.finish(result.to_json(), lines, {"run": target, "report": report})
 
 
 # `foveate mllm calibrate`: measure when a model answers "not found".
