@@ -69,7 +69,7 @@ def plan_command(
     if page:
         from foveate.core.runs import RunFolder
         from foveate.records.images import encode_input, save_thumbnail
-        from foveate.report import render
+        from foveate.report.render import render_and_tell
 
         folder = RunFolder.create(call.run or Path("runs/mllm-plan"))
         planned = []
@@ -79,8 +79,11 @@ def plan_command(
             planned.append(image.model_copy(update={"image": name}))
         result = result.model_copy(update={"images": planned, "command": call.command})
         folder.write_result(result.to_json())
-        paths = {"run": folder.path, "report": render(folder.path)}
-    call.finish(result.to_json(), print_lines(build_mllm_plan(result.to_json(), call.run or Path())), paths)
+        report, lines = render_and_tell(folder.path)
+        paths = {"run": folder.path, "report": report}
+    else:
+        lines = print_lines(build_mllm_plan(result.to_json(), Path()))
+    call.finish(result.to_json(), lines, paths)
 
 
 # `foveate mllm train`: train the stages of a recipe, or price them.
