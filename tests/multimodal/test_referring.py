@@ -26,7 +26,7 @@ from foveate.multimodal.settings import MultimodalSettings
 from foveate.multimodal.views import ViewLayout
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn
-from foveate.records.geometry import View
+from foveate.records.geometry import Placement, View
 from foveate.records.shapes import Mask, Point, Shape, Stroke, encode_mask
 from naming import raises_naming
 
@@ -285,3 +285,11 @@ def test_with_hybrid_regions_and_a_head_a_box_stands_in_front_of_its_digits() ->
     assert answers[0].text.startswith("a red disc at [")
     assert answers[0].text.endswith("].")
     assert answers[0].phrases[0].endswith("a red disc at")
+
+
+def test_points_follow_a_crop_that_begins_at_neither_edge() -> None:
+    # Columns 60 to 160 and rows 10 to 60 fill an input of 100 x 50 pixels without a change of scale.
+    placement = Placement(200, 100, (60, 10, 160, 60), False, (50, 100))
+    drawn = place_points(PixelBox(80, 20, 90, 40), placement, 200)
+    np.testing.assert_allclose(drawn.points_N2.min(axis=0), (0.2, 0.2), atol=0.03)
+    np.testing.assert_allclose(drawn.points_N2.max(axis=0), (0.3, 0.6), atol=0.03)

@@ -16,7 +16,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
 from foveate.records.perceptual_hash import hamming, near_pairs, perceptual_hash
-from foveate.records.splits import assign_splits, draw_splits, find_components
+from foveate.records.splits import _link_equal, assign_splits, draw_splits, find_components
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
 
@@ -168,3 +168,8 @@ def test_an_empty_collection_gets_an_empty_table(tmp_path: Path) -> None:
     with CollectionWriter(tmp_path / "c"):
         pass
     assert assign_splits(tmp_path / "c", fractions={"train": 1.0}).images == {}
+
+
+def test_images_of_equal_bytes_are_linked() -> None:
+    pairs = _link_equal(np.array(["a", "b", "a", "c", "a", "b"], dtype=object))
+    assert sorted(map(sorted, pairs.tolist())) == [[0, 2], [1, 5], [2, 4]]

@@ -201,3 +201,9 @@ def test_stacked_bar_shares_fill_the_width() -> None:
     assert starts == [0.0, 30.0, 90.0]
     assert re.search(r"a 30 s; b 1 min 00 s; c 10 s", root.get("aria-label", ""))
     assert stacked_bar({}, title="time") == ""
+
+
+def test_as_many_points_as_are_drawn_stay_as_they_are() -> None:
+    points = [(float(x), float(x * x)) for x in range(240)]
+    assert thin(points) == points
+    assert thin([*points, (240.0, 1.0), (math.nan, 1.0)])[0] == (0.5, 0.5)

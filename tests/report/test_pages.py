@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import json
 import re
 import shutil
@@ -18,7 +20,7 @@ import pytest
 from foveate.core.errors import UserError
 from foveate.core.results import Column, Row, Value
 from foveate.report import numbers, parts, render
-from foveate.report.page import unbroken
+from foveate.report.page import breakable, unbroken
 from foveate.report.render import kinds, tell
 from foveate_labs.pages.tour import Stat, summarize, trained_stat
 from naming import raises_naming
@@ -463,3 +465,13 @@ def test_the_number_of_what_was_trained_has_the_control_of_its_own_question(firs
     groups = parts.table_groups(rows, columns)
     assert trained_stat(groups) == Stat("60%", "Where is it? (scenes)", "CLIP: 50%. Shuffled: 10%")
     assert trained_stat(groups[:1]) is None
+
+
+def test_paths_break_behind_slashes_and_are_escaped() -> None:
+    assert breakable("a <b>/c\\d") == "a &lt;b&gt;/<wbr>c\\<wbr>d"
+
+
+def test_the_policy_names_the_hash_of_the_script_of_the_page(tour_html: str) -> None:
+    (script,) = re.findall(r"<script>(.*?)</script>", tour_html, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src &#39;sha256-{digest}&#39;" in tour_html or f"script-src 'sha256-{digest}'" in tour_html

@@ -18,6 +18,7 @@ from foveate.vision.connectors import (
     MlpConnector,
     PixelShuffleConnector,
     PooledConnector,
+    _DepthwiseBlock,
     build_connector,
     connector_kinds,
 )
@@ -186,3 +187,11 @@ def test_a_pooled_token_is_the_mean_of_its_patches_in_the_language_models_space(
 def test_an_mlp_without_biases_maps_zero_to_zero() -> None:
     connector = small("mlp", bias=False)
     assert not connector(torch.zeros(1, 24, 6)).any()
+
+
+def test_a_residual_block_adds_its_branch() -> None:
+    block = _DepthwiseBlock(4)
+    torch.nn.init.zeros_(block.ln3.weight)
+    torch.nn.init.constant_(block.ln3.bias, 0.5)  # the branch is .5 whatever the tokens are
+    tokens_BHWD = torch.linspace(-1, 1, 36).reshape(1, 3, 3, 4)
+    torch.testing.assert_close(block(tokens_BHWD), torch.nn.functional.silu(tokens_BHWD + 0.5))
