@@ -81,6 +81,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_json_atomically(path: Path, value: Any) -> None:
     """Write `value` as indented JSON to `path` atomically; raise ValueError for NaN and infinity."""
+    # NaN is not JSON: browsers and other programs could not read a file with it.
     write_text_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -142,6 +143,7 @@ def sha256_folder(folder: Path) -> str:
     """Return the hexadecimal SHA-256 over names and contents of all files below a folder."""
     import hashlib
 
+    # Sorted, and named with forward slashes below, so that the hash is the same on every file system.
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = "".join(f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -183,6 +185,8 @@ class FolderLock:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # The file stays: if it were deleted, a process that has it open already and one that creates it anew would both
+        # hold a lock.
         self._handle.seek(0)
         self._handle.truncate()
         self._handle.close()

@@ -90,6 +90,7 @@ def read_lora_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{where}: field 'peft_type' must be 'LORA', the method of PEFT that can be read (got {kind!r})"
         )
+    # Each of these adds to a pair or changes it: DoRA's magnitudes, trained biases, transposed weights.
     plain = {"use_dora": False, "bias": "none", "fan_in_fan_out": False, "lora_bias": False}
     for field, expected in plain.items():
         if config.get(field, expected) not in (expected, None):
@@ -216,6 +217,7 @@ def lora_factor(config: Mapping[str, Any], key: str, rank: int, folder: Path) ->
     alpha = patterns.get(next(matches, None), config.get("lora_alpha"))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
         raise UserError(f"{folder / CONFIG}: field 'lora_alpha' must be a number above 0 (got {alpha!r})")
+    # Rank-stabilized LoRA (arXiv 2312.03732): with alpha / r the updates of high ranks would shrink.
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

@@ -18,6 +18,7 @@ _LARGEST_BELOW_ONE = 1 - 2**-53
 
 
 def _digest(parts: tuple[object, ...]) -> bytes:
+    # Keys come from file names, and Python keeps bytes of these that are not UTF-8 as lone surrogates.
     return hashlib.blake2b("|".join(str(part) for part in parts).encode("utf-8", "surrogatepass")).digest()
 
 
@@ -53,6 +54,8 @@ def draw(ids: Sequence[str], limit: int | None, *parts: object, what: str) -> li
         raise UserError(f"{what} '{name}': {count} {what}s have this id; expected an id of its own for each")
     if limit is None or limit >= len(ids):
         return list(range(len(ids)))
+    # Sorting by a hash of each id makes the draw independent of their order, and a new id replaces at most one that
+    # was drawn before.
     order = np.argsort([uniform(*parts, id) for id in ids], kind="stable")
     return sorted(order[:limit].tolist())
 

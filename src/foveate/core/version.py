@@ -16,6 +16,7 @@ def code_revision() -> str:
     try:
         options = {"capture_output": True, "text": True, "timeout": 10, "check": True}
         commit = subprocess.run(["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"], **options).stdout.strip()
+        # Untracked files, such as run folders in the checkout, do not change the code.
         status = ["git", "-C", str(CHECKOUT), "status", "--porcelain", "-uno"]
         changed = subprocess.run(status, **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git here, or a checkout that it refuses to read
