@@ -34,6 +34,7 @@ from foveate.core.recipes import Settings
 
 # What a gateway says while the server behind it is away.
 UNAVAILABLE = (502, 503, 504)
+# Timeouts, conflicts, rate limits and server errors pass; some vendors answer 529 when they are overloaded.
 _RETRIED = (408, 409, 425, 429, 500, 529, *UNAVAILABLE)
 # A wrong key, model or address: no request of the run can succeed.
 _FATAL = (401, 403, 404)
@@ -101,6 +102,7 @@ def parse_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         if not all(isinstance(part, str) for part in parts):
             return Reply(text=_decode(body), error="bad_response", retry=True)
         text = "".join(parts)
+    # A refusal is not retried: the same request would be refused again.
     if (isinstance(refusal, str) and refusal) or reason == "content_filter":
         return Reply(text=str(refusal or text or ""), error="refused", **spent)
     return Reply(text=text if isinstance(text, str) else "", **spent)
@@ -165,6 +167,7 @@ class ClientPool:
             self._free.append(client)
 
     def _create_client(self) -> httpx2.AsyncClient:
+        # Clients share one context, so that the certificates are read once.
         self._ssl_context = self._ssl_context or httpx2.create_ssl_context(verify=self._secure)
         client = httpx2.AsyncClient(
             verify=self._ssl_context,
@@ -172,6 +175,7 @@ class ClientPool:
             # Without this, credentials of ~/.netrc would be sent to a server that the user gave no key for.
             auth=lambda request: request,
             timeout=self._timeout,
+            # No limit here: `Endpoints` bounds the requests in flight.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30.0),
         )
         self.clients.append(client)
@@ -195,6 +199,7 @@ class ClientPool:
 
 _NEVER = -1e9  # a time before every reading of the monotonic clock
 _MAX_PAUSE_SECONDS = 30.0
+# Bounds the exponent: in an outage of hours, 2**n would overflow a float.
 _MAX_DOUBLINGS = 10
 
 
@@ -236,12 +241,14 @@ class Endpoint:
 
     def record_unreachable(self, seconds: float) -> None:
         """Pause for `seconds`, doubled with each failure in a row, at most half a minute."""
+        # Requests that were in flight together fail together: only the first of them lengthens the pause.
         if self.paused_until <= time.monotonic():
             self.pause(min(seconds * 2**self.failures, _MAX_PAUSE_SECONDS))
             self.failures += self.failures < _MAX_DOUBLINGS
 
     def pause(self, seconds: float) -> None:
         """Send nothing for so many seconds."""
+        # A short pause must not end a longer one, such as that of a Retry-After.
         self.paused_until = max(self.paused_until, time.monotonic() + seconds)
 
 
@@ -264,6 +271,7 @@ class Endpoints:
                 if endpoint.paused_until <= now and endpoint.in_flight < int(endpoint.limit)
             ]
             if free:
+                # Relative to the limit, so that an endpoint whose limit was halved gets half as many.
                 selected = min(free, key=lambda endpoint: endpoint.in_flight / endpoint.limit)
                 selected.in_flight += 1
                 return selected
