@@ -47,9 +47,13 @@ class ShardedAdafactor(torch.optim.Adafactor):
         )
         for entry, update, (weight_sq, update_sq) in zip(used, updates, norms, strict=True):
             step, size, group = entry.state["step"].item(), entry.parameter.numel(), entry.group
+            # Algorithm 4 of the paper with the relative steps of section 8: rho = min(lr, 1 / sqrt(t)), times the size
+            # of the parameter where eps[1] is below it.
             rate = min(group["lr"], step**-0.5) * max(group["eps"][1], (weight_sq.item() / size) ** 0.5)
             if group["weight_decay"]:
                 entry.shard.mul_(1 - group["lr"] * group["weight_decay"])
+            # Section 6: an update whose root mean square exceeds d is scaled down to it, since a second moment that
+            # lags behind the gradient makes steps too large.
             clipped = max(1.0, (update_sq.item() / size) ** 0.5 / group["d"])
             entry.shard.add_(update, alpha=-rate / clipped)
 
@@ -85,6 +89,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _decay(entry: _Entry) -> float:
+    # The weight of the new gradient, 1 - beta2 of step t (section 7): t**-0.8 by default, so that beta2 rises to 1.
     return float(entry.state["step"].item() ** entry.group["beta2_decay"])
 
 
@@ -117,12 +122,15 @@ def _scale_gradient(entry: _Entry, sums: Tensor) -> Tensor:
     else:
         row_var, col_var = _local(state["row_var"]), _local(state["col_var"])
         if gradient.ndim == 2:
+            # A DTensor has the shape of the whole matrix, not of this process's shard.
             rows = entry.parameter.shape[0]
             col_var.lerp_(sums[None, :-1] / rows, _decay(entry))
             mean = sums[-1] / rows
         else:
             col_var.lerp_(gradient.square().mean(dim=-2, keepdim=True), _decay(entry))
             mean = row_var.mean(dim=-2, keepdim=True)
+        # Section 3: the outer product of row and column means over their common mean is the rank-1 approximation of
+        # least I-divergence.
         estimate = row_var @ col_var / mean.clamp(min=eps)
     return estimate.clamp_(min=eps * eps).rsqrt_().mul_(gradient)
 

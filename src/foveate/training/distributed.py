@@ -157,6 +157,7 @@ def gather_ragged_with_grad(rows_RE: Tensor) -> Tensor:
     # The collectives need equal lengths, so rows are padded to the longest rank and the padding is cut out again.
     counts, with_gradient = _counts(rows_RE)
     longest = max(counts)
+    # All ranks see the same counts, so that all of them leave here together.
     if longest == 0:
         return rows_RE
     if with_gradient and not rows_RE.requires_grad and torch.is_grad_enabled():
@@ -251,6 +252,7 @@ def barrier() -> None:
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return a possibly sharded tensor whole, as a detached copy on the CPU. A collective when sharded."""
     whole = tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
+    # On the CPU `to` alone would return the module's own memory, which the next step changes.
     return whole.to("cpu", copy=True)
 
 

@@ -30,6 +30,7 @@ _LIBRARIES = (
     "torch", "torchvision", "numpy", "pillow", "pyarrow", "open-clip-torch", "transformers", "timm", "safetensors",
 )  # fmt: skip
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+# As many as `foveate.records.collection` keeps open.
 _OPEN_SHARDS = 256
 # Flower pins an older protobuf than the rest wants.
 _SEPARATE_EXTRAS = ("flower",)

@@ -79,6 +79,7 @@ class ClassificationSettings(TrainingSettings):
         """Return the loop's settings for this many training images."""
         # A batch larger than the data would hold images twice.
         batch_size = min(self.batch_size, num_images)
+        # Batches run on from one epoch into the next, so the exact number counts the images of all epochs together.
         whole, exact = self.epochs * (num_images // batch_size), self.epochs * num_images // batch_size
         steps = self.steps or max(1, whole if self.whole_batches else exact)
         values = {name: getattr(self, name) for name in TrainingSettings.model_fields}

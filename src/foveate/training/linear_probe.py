@@ -97,6 +97,7 @@ def solve_head(
         # `max` returns the first of equals: the strongest penalty.
         C = max(CANDIDATES, key=lambda candidate: accuracies[candidate]) if accuracies else DEFAULT_C
     weight_KD, bias_K = _fit(standard_ND, labels_N, C)
+    # Centering and scaling are folded into the head, which then takes features as the network gives them.
     weight_KD = weight_KD / scale
     return SolvedHead(
         weight_KD.astype(np.float32), (bias_K - weight_KD @ mean_D).astype(np.float32), C, folds, accuracies

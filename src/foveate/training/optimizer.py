@@ -235,6 +235,7 @@ def wsd(step: int, *, steps: int, warmup_steps: int, decay_fraction: float, fina
     """
     if step < warmup_steps:
         return warmup(step, warmup_steps=warmup_steps)
+    # A short training may leave less room than `decay_fraction` asks for: the decay never reaches into the warm-up.
     decay_steps = max(1, min(round(decay_fraction * steps), steps - warmup_steps))
     progress = min(1.0, max(0.0, (step - (steps - decay_steps)) / decay_steps))
     return 1 - (1 - final) * progress
