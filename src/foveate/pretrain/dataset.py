@@ -329,6 +329,7 @@ class PretrainDataset:
             arrays += [regions.row_numbers[drawn_R], self.collection.region_boxes[drawn_R]]
             columns.append(regions.table["phrase"].filter(pa.array(drawn_R)))
         for array in arrays:
+            # The shape separates the arrays, whose bytes would otherwise run into one another.
             digest.update(str(array.shape).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         for column in columns:
@@ -351,6 +352,7 @@ class PretrainDataset:
         key = self.collection.keys[row]
         image, placement = self._image(row, epoch, seed, key)
         drawn = self.rule.draw(self._row(row).captions, seed=seed, epoch=epoch, key=key)
+        # With data.missing=skip an image is left out of the epochs that draw a kind of text it lacks.
         if drawn is None:
             raise BadSample(key, "has no text of a kind that is drawn")
         kind, text = drawn
@@ -420,6 +422,8 @@ def count_texts(datasets: Sequence[PretrainDataset], loader: Loader, *, steps: i
         batches = range(-(-samples // loader.batch_size))
         draws = [loader.order.batch(step, batch_size=loader.batch_size) for step in batches]
         draws_S3 = np.concatenate([np.zeros((0, 3), np.int64), *draws])[:samples]
+        # Columns are source, row and epoch; small sources with large weights reach their second epoch early, which
+        # would count their rows twice.
         first_S3 = draws_S3[draws_S3[:, 2] == 0]
         rows = [first_S3[first_S3[:, 0] == source, 1] for source in range(len(datasets))]
     else:

@@ -194,10 +194,12 @@ def _check_run(
         result["problems"].append(str(problem))
         return
     (stage,) = priced.stages
+    # Without accelerators the processes of this machine share its memory.
     memory_there = facts["memory_free_bytes"] / local
     if hardware is not None:
         memory_there = priced.hardware["gb"] * 1e9
     elif accelerators:
+        # All processes hold the same, so the smallest device decides.
         memory_there = min(device["memory_bytes"] for device in accelerators)
     cached, usable = priced.facts["reads_cached_features"], priced.facts["images_with_text"]
     features = priced.facts["bytes_per_image"] * usable if cached else 0.0

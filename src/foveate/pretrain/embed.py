@@ -181,6 +181,7 @@ def visible_regions(
     for index, (placement, regions) in enumerate(zip(placements, by_image, strict=True)):
         if regions:
             boxes_R4 = np.stack([region.box.to_array() for region in regions])
+            # Every visible sliver counts: the share that training demands would drop hard regions from an evaluation.
             moved_K4, visible_R = move_boxes(placement, boxes_R4, min_visible=0)
             batch += [(index, number) for number in np.flatnonzero(visible_R).tolist()]
             inside.append(moved_K4)

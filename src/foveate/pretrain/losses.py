@@ -33,6 +33,8 @@ from foveate.training.distributed import (
     world,
 )
 
+# The paper's rule is "embedding". With a small vocabulary it also drops different phrases that have drifted above the
+# threshold, and with them the term that would push them apart; "exact" drops equal strings only.
 FILTERS = ("embedding", "exact", "none")
 NORMALIZATIONS = ("regions", "fixed")
 
@@ -79,6 +81,8 @@ def duplicate_mask(t_RE: Tensor, *, filter: str, threshold: float = 0.9, phrase_
     Raises:
         UserError: for an unknown filter, or "exact" without `phrase_ids`.
     """
+    # The filter is a constant of the step: it reads the current text embeddings and sends them no gradient (section
+    # 3.1).
     unit_RE = F.normalize(widen(t_RE.detach()), dim=-1)
     duplicates = DuplicateFilter.of(unit_RE, filter=filter, threshold=threshold, phrase_ids=phrase_ids)
     mask_RR = duplicates.mask(slice(0, len(t_RE)))
@@ -241,6 +245,7 @@ def clip_loss(
     # Compute in float32 at least: at a scale of 100, bfloat16 has steps of 0.5 between the largest logits.
     with without_autocast(image_BE):
         image_BE, text_NE = widen(image_BE), gather_with_grad(widen(text_BE))
+        # Every process has as many images, so the first row is known without the collective that ragged regions need.
         scale, first = scalar_like(logit_scale, image_BE), world().rank * len(image_BE)
         row_B, column_B, _ = cross_entropies(image_BE, text_NE, scale, row_chunk=row_chunk, first=first)
         return sum_with_grad((row_B + column_B).sum() / (2 * len(text_NE)))
@@ -534,6 +539,8 @@ def grounding_loss(
     _, total = rows_before(pred_B4)
     divisor = 4 * region_divisor(total, normalize=normalize, M=M, N=N)
     with without_autocast(pred_B4):
+        # Equation 3 is a plain squared error on the raw output: clamped corners would have no gradient outside of the
+        # image, and L1, GIoU and matching are habits of detectors that the paper does without.
         return sum_with_grad((widen(pred_B4) - widen(target_B4)).square().sum() / divisor)
 
 

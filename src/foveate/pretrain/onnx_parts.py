@@ -68,6 +68,7 @@ class _Layer(nn.Module):
             x_RSD, queries_RQD = prompts_RPD, normed_RSD[:, : prompts_RPD.shape[1]]
         else:
             queries_RQD = normed_RSD
+        # The Prompter has a single head (section 3.2), so the scale is that of the whole width.
         scores = prompter.q(queries_RQD) @ prompter.k(normed_RSD).transpose(1, 2) / math.sqrt(prompter.width)
         x_RSD = x_RSD + prompter.o(scores.softmax(dim=-1) @ prompter.v(normed_RSD))
         if pre:
