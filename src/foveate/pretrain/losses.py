@@ -216,6 +216,7 @@ def region_divisor(total: int, *, normalize: str, M: int | None, N: int | None) 
     """
     choose(normalize, NORMALIZATIONS, "normalization of the region losses")
     if normalize == "regions":
+        # Without regions the sums are 0 and stay exactly 0.
         return max(total, 1)
     if M is None or N is None or M < 1 or N < 1:
         raise UserError(
@@ -389,6 +390,7 @@ class _CrossEntropies(torch.autograd.Function):
             softmax = (logits - row_max_B[rows, None]).sub_(row_log_B[rows, None]).exp_()
             d_logits = softmax.mul_(d_row_B[rows, None])
             d_logits += (logits - column_max_R).sub_(column_log_R).exp_().mul_(d_column_R)
+            # The positive's logit stands in both cross entropies with a minus sign.
             d_logits.diagonal(ctx.first + rows.start).sub_(d_row_B[rows] + d_column_B[rows])
             d_sim_z = d_logits @ t_RE
             dz_BE[rows] = scale * d_sim_z
