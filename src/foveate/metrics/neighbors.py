@@ -46,6 +46,7 @@ def as_points(points_ND: ArrayLike, *, what: str = "points") -> Array:
 def squared_distances(points_MD: Array, others_ND: Array) -> Array:
     """Return squared Euclidean distances [M, N] by |a|^2 + |b|^2 - 2ab, never negative. Center the points first."""
     squares = (points_MD**2).sum(axis=1)[:, None] + (others_ND**2).sum(axis=1)
+    # Rounding can make the distance to an equal point slightly negative.
     return np.maximum(squares - 2 * (points_MD @ others_ND.T), 0.0)
 
 

@@ -270,6 +270,7 @@ def _explain_phrase_miss(parsed: AnswerBoxes, row: int, true_4: NDArray[np.float
     return "wrong phrase" if hit else "unparsable" if row in parsed.problems else "no box"
 
 
+# Matches start at the first blank of a run: started at each of them, a long run would take the square of its length.
 _NOT_SPANS = (re.compile(r"(?<!\s)\s+not[^,.]*[,.]"), re.compile(r"(?<!\s)\s+no[^,.]*[,.]"))
 _NEGATED = re.compile(
     r"(?:^|(?<=\s)|(?<=\())(?:not|no|neither|nor|\w+n['’]t)\b(?!\s*,)(?:(?!\bbut\b)[^,.;)])*", re.IGNORECASE
@@ -377,6 +378,7 @@ def parse_judge(reply: str) -> tuple[float, float] | None:
     # The whole line must match: numbers inside a sentence may count something else.
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[,\s]\s*(\d+(?:\.\d+)?)\s*", reply.strip().split("\n")[0])
     scores = (float(match[1]), float(match[2])) if match else None
+    # The judge's scale ends at 10: larger numbers count something else.
     return scores if scores and max(scores) <= 10 else None
 
 
