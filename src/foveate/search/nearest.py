@@ -90,6 +90,7 @@ def rank_rows(
         mask = scores >= np.partition(scores, len(scores) - count)[len(scores) - count]
         scores, rows = scores[mask], rows[mask]
     order = np.argsort(-scores, kind="stable")[:count]
+    # Rounding may carry the cosine of equal vectors above 1.
     return scores[order].clip(-1.0, 1.0), rows[order]
 
 
@@ -119,6 +120,7 @@ def _candidates(
     number, width = queries_QE.shape
     narrow = number <= _FEW and _sums_in_float32()
     slacks = (rounding_slack(part.dtype, width, narrow=narrow and part.dtype == np.float16) for part in parts)
+    # Twice the error: the score of the k-th best may be too high by it, and that of another row too low.
     candidates = _Candidates(number, count, np.float32(2 * max(slacks)))
     scored, next_tightening = 0, 0
     for first, scores_BQ in _scores(parts, queries_QE, narrow=narrow):
