@@ -41,9 +41,11 @@ def route_top2(logits_TE: Tensor) -> Routing:
     probabilities = _widen(logits_TE).softmax(-1)
     # Not topk: of equal values it takes any, and a router that starts at zero would differ from device to device.
     first = probabilities.argmax(-1, keepdim=True)
+    # -1 is below every probability: the first choice cannot win again.
     second = probabilities.scatter(-1, first, -1.0).argmax(-1, keepdim=True)
     experts = torch.cat([first, second], dim=-1)
     gates = probabilities.gather(-1, experts)
+    # 1e-9 as in AXLearn; gates are normalized before capacity cuts any, and not again.
     return Routing(experts, gates / (gates.sum(-1, keepdim=True) + 1e-9), probabilities)
 
 
