@@ -191,10 +191,8 @@ class ClientPool:
 # Endpoints that serve one model, and how many requests each may have in flight.
 #
 # Additive increase, multiplicative decrease: a response raises an endpoint's limit by one per limit's worth of
-# responses,
-# up to what the user allows, and a sign of overload (429, a timeout) halves it, at most once per round trip. An
-# endpoint
-# that says when to come back (`Retry-After`), or that cannot be reached, gets nothing until then.
+# responses, up to what the user allows, and a sign of overload (429, a timeout) halves it, at most once per round trip.
+# An endpoint that says when to come back (`Retry-After`), or that cannot be reached, gets nothing until then.
 
 
 _NEVER = -1e9  # a time before every reading of the monotonic clock
@@ -313,7 +311,6 @@ _MAX_BYTES = 2**20  # no caption is so long: a server that goes on and on does n
 _MAX_TIMEOUTS = 2  # a request that timed out this often is given up: longer waiting rarely helps, and blocks a slot
 _UNREACHABLE = (httpx2.ConnectError, httpx2.ConnectTimeout)
 # Waits before another try: doubled at most ten times, and never longer than a minute.
-
 _MAX_BACKOFF_SECONDS = 60.0
 
 
