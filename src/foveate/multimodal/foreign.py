@@ -106,6 +106,7 @@ class ForeignMllm:
         read = _read_images(images)
         text = self._write_regions(read, _check_question(question, ground=ground), regions)
         answer = self.answer_turns(read, [("user", text)], limit_tokens(max_tokens), room=max_tokens)[0]
+        # Without `ground` nobody asked for boxes, so none is missing.
         return answer if ground else replace(answer, unboxed=())
 
     def ask_all(
