@@ -255,6 +255,7 @@ def _choose_changes(vectors_TD: NDArray[np.float64], num_frames: int) -> list[in
     ranks_T = _rank(changes_T, scale)
     threshold = np.sort(ranks_T)[num_frames - 1]
     above, equal = np.flatnonzero(ranks_T < threshold).tolist(), np.flatnonzero(ranks_T == threshold).tolist()
+    # Covering measures distances from selected frames, so it needs one to start from.
     return _choose_covering(vectors_TD, num_frames, above or equal[:1], equal)
 
 
