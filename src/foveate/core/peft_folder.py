@@ -39,6 +39,7 @@ def write_peft_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the weights, named as in the network; write the config after them, so that no folder is half an adapter."""
     from safetensors.torch import save
 
+    # safetensors refuses tensors that are not contiguous.
     prefixed = {f"{_WRAPPERS}{key}": value.detach().cpu().contiguous() for key, value in tensors.items()}
     write_bytes_atomically(folder / WEIGHTS, save(prefixed, metadata={"format": "pt"}))
 
