@@ -100,6 +100,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, local_BE: Tensor) -> Tensor:
         gathered = [torch.empty_like(local_BE) for _ in range(dist.get_world_size())]
+        # Collectives refuse tensors that are not contiguous.
         dist.all_gather(gathered, local_BE.contiguous())
         return torch.cat(gathered)
 
