@@ -144,12 +144,14 @@ class _Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         pairs = routing.experts_T2.flatten()
+        # Sorted by expert, so that the rows of each expert lie together for one product.
         order = pairs.argsort(stable=True)
         counts = torch.bincount(pairs, minlength=len(self.down_proj)).tolist()
         up, down = self.get_parameter("gate_up_proj" if self.gated else "up_proj"), self.down_proj
         device = x_TD.device.type
         if torch.is_autocast_enabled(device):
             x_TD, up, down = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x_TD, up, down))
+        # Each token has two experts: pair p is of token p // 2.
         hidden_SH = _GroupedLinear.apply(x_TD.index_select(0, order // 2), up, counts)
         if self.gated:
             gate_SH, linear_SH = hidden_SH.chunk(2, dim=-1)
