@@ -111,6 +111,7 @@ class DuplicateFilter:
         if filter == "none":
             return cls()
         if filter == "embedding":
+            # Detached, because the mask only decides which negatives count, and carries no gradient.
             return cls(unit_RE.detach(), threshold)
         if phrase_ids is None:
             raise UserError("duplicate filter 'exact': expected phrase_ids, the identities of the phrases (got none)")
