@@ -516,6 +516,7 @@ def _encode_images_once(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        # Without the object's attribute, the method of its class counts again.
         del network.get_image_features
         if before is not None:
             network.get_image_features = before
