@@ -286,6 +286,7 @@ def take(parts: Sequence[NDArray[np.floating]], rows_C: NDArray[np.int64]) -> ND
 LISTS_FROM = 100_000
 PROBES = 32
 _TRAIN_PER_LIST = 64  # vectors for each list
+# Rows that are copied at a time as float32, the only type that faiss takes.
 _ADD_ROWS = 2**15
 
 
