@@ -64,6 +64,7 @@ def _weights(position_K: Floats, length: int, interpolation: str) -> Tensor:
     at_K = torch.from_numpy(np.round(position_K * length, 9))
     if interpolation == "nearest":
         return torch.nn.functional.one_hot(at_K.floor().long().clamp(0, length - 1), length)
+    # The value of a cell belongs to its center, half a cell past its edge.
     at_K = (at_K - 0.5).clamp(0, length - 1)
     return (1 - (at_K[:, None] - torch.arange(length)).abs()).clamp(min=0)
 

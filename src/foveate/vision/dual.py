@@ -177,4 +177,5 @@ def _resize(tower: ImageEncoder, views_V3HW: Tensor) -> Tensor:
     resized_V3HW = interpolate(views_V3HW.float(), size, mode="bicubic", antialias=True)
     if views_V3HW.dtype != torch.uint8:
         return resized_V3HW.to(views_V3HW)
+    # Bicubic interpolation overshoots at sharp edges, beyond the range of bytes.
     return resized_V3HW.round().clamp(0, 255).to(torch.uint8)
