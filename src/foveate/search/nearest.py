@@ -277,8 +277,7 @@ def take(parts: Sequence[NDArray[np.floating]], rows_C: NDArray[np.int64]) -> ND
 # Search by faiss (the extra `faiss`): a flat index of few vectors, inverted lists of many.
 #
 # Used only when the user asks for it. The results of faiss are scored again as in `nearest`, so that scores and order
-# are
-# the same; with inverted lists a neighbor can be missing.
+# are the same; with inverted lists a neighbor can be missing.
 
 
 # From this many rows on an approximate index. Measured (docs/verbs/search.md): of 10,000 rows the lists find .76 of the
