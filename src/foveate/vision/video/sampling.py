@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.core.errors import UserError, choose
 
 SampleRule = Literal["official", "uniform_mid", "linspace", "midpoint", "fps"]
+# As in the papers: SlowFast-LLaVA (arXiv 2407.15841) and MM1.5 (arXiv 2409.20566).
 NUM_FRAMES = 50
 MM15_NUM_FRAMES = 24
 _TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,2}):)?(\d{1,7}(?:\.\d{1,9})?)", re.ASCII)
