@@ -96,6 +96,7 @@ def _smallest(
 ) -> NDArray[np.int64]:
     """Return the columns of the k smallest exact distances of each row, ascending, ties by lower column."""
     if candidates < rough_MN.shape[1]:
+        # Ascending, so that the stable sort by distance leaves equal ones in the order of their columns.
         columns = np.sort(np.argpartition(rough_MN, candidates - 1, axis=1)[:, :candidates], axis=1)
     else:
         columns = np.broadcast_to(np.arange(rough_MN.shape[1]), rough_MN.shape)

@@ -217,6 +217,7 @@ def score_phrases(
     boxes = parsed.boxes_B4[predicted[pairs]]
     hits = intersection_over_union(boxes, true[first_true[owners_P] + steps]) >= IOU_THRESHOLD
     ranks_P = np.full(len(entries), np.iinfo(np.int64).max)
+    # Unbuffered: a phrase may have several hits, and its best rank counts.
     np.minimum.at(ranks_P, owners_P[hits], ranks[pairs][hits] + 1)
     ranks_P[ranks_P == np.iinfo(np.int64).max] = 0
     misses = ["" if rank == 1 else "wrong box" for rank in ranks_P.tolist()]
