@@ -140,6 +140,7 @@ class PretrainTask(EmbeddingTask):
     def split(self, batch: Batch, parts: int) -> list[Batch]:
         """Split into consecutive images with their regions."""
         index_R = batch["image_index_R"]
+        # Rounded multiples, so that the parts differ by at most one image.
         starts = [round(part * len(batch["counts_B"]) / parts) for part in range(parts + 1)]
         first = torch.searchsorted(index_R, torch.tensor(starts, device=index_R.device)).tolist()
         # searchsorted needs sorted owners.
