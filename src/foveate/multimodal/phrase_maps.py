@@ -179,5 +179,6 @@ def _apply_in_float32(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
     assert layer.bias is not None
     weight, bias = layer.weight.float(), layer.bias.float()
     if isinstance(layer, nn.Conv2d):
+        # Padding by 2 keeps the size of the grid under a kernel of 5 x 5, as in the layer itself.
         return F.conv2d(x, weight, bias, padding=2)
     return F.linear(x, weight, bias)
