@@ -212,6 +212,7 @@ def histogram(
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(svg_text(left - 8, y + 4, short(tick), anchor="end"))
     for number, value in enumerate(counts):
+        # A gap of two pixels keeps neighboring columns apart.
         x, w = x_of(number) + 1, x_of(number + 1) - x_of(number) - 2
         y = y_of(value)
         parts.append(
