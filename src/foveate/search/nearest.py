@@ -81,6 +81,7 @@ def rank_rows(
     parts: Sequence[NDArray[np.floating]], query_E: NDArray[np.float64], rows_C: NDArray[np.int64], *, count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Score rows against a unit-length query in float64; return the best `count`, equal scores by row."""
+    # Ascending, as they are read, and so that the stable sort below leaves equal scores in the order of their rows.
     rows = np.sort(rows_C)
     scores = np.concatenate(
         [_cosines(parts, query_E, rows[at : at + _RESCORE_ROWS]) for at in range(0, len(rows), _RESCORE_ROWS)]
@@ -221,6 +222,7 @@ class _Candidates:
         if len(passing):
             row, query = np.divmod(passing, self.queries)
             score = scores_BQ.ravel()[passing]
+            # Excluded rows have a score of -inf, which passes as long as the floor is -inf too.
             included = score > -np.inf
             self._parts.append((query[included], row[included] + first, score[included]))
             self.size += int(included.sum())
