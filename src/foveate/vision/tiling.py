@@ -370,4 +370,5 @@ def count_llava_tokens(plan: TilePlan, patches_per_side: int) -> int:
     """Count LLaVA-NeXT's visual tokens: those of the overview, and of the unpadded tiles with one more per row."""
     patches = ImageSize(plan.grid.rows * patches_per_side, plan.grid.columns * patches_per_side)
     rows, columns = unpad_patches(plan.size, patches)
+    # A newline token ends each row of the tiles.
     return patches_per_side**2 + rows * (columns + 1)
