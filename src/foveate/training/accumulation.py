@@ -94,7 +94,7 @@ def _part_weights(task: Task, pieces: Sequence[Batch]) -> list[Mapping[str, floa
     if len(pieces) == 1 and (rows_only or ranks == 1):
         return [None]
     counts = [task.count_targets(piece) for piece in pieces]
-    # Sorted, so that every rank sums the same numbers with one another.
+    # Sorted, so that the ranks add up the same number at each position.
     names = sorted(counts[0])
     totals = torch.tensor([sum(count[name] for count in counts) for name in names], dtype=torch.float64)
     totals = totals * ranks if rows_only else all_sum(totals)
