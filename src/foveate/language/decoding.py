@@ -75,7 +75,7 @@ def draw_token(logits_V: NDArray[np.float64], number: float, *, temperature: flo
     if top_p < 1:
         shares_V = np.where(select_nucleus(shares_V, top_p), shares_V, 0.0)
     cumulative_V = np.cumsum(shares_V)
-    # Times the sum, which is less than 1 where only the nucleus is left.
+    # Scaled by the sum, which is below 1 when only the nucleus is left.
     token = int(np.searchsorted(cumulative_V, number * cumulative_V[-1], side="right"))
     # The product may round up to the whole sum.
     return min(token, int(np.flatnonzero(shares_V)[-1]))

@@ -246,7 +246,7 @@ def make_sparse(model: nn.Module, options: SparseOptions, *, seed: int = 0) -> l
         raise UserError(
             f"{type(model).__name__}: has {len(layers)} decoder layer; expected 2, as odd ones become sparse"
         )
-    # 0.02 is the usual value of transformers, for models whose configuration has no such field.
+    # 0.02 is the usual default in transformers, for configurations without this field.
     std = float(getattr(getattr(model, "config", None), "initializer_range", 0.02))
     # All are checked before any is replaced.
     dense = [_read_mlp(layers[index], index, options) for index in indices]

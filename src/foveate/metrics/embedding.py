@@ -176,7 +176,7 @@ def distance_correlation(points_ND: ArrayLike, map_Nd: ArrayLike, *, include_sel
         far = pairwise_distances(points[part], points)[above] / scale[0]
         near = pairwise_distances(drawn[part], drawn)[above] / scale[1]
         sums += (far.sum(), near.sum(), far @ far, near @ near, far @ near)
-    # A whole matrix has each pair twice and N zeros in its diagonal; this counts half of it, like the sums.
+    # A full matrix holds each pair twice, and N zeros on its diagonal; like the sums, this counts half of it.
     pairs = rows * (rows - 1) / 2 + (rows / 2 if include_self else 0)
     covariance = sums[4] / pairs - sums[0] * sums[1] / pairs**2
     spread = (sums[2] / pairs - (sums[0] / pairs) ** 2) * (sums[3] / pairs - (sums[1] / pairs) ** 2)

@@ -271,7 +271,7 @@ def _explain_phrase_miss(parsed: AnswerBoxes, row: int, true_4: NDArray[np.float
     return "wrong phrase" if hit else "unparsable" if row in parsed.problems else "no box"
 
 
-# Matches start at the first blank of a run: started at each of them, a long run would take the square of its length.
+# A match starts only at the first blank of a run: if it could start at any, a long run would take quadratic time.
 _NOT_SPANS = (re.compile(r"(?<!\s)\s+not[^,.]*[,.]"), re.compile(r"(?<!\s)\s+no[^,.]*[,.]"))
 _NEGATED = re.compile(
     r"(?:^|(?<=\s)|(?<=\())(?:not|no|neither|nor|\w+n['’]t)\b(?!\s*,)(?:(?!\bbut\b)[^,.;)])*", re.IGNORECASE

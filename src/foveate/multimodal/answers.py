@@ -237,7 +237,7 @@ def certain_text(text: str) -> str:
     opened = text.rfind("[")
     # Behind its end a box of 0..999 is written anew, in pixels.
     text = text[:opened] if opened > text.rfind("]") else text
-    # Tokens of bytes decode to replacement characters until the last byte of a character has come.
+    # Byte tokens decode to replacement characters until the last byte of a character has arrived.
     return text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
 
 

@@ -51,7 +51,7 @@ UNITS = {
     "qwen3_vl": "0-1000",
     "smolvlm": "none",
 }
-# Signed, because a box may reach out of the image a little; see `read_boxes`.
+# Signed, because a box may extend slightly beyond the image; see `read_boxes`.
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 # Lists, and Qwen2-VL's two points.
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]|\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")
@@ -157,7 +157,7 @@ class ForeignMllm:
             )
         ids_T = all_T[length:]
         self._check_context(length, len(ids_T))
-        # The logits at a position are those of the token behind it, so they begin one position before the answer.
+        # The logits at a position predict the next token, so they start one position before the answer.
         logs_TV = self.model(**inputs).logits[0, length - 1 : -1].float().log_softmax(dim=-1)
         return logs_TV.gather(1, ids_T[:, None])[:, 0]
 
@@ -516,7 +516,7 @@ def _encode_images_once(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        # Without the object's attribute, the method of its class counts again.
+        # Once the instance's attribute is gone, the method of its class is found again.
         del network.get_image_features
         if before is not None:
             network.get_image_features = before
@@ -554,7 +554,7 @@ def _check_question(question: str, *, ground: bool = False) -> str:
 
 
 def _write_values(values: Sequence[float], unit: str) -> str:
-    # "0-1" and "0-1-padded" are fractions, which would become 0 or 1 as whole numbers.
+    # "0-1" and "0-1-padded" are fractions, which rounding would turn into 0 or 1.
     digits = 2 if unit.startswith("0-1") and unit != "0-1000" else 0
     return f"[{', '.join(f'{value:.{digits}f}' for value in values)}]"
 

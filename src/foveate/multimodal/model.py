@@ -349,7 +349,7 @@ class MultimodalModel(nn.Module):
         """Return the last hidden states [B, T, E] of packed texts, each as if it stood alone behind its images."""
         lengths_B, counts_B = self.prefix_lengths(views_BK, layout), (views_BK >= 0).sum(dim=1)
         if regions is None:
-            # Empty, not None: a region encoder then runs all the same, and its weights get a gradient of zero.
+            # Empty, not None: a region encoder then still runs, and its weights get a gradient of zero.
             empty = torch.zeros(0, 4, device=views_BK.device)
             regions = RegionPrompts(empty, torch.zeros(0, dtype=torch.long, device=views_BK.device))
         states_BTE: Tensor | None = None

@@ -87,7 +87,7 @@ def check_regions(conversation: Conversation, sizes: Sequence[tuple[int, int]], 
     """
     numbered = numbered or [shape for turn in conversation.turns for shape in turn.regions]
     # By identity: equal shapes may have different numbers.
-    # Reversed, so that a shape that occurs twice has its first number.
+    # Reversed, so that a shape that occurs twice gets its first number.
     numbers = {id(shape): number for number, shape in reversed([*enumerate(numbered, 1)])}
     for turn, images in zip(conversation.turns, locate_regions(conversation), strict=True):
         for shape, image in zip(turn.regions, images, strict=True):

@@ -29,7 +29,7 @@ class SourceSettings(Settings):
 
 
 def _kind_of_language(value: Any) -> str:
-    # A recipe brings a dict, code an object.
+    # Recipes pass a dict, callers in code an object.
     return "source" if isinstance(value, SourceSettings) or "source" in value else "config"
 
 

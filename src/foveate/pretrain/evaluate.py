@@ -215,7 +215,7 @@ class _RegionMetrics:
 
     def _store(self, name: str, selected: NDArray[np.int64], values: NDArray[Any], *, none: float) -> None:
         """Store per-sample results; `none` marks regions that the question was not asked for."""
-        # Counts stay integers in the table, and integers have no NaN: their mark is -1.
+        # Counts stay integers in the table, and integers have no NaN, so -1 marks a missing one.
         dtype = np.int64 if isinstance(none, int) else np.float64
         self.samples.setdefault(name, np.full(len(self.embeddings.regions), none, dtype))[selected] = values
 

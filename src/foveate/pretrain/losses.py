@@ -391,7 +391,7 @@ class _CrossEntropies(torch.autograd.Function):
             softmax = (logits - row_max_B[rows, None]).sub_(row_log_B[rows, None]).exp_()
             d_logits = softmax.mul_(d_row_B[rows, None])
             d_logits += (logits - column_max_R).sub_(column_log_R).exp_().mul_(d_column_R)
-            # The positive's logit stands in both cross entropies with a minus sign.
+            # The positive's logit appears in both cross entropies with a minus sign.
             d_logits.diagonal(ctx.first + rows.start).sub_(d_row_B[rows] + d_column_B[rows])
             d_sim_z = d_logits @ t_RE
             dz_BE[rows] = scale * d_sim_z
@@ -543,7 +543,7 @@ def grounding_loss(
     divisor = 4 * region_divisor(total, normalize=normalize, M=M, N=N)
     with without_autocast(pred_B4):
         # Equation 3 is a plain squared error on the raw output: clamped corners would have no gradient outside of the
-        # image, and L1, GIoU and matching are habits of detectors that the paper does without.
+        # image, and L1, GIoU and matching are conventions of detectors that the paper does without.
         return sum_with_grad((widen(pred_B4) - widen(target_B4)).square().sum() / divisor)
 
 

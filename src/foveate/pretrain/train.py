@@ -223,7 +223,7 @@ def _build_loader(recipe: PretrainRecipe, datasets: list[PretrainDataset], here:
     if len(datasets) == 1:
         return Loader(datasets[0], rows=datasets[0].rows, **options)
     # The order of the sources is that of the recipe; their samples follow from names and weights alone.
-    # The collection of the command line has weight 1; the recipe weighs the further ones against it.
+    # The collection on the command line has weight 1; the recipe gives the others weights relative to it.
     weights = [1.0, *recipe.data.collections.values()]
     sources = [
         Source(data.collection.name, data, data.rows, weight) for data, weight in zip(datasets, weights, strict=True)

@@ -248,7 +248,7 @@ def score_texts(
 def mean_direction(vectors_QE: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the mean of unit vectors, scaled to unit length."""
     mean_E = np.asarray(vectors_QE, dtype=np.float64).mean(axis=0)
-    # Vectors that cancel out have no direction; zeros match nothing, where NaN would spread.
+    # Vectors that cancel out have no direction; zeros match nothing, whereas NaN would spread.
     return mean_E / max(float(np.linalg.norm(mean_E)), 1e-12)
 
 

@@ -81,7 +81,7 @@ def rank_rows(
     parts: Sequence[NDArray[np.floating]], query_E: NDArray[np.float64], rows_C: NDArray[np.int64], *, count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Score rows against a unit-length query in float64; return the best `count`, equal scores by row."""
-    # Ascending, as they are read, and so that the stable sort below leaves equal scores in the order of their rows.
+    # Ascending, because that is how they are read, and so that the stable sort below keeps equal scores in row order.
     rows = np.sort(rows_C)
     scores = np.concatenate(
         [_cosines(parts, query_E, rows[at : at + _RESCORE_ROWS]) for at in range(0, len(rows), _RESCORE_ROWS)]
@@ -121,7 +121,7 @@ def _candidates(
     number, width = queries_QE.shape
     narrow = number <= _FEW and _sums_in_float32()
     slacks = (rounding_slack(part.dtype, width, narrow=narrow and part.dtype == np.float16) for part in parts)
-    # Twice the error: the score of the k-th best may be too high by it, and that of another row too low.
+    # Twice the error: the score of the k-th best may be that much too high, and another row's that much too low.
     candidates = _Candidates(number, count, np.float32(2 * max(slacks)))
     scored, next_tightening = 0, 0
     for first, scores_BQ in _scores(parts, queries_QE, narrow=narrow):

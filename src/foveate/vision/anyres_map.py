@@ -146,7 +146,7 @@ def order_rows(views_VTE: Tensor, cell_V2: Tensor) -> Tensor:
     y_T, x_T = (torch.arange(length, device=cell_V2.device) // side, torch.arange(length, device=cell_V2.device) % side)
     row_VT, column_VT = cell_V2[:, :1] * side + y_T, cell_V2[:, 1:] * side + x_T
     extent = int(torch.stack([row_VT, column_VT]).max()) + 1 if count else 1
-    # `extent` is above every row and column, so that one number sorts by image, row and column at once.
+    # `extent` exceeds every row and column, so that a single number sorts by image, row and column.
     key_VT = (segment_V[:, None] * extent + row_VT) * extent + column_VT
     return views_VTE.flatten(0, 1)[key_VT.flatten().argsort()].view(count, length, width)
 

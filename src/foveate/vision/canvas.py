@@ -54,7 +54,7 @@ def render_views(
     if tiles:
         canvas_3HW = _fill_canvas(pixels_13HW, plan.tiles, plan.canvas, fill, interpolation)
         split = canvas_3HW.unflatten(2, (plan.grid.columns, plan.tile)).unflatten(1, (plan.grid.rows, plan.tile))
-        # The overview stands before or behind all tiles, so that these are one slice.
+        # The overview comes before or after all tiles, so the tiles are one slice.
         views_V3TT[tiles[0] : tiles[-1] + 1].unflatten(0, plan.grid).copy_(split.permute(1, 3, 0, 2, 4))
     if OVERVIEW in plan.views:
         square = ImageSize(plan.tile, plan.tile)

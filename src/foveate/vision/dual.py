@@ -154,7 +154,7 @@ def join_views(overview_OLC: Tensor, tiles_NLC: Tensor | None, is_overview_V: Te
     """Put overviews and tiles back in the order of their views [V, L, C]."""
     if tiles_NLC is None or not len(tiles_NLC):
         return overview_OLC
-    # Sorting a permutation gives its inverse: where in the joined tensor each view stands.
+    # The argsort of a permutation is its inverse: the position of each view in the joined tensor.
     order_V = torch.cat([is_overview_V.nonzero()[:, 0], (~is_overview_V).nonzero()[:, 0]]).argsort()
     return torch.cat([overview_OLC, tiles_NLC])[order_V]
 

@@ -325,7 +325,7 @@ def _prompt_attention(
     if not bool(prompted_B.all()):
         normed_BLD, image_T, counts_B = (
             normed_BLD[prompted_B],
-            # Images that have prompts, numbered without gaps.
+            # Renumbers the images that have prompts without gaps.
             (prompted_B.cumsum(0) - 1)[image_T],
             counts_B[prompted_B],
         )

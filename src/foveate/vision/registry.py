@@ -106,7 +106,7 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
     try:
         with seeded(seed):
             return builder(**options)
-    # It is a ValueError, but says already what is wrong.
+    # A UserError is a ValueError, but its message already says what is wrong.
     except UserError:
         raise
     except _UNUSABLE as error:

@@ -347,7 +347,7 @@ def _count_missing_bytes(source: Path | bytes) -> int:
             start, size = handle.read(4096), source.stat().st_size
     end = 0
     if start[:4] == b"RIFF":
-        # RIFF's size counts neither its own four bytes nor the four of the name in front.
+        # RIFF's size field excludes its own four bytes and the four of the name before it.
         end = 8 + int.from_bytes(start[4:8], "little")
     elif start[:4] == _EBML and (segment := start.find(b"\x18\x53\x80\x67")) >= 0:
         # 18 53 80 67 is the ID of the Segment, the element that holds the whole clip (RFC 9559, section 5.1).
