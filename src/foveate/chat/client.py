@@ -34,7 +34,7 @@ from foveate.core.recipes import Settings
 
 # What a gateway says while the server behind it is away.
 UNAVAILABLE = (502, 503, 504)
-# Timeouts, conflicts, rate limits and errors of the server pass; 529 is what some vendors answer when overloaded.
+# Timeouts, conflicts, rate limits and server errors pass; some vendors answer 529 when they are overloaded.
 _RETRIED = (408, 409, 425, 429, 500, 529, *UNAVAILABLE)
 # A wrong key, model or address: no request of the run can succeed.
 _FATAL = (401, 403, 404)
@@ -102,7 +102,7 @@ def parse_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         if not all(isinstance(part, str) for part in parts):
             return Reply(text=_decode(body), error="bad_response", retry=True)
         text = "".join(parts)
-    # A refusal is not tried again: the same request would be refused again.
+    # A refusal is not retried: the same request would be refused again.
     if (isinstance(refusal, str) and refusal) or reason == "content_filter":
         return Reply(text=str(refusal or text or ""), error="refused", **spent)
     return Reply(text=text if isinstance(text, str) else "", **spent)
@@ -269,7 +269,7 @@ class Endpoints:
                 if endpoint.paused_until <= now and endpoint.in_flight < int(endpoint.limit)
             ]
             if free:
-                # Relative to the limit, so that an endpoint whose limit was halved gets fewer requests.
+                # Relative to the limit, so that an endpoint whose limit was halved gets half as many.
                 selected = min(free, key=lambda endpoint: endpoint.in_flight / endpoint.limit)
                 selected.in_flight += 1
                 return selected
@@ -310,7 +310,7 @@ class Endpoints:
 _MAX_BYTES = 2**20  # no caption is so long: a server that goes on and on does not fill the memory
 _MAX_TIMEOUTS = 2  # a request that timed out this often is given up: longer waiting rarely helps, and blocks a slot
 _UNREACHABLE = (httpx2.ConnectError, httpx2.ConnectTimeout)
-# Waits before another try are doubled at most ten times, and are never longer than a minute.
+# Waits before another try: doubled at most ten times, and never longer than a minute.
 _MAX_BACKOFF_SECONDS = 60.0
 
 

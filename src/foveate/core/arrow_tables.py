@@ -82,6 +82,7 @@ def open_parquet(path: Path, limits: Limits = NO_LIMITS) -> Iterator[pq.ParquetF
         with pq.ParquetFile(path) as file:
             check_width(path, file.schema_arrow.names, limits)
             yield file
+    # `DAMAGE` would catch it as a ValueError, but its message already says what is wrong.
     except UserError:
         raise
     except FileNotFoundError as error:

@@ -146,6 +146,7 @@ def keep_freed_memory() -> bool:
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
     try:
+        # Only glibc knows this name: other libraries refuse it, and Windows has no such call.
         os.confstr("CS_GNU_LIBC_VERSION")
     except (AttributeError, ValueError, OSError):
         return False

@@ -103,6 +103,7 @@ def run_cells(store: CellStore, cells: Sequence[Cell], work: Work, *, wait: bool
         if not progressed and not wait:
             return
         if not progressed:
+            # Other processes are at work on everything that is left; they may finish it or die.
             time.sleep(1.0)
 
 

@@ -42,7 +42,7 @@ def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path
     """
     # Absolute: "." has no name.
     final = target.absolute()
-    # Beside the target, because a rename is atomic within one file system only.
+    # Next to the target, because a rename is atomic only within one file system.
     stage = final.with_name(f".{final.name}.partial")
     content, note = stage / _STAGED, stage / "identity"
     try:

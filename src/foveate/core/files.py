@@ -185,8 +185,8 @@ class FolderLock:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The file stays: if it were deleted, a process that has it open already and one that creates it anew could both
-        # hold the lock.
+        # The file stays: if it were deleted, a process that has it open already and one that creates it anew would both
+        # hold a lock.
         self._handle.seek(0)
         self._handle.truncate()
         self._handle.close()

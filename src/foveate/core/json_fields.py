@@ -34,6 +34,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def get_field(entry: Mapping[str, Any], name: str, kind: type, *, where: str) -> Any:
     """Return a field of an entry; raise UserError if it is absent or of another type."""
     value = entry.get(name)
+    # True is an int to Python, but no number in JSON.
     if not isinstance(value, kind) or isinstance(value, bool) and kind is int:
         raise UserError(f"{where}: field '{name}' must be of type {kind.__name__} (got {value!r:.60})")
     return value

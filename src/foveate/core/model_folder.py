@@ -143,8 +143,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged safetensors file ({error})") from error
     for name, value in tensors.items():
-        # NaN is not below infinity either, so a single comparison finds both.
-        # A training that diverged; every answer would be NaN, which no JSON can hold. Masks may be -inf.
+        # Training diverged: every answer would be NaN, which JSON cannot hold. Masks may be -inf. NaN is not
+        # below infinity either, so a single comparison finds both.
         if value.is_floating_point() and not bool((value < float("inf")).all()):
             raise UserError(
                 f"{path}: tensor '{name}' holds NaN or infinity; the training has diverged or the file is damaged"

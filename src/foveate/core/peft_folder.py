@@ -39,6 +39,7 @@ def write_peft_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the weights, named as in the network; write the config after them, so that no folder is half an adapter."""
     from safetensors.torch import save
 
+    # safetensors refuses tensors that are not contiguous.
     prefixed = {f"{_WRAPPERS}{key}": value.detach().cpu().contiguous() for key, value in tensors.items()}
     write_bytes_atomically(folder / WEIGHTS, save(prefixed, metadata={"format": "pt"}))
 
@@ -166,6 +167,7 @@ def collect_pairs(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, tupl
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for key in tensors:
         name, separator, _ = key.partition(".lora_A.")
+        # Pairs are collected at their A; a B is only checked for having one.
         if not separator:
             if ".lora_B." not in key or key.replace(".lora_B.", ".lora_A.") not in tensors:
                 raise UserError(f"{folder / WEIGHTS}: tensor '{key}' is of no pair lora_A and lora_B")

@@ -199,6 +199,7 @@ def make_free_folder(parent: Path, text: str) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             path = parent / (name if number == 1 else f"{name}-{number}")
+            # `mkdir` itself tells whether the name is free: after a check of its own, another process could take it.
             with contextlib.suppress(FileExistsError):
                 path.mkdir()
                 return path

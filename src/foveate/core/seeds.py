@@ -54,8 +54,8 @@ def draw(ids: Sequence[str], limit: int | None, *parts: object, what: str) -> li
         raise UserError(f"{what} '{name}': {count} {what}s have this id; expected an id of its own for each")
     if limit is None or limit >= len(ids):
         return list(range(len(ids)))
-    # Sorted by a hash of each id, so that the draw does not depend on their order, and adding one changes at most
-    # one of those drawn.
+    # Sorting by a hash of each id makes the draw independent of their order, and a new id replaces at most one that
+    # was drawn before.
     order = np.argsort([uniform(*parts, id) for id in ids], kind="stable")
     return sorted(order[:limit].tolist())
 

@@ -63,8 +63,8 @@ def read_rows(path: Path, *, pad: bool = False, limits: Limits = NO_LIMITS) -> R
 
 def _read_text_rows(table: TextTable, *, pad: bool, limits: Limits) -> Iterator[tuple[int, list[str]]]:
     path, width, num_rows = table.path, len(table.names), 0
-    # "utf-8-sig" drops the mark that Excel puts in front of the first name; newline="" leaves line breaks in quotes to
-    # csv.
+    # "utf-8-sig" drops the byte-order mark that Excel writes before the first name; newline="" leaves line breaks
+    # inside quotes to csv.
     with io.TextIOWrapper(table.open(), encoding="utf-8-sig", newline="") as file:
         # Strict: a quote that is never closed would otherwise take all rows behind it into one cell without an error.
         reader = csv.reader(_refuse_nul(file, path), delimiter=table.delimiter, strict=True)

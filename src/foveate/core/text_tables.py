@@ -176,8 +176,10 @@ def _first_line(head: bytes) -> bytes:
     for match in re.finditer(rb"[\r\n]", head):
         num_quotes += head.count(b'"', start, match.start())
         start = match.start()
+        # After an odd number of quotes, the line break is inside a cell.
         if num_quotes % 2 == 0:
             return head[:start]
+        # A quote that stays open this long does not enclose a cell: the first line break counts.
         if start > first.end() + _CHUNK_BYTES:
             break
     return first.group()

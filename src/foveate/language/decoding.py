@@ -69,11 +69,13 @@ def draw_token(logits_V: NDArray[np.float64], number: float, *, temperature: flo
         temperature: above 0. top_p: the smallest set of likeliest tokens that holds this share is drawn from
             (arXiv 1904.09751, Section 3.1).
     """
+    # Minus the largest logit, so that no exponential overflows.
     shares_V = np.exp((logits_V - logits_V.max()) / temperature)
     shares_V /= shares_V.sum()
     if top_p < 1:
         shares_V = np.where(select_nucleus(shares_V, top_p), shares_V, 0.0)
     cumulative_V = np.cumsum(shares_V)
+    # Scaled by the sum, which is below 1 when only the nucleus is left.
     token = int(np.searchsorted(cumulative_V, number * cumulative_V[-1], side="right"))
     # The product may round up to the whole sum.
     return min(token, int(np.flatnonzero(shares_V)[-1]))

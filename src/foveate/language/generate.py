@@ -182,6 +182,7 @@ def extend(
     for _ in rows.steps(model, stop=frozenset(stop), suppress=suppress, embed=embed, draft=draft, cache=cache):
         pass
     (completion,) = rows.completions()
+    # The last token was written but never read, so it is not in the cache.
     return completion, Prefix(cache, rows.lengths[0] + len(rows.ids[0]) - 1)
 
 

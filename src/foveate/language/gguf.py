@@ -196,6 +196,7 @@ class _Header:
         (num_dimensions,) = self._unpack("<I", what)
         if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
             raise UserError(f"{self.path}: {what} has {num_dimensions} dimensions; expected 1 to {_MAX_DIMENSIONS}")
+        # GGUF lists the innermost dimension first, PyTorch the outermost.
         shape = self._unpack(f"<{num_dimensions}Q", what)[::-1]
         code, offset = self._unpack("<IQ", what)
         kind = _TYPE_NAMES.get(code, f"number {code}")
@@ -254,6 +255,7 @@ def _place_tensors(
     return tensors
 
 
+# A block of weights shares a scale; two weights of four bits share a byte.
 _BLOCKS = {
     "Q8_0": np.dtype([("scale", "<f2"), ("quants", "i1", (_BLOCK,))]),
     "Q4_0": np.dtype([("scale", "<f2"), ("quants", "u1", (_BLOCK // 2,))]),

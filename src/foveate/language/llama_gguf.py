@@ -106,6 +106,7 @@ def read_llama_weights(file: GGUFFile, config: Any) -> dict[str, Tensor]:
     with torch.device("meta"):
         expected = LlamaForCausalLM(config).state_dict()
     if config.tie_word_embeddings:
+        # The file stores a tied matrix only once, as the input embeddings.
         del expected["lm_head.weight"]
     names = {_rename(name): name for name in file.tensors}
     shapes = {new: torch.empty(file.tensors[name].shape, device="meta") for new, name in names.items()}

@@ -324,6 +324,7 @@ def _make_room(model: Any, tokenizer: Tokenizer) -> None:
         with quiet(), torch.random.fork_rng(devices=[]):
             # New rows are random: seeded, to be the same in every session; forked, to leave the global state alone.
             torch.random.default_generator.manual_seed(0)
+            # `mean_resizing` would compute the covariance of the whole table for rows that are always overwritten.
             model.resize_token_embeddings(num_rows, mean_resizing=False)
 
 

@@ -41,11 +41,11 @@ def route_top2(logits_TE: Tensor) -> Routing:
     probabilities = _widen(logits_TE).softmax(-1)
     # Not topk: of equal values it takes any, and a router that starts at zero would differ from device to device.
     first = probabilities.argmax(-1, keepdim=True)
+    # -1 is below every probability: the first choice cannot win again.
     second = probabilities.scatter(-1, first, -1.0).argmax(-1, keepdim=True)
     experts = torch.cat([first, second], dim=-1)
     gates = probabilities.gather(-1, experts)
-    # Gates are normalized before capacity drops pairs and not again, as in AXLearn; 1e-9 is its guard against a sum of
-    # 0.
+    # 1e-9 as in AXLearn; gates are normalized before capacity cuts any, and not again.
     return Routing(experts, gates / (gates.sum(-1, keepdim=True) + 1e-9), probabilities)
 
 
@@ -144,12 +144,14 @@ class _Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         pairs = routing.experts_T2.flatten()
+        # Sorted by expert, so that the rows of each expert lie together for one product.
         order = pairs.argsort(stable=True)
         counts = torch.bincount(pairs, minlength=len(self.down_proj)).tolist()
         up, down = self.get_parameter("gate_up_proj" if self.gated else "up_proj"), self.down_proj
         device = x_TD.device.type
         if torch.is_autocast_enabled(device):
             x_TD, up, down = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x_TD, up, down))
+        # Each token has two experts: pair p is of token p // 2.
         hidden_SH = _GroupedLinear.apply(x_TD.index_select(0, order // 2), up, counts)
         if self.gated:
             gate_SH, linear_SH = hidden_SH.chunk(2, dim=-1)
@@ -244,6 +246,7 @@ def make_sparse(model: nn.Module, options: SparseOptions, *, seed: int = 0) -> l
         raise UserError(
             f"{type(model).__name__}: has {len(layers)} decoder layer; expected 2, as odd ones become sparse"
         )
+    # 0.02 is the usual default in transformers, for configurations without this field.
     std = float(getattr(getattr(model, "config", None), "initializer_range", 0.02))
     # All are checked before any is replaced.
     dense = [_read_mlp(layers[index], index, options) for index in indices]

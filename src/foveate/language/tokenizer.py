@@ -172,6 +172,7 @@ def list_start_ids(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
 def _find_marks(backend: tokenizers.Tokenizer) -> re.Pattern[str]:
     """Return a pattern that matches, without consuming it, each text that is a special token."""
     added = [token.content for token in backend.get_added_tokens_decoder().values() if _is_mark(token)]
+    # A pattern takes the first alternative that matches, so a mark must come before any that is a prefix of it.
     longest_first = sorted(added, key=len, reverse=True)
     return re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))" if added else r"(?!)()")
 

@@ -75,6 +75,7 @@ def trustworthiness(points_ND: ArrayLike, map_Nd: ArrayLike, *, k: int) -> float
         np.put_along_axis(ranks, order, np.arange(1, rows + 1)[None], axis=1)
         beyond = np.take_along_axis(ranks, neighbors[part], axis=1) - k
         penalty += int(beyond[beyond > 0].sum())
+    # One over the largest possible penalty where k < N / 2, so that the result lies in [0, 1].
     return float(1.0 - penalty * (2.0 / (rows * k * (2.0 * rows - 3.0 * k - 1.0))))
 
 
@@ -205,6 +206,7 @@ def distance_correlation(points_ND: ArrayLike, map_Nd: ArrayLike, *, include_sel
         far = pairwise_distances(points[part], points)[above] / scale[0]
         near = pairwise_distances(drawn[part], drawn)[above] / scale[1]
         sums += (far.sum(), near.sum(), far @ far, near @ near, far @ near)
+    # A full matrix holds each pair twice, and N zeros on its diagonal; like the sums, this counts half of it.
     pairs = rows * (rows - 1) / 2 + (rows / 2 if include_self else 0)
     covariance = sums[4] / pairs - sums[0] * sums[1] / pairs**2
     spread = (sums[2] / pairs - (sums[0] / pairs) ** 2) * (sums[3] / pairs - (sums[1] / pairs) ** 2)

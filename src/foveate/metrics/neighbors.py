@@ -46,6 +46,7 @@ def as_points(points_ND: ArrayLike, *, what: str = "points") -> Array:
 def squared_distances(points_MD: Array, others_ND: Array) -> Array:
     """Return squared Euclidean distances [M, N] by |a|^2 + |b|^2 - 2ab, never negative. Center the points first."""
     squares = (points_MD**2).sum(axis=1)[:, None] + (others_ND**2).sum(axis=1)
+    # Rounding can make the distance to an equal point slightly negative.
     return np.maximum(squares - 2 * (points_MD @ others_ND.T), 0.0)
 
 
@@ -95,6 +96,7 @@ def _smallest(
 ) -> NDArray[np.int64]:
     """Return the columns of the k smallest exact distances of each row, ascending, ties by lower column."""
     if candidates < rough_MN.shape[1]:
+        # Ascending, so that the stable sort by distance leaves equal ones in the order of their columns.
         columns = np.sort(np.argpartition(rough_MN, candidates - 1, axis=1)[:, :candidates], axis=1)
     else:
         columns = np.broadcast_to(np.arange(rough_MN.shape[1]), rough_MN.shape)

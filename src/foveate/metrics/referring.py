@@ -222,6 +222,7 @@ def score_phrases(
     boxes = parsed.boxes_B4[predicted[pairs]]
     hits = intersection_over_union(boxes, true[first_true[owners_P] + steps]) >= IOU_THRESHOLD
     ranks_P = np.full(len(entries), np.iinfo(np.int64).max)
+    # Unbuffered: a phrase may have several hits, and its best rank counts.
     np.minimum.at(ranks_P, owners_P[hits], ranks[pairs][hits] + 1)
     ranks_P[ranks_P == np.iinfo(np.int64).max] = 0
     misses = ["" if rank == 1 else "wrong box" for rank in ranks_P.tolist()]
@@ -275,6 +276,7 @@ def _explain_phrase_miss(parsed: AnswerBoxes, row: int, true_4: NDArray[np.float
     return "wrong phrase" if hit else "unparsable" if row in parsed.problems else "no box"
 
 
+# A match starts only at the first blank of a run: if it could start at any, a long run would take quadratic time.
 _NOT_SPANS = (re.compile(r"(?<!\s)\s+not[^,.]*[,.]"), re.compile(r"(?<!\s)\s+no[^,.]*[,.]"))
 _NEGATED = re.compile(
     r"(?:^|(?<=\s)|(?<=\())(?:not|no|neither|nor|\w+n['’]t)\b(?!\s*,)(?:(?!\bbut\b)[^,.;)])*", re.IGNORECASE
@@ -382,6 +384,7 @@ def parse_judge(reply: str) -> tuple[float, float] | None:
     # The whole line must match: numbers inside a sentence may count something else.
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[,\s]\s*(\d+(?:\.\d+)?)\s*", reply.strip().split("\n")[0])
     scores = (float(match[1]), float(match[2])) if match else None
+    # The judge's scale ends at 10: larger numbers count something else.
     return scores if scores and max(scores) <= 10 else None
 
 

@@ -236,6 +236,7 @@ class AnswerWriter:
             located, visible = [(0, box) for box in read_boxes], [True] * len(read_boxes)
         # The phrase of a box does not depend on its corners.
         phrases, unboxed = pair_phrases(join_text(pieces, lambda _: "[0, 0, 0, 0]"))
+        # Brackets that the model wrote itself may count as further boxes; phrases could then go to the wrong ones.
         phrases = phrases if len(phrases) == len(located) else ("",) * len(located)
         hidden = [not is_visible for is_visible in visible]
         rejected = [box.score for box in compress(boxes, hidden)]

@@ -20,6 +20,7 @@ from foveate.records.shapes import Shape
 NOT_FOUND = "not found"
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
 _YES = re.compile(r"\W*yes\W*", re.IGNORECASE)
+# The word boundary keeps "north" and "nothing" from counting as "no".
 _NO = re.compile(r"\W*no\b", re.IGNORECASE)
 # Digits that a limit cuts, or that a stream has read in part, have no bracket at the end.
 _DIGITS = re.compile(r"\s*\[[^\[\]]*(?:\]|$)")
@@ -236,6 +237,7 @@ def certain_text(text: str) -> str:
     opened = text.rfind("[")
     # Behind its end a box of 0..999 is written anew, in pixels.
     text = text[:opened] if opened > text.rfind("]") else text
+    # Byte tokens decode to replacement characters until the last byte of a character has arrived.
     return text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
 
 
@@ -243,6 +245,7 @@ def with_placeholders(answer: Answer) -> str:
     """Return the text of an answer with `<region>` for each box, as a conversation stores it."""
     text = answer.text
     for box in answer.boxes:
+        # One occurrence per box: two boxes with the same corners are two regions.
         text = text.replace(write_corners(box), REGION, 1)
     return text
 

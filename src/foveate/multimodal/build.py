@@ -22,6 +22,7 @@ from foveate.vision.regions import RegionEncoder, build_region_encoder, region_k
 from foveate.vision.registry import seeded
 
 # Fields of configs by which transformers changes logits behind the head, as Gemma 2, Cohere and Granite do.
+# `MultimodalModel.logits` calls the head alone and would leave that out.
 _SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 # Share of the identity in the product of value and output projections; see `start_copying`.
 _COPYING = 0.3
@@ -171,4 +172,5 @@ def start_copying(language_model: Any) -> None:
         value, out = (getattr(getattr(layer, name, None), "weight", None) for name in ("v_proj", "o_proj"))
         if value is not None and out is not None and value.shape == out.shape and value.shape[0] == value.shape[1]:
             nn.init.orthogonal_(value, gain=_COPYING**0.5)
+            # An orthogonal matrix times its transpose is the identity, here `_COPYING` times it.
             out.copy_(value.T)

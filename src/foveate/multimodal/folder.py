@@ -264,6 +264,7 @@ def read_settings(folder: Path) -> tuple[MultimodalSettings, dict[str, Any]]:
     )
     score = config.get(MIN_BOX_SCORE)
     if score is not None and (
+        # A bool is an int in Python: `true` in the file would count as a threshold of 1.
         isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score)
     ):
         raise UserError(f"{folder / CONFIG}: field '{MIN_BOX_SCORE}': not a number (got {score!r}); expected a score")

@@ -51,6 +51,7 @@ UNITS = {
     "qwen3_vl": "0-1000",
     "smolvlm": "none",
 }
+# Signed, because a box may extend slightly beyond the image; see `read_boxes`.
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 # Lists, and Qwen2-VL's two points.
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]|\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")
@@ -105,6 +106,7 @@ class ForeignMllm:
         read = _read_images(images)
         text = self._write_regions(read, _check_question(question, ground=ground), regions)
         answer = self.answer_turns(read, [("user", text)], limit_tokens(max_tokens), room=max_tokens)[0]
+        # Without `ground` nobody asked for boxes, so none is missing.
         return answer if ground else replace(answer, unboxed=())
 
     def ask_all(
@@ -155,7 +157,7 @@ class ForeignMllm:
             )
         ids_T = all_T[length:]
         self._check_context(length, len(ids_T))
-        # The logits of a position are those of the token behind it, hence one to the left.
+        # The logits at a position predict the next token, so they start one position before the answer.
         logs_TV = self.model(**inputs).logits[0, length - 1 : -1].float().log_softmax(dim=-1)
         return logs_TV.gather(1, ids_T[:, None])[:, 0]
 
@@ -346,6 +348,8 @@ class ForeignMllm:
         padding = {"padding": True, "padding_side": "left"} if len(rows) > 1 else {}
         with loading(self.name, kind="the question"):
             inputs = self.processor(
+                # The first row stands for all: `answer_dialogs` puts rows with images and rows without any into
+                # separate batches.
                 images=images if rows[0][0] else None,
                 text=prompts if len(rows) > 1 else prompts[0],
                 return_tensors="pt",
@@ -432,6 +436,7 @@ def open_foreign(
     model_type = str(checkpoint.config().get("model_type"))
     known = ("none", "pixels", "resized-pixels", "0-1", "0-1-padded", "0-1000")
     unit = choose(unit or UNITS.get(model_type, "none"), known, "unit of boxes")
+    # `_frame` reads the resized size from the grid of patches that the processors of Qwen return.
     if unit == "resized-pixels" and not model_type.startswith("qwen"):
         raise UserError(f"unit of boxes: '{model_type}' tells no resized image (got '{unit}'); expected another unit")
     checkpoint.weights()  # refuses pickles, before transformers looks for a processor
@@ -478,6 +483,7 @@ def read_boxes(text: str, frame: CoordinateFrame) -> tuple[str, tuple[PixelBox, 
     boxes: list[PixelBox] = []
 
     def rewrite(match: re.Match[str]) -> str:
+        # `_BOX` has four groups for either way of writing a box; those of the other one are None.
         x1, y1, x2, y2 = (float(group) for group in match.groups() if group is not None)
         box = frame.to_pixels(PixelBox(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
         box = fit_shape(box, width=frame.width, height=frame.height)
@@ -516,6 +522,7 @@ def _encode_images_once(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        # Once the instance's attribute is gone, the method of its class is found again.
         del network.get_image_features
         if before is not None:
             network.get_image_features = before
@@ -553,6 +560,7 @@ def _check_question(question: str, *, ground: bool = False) -> str:
 
 
 def _write_values(values: Sequence[float], unit: str) -> str:
+    # "0-1" and "0-1-padded" are fractions, which rounding would turn into 0 or 1.
     digits = 2 if unit.startswith("0-1") and unit != "0-1000" else 0
     return f"[{', '.join(f'{value:.{digits}f}' for value in values)}]"
 

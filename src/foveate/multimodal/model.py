@@ -349,6 +349,7 @@ class MultimodalModel(nn.Module):
         """Return the last hidden states [B, T, E] of packed texts, each as if it stood alone behind its images."""
         lengths_B, counts_B = self.prefix_lengths(views_BK, layout), (views_BK >= 0).sum(dim=1)
         if regions is None:
+            # Empty, not None: a region encoder then still runs, and its weights get a gradient of zero.
             empty = torch.zeros(0, 4, device=views_BK.device)
             regions = RegionPrompts(empty, torch.zeros(0, dtype=torch.long, device=views_BK.device))
         states_BTE: Tensor | None = None
@@ -433,6 +434,7 @@ class MultimodalModel(nn.Module):
         """Return the phrases [N, E] that the next boxes of answers are for; arguments as of `locate`."""
         if self.box_head is None:
             raise UserError("box_head: this model has none; it writes coordinates as text")
+        # Slots of images have no row in the table; `read_NT` keeps the head from attending to what they get here.
         embedded_NTE = self.language_model.get_input_embeddings()(ids_NT.clamp(min=0)) - self.center_E
         return self.box_head.point(states_NE.to(embedded_NTE.dtype), embedded_NTE, read_NT)
 

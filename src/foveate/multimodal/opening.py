@@ -96,6 +96,7 @@ def hash_source(source: str) -> str:
     if native is not None:
         return hash_model(native)
     folder = find_folder(source)
+    # The JSON files hold config, tokenizer and preprocessing, which change answers just as weights do.
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]) if folder.is_dir() else []
     content = [source, *(f"{file.name} {sha256_file(file)}" for file in files)] if files else [source]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()

@@ -25,6 +25,7 @@ def box_weights(boxes_R4: Tensor, grid: tuple[int, int]) -> Tensor:
 
     def overlap(low_R: Tensor, high_R: Tensor, cells: int) -> Tensor:
         edges = torch.arange(cells + 1, device=boxes_R4.device, dtype=boxes_R4.dtype) / cells
+        # Where box and cell do not meet, the difference is negative.
         return (torch.minimum(high_R[:, None], edges[1:]) - torch.maximum(low_R[:, None], edges[:-1])).clamp(min=0)
 
     x1_R, y1_R, x2_R, y2_R = boxes_R4.unbind(1)
@@ -178,5 +179,6 @@ def _apply_in_float32(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
     assert layer.bias is not None
     weight, bias = layer.weight.float(), layer.bias.float()
     if isinstance(layer, nn.Conv2d):
+        # Padding by 2 keeps the size of the grid under a kernel of 5 x 5, as in the layer itself.
         return F.conv2d(x, weight, bias, padding=2)
     return F.linear(x, weight, bias)

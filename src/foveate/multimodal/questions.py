@@ -25,7 +25,7 @@ def ask_where(phrase: str) -> str:
     parts = clean_text(phrase).rstrip(" .?!").split()
     if not parts:
         raise UserError("phrase: the text is empty; expected words such as 'a red boat'")
-    # The question brings its own article, and training never has two.
+    # The question brings its own article, as in training.
     if parts[0].casefold() in ("a", "an", "the") and len(parts) > 1:
         parts = parts[1:]
     return f"Where is the {' '.join(parts)}?"
@@ -87,6 +87,7 @@ def check_regions(conversation: Conversation, sizes: Sequence[tuple[int, int]], 
     """
     numbered = numbered or [shape for turn in conversation.turns for shape in turn.regions]
     # By identity: equal shapes may have different numbers.
+    # Reversed, so that a shape that occurs twice gets its first number.
     numbers = {id(shape): number for number, shape in reversed([*enumerate(numbered, 1)])}
     for turn, images in zip(conversation.turns, locate_regions(conversation), strict=True):
         for shape, image in zip(turn.regions, images, strict=True):

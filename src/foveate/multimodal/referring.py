@@ -188,6 +188,8 @@ class RegionReader(nn.Module):
         vectors_RE = self.encoder([map_CHW[:width] for map_CHW in maps], batch)
         if self.settings.region_mean:
             return vectors_RE + mean_cells([map_CHW[width:] for map_CHW in maps], batch)
+        # A LayerNorm gives them the length of visual tokens, which `visual_gain` scales to that of embeddings (not in
+        # the paper).
         return F.layer_norm(vectors_RE, vectors_RE.shape[-1:]) if self.settings.region_norm else vectors_RE
 
     def _from_boxes(self, boxes_R4: Tensor, map_R: Tensor) -> RegionBatch:

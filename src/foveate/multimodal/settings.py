@@ -29,6 +29,7 @@ class SourceSettings(Settings):
 
 
 def _kind_of_language(value: Any) -> str:
+    # Recipes pass a dict, callers in code an object.
     return "source" if isinstance(value, SourceSettings) or "source" in value else "config"
 
 

@@ -97,4 +97,5 @@ def find_images_before(ids_BT: Tensor, views_BK: Tensor, layout: ViewLayout | No
     # A view within the text counts once all of its slots have been read.
     complete_BT = (ids_BT == SLOT).cumsum(dim=1) // tokens_per_view
     number_BK = layout.in_text_BK.cumsum(dim=1)
+    # A view in the text is visible once all of its slots have been read, any other from the start.
     return visible_BKT & (~layout.in_text_BK[..., None] | (complete_BT[:, None] >= number_BK[..., None]))

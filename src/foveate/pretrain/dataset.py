@@ -132,6 +132,7 @@ class StoredTexts:
         if not texts:
             return torch.zeros(0, *self.store.shape, dtype=self.store.dtype)
         hashes = keys_of(texts)
+        # A hash above the last one would be out of bounds; the assertion then reports it like any other unknown text.
         entries = self._order[np.searchsorted(self._hashes, hashes[:, 0]).clip(max=len(self._hashes) - 1)]
         assert (self.store.keys[entries] == hashes).all(), "a text that the constructor was not given"
         return torch.stack([self.store[int(entry)] for entry in entries])

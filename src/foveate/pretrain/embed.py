@@ -152,6 +152,7 @@ def _embed(
         image_NE=np.concatenate(images) if images else none,
         regions=all_regions,
         image_R=np.array(owner, dtype=np.int64),
+        # Without a region NumPy would return the shape [0].
         boxes_R4=np.array([region.box.to_array() for region in all_regions]).reshape(-1, 4),
         z_RE=np.concatenate(z) if z else none,
         shuffled_RE=np.concatenate(shuffled) if shuffled else none,

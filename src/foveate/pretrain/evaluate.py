@@ -221,6 +221,7 @@ class _RegionMetrics:
 
     def _store(self, name: str, selected: NDArray[np.int64], values: NDArray[Any], *, none: float) -> None:
         """Store per-sample results; `none` marks regions that the question was not asked for."""
+        # Counts stay integers in the table, and integers have no NaN, so -1 marks a missing one.
         dtype = np.int64 if isinstance(none, int) else np.float64
         self.samples.setdefault(name, np.full(len(self.embeddings.regions), none, dtype))[selected] = values
 
@@ -236,6 +237,7 @@ class _RegionMetrics:
             for kind, values in (("better", ranks.better_N), ("tied", ranks.tied_N)):
                 self._store(f"{kind}_{short}_{column}", selected, values, none=-1)
             for k in (1, 10):
+                # Among fewer than k candidates every one is a hit.
                 chance = min(1.0, k / len(selected))
                 self.table.add(f"{question}: R@{k}", part, column, ranks.recall(k)[1], groups=groups, chance=chance)
             if short == "r2t":
@@ -260,6 +262,7 @@ class _RegionMetrics:
         if len(names) < 2:
             return
         predicted = nearest_class(z_RE[mask_R], self.embeddings.phrase_RE[mask_R][first])
+        # `np.unique` has sorted the names, as a binary search needs them.
         truth = np.searchsorted(names, labels.astype(str))
         groups = list(self.embeddings.image_R[mask_R])
         interval = bootstrap_statistic(
@@ -335,6 +338,7 @@ def _first_captions(
         captions = [caption for caption in collection.read_captions(int(row)) if kind is None or caption.kind == kind]
         if captions:
             indices.append(index)
+            # One text per image: any further caption would rank as a wrong candidate for its own image.
             texts.append(captions[0].text)
     return np.array(indices, dtype=np.int64), texts
 
@@ -375,6 +379,7 @@ def _add_image_retrieval(
         for k in (1, 10):
             for question, ranks in ranks_by_question.items():
                 chance = min(1.0, k / len(of_source))
+                # No groups for the interval: each image is one sample here.
                 table.add(f"{question}: R@{k}", f"{source} images", name, ranks.recall(k)[1], chance=chance)
         samples += [
             {

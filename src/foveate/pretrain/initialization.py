@@ -152,6 +152,7 @@ def start_from(model: LocalizingModel, initial: str, *, run: Path | None = None)
     commit = None if checkpoint is None else checkpoint.commit
     localizes = any(name.startswith(_REGION_MODULES) and status == "loaded" for name, status in tensors.items())
     if checkpoint is not None and localizes:
+        # Folders without this field are of releases that did not record it.
         localizes = bool(checkpoint.config().get("localizes", True))
     result = {"initial": initial, "commit": commit, "counts": counts, "localizes": localizes, "tensors": tensors}
     if run is not None:

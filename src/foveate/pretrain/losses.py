@@ -86,7 +86,8 @@ def duplicate_mask(t_RE: Tensor, *, filter: str, threshold: float = 0.9, phrase_
         >>> duplicate_mask(phrases, filter="embedding").int().tolist()
         [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
     """
-    # The filter is a constant of the step: it reads the current text embeddings and sends them no gradient.
+    # The filter is a constant of the step: it reads the current text embeddings and sends them no gradient (section
+    # 3.1).
     unit_RE = F.normalize(widen(t_RE.detach()), dim=-1)
     duplicates = DuplicateFilter.of(unit_RE, filter=filter, threshold=threshold, phrase_ids=phrase_ids)
     mask_RR = duplicates.mask(slice(0, len(t_RE)))
@@ -115,6 +116,7 @@ class DuplicateFilter:
         if filter == "none":
             return cls()
         if filter == "embedding":
+            # Detached, because the mask only decides which negatives count, and carries no gradient.
             return cls(unit_RE.detach(), threshold)
         if phrase_ids is None:
             raise UserError("duplicate filter 'exact': expected phrase_ids, the identities of the phrases (got none)")
@@ -220,6 +222,7 @@ def region_divisor(total: int, *, normalize: str, M: int | None, N: int | None) 
     """
     choose(normalize, NORMALIZATIONS, "normalization of the region losses")
     if normalize == "regions":
+        # Without regions the sums are 0 and stay exactly 0.
         return max(total, 1)
     if M is None or N is None or M < 1 or N < 1:
         raise UserError(
@@ -406,6 +409,7 @@ class _CrossEntropies(torch.autograd.Function):
             softmax = (logits - row_max_B[rows, None]).sub_(row_log_B[rows, None]).exp_()
             d_logits = softmax.mul_(d_row_B[rows, None])
             d_logits += (logits - column_max_R).sub_(column_log_R).exp_().mul_(d_column_R)
+            # The positive's logit appears in both cross entropies with a minus sign.
             d_logits.diagonal(ctx.first + rows.start).sub_(d_row_B[rows] + d_column_B[rows])
             d_sim_z = d_logits @ t_RE
             dz_BE[rows] = scale * d_sim_z
@@ -572,7 +576,7 @@ def grounding_loss(
     divisor = 4 * region_divisor(total, normalize=normalize, M=M, N=N)
     with without_autocast(pred_B4):
         # Equation 3 is a plain squared error on the raw output: clamped corners would have no gradient outside of the
-        # image, and L1, GIoU and matching are habits of detectors that the paper does without.
+        # image, and L1, GIoU and matching are conventions of detectors that the paper does without.
         return sum_with_grad((widen(pred_B4) - widen(target_B4)).square().sum() / divisor)
 
 

@@ -232,7 +232,7 @@ def model_cost(model: LocalizingModel, *, units: list[nn.Module], precision: str
         units: modules that FSDP2 shards one by one, as the task lists them.
     """
     image, text = model.image_encoder, model.text_encoder
-    # A frozen text tower is cached as one vector a text, so that its trained part reads a sequence of length 1.
+    # A frozen text tower is cached as one vector per text, so its trained part reads a sequence of length 1.
     has_tokens = text.feature_dtype in (torch.int32, torch.int64)
     # Text encoders do not declare the width of their layers, but every transformer normalizes its residual stream.
     norms = [module.normalized_shape[0] for module in text.modules() if isinstance(module, nn.LayerNorm)]

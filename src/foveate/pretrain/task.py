@@ -64,6 +64,7 @@ class PretrainTask(EmbeddingTask):
             return embeddings | {"region": model.encode_regions(tokens, boxes_R4, index_R)}
         tokens_ALD, index_R = _images_with_regions(tokens.tokens, batch["counts_B"], index_R)
         prepared = model.prompter.prepare(tokens_ALD, tokens.grid)
+        # Unchecked, because the loader has already checked the boxes, and a check here would wait for the device.
         region, phrase = model.prompter.boxes_and_phrases(prepared, boxes_R4, index_R, phrase_RE, index_R, check=False)
         return embeddings | {"region": region.embedding_RE, "box": model.box_head(phrase)}
 
@@ -139,6 +140,7 @@ class PretrainTask(EmbeddingTask):
     def split(self, batch: Batch, parts: int) -> list[Batch]:
         """Split into consecutive images with their regions."""
         index_R = batch["image_index_R"]
+        # Rounded multiples, so that the parts differ by at most one image.
         starts = [round(part * len(batch["counts_B"]) / parts) for part in range(parts + 1)]
         first = torch.searchsorted(index_R, torch.tensor(starts, device=index_R.device)).tolist()
         # searchsorted needs sorted owners.

@@ -49,6 +49,7 @@ class PretrainRun:
 def seeded_initialization(seed: int) -> Iterator[None]:
     """Seed torch's global generator inside the block and restore it afterwards."""
     # torch.nn.init takes no generator, and the user's random state must stay as it was.
+    # No devices: by default the states of all GPUs would be saved as well, and weights are drawn on the CPU.
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seeds.integer("initial weights", seed))
         yield
@@ -235,6 +236,7 @@ def _build_loader(recipe: PretrainRecipe, datasets: list[PretrainDataset], here:
     if len(datasets) == 1:
         return Loader(datasets[0], rows=datasets[0].rows, **options)
     # The order of the sources is that of the recipe; their samples follow from names and weights alone.
+    # The collection on the command line has weight 1; the recipe gives the others weights relative to it.
     weights = [1.0, *recipe.data.collections.values()]
     sources = [
         Source(data.collection.name, data, data.rows, weight) for data, weight in zip(datasets, weights, strict=True)

@@ -61,6 +61,7 @@ def thin(points: Sequence[tuple[float, float]], *, max_points: int = 240) -> lis
     if len(finite) <= max_points:
         return finite
     size = math.ceil(len(finite) / max_points)
+    # Means instead of every n-th point: what a noisy curve looks like must not depend on which points are picked.
     groups = [finite[start : start + size] for start in range(0, len(finite), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
@@ -98,6 +99,7 @@ def line_chart(
     lines = [line for line in lines if line.points]
     if not lines:
         return Markup("")
+    # The x axis spans all points: means of neighbors begin after the first step and end before the last.
     xs = [x for s in series for x, y in s.points if math.isfinite(x) and math.isfinite(y)]
     # Scale to the thinned lines: one outlier among thousands of steps must not flatten the curve.
     ys = [y for line in lines for _, y in line.points]
@@ -211,6 +213,7 @@ def histogram(
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(svg_text(left - 8, y + 4, short(tick), anchor="end"))
     for number, value in enumerate(counts):
+        # A gap of two pixels keeps neighboring columns apart.
         x, w = x_of(number) + 1, x_of(number + 1) - x_of(number) - 2
         y = y_of(value)
         parts.append(
@@ -369,7 +372,7 @@ def natural(name: str) -> tuple[int, float, str]:
     if name.lstrip("-").isdecimal():
         return 0, float(name), ""
     head = name.rstrip("0123456789")
-    # Padded with zeros, the numbers sort by value even as text.
+    # Texts compare letter by letter, so numbers need equal lengths to compare by value.
     return 1, 0.0, head + name[len(head) :].zfill(9)
 
 

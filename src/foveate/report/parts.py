@@ -110,6 +110,7 @@ def _table_line(row: Row, columns: Sequence[Column]) -> TableLine:
             value=None if (entry := values[column.key]) is None else entry.value,
             low=None if entry is None else entry.low,
             high=None if entry is None else entry.high,
+            # A value without a rival is not marked as the best.
             best=entry is not None and len(measured) > 1 and entry.value == best,
             ours=role(column) == "ours",
         )

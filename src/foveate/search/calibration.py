@@ -45,6 +45,7 @@ _IMAGES = 2000
 _BLOCK = 32  # queries at a time: 10 MB of cosines for 2,000 images with a grid
 # Below this the vectors are all alike, and noise would be divided by nearly nothing.
 _MIN_STD = 1e-6
+# A negative is a text, so its cosines spread as those of random texts do.
 _PART_OF = {"negative": "text"}
 # A part of a query (text, image, box) -> a kind of rows (image, region) -> mean and standard deviation
 Spreads = Mapping[str, Mapping[str, tuple[float, float]]]
@@ -66,6 +67,7 @@ def draw_texts() -> list[str]:
     """Draw names of things that have nothing to do with a collection; always the same."""
     names = load_concepts()
     rows = generator("search calibration").permutation(len(names))[:_TEXTS]
+    # In the alphabetical order of the list, from which `locate.draw_names` takes every n-th.
     return [names[row] for row in sorted(rows.tolist())]
 
 
@@ -109,7 +111,9 @@ def measure_spreads(folder: Path, description: Description) -> dict[str, dict[st
     texts = read_vectors(folder / RANDOM_TEXTS).astype(np.float32)
     if texts.shape[1] != description.embed_dim:
         raise UserError(f"{folder / RANDOM_TEXTS}: has width {texts.shape[1]}; expected {description.embed_dim}")
+    # Unique, because evenly spaced numbers repeat in a small index once they are rounded.
     some = np.unique(np.linspace(0, len(sample) - 1, _QUERIES).astype(np.int64))
+    # Cut to the number of regions: without any, `linspace` still gives a 0.
     boxes = np.unique(np.linspace(0, max(0, len(rows) - 1), _QUERIES).astype(np.int64))[: len(rows)]
     queries = {"text": (texts, None), "image": (image_NE[some], some), "box": (region_RE[boxes], owner_R[boxes])}
     return {
@@ -244,6 +248,7 @@ def score_texts(
 def mean_direction(vectors_QE: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the mean of unit vectors, scaled to unit length."""
     mean_E = np.asarray(vectors_QE, dtype=np.float64).mean(axis=0)
+    # Vectors that cancel out have no direction; zeros match nothing, whereas NaN would spread.
     return mean_E / max(float(np.linalg.norm(mean_E)), 1e-12)
 
 

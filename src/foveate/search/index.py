@@ -364,6 +364,7 @@ def _embed_parts(
 ) -> None:
     folder = out / BUILDING
     numbers_of_parts = [int(path.stem) for path in _building(out)]
+    # Numbering continues after the parts of a killed run, which are merged with the new ones.
     number = max(numbers_of_parts, default=-1) + 1
     starts = range(0, len(todo), PART)
     with ThreadPoolExecutor(workers) as pool:

@@ -258,6 +258,7 @@ def new_vectors(path: Path, *, rows: int, width: int, dtype: np.dtype[Any]) -> I
     """Write an .npy file of known shape atomically: yields a handle for the bytes of the rows."""
     with atomic_file(path) as handle:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, width)}
+        # `np.save` needs the whole array in memory; after a header written here, rows can be streamed.
         np.lib.format.write_array_header_1_0(handle, header)
         yield handle
 

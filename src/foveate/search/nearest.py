@@ -81,6 +81,7 @@ def rank_rows(
     parts: Sequence[NDArray[np.floating]], query_E: NDArray[np.float64], rows_C: NDArray[np.int64], *, count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Score rows against a unit-length query in float64; return the best `count`, equal scores by row."""
+    # Ascending, because that is how they are read, and so that the stable sort below keeps equal scores in row order.
     rows = np.sort(rows_C)
     scores = np.concatenate(
         [_cosines(parts, query_E, rows[at : at + _RESCORE_ROWS]) for at in range(0, len(rows), _RESCORE_ROWS)]
@@ -90,6 +91,7 @@ def rank_rows(
         mask = scores >= np.partition(scores, len(scores) - count)[len(scores) - count]
         scores, rows = scores[mask], rows[mask]
     order = np.argsort(-scores, kind="stable")[:count]
+    # Rounding may carry the cosine of equal vectors above 1.
     return scores[order].clip(-1.0, 1.0), rows[order]
 
 
@@ -119,7 +121,7 @@ def _candidates(
     number, width = queries_QE.shape
     narrow = number <= _FEW and _sums_in_float32()
     slacks = (rounding_slack(part.dtype, width, narrow=narrow and part.dtype == np.float16) for part in parts)
-    # Twice the slack: the k-th best may have come out too high and a better row too low, each by one.
+    # Twice the error: the score of the k-th best may be that much too high, and another row's that much too low.
     candidates = _Candidates(number, count, np.float32(2 * max(slacks)))
     scored, next_tightening = 0, 0
     for first, scores_BQ in _scores(parts, queries_QE, narrow=narrow):
@@ -221,6 +223,7 @@ class _Candidates:
         if len(passing):
             row, query = np.divmod(passing, self.queries)
             score = scores_BQ.ravel()[passing]
+            # Excluded rows have a score of -inf, which passes as long as the floor is -inf too.
             included = score > -np.inf
             self._parts.append((query[included], row[included] + first, score[included]))
             self.size += int(included.sum())
@@ -285,6 +288,7 @@ def take(parts: Sequence[NDArray[np.floating]], rows_C: NDArray[np.int64]) -> ND
 LISTS_FROM = 100_000
 PROBES = 32
 _TRAIN_PER_LIST = 64  # vectors for each list
+# Rows that are copied at a time as float32, the only type that faiss takes.
 _ADD_ROWS = 2**15
 
 

@@ -27,6 +27,7 @@ class LocateResult(LocatedPhrase, RunResult):
     width: int | None = None
     height: int | None = None
     localizes: bool = True
+    # Results that earlier releases saved name this field `found`.
     has_match: bool = Field(True, validation_alias=AliasChoices("has_match", "found"))
     reason: str = ""
     floor: float | None = None

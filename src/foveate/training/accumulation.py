@@ -94,6 +94,7 @@ def _part_weights(task: Task, pieces: Sequence[Batch]) -> list[Mapping[str, floa
     if len(pieces) == 1 and (rows_only or ranks == 1):
         return [None]
     counts = [task.count_targets(piece) for piece in pieces]
+    # Sorted, so that the ranks add up the same number at each position.
     names = sorted(counts[0])
     totals = torch.tensor([sum(count[name] for count in counts) for name in names], dtype=torch.float64)
     totals = totals * ranks if rows_only else all_sum(totals)
@@ -122,6 +123,7 @@ def _with_cached_embeddings(
     # Parts may differ in rows (regions are ragged), so the size of each is needed to cut the gradient apart again.
     cached = {name: torch.cat([part[name] for part in outputs]).requires_grad_() for name in outputs[0]}
     sizes = {name: [len(part[name]) for part in outputs] for name in outputs[0]}
+    # The concatenated copies are all that is needed from here on.
     del outputs
 
     # The loss over the whole batch; its gradient stops at the cached embeddings.
@@ -131,6 +133,7 @@ def _with_cached_embeddings(
         losses["loss"].backward()
     # Parameters that the loss itself has (temperature, bias): they are ready before the second pass begins.
     with_gradient = [parameter for parameter in task.parameters() if parameter.grad is not None]
+    # A loss need not read every embedding: then its gradient is zero.
     gradients = {
         name: (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).split(sizes[name])
         for name, tensor in cached.items()

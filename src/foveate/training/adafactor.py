@@ -47,8 +47,8 @@ class ShardedAdafactor(torch.optim.Adafactor):
         )
         for entry, update, (weight_sq, update_sq) in zip(used, updates, norms, strict=True):
             step, size, group = entry.state["step"].item(), entry.parameter.numel(), entry.group
-            # Algorithm 4 of the paper with the relative steps of section 8: rho = min(lr, 1 / sqrt(t)), times the root
-            # mean square of the parameter or eps[1], whichever is larger.
+            # Algorithm 4 of the paper with the relative steps of section 8: rho = min(lr, 1 / sqrt(t)), times the size
+            # of the parameter where eps[1] is below it.
             rate = min(group["lr"], step**-0.5) * max(group["eps"][1], (weight_sq.item() / size) ** 0.5)
             if group["weight_decay"]:
                 entry.shard.mul_(1 - group["lr"] * group["weight_decay"])
@@ -129,8 +129,8 @@ def _scale_gradient(entry: _Entry, sums: Tensor) -> Tensor:
         else:
             col_var.lerp_(gradient.square().mean(dim=-2, keepdim=True), _decay(entry))
             mean = row_var.mean(dim=-2, keepdim=True)
-        # Section 3: of all matrices of rank one, the outer product of the row and column means over their common mean
-        # is nearest to the full second moments in generalized Kullback-Leibler divergence.
+        # Section 3: the outer product of row and column means over their common mean is the rank-1 approximation of
+        # least I-divergence.
         estimate = row_var @ col_var / mean.clamp(min=eps)
     return estimate.clamp_(min=eps * eps).rsqrt_().mul_(gradient)
 

@@ -82,6 +82,7 @@ class RandomViews:
             return View(crop=None, flip=flip)
         for _ in range(_ATTEMPTS):
             area = generator.uniform(*self.scale) * width * height
+            # Log-uniform, so that a shape and its transpose are equally likely.
             ratio = math.exp(generator.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
             left, top = generator.random(2)

@@ -100,6 +100,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, local_BE: Tensor) -> Tensor:
         gathered = [torch.empty_like(local_BE) for _ in range(dist.get_world_size())]
+        # Collectives refuse tensors that are not contiguous.
         dist.all_gather(gathered, local_BE.contiguous())
         return torch.cat(gathered)
 
@@ -252,7 +253,7 @@ def barrier() -> None:
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return a possibly sharded tensor whole, as a detached copy on the CPU. A collective when sharded."""
     whole = tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
-    # Copied on a CPU, too, where `to` would return the module's own memory, which the next step changes.
+    # On the CPU `to` alone would return the module's own memory, which the next step changes.
     return whole.to("cpu", copy=True)
 
 

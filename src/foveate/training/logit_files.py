@@ -191,6 +191,7 @@ def _as_array(value: Any, *, name: str, path: Path) -> NDArray[Any]:
     try:
         if isinstance(value, torch.Tensor):
             value = value.detach()
+            # NumPy has no bfloat16.
             return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         return np.array(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -198,7 +198,7 @@ def _run(session: _Session, *, resume: bool) -> TrainingOutcome:
                     break
         assert session.saved_step == outcome.step, "the last step was not saved"
         best = outcome.best.step
-        # Only at the end: a stopped run goes on from its newest step, not from its best one.
+        # Only at the end: a stopped run resumes from its newest step, not from its best one.
         if settings.restore_best and best and outcome.status == "finished":
             session.load(checkpoint.folder_of_step(session.folder, best).name)
         outcome.bad_samples = dict(loader.bad_samples)

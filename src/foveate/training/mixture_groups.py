@@ -22,6 +22,7 @@ from foveate.training.loader import Source
 from foveate.training.order import Draw, largest_remainders
 
 GENERAL, MULTI_IMAGE, TEXT = "general", "multi-image", "text"
+# Alpha weighs single-image groups against `general`; these two have their own weights in w.
 _OUTSIDE_ALPHA = (MULTI_IMAGE, TEXT)
 
 

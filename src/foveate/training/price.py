@@ -337,6 +337,7 @@ def memory_per_device(stage: Stage, devices: int) -> dict[str, float]:
     # Only one part's activations are in memory at a time, so accumulation lowers them.
     samples = training.batch_size / devices / training.accumulate
     memory = {
+        # FSDP2 gathers whole units for their pass: one computes while the next is on its way, hence two.
         "weights": (4 * trained + frozen_bytes * frozen) / share + 2 * 4 * unit,
         "gradients": 4 * trained / share + 2 * 4 * unit,
         "optimizer": optimizer_bytes(training, stage.trained) / share,

@@ -78,6 +78,7 @@ class TokenBatches:
         length_N = np.asarray(self._length_of(drawn))
         random = seeds.generator("token-batches", self.seed, pool).bit_generator
         # Raw words, as in `order`: a shuffle's algorithm may change with NumPy.
+        # They also break ties, so that samples of equal length share a batch with different ones in every epoch.
         order = np.lexsort((random.random_raw(len(drawn)), length_N))
         bounds = cut_batches(
             length_N[order],

@@ -64,6 +64,7 @@ def _weights(position_K: Floats, length: int, interpolation: str) -> Tensor:
     at_K = torch.from_numpy(np.round(position_K * length, 9))
     if interpolation == "nearest":
         return torch.nn.functional.one_hot(at_K.floor().long().clamp(0, length - 1), length)
+    # The value of a cell belongs to its center, half a cell past its edge.
     at_K = (at_K - 0.5).clamp(0, length - 1)
     return (1 - (at_K[:, None] - torch.arange(length)).abs()).clamp(min=0)
 
@@ -145,6 +146,7 @@ def order_rows(views_VTE: Tensor, cell_V2: Tensor) -> Tensor:
     y_T, x_T = (torch.arange(length, device=cell_V2.device) // side, torch.arange(length, device=cell_V2.device) % side)
     row_VT, column_VT = cell_V2[:, :1] * side + y_T, cell_V2[:, 1:] * side + x_T
     extent = int(torch.stack([row_VT, column_VT]).max()) + 1 if count else 1
+    # `extent` exceeds every row and column, so that a single number sorts by image, row and column.
     key_VT = (segment_V[:, None] * extent + row_VT) * extent + column_VT
     return views_VTE.flatten(0, 1)[key_VT.flatten().argsort()].view(count, length, width)
 

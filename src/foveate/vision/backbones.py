@@ -112,6 +112,7 @@ class _Frozen:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
     def _dtype_name(self) -> str:
+        # On an accelerator "auto" may mean another precision: `FeatureCache` adds the device to the name there.
         return str(precision_of(self.precision, torch.device("cpu"))).removeprefix("torch.")
 
 

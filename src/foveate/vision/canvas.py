@@ -54,6 +54,7 @@ def render_views(
     if tiles:
         canvas_3HW = _fill_canvas(pixels_13HW, plan.tiles, plan.canvas, fill, interpolation)
         split = canvas_3HW.unflatten(2, (plan.grid.columns, plan.tile)).unflatten(1, (plan.grid.rows, plan.tile))
+        # The overview comes before or after all tiles, so the tiles are one slice.
         views_V3TT[tiles[0] : tiles[-1] + 1].unflatten(0, plan.grid).copy_(split.permute(1, 3, 0, 2, 4))
     if OVERVIEW in plan.views:
         square = ImageSize(plan.tile, plan.tile)
@@ -139,6 +140,7 @@ def boxes_in_view(
     corners_R22 = boxes.reshape(-1, 2, 2) * plan.size[::-1]
     points = image_to_canvas(corners_R22, plan, overview=view == OVERVIEW)
     if view != OVERVIEW:
+        # Rows and columns of tiles count from 1.
         points = points - (np.array(view[::-1]) - 1) * plan.tile
     whole_R4 = points.reshape(-1, 4) / plan.tile
     moved_R4 = as_boxes(whole_R4.clip(0.0, 1.0))

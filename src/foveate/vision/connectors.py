@@ -322,6 +322,7 @@ class CAbstractor(Connector):
             )
         num_tokens = options.num_tokens + options.num_eos_tokens
         super().__init__(in_width=in_width, out_width=out_width, grid=grid, num_tokens=num_tokens)
+        # Without blocks, the MLP reads the encoder's own width.
         hidden = options.hidden_width if options.depth else in_width
         self.prenorm = nn.LayerNorm(in_width, eps=1e-6) if options.pre_norm else None
         self.pos_emb = self._learned(grid[0] * grid[1], in_width) if options.position_embedding else None

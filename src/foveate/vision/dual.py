@@ -154,6 +154,7 @@ def join_views(overview_OLC: Tensor, tiles_NLC: Tensor | None, is_overview_V: Te
     """Put overviews and tiles back in the order of their views [V, L, C]."""
     if tiles_NLC is None or not len(tiles_NLC):
         return overview_OLC
+    # The argsort of a permutation is its inverse: the position of each view in the joined tensor.
     order_V = torch.cat([is_overview_V.nonzero()[:, 0], (~is_overview_V).nonzero()[:, 0]]).argsort()
     return torch.cat([overview_OLC, tiles_NLC])[order_V]
 
@@ -177,4 +178,5 @@ def _resize(tower: ImageEncoder, views_V3HW: Tensor) -> Tensor:
     resized_V3HW = interpolate(views_V3HW.float(), size, mode="bicubic", antialias=True)
     if views_V3HW.dtype != torch.uint8:
         return resized_V3HW.to(views_V3HW)
+    # Bicubic interpolation overshoots at sharp edges, beyond the range of bytes.
     return resized_V3HW.round().clamp(0, 255).to(torch.uint8)

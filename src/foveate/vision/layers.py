@@ -105,6 +105,7 @@ def encode_points(
     # Computed on the CPU where the device has no double precision.
     compute_device = "cpu" if points_R2.device.type == "mps" else points_R2.device
     index_n = torch.arange(n, dtype=torch.float64, device=compute_device)
+    # In the layout "timescale", dividing by n - 1 makes the last frequency exactly 1 / temperature.
     exponent_n = index_n / (max(n - 1, 1) if layout == "timescale" else n)
     # The frequencies are computed in double precision: at scale 100 a float32 power is off by 1e-5 radians.
     frequency_n = (float(temperature) ** -exponent_n).to(points_R2.dtype).to(points_R2.device)

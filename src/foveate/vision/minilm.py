@@ -42,6 +42,7 @@ class Bert(nn.Module):
         self.eps: float = config["layer_norm_eps"]
         for name, tensor in read_tensors(folder / "model.safetensors").items():
             if tensor.is_floating_point():
+                # torch allows no dot in the name of a buffer.
                 self.register_buffer(name.replace(".", "__"), tensor)
 
     @property

@@ -327,6 +327,7 @@ def _prompt_attention(
     if not bool(prompted_B.all()):
         normed_BLD, image_T, counts_B = (
             normed_BLD[prompted_B],
+            # Renumbers the images that have prompts without gaps.
             (prompted_B.cumsum(0) - 1)[image_T],
             counts_B[prompted_B],
         )
@@ -346,6 +347,7 @@ def _prompt_attention(
 
     exact = _exact(queries_TD.dtype)
     alone_T = partner_T < 0
+    # A prompt without a partner has -1 and reads any row, since its score is masked below.
     partner_TD = normed_TD[partner_T.clamp(min=0)]
     prompt_scores_T2 = torch.stack(((queries_TD * normed_TD).sum(-1), (queries_TD * partner_TD).sum(-1)), dim=-1).to(
         exact

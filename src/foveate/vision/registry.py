@@ -106,6 +106,7 @@ def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -
     try:
         with seeded(seed):
             return builder(**options)
+    # A UserError is a ValueError, but its message already says what is wrong.
     except UserError:
         raise
     except _UNUSABLE as error:

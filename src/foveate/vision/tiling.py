@@ -108,7 +108,9 @@ _RULES_WITH = {
     "grids": ("static", "llava"),
     "longest_side": ("idefics3",),
 }
+# Of grids that fit equally well the first one wins, so their order is part of the rule.
 _LLAVA_GRIDS = ("2x1", "1x2", "2x2", "1x3", "3x1")
+# All 14 grids of Ferret-v2 (arXiv 2404.07973), of at most six tiles.
 _FERRET_GRIDS = ("1x1", *(f"{n}x1" for n in range(2, 7)), *(f"1x{n}" for n in range(2, 7)), "2x2", "3x2", "2x3")
 _STRETCHED = {"fit": "stretch", "overview": "after"}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -367,4 +369,5 @@ def count_llava_tokens(plan: TilePlan, patches_per_side: int) -> int:
     """Count LLaVA-NeXT's visual tokens: those of the overview, and of the unpadded tiles with one more per row."""
     patches = ImageSize(plan.grid.rows * patches_per_side, plan.grid.columns * patches_per_side)
     rows, columns = unpad_patches(plan.size, patches)
+    # A newline token ends each row of the tiles.
     return patches_per_side**2 + rows * (columns + 1)

@@ -149,5 +149,7 @@ def _write_byte_pairs(job: Job) -> None:
     """Write vocab.json and merges.txt, which releases before 5 and other programs read."""
     model = json.loads((job.folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     write_text_atomically(job.folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
+    # Some releases of `tokenizers` write a merge as a single string, others as a pair.
     lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    # Readers of merges.txt skip its first line, which names the version.
     write_text_atomically(job.folder / "merges.txt", "\n".join(["#version: 0.2", *lines, ""]))

@@ -101,6 +101,7 @@ class TransformersClipTextEncoder(TransformersTextEncoder):
         """Find the position of each row's end token, as transformers does."""
         end = self.trunk.eos_token_id
         # Old configurations name 2, although the end token has the highest id.
+        # Padding may repeat the end token: `argmax` returns the first of equal values.
         return ids_BL.argmax(dim=1) if end == 2 else (ids_BL == end).to(torch.int32).argmax(dim=1)
 
 

@@ -91,6 +91,7 @@ def preprocess_for(
         raise UserError(f"image_size of '{kind}': not a multiple of its patch of {patch} px (got {image_size})")
     height, width = _pair(settings["size"] if image_size is None else image_size)
     return Preprocess(
+        # A processor's own size may leave a remainder, such as 384 px with patches of 14, which gets no token.
         size=(height // patch * patch, width // patch * patch),
         mean=three(settings["mean"]),
         std=three(settings["std"]),

@@ -174,5 +174,6 @@ def widen(box: Box, width: float, height: float) -> Box:
     """Widen a box about its center to sides of at least `width` and `height` (fractions of the image)."""
     low, high = np.split(box.to_array(), 2)
     sides = np.minimum(np.maximum(high - low, (width, height)), 1.0)
+    # Shifted inward at an edge: clipping would make it too narrow again.
     low = np.clip((low + high - sides) / 2, 0.0, 1.0 - sides)
     return Box(*low, *np.minimum(low + sides, 1.0))

@@ -35,6 +35,7 @@ class RegionSettings(Settings):
     filter: Literal["embedding", "exact", "none"] = Field(
         "embedding", description="negatives left out: text cosine above the threshold, same phrase, none"
     )
+    # Up to 1.01, because a threshold that no cosine reaches turns the filter off.
     filter_threshold: float = Field(0.9, ge=-1, le=1.01, description="text cosine, strict")
     normalize: Literal["regions", "fixed"] = Field("regions", description="divide by the regions or by M N")
     own_temperature: bool = Field(False, description="a temperature of the region loss's own")

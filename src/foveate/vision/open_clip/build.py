@@ -102,6 +102,7 @@ def create_open_clip(
                 force_patch_dropout=0.0,  # regions need every patch, also in training
                 # Without this, open_clip continues with random weights if it finds none to load.
                 require_pretrained=trained,
+                # By default it loads weights for a text tower from transformers even when none are asked for.
                 pretrained_text=False,
                 cache_dir=cache_dir,
                 # open_clip's default is the CPU, which would allocate weights even where models are only counted.

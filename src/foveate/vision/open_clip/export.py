@@ -58,7 +58,7 @@ def export_open_clip(
     state |= text.text_model.state_dict()
     # A scalar in open_clip; here it has shape (1,), for FSDP2.
     state["logit_scale"] = torch.as_tensor(log_scale, dtype=torch.float32).reshape(())
-    # open_clip builds a bias wherever the configuration names one, so it is set below only where this pair has one.
+    # open_clip creates a bias only where the configuration names one, and then expects it among the weights.
     model = {key: value for key, value in text.model_config.items() if key != "init_logit_bias"}
     if logit_bias is not None:
         state["logit_bias"] = torch.tensor(float(logit_bias))

@@ -100,6 +100,7 @@ def _widen(box_4: NDArray[np.float64], points_N2: NDArray[np.float32], size: tup
     if (box_4[2:] > box_4[:2]).all():
         return box_4
     pixel_2 = 1 / np.array(size[::-1])
+    # Points are the upper left corners of pixels, so the box ends one pixel further.
     return np.concatenate([points_N2.min(axis=0), (points_N2.max(axis=0) + pixel_2).clip(max=1)])
 
 

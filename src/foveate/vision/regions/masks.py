@@ -158,6 +158,8 @@ def _trace(stroke: Stroke, size: tuple[int, int]) -> Iterator[tuple[NDArray[np.i
         step_K = np.arange(steps_K.sum()) - np.repeat(np.cumsum(steps_K) - steps_K, steps_K)
         share_K1 = (step_K / steps_S[segment_K])[:, None]
         line_K2 = xy_P2[segment_K] * (1 - share_K1) + xy_P2[segment_K + 1] * share_K1
+        # Samples of a segment stop short of its end, which is the start of the next one: only the last end is missing.
         line_K2 = np.concatenate([line_K2, xy_P2[segments[-1:] + 1]])
+        # A point on the far edge of the image belongs to the last pixel.
         columns, rows = np.minimum(np.floor(line_K2), np.array(size[::-1]) - 1).astype(np.int64).T
         yield rows, columns

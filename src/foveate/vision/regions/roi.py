@@ -118,6 +118,7 @@ class RoiEncoder(RegionEncoder):
         # Map by map: maps of tiled images differ in size, which one call of RoI-Align cannot handle.
         for number, map_CHW in enumerate(maps):
             of_map = batch.map_R == number
+            # Each call sees a single map, whose number is 0.
             pooled = align_boxes(map_CHW[None], batch.boxes_R4[of_map], batch.map_R[of_map] * 0, side=self.side)
             pooled_RTC = pooled_RTC.index_put((of_map.nonzero()[:, 0],), pooled.flatten(2).transpose(1, 2))
         vectors_RTE = self.adapter(pooled_RTC)

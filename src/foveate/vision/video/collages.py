@@ -65,6 +65,7 @@ def assemble_images(
         for position in complete.get(number, ()):
             image = images[position]
             ready[position] = frame if image.is_frame else canvases[image._replace(tile=Grid(0, 0))]
+        # An image may be complete before an earlier one, whose last frame is still to come: it waits for its turn.
         while next_position in ready:
             image, source = images[next_position], ready.pop(next_position)
             yield source if image.is_frame else _crop_tile(source, image.tile, preprocess)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.core.errors import UserError, choose
 
 SampleRule = Literal["official", "uniform_mid", "linspace", "midpoint", "fps"]
+# As in the papers: SlowFast-LLaVA (arXiv 2407.15841) and MM1.5 (arXiv 2409.20566).
 NUM_FRAMES = 50
 MM15_NUM_FRAMES = 24
 _TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,2}):)?(\d{1,7}(?:\.\d{1,9})?)", re.ASCII)
@@ -255,6 +256,7 @@ def _choose_changes(vectors_TD: NDArray[np.float64], num_frames: int) -> list[in
     ranks_T = _rank(changes_T, scale)
     threshold = np.sort(ranks_T)[num_frames - 1]
     above, equal = np.flatnonzero(ranks_T < threshold).tolist(), np.flatnonzero(ranks_T == threshold).tolist()
+    # Covering measures distances from selected frames, so it needs one to start from.
     return _choose_covering(vectors_TD, num_frames, above or equal[:1], equal)
 
 

@@ -182,6 +182,7 @@ _CONTAINERS = (
     "mjpeg,yuv4mpegpipe,rm,swf,gxf,vob,wav,mp3,flac,aac"
 )
 _EBML = b"\x1a\x45\xdf\xa3"
+# FFmpeg and Pillow both count rotations counterclockwise.
 _TRANSPOSES = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
@@ -221,6 +222,7 @@ class VideoFile:
         options = {"protocol_whitelist": "file" if is_file else "none", "format_whitelist": _CONTAINERS}
         try:
             file = f"file:{self.source}" if isinstance(self.source, Path) else io.BytesIO(self.source)
+            # By default PyAV refuses a file whose tags are not UTF-8.
             return self._av.open(file, format=self._find_demuxer(), options=options, metadata_errors="replace")
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             # A truncated MP4 lacks its index, which usually stands at the end.
@@ -261,6 +263,7 @@ class VideoFile:
             stream = self._find_stream(container)
             clock = _Clock(container, stream)
             # No packet outlives its turn: together they are as large as the file.
+            # An empty packet only flushes the decoder; a discarded one is decoded, but its frame is never shown.
             packets = (packet for packet in self._demux(container, stream, []) if packet.size and not packet.is_discard)
             return sorted(clock.read(packet.pts, index) for index, packet in enumerate(packets))
 
@@ -319,6 +322,7 @@ class _Clock:
 
     def __init__(self, container: Any, stream: Any) -> None:
         self.unit = stream.time_base
+        # FFmpeg gives the start of a container in microseconds, whatever the unit of its streams.
         self.start = (container.start_time or 0) / 1_000_000
         self.rate = float(stream.average_rate or 25)
 
@@ -343,9 +347,12 @@ def _count_missing_bytes(source: Path | bytes) -> int:
             start, size = handle.read(4096), source.stat().st_size
     end = 0
     if start[:4] == b"RIFF":
+        # RIFF's size field excludes its own four bytes and the four of the name before it.
         end = 8 + int.from_bytes(start[4:8], "little")
     elif start[:4] == _EBML and (segment := start.find(b"\x18\x53\x80\x67")) >= 0:
+        # 18 53 80 67 is the ID of the Segment, the element that holds the whole clip (RFC 9559, section 5.1).
         field = start[segment + 4 : segment + 12]
+        # The number of leading zero bits, plus one, is how many bytes the size takes (RFC 8794, section 4).
         length = 9 - field[0].bit_length() if field and field[0] else 9
         value = int.from_bytes(field[:length], "big") & ((1 << 7 * length) - 1)
         # All ones: a live recording, whose size nobody knows.
