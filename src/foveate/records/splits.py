@@ -89,6 +89,7 @@ def assign_splits(
         pairs = _link_equal(index["sha256"]) if is_survey else near_pairs(index["perceptual_hash"], distance=distance)
         components = find_components(groups, np.concatenate([pairs, link_conversations(collection)]))
         imported = index["split"] if keep_imported else np.full(len(collection), "", dtype=object)
+        # A group keeps its name, and so its split, when images are added to it.
         names = np.where(groups == "", index["key"], groups)
         splits, divided = draw_splits(components, names, imported, fractions=fractions, seed=seed)
         earlier = _read_earlier(path)
