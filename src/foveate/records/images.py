@@ -301,6 +301,7 @@ def read_image_info(data: bytes, *, max_pixels: int = MAX_DECODED_PIXELS) -> tup
     format_name = detect_format(data)
     with _decoding(format_name):
         image = _open_decoder(data, format_name, max_pixels)
+        # Pillow counts frames by reading through the file, and may meet damage there.
         frames = getattr(image, "n_frames", 1) if format_name in _ANIMATED else 1
         # Pillow decodes a whole PNG in search of its EXIF, which may come last.
         without = format_name in _UPRIGHT or (format_name == "PNG" and not any(name in data for name in _PNG_EXIF))
@@ -444,6 +445,7 @@ def _decoding(format_name: str) -> Iterator[None]:
     """Raise BadImage for what Pillow's decoders raise in the block."""
     try:
         yield
+    # BadImage is a ValueError, too, and has to keep its own reason.
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -494,6 +496,7 @@ def to_rgb(image: Image.Image, orientation: int = 1) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image).astype(np.uint16)
+        # The upper byte of a 16-bit value is that value on a scale to 255.
         rgb = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     elif image.mode == "I":
         values = np.asarray(image)

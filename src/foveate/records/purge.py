@@ -33,6 +33,7 @@ from foveate.records.state import read_committed
 
 def append_member(tar: tarfile.TarFile, key: str, format: str, data: bytes) -> int:
     """Write one image of a format ("JPEG") to an open tar; return the offset of its bytes."""
+    # With TarInfo's defaults, time 0 and no owner, a repeated import has the same bytes.
     member = tarfile.TarInfo(member_name(key, SUFFIXES[format]))
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

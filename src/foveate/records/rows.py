@@ -153,6 +153,7 @@ def finish_rows(kind: str, rows: Iterable[Mapping[str, object]], provenance: Pro
         # Leave out the last column, `created`: the same row added tomorrow must get the same id.
         for name in PROVENANCE_COLUMNS[:-1]:
             content[name] = content.get(name) or getattr(provenance, name)
+        # Keys are sorted, because an id must not depend on the order in which a row was filled.
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=_plain)
         nth = seen[text]
         seen[text] += 1

@@ -139,6 +139,7 @@ def _count_cameras(cameras_N: np.ndarray, splits_N: np.ndarray) -> dict[str, int
 
 def _link_equal(hashes_N: np.ndarray) -> np.ndarray:
     """Return pairs of rows (P, 2) that connect all images with equal hashes."""
+    # Sorting brings equal files together, so that links between neighbors connect all of them.
     order = np.argsort(hashes_N.astype(str), kind="stable")
     equal = hashes_N[order][1:] == hashes_N[order][:-1]
     return np.stack([order[:-1][equal], order[1:][equal]], axis=1).astype(np.int64)
@@ -201,6 +202,7 @@ def draw_splits(
         rows = order[start:end]
         imported = [split for split in imported_N[rows].tolist() if split]
         drawn = uniform(seed, "split", names_N[rows[0]])
+        # With "right", a split with the fraction 0 has an empty interval and gets no component.
         index = min(int(np.searchsorted(edges, drawn, side="right")), last)
         splits[rows] = imported[0] if imported else names[index]
         divided += len(set(imported)) > 1

@@ -85,6 +85,7 @@ def open_description(
         description: dict[str, Any] = {
             "format": layout.FORMAT,
             "version": layout.VERSION,
+            # The path is resolved, because "." has no name.
             "name": name or path.resolve().name,
             "license": license or "unknown",
             "sources": [],
@@ -480,6 +481,7 @@ class CollectionWriter:
         with name_in_errors(self._temporary_tar()):
             if self._tar is None:
                 layout.tar_path(self.path, self._shard).parent.mkdir(parents=True, exist_ok=True)
+                # PAX headers allow keys of any length, in UTF-8.
                 self._tar = tarfile.open(self._temporary_tar(), "w", format=tarfile.PAX_FORMAT)
             return append_member(self._tar, key, format, data)
 

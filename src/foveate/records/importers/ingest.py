@@ -124,6 +124,7 @@ def _apply_options(sample: Sample, *, group_by: str, reference: bool) -> Sample:
     if group_by == "folder":
         sample.group = sample.group or posixpath.dirname(sample.key)
     if not reference:
+        # Images without a location are copied into a shard.
         sample.location = None
     return sample
 
