@@ -283,6 +283,7 @@ def _check_places(survey: Survey) -> Iterator[Finding]:
     placed: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for entry, count in zip(survey.deployments, images.tolist(), strict=True):
         if entry.latitude is None or entry.longitude is None:
+            # Nothing is learned from the place of a deployment without images, so none is missed.
             if count:
                 yield Finding("no coordinates", entry.id, count)
         elif entry.latitude == 0 and entry.longitude == 0:
