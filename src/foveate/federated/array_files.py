@@ -90,6 +90,7 @@ def read_header(stream: IO[bytes], what: str) -> ArrayHeader:
         kind, shape, fortran = content["descr"], content["shape"], content["fortran_order"]
     except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
         raise UserError(f"{what}: not a readable file of arrays (a damaged header)") from None
+    # The exact type is compared, because True would otherwise pass as a length.
     is_shape = isinstance(shape, tuple) and all(type(length) is int and length >= 0 for length in shape)
     # More than 32 axes fail in NumPy 1.
     if not is_shape or len(shape) > 32 or not isinstance(fortran, bool):

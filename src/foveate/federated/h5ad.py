@@ -126,6 +126,7 @@ class _Reader:
             raise UserError(f"{self._path}: {what} is empty")
         # A file of a few bytes may claim any shape: what was never written is made up by the library when it is read.
         self._count(what, math.prod(dataset.shape) * max(8, dataset.dtype.itemsize))
+        # HDF5 unpacks whole chunks, so one that is larger than the data must be refused, too.
         if dataset.chunks is not None:
             self._options.check_size(f"{self._path}: {what}", math.prod(dataset.chunks) * dataset.dtype.itemsize)
         if not dataset.dtype.hasobject or dataset.ndim != 1:

@@ -47,6 +47,7 @@ class ArrayNote:
     size: int
 
 
+# A generated `__eq__` would compare arrays, whose comparison has no single truth value; `digest` compares messages.
 @dataclass(frozen=True, eq=False)
 class Message:
     """One message, to a client or from it.

@@ -42,6 +42,7 @@ class SystemNoise:
     def standard_normal(self, size: tuple[int, ...]) -> NDArray[np.float64]:
         """Values of this shape."""
         count = math.prod(size)
+        # A float64 holds 53 bits exactly, so that the lower 11 are dropped.
         integers = np.frombuffer(secrets.token_bytes(16 * count), dtype=np.uint64).reshape(2, count) >> np.uint64(11)
         # The first is never 0, whose logarithm is infinite.
         radius = np.sqrt(-2.0 * np.log((integers[0] + 1.0) * 2.0**-53))
@@ -62,6 +63,7 @@ def _bernoulli_exp(numerator: int, denominator: int) -> bool:
             return False
         numerator -= denominator
     trials = 1
+    # The number of trials is odd with exactly this probability (algorithm 1 of the paper).
     while secrets.randbelow(denominator * trials) < numerator:
         trials += 1
     return trials % 2 == 1

@@ -225,6 +225,7 @@ def _codes(table: pa.Table, decimals: Sequence[str]) -> set[str]:
     for column in decimals:
         values = _to_float(table[column])
         values = values[np.isfinite(values)]
+        # Codes have few values, so a part of the rows shows whether there are more; sorting all takes longer.
         distinct = np.unique(values[: 1 << 16])
         is_whole = bool(len(values)) and bool((values == np.round(values)).all())
         if is_whole and len(distinct) <= _MAX_CODES and len(values) >= 3 * len(distinct):

@@ -73,6 +73,7 @@ class NameSet:
 def _hash_name(name: str) -> int:
     if _ID.fullmatch(name):
         return int(name, 16)
+    # A name with half a surrogate pair is only unknown here; encoding it strictly would raise.
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 from foveate.records.tables import read_table, write_table
 
+# These are Lucene's defaults.
 K1, B = 1.2, 0.75
 TABLE = pa.schema([("term", pa.string()), ("rows", pa.list_(pa.int32())), ("counts", pa.list_(pa.int32()))])
 # Letters of one case after a change of case, or digits: "IMG_0231" -> IMG, 0231; "redBoat2" -> red, Boat, 2.
@@ -43,8 +44,10 @@ def split_terms(text: str) -> list[str]:
         >>> split_terms("IMG_0231 twoRedBoats")
         ['img', '0231', 'two', 'red', 'boat']
     """
+    # NFKC makes full-width letters and ligatures equal to the plain letters of a query.
     cut = _HASH.sub(" ", unicodedata.normalize("NFKC", text))
     terms = [_singular(term.casefold()) for term in _TERMS.findall(cut)]
+    # A text of stop words alone keeps them: without any term it could not be found.
     return [term for term in terms if term not in STOP_WORDS] or terms
 
 
@@ -99,6 +102,7 @@ class TextIndex:
                 rows, counts = postings.setdefault(term, ([], []))
                 rows.append(row)
                 counts.append(count)
+        # Terms are sorted, so that equal documents give equal bytes.
         terms = sorted(postings)
         columns = [terms, [postings[term][0] for term in terms], [postings[term][1] for term in terms]]
         table = pa.table(

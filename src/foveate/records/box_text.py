@@ -80,6 +80,7 @@ def encode_region(shape: Shape, *, width: int, height: int, rounding: Rounding =
     if isinstance(shape, Point):
         values: tuple[float, ...] = (shape.x, shape.y)
     else:
+        # The text form has no masks or strokes, so their enclosing box stands for them.
         box = enclosing_box(shape)
         if box is None:
             raise UserError("a region without pixels cannot be written as a box")
@@ -132,6 +133,7 @@ class ParsedText:
 
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+# An answer that reaches its token limit may end within a list.
 _UNCLOSED = re.compile(r"\[[\s\d,.+-]*$")
 # Signs and fractions match too, so that such lists are reported instead of silently passing as text.
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?|[+-]?\.\d+", re.ASCII)
@@ -367,6 +369,7 @@ def _pair(
         try:
             pairs = parse_streaming(text, width=size[0], height=size[1])
         except (ValueError, IndexError, OverflowError) as error:
+            # The official evaluation scores an answer on which its parser crashes as one without boxes.
             pairs = []
             problems.append(f"{type(error).__name__} of the official parser")
     return pairs, tuple(problems)
@@ -468,10 +471,13 @@ def parse_answers(
 
 def _split_phrases(text: str, parser: Parser) -> list[str]:
     """Return the phrase of each box of a text whose brackets are all plain boxes."""
+    # The last piece stands behind the last box, so it names none.
     pieces = _PLAIN_SPLIT.split(text)[:-1]
     if parser == "official":
+        # The official parser skips the text behind a box up to the next stop.
         rest = [_AFTER_STOP.search(piece) for piece in pieces[1:]]
         return [pieces[0].strip(), *(match[1].strip() if match else "" for match in rest)]
+    # An empty piece continues the phrase before it, which therefore has to be found first.
     phrases: list[str] = []
     for piece in pieces:
         phrases.append(find_phrase(piece, phrases[-1] if phrases else None))

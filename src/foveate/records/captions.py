@@ -33,9 +33,11 @@ from foveate.records.text import split_words
 ALT_KINDS = ("alt", "title", "description", "caption", "keywords")
 _FILE = re.compile(r"\S*\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|heic|avif|raw|pdf|html?|php|aspx?)", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.|data:)\S*", re.IGNORECASE)
+# Names that cameras and phones give their files describe nothing, even without the suffix.
 _CAMERA = re.compile(
     r"(?:img|dsc[nf]?|p|pict|dscn|image|photo|screenshot|wp|vid|mvi|gopr)[\W_]*\d[\d\W_]*", re.IGNORECASE
 )
+# These words describe the file or its role on a page, not what the image shows.
 _GENERIC = frozenset(
     "a an and by copy default download empty featured figure file for full gallery graphic header hero icon image "
     "images img large logo medium missing my n na no none null of photo photograph photos pic pics picture pictures "
@@ -60,6 +62,7 @@ def is_usable_alt_text(alt: str) -> bool:
     if not text or _FILE.fullmatch(text) or _ADDRESS.fullmatch(text) or _CAMERA.fullmatch(text):
         return False
     candidates = [word for word in split_words(text) if not word.isdigit()]
+    # A single character is a word in Chinese or Japanese, but hardly ever in Latin script.
     return any(word not in _GENERIC and (len(word) > 1 or not word.isascii()) for word in candidates)
 
 
@@ -85,6 +88,7 @@ def select_current(captions: pa.Table, *, prefer: Sequence[str] = ()) -> np.ndar
     # The index of each row's model in the list, and its length for other models.
     preferred = pc.SetLookupOptions(value_set=pa.array(list(prefer), pa.string()))
     ranks = pc.call_function("index_in", [part["model"]], preferred).fill_null(len(prefer)).to_numpy().astype(np.int64)
+    # Ranks are dense, so that equal times tie and the order of writing decides between them.
     created = pc.call_function("rank", [part["created"]], pc.RankOptions("ascending", tiebreaker="dense")).to_numpy()
     # Sorted from worst to best within each group (model, then age, then order of writing), the last row is the current
     # one.
@@ -163,6 +167,7 @@ def save_verdicts(path: Path, verdicts: Sequence[CaptionVerdict]) -> None:
     if not verdicts:
         return
     file = layout.dataset_table_path(path, TABLE)
+    # The lock covers the read, too: of two writers that read the same rows, one would overwrite the other's verdicts.
     with FolderLock(path, purpose="storing verdicts on captions"):
         rows = tables.read_table(file).to_pylist() if file.is_file() else []
         latest = {(row["kind"], row["model"], row["data"]): row for row in [*rows, *map(asdict, verdicts)]}

@@ -51,6 +51,7 @@ class Collection:
         self.shards = snapshot.parts
         self._snapshot = snapshot
         self._table = snapshot.index
+        # The lock is reentrant, because `grouped` holds it while it calls `table`.
         self._lock = threading.RLock()
         self._tables: dict[str, pa.Table] = {}
         self._grouped: dict[str, GroupedTable] = {}
@@ -140,6 +141,7 @@ class Collection:
             return imported
         # Match by key: splits.parquet may have been written before images were added or removed.
         rows = tables.positions(self._table["key"], among=assigned["key"])
+        # The column belongs to the cached index, which other callers share.
         result = imported.copy()
         result[rows >= 0] = assigned[column].to_numpy()[rows[rows >= 0]]
         return result
@@ -328,6 +330,7 @@ class Collection:
     def image_path(self, row: int) -> str:
         """Return the absolute path of the file that an image refers to; "" where the collection holds a copy."""
         path = str(self._byte_ranges["path"][row])
+        # `join` leaves an absolute path as it is, so that it serves files inside and outside of the collection.
         return os.path.normpath(os.path.join(self._root, path)) if path else ""
 
     @cached_property
@@ -372,6 +375,7 @@ class Collection:
         choose(field, known, f"label field of the collection {self.name!r}")
         values = np.full(len(self), "", dtype=object)
         of_field = fields.to_numpy() == field
+        # NumPy assigns repeated rows in order, so the last value of an image wins, as in `read_labels`.
         values[labels.row_numbers[of_field]] = labels.table["value"].filter(pa.array(of_field)).to_numpy()
         return values
 
@@ -424,6 +428,7 @@ def check_writable(path: Path, description: Mapping[str, object]) -> None:
     file = path / layout.DESCRIPTION
     for name in ("images_per_shard", "bytes_per_shard"):
         value = description.get(name)
+        # A bool is an int in Python, and `true` would make shards of one image.
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**63:
             raise UserError(f"{file}: field {name!r} must be an integer of at least 1 (got {value!r:.40})")
     if not isinstance(description.get("sources"), list):

@@ -268,6 +268,7 @@ def _check_numbers(values: Iterable[object], kind: type = Real) -> tuple[Any, ..
     """Return numbers as they are; raise TypeError or OverflowError for what is none, or too large for a float."""
     entries = tuple(values)
     for number in entries:
+        # A bool is an int in Python, but `true` in a JSON list is no coordinate.
         if isinstance(number, bool) or not isinstance(number, kind):
             raise TypeError("not a number")
         # An integer of a JSON file may be beyond the range of floats, where arithmetic would fail later.
@@ -304,6 +305,7 @@ def conversation_row(conversation: Conversation) -> dict[str, object]:
     ]
     choices = {"choices": [clean_text(choice) for choice in conversation.choices]} if conversation.choices else {}
     return {
+        # Every annotation table has one key per row; the first image stands there, and `images` names all of them.
         "key": conversation.images[0] if conversation.images else "",
         "id": conversation.id,
         "images": list(conversation.images),
@@ -321,6 +323,7 @@ def read_conversation(row: Mapping[str, object]) -> Conversation:
         Turn(turn["role"], turn["text"], _read_shapes(turn["regions"]))  # type: ignore[index]
         for turn in row["turns"] or ()  # type: ignore[union-attr]
     )
+    # Parts that earlier versions wrote lack columns, which are read as null.
     images, answers, choices = (tuple(row.get(name) or ()) for name in ("images", "answers", "choices"))  # type: ignore[call-overload]
     return Conversation(str(row["id"]), images, turns, str(row["group"]), str(row["source"]), answers, choices)
 
@@ -330,6 +333,7 @@ def _read_shapes(text: str | None) -> tuple[Shape, ...]:
         return ()
     try:
         stored = json.loads(text)
+    # The JSON decoder raises RecursionError for deeply nested brackets, which a damaged file may hold.
     except (ValueError, RecursionError) as error:
         raise UserError(f"regions {text[:80]!r} of a conversation are not JSON") from error
     if not isinstance(stored, list):

@@ -112,7 +112,9 @@ def find_leaders(grids_NGGC: np.ndarray, shapes_N: np.ndarray, hashes_N: np.ndar
     for number in range(len(grids_NGGC)):
         earlier = np.array(leading, dtype=np.int64)
         near = hamming(hashes_N[earlier], hashes_N[number]) <= distance
+        # In logarithms a ratio and its inverse are equally far from 1, whichever image is the wider one.
         near &= np.abs(np.log(shapes_N[earlier] / shapes_N[number])) <= SHAPE_TOLERANCE
+        # Hashes and aspects of all leaders are compared at once; only what passes pays for a comparison of colors.
         match = next((row for row in earlier[near].tolist() if is_same_grid(grids_NGGC[row], grids_NGGC[number])), None)
         if match is None:
             leading.append(number)
@@ -214,6 +216,7 @@ def _components(hashes_N: np.ndarray, distance: int) -> list[np.ndarray]:
 
 def _grid(collection: Collection, row: int) -> np.ndarray | None:
     try:
+        # A small image is enough for 16 x 16 colors, and a JPEG decodes faster at a fraction of its size.
         return compute_grid(decode(collection.image_bytes(row), longest_side=4 * GRID))
     except BadImage:
         return None

@@ -78,6 +78,7 @@ def refer_to_folder(folder: Path, target: Path, *, workers: int | None = None) -
     with Collection.open(target) as collection:
         return FolderChanges(
             len(collection),
+            # A replaced file is imported again, so it is in both counts.
             new=summary.imported - summary.files_replaced,
             changed=summary.files_replaced,
             gone=len(summary.gone),

@@ -194,6 +194,7 @@ def detect_format(data: bytes) -> str:
             raise BadImage("format not allowed", f"the file is {name}, which is not read; {remedy}")
     # Broken downloads are often error pages: worth a reason of their own.
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    # An XML declaration, a comment or a license may stand before the root element, so search further for it.
     if start.startswith((b"<?xml", b"<svg", b"<!doctype svg", b"<!--")) and b"<svg" in data[:4096].lower():
         raise BadImage(
             "vector graphic", "the file is SVG, which has no pixels; render it: rsvg-convert -o FILE.png FILE"
@@ -226,6 +227,7 @@ def _find_decoder(format_name: str) -> Any:
         return AvifImagePlugin.AvifImageFile
     if format_name == "HEIF":
         with contextlib.suppress(ImportError):
+            # The library is an optional extra, so it is imported only when such a file appears.
             from pillow_heif import HeifImageFile
 
             return HeifImageFile
@@ -238,6 +240,7 @@ def _find_decoder(format_name: str) -> Any:
 def is_single_image(images: object) -> bool:
     """Whether `images` is one image instead of several."""
     if isinstance(images, np.ndarray):
+        # A stack of gray images [N, H, W] has three axes, too; only a last axis of 3 makes it one color image.
         return images.ndim < 3 or (images.ndim == 3 and images.shape[2] == 3)
     return isinstance(images, str | os.PathLike | bytes | Image.Image)
 
@@ -298,6 +301,7 @@ def read_image_info(data: bytes, *, max_pixels: int = MAX_DECODED_PIXELS) -> tup
     format_name = detect_format(data)
     with _decoding(format_name):
         image = _open_decoder(data, format_name, max_pixels)
+        # Pillow counts frames by reading through the file, and may meet damage there.
         frames = getattr(image, "n_frames", 1) if format_name in _ANIMATED else 1
         # Pillow decodes a whole PNG in search of its EXIF, which may come last.
         without = format_name in _UPRIGHT or (format_name == "PNG" and not any(name in data for name in _PNG_EXIF))
@@ -371,6 +375,7 @@ def _open_whole(
     format_name = detect_format(data)
     with _decoding(format_name):
         image = _open_decoder(data, format_name, max_pixels)
+        # The header's mode and size are read first, because `draft` and `load` change those of the opened image.
         mode = image.mode
         frames = getattr(image, "n_frames", 1) if format_name in _ANIMATED else 1
         orientation = 1 if format_name in _UPRIGHT else image.getexif().get(_ORIENTATION, 1)
@@ -440,6 +445,7 @@ def _decoding(format_name: str) -> Iterator[None]:
     """Raise BadImage for what Pillow's decoders raise in the block."""
     try:
         yield
+    # BadImage is a ValueError, too, and has to keep its own reason.
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -470,12 +476,14 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         return 1 + (bits & 0x3FFF), 1 + ((bits >> 14) & 0x3FFF)
     if chunk == b"VP8 ":
         width, height = struct.unpack("<HH", data[26:30])
+        # The upper two bits of each field are a scaling hint for players and do not belong to the size.
         return width & 0x3FFF, height & 0x3FFF
     raise BadImage("damaged", "the WEBP image has no VP8, VP8L or VP8X header")
 
 
 def _shrunk(width: int, height: int, longest_side: int) -> tuple[int, int]:
     scale = min(1.0, longest_side / max(width, height))
+    # Rounding would give a very narrow image a short side of 0 pixels.
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
@@ -488,15 +496,18 @@ def to_rgb(image: Image.Image, orientation: int = 1) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image).astype(np.uint16)
+        # The upper byte of a 16-bit value is that value on a scale to 255.
         rgb = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     elif image.mode == "I":
         values = np.asarray(image)
+        # Pillow returns some 16-bit gray files as 32-bit integers; for larger values no scale to 8 bits is known.
         if values.min() < 0 or values.max() > 0xFFFF:
             raise BadImage("pixel type not allowed", "32-bit integer pixels are not supported")
         rgb = Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     elif image.mode == "F":
         raise BadImage("pixel type not allowed", "floating-point pixels are not supported")
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # A palette or RGB image without an alpha channel may still declare one color as transparent, in its `info`.
         layers = image.convert("RGBA")
         rgb = Image.new("RGB", image.size, (255, 255, 255))
         rgb.paste(layers, mask=layers.getchannel("A"))

@@ -78,6 +78,7 @@ class ImportSummary:
             (self.texts_changed if self.updated else 0, "images with changed texts, which were taken"),
             (self.files_replaced if self.updated else 0, "images with other bytes, which were taken"),
         ]
+        # The number of imported images comes first and is shown even as 0, so that the table is never empty.
         rows = [(count, what) for number, (count, what) in enumerate(counts) if count or number == 0]
         rows += sorted((count, what) for what, count in self.further.items())
         rows += [(count, f"quarantined: {what}") for what, count in sorted(self.quarantined.items())]

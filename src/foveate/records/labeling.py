@@ -39,6 +39,7 @@ from foveate.records.tables import Provenance
 T = TypeVar("T")
 R = TypeVar("R")
 
+# A kill loses the part that is not yet written, so slow models write theirs after this time even if it is not full.
 SECONDS_PER_PART = 30.0
 # Rows of earlier versions: they stored images whose card was away as images that cannot be decoded.
 _DECODE_ERROR = "decode_error"
@@ -108,6 +109,7 @@ def in_batches(
 
 def hash_recipe(recipe: object) -> str:
     """Hash a recipe, of JSON values, to the 16 hexadecimal digits that every row carries."""
+    # Keys are sorted, so that the order in which settings were given does not make another recipe.
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 

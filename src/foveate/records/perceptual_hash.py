@@ -75,6 +75,7 @@ def near_pairs(hashes_N: np.ndarray, *, distance: int) -> np.ndarray:
         for low, high in zip(edges[:-1], edges[1:], strict=True):
             pairs_by_band.append(first_U[_pairs_in_band(unique_U, int(low), int(high), distance)])
     pairs = np.concatenate(pairs_by_band)
+    # A pair that agrees in several bands was found in each of them.
     return np.unique(np.sort(pairs, axis=1), axis=0) if len(pairs) else pairs.reshape(0, 2).astype(np.int64)
 
 

@@ -33,6 +33,7 @@ from foveate.records.state import read_committed
 
 def append_member(tar: tarfile.TarFile, key: str, format: str, data: bytes) -> int:
     """Write one image of a format ("JPEG") to an open tar; return the offset of its bytes."""
+    # With TarInfo's defaults, time 0 and no owner, a repeated import has the same bytes.
     member = tarfile.TarInfo(member_name(key, SUFFIXES[format]))
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
@@ -43,6 +44,7 @@ def append_member(tar: tarfile.TarFile, key: str, format: str, data: bytes) -> i
 
 def pad_member(end: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return where the member behind one begins whose bytes end at `end`."""
+    # A tar pads the bytes of each member to whole blocks.
     return -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
@@ -123,6 +125,7 @@ def purge_images(
         entries = list(cache.iterdir())
         summary.cache_cleared = bool(entries)
         for entry in entries if not dry_run else ():
+            # Of a link only the link goes: what it points to is not part of the cache.
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     next_tar = read_committed(collection).next_number if next_tar is None else next_tar
     for number in layout.committed_shards(collection):
@@ -142,6 +145,7 @@ def _drop_rows_of_kind(collection: Path, kind: str, keys: pa.Array, summary: Pur
 
 def _drop_rows(path: Path, keys: pa.Array, *, dry_run: bool) -> int:
     """Rewrite a table without the rows of images `keys`; return how many there were."""
+    # All columns are read, also those unknown to this version, because the table is written back.
     table = tables.read_table(path)
     if "key" not in table.column_names:
         raise UserError(f"{path} has no column 'key': not a table of a collection")
@@ -177,6 +181,7 @@ def _purge_part(
     for tar in old_tars:
         layout.tar_path(collection, tar).unlink(missing_ok=True)
     if old_tars:
+        # The deletion is flushed to disk, so that a power failure does not bring purged images back.
         fsync_path(collection / "images")
     return rewritten
 

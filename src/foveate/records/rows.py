@@ -126,6 +126,8 @@ def check_row(kind: str, row: Mapping[str, object]) -> dict[str, object]:
         # The key names the image and stays as it is.
         checked[name] = clean_text(value) if isinstance(value, str) and name != "key" else value
     if kind == "regions":
+        # Corners are checked as float32, as they are stored: two close float64 values may round to one and empty the
+        # box.
         corners = np.array([checked.get(name, np.nan) for name in CORNERS], dtype=np.float32)
         inside = np.isfinite(corners).all() and corners.min() >= 0 and corners.max() <= 1
         if not inside or not (corners[:2] < corners[2:]).all():
@@ -151,6 +153,7 @@ def finish_rows(kind: str, rows: Iterable[Mapping[str, object]], provenance: Pro
         # Leave out the last column, `created`: the same row added tomorrow must get the same id.
         for name in PROVENANCE_COLUMNS[:-1]:
             content[name] = content.get(name) or getattr(provenance, name)
+        # Keys are sorted, because an id must not depend on the order in which a row was filled.
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=_plain)
         nth = seen[text]
         seen[text] += 1
@@ -216,10 +219,12 @@ def replace_dataset_rows(
     if not chunks:
         return 0
     new = pa.concat_tables(chunks, promote_options="permissive").combine_chunks()
+    # `positions` finds first occurrences, so this keeps the first of the rows that share a value.
     new = new.filter(pa.array(tables.positions(new[by], among=new[by]) == np.arange(len(new))))
     existing = tables.read_table(path) if path.is_file() else new.slice(0, 0)
     known = tables.positions(new[by], among=existing[by])
     equal = _equal_rows(new, existing, known)
+    # A repeated import must not change the file, nor its modification time.
     if equal.all():
         return 0
     order = np.arange(len(existing))
@@ -246,4 +251,5 @@ def _equal_rows(new: pa.Table, existing: pa.Table, known: np.ndarray) -> np.ndar
 
 
 def _content_key(row: Mapping[str, object]) -> str:
+    # The time is left out, so that a repeated import recognizes its own rows.
     return json.dumps({name: row[name] for name in sorted(row) if name != "created"})

@@ -68,6 +68,7 @@ def decode_counts(text: str) -> list[int]:
     value = shift = 0
     for letter in text:
         bits = ord(letter) - 48
+        # Integers of Python have no bound, so a damaged text could build one as long as itself.
         if not 0 <= bits < 64 or shift > 60:
             raise UserError(f"compressed mask: character {letter!r} is not of COCO's run lengths")
         value |= (bits & 31) << shift

@@ -63,6 +63,7 @@ def make_reference(location: Path, *, collection: Path, length: int, began_ns: i
         raise BadImage("changed file", f"{location} changed during the import")
     file, home = location.resolve(), collection.resolve()
     inside = file.is_relative_to(home)
+    # Paths inside the collection are relative, so that they stay valid when the folder is moved.
     path = (file.relative_to(home) if inside else file).as_posix()
     try:
         path.encode("utf-8")
@@ -95,6 +96,8 @@ def read_reference(
             if not stat.S_ISREG(status.st_mode):
                 raise BadImage("changed file", f"{target} is not a regular file any more")
             with os.fdopen(descriptor, "rb", closefd=False) as file:
+                # One byte more than expected is read, so that a file that grew after `fstat` does not pass as the
+                # imported one.
                 data = file.read(length + 1) if status.st_size == length else b""
         finally:
             os.close(descriptor)
@@ -148,6 +151,7 @@ def hash_text(*parts: object) -> str:
     """Return 16 hexadecimal digits that differ for different parts."""
     # Joined by NUL, which no file name has, so that ("a", "bc") and ("ab", "c") differ.
     text = "\0".join(map(str, parts))
+    # File names need not be UTF-8; Python represents their other bytes as lone surrogates.
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
@@ -184,6 +188,7 @@ class FileStamps:
     def __init__(self, collection: Path) -> None:
         parts = layout.annotation_parts(collection, KIND, set(layout.committed_shards(collection)))
         self._table = tables.read_annotations(parts, KIND)
+        # Parts are read in the order of writing, so the last row of a key is its newest version.
         self._last = {key: row for row, key in enumerate(self._table["key"].to_pylist())}
         names = ("folder", "file", "stamp", "mtime_ns", "version", "created")
         self._columns = {name: self._table[name].to_pylist() for name in names}
@@ -244,6 +249,7 @@ def find_outdated(parts: Iterable[Path]) -> dict[str, pa.Array]:
         return {}
     changed = pc.call_function("unique", [tables.read_annotations(added, KIND)["key"].combine_chunks()])
     table = tables.read_annotations(paths, KIND).select(["key", "rows"])
+    # Only images with a newer version can have outdated rows; the others stay in Arrow and cost no Python objects.
     table = table.filter(pa.array(np.asarray(tables.positions(table["key"], among=changed) >= 0)))
     all_ids: dict[str, set[str]] = {}
     last: dict[str, set[str]] = {}

@@ -89,6 +89,7 @@ def assign_splits(
         pairs = _link_equal(index["sha256"]) if is_survey else near_pairs(index["perceptual_hash"], distance=distance)
         components = find_components(groups, np.concatenate([pairs, link_conversations(collection)]))
         imported = index["split"] if keep_imported else np.full(len(collection), "", dtype=object)
+        # A group keeps its name, and so its split, when images are added to it.
         names = np.where(groups == "", index["key"], groups)
         splits, divided = draw_splits(components, names, imported, fractions=fractions, seed=seed)
         earlier = _read_earlier(path)
@@ -138,6 +139,7 @@ def _count_cameras(cameras_N: np.ndarray, splits_N: np.ndarray) -> dict[str, int
 
 def _link_equal(hashes_N: np.ndarray) -> np.ndarray:
     """Return pairs of rows (P, 2) that connect all images with equal hashes."""
+    # Sorting brings equal files together, so that links between neighbors connect all of them.
     order = np.argsort(hashes_N.astype(str), kind="stable")
     equal = hashes_N[order][1:] == hashes_N[order][:-1]
     return np.stack([order[:-1][equal], order[1:][equal]], axis=1).astype(np.int64)
@@ -200,6 +202,7 @@ def draw_splits(
         rows = order[start:end]
         imported = [split for split in imported_N[rows].tolist() if split]
         drawn = uniform(seed, "split", names_N[rows[0]])
+        # With "right", a split with the fraction 0 has an empty interval and gets no component.
         index = min(int(np.searchsorted(edges, drawn, side="right")), last)
         splits[rows] = imported[0] if imported else names[index]
         divided += len(set(imported)) > 1

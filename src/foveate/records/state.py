@@ -88,7 +88,9 @@ def _signature(path: Path) -> Iterator[tuple[str, int, int]]:
     for folder in (path / "index", path / layout.DATASET_FOLDER, *kinds):
         if folder.is_dir():
             with os.scandir(folder) as entries:
+                # Names that begin with a dot are temporary files: they come and go while a writer works.
                 files = [(entry.path, entry.inode()) for entry in entries if not entry.name.startswith(".")]
+            # The order of `scandir` is arbitrary; sorted, two lists of the same files are equal.
             yield from ((name, inode, 0) for name, inode in sorted(files))
     for name in (layout.REMOVED_FILE, layout.SPLITS_FILE):
         try:

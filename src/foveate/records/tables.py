@@ -29,6 +29,7 @@ class GroupedTable:
         """Group `table` by the position of its column `key` in `keys`, which has all of its keys."""
         rows = positions(table["key"], among=keys)
         assert not len(rows) or rows.min() >= 0, "a row belongs to no image"
+        # The sort is stable, because the order of writing decides which of equally old captions is current.
         order = np.argsort(rows, kind="stable")
         # Written in one go, a table is in order already, and taking rows would copy it.
         in_order = bool(np.array_equal(order, np.arange(len(order))))

@@ -85,6 +85,7 @@ def open_description(
         description: dict[str, Any] = {
             "format": layout.FORMAT,
             "version": layout.VERSION,
+            # The path is resolved, because "." has no name.
             "name": name or path.resolve().name,
             "license": license or "unknown",
             "sources": [],
@@ -171,10 +172,13 @@ class CollectionWriter:
         self._images_per_shard = images_per_shard
         self._bytes_per_shard = bytes_per_shard
         self._max_pixels = max_pixels
+        # The time is taken before any file is read, because stamps of files are trusted only if the file is older than
+        # it.
         self._created = created or tables.now()
         self._lock = FolderLock(self.path, purpose=f"adding {source}" if source else "adding images")
         self._known: dict[str, str] = {}
         self._removed: dict[str, str] = {}
+        # Hashes are remembered as well as keys, so that a removed image does not come back under another key.
         self._removed_sha256: set[str] = set()
         self._seen: set[str] = set()
         self._refused: set[str] = set()
@@ -196,6 +200,7 @@ class CollectionWriter:
         self._lock.__enter__()
         try:
             self._prepare()
+        # Ctrl-C during the preparation must release the lock, too.
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -224,6 +229,7 @@ class CollectionWriter:
         if self._tar is not None:
             abandon(self._tar)
             self._tar = None
+        # A failed cleanup must not hide the error that ended the run; the next writer deletes what remains.
         with contextlib.suppress(OSError, UserError):
             clear_leftovers(self.path, read_committed(self.path))
 
@@ -246,6 +252,7 @@ class CollectionWriter:
         self._referenced = committed.referenced
         self._removed_sha256 = set(self._removed.values())
         self._quarantine = Quarantine(self.path)
+        # Files that change after this moment may keep their time stamp, so references to them are compared by SHA-256.
         self._start_ns = time.time_ns()
 
     def known_sha256(self, key: str) -> str | None:
@@ -314,6 +321,7 @@ class CollectionWriter:
         layout.check_key(key)
         origin = self.source if source is None else source
         sha256 = examined.sha256 if examined else hashlib.sha256(data).hexdigest()
+        # Hashes are compared before decoding, which takes far longer and is only needed for new images.
         if not self._is_new(key, sha256, origin):
             # The bytes are the same, so only the path can be new.
             if location is not None and self._known.get(key) == sha256:
@@ -375,6 +383,7 @@ class CollectionWriter:
 
     def skip(self, key: str) -> None:
         """Count an image whose files did not change as existing, or as removed earlier."""
+        # A skipped image still occupies its key: a second file with the same key is a duplicate.
         self._seen.add(key)
         if key in self._removed:
             self.summary.removed_earlier += 1
@@ -403,6 +412,7 @@ class CollectionWriter:
         finished[FILES] = finish_rows(FILES, [row], provenance)
         for kind, of_kind in finished.items():
             self._revisions.setdefault(kind, []).extend(of_kind)
+        # Pending rows are dictionaries, which take about twenty times the memory of a table.
         if len(self._revisions[FILES]) >= ROWS_PER_CHUNK:
             self._write_revisions()
 
@@ -456,8 +466,10 @@ class CollectionWriter:
 
     def _update_reference(self, key: str, location: Path, length: int) -> None:
         """Note the new path of a referenced image whose file moved; `commit` writes it to the index."""
+        # An image whose bytes are in a shard needs no file, wherever the file is now.
         if key not in self._referenced or key in self._removed:
             return
+        # The file has vanished or changed since it was read, so it cannot serve as a reference; the old one stays.
         with contextlib.suppress(BadImage):
             reference = make_reference(location, collection=self.path, length=length, began_ns=self._start_ns)
             if reference.path != self._referenced[key]:
@@ -469,11 +481,13 @@ class CollectionWriter:
         with name_in_errors(self._temporary_tar()):
             if self._tar is None:
                 layout.tar_path(self.path, self._shard).parent.mkdir(parents=True, exist_ok=True)
+                # PAX headers allow keys of any length, in UTF-8.
                 self._tar = tarfile.open(self._temporary_tar(), "w", format=tarfile.PAX_FORMAT)
             return append_member(self._tar, key, format, data)
 
     def _temporary_tar(self) -> Path:
         final = layout.tar_path(self.path, self._shard)
+        # The temporary file lies beside the final one, because a rename is atomic only within one file system.
         return final.with_name(f".{final.name}.tmp")
 
     def commit(self) -> None:
@@ -576,6 +590,7 @@ class CollectionWriter:
         """
         self.commit()  # images of the open shard can be removed, too
         all_sha256 = {**self._removed, **self._known}
+        # All keys are checked before the first tombstone is written, so that an unknown key removes nothing.
         sha256_by_key = {key: check_removable(key, all_sha256, self.description["name"]) for key in keys}
         new = len(sha256_by_key.keys() - self._removed.keys())
         add_tombstones(self.path, sha256_by_key, reason=reason, created=self._created, purge=purge)
@@ -586,6 +601,7 @@ class CollectionWriter:
     def purge(self) -> PurgeSummary:
         """Delete bytes and rows of the images that were removed with `purge`."""
         self.commit()
+        # Tombstones outlive the purge; only images that are still known have anything to delete.
         keys = pending_purge(self.path) & self._known.keys()
         summary = purge_images(self.path, keys)
         for key in keys:

@@ -44,6 +44,7 @@ def _neutral(*values: object, expected: str) -> BeforeValidator:
     """Accept a field of OpenAI's that has no effect here only with a value that asks for none."""
 
     def check(value: object) -> object:
+        # The type is compared too, because True equals 1 and False equals 0 in Python.
         if not any(value == neutral and type(value) is type(neutral) for neutral in (None, *values)):
             raise ValueError(f"not supported; expected {expected}")
         return value

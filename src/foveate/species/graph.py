@@ -74,6 +74,7 @@ class GraphArrays(NamedTuple):
     hours_N: NDArray[np.float64]
 
 
+# Compared by identity: arrays have no single truth value.
 @dataclass(frozen=True, eq=False)
 class SpeciesGraph:
     """Triples of a survey with the taxa of their entities.

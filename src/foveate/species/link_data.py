@@ -23,6 +23,7 @@ from foveate.survey.taxa import Taxa
 Rows = NDArray[np.int64]
 
 
+# Compared by identity: arrays have no single truth value.
 @dataclass(frozen=True, eq=False)
 class LinkData:
     """Links of N images and of the taxonomy.

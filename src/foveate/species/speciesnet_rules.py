@@ -27,6 +27,7 @@ UNKNOWN = ";".join(("f2efdae9-efb8-48fb-8a91-eccf79ab4ffb", *["no cv result"] * 
 # Number of taxon fields (class to species) that the name of a rank fills.
 _DEPTHS = {"species": 5, "genus": 4, "family": 3, "order": 2, "class": 1, "kingdom": 0}
 _ROLL_UP = ("genus", "family", "order", "class", "kingdom")
+# A species that the geofence blocks skips its genus, as in the published code.
 _ROLL_UP_OF_BLOCKED = ("family", "order", "class", "kingdom")
 NUM_CLASSES = 5
 Regions = Mapping[str, Sequence[str]]

@@ -27,6 +27,7 @@ NON_ANIMALS = ("blank", "human", "vehicle", "unknown")
 """Labels that are no animal class: no species list, prior or roll-up touches them."""
 
 
+# Compared by identity: arrays have no single truth value, and the caches of stages need a hash of their classes.
 @dataclass(frozen=True, eq=False)
 class Classes:
     """Labels in the order of a model's columns, with the index of each label's taxon.

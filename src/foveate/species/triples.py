@@ -52,6 +52,7 @@ class Links(NamedTuple):
     labels: Rows
 
 
+# Compared by identity: arrays have no single truth value.
 @dataclass(frozen=True, eq=False)
 class Triples:
     """A table of triples with its numbering.

@@ -53,6 +53,7 @@ def _tolerate(expected: str) -> PydanticCustomError:
 def _check_time(text: str) -> str:
     match = _TIME.fullmatch(text)
     try:
+        # The pattern also matches times that do not exist, such as 25:00.
         datetime.fromisoformat(text)
     except ValueError:
         match = None
@@ -253,6 +254,7 @@ class Project(BaseModel):
 def _check_date(text: str) -> str:
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", text):
         raise ValueError("a date such as 2023-05-01")
+    # The pattern also matches dates that do not exist, such as February 30.
     date.fromisoformat(text)
     return text
 
@@ -363,6 +365,7 @@ class Violation:
 
 @cache
 def _adapter(name: str, column: str) -> TypeAdapter[list[Any]]:
+    # Annotations are texts under the future import; `include_extras` keeps the bounds that pydantic checks.
     return TypeAdapter(list[get_type_hints(TABLES[name], include_extras=True)[column]])  # type: ignore[misc]
 
 
@@ -395,8 +398,10 @@ def check_table(name: str, table: pa.Table, *, file: str) -> Iterator[Violation]
     for column in lacking:
         hint = nearest(column, set(table.column_names) - set(known))
         yield Violation(file, 0, column, f"is missing: no such column{hint}")
+    # Problems of cells name the id of their row, and the column of ids may be among those that are missing.
     if lacking:
         return
+    # Cells are checked by column, but a person who repairs the file goes through it by row.
     yield from sorted(_check_cells(name, table, file), key=lambda violation: violation.row)
     yield from _check_unique(name, table, file)
 

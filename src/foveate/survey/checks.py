@@ -283,6 +283,7 @@ def _check_places(survey: Survey) -> Iterator[Finding]:
     placed: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for entry, count in zip(survey.deployments, images.tolist(), strict=True):
         if entry.latitude is None or entry.longitude is None:
+            # Nothing is learned from the place of a deployment without images, so none is missed.
             if count:
                 yield Finding("no coordinates", entry.id, count)
         elif entry.latitude == 0 and entry.longitude == 0:
@@ -343,6 +344,7 @@ def _check_files(survey: Survey) -> Iterator[Finding]:
     starts = np.flatnonzero(np.diff(encoded[order], prepend=-1))
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for part in np.split(order, starts[1:]) if len(order) else []:
+        # A card that was copied as a whole gives one finding, not one for each of its files.
         groups[tuple(sorted({str(survey.camera_N[row]) for row in part}))] += part.tolist()
     for cameras, rows in groups.items():
         detail = "" if len(cameras) == 1 else "in " + " and ".join(cameras[:MAX_EXAMPLES])
@@ -367,6 +369,7 @@ def _check_observations(survey: Survey) -> Iterator[Finding]:
             "similar names", first, taxa[first] + taxa[second], f"{taxa[first]} and {taxa[second]} {second!r}"
         )
     for reason, count in survey.label_counts("all").items():
+        # The other reasons are no doubts: most surveys have images without a label.
         if reason in MEANINGS:
             yield Finding(reason, "", count)
 

@@ -179,6 +179,7 @@ def parse_shift(text: str) -> int:
     Raises:
         ValueError: it is none of these.
     """
+    # Text copied from a document may have the typographic minus sign.
     match = _SHIFT.fullmatch(text.strip().replace("\N{MINUS SIGN}", "-"))
     if match is None:
         raise ValueError(text)

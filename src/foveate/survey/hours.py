@@ -109,6 +109,7 @@ def _to_integers(texts: pa.Array) -> NDArray[np.int64]:
 
 
 def _fraction(texts: pa.Array) -> NDArray[np.float64]:
+    # The last argument is the separator: this puts "0." before the digits, so that the cast reads a fraction.
     decimal = pc.call_function("binary_join_element_wise", ["0.", texts.fill_null("0"), ""])
     decimal = pc.call_function("if_else", [pc.call_function("equal", [decimal, "0."]), pa.scalar("0"), decimal])
     return decimal.cast(pa.float64()).to_numpy(zero_copy_only=False)

@@ -39,6 +39,7 @@ def fold_name(name: str) -> str:
     return _KINGDOMS.get(folded, folded)
 
 
+# A generated `__eq__` would compare arrays, whose comparison has no single truth value.
 @dataclass(frozen=True, eq=False)
 class Taxa:
     """A forest of taxa, each known by its index.

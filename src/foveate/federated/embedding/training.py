@@ -305,6 +305,7 @@ def train_pass(
     anchor = [parameter.detach().clone() for parameter in network.parameters()] if settings.proximal else None
     # Anew in every round: moments of the last one belong to weights that averaging has replaced.
     optimizer = make_optimizer(network, settings.rate)
+    # Losses of thousands of steps are added up in float64, because float32 would lose digits.
     sums = torch.zeros(3, dtype=torch.float64)
     steps = 0
     for _ in range(settings.epochs):

@@ -134,6 +134,7 @@ def _programs() -> Path:
 
 def end(child: Child) -> None:
     """Ask the program to end, wait for it and its kin, and kill what stays."""
+    # The package belongs to the extra `flower`; without it this module still loads, and `started` names the remedy.
     import psutil
 
     # Processes in sessions of their own do not get the signal that the program gets.

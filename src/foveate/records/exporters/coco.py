@@ -347,6 +347,7 @@ def _write_object(file: IO[str], lists: Mapping[str, Iterator[object]], *, info:
         file.write(f',\n"{name}": [')
         for number, entry in enumerate(entries):
             file.write(",\n" if number else "\n")
+            # NaN is not JSON; most readers would refuse the whole file.
             file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False, default=_plain))
         file.write("\n]")
     file.write("}\n")
@@ -378,6 +379,7 @@ def list_coco_boxes(
     >>> content["categories"], content["annotations"][0]["bbox"]
     ([{'id': 1, 'name': 'boat'}], [1, 2, 4, 6])
     """
+    # Ids begin at 1: pycocotools takes an annotation with the id 0 for one without a match.
     names = list(dict.fromkeys(phrase or NO_PHRASE for _, _, phrase in boxes))
     annotations = [
         {

@@ -403,7 +403,9 @@ def _first_boxes(drafts: Iterable[Draft], root: Path, frame: CoordinateFrame) ->
         indices = locate_regions(Conversation(draft.id, (), tuple(draft.turns)))
         for turn, turn_indices in zip(draft.turns, indices, strict=True):
             texts = turn.text.split("<region>")
+            # There is one text more than regions: the last stands behind the last region.
             for shape, index, text in zip(turn.regions, turn_indices, texts, strict=False):
+                # A file may have more placeholders than images; such a conversation is refused later, with its reason.
                 image = draft.images[min(index, len(draft.images) - 1)]
                 if image not in opened:
                     opened[image] = _read_size(image, root)
@@ -472,6 +474,7 @@ def _finish(
                     return conversation, ConversationProblem("other image shape", detail)
             of_image = replace(frame, width=width, height=height, stated=draft.stated, resized=draft.resized)
             shapes.append(fit_shape(of_image.to_pixels(shape), width=width, height=height))
+        # With fewer placeholders than regions the turn stays as it is, and the check that follows refuses it.
         turns.append(replace(turn, regions=tuple(shapes) if len(shapes) == len(turn.regions) else turn.regions))
     return replace(conversation, turns=tuple(turns))
 

@@ -133,6 +133,7 @@ def parse_qwen_vl(entry: Mapping[str, Any], *, extract: bool) -> Draft:
         if isinstance(content, str):
             content = _PHRASE.sub("", _VISION.sub(IMAGE, _IMAGE_TAG.sub(note_image, content)))
         messages.append({"role": role, "content": content})
+    # `read_turns` looks for "conversations" first and would find the texts with their tags again.
     cleaned = {name: value for name, value in entry.items() if name != "conversations"} | {"messages": messages}
     if images:
         cleaned["images"] = images

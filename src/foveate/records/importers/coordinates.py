@@ -25,6 +25,7 @@ from foveate.records.importers.formats import Coordinates
 from foveate.records.importers.sidecar import CLIP_TOLERANCE
 from foveate.records.shapes import Mask, Point, Shape, Stroke, enclosing_box
 
+# The images of the checked boxes are opened before the import, so there must not be too many.
 MAX_CHECKED = 1000
 _UNITS = tuple(unit for unit in get_args(Coordinates) if unit != "none")
 _MAX_OUTSIDE = 0.05  # share of the checked boxes

@@ -303,10 +303,12 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = read_yaml(text, where=str(path)) if get_suffix(path) == "yaml" else {"names": text.splitlines()}
+    # Without readable names boxes are still imported, as "class 7", and the summary says so.
     except (OSError, ValueError, UserError):
         return ()
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
+        # The list has a name for every index up to the largest, so a damaged file must not choose its length.
         indices = [number for number in names if isinstance(number, int) and 0 <= number <= _MAX_CLASS]
         names = [names.get(number, "") for number in range(1 + max(indices, default=-1))]
     return tuple(str(name).strip() for name in names) if isinstance(names, list) else ()

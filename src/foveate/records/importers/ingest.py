@@ -113,6 +113,7 @@ def import_samples(
             # All together at the end, since `forget` rewrites the shards of the images that it deletes.
             writer.forget(sample.key for sample in versions.replaced)
             add_samples(writer, versions.replaced, workers=workers, max_pixels=max_pixels)
+        # The unary plus drops counts of 0, which the summary would list.
         writer.summary.further.update(+(further or Counter()))
         if finish is not None:
             finish(writer)
@@ -123,6 +124,7 @@ def _apply_options(sample: Sample, *, group_by: str, reference: bool) -> Sample:
     if group_by == "folder":
         sample.group = sample.group or posixpath.dirname(sample.key)
     if not reference:
+        # Images without a location are copied into a shard.
         sample.location = None
     return sample
 
@@ -203,6 +205,7 @@ def _add_prepared(writer: CollectionWriter, prepared: _Prepared, versions: Folde
         _quarantine_problems(writer, sample, [Problem("image", "unusable key", str(error))])
         return
     if sample.load is None:
+        # img2dataset also writes a JSON file, with the status, for an image that it could not download.
         status = read_sidecars((), sample.objects, size=None, fields=sample.fields).status
         if status and status != "success":
             problem = Problem("image", "download failed", f"the JSON sidecar says status {status!r}")

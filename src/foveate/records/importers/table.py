@@ -76,6 +76,7 @@ def import_table(
     if columns["text"] is None and columns["boxes"] is None and not labels:
         # Called for its error, which names the nearest column: a table of paths alone has nothing to add.
         need_column(names, TEXTS, requested=None, option="--text-column", where=path)
+    # The same column may serve two purposes, such as text and label; it is read only once.
     used = {use: name for use, name in columns.items() if name is not None}
     table, findings = read_columns(path, list(dict.fromkeys([*used.values(), *labels])))
     kind = table[used["path"]].type
@@ -116,6 +117,7 @@ def _samples(
     encoded = paths.combine_chunks().dictionary_encode(null_encoding="encode")
     codes = encoded.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
+    # Codes begin at 0, so the -1 in front marks the first row as the start of a group.
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     for rows in np.split(order, starts[1:]):
         sample = _sample([int(row) for row in rows], paths, texts, boxes, root, path)
@@ -270,6 +272,7 @@ def _read_stored(path: Path, names: list[str]) -> pa.Table:
     else:
         table = read_table(path)
         _check_types(path, table.schema, names)
+    # pandas writes categorical columns as dictionaries.
     decoded = (
         table[name].cast(table[name].type.value_type) if pa.types.is_dictionary(table[name].type) else table[name]
         for name in names

@@ -151,6 +151,7 @@ def _draft_image(entry: object, images: Mapping[int | None, Mapping[str, Any]], 
         return Draft(
             str(number), finding=ConversationProblem("no relations", f"image {number} has none between two boxes")
         )
+    # A conversation has one placeholder per image, and the first question has to show it.
     turns[0] = replace(turns[0], text=f"{IMAGE}\n{turns[0].text}")
     names = tuple(map(str, _list_file_names(images[number])))
     # The same key as for regions, so that both belong to one image of a collection.
@@ -166,6 +167,7 @@ def _ask_relation(relation: object, id: str) -> list[Turn]:
     boxes = [_read_box(relation.get(part)) for part in ("subject", "object")]
     if not predicate or None in boxes:
         return []
+    # The prompt is drawn by image and turn, so that a repeated import asks the same question.
     prompt = _RELATION_PROMPTS[int(seeds.uniform("visual-genome", id) * len(_RELATION_PROMPTS))]
     return [Turn("user", prompt, tuple(box for box in boxes if box)), Turn("assistant", predicate)]
 

@@ -207,6 +207,7 @@ def _recognize(source: str) -> str | None:
     if not path.is_dir():
         return None
     names = [entry.name.lower() for entry in path.iterdir()]
+    # With images beside the tars it is a folder of images, which another importer reads.
     images = any(name.rpartition(".")[2] in IMAGE_SUFFIXES for name in names)
     return "tar files" if any(name.endswith(_SUFFIXES) for name in names) and not images else None
 

@@ -46,6 +46,7 @@ def read_labels(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the labels of the geomodel beside it")
     names = []
+    # A byte order mark would otherwise become part of the first name.
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         parts = line.split("\t")
         names.append(parts[1].strip() if len(parts) > 2 else parts[0].partition("_")[0].strip())
@@ -105,6 +106,7 @@ class BirdNETPrior:
     def _run(self, places_W2: Floats, weeks_W: Floats) -> Floats:
         if not len(weeks_W):
             return np.zeros((0, len(self.columns_K)))
+        # onnxruntime does not cast its inputs, and the geomodel takes float32.
         batch = np.column_stack([places_W2, weeks_W]).astype(np.float32)
         (scores,) = self.session.run(None, {self.session.get_inputs()[0].name: batch})[:1]
         return np.where(self.columns_K >= 0, np.asarray(scores, dtype=np.float64)[:, self.columns_K], np.nan)

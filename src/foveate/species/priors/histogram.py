@@ -217,6 +217,7 @@ def _weigh_places(places_U2: Floats, cells_C2: Floats, bandwidth_km: float) -> F
     half_UC += np.cos(latitude_U)[:, None] * np.cos(latitude_C) * np.sin((longitude_U[:, None] - longitude_C) / 2) ** 2
     # Rounding may push the sine of antipodes above 1, where arcsin is NaN.
     distance_UC = 2 * _EARTH_KM * np.arcsin(np.sqrt(np.clip(half_UC, 0, 1)))
+    # An unknown place weighs 0 in every cell, so that NaN does not spread; `_multiply` then skips its ratios.
     return np.nan_to_num(np.exp(-0.5 * (distance_UC / bandwidth_km) ** 2))
 
 
@@ -229,6 +230,7 @@ def _weigh_circle(positions_U: Floats, num_bins: int, width: float) -> Floats:
 
 
 def _multiply(factors_UL: Floats, ratios_UL: Floats, known_U: NDArray[np.bool_]) -> Floats:
+    # NaN means that no part has given a factor yet, and a product with NaN would stay NaN.
     product = np.where(np.isnan(factors_UL), ratios_UL, factors_UL * ratios_UL)
     return np.where(known_U[:, None], product, factors_UL)
 

@@ -196,6 +196,7 @@ def _specify(
     return specified_P
 
 
+# Cached, because images are decided in blocks that all have the same classes; classes and taxa hash by identity.
 @lru_cache(maxsize=4)
 def _describe_classes(
     classes: Classes, taxa: Taxa, other_labels: tuple[str, ...]
@@ -285,6 +286,7 @@ def pool_events(
     blanks_E = np.minimum.reduceat(blanks_T, starts_E)
     # Rounding may leave the least blank of them a little below 1.
     blanks_E[np.logical_and.reduceat(silent_T, starts_E)] = 1.0
+    # Divided by infinity, a silent image gives every animal the probability 0.
     pooled_EK = _pool(probabilities_TK, starts_E, weights_T, np.where(silent_T, np.inf, rest_T), method, blank)
     pooled_EK *= (1 - blanks_E)[:, None]
     pooled_EK[:, blank] = blanks_E

@@ -36,9 +36,11 @@ class TemperatureSettings(Settings):
 
 def scale_temperature(probabilities_RK: Floats, temperature: float) -> Floats:
     """Return softmax(log p / T), which equals softmax(logits / T) and needs no logits."""
+    # A probability of 0 becomes minus infinity here, which is 0 again after `exp`.
     with np.errstate(divide="ignore"):
         logits = np.log(probabilities_RK)
     logits /= temperature
+    # The maximum cancels in the division below; without it `exp` of all logits of a row could be 0.
     logits -= logits.max(axis=1, keepdims=True)
     scaled = np.exp(logits, out=logits)
     scaled /= scaled.sum(axis=1, keepdims=True)

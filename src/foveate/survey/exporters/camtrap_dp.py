@@ -411,6 +411,7 @@ class _PackageWriter:
             {"title": name, "role": "contributor" if number else "contact"}
             for number, name in enumerate(settings.contributor)
         ]
+        # The standard requires these fields of a project, and other formats do not state them.
         project = source.get("project") or {
             "title": title,
             "samplingDesign": settings.sampling_design,
@@ -478,6 +479,7 @@ class _PackageWriter:
             return {}
         ranks = {taxonomy.ranks[i]: taxonomy.names[i] for i in taxonomy.lineage(index)[1:]}
         rank, identity, common = taxonomy.ranks[index], taxonomy.ids[index], taxonomy.common[index]
+        # An id such as "genus:Vulpes" was made by the import, because its source had none.
         entry: dict[str, Any] = {"taxonID": "" if identity.startswith(f"{rank}:") else identity}
         entry |= {"taxonRank": rank if rank in RANKS else ""}
         entry |= {higher: ranks[higher] for higher in RANKS[:6] if higher in ranks}

@@ -179,6 +179,7 @@ class MergedObservations:
 
     def __post_init__(self) -> None:
         if self.events is None:
+            # Cameras may count their sequences from 1, and an id that two of them use names no single event.
             deployments = Counter(sequence for _, sequence in self.rows.sequences)
             self.events = {
                 sequence: keys for (_, sequence), keys in self.rows.sequences.items() if deployments[sequence] == 1
