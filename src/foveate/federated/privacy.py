@@ -42,7 +42,7 @@ class SystemNoise:
     def standard_normal(self, size: tuple[int, ...]) -> NDArray[np.float64]:
         """Values of this shape."""
         count = math.prod(size)
-        # A float64 holds 53 bits exactly, so that the lower 11 are dropped.
+        # A float64 holds 53 bits exactly, so the lower 11 are dropped.
         integers = np.frombuffer(secrets.token_bytes(16 * count), dtype=np.uint64).reshape(2, count) >> np.uint64(11)
         # The first is never 0, whose logarithm is infinite.
         radius = np.sqrt(-2.0 * np.log((integers[0] + 1.0) * 2.0**-53))

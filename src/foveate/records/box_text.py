@@ -133,7 +133,7 @@ class ParsedText:
 
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
-# An answer that reaches its token limit may end within a list.
+# An answer that reaches its token limit may end inside a list.
 _UNCLOSED = re.compile(r"\[[\s\d,.+-]*$")
 # Signs and fractions match too, so that such lists are reported instead of silently passing as text.
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?|[+-]?\.\d+", re.ASCII)
@@ -471,10 +471,10 @@ def parse_answers(
 
 def _split_phrases(text: str, parser: Parser) -> list[str]:
     """Return the phrase of each box of a text whose brackets are all plain boxes."""
-    # The last piece stands behind the last box, so it names none.
+    # The last piece comes after the last box, so it names none.
     pieces = _PLAIN_SPLIT.split(text)[:-1]
     if parser == "official":
-        # The official parser skips the text behind a box up to the next stop.
+        # The official parser skips the text after a box up to the next stop.
         rest = [_AFTER_STOP.search(piece) for piece in pieces[1:]]
         return [pieces[0].strip(), *(match[1].strip() if match else "" for match in rest)]
     # An empty piece continues the phrase before it, which therefore has to be found first.

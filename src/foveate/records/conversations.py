@@ -305,7 +305,7 @@ def conversation_row(conversation: Conversation) -> dict[str, object]:
     ]
     choices = {"choices": [clean_text(choice) for choice in conversation.choices]} if conversation.choices else {}
     return {
-        # Every annotation table has one key per row; the first image stands there, and `images` names all of them.
+        # Every annotation table has one key per row; the first image goes there, and `images` names all of them.
         "key": conversation.images[0] if conversation.images else "",
         "id": conversation.id,
         "images": list(conversation.images),
@@ -323,7 +323,7 @@ def read_conversation(row: Mapping[str, object]) -> Conversation:
         Turn(turn["role"], turn["text"], _read_shapes(turn["regions"]))  # type: ignore[index]
         for turn in row["turns"] or ()  # type: ignore[union-attr]
     )
-    # Parts that earlier versions wrote lack columns, which are read as null.
+    # Parts written by earlier versions lack columns, which are read as null.
     images, answers, choices = (tuple(row.get(name) or ()) for name in ("images", "answers", "choices"))  # type: ignore[call-overload]
     return Conversation(str(row["id"]), images, turns, str(row["group"]), str(row["source"]), answers, choices)
 

@@ -112,7 +112,7 @@ def find_leaders(grids_NGGC: np.ndarray, shapes_N: np.ndarray, hashes_N: np.ndar
     for number in range(len(grids_NGGC)):
         earlier = np.array(leading, dtype=np.int64)
         near = hamming(hashes_N[earlier], hashes_N[number]) <= distance
-        # In logarithms a ratio and its inverse are equally far from 1, whichever image is the wider one.
+        # On a log scale, a ratio and its inverse are equally far from 1, whichever image is wider.
         near &= np.abs(np.log(shapes_N[earlier] / shapes_N[number])) <= SHAPE_TOLERANCE
         # Hashes and aspects of all leaders are compared at once; only what passes pays for a comparison of colors.
         match = next((row for row in earlier[near].tolist() if is_same_grid(grids_NGGC[row], grids_NGGC[number])), None)

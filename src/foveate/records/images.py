@@ -194,7 +194,7 @@ def detect_format(data: bytes) -> str:
             raise BadImage("format not allowed", f"the file is {name}, which is not read; {remedy}")
     # Broken downloads are often error pages: worth a reason of their own.
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    # An XML declaration, a comment or a license may stand before the root element, so search further for it.
+    # An XML declaration, a comment or a license may come before the root element, so the search reaches further.
     if start.startswith((b"<?xml", b"<svg", b"<!doctype svg", b"<!--")) and b"<svg" in data[:4096].lower():
         raise BadImage(
             "vector graphic", "the file is SVG, which has no pixels; render it: rsvg-convert -o FILE.png FILE"

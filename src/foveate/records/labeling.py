@@ -39,7 +39,7 @@ from foveate.records.tables import Provenance
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A kill loses the part that is not yet written, so slow models write theirs after this time even if it is not full.
+# A killed process loses the part it has not yet written, so slow models write theirs after this time, full or not.
 SECONDS_PER_PART = 30.0
 # Rows of earlier versions: they stored images whose card was away as images that cannot be decoded.
 _DECODE_ERROR = "decode_error"

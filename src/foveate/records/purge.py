@@ -125,7 +125,7 @@ def purge_images(
         entries = list(cache.iterdir())
         summary.cache_cleared = bool(entries)
         for entry in entries if not dry_run else ():
-            # Of a link only the link goes: what it points to is not part of the cache.
+            # Only a link itself is deleted, because what it points to is not part of the cache.
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     next_tar = read_committed(collection).next_number if next_tar is None else next_tar
     for number in layout.committed_shards(collection):

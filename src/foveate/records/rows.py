@@ -126,8 +126,7 @@ def check_row(kind: str, row: Mapping[str, object]) -> dict[str, object]:
         # The key names the image and stays as it is.
         checked[name] = clean_text(value) if isinstance(value, str) and name != "key" else value
     if kind == "regions":
-        # Corners are checked as float32, as they are stored: two close float64 values may round to one and empty the
-        # box.
+        # Corners are checked as float32, as they are stored: two close float64 values may round to one.
         corners = np.array([checked.get(name, np.nan) for name in CORNERS], dtype=np.float32)
         inside = np.isfinite(corners).all() and corners.min() >= 0 and corners.max() <= 1
         if not inside or not (corners[:2] < corners[2:]).all():

@@ -85,8 +85,7 @@ def open_description(
         description: dict[str, Any] = {
             "format": layout.FORMAT,
             "version": layout.VERSION,
-            # The path is resolved, because "." has no name.
-            "name": name or path.resolve().name,
+            "name": name or path.resolve().name,  # "." itself has no name
             "license": license or "unknown",
             "sources": [],
             "images": 0,
@@ -172,14 +171,11 @@ class CollectionWriter:
         self._images_per_shard = images_per_shard
         self._bytes_per_shard = bytes_per_shard
         self._max_pixels = max_pixels
-        # The time is taken before any file is read, because stamps of files are trusted only if the file is older than
-        # it.
-        self._created = created or tables.now()
+        self._created = created or tables.now()  # before any file is read: only stamps of older files are trusted
         self._lock = FolderLock(self.path, purpose=f"adding {source}" if source else "adding images")
         self._known: dict[str, str] = {}
         self._removed: dict[str, str] = {}
-        # Hashes are remembered as well as keys, so that a removed image does not come back under another key.
-        self._removed_sha256: set[str] = set()
+        self._removed_sha256: set[str] = set()  # a removed image must not come back under another key
         self._seen: set[str] = set()
         self._refused: set[str] = set()
         self._start_ns = 0
@@ -200,8 +196,7 @@ class CollectionWriter:
         self._lock.__enter__()
         try:
             self._prepare()
-        # Ctrl-C during the preparation must release the lock, too.
-        except BaseException:
+        except BaseException:  # Ctrl-C must release the lock, too
             self._lock.__exit__(None, None, None)
             raise
         return self
@@ -383,8 +378,7 @@ class CollectionWriter:
 
     def skip(self, key: str) -> None:
         """Count an image whose files did not change as existing, or as removed earlier."""
-        # A skipped image still occupies its key: a second file with the same key is a duplicate.
-        self._seen.add(key)
+        self._seen.add(key)  # a second file with the same key is a duplicate
         if key in self._removed:
             self.summary.removed_earlier += 1
         else:
@@ -412,8 +406,7 @@ class CollectionWriter:
         finished[FILES] = finish_rows(FILES, [row], provenance)
         for kind, of_kind in finished.items():
             self._revisions.setdefault(kind, []).extend(of_kind)
-        # Pending rows are dictionaries, which take about twenty times the memory of a table.
-        if len(self._revisions[FILES]) >= ROWS_PER_CHUNK:
+        if len(self._revisions[FILES]) >= ROWS_PER_CHUNK:  # dictionaries take some twenty times the memory of a table
             self._write_revisions()
 
     def _write_revisions(self) -> None:
@@ -466,8 +459,7 @@ class CollectionWriter:
 
     def _update_reference(self, key: str, location: Path, length: int) -> None:
         """Note the new path of a referenced image whose file moved; `commit` writes it to the index."""
-        # An image whose bytes are in a shard needs no file, wherever the file is now.
-        if key not in self._referenced or key in self._removed:
+        if key not in self._referenced or key in self._removed:  # bytes in a shard need no file
             return
         # The file has vanished or changed since it was read, so it cannot serve as a reference; the old one stays.
         with contextlib.suppress(BadImage):
@@ -481,14 +473,12 @@ class CollectionWriter:
         with name_in_errors(self._temporary_tar()):
             if self._tar is None:
                 layout.tar_path(self.path, self._shard).parent.mkdir(parents=True, exist_ok=True)
-                # PAX headers allow keys of any length, in UTF-8.
-                self._tar = tarfile.open(self._temporary_tar(), "w", format=tarfile.PAX_FORMAT)
+                self._tar = tarfile.open(self._temporary_tar(), "w", format=tarfile.PAX_FORMAT)  # keys of any length
             return append_member(self._tar, key, format, data)
 
     def _temporary_tar(self) -> Path:
         final = layout.tar_path(self.path, self._shard)
-        # The temporary file lies beside the final one, because a rename is atomic only within one file system.
-        return final.with_name(f".{final.name}.tmp")
+        return final.with_name(f".{final.name}.tmp")  # a rename is atomic only within a file system
 
     def commit(self) -> None:
         """Commit the shard that is being filled, if it has images, and the quarantine, if it grew."""
@@ -601,8 +591,7 @@ class CollectionWriter:
     def purge(self) -> PurgeSummary:
         """Delete bytes and rows of the images that were removed with `purge`."""
         self.commit()
-        # Tombstones outlive the purge; only images that are still known have anything to delete.
-        keys = pending_purge(self.path) & self._known.keys()
+        keys = pending_purge(self.path) & self._known.keys()  # tombstones outlive the purge
         summary = purge_images(self.path, keys)
         for key in keys:
             del self._known[key]

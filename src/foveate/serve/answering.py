@@ -247,7 +247,7 @@ class Answerer:
         try:
             return await work
         except asyncio.CancelledError:
-            # A cancellation that did not come from `watch`, or came besides it, must not become a reply.
+            # A cancellation that did not come from `watch` alone must not become a reply.
             if not refusal or task is None or task.uncancel() > 0:
                 raise
             raise refusal[0] from None

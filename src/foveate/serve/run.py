@@ -151,7 +151,7 @@ class Server(uvicorn.Server):
         else:
             # A model in the middle of a step would be waited for: nothing here is left half written.
             self.end()
-            # Shells report a process that a signal ended as 128 plus the number of the signal.
+            # By convention, the exit status of a process ended by a signal is 128 plus the signal's number.
             os._exit(128 + sig)
 
     def drain(self) -> None:

@@ -112,7 +112,7 @@ def name_events(survey: Survey, events: Events) -> list[str]:
     ids = [deployment.id for deployment in survey.deployments]
     first = events.order_N[events.starts[:-1]].tolist()
     owners = {(sequences[row], int(survey.deployment_N[row])) for row in first if sequences[row]}
-    # A sequence id is unique only within its deployment: an event is the pair of both.
+    # A sequence id is unique only within its deployment: together they name an event.
     shared = {name for name, uses in Counter(name for name, _ in owners).items() if uses > 1}
     names, counts = [], Counter[str]()
     for row in first:

@@ -365,7 +365,7 @@ class Violation:
 
 @cache
 def _adapter(name: str, column: str) -> TypeAdapter[list[Any]]:
-    # Annotations are texts under the future import; `include_extras` keeps the bounds that pydantic checks.
+    # Annotations are strings under the future import; `include_extras` keeps the bounds that pydantic checks.
     return TypeAdapter(list[get_type_hints(TABLES[name], include_extras=True)[column]])  # type: ignore[misc]
 
 

@@ -369,7 +369,7 @@ def _check_observations(survey: Survey) -> Iterator[Finding]:
             "similar names", first, taxa[first] + taxa[second], f"{taxa[first]} and {taxa[second]} {second!r}"
         )
     for reason, count in survey.label_counts("all").items():
-        # The other reasons are no doubts: most surveys have images without a label.
+        # The other reasons raise no doubt: most surveys have images without a label.
         if reason in MEANINGS:
             yield Finding(reason, "", count)
 

@@ -259,7 +259,7 @@ def _reached(pool: CentroidPool, radii: Floats) -> tuple[np.ndarray, Floats]:
         table = distances(pool.centers[block], pool.centers)
         # `geomspace` may end below the largest distance by rounding; the last radius joins every pair.
         number = np.minimum(np.searchsorted(radii, table.ravel()), len(radii) - 1).reshape(table.shape)
-        # Inner products leave a small distance between a center and itself, which every radius has to join.
+        # Inner products leave a tiny distance between a center and itself, which must not count at any radius.
         number[np.arange(len(table)), np.arange(block.start, block.stop)] = 0
         reached_QQ[block] = number
         cell = number + (np.arange(len(table)) * len(radii))[:, None]

@@ -330,7 +330,7 @@ def answer_train(data: ClientData, request: Message, client: int) -> Message:
         return request.answer(arrays=sent)
     # After the training, with the weights that are sent: whether the map outgrew the boxes in this round.
     outside = 0 if count_outside is None else count_outside(frozen_rows(network, data.tensor))
-    # A smaller number would be about fewer points than the client reports on.
+    # A smaller count would tell of fewer points than a client may report on.
     outside = outside if outside >= data.min_count else 0
     foreign_loss: dict[str, float] = {} if report.foreign is None else {"foreign": report.foreign}
     return request.answer(

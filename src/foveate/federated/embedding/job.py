@@ -320,7 +320,7 @@ class MapJob(TrainingJob[MapState]):
             arrays |= {f"grid.{number}": axis for number, axis in enumerate(state.grid.axes)}
         header = {
             "features": state.features,
-            # Clients are listed as pairs, because JSON would turn numbers that are keys into texts.
+            # Clients are listed as pairs, because JSON would turn numeric keys into strings.
             "sizes": list(state.sizes.items()),
             "repulsions": [[client, entry.r2, entry.round] for client, entry in state.repulsions.items()],
             "axes": 0 if state.grid is None else len(state.grid.axes),

@@ -403,7 +403,7 @@ def _first_boxes(drafts: Iterable[Draft], root: Path, frame: CoordinateFrame) ->
         indices = locate_regions(Conversation(draft.id, (), tuple(draft.turns)))
         for turn, turn_indices in zip(draft.turns, indices, strict=True):
             texts = turn.text.split("<region>")
-            # There is one text more than regions: the last stands behind the last region.
+            # There is one more text than there are regions: the last one comes after the last region.
             for shape, index, text in zip(turn.regions, turn_indices, texts, strict=False):
                 # A file may have more placeholders than images; such a conversation is refused later, with its reason.
                 image = draft.images[min(index, len(draft.images) - 1)]

@@ -232,7 +232,7 @@ def parse_grit(entry: Mapping[str, Any], *, extract: bool) -> Draft:
     if not names and isinstance(key, str | int):
         # GRIT states no file: img2dataset names a download by its key, in the format that it was asked for.
         names = [FileImage((f"{key}.jpg", f"{key}.png", f"{key}.webp"))]
-    # The prompt is drawn by the caption, so that a repeated import asks the same question.
+    # The caption seeds the draw of the prompt, so that a repeated import asks the same question.
     prompt = PROMPTS[int(seeds.uniform("grit", caption) * len(PROMPTS))]
     turns = [Turn("user", f"{IMAGE}\n{prompt}"), Turn("assistant", text, boxes)]
     return Draft("", names, turns, stated=get_size(entry, "width", "height"))

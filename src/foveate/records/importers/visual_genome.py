@@ -167,7 +167,7 @@ def _ask_relation(relation: object, id: str) -> list[Turn]:
     boxes = [_read_box(relation.get(part)) for part in ("subject", "object")]
     if not predicate or None in boxes:
         return []
-    # The prompt is drawn by image and turn, so that a repeated import asks the same question.
+    # Image and turn seed the draw of the prompt, so that a repeated import asks the same question.
     prompt = _RELATION_PROMPTS[int(seeds.uniform("visual-genome", id) * len(_RELATION_PROMPTS))]
     return [Turn("user", prompt, tuple(box for box in boxes if box)), Turn("assistant", predicate)]
 

@@ -237,7 +237,7 @@ def load_learned(folder: Path) -> LearnedPrior:
     if not isinstance(config.get("width"), int):
         raise UserError(f"{folder}: field 'width' must be an integer (got {config.get('width')!r})")
     tensors = read_prior_tensors(folder, ("means", "shares"))
-    # On the meta device no weights are drawn that `assign` would throw away.
+    # On the meta device, no weights are drawn just to be replaced.
     with torch.device("meta"):
         network = PresenceNetwork(config["width"], len(labels))
     expected = {f"network.{name}": value for name, value in network.state_dict().items()}

@@ -40,7 +40,7 @@ def scale_temperature(probabilities_RK: Floats, temperature: float) -> Floats:
     with np.errstate(divide="ignore"):
         logits = np.log(probabilities_RK)
     logits /= temperature
-    # The maximum cancels in the division below; without it `exp` of all logits of a row could be 0.
+    # The maximum cancels in the division below; without subtracting it, `exp` could be 0 for every logit of a row.
     logits -= logits.max(axis=1, keepdims=True)
     scaled = np.exp(logits, out=logits)
     scaled /= scaled.sum(axis=1, keepdims=True)
