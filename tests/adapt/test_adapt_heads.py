@@ -140,10 +140,10 @@ def test_both_accuracies_are_printed_and_a_loss_comes_first(backbone: Path, digi
     page = (tmp_path / "random" / "report.html").read_text(encoding="utf-8")
     assert f"Tuning lost {-gain['gain']:.3f} on test" in page
     question = next(number for number, line in enumerate(lines) if line.startswith("Which class? (accuracy)"))
-    assert "features alone" in lines[question]
-    assert lines[question + 1].startswith("test ")
-    assert f"{both['adapted']:.1%} (" in lines[question + 1]
-    assert f"{both['features']:.1%} (" in lines[question + 1]
+    assert "features alone" in lines[question + 1]
+    assert lines[question + 2].startswith("test ")
+    assert f"{both['adapted']:.1%} (" in lines[question + 2]
+    assert f"{both['features']:.1%} (" in lines[question + 2]
     # A rate at which nothing changes loses nothing, so no line says so.
     same = run(*arguments, "--out", tmp_path / "same", "training.learning_rate=1e-30", "training.weight_decay=0")
     assert "lost" not in same.stdout

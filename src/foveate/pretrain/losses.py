@@ -86,8 +86,7 @@ def duplicate_mask(t_RE: Tensor, *, filter: str, threshold: float = 0.9, phrase_
         >>> duplicate_mask(phrases, filter="embedding").int().tolist()
         [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
     """
-    # The filter is a constant of the step: it reads the current text embeddings and sends them no gradient (section
-    # 3.1).
+    # A constant of the step (section 3.1): it reads the current text embeddings and sends them no gradient.
     unit_RE = F.normalize(widen(t_RE.detach()), dim=-1)
     duplicates = DuplicateFilter.of(unit_RE, filter=filter, threshold=threshold, phrase_ids=phrase_ids)
     mask_RR = duplicates.mask(slice(0, len(t_RE)))
@@ -132,7 +131,6 @@ class DuplicateFilter:
             with without_autocast(self.keys):
                 mask = self.keys[rows] @ self.keys.T > self.threshold
         index = torch.arange(rows.start, rows.stop, device=mask.device)
-        # The diagonal holds the positives: each phrase is a duplicate of itself.
         mask[index - rows.start, index] = False
         return mask
 
@@ -222,7 +220,6 @@ def region_divisor(total: int, *, normalize: str, M: int | None, N: int | None) 
     """
     choose(normalize, NORMALIZATIONS, "normalization of the region losses")
     if normalize == "regions":
-        # Without regions the sums are 0 and stay exactly 0.
         return max(total, 1)
     if M is None or N is None or M < 1 or N < 1:
         raise UserError(
@@ -497,7 +494,6 @@ def sigmoid_region_loss(
         )  # fmt: skip
         # A process without regions has no block, and so no graph: `zero` and the slice tie it to the others.
         part = part + rows.zero + rows.t_RE[:0].sum()
-        # Both directions are the same sum over pairs.
         return RegionLoss.from_parts(part.expand(2) / rows.divisor, masked, total=rows.total)
 
 
