@@ -222,10 +222,8 @@ def region_divisor(total: int, *, normalize: str, M: int | None, N: int | None) 
     if normalize == "regions":
         return max(total, 1)
     if M is None or N is None or M < 1 or N < 1:
-        raise UserError(
-            f"normalize 'fixed': expected M, the maximum of regions per image, and N, the images of the batch, both at "
-            f"least 1 (got {M} and {N})"
-        )
+        what = "M, the maximum of regions per image, and N, the images of the batch, both at least 1"
+        raise UserError(f"normalize 'fixed': expected {what} (got {M} and {N})")
     return M * N
 
 
@@ -354,8 +352,7 @@ class _CrossEntropies(torch.autograd.Function):
         blocks: list[slice],
         first: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # Log-sum-exp as maximum and logarithm apart: at a scale of 100 their float32 sum would round to 8e-6, which
-        # is then the relative error of every softmax probability.
+        # Maximum and logarithm apart: at a scale of 100 their float32 sum would put 8e-6 of error into every softmax.
         row_max_B, row_log_B, diagonal_B = (torch.empty_like(z_BE[:, 0]) for _ in range(3))
         column_max_R, column_sum_R = torch.full_like(t_RE[:, 0], -math.inf), torch.zeros_like(t_RE[:, 0])
         masked = torch.zeros((), dtype=torch.int64, device=z_BE.device)
@@ -571,8 +568,7 @@ def grounding_loss(
     _, total = rows_before(pred_B4)
     divisor = 4 * region_divisor(total, normalize=normalize, M=M, N=N)
     with without_autocast(pred_B4):
-        # Equation 3 is a plain squared error on the raw output: clamped corners would have no gradient outside of the
-        # image, and L1, GIoU and matching are conventions of detectors that the paper does without.
+        # Equation 3: a plain squared error on the raw output. Clamped corners would have no gradient outside the image.
         return sum_with_grad((widen(pred_B4) - widen(target_B4)).square().sum() / divisor)
 
 

@@ -244,7 +244,7 @@ def _lines(block: Block) -> Iterator[str]:
         yield from [f"and {rest:,} more, see the page"] if rest > 0 else []
     elif isinstance(block, Drawn):
         yield from block.lines
-    elif isinstance(block, Fold) and (inside := [line for one in block.blocks for line in _lines(one)]):
+    elif isinstance(block, Fold) and (inside := [line for inner in block.blocks for line in _lines(inner)]):
         yield from (block.summary, *inside)
     elif isinstance(block, Measures):
         for group in block.groups:

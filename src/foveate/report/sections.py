@@ -43,21 +43,25 @@ def recipe_section(recipe: Mapping[str, Any]) -> Section:
     return Section("recipe", "The recipe", fields, link="Recipe")
 
 
-def summary_section(summary: Mapping[str, Any], own: Collection[str] = ()) -> Section:
-    """Return the section with nested counts, which the terminal prints too; `own`: see `name_fields`."""
-    named = name_fields(summary, own)
+def summary_section(summary: Mapping[str, Any], user_fields: Collection[str] = ()) -> Section:
+    """Return the section with nested counts, which the terminal prints too; `user_fields`: see `name_fields`."""
+    named = name_fields(summary, user_fields)
     block = Drawn(draw("fields", named), list(_field_lines(named)))
     return Section("summary", "What is in it", [block] if summary else [], link="Content")
 
 
-def name_fields(values: Mapping[str, Any], own: Collection[str] = (), *, kept: bool = False) -> dict[str, Any]:
+def name_fields(
+    values: Mapping[str, Any], user_fields: Collection[str] = (), *, named_by_user: bool = False
+) -> dict[str, Any]:
     """Return nested fields under names in words.
 
     Args:
-        own: fields with names that users gave, which are kept. kept: these are such names.
+        user_fields: fields whose content has names that users gave, which are kept. named_by_user: these are such.
     """
     return {
-        (str(key) if kept else words.plain(str(key))) or "(none)": name_fields(value, own, kept=kept or key in own)
+        (str(key) if named_by_user else words.plain(str(key))) or "(none)": name_fields(
+            value, user_fields, named_by_user=named_by_user or key in user_fields
+        )
         if isinstance(value, Mapping)
         else value
         for key, value in values.items()
@@ -68,11 +72,11 @@ def _field_lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     """Write a line for each field: numbers behind its name, and below it a line for each of its tables."""
     for name, value in values.items():
         inside = value if isinstance(value, Mapping) else {}
-        texts = [f"{key}: {numbers.field(one)}" for key, one in inside.items() if not isinstance(one, Mapping)]
+        texts = [f"{key}: {numbers.field(inner)}" for key, inner in inside.items() if not isinstance(inner, Mapping)]
         texts[MAX_PRINTED:] = ["and more"] if len(texts) > MAX_PRINTED else []  # the page has them all
         text = "; ".join(texts) if isinstance(value, Mapping) else numbers.field(value)
         yield f"{indent}{name}: {text}".rstrip()
         # Regions of a collection that has none would be eight lines of zeros.
         if inside.get("count") != 0:
-            tables = {key: one for key, one in inside.items() if isinstance(one, Mapping)}
+            tables = {key: inner for key, inner in inside.items() if isinstance(inner, Mapping)}
             yield from _field_lines(tables, f"{indent}  ")

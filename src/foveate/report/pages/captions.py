@@ -168,8 +168,8 @@ def build_caption(result: Mapping[str, Any], run_folder: Path) -> Page:
     ]
     rows = []
     for kind, t in r.formats.items():
-        numbers = (t.total, t.ok, t.repaired, sum(t.errors.values()), sum(t.skipped.values()))
-        rows.append([TITLES.get(kind, kind), *map(count, numbers)])
+        counts = (t.total, t.ok, t.repaired, sum(t.errors.values()), sum(t.skipped.values()))
+        rows.append([TITLES.get(kind, kind), *map(count, counts)])
     meanings = [(TITLES[kind], MEANINGS[kind]) for kind in (ALT, *r.formats) if kind in TITLES]
     requests = Table(["Format", "in", "ok", "repaired", "errors", "skipped"], rows, meanings=meanings, printed=True)
     counted = (
@@ -297,7 +297,7 @@ def build_audit(result: Mapping[str, Any], run_folder: Path) -> Page:
 
 
 DATA = {"scenes": "Generated scenes", "images": "Real images"}
-SAID = Markup(
+VERDICTS_LEGEND = Markup(
     '<span class="said supported">holds</span> <span class="said contradicted">is contradicted by the scene’s '
     'truth</span> <span class="said unverifiable">cannot be decided</span>'
 )
@@ -313,7 +313,7 @@ def build_captioner(result: Mapping[str, Any], run_folder: Path) -> Page:
         ("Every format obeyed by 95 %", answers[evaluation.obeys]),
         ("Lengths rise, short to dense", answers[evaluation.lengths_rise]),
     ]
-    samples: list[Block] = [Text(SAID, "note")] if evaluation.samples else []
+    samples: list[Block] = [Text(VERDICTS_LEGEND, "note")] if evaluation.samples else []
     for data, title in DATA.items():
         drawn = [_draw_captions(image, images) for image in evaluation.samples if image.data == data]
         samples += charts_of(drawn, "list", title)
@@ -337,10 +337,10 @@ def build_captioner(result: Mapping[str, Any], run_folder: Path) -> Page:
 
 def _draw_captions(image: EvaluatedImage, images: RunImages) -> Markup:
     rows = [("AltText", "", Markup('<p class="noisy">{}</p>').format(image.alt or "(none)"))]
-    said = Markup('<span class="said {0}" title="{0}">{1}.</span>')
+    assertion = Markup('<span class="said {0}" title="{0}">{1}.</span>')
     for kind, row in CAPTION_FORMATS.items():
         if (caption := image.captions.get(kind)) is not None:
-            marked = Markup(" ").join(said.format(verdict, text) for text, verdict in caption.assertions)
+            marked = Markup(" ").join(assertion.format(verdict, text) for text, verdict in caption.assertions)
             tokens = f"{caption.tokens} tokens{'' if caption.obeys else ', disobeys'}"
             rows.append((row.label, tokens, marked or escape(caption.text)))
     return draw("captioned", images, image.image, f"Image with the AltText: {image.alt}", rows, size=360)

@@ -70,7 +70,7 @@ def build_inspect(result: Mapping[str, Any], run_folder: Path) -> Page:
         title = words.plain(name)
         chart = histogram(h.edges, h.counts, title=title, unit=h.unit)
         charts.append(plot(title, chart))
-    rows = [[one.reason, count(one.count), one.example or ""] for one in r.quarantine]
+    rows = [[kind.reason, count(kind.count), kind.example or ""] for kind in r.quarantine]
     refused = Table(["Reason", "Count", "Example"], rows, left=(2,))
     # An empty quarantine is a result, too: nothing was refused.
     quarantine = refused if r.quarantine else Text("Nothing: everything could be read.", "note")
@@ -171,19 +171,19 @@ def build_search(result: Mapping[str, Any], run_folder: Path) -> Page:
     facts += [("Collection", r.collection), ("Backend", r.backend), ("Model", r.model)]
     query_file, images = Path(r.file).name if r.file else "", RunImages(run_folder)
     what = f"this box in {query_file}" if query_file and r.query.box else query_file or "this"
-    asked = [Drawn(_draw("asked", images, r.query, _overlays(r.query.box), query_file))] if r.query.image else []
+    query_image = [Drawn(_draw("asked", images, r.query, _overlays(r.query.box), query_file))] if r.query.image else []
     unlike = f"unlike: {r.query.negative}" if r.query.negative else ""
     texts = [(r.note, "strong"), (unlike, "lead"), (_weighted_sum(r.query), "note")]
     unknown = _unknown(r.unknown_words)
     hits = [Drawn(Markup(""), unknown)] if unknown else []
-    for name, found in r.results.items():
-        drawn = _draw("found", images, name if len(r.results) > 1 else "", [_hit_card(hit) for hit in found])
-        hits.append(Drawn(drawn, [hit_line(rank, hit) for rank, hit in enumerate(found, start=1)]))
+    for name, results in r.results.items():
+        drawn = _draw("found", images, name if len(r.results) > 1 else "", [_hit_card(hit) for hit in results])
+        hits.append(Drawn(drawn, [hit_line(rank, hit) for rank, hit in enumerate(results, start=1)]))
     return block_page(
         f"Search: {r.query.text or query_file}" if r.query.text or query_file else "Search results",
         eyebrow=f"Search · {_query_parts(r.query)}{f' → {words.data(r.data)}' if r.data else ''}",
         heading=r.query.text or f"What is like {what}?",
-        top=[*(Text(text, kind) for text, kind in texts if text), *asked, Facts(facts)],
+        top=[*(Text(text, kind) for text, kind in texts if text), *query_image, Facts(facts)],
         sections=[
             Section(
                 "search",
@@ -200,8 +200,8 @@ def build_search(result: Mapping[str, Any], run_folder: Path) -> Page:
 _draw = partial(draw, template="search.html.j2")
 
 
-def _unknown(words: Sequence[str]) -> list[str]:
-    names = ", ".join(repr(word[:40]) for word in words)
+def _unknown(unknown_words: Sequence[str]) -> list[str]:
+    names = ", ".join(repr(word[:40]) for word in unknown_words)
     return [f"unknown to the text tower: {names}"] if names else []
 
 

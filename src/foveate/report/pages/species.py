@@ -306,7 +306,10 @@ def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 def build_species_explain(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of an explanation (`SpeciesExplanation`)."""
     r = parse_result(SpeciesExplanation, result)
-    images, near = RunImages(run_folder), [(one, one.label or "no label", f"{one.cosine:.2f}") for one in r.images]
+    images, near = (
+        RunImages(run_folder),
+        [(image, image.label or "no label", f"{image.cosine:.2f}") for image in r.images],
+    )
     taxa = columns_of(
         r.taxa,
         [
@@ -318,7 +321,9 @@ def build_species_explain(result: Mapping[str, Any], run_folder: Path) -> Page:
         printed=True,
         max_printed=_MAX_NEAR,
     )
-    lines = [f"near: {label}, camera {one.camera}, {cosine} ({one.key})" for one, label, cosine in near[:_MAX_NEAR]]
+    lines = [
+        f"near: {label}, camera {image.camera}, {cosine} ({image.key})" for image, label, cosine in near[:_MAX_NEAR]
+    ]
     score = Markup('<span class="score">{} {:.2f}</span>').format(r.rank, r.score)
     return block_page(
         f"{r.answer}: {r.file}",

@@ -239,12 +239,12 @@ def build_video_find(result: Mapping[str, Any], run_folder: Path) -> Page:
         for card, frame in zip(cards, best, strict=True)
     ]
     chart = charts.plot(title, charts.line_chart(series, title=title, x_label="seconds", width=640))
-    found: list[Block] = [Drawn(_draw("found", RunImages(run_folder), r.phrase, cards), lines)]
+    best_frames: list[Block] = [Drawn(_draw("found", RunImages(run_folder), r.phrase, cards), lines)]
     return block_page(
         r.title,
         eyebrow="Find in video",
         top=[Facts(facts), *(Text(text, "note") for text in r.warnings), Charts([chart], "wide")],
-        sections=[Section("frames", "Best frames", found)],
+        sections=[Section("frames", "Best frames", best_frames)],
         command=r.command,
     )
 
