@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from foveate.core.errors import UserError
 from foveate.species.classifier import LinkClassifier
 from foveate.species.links import Relation, fold_species
+from foveate.species.recipe import GraphSettings, LinkTraining
 from foveate.survey.taxa import Taxa
 from naming import raises_naming
 
@@ -175,3 +177,12 @@ def test_widths_that_would_vanish_are_refused() -> None:
     data = world()
     with raises_naming(UserError, "dim", 2):
         small(dim=2, place_input="sphere").fit(**data)
+
+
+def test_defaults_are_those_of_the_recipe() -> None:
+    """They are written out for editors and type checkers, which see nothing of a signature that is made at runtime."""
+    fields = {**GraphSettings.model_fields, **LinkTraining.model_fields}
+    # In memory a width of 128 trains in seconds; `random_state` is scikit-learn's name for the seed.
+    own = {"dim": 128, "image_learning_rate": 1e-3, "random_state": None}
+    for name, parameter in inspect.signature(LinkClassifier).parameters.items():
+        assert parameter.default == (own[name] if name in own else fields[name].default), name
