@@ -282,8 +282,8 @@ ROWS = r"""
 + return scores if scores.ndim == 2 else np.stack([scores / 2, -scores / 2], axis=1)
 - weights = np.exp(shifted - shifted.max(axis=1, keepdims=True))
 + weights = np.exp(shifted - shifted.max())
-- if length > size - 8:
-+ if length > size:
+- if not 0 <= start <= end <= size - 8 - length:
++ if not 0 <= start <= end <= size:
 
 # federated test_privacy test_partition test_lloyd_exactness test_clustering_noise test_anomaly test_scaling
 - return vector if norm <= max_norm else (vector * (max_norm / norm)).astype(vector.dtype)
@@ -318,8 +318,8 @@ ROWS = r"""
 + share = 0.5 if self.high == self.low else (self.high - value) / (self.high - self.low)
 - step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999999)
 + step = next(factor * power for factor in (1, 2, 5, 10) if factor * power > rough * 1.000001)
-- if len(finite) <= max_points:
-+ if len(finite) < max_points - 1:
+- size = math.ceil(len(finite) / max_points)
++ size = len(finite) // max_points
 - return Markup("<wbr>").join(re.findall(r"[^/\\]*[/\\]|[^/\\]+", path))
 + return Markup("<wbr>".join(re.findall(r"[^/\\]*[/\\]|[^/\\]+", path)))
 - return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -183,6 +183,15 @@ def test_what_is_refused(tmp_path: Path) -> None:
         fold(path, gamma=1.0, groups=GROUPS, to=tmp_path / "there")
 
 
+def test_a_header_that_reaches_behind_its_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    # Twenty bytes of data stand behind the header, which claims the bytes after them, too.
+    header = json.dumps({"head.bias": {"dtype": "F32", "shape": [7], "data_offsets": [0, 28]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(20))
+    with pytest.raises(UserError, match="'head.bias' lies outside the file"):
+        checkpoint_tensors(path)
+
+
 def test_other_biases_keep_their_bits(tmp_path: Path) -> None:
     bias = torch.tensor([-0.0, 1.0, float(np.float32(1e-42)), 2.0, 3.0])
     save_file({"head.weight": torch.zeros(5, 2), "head.bias": bias}, tmp_path / "m.safetensors")
