@@ -27,6 +27,9 @@ SCHEMA = 3
 MAX_WHOLE, MAX_NUMBER = 1 << 53, 1e250
 """Larger whole numbers are not exact in float64; larger values, times counts, may become infinite. Both are refused."""
 
+# Honest options have some hundred characters; a longer text would cost a client time to parse.
+MAX_OPTIONS_LENGTH = 10_000
+
 DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
 Value = bool | int | float | str
 
@@ -107,6 +110,17 @@ class Message:
         if isinstance(value, bool | str) or value is None:
             raise MessageError(f"message '{self.kind}' has no number '{name}'")
         return value
+
+    def options_text(self) -> str:
+        """Return the options of a job that a request carries, as text.
+
+        Raises:
+            MessageError: there are none, or the text is too long to be parsed for a server that is not trusted.
+        """
+        text = self.values.get("options")
+        if not isinstance(text, str) or len(text) > MAX_OPTIONS_LENGTH:
+            raise MessageError(f"message '{self.kind}' has no 'options' of at most {MAX_OPTIONS_LENGTH:,} characters")
+        return text
 
     def answer(self, *, arrays: Mapping[str, ArrayLike] | None = None, **values: Value) -> Message:
         """Make a message of the same kind and round."""

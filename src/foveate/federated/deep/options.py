@@ -13,9 +13,6 @@ from foveate.federated.clustering.methods import load_method, method_names, reso
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.messages import Message, MessageError
 
-# Honest options have some hundred characters; a longer text would cost the client time to parse.
-MAX_OPTIONS_LENGTH = 10_000
-
 DEEPFECA, LOCAL, POOLED, UNTRAINED = "deepfeca", "local", "central", "untrained"
 METHODS = {
     DEEPFECA: "one encoder averaged over clients, which train towards common centers",
@@ -113,9 +110,7 @@ def request_options(request: Message) -> DeepOptions:
     Raises:
         MessageError: it carries none that can be read, unknown fields, or values out of bounds.
     """
-    text = request.values.get("options")
-    if not isinstance(text, str) or len(text) > MAX_OPTIONS_LENGTH:
-        raise MessageError(f"message '{request.kind}' has no 'options' of at most {MAX_OPTIONS_LENGTH:,} characters")
+    text = request.options_text()
     try:
         content = json.loads(text)
     # RecursionError: nested brackets within the allowed length can still exhaust the parser's stack.

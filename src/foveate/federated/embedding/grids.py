@@ -18,6 +18,7 @@ MARGIN_SHARE = 0.1
 DROPS = ("none", "farthest", "nearest")
 # The public code's number; it equals its k, so the nearest were probably intended.
 DROPPED = 7
+_MAX_COUNT = 1e12
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def own_grid(
     box = bounding_box(z_Nd, min_count)
     # A map of a single position has no width; a tiny one keeps the step of the grid above 0.
     center, reach = box.mean(axis=0), np.maximum(box[1] - box[0], 1e-6)
-    counts = np.maximum(np.ceil(2 * reach / step) + 1, min_axis_points)
+    # Weights of a hostile server can make the map infinitely wide, where shrinking would never end.
+    counts = np.clip(np.ceil(2 * reach / step) + 1, min_axis_points, _MAX_COUNT)
     # Shrunk step by step on all axes alike, so that the queries keep the shape of the map.
     while counts.prod() > max_points and (counts > min_axis_points).any():
         counts = np.maximum(np.floor(counts * 0.95), min_axis_points)

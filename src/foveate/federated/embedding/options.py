@@ -171,11 +171,8 @@ def request_options(request: Message) -> EmbeddingOptions:
     Raises:
         MessageError: it carries none, or they do not fit.
     """
-    text = request.values.get("options")
-    if not isinstance(text, str):
-        raise MessageError(f"message '{request.kind}' has no 'options'")
     try:
-        return EmbeddingOptions.model_validate_json(text)
+        return EmbeddingOptions.model_validate_json(request.options_text())
     except ValidationError as problem:
         raise MessageError(f"field 'options' does not fit: {problem}") from None
 
