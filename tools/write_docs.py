@@ -3,7 +3,9 @@
     python tools/write_docs.py            # rewrites docs/verbs/*.md between markers, and docs/reference
     python tools/write_docs.py --check    # exit 1 and name the pages that are out of date
 
-In a page, `<!-- options: adapt train -->` and `<!-- /options -->` enclose the table of a command.
+In a page, `<!-- options: adapt train -->` and `<!-- /options -->` enclose the table of a command, and
+`<!-- fields: federated.policy:Policy by SECTIONS -->` and `<!-- /fields -->` that of the fields of a settings
+model, in the order of a mapping of headings to fields beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from foveate.core.recipes import Settings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"(<!-- options: ([^\n]*?) -->\n).*?(<!-- /options -->)", re.DOTALL)
+_FIELDS = re.compile(r"(<!-- fields: ([\w.]+):(\w+) by (\w+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
 _COMMON = ("--json", "--quiet", "--device", "--seed", "--workers")
 """Options that mean the same everywhere and are listed in one row."""
 ROOMS = (
@@ -96,9 +99,28 @@ def _bounds(kind: Any) -> str:
     return words[:1].upper() + words[1:]
 
 
+def fields_table(model: type[Settings], names: Iterable[str]) -> str:
+    """Return the Markdown table of fields of a settings model: name, default, meaning."""
+    rows = ["| field | default | meaning |", "|---|---|---|"]
+    for name in names:
+        field = model.model_fields[name]
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = "required" if field.is_required() else "" if shown in (None, "") else f"`{shown}`"
+        rows.append(f"| `{name}` | {text} | {(field.description or '').replace('|', chr(92) + '|')} |")
+    return "\n".join(rows) + "\n"
+
+
 def fill_page(text: str) -> str:
-    """Return a page with every marked table of options made anew."""
-    return _BLOCK.sub(lambda match: match[1] + options_table(find_command(match[2])) + match[3], text)
+    """Return a page with every marked table of options or fields made anew."""
+
+    def fill_fields(match: re.Match[str]) -> str:
+        module = importlib.import_module(f"foveate.{match[2]}")
+        names = [name for section in getattr(module, match[4]).values() for name in section]
+        return match[1] + fields_table(getattr(module, match[3]), names) + match[5]
+
+    text = _BLOCK.sub(lambda match: match[1] + options_table(find_command(match[2])) + match[3], text)
+    return _FIELDS.sub(fill_fields, text)
 
 
 def public_rooms() -> dict[str, dict[str, Any]]:

@@ -16,10 +16,10 @@ OPTIONS = {
     name: {"--help", *(flag for one in parameters_of(command) for flag in (*one.opts, *one.secondary_opts))}
     for name, command in COMMANDS.items()
 }
-GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+GROUPS = {" ".join(path[:length]) for path, _ in sub_verbs() for length in range(1, len(path))}
 # A command ends with its line, at a quote of Markdown or a semicolon, or where the next one begins; pages hold the end
 # of a line as two letters.
-COMMAND = re.compile(r"\bfoveate ([a-z][a-z0-9-]*(?: [a-z][a-z0-9-]*)?)(?:(?!\bfoveate |\\n)[^`;\n])*")
+COMMAND = re.compile(r"\bfoveate ([a-z][a-z0-9-]*(?: [a-z][a-z0-9-]*){0,2})(?:(?!\bfoveate |\\n)[^`;\n])*")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 # What is said of a shipped model is what happened: it was trained by this command.
 HISTORY = {"foveate/data/smollm2-mini/README.md"}
@@ -53,10 +53,11 @@ def find_mistakes(text: str) -> Iterator[tuple[str, str]]:
     """Each command of a text, with what is wrong about it: nothing, an option, or that there is no such command."""
     for found in COMMAND.finditer(text.replace("\\\n", " ")):
         words, options = found[1].split(), OPTION.findall(found[0])
-        name = next((name for name in (found[1], words[0]) if name in COMMANDS), None)
+        starts = [" ".join(words[:length]) for length in range(len(words), 0, -1)]
+        name = next((name for name in starts if name in COMMANDS), None)
         if name is not None:
             yield found[0], " ".join(option for option in options if option not in OPTIONS[name])
-        elif options or (words[0] in GROUPS and len(words) > 1):
+        elif options or (words[0] in GROUPS and found[1] not in GROUPS):
             yield found[0], "no such command"
 
 
@@ -67,6 +68,8 @@ def test_mistakes_are_found() -> None:
     assert mistakes("run `foveate pretrain tour --run X`, or foveate recipes tour --out Y") == ["--run", ""]
     assert mistakes("foveate adapt train \\\n  --data X\nfoveate mllm evaluate X --judge Y") == ["--data", "--judge"]
     assert mistakes("foveate adapt tune X, foveate tune --out X, foveate is") == ["no such command"] * 2
+    assert mistakes("foveate federated policy show X --json, `foveate federated policy`, foveate federated") == [""]
+    assert mistakes("foveate federated policy write X") == ["no such command"]
 
 
 def test_printed_commands_exist() -> None:

@@ -5,6 +5,8 @@ The two attacks are short: they show that maps and encoders are not protected, a
 
 from __future__ import annotations
 
+import re
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from sklearn.datasets import load_wine
 from foveate.core.errors import UserError
 from foveate.federated import attacks, scaling
 from foveate.federated import node as at_client
+from foveate.federated.bounds import MAX_AXIS_POINTS, MAX_HIDDEN, MAX_QUERIES
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.methods import resolve
 from foveate.federated.deep import options as features_kinds
@@ -32,7 +35,7 @@ from foveate.federated.embedding.grids import grid_between
 from foveate.federated.embedding.networks import flatten_weights
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower import steps
-from foveate.federated.limits import JOBS, MAX_AXIS_POINTS, MAX_HIDDEN, MAX_QUERIES, ClientLimits
+from foveate.federated.limits import JOBS, ClientLimits
 from foveate.federated.messages import Message
 from foveate.federated.node import answer_request
 from foveate.federated.reasons import COUNT, FAILURE, SENTENCES
@@ -100,7 +103,7 @@ def attack_map(ask: Ask, points: int, features: int, *, side: int = 200) -> list
 def attack_encoder(ask: Ask, features: int, hidden: int = 1024) -> list[np.ndarray]:
     """Rows by one step of training: unit j is on beyond a threshold, so neighbors differ by the rows between theirs."""
     options = DeepOptions(
-        clusters=2, width=2, hidden=hidden, batch_size=1 << 20, learning_rate=10.0, weight_decay=0.0, min_count=10
+        clusters=2, width=2, hidden=hidden, batch_size=4096, learning_rate=10.0, weight_decay=0.0, min_count=10
     )
     direction = np.random.default_rng(0).normal(size=features)
     direction /= np.linalg.norm(direction)
@@ -168,6 +171,22 @@ def cluster_request(**options: Any) -> Message:
     return protocol.centroids_request(resolve(3, min_count=10, **options), 0)
 
 
+def bare_map(kind: str = map_kinds.BOX, arrays: dict[str, Any] | None = None, **options: Any) -> Message:
+    """A request with hardly any weights: an honest one of so large a network would not fit into memory."""
+    text = EmbeddingOptions(**options).model_dump_json()
+    return Message(kind, 0, {"encoder": np.zeros(1, np.float32), **(arrays or {})}, {"options": text})
+
+
+def bare_features(kind: str = features_kinds.EMBEDDED, **options: Any) -> Message:
+    chosen = DeepOptions(**{"clusters": 3, "min_count": 10, **options})
+    return Message(kind, 0, {"weights": np.zeros(1, np.float32)}, {"options": chosen.model_dump_json()})
+
+
+def bare_cluster(**values: Any) -> Message:
+    request = cluster_request(winsorize=3.0)
+    return replace(request, values={**request.values, **values})
+
+
 FAR = scaling.Scaling(np.zeros(13), np.full(13, 1e-4))
 FIT = scaling.Scaling.of_points(WINE)
 NAMED = {"jobs": ALL_JOBS}
@@ -210,8 +229,77 @@ BOUNDS: dict[str, tuple[dict[str, Any], Callable[[], Message], str | None]] = {
     "the same for a map": (NAMED | STANDARD, lambda: scaling.moments_request(10), None),
     "a scale that the owner wants": (STANDARD, lambda: FIT.add_to(cluster_request(winsorize=3.0)), None),
     "a scale that magnifies": (STANDARD, lambda: FAR.add_to(cluster_request(winsorize=3.0)), "scale"),
+    "as many clusters as allowed": ({}, lambda: bare_cluster(clusters=1000), None),
+    "steps as allowed": (NAMED | {"max_steps": 3}, lambda: features_request(features_kinds.TRAIN), None),
+    "more steps than allowed, known by the data": (
+        NAMED | {"max_steps": 2},
+        lambda: features_request(features_kinds.TRAIN),
+        "max-steps",
+    ),
+    "more steps of a map, known by the data": (
+        NAMED | {"max_steps": 2},
+        lambda: bare_map(map_kinds.TRAIN),
+        "max-steps",
+    ),
     "a scale that magnifies a map": (NAMED | STANDARD, lambda: FAR.add_to(map_request()), "scale"),
 }
+
+
+GIANT = 1 << 40
+ABSURD: dict[str, tuple[dict[str, Any], Callable[[], Message], str]] = {
+    "a map of giant layers": (NAMED, lambda: bare_map(hidden=(100_000, 100_000)), "hidden"),
+    "a map of many layers": (NAMED, lambda: bare_map(hidden=(4,) * 9), "max-layers"),
+    "a giant grid": (NAMED, lambda: bare_map(map_kinds.FIELD, {"counts": np.array([100_000] * 2)}), "grid"),
+    "a grid of many axes": (NAMED, lambda: bare_map(map_kinds.FIELD, {"counts": np.array([28] * 20)}), "grid"),
+    "a grid without a bound": (NAMED, lambda: bare_map(map_kinds.SURROGATE, grid="official"), "grid"),
+    "a grid of many points of its own": (NAMED, lambda: bare_map(grid="own", max_points=100_000), "grid"),
+    "neighbors of a map": (NAMED, lambda: bare_map(map_kinds.TRAIN, neighbors=101), "max-neighbors"),
+    "negatives of a map": (NAMED, lambda: bare_map(map_kinds.TRAIN, negatives=GIANT), "max-negatives"),
+    "epochs of a map": (NAMED, lambda: bare_map(map_kinds.TRAIN, local_epochs=21), "max-local-epochs"),
+    "a batch of a map": (NAMED, lambda: bare_map(map_kinds.TRAIN, batch_points=GIANT), "max-batch"),
+    "rounds of a map": (NAMED, lambda: bare_map(rounds=1001), "max-rounds"),
+    "surrogates of many clients": (
+        NAMED,
+        lambda: bare_map(map_kinds.TRAIN, {"surrogates": np.zeros((101, 2), np.float32)}),
+        "max-surrogates",
+    ),
+    "positions of others": (NAMED, lambda: bare_map(map_kinds.TRAIN, {"positions": np.eye(2)}), "request-invalid"),
+    "endless options of a map": (
+        NAMED,
+        lambda: replace(bare_map(), values={"options": '{"hidden": [' + "1, " * 10_000 + "1]}"}),
+        "request-invalid",
+    ),
+    "a giant head": (NAMED, lambda: bare_features(hidden=65536), "hidden"),
+    "a giant embedding": (NAMED, lambda: bare_features(width=4096), "hidden"),
+    "clusters of an encoder": (NAMED, lambda: bare_features(clusters=GIANT), "max-clusters"),
+    "small groups of an encoder": (NAMED, lambda: bare_features(min_count=1), "min-count"),
+    "repeats of an encoder": (NAMED | {"max_n_init": 5}, lambda: bare_features(n_init=6), "max-n-init"),
+    "epochs of an encoder": (NAMED, lambda: bare_features(local_epochs=21), "max-local-epochs"),
+    "a batch of an encoder": (NAMED, lambda: bare_features(batch_size=GIANT), "max-batch"),
+    "rounds of an encoder": (NAMED, lambda: bare_features(rounds=1001), "max-rounds"),
+    "clusters": ({}, lambda: bare_cluster(clusters=GIANT), "max-clusters"),
+    "clusters with noise": ({}, lambda: cluster_request(noise=8.0, clip=5.0, local_clusters=GIANT), "max-clusters"),
+    "clusters that are no number": ({}, lambda: bare_cluster(clusters=np.nan), "request-invalid"),
+    "clusters without an end": ({}, lambda: bare_cluster(clusters=np.inf), "request-invalid"),
+    "repeats": ({}, lambda: bare_cluster(n_init=GIANT), "max-n-init"),
+    "no repeat": ({}, lambda: bare_cluster(n_init=0), "request-invalid"),
+    "steps with noise": (
+        {},
+        lambda: replace(
+            request := cluster_request(noise=8.0, clip=5.0), values={**request.values, "noise_steps": GIANT}
+        ),
+        "max-noise-steps",
+    ),
+    "a round that no run has": ({}, lambda: replace(cluster_request(winsorize=3.0), round=1001), "max-rounds"),
+    "a round before the first": ({}, lambda: replace(cluster_request(winsorize=3.0), round=-1), "request-invalid"),
+    "bytes": (
+        {"max_request_mib": 1},
+        lambda: replace(cluster_request(winsorize=3.0), arrays={"centers": np.zeros((1 << 17) + 1)}),
+        "max-request-mib",
+    ),
+}
+"""Requests of a server that asks for more work than any honest run."""
+BOUNDS |= ABSURD
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -226,7 +314,9 @@ def test_what_a_client_answers_by_its_own_configuration(name: str, tmp_path: Pat
         assert code in SENTENCES
 
 
-@pytest.mark.parametrize("name", [name for name in BOUNDS if BOUNDS[name][2] and "magnif" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in BOUNDS if BOUNDS[name][2] and not re.search("magnif|by the data", name)]
+)
 def test_refusals_touch_no_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, make_request, code = BOUNDS[name]
     request = make_request()
@@ -237,6 +327,44 @@ def test_refusals_touch_no_data(name: str, tmp_path: Path, monkeypatch: pytest.M
     config = configure(tmp_path, WINE, **own)
     monkeypatch.setattr(at_client.Node, "read", read)
     assert answer_request(config, lambda: request).values[FAILURE] == code
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_refusals_of_absurd_work_reserve_no_memory(name: str, tmp_path: Path) -> None:
+    own, make_request, code = ABSURD[name]
+    request, config = make_request(), configure(tmp_path, WINE, **own)
+    tracemalloc.start()
+    try:
+        assert answer_request(config, lambda: request).values[FAILURE] == code
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_map_without_an_end_ends(precision: str) -> None:
+    """The weights are the server's: they decide how wide the map is, and so how many queries its own grid has."""
+    options = EmbeddingOptions(hidden=(), grid="own", grid_step=5e-324, surrogate="network", precision=precision)
+    largest = np.finfo(precision).max / 1000
+    weights = np.concatenate([np.full(26, largest), np.zeros(2)]).astype(precision)
+    request = Message(map_kinds.SURROGATE, 0, {"encoder": weights}, {"options": options.model_dump_json()})
+    with np.errstate(all="ignore"):
+        assert answer_remote(WINE, request, 0, 10).number("queries") <= options.max_points
+
+
+def test_honest_runs_stay_within_the_default_bounds() -> None:
+    limits = ClientLimits(min_count=10, jobs=JOBS)
+    maps = [{}, {"dimensions": 3}, {"grid": "own"}, {"method": "fedprox"}, {"rounds": 600}, {"mixing": True}]
+    for chosen in maps:
+        options = EmbeddingOptions(**chosen)
+        limits.check_map(Message(map_kinds.BOX), options)
+        limits.check_steps(10**6, options.local_epochs, options.batch_points)
+    for encoder in ("none", "small_resnet", "small_vit"):
+        limits.check_features(DeepOptions(clusters=12, encoder=encoder))
+    for request in (cluster_request(), cluster_request(noise=8.0, clip=5.0), scaling.moments_request(10)):
+        limits.check(request)
+        limits.check_clustering(request)
+        limits.check_message(request)
 
 
 def test_a_slip_in_the_jobs_is_an_error() -> None:

@@ -1,4 +1,7 @@
-"""`foveate federated server`, `client`, `register` and `run`: Flower's own programs, with the right switches."""
+"""`foveate federated server`, `client`, `register` and `run`: Flower's own programs, with the right switches.
+
+`foveate federated policy` writes, checks and shows the file of a client's own limits.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +87,7 @@ def server(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, 
     "server",
     "data",
     "name",
+    "policy",
     "columns",
     "drop_missing",
     "max_gib",
@@ -112,12 +116,19 @@ def client(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, 
     Example:
       foveate federated client --folder north --client 0 --make-keys
       foveate federated client --folder north --client 0 --server server.example.org --data points.npz --min-count 10
+      foveate federated client --folder north --client 0 --policy north.yaml --server server.example.org --data p.npz
     """
     from foveate.federated.flower import commands, keys, steps
+    from foveate.federated.limits import ClientLimits
+    from foveate.federated.policy import describe_limits, expand, read_policy
     from foveate.federated.run_options import NodeOptions
 
-    # Stored beside the keys. Limits count within one such folder: the same data in two folders get two budgets.
-    settings.setdefault("state", str((folder / "state").resolve()))
+    own = read_policy(settings["policy"]) if "policy" in settings else None
+    if own is None or own.state is None:
+        # Stored beside the keys. Limits count within one such folder: the same data in two folders get two budgets.
+        settings.setdefault("state", str((folder / "state").resolve()))
+    if own is not None and own.server is not None:
+        settings.setdefault("server", own.server)
     options = call.check(NodeOptions, settings)
     number = options.client
     if make_keys:
@@ -128,17 +139,20 @@ def client(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, 
     # Neither is needed to make keys, so the model does not require them.
     if options.server is None or options.data is None:
         raise click.UsageError("--server and --data are needed, or --make-keys")
-    if options.min_count is None:
+    if options.min_count is None and own is None:
         raise click.UsageError(
-            "--min-count is needed: groups of fewer points are not answered about. 10 is proposed for sensitive data; "
-            "with 1 single rows can leave this client"
+            "--min-count is needed, or a --policy: groups of fewer points are not answered about. 10 is proposed for "
+            "sensitive data; with 1 single rows can leave this client"
         )
     # One port per client number, so that the nodes of a trial on one machine do not meet.
     called, port = commands.Address.read(options.server), options.port or commands.FIRST_RUNTIME_PORT + number
+    if own is not None and own.server is not None and commands.Address.read(own.server) != called:
+        raise UserError(f"{options.policy}: field 'server' is {own.server}; --server {options.server} is another")
     node = options.to_config()
+    limits = ClientLimits.of_node(expand(node))
     command = commands.supernode(folder, server=called, client=number, port=port, node=node, insecure=insecure)
     if call.dry_run:
-        _finish_plan(call, folder, [command], {})
+        _finish_plan(call, folder, [command], {}, describe_limits(limits, server=str(called)))
         return
 
     def ready() -> None:
@@ -240,17 +254,88 @@ def _finish_keys(call: Call, paths: Sequence[Path], next_step: str) -> None:
     call.finish({"made": [str(path) for path in paths]}, lines)
 
 
-def _finish_plan(call: Call, folder: Path, planned: list[list[str]], files: Mapping[str, str]) -> None:
-    """Print the plan of --dry-run: variables, files and commands, as lines for a shell."""
+def _finish_plan(
+    call: Call, folder: Path, planned: list[list[str]], files: Mapping[str, str], screen: Sequence[str] = ()
+) -> None:
+    """Print the plan of --dry-run: variables, files and commands, as lines for a shell.
+
+    Args:
+        screen: what the command would print before it connects.
+    """
     from foveate.federated.flower import commands
 
     environment = commands.variables(folder)
-    lines = []
-    # File contents are printed as comments, so that the whole plan is a valid script.
+    # Printed as comments, as the files are, so that the whole plan is a valid script.
+    lines = [f"# {line}" for line in screen]
     for path, content in files.items():
         lines += [f"# {path}:", *(f"#   {line}".rstrip() for line in content.splitlines())]
     result = {"variables": environment, "files": dict(files), "commands": planned}
     call.finish(result, lines + commands.shell_lines(environment, planned))
 
 
-COMMANDS = (server, client, register, run)
+@click.group("policy", short_help="Write, check and show a client's own policy.")
+def policy() -> None:
+    """Write, check and show the file of a client's own limits, which no server sees or sets.
+
+    `foveate federated client --policy FILE` holds to it, and prints what `show` prints before it connects.
+
+    \b
+    Example:
+      foveate federated policy init north.yaml
+      foveate federated policy show north.yaml
+    """
+
+
+_policy_file = click.argument("path", type=_FILE, metavar="FILE")
+
+
+@policy.command("init", short_help="Write a policy with safe defaults, and a comment on every field.")
+@_policy_file
+@common(seed=False, device=False)
+def policy_init(call: Call, path: Path) -> None:
+    """Write a policy that answers clusterings alone, about groups of 10 points or more.
+
+    \b
+    Example:
+      foveate federated policy init north.yaml
+    """
+    from foveate.federated.policy import write_policy
+
+    lines = [f"next: edit it, then foveate federated policy show {path}"]
+    call.finish({}, lines, {"policy": write_policy(path)})
+
+
+@policy.command("check", short_help="Check a policy.")
+@_policy_file
+@common(seed=False, device=False)
+def policy_check(call: Call, path: Path) -> None:
+    """Check every field of a policy; exit with status 1 if one is wrong.
+
+    \b
+    Example:
+      foveate federated policy check north.yaml
+    """
+    from foveate.federated.policy import read_policy
+
+    jobs = read_policy(path).jobs
+    call.finish({"jobs": list(jobs)}, [f"{path}: valid; answers {', '.join(jobs)}"])
+
+
+@policy.command("show", short_help="Show what may leave a client, to whom and at which epsilon.")
+@_policy_file
+@common(seed=False, device=False)
+def policy_show(call: Call, path: Path) -> None:
+    """Print what may leave a client with this policy, to whom, and at which epsilon, job by job.
+
+    \b
+    Example:
+      foveate federated policy show north.yaml
+    """
+    from foveate.federated.policy import describe_limits, read_policy
+
+    own = read_policy(path)
+    lines = describe_limits(own, server=own.server)
+    call.finish({"fields": own.model_dump(mode="json"), "screen": lines}, lines)
+
+
+COMMANDS = (server, client, policy, register, run)

@@ -1,8 +1,8 @@
 """A client's own limits, whatever a server asks, and its log of answered questions, against which they are counted.
 
 A server that asks for as many clusters as there are points, with min_count 1, gets every row; one that may ask often
-gets rows from differences. Over a network these limits are in the node's own configuration, which no server sees or
-sets.
+gets rows from differences. Over a network these limits are in the client's own policy or in its node's configuration,
+which no server sees or sets.
 
 The ledger is kept by data set, over all runs and servers. Two partitions of the same points differ where a point
 changed its group: the difference of two sums is then that point. So a client that answers without noise answers about
@@ -22,14 +22,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import ArrayLike
 from pydantic import Field, StrictBool, StrictInt, field_validator
 
 from foveate.core.errors import UserError, choose
 from foveate.core.files import fsync_path
-from foveate.core.recipes import Settings, validate
+from foveate.core.recipes import validate
 from foveate.federated import reasons
+from foveate.federated.bounds import RequestBounds, read_count
 from foveate.federated.messages import Message
 from foveate.federated.points import READ_FIELDS
 from foveate.federated.privacy import epsilon
@@ -42,17 +41,11 @@ SAFE_WINSORIZE = 3.0
 """`winsorize` of a clustering over a network, at the server and at its clients, unless both are told otherwise."""
 JOBS = ("cluster", "embed", "features")
 CLUSTER, EMBED, FEATURES = JOBS
-MAX_AXIS_POINTS, MAX_HIDDEN = 28, 1024
-"""Largest grid per axis and largest hidden layer that a client computes for a server.
-
-Finer grids and wider layers than the defaults tell single rows apart; smaller ones make that harder and do not rule it
-out, which is why both jobs must be named by the owner.
-"""
-MAX_QUERIES = 2000
-"""Largest number of queries of a client's own grid."""
+POLICY = "policy"
+"""Field of a node's configuration that names the file of its limits."""
 
 
-class ClientLimits(Settings):
+class ClientLimits(RequestBounds):
     """A client's own limits; `None` in `min_count` = not chosen, which a networked client must."""
 
     # Allow only clustering by default: in the other two jobs a dishonest server can read rows, whatever min_count is.
@@ -65,7 +58,6 @@ class ClientLimits(Settings):
     min_count: StrictInt | None = Field(
         None, ge=1, description=f"do not release groups smaller than this; suggested: {SAFE_MIN_COUNT}"
     )
-    max_clusters: StrictInt | None = Field(None, ge=1, description="refuse requests for more than this many clusters")
     max_questions: StrictInt = Field(
         500, ge=1, description="maximum number of requests about the same data, across runs"
     )
@@ -116,20 +108,22 @@ class ClientLimits(Settings):
 
     @classmethod
     def of_node(cls, config: Mapping[str, Any]) -> ClientLimits:
-        """Read the limits in a node's configuration.
+        """Read the limits in a node's configuration, in which `policy.expand` has put those of a policy.
 
         Raises:
             UserError: an unknown field, a value out of bounds, or no `min-count`, which must be chosen.
         """
         # Unknown fields are refused, because one may be a misspelled limit, which would silently not hold.
         for name in config:
-            choose(name, NODE_FIELDS, "field of the node's configuration")
+            choose(name, (POLICY, *NODE_FIELDS), "field of the node's configuration")
+        # A policy that nobody has read would silently not hold.
+        assert POLICY not in config, "expanded by foveate.federated.policy"
         values = {name.replace("-", "_"): value for name, value in config.items() if name in _LIMIT_FIELDS}
         limits = validate(cls, values, where="the node's configuration")
         if limits.min_count is None:
             raise UserError(
                 f"the node's configuration: field 'min-count' is missing; expected a whole number from 1 "
-                f"({SAFE_MIN_COUNT} for sensitive data: with 1 single rows can leave this client)"
+                f"({SAFE_MIN_COUNT} for sensitive data: with 1 single rows can leave this client), or a '{POLICY}'"
             )
         return limits
 
@@ -172,8 +166,8 @@ class ClientLimits(Settings):
         # Take the larger of the two: a server may add centers that the request does not need, beside the number it
         # uses.
         if centers is None or "clusters" in request.values:
-            clusters = max(clusters, int(request.number("clusters")))
-        self.allow(int(request.number("min_count")), clusters)
+            clusters = max(clusters, read_count(request, "clusters"))
+        self.allow(read_count(request, "min_count"), clusters)
 
     def allow(self, min_count: int, clusters: int) -> None:
         """Raise Refusal if a request with this `min_count`, for so many clusters, is not allowed."""
@@ -183,7 +177,7 @@ class ClientLimits(Settings):
                 f"asks with min_count {min_count}; this client's own min-count is {self.smallest_group}",
                 count=self.smallest_group,
             )
-        if self.max_clusters is not None and clusters > self.max_clusters:
+        if clusters > self.max_clusters:
             raise Refusal(
                 reasons.MAX_CLUSTERS,
                 f"asks for {clusters} clusters; this client's own max-clusters is {self.max_clusters}",
@@ -200,30 +194,9 @@ class ClientLimits(Settings):
             )
 
 
-def check_grid(*sizes: ArrayLike, queries: int = 0) -> None:
-    """Raise Refusal for more points per axis, or more queries in all, than a client computes for a server."""
-    # Written with `not`, so that NaN is refused, too.
-    if any(not (np.asarray(size) <= MAX_AXIS_POINTS).all() for size in sizes):
-        raise Refusal(
-            reasons.GRID, f"asks for a grid of more than {MAX_AXIS_POINTS} points per axis", count=MAX_AXIS_POINTS
-        )
-    if queries > MAX_QUERIES:
-        raise Refusal(reasons.GRID, f"asks for {queries} queries; at most {MAX_QUERIES} are allowed", count=MAX_QUERIES)
-
-
-def check_hidden(*widths: int) -> None:
-    """Raise Refusal for a wider hidden layer than a client trains for a server."""
-    if any(width > MAX_HIDDEN for width in widths):
-        raise Refusal(
-            reasons.HIDDEN,
-            f"asks for hidden layers of {', '.join(map(str, widths))}; at most {MAX_HIDDEN} is allowed",
-            count=MAX_HIDDEN,
-        )
-
-
 _LIMIT_FIELDS = tuple(name.replace("_", "-") for name in ClientLimits.model_fields)
 NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", *_LIMIT_FIELDS, *READ_FIELDS)
-"""Fields that a node's configuration may hold."""
+"""Fields that a node's configuration may hold, besides the policy that holds the limits instead."""
 
 
 ANSWERED, FAILED = "answered", "failed"

@@ -21,9 +21,11 @@ from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.deep.options import EMBEDDED, SIZE
 from foveate.federated.deep.options import REMOTE_KINDS as FEATURES_KINDS
+from foveate.federated.deep.options import TRAIN as FEATURES_TRAIN
 from foveate.federated.deep.options import request_options as read_features_options
 from foveate.federated.embedding.options import POINTS
 from foveate.federated.embedding.options import REMOTE_KINDS as MAP_KINDS
+from foveate.federated.embedding.options import TRAIN as MAP_TRAIN
 from foveate.federated.embedding.options import request_options as read_map_options
 from foveate.federated.limits import (
     CLUSTER,
@@ -32,11 +34,10 @@ from foveate.federated.limits import (
     ClientLimits,
     Ledger,
     RequestCost,
-    check_grid,
-    check_hidden,
 )
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.points import ColumnDigests, Points, ReadOptions, sort_columns
+from foveate.federated.policy import expand
 from foveate.federated.reasons import Refusal, failure_values
 from foveate.federated.rounds import Client
 from foveate.federated.scaling import MOMENTS, check_scale
@@ -72,11 +73,12 @@ class Node:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Node:
-        """Read a node's configuration.
+        """Read a node's configuration, and the policy that it names.
 
         Raises:
-            UserError: an unknown field, or a value that is not allowed.
+            UserError: an unknown field, a value that is not allowed, or a limit both here and in the policy.
         """
+        config = expand(config)
         number = config.get("partition-id")
         if isinstance(number, bool) or not isinstance(number, int):
             raise UserError(f"the node's configuration: field 'partition-id' must be a whole number (got {number!r})")
@@ -118,6 +120,7 @@ class Node:
             UserError: a request that is not allowed, or data that cannot be used.
             Exception: whatever else goes wrong.
         """
+        self.limits.check_message(request)
         if request.kind == HELLO:
             # The greeting is not in the ledger: a client whose limits are used up must still identify itself, or it
             # counts as absent.
@@ -130,6 +133,7 @@ class Node:
         self._check(request)
         points = self.read().points_ND
         self.limits.need_points(len(points))
+        self._check_steps(request, len(points))
         check_scale(points, request)
         client = Client(self.number, points, {request.kind: self._handler(request.kind)})
         question = RequestCost(
@@ -152,19 +156,26 @@ class Node:
         if request.kind in HANDLERS:
             self.limits.check_winsorize(request)
             self.limits.check(request)
+            self.limits.check_clustering(request)
         elif request.kind in (POINTS, SIZE):
             return  # numbers of points and features: nothing is built for them
         elif request.kind in MAP_KINDS:
-            options = read_map_options(request)
-            check_grid(
-                options.min_axis_points,
-                options.max_axis_points,
-                request.arrays.get("counts", ()),
-                queries=options.max_points,
-            )
-            check_hidden(*options.hidden)
+            self.limits.check_map(request, read_map_options(request))
         else:
-            check_hidden(read_features_options(request).hidden)
+            options = read_features_options(request)
+            self.limits.check_features(options)
+            self.limits.allow(options.min_count, options.clusters)
+
+    def _check_steps(self, request: Message, points: int) -> None:
+        """Raise Refusal for a training that takes too many steps: only with the data it is known how many."""
+        if request.kind == MAP_TRAIN:
+            map_options = read_map_options(request)
+            # Mixtures of neighboring points are trained on beside the points themselves.
+            count = 2 * points if map_options.mixing else points
+            self.limits.check_steps(count, map_options.local_epochs, map_options.batch_points)
+        elif request.kind == FEATURES_TRAIN:
+            options = read_features_options(request)
+            self.limits.check_steps(points, options.local_epochs, options.batch_size)
 
     def _handler(self, kind: str) -> Callable[[Any, Message, int], Message]:
         """Handler of a kind; torch is loaded only for maps and encoders."""

@@ -71,9 +71,10 @@ class ReadOptions(Settings):
             UserError: a value that is not allowed.
         """
         content = {name: config[key] for key, name in READ_FIELDS.items() if key in config}
-        if "columns" in content:
+        columns = content.get("columns", ())
+        if not isinstance(columns, tuple):  # a policy has a list, in which a name may hold a comma
             # Flower's configurations hold single values only, so a list of columns arrives as one text.
-            content["columns"] = tuple(part.strip() for part in str(content["columns"]).split(",") if part.strip())
+            content["columns"] = tuple(part.strip() for part in str(columns).split(",") if part.strip())
         return validate(cls, content, where="the node's configuration")
 
 

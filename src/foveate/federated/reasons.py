@@ -31,6 +31,21 @@ SETTINGS_INVALID = "settings-invalid"
 REQUEST_INVALID = "request-invalid"
 INTERNAL_ERROR = "internal-error"
 
+_BOUNDED = {
+    "max-request-mib": "size in MiB",
+    "max-rounds": "number of rounds",
+    "max-n-init": "`n_init`",
+    "max-noise-steps": "`noise_steps`",
+    "max-surrogates": "number of surrogates",
+    "max-neighbors": "`neighbors`",
+    "max-negatives": "`negatives`",
+    "max-layers": "number of hidden layers",
+    "max-local-epochs": "`local_epochs`",
+    "max-batch": "batch",
+    "max-steps": "number of training steps",
+}
+"""What is too large in a request, by the bound of the client's policy (`foveate.federated.bounds`)."""
+
 SENTENCES = {
     DATA_MISSING: "its node was started without data",
     DATA_UNREADABLE: "its data cannot be read",
@@ -53,6 +68,7 @@ SENTENCES = {
     SETTINGS_INVALID: "its node has an invalid setting",
     REQUEST_INVALID: "it refuses the request as invalid",
     INTERNAL_ERROR: "an error inside its node",
+    **{code: f"the request's {what} is above its own {code}{{count}}" for code, what in _BOUNDED.items()},
 }
 """What a server prints for a code."""
 

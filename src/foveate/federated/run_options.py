@@ -113,6 +113,9 @@ class NodeOptions(ClientLimits, ReadOptions):
     server: str | None = Field(None, description="address of the server, as in its --address")
     data: Path | None = Field(None, description="the client's points; they are read locally and never sent as they are")
     name: str = Field("", description="name of the client in results")
+    policy: Path | None = Field(
+        None, description="file of the client's own limits, in place of the options below; see federated policy"
+    )
     port: int | None = Field(
         None,
         ge=1,
@@ -128,9 +131,10 @@ class NodeOptions(ClientLimits, ReadOptions):
         # Numbers stay: 0 is a choice of its own, such as no `winsorize`.
         values = {name: value for name, value in values.items() if value or type(value) in (int, float)}
         values = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {"data": str(Path(self.data or "").resolve())} | {
-            name.replace("_", "-"): value for name, value in values.items()
-        }
+        # Absolute paths: the node's processes may run in another folder.
+        paths = {"data": str(Path(self.data or "").resolve())}
+        paths |= {} if self.policy is None else {"policy": str(self.policy.resolve())}
+        return paths | {name.replace("_", "-"): value for name, value in values.items()}
 
 
 class RunOptions(Settings):

@@ -22,8 +22,9 @@ from foveate.federated.flower.app import read_job, write_app
 from foveate.federated.flower.commands import Address
 from foveate.federated.flower.keys import CA, check_client, check_public_key, check_server
 from foveate.federated.flower.processes import Child, answers, is_free, program, started, stopped_by_signals
-from foveate.federated.limits import CLUSTER, EMBED, FEATURES, JOBS, SAFE_MIN_COUNT, ClientLimits
+from foveate.federated.limits import ClientLimits
 from foveate.federated.points import ReadOptions
+from foveate.federated.policy import describe_limits, expand
 from foveate.federated.sources import read_points
 
 _START_SECONDS = 120.0
@@ -40,18 +41,6 @@ REASONS = (
     ("address already in use", "its port is in use: give another --port"),
 )
 """What Flower prints when one of its programs ends, and what that means."""
-COSTS = {
-    CLUSTER: "job cluster: sends means, sums and counts of groups of points",
-    EMBED: (
-        "warning: job embed: not protected against a server that departs from the protocol, which can read rows of the "
-        "data (21 of 23 by 3 requests in a test); allow it only to a server that you trust with the data"
-    ),
-    FEATURES: (
-        "warning: job features: not protected against a server that departs from the protocol, which can read rows of "
-        "the data (85 of 178 by one request in a test); allow it only to a server that you trust with the data"
-    ),
-}
-"""What a client says about each job that it answers, before it connects."""
 IN_USE = "Public key already in use"
 _FAREWELL = "SuperExec terminated gracefully."
 
@@ -102,7 +91,7 @@ def join(
     """Run a client's node until it is stopped.
 
     Args:
-        node: its configuration: `data`, and what else `limits.NODE_FIELDS` allow.
+        node: its configuration: `data`, a `policy`, and what else `limits.NODE_FIELDS` allow.
         ready: called when the server has accepted it.
 
     Raises:
@@ -110,15 +99,16 @@ def join(
     """
     program(commands.SUPERNODE)
     # Read here, although the node's process does it again: a misspelled limit is an error before anything starts.
-    limits = ClientLimits.of_node(node)
+    expanded = expand(node)
+    limits = ClientLimits.of_node(expanded)
     if not insecure:
         check_client(folder, client)
     # The node reads them anew for each request; here they are only checked.
-    rows, columns = _check_data(Path(node["data"]), ReadOptions.of_config(node))
+    rows, columns = _check_data(Path(node["data"]), ReadOptions.of_config(expanded))
     limits.need_points(rows)
     say(f"{node['data']}: {rows:,} points of {columns}")
     # Print the limits before the node connects: afterwards it is too late.
-    for line in describe_limits(limits):
+    for line in describe_limits(limits, server=str(server)):
         say(line)
     if not is_free(commands.LOOPBACK, port):
         raise UserError(f"port {port} is in use; give this node another --port")
@@ -138,33 +128,6 @@ def _check_data(path: Path, options: ReadOptions) -> tuple[int, str]:
     names = f" ({', '.join(points.names()[:20])})" if points.names() else ""
     dropped = f", without {points.num_dropped:,} rows of missing values" if points.num_dropped else ""
     return len(points.points_ND), f"{points.points_ND.shape[1]} features{names}{dropped}"
-
-
-def describe_limits(limits: ClientLimits) -> list[str]:
-    """Describe what a client with these limits reveals, and warn if rows may be among it."""
-    small, partitions = limits.smallest_group, limits.max_partitions
-    lines = [
-        f"answered: {limits.max_questions} questions about these data at most, {partitions} partition"
-        f"{'s' * (partitions > 1)} of them without noise, groups of {small} points or more; log: {limits.state_folder}",
-        *(COSTS[job] for job in JOBS if job in limits.jobs),
-    ]
-    if unanswered := [job for job in JOBS if job not in limits.jobs]:
-        lines.append(f"refused: the jobs {' and '.join(unanswered)}; --jobs names the jobs that are answered")
-    if small == 1:
-        lines.append(
-            "warning: --min-count 1: a group of one point is that point, so rows of the data can leave this client; "
-            f"--min-count {SAFE_MIN_COUNT} withholds small groups"
-        )
-    elif small < SAFE_MIN_COUNT:
-        lines.append(
-            f"warning: --min-count {small}: means of {small} points are nearly points; {SAFE_MIN_COUNT} is proposed"
-        )
-    if partitions > 1:
-        lines.append(
-            f"warning: --max-partitions {partitions}: sums of two partitions may differ by one point, which is then "
-            "known"
-        )
-    return lines
 
 
 def register(folder: Path, keys: Sequence[Path]) -> list[str]:
