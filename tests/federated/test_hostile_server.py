@@ -103,7 +103,7 @@ def attack_map(ask: Ask, points: int, features: int, *, side: int = 200) -> list
 def attack_encoder(ask: Ask, features: int, hidden: int = 1024) -> list[np.ndarray]:
     """Rows by one step of training: unit j is on beyond a threshold, so neighbors differ by the rows between theirs."""
     options = DeepOptions(
-        clusters=2, width=2, hidden=hidden, batch_size=4096, learning_rate=10.0, weight_decay=0.0, min_count=10
+        clusters=2, width=2, hidden=hidden, batch_size=1024, learning_rate=10.0, weight_decay=0.0, min_count=10
     )
     direction = np.random.default_rng(0).normal(size=features)
     direction /= np.linalg.norm(direction)
@@ -253,7 +253,7 @@ ABSURD: dict[str, tuple[dict[str, Any], Callable[[], Message], str]] = {
     "a grid of many axes": (NAMED, lambda: bare_map(map_kinds.FIELD, {"counts": np.array([28] * 20)}), "grid"),
     "a grid without a bound": (NAMED, lambda: bare_map(map_kinds.SURROGATE, grid="official"), "grid"),
     "a grid of many points of its own": (NAMED, lambda: bare_map(grid="own", max_points=100_000), "grid"),
-    "neighbors of a map": (NAMED, lambda: bare_map(map_kinds.TRAIN, neighbors=101), "max-neighbors"),
+    "neighbors of a map": (NAMED, lambda: bare_map(map_kinds.TRAIN, neighbors=31), "max-neighbors"),
     "negatives of a map": (NAMED, lambda: bare_map(map_kinds.TRAIN, negatives=GIANT), "max-negatives"),
     "epochs of a map": (NAMED, lambda: bare_map(map_kinds.TRAIN, local_epochs=21), "max-local-epochs"),
     "a batch of a map": (NAMED, lambda: bare_map(map_kinds.TRAIN, batch_points=GIANT), "max-batch"),

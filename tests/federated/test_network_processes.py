@@ -285,8 +285,13 @@ def test_a_client_is_warned_before_it_connects(limits: dict, warned: list[str]) 
     assert str(limits["min_count"]) in lines[0]
 
 
+@pytest.mark.parametrize("has_policy", [False, True])
 def test_the_warning_comes_before_the_node_starts(
-    programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    has_policy: bool,
+    programs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     np.savez(tmp_path / "points.npz", points=np.zeros((4, 2)))
     monkeypatch.setattr(processes, "_PATIENCE_SECONDS", 0.5)  # the node's program ends for no signal
@@ -295,16 +300,23 @@ def test_the_warning_comes_before_the_node_starts(
         pass
 
     def ready() -> None:
-        assert "rows of the data can leave" in capsys.readouterr().err.partition("flower-supernode")[0]
+        screen = capsys.readouterr().err.partition("flower-supernode")[0]
+        assert "rows of the data can leave" in screen
+        assert f"to: localhost:{address.port}; " in screen
+        assert f"{3 if has_policy else 500} questions about these data" in screen
         raise Started
+
+    (tmp_path / "own.yaml").write_text("{min_count: 1, max_questions: 3}")
+    own = {"policy": str(tmp_path / "own.yaml")} if has_policy else {"min-count": 1}
+    address = Address("localhost", free_port())
 
     with pytest.raises(Started):
         steps.join(
             tmp_path / "client",
-            Address("localhost", free_port()),
+            address,
             client=0,
             port=free_port(),
-            node={"data": str(tmp_path / "points.npz"), "min-count": 1},
+            node={"data": str(tmp_path / "points.npz"), **own},
             insecure=True,
             ready=ready,
         )

@@ -108,7 +108,7 @@ def test_a_file_that_is_not_there_is_no_policy(tmp_path: Path) -> None:
 
 def test_show_says_in_one_screen_what_may_leave_to_whom_and_at_which_epsilon(tmp_path: Path) -> None:
     plain = call("policy", "show", policy_file(tmp_path, server="ward.example.org")).output
-    assert "to: ward.example.org\n" in plain
+    assert "to: ward.example.org; Flower's runs bring their own code" in plain
     assert "job cluster: sends means, sums and counts" in plain
     assert "with noise, epsilon 8 in all (delta 1e-5); without noise, no epsilon" in plain
     assert "refused: the jobs embed and features" in plain
@@ -124,6 +124,14 @@ def test_show_says_in_one_screen_what_may_leave_to_whom_and_at_which_epsilon(tmp
     assert "warning: --max-partitions 22" in shown
     done = call("policy", "show", policy_file(tmp_path), "--json")
     assert json.loads(done.output)["fields"]["min_count"] == 10
+
+
+def test_the_page_shows_the_screen_of_the_default_policy() -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "federated-network.md"
+    _, shown = page.read_text(encoding="utf-8").split("foveate federated policy show north.yaml\n```\n\n```text\n")
+    folder = "/home/north/.local/state/foveate/federated"
+    lines = describe_limits(Policy(min_count=10, state=folder))
+    assert shown.partition("```")[0].splitlines() == lines
 
 
 def test_a_node_holds_to_its_policy(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def _finish_plan(
 
 @click.group("policy", short_help="Write, check and show a client's own policy.")
 def policy() -> None:
-    """Write, check and show the file of a client's own limits, which no server sees or sets.
+    """Write, check and show the file of a client's own limits, which no request of a server sees or sets.
 
     `foveate federated client --policy FILE` holds to it, and prints what `show` prints before it connects.
 

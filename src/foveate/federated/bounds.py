@@ -52,12 +52,12 @@ class RequestBounds(Settings):
     max_surrogates: StrictInt = Field(
         100, ge=1, description="refuse to train a map against surrogates of more clients than this"
     )
-    max_neighbors: StrictInt = Field(100, ge=1, description="refuse maps with more edges per point than this")
-    max_negatives: StrictInt = Field(100, ge=1, description="refuse maps with more negative samples per edge than this")
+    max_neighbors: StrictInt = Field(30, ge=1, description="refuse maps with more edges per point than this")
+    max_negatives: StrictInt = Field(30, ge=1, description="refuse maps with more negative samples per edge than this")
     max_hidden: StrictInt = Field(MAX_HIDDEN, ge=1, description="refuse networks with a layer wider than this")
     max_layers: StrictInt = Field(8, ge=1, description="refuse networks with more hidden layers than this")
     max_local_epochs: StrictInt = Field(20, ge=1, description="refuse trainings of more epochs per round than this")
-    max_batch: StrictInt = Field(4096, ge=2, description="refuse trainings with more points per step than this")
+    max_batch: StrictInt = Field(1024, ge=2, description="refuse trainings with more points per step than this")
     max_steps: StrictInt = Field(
         100_000, ge=1, description="refuse trainings that take more steps per round than this with the client's points"
     )

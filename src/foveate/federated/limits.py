@@ -2,7 +2,7 @@
 
 A server that asks for as many clusters as there are points, with min_count 1, gets every row; one that may ask often
 gets rows from differences. Over a network these limits are in the client's own policy or in its node's configuration,
-which no server sees or sets.
+which no request sees or sets.
 
 The ledger is kept by data set, over all runs and servers. Two partitions of the same points differ where a point
 changed its group: the difference of two sums is then that point. So a client that answers without noise answers about

@@ -1,10 +1,12 @@
-"""A client's own policy: one file with what it answers, which no server sees or sets.
+"""A client's own policy: one file with what it answers, which no request sees or sets.
 
     jobs: [cluster]
     min_count: 10
 
 The file holds every limit (`foveate.federated.limits`), every bound of a request (`foveate.federated.bounds`), and how
 the data are read. NVIDIA FLARE's sites have such files, too; Flower's clients have modifiers in code instead.
+
+It bounds requests, not code: Flower runs the app that a run brings, with the rights of the node.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 """Fields of a policy in the order of its file, by the headings in it."""
 
 _HEAD = """\
-# Policy of one client of a federation. It stays at this client; no server sees it or sets anything in it.
+# Policy of one client of a federation. It stays at this client; no request of a server sees or sets anything in it.
 # Check it with `foveate federated policy check FILE`; see what may leave with `foveate federated policy show FILE`.
 """
 
@@ -160,7 +162,8 @@ def describe_limits(limits: ClientLimits, *, server: str | None = None) -> list[
     lines = [
         f"answered: {limits.max_questions} questions about these data at most, {partitions} partition"
         f"{'s' * (partitions > 1)} of them without noise, groups of {small} points or more; log: {limits.state_folder}",
-        f"to: {server or 'any server that this client is told to connect to'}",
+        f"to: {server or 'any server that this client is told to connect to'}; Flower's runs bring their own code, "
+        "which no policy bounds",
     ]
     for job in JOBS:
         if job in limits.jobs:
