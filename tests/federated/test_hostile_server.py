@@ -263,6 +263,16 @@ ABSURD: dict[str, tuple[dict[str, Any], Callable[[], Message], str]] = {
         lambda: bare_map(map_kinds.TRAIN, {"surrogates": np.zeros((101, 2), np.float32)}),
         "max-surrogates",
     ),
+    "shares of a trillion empty rows": (
+        NAMED,
+        lambda: bare_map(map_kinds.TRAIN, {"surrogates": np.eye(2), "shares": np.zeros((GIANT, 0))}),
+        "request-invalid",
+    ),
+    "shares of other clients than the surrogates": (
+        NAMED,
+        lambda: bare_map(map_kinds.TRAIN, {"surrogates": np.eye(2), "shares": np.ones(3)}),
+        "request-invalid",
+    ),
     "positions of others": (NAMED, lambda: bare_map(map_kinds.TRAIN, {"positions": np.eye(2)}), "request-invalid"),
     "endless options of a map": (
         NAMED,
@@ -339,6 +349,68 @@ def test_refusals_of_absurd_work_reserve_no_memory(name: str, tmp_path: Path) ->
         assert tracemalloc.get_traced_memory()[1] < 5e6
     finally:
         tracemalloc.stop()
+
+
+HARMLESS: dict[str, set[str]] = {
+    # A factor, a share or a threshold: it decides what is computed, not how much. A seed is only hashed.
+    "map": {
+        *("learning_rate", "decay_factor", "gradient_clip", "mixing_beta", "proximal", "held_out", "seed"),
+        *("surrogate_start", "min_r2", "warn_r2", "participation", "trim", "refresh"),
+        *("update_clip", "update_noise", "target_noise"),
+        # Two or three; and the distance of two queries, whose number has bounds of its own.
+        *("dimensions", "grid_step"),
+    },
+    "features": {"learning_rate", "weight_decay", "temperature", "seed"},
+    "cluster": {"seed", "winsorize", "noise", "clip"},
+}
+"""Numbers of a request without a bound in the policy."""
+
+
+def largest(field: Any) -> int:
+    """The largest value that a job's options take for a field."""
+    return next((rule.le for rule in field.metadata if hasattr(rule, "le")), GIANT)
+
+
+def numbers(model: Any) -> list[str]:
+    """Fields of options that hold numbers."""
+    return [name for name, field in model.model_fields.items() if re.search(r"\b(int|float)\b", str(field.annotation))]
+
+
+@pytest.mark.parametrize("name", sorted({*numbers(EmbeddingOptions)} - HARMLESS["map"]))
+def test_every_number_of_a_map_has_a_bound(name: str, tmp_path: Path) -> None:
+    special = {"hidden": (GIANT,), "min_axis_points": 200, "decay_at": (0.5,) * 5000}
+    value = special.get(name, largest(EmbeddingOptions.model_fields[name]))
+    more = {"max_axis_points": 200} if name == "min_axis_points" else {}
+    request = bare_map(map_kinds.TRAIN, **{name: value}, **more)
+    answer = answer_request(configure(tmp_path, WINE, **NAMED), lambda: request)
+    assert answer.values[FAILURE] in {"grid", "hidden", "request-invalid"} or answer.values[FAILURE].startswith("max-")
+    assert not list((tmp_path / "state").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("name", sorted({*numbers(DeepOptions)} - HARMLESS["features"]))
+def test_every_number_of_an_encoder_has_a_bound(name: str, tmp_path: Path) -> None:
+    # The rows decide what shape can be; groups of more points than there are have their own refusal.
+    value = {"shape": (GIANT, 1, 1)}.get(name, largest(DeepOptions.model_fields[name]))
+    more = {"encoder": "small_resnet"} if name == "shape" else {}
+    request = bare_features(features_kinds.TRAIN, **{name: value}, **more)
+    own = NAMED | ({"max_n_init": 50} if name == "n_init" else {})
+    answer = answer_request(configure(tmp_path, WINE, **own), lambda: request)
+    codes = {"hidden", "request-invalid"}
+    assert answer.values[FAILURE] in codes or answer.values[FAILURE].startswith("max-")
+
+
+def test_every_number_of_a_clustering_has_a_bound(tmp_path: Path) -> None:
+    request = cluster_request(noise=8.0, clip=5.0)
+    values = {**request.values, **bare_cluster().values}
+    named = {name for name, value in values.items() if type(value) in (int, float)} - HARMLESS["cluster"]
+    assert named == {"clusters", "n_init", "noise_steps", "min_count"}
+    config = configure(tmp_path, WINE)
+    for name in named - {"min_count"}:
+        absurd = replace(request, values={**request.values, name: GIANT})
+        assert answer_request(config, lambda absurd=absurd: absurd).values[FAILURE].startswith("max-")
+    # More points to a group than there are.
+    absurd = bare_cluster(min_count=GIANT)
+    assert answer_request(config, lambda: absurd).values[FAILURE] == "data-unusable"
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])

@@ -67,6 +67,9 @@ class RequestBounds(Settings):
         self._check("max_request_mib", -(-request.size // _MIB), "{} MiB")
         if request.round < 0:
             raise MessageError(f"message '{request.kind}' has round {request.round}; rounds are counted from 0")
+        # An array of a trillion empty rows has no byte, and a list of these rows would fill any memory.
+        if empty := [name for name, array in request.arrays.items() if not array.size]:
+            raise MessageError(f"array '{empty[0]}' of message '{request.kind}' has no value")
         self._check("max_rounds", request.round, "round {}")
 
     def check_clustering(self, request: Message) -> None:
@@ -112,7 +115,11 @@ class RequestBounds(Settings):
         if options.grid == "official":
             raise Refusal(reasons.GRID, "asks for the public code's grid, which has no bound", count=self.max_queries)
         if "surrogates" in request.arrays:
-            self._check("max_surrogates", len(np.atleast_1d(request.array("surrogates"))), "{} surrogates")
+            clients = len(np.atleast_1d(request.array("surrogates")))
+            self._check("max_surrogates", clients, "{} surrogates")
+            for name, shape in {"shares": (clients,), "boxes": (clients, 2, options.dimensions)}.items():
+                if name in request.arrays and request.array(name).shape != shape:
+                    raise MessageError(f"array '{name}' must have shape {list(shape)}, one entry per surrogate")
         self._check_network(*options.hidden)
         self._check("max_neighbors", options.neighbors, "{} neighbors")
         # "all" is the exact mean, which has a bound of points of its own (`training.MAX_EXACT_POINTS`).
