@@ -87,6 +87,7 @@ def test_the_file_has_every_field_once() -> None:
         ("{min_count: 10, max_steps: many}", ("field 'max_steps'", "'many'")),
         ("{min_count: 10, jobs: [clustr]}", ("unknown job 'clustr'", "Did you mean 'cluster'?")),
         ("{min_count: 10, scale: standrad}", ("field 'scale'", "Did you mean 'standard'?")),
+        ("{min_count: 10, server: 'https://ward'}", ("field 'server'", "HOST or HOST:PORT")),
         ("{min_count: true}", ("field 'min_count'", "True")),
         ("- min_count", ("expected a mapping",)),
         ("min_count: [", ("not a YAML file",)),
@@ -108,7 +109,7 @@ def test_a_file_that_is_not_there_is_no_policy(tmp_path: Path) -> None:
 
 def test_show_says_in_one_screen_what_may_leave_to_whom_and_at_which_epsilon(tmp_path: Path) -> None:
     plain = call("policy", "show", policy_file(tmp_path, server="ward.example.org")).output
-    assert "to: ward.example.org; Flower's runs bring their own code" in plain
+    assert "to: ward.example.org:8000; Flower's runs bring their own code" in plain
     assert "job cluster: sends means, sums and counts" in plain
     assert "with noise, epsilon 8 in all (delta 1e-5); without noise, no epsilon" in plain
     assert "refused: the jobs embed and features" in plain
@@ -209,7 +210,7 @@ def test_a_client_is_started_with_its_policy(tmp_path: Path, monkeypatch: pytest
     [
         ({}, ("--server", "ward", "--min-count", "10"), ("min-count is also in", "policy.yaml")),
         ({}, ("--server", "ward", "--jobs", "embed"), ()),
-        ({"server": "ward"}, ("--server", "other"), ("field 'server' is ward", "--server other")),
+        ({"server": "ward"}, ("--server", "other"), ("field 'server' is ward:8000", "--server other")),
         ({"server": "ward:81"}, ("--server", "ward"), ("field 'server' is ward:81",)),
         ({"server": "ward"}, ("--server", "ward:8000"), ()),
         ({"server": "ward"}, (), ()),

@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, field_validator
 
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
 from foveate.core.recipes import read_recipe_text, validate
 from foveate.core.yaml_text import read_yaml
 from foveate.federated.bounds import RequestBounds
+from foveate.federated.flower.commands import Address
 from foveate.federated.limits import (
     CLUSTER,
     EMBED,
@@ -46,6 +47,12 @@ class Policy(ClientLimits, ReadOptions):
     min_count: StrictInt = Field(
         ge=1, description=f"do not release groups smaller than this; suggested: {SAFE_MIN_COUNT}"
     )
+
+    @field_validator("server")
+    @classmethod
+    def _check_server(cls, value: str | None) -> str | None:
+        # An address that no server can have would only be noticed when the client starts.
+        return value if value is None else str(Address.read(value))
 
     def to_config(self) -> dict[str, Any]:
         """Return the fields that the file sets, by their names in a node's configuration."""
