@@ -78,7 +78,12 @@ class Federation:
         """The arguments of a client's node."""
         data = ["--data", f"points{number}.npz", "--name", f"ward {number}", "--port", str(free_port())]
         # As many partitions as DeepFeCA has rounds, and one more for the last clustering.
-        data += ["--min-count", "1", "--max-partitions", "3", "--jobs", "features"]
+        limits = ["--min-count", "1", "--max-partitions", "3", "--jobs", "features"]
+        # One client has its limits in a policy, the others on the command line.
+        if number == 0:
+            (self.folder / "own.yaml").write_text("{min_count: 1, max_partitions: 3, jobs: [features]}")
+            limits = ["--policy", "own.yaml"]
+        data += limits
         return ["client", "--folder", f"ward{number}", "--client", str(number), "--server", self.address, *data]
 
     def until(self, met: Callable[[], bool], seconds: float = 300) -> None:
