@@ -228,7 +228,7 @@ BOUNDS: dict[str, tuple[dict[str, Any], Callable[[], Message], str | None]] = {
     "sums of all rows as they are": (STANDARD, lambda: scaling.moments_request(10), "winsorize"),
     "the same for a map": (NAMED | STANDARD, lambda: scaling.moments_request(10), None),
     "a scale that the owner wants": (STANDARD, lambda: FIT.add_to(cluster_request(winsorize=3.0)), None),
-    "a scale that magnifies": (STANDARD, lambda: FAR.add_to(cluster_request(winsorize=3.0)), "scale"),
+    "a scale that magnifies": (STANDARD, lambda: FAR.add_to(cluster_request(winsorize=3.0)), "data-unusable"),
     "as many clusters as allowed": ({}, lambda: bare_cluster(clusters=1000), None),
     "steps as allowed": (NAMED | {"max_steps": 3}, lambda: features_request(features_kinds.TRAIN), None),
     "more steps than allowed, known by the data": (
@@ -241,7 +241,7 @@ BOUNDS: dict[str, tuple[dict[str, Any], Callable[[], Message], str | None]] = {
         lambda: bare_map(map_kinds.TRAIN),
         "max-steps",
     ),
-    "a scale that magnifies a map": (NAMED | STANDARD, lambda: FAR.add_to(map_request()), "scale"),
+    "a scale that magnifies a map": (NAMED | STANDARD, lambda: FAR.add_to(map_request()), "data-unusable"),
 }
 
 

@@ -231,7 +231,7 @@ def test_nothing_is_answered_that_cannot_be_logged(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = configure(tmp_path, WINE, state=str(tmp_path / "file" / "state"))
     answer = answer_request(config, lambda: request_of(protocol.CENTROIDS))
-    assert dict(answer.values) == {FAILURE: "internal-error"}
+    assert dict(answer.values) == {FAILURE: "ledger-unwritable"}
 
 
 def test_a_map_counts_its_questions(tmp_path: Path) -> None:

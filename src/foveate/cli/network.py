@@ -97,6 +97,7 @@ def server(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, 
     "max_questions",
     "max_partitions",
     "max_epsilon",
+    "max_failures",
     "winsorize",
     "scale",
     "align_columns",
@@ -214,6 +215,7 @@ def run(call: Call, folder: Path, out: Path, settings: dict[str, Any], overrides
     from foveate.federated.flower import commands, steps
     from foveate.federated.flower.app import read_job
     from foveate.federated.limits import CLUSTER
+    from foveate.federated.run_failure import RunFailedError
 
     # Flower splits the settings at spaces and knows no quotes inside of them.
     spaced = [override for override in overrides if override.split() != [override]]
@@ -228,7 +230,13 @@ def run(call: Call, folder: Path, out: Path, settings: dict[str, Any], overrides
     if call.dry_run:
         _finish_plan(call, folder, [commands.run(folder, config)], {})
         return
-    steps.carry_out(folder, config)
+    try:
+        steps.carry_out(folder, config)
+    except RunFailedError as problem:
+        # A script reads why from the same place as the result; the status is that of every mistake.
+        if call.as_json:
+            call.finish({"job": options.job, "run": config, **problem.content}, [])
+        raise
     from foveate.core.files import read_json
     from foveate.report import render
 

@@ -12,11 +12,14 @@ same answer again and costs nothing.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import io
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +32,7 @@ from foveate.core.files import fsync_path
 from foveate.core.recipes import validate
 from foveate.federated import reasons
 from foveate.federated.bounds import RequestBounds, read_count
-from foveate.federated.messages import Message
+from foveate.federated.messages import MAX_NUMBER, Message
 from foveate.federated.points import READ_FIELDS
 from foveate.federated.privacy import epsilon
 from foveate.federated.reasons import Refusal
@@ -64,6 +67,10 @@ class ClientLimits(RequestBounds):
     # 1: where two partitions differ by one point, the difference of two sums is that point.
     max_partitions: StrictInt = Field(
         1, ge=1, description="maximum number of clusterings of the same data answered without noise, across runs"
+    )
+    # A failure is an answer of one bit: with many a server could search for a value.
+    max_failures: StrictInt = Field(
+        5, ge=1, description="maximum number of requests that failed because of the same data, across runs"
     )
     max_epsilon: float = Field(
         8.0, gt=0, description="total privacy budget (epsilon, delta = 1e-5) for noisy answers about the same data"
@@ -231,13 +238,66 @@ class Ledger:
         self.path = folder / f"{data[:32]}.jsonl"
 
     @contextmanager
-    def _locked(self) -> Iterator[Any]:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "r+", encoding="utf-8") as handle:
-            # Waits: two servers that ask at the same moment must not both be the first.
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield handle
+    def _locked(self) -> Iterator[io.FileIO]:
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError as problem:
+            raise self._refuse(problem) from problem
+        # Unbuffered: bytes that wait in a buffer would be written after a failed write was taken back.
+        with io.FileIO(descriptor, "r+") as file:
+            try:
+                # Waits: two servers that ask at the same moment must not both be the first.
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as problem:
+                raise self._refuse(problem) from problem
+            yield file
+
+    def _read(self, file: io.FileIO) -> str:
+        try:
+            # A pipe or a device would be read for ever.
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Refusal(reasons.LEDGER_DAMAGED, f"{self.path}: the ledger is no file; {_RESTORE}")
+            file.seek(0)
+            return file.readall().decode("utf-8")
+        except UnicodeDecodeError as problem:
+            raise Refusal(
+                reasons.LEDGER_DAMAGED,
+                f"{self.path}: the ledger is damaged: byte {problem.start} is no UTF-8; {_RESTORE}",
+            ) from problem
+        except OSError as problem:
+            raise self._refuse(problem) from problem
+
+    def _append(self, file: io.FileIO, text: str, line: str) -> None:
+        """Append a line to what the file holds, durably, or leave the file as it was.
+
+        What a full disk lets through is taken back: half a line would count as a partition.
+        """
+        before = text.encode("utf-8")
+        # A line that a kill cut off is ended first.
+        content = (b"\n" if before and not before.endswith(b"\n") else b"") + line.encode("utf-8") + b"\n"
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+            # The folder, too: otherwise a power failure may lose a file that was just created.
+            fsync_path(self.path.parent)
+        except OSError as problem:
+            with suppress(OSError):
+                file.truncate(len(before))
+            raise self._refuse(problem) from problem
+
+    def _refuse(self, problem: OSError) -> Refusal:
+        """Refusal for a ledger that cannot be read, or cannot be written."""
+        is_unreadable = os.path.exists(self.path) and not os.access(self.path, os.R_OK)
+        if is_unreadable or problem.errno in _DAMAGE:
+            return Refusal(
+                reasons.LEDGER_DAMAGED, f"{self.path}: the ledger cannot be read ({problem.strerror}); {_RESTORE}"
+            )
+        return Refusal(
+            reasons.LEDGER_UNWRITABLE,
+            f"{self.path}: the ledger cannot be written ({problem.strerror}); nothing is answered that is not logged",
+        )
 
     def answer(self, question: RequestCost, limits: ClientLimits, respond: Callable[[], Message]) -> Message:
         """Answer a question if the limits allow it, and log it before the answer is returned.
@@ -247,14 +307,11 @@ class Ledger:
                 too.
 
         Raises:
-            Refusal: a limit is used up.
+            Refusal: a limit is used up, or the ledger cannot be read or written.
         """
-        with self._locked() as handle:
-            handle.seek(0)
-            text = handle.read()
+        with self._locked() as file:
+            text = self._read(file)
             lines = [_read_line(line) for line in text.splitlines() if line.strip()]
-            if text and not text.endswith("\n"):
-                handle.write("\n")  # behind a line that a kill cut off
             digest = question.request.digest()
             # Answered questions only: one that failed has no answer to repeat, and counts again.
             known = any(line["question"] == digest and line["outcome"] == ANSWERED for line in lines)
@@ -276,20 +333,36 @@ class Ledger:
                         "rho": question.rho,
                         "outcome": outcome,
                     }
-                    handle.write(json.dumps(entry) + "\n")
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                    # The folder, too: otherwise a power failure may lose a file that was just created.
-                    fsync_path(self.path.parent)
+                    self._append(file, text, json.dumps(entry))
         return answer
+
+
+_DAMAGE = (errno.EISDIR, errno.EIO, errno.ELOOP, errno.ENXIO)
+"""Errors of a ledger that is there and is no readable file; others are those of a disk that cannot be written."""
+_RESTORE = "nothing is answered until it is restored, or moved away, which forgets what these data have cost"
 
 
 def _read_line(line: str) -> dict[str, Any]:
     """Read an entry; one that cannot be read counts as an answered partition, the most that it can have been."""
     try:
-        return json.loads(line)
-    except ValueError:
-        return {"question": "", "partition": True, "rho": 0.0, "outcome": ANSWERED}
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        entry = None
+    return entry if _is_entry(entry) else {"question": "", "partition": True, "rho": 0.0, "outcome": ANSWERED}
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    rho = entry.get("rho")
+    return (
+        isinstance(entry.get("question"), str)
+        and isinstance(entry.get("partition"), bool)
+        # A cost that is no number, or below 0, would make room for others.
+        and type(rho) in (int, float)
+        and 0 <= rho <= MAX_NUMBER
+        and entry.get("outcome") in (ANSWERED, FAILED)
+    )
 
 
 def _check(lines: list[dict[str, Any]], question: RequestCost, limits: ClientLimits) -> None:
@@ -299,10 +372,18 @@ def _check(lines: list[dict[str, Any]], question: RequestCost, limits: ClientLim
             f"{len(lines)} questions about these data were answered or failed; max-questions is {limits.max_questions}",
             count=limits.max_questions,
         )
+    failures = sum(line["outcome"] == FAILED for line in lines)
+    if failures >= limits.max_failures:
+        raise Refusal(
+            reasons.MAX_FAILURES,
+            f"{failures} questions about these data failed; max-failures is {limits.max_failures}",
+            count=limits.max_failures,
+        )
     if question.rho:
         # Failed questions count, because a failure is information, too. Partitions, below, count only if answered.
         spent = sum(line["rho"] for line in lines) + question.rho
-        if epsilon(spent) > limits.max_epsilon:
+        # Written with `not`, so that NaN is refused, too.
+        if not epsilon(spent) <= limits.max_epsilon:
             raise Refusal(
                 reasons.MAX_EPSILON,
                 f"epsilon would be {epsilon(spent):.3g} after this question; max-epsilon is {limits.max_epsilon:g}",

@@ -6,6 +6,7 @@ text goes to the client's log. Nothing here knows Flower.
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.core.progress import say
@@ -39,7 +43,7 @@ from foveate.federated.messages import Message, MessageError
 from foveate.federated.points import ColumnDigests, Points, ReadOptions, sort_columns
 from foveate.federated.policy import expand
 from foveate.federated.reasons import Refusal, failure_values
-from foveate.federated.rounds import Client
+from foveate.federated.rounds import FAULTS, Client
 from foveate.federated.scaling import MOMENTS, check_scale
 from foveate.federated.sources import read_points
 from foveate.federated.store import digest
@@ -51,6 +55,10 @@ KINDS = (HELLO, *HANDLERS, *MAP_KINDS, *FEATURES_KINDS)
 """All kinds that a client answers over a network."""
 _JOBS = dict.fromkeys(HANDLERS, CLUSTER) | dict.fromkeys(MAP_KINDS, EMBED) | dict.fromkeys(FEATURES_KINDS, FEATURES)
 """Jobs by the kind of their requests."""
+PARTITIONS = "partitions"
+"""Value of the greeting's answer: the client's `max-partitions`, so that a run that needs more is not begun."""
+TIME_CLASS_SECONDS = 0.5
+"""A question that fails because of the data is answered at a multiple of this, whichever step it failed in."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ class Node:
             # counts as absent.
             columns = self.digest_columns()
             values = {"columns": columns.ordered, "columns.unordered": columns.unordered}
+            values |= {PARTITIONS: self.limits.max_partitions}
             return Message(HELLO, request.round, values={"client": self.number, "name": self.name, **values})
         if request.kind not in KINDS:
             raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
@@ -134,8 +143,6 @@ class Node:
         points = self.read().points_ND
         self.limits.need_points(len(points))
         self._check_steps(request, len(points))
-        check_scale(points, request)
-        client = Client(self.number, points, {request.kind: self._handler(request.kind)})
         question = RequestCost(
             request,
             # Sums over all points are no partition.
@@ -145,7 +152,24 @@ class Node:
             is_repeatable=request.kind in (*HANDLERS, EMBEDDED) and "noise" not in request.values,
         )
         ledger = Ledger(self.limits.state_folder, digest(points))
-        return ledger.answer(question, self.limits, lambda: client.answer(request))
+        return ledger.answer(question, self.limits, lambda: self._compute(points, question))
+
+    def _compute(self, points_ND: NDArray[np.float64], question: RequestCost) -> Message:
+        """Answer from the data.
+
+        Raises:
+            Refusal: one code for whatever fails here; a server could choose by its request which of two codes says what
+                about a value.
+        """
+        request = question.request
+        try:
+            # A question with noise clips rows instead, in any scale.
+            if not question.rho:
+                check_scale(points_ND, request)
+            return Client(self.number, points_ND, {request.kind: self._handler(request.kind)}).answer(request)
+        except FAULTS as problem:
+            text = str(problem) if isinstance(problem, UserError) else traceback.format_exc()
+            raise Refusal(reasons.DATA_UNUSABLE, text) from problem
 
     def _check(self, request: Message) -> None:
         """Raise Refusal for a request that the owner has not allowed; the data are not touched."""
@@ -197,7 +221,7 @@ def answer_request(config: Mapping[str, Any], read_request: Callable[[], Message
         config: the node's configuration.
         read_request: returns the request; what it raises is a failure, too.
     """
-    request, limits = Message(UNREADABLE), ClientLimits()
+    request, limits, started = Message(UNREADABLE), ClientLimits(), time.monotonic()
     try:
         request = read_request()
         node = Node.of_config(config)
@@ -210,6 +234,8 @@ def answer_request(config: Mapping[str, Any], read_request: Callable[[], Message
         code, count = _code(problem, is_configured=limits.min_count is not None, is_read=request.kind != UNREADABLE)
         text = str(problem) if isinstance(problem, UserError) else traceback.format_exc()
         _log(limits, f"{request.kind}, round {request.round}: {code}: {text}")
+        if code == reasons.DATA_UNUSABLE:
+            time.sleep(-(time.monotonic() - started) % TIME_CLASS_SECONDS)
         return Message(request.kind, request.round, values=failure_values(code, count))
 
 

@@ -1,7 +1,8 @@
 """Reasons why a client elsewhere gives no answer: codes from a fixed list, each with at most one whole number.
 
 A sentence about a client's data may quote a cell or name a file. So a client sends a code, and the server has the
-sentence; the client's own sentence stays in its log.
+sentence; the client's own sentence stays in its log. Whatever fails because of the data has one code, `data-unusable`:
+with two, a server could learn by its request which of two things the data are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ FAILURE, COUNT = "failure", "failure.count"
 DATA_MISSING = "data-missing"
 DATA_UNREADABLE = "data-unreadable"
 DATA_UNUSABLE = "data-unusable"
-DATA_ABSURD = "data-absurd"
 TOO_FEW_POINTS = "too-few-points"
 COLUMNS_UNNAMED = "columns-unnamed"
 JOB = "job"
@@ -27,6 +27,9 @@ MAX_CLUSTERS = "max-clusters"
 MAX_QUESTIONS = "max-questions"
 MAX_PARTITIONS = "max-partitions"
 MAX_EPSILON = "max-epsilon"
+MAX_FAILURES = "max-failures"
+LEDGER_DAMAGED = "ledger-damaged"
+LEDGER_UNWRITABLE = "ledger-unwritable"
 SETTINGS_INVALID = "settings-invalid"
 REQUEST_INVALID = "request-invalid"
 INTERNAL_ERROR = "internal-error"
@@ -50,14 +53,13 @@ SENTENCES = {
     DATA_MISSING: "its node was started without data",
     DATA_UNREADABLE: "its data cannot be read",
     DATA_UNUSABLE: "this question cannot be answered with its data",
-    DATA_ABSURD: "its data hold magnitudes that no measurement has",
     TOO_FEW_POINTS: "it has fewer points than its own min-count{count}: nothing is sent",
     COLUMNS_UNNAMED: "its columns have no names to be aligned by",
     JOB: "its owner does not allow this job: a client answers `cluster` only, unless its own `jobs` name others",
     GRID: "the request's grid has more points than the bound{count}",
     HIDDEN: "the request's `hidden` is above the bound{count}",
     WINSORIZE: "the request's `winsorize` is not the client's own",
-    SCALE: "the request's scale is not the client's own: `scale` is `none`, or the numbers are no common scale of it",
+    SCALE: "the request is about a common scale of the columns; its own `scale` is `none`",
     MIN_COUNT: "its own min-count{count} is larger than the request's min_count",
     MAX_CLUSTERS: "its own max-clusters{count} is less than what the request asks for",
     MAX_QUESTIONS: "its own max-questions{count} about these data are used up",
@@ -65,12 +67,42 @@ SENTENCES = {
         "its own max-partitions{count} of these data are used up: repeat the same request, use one shot, or add noise"
     ),
     MAX_EPSILON: "its own max-epsilon{count} for these data would be exceeded",
+    MAX_FAILURES: "its own max-failures{count} about these data are used up",
+    LEDGER_DAMAGED: "its log of answered questions cannot be read, so nothing is answered",
+    LEDGER_UNWRITABLE: "its log of answered questions cannot be written, so nothing is answered",
     SETTINGS_INVALID: "its node has an invalid setting",
     REQUEST_INVALID: "it refuses the request as invalid",
     INTERNAL_ERROR: "an error inside its node",
     **{code: f"the request's {what} is above its own {code}{{count}}" for code, what in _BOUNDED.items()},
 }
 """What a server prints for a code."""
+
+REMEDIES = {
+    DATA_MISSING: "its owner may start it with --data",
+    DATA_UNREADABLE: "its owner finds file and cell in client.log",
+    DATA_UNUSABLE: "its owner finds the reason in client.log; each such question counts against --max-failures",
+    TOO_FEW_POINTS: "its owner may set a smaller --min-count, at the price of smaller groups in what is sent",
+    COLUMNS_UNNAMED: "its owner may name the columns, or leave --align-columns out",
+    JOB: "its owner may name the job in --jobs",
+    GRID: "run with a coarser grid; the bound cannot be set",
+    HIDDEN: "run with narrower layers; the bound cannot be set",
+    WINSORIZE: "run with its winsorize, or its owner may set --winsorize (0 for runs without)",
+    SCALE: "run with scale=none, or its owner may set --scale standard",
+    MIN_COUNT: "run with at least its min_count, or its owner may set a smaller --min-count",
+    MAX_CLUSTERS: "run with fewer clusters, or its owner may set a larger --max-clusters",
+    MAX_QUESTIONS: "its owner may set a larger --max-questions",
+    MAX_PARTITIONS: (
+        "its owner may set a larger --max-partitions, which can cost rows: two partitions differ by single points"
+    ),
+    MAX_EPSILON: "its owner may set a larger --max-epsilon; more noise costs less",
+    MAX_FAILURES: "its owner finds the reasons in client.log, and may set a larger --max-failures",
+    LEDGER_DAMAGED: (
+        "its owner finds the file in client.log and restores it; without it, what these data have cost is forgotten"
+    ),
+    LEDGER_UNWRITABLE: "its owner may free disk space, or let the node write to its --folder (state)",
+    SETTINGS_INVALID: "its owner finds the setting in client.log",
+}
+"""What may be done about a code: a request that fits, or a setting of `foveate federated client`."""
 
 
 class Refusal(MessageError):
@@ -91,6 +123,12 @@ class Refusal(MessageError):
 def failure_values(code: str, count: int | None = None) -> dict[str, Value]:
     """Values of an answer that reports a failure."""
     return {FAILURE: code} if count is None else {FAILURE: code, COUNT: count}
+
+
+def find_code(reason: str) -> str:
+    """Code that a reason of `read_failure` begins with; "" for a reason of the server's own, such as no answer."""
+    code = reason.partition(":")[0]
+    return code if code in SENTENCES else ""
 
 
 def read_failure(answer: Message) -> str:

@@ -154,6 +154,11 @@ class Log:
                 totals[entry.client] = totals.get(entry.client, 0) + entry.size
         return totals
 
+    def failures(self) -> dict[int, str]:
+        """Reasons by client whose last question has no valid answer."""
+        last = {entry.client: entry.reason for entry in self.entries if entry.up}
+        return {client: reason for client, reason in last.items() if reason}
+
     def table(self) -> list[dict[str, Any]]:
         """Traffic of the whole log, see `tabulate`."""
         return tabulate(self.entries)

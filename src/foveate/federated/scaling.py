@@ -192,8 +192,11 @@ def winsorize(points_ND: Floats, reach: float) -> Floats:
     return np.clip(points_ND, low_D - wide_D, high_D + wide_D)
 
 
-def scale_points(points_ND: Floats, request: Message) -> Floats:
+def scale_points(points_ND: Floats, request: Message, *, clip: bool = False) -> Floats:
     """Points in the common scale that a request brings, or as they are.
+
+    Args:
+        clip: bound what becomes too large instead of raising, which would tell that it is.
 
     Raises:
         UserError: a scale of another width, or one that makes values infinite.
@@ -205,7 +208,8 @@ def scale_points(points_ND: Floats, request: Message) -> Floats:
         raise UserError(f"the data have {points_ND.shape[1]} features; the scale has {len(offset_D)}")
     # A scale of a hostile server may overflow; `as_points` refuses what comes out, with the row.
     with np.errstate(all="ignore"):
-        return as_points((points_ND - offset_D) / scale_D)
+        scaled_ND = (points_ND - offset_D) / scale_D
+    return np.clip(np.nan_to_num(scaled_ND), -MAX_COORDINATE, MAX_COORDINATE) if clip else as_points(scaled_ND)
 
 
 def check_scale(data: ArrayLike, request: Message) -> None:
@@ -223,7 +227,7 @@ def check_scale(data: ArrayLike, request: Message) -> None:
     # Written with `not`, so that NaN is refused, too.
     if not ((scale_D > 0).all() and (out_D <= MAX_DEVIATIONS).all()):
         raise Refusal(
-            reasons.SCALE,
+            reasons.DATA_UNUSABLE,
             "brings a scale in which this client's columns are more than "
             f"{MAX_DEVIATIONS:g} deviations out: no common scale of its data",
         )

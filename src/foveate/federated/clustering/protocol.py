@@ -43,14 +43,19 @@ _ROUNDING = 8 * np.finfo(np.float64).eps
 """Rounding error of a sum, relative to its largest term, per term."""
 
 
-def unit_rows(points_ND: Floats) -> Floats:
+def unit_rows(points_ND: Floats, *, allow_zeros: bool = False) -> Floats:
     """Scale rows to length 1, for spherical clustering.
+
+    Args:
+        allow_zeros: leave a row of zeros as it is.
 
     Raises:
         UserError: a row of zeros, which has no direction.
     """
     norm_N = np.linalg.norm(points_ND, axis=1)
-    if not (norm_N > 0).all():
+    if allow_zeros:
+        norm_N = np.where(norm_N > 0, norm_N, 1.0)
+    elif not (norm_N > 0).all():
         raise UserError(
             f"row {int(np.flatnonzero(norm_N == 0)[0])} has length 0; spherical clustering needs a direction"
         )
@@ -59,6 +64,8 @@ def unit_rows(points_ND: Floats) -> Floats:
 
 def _prepare(data: ArrayLike, request: Message) -> Floats:
     """Points as a request wants them: checked, winsorized, in a common scale, scaled to length 1.
+
+    With noise no value makes this fail: a failure has no noise, and would tell what the noise hides.
 
     Raises:
         MessageError: settings that no options allow, such as percentiles, which have no noise, beside noise.
@@ -74,8 +81,9 @@ def _prepare(data: ArrayLike, request: Message) -> Floats:
     points = as_points(data)
     if "winsorize" in request.values:
         points = winsorize(points, request.number("winsorize"))
-    points = scale_points(points, request)
-    return unit_rows(points) if request.values.get("spherical") else points
+    noisy = "noise" in request.values
+    points = scale_points(points, request, clip=noisy)
+    return unit_rows(points, allow_zeros=noisy) if request.values.get("spherical") else points
 
 
 def optional_parts(options: ClusteringOptions) -> dict[str, bool]:

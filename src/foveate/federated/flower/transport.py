@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated.messages import DTYPES, SCHEMA, Message, MessageError, MessageRule
-from foveate.federated.node import HELLO
+from foveate.federated.node import HELLO, PARTITIONS
 from foveate.federated.points import ColumnDigests, find_mismatches
-from foveate.federated.reasons import read_failure
+from foveate.federated.reasons import MAX_PARTITIONS, read_failure
 from foveate.federated.rounds import (
     FAULTS,
     AnsweredTransport,
@@ -95,7 +95,12 @@ def _read(name: str, array: Array) -> NDArray[Any]:
     return values.reshape(shape, order="F" if by_column else "C")
 
 
-HELLO_RULE = MessageRule(HELLO, {}, {"client": int, "name": str, "columns": str, "columns.unordered": str})
+HELLO_RULE = MessageRule(
+    HELLO,
+    {},
+    {"client": int, "name": str, "columns": str, "columns.unordered": str, PARTITIONS: int},
+    optional=frozenset({PARTITIONS}),
+)
 _POLL_SECONDS = 0.5
 # The node id by which Flower's SuperLink signs its own replies (flwr.common.constant.SUPERLINK_NODE_ID).
 _SUPERLINK = 1
@@ -133,6 +138,7 @@ class GridTransport(AnsweredTransport):
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
         self._refused: dict[int, str] = {}
+        self._partitions: dict[int, int] = {}
         self._expected = clients
         self._absent = self._meet(clients, wait)
 
@@ -174,6 +180,8 @@ class GridTransport(AnsweredTransport):
             if client in self._nodes:
                 raise UserError(f"two clients say that they are number {client}; give each its own partition-id")
             self._nodes[client], self._names[client] = node, str(answer.values["name"])
+            if PARTITIONS in answer.values:
+                self._partitions[client] = int(answer.number(PARTITIONS))
             columns[client] = ColumnDigests(str(answer.values["columns"]), str(answer.values["columns.unordered"]))
         # Arrays are matched by position, so columns in another order would be mixed up silently.
         self._refused = find_mismatches(columns)
@@ -190,6 +198,34 @@ class GridTransport(AnsweredTransport):
             if client not in self._nodes and client not in self._refused:
                 say(f"{self.name(client)} {absent}")
         return absent
+
+    def need_partitions(self, needed: int, what: str, *, min_clients: int = 1) -> None:
+        """Leave out the clients that answer about fewer partitions than a run asks for, before it asks anything.
+
+        A run that is refused in its middle has used up what its clients allow, and has no result.
+
+        Args:
+            needed: partitions of each client's data.
+            what: their names, for the reason.
+
+        Raises:
+            TooFewClientsError: fewer than `min_clients` are left.
+        """
+        for client, allowed in self._partitions.items():
+            if client in self._nodes and allowed < needed:
+                reason = (
+                    f"{MAX_PARTITIONS}: its own max-partitions {allowed} is less than the {needed} partitions of its "
+                    f"data that this run asks for ({what})"
+                )
+                self._refused[client] = reason
+                self.log.add_failure(client, Message(HELLO), reason, 0.0)
+                say(f"{self.name(client)} is left out: {reason}")
+                del self._nodes[client]
+        if len(self._nodes) < min_clients:
+            raise TooFewClientsError(
+                f"{len(self._nodes)} of {len(self.clients)} clients allow the {needed} partitions of their data that "
+                f"this run asks for ({what}); {min_clients} are needed"
+            )
 
     def _send(self, requests: dict[int, Message]) -> dict[int, tuple[Message | None, str]]:
         """Ask all nodes at once; return by node its answer, or the reason why there is none."""
