@@ -155,6 +155,17 @@ def test_a_client_that_drops_in_the_second_round() -> None:
     assert centroid_index(TRUTH, found.centers) == 0
 
 
+def test_a_fit_that_nobody_reports_takes_no_centers_back() -> None:
+    parts = split_s_set("s1", alpha=None, clients=2, seed=0)
+    clients = [
+        Client(number, part, protocol.HANDLERS | {protocol.ASSIGN: raising}) for number, part in enumerate(parts)
+    ]
+    found = cluster(InProcess(clients), resolve(15), min_clients=2, evaluate=True)
+    assert found.excluded == dict.fromkeys((0, 1), "query.assign, round 2: ConnectionError: the line is dead")
+    assert found.inertia == {}
+    assert len(found.centers) == 15
+
+
 @pytest.mark.parametrize(
     "make",
     [

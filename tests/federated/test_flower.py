@@ -32,7 +32,7 @@ from foveate.federated.flower.app import CONFIG, write_app
 from foveate.federated.flower.client_app import app as client_app
 from foveate.federated.flower.transport import GridTransport, from_records, to_records
 from foveate.federated.messages import DTYPES, SCHEMA, Message, MessageError
-from foveate.federated.node import HELLO
+from foveate.federated.node import HELLO, answer_request
 from foveate.federated.reasons import (
     COUNT,
     DATA_UNUSABLE,
@@ -43,6 +43,7 @@ from foveate.federated.reasons import (
     failure_values,
 )
 from foveate.federated.rounds import Client, InProcess, TooFewClientsError, attempt
+from foveate.federated.run_failure import RunFailedError
 from naming import raises_naming
 
 PARTS = split_s_set("s1", alpha=0.3, clients=3, seed=0)
@@ -328,6 +329,110 @@ def test_a_node_has_limits_of_its_own(tmp_path: Path, monkeypatch, limits: dict,
         answer = at_client.answer(SimpleNamespace(content=to_records(request)), context)
         assert dict(answer.values) == failure if failure else FAILURE not in answer.values
         assert bool(answer.arrays) is (failure is None)
+
+
+class NodeGrid:
+    """Nodes of these configurations, which answer as their apps do."""
+
+    def __init__(self, configs: list[dict[str, Any]]) -> None:
+        self.configs, self.sent = configs, []
+
+    def get_node_ids(self):
+        return list(range(7, 7 + len(self.configs)))
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = []
+        for message in messages:
+            request = from_records(message["content"])
+            self.sent.append(request.kind)
+            answer = answer_request(self.configs[message["dst_node_id"] - 7], lambda request=request: request)
+            metadata = SimpleNamespace(src_node_id=message["dst_node_id"])
+            reply = SimpleNamespace(has_error=lambda: False, content=to_records(answer), metadata=metadata)
+            replies.append(reply)
+        return replies
+
+
+def nodes(folder: Path, *, number: int = 2, **own: Any) -> list[dict[str, Any]]:
+    """Configurations of two clients with the default limits and what their owners chose."""
+    configs = []
+    for client in range(number):
+        np.savez(folder / f"client{client}.npz", points=PARTS[client])
+        config = {"partition-id": client, "data": str(folder / f"client{client}.npz"), "state": str(folder / "state")}
+        configs.append(config | {"min-count": 10} | {name.replace("_", "-"): value for name, value in own.items()})
+    return configs
+
+
+def describe_run(folder: Path, **fields: Any) -> dict[str, Any]:
+    return CONFIG | {"clusters": 5, "clients": 2, "out": str(folder / "out"), "wait": 0.1} | fields
+
+
+def test_a_second_run_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid, out = NodeGrid(nodes(tmp_path)), tmp_path / "out"
+    server_app.run(grid, describe_run(tmp_path))
+    assert not (out / "failure.json").exists()
+    server_app.run(grid, describe_run(tmp_path))  # the same questions, the same answers
+    with raises_naming(TooFewClientsError, "0", "2", "max-partitions"):
+        server_app.run(grid, describe_run(tmp_path, seed=1))
+    failure = json.loads((out / "failure.json").read_text())
+    assert failure["clients"] == 2
+    assert [(row["code"], row["clients"]) for row in failure["failures"]] == [
+        ("max-partitions", ["client 0", "client 1"])
+    ]
+    line = str(RunFailedError.read(out)).splitlines()[1]
+    assert line.startswith("2 of 2 clients: max-partitions: its own max-partitions 1 of these data are used up")
+    assert line in capsys.readouterr().err, "whoever starts `flwr run` by hand reads it, too"
+    server_app.run(grid, describe_run(tmp_path))
+    assert not (out / "failure.json").exists(), "a run removes the failure of the one before"
+
+
+def test_an_evaluation_is_answered_or_refused_before_the_run(tmp_path: Path) -> None:
+    grid, config = NodeGrid(nodes(tmp_path)), describe_run(tmp_path, evaluate=True)
+    with raises_naming(TooFewClientsError, "0 of 2", "2 partitions", "1 of --evaluate"):
+        server_app.run(grid, config)
+    assert set(grid.sent) == {HELLO}
+    assert not list((tmp_path / "state").glob("*.jsonl")), "nothing was used up"
+    (line,) = str(RunFailedError.read(tmp_path / "out")).splitlines()[1:]
+    assert line.startswith("2 of 2 clients: max-partitions: its own max-partitions 1 is less than the 2 partitions")
+    assert "--max-partitions" in line
+    # Allowed, it is answered: after a run's own clustering, which costs nothing again, and in one run.
+    grid.configs = nodes(tmp_path, max_partitions=2)
+    server_app.run(grid, describe_run(tmp_path))
+    server_app.run(grid, config)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [client["points"] for client in result["clients"]] == [len(part) for part in PARTS[:2]]
+    assert all(client["distance"] for client in result["clients"])
+    # Used up by other runs, an evaluation has no answer, and the centers are there all the same.
+    grid.configs = nodes(tmp_path, max_partitions=2, state=str(tmp_path / "other"))
+    server_app.run(grid, describe_run(tmp_path, seed=1))
+    server_app.run(grid, describe_run(tmp_path, seed=2, evaluate=False))
+    server_app.run(grid, describe_run(tmp_path, seed=2, evaluate=True))
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [client["excluded"].split(":")[1].strip() for client in result["clients"]] == ["max-partitions"] * 2
+    assert (tmp_path / "out" / "centers.npz").is_file()
+
+
+def test_a_client_that_allows_too_few_partitions_is_left_out(tmp_path: Path) -> None:
+    grid = NodeGrid([*nodes(tmp_path, max_partitions=2)[:1], *nodes(tmp_path)[1:]])
+    config = describe_run(tmp_path, options="refine_rounds=1")
+    server_app.run(grid, config)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [client["points"] for client in result["clients"]] == [len(PARTS[0]), 0]
+    assert "its own max-partitions 1 is less than the 2 partitions" in result["clients"][1]["excluded"]
+    with raises_naming(TooFewClientsError, "1 of 2", "2 are needed"):
+        server_app.run(grid, config | {"min-clients": 2})
+    # With noise the budget counts instead.
+    grid = NodeGrid(nodes(tmp_path, max_epsilon=1e6))
+    noisy = describe_run(tmp_path, evaluate=True, options="noise=0.5 clip=5 refine_rounds=1")
+    server_app.run(grid, noisy)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [client["excluded"] for client in result["clients"]] == ["", ""]
+
+
+def test_a_run_whose_nodes_are_set_wrongly_says_so(tmp_path: Path) -> None:
+    grid = NodeGrid(nodes(tmp_path, min_cuont=3))
+    with raises_naming(TooFewClientsError, "2 of 2", "settings-invalid"):
+        server_app.run(grid, describe_run(tmp_path))
+    assert "settings-invalid: its node has an invalid setting" in str(RunFailedError.read(tmp_path / "out"))
 
 
 def test_the_app_folder(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ from foveate.core.errors import UserError
 from foveate.federated.flower import keys, processes, steps
 from foveate.federated.flower.commands import Address
 from foveate.federated.limits import ClientLimits
+from foveate.federated.messages import Message
+from foveate.federated.reasons import failure_values, read_failure
+from foveate.federated.run_failure import RunFailure
 from naming import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +54,11 @@ if sys.argv[1] == "stop":
 elif sys.argv[1] == "run":
     print("Successfully started run 77", flush=True)
     (own / "running").touch()
+    if (own / "refused").exists():
+        path, _, content = (own / "refused").read_text().partition("\\n")
+        pathlib.Path(path).parent.mkdir(exist_ok=True)
+        pathlib.Path(path).write_text(content)
+    print("For more information, visit: <https://flower.ai/docs>", flush=True)
     time.sleep(300 if (own / "long").exists() else 0)
 """
 
@@ -176,6 +184,38 @@ def test_a_run_without_a_result_says_so(programs: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "result.json").write_text("{}")
     with pytest.raises(UserError, match="without a result"):  # that of an earlier run is none
         steps.carry_out(home.parent, {"out": str(tmp_path / "out"), "clients": 2})
+
+
+def test_a_run_that_is_refused_says_why(programs: Path, tmp_path: Path) -> None:
+    """Before: "... without a result; its last line: For more information, visit: <https://flower.ai/docs>"."""
+    home, out = tmp_path / "server" / "flower-home", tmp_path / "out"
+    home.mkdir(parents=True)
+    (home / "config.toml").touch()
+    options = ["--folder", str(home.parent), "--clients", "2", "--out", str(out)]
+    with foveate(programs, "run", *options, "--json") as process:
+        answer, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert answer == ""
+    assert said.splitlines()[-1].endswith("without a result; its last line: Successfully started run 77")
+    reason = read_failure(Message("query.centroids", values=failure_values("max-partitions", 1)))
+    failure = RunFailure("0 of 2 clients answered", 2, {0: reason, 1: reason})
+    (home / "refused").write_text(f"{out / 'failure.json'}\n{json.dumps(failure.to_json())}")
+    with foveate(programs, "run", *options, "--json") as process:
+        answer, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    first, second = said.splitlines()[-2:]
+    assert first == f"foveate: {out}: the run ended without a result"
+    assert second.startswith("2 of 2 clients: max-partitions: its own max-partitions 1 of these data are used up")
+    assert "--max-partitions" in second
+    assert second.endswith("(client 0, client 1)")
+    result = json.loads(answer)
+    assert (result["job"], result["error"], result["paths"]) == ("cluster", "0 of 2 clients answered", {})
+    (row,) = result["failures"]
+    assert (row["code"], row["clients"]) == ("max-partitions", ["client 0", "client 1"])
+    # The failure of that run is none of the next one.
+    (home / "refused").unlink()
+    with raises_naming(UserError, "0"):
+        steps.carry_out(home.parent, {"out": str(out), "clients": 2})
 
 
 def test_a_message_in_a_box_is_quoted_whole() -> None:

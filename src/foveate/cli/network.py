@@ -240,7 +240,8 @@ def run(call: Call, folder: Path, out: Path, settings: dict[str, Any], overrides
     from foveate.core.files import read_json
     from foveate.report import render
 
-    lines = [*list_suspects(read_json(out / "result.json")), f"{options.job}: done"]
+    result = read_json(out / "result.json")
+    lines = [*list_suspects(result), *list_left_out(result), f"{options.job}: done"]
     paths = {"result": out / "result.json", "report": render(out)}
     call.finish({"job": options.job, "run": config}, lines, paths)
 
@@ -248,6 +249,13 @@ def run(call: Call, folder: Path, out: Path, settings: dict[str, Any], overrides
 def list_suspects(result: Mapping[str, Any]) -> list[str]:
     """First lines of the output: clients with anomalous data that are in the result."""
     return [f"warning: {sentence}" for sentence in result.get("suspects", [])]
+
+
+def list_left_out(result: Mapping[str, Any]) -> list[str]:
+    """Lines of the output about clients that are not in the result, or not in all of it, and why."""
+    # A map's result has no row per client.
+    rows = result["clients"] if isinstance(result.get("clients"), list) else []
+    return [f"warning: {row['name']} was left out: {row['excluded']}" for row in rows if row.get("excluded")]
 
 
 def _refuse(insecure: bool, dry_run: bool) -> None:

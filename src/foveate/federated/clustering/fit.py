@@ -87,7 +87,8 @@ def cluster(
 
     Args:
         min_clients: clients that must answer in every round.
-        evaluate: also ask each client how well the centers fit, one more round with two numbers up.
+        evaluate: also ask each client how well the centers fit, one more round with two numbers up; a client that
+            does not answer it has no fit.
 
     Raises:
         TooFewClientsError: fewer clients answered.
@@ -138,7 +139,8 @@ def cluster(
     if evaluate:
         request = _scaled(protocol.assign_request(centers, options, options.refine_rounds + 1), scaling)
         clients = [client for client in answers if client not in excluded]
-        result = transport.ask(dict.fromkeys(clients, request), protocol.ASSIGN_RULE, min_clients=min_clients)
+        # The centers are found: clients that do not say how well these fit do not take them back.
+        result = transport.ask(dict.fromkeys(clients, request), protocol.ASSIGN_RULE, min_clients=0)
         excluded |= _name_request(request, result.excluded)
         inertia = {
             client: (int(answer.number("points")), answer.number("inertia"))

@@ -25,6 +25,7 @@ from foveate.federated.flower.processes import Child, answers, is_free, program,
 from foveate.federated.limits import ClientLimits
 from foveate.federated.points import ReadOptions
 from foveate.federated.policy import describe_limits, expand
+from foveate.federated.run_failure import FILE, RunFailedError
 from foveate.federated.sources import read_points
 
 _START_SECONDS = 120.0
@@ -42,7 +43,8 @@ REASONS = (
 )
 """What Flower prints when one of its programs ends, and what that means."""
 IN_USE = "Public key already in use"
-_FAREWELL = "SuperExec terminated gracefully."
+_FAREWELLS = ("SuperExec terminated gracefully.", "For more information, visit")
+"""Last lines of Flower that say nothing about the run."""
 
 
 def serve(folder: Path, address: Address, *, host: str, insecure: bool, ready: Callable[[], None]) -> None:
@@ -163,16 +165,18 @@ def carry_out(folder: Path, fields: Mapping[str, Any]) -> Path:
         fields: of the run configuration that differ from the app's defaults; `out` among them.
 
     Raises:
-        UserError: a configuration that does not fit, no server, or a run that ends without a result.
+        RunFailedError: the run ended without a result, and its server says why.
+        UserError: a configuration that does not fit, no server, or a run that ends without a result or a reason.
     """
     # The same checks as at the server, but before the run is sent there.
     read_job(fields)
     program(commands.FLWR)
     _need_connection(folder)
     write_app(commands.app_folder(folder))
-    result = Path(fields["out"]) / "result.json"
-    # A result of an earlier run in the same folder must not pass for this one's.
-    before = result.stat().st_mtime_ns if result.is_file() else 0
+    out = Path(fields["out"])
+    result, failure = out / "result.json", out / FILE
+    # Files of an earlier run in the same folder must not pass for this one's.
+    before = {path: _time_of(path) for path in (result, failure)}
     with _running(folder, commands.run(folder, fields), insecure=False) as child:
         status = None
         try:
@@ -183,9 +187,16 @@ def carry_out(folder: Path, fields: Mapping[str, Any]) -> Path:
             # server.
             if status is None:
                 _stop_run(folder, output)
-    if not result.is_file() or result.stat().st_mtime_ns == before:
-        raise UserError(f"{result.parent}: the run ended (exit {status}) without a result{_last(output)}")
-    return result.parent
+    if _time_of(failure) not in (0, before[failure]):
+        raise RunFailedError.read(out)
+    if _time_of(result) in (0, before[result]):
+        raise UserError(f"{out}: the run ended (exit {status}) without a result{_last(output)}")
+    return out
+
+
+def _time_of(path: Path) -> int:
+    """Time of a file's last change in nanoseconds; 0 if there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _stop_run(folder: Path, output: str) -> None:
@@ -223,7 +234,7 @@ def _still(child: Child, until: Callable[[], bool]) -> None:
 def _last(output: str) -> str:
     """The last line with content, without colors, as the end of a sentence."""
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()]
-    lines = [line for line in lines if re.search(r"\w", line) and not line.endswith(_FAREWELL)]
+    lines = [line for line in lines if re.search(r"\w", line) and not any(text in line for text in _FAREWELLS)]
     return f"; its last line: {lines[-1]}" if lines else ""
 
 
