@@ -241,6 +241,11 @@ BOUNDS: dict[str, tuple[dict[str, Any], Callable[[], Message], str | None]] = {
         lambda: bare_map(map_kinds.TRAIN),
         "max-steps",
     ),
+    "a map that is winsorized": (
+        NAMED | STANDARD | {"winsorize": 2.0},
+        lambda: replace(FIT.add_to(map_request()), values={**map_request().values, "winsorize": 2.0}),
+        "winsorize",
+    ),
     "a scale that magnifies a map": (NAMED | STANDARD, lambda: FAR.add_to(map_request()), "data-unusable"),
 }
 

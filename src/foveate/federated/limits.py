@@ -344,11 +344,12 @@ _RESTORE = "nothing is answered until it is restored, or moved away, which forge
 
 def _read_line(line: str) -> dict[str, Any]:
     """Read an entry; one that cannot be read counts as an answered partition, the most that it can have been."""
+    unknown = {"question": "", "partition": True, "rho": 0.0, "outcome": ANSWERED}
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
-        entry = None
-    return entry if _is_entry(entry) else {"question": "", "partition": True, "rho": 0.0, "outcome": ANSWERED}
+        return unknown
+    return entry if _is_entry(entry) else unknown
 
 
 def _is_entry(entry: Any) -> bool:
@@ -359,7 +360,8 @@ def _is_entry(entry: Any) -> bool:
         isinstance(entry.get("question"), str)
         and isinstance(entry.get("partition"), bool)
         # A cost that is no number, or below 0, would make room for others.
-        and type(rho) in (int, float)
+        and isinstance(rho, int | float)
+        and not isinstance(rho, bool)
         and 0 <= rho <= MAX_NUMBER
         and entry.get("outcome") in (ANSWERED, FAILED)
     )

@@ -181,6 +181,9 @@ class Node:
             self.limits.check_winsorize(request)
             self.limits.check(request)
             self.limits.check_clustering(request)
+        elif "winsorize" in request.values:
+            # Maps and encoders clip nothing, but the check of a scale would, by as much as the server likes.
+            raise Refusal(reasons.WINSORIZE, f"asks '{request.kind}' with winsorize, which this question has not")
         elif request.kind in (POINTS, SIZE):
             return  # numbers of points and features: nothing is built for them
         elif request.kind in MAP_KINDS:

@@ -92,7 +92,7 @@ REMEDIES = {
     MAX_CLUSTERS: "run with fewer clusters, or its owner may set a larger --max-clusters",
     MAX_QUESTIONS: "its owner may set a larger --max-questions",
     MAX_PARTITIONS: (
-        "its owner may set a larger --max-partitions, which can cost rows: two partitions differ by single points"
+        "its owner may set a larger --max-partitions, which can cost rows: two partitions may differ by single points"
     ),
     MAX_EPSILON: "its owner may set a larger --max-epsilon; more noise costs less",
     MAX_FAILURES: "its owner finds the reasons in client.log, and may set a larger --max-failures",

@@ -215,7 +215,7 @@ class GridTransport(AnsweredTransport):
             if client in self._nodes and allowed < needed:
                 reason = (
                     f"{MAX_PARTITIONS}: its own max-partitions {allowed} is less than the {needed} partitions of its "
-                    f"data that this run asks for ({what})"
+                    f"data that this run asks for ({what}): leave some of them out"
                 )
                 self._refused[client] = reason
                 self.log.add_failure(client, Message(HELLO), reason, 0.0)
