@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from foveate.cli.main import cli
+from foveate.cli.network import list_left_out
 from foveate.core.errors import UserError
 from foveate.federated.flower import commands
 from foveate.federated.flower.app import CONFIG, read_job
@@ -177,6 +178,19 @@ def test_refusals_before_anything_starts(tmp_path: Path, arguments: tuple[str, .
     assert re.search(reason, done.output + str(done.exception))
     assert not (tmp_path / "new").exists()
     assert "Traceback" not in done.output
+
+
+def test_a_client_passes_its_limit_of_failures_on(tmp_path: Path) -> None:
+    options = ("--client", "0", "--server", "localhost", "--data", tmp_path / "p.npz", "--max-failures", "2")
+    (command,) = planned("client", "--folder", tmp_path, *options, "--min-count", "10")["commands"]
+    assert read(command[-1])["max-failures"] == 2
+
+
+def test_clients_that_are_left_out_are_named_at_the_end_of_a_run() -> None:
+    rows = [{"name": "north", "excluded": ""}, {"name": "south", "excluded": "query.centroids, round 0: job: no"}]
+    assert list_left_out({"clients": rows}) == ["warning: south was left out: query.centroids, round 0: job: no"]
+    assert list_left_out({"clients": {"north": 40}}) == [], "a map counts points by client"
+    assert list_left_out({}) == []
 
 
 @pytest.mark.parametrize("verb", ["server", "client", "register", "run"])

@@ -91,6 +91,16 @@ def test_what_fails_because_of_the_data_has_one_code_and_counts(name: str, tmp_p
     assert outcomes(tmp_path) == ["failed"]
 
 
+def test_too_few_points_are_the_same_answer_to_every_request(tmp_path: Path) -> None:
+    """Its code is another one, which no request chooses: it depends on the owner's own limit alone."""
+    config = configure(tmp_path, WINE[:9], scale="standard")
+    requests = [FAILURES[name]() for name in list(FAILURES)[:2]]
+    requests += [request(), request(min_count=179), noisy_request()]
+    answers = [answer_request(config, lambda message=message: message) for message in requests]
+    assert [dict(answer.values) for answer in answers] == [{FAILURE: "too-few-points", COUNT: 10}] * 5
+    assert outcomes(tmp_path) == []
+
+
 def test_an_error_of_the_computation_has_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as an overflow, which a server may provoke by its request for some data and not for others."""
 
