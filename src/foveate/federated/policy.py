@@ -68,6 +68,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Budgets of each data set, counted over all runs and servers in the log in `state`.": (
         "max_partitions",
         "max_questions",
+        "max_failures",
         "max_epsilon",
         "state",
     ),
