@@ -65,7 +65,8 @@ if __name__ == "__main__":
     )
     settings: dict[str, dict[str, object]] = {"defaults": {}}
     if "--plain" not in sys.argv:
-        settings |= {"winsorize": {"winsorize": 3.0}, "suspects=exclude": {"suspects": "exclude"}}
+        settings |= {"suspects=report": {"suspects": "report"}, "suspects=exclude": {"suspects": "exclude"}}
+        settings |= {"winsorize, report": {"winsorize": 3.0, "suspects": "report"}}
         settings["as over a network"] = {"winsorize": 3.0, "min_count": 10, "refine_rounds": 0}
     for clients in (2, 3, 5):
         for fault in faults:

@@ -107,17 +107,19 @@ def test_a_client_in_another_unit_is_named_with_any_number_of_clients(clients: i
     assert not fit(parts).suspects_
     parts[1] = parts[1].copy()
     parts[1][:, 3] *= 1000
-    model = fit(parts)
+    model = fit(parts, suspects="report")
     assert 1 in model.suspects_
     assert "column 3" in model.suspects_[1]
     if clients == 2:
         assert set(model.suspects_) == {0, 1}, "nothing says which of two is right"
         with raises_naming(UserError, "2"):
             fit(parts, suspects="exclude")
+        with raises_naming(UserError, "column 3", "suspects=report"):
+            fit(parts)
         return
     honest = [client for client in range(clients) if client != 1]
     robust = fit(parts, suspects="exclude")
-    assert list(robust.excluded_) == [1]
+    assert list(robust.excluded_) == list(fit(parts).excluded_) == [1]
     assert agreement(robust, rows, honest) > agreement(model, rows, honest) + 0.2
     assert agreement(robust, rows, honest) > 0.8
 

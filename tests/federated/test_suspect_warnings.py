@@ -38,7 +38,7 @@ def warned(fit: Any) -> list[str]:
 
 def test_another_unit_is_a_warning_of_the_clustering() -> None:
     """Before: not a word, and an adjusted Rand index of 0."""
-    (text,) = warned(lambda: FederatedKMeans(4, random_state=0).fit(BROKEN))
+    (text,) = warned(lambda: FederatedKMeans(4, suspects="report", random_state=0).fit(BROKEN))
     assert text.startswith("client 0 is suspicious: column 2 is ")
     assert "another unit?" in text
     assert text.endswith("suspects='exclude' leaves it out")
@@ -47,15 +47,25 @@ def test_another_unit_is_a_warning_of_the_clustering() -> None:
     assert not warned(lambda: FederatedKMeans(4, suspects="exclude", random_state=0).fit(BROKEN))
 
 
+def test_by_default_a_client_in_another_unit_is_left_out_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="another unit") as caught:
+        model = FederatedKMeans(4, random_state=0).fit(BROKEN)
+    (text,) = [str(warning.message) for warning in caught]
+    assert text.startswith("client 0 was left out: another unit (column 2 is ")
+    assert text.endswith("; correct its unit and run again; suspects='report' keeps it")
+    assert list(model.excluded_) == list(model.suspects_) == [0]
+    assert caught[0].filename == __file__
+
+
 def test_of_two_clients_nothing_says_which_is_wrong() -> None:
-    texts = warned(lambda: FederatedKMeans(4, random_state=0).fit(BROKEN[:2]))
+    texts = warned(lambda: FederatedKMeans(4, suspects="report", random_state=0).fit(BROKEN[:2]))
     assert [text.split(" is ")[0] for text in texts] == ["client 0", "client 1"]
     assert all("nothing says which of them is wrong" in text and "exclude" not in text for text in texts)
 
 
 def test_the_warning_points_at_the_call() -> None:
     with pytest.warns(UserWarning, match="another unit") as caught:
-        FederatedKMeans(4, random_state=0).fit(BROKEN)
+        FederatedKMeans(4, suspects="report", random_state=0).fit(BROKEN)
     assert caught[0].filename == __file__
 
 
@@ -73,8 +83,9 @@ def test_trainings_warn_too(name: str) -> None:
     assert "check its data" in texts[0]
 
 
-@pytest.mark.parametrize("verb", ["cluster", "embed", "features"])
+@pytest.mark.parametrize("verb", ["cluster", "cluster, report", "embed", "features"])
 def test_the_first_line_of_terminal_and_page(verb: str, tmp_path: Path) -> None:
+    verb, _, report = verb.partition(", ")
     parts = BROKEN if verb == "cluster" else [*PARTS[:4], np.repeat(PARTS[4], 40, axis=0)]
     sources = []
     for number, part in enumerate(parts):
@@ -85,16 +96,20 @@ def test_the_first_line_of_terminal_and_page(verb: str, tmp_path: Path) -> None:
         "embed": ["--rounds", "1", "--method", "fedavg", "--compare", ""],
         "features": ["--clusters", "4", "--rounds", "1"],
     }[verb]
+    more += ["--set", "suspects=report"] if report else []
     arguments = ["federated", verb, *sources, *more, "--out", str(tmp_path / "run"), "--quiet"]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output + repr(done.exception)
     first, *rest = done.stdout.splitlines()
     odd = "ward0" if verb == "cluster" else "ward4"
-    assert first.startswith(f"warning: {odd} is suspicious: ")
-    assert not [line for line in rest if "is suspicious" in line and not line.startswith("warning: ")], "said once"
+    odd += " was left out: another unit (" if verb == "cluster" and not report else " is suspicious: "
+    assert first.startswith(f"warning: {odd}")
+    assert ("; --set suspects=report keeps it" in first) == ("left out" in odd)
+    repeated = [line for line in rest if "is suspicious" in line or "was left out" in line]
+    assert not [line for line in repeated if not line.startswith("warning: ")], "said once"
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     main = re.sub(r"<[^>]*>", " ", page.partition('<main id="main">')[2]).split()
-    assert " ".join(main).startswith(f"Warning: {odd} is suspicious: ")
+    assert " ".join(main).startswith(f"Warning: {odd}")
 
 
 def test_a_server_says_it_too(tmp_path: Path) -> None:
@@ -102,6 +117,10 @@ def test_a_server_says_it_too(tmp_path: Path) -> None:
     transport = InProcess(clients)
     names = {number: f"ward {number}" for number in range(5)}
     result = write_server_result(tmp_path, cluster(transport, resolve(4)), transport.log, names, seconds=1.0)
+    (sentence,) = result["suspects"]
+    assert sentence.startswith("ward 0 was left out: another unit (column 2 ")
+    transport, kept = InProcess(clients), resolve(4, suspects="report")
+    result = write_server_result(tmp_path, cluster(transport, kept), transport.log, names, seconds=1.0)
     (sentence,) = result["suspects"]
     assert sentence.startswith("ward 0 is suspicious: column 2 ")
     assert "Warning:" in render(tmp_path).read_text(encoding="utf-8")

@@ -17,6 +17,10 @@ WEIGHTS_ALONE, BOX_FAR = 4.0, 4.0
 MAX_SIZE_SHARE, SIZE_ALONE = 0.5, 30.0
 EXCLUDE = "--set suspects=exclude leaves it out"
 """Remedy of the command line."""
+KEEP = "--set suspects=report keeps it"
+"""How the command line keeps a client that is left out by default."""
+OTHER_UNIT = "another unit ("
+"""Beginning of the reason why a client is left out by default."""
 _SUSPICIOUS, _LEFT_OUT = " is suspicious: ", "; left out"
 # Values of a block of weights of all clients together: 32 MiB of float64.
 _BLOCK_VALUES = 1 << 22

@@ -109,8 +109,13 @@ class FederatedKMeans(FromParameters, ClusterMixin, TransformerMixin, BaseEstima
             transport = InProcess(members, timeout=self.timeout, answers_folder=folder, log=log)
             result = cluster(transport, options, min_clients=self.min_clients)
             self._set_result(result, log)
-            remedy = "suspects='exclude' leaves it out"
-            for warning in result.warnings(lambda client: f"client {client}", len(parts), remedy=remedy):
+            sentences = result.warnings(
+                lambda client: f"client {client}",
+                len(parts),
+                remedy="suspects='exclude' leaves it out",
+                keep="suspects='report' keeps it",
+            )
+            for warning in sentences:
                 warnings.warn(warning, UserWarning, stacklevel=2)
         self.n_features_in_ = int(self.cluster_centers_.shape[1])
         labels, self.inertia_ = [], 0.0
@@ -144,6 +149,9 @@ class FederatedKMeans(FromParameters, ClusterMixin, TransformerMixin, BaseEstima
         self.cluster_centers_, self.scaling_ = result.original_centers, result.scaling
         self._centers, self._prepare_points = result.centers, result.prepare
         for client, reason in result.excluded.items():
+            # These have a sentence of their own, with what to do.
+            if client in result.in_other_units:
+                continue
             warnings.warn(f"client {client} was left out: {reason}", UserWarning, stacklevel=3)
         self.method_ = result.title
         self.client_reports_, self.server_report_ = result.client_reports, result.server

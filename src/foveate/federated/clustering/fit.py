@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from foveate.core.errors import UserError
-from foveate.federated.anomaly import note_suspect, warn_of_suspects
+from foveate.federated.anomaly import OTHER_UNIT, note_suspect, warn_of_suspects
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Floats
 from foveate.federated.clustering.grouping import CentroidPool
@@ -23,6 +23,7 @@ from foveate.federated.clustering.suspects import (
     find_scales,
     find_suspects,
     find_suspicious_sums,
+    find_unit_errors,
     find_wide_groups,
 )
 from foveate.federated.messages import Message
@@ -73,11 +74,24 @@ class Clustered:
     def title(self) -> str:
         return describe_method(self.options)
 
-    def warnings(self, name: Callable[[int], str], clients: int, *, remedy: str) -> list[str]:
-        """Sentences about anomalous clients that are in the result."""
+    @property
+    def in_other_units(self) -> dict[int, str]:
+        """Why clients are left out whose columns are certainly in another unit."""
+        return {client: reason for client, reason in self.excluded.items() if reason.startswith(OTHER_UNIT)}
+
+    def warnings(self, name: Callable[[int], str], clients: int, *, remedy: str, keep: str) -> list[str]:
+        """Sentences about clients in another unit, which were left out, and about anomalous ones in the result.
+
+        Args:
+            remedy: how to leave an anomalous client out. keep: how to keep one that was left out.
+        """
         included = {client: reason for client, reason in self.suspects.items() if client not in self.excluded}
         notes = [note_suspect(name(client), reason) for client, reason in included.items()]
-        return warn_of_suspects(notes, clients, remedy=remedy)
+        left_out = [
+            f"{name(client)} was left out: {reason}; correct its unit and run again; {keep}"
+            for client, reason in self.in_other_units.items()
+        ]
+        return left_out + warn_of_suspects(notes, clients, remedy=remedy)
 
 
 def cluster(
@@ -157,10 +171,13 @@ def _scaled(request: Message, scaling: Scaling | None) -> Message:
 def _check_scales(
     transport: Transport, answers: dict[int, Message], options: ClusteringOptions, excluded: dict[int, str]
 ) -> dict[int, str]:
-    """Reasons of clients with columns of another magnitude or absurdly wide groups; what no unit explains is left out.
+    """Reasons of clients with columns of another magnitude or absurdly wide groups.
+
+    Clients whose magnitudes no unit explains are left out, and with suspects "auto" those that are certainly in
+    another unit.
 
     Raises:
-        UserError: no unit explains it, and no majority of clients shows which one is wrong.
+        UserError: a client is to be left out, and no majority of clients shows which one is wrong.
     """
     # Directions have no unit.
     scales = {} if options.spherical else find_scales(answers)
@@ -172,6 +189,18 @@ def _check_scales(
         excluded |= {client: f"absurd: {reason}" for client, reason in absurd.items()}
     usual = {client: answer for client, answer in answers.items() if client not in absurd}
     reasons = {client: reason for client, (_, reason) in scales.items() if client not in absurd}
+    # The threshold was measured with centroids without noise, in the units of the data.
+    if options.suspects == "auto" and not options.spherical and not options.noise:
+        errors = find_unit_errors(usual)
+        if errors and 2 * len(errors) >= len(usual):
+            listed = "; ".join(f"{transport.name(client)}: {reason}" for client, reason in errors.items())
+            raise UserError(
+                f"columns: another unit ({listed}), and of {len(usual)} clients nothing says which is wrong: "
+                "correct it, or set suspects=report to cluster them as they are"
+            )
+        excluded |= {client: f"{OTHER_UNIT}{reason})" for client, reason in errors.items()}
+        reasons |= errors
+        usual = {client: answer for client, answer in usual.items() if client not in errors}
     for client, reason in find_wide_groups(usual).items():
         reasons[client] = f"{reasons[client]}; {reason}" if client in reasons else reason
     return reasons

@@ -88,8 +88,12 @@ class ClusteringOptions(Settings):
     on_few_groups: Literal["raise", "return"] = Field(
         "raise", description="error, or fewer centers with a warning, where there are fewer groups than clusters"
     )
-    # Suspects stay in by default: a client that is the only one to hold a group of points looks suspicious, too.
-    suspects: Literal["report", "exclude"] = Field("report", description="what becomes of anomalous clients")
+    # Other suspects stay in by default: a client that is the only one to hold a group of points looks suspicious, too.
+    suspects: Literal["auto", "report", "exclude"] = Field(
+        "auto",
+        description="auto: clients with a column that is certainly in another unit are left out, and other anomalous "
+        "clients are reported; report: all stay in; exclude: all are left out",
+    )
     changed: dict[str, Any] = Field({}, exclude=True, description="options that differ from the method's defaults")
 
     @field_validator("local_clusters", mode="before")

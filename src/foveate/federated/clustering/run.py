@@ -15,7 +15,7 @@ from foveate.core.files import FolderLock, atomic_file, write_json_atomically
 from foveate.core.progress import say
 from foveate.core.reference import refuse_reference
 from foveate.core.runs import RunFolder
-from foveate.federated.anomaly import EXCLUDE, note_suspect
+from foveate.federated.anomaly import EXCLUDE, KEEP, note_suspect
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Labels, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
@@ -153,7 +153,9 @@ def run_clustering(
             clients=_client_rows(clients, clustered, groups, log),
             methods=rows,
             seconds=round(seconds, 3),
-            suspects=clustered.warnings(lambda client: clients.names[client], len(clients.names), remedy=EXCLUDE),
+            suspects=clustered.warnings(
+                lambda client: clients.names[client], len(clients.names), remedy=EXCLUDE, keep=KEEP
+            ),
             notes=_notes(clients, clustered),
             map=sample_map(
                 clients,
@@ -282,7 +284,11 @@ def _notes(clients: Clients, clustered: Clustered) -> list[str]:
 def _exclusion_notes(clustered: Clustered, names: Mapping[int, str]) -> list[str]:
     notes = [f"{names[client]} was left out: {reason}" for client, reason in clustered.excluded.items()]
     # The others have lines of their own, which come first.
-    left_out = {client: reason for client, reason in clustered.suspects.items() if client in clustered.excluded}
+    left_out = {
+        client: reason
+        for client, reason in clustered.suspects.items()
+        if client in clustered.excluded and client not in clustered.in_other_units
+    }
     return notes + [note_suspect(names[client], reason) for client, reason in left_out.items()]
 
 
@@ -327,7 +333,7 @@ def write_server_result(
         clients=rows,
         methods=[method],
         seconds=round(seconds, 3),
-        suspects=clustered.warnings(lambda client: names[client], len(names), remedy=EXCLUDE),
+        suspects=clustered.warnings(lambda client: names[client], len(names), remedy=EXCLUDE, keep=KEEP),
         notes=_exclusion_notes(clustered, names),
         map=GroupMap(
             centers=project(clustered.centers, axes),

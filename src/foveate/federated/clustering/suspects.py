@@ -15,7 +15,8 @@ predecessor of FeCA, "A Geometric Approach to k-means" (arXiv 2201.04822); they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +33,13 @@ SPREAD_ALONE = 2.0
 """Ratio of radii below which another magnitude is another place and no other unit."""
 MAX_SCALE = 1e6
 """No two units of a measurement in use are farther apart (nanogram and milligram, meter and micrometer)."""
+CERTAIN, CERTAIN_OF_TWO = 6.0, 20.0
+"""Factors of magnitude and of spread from which a column is certainly in another unit.
+
+Measured with honest clients of all kinds (docs/methods/feca.md): 2.7 is the largest of three or more, 6.6 of two.
+"""
+REACH = 1.0
+"""Smallest difference of a column that matters, in units of the other clients' whole spread."""
 
 
 def find_suspects(pool: CentroidPool) -> dict[int, str]:
@@ -61,47 +69,101 @@ def find_suspects(pool: CentroidPool) -> dict[int, str]:
     return {client: "; ".join(listed) for client, listed in reasons.items() if listed}
 
 
-def find_scales(answers: Mapping[int, Message]) -> dict[int, tuple[float, str]]:
-    """Clients with a column that is in another unit: far larger, or smaller, than at every other client.
+@dataclass(frozen=True)
+class ColumnScales:
+    """How one client's columns compare with those of all others, as factors [D]; 0 where they do not compare.
 
-    Larger: the median of its centroids' absolute values is five times the 90th percentile of any other client's, or
-    more; smaller: the reverse. Quantiles are weighted by points. Another place alone is no other unit: where radii are
-    sent, the client's must differ, too, except where it is smaller than each of several others. Of two clients both are
-    named, because nothing says which is right.
-
-    Returns:
-        By client the largest ratio and the reason.
+    Attributes:
+        larger_D: the median of its centroids' absolute values over the largest 90th percentile of any other client.
+        smaller_D: the reverse.
+        unit_D: the factor by which both magnitude and spread differ in the same direction, where the difference is at
+            least `REACH` times the others' whole spread.
     """
+
+    larger_D: Floats
+    smaller_D: Floats
+    unit_D: Floats
+
+
+def measure_scales(answers: Mapping[int, Message]) -> dict[int, ColumnScales]:
+    """Compare each client's columns with those of the others; quantiles are weighted by points."""
     clients = list(answers)
     if len(clients) < 2:
         return {}
     middle_MD, high_MD = (
         np.array([_column_quantile(answers[client], share) for client in clients]) for share in (0.5, 0.9)
     )
+    spread_MD = np.array([_column_spread(answers[client]) for client in clients])
+    others_M = _spread_of_others(list(answers.values()))
+    scales = {}
+    for index, client in enumerate(clients):
+        middle_D, high_D, spread_D = (np.delete(rows, index, axis=0) for rows in (middle_MD, high_MD, spread_MD))
+        # The median of one against the 90th percentile of the others: a few far centroids are no other unit.
+        larger_D = _ratios(middle_MD[index], high_D.max(axis=0))
+        smaller_D = _ratios(middle_D.min(axis=0), high_MD[index])
+        is_larger_D = larger_D >= smaller_D
+        # A unit multiplies distances within a column as it does values; another place, or another device, does not.
+        wider_D = np.where(
+            is_larger_D,
+            _ratios(spread_MD[index], spread_D.max(axis=0)),
+            _ratios(spread_D.min(axis=0), spread_MD[index]),
+        )
+        difference_D = np.where(
+            is_larger_D, middle_MD[index] - high_D.max(axis=0), middle_D.min(axis=0) - high_MD[index]
+        )
+        # A column that is tiny beside the rest may differ a lot among honest clients, and moves no group.
+        matters_D = difference_D >= REACH * others_M[index]
+        unit_D = np.where(matters_D, np.minimum(np.maximum(larger_D, smaller_D), wider_D), 0.0)
+        scales[client] = ColumnScales(larger_D, smaller_D, unit_D)
+    return scales
+
+
+def find_unit_errors(answers: Mapping[int, Message]) -> dict[int, str]:
+    """Clients with a column that is certainly in another unit, with the columns and their factors."""
+    threshold = CERTAIN_OF_TWO if len(answers) == 2 else CERTAIN
+    return {
+        client: _list_columns(scales, scales.unit_D, threshold)
+        for client, scales in measure_scales(answers).items()
+        if scales.unit_D.max() >= threshold
+    }
+
+
+def find_scales(answers: Mapping[int, Message]) -> dict[int, tuple[float, str]]:
+    """Clients with a column that is in another unit: far larger, or smaller, than at every other client.
+
+    Larger: the median of its centroids' absolute values is five times the 90th percentile of any other client's, or
+    more; smaller: the reverse. Another place alone is no other unit: where radii are sent, the client's must differ,
+    too, except where it is smaller than each of several others. Of two clients both are named, because nothing says
+    which is right.
+
+    Returns:
+        By client the largest ratio and the reason.
+    """
+    clients = list(answers)
     spread_M = np.array([float(np.median(answers[client].arrays.get("spreads", [0.0]))) for client in clients])
     reasons: dict[int, tuple[float, str]] = {}
-    for index, client in enumerate(clients):
+    for index, (client, scales) in enumerate(measure_scales(answers).items()):
         other = float(np.median(np.delete(spread_M, index)))
         # A different unit scales radii and centers alike; a different location changes only the centers.
         is_alike = min(spread_M[index], other) > 0 and 1 / SPREAD_ALONE < spread_M[index] / other < SPREAD_ALONE
-        # The median of one against the 90th percentile of the others: a few far centroids are no other unit.
-        larger_D = _ratios(middle_MD[index], np.delete(high_MD, index, axis=0).max(axis=0))
-        smaller_D = _ratios(np.delete(middle_MD, index, axis=0).min(axis=0), high_MD[index])
         if is_alike:
-            larger_D = np.zeros_like(larger_D)
+            larger_D = np.zeros_like(scales.larger_D)
             # A client whose values are smaller than those of several others still counts despite similar radii; with
             # only two clients, nothing shows which one is wrong.
-            smaller_D = smaller_D if len(clients) > 2 else larger_D
-        far_D = np.maximum(larger_D, smaller_D)
-        strange = np.argsort(-far_D, kind="stable")[: int((far_D >= SCALE_ALONE).sum())]
-        if len(strange):
-            listed = ", ".join(
-                f"column {i} is {larger_D[i] if larger_D[i] >= smaller_D[i] else 1 / smaller_D[i]:.3g}x"
-                for i in strange[:3]
-            )
-            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-            reasons[client] = (float(far_D.max()), f"{listed}{more} the other clients' magnitude: another unit?")
+            scales = replace(scales, larger_D=larger_D, smaller_D=scales.smaller_D if len(clients) > 2 else larger_D)
+        far_D = np.maximum(scales.larger_D, scales.smaller_D)
+        if far_D.max() >= SCALE_ALONE:
+            reasons[client] = (float(far_D.max()), f"{_list_columns(scales, far_D, SCALE_ALONE)}: another unit?")
     return reasons
+
+
+def _list_columns(scales: ColumnScales, value_D: Floats, threshold: float) -> str:
+    """Up to three columns of the largest values from the threshold, with their factors."""
+    order = np.argsort(-value_D, kind="stable")[: int((value_D >= threshold).sum())]
+    ratio_D = np.where(scales.larger_D >= scales.smaller_D, scales.larger_D, _ratios(np.ones(1), scales.smaller_D))
+    listed = ", ".join(f"column {column} is {ratio_D[column]:.3g}x" for column in order[:3])
+    more = f" and {len(order) - 3} more" if len(order) > 3 else ""
+    return f"{listed}{more} the other clients' magnitude"
 
 
 def _ratios(above_D: Floats, below_D: Floats) -> Floats:
@@ -113,12 +175,46 @@ def _ratios(above_D: Floats, below_D: Floats) -> Floats:
 def _column_quantile(answer: Message, share: float) -> Floats:
     """Quantile of the centroids' absolute values in each column, weighted by points, [D]."""
     center_kD = np.abs(answer.array("centers"))
-    count_k = answer.arrays.get("counts", np.ones(len(center_kD)))
+    count_k = _weights(answer)
     order_kD = np.argsort(center_kD, axis=0)
     mass_kD = np.cumsum(count_k[order_kD], axis=0)
     # The cumulative sum may fall short of the share by a rounding error.
     row_D = (mass_kD >= share * count_k.sum() * (1 - 1e-12)).argmax(axis=0)
     return np.take_along_axis(center_kD, order_kD, axis=0)[row_D, np.arange(center_kD.shape[1])]
+
+
+def _weights(answer: Message) -> Floats:
+    """Points of each centroid, or 1 where counts are not sent, [k]."""
+    return answer.arrays.get("counts", np.ones(len(answer.array("centers"))))
+
+
+def _column_spread(answer: Message) -> Floats:
+    """Standard deviation of the centroids in each column, weighted by points, [D]."""
+    center_kD, count_k = answer.array("centers"), _weights(answer)
+    mean_D = count_k @ center_kD / count_k.sum()
+    return np.sqrt(count_k @ (center_kD - mean_D) ** 2 / count_k.sum())
+
+
+def _spread_of_others(answers: Sequence[Message]) -> Floats:
+    """For each client the root-mean-square distance of all others' points from their mean, [M].
+
+    Radii that are not sent count as 0.
+    """
+    # About a middle of all, so that a large mean leaves digits for the spread.
+    middle_D = np.median(np.concatenate([answer.array("centers") for answer in answers]), axis=0)
+    rows = []
+    for answer in answers:
+        center_kD, count_k = answer.array("centers") - middle_D, _weights(answer)
+        square_k = (center_kD**2).sum(1) + answer.arrays.get("spreads", np.zeros(len(count_k))) ** 2
+        rows.append(np.concatenate([[count_k.sum(), count_k @ square_k], count_k @ center_kD]))
+    # Sums of those before and after each client: subtracting its own from the total would lose the others' digits where
+    # it is in another unit.
+    zero = np.zeros((1, len(rows[0])))
+    before = np.cumsum(np.concatenate([zero, rows[:-1]]), axis=0)
+    after = np.cumsum(np.concatenate([zero, rows[:0:-1]]), axis=0)[::-1]
+    count_M, square_M, sum_MD = np.split(before + after, [1, 2], axis=1)
+    mean_square_M = ((sum_MD / count_M) ** 2).sum(1)
+    return np.sqrt(np.maximum(square_M[:, 0] / count_M[:, 0] - mean_square_M, 0.0))
 
 
 def find_wide_groups(answers: Mapping[int, Message]) -> dict[int, str]:
