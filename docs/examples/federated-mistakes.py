@@ -15,7 +15,7 @@ from sklearn import datasets
 
 from foveate import FederatedKMeans, UserError
 from foveate.core import progress
-from foveate.federated.clustering.suspects import CERTAIN, measure_scales
+from foveate.federated.clustering.suspects import SCALE_ALONE, find_unit_errors, measure_scales
 from foveate.federated.messages import Message
 from foveate.federated.partition import dirichlet
 from foveate.metrics import adjusted_rand_index
@@ -26,7 +26,7 @@ SITES = (2, 3, 5, 10)
 HONEST = {
     "defaults": {},
     "network": {"min_count": 10, "winsorize": 3.0, "refine_rounds": 0},
-    "naive": {"method": "naive"},
+    "weighted": {"method": "weighted_kmeans"},
 }
 """Options under which honest runs are measured."""
 MISTAKES = {
@@ -61,6 +61,10 @@ def make_sets() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     sets["mixture"] = (middles[labels] + random.normal(size=(900, 4)), labels)
     middles, labels = 6 * random.normal(size=(6, 8)), random.integers(6, size=900)
     sets["mixture around 0"] = (middles[labels] + random.normal(size=(900, 8)), labels)
+    # Columns that are nearly zero but for one group: a site that alone has the group stands out by far.
+    labels = random.integers(5, size=900)
+    sets["groups on axes"] = (9 * np.eye(5)[labels] + 0.2 * random.normal(size=(900, 5)), labels)
+    sets["skewed columns"] = (20 * np.eye(5)[labels] + random.lognormal(0, 1, (900, 5)), labels)
     return sets
 
 
@@ -106,14 +110,18 @@ def break_client(part: np.ndarray, column: int, mistake: str) -> np.ndarray:
     return broken
 
 
-def largest_factor(model: FederatedKMeans, site: int | None = None) -> float:
-    """The largest factor that the server sees, of one site or of all."""
+def read_answers(model: FederatedKMeans) -> dict[int, Message]:
+    """The clients' centroids as the server had them."""
     names = ("centers", "counts", "spreads")
-    answers = {
+    return {
         client: Message("query.centroids", 0, {name: report[name] for name in names if name in report})
         for client, report in model.client_reports_.items()
     }
-    scales = measure_scales(answers)
+
+
+def largest_factor(model: FederatedKMeans, site: int | None = None) -> float:
+    """The largest factor that the server sees, of one site or of all."""
+    scales = measure_scales(read_answers(model))
     return max(float(scales[client].unit_D.max()) for client in scales if site in (None, client))
 
 
@@ -137,83 +145,80 @@ def pick_column(points: np.ndarray, random: np.random.Generator) -> int:
     return int(random.choice(np.flatnonzero(spread > 0.3 * spread.max())))
 
 
-def measure_honest(sets: dict[str, tuple[np.ndarray, np.ndarray]], seeds: int) -> None:
+def measure_honest(sets: dict[str, tuple[np.ndarray, np.ndarray]], seeds: int, scale: str) -> None:
     """Print for each number of sites the largest factors of honest runs, and how many clients were left out."""
     factors, wrong = defaultdict(list), defaultdict(int)
-    for (name, (points, labels)), split, sites, seed in itertools.product(
-        sets.items(), HONEST_SPLITS, SITES, range(seeds)
-    ):
+    runs = itertools.product(sets.items(), HONEST_SPLITS, SITES, range(seeds))
+    for (name, (points, labels)), split, sites, seed in runs:
         parts, truth = make_clients(points, labels, split, sites, np.random.default_rng([seed, sites]))
         for setting, options in HONEST.items():
-            _, model = fit(parts, truth, -1, seed, suspects="report", **options)
+            _, model = fit(parts, truth, -1, seed, suspects="report", scale=scale, **options)
             if model is None:
                 continue
             factors[len(parts)].append((largest_factor(model), name, split, setting))
-            stopped = fit(parts, truth, -1, seed, **options)[1]
-            wrong[len(parts)] += (
-                1 if stopped is None else sum("unit" in reason for reason in stopped.excluded_.values())
-            )
+            wrong[len(parts)] += len(find_unit_errors(read_answers(model)))
     for sites, found in sorted(factors.items()):
         top = ", ".join(f"{factor:.2f} ({', '.join(where)})" for factor, *where in sorted(found, reverse=True)[:3])
-        print(f"honest, {sites} sites, {len(found)} runs: {wrong[sites]} left out or stopped; largest factors {top}")
+        print(f"honest, {sites} sites, {len(found)} runs: {wrong[sites]} left out; largest factors {top}")
 
 
-def measure_mistakes(sets: dict[str, tuple[np.ndarray, np.ndarray]], seeds: int) -> None:
+def measure_mistakes(sets: dict[str, tuple[np.ndarray, np.ndarray]], seeds: int, scale: str) -> None:
     """Print a row of the table for each mistake, with three sites or more and with two."""
     rows = defaultdict(list)
     for (points, labels), split, sites, seed in itertools.product(sets.values(), SPLITS, SITES, range(seeds)):
         random = np.random.default_rng([seed, sites])
         parts, truth = make_clients(points, labels, split, sites, random)
         site, column = int(random.integers(sites)), pick_column(points, random)
-        clean, _ = fit(parts, truth, site, seed)
+        clean, _ = fit(parts, truth, site, seed, scale=scale)
         for mistake in MISTAKES:
             broken = [break_client(part, column, mistake) if n == site else part for n, part in enumerate(parts)]
-            kept, model = fit(broken, truth, site, seed, suspects="report")
+            kept, model = fit(broken, truth, site, seed, suspects="report", scale=scale)
             if model is None:
                 continue
-            default, model_default = fit(broken, truth, site, seed)
-            excluded, model_excluded = fit(broken, truth, site, seed, suspects="exclude")
-            out = {} if model_default is None else model_default.excluded_
-            caught = model_default is None or site in out
+            out = find_unit_errors(read_answers(model))
+            # With nobody to leave out it is the same run; one that stops has no result.
+            default = fit(broken, truth, site, seed, scale=scale)[0] if out else kept
+            exclude = fit(broken, truth, site, seed, scale=scale, suspects="exclude")[0] if model.suspects_ else kept
+            honest_out = sum(client != site for client in out)
             rows[mistake, sites > 2].append(
-                (
-                    largest_factor(model, site),
-                    caught,
-                    sum(client != site for client in out),
-                    site in model.suspects_,
-                    clean,
-                    kept,
-                    kept if model_default is None else default,
-                    kept if model_excluded is None else excluded,
-                )
+                (largest_factor(model, site), site in out, honest_out, site in model.suspects_)
+                + (clean, kept, default, exclude)
             )
     for (mistake, several), values in sorted(rows.items(), key=lambda row: row[0][1]):
-        found = np.array(values, dtype=float)
-        # Harm: the honest sites' groups lose more than .05 of the ARI that they have without the mistake.
-        harmed = found[:, 4] - found[:, 5] > 0.05
-        means = " ".join(f"{value:.3f}" for value in found[:, 4:].mean(0))
-        hurt = " ".join(f"{value:.3f}" for value in found[harmed, 4:].mean(0)) if harmed.any() else "-"
-        sites = "3 to 10" if several else "2"
-        print(
-            f"{mistake}, {sites} sites, {len(found)} runs: median factor {np.median(found[:, 0]):.3g}; "
-            f"left out (or stopped) {found[:, 1].mean():.0%}, reported {found[:, 3].mean():.0%}, honest sites left out "
-            f"{found[:, 2].sum():.0f}; ARI clean, kept, default, exclude {means}; harmed {harmed.sum()}, of them left "
-            f"out {found[harmed, 1].mean() if harmed.any() else 0:.0%}, ARI {hurt}"
-        )
+        print(describe(f"{mistake}, {'3 to 10' if several else '2'} sites", np.array(values, dtype=float)))
+
+
+def describe(name: str, found: np.ndarray) -> str:
+    """One row: factors, who was named, and the ARI of all runs and of those that the mistake harmed by .05 or more."""
+    harmed = found[:, 4] - found[:, 5] > 0.05
+    scores = []
+    for rows in (found, found[harmed]):
+        left_out = f"{rows[:, 1].mean():.0%} left out or stopped" if len(rows) else ""
+        means = [rows[~np.isnan(rows[:, column]), column] for column in range(4, 8)]
+        texts = " ".join(f"{values.mean():.3f}" if len(values) else "-" for values in means)
+        scores.append(f"{len(rows)} runs, {left_out}, ARI clean, kept, default, exclude {texts}")
+    return (
+        f"{name}: median factor {np.median(found[:, 0]):.3g}, reported {found[:, 3].mean():.0%}, honest sites left out "
+        f"{found[:, 2].sum():.0f}; all {scores[0]}; harmed {scores[1]}"
+    )
 
 
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=1, help="of mistakes; honest runs have three times as many")
+    parser.add_argument("--only", choices=["honest", "mistakes"], help="one of the two tables")
+    parser.add_argument("--scale", choices=["none", "standard"], default="none")
     parser.add_argument("--sets", default="", help="names, with semicolons between; all by default")
     options = parser.parse_args()
     progress.configure(quiet=True)
     warnings.simplefilter("ignore")
     sets = {name: value for name, value in make_sets().items() if not options.sets or name in options.sets.split(";")}
-    print(f"threshold {CERTAIN:g}")
-    measure_honest(sets, 3 * options.seeds)
-    measure_mistakes(sets, options.seeds)
+    print(f"left out from a factor of {SCALE_ALONE:g}")
+    if options.only != "mistakes":
+        measure_honest(sets, 3 * options.seeds, options.scale)
+    if options.only != "honest":
+        measure_mistakes(sets, options.seeds, options.scale)
 
 
 if __name__ == "__main__":

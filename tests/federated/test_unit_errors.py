@@ -11,8 +11,8 @@ import pytest
 from foveate import FederatedKMeans
 from foveate.core.errors import UserError
 from foveate.federated.clustering.suspects import (
-    CERTAIN,
-    CERTAIN_OF_TWO,
+    SCALE_ALONE,
+    SPREAD_ALONE,
     find_unit_errors,
     measure_scales,
 )
@@ -69,16 +69,9 @@ def test_a_larger_unit_is_left_out(mistake: Mistake, sites: int) -> None:
     assert adjusted_rand_index(truth, np.concatenate([fit(parts, suspects="report").labels_[n] for n in honest])) < 0.5
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_smaller_unit_is_left_out() -> None:
-    parts, _ = split(3)
-    parts[1] = broken(parts[1], lambda x: x / 1000)
-    model = fit(parts)
-    assert list(model.excluded_) == [1]
-    assert "column 2 is 0.00" in model.excluded_[1]
-
-
 UNCERTAIN: dict[str, Mistake] = {
+    # The column nearly vanishes, as it may where a site lacks a group; it is reported.
+    "divided": lambda x: x / 1000,
     "inches": lambda x: x / 2.54,
     "Fahrenheit": lambda x: x * 1.8 + 32,
     "sign": lambda x: -x,
@@ -93,6 +86,7 @@ def test_what_another_place_or_device_may_do_is_kept(name: str) -> None:
     parts, _ = split(3)
     parts[1] = broken(parts[1], UNCERTAIN[name])
     assert not fit(parts).excluded_
+    assert (1 in fit(parts).suspects_) == (name == "divided")
     swapped = [parts[0], split(3)[0][1][:, [1, 0, 2, 3]], parts[2]]
     assert not fit(swapped).excluded_
 
@@ -104,6 +98,10 @@ def unlike(kind: str) -> list[np.ndarray]:
         return [POINTS[rows] for rows in dirichlet(LABELS, 5, random, alpha=0.1, min_points=10).rows]
     if kind == "one group each":
         return [POINTS[number == LABELS] for number in range(5)]
+    if kind == "groups on axes":
+        # A column that is nearly zero everywhere but at the site that alone has the group.
+        axes = 9 * np.eye(5, 4)[LABELS] + 0.2 * random.normal(size=(600, 4))
+        return [axes[rows] for rows in dirichlet(LABELS, 5, random, alpha=0.3, min_points=10).rows]
     if kind == "sizes":
         return np.split(POINTS, [10, 30, 90])
     if kind == "devices":
@@ -113,8 +111,10 @@ def unlike(kind: str) -> list[np.ndarray]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", [{}, {"min_count": 5, "winsorize": 3.0, "refine_rounds": 0}, {"method": "naive"}])
-@pytest.mark.parametrize("kind", ["skewed", "one group each", "sizes", "devices", "places"])
+@pytest.mark.parametrize(
+    "options", [{}, {"min_count": 5, "winsorize": 3.0, "refine_rounds": 0}, {"method": "weighted_kmeans"}]
+)
+@pytest.mark.parametrize("kind", ["skewed", "one group each", "groups on axes", "sizes", "devices", "places"])
 def test_honest_sites_are_not_left_out_and_results_are_the_same(kind: str, options: dict[str, Any]) -> None:
     parts = unlike(kind)
     model, before = fit(parts, **options), fit(parts, suspects="report", **options)
@@ -124,42 +124,56 @@ def test_honest_sites_are_not_left_out_and_results_are_the_same(kind: str, optio
 
 @pytest.mark.parametrize("sites", [2, 3])
 def test_the_threshold(sites: int) -> None:
-    threshold = CERTAIN if sites > 2 else CERTAIN_OF_TWO
-
-    def errors(factor: float) -> list[int]:
+    def errors(factor: float, spreads: float = 3.0) -> dict[int, str]:
         # The others' median of the second column is 2 and their 90th percentile 3.
-        wide = [answer(GROUPS), answer(GROUPS * [1.0, factor * 1.5])] + [answer(GROUPS)] * (sites - 2)
-        return list(find_unit_errors(dict(enumerate(wide))))
+        odd = answer(GROUPS * [1.0, factor * 1.5], spreads)
+        return find_unit_errors({0: answer(GROUPS), 1: odd} | {site: answer(GROUPS) for site in range(2, sites)})
 
-    # Of two, both may stand out.
-    assert 1 in errors(1.01 * threshold)
-    assert sites == 2 or errors(1.01 * threshold) == [1]
-    assert errors(0.99 * threshold) == []
+    assert errors(1.01 * SCALE_ALONE) == {1: "column 1 is 5.05x the other clients' magnitude"}
+    assert errors(0.99 * SCALE_ALONE) == {}
+    assert list(errors(1000, 1.01 * SPREAD_ALONE)) == [1]
+    assert errors(1000, 0.99 * SPREAD_ALONE) == {}, "the groups are not wider"
 
 
-def test_magnitude_and_spread_must_both_differ_and_the_difference_must_matter() -> None:
+def test_each_sign_alone_is_not_enough() -> None:
     usual = {0: answer(GROUPS), 1: answer(GROUPS)}
-    # Far, as at another place, but no wider.
-    assert not find_unit_errors(usual | {2: answer(GROUPS + [0, 1000])})
-    tiny = GROUPS * [1, 1e-6]
-    assert not find_unit_errors({0: answer(tiny), 1: answer(tiny), 2: answer(GROUPS * [1, 1e-3])}), "moves no group"
-    assert find_unit_errors(usual | {2: answer(GROUPS * [1, 1000])}) == {
-        2: "column 1 is 667x the other clients' magnitude"
-    }
-    assert measure_scales({0: answer(GROUPS)}) == {}
-    # A column of zeros has no unit; a single centroid has no spread.
+    # Far, as at another place, but the column is not wider.
+    assert not find_unit_errors(usual | {2: answer(GROUPS + [0, 1000], 100.0)})
+    tiny = answer(GROUPS * [1, 1e-6])
+    assert not find_unit_errors({0: tiny, 1: tiny, 2: answer(GROUPS * [1, 1e-3], 100.0)}), "moves no group"
+    # A column of zeros has no unit, and a single centroid no spread.
     flat = answer(GROUPS * [1, 0])
-    assert not find_unit_errors({0: flat, 1: flat, 2: answer(GROUPS * [1, 1000])})
-    assert not find_unit_errors({0: answer(GROUPS[:1]), 1: answer(GROUPS[:1]), 2: answer(GROUPS[:1] * 1000)})
+    assert not find_unit_errors({0: flat, 1: flat, 2: answer(GROUPS * [1, 1000], 100.0)})
+    single = answer(GROUPS[:1])
+    assert not find_unit_errors({0: single, 1: single, 2: answer(GROUPS[:1] * 1000, 1000.0)})
+    assert not find_unit_errors({0: answer(GROUPS)})
+    assert measure_scales({}) == {}
+
+
+def test_a_wild_value_of_one_site_changes_nothing_for_the_others() -> None:
+    wild = GROUPS.copy()
+    wild[0] = 1e20
+    scales = measure_scales({0: answer(wild), 1: answer(GROUPS), 2: answer(GROUPS * [1, 1000], 1000.0)})
+    assert scales[1].unit_D.tolist() == [0, 0]
+    alone = measure_scales({1: answer(GROUPS), 2: answer(GROUPS * [1, 1000], 1000.0)})
+    with_usual = measure_scales({0: answer(GROUPS), 1: answer(GROUPS), 2: answer(GROUPS * [1, 1000], 1000.0)})
+    np.testing.assert_allclose(alone[2].unit_D, with_usual[2].unit_D)
 
 
 def test_of_two_sites_the_run_stops_and_says_what_to_set() -> None:
     parts, _ = split(2)
     with raises_naming(UserError, "column 2", "nothing says which", "suspects=report"):
         fit([broken(parts[0], lambda x: x * 1000), parts[1]])
-    # Honest sites of one kind each differ as much as ten times; two of them are reported only.
-    with pytest.warns(UserWarning, match="another unit"):
-        assert not fit([parts[0], broken(parts[1], lambda x: x * 10)]).excluded_
+    with pytest.warns(UserWarning, match="nothing says which"):
+        assert not fit([broken(parts[0], lambda x: x * 1000), parts[1]], suspects="report").excluded_
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_radii_clients_are_only_reported() -> None:
+    parts, _ = split(3)
+    model = fit([broken(parts[0], lambda x: x * 1000), *parts[1:]], method="naive")
+    assert not model.excluded_
+    assert 0 in model.suspects_
 
 
 @pytest.mark.filterwarnings("ignore")

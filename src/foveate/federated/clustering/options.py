@@ -92,7 +92,7 @@ class ClusteringOptions(Settings):
     suspects: Literal["auto", "report", "exclude"] = Field(
         "auto",
         description="auto: clients with a column that is certainly in another unit are left out, and other anomalous "
-        "clients are reported; report: all stay in; exclude: all are left out",
+        "ones are reported; report: all stay in; exclude: all are left out",
     )
     changed: dict[str, Any] = Field({}, exclude=True, description="options that differ from the method's defaults")
 

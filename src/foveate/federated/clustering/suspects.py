@@ -33,11 +33,6 @@ SPREAD_ALONE = 2.0
 """Ratio of radii below which another magnitude is another place and no other unit."""
 MAX_SCALE = 1e6
 """No two units of a measurement in use are farther apart (nanogram and milligram, meter and micrometer)."""
-CERTAIN, CERTAIN_OF_TWO = 6.0, 20.0
-"""Factors of magnitude and of spread from which a column is certainly in another unit.
-
-Measured with honest clients of all kinds (docs/methods/feca.md): 2.7 is the largest of three or more, 6.6 of two.
-"""
 REACH = 1.0
 """Smallest difference of a column that matters, in units of the other clients' whole spread."""
 
@@ -76,13 +71,15 @@ class ColumnScales:
     Attributes:
         larger_D: the median of its centroids' absolute values over the largest 90th percentile of any other client.
         smaller_D: the reverse.
-        unit_D: the factor by which both magnitude and spread differ in the same direction, where the difference is at
-            least `REACH` times the others' whole spread.
+        unit_D: the factor by which both magnitude and spread are larger, where the difference is at least `REACH` times
+            the others' whole spread, and the client's groups are wider, too; else 0.
+        is_alike: its groups' radii are like those of the others; False where they are not sent.
     """
 
     larger_D: Floats
     smaller_D: Floats
     unit_D: Floats
+    is_alike: bool
 
 
 def measure_scales(answers: Mapping[int, Message]) -> dict[int, ColumnScales]:
@@ -94,6 +91,7 @@ def measure_scales(answers: Mapping[int, Message]) -> dict[int, ColumnScales]:
         np.array([_column_quantile(answers[client], share) for client in clients]) for share in (0.5, 0.9)
     )
     spread_MD = np.array([_column_spread(answers[client]) for client in clients])
+    radius_M = np.array([float(np.median(answers[client].arrays.get("spreads", [0.0]))) for client in clients])
     others_M = _spread_of_others(list(answers.values()))
     scales = {}
     for index, client in enumerate(clients):
@@ -101,30 +99,27 @@ def measure_scales(answers: Mapping[int, Message]) -> dict[int, ColumnScales]:
         # The median of one against the 90th percentile of the others: a few far centroids are no other unit.
         larger_D = _ratios(middle_MD[index], high_D.max(axis=0))
         smaller_D = _ratios(middle_D.min(axis=0), high_MD[index])
-        is_larger_D = larger_D >= smaller_D
-        # A unit multiplies distances within a column as it does values; another place, or another device, does not.
-        wider_D = np.where(
-            is_larger_D,
-            _ratios(spread_MD[index], spread_D.max(axis=0)),
-            _ratios(spread_D.min(axis=0), spread_MD[index]),
-        )
-        difference_D = np.where(
-            is_larger_D, middle_MD[index] - high_D.max(axis=0), middle_D.min(axis=0) - high_MD[index]
-        )
-        # A column that is tiny beside the rest may differ a lot among honest clients, and moves no group.
-        matters_D = difference_D >= REACH * others_M[index]
-        unit_D = np.where(matters_D, np.minimum(np.maximum(larger_D, smaller_D), wider_D), 0.0)
-        scales[client] = ColumnScales(larger_D, smaller_D, unit_D)
+        radius, other = radius_M[index], float(np.median(np.delete(radius_M, index)))
+        # A different unit scales radii and centers alike; a different location changes only the centers.
+        is_alike = min(radius, other) > 0 and 1 / SPREAD_ALONE < radius / other < SPREAD_ALONE
+        # Each sign alone is seen among honest clients: a group that only one of them has may be far out in a column
+        # that is nearly zero elsewhere, and a column that is tiny beside the rest differs a lot and moves no group.
+        is_wider = other > 0 and radius >= SPREAD_ALONE * other
+        matters_D = middle_MD[index] - high_D.max(axis=0) >= REACH * others_M[index]
+        unit_D = np.minimum(larger_D, _ratios(spread_MD[index], spread_D.max(axis=0)))
+        scales[client] = ColumnScales(larger_D, smaller_D, np.where(is_wider & matters_D, unit_D, 0.0), is_alike)
     return scales
 
 
 def find_unit_errors(answers: Mapping[int, Message]) -> dict[int, str]:
-    """Clients with a column that is certainly in another unit, with the columns and their factors."""
-    threshold = CERTAIN_OF_TWO if len(answers) == 2 else CERTAIN
+    """Clients with a column that is certainly in a smaller unit, with the columns and their factors.
+
+    In a larger unit a column nearly vanishes, which does less harm, and which honest clients' columns may do, too.
+    """
     return {
-        client: _list_columns(scales, scales.unit_D, threshold)
+        client: _list_columns(scales, scales.unit_D, SCALE_ALONE)
         for client, scales in measure_scales(answers).items()
-        if scales.unit_D.max() >= threshold
+        if scales.unit_D.max() >= SCALE_ALONE
     }
 
 
@@ -139,18 +134,13 @@ def find_scales(answers: Mapping[int, Message]) -> dict[int, tuple[float, str]]:
     Returns:
         By client the largest ratio and the reason.
     """
-    clients = list(answers)
-    spread_M = np.array([float(np.median(answers[client].arrays.get("spreads", [0.0]))) for client in clients])
     reasons: dict[int, tuple[float, str]] = {}
-    for index, (client, scales) in enumerate(measure_scales(answers).items()):
-        other = float(np.median(np.delete(spread_M, index)))
-        # A different unit scales radii and centers alike; a different location changes only the centers.
-        is_alike = min(spread_M[index], other) > 0 and 1 / SPREAD_ALONE < spread_M[index] / other < SPREAD_ALONE
-        if is_alike:
-            larger_D = np.zeros_like(scales.larger_D)
+    for client, scales in measure_scales(answers).items():
+        if scales.is_alike:
             # A client whose values are smaller than those of several others still counts despite similar radii; with
             # only two clients, nothing shows which one is wrong.
-            scales = replace(scales, larger_D=larger_D, smaller_D=scales.smaller_D if len(clients) > 2 else larger_D)
+            zero_D = np.zeros_like(scales.larger_D)
+            scales = replace(scales, larger_D=zero_D, smaller_D=scales.smaller_D if len(answers) > 2 else zero_D)
         far_D = np.maximum(scales.larger_D, scales.smaller_D)
         if far_D.max() >= SCALE_ALONE:
             reasons[client] = (float(far_D.max()), f"{_list_columns(scales, far_D, SCALE_ALONE)}: another unit?")
