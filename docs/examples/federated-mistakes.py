@@ -147,7 +147,7 @@ def pick_column(points: np.ndarray, random: np.random.Generator) -> int:
 
 def measure_honest(sets: dict[str, tuple[np.ndarray, np.ndarray]], seeds: int, scale: str) -> None:
     """Print for each number of sites the largest factors of honest runs, and how many clients were left out."""
-    factors, wrong = defaultdict(list), defaultdict(int)
+    factors, wrong, doubted = defaultdict(list), defaultdict(int), defaultdict(int)
     runs = itertools.product(sets.items(), HONEST_SPLITS, SITES, range(seeds))
     for (name, (points, labels)), split, sites, seed in runs:
         parts, truth = make_clients(points, labels, split, sites, np.random.default_rng([seed, sites]))
@@ -157,9 +157,13 @@ def measure_honest(sets: dict[str, tuple[np.ndarray, np.ndarray]], seeds: int, s
                 continue
             factors[len(parts)].append((largest_factor(model), name, split, setting))
             wrong[len(parts)] += len(find_unit_errors(read_answers(model)))
+            doubted[len(parts)] += any("another unit?" in reason for reason in model.suspects_.values())
     for sites, found in sorted(factors.items()):
         top = ", ".join(f"{factor:.2f} ({', '.join(where)})" for factor, *where in sorted(found, reverse=True)[:3])
-        print(f"honest, {sites} sites, {len(found)} runs: {wrong[sites]} left out; largest factors {top}")
+        print(
+            f"honest, {sites} sites, {len(found)} runs: {wrong[sites]} clients left out, a client reported in "
+            f"{doubted[sites]} runs; largest factors {top}"
+        )
 
 
 def measure_mistakes(sets: dict[str, tuple[np.ndarray, np.ndarray]], seeds: int, scale: str) -> None:

@@ -28,7 +28,10 @@ from foveate.federated.messages import Message
 # Factors of the median distance, on top of the spread among clients; see `find_outliers`.
 ALONE, FAR = 4.0, 6.0
 SCALE_ALONE, WIDE, APART = 5.0, 20.0, 100.0
-"""Ratios at which columns' magnitudes, groups' radii and centroids' distances are reported."""
+"""Ratios at which columns' magnitudes, groups' radii and centroids' distances are reported.
+
+From the first a client is left out by default where spread, radii and `REACH` say the same.
+"""
 SPREAD_ALONE = 2.0
 """Ratio of radii below which another magnitude is another place and no other unit."""
 MAX_SCALE = 1e6
@@ -114,7 +117,8 @@ def measure_scales(answers: Mapping[int, Message]) -> dict[int, ColumnScales]:
 def find_unit_errors(answers: Mapping[int, Message]) -> dict[int, str]:
     """Clients with a column that is certainly in a smaller unit, with the columns and their factors.
 
-    In a larger unit a column nearly vanishes, which does less harm, and which honest clients' columns may do, too.
+    The largest factor of an honest client was 1.48 in 2,520 runs (docs/methods/feca.md). In a larger unit a column nearly
+    vanishes, which does less harm, and which honest clients' columns may do, too.
     """
     return {
         client: _list_columns(scales, scales.unit_D, SCALE_ALONE)
