@@ -117,8 +117,8 @@ def measure_scales(answers: Mapping[int, Message]) -> dict[int, ColumnScales]:
 def find_unit_errors(answers: Mapping[int, Message]) -> dict[int, str]:
     """Clients with a column that is certainly in a smaller unit, with the columns and their factors.
 
-    The largest factor of an honest client was 1.48 in 2,520 runs (docs/methods/feca.md). In a larger unit a column nearly
-    vanishes, which does less harm, and which honest clients' columns may do, too.
+    The largest factor of an honest client was 1.48 in 2,520 runs (docs/methods/feca.md). In a larger unit a column
+    nearly vanishes, which does less harm, and which honest clients' columns may do, too.
     """
     return {
         client: _list_columns(scales, scales.unit_D, SCALE_ALONE)
