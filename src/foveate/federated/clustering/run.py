@@ -15,6 +15,7 @@ from foveate.core.files import FolderLock, atomic_file, write_json_atomically
 from foveate.core.progress import say
 from foveate.core.reference import refuse_reference
 from foveate.core.runs import RunFolder
+from foveate.core.yaml_text import read_yaml
 from foveate.federated.anomaly import EXCLUDE, KEEP, note_suspect
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.distances import Labels, nearest
@@ -113,6 +114,17 @@ def plan(clients: Clients, options: ClusteringOptions) -> dict[str, Any]:
     }
 
 
+def _keep_default(options: ClusteringOptions, path: Path) -> ClusteringOptions:
+    """Resume a run that began when `suspects` was "report" by default as it began."""
+    recipe = path / "recipe.yaml"
+    begun = read_yaml(recipe.read_text(encoding="utf-8"), where=str(recipe)) if recipe.is_file() else None
+    stated = begun.get("options") if isinstance(begun, dict) else None
+    if options.suspects != "auto" or not isinstance(stated, dict) or stated.get("suspects") != "report":
+        return options
+    say(f"{path} was begun with suspects=report, and goes on with it")
+    return options.model_copy(update={"suspects": "report"})
+
+
 def run_clustering(
     clients: Clients,
     options: ClusteringOptions,
@@ -128,7 +140,7 @@ def run_clustering(
     Raises:
         UserError: an unknown method, too few clients or groups, or a run folder of other options.
     """
-    settings = settings or ClusterRun()
+    settings, options = settings or ClusterRun(), _keep_default(options, path)
     methods = list_methods(options.method, settings.compare, method_names())
     recipe = describe_run(clients, methods[1:], options)
     run = RunFolder.create(path, command=command, recipe=yaml.safe_dump(recipe, sort_keys=False))
