@@ -139,10 +139,10 @@ def _show_image(image: PlannedImage, images: RunImages) -> list[Block]:
         drawings = [figure.format("canvas", canvas, f"Tiles of {image.tile} px")] if canvas else []
         drawings += [figure.format("overview", overview, "Overview")] if overview else []
         blocks.append(Drawn(Markup('<div class="tilings">{}</div>').format(Markup("").join(drawings))))
-    places = [f"row {view.row}, column {view.column}" if view.row else "overview" for view in image.views]
+    cells = [f"row {view.row}, column {view.column}" if view.row else "overview" for view in image.views]
     marks = [Markup("<code>{}</code> ").format(view.indicator) if view.indicator else "" for view in image.views]
-    named = enumerate(zip(marks, places, strict=True), 1)
-    return [*blocks, Chips([Markup("{}view {}: {}").format(mark, n, place) for n, (mark, place) in named])]
+    named = enumerate(zip(marks, cells, strict=True), 1)
+    return [*blocks, Chips([Markup("{}view {}: {}").format(mark, n, cell) for n, (mark, cell) in named])]
 
 
 def draw_canvas(image: PlannedImage, images: RunImages) -> Markup:
