@@ -70,7 +70,7 @@ def number_lines(r: StudyResult, condition: str) -> list[list[str]]:
     return [
         [
             row.title,
-            *(mean_and_half(by_row[row.key].values.get(one.key), seeds=len(r.seeds)) for one in r.measures),
+            *(mean_and_half(by_row[row.key].values.get(measure.key), seeds=len(r.seeds)) for measure in r.measures),
         ]
         for row in r.rows
         if row.key in by_row
@@ -99,7 +99,7 @@ def build_study(result: Mapping[str, Any], run_folder: Path) -> Page:
     claimed, numbered = list[Block](), list[Block]()
     for condition in r.conditions:
         lines = [(claim.asserted, claim_line(claim)) for claim in r.claims if claim.condition == condition.key]
-        asserted, others = ([line for holds, line in lines if holds is wanted] for wanted in (True, False))
+        asserted, others = ([line for holds, line in lines if holds is verdict] for verdict in (True, False))
         if lines:
             claimed.append(Drawn(_draw("condition", {"condition": condition, "asserted": asserted, "open": others})))
         figures = charts(r, condition.key)
@@ -118,8 +118,8 @@ def build_study(result: Mapping[str, Any], run_folder: Path) -> Page:
     facts.append(("Time in the trainings, processes added up", numbers.duration(r.seconds.get("trainings"))))
     facts += [("Foveate", r.version), ("PyTorch", r.machine.torch)]
     data = [
-        f"{one.name}: {'used' if one.used else f'not installed (package {one.package}), so not measured'}."
-        for one in r.optional_data
+        f"{source.name}: {'used' if source.used else f'not installed (package {source.package}), so not measured'}."
+        for source in r.optional_data
     ]
     variants = [row for row in r.rows if any(entry.row == row.key for entry in r.table)]
     return block_page(
@@ -141,8 +141,8 @@ def build_study(result: Mapping[str, Any], run_folder: Path) -> Page:
                 "Mean over seeds and 95 % t-interval. The line through all rows is the reference.",
             ),
             *(
-                Section(f"table-{number}", one.title, [Table(one.columns, one.lines)], one.note)
-                for number, one in enumerate(r.further_tables, start=1)
+                Section(f"table-{number}", table.title, [Table(table.columns, table.lines)], table.note)
+                for number, table in enumerate(r.further_tables, start=1)
             ),
             Section(
                 "variants",
