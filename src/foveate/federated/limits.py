@@ -75,6 +75,20 @@ class ClientLimits(RequestBounds):
     max_epsilon: float = Field(
         8.0, gt=0, description="total privacy budget (epsilon, delta = 1e-5) for noisy answers about the same data"
     )
+    # The costs of some 450 answers add up to the default budget: a map of 150 rounds with three questions each.
+    noise_multiplier: float = Field(
+        15.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="smallest noise on every answer of the jobs embed and features, in units of the most that one row "
+        "can change the answer; 0 = none, for a server that is trusted with the data",
+    )
+    update_clip: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="largest change of an encoder's weights, as a norm, that one round of training sends",
+    )
     winsorize: float = Field(
         SAFE_WINSORIZE,
         ge=0,

@@ -72,6 +72,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "max_epsilon",
         "state",
     ),
+    "Protection of the jobs embed and features, which a server can only raise.": ("noise_multiplier", "update_clip"),
     "Bounds of a request: more is refused before the data are read.": tuple(RequestBounds.model_fields),
     "How the data are read.": tuple(READ_FIELDS.values()),
 }
