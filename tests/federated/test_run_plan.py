@@ -290,6 +290,13 @@ def test_the_servers_owner_gets_plan_and_command(tmp_path: Path) -> None:
     assert not call("--features", "5").output.startswith("#")
 
 
+def test_the_page_shows_the_plan_of_its_command() -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "federated-network.md"
+    _, shown = page.read_text(encoding="utf-8").split("--policy north.yaml --data /data/patients.csv\n```\n\n```text\n")
+    plan = plan_run(*read(clients=2, options="scale=standard"), DataSize(5, 215), Policy(min_count=10))
+    assert shown.partition("```")[0].splitlines() == describe_plan(plan, policy="north.yaml")
+
+
 def test_options_that_say_nothing(tmp_path: Path) -> None:
     run = ["federated", "run", "--clients", "3"]
     for options, expected in {
