@@ -259,6 +259,15 @@ def test_traffic_of_all_clients_is_that_of_one_times_their_number() -> None:
     plan = plan_run(*read(options="local_clusters=[1,2,3]"), DATA, OPEN)
     (row,) = [row for row in plan["messages"] if row["name"] == "centers"]
     assert row["largest"] == [3, FEATURES]
+    own = Policy(min_count=10, max_clusters=3)
+    refused = plan_run(*read(options="local_clusters=[1,2,4]"), DATA, own)
+    assert [refusal["code"] for refusal in refused["refusals"]] == ["max-clusters"]
+    # In a part of the rounds each: the client that trains most often counts.
+    run, options = read(job="embed", options="rounds=9 surrogate_start=1 hidden=[8] participation=0.34")
+    log = Log()
+    fit_clients(PARTS, options, log=log)
+    trained = max(sum(entry.up and entry.client == client for entry in log.entries) for client in range(3))
+    assert plan_run(run, options, DATA, OPEN)["questions"] == trained
 
 
 def call(*arguments: str | Path) -> Result:

@@ -68,10 +68,10 @@ class Rehearsal(AnsweredTransport):
     Args:
         clients: number of clients.
         size: of each client's data.
-        observe: called with every request to the first client.
+        observe: called with every client's number and request.
     """
 
-    def __init__(self, clients: int, size: DataSize, observe: Callable[[Message], None]) -> None:
+    def __init__(self, clients: int, size: DataSize, observe: Callable[[int, Message], None]) -> None:
         super().__init__(None, Log())
         self._clients, self._features, self._observe = clients, size.features, observe
         self._points = size.points or _POINTS
@@ -92,8 +92,7 @@ class Rehearsal(AnsweredTransport):
         for number in sorted(by_client):
             request = by_client[number]
             self.log.add(number, request, up=False)
-            if number == 0:
-                self._observe(request)
+            self._observe(number, request)
             self._take(result, number, request, self._answer(number, request, rule), "", 0.0, rule, None)
         return require_clients(result, min_clients, self.name)
 
@@ -133,6 +132,17 @@ class Rehearsal(AnsweredTransport):
         return kind(sizes.get(name, 1))
 
 
+def answer_cost(request: Message, limits: ClientLimits) -> float:
+    """rho of the answer of a client with these limits; 0 = without noise.
+
+    The client's own noise is at least `noise_multiplier` times what one row changes; an answer of more noise, where the
+    run's options ask for it, costs less.
+    """
+    if request.kind in OWN_NOISE_KINDS:
+        return gaussian_cost(1.0, limits.noise_multiplier) if limits.noise_multiplier else 0.0
+    return request_cost(request) if request.kind in HANDLERS else 0.0
+
+
 @dataclass
 class Verdict:
     """What a client with these limits says to the requests of a run.
@@ -165,13 +175,9 @@ class Verdict:
         if self.points is not None:
             self._try(lambda: limits.need_points(self.points or 0))
             self._try(lambda: node._check_steps(request, self.points or 0))
-        multiplier = self.limits.noise_multiplier
-        if request.kind in OWN_NOISE_KINDS and multiplier:
-            self.noisy += 1
-            self.rho += gaussian_cost(1.0, multiplier)
-            return
-        rho = request_cost(request) if request.kind in HANDLERS else 0.0
+        rho = answer_cost(request, self.limits)
         self.rho += rho
+        self.noisy += bool(rho) and request.kind in OWN_NOISE_KINDS
         # Sums over all points are no partition; with noise the budget is counted instead.
         self.partitions += not rho and request.kind in (*HANDLERS, EMBEDDED) and request.kind != MOMENTS
 
@@ -221,15 +227,24 @@ def plan_run(run: RunOptions, options: Any, size: DataSize, limits: ClientLimits
         UserError: a run that cannot begin, such as a method that is not federated.
     """
     # Every client gets and sends as much as another; only a map's networks of surrogates add up over clients.
-    is_alike = run.job != EMBED and not isinstance(getattr(options, "local_clusters", None), tuple)
-    clients = min(run.clients, 2) if is_alike else run.clients
-    verdict = Verdict(limits, run.job, size.points)
-    transport = Rehearsal(clients, size, verdict.add)
+    is_alike = not isinstance(getattr(options, "local_clusters", None), tuple)
+    clients = min(run.clients, 2) if is_alike and run.job != EMBED else run.clients
+    # The one that is asked most decides, where clients are asked for different things.
+    watched = 1 if is_alike and getattr(options, "participation", 1.0) == 1 else clients
+    verdicts = [Verdict(limits, run.job, size.points) for _ in range(watched)]
+
+    def observe(client: int, request: Message) -> None:
+        if client < watched:
+            verdicts[client].add(request)
+
+    transport = Rehearsal(clients, size, observe)
     with warnings.catch_warnings():
         # Clients without data look odd; what a server says about them is no news.
         warnings.simplefilter("ignore")
         privacy = _rehearse(run, options, transport)
-    verdict.finish()
+    for verdict in verdicts:
+        verdict.finish()
+    verdict = max(verdicts, key=lambda verdict: (len(verdict.refusals), verdict.rho, verdict.questions))
     entries = [[entry for entry in transport.log.entries if entry.client == number] for number in range(clients)]
     most = max(entries, key=lambda listed: sum(entry.size for entry in listed if entry.up))
     up, down = (sum(entry.size for entry in most if entry.up == direction) for direction in (True, False))
@@ -302,7 +317,7 @@ def describe_plan(plan: Mapping[str, Any], *, policy: str = "") -> list[str]:
         *_list_messages(plan["messages"], up=True),
         f"at most {plan['bytes_down_per_client']:,} bytes reach a client ({plan['bytes_down']:,} all clients):",
         *_list_messages(plan["messages"], up=False),
-        "before: a greeting with the client's number and name, digests of its columns' names, and max_partitions",
+        "before: a greeting with the client's number and name, digests of its columns' names, and limits of its own",
     ]
     for row in plan["privacy"]:
         hidden = (
