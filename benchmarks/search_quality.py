@@ -62,9 +62,9 @@ from foveate.search.index_folder import IMAGE, RANDOM_LETTERS, REGION, read_vect
 from foveate.search.query import Query
 from foveate.search.search import UNKNOWN, Index, search
 from foveate.search.settings import TEXT_WEIGHT
-from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.localizer.sources import open_localizer
 from foveate_labs.worlds.builtin import load_cutouts
 
 FIRST = 5
@@ -436,7 +436,7 @@ def print_table(table: Table, *, base: str) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tour", type=Path, default=Path("runs/tour"), help="run folder of `foveate tour`")
-    parser.add_argument("--model", default="cloc-seed0", help="model of the tour")
+    parser.add_argument("--model", default="cloc-seed0", help="model of the tour, or a name such as bridge")
     sources = ["emoji", "clipart", "scenes", *FOLDER_QUERIES]
     parser.add_argument("--sources", nargs="+", choices=sources, default=sources)
     parser.add_argument("--packages", type=Path, default=Path("/"), help="folder of installed or unpacked packages")
@@ -448,8 +448,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     tour = Collection.open(options.tour / "collection")
-    folder = options.tour / options.model / "model"
-    model = load_model(folder)
+    # A model of the tour by its name, or any other as `foveate index` finds it.
+    own = options.tour / options.model / "model"
+    folder: str | Path = own if own.is_dir() else options.model
+    model = open_localizer(folder)
     random_QE = unit(embed_phrases(model, draw_texts()))
     total: Table = {}
     asked: list[Asked] = []

@@ -171,25 +171,21 @@ class BridgeEncoder(ImageEncoder):
         """Embed pooled features [R, 1280], of a box for example, as [R, E]."""
         return self.embed(self._open(pooled_RD.device)[1](pooled_RD))
 
-    @torch.inference_mode()
-    def embed_crops(self, pixels_3HW: Tensor, boxes_K4: Tensor) -> Tensor:
+    def _embed_crops(self, pixels_13HW: Tensor, boxes_K4: Tensor) -> Tensor:
         """Embed boxes of one image, each enlarged to the size of the classifier's training: [K, E].
 
         Args:
-            boxes_K4: corners in [0, 1] of the input.
+            pixels_13HW: floats in 0 to 255. boxes_K4: corners in [0, 1] of the input.
         """
-        if not len(boxes_K4):
-            return torch.zeros(0, self.embed_dim, device=self.class_vectors_CE.device)
-        x = _to_bytes(pixels_3HW[None])[0]
-        height, width = x.shape[1:]
+        height, width = pixels_13HW.shape[2:]
         views = []
         for x1, y1, x2, y2 in boxes_K4.tolist():
             # At least a pixel: a thin box must not give an empty image.
             left, top = min(round(x1 * width), width - 1), min(round(y1 * height), height - 1)
             right, bottom = max(round(x2 * width), left + 1), max(round(y2 * height), top + 1)
-            views.append(_resize(x[None, :, top:bottom, left:right], VIEW))
+            views.append(_resize(pixels_13HW[..., top:bottom, left:right], VIEW))
         features_KD = self._maps(torch.cat(views)).mean(dim=(2, 3))
-        return self.embed(self._open(x.device)[1](features_KD), num_classes=CROP_CLASSES)
+        return self.embed(self._open(features_KD.device)[1](features_KD), num_classes=CROP_CLASSES)
 
     @torch.inference_mode()
     def propose(self, pixels_3HW: Tensor, tokens_LD: Tensor) -> BoxProposals:
@@ -207,7 +203,7 @@ class BridgeEncoder(ImageEncoder):
         owner_K = torch.zeros(len(inside_K4), dtype=torch.int64, device=x.device)
         pooled_KD = roi_pool(tokens_LD[None].float(), self.grid, inside_K4, owner_K)
         vectors_KE = (
-            F.normalize(self.embed_crops(x[0], inside_K4), dim=-1)
+            F.normalize(self._embed_crops(x, inside_K4), dim=-1)
             + MAP_WEIGHT * F.normalize(self.project(pooled_KD), dim=-1)
             + NAME_WEIGHT * self.detector_vectors_NE[class_K[best]]
         )
@@ -226,7 +222,8 @@ class BridgeEncoder(ImageEncoder):
 
 def _to_bytes(pixels_B3HW: Tensor) -> Tensor:
     """Return pixels as floats in 0 to 255: uint8 ones, or those that `Preprocess.normalize` has brought to [-1, 1]."""
-    return pixels_B3HW.float() if pixels_B3HW.dtype == torch.uint8 else (pixels_B3HW.float() + 1) * 127.5
+    # Rounded, so that both ways give the same bits: normalized pixels were whole numbers, too.
+    return pixels_B3HW.float() if pixels_B3HW.dtype == torch.uint8 else ((pixels_B3HW.float() + 1) * 127.5).round()
 
 
 def _resize(pixels_B3HW: Tensor, side: int) -> Tensor:
