@@ -32,6 +32,7 @@ from foveate.search.calibration import (
     mean_direction,
     split_query,
 )
+from foveate.search.index import unit
 from foveate.search.index_folder import (
     DESCRIPTION,
     IMAGE,
@@ -269,15 +270,33 @@ class Index:
                 query.text, strange, model, self._letters_E, floor.letters_cosine, cache=self.text_cache
             )
         best = max(((hit.z or 0.0) + text_weight * hit.text for hit in hits), default=None)
+        limit, cause = floor.z[kind], "which random letters reach, too"
+        own_limit = None if kind == "regions" else self._measure_floor(query, model)
+        if own_limit is not None and hits:
+            # Of the encoder's own floor only whole images, and words, are a measure: the best of many boxes is not.
+            limit, cause = own_limit, "which the text reaches by chance, too"
+            (nearest,) = self.nearest(self._embed_unit(query.text, model), count=1, kind="images", terms={"text": 1.0})
+            best = max([nearest.z or 0.0, *((hit.z or 0.0) + text_weight * hit.text for hit in hits if hit.text)])
         reason = ""
         # A caption with any word of the query can match by its text, even where the tower knows none of the others.
         if is_unknown and len(strange) == len(split_query(query.text)):
             reason = UNKNOWN
         elif best is None:
             reason = "there are no hits"
-        elif best <= floor.z[kind]:
-            reason = f"the best score is {best:.2f}, which random letters reach, too (floor {floor.z[kind]:.2f})"
-        return Verdict(not reason, reason, floor.z[kind], unknown)
+        elif best <= limit:
+            reason = f"the best score is {best:.2f}, {cause} (floor {limit:.2f})"
+        return Verdict(not reason, reason, limit, unknown)
+
+    def _embed_unit(self, text: str, model: LocalizingModel) -> NDArray[np.float64]:
+        return unit(self.text_cache.embed(model, [text]))[0]
+
+    def _measure_floor(self, query: Query, model: LocalizingModel) -> float | None:
+        """Return the z that the best image must exceed to show a text, where the encoder knows it; None otherwise."""
+        spread = combine_spreads(self.description.spreads, {"text": 1.0}).get(IMAGE)
+        if query.text is None or spread is None:
+            return None
+        floors_1 = model.image_encoder.measure_floors(self.text_cache.embed(model, [query.text]), "images")
+        return None if floors_1 is None else float(spread.standardize(floors_1.double().cpu().numpy())[0])
 
     def embed_text(self, query: Query, model: LocalizingModel) -> torch.Tensor | None:
         """Embed the text of a query with what `judge` compares it with, in one batch; None without a text."""

@@ -10,6 +10,7 @@ docs/methods/bridge.md; the vectors of the names are made by tools/build_bridge.
 from __future__ import annotations
 
 import threading
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,11 +44,11 @@ CROP_CLASSES = 20  # T of a crop
 # Weights of the similarity with the map under the box, with the box's class name, and of the detector's score, beside
 # the similarity with the crop.
 MAP_WEIGHT, NAME_WEIGHT, SCORE_WEIGHT = 0.5, 0.3, 0.2
-# A phrase is not in an image if its best box scores no more than FLOOR_FACTOR times what it scores on average as the
-# best of 15 random mixtures of classes, less FLOOR_MARGIN: a word that is near to many classes must score more. Chosen
-# so that one in ten right boxes is refused.
-FLOOR_FACTOR, FLOOR_MARGIN = 2.0, 0.108
-_MIXTURES, _BOXES = 64, 15
+# A phrase that is near to many classes scores more by chance. So its floor is `factor` times what it scores on average
+# as the best of `size` random mixtures of classes, plus `margin`; chosen so that one in ten right boxes, and right
+# first hits of a search, is refused.
+_FLOORS = {"boxes": (2.0, 15, -0.108), "images": (1.0, 300, 0.02)}  # factor, size, margin
+_DRAWS = 64
 _SHARES = (1.0, 0.6, 0.4, 0.3)
 
 
@@ -210,14 +211,18 @@ class BridgeEncoder(ImageEncoder):
         return BoxProposals(inside_K4, vectors_KE, SCORE_WEIGHT * score_K[best])
 
     @torch.inference_mode()
-    def measure_floors(self, texts_TE: Tensor) -> Tensor:
-        """Return the score [T] that the best proposal of an image must exceed for a phrase to be in it."""
-        rng = generator("bridge floor")
-        class_GKS = torch.from_numpy(rng.integers(lite0.CLASSES, size=(_MIXTURES, _BOXES, len(_SHARES))))
+    def measure_floors(self, texts_TE: Tensor, of: Literal["boxes", "images"]) -> Tensor:
+        """Return the score [T] that the best of an image's boxes, or the best image, must exceed to show a phrase."""
+        factor, size, margin = _FLOORS[of]
+        rng = generator("bridge floor", of)
         shares_S = self.class_vectors_CE.new_tensor(_SHARES)
-        mixed_GKE = torch.einsum("gkse,s->gke", self.class_vectors_CE[class_GKS], shares_S)
-        cosines_TGK = torch.einsum("te,gke->tgk", F.normalize(texts_TE.float(), dim=-1), F.normalize(mixed_GKE, dim=-1))
-        return FLOOR_FACTOR * cosines_TGK.amax(dim=2).mean(dim=1) - FLOOR_MARGIN
+        texts_TE = F.normalize(texts_TE.to(self.class_vectors_CE), dim=-1)
+        best_T = texts_TE.new_zeros(len(texts_TE))
+        for _ in range(_DRAWS):
+            class_KS = torch.from_numpy(rng.integers(lite0.CLASSES, size=(size, len(_SHARES)))).to(texts_TE.device)
+            mixed_KE = F.normalize(torch.einsum("kse,s->ke", self.class_vectors_CE[class_KS], shares_S), dim=-1)
+            best_T += (texts_TE @ mixed_KE.T).amax(dim=1)
+        return factor * best_T / _DRAWS + margin
 
 
 def _to_bytes(pixels_B3HW: Tensor) -> Tensor:

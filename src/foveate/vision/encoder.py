@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -174,8 +174,12 @@ class ImageEncoder(nn.Module, ABC):
         """
         return None
 
-    def measure_floors(self, texts_TE: Tensor) -> Tensor | None:
-        """Return the score [T] that a phrase's best proposal must exceed; None where it is measured on each image."""
+    def measure_floors(self, texts_TE: Tensor, of: Literal["boxes", "images"]) -> Tensor | None:
+        """Return the score [T] below which nothing shows a phrase; None where an image or an index measures it itself.
+
+        Args:
+            of: what is scored: the proposals of an image, or the images of a collection, by their cosine.
+        """
         return None
 
     @abstractmethod

@@ -200,8 +200,8 @@ class NanoDetSettings(ProposalSettings):
 
     model: str = Field(
         DEFAULT_ENCODER,
-        description="model whose embeddings of boxes choose the phrase: bridge, which ships, a model folder, OWNER/NAME "
-        "or open_clip:ARCH/PRETRAINED; names: the names of the detector's 80 classes do",
+        description="model whose embeddings of boxes choose the phrase: bridge, which ships, a model folder, "
+        "OWNER/NAME or open_clip:ARCH/PRETRAINED; names: the names of the detector's 80 classes do",
     )
     min_similarity: float = Field(
         -1.0, ge=-1, le=1, description="minimum cosine of a box with its phrase; with bridge and names at least 0.5"
@@ -269,6 +269,6 @@ NANODET = DetectorKind(
     settings=NanoDetSettings,
     open=lambda settings, _, device: NanoDetDetector(settings, device),
     note="offline, for photographs: class-agnostic boxes of NanoDet-g",
-    without_model=f"the shipped NanoDet-g finds boxes, and the shipped encoder {DEFAULT_ENCODER} chooses their phrases; "
-    "--model open_clip:ARCH/PRETRAINED or a model folder chooses by another",
+    without_model=f"the shipped NanoDet-g finds boxes, and the shipped encoder {DEFAULT_ENCODER} chooses their "
+    "phrases; --model open_clip:ARCH/PRETRAINED or a model folder chooses by another",
 )
