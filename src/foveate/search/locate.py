@@ -208,7 +208,7 @@ def locate_phrases(
     texts_RE = embed_phrases(model, phrases).to(model.device)
     located = _locate_all(model, encoded, proposals, phrases, texts_RE, rule=rule, is_default=is_default, seed=seed)
     floor, judgments = _measure_floor(model, encoded, proposals, phrases, cache or TextCache())
-    floors_R = None if proposals is None else model.image_encoder.measure_floors(texts_RE, "boxes")
+    floors_R = None if proposals is None else model.image_encoder.measure_floors(texts_RE, "proposals")
     floors = [floor] * len(phrases) if floors_R is None else floors_R.tolist()
     return [
         replace(each, floor=floor, is_unknown=is_unknown, unknown_words=unknown)

@@ -271,12 +271,10 @@ class Index:
             )
         best = max(((hit.z or 0.0) + text_weight * hit.text for hit in hits), default=None)
         limit, cause = floor.z[kind], "which random letters reach, too"
-        own_limit = None if kind == "regions" else self._measure_floor(query, model)
-        if own_limit is not None and hits:
-            # Of the encoder's own floor only whole images, and words, are a measure: the best of many boxes is not.
-            limit, cause = own_limit, "which the text reaches by chance, too"
-            (nearest,) = self.nearest(self._embed_unit(query.text, model), count=1, kind="images", terms={"text": 1.0})
-            best = max([nearest.z or 0.0, *((hit.z or 0.0) + text_weight * hit.text for hit in hits if hit.text)])
+        own = self._judge_by_encoder(query.text, model, kind) if hits else None
+        if own is not None:
+            (best, limit), cause = own, "which the text reaches by chance, too"
+            best = max([best, *((hit.z or 0.0) + text_weight * hit.text for hit in hits if hit.text)])
         reason = ""
         # A caption with any word of the query can match by its text, even where the tower knows none of the others.
         if is_unknown and len(strange) == len(split_query(query.text)):
@@ -287,16 +285,24 @@ class Index:
             reason = f"the best score is {best:.2f}, {cause} (floor {limit:.2f})"
         return Verdict(not reason, reason, limit, unknown)
 
-    def _embed_unit(self, text: str, model: LocalizingModel) -> NDArray[np.float64]:
-        return unit(self.text_cache.embed(model, [text]))[0]
+    def _judge_by_encoder(self, text: str, model: LocalizingModel, kind: str) -> tuple[float, float] | None:
+        """Return the best z of a text and the floor that its encoder sets it; None where it sets none.
 
-    def _measure_floor(self, query: Query, model: LocalizingModel) -> float | None:
-        """Return the z that the best image must exceed to show a text, where the encoder knows it; None otherwise."""
+        A region's floor is another than that of an image: its excess is counted from the image's.
+        """
         spread = combine_spreads(self.description.spreads, {"text": 1.0}).get(IMAGE)
-        if query.text is None or spread is None:
+        texts_1E = self.text_cache.embed(model, [text])
+        floor_1 = model.image_encoder.measure_floors(texts_1E, IMAGE)
+        if floor_1 is None or spread is None:
             return None
-        floors_1 = model.image_encoder.measure_floors(self.text_cache.embed(model, [query.text]), "images")
-        return None if floors_1 is None else float(spread.standardize(floors_1.double().cpu().numpy())[0])
+        excess = []
+        for of_kind in KINDS_OF[kind]:
+            if self.rows_of(of_kind).available:
+                floors_1 = model.image_encoder.measure_floors(texts_1E, of_kind)
+                (hit,) = self.nearest(unit(texts_1E)[0], count=1, kind=f"{of_kind}s")
+                excess.append(hit.score - float(floors_1[0]))
+        limit = (float(floor_1[0]) - spread.mean) / spread.std
+        return limit + max(excess) / spread.std, limit
 
     def embed_text(self, query: Query, model: LocalizingModel) -> torch.Tensor | None:
         """Embed the text of a query with what `judge` compares it with, in one batch; None without a text."""

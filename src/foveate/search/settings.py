@@ -32,8 +32,8 @@ class IndexSettings(Settings):
     retry: bool = Field(False, description="retry images that could not be read before")
 
 
-# Chosen by benchmarks/search_quality.py, see docs/methods/bridge.md: more gains nothing where captions are right, and loses
-# more where they are wrong.
+# Chosen by benchmarks/search_quality.py, see docs/methods/bridge.md: a higher weight gains nothing where captions are
+# right, and loses more where they are wrong.
 TEXT_WEIGHT = 3.0
 
 

@@ -10,7 +10,6 @@ docs/methods/bridge.md; the vectors of the names are made by tools/build_bridge.
 from __future__ import annotations
 
 import threading
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from foveate.core.devices import PRECISIONS, fast_precision, precision_of
 from foveate.core.errors import UserError, choose
 from foveate.core.seeds import generator
 from foveate.vision import detectors, lite0
-from foveate.vision.encoder import BoxProposals, ImageEncoder, ImageFeatures
+from foveate.vision.encoder import BoxProposals, FloorOf, ImageEncoder, ImageFeatures
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.regions.roi import roi_pool
 
@@ -47,7 +46,12 @@ MAP_WEIGHT, NAME_WEIGHT, SCORE_WEIGHT = 0.5, 0.3, 0.2
 # A phrase that is near to many classes scores more by chance. So its floor is `factor` times what it scores on average
 # as the best of `size` random mixtures of classes, plus `margin`; chosen so that one in ten right boxes, and right
 # first hits of a search, is refused.
-_FLOORS = {"boxes": (2.0, 15, -0.108), "images": (1.0, 300, 0.02)}  # factor, size, margin
+# The best of all boxes of all images is high by chance: one of the grid must exceed .1 more than a whole image.
+_FLOORS = {
+    "proposals": (2.0, 15, -0.108),
+    "image": (1.0, 300, 0.02),
+    "region": (1.0, 300, 0.12),
+}  # factor, size, margin
 _DRAWS = 64
 _SHARES = (1.0, 0.6, 0.4, 0.3)
 
@@ -211,10 +215,10 @@ class BridgeEncoder(ImageEncoder):
         return BoxProposals(inside_K4, vectors_KE, SCORE_WEIGHT * score_K[best])
 
     @torch.inference_mode()
-    def measure_floors(self, texts_TE: Tensor, of: Literal["boxes", "images"]) -> Tensor:
-        """Return the score [T] that the best of an image's boxes, or the best image, must exceed to show a phrase."""
+    def measure_floors(self, texts_TE: Tensor, of: FloorOf) -> Tensor:
+        """Return the score [T] that the best of some boxes or images must exceed to show a phrase."""
         factor, size, margin = _FLOORS[of]
-        rng = generator("bridge floor", of)
+        rng = generator("bridge floor", size)
         shares_S = self.class_vectors_CE.new_tensor(_SHARES)
         texts_TE = F.normalize(texts_TE.to(self.class_vectors_CE), dim=-1)
         best_T = texts_TE.new_zeros(len(texts_TE))

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from foveate.core.errors import UserError
 from foveate.vision.preprocess import Preprocess
 
+FloorOf = Literal["proposals", "image", "region"]
+
 
 @dataclass(frozen=True)
 class ImageFeatures:
@@ -174,11 +176,11 @@ class ImageEncoder(nn.Module, ABC):
         """
         return None
 
-    def measure_floors(self, texts_TE: Tensor, of: Literal["boxes", "images"]) -> Tensor | None:
+    def measure_floors(self, texts_TE: Tensor, of: FloorOf) -> Tensor | None:
         """Return the score [T] below which nothing shows a phrase; None where an image or an index measures it itself.
 
         Args:
-            of: what is scored: the proposals of an image, or the images of a collection, by their cosine.
+            of: what is scored: the proposals of an image, or, by their cosine, the images or regions of a collection.
         """
         return None
 
