@@ -91,7 +91,7 @@ class BridgeEncoder(ImageEncoder):
         dtype = str(precision_of(self.precision, torch.device("cpu"))).removeprefix("torch.")
         return f"bridge-{lite0.WEIGHTS_SHA256[:8]}-{detectors.SHA256[:8]}-{self.preprocess.size_name}-{dtype}"
 
-    def _open(self, device: torch.device) -> tuple[lite0.Lite0, lite0.ClassHead, detectors.NanoDet]:
+    def open_networks(self, device: torch.device) -> tuple[lite0.Lite0, lite0.ClassHead, detectors.NanoDet]:
         """Return the networks on a device, loaded at first use."""
         with _LOADING:
             if not self._networks or next(self._networks[0][0].parameters()).device != device:
@@ -105,7 +105,7 @@ class BridgeEncoder(ImageEncoder):
 
     def _maps(self, pixels_B3HW: Tensor) -> Tensor:
         """Return the classifier's features [B, 1280, h, w] of pixels in 0 to 255 (float)."""
-        network, head, _ = self._open(pixels_B3HW.device)
+        network, head, _ = self.open_networks(pixels_B3HW.device)
         dtype = next(network.parameters()).dtype
         parts = []
         # Small blocks stay in the cache of a core.
@@ -131,7 +131,7 @@ class BridgeEncoder(ImageEncoder):
 
     def _detect(self, pixels_B3HW: Tensor) -> Tensor:
         """Return the highest score of each of the detector's classes [B, 80], of those that are a box's best class."""
-        scores_BAN, _ = self._open(pixels_B3HW.device)[2](_resize(pixels_B3HW, detectors.SIDE))
+        scores_BAN, _ = self.open_networks(pixels_B3HW.device)[2](_resize(pixels_B3HW, detectors.SIDE))
         best_BA, class_BA = scores_BAN.max(dim=-1)
         best_BA = torch.where(best_BA > MIN_DETECTED, best_BA, 0.0)
         zeros_BN = best_BA.new_zeros(len(best_BA), detectors.CLASSES)
@@ -144,11 +144,11 @@ class BridgeEncoder(ImageEncoder):
         cells = _GRID**2 * self.width
         map_BLD = features[:, :cells].float().unflatten(1, (_GRID**2, self.width))
         view_BD, detected_BN = features[:, cells:].float().split((self.width, detectors.CLASSES), dim=1)
-        return ImageFeatures(map_BLD, self.grid, self.embed(self._classify(map_BLD, view_BD), detected_BN))
+        return ImageFeatures(map_BLD, self.grid, self.embed(self.classify(map_BLD, view_BD), detected_BN))
 
-    def _classify(self, map_BLD: Tensor, view_BD: Tensor) -> Tensor:
+    def classify(self, map_BLD: Tensor, view_BD: Tensor) -> Tensor:
         """Return the mean probabilities [B, 1000] of the whole image at two sizes and of windows of its map."""
-        head = self._open(map_BLD.device)[1]
+        head = self.open_networks(map_BLD.device)[1]
         map_BHWD = map_BLD.unflatten(1, self.grid)
         corners = [(top, left) for top in _STARTS for left in _STARTS] + [(_MIDDLE, _MIDDLE)]
         windows_WBD = torch.stack([map_BHWD[:, y : y + _WINDOW, x : x + _WINDOW].mean(dim=(1, 2)) for y, x in corners])
@@ -174,7 +174,7 @@ class BridgeEncoder(ImageEncoder):
 
     def project(self, pooled_RD: Tensor) -> Tensor:
         """Embed pooled features [R, 1280], of a box for example, as [R, E]."""
-        return self.embed(self._open(pooled_RD.device)[1](pooled_RD))
+        return self.embed(self.open_networks(pooled_RD.device)[1](pooled_RD))
 
     def _embed_crops(self, pixels_13HW: Tensor, boxes_K4: Tensor) -> Tensor:
         """Embed boxes of one image, each enlarged to the size of the classifier's training: [K, E].
@@ -190,13 +190,13 @@ class BridgeEncoder(ImageEncoder):
             right, bottom = max(round(x2 * width), left + 1), max(round(y2 * height), top + 1)
             views.append(_resize(pixels_13HW[..., top:bottom, left:right], VIEW))
         features_KD = self._maps(torch.cat(views)).mean(dim=(2, 3))
-        return self.embed(self._open(features_KD.device)[1](features_KD), num_classes=CROP_CLASSES)
+        return self.embed(self.open_networks(features_KD.device)[1](features_KD), num_classes=CROP_CLASSES)
 
     @torch.inference_mode()
     def propose(self, pixels_3HW: Tensor, tokens_LD: Tensor) -> BoxProposals:
         """Propose the detector's boxes, embedded by their crops, by the map under them and by their class names."""
         x = _to_bytes(pixels_3HW[None])
-        scores_AN, boxes_A4 = (part[0] for part in self._open(x.device)[2](_resize(x, detectors.SIDE)))
+        scores_AN, boxes_A4 = (part[0] for part in self.open_networks(x.device)[2](_resize(x, detectors.SIDE)))
         score_A, class_A = scores_AN.max(dim=-1)
         confident_A = score_A > PROPOSAL_THRESHOLD
         if not confident_A.any():
