@@ -23,6 +23,7 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from foveate.core.files import read_json, sha256_file, write_json_atomically, write_text_atomically
 from foveate.core.model_folder import CARD, WEIGHTS
 from foveate.core.paths import DATA
+from foveate.vision.bridge import BridgeEncoder
 from foveate.vision.detectors import CLASS_NAMES
 from foveate.vision.localizer.folder import save_model
 from foveate.vision.localizer.model import LocalizingModel
@@ -136,6 +137,7 @@ def build(wordnet: Path) -> Path:
     model = LocalizingModel(settings)
     # A location's vector comes from the classifier itself: boxes need no pass of their own.
     model.localizes = True
+    assert isinstance(model.image_encoder, BridgeEncoder)
     with torch.no_grad():
         model.image_encoder.class_vectors_CE.copy_(embed_classes(read_wordnet(wordnet), encode))
         names = [encode([text.format(name) for name in CLASS_NAMES]) for text in ("{}", "a photo of a {}")]

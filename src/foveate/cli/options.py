@@ -69,14 +69,14 @@ def run_option(default: str, what: str = "Run folder") -> Callable[[F], F]:
     return click.option("--out", "run", type=click.Path(path_type=Path), help=f"{what}; {default} by default.")
 
 
-def model_first(*names: str) -> Callable[[F], F]:
+def model_first(*names: str) -> Callable[[Command], Command]:
     """Add the arguments `[MODEL] NAME ...`; the command gets the model, the shipped encoder by default, and each name.
 
     Args:
         names: arguments of the command that the user must give, such as "image" and "phrase".
     """
 
-    def decorate(function: F) -> F:
+    def decorate(function: Command) -> Command:
         @functools.wraps(function)
         def command(*args: Any, arguments: tuple[str, ...], **values: Any) -> None:
             from foveate.core.hub import DEFAULT_ENCODER

@@ -292,16 +292,16 @@ class Index:
         """
         spread = combine_spreads(self.description.spreads, {"text": 1.0}).get(IMAGE)
         texts_1E = self.text_cache.embed(model, [text])
-        floor_1 = model.image_encoder.measure_floors(texts_1E, IMAGE)
-        if floor_1 is None or spread is None:
+        floors = {name: model.image_encoder.measure_floors(texts_1E, name) for name in (IMAGE, *KINDS_OF[kind])}
+        known = {name: float(floor_1[0]) for name, floor_1 in floors.items() if floor_1 is not None}
+        if not known or spread is None:
             return None
         excess = []
-        for of_kind in KINDS_OF[kind]:
-            if self.rows_of(of_kind).available:
-                floors_1 = model.image_encoder.measure_floors(texts_1E, of_kind)
-                (hit,) = self.nearest(unit(texts_1E)[0], count=1, kind=f"{of_kind}s")
-                excess.append(hit.score - float(floors_1[0]))
-        limit = (float(floor_1[0]) - spread.mean) / spread.std
+        for name in KINDS_OF[kind]:
+            if self.rows_of(name).available:
+                (hit,) = self.nearest(unit(texts_1E)[0], count=1, kind=f"{name}s")
+                excess.append(hit.score - known[name])
+        limit = (known[IMAGE] - spread.mean) / spread.std
         return limit + max(excess) / spread.std, limit
 
     def embed_text(self, query: Query, model: LocalizingModel) -> torch.Tensor | None:

@@ -20,7 +20,7 @@ from foveate.core.devices import PRECISIONS, fast_precision, precision_of
 from foveate.core.errors import UserError, choose
 from foveate.core.seeds import generator
 from foveate.vision import detectors, lite0
-from foveate.vision.encoder import BoxProposals, FloorOf, ImageEncoder, ImageFeatures
+from foveate.vision.encoder import BoxProposals, ImageEncoder, ImageFeatures
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.regions.roi import roi_pool
 
@@ -67,6 +67,9 @@ class BridgeEncoder(ImageEncoder):
         image_size: side of the input in pixels, of which crops are cut.
         precision: of Lite0: "auto" (bfloat16 where the hardware has it), "bfloat16" or "float32".
     """
+
+    class_vectors_CE: Tensor
+    detector_vectors_NE: Tensor
 
     def __init__(self, *, embed_dim: int = 384, image_size: int = 672, precision: str = "auto") -> None:
         if image_size < MAP:
@@ -215,7 +218,7 @@ class BridgeEncoder(ImageEncoder):
         return BoxProposals(inside_K4, vectors_KE, SCORE_WEIGHT * score_K[best])
 
     @torch.inference_mode()
-    def measure_floors(self, texts_TE: Tensor, of: FloorOf) -> Tensor:
+    def measure_floors(self, texts_TE: Tensor, of: str) -> Tensor:
         """Return the score [T] that the best of some boxes or images must exceed to show a phrase."""
         factor, size, margin = _FLOORS[of]
         rng = generator("bridge floor", size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UserError
 from foveate.vision.preprocess import Preprocess
-
-FloorOf = Literal["proposals", "image", "region"]
 
 
 @dataclass(frozen=True)
@@ -176,11 +174,11 @@ class ImageEncoder(nn.Module, ABC):
         """
         return None
 
-    def measure_floors(self, texts_TE: Tensor, of: FloorOf) -> Tensor | None:
+    def measure_floors(self, texts_TE: Tensor, of: str) -> Tensor | None:
         """Return the score [T] below which nothing shows a phrase; None where an image or an index measures it itself.
 
         Args:
-            of: what is scored: the proposals of an image, or, by their cosine, the images or regions of a collection.
+            of: what is scored: "proposals" of an image, or, by their cosine, each "image" or "region" of a collection.
         """
         return None
 
