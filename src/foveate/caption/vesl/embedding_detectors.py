@@ -40,11 +40,11 @@ from foveate.vision.minilm import PACKAGE_SHA256, SentenceEncoder
 from foveate.vision.preprocess import move_boxes, place_image, render_image
 
 Comparison = Callable[[int, Proposals, Sequence[str]], NDArray[np.float64]]
-# Minimum cosine of a phrase with the sentence vector of a class name, or with a box's vector by the shipped encoder,
-# which lies in the same space; see docs/methods/vesl.md and docs/methods/bridge.md.
-MIN_NAME_SIMILARITY = 0.5
 # What `model` says for the names of the detector's own classes.
 CLASS_NAMES_ALONE = "names"
+# Minimum cosine of a phrase with the sentence vector of a class name, or with a box's vector by `bridge`, which lies in
+# the same space; see docs/methods/vesl.md. Cosines of other models are lower.
+MIN_SIMILARITIES = {CLASS_NAMES_ALONE: 0.5, "bridge": 0.5}
 # Embeddings that are cached; 16,384 of 512 floats are 32 MB.
 _MAX_CACHED_PHRASES = 16_384
 
@@ -223,9 +223,8 @@ class NanoDetDetector(Detector):
         self.model = f"nanodet-g, phrases by {'class names' if by_names else settings.model}"
         self._scorer = None if by_names else RegionScorer(settings.model, device)
         self._names: SentenceEncoder | None = SentenceEncoder() if self._scorer is None else None
-        # A class that no phrase names would get the nearest one all the same. Cosines of other models are lower.
-        limit = MIN_NAME_SIMILARITY if settings.model in (CLASS_NAMES_ALONE, DEFAULT_ENCODER) else -1.0
-        self._min_similarity = max(limit, settings.min_similarity)
+        # A thing that no phrase names would get the nearest one all the same.
+        self._min_similarity = max(MIN_SIMILARITIES.get(settings.model, -1.0), settings.min_similarity)
         self._proposer = NanoDetProposer(settings, device)
         chooser = PACKAGE_SHA256[:12] if self._scorer is None else self._scorer.version
         self.version = f"{self._proposer.version} {chooser}"

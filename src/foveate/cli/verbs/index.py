@@ -42,6 +42,7 @@ def command(call: Call, model: str, target: str, out: Path | None, settings: dic
       foveate index open_clip:ViT-B-32/laion2b_s34b_b79k my-folder
       foveate index runs/tour/cloc-seed0/model my-images --out my-index
     """
+    from foveate.core.hub import DEFAULT_ENCODER
     from foveate.search.index import build_index
     from foveate.search.results import IndexResult
 
@@ -73,7 +74,9 @@ def command(call: Call, model: str, target: str, out: Path | None, settings: dic
         return
     counts = index.counts
     lines.append(f"{counts['images']:,} images and {counts['regions']:,} regions can be searched")
-    if index.floor is not None:
+    if index.source == DEFAULT_ENCODER:
+        lines.append("a text is called not found below what it scores by chance, whatever the images show")
+    elif index.floor is not None:
         lines.append(
             f"texts that score below {index.floor.z['both']:.2f} are called not found: so are "
             f"{1 - index.floor.letters_above:.0%} of random letters and {index.floor.names_below:.0%} of random names"
