@@ -42,10 +42,12 @@ def test_a_folder_is_indexed_and_searched(foveate: Run, photographs: Path) -> No
     assert made.json["model"] == DEFAULT_ENCODER
     assert made.json["counts"] == {"images": 3, "regions": 3 * 38, "unreadable": 0}
     index = made.json["paths"]["index"]
-    for text, name in (("a kitten", "1.png"), ("something to drink", "2.png"), ("a rocket", "3.jpg")):
+    # The third is small in its photograph: it comes first, but may be as good as chance.
+    first = (("a kitten", "1", (0,)), ("something to drink", "2", (0,)), ("a rocket", "3", (0, 3)))
+    for text, name, codes in first:
         found = foveate("search", index, text, "--json", "--quiet")
-        assert found.code == 0, found.out
-        assert found.json["results"]["hits"][0]["key"].startswith(name.partition(".")[0]), text
+        assert found.code in codes, found.out
+        assert found.json["results"]["hits"][0]["key"] == name, text
     absent = foveate("search", index, "a grand piano", "--json", "--quiet")
     assert absent.code == 3
     assert "by chance" in absent.json["reason"]
