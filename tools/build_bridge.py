@@ -69,7 +69,7 @@ docs/methods/bridge.md).
 | 962 stamps (tuxpaint) | .53 (.37 to .68) | .56 (.36 to .75) |
 | 900 emoji, clip art and scenes | .17 (.09 to .26) | .21 (.14 to .30) |
 
-A phrase's box on composites of photographs and cut-outs, IoU at least .5: .59 of 210; the best of its proposals .84.
+A phrase's box on composites of photographs and cut-outs, IoU at least .5: .57 of 210; the best of its proposals .84.
 
 ## Limits
 
