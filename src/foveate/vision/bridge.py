@@ -14,7 +14,7 @@ import threading
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import nms
 
 from foveate.core.devices import PRECISIONS, fast_precision, precision_of
@@ -105,7 +105,10 @@ class BridgeEncoder(ImageEncoder):
                 if device.type == "cpu" and dtype in (torch.float32, fast_precision(device)):
                     network = network.fuse()
                 # A copy, because the loaded detector is shared by all that use it; laid out as Lite0 is, it is faster.
-                detector = copy.deepcopy(detectors.load_nanodet()).to(device, memory_format=torch.channels_last)
+                detector = copy.deepcopy(detectors.load_nanodet()).to(device)
+                for module in detector.modules():
+                    if isinstance(module, nn.Conv2d):
+                        module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
                 self._networks[:] = [(network, lite0.load_class_head().to(device), detector)]
             return self._networks[0]
 
