@@ -26,6 +26,8 @@ MAX_AXIS_POINTS, MAX_HIDDEN = 28, 1024
 Finer grids and wider layers than the defaults of the jobs tell single rows apart; smaller ones make that harder and do
 not rule it out, which is why both jobs must be named by the owner.
 """
+MAX_MAP = 1e12
+"""Largest coordinate of a map's box."""
 MAX_QUERIES = 2000
 """Largest number of queries of a client's own grid, by default."""
 _MIB = 1 << 20
@@ -105,6 +107,11 @@ class RequestBounds(Settings):
                 f"asks for a grid of more than {self.max_axis_points} points per axis",
                 count=self.max_axis_points,
             )
+        if "box" in request.arrays:
+            box = request.array("box")
+            # What a client adds noise to must be a number wherever its points are.
+            if box.shape != (2, options.dimensions) or not (np.abs(box) <= MAX_MAP).all():
+                raise MessageError(f"array 'box' must be [2, {options.dimensions}] numbers of at most {MAX_MAP:g}")
         if options.max_points > self.max_queries:
             raise Refusal(
                 reasons.GRID,

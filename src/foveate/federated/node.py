@@ -143,15 +143,22 @@ class Node:
         points = self.read().points_ND
         self.limits.need_points(len(points))
         self._check_steps(request, len(points))
+        account = digest(points)
+        self._check_weights(request, points.shape[1], account)
+        rho = request_cost(request) if request.kind in HANDLERS else 0.0
+        if request.kind in MAP_KINDS:
+            from foveate.federated.embedding.client import noise_cost as map_cost
+
+            rho = map_cost(request, len(points), self.limits)
         question = RequestCost(
             request,
             # Sums over all points are no partition.
             is_partition=request.kind in (*HANDLERS, EMBEDDED) and request.kind != MOMENTS,
-            rho=request_cost(request) if request.kind in HANDLERS else 0.0,
+            rho=rho,
             # An answer with noise differs every time, and two of them reveal more than one.
             is_repeatable=request.kind in (*HANDLERS, EMBEDDED) and "noise" not in request.values,
         )
-        ledger = Ledger(self.limits.state_folder, digest(points))
+        ledger = Ledger(self.limits.state_folder, account)
         return ledger.answer(question, self.limits, lambda: self._compute(points, question))
 
     def _compute(self, points_ND: NDArray[np.float64], question: RequestCost) -> Message:
@@ -204,6 +211,13 @@ class Node:
             options = read_features_options(request)
             self.limits.check_steps(points, options.local_epochs, options.batch_size)
 
+    def _check_weights(self, request: Message, features: int, account: str) -> None:
+        """Raise Refusal for weights that no honest server sends; the points are not looked at, only their width."""
+        if request.kind in MAP_KINDS:
+            from foveate.federated.embedding.client import check_weights
+
+            check_weights(request, features, self.limits, account)
+
     def _handler(self, kind: str) -> Callable[[Any, Message, int], Message]:
         """Handler of a kind; torch is loaded only for maps and encoders."""
         if kind in HANDLERS:
@@ -211,7 +225,7 @@ class Node:
         if kind in MAP_KINDS:
             from foveate.federated.embedding.client import answer_remote as answer_map
 
-            return partial(answer_map, min_count=self.limits.smallest_group)
+            return partial(answer_map, limits=self.limits)
         from foveate.federated.deep.remote import answer_remote as answer_features
 
         return partial(answer_features, limits=self.limits)
