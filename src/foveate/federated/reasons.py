@@ -22,6 +22,7 @@ GRID = "grid"
 HIDDEN = "hidden"
 WINSORIZE = "winsorize"
 SCALE = "scale"
+WEIGHTS = "weights"
 MIN_COUNT = "min-count"
 MAX_CLUSTERS = "max-clusters"
 MAX_QUESTIONS = "max-questions"
@@ -60,6 +61,7 @@ SENTENCES = {
     HIDDEN: "the request's `hidden` is above the bound{count}",
     WINSORIZE: "the request's `winsorize` is not the client's own",
     SCALE: "the request is about a common scale of the columns; its own `scale` is `none`",
+    WEIGHTS: "the request's weights are not those that an honest run has in this round",
     MIN_COUNT: "its own min-count{count} is larger than the request's min_count",
     MAX_CLUSTERS: "its own max-clusters{count} is less than what the request asks for",
     MAX_QUESTIONS: "its own max-questions{count} about these data are used up",
@@ -88,6 +90,10 @@ REMEDIES = {
     HIDDEN: "run with narrower layers; the bound cannot be set",
     WINSORIZE: "run with its winsorize, or its owner may set --winsorize (0 for runs without)",
     SCALE: "run with scale=none, or its owner may set --scale standard",
+    WEIGHTS: (
+        "run with one version of foveate everywhere and one seed per run; its owner finds the bound in client.log, and "
+        "may set a larger --update-clip where other clients' is larger"
+    ),
     MIN_COUNT: "run with at least its min_count, or its owner may set a smaller --min-count",
     MAX_CLUSTERS: "run with fewer clusters, or its owner may set a larger --max-clusters",
     MAX_QUESTIONS: "its owner may set a larger --max-questions",
