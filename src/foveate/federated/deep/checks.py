@@ -113,6 +113,6 @@ def restore_units(network: Embedder, before_P: NDArray[np.float32], units_H: NDA
     set_weights(before, before_P)
     units = torch.from_numpy(units_H)
     with torch.no_grad():
-        network.head[0].weight[units] = before.head[0].weight[units]
-        network.head[0].bias[units] = before.head[0].bias[units]
-        network.head[2].weight[:, units] = before.head[2].weight[:, units]
+        weight, bias, last, _ = network.head.parameters()
+        old_weight, old_bias, old_last, _ = before.head.parameters()
+        weight[units], bias[units], last[:, units] = old_weight[units], old_bias[units], old_last[:, units]
