@@ -23,7 +23,7 @@ from foveate.core.progress import say
 from foveate.federated import reasons
 from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.deep.options import EMBEDDED, SIZE
+from foveate.federated.deep.options import EMBEDDED, SIZE, noise_cost
 from foveate.federated.deep.options import REMOTE_KINDS as FEATURES_KINDS
 from foveate.federated.deep.options import TRAIN as FEATURES_TRAIN
 from foveate.federated.deep.options import request_options as read_features_options
@@ -57,6 +57,8 @@ _JOBS = dict.fromkeys(HANDLERS, CLUSTER) | dict.fromkeys(MAP_KINDS, EMBED) | dic
 """Jobs by the kind of their requests."""
 PARTITIONS = "partitions"
 """Value of the greeting's answer: the client's `max-partitions`, so that a run that needs more is not begun."""
+NOISE = "noise"
+"""Value of the greeting's answer: the client's `noise-multiplier`. With noise its embeddings are no partitions."""
 TIME_CLASS_SECONDS = 0.5
 """A question that fails because of the data is answered at a multiple of this, whichever step it failed in."""
 
@@ -134,7 +136,7 @@ class Node:
             # counts as absent.
             columns = self.digest_columns()
             values = {"columns": columns.ordered, "columns.unordered": columns.unordered}
-            values |= {PARTITIONS: self.limits.max_partitions}
+            values |= {PARTITIONS: self.limits.max_partitions, NOISE: self.limits.noise_multiplier}
             return Message(HELLO, request.round, values={"client": self.number, "name": self.name, **values})
         if request.kind not in KINDS:
             raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
@@ -150,13 +152,15 @@ class Node:
             from foveate.federated.embedding.client import noise_cost as map_cost
 
             rho = map_cost(request, len(points), self.limits)
+        if request.kind in FEATURES_KINDS:
+            rho = noise_cost(request, self.limits.noise_multiplier)
         question = RequestCost(
             request,
             # Sums over all points are no partition.
             is_partition=request.kind in (*HANDLERS, EMBEDDED) and request.kind != MOMENTS,
             rho=rho,
             # An answer with noise differs every time, and two of them reveal more than one.
-            is_repeatable=request.kind in (*HANDLERS, EMBEDDED) and "noise" not in request.values,
+            is_repeatable=request.kind in (*HANDLERS, EMBEDDED) and not rho and "noise" not in request.values,
         )
         ledger = Ledger(self.limits.state_folder, account)
         return ledger.answer(question, self.limits, lambda: self._compute(points, question))
@@ -217,6 +221,10 @@ class Node:
             from foveate.federated.embedding.client import check_weights
 
             check_weights(request, features, self.limits, account)
+        if request.kind in FEATURES_KINDS:
+            from foveate.federated.deep.remote import check_weights
+
+            check_weights(request, features, self.limits, self.limits.state_folder / "weights", account)
 
     def _handler(self, kind: str) -> Callable[[Any, Message, int], Message]:
         """Handler of a kind; torch is loaded only for maps and encoders."""

@@ -196,10 +196,10 @@ class FeaturesMethod(ResultModel):
 
 
 class FeaturesRound(ResultModel):
-    """One round: loss over clients, and how far the centers moved (1 - cosine)."""
+    """One round: loss over clients, None where noise hides it, and how far the centers moved (1 - cosine)."""
 
     round: int
-    loss: float
+    loss: float | None = None
     clients: list[int] = []
     moved: float | None = None
 

@@ -474,7 +474,7 @@ def features_measures(r: FeaturesResult) -> Table:
 def features_charts(r: FeaturesResult) -> list[Markup]:
     """Draw the loss by round, and how far centers moved."""
     # Rounds count from 0 in the result, and from 1 on the page.
-    loss = [(float(entry.round + 1), entry.loss) for entry in r.history]
+    loss = [(float(entry.round + 1), entry.loss) for entry in r.history if entry.loss is not None]
     moved = [(float(entry.round + 1), entry.moved) for entry in r.history if entry.moved is not None]
     titled = [
         ("Loss of the clients", line_chart([Series("loss", loss)], title="Loss", x_label="round")),
@@ -544,7 +544,9 @@ def build_federated_features(result: Mapping[str, Any], run_folder: Path) -> Pag
                 "Round by round",
                 _plots(features_charts(r)),
                 "Centers are computed anew each round, so losses of different rounds have different targets; they show "
-                "whether clients can follow the centers.",
+                "whether clients can follow the centers."
+                + " Losses are hidden by the clients’ noise."
+                * any(entry.loss is None for entry in r.history),
                 "Rounds",
             ),
             Section("clients", "The clients", [columns_of(r.clients, columns.items())], link="Clients"),
