@@ -211,7 +211,7 @@ class Node:
         if kind in MAP_KINDS:
             from foveate.federated.embedding.client import answer_remote as answer_map
 
-            return partial(answer_map, min_count=self.limits.smallest_group)
+            return partial(answer_map, limits=self.limits)
         from foveate.federated.deep.remote import answer_remote as answer_features
 
         return partial(answer_features, limits=self.limits)

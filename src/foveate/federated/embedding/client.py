@@ -48,6 +48,7 @@ from foveate.federated.embedding.training import (
     neighborhood,
     train_pass,
 )
+from foveate.federated.limits import ClientLimits
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.privacy import NormalSource, add_noise, clip_norm, private_noise
 from foveate.federated.rounds import Client, Handler, stream
@@ -358,11 +359,14 @@ def make_client(number: int, data: ClientData, name: str = "") -> Client:
     return Client(number, data, HANDLERS, name)
 
 
-def answer_remote(points_ND: NDArray[np.floating], request: Message, client: int, min_count: int = 1) -> Message:
+def answer_remote(
+    points_ND: NDArray[np.floating], request: Message, client: int, limits: ClientLimits | None = None
+) -> Message:
     """Answer a server elsewhere.
 
     Args:
-        min_count: the client's own: nothing that is sent is about fewer points.
+        limits: the client's own; nothing that is sent is about fewer points than its `min_count`. None = in one
+            process.
 
     Raises:
         MessageError: a kind that is not answered over a network, such as all map positions.
@@ -373,5 +377,5 @@ def answer_remote(points_ND: NDArray[np.floating], request: Message, client: int
     # A client over a network keeps nothing between requests: points are read and checked anew for each.
     scaled, request = take_scale(as_points(points_ND, what="the data"), request)
     points = scaled.astype(request_options(request).precision)
-    data = ClientData(points, min_count=min_count)
+    data = ClientData(points, min_count=1 if limits is None else limits.smallest_group)
     return HANDLERS[request.kind](data, request, client)
