@@ -17,10 +17,11 @@ from sklearn.datasets import load_digits, load_wine
 from federated.test_hostile_server import asker, attack_encoder, configure
 from foveate.core.errors import UserError
 from foveate.federated import attacks, reasons
+from foveate.federated.costs import answer_cost
 from foveate.federated.deep import noise
 from foveate.federated.deep.encoder import build_network, flatten_weights, prepare_samples, set_weights
 from foveate.federated.deep.job import DeepJob, load_model
-from foveate.federated.deep.options import EMBEDDED, REMOTE_KINDS, SIZE, TRAIN, DeepOptions, noise_cost
+from foveate.federated.deep.options import EMBEDDED, REMOTE_KINDS, SIZE, TRAIN, DeepOptions
 from foveate.federated.deep.protocol import embedded_request, embedded_rule, prototype_loss, train_request, train_rule
 from foveate.federated.deep.remote import answer_remote
 from foveate.federated.job import serve
@@ -35,6 +36,12 @@ from foveate.report import render
 DIGITS = load_digits().data / 16
 WINE = (load_wine().data - load_wine().data.mean(0)) / load_wine().data.std(0)
 DEFAULTS = ClientLimits(min_count=10)
+
+
+def noise_cost(kind: str, multiplier: float = DEFAULTS.noise_multiplier) -> float:
+    return answer_cost(Message(kind), ClientLimits(noise_multiplier=multiplier)).rho
+
+
 QUICK: dict[str, Any] = {"clusters": 3, "rounds": 2, "width": 8, "hidden": 12, "min_count": 10}
 
 
@@ -60,11 +67,11 @@ def request(kind: str, options: DeepOptions, weights: np.ndarray, round: int = 0
 
 def test_what_an_answer_costs() -> None:
     for kind in (EMBEDDED, TRAIN):
-        assert noise_cost(Message(kind), 15.0) == pytest.approx(1 / 450)
-        assert noise_cost(Message(kind), 0.0) == 0
-    assert noise_cost(Message(SIZE), 15.0) == 0
+        assert noise_cost(kind, 15.0) == pytest.approx(1 / 450)
+        assert noise_cost(kind, 0.0) == 0
+    assert noise_cost(SIZE, 15.0) == 0
     # A run of the default 20 rounds fits into the default budget.
-    assert epsilon(41 * noise_cost(Message(TRAIN), DEFAULTS.noise_multiplier)) < DEFAULTS.max_epsilon
+    assert epsilon(41 * noise_cost(TRAIN)) < DEFAULTS.max_epsilon
 
 
 @pytest.mark.parametrize(("multiplier", "clip"), [(15.0, 1.0), (2.0, 0.25)])
@@ -85,7 +92,7 @@ def test_the_noise_on_a_change(multiplier: float, clip: float) -> None:
     expected[0] += clip
     np.testing.assert_allclose(sent, expected * clip / np.linalg.norm(expected), rtol=1e-5, atol=1e-9)
     # What the ledger charges for it.
-    assert noise_cost(Message(TRAIN), multiplier) == pytest.approx((2 * clip) ** 2 / (2 * sigma**2))
+    assert noise_cost(TRAIN, multiplier) == pytest.approx((2 * clip) ** 2 / (2 * sigma**2))
     # Without noise the change is clipped all the same; a training that ends in NaN is none.
     bare = noise.send_change(before, after, clip=clip)
     assert (bare[0], np.abs(bare[1:]).max()) == (np.float32(clip), 0)
@@ -158,7 +165,7 @@ def test_the_noise_on_centroids(monkeypatch: pytest.MonkeyPatch) -> None:
     noise.noisy_centroids(vectors, 3, np.random.default_rng(0), multiplier=4.0, min_count=10)
     assert len(used) == noise.STEPS
     assert used[0][0] == 1.0
-    assert sum(2 / scale**2 for _, scale in used) == pytest.approx(noise_cost(Message(EMBEDDED), 4.0))
+    assert sum(2 / scale**2 for _, scale in used) == pytest.approx(noise_cost(EMBEDDED, 4.0))
 
 
 def test_vectors_that_are_no_numbers_are_no_error() -> None:

@@ -14,6 +14,7 @@ from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.protocol import HANDLERS
+from foveate.federated.costs import PROTECTED
 from foveate.federated.deep.encoder import build_network, prepare_samples
 from foveate.federated.deep.job import DeepJob
 from foveate.federated.deep.options import REMOTE_KINDS, SIZE
@@ -25,7 +26,7 @@ from foveate.federated.flower.app import read_job
 from foveate.federated.job import serve
 from foveate.federated.messages import Message
 from foveate.federated.node import answer_request
-from foveate.federated.plan import OWN_NOISE_KINDS, DataSize, describe_plan, plan_run
+from foveate.federated.plan import DataSize, describe_plan, plan_run
 from foveate.federated.policy import Policy, read_policy, write_policy
 from foveate.federated.privacy import epsilon
 from foveate.federated.reasons import FAILURE
@@ -178,7 +179,7 @@ def test_the_account_of_a_clients_own_noise(job: str, answers: int) -> None:
     trusted = plan_run(*read(job=job, options=options), DATA, OPEN.model_copy(update={"noise_multiplier": 0.0}))
     assert (trusted["noisy_answers"], trusted["rho"], trusted["epsilon"]) == (0, 0.0, None)
     assert trusted["partitions"] == (3 if job == "features" else 0)
-    assert {kind for kind in OWN_NOISE_KINDS if kind.startswith("train")} == {"train", "train.prototypes"}
+    assert {kind for kind in PROTECTED if kind.startswith("train")} == {"train", "train.prototypes"}
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], set[str]]] = [

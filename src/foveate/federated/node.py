@@ -21,24 +21,18 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated import reasons
-from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.deep.options import EMBEDDED, SIZE, noise_cost
+from foveate.federated.costs import TRAINED, answer_cost
+from foveate.federated.deep.options import EMBEDDED, SIZE
 from foveate.federated.deep.options import REMOTE_KINDS as FEATURES_KINDS
 from foveate.federated.deep.options import TRAIN as FEATURES_TRAIN
 from foveate.federated.deep.options import request_options as read_features_options
-from foveate.federated.embedding.options import POINTS
+from foveate.federated.embedding.options import BOX, FIELD, POINTS, SURROGATE
 from foveate.federated.embedding.options import REMOTE_KINDS as MAP_KINDS
 from foveate.federated.embedding.options import TRAIN as MAP_TRAIN
 from foveate.federated.embedding.options import request_options as read_map_options
-from foveate.federated.limits import (
-    CLUSTER,
-    EMBED,
-    FEATURES,
-    ClientLimits,
-    Ledger,
-    RequestCost,
-)
+from foveate.federated.ledger import BOXES, FIELDS, SQUARES, SUMS, TRAININGS, Ledger, RequestCost
+from foveate.federated.limits import CLUSTER, EMBED, FEATURES, ClientLimits
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.points import ColumnDigests, Points, ReadOptions, sort_columns
 from foveate.federated.policy import expand
@@ -140,6 +134,7 @@ class Node:
             return Message(HELLO, request.round, values={"client": self.number, "name": self.name, **values})
         if request.kind not in KINDS:
             raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
+        request = self.limits.complete(request)
         # Before the data are read: a refused request costs the client nothing.
         self._check(request)
         points = self.read().points_ND
@@ -147,22 +142,18 @@ class Node:
         self._check_steps(request, len(points))
         account = digest(points)
         self._check_weights(request, points.shape[1], account)
-        rho = request_cost(request) if request.kind in HANDLERS else 0.0
-        if request.kind in MAP_KINDS:
-            from foveate.federated.embedding.client import noise_cost as map_cost
-
-            rho = map_cost(request, len(points), self.limits)
-        if request.kind in FEATURES_KINDS:
-            rho = noise_cost(request, self.limits.noise_multiplier)
+        rho = answer_cost(request, self.limits).rho
+        is_grouping = request.kind in (*HANDLERS, EMBEDDED)
         question = RequestCost(
             request,
             # Sums over all points are no partition.
-            is_partition=request.kind in (*HANDLERS, EMBEDDED) and request.kind != MOMENTS,
+            is_partition=is_grouping and request.kind != MOMENTS,
             rho=rho,
             # An answer with noise differs every time, and two of them reveal more than one.
-            is_repeatable=request.kind in (*HANDLERS, EMBEDDED) and not rho and "noise" not in request.values,
+            is_repeatable=is_grouping and not rho and "noise" not in request.values,
+            budget=_find_budget(request),
         )
-        ledger = Ledger(self.limits.state_folder, account)
+        ledger = Ledger(self.limits.state_folder, account, points)
         return ledger.answer(question, self.limits, lambda: self._compute(points, question))
 
     def _compute(self, points_ND: NDArray[np.float64], question: RequestCost) -> Message:
@@ -237,6 +228,14 @@ class Node:
         from foveate.federated.deep.remote import answer_remote as answer_features
 
         return partial(answer_features, limits=self.limits)
+
+
+def _find_budget(request: Message) -> str:
+    """Name of the budget that an answer without noise is counted in, beside partitions; "" for none."""
+    if request.kind == MOMENTS:
+        return SQUARES if "center" in request.arrays else SUMS
+    budgets = dict.fromkeys(TRAINED, TRAININGS) | {BOX: BOXES} | dict.fromkeys((FIELD, SURROGATE), FIELDS)
+    return budgets.get(request.kind, "")
 
 
 def answer_request(config: Mapping[str, Any], read_request: Callable[[], Message]) -> Message:

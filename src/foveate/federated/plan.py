@@ -19,18 +19,15 @@ from numpy.typing import NDArray
 
 from foveate.federated import reasons
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.clustering.run import account
+from foveate.federated.costs import PROTECTED, answer_cost
 from foveate.federated.deep.options import EMBEDDED
-from foveate.federated.deep.options import TRAIN as FEATURES_TRAIN
-from foveate.federated.embedding.options import BOX, FIELD, SURROGATE
-from foveate.federated.embedding.options import TRAIN as MAP_TRAIN
 from foveate.federated.limits import CLUSTER, EMBED, FEATURES, ClientLimits
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.node import Node
-from foveate.federated.privacy import epsilon, gaussian_cost
+from foveate.federated.privacy import epsilon
 from foveate.federated.reasons import Refusal
 from foveate.federated.rounds import (
     AnsweredTransport,
@@ -46,8 +43,6 @@ from foveate.federated.rounds import (
 from foveate.federated.run_options import RunOptions
 from foveate.federated.scaling import MOMENTS
 
-OWN_NOISE_KINDS = frozenset({BOX, FIELD, SURROGATE, MAP_TRAIN, EMBEDDED, FEATURES_TRAIN})
-"""Answers of the jobs embed and features that depend on rows; each has the client's own noise."""
 # Only the steps of a training, and what a single point can change of a map, depend on it.
 _POINTS = 1000
 # Far more than any map is wide, so that grids have as many points as the options allow.
@@ -132,17 +127,6 @@ class Rehearsal(AnsweredTransport):
         return kind(sizes.get(name, 1))
 
 
-def answer_cost(request: Message, limits: ClientLimits) -> float:
-    """rho of the answer of a client with these limits; 0 = without noise.
-
-    The client's own noise is at least `noise_multiplier` times what one row changes; an answer of more noise, where the
-    run's options ask for it, costs less.
-    """
-    if request.kind in OWN_NOISE_KINDS:
-        return gaussian_cost(1.0, limits.noise_multiplier) if limits.noise_multiplier else 0.0
-    return request_cost(request) if request.kind in HANDLERS else 0.0
-
-
 @dataclass
 class Verdict:
     """What a client with these limits says to the requests of a run.
@@ -175,9 +159,9 @@ class Verdict:
         if self.points is not None:
             self._try(lambda: limits.need_points(self.points or 0))
             self._try(lambda: node._check_steps(request, self.points or 0))
-        rho = answer_cost(request, self.limits)
+        rho = answer_cost(request, self.limits).rho
         self.rho += rho
-        self.noisy += bool(rho) and request.kind in OWN_NOISE_KINDS
+        self.noisy += bool(rho) and request.kind in PROTECTED
         # Sums over all points are no partition; with noise the budget is counted instead.
         self.partitions += not rho and request.kind in (*HANDLERS, EMBEDDED) and request.kind != MOMENTS
 

@@ -67,6 +67,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "What an answer may be about.": ("min_count", "winsorize", "scale", "align_columns"),
     "Budgets of each data set, counted over all runs and servers in the log in `state`.": (
         "max_partitions",
+        "max_moments",
+        "max_trainings",
         "max_questions",
         "max_failures",
         "max_epsilon",

@@ -12,7 +12,6 @@ from foveate.core.recipes import Settings, validate
 from foveate.federated.clustering.methods import load_method, method_names, resolve
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.privacy import gaussian_cost
 
 DEEPFECA, LOCAL, POOLED, UNTRAINED = "deepfeca", "local", "central", "untrained"
 METHODS = {
@@ -158,9 +157,3 @@ TRAIN = "train.prototypes"
 
 REMOTE_KINDS = (SIZE, EMBEDDED, TRAIN)
 """Requests that a client answers over a network. In one process the server knows the size of the data."""
-
-
-def noise_cost(request: Message, multiplier: float) -> float:
-    """rho of the answer of a client with this noise multiplier (`foveate.federated.deep.noise`); 0 = without noise."""
-    # How many points and features there are does not change when one point is replaced.
-    return gaussian_cost(1.0, multiplier) if multiplier and request.kind != SIZE else 0.0
