@@ -127,7 +127,7 @@ def attack_encoder(ask: Ask, features: int, hidden: int = 1024) -> list[np.ndarr
 
 def test_a_client_of_default_configuration_lets_nobody_read_a_map(tmp_path: Path) -> None:
     rows = WINE[::8, :4]
-    bare = attack_map(lambda request: answer_remote(rows, request, 0, ClientLimits(min_count=10)), len(rows), 4)
+    bare = attack_map(lambda request: answer_remote(rows, request, 0), len(rows), 4)
     assert attacks.count_rows_read(bare, rows, within=1e-4) > len(rows) // 2, "the attack works"
     codes: list[Any] = []
     assert attack_map(asker(configure(tmp_path, rows), codes), len(rows), 4) == []
