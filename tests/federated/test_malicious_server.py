@@ -1,0 +1,73 @@
+"""Servers that depart from the protocol: each attack works without limits, and reads nothing from a real client.
+
+The attacks are in `malicious_server.py`; `python docs/examples/federated-malicious.py` prints what each reads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from malicious_server import ATTACKS, Attack, Network, bare
+
+from foveate.federated import node
+from foveate.federated.limits import JOBS, ClientLimits
+
+ALL_JOBS = {"jobs": ",".join(JOBS)}
+READS_NOTHING = {"exact counts of near copies", "averages of noise until the budget is spent"}
+"""Attacks that show what an answer with noise, or a number of points, does not say: they read nothing anywhere."""
+
+
+# Until the account of near copies and the client's own noise are there.
+has_account = Path(node.__file__).with_name("ledger.py").exists()
+has_noise = Path(node.__file__).with_name("incoming.py").exists()
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "TIME_CLASS_SECONDS", 1e-3)
+
+
+def attack_network(attack: Attack, folder: Path, *, max_asked: float = 60, **own: Any) -> tuple[Network, list[int]]:
+    """Attack a client of this policy; the client, and rows and cells that were read to 1e-6 and to 1e-3."""
+    network = Network(folder, own)
+    victim = network.victim(attack.table)
+    victim.max_asked = max_asked
+    reading = attack.run(victim)
+    read = [*reading.count(attack.table), *reading.count(attack.table, 1e-3)]
+    return network, read
+
+
+def test_every_kind_of_message_is_attacked() -> None:
+    assert {kind for attack in ATTACKS.values() for kind in attack.kinds} == set(node.KINDS)
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - READS_NOTHING))
+def test_every_attack_works_on_a_client_without_limits(name: str) -> None:
+    attack = ATTACKS[name]
+    rows, cells = attack.run(bare(attack.table)).count(attack.table, attack.within)
+    assert rows >= attack.rows
+    assert cells >= attack.cells
+    assert attack.rows + attack.cells > 0
+
+
+@pytest.mark.skipif(not has_account, reason="no account of near copies")
+@pytest.mark.parametrize("own", [{}, {"scale": "standard"}], ids=["default", "scale"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_client_of_the_default_policy_lets_nobody_read(name: str, own: dict[str, Any], tmp_path: Path) -> None:
+    network, read = attack_network(ATTACKS[name], tmp_path, **own)
+    assert read == [0, 0, 0, 0], network.codes
+    assert network.epsilon() <= ClientLimits().max_epsilon
+
+
+@pytest.mark.skipif(not (has_account and has_noise), reason="no noise of the client's own")
+@pytest.mark.parametrize("own", [{}, {"scale": "standard"}], ids=["default", "scale"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_client_of_all_jobs_with_its_own_noise_lets_nobody_read(
+    name: str, own: dict[str, Any], tmp_path: Path
+) -> None:
+    network, (rows, cells, near_rows, _) = attack_network(ATTACKS[name], tmp_path, **ALL_JOBS, **own)
+    # A claim about a cell that is guessed is right to 1e-3 now and then; a row that is guessed never is.
+    assert (rows, cells, near_rows) == (0, 0, 0), network.codes
+    assert network.epsilon() <= ClientLimits().max_epsilon
