@@ -469,6 +469,8 @@ def test_the_screen_says_before_it_connects_what_jobs_may_cost() -> None:
     assert any("refused: the jobs embed and features" in line for line in plain)
     assert not [line for line in plain if line.startswith("warning")]
     named = steps.describe_limits(ClientLimits(min_count=10, jobs=JOBS))
+    assert not [line for line in named if line.startswith("warning")]
+    named = steps.describe_limits(ClientLimits(min_count=10, jobs=JOBS, noise_multiplier=0))
     for job in ("embed", "features"):
         (line,) = [line for line in named if line.startswith(f"warning: job {job}: ")]
         assert "can read rows" in line

@@ -146,6 +146,16 @@ def epsilon(rho: float, *, delta: float = DELTA) -> float:
     return rho + 2 * math.sqrt(rho * math.log(1 / delta))
 
 
+def max_rho(epsilon: float, *, delta: float = DELTA) -> float:
+    """Largest rho whose `epsilon` is at most this one.
+
+    >>> round(max_rho(epsilon(0.5)), 6)
+    0.5
+    """
+    root = math.sqrt(math.log(1 / delta))
+    return (math.sqrt(root**2 + epsilon) - root) ** 2
+
+
 def cost_row(name: str, unit: str, rho: float | None, messages: int, delta: float = DELTA) -> PrivacyCost:
     """Row of an account: what the noise on one kind of message hides; None in `rho` = it was sent without noise."""
     if rho is None:
