@@ -246,7 +246,13 @@ BOUNDS: dict[str, tuple[dict[str, Any], Callable[[], Message], str | None]] = {
         lambda: replace(FIT.add_to(map_request()), values={**map_request().values, "winsorize": 2.0}),
         "winsorize",
     ),
-    "a scale that magnifies a map": (NAMED | STANDARD, lambda: FAR.add_to(map_request()), "data-unusable"),
+    "a scale that magnifies a map": (
+        NAMED | STANDARD | {"noise_multiplier": 0.0},
+        lambda: FAR.add_to(map_request()),
+        "data-unusable",
+    ),
+    # Noise hides where points are, so that they are clipped instead.
+    "a scale that magnifies a map with noise": (NAMED | STANDARD, lambda: FAR.add_to(map_request()), None),
 }
 
 
