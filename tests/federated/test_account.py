@@ -242,7 +242,7 @@ def test_no_noise_is_an_internal_error_or_free(noise: float, code: str | None, t
 
 @pytest.mark.parametrize("field", ["update_noise", "target_noise"])
 def test_noise_of_a_map_has_a_bound(field: str, tmp_path: Path) -> None:
-    options = EmbeddingOptions(**{**MAP.model_dump(exclude={"scale"}), "update_clip": 1.0, field: 1e160})
+    options = MAP.model_copy(update={"update_clip": 1.0, field: 1e160})
     assert failure_of(configure(tmp_path), map_request(map_kinds.TRAIN, options)) == "max-noise"
 
 
