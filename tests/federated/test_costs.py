@@ -27,7 +27,7 @@ def request_of(kind: str, **options: Any) -> Message:
 
 @pytest.mark.parametrize("kind", PROTECTED)
 def test_the_clients_own_noise_is_charged(kind: str) -> None:
-    assert answer_cost(request_of(kind), ClientLimits()) == Cost(15.0, pytest.approx(1 / 450))
+    assert answer_cost(request_of(kind), ClientLimits(noise_multiplier=16.0)) == Cost(16.0, 1 / 512)
     assert answer_cost(request_of(kind), ClientLimits(noise_multiplier=2.0)) == Cost(2.0, 1 / 8)
     assert answer_cost(request_of(kind), ClientLimits(noise_multiplier=0.0)) == Cost()
     assert answer_cost(request_of(kind), None) == Cost()
@@ -38,8 +38,8 @@ def test_a_server_can_only_raise_the_noise() -> None:
         request = request_of(map_kinds.TRAIN, update_clip=1.0, update_noise=noise, **options)
         return answer_cost(request, ClientLimits(noise_multiplier=own))
 
-    assert cost(15.0, 8.0) == Cost(15.0, pytest.approx(1 / 450))
-    assert cost(15.0, 60.0) == Cost(30.0, pytest.approx(1 / 1800))
+    assert cost(16.0, 8.0) == Cost(16.0, 1 / 512)
+    assert cost(16.0, 64.0) == Cost(32.0, 1 / 2048)
     # The owner trusts the server: its noise is added, and the answers are counted.
     assert cost(0.0, 8.0) == Cost(4.0, 0.0)
     assert cost(0.0, 8.0, method="local") == Cost()
