@@ -126,7 +126,7 @@ def attack_encoder(ask: Ask, features: int, hidden: int = 1024) -> list[np.ndarr
 
 def test_a_client_of_default_configuration_lets_nobody_read_a_map(tmp_path: Path) -> None:
     rows = WINE[::8, :4]
-    bare = attack_map(lambda request: answer_remote(rows, request, 0, 10), len(rows), 4)
+    bare = attack_map(lambda request: answer_remote(rows, request, 0), len(rows), 4)
     assert attacks.count_rows_read(bare, rows, within=1e-4) > len(rows) // 2, "the attack works"
     codes: list[Any] = []
     assert attack_map(asker(configure(tmp_path, rows), codes), len(rows), 4) == []
@@ -433,7 +433,7 @@ def test_a_map_without_an_end_ends(precision: str) -> None:
     weights = np.concatenate([np.full(26, largest), np.zeros(2)]).astype(precision)
     request = Message(map_kinds.SURROGATE, 0, {"encoder": weights}, {"options": options.model_dump_json()})
     with np.errstate(all="ignore"):
-        assert answer_remote(WINE, request, 0, 10).number("queries") <= options.max_points
+        assert answer_remote(WINE, request, 0, ClientLimits(min_count=10)).number("queries") <= options.max_points
 
 
 def test_honest_runs_stay_within_the_default_bounds() -> None:

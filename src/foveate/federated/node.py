@@ -23,6 +23,7 @@ from foveate.core.progress import say
 from foveate.federated import reasons
 from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.protocol import HANDLERS
+from foveate.federated.costs import answer_cost
 from foveate.federated.deep.options import EMBEDDED, SIZE
 from foveate.federated.deep.options import REMOTE_KINDS as FEATURES_KINDS
 from foveate.federated.deep.options import TRAIN as FEATURES_TRAIN
@@ -147,9 +148,7 @@ class Node:
         self._check_weights(request, points.shape[1], account)
         rho = request_cost(request) if request.kind in HANDLERS else 0.0
         if request.kind in MAP_KINDS:
-            from foveate.federated.embedding.client import noise_cost as map_cost
-
-            rho = map_cost(request, len(points), self.limits)
+            rho = answer_cost(request, self.limits).rho
         question = RequestCost(
             request,
             # Sums over all points are no partition.

@@ -60,7 +60,7 @@ from foveate.federated.incoming import IncomingWeights
 from foveate.federated.job import MAX_TRAINED
 from foveate.federated.limits import EMBED, ClientLimits
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.privacy import NormalSource, add_noise, clip_norm, gaussian_cost, private_noise
+from foveate.federated.privacy import NormalSource, add_noise, clip_norm, private_noise
 from foveate.federated.rounds import Client, Handler, stream
 from foveate.federated.scaling import take_scale
 from foveate.metrics.neighbors import as_points, nearest
@@ -362,13 +362,15 @@ def _cut_field(z_Nd: Tensor, options: EmbeddingOptions, data: ClientData) -> Cut
 
 def update_protection(options: EmbeddingOptions, limits: ClientLimits | None) -> tuple[float | None, float]:
     """Norm to which a client clips its change of the weights, and the standard deviation of the noise on each value."""
-    asked = options.update_clip, options.update_noise * (options.update_clip or 0.0)
-    if limits is None:
-        # Methods that send no weights hide nothing by noise; it would only spoil their training.
-        return (None, 0.0) if options.method in (LOCAL, POOLED) else asked
-    clip = limits.update_clip if asked[0] is None else min(limits.update_clip, asked[0])
-    # 2 C: another point may turn a change of norm C into the opposite one.
-    return clip, max(limits.noise_multiplier * 2 * clip, asked[1])
+    clip, multiplier = options.update_clip, options.update_noise / 2 if options.hides_training else 0.0
+    if limits is not None:
+        clip = limits.update_clip if clip is None else min(limits.update_clip, clip)
+        multiplier = max(multiplier, limits.noise_multiplier)
+    # Methods that send no weights hide nothing by noise; it would only spoil their training.
+    elif clip is None or options.method in (LOCAL, POOLED):
+        return None, 0.0
+    # 2 C: another point may turn a change of norm C into the opposite one (`costs.answer_cost` has the same multiplier).
+    return clip, multiplier * 2 * clip
 
 
 def _private_weights(
@@ -388,27 +390,6 @@ def _private_weights(
     if sigma:
         change = add_noise(change, sigma, data.noise)
     return (before_P + change).astype(after_P.dtype)
-
-
-def noise_cost(request: Message, points: int, limits: ClientLimits) -> float:
-    """rho of the answer to a request, by the noise that is used; 0 = without noise.
-
-    Args:
-        points: number of the client's points.
-    """
-    multiplier = limits.noise_multiplier
-    if not multiplier or request.kind == POINTS:
-        return 0.0
-    options = request_options(request)
-    if request.kind == TRAIN:
-        clip, sigma = update_protection(options, limits)
-        assert clip is not None
-        return gaussian_cost(2 * clip, sigma)
-    if request.kind in (FIELD, SURROGATE) and "box" in request.arrays and options.dimensions == 2:
-        grid = request_grid(request)
-        change = _target_change(math.prod(grid.shape), points, options, grid)
-        return gaussian_cost(change, max(multiplier * change, options.target_noise))
-    return gaussian_cost(1.0, multiplier)
 
 
 def check_weights(request: Message, features: int, limits: ClientLimits, account: str) -> None:
@@ -556,18 +537,12 @@ def make_client(number: int, data: ClientData, name: str = "") -> Client:
 
 
 def answer_remote(
-    points_ND: NDArray[np.floating],
-    request: Message,
-    client: int,
-    min_count: int = 1,
-    *,
-    limits: ClientLimits | None = None,
+    points_ND: NDArray[np.floating], request: Message, client: int, limits: ClientLimits | None = None
 ) -> Message:
     """Answer a server elsewhere.
 
     Args:
-        min_count: the client's own: nothing that is sent is about fewer points.
-        limits: the client's own, with its `min_count`, noise and clip; None protects nothing else.
+        limits: the client's own, with its noise, clip and `min_count`; None = answers as in one process.
 
     Raises:
         MessageError: a kind that is not answered over a network, such as all map positions.
@@ -583,5 +558,5 @@ def answer_remote(
     if is_noisy:
         points = np.clip(points, -MAX_TRAINED, MAX_TRAINED)
     points = points.astype(request_options(request).precision)
-    data = ClientData(points, min_count=min_count if limits is None else limits.smallest_group, limits=limits)
+    data = ClientData(points, min_count=1 if limits is None else limits.smallest_group, limits=limits)
     return HANDLERS[request.kind](data, request, client)
