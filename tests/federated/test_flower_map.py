@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +17,17 @@ from foveate import FederatedNeighborEmbedding
 from foveate.core.errors import UserError
 from foveate.federated.embedding import options as kinds
 from foveate.federated.embedding.client import answer_remote
-from foveate.federated.embedding.job import MapJob, fit_clients
+from foveate.federated.embedding.job import EmbeddingFit, MapJob, fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower import client_app, server_app
 from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.transport import GridTransport, from_records, to_records
 from foveate.federated.job import serve
+from foveate.federated.limits import ClientLimits
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.reasons import DATA_MISSING, FAILURE
-from foveate.federated.rounds import Log, TooFewClientsError
+from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError
 from foveate.report import render
 from naming import raises_naming
 
@@ -37,14 +39,15 @@ SMALL: dict[str, Any] = {"rounds": 3, "hidden": (8,), "surrogate_start": 0.4, "m
 class FakeGrid:
     """Calls the app's own handlers with Flower's records, in the wrong order."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 10**9) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 10**9, noise: float = 0.0) -> None:
         self.stop_after, self.asked = stop_after, 0
         folder = Path(tempfile.mkdtemp())
         self.config: dict[int, dict[str, Any]] = {}
         for number, part in enumerate(PARTS):
             np.savez(folder / f"client{number}.npz", points=part)
             node = {"partition-id": number, "data": str(folder / f"client{number}.npz"), "min-count": 1}
-            self.config[107 - 2 * number] = node | {"state": str(folder / "state"), "jobs": "embed"}
+            own = {"state": str(folder / "state"), "jobs": "embed", "noise-multiplier": noise}
+            self.config[107 - 2 * number] = node | own
         monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
         monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: SimpleNamespace(**fields))
 
@@ -67,18 +70,59 @@ def serve_map(transport: GridTransport, options: EmbeddingOptions, out: Path, **
     return serve(MapJob(options), transport, out, **more)
 
 
+def fit_remote(parts: list[np.ndarray], options: EmbeddingOptions, log: Log | None = None) -> EmbeddingFit:
+    """A training in this process by clients that answer as over a network, without noise."""
+    answer = partial(answer_remote, limits=ClientLimits(min_count=1, noise_multiplier=0.0))
+    handlers = dict.fromkeys(kinds.REMOTE_KINDS, answer)
+
+    def make_transport(members: Any, log: Log) -> InProcess:
+        return InProcess([Client(member.number, parts[member.number], handlers) for member in members], log=log)
+
+    return fit_clients(parts, options, make_transport=make_transport, log=log)
+
+
 @pytest.mark.parametrize("surrogate", ["grid", "network"])
 def test_equal_to_in_process(surrogate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = EmbeddingOptions(**SMALL, surrogate=surrogate)
     log = Log()
     serve_map(GridTransport(FakeGrid(monkeypatch), clients=3, log=log), chosen, tmp_path / "out")
-    inside = fit_clients([one.astype(np.float32) for one in PARTS], chosen)
+    inside = fit_remote(PARTS, chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "out" / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[0]), inside.transform(PARTS[0]), atol=1e-6)
     assert log.bytes(up=True) == inside.log.bytes(up=True)
     page = render(tmp_path / "out").read_text(encoding="utf-8")
     assert "What was exchanged" in page
     assert 'id="maps"' not in page
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedprox"])
+def test_averaging_is_that_of_one_process(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = EmbeddingOptions(**SMALL, method=method)
+    serve_map(GridTransport(FakeGrid(monkeypatch), clients=3), chosen, tmp_path)
+    inside = fit_clients(PARTS, chosen)
+    loaded = FederatedNeighborEmbedding.load(tmp_path / "model")
+    np.testing.assert_allclose(loaded.transform(PARTS[0]), inside.transform(PARTS[0]), atol=1e-6)
+
+
+def test_a_field_is_nearly_that_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a network a field is cut and rounded; where all points are near all others, that is all."""
+    chosen = EmbeddingOptions(**SMALL)
+    inside, remote = fit_clients(PARTS, chosen), fit_remote(PARTS, chosen)
+    np.testing.assert_allclose(remote.transform(PARTS[0]), inside.transform(PARTS[0]), atol=0.02)
+
+
+@pytest.mark.parametrize("method", ["fedne", "fedavg", "fedprox"])
+def test_a_map_of_clients_with_noise_runs_through(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = EmbeddingOptions(**SMALL, method=method)
+    found = serve_map(GridTransport(FakeGrid(monkeypatch, noise=15.0), clients=3), chosen, tmp_path)
+    history = found["maps"][0]["history"]
+    assert [entry["round"] for entry in history] == [0, 1, 2]
+    assert {entry["attraction"] for entry in history} == {None}
+    assert {entry["outside"] for entry in history} == {None}
+    page = render(tmp_path).read_text(encoding="utf-8")
+    assert "hidden by the clients’ noise" in page
+    assert "counted by each client" in page
+    assert np.isfinite(FederatedNeighborEmbedding.load(tmp_path / "model").transform(PARTS[0])).all()
 
 
 def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +135,7 @@ def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "states" / "fedne.safetensors").exists(), (
         "a finished run keeps no state: data elsewhere may change"
     )
-    inside = fit_clients(PARTS, chosen)
+    inside = fit_remote(PARTS, chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[1]), inside.transform(PARTS[1]), atol=1e-6)
 

@@ -279,10 +279,9 @@ def _released_targets(
         releases: see `_released_box`.
     """
     if data.limits is not None and not data.noise_multiplier:
-        if options.dimensions == 2:
-            values_G = _cut_field(z_Nd, options, data).read(queries_Gd)
-        else:  # random queries, on no grid
-            values_G = _cut_targets(queries_Gd, z_Nd, options, data)[0]
+        # Random queries are on no grid that values could be read off.
+        cut = None if grid is None else _cut_field(z_Nd, options, data)
+        values_G = _cut_targets(queries_Gd, z_Nd, options, data)[0] if cut is None else cut.read(queries_Gd)
     elif data.noise_multiplier:
         # In float64: the last digits of sums in float32 depend on all rows, which no account of the noise covers.
         values_G = grids.targets(queries_Gd.double(), z_Nd.double(), drop=options.drop, kernel=options.kernel)
@@ -369,7 +368,7 @@ def update_protection(options: EmbeddingOptions, limits: ClientLimits | None) ->
     # Methods that send no weights hide nothing by noise; it would only spoil their training.
     elif clip is None or options.method in (LOCAL, POOLED):
         return None, 0.0
-    # 2 C: another point may turn a change of norm C into the opposite one (`costs.answer_cost` has the same multiplier).
+    # 2 C: another point may turn a change of norm C into the opposite one. `costs.answer_cost` charges this multiplier.
     return clip, multiplier * 2 * clip
 
 
