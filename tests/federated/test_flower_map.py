@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,21 +12,22 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed; make test-flower runs this")
 
+from small_clients import fit_remote
+
 from foveate import FederatedNeighborEmbedding
 from foveate.core.errors import UserError
 from foveate.federated.embedding import options as kinds
 from foveate.federated.embedding.client import answer_remote
-from foveate.federated.embedding.job import EmbeddingFit, MapJob, fit_clients
+from foveate.federated.embedding.job import MapJob, fit_clients
 from foveate.federated.embedding.options import EmbeddingOptions
 from foveate.federated.flower import client_app, server_app
 from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.transport import GridTransport, from_records, to_records
 from foveate.federated.job import serve
-from foveate.federated.limits import ClientLimits
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.reasons import DATA_MISSING, FAILURE
-from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError
+from foveate.federated.rounds import Log, TooFewClientsError
 from foveate.report import render
 from naming import raises_naming
 
@@ -68,17 +68,6 @@ class FakeGrid:
 
 def serve_map(transport: GridTransport, options: EmbeddingOptions, out: Path, **more: Any) -> dict[str, Any]:
     return serve(MapJob(options), transport, out, **more)
-
-
-def fit_remote(parts: list[np.ndarray], options: EmbeddingOptions, log: Log | None = None) -> EmbeddingFit:
-    """A training in this process by clients that answer as over a network, without noise."""
-    answer = partial(answer_remote, limits=ClientLimits(min_count=1, noise_multiplier=0.0))
-    handlers = dict.fromkeys(kinds.REMOTE_KINDS, answer)
-
-    def make_transport(members: Any, log: Log) -> InProcess:
-        return InProcess([Client(member.number, parts[member.number], handlers) for member in members], log=log)
-
-    return fit_clients(parts, options, make_transport=make_transport, log=log)
 
 
 @pytest.mark.parametrize("surrogate", ["grid", "network"])

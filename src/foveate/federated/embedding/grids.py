@@ -121,7 +121,7 @@ def _read_sides(counts_B: NDArray[np.int64], points: int, sigma: float, min_coun
     # Counts below a threshold rise from 0 to all points; noise that falls is none of them.
     below_T = IsotonicRegression(y_min=0, y_max=points).fit_transform(summed_T, below_T)
     # A quarter of all points at most: where noise drowns everything, the sides are near the quartiles.
-    few_T = np.minimum(np.maximum(min_count, 2 * deviation_T), points / 4)
+    few_T = np.minimum(np.maximum(min_count, 3 * deviation_T), points / 4)
 
     def first_above(beyond_T: NDArray[np.floating], limit_T: NDArray[np.floating]) -> int:
         """Number of thresholds from the outside on that have few positions beyond them."""
