@@ -70,7 +70,7 @@ class ClusterMethod(ResultModel):
 
 
 class PrivacyCost(ResultModel):
-    """Privacy of one kind of message under noise; rho and epsilon are None where nothing is hidden."""
+    """Privacy of one kind of message; rho and epsilon are None without noise, or if only the clients know it."""
 
     name: str
     unit: str = Field(description="what is protected: a client, a point, or nothing")

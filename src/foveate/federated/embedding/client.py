@@ -160,17 +160,11 @@ def _released_box(data: ClientData, z_Nd: NDArray[np.floating], *, releases: int
     Args:
         releases: of the same answer, which share its cost: two with sqrt(2) times the noise cost as much as one.
     """
-    if data.noise_multiplier:
-        sigma = math.sqrt(releases) * data.noise_multiplier * grids.box_change(z_Nd.shape[1])
-        return grids.noisy_box(z_Nd, sigma, data.min_count)
-    box = grids.bounding_box(z_Nd, data.min_count)
-    return box if data.limits is None else _round_digits(box)
-
-
-def _round_digits(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round to three digits of the largest value."""
-    # A string's digits: powers of ten would round a second time.
-    return np.array([float(f"{value:.{DIGITS - 1}e}") for value in values.ravel()]).reshape(values.shape)
+    if data.limits is None:
+        return grids.bounding_box(z_Nd, data.min_count)
+    # Never the coordinates themselves: weights can be such that all outermost points but one lie in one place.
+    sigma = math.sqrt(releases) * data.noise_multiplier * grids.box_change(z_Nd.shape[1])
+    return grids.threshold_box(z_Nd, data.min_count, sigma=sigma)
 
 
 def answer_positions(data: ClientData, request: Message, client: int) -> Message:
@@ -260,14 +254,12 @@ def answer_field(data: ClientData, request: Message, client: int) -> Message:
     # A cell's middle is the mean of four noisy values, whose noise has a quarter of the variance.
     if sigma:
         r2 = r_squared_of_noisy(noisy_G, sigma, sigma**2 / 4)
+    elif data.limits is not None:
+        r2 = _cut_field(z_Nd, options, data).fit(z_Nd, options)
     else:
         between = torch.from_numpy(grid.centers_Gd).to(z_Nd)
-        if data.limits is not None:
-            # Elsewhere the field is cut to 0 on purpose.
-            between = between[grids.has_enough_points(between, z_Nd, data.min_count)]
         truth = grids.targets(between, z_Nd, drop=options.drop, kernel=options.kernel)
-        r2 = r_squared(grids.interpolate(sent_G, grid, between), truth) if len(between) else 0.0
-        r2 = r2 if data.limits is None else round(r2, DIGITS)
+        r2 = r_squared(grids.interpolate(sent_G, grid, between), truth)
     return request.answer(arrays={"field": sent_G.cpu().numpy()}, r2=r2)
 
 
@@ -287,7 +279,9 @@ def _released_targets(
         releases: see `_released_box`.
     """
     if data.limits is not None and not data.noise_multiplier:
-        values_G = _cut_targets(queries_Gd, z_Nd, options, data)
+        # Random queries are on no grid that values could be read off.
+        cut = None if grid is None else _cut_field(z_Nd, options, data)
+        values_G = _cut_targets(queries_Gd, z_Nd, options, data)[0] if cut is None else cut.read(queries_Gd)
     elif data.noise_multiplier:
         # In float64: the last digits of sums in float32 depend on all rows, which no account of the noise covers.
         values_G = grids.targets(queries_Gd.double(), z_Nd.double(), drop=options.drop, kernel=options.kernel)
@@ -311,43 +305,71 @@ def _clip_targets(values_G: Tensor, options: EmbeddingOptions, data: ClientData)
     return values_G if data.limits is None else values_G.clamp(0.0, max_repulsion(options.kernel))
 
 
-def _cut_targets(queries_Gd: Tensor, z_Nd: Tensor, options: EmbeddingOptions, data: ClientData) -> Tensor:
-    """Repulsion at the queries, read off a grid around the client's own map, whatever the queries are.
+@dataclass(frozen=True)
+class CutField:
+    """Repulsion as it leaves a client without noise: on a grid around its own map, 0 where few of its points are near.
 
-    The grid's values are 0 where fewer than `min_count` points are near, and have three digits; elsewhere is nothing.
-    So a server learns no more of the field than the values of this one grid, however it shapes its own.
+    Attributes:
+        values_G: three digits each.
+        is_sent_G: where they are more than a placeholder.
     """
 
-    def cut(places_Gd: Tensor) -> Tensor:
-        values_G = grids.targets(places_Gd, z_Nd, drop=options.drop, kernel=options.kernel)
-        enough_G = grids.has_enough_points(places_Gd, z_Nd, data.min_count)
-        return torch.where(enough_G, values_G, torch.zeros_like(values_G)).round(decimals=DIGITS)
+    grid: grids.CoordinateGrid
+    values_G: Tensor
+    is_sent_G: Tensor
 
-    # Random queries of maps in three dimensions are on no grid.
-    if queries_Gd.shape[1] > 2:
-        return cut(queries_Gd)
+    def read(self, queries_Gd: Tensor) -> Tensor:
+        """Read values at any queries, [G]; beyond the grid 0."""
+        low, high = torch.from_numpy(self.grid.box_2d).to(queries_Gd)
+        inside_G = ((queries_Gd >= low) & (queries_Gd <= high)).all(dim=1)
+        values_G = grids.interpolate(self.values_G, self.grid, queries_Gd)
+        return torch.where(inside_G, values_G, torch.zeros_like(values_G))
+
+    def fit(self, z_Nd: Tensor, options: EmbeddingOptions) -> float:
+        """R2 in the middles of the cells whose corners are all sent; 0 without any."""
+        middles_Gd = torch.from_numpy(self.grid.centers_Gd).to(z_Nd)
+        whole_G = grids.interpolate(self.is_sent_G.to(z_Nd), self.grid, middles_Gd) > 1 - 1e-3
+        if not whole_G.any():
+            return 0.0
+        truth = grids.targets(middles_Gd[whole_G], z_Nd, drop=options.drop, kernel=options.kernel)
+        return round(r_squared(self.read(middles_Gd[whole_G]), truth), DIGITS)
+
+
+def _cut_targets(
+    queries_Gd: Tensor, z_Nd: Tensor, options: EmbeddingOptions, data: ClientData
+) -> tuple[Tensor, Tensor]:
+    """Repulsion at each query to three digits, 0 where fewer than `min_count` points are near; and where there are."""
+    values_G = grids.targets(queries_Gd, z_Nd, drop=options.drop, kernel=options.kernel)
+    enough_G = grids.has_enough_points(queries_Gd, z_Nd, data.min_count)
+    return torch.where(enough_G, values_G, torch.zeros_like(values_G)).round(decimals=DIGITS), enough_G
+
+
+def _cut_field(z_Nd: Tensor, options: EmbeddingOptions, data: ClientData) -> CutField:
+    """Repulsion on a grid of the client's own.
+
+    A server learns no more of the field than the values of this one grid, however it shapes the one that it asks for.
+    """
     assert data.limits is not None
-    own = grids.union_grid(
+    grid = grids.union_grid(
         _released_box(data, z_Nd.cpu().numpy())[None],
         step=options.grid_step,
         min_axis_points=options.min_axis_points,
         max_axis_points=min(options.max_axis_points, data.limits.max_axis_points),
     )
-    low, high = torch.from_numpy(own.box_2d).to(queries_Gd)
-    inside_G = ((queries_Gd >= low) & (queries_Gd <= high)).all(dim=1)
-    values_G = grids.interpolate(cut(torch.from_numpy(own.points_Gd).to(z_Nd)), own, queries_Gd)
-    return torch.where(inside_G, values_G, torch.zeros_like(values_G))
+    return CutField(grid, *_cut_targets(torch.from_numpy(grid.points_Gd).to(z_Nd), z_Nd, options, data))
 
 
 def update_protection(options: EmbeddingOptions, limits: ClientLimits | None) -> tuple[float | None, float]:
     """Norm to which a client clips its change of the weights, and the standard deviation of the noise on each value."""
-    asked = options.update_clip, options.update_noise * (options.update_clip or 0.0)
-    if limits is None:
-        # Methods that send no weights hide nothing by noise; it would only spoil their training.
-        return (None, 0.0) if options.method in (LOCAL, POOLED) else asked
-    clip = limits.update_clip if asked[0] is None else min(limits.update_clip, asked[0])
-    # 2 C: another point may turn a change of norm C into the opposite one.
-    return clip, max(limits.noise_multiplier * 2 * clip, asked[1])
+    clip, multiplier = options.update_clip, options.update_noise / 2 if options.hides_training else 0.0
+    if limits is not None:
+        clip = limits.update_clip if clip is None else min(limits.update_clip, clip)
+        multiplier = max(multiplier, limits.noise_multiplier)
+    # Methods that send no weights hide nothing by noise; it would only spoil their training.
+    elif clip is None or options.method in (LOCAL, POOLED):
+        return None, 0.0
+    # 2 C: another point may turn a change of norm C into the opposite one. `costs.answer_cost` charges this multiplier.
+    return clip, multiplier * 2 * clip
 
 
 def _private_weights(

@@ -90,13 +90,17 @@ def box_change(dimensions: int) -> float:
     return math.sqrt(2 * dimensions)
 
 
-def noisy_box(z_Nd: NDArray[np.floating], sigma: float, min_count: int = 1) -> NDArray[np.float64]:
-    """Box of map points, [2, d], read off counts with noise of standard deviation `sigma`; its sides are `THRESHOLDS`.
+def threshold_box(z_Nd: NDArray[np.floating], min_count: int = 1, *, sigma: float = 0.0) -> NDArray[np.float64]:
+    """Box of map points, [2, d], read off their counts between `THRESHOLDS`, of which its sides are.
 
-    The noise is exact, of whole numbers (`privacy.discrete_gaussian`). The number of points is no secret.
+    Args:
+        min_count: so many points or fewer may lie beyond a side.
+        sigma: standard deviation of the noise on the counts; it is exact, of whole numbers
+            (`privacy.discrete_gaussian`). The number of points is no secret.
     """
-    points, dimensions = z_Nd.shape
-    counts_dB = count_positions(z_Nd) + discrete_gaussian(_exact(sigma), (dimensions, len(THRESHOLDS) + 1))
+    points, counts_dB = len(z_Nd), count_positions(z_Nd)
+    if sigma:
+        counts_dB = counts_dB + discrete_gaussian(_exact(sigma), counts_dB.shape)
     return np.array([_read_sides(counts_B, points, sigma, min_count) for counts_B in counts_dB]).T
 
 
@@ -117,7 +121,7 @@ def _read_sides(counts_B: NDArray[np.int64], points: int, sigma: float, min_coun
     # Counts below a threshold rise from 0 to all points; noise that falls is none of them.
     below_T = IsotonicRegression(y_min=0, y_max=points).fit_transform(summed_T, below_T)
     # A quarter of all points at most: where noise drowns everything, the sides are near the quartiles.
-    few_T = np.minimum(np.maximum(min_count, 2 * deviation_T), points / 4)
+    few_T = np.minimum(np.maximum(min_count, 3 * deviation_T), points / 4)
 
     def first_above(beyond_T: NDArray[np.floating], limit_T: NDArray[np.floating]) -> int:
         """Number of thresholds from the outside on that have few positions beyond them."""

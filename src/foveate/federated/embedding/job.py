@@ -53,7 +53,7 @@ from foveate.federated.embedding.options import (
     learning_rate_of,
 )
 from foveate.federated.embedding.quality import measure_method
-from foveate.federated.embedding.state import MapState, Repulsion
+from foveate.federated.embedding.state import OWN_NOISE, MapState, Repulsion
 from foveate.federated.embedding.surrogates import ARCHITECTURES
 from foveate.federated.job import TrainingJob, fit_in_process
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
@@ -168,6 +168,8 @@ class MapJob(TrainingJob[MapState]):
         usable = self._usable_repulsions(transport, state) if active else []
         requests = {client: self._train_request(state, client, rate, usable) for client in clients}
         answers = transport.ask(requests, self._train_rule(state), min_clients=min_clients).answers
+        if not options.hides_training and any("attraction" not in answer.values for answer in answers.values()):
+            state.add_note(OWN_NOISE)
         weights = {client: answer.array("encoder") for client, answer in answers.items()}
         if options.method == LOCAL:
             state.local_weights |= weights

@@ -135,14 +135,20 @@ def _account(rows: list[PrivacyCost]) -> list[Block]:
         [
             cost.name,
             numbers.count(cost.messages),
-            "nothing" if cost.epsilon is None else cost.unit,
-            "none" if cost.epsilon is None else f"{cost.epsilon:.3g}",
+            cost.unit,
+            _describe_epsilon(cost),
             "" if cost.epsilon is None else f"{cost.delta:.0e}",
         ]
         for cost in rows
     ]
     heads = ["What a client sends", "Times", "Hidden", "epsilon", "delta"]
     return [Table(heads, lines, title="What noise hides", left=(2,))] if lines else []
+
+
+def _describe_epsilon(cost: PrivacyCost) -> str:
+    if cost.epsilon is not None:
+        return f"{cost.epsilon:.3g}"
+    return "none" if cost.unit == "nothing" else "counted by each client"
 
 
 def describe_privacy(options: Mapping[str, Any], *, federated: bool, weights: bool = False) -> str:
@@ -387,6 +393,8 @@ def build_federated_embed(result: Mapping[str, Any], run_folder: Path) -> Page:
     counted = {text: f"{text}{f' ({count} rounds)' if count > 1 else ''}" for text, count in main.notes.items()}
     notes = [f"{counted[text]}." for text in main.notes if f"{text}." in _list_notes(main.notes, r.suspects)]
     left = LEFT.get(str(r.options.get("method", main.method)), "")
+    no_losses = main.history and all(entry.attraction is None for entry in main.history)
+    hidden = [Text("Losses are hidden by the clients’ noise.")] if no_losses else []
     return block_page(
         "One map of several clients",
         eyebrow="Federated",
@@ -416,7 +424,7 @@ def build_federated_embed(result: Mapping[str, Any], run_folder: Path) -> Page:
                 "Every message of the run, counted. Nothing else left a client.",
                 "Exchanged",
             ),
-            Section("rounds", "Round by round", _plots(embed_charts(main)), link="Rounds"),
+            Section("rounds", "Round by round", [*hidden, *_plots(embed_charts(main))], link="Rounds"),
         ],
         command=r.command,
     )
