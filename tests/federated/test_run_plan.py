@@ -127,6 +127,7 @@ def test_a_grid_that_follows_the_map_is_bounded_by_the_plan() -> None:
     run, options = read(job="embed", options="rounds=5 surrogate_start=0.4 hidden=[8]")
     log = Log()
     fit_clients(PARTS, options, log=log)
+    assert log.entries
     bounds(plan_run(run, options, DATA, OPEN), log)
 
 
@@ -135,6 +136,7 @@ def test_groups_that_a_client_does_not_have_are_bounded_by_the_plan(options: str
     run, read_options = read(options=options + " on_few_groups=return")
     transport = InProcess([Client(number, part, HANDLERS) for number, part in enumerate(PARTS)])
     cluster(transport, read_options)
+    assert transport.log.entries
     bounds(plan_run(run, read_options, DATA, OPEN), transport.log)
 
 

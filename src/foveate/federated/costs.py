@@ -3,7 +3,7 @@
 | kind | noise | rho |
 |---|---|---|
 | `query.centroids`, `query.lloyd`, `query.assign` | the request's own | see `clustering.noise` |
-| `query.box`, `query.field`, `query.surrogate`, `query.embed` | `noise_multiplier` z | 1 / (2 z^2) |
+| `query.box`, `query.field`, `query.surrogate`, `query.embedded` | `noise_multiplier` z | 1 / (2 z^2) |
 | `train`, `train.prototypes` | the same, or half of a larger `update_noise` | 1 / (2 z^2) |
 | `query.points`, `query.size`, `query.moments` | none | counted, not charged |
 

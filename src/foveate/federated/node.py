@@ -136,10 +136,10 @@ class Node:
             raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
         request = self.limits.complete(request)
         # Before the data are read: a refused request costs the client nothing.
-        self._check(request)
+        self.check(request)
         points = self.read().points_ND
         self.limits.need_points(len(points))
-        self._check_steps(request, len(points))
+        self.check_steps(request, len(points))
         account = digest(points)
         self._check_weights(request, points.shape[1], account)
         rho = answer_cost(request, self.limits).rho
@@ -173,7 +173,7 @@ class Node:
             text = str(problem) if isinstance(problem, UserError) else traceback.format_exc()
             raise Refusal(reasons.DATA_UNUSABLE, text) from problem
 
-    def _check(self, request: Message) -> None:
+    def check(self, request: Message) -> None:
         """Raise Refusal for a request that the owner has not allowed; the data are not touched."""
         # A common scale belongs to every job.
         if request.kind != MOMENTS:
@@ -195,7 +195,7 @@ class Node:
             self.limits.check_features(options)
             self.limits.allow(options.min_count, options.clusters)
 
-    def _check_steps(self, request: Message, points: int) -> None:
+    def check_steps(self, request: Message, points: int) -> None:
         """Raise Refusal for a training that takes too many steps: only with the data it is known how many."""
         if request.kind == MAP_TRAIN:
             map_options = read_map_options(request)

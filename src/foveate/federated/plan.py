@@ -155,10 +155,10 @@ class Verdict:
         limits = self.limits.model_copy(update={"jobs": (*self.limits.jobs, self.job)})
         node = Node(0, None, "", limits)
         self._try(lambda: limits.check_message(request))
-        self._try(lambda: node._check(request))
+        self._try(lambda: node.check(request))
         if self.points is not None:
             self._try(lambda: limits.need_points(self.points or 0))
-            self._try(lambda: node._check_steps(request, self.points or 0))
+            self._try(lambda: node.check_steps(request, self.points or 0))
         rho = answer_cost(request, self.limits).rho
         self.rho += rho
         self.noisy += bool(rho) and request.kind in PROTECTED
