@@ -150,7 +150,7 @@ def answer_points(data: ClientData, request: Message, client: int) -> Message:
 
 
 def answer_box(data: ClientData, request: Message, client: int) -> Message:
-    """Answer with the bounding box of the map positions, [2, d]; sides are means of the `min_count` outermost."""
+    """Answer with the bounding box of the map positions, [2, d]."""
     return request.answer(arrays={"box": _released_box(data, _map_points(data, request)[1])})
 
 
