@@ -23,13 +23,13 @@ from foveate.federated.deep.encoder import build_network, flatten_weights, prepa
 from foveate.federated.deep.job import DeepJob, load_model
 from foveate.federated.deep.options import EMBEDDED, REMOTE_KINDS, SIZE, TRAIN, DeepOptions
 from foveate.federated.deep.protocol import embedded_request, embedded_rule, prototype_loss, train_request, train_rule
-from foveate.federated.deep.remote import answer_remote
+from foveate.federated.deep.remote import answer_remote, check_weights
 from foveate.federated.job import serve
 from foveate.federated.limits import ClientLimits
 from foveate.federated.messages import Message
 from foveate.federated.node import NOISE, answer_request
 from foveate.federated.privacy import epsilon
-from foveate.federated.reasons import FAILURE, read_failure
+from foveate.federated.reasons import FAILURE, Refusal, read_failure
 from foveate.federated.rounds import Client, InProcess
 from foveate.report import render
 
@@ -270,6 +270,26 @@ def test_an_honest_run_over_a_network_with_default_noise(chosen: dict[str, Any],
     assert [line["kind"] for line in lines] == [SIZE, *[EMBEDDED, TRAIN] * 2, EMBEDDED]
     assert [line["rho"] for line in lines] == [0, *[pytest.approx(1 / 450)] * 5]
     assert not any(line["partition"] for line in lines), "max-partitions is 1, and there were three clusterings"
+
+
+def test_a_row_near_zero_is_refused_only_without_noise(tmp_path: Path) -> None:
+    """Rows of a single value are near zero after noise now and then: two of six honest runs were refused."""
+    options = DeepOptions(**QUICK | {"encoder": "small_vit", "width": 8, "hidden": 12, "seed": 4})
+    network = build_network(options, 16)
+    with torch.no_grad():
+        network.encoder[0].cut.weight[0] = 1e-4
+    asked = replace(request(EMBEDDED, options, flatten_weights(network)), round=1)
+
+    def refuses(multiplier: float) -> bool:
+        limits = ClientLimits(min_count=10, noise_multiplier=multiplier)
+        try:
+            check_weights(asked, 16, limits, tmp_path / str(multiplier), "rows")
+        except Refusal:
+            return True
+        return False
+
+    assert refuses(0.0)
+    assert not refuses(15.0)
 
 
 def test_an_honest_run_over_a_network_without_noise(tmp_path: Path) -> None:

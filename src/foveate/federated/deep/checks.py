@@ -3,7 +3,8 @@
 A server reads rows by weights that no training makes: equal rows of one layer whose biases are graded (the gradients of
 neighbors then differ by single points), rows so large or biases so far out that a unit acts on a few points only. The
 bounds below are several times what honest encoders reached, see `tests/federated/test_encoder_checks.py`. They make
-attacks harder and prove nothing; what proves something is the client's noise (`foveate.federated.deep.noise`).
+attacks harder and prove nothing; what proves something is the client's noise (`foveate.federated.deep.noise`). Where it
+is there, layers are not checked: rows of noise have any direction and length.
 """
 
 from __future__ import annotations
