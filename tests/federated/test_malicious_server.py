@@ -19,9 +19,6 @@ ALL_JOBS = {"jobs": ",".join(JOBS)}
 READS_NOTHING = {"exact counts of near copies", "averages of noise until the budget is spent"}
 """Attacks that show what an answer with noise, or a number of points, does not say: they read nothing anywhere."""
 
-STILL_READ = {"near copies: one column more", "near copies: rounded"}
-"""Attacks on two versions of the data that share no row as it is: the account takes them for different data."""
-
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,10 +57,8 @@ def test_every_attack_works_on_a_client_without_limits(name: str) -> None:
 @pytest.mark.parametrize("own", [{}, {"scale": "standard"}], ids=["default", "scale"])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_client_over_a_network_lets_nobody_read(
-    name: str, own: dict[str, Any], jobs: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+    name: str, own: dict[str, Any], jobs: dict[str, Any], tmp_path: Path
 ) -> None:
-    if name in STILL_READ:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="documented: rows that change are other rows"))
     network, (rows, cells, near_rows, near_cells) = attack_network(ATTACKS[name], tmp_path, **jobs, **own)
     assert (rows, cells, near_rows) == (0, 0, 0), network.codes
     # With noise, a claim about a cell that is guessed is right to 1e-3 now and then; a row that is guessed never is.

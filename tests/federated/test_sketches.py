@@ -42,6 +42,10 @@ COPIES: dict[str, Callable[[], np.ndarray]] = {
     "rows repeated": lambda: np.repeat(ROWS, 3, axis=0),
     "saved as float32": lambda: ROWS.astype(np.float32).astype(np.float64),
     "as many others beside": lambda: np.concatenate([ROWS, OTHERS]),
+    "a column less": lambda: ROWS[:, :4],
+    "two columns more, rows in another order": lambda: np.column_stack([ROWS, OTHERS[:, :2]])[::-1],
+    "rounded to four digits": lambda: np.round(ROWS, 4),
+    "another unit of two columns": lambda: ROWS * [1, 1, 1, 2.54, 1e3],
     "a tenth of the rows": lambda: ROWS[:20],
     "half of the rows replaced": lambda: replace_rows(100),
 }
@@ -54,11 +58,17 @@ def test_near_copies_are_found(name: str) -> None:
 
 @pytest.mark.parametrize(
     "rows",
-    [OTHERS, replace_rows(101), ROWS[:, :4], ROWS * 2.54],
-    ids=["others", "more than half replaced", "a column less", "other units"],
+    [OTHERS, replace_rows(101), np.column_stack([ROWS[:, :1], OTHERS]), ROWS * 2.54, np.round(ROWS, 1)],
+    ids=["others", "more than half replaced", "a column in common", "other units", "rounded to two digits"],
 )
 def test_other_data_are_other_data(rows: np.ndarray) -> None:
     assert not is_near(ROWS, rows)
+
+
+def test_columns_of_one_value_link_nothing() -> None:
+    """Borders of images are black in any data."""
+    border = np.zeros((200, 20))
+    assert not is_near(np.column_stack([ROWS, border]), np.column_stack([OTHERS, border]))
 
 
 def test_zero_has_one_sign() -> None:

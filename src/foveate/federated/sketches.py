@@ -1,10 +1,11 @@
 """Find the ledgers of nearly the same data: they are one account, or a row more or less would buy a new budget.
 
-Beside each ledger lies a sketch of its data: keyed hashes of the rows, the smallest 2^18 of them. Two data sets that
-share at least half of the distinct rows of the smaller one are linked, and links are transitive. A row's hash depends
-neither on its place nor on the order of its values, nor on digits that float32 has not; so rows and columns in another
-order, rows that are repeated, added, left out or changed are found. Other units, or another number of columns, are
-other data.
+Beside each ledger lies a sketch of its data: keyed hashes of the rows, the smallest 2^18 of them, and of the columns.
+Two data sets that share at least half of the distinct rows of the smaller one, or half of its columns, are linked, and
+links are transitive. A row's hash depends neither on its place nor on the order of its values, a column's not on the
+order of the rows, and both only on three digits of each value. So rows and columns in another order, rows that are
+repeated, added, left out or changed, columns that are added, and values that are rounded a little are found. Rows and
+columns that change both, values that are rounded to two digits, and other units of all columns make other data.
 
 A sketch is written once, whole or not at all, before anything is answered about its data. It never leaves the client;
 its key lies beside it, readable by the owner only.
@@ -20,7 +21,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,33 +47,41 @@ class Sketch:
     Attributes:
         rows: number of distinct rows.
         hashes: the smallest of their hashes, ascending.
+        columns: hashes of the columns.
         linked: names of the ledgers with nearly the same data when it was made.
     """
 
     rows: int
     hashes: NDArray[np.uint64]
+    columns: frozenset[str] = frozenset()
     linked: tuple[str, ...] = ()
 
     @classmethod
     def of_points(cls, points_ND: NDArray[np.floating], key: bytes) -> Sketch:
-        """Hash the rows."""
+        """Hash the rows and the columns."""
         batch = max(1, _BATCH_VALUES // max(1, points_ND.shape[1]))
         digests: list[bytes] = []
         for start in range(0, len(points_ND), batch):
-            with np.errstate(over="ignore"):
-                values = np.sort(points_ND[start : start + batch].astype("<f4"), axis=1)
-            # Adding 0 turns -0.0, which equals 0.0 and has other bytes, into 0.0.
-            content = (values + np.float32(0.0)).tobytes()
+            content = np.sort(_round(points_ND[start : start + batch]), axis=1).tobytes()
             width = 4 * points_ND.shape[1]
             digests += [
                 hashlib.blake2b(content[place : place + width], key=key, digest_size=8).digest()
                 for place in range(0, len(content), width)
             ]
         hashes = np.unique(np.frombuffer(b"".join(digests), dtype="<u8"))
-        return cls(len(hashes), hashes[:MAX_HASHES])
+        columns = frozenset(
+            hashlib.blake2b(np.sort(_round(column_N)).tobytes(), key=key, digest_size=8).hexdigest()
+            for column_N in points_ND.T
+            # Columns of one value, such as the black borders of images, are in any data.
+            if (column_N != column_N[0]).any()
+        )
+        return cls(len(hashes), hashes[:MAX_HASHES], columns)
 
     def is_near(self, other: Sketch) -> bool:
-        """Whether the two share at least half of the rows of the smaller one."""
+        """Whether the two share at least half of the rows, or of the columns, of the smaller one."""
+        fewer = min(len(self.columns), len(other.columns))
+        if fewer and 2 * len(self.columns & other.columns) >= fewer:
+            return True
         small, large = (self, other) if self.rows <= other.rows else (other, self)
         # Below the largest hash of a sketch that was cut, all are known; so there the sketches are equal samples.
         bounds = [sketch.hashes[-1] for sketch in (small, large) if sketch.rows > len(sketch.hashes)]
@@ -82,7 +91,7 @@ class Sketch:
 
     def to_bytes(self, key: bytes) -> bytes:
         """Content of its file: a checksum, a line about it, the hashes."""
-        about = {"rows": self.rows, "linked": self.linked, "key": _fingerprint(key)}
+        about = {"rows": self.rows, "columns": sorted(self.columns), "linked": self.linked, "key": _fingerprint(key)}
         content = json.dumps(about).encode() + b"\n" + self.hashes.astype("<u8").tobytes()
         return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
@@ -100,7 +109,17 @@ class Sketch:
         about = json.loads(line)
         if about["key"] != _fingerprint(key):
             raise ValueError(f"was made with another key than {_KEY}")
-        return cls(about["rows"], np.frombuffer(hashes, dtype="<u8"), tuple(about["linked"]))
+        columns = frozenset(about["columns"])
+        return cls(about["rows"], np.frombuffer(hashes, dtype="<u8"), columns, tuple(about["linked"]))
+
+
+def _round(values: NDArray[np.floating]) -> NDArray[np.uint32]:
+    """Round values to ten binary digits after the first, as the bits of float32."""
+    with np.errstate(over="ignore"):
+        # Adding 0 turns -0.0, which equals 0.0 and has other bits, into 0.0.
+        bits = (values.astype("<f4") + np.float32(0.0)).view("<u4")
+    # Half of the last digit that is kept is added first; infinity has no digits, and stays above all.
+    return (bits + np.uint32(1 << 12)) & ~np.uint32((1 << 13) - 1)
 
 
 _KEY, _LOCK, _SUFFIX = "rows.key", "rows.lock", ".sketch"
@@ -126,7 +145,7 @@ def list_account(folder: Path, name: str, points_ND: NDArray[np.floating] | None
         sketches = _read_all(folder, key)
         if sketch is not None and name not in sketches:
             linked = sorted(other for other, known in sketches.items() if sketch.is_near(known))
-            sketch = Sketch(sketch.rows, sketch.hashes, tuple(linked))
+            sketch = replace(sketch, linked=tuple(linked))
             _write(path, sketch.to_bytes(key))
             sketches[name] = sketch
     return _connect(name, sketches)
