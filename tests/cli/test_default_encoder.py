@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import shutil
 import socket
 from pathlib import Path
@@ -12,9 +11,9 @@ import pytest
 from command_line import Run
 
 from foveate.core.hub import DEFAULT_ENCODER
+from foveate.records.builtin.photographs import open_photograph
 
-SAMPLES = Path(str(importlib.resources.files("skimage"))) / "data"
-NAMES = {"chelsea.png": "1.png", "coffee.png": "2.png", "rocket.jpg": "3.jpg"}
+NUMBERS = {"cat": "1.png", "coffee": "2.png", "rocket": "3.jpg"}
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +30,8 @@ def photographs(tmp_path: Path) -> Path:
     """Photographs whose names say nothing of what they show."""
     folder = tmp_path / "my-folder"
     folder.mkdir()
-    for name, number in NAMES.items():
-        shutil.copy(SAMPLES / name, folder / number)
+    for name, number in NUMBERS.items():
+        open_photograph(name).save(folder / number)
     return folder
 
 

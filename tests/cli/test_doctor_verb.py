@@ -26,7 +26,7 @@ def test_the_installation(foveate: Run, tmp_path: Path) -> None:
 def test_other_weights_are_a_problem(foveate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from foveate.vision import minilm
 
-    monkeypatch.setattr(minilm, "FOLDER_SHA256", "0" * 64)
+    monkeypatch.setitem(minilm.FILES_SHA256, "config.json", "0" * 64)
     told = foveate("doctor")
     assert told.code == 1
     assert "problem: MiniLM weights: " in told.out

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate.records.builtin import families
+from foveate.records.builtin import families, photographs
 from foveate.records.collection import Collection
 from foveate.records.text import split_words
 from foveate_labs.worlds import builtin
@@ -36,8 +36,13 @@ def test_shipped_files_are_those_of_the_manifest_and_small() -> None:
     assert set(weights) == set(manifest["weights"])
     for name, path in weights.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["weights"][name]["sha256"], name
+    shown = {f"photographs/{path.name}": path for path in photographs.FOLDER.iterdir()}
+    assert set(shown) == set(manifest["photographs"])
+    for name, path in shown.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["photographs"][name]["sha256"], name
     assert sum(path.stat().st_size for path in families.DATA.iterdir() if path.suffix != ".safetensors") < 11e6
-    for notice in ("NOTICE-clipart.md", "NOTICE-emoji.md", "LICENSE-Apache-2.0.txt", "LICENSE-CC-BY-4.0.txt"):
+    notices = (f"NOTICE-{name}.md" for name in ("clipart", "emoji", "lite0", "photographs"))
+    for notice in (*notices, "LICENSE-Apache-2.0.txt", "LICENSE-CC-BY-4.0.txt"):
         assert (families.DATA / notice).stat().st_size > 500
 
 

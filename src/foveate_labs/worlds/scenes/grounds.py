@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import colorsys
 import functools
+import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Photographs shipped with scikit-image and scikit-learn, as grounds of scenes.
+from foveate.core.errors import UserError
+from foveate.records.builtin.photographs import PHOTOGRAPHS
+
+# Photographs as grounds of scenes: those that ship, scikit-learn's two, and two that only scikit-image's package has.
 #
-# They are split once: no photograph is used in both training and test scenes. scikit-image's are
-# in the public domain or CC0; scikit-learn's `china` (by danielbuechele) and `flower` (by vultilion) are CC-BY 2.0.
+# They are split once: no photograph is used in both training and test scenes. Those that ship are in the public domain
+# or CC0; scikit-learn's `china` (by danielbuechele) and `flower` (by vultilion) are CC-BY 2.0. Of the other two,
+# `moon` states no origin and `motorcycle_left` is Middlebury's, so neither is given on.
 
 
 _MAX_SIDE = 640
@@ -75,7 +82,7 @@ HELD_OUT_PHOTOGRAPHS = (
 @functools.lru_cache(maxsize=64)
 def load(photograph: Photograph) -> Image.Image:
     """Load a photograph as RGB (gray ones too), at most 640 px wide or high; decoded once per process."""
-    with as_file(files(photograph.package) / photograph.file) as path, Image.open(path) as opened:
+    with _find(photograph) as path, Image.open(path) as opened:
         if opened.mode in ("I", "I;16", "F"):
             # Scaled here, because the conversion of Pillow would cut values above 255.
             values = np.asarray(opened, np.float64)
@@ -83,6 +90,19 @@ def load(photograph: Photograph) -> Image.Image:
         image = opened.convert("RGB")
     image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
     return image
+
+
+def _find(photograph: Photograph) -> AbstractContextManager[Path]:
+    """Find the file of a photograph: a shipped one, else that of its package."""
+    for shipped in PHOTOGRAPHS:
+        if photograph.file == shipped.source:
+            return nullcontext(shipped.path)
+    if importlib.util.find_spec(photograph.package.partition(".")[0]) is None:
+        raise UserError(
+            f"scenes show the photograph {photograph.file} of scikit-image, which is not installed: run "
+            "`pip install 'foveate[scenes]'`"
+        )
+    return as_file(files(photograph.package) / photograph.file)
 
 
 @functools.lru_cache(maxsize=64)
