@@ -56,7 +56,7 @@ $(LOWEST)/.installed: $(VENV)/.installed-dev pyproject.toml requirements/lowest.
 	$(BIN)/python -m venv $(LOWEST)
 	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
 	  > "$$($(LOWEST)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/rest.pth"
-	$(LOWEST)/bin/python -m pip install -q -c requirements/lowest.txt -e '.[scenes,serve]'
+	$(LOWEST)/bin/python -m pip install -q -c requirements/lowest.txt -e '.[minilm,scenes,serve]'
 	@touch $@
 
 install: $(VENV)/.installed

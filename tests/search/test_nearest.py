@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,13 +143,42 @@ def test_without_float32_sums_the_vectors_are_widened(monkeypatch: pytest.Monkey
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("queries", [1, 4, 5])
-def test_an_older_numpy_finds_the_same(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", module._DOT_KERNELS)
+@pytest.mark.parametrize("queries", [1, 4])
+def test_every_kernel_finds_the_same(queries: int, kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, asked = made(0, 3000, 32, np.float32), made(1, queries, 32, np.float64)
-    whole = nearest([vectors], asked, count=20)
-    monkeypatch.delattr(np, "vecdot", raising=False)
-    for one, other in zip(whole, nearest([vectors], asked, count=20), strict=True):
-        np.testing.assert_array_equal(one, other)
+    used: list[int] = []
+
+    def count(block_BE: np.ndarray, query_E: np.ndarray) -> np.ndarray:
+        used.append(len(block_BE))
+        return kernel(block_BE, query_E)
+
+    monkeypatch.setattr(module, "_faster_dots", lambda: count)
+    scores, rows = nearest([vectors], asked, count=20)
+    assert sum(used) == queries * len(vectors)
+    for place, query in enumerate(asked):
+        expected_scores, expected = brute_force(vectors, query, 20, np.zeros(0, np.int64))
+        np.testing.assert_array_equal(rows[place], expected)
+        np.testing.assert_array_equal(scores[place], expected_scores)
+
+
+def test_the_faster_kernel_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def slow(block_BE: np.ndarray, query_E: np.ndarray) -> np.ndarray:
+        calls.append("slow")
+        time.sleep(0.02)
+        return np.vecdot(block_BE, query_E)
+
+    monkeypatch.setattr(module, "_DOT_KERNELS", (slow, np.vecdot))
+    module._faster_dots.cache_clear()
+    try:
+        assert module._faster_dots() is np.vecdot
+        tried = len(calls)
+        assert module._faster_dots() is np.vecdot
+        assert len(calls) == tried > 0
+    finally:
+        module._faster_dots.cache_clear()
 
 
 def test_nothing_left() -> None:
