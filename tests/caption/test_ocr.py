@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from foveate.caption.targets import material
 from foveate.core.errors import UserError
+from foveate.records import ocr
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
@@ -30,26 +31,24 @@ def signs(tmp_path: Path) -> Collection:
 
 
 def test_text_is_read_once_and_kept(signs: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(material.OCR_PACKAGE, reason="the extra ocr, which needs Python below 3.13")
     row = signs.find_row("sign")
-    found = material.recognize_text(signs, [0, 1], "rapidocr")
+    found = material.read_written(signs, [0, 1], "rapidocr")
     assert list(found) == [row]
-    # The recognizer is the Chinese one: spaces and l for I are its known slips.
-    assert "".join(found[row]).replace(" ", "").casefold() == "harbor1908"
-    file = signs.path / "cache" / "ocr-rapidocr-1.jsonl"
+    assert found[row] == ("HARBOR 1908",)
+    file = signs.path / "cache" / ocr.FILE
     with file.open("a") as handle:
         handle.write('{"sha256": "cut o')  # a run that was killed
-    monkeypatch.setattr(material, "_recognize", lambda *_: pytest.fail("read again"))
-    assert material.recognize_text(signs, [0, 1], "auto") == found
+    monkeypatch.setattr(ocr, "_recognize", lambda *_: pytest.fail("read again"))
+    assert material.read_written(signs, [0, 1], "auto") == found
 
 
 def test_without_ocr_it_is_said_or_refused(
     signs: Collection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert material.recognize_text(signs, [0, 1], "auto") == {}
+    assert material.read_written(signs, [0, 1], "auto") == {}
     assert "no OCR is installed: text in 2 images is not used" in capsys.readouterr().err
     with raises_naming(UserError, "foveate[ocr]"):
-        material.recognize_text(signs, [0], "rapidocr")
-    assert material.recognize_text(signs, [0], "none") == {}
+        material.read_written(signs, [0], "rapidocr")
+    assert material.read_written(signs, [0], "none") == {}
     assert capsys.readouterr().err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -11,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 import tiny
 from foveate.core.errors import UserError
 from foveate.pretrain.embed import embed_collection
 from foveate.pretrain.train import build_model
-from foveate.records import layout, tables
+from foveate.records import layout, ocr, tables
 from foveate.records.collection import Collection
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
@@ -257,3 +259,33 @@ def test_the_fingerprint_is_of_what_embeds(model: Path, tmp_path: Path) -> None:
     config["recipe"]["regions"]["prompter"]["temperature"] = 9.0
     (copy / "config.json").write_text(json.dumps(config))
     assert fingerprint(copy) != fingerprint(model)
+
+
+def test_words_in_images_find_them_where_asked(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with CollectionWriter(tmp_path / "signs", name="signs", license="CC0-1.0", source="test") as writer:
+        for key, word in (("a", "HARBOR 1908"), ("b", ""), ("c", "BAKERY")):
+            image = Image.new("RGB", (320, 120), "white")
+            ImageDraw.Draw(image).text((20, 30), word, font=ImageFont.load_default(size=44), fill="black")
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            writer.add(key, buffer.getvalue())
+    signs, out = tmp_path / "signs", tmp_path / "index"
+    build_index(model, signs, out)
+
+    def found_by(text: str) -> list[str]:
+        texts, keys = Index.open(out)._texts, keys_of(out, "image")
+        assert texts is not None
+        return [keys[row] for row in np.flatnonzero(texts.score(text))]
+
+    assert found_by("bakery") == []
+    build_index(model, signs, out, ocr=True)
+    assert Description.read(out).ocr
+    # A later run keeps to it, and reads no image again.
+    monkeypatch.setattr(ocr, "_recognize", lambda *_: pytest.fail("read again"))
+    build_index(model, signs, out)
+    assert found_by("bakery") == ["c"]
+    assert found_by("1908 harbor") == ["a"]
+    monkeypatch.setattr(module, "has_ocr", lambda: False)
+    with raises_naming(UserError, "foveate[ocr]"):
+        build_index(model, signs, tmp_path / "other", ocr=True)
+    assert not (tmp_path / "other").exists()

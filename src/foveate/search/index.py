@@ -34,6 +34,7 @@ from foveate.records.collection import Collection
 from foveate.records.folder_collection import FolderChanges, check_images, refer_to_folder
 from foveate.records.geometry import Placement
 from foveate.records.images import BadImage
+from foveate.records.ocr import INSTALL, has_ocr
 from foveate.records.record import Region
 from foveate.records.region_sources import OWN_SOURCES, SelectedRegions, is_pseudo_label
 from foveate.records.tables import write_table
@@ -131,6 +132,7 @@ def build_index(
     regions: str | None = None,
     region_sources: Sequence[str] | None = None,
     precision: str | None = None,
+    ocr: bool = False,
     device: str | None = None,
     workers: int = 2,
     retry: bool = False,
@@ -147,17 +149,21 @@ def build_index(
             index; for a new one all but a detector's.
         precision: "float32" or "float16" of the stored vectors. By default that of the existing index, else
             "float32".
+        ocr: words that are read in the images find them, as captions do; an index keeps to it.
         retry: also try the quarantined images again.
         dry_run: only plan.
 
     Raises:
         UserError: another model, rule, choice of sources or precision than those of the index; a source without a
-            region; too little room on the disk.
+            region; too little room on the disk; `ocr` without the extra of that name.
     """
-    content = {"regions": regions, "region_sources": region_sources or None, "precision": precision, "retry": retry}
+    content = {"regions": regions, "region_sources": region_sources or None, "precision": precision}
+    content |= {"ocr": ocr, "retry": retry}
     settings = validate(IndexSettings, content, where="foveate index")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; expected a folder for --out")
+    if settings.ocr and not has_ocr():
+        raise UserError(f"--ocr: RapidOCR is not installed; run `{INSTALL}`")
     source = find_model(model)
     options = settings.model_dump(include=set(_OPTIONS))
     # A first run opens the model before all else: one out of reach must not cost an import, nor leave a folder.
@@ -207,6 +213,7 @@ def build_index(
             target = merge_parts(target, out, contents=contents) if outdated else target
             target = replace(target, spreads=measure_spreads(out, target))
             target = replace(target, floor=measure_floor(out, target))
+        target = replace(target, ocr=target.ocr or settings.ocr)
         # Also without new images: captions, or the folders of the model or the collection, may be new.
         target = replace(target, texts=write_texts(target, out, collection))
         target.write(out)

@@ -35,6 +35,7 @@ from foveate.core.files import atomic_file, read_json, write_json_atomically
 from foveate.core.model_folder import CONFIG
 from foveate.records.bm25 import TextIndex
 from foveate.records.collection import Collection
+from foveate.records.ocr import FILE, recognize_text
 from foveate.records.region_sources import ALL_SOURCES, OWN_SOURCES
 from foveate.records.tables import positions, read_table, write_table
 
@@ -142,7 +143,8 @@ class Description:
         finished: False while a run is under way or after one was stopped.
         counts: of images, regions and unreadable images. next_number: of the next segment.
         spreads: of cosines with random queries, see `foveate.search.calibration`. texts: file name of the
-            inverted index. floor: below which nothing is found. Indexes of old releases have none of them.
+            inverted index. ocr: whether it has the words that are read in the images. floor: below which nothing is
+            found. Indexes of old releases have none of them.
     """
 
     model: MovablePath
@@ -162,6 +164,7 @@ class Description:
     segments: tuple[Segment, ...] = ()
     spreads: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     texts: str = ""
+    ocr: bool = False
     floor: Floor | None = None
 
     def at(self, source: ModelSource, collection: Path, folder: Path) -> Description:
@@ -340,14 +343,16 @@ def merge_parts(target: Description, out: Path, *, contents: Mapping[str, str]) 
 
 
 def write_texts(description: Description, out: Path, collection: Collection) -> str:
-    """Write the inverted index of the texts of an index's images: keys and captions; return its file name."""
+    """Write the inverted index of the texts of an index's images: keys, captions, text in them; return its name."""
     segments = [segment for segment in description.segments if segment.kind == IMAGE]
     keys = read_rows([segment.rows_path(out) for segment in segments])["key"]
+    rows = positions(keys, among=pa.array(collection.keys, pa.string())).tolist()
+    written = recognize_text(collection, [row for row in rows if row >= 0], out / FILE) if description.ocr else {}
     documents = []
-    for key, row in zip(keys.to_pylist(), positions(keys, among=pa.array(collection.keys, pa.string())), strict=True):
+    for key, row in zip(keys.to_pylist(), rows, strict=True):
         # Removed images keep their rows until the next merge, and a row has a document.
-        captions = collection.read_captions(int(row)) if row >= 0 else ()
-        documents.append([key, *(caption.text for caption in captions)])
+        captions = collection.read_captions(row) if row >= 0 else ()
+        documents.append([key, *(caption.text for caption in captions), *written.get(row, ())])
     content = json.dumps([_TERMS_VERSION, documents]).encode()
     # Named by its content, so that the old one stays valid until index.json names the new one.
     name = TEXTS.format(hashlib.blake2b(content, digest_size=8).hexdigest())

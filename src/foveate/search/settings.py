@@ -29,6 +29,9 @@ class IndexSettings(Settings):
     precision: Precision | None = Field(
         None, description="precision of the stored vectors: float32 by default; float16 takes half the space"
     )
+    ocr: bool = Field(
+        False, description="words that are read in the images (extra ocr) find them, too; a later run keeps to it"
+    )
     retry: bool = Field(False, description="retry images that could not be read before")
 
 

@@ -7,33 +7,20 @@ line per image, so that a stopped run does not repeat them.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.caption.settings import TargetSettings
 from foveate.core.errors import UserError, choose
-from foveate.core.files import name_in_errors
 from foveate.core.plugins import load_row
-from foveate.core.progress import say, track
-from foveate.core.text_tables import iterate_json_lines
+from foveate.core.progress import say
+from foveate.records import ocr
 from foveate.records.captions import select_alt_text
 from foveate.records.collection import Collection
-from foveate.records.images import BadImage, decode
-
-OCR_PACKAGE = "rapidocr_onnxruntime"
-_INSTALL = "pip install 'foveate[ocr]' (Python below 3.13)"
-_FILE = "ocr-rapidocr-1.jsonl"
-_MAX_SIDE_PX = 1280  # bounds the time per image; small print is still legible
-_MIN_SCORE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +58,7 @@ class Material:
         return [*self.short, *self.written, *self.descriptions, *exact, *self.facts]
 
 
-def recognize_text(collection: Collection, rows: Sequence[int], which: str) -> dict[int, tuple[str, ...]]:
+def read_written(collection: Collection, rows: Sequence[int], which: str) -> dict[int, tuple[str, ...]]:
     """Recognize text in images; return row -> lines from top to bottom, without rows that have none.
 
     Args:
@@ -82,61 +69,13 @@ def recognize_text(collection: Collection, rows: Sequence[int], which: str) -> d
     """
     if which == "none" or not rows:
         return {}
-    if importlib.util.find_spec(OCR_PACKAGE) is None:
+    if not ocr.has_ocr():
         if which == "rapidocr":
-            raise UserError(f"field ocr: 'rapidocr' is not installed; {_INSTALL}, or set ocr=none")
-        say(f"no OCR is installed: text in {len(rows)} images is not used for targets; {_INSTALL}")
+            raise UserError(f"field ocr: 'rapidocr' is not installed; {ocr.INSTALL}, or set ocr=none")
+        say(f"no OCR is installed: text in {len(rows)} images is not used for targets; {ocr.INSTALL}")
         return {}
-    known = _read_cache(collection)
-    sha256 = collection.index["sha256"]
-    missing = [row for row in rows if sha256[row] not in known]
-    if missing:
-        known |= _recognize(collection, missing)
-    return {row: tuple(known[sha256[row]]) for row in rows if known.get(sha256[row])}
-
-
-def _cache_path(collection: Collection) -> Path | None:
-    return collection.path / "cache" / _FILE if os.access(collection.path, os.W_OK) else None
-
-
-def _read_cache(collection: Collection) -> dict[str, list[str]]:
-    path, lines_of = _cache_path(collection), dict[str, list[str]]()
-    if path is None or not path.is_file():
-        return lines_of
-    for _, row in iterate_json_lines(path):
-        # The last line of a run that was killed may be cut off.
-        if isinstance(row, dict):
-            lines_of[row["sha256"]] = row["lines"]
-    return lines_of
-
-
-def _recognize(collection: Collection, rows: Sequence[int]) -> dict[str, list[str]]:
-    RapidOCR: Any = importlib.import_module(OCR_PACKAGE).RapidOCR
-
-    engine, lines_of = RapidOCR(), dict[str, list[str]]()
-    path = _cache_path(collection)
-    if path is not None:
-        path.parent.mkdir(exist_ok=True)
-    for row in track(rows, description="text in images"):
-        sha256 = str(collection.index["sha256"][row])
-        try:
-            lines = read_lines(engine, collection.image_bytes(row))
-        except BadImage:
-            # Nothing is cached for a file that cannot be read now, since a later run may be able to read it.
-            continue
-        lines_of[sha256] = lines
-        if path is not None:
-            with name_in_errors(path), path.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"sha256": sha256, "lines": lines}) + "\n")
-    return lines_of
-
-
-def read_lines(engine: Any, data: bytes) -> list[str]:
-    """Return lines with a score of at least 0.5, in the engine's reading order."""
-    image = decode(data, longest_side=_MAX_SIDE_PX)
-    pixels_HW3 = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])  # the engine expects BGR
-    lines, _ = engine(pixels_HW3)
-    return [str(text) for _, text, score in lines or [] if float(score) >= _MIN_SCORE and str(text).strip()]
+    is_writable = os.access(collection.path, os.W_OK)
+    return ocr.recognize_text(collection, rows, collection.path / "cache" / ocr.FILE if is_writable else None)
 
 
 def read_texts(
@@ -155,7 +94,7 @@ def read_texts(
         if short or long:
             texts[row] = short, long, select_alt_text(captions, settings.alt_kinds)
     # Recognize only images with a caption: recognition takes most of the time.
-    written = recognize_text(collection, list(texts), settings.ocr)
+    written = read_written(collection, list(texts), settings.ocr)
     return [
         Material(
             row=row,

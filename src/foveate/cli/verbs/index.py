@@ -21,6 +21,7 @@ from foveate.cli.options import Call, common, dry_run_option, model_first, path_
     "regions",
     ("region_sources", "--region-source"),
     "precision",
+    "ocr",
     "retry",
     repeat=("region_sources",),
     metavars={"region_sources": "NAME"},
