@@ -17,7 +17,8 @@ from foveate.core.errors import UserError
 from foveate.language.generate import GenerationSettings
 from foveate.multimodal.answers import Answer
 from foveate.multimodal.choose import to_probabilities
-from foveate.multimodal.foreign import ForeignMllm, open_foreign, read_boxes
+from foveate.multimodal.foreign import ForeignMllm, open_foreign
+from foveate.multimodal.foreign_boxes import read_boxes
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import Dialog
 from foveate.records.boxes import PixelBox
@@ -173,6 +174,117 @@ def test_a_conversation_holds_its_turns(folders: dict[str, Path]) -> None:
     assert first == model.ask(draw(40, 40), "where is the red disc", max_tokens=4)
     chat.ask("is the disc big", max_tokens=4)
     assert [role for role, _ in chat.turns] == ["user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_further_questions_read_nothing_twice(
+    family: str, count: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token for token what a conversation answers that reads everything anew, without processor and tower."""
+    model = open_foreign(str(folders[family]))
+    images = [draw(50, 40), draw(30, 60, seed=1)][:count]
+    questions = [QUESTION, "where is the red disc", "is the disc big", "no"]
+    # The tokens themselves: those of a tiny model are often marks that its text leaves out.
+    ids: list[list[int]] = []
+    read = model._read
+    monkeypatch.setattr(
+        model, "_read", lambda ids_T, *rest, **named: ids.append(ids_T.tolist()) or read(ids_T, *rest, **named)
+    )
+    turns: list[tuple[str, str]] = []
+    expected = []
+    for question in questions:
+        turns.append(("user", question))
+        answer, written = model.answer_turns(images, turns, GenerationSettings(max_new_tokens=5))
+        expected.append(replace(answer, unboxed=()))
+        turns.append(("assistant", written))
+    anew = ids.copy()
+    ids.clear()
+    chat = model.chat(images)
+    assert chat.ask(questions[0], max_tokens=5) == expected[0]
+    monkeypatch.setattr(model, "_batch_inputs", lambda *_: pytest.fail("the processor runs again"))
+    # Another question in between changes what Qwen keeps of positions in the model itself.
+    other = open_foreign(str(folders[family]))
+    other.model = model.model
+    for question, answer in zip(questions[1:], expected[1:], strict=True):
+        other.ask(draw(64, 30, seed=3), "what is in the image", max_tokens=3)
+        assert chat.ask(question, max_tokens=5) == answer
+    assert chat.turns == turns
+    assert ids == anew
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_questions_about_one_image_share_it(
+    family: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_foreign(str(folders[family]))
+    image, other = draw(50, 40), draw(30, 60, seed=1)
+    questions: list[tuple[Any, ...]] = [
+        (image, QUESTION), (other, QUESTION), (image, "where is the red disc"), ([], "red"), (image, "no"),
+        (draw(48, 48, seed=2), "is the disc big"),
+    ]  # fmt: skip
+    expected = [model.ask(*question, max_tokens=5) for question in questions]
+    read, batches = model._batch_inputs, list[int]()
+    monkeypatch.setattr(model, "_batch_inputs", lambda rows: batches.append(len(rows)) or read(rows))
+    assert model.ask_all(questions, max_tokens=5) == expected
+    # One reading for the three questions about one image, one batch of two other images, one text.
+    assert batches == [1, 2, 1]
+
+
+def test_a_reading_that_cannot_be_continued_is_done_anew(folders: dict[str, Path]) -> None:
+    model = open_foreign(str(folders["qwen2_vl"]))
+    chat = model.chat(draw(50, 40))
+    first = chat.ask(QUESTION, max_tokens=4)
+    kept = chat._kept
+    # Given away while an answer is generated: after an interruption nothing half-read is left.
+    prompt = model._write_prompt([("user", QUESTION), ("assistant", "red"), ("user", "no")], 1)
+    assert kept.continue_inputs(model.model, model.processor, prompt) is not None
+    assert kept.continue_inputs(model.model, model.processor, prompt) is None
+    chat.turns.clear()
+    assert chat.ask(QUESTION, max_tokens=4) == first
+    assert kept.continue_inputs(model.model, model.processor, "user : another beginning") is None
+    # A cache that has lost what lies before, as windows do.
+    chat.turns.clear()
+    chat.ask(QUESTION, max_tokens=4)
+    kept._cache.crop = lambda _: (_ for _ in ()).throw(ValueError("a window"))
+    chat.turns.clear()
+    assert chat.ask(QUESTION, max_tokens=4) == first
+
+
+def test_answers_come_in_pieces_and_can_be_stopped(folders: dict[str, Path]) -> None:
+    model = open_foreign(str(folders["idefics3"]))
+    image = draw(50, 40, seed=1)
+    whole = model.ask(image, QUESTION, max_tokens=12)
+    assert whole.tokens == 12
+    steps: list[int] = []
+    read = model._read
+    model._read = lambda ids_T, *rest, **named: steps.append(len(ids_T)) or read(ids_T, *rest, **named)  # type: ignore[method-assign]
+    pieces = list(model.stream(image, QUESTION, max_tokens=12))
+    assert len(pieces) > 6
+    assert "".join(pieces) == whole.text
+    steps.clear()
+    stream = model.stream(image, QUESTION, max_tokens=12)
+    next(stream)
+    stream.close()
+    # It ends soon after: only what was under way is still generated.
+    assert max(steps) < 12
+    with raises_naming(UserError, 400, "context"):
+        list(model.stream(image, "disc " * 390))
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "box"),
+    [
+        ("<ref>the disc</ref><box>[[100, 250, 500, 750]]</box>", "the disc[[5, 10, 25, 30]]", (5, 10, 25, 30)),
+        ("the disc <|begin_of_box|>[[100,250,500,750]]<|end_of_box|>", "the disc [[5, 10, 25, 30]]", (5, 10, 25, 30)),
+        ("<loc0256><loc0102><loc0768><loc0512> disc", "[5, 10, 25, 30] disc", (4.98, 10, 25, 30)),
+    ],
+)
+def test_other_ways_to_write_a_box(written: str, text: str, box: tuple[float, ...]) -> None:
+    found, boxes = read_boxes(written, CoordinateFrame("0-1000", 50, 40))
+    assert found == text
+    (one,) = boxes
+    assert (one.x1, one.y1, one.x2, one.y2) == pytest.approx(box, abs=0.01)
 
 
 @pytest.mark.parametrize(("family", "text"), [("llava", "[4, 10, 20, 30]"), ("qwen2_vl", "[100, 200, 500, 600]")])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -31,31 +30,18 @@ from foveate.language.positions import find_context
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
 from foveate.multimodal.choose import check_options, to_probabilities
+from foveate.multimodal.foreign_boxes import BOX, KNOWN_UNITS, UNITS, read_boxes, write_values
+from foveate.multimodal.foreign_turns import ForeignChat, KeptReading, Pieces, check_question
 from foveate.multimodal.prepare import Dialog, Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
 from foveate.records.boxes import PixelBox
-from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, find_shape_problem, locate_regions
+from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
-from foveate.records.importers.coordinates import CoordinateFrame, fit_shape, list_values
-from foveate.records.region_prompts import GROUNDING_REQUEST
+from foveate.records.importers.coordinates import CoordinateFrame, list_values
 from foveate.records.shapes import Shape
 
-# Qwen2-VL and Qwen3-VL write 0 to 1000, Qwen2.5-VL pixels of the image as it sees it (QwenLM/Qwen3-VL, threads 676, 866
-# and 1486). LLaVA's 0-1 is of a padded square, and its processor in transformers cuts one out instead.
-UNITS = {
-    "idefics3": "none",
-    "llava": "none",
-    "llava_next": "none",
-    "qwen2_5_vl": "resized-pixels",
-    "qwen2_vl": "0-1000",
-    "qwen3_vl": "0-1000",
-    "smolvlm": "none",
-}
-# Signed, because a box may extend slightly beyond the image; see `read_boxes`.
-_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-# Lists, and Qwen2-VL's two points.
-_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]|\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)")
-
+# Questions with images of their own that are answered together.
+_BATCH = 8
 
 _Row = tuple[list[Image.Image], list[tuple[str, str]]]
 """Images, and turns (role, text) about them."""
@@ -104,19 +90,46 @@ class ForeignMllm:
             UserError: an image cannot be read, a region lies outside, or the question is too long.
         """
         read = _read_images(images)
-        text = self._write_regions(read, _check_question(question, ground=ground), regions)
+        text = self.write_regions(read, check_question(question, ground=ground), regions)
         answer = self.answer_turns(read, [("user", text)], limit_tokens(max_tokens), room=max_tokens)[0]
-        # Without `ground` nobody asked for boxes, so none is missing.
         return answer if ground else replace(answer, unboxed=())
 
     def ask_all(
         self, questions: Sequence[tuple[Any, ...]], *, ground: bool = False, max_tokens: int = 64
     ) -> list[Answer]:
-        """Answer `Question`s, or tuples of the same, one after another; see `ask`."""
-        return [
-            self.ask(images, text, regions=regions, ground=ground, max_tokens=max_tokens)
-            for images, text, regions in (Question(*question) for question in questions)
-        ]
+        """Answer `Question`s, or tuples of the same; see `ask`.
+
+        Questions about the same images follow one another: only the first of them reads the images. The others are
+        answered in batches, in families of `UNITS`.
+        """
+        settings, asked = limit_tokens(max_tokens), [Question(*question) for question in questions]
+        groups: dict[Any, list[int]] = {}
+        for number, (images, _, _) in enumerate(asked):
+            groups.setdefault(_identify(images), []).append(number)
+        answers: dict[int, Answer] = {}
+
+        def answer(numbers: Sequence[int], images: list[Image.Image] | None, kept: KeptReading | None = None) -> None:
+            rows: list[_Row] = []
+            for number in numbers:
+                read = _read_images(asked[number].images) if images is None else images
+                text = check_question(asked[number].text, ground=ground)
+                rows.append((read, [("user", self.write_regions(read, text, asked[number].regions))]))
+            results = self._answer_rows(rows, [settings] * len(rows), room=max_tokens, kept=kept)
+            answers.update({number: each for number, (each, _) in zip(numbers, results, strict=True)})
+
+        for numbers in groups.values():
+            # A batch of such questions would read their images once for each.
+            images, kept = _read_images(asked[numbers[0]].images) if len(numbers) > 1 else [], KeptReading()
+            for number in numbers if len(numbers) > 1 else ():
+                answer([number], images, kept)
+        size = _BATCH if self.model.config.model_type in UNITS else 1
+        # A processor takes images for all rows of a batch, or for none.
+        for has_images in (True, False):
+            alone = [each[0] for key, each in groups.items() if len(each) == 1 and bool(key) == has_images]
+            for start in range(0, len(alone), size):
+                answer(alone[start : start + size], None)
+        found = [answers[number] for number in range(len(asked))]
+        return found if ground else [replace(each, unboxed=()) for each in found]
 
     def choose(
         self,
@@ -129,7 +142,7 @@ class ForeignMllm:
     ) -> tuple[float, ...]:
         """Return the probability of each option; see `Mllm.choose`."""
         read, texts = _read_images(images), check_options(options)
-        text = self._write_regions(read, _check_question(question), regions)
+        text = self.write_regions(read, check_question(question), regions)
         with _encode_images_once(self.model):
             logs = [self._read_answer(read, text, option) for option in texts]
         return to_probabilities(logs, per_token=per_token)
@@ -161,7 +174,7 @@ class ForeignMllm:
         logs_TV = self.model(**inputs).logits[0, length - 1 : -1].float().log_softmax(dim=-1)
         return logs_TV.gather(1, ids_T[:, None])[:, 0]
 
-    def _write_regions(self, images: Sequence[Image.Image], text: str, regions: Sequence[Shape]) -> str:
+    def write_regions(self, images: Sequence[Image.Image], text: str, regions: Sequence[Shape]) -> str:
         """Write regions into a question as coordinates in the unit of the family's boxes; warn that they are text."""
         turns = ask_turns(text, regions, images=len(images))
         written = self._write_turns(images, turns, numbered=regions)[-1][1]
@@ -194,7 +207,7 @@ class ForeignMllm:
             pieces = turn.text.split(REGION)
             for number, (shape, image) in enumerate(zip(turn.regions, owners, strict=True)):
                 frame = self._frame(images[image], inputs, unit=unit, number=image)
-                pieces[number] += _write_values(list_values(frame.from_pixels(shape)), unit)
+                pieces[number] += write_values(list_values(frame.from_pixels(shape)), unit)
             written.append((turn.role, "".join(pieces)))
         return written
 
@@ -234,10 +247,17 @@ class ForeignMllm:
         regions: Sequence[Shape] = (),
         max_tokens: int = 64,
     ) -> Generator[str, None, Answer]:
-        """Yield the answer's text, in one piece. Return the answer."""
-        answer = self.ask(images, question, regions=regions, max_tokens=max_tokens)
-        yield answer.text
-        return answer
+        """Yield the text of an answer as it is generated; joined, it is `ask(...).text`. Return the answer."""
+        read = _read_images(images)
+        text = self.write_regions(read, check_question(question), regions)
+        pieces = Pieces()
+        return (
+            yield from pieces.run(
+                lambda: self.answer_turns(
+                    read, [("user", text)], limit_tokens(max_tokens), room=max_tokens, observer=pieces
+                )[0]
+            )
+        )
 
     def locate(self, image: ImageInput, phrase: str) -> Answer:
         """Ask where a thing is; an answer without a box means that it is not found; its `reason` says why."""
@@ -245,17 +265,26 @@ class ForeignMllm:
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> ForeignChat:
         """Start a conversation about images."""
-        return ForeignChat(self, images)
+        return ForeignChat(self, _read_images(images))
 
     def answer_turns(
-        self, images: list[Image.Image], turns: list[tuple[str, str]], settings: GenerationSettings, *, room: int = 1
+        self,
+        images: list[Image.Image],
+        turns: list[tuple[str, str]],
+        settings: GenerationSettings,
+        *,
+        room: int = 1,
+        observer: AnswerObserver | None = None,
+        kept: KeptReading | None = None,
     ) -> tuple[Answer, str]:
         """Answer the last of turns (role, text); return the answer, and its text as the model wrote it.
 
         Args:
             room: tokens that must fit behind the turns; where fewer than the settings allow do, the answer ends there.
+            observer: takes the answer while it comes. kept: what was read of these images; it is brought up to date.
         """
-        return self._answer_rows([(images, turns)], [settings], room=room)[0]
+        rows = [(images, turns)]
+        return self._answer_rows(rows, [settings], room=room, observer=observer, row_ids=[0], kept=kept)[0]
 
     @torch.inference_mode()
     def _answer_rows(
@@ -266,9 +295,14 @@ class ForeignMllm:
         room: int = 1,
         observer: AnswerObserver | None = None,
         row_ids: Sequence[int] = (),
+        kept: KeptReading | None = None,
     ) -> list[tuple[Answer, str]]:
-        """Answer rows in one batch; see `answer_turns`. The observer knows them by `row_ids`."""
-        inputs = self._batch_inputs(rows)
+        """Answer rows in one batch; see `answer_turns`. The observer knows them by `row_ids`; one row alone is kept."""
+        prompt, inputs = "", None
+        if kept is not None:
+            prompt = self._write_prompt(rows[0][1], len(rows[0][0]))
+            inputs = kept.continue_inputs(self.model, self.processor, prompt)
+        inputs = inputs or self._batch_inputs(rows)
         length, lengths = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(dim=1).tolist()
         for each in lengths:
             self._check_context(each, room)
@@ -278,9 +312,10 @@ class ForeignMllm:
         limits = [min(row.max_new_tokens, room) for row, room in zip(settings, rooms, strict=True)]
         first_images = list(accumulate((len(images) for images, _ in rows), initial=0))
         results, ends = dict[int, tuple[Answer, str]](), _end_ids(self.model)
+        sizes = inputs if kept is None else inputs | kept.sizes
 
         def read(row: int, ids_T: Tensor) -> tuple[Answer, str]:
-            answer, written = self._read(ids_T, rows[row][0], inputs, first_image=first_images[row])
+            answer, written = self._read(ids_T, rows[row][0], sizes, first_image=first_images[row])
             return replace(answer, num_prompt_tokens=lengths[row]), written
 
         def step(row: int, ids_T: Tensor) -> bool:
@@ -297,14 +332,17 @@ class ForeignMllm:
             stops = [row in results or not step(row, ids_T[length:]) for row, ids_T in enumerate(ids_BT)]
             return torch.tensor(stops, device=ids_BT.device)
 
-        self.model.generate(
+        output = self.model.generate(
             **inputs,
+            return_dict_in_generate=True,
             max_new_tokens=max(limits),
             # Many checkpoints sample by default; the same question must get the same answer.
             do_sample=False,
             logits_processor=[_Sampler(settings)] if any(row.temperature > 0 for row in settings) else None,
             stopping_criteria=[stop],
         )
+        if kept is not None:
+            kept.keep(self.model, self.processor, prompt, inputs, output)
         return [results[row] for row in range(len(rows))]
 
     def _read(
@@ -316,7 +354,7 @@ class ForeignMllm:
         if len(images) == 1 and self.unit != "none":
             text, boxes = read_boxes(text, self._frame(images[0], inputs, unit=self.unit, number=first_image))
         # Boxes are rewritten in the one form that `pair_phrases` reads; it ignores their numbers.
-        phrases, unboxed = pair_phrases(_BOX.sub("[0, 0, 0, 0]", written) if boxes else text)
+        phrases, unboxed = pair_phrases(BOX.sub("[0, 0, 0, 0]", written) if boxes else text)
         answer = Answer(
             text=text,
             boxes=boxes,
@@ -393,25 +431,6 @@ class ForeignMllm:
         return CoordinateFrame(unit, image.width, image.height, resized=resized)
 
 
-class ForeignChat:
-    """A conversation about images; `turns` holds roles and texts."""
-
-    def __init__(self, model: ForeignMllm, images: Sequence[ImageInput] | ImageInput) -> None:
-        self.model, self.images = model, _read_images(images)
-        self.turns: list[tuple[str, str]] = []
-
-    def ask(
-        self, question: str, *, regions: Sequence[Shape] = (), ground: bool = False, max_tokens: int = 64
-    ) -> Answer:
-        """Answer the next question; earlier ones and their answers are in front of it."""
-        text = self.model._write_regions(self.images, _check_question(question, ground=ground), regions)
-        turns = [*self.turns, ("user", text)]
-        answer, written = self.model.answer_turns(self.images, turns, limit_tokens(max_tokens), room=max_tokens)
-        # As it was written: in pixels the model would read its boxes in a unit that is not its own.
-        self.turns = [*turns, ("assistant", written)]
-        return answer if ground else replace(answer, unboxed=())
-
-
 def open_foreign(
     source: str, *, revision: str | None = None, unit: str | None = None, device: str | torch.device = "cpu"
 ) -> ForeignMllm:
@@ -434,8 +453,7 @@ def open_foreign(
 
     checkpoint = fetch(source, revision=revision, field="model")
     model_type = str(checkpoint.config().get("model_type"))
-    known = ("none", "pixels", "resized-pixels", "0-1", "0-1-padded", "0-1000")
-    unit = choose(unit or UNITS.get(model_type, "none"), known, "unit of boxes")
+    unit = choose(unit or UNITS.get(model_type, "none"), KNOWN_UNITS, "unit of boxes")
     # `_frame` reads the resized size from the grid of patches that the processors of Qwen return.
     if unit == "resized-pixels" and not model_type.startswith("qwen"):
         raise UserError(f"unit of boxes: '{model_type}' tells no resized image (got '{unit}'); expected another unit")
@@ -472,28 +490,6 @@ def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", 
         )
     check_loaded(report, name=checkpoint.name)
     return model.to(device).eval().requires_grad_(False)
-
-
-def read_boxes(text: str, frame: CoordinateFrame) -> tuple[str, tuple[PixelBox, ...]]:
-    """Return a text with its boxes rewritten in pixels of the image, and these boxes.
-
-    Corners may be inverted and may reach out of the image by 5 % of a side. Numbers that only look like a box stay as
-    they are.
-    """
-    boxes: list[PixelBox] = []
-
-    def rewrite(match: re.Match[str]) -> str:
-        # `_BOX` has four groups for either way of writing a box; those of the other one are None.
-        x1, y1, x2, y2 = (float(group) for group in match.groups() if group is not None)
-        box = frame.to_pixels(PixelBox(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
-        box = fit_shape(box, width=frame.width, height=frame.height)
-        assert isinstance(box, PixelBox)
-        if find_shape_problem(box, width=frame.width, height=frame.height):
-            return match[0]
-        boxes.append(box)
-        return f"[{', '.join(str(round(edge)) for edge in (box.x1, box.y1, box.x2, box.y2))}]"
-
-    return _BOX.sub(rewrite, text), tuple(boxes)
 
 
 @contextlib.contextmanager
@@ -552,17 +548,10 @@ def _read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]
     return decoded
 
 
-def _check_question(question: str, *, ground: bool = False) -> str:
-    text = question.strip()
-    if not text:
-        raise UserError("question: it is empty")
-    return f"{text} {GROUNDING_REQUEST}" if ground else text
-
-
-def _write_values(values: Sequence[float], unit: str) -> str:
-    # "0-1" and "0-1-padded" are fractions, which rounding would turn into 0 or 1.
-    digits = 2 if unit.startswith("0-1") and unit != "0-1000" else 0
-    return f"[{', '.join(f'{value:.{digits}f}' for value in values)}]"
+def _identify(images: Sequence[ImageInput] | ImageInput) -> tuple[Any, ...]:
+    """Return a key that is the same for questions about the same images: paths by name, others as objects."""
+    listed = [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
+    return tuple(str(image) if isinstance(image, str | Path) else id(image) for image in listed)
 
 
 def _place_images(text: str) -> list[dict[str, str]]:

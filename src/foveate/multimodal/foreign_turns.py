@@ -1,0 +1,223 @@
+"""Conversations with models of transformers: what was read is kept, and what is written comes in pieces.
+
+Images stand in front: their tokens and those of all earlier turns have keys and values already, so neither processor
+nor tower runs again for the next question. Answers are those of reading everything anew: the same positions and tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import queue
+import re
+import threading
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from foveate.core.errors import UserError
+from foveate.multimodal.answer_writer import limit_tokens
+from foveate.multimodal.answers import Answer, certain_text
+from foveate.records.region_prompts import GROUNDING_REQUEST
+from foveate.records.shapes import Shape
+
+if TYPE_CHECKING:
+    from foveate.multimodal.foreign import ForeignMllm
+
+
+class KeptReading:
+    """Token ids of what was read last about some images, with their keys and values.
+
+    Anything that does not fit (another beginning, a template that writes earlier turns differently, a cache that cannot
+    be shortened) is read anew; nothing is approximated.
+    """
+
+    def __init__(self) -> None:
+        self._cache: Any = None
+        self._ids_T = torch.empty(0, dtype=torch.long)
+        # The prompt up to its last image, as text and as tokens: the processor alone knows how many an image takes.
+        self._head, self._head_length = "", 0
+        self._sizes: dict[str, Tensor] = {}
+        self._types: dict[str, Tensor] = {}
+        self._deltas: Tensor | None = None
+
+    def continue_inputs(self, model: Any, processor: Any, prompt: str) -> dict[str, Any] | None:
+        """Return the inputs of `generate` for a prompt that begins with what was read; None if it has to be read anew.
+
+        The cache is in them, and is given away: `keep` takes it back once the answer is there, so that an answer which
+        is interrupted leaves nothing half-read.
+        """
+        cache, self._cache = self._cache, None
+        if cache is None or not prompt.startswith(self._head):
+            return None
+        tail = _tokenize(processor, prompt[len(self._head) :])
+        ids_T = torch.cat([self._ids_T[: self._head_length], tail.to(self._ids_T.device)])
+        known = min(cache.get_seq_length(), len(ids_T) - 1, len(self._ids_T))
+        differs = (ids_T[:known] != self._ids_T[:known]).nonzero()
+        shared = int(differs[0]) if len(differs) else known
+        if shared < self._head_length or not _shorten(cache, shared):
+            return None
+        if self._deltas is not None:
+            # Qwen's positions run ahead of or behind the tokens by this, which the model keeps from its last prompt.
+            model.model.rope_deltas = self._deltas
+        more = len(ids_T) - self._head_length
+        types = {
+            name: torch.cat([value_T[: self._head_length], value_T.new_zeros(more)])[None]
+            for name, value_T in self._types.items()
+        }
+        return {
+            "input_ids": ids_T[None],
+            "attention_mask": torch.ones_like(ids_T)[None],
+            _cache_name(model): cache,
+            **types,
+        }
+
+    @property
+    def sizes(self) -> dict[str, Tensor]:
+        """What the processor said of the images besides their pixels, such as grids of patches."""
+        return self._sizes
+
+    def keep(self, model: Any, processor: Any, prompt: str, inputs: dict[str, Any], output: Any) -> None:
+        """Keep what `generate` read and wrote for one prompt.
+
+        Args:
+            inputs: those of the processor, or of `continue_inputs`. output: with sequences and cache.
+        """
+        ids_T = output.sequences[0]
+        prompt_T = inputs["input_ids"][0]
+        if not self._head:
+            mark = next((mark for mark in _marks(processor) if mark in prompt), None)
+            if mark is None:
+                return
+            head = prompt[: prompt.rfind(mark) + len(mark)]
+            tail = _tokenize(processor, prompt[len(head) :]).to(prompt_T.device)
+            length = len(prompt_T) - len(tail)
+            # A tokenizer may join what stands before and behind an image; then the prompt cannot be cut there.
+            if length < 1 or not torch.equal(prompt_T[length:], tail):
+                return
+            self._head, self._head_length = head, length
+            self._sizes = {name: inputs[name] for name in ("image_grid_thw", "image_sizes") if name in inputs}
+            self._types = {name: inputs[name][0] for name in _TYPES if name in inputs}
+            deltas = getattr(getattr(model, "model", None), "rope_deltas", None)
+            self._deltas = deltas.clone() if isinstance(deltas, Tensor) else None
+        cache = getattr(output, "cache", None)
+        self._cache = output.past_key_values if cache is None else cache
+        self._ids_T = ids_T
+
+
+# Inputs with a number for each token that say which of them are of images; new text has zeros.
+_TYPES = ("mm_token_type_ids", "token_type_ids")
+
+
+def _marks(processor: Any) -> list[str]:
+    """List what a template may write where an image stands."""
+    names = ("boi_token", "image_token", "start_image_token")
+    return [mark for mark in (getattr(processor, name, None) for name in names) if isinstance(mark, str)]
+
+
+def _tokenize(processor: Any, text: str) -> Tensor:
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _shorten(cache: Any, length: int) -> bool:
+    """Drop what a cache has behind a length; return whether it could: sliding windows may have lost what is before."""
+    more = cache.get_seq_length() - length
+    try:
+        if more:
+            # Negative, as all releases take it: that many tokens are removed.
+            cache.crop(-more)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False
+    return cache.get_seq_length() == length
+
+
+def _cache_name(model: Any) -> str:
+    """Return what this release of transformers calls the cache in `generate`."""
+    parameters = inspect.signature(inspect.unwrap(model.generate)).parameters
+    prepare = inspect.signature(inspect.unwrap(model.prepare_inputs_for_generation)).parameters
+    return "cache" if "cache" in parameters or "cache" in prepare else "past_key_values"
+
+
+# What may still become a box: an open bracket with numbers, or a mark that has not ended.
+_UNCERTAIN = re.compile(r"(?:<loc\d{0,4}>?\s*)+$|[\[(][\d\s.,()\[\]-]*$|<[^<>\s]*$")
+
+
+class Pieces:
+    """Takes an answer from the thread that generates it, and yields its text as it comes."""
+
+    def __init__(self) -> None:
+        self._texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._is_stopped = threading.Event()
+
+    def step(self, number: int, read: Callable[[], Answer]) -> bool:
+        """Note one token more; see `AnswerObserver`."""
+        self._texts.put(certain_text(_UNCERTAIN.sub("", read().text)))
+        return not self._is_stopped.is_set()
+
+    def end(self, number: int, answer: Answer) -> None:
+        """Take nothing: `run` has the answer itself."""
+
+    def run(self, answer: Callable[[], Answer]) -> Generator[str, None, Answer]:
+        """Yield the pieces of what `answer` returns, and return it; whoever stops reading ends the answer."""
+        found: list[Answer] = []
+        problems: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                found.append(answer())
+            except BaseException as problem:
+                # Of whatever kind: it is raised again where the pieces are read.
+                problems.append(problem)
+            finally:
+                self._texts.put(None)
+
+        # generate calls back and yields nothing, so it runs beside whoever reads.
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        written = ""
+        try:
+            while (text := self._texts.get()) is not None:
+                if text.startswith(written) and text != written:
+                    yield text[len(written) :]
+                    written = text
+        finally:
+            self._is_stopped.set()
+            thread.join()
+        if problems:
+            raise problems[0]
+        yield found[0].text[len(written) :]
+        return found[0]
+
+
+def check_question(question: str, *, ground: bool = False) -> str:
+    """Return a question stripped, with the request for boxes behind it; raise UserError if it is empty."""
+    text = question.strip()
+    if not text:
+        raise UserError("question: it is empty")
+    return f"{text} {GROUNDING_REQUEST}" if ground else text
+
+
+class ForeignChat:
+    """A conversation about images, which are read once; `turns` holds roles and texts."""
+
+    def __init__(self, model: ForeignMllm, images: list[Image.Image]) -> None:
+        self.model, self.images = model, images
+        self.turns: list[tuple[str, str]] = []
+        self._kept = KeptReading()
+
+    def ask(
+        self, question: str, *, regions: Sequence[Shape] = (), ground: bool = False, max_tokens: int = 64
+    ) -> Answer:
+        """Answer the next question; earlier ones and their answers are in front of it."""
+        text = self.model.write_regions(self.images, check_question(question, ground=ground), regions)
+        turns = [*self.turns, ("user", text)]
+        answer, written = self.model.answer_turns(
+            self.images, turns, limit_tokens(max_tokens), room=max_tokens, kept=self._kept
+        )
+        # As it was written: in pixels the model would read its boxes in a unit that is not its own.
+        self.turns = [*turns, ("assistant", written)]
+        return answer if ground else replace(answer, unboxed=())
