@@ -7,10 +7,8 @@ that fit what its processor shows it, answers are text alone.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -31,7 +29,7 @@ from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
 from foveate.multimodal.choose import check_options, to_probabilities
 from foveate.multimodal.foreign_boxes import BOX, KNOWN_UNITS, UNITS, read_boxes, write_values
-from foveate.multimodal.foreign_turns import ForeignChat, KeptReading, Pieces, check_question
+from foveate.multimodal.foreign_turns import ForeignChat, KeptReading, Pieces, check_question, encode_images_once
 from foveate.multimodal.prepare import Dialog, Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
 from foveate.records.boxes import PixelBox
@@ -40,8 +38,20 @@ from foveate.records.images import BadImage, ImageInput, decode, encode_input, i
 from foveate.records.importers.coordinates import CoordinateFrame, list_values
 from foveate.records.shapes import Shape
 
+# Families whose rows of a batch have the answers that they have alone. For LLaVA-OneVision's the processor counts other
+# tokens than alone.
+BATCHED = UNITS.keys() - {"llava_onevision"}
 # Questions with images of their own that are answered together.
 _BATCH = 8
+
+# Of families whose released processors have none. PaliGemma's writes the line's beginning and end itself (big_vision).
+TEMPLATES = {
+    "paligemma": (
+        "{% if messages | length > 1 %}{{ raise_exception('PaliGemma answers single questions') }}{% endif %}"
+        "{% for part in messages[0]['content'] %}"
+        "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    )
+}
 
 _Row = tuple[list[Image.Image], list[tuple[str, str]]]
 """Images, and turns (role, text) about them."""
@@ -100,7 +110,7 @@ class ForeignMllm:
         """Answer `Question`s, or tuples of the same; see `ask`.
 
         Questions about the same images follow one another: only the first of them reads the images. The others are
-        answered in batches, in families of `UNITS`.
+        answered in batches, in families of `BATCHED`.
         """
         settings, asked = limit_tokens(max_tokens), [Question(*question) for question in questions]
         groups: dict[Any, list[int]] = {}
@@ -122,7 +132,7 @@ class ForeignMllm:
             images, kept = _read_images(asked[numbers[0]].images) if len(numbers) > 1 else [], KeptReading()
             for number in numbers if len(numbers) > 1 else ():
                 answer([number], images, kept)
-        size = _BATCH if self.model.config.model_type in UNITS else 1
+        size = _BATCH if self.model.config.model_type in BATCHED else 1
         # A processor takes images for all rows of a batch, or for none.
         for has_images in (True, False):
             alone = [each[0] for key, each in groups.items() if len(each) == 1 and bool(key) == has_images]
@@ -143,7 +153,7 @@ class ForeignMllm:
         """Return the probability of each option; see `Mllm.choose`."""
         read, texts = _read_images(images), check_options(options)
         text = self.write_regions(read, check_question(question), regions)
-        with _encode_images_once(self.model):
+        with encode_images_once(self.model):
             logs = [self._read_answer(read, text, option) for option in texts]
         return to_probabilities(logs, per_token=per_token)
 
@@ -220,14 +230,14 @@ class ForeignMllm:
     ) -> list[Answer]:
         """Answer the last turns of conversations; see `Mllm.answer_dialogs`.
 
-        Families of `UNITS` answer in one batch. Any other answers one after another: what a batch of its images looks
+        Families of `BATCHED` answer in one batch. Any other answers one after another: what a batch of its images looks
         like, and what padding changes, is not known.
         """
         rows: list[_Row] = []
         for dialog in dialogs:
             images = _read_images(dialog.images)
             rows.append((images, self._write_turns(images, dialog.turns, numbered=dialog.regions)))
-        is_batched = self.model.config.model_type in UNITS
+        is_batched = self.model.config.model_type in BATCHED
         parts: dict[int, list[int]] = {}
         for number, (images, _) in enumerate(rows):
             # A processor takes images for all rows of a batch, or for none.
@@ -396,6 +406,9 @@ class ForeignMllm:
         device, dtype = self.model.device, self.model.dtype
         moved = {}
         for name, value in inputs.items():
+            if name == "labels":
+                # PaliGemma's processor writes them for training.
+                continue
             # Pixels take the dtype of the weights; ids and grids stay integers.
             is_pixels = isinstance(value, Tensor) and value.is_floating_point()
             moved[name] = value.to(device, dtype) if is_pixels else value.to(device)
@@ -462,6 +475,8 @@ def open_foreign(
         processor: Any = AutoProcessor.from_pretrained(str(checkpoint.folder))
     model = load_foreign(checkpoint, device=device)
     if not getattr(processor, "chat_template", None):
+        processor.chat_template = TEMPLATES.get(model_type)
+    if not processor.chat_template:
         raise UserError(f"{source}: its processor has no chat template; expected chat_template.jinja in the folder")
     return ForeignMllm(model, processor, name=source, unit=unit)
 
@@ -490,50 +505,6 @@ def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", 
         )
     check_loaded(report, name=checkpoint.name)
     return model.to(device).eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _encode_images_once(model: Any) -> Iterator[None]:
-    """Let a model reuse the features of the images that it encoded last, within the block.
-
-    The method has this name in all families of transformers, with other arguments and results in each. A model without
-    it encodes the images of each option.
-    """
-    network = getattr(model, "model", model)
-    # An instance's own override is restored afterwards; deleting ours alone would lose it.
-    encode, before = getattr(network, "get_image_features", None), vars(network).get("get_image_features")
-    if encode is None:
-        yield
-        return
-    last: tuple[Any, Any] | None = None
-
-    @functools.wraps(encode)  # transformers reads its signature
-    def reuse(*arguments: Any, **named: Any) -> Any:
-        nonlocal last
-        if last is None or not _is_equal(last[0], (arguments, named)):
-            last = (arguments, named), encode(*arguments, **named)
-        return last[1]
-
-    network.get_image_features = reuse
-    try:
-        yield
-    finally:
-        # Once the instance's attribute is gone, the method of its class is found again.
-        del network.get_image_features
-        if before is not None:
-            network.get_image_features = before
-
-
-def _is_equal(first: Any, second: Any) -> bool:
-    """Compare nested arguments, tensors by their values."""
-    # By values: the processor makes new tensors of the same pixels for each option.
-    if isinstance(first, Tensor):
-        return isinstance(second, Tensor) and torch.equal(first, second)
-    if isinstance(first, tuple | list):
-        return len(first) == len(second) and all(map(_is_equal, first, second))
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(_is_equal(first[name], second[name]) for name in first)
-    return bool(first == second)
 
 
 def _read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:

@@ -6,11 +6,13 @@ nor tower runs again for the next question. Answers are those of reading everyth
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import queue
 import re
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +142,50 @@ def _cache_name(model: Any) -> str:
     parameters = inspect.signature(inspect.unwrap(model.generate)).parameters
     prepare = inspect.signature(inspect.unwrap(model.prepare_inputs_for_generation)).parameters
     return "cache" if "cache" in parameters or "cache" in prepare else "past_key_values"
+
+
+@contextlib.contextmanager
+def encode_images_once(model: Any) -> Iterator[None]:
+    """Let a model reuse the features of the images that it encoded last, within the block.
+
+    The method has this name in all families of transformers, with other arguments and results in each. A model without
+    it encodes the images of each option.
+    """
+    network = getattr(model, "model", model)
+    # An instance's own override is restored afterwards; deleting ours alone would lose it.
+    encode, before = getattr(network, "get_image_features", None), vars(network).get("get_image_features")
+    if encode is None:
+        yield
+        return
+    last: tuple[Any, Any] | None = None
+
+    @functools.wraps(encode)  # transformers reads its signature
+    def reuse(*arguments: Any, **named: Any) -> Any:
+        nonlocal last
+        if last is None or not _is_equal(last[0], (arguments, named)):
+            last = (arguments, named), encode(*arguments, **named)
+        return last[1]
+
+    network.get_image_features = reuse
+    try:
+        yield
+    finally:
+        # Once the instance's attribute is gone, the method of its class is found again.
+        del network.get_image_features
+        if before is not None:
+            network.get_image_features = before
+
+
+def _is_equal(first: Any, second: Any) -> bool:
+    """Compare nested arguments, tensors by their values."""
+    # By values: the processor makes new tensors of the same pixels for each option.
+    if isinstance(first, Tensor):
+        return isinstance(second, Tensor) and torch.equal(first, second)
+    if isinstance(first, tuple | list):
+        return len(first) == len(second) and all(map(_is_equal, first, second))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_is_equal(first[name], second[name]) for name in first)
+    return bool(first == second)
 
 
 # What may still become a box: an open bracket with numbers, or a mark that has not ended.
