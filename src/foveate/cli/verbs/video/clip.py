@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from foveate.cli.options import path_option, print_stream
 
@@ -72,7 +73,11 @@ rope_option = click.option(
 def fitting_options(function: F) -> F:
     """Add --fit, --prompt and --rope-factor."""
     options = [
-        click.option("--fit", is_flag=True, help="Shrink the strategy where the clip does not fit the context."),
+        click.option(
+            "--fit",
+            is_flag=True,
+            help="Shrink the strategy where the clip does not fit the context, as without any option of size.",
+        ),
         click.option("--prompt", default="", metavar="NAME|FILE", help="Wording: video, plain or a file."),
         rope_option,
     ]
@@ -278,6 +283,10 @@ def watch_clip(
 
     check_run_path(run)
     settings, span = build_how(how, strategy), Span.parse(start, end)
+    # The defaults are the paper's, for a context of 4,096. Where nobody asked for a size, they shrink to what the model
+    # has, and the changes are listed; a size that was asked for is kept or refused.
+    is_default = click.get_current_context().get_parameter_source("how") is not ParameterSource.COMMANDLINE
+    fit = fit or (is_default and all(strategy.get(name) is None for name in _STRATEGY))
     by_question = getattr(settings, "choose", "even") == "query"
     if by_question and len(requests) != 1:
         raise UserError(
