@@ -76,7 +76,7 @@ class FederatedNeighborEmbedding(FromParameters, TransformerMixin, BaseEstimator
             was passed.
         encoder_: the common network (with "local" that of the first client).
         encoders_: by client, with "local" only.
-        history_: one entry per round: losses, R2 of surrogates, bytes, seconds.
+        history_: one entry per round: losses, R2 of surrogates and how their gradients compare, bytes, seconds.
         notes_: warnings and their counts.
         log_: every message.
         scaling_: common offset and divisor of the columns with options={"scale": "standard"}; else None.

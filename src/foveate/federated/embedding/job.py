@@ -69,6 +69,10 @@ ten standard deviations of noise on top), honest weights about 1. A larger value
 training of all others infinite."""
 
 
+GRADIENTS = ("gradient_cosine", "gradient_ratio")
+"""How the gradient of a surrogate compares with the true one, see `FieldQuality`."""
+
+
 @dataclass
 class MapJob(TrainingJob[MapState]):
     """FedNE, or one of its baselines, by options.
@@ -248,26 +252,35 @@ class MapJob(TrainingJob[MapState]):
                 ),
                 "box": _box_rule(d, limit=10 * MAX_MAP),  # around the map, with a margin
             },
-            {"r2": float, "r2_held_out": float, "epochs": int, "queries": int},
-            optional=frozenset({"r2_held_out"}),
+            {"r2": float, "r2_held_out": float, "epochs": int, "queries": int} | dict.fromkeys(GRADIENTS, float),
+            optional=frozenset({"r2_held_out", *GRADIENTS}),
         )
         for client, answer in ask_all(at_client.SURROGATE, rule, encoder | grid, _check_box).items():
             vector, box = answer.array("surrogate"), answer.array("box")
-            state.repulsions[client] = Repulsion(vector, box, answer.number("r2"), round)
+            gradients = {name: answer.number(name) for name in GRADIENTS if name in answer.values}
+            state.repulsions[client] = Repulsion(vector, box, answer.number("r2"), round, **gradients)
 
     def _usable_repulsions(self, transport: Transport, state: MapState) -> list[int]:
         """Clients whose repulsion is known and fits well enough; the others are noted."""
-        usable = []
+        usable, options = [], self.options
         for client in sorted(state.sizes):
             repulsion, name = state.repulsions.get(client), transport.name(client)
             if repulsion is None:
                 state.add_note(f"{name} has sent no surrogate: the others do not feel it")
-            elif repulsion.r2 < self.options.min_r2:
-                state.add_note(f"{name}: its surrogate fits with R2 below {self.options.min_r2:g} and is left out")
+                continue
+            cosine = repulsion.gradient_cosine
+            if repulsion.r2 < options.min_r2:
+                state.add_note(f"{name}: its surrogate fits with R2 below {options.min_r2:g} and is left out")
+            # Values may fit while the gradient, all that a training feels, points elsewhere.
+            elif cosine is not None and cosine < options.min_gradient_cosine:
+                below = f"the cosine of its surrogate's gradient is below {options.min_gradient_cosine:g}"
+                state.add_note(f"{name}: {below}, and it is left out")
             else:
                 usable.append(client)
-                if repulsion.r2 < self.options.warn_r2:
-                    state.add_note(f"{name}: its surrogate fits with R2 below {self.options.warn_r2:g}")
+                if repulsion.r2 < options.warn_r2:
+                    state.add_note(f"{name}: its surrogate fits with R2 below {options.warn_r2:g}")
+        if options.method == FEDNE and options.surrogate != "grid" and options.target_noise:
+            state.add_note("with noise the gradients of surrogates are not measured: only their R2 decides")
         return usable
 
     def _train_request(self, state: MapState, client: int, rate: float, usable: Sequence[int]) -> Message:
@@ -322,7 +335,10 @@ class MapJob(TrainingJob[MapState]):
             "features": state.features,
             # Clients are listed as pairs, because JSON would turn numeric keys into strings.
             "sizes": list(state.sizes.items()),
-            "repulsions": [[client, entry.r2, entry.round] for client, entry in state.repulsions.items()],
+            "repulsions": [
+                [client, entry.r2, entry.round, entry.gradient_cosine, entry.gradient_ratio]
+                for client, entry in state.repulsions.items()
+            ],
             "axes": 0 if state.grid is None else len(state.grid.axes),
             "notes": state.notes,
         }
@@ -331,9 +347,14 @@ class MapJob(TrainingJob[MapState]):
     def unpack(self, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> MapState:
         repulsions = {
             int(client): Repulsion(
-                arrays[f"repulsion.{client}.vector"], arrays[f"repulsion.{client}.box"], float(r2), int(round)
+                arrays[f"repulsion.{client}.vector"],
+                arrays[f"repulsion.{client}.box"],
+                float(r2),
+                int(round),
+                *gradients,
             )
-            for client, r2, round in header["repulsions"]
+            # A snapshot of an earlier version has no gradients.
+            for client, r2, round, *gradients in header["repulsions"]
         }
         axes = tuple(arrays[f"grid.{number}"] for number in range(header["axes"]))
         prefix = "local."
@@ -446,7 +467,14 @@ def _history_entry(
         state.add_note(
             "points lie outside the box of a surrogate: a field keeps the value at its edge, a network's is clamped"
         )
-    fits = {str(client): round(state.repulsions[client].r2, 6) for client in sorted(state.repulsions)}
+
+    def fits(name: str) -> dict[str, float]:
+        """Quality of the surrogates by client; those that are not measured are left out."""
+        if usable is None:
+            return {}
+        values = {client: getattr(state.repulsions[client], name) for client in sorted(state.repulsions)}
+        return {str(client): round(value, 6) for client, value in values.items() if value is not None}
+
     return {
         "round": state.round,
         "rate": rate,
@@ -454,7 +482,7 @@ def _history_entry(
         "attraction": mean("attraction"),
         "repulsion": mean("repulsion"),
         "foreign": mean("foreign"),
-        "r2": fits if usable is not None else {},
+        **{name: fits(name) for name in ("r2", *GRADIENTS)},
         "usable": None if usable is None else list(usable),
         "outside": outside,
     }
