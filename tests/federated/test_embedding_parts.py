@@ -98,9 +98,9 @@ def test_interpolation_is_that_of_scipy_and_ends_at_the_edge() -> None:
 )
 def test_interpolation_in_any_dimensions_is_that_of_scipy(counts: list[int], width: float, seed: int) -> None:
     random = np.random.default_rng(seed)
-    grid = grids.CoordinateGrid(
-        tuple(np.linspace(low, low + width, n) for n, low in zip(counts, random.normal(size=9)))
-    )
+    starts = random.normal(size=len(counts))
+    axes = [np.linspace(low, low + width, count) for count, low in zip(counts, starts, strict=True)]
+    grid = grids.CoordinateGrid(tuple(axes))
     field = random.normal(size=math.prod(counts))
     # The first axis is the fastest here, the last one in SciPy's table.
     oracle = RegularGridInterpolator(grid.axes[::-1], field.reshape(counts[::-1]))

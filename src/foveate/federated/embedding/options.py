@@ -61,7 +61,7 @@ class EmbeddingOptions(Settings):
     surrogate: Literal["network", "network64", "grid"] = Field(
         "grid",
         description="what a client sends of its repulsion: a table of values, or a network (the default where "
-        "maps have three dimensions, or grids are not common)",
+        "grids are not common)",
     )
     # With surrogates from round 0 results were erratic (docs/methods/fedne.md).
     surrogate_start: float = Field(0.3, ge=0, le=1, description="share of the rounds before clients repel one another")
@@ -73,7 +73,7 @@ class EmbeddingOptions(Settings):
     )
     grid_step: float = Field(0.3, gt=0, description="distance of two queries")
     # A map can grow twentyfold within a round; with a fixed step, the number of queries grows with its square.
-    max_axis_points: int = Field(28, ge=2, le=200, description="queries per axis at most, union grid")
+    max_axis_points: int = Field(28, ge=2, le=200, description="queries per axis at most, union grid; 12 by default in a table of 3-D")
     # A small map with a fixed step would have a handful of queries per axis.
     min_axis_points: int = Field(12, ge=2, le=200, description="queries per axis at least")
     max_points: int = Field(2000, ge=16, le=100_000, description="queries in all at most, own grid")
