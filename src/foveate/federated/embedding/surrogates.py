@@ -23,7 +23,7 @@ from foveate.federated.embedding.training import max_repulsion
 from foveate.metrics.neighbors import blocks
 
 # Octaves of the encoding. In the public code the finest wave is 2 pi / 8 = 0.8 long whatever the map's width: on a map
-# ten wide, 28 queries per axis alias it. In units of the box it is half the box long, six steps of the smallest grid.
+# ten wide, 28 queries per axis alias it. In units of the box it is half the box long, five steps or more.
 LEVELS = 4
 # Encoded positions reach this far from 0 in a box: the coarsest wave is then four boxes long, and values grow or fall
 # over a box instead of turning once.
