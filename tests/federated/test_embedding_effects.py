@@ -46,9 +46,7 @@ def clients() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 
 @cache
 def fit(method: str, seed: int, held_out: float = 0.1, surrogate: str = "grid") -> EmbeddingFit:
-    options = EmbeddingOptions(
-        rounds=60, neighbors=K, method=method, seed=seed, held_out=held_out, surrogate=surrogate
-    )
+    options = EmbeddingOptions(rounds=60, neighbors=K, method=method, seed=seed, held_out=held_out, surrogate=surrogate)
     assert not options.mixing
     return fit_clients(clients()[0], options, log=Log(record=method == "fedne"))
 

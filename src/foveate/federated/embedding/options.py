@@ -73,7 +73,9 @@ class EmbeddingOptions(Settings):
     )
     grid_step: float = Field(0.3, gt=0, description="distance of two queries")
     # A map can grow twentyfold within a round; with a fixed step, the number of queries grows with its square.
-    max_axis_points: int = Field(28, ge=2, le=200, description="queries per axis at most, union grid; 12 by default in a table of 3-D")
+    max_axis_points: int = Field(
+        28, ge=2, le=200, description="queries per axis at most, union grid (12 in 3-D tables)"
+    )
     # A small map with a fixed step would have a handful of queries per axis.
     min_axis_points: int = Field(12, ge=2, le=200, description="queries per axis at least")
     max_points: int = Field(2000, ge=16, le=100_000, description="queries in all at most, own grid")
