@@ -1,7 +1,15 @@
-"""Compare what clients send of their repulsion on maps of three dimensions: `python fedne-three.py [PARTITIONS]`."""
+"""Compare what clients send of their repulsion on 3-D maps: `python fedne-three.py [PARTITIONS] [SPLITS] [SETTINGS]`.
 
+Two negative controls train with FedNE's weights and a field that knows nothing of the other clients' points: a constant
+one, whose gradient is 0, and one whose values are shuffled over the grid.
+"""
+
+import dataclasses
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 from scipy.stats import t
@@ -9,6 +17,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from foveate import FederatedNeighborEmbedding
+from foveate.federated.embedding import client as at_client
 from foveate.federated.partition import dirichlet, shards
 from foveate.metrics.embedding import foreign_share, trustworthiness
 
@@ -21,10 +30,34 @@ SETTINGS = {
     "grid": {"surrogate": "grid"},
     "grid of 20": {"surrogate": "grid", "options": {"max_axis_points": 20}},
     "exact positions": {"method": "fedne_exact"},
+    "constant field": {"surrogate": "grid"},
+    "shuffled field": {"surrogate": "grid"},
+}
+SPOILED = {
+    "constant field": lambda field: np.full_like(field, field.mean()),
+    "shuffled field": lambda field: np.random.default_rng(0).permutation(field),
 }
 
 
-def measure(split: str, partition: int, settings: dict) -> dict[str, float]:
+@contextmanager
+def spoil_fields(name: str) -> Iterator[None]:
+    """Let clients train with spoiled fields, where the setting is a control; what they send stays exact."""
+    if name not in SPOILED:
+        yield
+        return
+    build = at_client._foreign
+
+    def build_spoiled(request, *more):
+        if "field" in request.arrays:
+            field = SPOILED[name](request.array("field"))
+            request = dataclasses.replace(request, arrays={**request.arrays, "field": field})
+        return build(request, *more)
+
+    with mock.patch.object(at_client, "_foreign", build_spoiled):
+        yield
+
+
+def measure(split: str, partition: int, name: str) -> dict[str, float]:
     """Return the map's measures on 360 held-out digits, the mean R2 and cosine of surrogates, seconds, megabytes."""
     data = load_digits()
     points, labels = (data.data / 16).astype(np.float32), data.target
@@ -37,9 +70,10 @@ def measure(split: str, partition: int, settings: dict) -> dict[str, float]:
         else shards(labels[fit], 5, random, classes=2)
     )
     began = time.process_time()
-    settings = {**settings, "options": COMMON | settings.get("options", {})}
+    settings = {**SETTINGS[name], "options": COMMON | SETTINGS[name].get("options", {})}
     model = FederatedNeighborEmbedding(n_components=3, n_rounds=ROUNDS, random_state=partition, **settings)
-    model.fit([points[fit[rows]] for rows in parts.rows])
+    with spoil_fields(name):
+        model.fit([points[fit[rows]] for rows in parts.rows])
     seconds = time.process_time() - began
     places = np.concatenate(model.embedding_)
     owners = np.repeat(np.arange(len(parts.rows)), [len(rows) for rows in parts.rows])
@@ -69,7 +103,7 @@ def main() -> None:
     for split in splits:
         plain = None
         for name in names:
-            rows = [measure(split, partition, SETTINGS[name]) for partition in range(partitions)]
+            rows = [measure(split, partition, name) for partition in range(partitions)]
             columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
             plain = columns if plain is None else plain
             reach = t.ppf(0.975, partitions - 1) / np.sqrt(partitions)

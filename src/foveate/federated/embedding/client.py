@@ -38,7 +38,6 @@ from foveate.federated.embedding.surrogates import (
     SurrogateSum,
     compare_fields,
     fit_surrogate,
-    r_squared,
     r_squared_of_noisy,
 )
 from foveate.federated.embedding.training import (
@@ -252,14 +251,25 @@ def answer_field(data: ClientData, request: Message, client: int) -> Message:
     queries = torch.from_numpy(grid.points_Gd).to(z_Nd)
     field_G = grids.targets(queries, z_Nd, drop=options.drop, kernel=options.kernel)
     sent_G = _add_target_noise(field_G, options, data)
-    # A cell's middle is the mean of four noisy values, whose noise has a quarter of the variance.
+    # A cell's middle is the mean of its corners, two per axis, whose noise has so much less variance.
     if sigma := options.target_noise:
-        r2 = r_squared_of_noisy(sent_G, sigma, sigma**2 / 4)
+        quality = {"r2": r_squared_of_noisy(sent_G, sigma, sigma**2 / 2**options.dimensions)}
     else:
-        between = torch.from_numpy(grid.centers_Gd).to(z_Nd)
-        truth = grids.targets(between, z_Nd, drop=options.drop, kernel=options.kernel)
-        r2 = r_squared(grids.interpolate(sent_G, grid, between), truth)
-    return request.answer(arrays={"field": sent_G.cpu().numpy()}, r2=r2)
+        quality = _measure_field(sent_G, grid, options, z_Nd)
+    return request.answer(arrays={"field": sent_G.cpu().numpy()}, **quality)
+
+
+def _measure_field(
+    field_G: Tensor, grid: grids.CoordinateGrid, options: EmbeddingOptions, z_Nd: Tensor
+) -> dict[str, float]:
+    """Compare an interpolated field with the true one, by values and gradients in the middles of its cells."""
+    quality = compare_fields(
+        lambda positions: grids.interpolate(field_G, grid, positions),
+        lambda positions: grids.targets(positions, z_Nd, drop=options.drop, kernel=options.kernel),
+        torch.from_numpy(grid.centers_Gd).to(z_Nd),
+        points=len(z_Nd),
+    )
+    return asdict(quality)
 
 
 def _add_target_noise(values_G: Tensor, options: EmbeddingOptions, data: ClientData) -> Tensor:

@@ -239,10 +239,15 @@ class MapJob(TrainingJob[MapState]):
             # Noise of standard deviation s per value: ten deviations on top of the largest honest value.
             limit = MAX_FIELD * (1 + options.target_noise)
             values = ArrayRule(options.precision, (int(np.prod(state.grid.shape)),), low=-limit, high=limit)
-            rule = MessageRule(at_client.FIELD, {"field": values}, {"r2": float})
+            rule = MessageRule(
+                at_client.FIELD,
+                {"field": values},
+                {"r2": float} | dict.fromkeys(GRADIENTS, float),
+                optional=frozenset(GRADIENTS),
+            )
             for client, answer in ask_all(at_client.FIELD, rule, encoder | grid).items():
-                box = state.grid.box_2d
-                state.repulsions[client] = Repulsion(answer.array("field"), box, answer.number("r2"), round)
+                field, box = answer.array("field"), state.grid.box_2d
+                state.repulsions[client] = Repulsion(field, box, answer.number("r2"), round, **_read_gradients(answer))
             return
         rule = MessageRule(
             at_client.SURROGATE,
@@ -257,8 +262,7 @@ class MapJob(TrainingJob[MapState]):
         )
         for client, answer in ask_all(at_client.SURROGATE, rule, encoder | grid, _check_box).items():
             vector, box = answer.array("surrogate"), answer.array("box")
-            gradients = {name: answer.number(name) for name in GRADIENTS if name in answer.values}
-            state.repulsions[client] = Repulsion(vector, box, answer.number("r2"), round, **gradients)
+            state.repulsions[client] = Repulsion(vector, box, answer.number("r2"), round, **_read_gradients(answer))
 
     def _usable_repulsions(self, transport: Transport, state: MapState) -> list[int]:
         """Clients whose repulsion is known and fits well enough; the others are noted."""
@@ -279,8 +283,8 @@ class MapJob(TrainingJob[MapState]):
                 usable.append(client)
                 if repulsion.r2 < options.warn_r2:
                     state.add_note(f"{name}: its surrogate fits with R2 below {options.warn_r2:g}")
-        if options.method == FEDNE and options.surrogate != "grid" and options.target_noise:
-            state.add_note("with noise the gradients of surrogates are not measured: only their R2 decides")
+        if options.method == FEDNE and any(state.repulsions[client].gradient_cosine is None for client in usable):
+            state.add_note("the gradients of surrogates are not measured: only their R2 decides")
         return usable
 
     def _train_request(self, state: MapState, client: int, rate: float, usable: Sequence[int]) -> Message:
@@ -427,6 +431,11 @@ def _request(
     kind: str, round: int, options: EmbeddingOptions, arrays: Mapping[str, Array] | None = None, **values: float
 ) -> Message:
     return Message(kind, round, dict(arrays or {}), {"options": options.model_dump_json(), **values})
+
+
+def _read_gradients(answer: Message) -> dict[str, float]:
+    """Return how the gradient of a surrogate compares with the true one, where its client has measured it."""
+    return {name: answer.number(name) for name in GRADIENTS if name in answer.values}
 
 
 def _box_rule(dimensions: int, limit: float = MAX_MAP) -> ArrayRule:
