@@ -68,7 +68,7 @@ def test_grids_hold_the_map_and_keep_their_bounds(scale: float, clients: int, se
     for one in maps:
         assert (one > union.box_2d[0]).all()
         assert (one < union.box_2d[1]).all()
-        own = grids.own_grid(one)
+        own = grids.own_grid(grids.bounding_box(one))
         assert math.prod(own.shape) <= 2000
         assert min(own.shape) >= 12
         assert (own.box_2d[0] <= one.min(axis=0)).all()
@@ -200,7 +200,7 @@ def test_fields_are_compared_by_values_and_gradients(monkeypatch: pytest.MonkeyP
 
 
 def test_a_surrogate_of_one_point_and_one_of_a_constant_are_finite() -> None:
-    asked = torch.from_numpy(grids.own_grid(np.zeros((1, 2))).points_Gd).float()
+    asked = torch.from_numpy(grids.own_grid(np.zeros((2, 2))).points_Gd).float()
     box = np.array([[-1.0, -1.0], [1.0, 1.0]])
     for field in (grids.targets(asked, torch.zeros(1, 2)), torch.full((len(asked),), 0.25)):
         fit = fit_surrogate(asked, field, seeded(), box_2d=box)
@@ -212,7 +212,7 @@ def test_a_surrogate_of_one_point_and_one_of_a_constant_are_finite() -> None:
 
 def test_a_sum_of_surrogates_is_weighted_frozen_and_clamped_outside_its_box() -> None:
     local = cloud(40)
-    grid = grids.own_grid(local.numpy())
+    grid = grids.own_grid(grids.bounding_box(local.numpy()))
     asked = torch.from_numpy(grid.points_Gd)
     few = FitSettings(epochs=3)
     boxes = np.stack([grid.box_2d, grid.box_2d + 0.5])

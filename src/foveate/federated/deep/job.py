@@ -209,8 +209,11 @@ class Rounds:
         answers = [(answer.array("weights"), int(answer.number("points"))) for answer in result.answers.values()]
         state.weights = average(answers)
         total = sum(count for _, count in answers)
-        # Weighted by points, as the average is: the loss of the common model on all points.
-        loss = sum(answer.number("loss") * answer.number("points") for answer in result.answers.values()) / total
+        loss = None
+        # Over all clients or none: a mean over some of them would look like one over all.
+        if all("loss" in answer.values for answer in result.answers.values()):
+            # Weighted by points, as the average is: the loss of the common model on all points.
+            loss = sum(answer.number("loss") * answer.number("points") for answer in result.answers.values()) / total
         moved = None
         if before is not None and len(before) == len(state.centers):
             # One minus the mean cosine of matched centers: near 0 once the groups no longer change.
@@ -323,7 +326,7 @@ class DeepJob(TrainingJob[DeepState]):
         )
 
     def progress_note(self, entry: Mapping[str, Any]) -> str:
-        return f"loss {entry['loss']:.3f}"
+        return "" if entry["loss"] is None else f"loss {entry['loss']:.3f}"
 
     def check_remote(self) -> None:
         if self.is_pooled:
