@@ -291,8 +291,8 @@ def _measure_surrogate(
 def answer_field(data: ClientData, request: Message, client: int) -> Message:
     """Answer with the repulsion of the client's points on the common grid, and how well it interpolates between.
 
-    With noise the R2 is estimated from the noisy values that are sent (a cell's middle is the mean of four of them): an
-    R2 of the exact values would reveal what the noise hides.
+    With noise the R2 is estimated from the noisy values that are sent (a cell's middle is the mean of its corners): an
+    R2 of the exact values, or their gradients, would reveal what the noise hides.
     """
     options, _, z_Nd = _map_points(data, request)
     grid = request_grid(request)

@@ -87,12 +87,12 @@ class EmbeddingOptions(Settings):
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the queries that a surrogate's fit is measured on")
     # A surrogate that does not fit pushes points anywhere; without it its client is only not felt.
     min_r2: float = Field(0.8, description="a surrogate below it, between its queries, is left out")
-    # Networks in units of their box reach .9, those that alias .2 or less (docs/methods/fedne.md).
+    # Surrogates reach .9, networks that alias .4 or less (docs/methods/fedne.md).
     min_gradient_cosine: float = Field(
         0.5,
         ge=-1,
         le=1,
-        description="a network whose gradient has a smaller mean cosine with the true one, between its queries, is "
+        description="a surrogate whose gradient has a smaller mean cosine with the true one, between its queries, is "
         "left out",
     )
     warn_r2: float = Field(0.9, description="a surrogate below it is noted")
