@@ -197,6 +197,7 @@ def fit_surrogate(
         predicted = network.read(encoded_GI)
         # The last layer is linear, so it takes the targets' scale: whoever evaluates the weights need not know it.
         last = network.layers[-1]
+        assert isinstance(last, nn.Linear)
         last.weight.mul_(spread)
         last.bias.mul_(spread).add_(center)
     return SurrogateFit(
