@@ -70,6 +70,10 @@ ten standard deviations of noise on top), honest weights about 1. A larger value
 training of all others infinite."""
 
 
+GRADIENTS = ("gradient_cosine", "gradient_ratio")
+"""How the gradient of a surrogate compares with the true one, see `FieldQuality`."""
+
+
 @dataclass
 class MapJob(TrainingJob[MapState]):
     """FedNE, or one of its baselines, by options.
@@ -238,10 +242,15 @@ class MapJob(TrainingJob[MapState]):
             # Noise of standard deviation s per value: ten deviations on top of the largest honest value.
             limit = MAX_FIELD * (1 + options.target_noise)
             values = ArrayRule(options.precision, (int(np.prod(state.grid.shape)),), low=-limit, high=limit)
-            rule = MessageRule(at_client.FIELD, {"field": values}, {"r2": float})
+            rule = MessageRule(
+                at_client.FIELD,
+                {"field": values},
+                {"r2": float} | dict.fromkeys(GRADIENTS, float),
+                optional=frozenset(GRADIENTS),
+            )
             for client, answer in ask_all(at_client.FIELD, rule, encoder | grid).items():
-                box = state.grid.box_2d
-                state.repulsions[client] = Repulsion(answer.array("field"), box, answer.number("r2"), round)
+                field, box = answer.array("field"), state.grid.box_2d
+                state.repulsions[client] = Repulsion(field, box, answer.number("r2"), round, **_read_gradients(answer))
             return
         rule = MessageRule(
             at_client.SURROGATE,
@@ -251,26 +260,34 @@ class MapJob(TrainingJob[MapState]):
                 ),
                 "box": _box_rule(d, limit=10 * MAX_MAP),  # around the map, with a margin
             },
-            {"r2": float, "r2_held_out": float, "epochs": int, "queries": int},
-            optional=frozenset({"r2_held_out"}),
+            {"r2": float, "r2_held_out": float, "epochs": int, "queries": int} | dict.fromkeys(GRADIENTS, float),
+            optional=frozenset({"r2_held_out", *GRADIENTS}),
         )
         for client, answer in ask_all(at_client.SURROGATE, rule, encoder | grid, _check_box).items():
             vector, box = answer.array("surrogate"), answer.array("box")
-            state.repulsions[client] = Repulsion(vector, box, answer.number("r2"), round)
+            state.repulsions[client] = Repulsion(vector, box, answer.number("r2"), round, **_read_gradients(answer))
 
     def _usable_repulsions(self, transport: Transport, state: MapState) -> list[int]:
         """Clients whose repulsion is known and fits well enough; the others are noted."""
-        usable = []
+        usable, options = [], self.options
         for client in sorted(state.sizes):
             repulsion, name = state.repulsions.get(client), transport.name(client)
             if repulsion is None:
                 state.add_note(f"{name} has sent no surrogate: the others do not feel it")
-            elif repulsion.r2 < self.options.min_r2:
-                state.add_note(f"{name}: its surrogate fits with R2 below {self.options.min_r2:g} and is left out")
+                continue
+            cosine = repulsion.gradient_cosine
+            if repulsion.r2 < options.min_r2:
+                state.add_note(f"{name}: its surrogate fits with R2 below {options.min_r2:g} and is left out")
+            # Values may fit while the gradient, all that a training feels, points elsewhere.
+            elif cosine is not None and cosine < options.min_gradient_cosine:
+                below = f"the cosine of its surrogate's gradient is below {options.min_gradient_cosine:g}"
+                state.add_note(f"{name}: {below}, and it is left out")
             else:
                 usable.append(client)
-                if repulsion.r2 < self.options.warn_r2:
-                    state.add_note(f"{name}: its surrogate fits with R2 below {self.options.warn_r2:g}")
+                if repulsion.r2 < options.warn_r2:
+                    state.add_note(f"{name}: its surrogate fits with R2 below {options.warn_r2:g}")
+        if options.method == FEDNE and any(state.repulsions[client].gradient_cosine is None for client in usable):
+            state.add_note("the gradients of surrogates are not measured: only their R2 decides")
         return usable
 
     def _train_request(self, state: MapState, client: int, rate: float, usable: Sequence[int]) -> Message:
@@ -326,7 +343,10 @@ class MapJob(TrainingJob[MapState]):
             "features": state.features,
             # Clients are listed as pairs, because JSON would turn numeric keys into strings.
             "sizes": list(state.sizes.items()),
-            "repulsions": [[client, entry.r2, entry.round] for client, entry in state.repulsions.items()],
+            "repulsions": [
+                [client, entry.r2, entry.round, entry.gradient_cosine, entry.gradient_ratio]
+                for client, entry in state.repulsions.items()
+            ],
             "axes": 0 if state.grid is None else len(state.grid.axes),
             "notes": state.notes,
         }
@@ -335,9 +355,14 @@ class MapJob(TrainingJob[MapState]):
     def unpack(self, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> MapState:
         repulsions = {
             int(client): Repulsion(
-                arrays[f"repulsion.{client}.vector"], arrays[f"repulsion.{client}.box"], float(r2), int(round)
+                arrays[f"repulsion.{client}.vector"],
+                arrays[f"repulsion.{client}.box"],
+                float(r2),
+                int(round),
+                *gradients,
             )
-            for client, r2, round in header["repulsions"]
+            # A snapshot of an earlier version has no gradients.
+            for client, r2, round, *gradients in header["repulsions"]
         }
         axes = tuple(arrays[f"grid.{number}"] for number in range(header["axes"]))
         prefix = "local."
@@ -412,6 +437,11 @@ def _request(
     return Message(kind, round, dict(arrays or {}), {"options": options.model_dump_json(), **values})
 
 
+def _read_gradients(answer: Message) -> dict[str, float]:
+    """Return how the gradient of a surrogate compares with the true one, where its client has measured it."""
+    return {name: answer.number(name) for name in GRADIENTS if name in answer.values}
+
+
 def _box_rule(dimensions: int, limit: float = MAX_MAP) -> ArrayRule:
     return ArrayRule("float64", (2, dimensions), low=-limit, high=limit)
 
@@ -450,7 +480,14 @@ def _history_entry(
         state.add_note(
             "points lie outside the box of a surrogate: a field keeps the value at its edge, a network's is clamped"
         )
-    fits = {str(client): round(state.repulsions[client].r2, 6) for client in sorted(state.repulsions)}
+
+    def fits(name: str) -> dict[str, float]:
+        """Quality of the surrogates by client; those that are not measured are left out."""
+        if usable is None:
+            return {}
+        values = {client: getattr(state.repulsions[client], name) for client in sorted(state.repulsions)}
+        return {str(client): round(value, 6) for client, value in values.items() if value is not None}
+
     return {
         "round": state.round,
         "rate": rate,
@@ -458,7 +495,7 @@ def _history_entry(
         "attraction": mean("attraction"),
         "repulsion": mean("repulsion"),
         "foreign": mean("foreign"),
-        "r2": fits if usable is not None else {},
+        **{name: fits(name) for name in ("r2", *GRADIENTS)},
         "usable": None if usable is None else list(usable),
         "outside": outside,
     }

@@ -357,14 +357,21 @@ def embed_charts(method: EmbedMethod) -> list[Markup]:
     figures = []
     if any(line.points for line in series):
         figures.append(plot("Losses", line_chart(series, title="Losses", x_label="round")))
-    # The worst client is shown beside the mean, where a single poor surrogate would be lost.
-    fits = [(e.round, list(e.r2.values())) for e in method.history if e.r2]
-    if fits:
+    for name, title in (
+        ("r2", "How well surrogates fit, R²"),
+        ("gradient_cosine", "Direction of the surrogates’ gradients, cosine"),
+        ("gradient_ratio", "Length of the surrogates’ gradients, true = 1"),
+    ):
+        fits = [(e.round, list(values.values())) for e in method.history if (values := getattr(e, name))]
+        if not fits:
+            continue
+        # The worst client is shown beside the mean, where a single poor surrogate would be lost.
+        worst = max if name == "gradient_ratio" else min
         lines = [
             Series("mean", [(float(number), sum(values) / len(values)) for number, values in fits], 0),
-            Series("worst client", [(float(number), min(values)) for number, values in fits], 1),
+            Series("worst client", [(float(number), worst(values)) for number, values in fits], 1),
         ]
-        figures.append(plot("How well surrogates fit, R²", line_chart(lines, title="R2", x_label="round")))
+        figures.append(plot(title, line_chart(lines, title=title, x_label="round")))
     return figures
 
 
