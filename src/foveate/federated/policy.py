@@ -117,6 +117,16 @@ def read_policy(path: Path) -> Policy:
     return policy.model_copy(update={"state": str(path.resolve().parent / Path(policy.state).expanduser())})
 
 
+def find_state(policy: Policy | None, folder: Path) -> Path:
+    """Return the folder of the log of `foveate federated client`: that of its policy, or one beside its keys.
+
+    Args:
+        folder: of its keys.
+    """
+    # Limits count within one such folder: the same data in two folders get two budgets.
+    return folder / "state" if policy is None or policy.state is None else Path(policy.state)
+
+
 def expand(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a node's configuration with the fields of the policy that it names in place of its path.
 
