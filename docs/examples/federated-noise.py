@@ -4,8 +4,8 @@ python federated-noise.py [--results noise.jsonl] [--only embed]
 
 Five clients answer as over a network, with a noise multiplier that spends a given epsilon (delta 1e-5) of each client's
 account in the run. Eight partitions: two digits a client, and Dirichlet(0.3), with four seeds each. Controls: the
-initial weights, which no data have seen; labels that are shuffled; one group of all points. `defaults`
-compares values of the client's `noise_multiplier` and `update_clip`. Takes some 15 minutes on one core; every finished
+initial weights, which no data have seen; labels that are shuffled; one group of all points. Last, values of the
+client's `noise_multiplier` and `update_clip` are compared. Takes some 15 minutes on one core; every finished
 measurement is a line of the results, and the same command resumes.
 """
 
@@ -51,6 +51,12 @@ CLIENTS, CLUSTERS, FEATURES, MIN_COUNT = 5, 10, 64, 10
 PARTITIONS = list(itertools.product(("shards:2", "dirichlet:0.3"), range(4)))
 EPSILONS = (1, 3, 10, None)
 TABLES = ("cluster", "untrained", "features", "embed")
+_ALL_CLIPS = (0.1, 0.3, 1.0)
+CLIPS = {
+    "embed-clip": [*itertools.product((15.0, 0.0), _ALL_CLIPS), (0.1, 0.1), (0.1, 1.0)],
+    "features-clip": [*itertools.product((0.0,), _ALL_CLIPS), *itertools.product((3.0, 15.0), (0.1, 1.0))],
+}
+"""Noise multipliers and norms of an update that are compared, on two of the partitions."""
 # Far fewer rounds than the defaults of 150 and 20, for each takes its share of the same epsilon.
 MAP, DEEP = {"rounds": 10}, {"rounds": 5, "clusters": CLUSTERS, "min_count": MIN_COUNT}
 # Pixels are between 0 and 1, so that no row is longer than this once 1/2 is taken off: known without the data.
@@ -227,20 +233,18 @@ def measure_costs(results: Results, name: str) -> None:
         results.measure(title, PARTITIONS, lambda partition, noise=noise: work(partition, noise))
 
 
-def measure_defaults(results: Results) -> None:
-    """Print a line for each noise multiplier and clip."""
-    few = [PARTITIONS[0], PARTITIONS[4]]
-    for noise, clip in itertools.product((15.0, 0.0, 0.1), (0.03, 0.1, 0.3, 1.0)):
+def measure_clips(results: Results, name: str) -> None:
+    """Print a line for each noise multiplier and clip of a job."""
+    for noise, clip in CLIPS[name]:
+        title = f"{name.removesuffix('-clip')}, noise {noise:g}, clip {clip:g}"
         results.measure(
-            f"embed, noise {noise:g}, clip {clip:g}",
-            few,
-            lambda partition, own=(noise, clip): measure_map(partition, limits_of(*own)),
-        )
-    for noise, clip in itertools.product((0.0, 3.0, 15.0), (0.1, 0.3, 1.0)):
-        results.measure(
-            f"features, noise {noise:g}, clip {clip:g}",
-            few,
-            lambda partition, own=(noise, clip): measure_features(partition, limits_of(*own), "deepfeca"),
+            title,
+            [PARTITIONS[0], PARTITIONS[4]],
+            lambda partition, own=(noise, clip): (
+                measure_map(partition, limits_of(*own))
+                if name == "embed-clip"
+                else measure_features(partition, limits_of(*own), "deepfeca")
+            ),
         )
 
 
@@ -248,7 +252,7 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--results", type=Path, help="file of finished measurements")
-    parser.add_argument("--only", choices=[*TABLES, "defaults"], help="one of the tables")
+    parser.add_argument("--only", choices=[*TABLES, *CLIPS], help="one of the tables")
     options = parser.parse_args()
     progress.configure(quiet=True)
     warnings.simplefilter("ignore")
@@ -256,8 +260,9 @@ def main() -> None:
     for name in TABLES:
         if options.only in (None, name):
             measure_costs(results, name)
-    if options.only in (None, "defaults"):
-        measure_defaults(results)
+    for name in CLIPS:
+        if options.only in (None, name):
+            measure_clips(results, name)
 
 
 if __name__ == "__main__":
