@@ -16,6 +16,7 @@ from foveate.core.errors import UserError
 from foveate.federated.bounds import RequestBounds
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.methods import resolve
+from foveate.federated.costs import MEASURED
 from foveate.federated.limits import JOBS, ClientLimits
 from foveate.federated.messages import Message
 from foveate.federated.node import Node, answer_request
@@ -121,6 +122,9 @@ def test_show_says_in_one_screen_what_may_leave_to_whom_and_at_which_epsilon(tmp
         (line,) = [line for line in lines if line.startswith(f"job {job}: ")]
         assert "always with noise of 15 times" in line
         assert "which some 472 answers use up" in line
+        assert line.endswith(MEASURED[job])
+        generous = call("policy", "show", policy_file(tmp_path, jobs=list(JOBS), max_epsilon=30.0)).output
+        assert MEASURED[job] not in generous, "not measured"
     assert "28 per axis" in shown
     assert "warning: --max-partitions 22" in shown
     # Where the client keeps its log without another word in the policy.

@@ -14,7 +14,7 @@ from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.protocol import HANDLERS, centroids_request
-from foveate.federated.costs import PROTECTED
+from foveate.federated.costs import MEASURED, PROTECTED
 from foveate.federated.deep.encoder import build_network, prepare_samples
 from foveate.federated.deep.job import DeepJob
 from foveate.federated.deep.options import REMOTE_KINDS, SIZE
@@ -253,6 +253,17 @@ def test_a_policy_of_the_needs_that_a_plan_lists_fits() -> None:
         assert not plan["fits"]
         needs = {**plan["needs"], "max_epsilon": plan["needs"].get("max_epsilon", 8.0)}
         assert plan_run(*read(**config), DATA, Policy(**needs))["fits"]
+
+
+def test_a_plan_says_what_its_noise_leaves_of_a_map_and_of_an_encoder() -> None:
+    def lines(epsilon: float = 8.0, **config: Any) -> list[str]:
+        own = Policy(min_count=10, jobs=("embed", "features"), max_epsilon=epsilon)
+        return describe_plan(plan_run(*read(**config), DATA, own))
+
+    for job in ("embed", "features"):
+        assert MEASURED[job] in lines(job=job, options="rounds=3")
+        assert MEASURED[job] not in lines(100.0, job=job, options="rounds=900"), "not measured"
+    assert MEASURED["features"] not in lines(job="features", method="untrained")
 
 
 def test_traffic_of_all_clients_is_that_of_one_times_their_number() -> None:

@@ -22,7 +22,7 @@ from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.clustering.run import account
-from foveate.federated.costs import PROTECTED, answer_cost
+from foveate.federated.costs import MEASURED, MEASURED_EPSILON, PROTECTED, answer_cost
 from foveate.federated.deep.options import EMBEDDED
 from foveate.federated.ledger import Spent
 from foveate.federated.limits import CLUSTER, EMBED, FEATURES, ClientLimits
@@ -325,6 +325,9 @@ def describe_plan(plan: Mapping[str, Any], *, policy: str = "") -> list[str]:
             f"by the client's own noise_multiplier {plan['noise_multiplier']:g}: noise on "
             f"{plan['noisy_answers']:,} answers"
         )
+        # Initial weights are asked about once: that is the other side of the comparison.
+        if plan["noisy_answers"] > 1 and plan["epsilon"] <= MEASURED_EPSILON:
+            lines.append(MEASURED[plan["job"]])
     spent = "no epsilon" if plan["epsilon"] is None else f"rho {plan['rho']:.4g}, epsilon {plan['epsilon']:.4g}"
     counts = [_counted(plan[name], name) for name in ("questions", "partitions")]
     lines.append(f"a client's account: {', '.join(counts)}, {spent}")

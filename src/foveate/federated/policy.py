@@ -24,6 +24,7 @@ from foveate.core.files import write_text_atomically
 from foveate.core.recipes import read_recipe_text, validate
 from foveate.core.yaml_text import read_yaml
 from foveate.federated.bounds import RequestBounds
+from foveate.federated.costs import MEASURED, MEASURED_EPSILON
 from foveate.federated.flower.commands import Address
 from foveate.federated.limits import (
     CLUSTER,
@@ -217,7 +218,8 @@ def _describe_epsilon(limits: ClientLimits, job: str) -> str:
         return TRUSTED
     answers = int(max_rho(limits.max_epsilon) * 2 * limits.noise_multiplier**2)
     noise = f"noise of {limits.noise_multiplier:g} times what a row can change"
-    return f"always with {noise}, {total}, which some {answers:,} answers use up"
+    quality = f"; {MEASURED[job]}" if limits.max_epsilon <= MEASURED_EPSILON else ""
+    return f"always with {noise}, {total}, which some {answers:,} answers use up{quality}"
 
 
 def _describe_bounds(limits: ClientLimits) -> str:
