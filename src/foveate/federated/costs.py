@@ -34,7 +34,7 @@ PROTECTED = (maps.BOX, maps.FIELD, maps.SURROGATE, EMBEDDED, *TRAINED)
 MEASURED_EPSILON = 10.0
 """Largest epsilon of a run at which what noise does to maps and encoders was measured."""
 MEASURED = {
-    EMBED: "measured on digits: up to epsilon 10 a map is hardly better than one without any training",
+    EMBED: "measured on digits: up to epsilon 10 a map is little better than one without any training",
     FEATURES: "measured on digits: up to epsilon 10 groups are worse than by an encoder without any training",
 }
 """What noise leaves of a job (docs/methods/federated-privacy.md), for its owner before data are spent on it."""
