@@ -5,7 +5,7 @@ python federated-noise.py [--results noise.jsonl] [--only embed]
 Five clients answer as over a network, with a noise multiplier that spends a given epsilon (delta 1e-5) of each client's
 account in the run. Eight partitions: two digits a client, and Dirichlet(0.3), with four seeds each. Controls: the
 initial weights, which no data have seen; labels that are shuffled; one group of all points. Last, values of the
-client's `noise_multiplier` and `update_clip` are compared. Takes some 15 minutes on one core; every finished
+client's `noise_multiplier` and `update_clip` are compared. Takes some 20 minutes on one core; every finished
 measurement is a line of the results, and the same command resumes.
 """
 
@@ -57,6 +57,8 @@ CLIPS = {
     "features-clip": [*itertools.product((0.0,), _ALL_CLIPS), *itertools.product((3.0, 15.0), (0.1, 1.0))],
 }
 """Noise multipliers and norms of an update that are compared, on two of the partitions."""
+LONG = {"embed-long": (15.0, 1e5, 0.0)}
+"""Noise multipliers of maps of 60 rounds, on the same two; in the second no data are left."""
 # Far fewer rounds than the defaults of 150 and 20, for each takes its share of the same epsilon.
 MAP, DEEP = {"rounds": 10}, {"rounds": 5, "clusters": CLUSTERS, "min_count": MIN_COUNT}
 # Pixels are between 0 and 1, so that no row is longer than this once 1/2 is taken off: known without the data.
@@ -111,10 +113,10 @@ def vote(split: HeldOutSplit, transform: Callable[[np.ndarray], np.ndarray]) -> 
     return measure_quality(fitted, held_out, k=7)["knn"]
 
 
-def measure_map(partition: tuple[str, int], limits: ClientLimits) -> dict[str, float]:
+def measure_map(partition: tuple[str, int], limits: ClientLimits, **changes: int) -> dict[str, float]:
     """FedNE: the vote on its map, on that of the initial weights, and for shuffled labels."""
     split = split_held_out(load(*partition), 0.2, seed=partition[1])
-    options = EmbeddingOptions(**MAP, seed=partition[1])
+    options = EmbeddingOptions(**MAP | changes, seed=partition[1])
     fitted, spent = fit(MapJob(options), split.fit, limits)
     start = map_client.build_encoder(options, FEATURES)
 
@@ -248,11 +250,21 @@ def measure_clips(results: Results, name: str) -> None:
         )
 
 
+def measure_long(results: Results, name: str) -> None:
+    """Print a line for each noise multiplier of a long run."""
+    for noise in LONG[name]:
+        results.measure(
+            f"embed, 60 rounds, noise {noise:g}",
+            [PARTITIONS[0], PARTITIONS[4]],
+            lambda partition, noise=noise: measure_map(partition, limits_of(noise), rounds=60),
+        )
+
+
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--results", type=Path, help="file of finished measurements")
-    parser.add_argument("--only", choices=[*TABLES, *CLIPS], help="one of the tables")
+    parser.add_argument("--only", choices=[*TABLES, *CLIPS, *LONG], help="one of the tables")
     options = parser.parse_args()
     progress.configure(quiet=True)
     warnings.simplefilter("ignore")
@@ -263,6 +275,9 @@ def main() -> None:
     for name in CLIPS:
         if options.only in (None, name):
             measure_clips(results, name)
+    for name in LONG:
+        if options.only in (None, name):
+            measure_long(results, name)
 
 
 if __name__ == "__main__":
