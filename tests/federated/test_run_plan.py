@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.costs import PROTECTED
+from foveate.federated.clustering.protocol import HANDLERS, centroids_request
+from foveate.federated.costs import MEASURED, PROTECTED
 from foveate.federated.deep.encoder import build_network, prepare_samples
 from foveate.federated.deep.job import DeepJob
 from foveate.federated.deep.options import REMOTE_KINDS, SIZE
@@ -255,6 +255,17 @@ def test_a_policy_of_the_needs_that_a_plan_lists_fits() -> None:
         assert plan_run(*read(**config), DATA, Policy(**needs))["fits"]
 
 
+def test_a_plan_says_what_its_noise_leaves_of_a_map_and_of_an_encoder() -> None:
+    def lines(epsilon: float = 8.0, **config: Any) -> list[str]:
+        own = Policy(min_count=10, jobs=("embed", "features"), max_epsilon=epsilon)
+        return describe_plan(plan_run(*read(**config), DATA, own))
+
+    for job in ("embed", "features"):
+        assert MEASURED[job] in lines(job=job, options="rounds=3")
+        assert MEASURED[job] not in lines(100.0, job=job, options="rounds=900"), "not measured"
+    assert MEASURED["features"] not in lines(job="features", method="untrained")
+
+
 def test_traffic_of_all_clients_is_that_of_one_times_their_number() -> None:
     few, many = (plan_run(*read(clients=clients), DATA, OPEN) for clients in (3, 300))
     assert (few["bytes_up_per_client"], 100 * few["bytes_up"]) == (many["bytes_up_per_client"], many["bytes_up"])
@@ -292,6 +303,47 @@ def test_a_clients_owner_asks_without_a_server(tmp_path: Path) -> None:
     assert plan == {**plan_run(*read(options="refine_rounds=1"), DATA, read_policy(policy)), "paths": {}}
 
 
+def test_earlier_runs_are_counted_where_the_clients_log_is_at_hand(tmp_path: Path) -> None:
+    policy = write_policy(tmp_path / "north.yaml")
+    np.save(tmp_path / "points.npy", PARTS[0])
+    asked = ("--clusters", "3", "--policy", policy, "--data", tmp_path / "points.npy")
+    state = ("--state", tmp_path / "state")
+    assert "earlier runs about these data are not counted" in call(*asked).output
+    assert "earlier runs about these data: 0 questions, 0 partitions, no epsilon" in call(*asked, *state).output
+    assert not (tmp_path / "state").exists(), "a plan writes nothing"
+    config = {
+        "partition-id": 0,
+        "data": str(tmp_path / "points.npy"),
+        "min-count": 10,
+        "state": str(tmp_path / "state"),
+    }
+    for options in ("", "noise=4 clip=90"):
+        request = centroids_request(read(options=options)[1], 0)
+        assert FAILURE not in answer_request(config, lambda request=request: request).values
+    files = sorted((tmp_path / "state").iterdir())
+    contents = [file.read_bytes() for file in files]
+    # The same rows in another order, and all but one of them, have the same account.
+    for points in (PARTS[0], PARTS[0][::-1], PARTS[0][1:]):
+        np.save(tmp_path / "points.npy", points)
+        done = call(*asked, *state, "--json")
+        plan = json.loads(done.stdout)
+        assert plan["spent_before"] == {"questions": 2, "partitions": 1, "rho": pytest.approx(5 / 8)}
+        assert done.exit_code == 1
+        (refusal,) = plan["refusals"]
+        assert refusal["code"] == "max-partitions"
+        assert "uses 1 (2 with earlier runs)" in refusal["reason"]
+    # With noise the epsilon counts instead, over all runs.
+    fits = [call(*asked, *state, "--set", f"noise={noise}", "--set", "clip=90").exit_code for noise in (4.5, 20)]
+    assert fits == [1, 0]
+    np.save(tmp_path / "points.npy", 5 + 100 * np.random.default_rng(1).normal(size=(POINTS, FEATURES)))
+    assert "data: 0 questions" in call(*asked, *state).output, "other data have an account of their own"
+    assert [file.read_bytes() for file in files] == contents
+    assert sorted((tmp_path / "state").iterdir()) == files
+    # The policy says where the log is.
+    policy.write_text(policy.read_text().replace("state: null", f"state: {tmp_path / 'state'}"))
+    assert "earlier runs about these data: 0 questions" in call(*asked).output
+
+
 def test_the_servers_owner_gets_plan_and_command(tmp_path: Path) -> None:
     folders = ("--folder", tmp_path, "--out", tmp_path / "out")
     lines = call(*folders, "--features", "5").output.splitlines()
@@ -316,6 +368,7 @@ def test_options_that_say_nothing(tmp_path: Path) -> None:
         ("--out", "o"): "--folder and --out are needed",
         ("--dry-run", "--policy", "p.yaml"): "no such policy",
         ("--dry-run", "--data", "d.npy", "--features", "5"): "--data has its own numbers",
+        ("--dry-run", "--features", "5", "--state", "s"): "--state needs --data",
     }.items():
         done = CliRunner().invoke(cli, [*run, *options])
         assert done.exit_code != 0

@@ -104,7 +104,9 @@ class ClientLimits(RequestBounds):
     )
     align_columns: StrictBool = Field(False, description="sort columns by name before anything is computed")
     state: str | None = Field(
-        None, description="folder of the client's log of questions; ~/.local/state/foveate/federated by default"
+        None,
+        description="folder of the client's log of questions; by default FOLDER/state of `foveate federated client "
+        "--folder FOLDER`, and ~/.local/state/foveate/federated of a node that Flower's own command starts",
     )
 
     @field_validator("jobs", mode="before")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.clustering.run import account
-from foveate.federated.costs import PROTECTED, answer_cost
+from foveate.federated.costs import MEASURED, MEASURED_EPSILON, PROTECTED, answer_cost
 from foveate.federated.deep.options import EMBEDDED
+from foveate.federated.ledger import Spent
 from foveate.federated.limits import CLUSTER, EMBED, FEATURES, ClientLimits
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.node import Node
@@ -133,6 +134,7 @@ class Verdict:
 
     Attributes:
         limits: of the client. job: of the run. points: number of points of the client, for what depends on it.
+        spent: what its data have cost before; a question that is repeated to the last bit would cost nothing more.
         refusals: reasons by code.
         questions, partitions, rho: what the run uses up of the client's budgets.
         noisy: number of answers with the client's own noise.
@@ -141,6 +143,7 @@ class Verdict:
     limits: ClientLimits
     job: str
     points: int | None = None
+    spent: Spent = Spent()
     refusals: dict[str, str] = field(default_factory=dict)
     questions: int = 0
     partitions: int = 0
@@ -175,15 +178,20 @@ class Verdict:
 
     def finish(self) -> None:
         """Compare what the whole run uses up with the budgets."""
-        spent = epsilon(self.rho) if self.rho else 0.0
+        before = self.spent
         budgets = (
-            (reasons.MAX_QUESTIONS, self.questions, self.limits.max_questions),
-            (reasons.MAX_PARTITIONS, self.partitions, self.limits.max_partitions),
-            (reasons.MAX_EPSILON, spent, self.limits.max_epsilon),
+            (reasons.MAX_QUESTIONS, before.questions, self.questions, self.limits.max_questions),
+            (reasons.MAX_PARTITIONS, before.partitions, self.partitions, self.limits.max_partitions),
+            (reasons.MAX_EPSILON, before.rho, self.rho, self.limits.max_epsilon),
         )
-        for code, used, allowed in budgets:
-            if used > allowed:
-                self.refusals[code] = f"the whole run uses {used:.4g}; this client's own {code} is {allowed:g}"
+        for code, earlier, own, allowed in budgets:
+            total, alone = earlier + own, own
+            if code == reasons.MAX_EPSILON:
+                total, alone = (epsilon(rho) if rho else 0.0 for rho in (total, alone))
+            # A budget that is used up already stops only those runs that need some of it.
+            if own and total > allowed:
+                after = f" ({total:.4g} with earlier runs)" if earlier else ""
+                self.refusals[code] = f"the whole run uses {alone:.4g}{after}; this client's own {code} is {allowed:g}"
 
     def to_json(self) -> dict[str, Any]:
         """Yes or no, the reasons, and what is used up."""
@@ -199,13 +207,16 @@ class Verdict:
         }
 
 
-def plan_run(run: RunOptions, options: Any, size: DataSize, limits: ClientLimits) -> dict[str, Any]:
+def plan_run(
+    run: RunOptions, options: Any, size: DataSize, limits: ClientLimits, spent: Spent | None = None
+) -> dict[str, Any]:
     """Rehearse a run; return its messages by kind, their sizes, what they cost, and what a client says to them.
 
     Args:
         run: its configuration. options: those of its job (`foveate.federated.flower.app.read_job`).
         size: of the data of each client.
         limits: of the client that is asked whether the run fits.
+        spent: what its data have cost before; None if its log is not at hand.
 
     Raises:
         UserError: a run that cannot begin, such as a method that is not federated.
@@ -215,7 +226,7 @@ def plan_run(run: RunOptions, options: Any, size: DataSize, limits: ClientLimits
     clients = min(run.clients, 2) if is_alike and run.job != EMBED else run.clients
     # The one that is asked most decides, where clients are asked for different things.
     watched = 1 if is_alike and getattr(options, "participation", 1.0) == 1 else clients
-    verdicts = [Verdict(limits, run.job, size.points) for _ in range(watched)]
+    verdicts = [Verdict(limits, run.job, size.points, spent or Spent()) for _ in range(watched)]
 
     def observe(client: int, request: Message) -> None:
         if client < watched:
@@ -245,6 +256,7 @@ def plan_run(run: RunOptions, options: Any, size: DataSize, limits: ClientLimits
         "bytes_down": transport.log.bytes(up=False) * run.clients // clients,
         "privacy": privacy,
         "needs": _list_needs(run, options, verdict),
+        "spent_before": None if spent is None else asdict(spent),
         **verdict.to_json(),
     }
 
@@ -313,15 +325,27 @@ def describe_plan(plan: Mapping[str, Any], *, policy: str = "") -> list[str]:
             f"by the client's own noise_multiplier {plan['noise_multiplier']:g}: noise on "
             f"{plan['noisy_answers']:,} answers"
         )
+        # Initial weights are asked about once: that is the other side of the comparison.
+        if plan["noisy_answers"] > 1 and plan["epsilon"] <= MEASURED_EPSILON:
+            lines.append(MEASURED[plan["job"]])
     spent = "no epsilon" if plan["epsilon"] is None else f"rho {plan['rho']:.4g}, epsilon {plan['epsilon']:.4g}"
     counts = [_counted(plan[name], name) for name in ("questions", "partitions")]
     lines.append(f"a client's account: {', '.join(counts)}, {spent}")
     needs = ", ".join(f"{name} {_format_need(name, value)}" for name, value in plan["needs"].items())
     lines.append(f"a policy that allows it has: {needs}")
+    lines.append(_describe_spent(plan["spent_before"]))
     who = policy or "the default policy"
     if plan["fits"]:
-        return [*lines, f"{who}: yes, this run fits, as long as these data were not asked about before"]
+        return [*lines, f"{who}: yes, this run fits"]
     return [*lines, f"{who}: no, because", *(f"  {entry['code']}: {entry['reason']}" for entry in plan["refusals"])]
+
+
+def _describe_spent(spent: Mapping[str, Any] | None) -> str:
+    if spent is None:
+        return "earlier runs about these data are not counted: the client's log counts them (--data and --state)"
+    cost = f"epsilon {epsilon(spent['rho']):.4g}" if spent["rho"] else "no epsilon"
+    counts = ", ".join(_counted(spent[name], name) for name in ("questions", "partitions"))
+    return f"earlier runs about these data: {counts}, {cost}; a question that is repeated costs nothing more"
 
 
 def _counted(count: int, plural: str) -> str:

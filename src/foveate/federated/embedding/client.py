@@ -61,7 +61,7 @@ from foveate.federated.incoming import IncomingWeights
 from foveate.federated.job import MAX_TRAINED
 from foveate.federated.limits import EMBED, ClientLimits
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.privacy import NormalSource, add_noise, clip_norm, private_noise
+from foveate.federated.privacy import NormalSource, add_noise, clip_norm, private_noise, send_change
 from foveate.federated.rounds import Client, Handler, stream
 from foveate.federated.scaling import take_scale
 from foveate.metrics.neighbors import as_points, nearest
@@ -438,13 +438,10 @@ def _private_weights(
     clip, sigma = update_protection(options, data.limits)
     if clip is None:
         return after_P
-    change = after_P - before_P
     if data.limits is not None:
-        # A training that failed has no change: what a server learns by a failure would have no noise. And float64: a
-        # change that float32 rounds up would be longer than the clip.
-        change = np.nan_to_num(change.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        return send_change(before_P, after_P, clip=clip, sigma=sigma, source=data.noise)
     # Clip first, then add noise: noise of a fixed size hides only a change of bounded size.
-    change = clip_norm(change, clip)
+    change = clip_norm(after_P - before_P, clip)
     if sigma:
         change = add_noise(change, sigma, data.noise)
     return (before_P + change).astype(after_P.dtype)
@@ -460,7 +457,7 @@ def check_weights(request: Message, features: int, limits: ClientLimits, account
     if "encoder" not in request.arrays:
         return
     options = request_options(request)
-    clip, sigma = update_protection(options, limits)
+    clip, _ = update_protection(options, limits)
     assert clip is not None
     IncomingWeights(limits.state_folder / "weights", account).check(
         request.array("encoder"),
@@ -468,8 +465,8 @@ def check_weights(request: Message, features: int, limits: ClientLimits, account
         run=f"{EMBED} {features} {options.model_dump_json()}",
         rounds=options.rounds,
         start=lambda: flatten_weights(build_encoder(options, features)),
+        # Noise does not make an answer longer, so that it needs no room here.
         clip=clip,
-        sigma=sigma,
     )
 
 
