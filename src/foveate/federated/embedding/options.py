@@ -12,6 +12,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, validate
 from foveate.core.reference import REFERENCE, reference_values
 from foveate.federated.messages import Message, MessageError
+from foveate.federated.secure_sums import WEIGHTS, SumFormat
 
 FEDNE, FEDAVG, FEDPROX, LOCAL, POOLED, EXACT = "fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"
 METHODS = {
@@ -213,6 +214,8 @@ SURROGATE = "query.surrogate"
 FIELD = "query.field"
 POSITIONS = "query.positions"
 TRAIN = "train"
+TRAIN_SUMS = SumFormat({"encoder": WEIGHTS}, is_weighted=True, means=("attraction", "repulsion", "foreign"))
+"""Format in which the answers to a training are added up."""
 
 REMOTE_KINDS = (POINTS, BOX, SURROGATE, FIELD, TRAIN)
 """Requests that a client answers over a network: all but its map positions."""
