@@ -197,6 +197,7 @@ def register(call: Call, public_keys: tuple[Path, ...], folder: Path) -> None:
     "wait",
     "timeout",
     "evaluate",
+    "secure_aggregation",
     "seed",
     metavars={"method": "NAME", "wait": "SECONDS", "timeout": "SECONDS"},
 )

@@ -21,6 +21,7 @@ from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
 from foveate.federated.embedding.options import read_options as read_map_options
 from foveate.federated.limits import CLUSTER, EMBED, FEATURES, SAFE_MIN_COUNT, SAFE_WINSORIZE
 from foveate.federated.run_options import WHERE, RunOptions, default_config
+from foveate.federated.secure_sums import refuse_individual
 
 CONFIG = default_config()
 """Fields of a run and their defaults; `--run-config` can change these and no others."""
@@ -114,4 +115,8 @@ def read_job(config: Mapping[str, Any]) -> tuple[RunOptions, Any]:
         UserError: a configuration that does not say where the result goes, an unknown job, or options that do not fit.
     """
     run = RunOptions.read(config)
-    return run, OPTIONS[run.job](run, parse_overrides(run.options.split()))
+    options = OPTIONS[run.job](run, parse_overrides(run.options.split()))
+    if run.secure_aggregation:
+        names = ("suspects", "aggregation")
+        refuse_individual(**{name: getattr(options, name) for name in names if hasattr(options, name)})
+    return run, options

@@ -63,6 +63,7 @@ def _connect(grid: Any, settings: RunOptions, log: Log, *, answers_folder: Path 
         timeout=settings.timeout,
         answers_folder=answers_folder,
         log=log,
+        is_secure=settings.secure_aggregation,
     )
 
 
