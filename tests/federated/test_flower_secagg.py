@@ -20,6 +20,7 @@ pytest.importorskip("flwr", reason="Flower is not installed; make test-flower ru
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app import Message as FlowerMessage
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from flwr.supercore.task_identity import TaskIdentity
 from naming import raises_naming
@@ -102,10 +103,12 @@ class AppGrid:
             node = message.metadata.dst_node_id
             number = self.numbers[node]
             message.metadata.__dict__["_message_id"] = f"{node}"
+            # As over a network: both sides have their own copy.
+            message.content = recorddict_from_proto(recorddict_to_proto(message.content))
             records = message.content.config_records.get(RECORD_KEY_CONFIGS)
             stage = from_records(message.content).kind if records is None else str(records[Key.STAGE])
             self.sent.append((number, stage))
-            content = self._answer(message, node)
+            content = recorddict_from_proto(recorddict_to_proto(self._answer(message, node)))
             change = self.changes.get((number, stage))
             if change is not None:
                 content = change(content)

@@ -83,7 +83,8 @@ def check_stage(configs: Mapping[str, Any], state: SecAggPlusState, node: int) -
         if any(configs.get(name) != value for name, value in expected.items()):
             raise MessageError("asks for a sum with other settings than all sums have")
         return
-    peers, smallest = set(state.public_keys_dict), needed(state.share_num)
+    # Flower's state has no such field before the keys have come.
+    peers, smallest = set(getattr(state, "public_keys_dict", {})), needed(state.share_num)
     if stage == Stage.SHARE_KEYS:
         # The stage itself is a field beside the keys.
         if len(configs) - 1 != state.share_num or str(node) not in configs:
