@@ -6,7 +6,12 @@ clear, and a client answers no stage that would open one.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +22,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed; make test-flower runs this")
 
+from flower_network import ROOT, free_port
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app import Message as FlowerMessage
 from flwr.common import ndarray_to_bytes
@@ -27,6 +33,7 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs
 from flwr.supercore.task_identity import TaskIdentity
 from s_sets import split_s_set
 from safetensors.numpy import load_file
+from test_flower_wrappers import Federation
 
 from foveate.core.errors import UserError
 from foveate.federated.clustering import protocol
@@ -48,6 +55,7 @@ from foveate.federated.flower.masks import (
     generate_masks,
     threshold,
 )
+from foveate.federated.flower.processes import family
 from foveate.federated.flower.records import from_records, to_records
 from foveate.federated.flower.transport import GridTransport
 from foveate.federated.job import serve
@@ -209,10 +217,7 @@ def test_lost_late_and_lying_clients_are_left_out(tmp_path: Path) -> None:
     assert "no answer" in found.excluded[3]
     assert "digits" in found.excluded[5]
     # Centroids of all six count; the refinement is that of the three which are left.
-    everyone = [Client(number, part, protocol.HANDLERS) for number, part in enumerate(PARTS)]
-    silent = {kind: handler for kind, handler in protocol.HANDLERS.items() if kind != protocol.LLOYD}
-    rest = [*everyone[:3], *(Client(number, PARTS[number], silent) for number in (3, 4, 5))]
-    np.testing.assert_allclose(found.centers, cluster(InProcess(rest), plan).centers, atol=1e-12)
+    np.testing.assert_allclose(found.centers, refined_by(range(3), plan).centers, atol=1e-12)
 
 
 def test_a_client_lost_after_its_vector_stays_in_the_sum(tmp_path: Path) -> None:
@@ -264,6 +269,15 @@ def test_a_client_refuses_its_share_with_a_code(tmp_path: Path) -> None:
     assert found.excluded[0].startswith("scale: "), found.excluded
 
 
+def test_a_client_may_require_secure_aggregation(tmp_path: Path) -> None:
+    grid = AppGrid(tmp_path, PARTS[:3])
+    for context in grid.contexts.values():
+        context.node_config["secure-aggregation"] = "required"
+    assert not cluster(connect(grid, 3), PLAN).excluded
+    with raises_naming(UserError, "secure-aggregation: it sends"):
+        cluster(GridTransport(grid, clients=3), PLAN)
+
+
 def test_maps_and_encoders_equal_the_plain_ones(tmp_path: Path) -> None:
     map_options = read_map_options({"rounds": 2, "hidden": (8,), "surrogate_start": 0.5, "min_r2": -10.0})
     deep_options = read_deep_options({"clusters": 4, "rounds": 1, "width": 4, "hidden": 8})
@@ -297,7 +311,12 @@ def test_a_run_says_that_it_needs_three_clients_and_no_single_answers(tmp_path: 
     config = CONFIG | {"clusters": 15, "clients": 2, "out": str(tmp_path), "wait": 0.1, "secure-aggregation": True}
     with raises_naming(UserError, "secure-aggregation", "3 clients"):
         server_app.run(AppGrid(tmp_path, PARTS[:2]), config)
-    config |= {"clients": 3, "options": "suspects=exclude"}
+    config |= {"clients": 3}
+    server_app.run(AppGrid(tmp_path, PARTS[:3]), config | {"options": "refine_rounds=1 min_count=1 winsorize=null"})
+    assert json.loads((tmp_path / "result.json").read_text())["notes"][0].startswith(
+        "secure aggregation: the server saw"
+    )
+    config |= {"options": "suspects=exclude"}
     with raises_naming(UserError, "suspects=exclude"):
         server_app.run(AppGrid(tmp_path, PARTS[:3]), config)
 
@@ -413,3 +432,122 @@ def test_masks_have_the_whole_key_and_flowers_generator_28_bits_of_it() -> None:
     assert not (masks[0] == masks[1]).any()
     assert masks[0].min() >= 0
     assert abs(masks[0].mean() / MOD_RANGE - 0.5) < 0.05
+
+
+MISBEHAVIOR = """
+import sys
+
+# Tasks of a node are processes of their own; only those that answer are changed.
+if any("clientapp" in word for word in sys.orig_argv):
+    import time
+    from pathlib import Path
+
+    import numpy as np
+    from flwr.app import ConfigRecord
+    from flwr.common import ndarray_to_bytes
+
+    from foveate.federated.flower import secure_client
+
+    honest = secure_client.answer_stage
+
+    def answer_stage(message, context):
+        stage = message.content.config_records["secaggplus_configs"]["stage"]
+        if {kind!r} == "slow":
+            time.sleep(900)
+        if {kind!r} == "killed" and stage == "collect_masked_vectors":
+            Path({marker!r}).touch()
+            time.sleep(900)
+        content = honest(message, context)
+        if {kind!r} == "hostile" and stage == "collect_masked_vectors":
+            garbage = [ndarray_to_bytes(np.zeros(size, np.int64)) for size in (1, 7)]
+            content["secaggplus_configs"] = ConfigRecord({{"masked_params": garbage}})
+        return content
+
+    secure_client.answer_stage = answer_stage
+"""
+"""Code of the clients that misbehave, in place of an owner who changed the package."""
+KILLED, SLOW, HOSTILE = 3, 4, 5
+
+
+class Ward(Federation):
+    """A federation whose last three clients misbehave."""
+
+    def join(self, stack: contextlib.ExitStack, number: int) -> subprocess.Popen:
+        log = f"client{number}"
+        data = ["--data", f"points{number}.npz", "--port", str(free_port()), "--min-count", "1", "--winsorize", "0"]
+        client = ["--folder", f"ward{number}", "--client", str(number), "--server", self.address]
+        kind = {KILLED: "killed", SLOW: "slow", HOSTILE: "hostile"}.get(number, "")
+        code = self.folder / f"code{number}"
+        code.mkdir()
+        (code / "sitecustomize.py").write_text(MISBEHAVIOR.format(kind=kind, marker=str(self.folder / "collecting")))
+        env = {**self.env, "PYTHONPATH": f"{code}{os.pathsep}{ROOT / 'src'}"}
+        with (self.folder / f"{log}.json").open("w") as out, (self.folder / f"{log}.log").open("w") as err:
+            words = self.words("client", *client, *data, "--max-partitions", "2", "--json")
+            process = subprocess.Popen(words, cwd=self.folder, env=env, stdout=out, stderr=err)
+        stack.callback(stop, process)
+        return process
+
+
+def stop(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_over_tls_with_one_killed_one_slow_and_one_hostile(tmp_path: Path) -> None:
+    """Six clients with registered keys: the refinement is that of the three honest ones."""
+    wards = Ward(tmp_path, free_port())
+    for number, part in enumerate(PARTS):
+        np.savez(tmp_path / f"points{number}.npz", points=part)
+    wards.done("server", "--folder", "server", "--address", wards.address, "--make-keys")
+    for number in range(len(PARTS)):
+        wards.done("client", "--folder", f"ward{number}", "--client", str(number), "--make-keys")
+        shutil.copy(tmp_path / "server" / "ca.crt", tmp_path / f"ward{number}")
+    keys = [f"ward{number}/client{number}.pub" for number in range(len(PARTS))]
+    settings = ["--set", "refine_rounds=1", "--set", "min_count=1", "--set", "winsorize=null"]
+    run = [
+        "run",
+        "--folder",
+        "server",
+        "--clients",
+        "6",
+        "--clusters",
+        "15",
+        "--seed",
+        "5",
+        *settings,
+        "--timeout",
+        "90",
+    ]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(wards.start("server", "server", "--folder", "server", "--address", wards.address))
+        wards.until(lambda: wards.is_ready("server"))
+        wards.done("register", "--folder", "server", *keys)
+        clients = [wards.join(stack, number) for number in range(len(PARTS))]
+        wards.until(lambda: all(wards.is_ready(f"client{number}") for number in range(len(PARTS))))
+        with wards.start("run", *run, "--secure-aggregation", "--out", "groups") as running:
+            wards.until((tmp_path / "collecting").exists, 600)
+            for process in family(clients[KILLED].pid):
+                process.kill()
+            wards.until(lambda: running.poll() is not None, 900)
+            assert running.returncode == 0, wards.logs()
+    result = json.loads((tmp_path / "groups" / "result.json").read_text())
+    excluded = {number: row["excluded"] for number, row in enumerate(result["clients"]) if row.get("excluded")}
+    assert sorted(excluded) == [KILLED, SLOW, HOSTILE], excluded
+    assert "digits" in excluded[HOSTILE]
+    plan = resolve(15, seed=5, refine_rounds=1)
+    centers = np.load(tmp_path / "groups" / "centers.npz")["centers"]
+    np.testing.assert_allclose(centers, refined_by(range(3), plan).centers, atol=1e-10)
+    sent = {(row["kind"], row["name"]) for row in result["exchanged"] if row["up"]}
+    assert ("query.lloyd", "masked") in sent
+    assert not {("query.lloyd", "sums"), ("query.lloyd", "counts")} & sent
+
+
+def refined_by(clients: Sequence[int], plan: Any) -> Any:
+    """Clustering in one process of all clients, of whom only these answer the refinement."""
+    silent = {kind: handler for kind, handler in protocol.HANDLERS.items() if kind != protocol.LLOYD}
+    handlers = [protocol.HANDLERS if number in clients else silent for number in range(len(PARTS))]
+    members = [Client(number, part, handlers[number]) for number, part in enumerate(PARTS)]
+    return cluster(InProcess(members), plan)

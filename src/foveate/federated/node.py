@@ -153,6 +153,11 @@ class Node:
             return Message(HELLO, request.round, values={"client": self.number, "name": self.name, **values})
         if is_summed and request.kind not in SUM_FORMATS:
             raise MessageError(f"'{request.kind}' is not added up; {', '.join(SUM_FORMATS)} are")
+        if request.kind in SUM_FORMATS and not is_summed and self.limits.secure_aggregation == "required":
+            raise Refusal(
+                reasons.SECURE_AGGREGATION,
+                f"asks '{request.kind}' without secure aggregation; this client's own secure-aggregation is 'required'",
+            )
         if request.kind not in KINDS:
             raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
         # Before the data are read: a refused request costs the client nothing.

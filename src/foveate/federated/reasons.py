@@ -22,6 +22,7 @@ GRID = "grid"
 HIDDEN = "hidden"
 WINSORIZE = "winsorize"
 SCALE = "scale"
+SECURE_AGGREGATION = "secure-aggregation"
 MIN_COUNT = "min-count"
 MAX_CLUSTERS = "max-clusters"
 MAX_QUESTIONS = "max-questions"
@@ -60,6 +61,7 @@ SENTENCES = {
     HIDDEN: "the request's `hidden` is above the bound{count}",
     WINSORIZE: "the request's `winsorize` is not the client's own",
     SCALE: "the request is about a common scale of the columns; its own `scale` is `none`",
+    SECURE_AGGREGATION: "it sends what is only added up under secure aggregation alone",
     MIN_COUNT: "its own min-count{count} is larger than the request's min_count",
     MAX_CLUSTERS: "its own max-clusters{count} is less than what the request asks for",
     MAX_QUESTIONS: "its own max-questions{count} about these data are used up",
@@ -88,6 +90,7 @@ REMEDIES = {
     HIDDEN: "run with narrower layers; the bound cannot be set",
     WINSORIZE: "run with its winsorize, or its owner may set --winsorize (0 for runs without)",
     SCALE: "run with scale=none, or its owner may set --scale standard",
+    SECURE_AGGREGATION: "run with --secure-aggregation, or its owner may set --secure-aggregation allowed",
     MIN_COUNT: "run with at least its min_count, or its owner may set a smaller --min-count",
     MAX_CLUSTERS: "run with fewer clusters, or its owner may set a larger --max-clusters",
     MAX_QUESTIONS: "its owner may set a larger --max-questions",

@@ -210,6 +210,22 @@ def _size(shape: tuple[int | None, ...], rest: int, grid: FixedPoint) -> int:
     return rest // grid.digits if None in shape else prod(int(length or 0) for length in shape)
 
 
+NOTES = {
+    "cluster": "the server saw moments, and sums and counts of the refinement, as sums over clients only; the "
+    "centroids of each client were sent as they are",
+    "embed": "the server saw the clients' weights as a sum only; their numbers of points, boxes and fields or "
+    "surrogates were sent as they are, and nobody could compare the weights of single clients",
+    "features": "the server saw the clients' weights as a sum only; their centroids and numbers of points were sent as "
+    "they are, and nobody could compare the weights of single clients",
+}
+"""By the name of the job: what secure aggregation hid from the server, and what not, for the page of a run."""
+
+
+def describe_sums(job: str) -> str:
+    """Sentence for the page of a run under secure aggregation."""
+    return f"secure aggregation: {NOTES[job]}"
+
+
 def refuse_individual(**options: object) -> None:
     """Raise UserError for an option that needs each client's answer, which no server has under secure aggregation.
 

@@ -65,6 +65,7 @@ from foveate.federated.messages import Message, MessageError
 from foveate.federated.results import FeaturesClient, FeaturesMethod, FeaturesResult, GroupMap
 from foveate.federated.rounds import ChangedTransport, Client, Handler, Transport, compare_sizes, stream, sum_bytes
 from foveate.federated.scaling import Scaling
+from foveate.federated.secure_sums import describe_sums
 from foveate.federated.store import digest
 
 KIND, FORMAT = "deep-clustering", 2
@@ -401,7 +402,7 @@ class DeepJob(TrainingJob[DeepState]):
             clients=rows,
             methods=[measure_cost(fitted)],
             suspects=state.warnings(transport.name, len(self.sizes)),
-            notes=state.notes(transport.name),
+            notes=[describe_sums(self.name)] * transport.is_secure + state.notes(transport.name),
             # A server sees no embeddings that it could draw.
             map=GroupMap(),
         )

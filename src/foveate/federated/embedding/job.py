@@ -59,7 +59,7 @@ from foveate.federated.job import TrainingJob, fit_in_process
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.results import EmbedClient, EmbedMap, EmbedResult
 from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError, Transport, compare_sizes, stream
-from foveate.federated.secure_sums import SumRound, refuse_individual
+from foveate.federated.secure_sums import SumRound, describe_sums, refuse_individual
 from foveate.federated.store import digest
 
 Array = NDArray[Any]
@@ -135,6 +135,8 @@ class MapJob(TrainingJob[MapState]):
         network = self.template if self.template is not None else build_encoder(options, sizes.features)
         encoder = flatten_weights(network)
         state = MapState(encoder, dict(sizes.points), sizes.features)
+        if transport.is_secure:
+            state.add_note(describe_sums(self.name))
         for client, reason in {**result.excluded, **sizes.others}.items():
             state.add_note(f"{transport.name(client)} is left out: {reason}")
         # Sizes weight the average, so a false one is worth checking before the first round.

@@ -10,13 +10,12 @@ in counter mode, from the package that Flower takes its own encryption from.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # pyrefly: ignore[missing-import]
 from flwr.client.mod import secaggplus_mod  # pyrefly: ignore[missing-import]
 from flwr.common.secure_aggregation.secaggplus_constants import (  # pyrefly: ignore[missing-import]
     RECORD_KEY_CONFIGS,
@@ -76,10 +75,11 @@ def generate_masks(seed: bytes, num_range: int, dimensions_list: Sequence[tuple[
 @contextmanager
 def strong_masks() -> Iterator[None]:
     """Have Flower's SecAgg+ call `generate_masks` in place of its own generator."""
-    module = sys.modules[secaggplus_mod.__module__]
-    original = module.pseudo_rand_gen
-    module.pseudo_rand_gen = generate_masks
+    names = secaggplus_mod.__globals__
+    # Raises KeyError where another release of Flower has no such name, before anything is masked.
+    original = names["pseudo_rand_gen"]
+    names["pseudo_rand_gen"] = generate_masks
     try:
         yield
     finally:
-        module.pseudo_rand_gen = original
+        names["pseudo_rand_gen"] = original
