@@ -35,11 +35,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 # Flower pins an older protobuf than the rest wants. Its environment reads everything else (torch, pytest) from $(VENV), so
 # that only Flower and what it pins is installed twice.
-$(FLOWER)/.installed: $(VENV)/.installed-dev pyproject.toml
+$(FLOWER)/.installed: $(VENV)/.installed-dev pyproject.toml requirements/flower.txt
 	$(BIN)/python -m venv $(FLOWER)
 	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
 	  > "$$($(FLOWER)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/rest.pth"
-	$(FLOWER)/bin/python -m pip install -q -e '.[flower]'
+	$(FLOWER)/bin/python -m pip install -q -c requirements/flower.txt -e '.[flower]'
 	@touch $@
 
 # PyKEEN and megadetector-utils bring some 50 packages that nothing else here needs.

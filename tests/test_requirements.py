@@ -44,6 +44,14 @@ def test_tested_versions_are_allowed() -> None:
             assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement.name
 
 
+def test_flowers_versions_are_allowed() -> None:
+    pins = read_pins("flower.txt")
+    assert "flwr" in pins
+    for requirement in read_requirements("serve", "flower"):
+        if canonicalize_name(requirement.name) in pins:
+            assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement.name
+
+
 @pytest.mark.parametrize("package", ["torch", "torchvision"])
 def test_torch_is_pinned_for_every_build(package: str) -> None:
     pin = read_pins("constraints.txt")[package]
