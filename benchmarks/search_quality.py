@@ -32,6 +32,7 @@ from benchmarks.common import machine
 from benchmarks.search_folders import find_folder, read_texts
 from benchmarks.search_queries import (
     ABSENT,
+    FOLDER_ABSENT,
     FOLDER_QUERIES,
     HARDER,
     HELD_OUT,
@@ -62,9 +63,9 @@ from foveate.search.index_folder import IMAGE, RANDOM_LETTERS, REGION, read_vect
 from foveate.search.query import Query
 from foveate.search.search import UNKNOWN, Index, search
 from foveate.search.settings import TEXT_WEIGHT
-from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
+from foveate.vision.localizer.sources import open_localizer
 from foveate_labs.worlds.builtin import load_cutouts
 
 FIRST = 5
@@ -206,7 +207,7 @@ def rank_rules(query: Cosines, random: Cosines, text_QN: Scores) -> dict[str, Sc
     z = rules["both, z"]
     rules["both, z + text, ranks"] = reciprocal_ranks(z - z.min() + 1) + reciprocal_ranks(text_QN)
     rules["images, z + 4 text"] = z_images + 4 * text_QN
-    for weight in (1, 2, 4, 8):
+    for weight in (1, 2, 3, 4, 8):
         rules[f"both, z + {weight} text"] = z + weight * text_QN
     return rules
 
@@ -288,6 +289,33 @@ def search_as_installed(index: Index, model: LocalizingModel, data: Data, cache:
             title = f"{text} ({len(right)})" + ("" if verdict.has_match else NOT_FOUND)
             sheet[title] = [(hit.key, hit.key in right) for hit in hits]
     return table, sheet
+
+
+def search_contents(index: Index, model: LocalizingModel, data: Data) -> tuple[Sheet, dict[str, list[int]]]:
+    """Ask for images alone, without a word of their texts and names.
+
+    Returns:
+        The first five keys of each query with whether they are right, and how many queries were refused, of how many,
+        by what the first hit is; absent queries have no right image.
+    """
+    sheet: Sheet = {}
+    refused: dict[str, list[int]] = {}
+    queries = {text: patterns for group in data.queries for text, patterns in group.items()}
+    for text in (*queries, *FOLDER_ABSENT.get(data.name, ())):
+        right_N = data.judge(*queries[text]) if text in queries else np.zeros(len(data.keys), bool)
+        if text in queries and not right_N.any():
+            continue
+        right = {key for key, is_right in zip(data.keys, right_N, strict=True) if is_right}
+        query = Query(text=text)
+        hits, _ = search(index, query, model, count=FIRST, kind="images", text_weight=0)
+        verdict = index.judge(query, hits, model, kind="images", text_weight=0)
+        group = "absent" if text not in queries else "right" if hits[0].key in right else "wrong"
+        counts = refused.setdefault(group, [0, 0])
+        counts[0] += not verdict.has_match
+        counts[1] += 1
+        title = f"{text} ({len(right)})" + ("" if verdict.has_match else NOT_FOUND)
+        sheet[title] = [(hit.key, hit.key in right) for hit in hits]
+    return sheet, refused
 
 
 NOT_FOUND = ", not found"
@@ -436,7 +464,7 @@ def print_table(table: Table, *, base: str) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tour", type=Path, default=Path("runs/tour"), help="run folder of `foveate tour`")
-    parser.add_argument("--model", default="cloc-seed0", help="model of the tour")
+    parser.add_argument("--model", default="cloc-seed0", help="model of the tour, or a name such as bridge")
     sources = ["emoji", "clipart", "scenes", *FOLDER_QUERIES]
     parser.add_argument("--sources", nargs="+", choices=sources, default=sources)
     parser.add_argument("--packages", type=Path, default=Path("/"), help="folder of installed or unpacked packages")
@@ -448,13 +476,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     tour = Collection.open(options.tour / "collection")
-    folder = options.tour / options.model / "model"
-    model = load_model(folder)
+    # A model of the tour by its name, or any other as `foveate index` finds it.
+    own = options.tour / options.model / "model"
+    folder: str | Path = own if own.is_dir() else options.model
+    model = open_localizer(folder)
     random_QE = unit(embed_phrases(model, draw_texts()))
     total: Table = {}
     asked: list[Asked] = []
     cache = TextCache()
     unknown: dict[str, list[str]] = {}
+    refused_by_folder: dict[str, dict[str, list[int]]] = {}
     for name in options.sources:
         images = find_folder(name, options.packages, options.work) if name in FOLDER_QUERIES else None
         if name in FOLDER_QUERIES and images is None:
@@ -479,6 +510,11 @@ def main() -> None:
         _, random = measure(index, random_QE)
         installed, sheet = search_as_installed(index, model, data, cache)
         draw_sheet(sheet, index.collection, options.out / f"search-quality-{name}.webp")
+        if images is not None:
+            contents, counts = search_contents(index, model, data)
+            draw_sheet(contents, index.collection, options.out / f"search-contents-{name}.webp")
+            print(f"{name}, images alone, refused: {counts}")
+            refused_by_folder[name] = counts
         for group, is_right in (("right", True), ("wrong", False)):
             first = [title for title, hits in sheet.items() if hits[0][1] == is_right]
             refused = [title for title in first if title.endswith(NOT_FOUND)]
@@ -494,6 +530,7 @@ def main() -> None:
         "sources": options.sources,
         "rows": rows,
         "refusals": refusals,
+        "refused_by_images_alone": refused_by_folder,
         "unknown_words": unknown,
     }
     write_json_atomically(options.out / "search-quality.json", content)

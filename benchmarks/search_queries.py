@@ -39,3 +39,4 @@ NONSENSE, OTHER_NONSENSE, RARE, SCRIPTS = (
     tuple(QUERIES["built-in", group]) for group in ("nonsense", "other nonsense", "rare", "scripts")
 )
 FOLDER_QUERIES = {name: (QUERIES[name, "plain"], QUERIES[name, "harder"]) for name in ("stamps", "photographs")}
+FOLDER_ABSENT = {name: tuple(QUERIES[name, "absent"]) for name in FOLDER_QUERIES}

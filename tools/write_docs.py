@@ -1,7 +1,9 @@
 """Write what the docs repeat from the code: option tables of the verbs and the API reference.
 
     python tools/write_docs.py            # rewrites docs/verbs/*.md between markers, and docs/reference
-    python tools/write_docs.py --check    # exit 1 and name the pages that are out of date
+    python tools/write_docs.py --check    # exit 1 and name the files that are out of date
+
+First come the constructors of the federated estimators, which `write_signatures.py` writes and the reference shows.
 
 In a page, `<!-- options: adapt train -->` and `<!-- /options -->` enclose the table of a command, and
 `<!-- fields: federated.policy:Policy by SECTIONS -->` and `<!-- /fields -->` that of the fields of a settings
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+import write_signatures
+from write_signatures import write_stale
 
 import foveate
 from foveate.cli.main import cli
@@ -246,18 +250,12 @@ def _item(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is out of date")
-    arguments = parser.parse_args()
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file is out of date")
+    check = parser.parse_args().check
+    stale = write_stale(write_signatures.modules(), check=check)
     pages = {path: fill_page(path.read_text(encoding="utf-8")) for path in sorted((DOCS / "verbs").glob("*.md"))}
-    pages |= reference()
-    stale = [path for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
-    if not arguments.check:
-        for path in stale:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(pages[path], encoding="utf-8")
-    for path in stale:
-        print(f"{'out of date' if arguments.check else 'written'}: {path.relative_to(DOCS.parent)}")
-    sys.exit(1 if arguments.check and stale else 0)
+    stale += write_stale(pages | reference(), check=check)
+    sys.exit(1 if check and stale else 0)
 
 
 if __name__ == "__main__":

@@ -178,8 +178,17 @@ def test_nanodet_detects_and_the_model_names(model: Path) -> None:
     assert not len(strict.detect(photographs(), PHRASES)[2].boxes_K4)
 
 
-def test_without_a_model_class_names_choose_the_phrase() -> None:
+def test_without_a_model_the_shipped_encoder_chooses_the_phrase() -> None:
     detector = NanoDetDetector(NanoDetSettings(), "cpu")
+    cup, nothing = detector.detect(photographs()[:1] * 2, [["a red boat", "a cup of coffee"], ["a red boat"]])
+    assert set(cup.phrase_K.tolist()) == {1}
+    assert (cup.similarity_K >= 0.5).all()
+    assert not len(nothing.boxes_K4)
+    assert detector.model.endswith("bridge")
+
+
+def test_class_names_choose_the_phrase_where_they_are_asked_for() -> None:
+    detector = NanoDetDetector(NanoDetSettings(model="names"), "cpu")
     woman, nothing = detector.detect(photographs()[2:] * 2, [["a red boat", "a person"], ["a red boat"]])
     assert intersection_over_union(woman.boxes_K4[:1], np.array([[12, 12, 296, 412]]) / 416)[0] > 0.95
     assert set(woman.phrase_K.tolist()) == {1}

@@ -79,6 +79,9 @@ def test_a_removal_is_stopped_and_the_cache_made_again(remove: str, tmp_path: Pa
 
 
 def test_words_and_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is neither a collection"):
+        CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False)
+    (tmp_path / "collection.json").write_text("{}")
     said = CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False).output
     assert "no cache in" in said
     wrong = CliRunner().invoke(command, [str(tmp_path), "--remove", "unusd"], catch_exceptions=False)

@@ -63,6 +63,27 @@ def test_completion_lists_values_without_torch() -> None:
     assert ended.stdout.split() == ["plain,images", "plain,regions", "plain,both"]
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("study nosuch", "unknown study 'nosuch'"),
+        ("audit empty", "empty is not a collection"),
+        ("search empty dog", "empty: not an index"),
+        ("cache empty", "empty: is neither a collection"),
+        ("caption empty --format haiku", "expected one of afc, dsc, dsc_plus, ssc"),
+    ],
+)
+def test_a_mistyped_name_does_not_wait_for_torch(line: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    # A module that is None cannot be imported.
+    code = f"import sys; sys.modules['torch'] = None; from foveate.cli.main import main; main({line.split()!r})"
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1, ended.stderr
+    assert sentence in ended.stderr
+    assert "(got (" not in ended.stderr
+
+
 @pytest.mark.parametrize("verb", ["embed", "features"])
 def test_a_mistake_names_the_command_once(foveate: Run, verb: str) -> None:
     given = ("digits", "--split", "even", "--clients", "2", "--clusters", "3", "--set", "local_epohcs=3", "--dry-run")

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 import pytest
+from command_line import Run
 from processes import environment
 
-from conftest import Run
 from foveate.cli.renamed import rename_options, renamed_options
 from verbs import parameters_of, sub_verbs
 

@@ -269,7 +269,10 @@ def test_a_phrase_is_looked_for_in_every_frame(foveate: Any, clip: Path, tmp_pat
         assert 0 <= y1 <= y2 <= 48
     shown = [row for row, frame in enumerate(result["frames"]) if frame["image"]]
     assert shown == sorted(result["best"])
-    assert "cloc-seed0" in foveate("video", "find", tmp_path / "none", clip, "a red boat").sentence
+    assert str(tmp_path / "none") in foveate("video", "find", tmp_path / "none", clip, "a red boat").sentence
+    shipped = foveate("video", "find", clip, "a red boat", "--out", tmp_path / "shipped", "--device", "cpu", "--json")
+    assert shipped.json["model"] == "bridge"
+    assert len(shipped.json["frames"]) == 6
     # The same image located alone has the same box.
     alone = foveate(
         "locate", tmp_path / "model", clip / f"{shown[0]}.png", "a red boat", "--device", "cpu", "--json"

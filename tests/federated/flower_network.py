@@ -118,7 +118,8 @@ class Network:
                 node += ["--port", str(free_port()), "--node-config"]
                 settings = f'partition-id={number} data="{data}" name="{title}" state="{self.folder / "state"}"'
                 # Runs are compared with those in one process, which protect nobody.
-                node += [settings + ' min-count=1 max-partitions=100 winsorize=0 jobs="cluster,embed,features"']
+                settings += ' min-count=1 max-partitions=100 winsorize=0 jobs="cluster,embed,features"'
+                node += [settings + " noise-multiplier=0.0 update-clip=100.0"]
                 stack.enter_context(running(node, self.env, self.folder / f"{log}{number}.log"))
             yield
 

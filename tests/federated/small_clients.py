@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import numpy as np
 from foveate.federated.deep.encoder import Embedder
 from foveate.federated.deep.job import DeepJob, DeepState, Rounds
 from foveate.federated.deep.options import DeepOptions
-from foveate.federated.embedding.job import MapJob
-from foveate.federated.embedding.options import EmbeddingOptions
+from foveate.federated.embedding.client import answer_remote
+from foveate.federated.embedding.job import EmbeddingFit, MapJob, fit_clients
+from foveate.federated.embedding.options import REMOTE_KINDS, EmbeddingOptions
 from foveate.federated.embedding.state import MapState
 from foveate.federated.job import run_rounds
-from foveate.federated.rounds import Transport
+from foveate.federated.limits import ClientLimits
+from foveate.federated.rounds import Client, InProcess, Log, Transport
 
 RANDOM = np.random.default_rng(0)
 
@@ -40,3 +43,14 @@ def train_deep(transport: Transport, rounds: Rounds, network: Embedder, num_roun
     job = DeepJob(options, network=network)
     job.rounds = rounds
     return run_rounds(job, transport, job.begin(transport), forget=False)
+
+
+def fit_remote(parts: list[np.ndarray], options: EmbeddingOptions) -> EmbeddingFit:
+    """A training in this process by clients that answer as over a network, without noise."""
+    answer = partial(answer_remote, limits=ClientLimits(min_count=1, noise_multiplier=0.0))
+    handlers = dict.fromkeys(REMOTE_KINDS, answer)
+
+    def make_transport(members: Any, log: Log) -> InProcess:
+        return InProcess([Client(member.number, parts[member.number], handlers) for member in members], log=log)
+
+    return fit_clients(parts, options, make_transport=make_transport)

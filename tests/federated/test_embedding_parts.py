@@ -61,7 +61,7 @@ def test_grids_hold_the_map_and_keep_their_bounds(scale: float, clients: int, se
     for one in maps:
         assert (one > union.box_2d[0]).all()
         assert (one < union.box_2d[1]).all()
-        own = grids.own_grid(one)
+        own = grids.own_grid(grids.bounding_box(one))
         assert math.prod(own.shape) <= 2000
         assert min(own.shape) >= 12
         assert (own.box_2d[0] <= one.min(axis=0)).all()
@@ -110,7 +110,7 @@ def test_a_surrogate_learns_a_field() -> None:
 
 def test_a_sum_of_surrogates_is_weighted_frozen_and_clamped_outside_its_box() -> None:
     local = cloud(40)
-    grid = grids.own_grid(local.numpy())
+    grid = grids.own_grid(grids.bounding_box(local.numpy()))
     asked = torch.from_numpy(grid.points_Gd)
     fits = [
         fit_surrogate(asked, grids.targets(asked, local), seeded(n), settings=FitSettings(epochs=3)) for n in (0, 1)

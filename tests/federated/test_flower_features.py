@@ -46,6 +46,9 @@ class Nodes:
                 "min-count": 1,
                 "max-partitions": 10,
                 "jobs": "features",
+                # What is sent is compared with what is computed in process.
+                "noise-multiplier": 0.0,
+                "update-clip": 100.0,
             } | (own if number == 1 else {})
         monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
         monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: SimpleNamespace(**fields))

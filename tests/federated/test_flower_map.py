@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed; make test-flower runs this")
 
+from small_clients import fit_remote
+
 from foveate import FederatedNeighborEmbedding
 from foveate.core.errors import UserError
 from foveate.federated.embedding import options as kinds
@@ -37,14 +39,15 @@ SMALL: dict[str, Any] = {"rounds": 3, "hidden": (8,), "surrogate_start": 0.4, "m
 class FakeGrid:
     """Calls the app's own handlers with Flower's records, in the wrong order."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 10**9) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 10**9, noise: float = 0.0) -> None:
         self.stop_after, self.asked = stop_after, 0
         folder = Path(tempfile.mkdtemp())
         self.config: dict[int, dict[str, Any]] = {}
         for number, part in enumerate(PARTS):
             np.savez(folder / f"client{number}.npz", points=part)
             node = {"partition-id": number, "data": str(folder / f"client{number}.npz"), "min-count": 1}
-            self.config[107 - 2 * number] = node | {"state": str(folder / "state"), "jobs": "embed"}
+            own = {"state": str(folder / "state"), "jobs": "embed", "noise-multiplier": noise}
+            self.config[107 - 2 * number] = node | own
         monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
         monkeypatch.setattr(over_flower, "FlowerMessage", lambda **fields: SimpleNamespace(**fields))
 
@@ -72,13 +75,43 @@ def test_equal_to_in_process(surrogate: str, tmp_path: Path, monkeypatch: pytest
     chosen = EmbeddingOptions(**SMALL, surrogate=surrogate)
     log = Log()
     serve_map(GridTransport(FakeGrid(monkeypatch), clients=3, log=log), chosen, tmp_path / "out")
-    inside = fit_clients([one.astype(np.float32) for one in PARTS], chosen)
+    inside = fit_remote(PARTS, chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "out" / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[0]), inside.transform(PARTS[0]), atol=1e-6)
     assert log.bytes(up=True) == inside.log.bytes(up=True)
     page = render(tmp_path / "out").read_text(encoding="utf-8")
     assert "What was exchanged" in page
     assert 'id="maps"' not in page
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedprox"])
+def test_averaging_is_that_of_one_process(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = EmbeddingOptions(**SMALL, method=method)
+    serve_map(GridTransport(FakeGrid(monkeypatch), clients=3), chosen, tmp_path)
+    inside = fit_clients(PARTS, chosen)
+    loaded = FederatedNeighborEmbedding.load(tmp_path / "model")
+    np.testing.assert_allclose(loaded.transform(PARTS[0]), inside.transform(PARTS[0]), atol=1e-6)
+
+
+def test_a_field_is_nearly_that_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a network a field is cut and rounded; where all points are near all others, that is all."""
+    chosen = EmbeddingOptions(**SMALL)
+    inside, remote = fit_clients(PARTS, chosen), fit_remote(PARTS, chosen)
+    np.testing.assert_allclose(remote.transform(PARTS[0]), inside.transform(PARTS[0]), atol=0.02)
+
+
+@pytest.mark.parametrize("method", ["fedne", "fedavg", "fedprox"])
+def test_a_map_of_clients_with_noise_runs_through(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = EmbeddingOptions(**SMALL, method=method)
+    found = serve_map(GridTransport(FakeGrid(monkeypatch, noise=15.0), clients=3), chosen, tmp_path)
+    history = found["maps"][0]["history"]
+    assert [entry["round"] for entry in history] == [0, 1, 2]
+    assert {entry["attraction"] for entry in history} == {None}
+    assert {entry["outside"] for entry in history} == {None}
+    page = render(tmp_path).read_text(encoding="utf-8")
+    assert "hidden by the clients’ noise" in page
+    assert "counted by each client" in page
+    assert np.isfinite(FederatedNeighborEmbedding.load(tmp_path / "model").transform(PARTS[0])).all()
 
 
 def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +124,7 @@ def test_a_killed_server_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "states" / "fedne.safetensors").exists(), (
         "a finished run keeps no state: data elsewhere may change"
     )
-    inside = fit_clients(PARTS, chosen)
+    inside = fit_remote(PARTS, chosen)
     loaded = FederatedNeighborEmbedding.load(tmp_path / "model")
     np.testing.assert_allclose(loaded.transform(PARTS[1]), inside.transform(PARTS[1]), atol=1e-6)
 

@@ -17,6 +17,7 @@ pytest.importorskip("flwr", reason="Flower is not installed; make test-flower ru
 
 from flower_network import Network
 from s_sets import split_s_set
+from small_clients import fit_remote
 
 from foveate import FederatedNeighborEmbedding
 from foveate.federated.clustering import protocol
@@ -27,7 +28,6 @@ from foveate.federated.deep.job import fit_clients as fit_features
 from foveate.federated.deep.job import load_model
 from foveate.federated.deep.options import REMOTE_KINDS
 from foveate.federated.deep.options import read_options as features_options
-from foveate.federated.embedding.job import fit_clients
 from foveate.federated.embedding.options import read_options
 from foveate.federated.rounds import Client, InProcess
 from foveate.report import render
@@ -58,7 +58,7 @@ def test_a_clustering_by_three_processes(tmp_path: Path) -> None:
 
 
 def test_a_map_by_three_processes(tmp_path: Path) -> None:
-    """FedNE with a field of repulsion: the encoder equals that in process within 1e-6; clients map their own points."""
+    """FedNE with a field of repulsion: the encoder equals that of the same answers in process within 1e-6."""
     random = np.random.default_rng(0)
     parts = [random.normal(size=(40, 5)) + 3 * number for number in range(2)]
     network, out = Network.begin(tmp_path), tmp_path / "out"
@@ -69,7 +69,7 @@ def test_a_map_by_three_processes(tmp_path: Path) -> None:
     options = read_options(
         {"rounds": 2, "hidden": (8,), "surrogate": "grid", "surrogate_start": 0.5, "min_r2": -10.0, "seed": 3}
     )
-    inside = fit_clients(parts, options)
+    inside = fit_remote(parts, options)
     loaded = FederatedNeighborEmbedding.load(out / "model")
     for part in parts:
         np.testing.assert_allclose(loaded.transform(part), inside.transform(part), atol=1e-6)

@@ -23,12 +23,12 @@ pytest.importorskip("flwr", reason="Flower is not installed; make test-flower ru
 
 from flower_network import BIN, ROOT, free_port, running, wait_for_port
 from s_sets import split_s_set
+from small_clients import fit_remote
 
 from foveate import FederatedNeighborEmbedding
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.methods import resolve
-from foveate.federated.embedding.job import fit_clients
 from foveate.federated.embedding.options import read_options
 from foveate.federated.rounds import Client, InProcess
 
@@ -37,7 +37,7 @@ NAMES = ("north ward", "south ward", "nobody")
 SHORT = "rounds=2 hidden=[8] surrogate=grid surrogate_start=0.5 min_r2=-10.0"
 """In place of the page's settings of a map, whose 60 rounds would take an hour here."""
 LIST = "flwr supernode list ours --format json"
-BOTH = 'jobs="cluster,embed"'
+BOTH = 'jobs="cluster,embed" noise-multiplier=0.0'
 KEY = "--auth-supernode-private-key client2"
 REFUSED = {
     "unknown": ({}, "[code: 2004] Failed to activate SuperNode"),
@@ -155,7 +155,7 @@ def same_as_in_process(folder: Path, parts: list[np.ndarray]) -> None:
     inside = cluster(InProcess(clients), resolve(12, min_count=10, refine_rounds=0, winsorize=3.0))
     np.testing.assert_allclose(np.load(folder / "groups" / "centers.npz")["centers"], inside.centers, atol=1e-10)
     options = {"rounds": 2, "hidden": (8,), "surrogate": "grid", "surrogate_start": 0.5, "min_r2": -10.0}
-    drawn = fit_clients(parts, read_options(options))
+    drawn = fit_remote(parts, read_options(options))
     loaded = FederatedNeighborEmbedding.load(folder / "map" / "model")
     for part in parts:
         np.testing.assert_allclose(loaded.transform(part), drawn.transform(part), atol=1e-6)

@@ -79,9 +79,13 @@ class Federation:
         data = ["--data", f"points{number}.npz", "--name", f"ward {number}", "--port", str(free_port())]
         # As many partitions as DeepFeCA has rounds, and one more for the last clustering.
         limits = ["--min-count", "1", "--max-partitions", "3", "--jobs", "features"]
+        # What is sent is compared with what is computed in process.
+        limits += ["--noise-multiplier", "0", "--update-clip", "100"]
         # One client has its limits in a policy, the others on the command line.
         if number == 0:
-            (self.folder / "own.yaml").write_text("{min_count: 1, max_partitions: 3, jobs: [features]}")
+            (self.folder / "own.yaml").write_text(
+                "{min_count: 1, max_partitions: 3, jobs: [features], noise_multiplier: 0, update_clip: 100}"
+            )
             limits = ["--policy", "own.yaml"]
         data += limits
         return ["client", "--folder", f"ward{number}", "--client", str(number), "--server", self.address, *data]

@@ -29,6 +29,7 @@ from foveate.federated.deep.encoder import flatten_weights as flatten_embedder
 from foveate.federated.deep.job import DeepJob
 from foveate.federated.deep.options import DeepOptions
 from foveate.federated.deep.protocol import embedded_request, train_request
+from foveate.federated.deep.remote import answer_remote as answer_features
 from foveate.federated.embedding import options as map_kinds
 from foveate.federated.embedding.client import answer_remote, build_encoder
 from foveate.federated.embedding.grids import grid_between
@@ -126,7 +127,7 @@ def attack_encoder(ask: Ask, features: int, hidden: int = 1024) -> list[np.ndarr
 
 def test_a_client_of_default_configuration_lets_nobody_read_a_map(tmp_path: Path) -> None:
     rows = WINE[::8, :4]
-    bare = attack_map(lambda request: answer_remote(rows, request, 0, 10), len(rows), 4)
+    bare = attack_map(lambda request: answer_remote(rows, request, 0), len(rows), 4)
     assert attacks.count_rows_read(bare, rows, within=1e-4) > len(rows) // 2, "the attack works"
     codes: list[Any] = []
     assert attack_map(asker(configure(tmp_path, rows), codes), len(rows), 4) == []
@@ -138,14 +139,17 @@ def test_a_client_of_default_configuration_lets_nobody_read_a_map(tmp_path: Path
     assert not list((tmp_path / "state").glob("*.jsonl")), "refused before the data are read"
 
 
-def test_a_client_of_default_configuration_lets_nobody_read_an_encoder(tmp_path: Path) -> None:
+def test_a_client_lets_nobody_read_an_encoder(tmp_path: Path) -> None:
+    bare = attack_encoder(lambda request: answer_features(WINE, request, 0), 13)
+    assert attacks.count_rows_read(bare, WINE, within=1e-2) > 50, "the attack works"
     codes: list[Any] = []
-    ask = asker(configure(tmp_path, WINE, jobs="features", max_partitions=2), codes)
-    read = attacks.count_rows_read(attack_encoder(ask, 13), WINE, within=1e-2)
-    assert read > 50, "named, the job is not protected: this is what the screen, README and the pages say"
     assert attack_encoder(asker(configure(tmp_path, WINE), codes), 13) == []
+    # Named, the job is answered, but not with such weights, whether there is noise or not.
+    for own in ({}, {"noise_multiplier": 0}):
+        assert attack_encoder(asker(configure(tmp_path, WINE, jobs="features", **own), codes), 13) == []
     assert attack_encoder(asker(configure(tmp_path, WINE, jobs=ALL_JOBS), codes), 13, hidden=4096) == []
-    assert codes == [None, "job", "hidden"]
+    assert codes == ["job", "weights", "weights", "hidden"]
+    assert not list((tmp_path / "state").glob("*.jsonl")), "refused before the data are looked at"
 
 
 def map_request(kind: str = map_kinds.BOX, counts: Any = None, **options: Any) -> Message:
@@ -246,7 +250,13 @@ BOUNDS: dict[str, tuple[dict[str, Any], Callable[[], Message], str | None]] = {
         lambda: replace(FIT.add_to(map_request()), values={**map_request().values, "winsorize": 2.0}),
         "winsorize",
     ),
-    "a scale that magnifies a map": (NAMED | STANDARD, lambda: FAR.add_to(map_request()), "data-unusable"),
+    "a scale that magnifies a map": (
+        NAMED | STANDARD | {"noise_multiplier": 0.0},
+        lambda: FAR.add_to(map_request()),
+        "data-unusable",
+    ),
+    # Noise hides where points are, so that they are clipped instead.
+    "a scale that magnifies a map with noise": (NAMED | STANDARD, lambda: FAR.add_to(map_request()), None),
 }
 
 
@@ -400,8 +410,8 @@ def test_every_number_of_an_encoder_has_a_bound(name: str, tmp_path: Path) -> No
     request = bare_features(features_kinds.TRAIN, **{name: value}, **more)
     own = NAMED | ({"max_n_init": 50} if name == "n_init" else {})
     answer = answer_request(configure(tmp_path, WINE, **own), lambda: request)
-    # How many rows there are, and of what shape, is known from the data alone.
-    codes = {"data-unusable"} if name in ("min_count", "shape") else {"hidden", "request-invalid"}
+    # A bare request is refused for what it lacks, before the data decide whether they have such a shape.
+    codes = {"request-invalid"} if name in ("min_count", "shape") else {"hidden", "request-invalid"}
     assert answer.values[FAILURE] in codes or answer.values[FAILURE].startswith("max-")
 
 
@@ -427,7 +437,7 @@ def test_a_map_without_an_end_ends(precision: str) -> None:
     weights = np.concatenate([np.full(26, largest), np.zeros(2)]).astype(precision)
     request = Message(map_kinds.SURROGATE, 0, {"encoder": weights}, {"options": options.model_dump_json()})
     with np.errstate(all="ignore"):
-        assert answer_remote(WINE, request, 0, 10).number("queries") <= options.max_points
+        assert answer_remote(WINE, request, 0, ClientLimits(min_count=10)).number("queries") <= options.max_points
 
 
 def test_honest_runs_stay_within_the_default_bounds() -> None:
@@ -459,6 +469,8 @@ def test_the_screen_says_before_it_connects_what_jobs_may_cost() -> None:
     assert any("refused: the jobs embed and features" in line for line in plain)
     assert not [line for line in plain if line.startswith("warning")]
     named = steps.describe_limits(ClientLimits(min_count=10, jobs=JOBS))
+    assert not [line for line in named if line.startswith("warning")]
+    named = steps.describe_limits(ClientLimits(min_count=10, jobs=JOBS, noise_multiplier=0))
     for job in ("embed", "features"):
         (line,) = [line for line in named if line.startswith(f"warning: job {job}: ")]
         assert "can read rows" in line

@@ -15,7 +15,8 @@ import pytest
 
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.methods import resolve
-from foveate.federated.limits import ClientLimits, Ledger, RequestCost
+from foveate.federated.ledger import Ledger, RequestCost
+from foveate.federated.limits import ClientLimits
 from foveate.federated.messages import Message
 from foveate.federated.node import answer_request
 from foveate.federated.reasons import FAILURE, Refusal

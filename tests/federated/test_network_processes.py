@@ -313,7 +313,7 @@ def test_a_client_looks_whom_it_speaks_with(tmp_path: Path, capsys: pytest.Captu
         ({"min_count": 1}, ["--min-count 1", "rows of the data can leave"]),
         ({"min_count": 4}, ["--min-count 4"]),
         ({"min_count": 10, "max_partitions": 3}, ["--max-partitions 3", "one point"]),
-        ({"min_count": 10, "jobs": ("cluster", "embed")}, ["job embed", "can read rows"]),
+        ({"min_count": 10, "jobs": ("cluster", "embed"), "noise_multiplier": 0}, ["job embed", "can read rows"]),
         ({"min_count": 10}, []),
     ],
 )

@@ -118,9 +118,9 @@ def test_show_says_in_one_screen_what_may_leave_to_whom_and_at_which_epsilon(tmp
     lines = shown.splitlines()
     assert len(lines) <= 24
     for job in ("embed", "features"):
-        (line,) = [line for line in lines if line.startswith(f"warning: job {job}: ")]
-        assert "can read rows" in line
-        assert "no epsilon" in line
+        (line,) = [line for line in lines if line.startswith(f"job {job}: ")]
+        assert "always with noise of 15 times" in line
+        assert "which some 472 answers use up" in line
     assert "28 per axis" in shown
     assert "warning: --max-partitions 22" in shown
     done = call("policy", "show", policy_file(tmp_path), "--json")

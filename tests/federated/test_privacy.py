@@ -130,7 +130,8 @@ def test_a_hidden_training_has_a_page(tmp_path: Path) -> None:
     run_embedding(clients, chosen, tmp_path, EmbedRun(compare=()))
     page = render(tmp_path).read_text()
     assert "a whole client" in page
-    assert "Losses" not in page
+    assert "Losses are hidden by the clients’ noise" in page
+    assert 'title="Losses"' not in page
 
 
 def test_the_seed_does_not_give_the_noise_away() -> None:

@@ -195,8 +195,10 @@ class Node(dict[str, Any]):
         super().__init__()
         np.savez(folder / f"{number}.npz", points=part)
         data, state = str(folder / f"{number}.npz"), str(folder / f"state-{number}")
-        self.config = {"partition-id": number, "data": data, "min-count": 10, "state": state, "max-partitions": 9}
-        self.config |= {"jobs": "embed,features", "scale": "standard"}
+        self.config = {"partition-id": number, "data": data, "min-count": 1, "state": state, "max-partitions": 9}
+        # As in one process: without noise, clip, and units withheld that few points switch on.
+        self.config |= {"jobs": "embed,features", "scale": "standard", "noise-multiplier": 0.0, "winsorize": 0.0}
+        self.config |= {"update-clip": 100.0}
 
     def __contains__(self, kind: object) -> bool:
         return True

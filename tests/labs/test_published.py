@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.report import render
-from foveate_labs.studies import overview
+from foveate_labs.studies import find_study, overview, study_names
 from foveate_labs.studies.overview import paper_lines, read_all_published, verdict_text, write_overview
 from foveate_labs.studies.published import (
     END,
@@ -29,7 +29,6 @@ from foveate_labs.studies.published import (
     summarize_differences,
     write_published,
 )
-from foveate_labs.studies.runner import find_study, study_names
 from foveate_labs.studies.study import Claim, Condition, Design, Measure, PaperClaim, Row, summary
 from naming import raises_naming
 

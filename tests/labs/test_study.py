@@ -19,7 +19,7 @@ from foveate.core.experiment_grid import Cell, CellStore, run_cells
 from foveate.core.files import FolderLock
 from foveate.records.collection import Collection
 from foveate.report import render
-from foveate_labs.studies import cloc, runner
+from foveate_labs.studies import cloc, find_study, runner, study_names
 from foveate_labs.studies.noise import Noise, jittered, open_spoiled, spoiled
 from foveate_labs.studies.published import publish_result, results_block
 from foveate_labs.studies.real_regions import (
@@ -31,7 +31,7 @@ from foveate_labs.studies.real_regions import (
     read_rcc,
     recolor,
 )
-from foveate_labs.studies.runner import announce_duration, find_study, run_study, study_names
+from foveate_labs.studies.runner import announce_duration, run_study
 from foveate_labs.studies.study import Claim, Condition, Design, Measure, Row, judge, summary, verdict
 from naming import raises_naming
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from foreign import save_clip, save_open_clip, save_timm
 
 from foveate.core.errors import UserError
-from foveate.core.hub import Checkpoint, fetch
+from foveate.core.hub import Checkpoint, fetch, is_reachable
 from foveate.vision.hf.clip import TransformersClipImageEncoder, TransformersClipTextEncoder
 from foveate.vision.minilm import MiniLMEncoder, package_folder
 from foveate.vision.open_clip.towers import OpenClipImageEncoder, OpenClipTextEncoder
@@ -79,6 +82,30 @@ def test_the_hub_out_of_reach_is_explained(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("NO_PROXY", "*")
     with raises_naming(UserError, "http://127.0.0.1:9"):
         fetch("someone/no-such-model")
+
+
+def test_a_connection_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    server = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    assert is_reachable(address)
+    server.close()
+    assert not is_reachable(address)
+    # The look-up of a name knows no timeout.
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: time.sleep(30))
+    start = time.monotonic()
+    assert not is_reachable("https://huggingface.co", seconds=0.2)
+    assert time.monotonic() - start < 5
+
+
+def test_a_proxy_is_asked_instead_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setattr(socket, "create_connection", lambda target, **_: asked.append(target) or io.BytesIO())
+    assert is_reachable("https://huggingface.co")
+    assert asked == [("proxy.example", 3128)]
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from foveate.core import hub
 from foveate.core.errors import UserError
 from foveate.vision.localizer.sources import find_model
 from foveate.vision.open_clip.build import create_open_clip, quiet
@@ -63,6 +64,7 @@ def test_weights_of_a_tag_get_the_activation_they_were_trained_with(
 
     options: dict[str, Any] = {}
     monkeypatch.setattr(open_clip, "create_model", lambda name, **given: options.update(given))
+    monkeypatch.setattr(hub, "is_reachable", lambda endpoint: True)
     _, config = create_open_clip("ViT-B-32", pretrained=tag)
     # In the configuration, too: a model folder is opened again by that alone.
     assert (options["force_quick_gelu"], config.get("quick_gelu", False)) == (is_quick, is_quick)
@@ -234,6 +236,7 @@ def test_a_lookup_on_the_hub_is_said_before_it_is_tried(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(open_clip, "create_model", fail)
+    monkeypatch.setattr(hub, "is_reachable", lambda endpoint: True)
     for fields, repository in (
         ({"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}, "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
         ({"model": "hf-hub:nobody/nothing"}, "nobody/nothing"),
@@ -242,7 +245,11 @@ def test_a_lookup_on_the_hub_is_said_before_it_is_tried(
             OpenClipImageEncoder(**fields, cache_dir=str(tmp_path))
         assert said.pop() == f"looking for {repository} on {constants.ENDPOINT.removeprefix('https://')}\n"
         assert "the file there); download them" in str(error.value)
-        assert str(error.value).endswith("such as runs/tour/cloc-seed0/model, which `foveate tour` trains")
+        assert str(error.value).endswith("'bridge' embeds images")
+    monkeypatch.setattr(hub, "is_reachable", lambda endpoint: False)
+    with raises_naming(UserError, "nobody/nothing", "bridge"):
+        OpenClipImageEncoder(model="hf-hub:nobody/nothing", cache_dir=str(tmp_path))
+    assert not said
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with raises_naming(UserError, "local-dir:FOLDER"):
         OpenClipImageEncoder(model="hf-hub:nobody/nothing", cache_dir=str(tmp_path))

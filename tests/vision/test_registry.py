@@ -16,7 +16,7 @@ from naming import raises_naming
 
 
 def test_kinds_are_found_by_module_name() -> None:
-    images = ["clip", "dinov2", "lite0", "open_clip", "siglip", "timm"]
+    images = ["bridge", "clip", "dinov2", "lite0", "open_clip", "siglip", "timm"]
     assert encoder_kinds("IMAGE_ENCODER") == images
     assert encoder_kinds("TEXT_ENCODER") == ["clip", "minilm", "open_clip", "siglip"]
     assert "source" in tower_options("siglip", "text_encoder")

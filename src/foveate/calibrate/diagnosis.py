@@ -188,25 +188,40 @@ def _verdict(rows: list[CalibrateRow], curve: Curve | None, estimates: dict[str,
         return "nothing", (
             f"Nothing to repair: the best gamma on these samples would gain {gain:.1f} points of overall accuracy."
         )
-    level = star.gamma or 0.0
-    direction = "too low" if level > 0 else "too high"
+    return "level", f"{_describe_repair(by_key, estimates, used)}. {_describe_features(before, now, star)}."
+
+
+def _describe_repair(by_key: dict[str, CalibrateRow], estimates: dict[str, float], used: str) -> str:
+    """Say what fine-tuning broke and what the estimate `used` gives back, without the columns' short names."""
+    before, after = by_key.get("before"), by_key["after"].accuracies
+    was = "" if before is None else f"{before.accuracies['U/Y']:.1f} % before fine-tuning, "
+    absent, seen = f"Absent classes: {was}{after['U/Y']:.1f} % right after it", f"seen classes: {after['S/Y']:.1f} %"
     if before is None:
-        features = f"U/U is {now:.1f} % (whether the features suffered needs the pre-trained model's logits: --before)"
-    else:
-        was = before.accuracies["U/U"] or 0.0
-        judged = (
-            "Features are fine" if now > was - _UNCHANGED_POINTS else "No damage to the features beyond chance shows"
-        )
-        features = f"{judged} (U/U {was:.1f} % before, {now:.1f} % after)"
-    text = f"{features}: the level of the absent classes is {abs(level):.1f} {direction}"
-    if used:
-        tuned, shifted = after.accuracies, by_key[_key_of(used)].accuracies
-        changes = {name: f"from {tuned[name]:.1f} % to {shifted[name]:.1f} %" for name in ("Y/Y", "U/Y", "S/Y")}
-        text += (
-            f". {used[0].upper()}{used[1:]} finds gamma {estimates[used]:+.2f}, which takes Y/Y {changes['Y/Y']}: U/Y "
-            f"{changes['U/Y']}, S/Y {changes['S/Y']}"
-        )
-    return "level", text + "."
+        absent = f"Absent classes: {after['U/Y']:.1f} % right"
+    if not used:
+        return f"{absent}; {seen}"
+    shifted = by_key[_key_of(used)].accuracies
+    text = (
+        f"{absent}, {shifted['U/Y']:.1f} % with gamma {estimates[used]:+.2f} ({used}); {seen}, {shifted['S/Y']:.1f} %"
+    )
+    reached = {title: by_key[_key_of(title)].accuracies["Y/Y"] or 0.0 for title in estimates}
+    best = max(reached, key=lambda title: reached[title])
+    if reached[best] > reached[used]:
+        # Said and not chosen: labels of test samples must not decide.
+        text += f". On these samples {best} gets {reached[best]:.1f} % of all right, {used} {reached[used]:.1f} %"
+    return text
+
+
+def _describe_features(before: CalibrateRow | None, now: float, star: CalibrateRow) -> str:
+    """Say whether the features suffered, and how far off the absent classes' level is."""
+    level = star.gamma or 0.0
+    text = f"the level of the absent classes is {abs(level):.1f} {'too low' if level > 0 else 'too high'}"
+    if before is None:
+        judged = f"Among themselves {now:.1f} % of them are right (whether the features suffered needs --before)"
+        return f"{judged}: {text}"
+    was = before.accuracies["U/U"] or 0.0
+    judged = "Features are fine" if now > was - _UNCHANGED_POINTS else "No damage to the features beyond chance shows"
+    return f"{judged} (among themselves {was:.1f} % of the absent were right before, {now:.1f} % after): {text}"
 
 
 def _fell(was: float, became: float, count: int) -> bool:

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,19 +16,25 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import Call, Command, F, common, set_option
 from foveate.core.errors import UserError
 
+if TYPE_CHECKING:
+    from foveate.federated.run_options import RunOptions
+
 _FILE = click.Path(path_type=Path)
 _OPTIONS = "foveate.federated.run_options"
 _ADDRESS = "HOST[:PORT]"
 _insecure = click.option("--insecure", is_flag=True, help="No TLS and no node keys; only for tests on one machine.")
 
 
-def _folder(help_of: str) -> Callable[[F], F]:
-    return click.option("--folder", type=_FILE, required=True, help=help_of)
+def _folder(help_of: str, *, required: bool = True) -> Callable[[F], F]:
+    return click.option("--folder", type=_FILE, required=required, help=help_of)
 
 
-def _closing(function: Command) -> Command:
+_COMMANDS_ONLY = "Print Flower's commands; check and start nothing."
+
+
+def _closing(function: Command, *, help_of: str = _COMMANDS_ONLY) -> Command:
     """Add the options at the end of each of these commands."""
-    dry_run = click.option("--dry-run", is_flag=True, help="Print Flower's commands; check and start nothing.")
+    dry_run = click.option("--dry-run", is_flag=True, help=help_of)
     return dry_run(common(seed=False, device=False)(function))
 
 
@@ -96,7 +103,11 @@ def server(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, 
     "max_clusters",
     "max_questions",
     "max_partitions",
+    "max_moments",
+    "max_trainings",
     "max_epsilon",
+    "noise_multiplier",
+    "update_clip",
     "max_failures",
     "winsorize",
     "scale",
@@ -185,9 +196,13 @@ def register(call: Call, public_keys: tuple[Path, ...], folder: Path) -> None:
     call.finish({"registered": registered}, [f"registered: node {number}" for number in registered])
 
 
+def _dry_run_of_run(function: Command) -> Command:
+    return _closing(function, help_of="Print what would leave each client, and Flower's command; send nothing.")
+
+
 @click.command("run", cls=FieldsCommand, short_help="Run a job on the clients of a network.")
-@_folder("Folder of the running server.")
-@click.option("--out", type=_FILE, required=True, help="Folder of the result.")
+@_folder("Folder of the running server.", required=False)
+@click.option("--out", type=_FILE, help="Folder of the result.")
 @fields(
     f"{_OPTIONS}:RunOptions",
     "job",
@@ -203,16 +218,34 @@ def register(call: Call, public_keys: tuple[Path, ...], folder: Path) -> None:
     metavars={"method": "NAME", "wait": "SECONDS", "timeout": "SECONDS"},
 )
 @set_option
-@_closing
-def run(call: Call, folder: Path, out: Path, settings: dict[str, Any], overrides: tuple[str, ...]) -> None:
+@click.option("--policy", type=_FILE, help="With --dry-run: the policy of a client, to see whether the run fits it.")
+@click.option("--data", type=_FILE, help="With --dry-run: a client's points, to read their number and columns.")
+@click.option("--features", type=click.IntRange(1), help="With --dry-run: number of columns, instead of --data.")
+@click.option("--points", type=click.IntRange(1), help="With --dry-run: number of points of a client, if known.")
+@_dry_run_of_run
+def run(
+    call: Call,
+    folder: Path | None,
+    out: Path | None,
+    settings: dict[str, Any],
+    overrides: tuple[str, ...],
+    policy: Path | None,
+    data: Path | None,
+    features: int | None,
+    points: int | None,
+) -> None:
     """Run one clustering, map or encoder over the clients, with `flwr run`, where the server is.
 
     If it is killed with its server, the same command resumes. Ctrl-C ends the run at the server too.
+
+    --dry-run with --features or --data lists what would leave each client, by kind of message, and what it costs, and
+    says whether a --policy allows it (exit status 1 if not). It needs no server, so that a client's owner can ask, too.
 
     \b
     Example:
       foveate federated run --folder federation --clients 2 --clusters 12 --set min_count=10 --out groups
       foveate federated run --folder federation --job embed --clients 2 --set rounds=60 --set surrogate=grid --out map
+      foveate federated run --dry-run --clients 2 --clusters 12 --policy north.yaml --data points.npz
     """
     from foveate.federated.flower import commands, steps
     from foveate.federated.flower.app import read_job
@@ -225,13 +258,25 @@ def run(call: Call, folder: Path, out: Path, settings: dict[str, Any], overrides
         raise UserError(f"--set {spaced[0]!r}: Flower takes no setting with a space in it")
     config = {"job": CLUSTER} | {name.replace("_", "-"): value for name, value in settings.items()}
     # Absolute: the job runs in a process of the server, which may have been started in another folder.
-    config["out"] = str(out.resolve())
+    config["out"] = str((out or Path("result")).resolve())
     if overrides:
         config["options"] = " ".join(overrides)
-    options, _ = read_job(config)
+    options, of_job = read_job(config)
     if call.dry_run:
-        _finish_plan(call, folder, [commands.run(folder, config)], {})
+        planned, screen = _plan_run(options, of_job, policy, data, features, points)
+        if folder is None or out is None:
+            call.finish(planned, screen)
+        else:
+            _finish_plan(call, folder, [commands.run(folder, config)], {}, screen, planned)
+        # A script of a client's owner reads the answer from the status.
+        if policy is not None and not planned["fits"]:
+            sys.exit(1)
         return
+    for name, value in {"policy": policy, "data": data, "features": features, "points": points}.items():
+        if value is not None:
+            raise click.UsageError(f"--{name} says what --dry-run is to list; clients have their own")
+    if folder is None or out is None:
+        raise click.UsageError("--folder and --out are needed, unless with --dry-run")
     try:
         steps.carry_out(folder, config)
     except RunFailedError as problem:
@@ -246,6 +291,34 @@ def run(call: Call, folder: Path, out: Path, settings: dict[str, Any], overrides
     lines = [*list_suspects(result), *list_left_out(result), f"{options.job}: done"]
     paths = {"result": out / "result.json", "report": render(out)}
     call.finish({"job": options.job, "run": config}, lines, paths)
+
+
+def _plan_run(
+    options: RunOptions,
+    of_job: Any,
+    policy: Path | None,
+    data: Path | None,
+    features: int | None,
+    points: int | None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the plan of a run and its lines; without the number of features there is none."""
+    from foveate.federated.limits import SAFE_MIN_COUNT
+    from foveate.federated.plan import DataSize, describe_plan, plan_run
+    from foveate.federated.policy import Policy, read_policy
+    from foveate.federated.sources import read_points
+
+    if data is not None and (features is not None or points is not None):
+        raise click.UsageError("--data has its own numbers of features and points")
+    own = Policy(min_count=SAFE_MIN_COUNT) if policy is None else read_policy(policy)
+    if data is not None:
+        read = read_points(data, own)
+        points, features = read.points_ND.shape
+    if features is None:
+        if policy is not None:
+            raise click.UsageError("--policy needs the size of the data: --data FILE, or --features")
+        return {}, ["what would leave a client depends on its data: pass --data FILE, or --features"]
+    planned = plan_run(options, of_job, DataSize(features, points), own)
+    return planned, describe_plan(planned, policy=str(policy or ""))
 
 
 def list_suspects(result: Mapping[str, Any]) -> list[str]:
@@ -273,12 +346,17 @@ def _finish_keys(call: Call, paths: Sequence[Path], next_step: str) -> None:
 
 
 def _finish_plan(
-    call: Call, folder: Path, planned: list[list[str]], files: Mapping[str, str], screen: Sequence[str] = ()
+    call: Call,
+    folder: Path,
+    planned: list[list[str]],
+    files: Mapping[str, str],
+    screen: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Print the plan of --dry-run: variables, files and commands, as lines for a shell.
 
     Args:
-        screen: what the command would print before it connects.
+        screen: what the command would print before it connects. more: further fields of the result.
     """
     from foveate.federated.flower import commands
 
@@ -287,7 +365,7 @@ def _finish_plan(
     lines = [f"# {line}" for line in screen]
     for path, content in files.items():
         lines += [f"# {path}:", *(f"#   {line}".rstrip() for line in content.splitlines())]
-    result = {"variables": environment, "files": dict(files), "commands": planned}
+    result = {**(more or {}), "variables": environment, "files": dict(files), "commands": planned}
     call.finish(result, lines + commands.shell_lines(environment, planned))
 
 

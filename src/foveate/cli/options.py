@@ -69,6 +69,30 @@ def run_option(default: str, what: str = "Run folder") -> Callable[[F], F]:
     return click.option("--out", "run", type=click.Path(path_type=Path), help=f"{what}; {default} by default.")
 
 
+def model_first(*names: str) -> Callable[[Command], Command]:
+    """Add the arguments `[MODEL] NAME ...`; the command gets the model, the shipped encoder by default, and each name.
+
+    Args:
+        names: arguments of the command that the user must give, such as "image" and "phrase".
+    """
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def command(*args: Any, arguments: tuple[str, ...], **values: Any) -> None:
+            from foveate.core.hub import DEFAULT_ENCODER
+
+            listed = " ".join(name.upper() for name in names)
+            if not len(names) <= len(arguments) <= len(names) + 1:
+                raise click.UsageError(f"expected [MODEL] {listed} (got {len(arguments)} arguments)")
+            model, *rest = arguments if len(arguments) > len(names) else (DEFAULT_ENCODER, *arguments)
+            function(*args, model=model, **dict(zip(names, rest, strict=True)), **values)
+
+        metavar = " ".join(["[MODEL]", *(name.upper() for name in names)])
+        return click.argument("arguments", nargs=-1, required=True, metavar=metavar)(command)
+
+    return decorate
+
+
 def dry_run_option(help: str) -> Callable[[F], F]:
     """Add --dry-run: print what would be done, and write nothing."""
     return click.option("--dry-run", is_flag=True, help=help)

@@ -9,23 +9,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from foveate.core.errors import UserError, nearest, shorten_reason
 from foveate.core.files import read_json
 from foveate.core.paths import DATA
 from foveate.core.progress import say
 
+# The encoder of a search, an index or a localization that names none: it ships, and needs no hub.
+DEFAULT_ENCODER = "bridge"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Configuration, weights, tokenizer files and chat templates of the repository's top folder.
 _FILE_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _BLOCK = 1 << 22
+# Seconds to wait for a connection: the hub's own client tries again for a minute, during which nothing is said.
+_REACH_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -117,9 +125,10 @@ class ModelKind:
 
 _CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 _MULTIMODAL = ModelKind(shipped=("mini", "mini-ferret", "smollm2-mini"), files=(_CONFIG,))
+_LOCALIZER = ModelKind(shipped=("bridge",), files=(_CONFIG, _OPEN_CLIP_CONFIG))
 KINDS = {
     "multimodal": _MULTIMODAL,
-    "localizer": ModelKind(files=(_CONFIG, _OPEN_CLIP_CONFIG)),
+    "localizer": _LOCALIZER,
     "language": ModelKind("language model", shipped=("smollm2",), files=(_CONFIG,)),
     "species": ModelKind(folder="a model folder of `species train`", files=(_CONFIG,), on_hub=False),
     "classifier": ModelKind("classifier", "a folder with config.json and model.safetensors", (), (_CONFIG,), False),
@@ -131,7 +140,9 @@ KINDS = {
         on_hub=False,
     ),
     "backbone": ModelKind("backbone", files=(_CONFIG, _OPEN_CLIP_CONFIG), on_hub=False),
-    "served": ModelKind(folder="a folder of a model or an index", shipped=_MULTIMODAL.shipped, on_hub=False),
+    "served": ModelKind(
+        folder="a folder of a model or an index", shipped=(*_MULTIMODAL.shipped, *_LOCALIZER.shipped), on_hub=False
+    ),
 }
 # Folders that hold the model of a run: the run folder is easily mistaken for it.
 INNER = ("model", "adapter", "index")
@@ -252,6 +263,8 @@ def fetch(
         try:
             # Looked up first, so that a cached model neither says that it is fetched nor needs the hub.
             if not only_local and not _is_cached(source, options):
+                if not is_reachable(constants.ENDPOINT):
+                    raise UserError(f"{field} '{source}': {_out_of_reach(source, revision)}")
                 say(f"fetching {source} from {constants.ENDPOINT}")
             folder = Path(snapshot_download(source, **options, local_files_only=only_local))
         # Some errors of the transport are no OSError, such as a connection that breaks off.
@@ -267,12 +280,51 @@ def fetch(
 def say_lookup(source: str, *, cache_dir: str | None = None) -> None:
     """Say which repository another library is about to look for, unless it is cached or offline mode is on.
 
-    Without a network the hub's client tries again for a minute or two, and says nothing meanwhile.
+    Raises:
+        UserError: the hub is out of reach: its client would try again for a minute or two, and say nothing meanwhile.
     """
     from huggingface_hub import constants
 
     if not constants.is_offline_mode() and not _is_cached(source, {"cache_dir": cache_dir}):
+        if not is_reachable(constants.ENDPOINT):
+            raise UserError(f"model '{source}': {_out_of_reach(source, None)}")
         say(f"looking for {source} on {constants.ENDPOINT.removeprefix('https://')}")
+
+
+def is_reachable(endpoint: str, *, seconds: float = _REACH_SECONDS) -> bool:
+    """Tell whether a connection to the hub, or to the proxy that leads to it, opens within some seconds."""
+    address = urlsplit(endpoint)
+    proxy = None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
+    if proxy:
+        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    target = (address.hostname or "", address.port or (443 if address.scheme == "https" else 80))
+    opened = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError), socket.create_connection(target, timeout=seconds):
+            opened.set()
+        ended.set()
+
+    # In a thread of its own, since no timeout applies to the look-up of a name.
+    ended = threading.Event()
+    threading.Thread(target=connect, daemon=True).start()
+    ended.wait(seconds)
+    return opened.is_set()
+
+
+def _out_of_reach(source: str, revision: str | None) -> str:
+    """Say that the hub cannot be reached, and what to do about it."""
+    from huggingface_hub import constants
+
+    return f"not in the cache, and {constants.ENDPOINT} is out of reach; {_name_elsewhere(source, revision)}"
+
+
+def _name_elsewhere(source: str, revision: str | None) -> str:
+    repository = source if revision is None else f"{source} --revision {revision}"
+    return (
+        f"give the path of a folder instead: `hf download {repository} --local-dir FOLDER` makes it on a machine with "
+        f"a network. Without one, '{DEFAULT_ENCODER}' embeds images and '{_MULTIMODAL.shipped[0]}' answers questions"
+    )
 
 
 def _is_cached(source: str, options: Mapping[str, Any]) -> bool:
@@ -289,11 +341,7 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
     """Explain why a download failed, and what to do about it."""
     from huggingface_hub import constants, errors
 
-    repository = source if revision is None else f"{source} --revision {revision}"
-    elsewhere = (
-        f"give the path of a folder instead: `hf download {repository} --local-dir FOLDER` makes it on a machine with "
-        "a network"
-    )
+    elsewhere = _name_elsewhere(source, revision)
     # Checked before RepositoryNotFoundError, its base class.
     if isinstance(error, errors.GatedRepoError):
         return (
@@ -315,7 +363,7 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
         cause = error.__cause__
         if isinstance(cause, errors.HfHubHTTPError):
             return f"{hub} answers with an error ({cause.response.status_code}); try again later, or {elsewhere}"
-        return f"not in the cache, and {hub} is out of reach; {elsewhere}"
+        return _out_of_reach(source, revision)
     if isinstance(error, OSError) and error.errno is not None:
         return f"its files cannot be kept in {constants.HF_HUB_CACHE} ({error.strerror}); HF_HOME names another place"
     return (

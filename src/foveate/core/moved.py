@@ -58,7 +58,6 @@ foveate.chat foveate.chat.client: connections endpoints replies
 foveate.cli foveate.cli.options: groups tables
 foveate.core foveate.core.devices: allocator precision
 foveate.core foveate.core.plugins: packages
-foveate.federated foveate.federated.limits: ledger
 foveate.federated foveate.federated.points: columns
 foveate.federated foveate.federated.rounds: clients
 foveate.federated.clustering foveate.federated.attacks: attacks

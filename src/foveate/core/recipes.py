@@ -221,8 +221,10 @@ def describe_problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
         allowed = _list_choices(problem["ctx"]["expected"])
         expected = f"expected one of {', '.join(allowed)}{nearest(str(problem['input']), allowed)}"
         return f"field '{field}': unknown value {problem['input']!r:.60}; {expected}"
-    # Rules about several fields, and those that end with a nearest match, name the value themselves.
-    names_value = problem["type"] == "value_error" and (isinstance(problem["input"], dict) or message.endswith("?"))
+    # Rules about several fields, and choices, which quote what is unknown, name the value themselves.
+    given = problem["input"] if isinstance(problem["input"], list | tuple) else [problem["input"]]
+    is_named = isinstance(problem["input"], dict) or any(repr(one) in message for one in given)
+    names_value = problem["type"] == "value_error" and is_named
     value = "" if names_value or problem["type"] == "missing" else f" (got {problem['input']!r:.60})"
     return f"field '{field}': {message}{value}"
 

@@ -26,6 +26,8 @@ MAX_AXIS_POINTS, MAX_HIDDEN = 28, 1024
 Finer grids and wider layers than the defaults of the jobs tell single rows apart; smaller ones make that harder and do
 not rule it out, which is why both jobs must be named by the owner.
 """
+MAX_MAP = 1e12
+"""Largest coordinate of a map's box."""
 MAX_QUERIES = 2000
 """Largest number of queries of a client's own grid, by default."""
 _MIB = 1 << 20
@@ -42,6 +44,10 @@ class RequestBounds(Settings):
     # The largest value that the options of a clustering allow.
     max_noise_steps: StrictInt = Field(
         100, ge=1, description="refuse requests for more steps of the k-means with noise than this"
+    )
+    # The exact sampler draws whole numbers of 64 bits, and the cost of more noise than this would round to nothing.
+    max_noise: float = Field(
+        1e9, gt=0, le=1e12, description="refuse requests for more noise than this, in units of the clip"
     )
     max_axis_points: StrictInt = Field(
         MAX_AXIS_POINTS, ge=2, description="refuse maps with a grid of more points per axis than this"
@@ -78,6 +84,8 @@ class RequestBounds(Settings):
             self._check("max_n_init", read_count(request, "n_init", least=1), "{} runs of k-means")
         if "noise_steps" in request.values:
             self._check("max_noise_steps", read_count(request, "noise_steps", least=1), "{} steps with noise")
+        if "noise" in request.values:
+            self._check_noise(request.number("noise"))
 
     def check_map(self, request: Message, options: EmbeddingOptions) -> None:
         """Raise Refusal for a request of a map with a finer grid, a larger network or more work than the bounds.
@@ -105,6 +113,11 @@ class RequestBounds(Settings):
                 f"asks for a grid of more than {self.max_axis_points} points per axis",
                 count=self.max_axis_points,
             )
+        if "box" in request.arrays:
+            box = request.array("box")
+            # What a client adds noise to must be a number wherever its points are.
+            if box.shape != (2, options.dimensions) or not (np.abs(box) <= MAX_MAP).all():
+                raise MessageError(f"array 'box' must be [2, {options.dimensions}] numbers of at most {MAX_MAP:g}")
         if options.max_points > self.max_queries:
             raise Refusal(
                 reasons.GRID,
@@ -120,6 +133,9 @@ class RequestBounds(Settings):
             for name, shape in {"shares": (clients,), "boxes": (clients, 2, options.dimensions)}.items():
                 if name in request.arrays and request.array(name).shape != shape:
                     raise MessageError(f"array '{name}' must have shape {list(shape)}, one entry per surrogate")
+        for noise in (options.update_noise, options.target_noise):
+            if noise:
+                self._check_noise(noise)
         self._check_network(*options.hidden)
         self._check("max_neighbors", options.neighbors, "{} neighbors")
         # "all" is the exact mean, which has a bound of points of its own (`training.MAX_EXACT_POINTS`).
@@ -151,6 +167,14 @@ class RequestBounds(Settings):
         self._check("max_rounds", rounds, "{} rounds")
         self._check("max_local_epochs", epochs, "{} epochs per round")
         self._check("max_batch", batch, "{} points per step")
+
+    def _check_noise(self, noise: float) -> None:
+        # Written with `not`, so that NaN is refused, too.
+        if not noise > 0:
+            raise MessageError(f"asks for noise of {noise:g}; expected a number above 0")
+        if not noise <= self.max_noise:
+            text = f"asks for noise of {noise:.3g}; this client's own max-noise is {self.max_noise:g}"
+            raise Refusal("max-noise", text, count=int(self.max_noise))
 
     def _check(self, field: str, value: int, request: str) -> None:
         """Raise Refusal for a value above a bound; its code is the name of the bound."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,42 +17,62 @@ from sklearn.utils.validation import (
 )
 
 from foveate.core.errors import UserError
-from foveate.core.parameters import FromParameters, Parameter, field_parameters
 from foveate.federated.clustering.distances import distances, nearest
 from foveate.federated.clustering.fit import Clustered, cluster, cluster_pooled
-from foveate.federated.clustering.methods import load_method, resolve
+from foveate.federated.clustering.methods import METHOD_OPTIONS, load_method, resolve
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.protocol import HANDLERS, as_points
 from foveate.federated.rounds import Client, InProcess, Log
-from foveate.federated.run_options import ClusterRun
-from foveate.federated.validation import RANDOM_STATE, count_rows, draw_seed, is_list_of_clients, remember_columns
+from foveate.federated.validation import count_rows, draw_seed, is_list_of_clients, remember_columns
 
-# Fields of `ClusteringOptions` that are parameters under the same name; a default of None is that of the method.
+# Options that are parameters under the same name.
 _OPTIONS = tuple(
-    name
-    for name in ClusteringOptions.model_fields
-    if name not in ("clusters", "method", "seed", "on_few_groups", "suspects", "changed")
+    name for name in ClusteringOptions.model_fields if name not in ("clusters", "method", "seed", "changed")
 )
-_PARAMETERS = {
-    "n_clusters": Parameter("int", 8, str(ClusteringOptions.model_fields["clusters"].description)),
-    **field_parameters(ClusteringOptions, ["method"]),
-    **field_parameters(ClusteringOptions, _OPTIONS, optional=True),
-    **field_parameters(ClusteringOptions, ["on_few_groups", "suspects"]),
-    **field_parameters(ClusterRun, ["min_clients", "timeout"]),
-    "answers_folder": Parameter(
-        "str | Path | None", None, "stores the answers, so that a fit of the same data that was killed resumes"
-    ),
-    "random_state": RANDOM_STATE,
-}
 
 
-class FederatedKMeans(FromParameters, ClusterMixin, TransformerMixin, BaseEstimator, parameters=_PARAMETERS):
+class FederatedKMeans(ClusterMixin, TransformerMixin, BaseEstimator):
     """K groups of data that stay at their clients, from one exchange of centroids (and rounds of sums, where asked).
 
     The default method `consensus` is Foveate's own. `paper_reconstruction` is what can be known of FeCA (arXiv
     2407.12764), whose body was not available and whose code was never published; it reproduces no number of the paper.
     Baselines: `kfed`, `weighted_kmeans`, `naive`, and `central`, which pools all points and is not federated.
-    Options of None have the method's default.
+
+    Parameters:
+        n_clusters: K, the number of groups of all clients together.
+        method: method that merges centroids into K centers; an unknown name prints the list.
+        local_clusters: clusters that each client looks for: one number, one per client, or K by default.
+        client_init: start of a client's k-means. None: awasthi_sheffet with kfed; random with naive or
+            paper_reconstruction; else kmeans++.
+        n_init: runs of a client's k-means; the best one counts. None: 20 with central; 1 with kfed, naive or
+            paper_reconstruction; else 5.
+        scale: standard: columns in units of their common standard deviation, from sums that clients send; rows are not
+            sent.
+        spherical: cluster directions: rows are scaled to length 1.
+        eliminate: centroids that a client doubts are sent and marked, are not sent, or are not looked for. None: none
+            with central, kfed, naive or weighted_kmeans; drop with paper_reconstruction; else flags; none with noise.
+        radius: grouping radius: a number, or half_min_distance, max_over_clients, quantile, fused, k_aware. None:
+            half_min_distance with paper_reconstruction; else k_aware.
+        quantile: of the radius rule 'quantile'.
+        seeds: order in which groups are formed: largest_radius, most_neighbors, most_mass. None: largest_radius with
+            paper_reconstruction; else most_mass.
+        restarts: weighted k-means++ starts of the server. None: 20 with weighted_kmeans; else 10.
+        refine_rounds: number of refinement rounds with sums and counts; 0 = one-shot. None: 0 with central, kfed,
+            naive, paper_reconstruction or weighted_kmeans; else 1.
+        min_count: merge clusters with fewer points before sending; suggested for sensitive data: 10.
+        winsorize: each client clips columns to the 5th and 95th percentile, widened by so many times their distance.
+        noise: standard deviation z of the noise on counts, and of that on sums in units of the clip.
+        clip: norm to which rows are clipped where there is noise.
+        noise_steps: steps of a client's k-means with noise.
+        kfed_seeds: centroids of the first client that k-FED starts from.
+        kfed_steps: steps of Lloyd in k-FED.
+        on_few_groups: error, or fewer centers with a warning, where there are fewer groups than clusters.
+        suspects: auto: clients with a column that is certainly in another unit are left out, and other anomalous ones
+            are reported; report: all stay in; exclude: all are left out.
+        min_clients: minimum number of clients that must respond.
+        timeout: seconds to wait for a client before it is left out.
+        answers_folder: stores the answers, so that a fit of the same data that was killed resumes.
+        random_state: as in scikit-learn.
 
     Attributes:
         cluster_centers_: [K, D], in the units of the data.
@@ -79,11 +100,76 @@ class FederatedKMeans(FromParameters, ClusterMixin, TransformerMixin, BaseEstima
     array([ True])
     """
 
+    # <signature>: made from the options by tools/write_signatures.py
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        method: str = "consensus",
+        local_clusters: int | Sequence[int] | None = None,
+        client_init: Literal["kmeans++", "random", "awasthi_sheffet"] | None = None,
+        n_init: int | None = None,
+        scale: Literal["none", "standard"] = "none",
+        spherical: bool = False,
+        eliminate: Literal["flags", "drop", "none"] | None = None,
+        radius: float | str | None = None,
+        quantile: float = 0.75,
+        seeds: str | None = None,
+        restarts: int | None = None,
+        refine_rounds: int | None = None,
+        min_count: int = 1,
+        winsorize: float | None = None,
+        noise: float = 0.0,
+        clip: float | None = None,
+        noise_steps: int = 5,
+        kfed_seeds: Literal["all", "one"] = "all",
+        kfed_steps: Literal["converged", "one"] = "converged",
+        on_few_groups: Literal["raise", "return"] = "raise",
+        suspects: Literal["auto", "report", "exclude"] = "auto",
+        min_clients: int = 1,
+        timeout: float | None = None,
+        answers_folder: str | Path | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.method = method
+        self.local_clusters = local_clusters
+        self.client_init = client_init
+        self.n_init = n_init
+        self.scale = scale
+        self.spherical = spherical
+        self.eliminate = eliminate
+        self.radius = radius
+        self.quantile = quantile
+        self.seeds = seeds
+        self.restarts = restarts
+        self.refine_rounds = refine_rounds
+        self.min_count = min_count
+        self.winsorize = winsorize
+        self.noise = noise
+        self.clip = clip
+        self.noise_steps = noise_steps
+        self.kfed_seeds = kfed_seeds
+        self.kfed_steps = kfed_steps
+        self.on_few_groups = on_few_groups
+        self.suspects = suspects
+        self.min_clients = min_clients
+        self.timeout = timeout
+        self.answers_folder = answers_folder
+        self.random_state = random_state
+
+    # </signature>
+
     def _options(self) -> ClusteringOptions:
-        # Parameters bear the names of the options, so that bounds and defaults are declared once.
-        options = {name: getattr(self, name) for name in (*_OPTIONS, "on_few_groups", "suspects")}
+        # What is left alone is not given: methods have defaults of their own, and warn of options without effect.
+        options = {name: getattr(self, name) for name in _OPTIONS if not self._is_default(name)}
         seed = draw_seed(self.random_state)
         return resolve(self.n_clusters, method=self.method, seed=seed, where=type(self).__name__, **options)
+
+    def _is_default(self, name: str) -> bool:
+        value, default = getattr(self, name), ClusteringOptions.model_fields[name].default
+        # Types first: values of other types, such as arrays, may not compare to one truth value.
+        return value is None or (name not in METHOD_OPTIONS and type(value) is type(default) and value == default)
 
     def fit(self, X: Any, y: None = None, *, clients: ArrayLike | None = None) -> FederatedKMeans:
         """Find the centers.

@@ -1,45 +1,33 @@
-"""A client's own limits, whatever a server asks, and its log of answered questions, against which they are counted.
+"""A client's own limits, whatever a server asks.
 
 A server that asks for as many clusters as there are points, with min_count 1, gets every row; one that may ask often
 gets rows from differences. Over a network these limits are in the client's own policy or in its node's configuration,
-which no request sees or sets.
-
-The ledger is kept by data set, over all runs and servers. Two partitions of the same points differ where a point
-changed its group: the difference of two sums is then that point. So a client that answers without noise answers about
-one partition of its data, unless its owner allows more. A question that was answered before, to the last bit, gets the
-same answer again and costs nothing.
+which no request sees or sets. What was answered is counted in the ledger (`foveate.federated.ledger`).
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import io
-import json
 import os
-import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, field_validator
 
 from foveate.core.errors import UserError, choose
-from foveate.core.files import fsync_path
 from foveate.core.recipes import validate
 from foveate.federated import reasons
 from foveate.federated.bounds import RequestBounds, read_count
-from foveate.federated.messages import MAX_NUMBER, Message
+from foveate.federated.messages import Message
 from foveate.federated.points import READ_FIELDS
-from foveate.federated.privacy import epsilon
 from foveate.federated.reasons import Refusal
 from foveate.federated.scaling import MOMENTS
 
 SAFE_MIN_COUNT = 10
 """Proposed `min_count`: a group of fewer points is nearly its points."""
+MIN_NOISE_MULTIPLIER = 1e-3
+"""Smallest noise that is any: an answer with less would cost an epsilon of half a million."""
 SAFE_WINSORIZE = 3.0
 """`winsorize` of a clustering over a network, at the server and at its clients, unless both are told otherwise."""
 JOBS = ("cluster", "embed", "features")
@@ -55,8 +43,8 @@ class ClientLimits(RequestBounds):
     jobs: tuple[Literal["cluster", "embed", "features"], ...] = Field(
         (CLUSTER,),
         min_length=1,
-        description="jobs that this client answers: cluster, embed, features; a server that departs from the protocol "
-        "can read rows of the data in embed and features",
+        description="jobs that this client answers: cluster, embed, features; embed and features are answered with "
+        "noise, unless noise_multiplier is 0: then a server that departs from the protocol can read rows of the data",
     )
     min_count: StrictInt | None = Field(
         None, ge=1, description=f"do not release groups smaller than this; suggested: {SAFE_MIN_COUNT}"
@@ -68,17 +56,32 @@ class ClientLimits(RequestBounds):
     max_partitions: StrictInt = Field(
         1, ge=1, description="maximum number of clusterings of the same data answered without noise, across runs"
     )
+    # A scale needs two questions, one of either kind; with a second scale, differences of sums would be outliers.
+    max_moments: StrictInt = Field(
+        1, ge=1, description="maximum number of different sums for a common scale of the same data, across runs"
+    )
+    # A map of default rounds trains 150 times, and asks for some hundred boxes and fields; a resumed one repeats some.
+    max_trainings: StrictInt = Field(
+        200,
+        ge=1,
+        description="maximum number of trainings, of boxes and of fields of the same data answered without noise, each "
+        "counted by itself across runs",
+    )
     # A failure is an answer of one bit: with many a server could search for a value.
     max_failures: StrictInt = Field(
         5, ge=1, description="maximum number of requests that failed because of the same data, across runs"
     )
     max_epsilon: float = Field(
-        8.0, gt=0, description="total privacy budget (epsilon, delta = 1e-5) for noisy answers about the same data"
+        8.0,
+        gt=0,
+        description="total privacy budget (epsilon, delta = 1e-5) for noisy answers about the same data, over all jobs",
     )
     # The costs of some 450 answers add up to the default budget: a map of 150 rounds with three questions each.
     noise_multiplier: float = Field(
         15.0,
         ge=0,
+        # More noise would be free, and less would have no finite cost.
+        le=1e6,
         allow_inf_nan=False,
         description="smallest noise on every answer of the jobs embed and features, in units of the most that one row "
         "can change the answer; 0 = none, for a server that is trusted with the data",
@@ -162,6 +165,25 @@ class ClientLimits(RequestBounds):
                 "cost rows of the data)",
             )
 
+    def complete(self, request: Message) -> Message:
+        """Return a request with what the client itself decides about it.
+
+        Jobs without an own `winsorize` get the client's: sums of all points as they are, beside those of a clustering,
+        would differ from these by the outlying rows.
+        """
+        if request.kind != MOMENTS or "winsorize" in request.values or not self.winsorize:
+            return request
+        if not set(self.jobs) - {CLUSTER}:
+            return request
+        return replace(request, values={**request.values, "winsorize": self.winsorize})
+
+    @field_validator("noise_multiplier")
+    @classmethod
+    def _check_noise_multiplier(cls, value: float) -> float:
+        if 0 < value < MIN_NOISE_MULTIPLIER:
+            raise ValueError(f"expected 0 for none, or at least {MIN_NOISE_MULTIPLIER:g}")
+        return value
+
     def check_scale(self, request: Message) -> None:
         """Raise Refusal for a request that is about a common scale, or brings one, where the owner wants none."""
         if self.scale == "none" and (request.kind == MOMENTS or {"offset", "scale"} & set(request.arrays)):
@@ -175,9 +197,6 @@ class ClientLimits(RequestBounds):
         value = request.values.get("winsorize", 0.0)
         # Percentiles have no noise, so a request with noise has no winsorize; its answers have a budget instead.
         if request.kind != MOMENTS and request.values.get("noise") and value == 0:
-            return
-        # The scale of a map or an encoder comes from sums of all points as they are.
-        if request.kind == MOMENTS and value == 0 and set(self.jobs) - {CLUSTER}:
             return
         if value != self.winsorize:
             raise Refusal(
@@ -223,197 +242,3 @@ class ClientLimits(RequestBounds):
 _LIMIT_FIELDS = tuple(name.replace("_", "-") for name in ClientLimits.model_fields)
 NODE_FIELDS = ("partition-id", "num-partitions", "data", "name", *_LIMIT_FIELDS, *READ_FIELDS)
 """Fields that a node's configuration may hold, besides the policy that holds the limits instead."""
-
-
-ANSWERED, FAILED = "answered", "failed"
-
-
-@dataclass(frozen=True)
-class RequestCost:
-    """What a request costs.
-
-    Attributes:
-        request: the question itself.
-        is_partition: its answer has means or sums over the groups of a partition.
-        rho: cost of its noise (`privacy.gaussian_cost`); 0 = answered without noise.
-        is_repeatable: the same request has the same answer, to the last bit.
-    """
-
-    request: Message
-    is_partition: bool = False
-    rho: float = 0.0
-    is_repeatable: bool = True
-
-
-class Ledger:
-    """One file per data set: `DIGEST.jsonl`, a line per question.
-
-    Args:
-        folder: of all ledgers of this client.
-        data: digest of the points as they were read.
-    """
-
-    def __init__(self, folder: Path, data: str) -> None:
-        self.path = folder / f"{data[:32]}.jsonl"
-
-    @contextmanager
-    def _locked(self) -> Iterator[io.FileIO]:
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        except OSError as problem:
-            raise self._refuse(problem) from problem
-        # Unbuffered: bytes that wait in a buffer would be written after a failed write was taken back.
-        with io.FileIO(descriptor, "r+") as file:
-            try:
-                # Waits: two servers that ask at the same moment must not both be the first.
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as problem:
-                raise self._refuse(problem) from problem
-            yield file
-
-    def _read(self, file: io.FileIO) -> str:
-        try:
-            # A pipe or a device would be read for ever.
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Refusal(reasons.LEDGER_DAMAGED, f"{self.path}: the ledger is no file; {_RESTORE}")
-            file.seek(0)
-            return file.readall().decode("utf-8")
-        except UnicodeDecodeError as problem:
-            raise Refusal(
-                reasons.LEDGER_DAMAGED,
-                f"{self.path}: the ledger is damaged: byte {problem.start} is no UTF-8; {_RESTORE}",
-            ) from problem
-        except OSError as problem:
-            raise self._refuse(problem) from problem
-
-    def _append(self, file: io.FileIO, text: str, line: str) -> None:
-        """Append a line to what the file holds, durably, or leave the file as it was.
-
-        What a full disk lets through is taken back: half a line would count as a partition.
-        """
-        before = text.encode("utf-8")
-        # A line that a kill cut off is ended first.
-        content = (b"\n" if before and not before.endswith(b"\n") else b"") + line.encode("utf-8") + b"\n"
-        try:
-            if file.write(content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
-            # The folder, too: otherwise a power failure may lose a file that was just created.
-            fsync_path(self.path.parent)
-        except OSError as problem:
-            with suppress(OSError):
-                file.truncate(len(before))
-            raise self._refuse(problem) from problem
-
-    def _refuse(self, problem: OSError) -> Refusal:
-        """Refusal for a ledger that cannot be read, or cannot be written."""
-        is_unreadable = os.path.exists(self.path) and not os.access(self.path, os.R_OK)
-        if is_unreadable or problem.errno in _DAMAGE:
-            return Refusal(
-                reasons.LEDGER_DAMAGED, f"{self.path}: the ledger cannot be read ({problem.strerror}); {_RESTORE}"
-            )
-        return Refusal(
-            reasons.LEDGER_UNWRITABLE,
-            f"{self.path}: the ledger cannot be written ({problem.strerror}); nothing is answered that is not logged",
-        )
-
-    def answer(self, question: RequestCost, limits: ClientLimits, respond: Callable[[], Message]) -> Message:
-        """Answer a question if the limits allow it, and log it before the answer is returned.
-
-        Args:
-            respond: makes the answer. If it raises, the question is logged as failed, since a failure is information,
-                too.
-
-        Raises:
-            Refusal: a limit is used up, or the ledger cannot be read or written.
-        """
-        with self._locked() as file:
-            text = self._read(file)
-            lines = [_read_line(line) for line in text.splitlines() if line.strip()]
-            digest = question.request.digest()
-            # Answered questions only: one that failed has no answer to repeat, and counts again.
-            known = any(line["question"] == digest and line["outcome"] == ANSWERED for line in lines)
-            if not (known and question.is_repeatable):
-                _check(lines, question, limits)
-            outcome = FAILED
-            try:
-                answer = respond()
-                outcome = ANSWERED
-            finally:
-                if not (known and question.is_repeatable):
-                    entry = {
-                        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                        "kind": question.request.kind,
-                        "round": question.request.round,
-                        "question": digest,
-                        # With noise the budget is counted instead of partitions.
-                        "partition": question.is_partition and not question.rho,
-                        "rho": question.rho,
-                        "outcome": outcome,
-                    }
-                    self._append(file, text, json.dumps(entry))
-        return answer
-
-
-_DAMAGE = (errno.EISDIR, errno.EIO, errno.ELOOP, errno.ENXIO)
-"""Errors of a ledger that is there and is no readable file; others are those of a disk that cannot be written."""
-_RESTORE = "nothing is answered until it is restored, or moved away, which forgets what these data have cost"
-
-
-def _read_line(line: str) -> dict[str, Any]:
-    """Read an entry; one that cannot be read counts as an answered partition, the most that it can have been."""
-    unknown = {"question": "", "partition": True, "rho": 0.0, "outcome": ANSWERED}
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return unknown
-    return entry if _is_entry(entry) else unknown
-
-
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    rho = entry.get("rho")
-    return (
-        isinstance(entry.get("question"), str)
-        and isinstance(entry.get("partition"), bool)
-        # A cost that is no number, or below 0, would make room for others.
-        and isinstance(rho, int | float)
-        and not isinstance(rho, bool)
-        and 0 <= rho <= MAX_NUMBER
-        and entry.get("outcome") in (ANSWERED, FAILED)
-    )
-
-
-def _check(lines: list[dict[str, Any]], question: RequestCost, limits: ClientLimits) -> None:
-    if len(lines) >= limits.max_questions:
-        raise Refusal(
-            reasons.MAX_QUESTIONS,
-            f"{len(lines)} questions about these data were answered or failed; max-questions is {limits.max_questions}",
-            count=limits.max_questions,
-        )
-    failures = sum(line["outcome"] == FAILED for line in lines)
-    if failures >= limits.max_failures:
-        raise Refusal(
-            reasons.MAX_FAILURES,
-            f"{failures} questions about these data failed; max-failures is {limits.max_failures}",
-            count=limits.max_failures,
-        )
-    if question.rho:
-        # Failed questions count, because a failure is information, too. Partitions, below, count only if answered.
-        spent = sum(line["rho"] for line in lines) + question.rho
-        # Written with `not`, so that NaN is refused, too.
-        if not epsilon(spent) <= limits.max_epsilon:
-            raise Refusal(
-                reasons.MAX_EPSILON,
-                f"epsilon would be {epsilon(spent):.3g} after this question; max-epsilon is {limits.max_epsilon:g}",
-            )
-        return
-    partitions = sum(line["partition"] and line["outcome"] == ANSWERED for line in lines)
-    if question.is_partition and partitions >= limits.max_partitions:
-        raise Refusal(
-            reasons.MAX_PARTITIONS,
-            f"{partitions} partitions of these data were answered; max-partitions is {limits.max_partitions}",
-            count=limits.max_partitions,
-        )

@@ -21,26 +21,20 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated import reasons
-from foveate.federated.clustering.noise import request_cost
 from foveate.federated.clustering.protocol import HANDLERS, LLOYD, LLOYD_SUMS
+from foveate.federated.costs import TRAINED, answer_cost
 from foveate.federated.deep.options import EMBEDDED, SIZE
 from foveate.federated.deep.options import REMOTE_KINDS as FEATURES_KINDS
 from foveate.federated.deep.options import TRAIN as FEATURES_TRAIN
 from foveate.federated.deep.options import TRAIN_SUMS as FEATURES_SUMS
 from foveate.federated.deep.options import request_options as read_features_options
-from foveate.federated.embedding.options import POINTS
+from foveate.federated.embedding.options import BOX, FIELD, POINTS, SURROGATE
 from foveate.federated.embedding.options import REMOTE_KINDS as MAP_KINDS
 from foveate.federated.embedding.options import TRAIN as MAP_TRAIN
 from foveate.federated.embedding.options import TRAIN_SUMS as MAP_SUMS
 from foveate.federated.embedding.options import request_options as read_map_options
-from foveate.federated.limits import (
-    CLUSTER,
-    EMBED,
-    FEATURES,
-    ClientLimits,
-    Ledger,
-    RequestCost,
-)
+from foveate.federated.ledger import BOXES, FIELDS, SQUARES, SUMS, TRAININGS, Ledger, RequestCost
+from foveate.federated.limits import CLUSTER, EMBED, FEATURES, ClientLimits
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.points import ColumnDigests, Points, ReadOptions, sort_columns
 from foveate.federated.policy import expand
@@ -69,6 +63,8 @@ SUM_FORMATS: dict[str, Callable[[Message], SumFormat]] = {
 """Formats of the answers that a server only adds up, by kind."""
 PARTITIONS = "partitions"
 """Value of the greeting's answer: the client's `max-partitions`, so that a run that needs more is not begun."""
+NOISE = "noise"
+"""Value of the greeting's answer: the client's `noise-multiplier`. With noise its embeddings are no partitions."""
 TIME_CLASS_SECONDS = 0.5
 """A question that fails because of the data is answered at a multiple of this, whichever step it failed in."""
 
@@ -149,7 +145,7 @@ class Node:
             # counts as absent.
             columns = self.digest_columns()
             values = {"columns": columns.ordered, "columns.unordered": columns.unordered}
-            values |= {PARTITIONS: self.limits.max_partitions}
+            values |= {PARTITIONS: self.limits.max_partitions, NOISE: self.limits.noise_multiplier}
             return Message(HELLO, request.round, values={"client": self.number, "name": self.name, **values})
         if is_summed and request.kind not in SUM_FORMATS:
             raise MessageError(f"'{request.kind}' is not added up; {', '.join(SUM_FORMATS)} are")
@@ -160,20 +156,26 @@ class Node:
             )
         if request.kind not in KINDS:
             raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
+        request = self.limits.complete(request)
         # Before the data are read: a refused request costs the client nothing.
-        self._check(request)
+        self.check(request)
         points = self.read().points_ND
         self.limits.need_points(len(points))
-        self._check_steps(request, len(points))
+        self.check_steps(request, len(points))
+        account = digest(points)
+        self._check_weights(request, points.shape[1], account)
+        rho = answer_cost(request, self.limits).rho
+        is_grouping = request.kind in (*HANDLERS, EMBEDDED)
         question = RequestCost(
             request,
             # Sums over all points are no partition.
-            is_partition=request.kind in (*HANDLERS, EMBEDDED) and request.kind != MOMENTS,
-            rho=request_cost(request) if request.kind in HANDLERS else 0.0,
+            is_partition=is_grouping and request.kind != MOMENTS,
+            rho=rho,
             # An answer with noise differs every time, and two of them reveal more than one.
-            is_repeatable=request.kind in (*HANDLERS, EMBEDDED) and "noise" not in request.values,
+            is_repeatable=is_grouping and not rho and "noise" not in request.values,
+            budget=_find_budget(request),
         )
-        ledger = Ledger(self.limits.state_folder, digest(points))
+        ledger = Ledger(self.limits.state_folder, account, points)
         return ledger.answer(question, self.limits, lambda: self._compute(points, question, is_summed=is_summed))
 
     def _compute(self, points_ND: NDArray[np.float64], question: RequestCost, *, is_summed: bool) -> Message:
@@ -197,7 +199,7 @@ class Node:
             text = str(problem) if isinstance(problem, UserError) else traceback.format_exc()
             raise Refusal(reasons.DATA_UNUSABLE, text) from problem
 
-    def _check(self, request: Message) -> None:
+    def check(self, request: Message) -> None:
         """Raise Refusal for a request that the owner has not allowed; the data are not touched."""
         # A common scale belongs to every job.
         if request.kind != MOMENTS:
@@ -219,7 +221,7 @@ class Node:
             self.limits.check_features(options)
             self.limits.allow(options.min_count, options.clusters)
 
-    def _check_steps(self, request: Message, points: int) -> None:
+    def check_steps(self, request: Message, points: int) -> None:
         """Raise Refusal for a training that takes too many steps: only with the data it is known how many."""
         if request.kind == MAP_TRAIN:
             map_options = read_map_options(request)
@@ -230,6 +232,17 @@ class Node:
             options = read_features_options(request)
             self.limits.check_steps(points, options.local_epochs, options.batch_size)
 
+    def _check_weights(self, request: Message, features: int, account: str) -> None:
+        """Raise Refusal for weights that no honest server sends; the points are not looked at, only their width."""
+        if request.kind in MAP_KINDS:
+            from foveate.federated.embedding.client import check_weights
+
+            check_weights(request, features, self.limits, account)
+        if request.kind in FEATURES_KINDS:
+            from foveate.federated.deep.remote import check_weights
+
+            check_weights(request, features, self.limits, self.limits.state_folder / "weights", account)
+
     def _handler(self, kind: str) -> Callable[[Any, Message, int], Message]:
         """Handler of a kind; torch is loaded only for maps and encoders."""
         if kind in HANDLERS:
@@ -237,10 +250,18 @@ class Node:
         if kind in MAP_KINDS:
             from foveate.federated.embedding.client import answer_remote as answer_map
 
-            return partial(answer_map, min_count=self.limits.smallest_group)
+            return partial(answer_map, limits=self.limits)
         from foveate.federated.deep.remote import answer_remote as answer_features
 
         return partial(answer_features, limits=self.limits)
+
+
+def _find_budget(request: Message) -> str:
+    """Name of the budget that an answer without noise is counted in, beside partitions; "" for none."""
+    if request.kind == MOMENTS:
+        return SQUARES if "center" in request.arrays else SUMS
+    budgets = dict.fromkeys(TRAINED, TRAININGS) | {BOX: BOXES} | dict.fromkeys((FIELD, SURROGATE), FIELDS)
+    return budgets.get(request.kind, "")
 
 
 def answer_request(

@@ -35,6 +35,7 @@ from foveate.federated.limits import (
     ClientLimits,
 )
 from foveate.federated.points import READ_FIELDS, ReadOptions
+from foveate.federated.privacy import max_rho
 
 
 class Policy(ClientLimits, ReadOptions):
@@ -67,6 +68,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "What an answer may be about.": ("min_count", "winsorize", "scale", "secure_aggregation", "align_columns"),
     "Budgets of each data set, counted over all runs and servers in the log in `state`.": (
         "max_partitions",
+        "max_moments",
+        "max_trainings",
         "max_questions",
         "max_failures",
         "max_epsilon",
@@ -85,17 +88,15 @@ _HEAD = """\
 
 COSTS = {
     CLUSTER: "job cluster: sends means, sums and counts of groups of points",
-    EMBED: (
-        "warning: job embed: not protected against a server that departs from the protocol, which can read rows of the "
-        "data (21 of 23 by 3 requests in a test); allow it only to a server that you trust with the data"
-    ),
-    FEATURES: (
-        "warning: job features: not protected against a server that departs from the protocol, which can read rows of "
-        "the data (85 of 178 by one request in a test); allow it only to a server that you trust with the data"
-    ),
+    EMBED: "job embed: sends weights, and the box and the density of a map",
+    FEATURES: "job features: sends weights, and centroids of embedded points",
 }
 """What a client says about each job that it answers, before it connects."""
-UNBOUNDED = "no epsilon: this client adds no noise of its own and counts none"
+TRUSTED = (
+    "without noise (noise_multiplier 0): a server that departs from the protocol can read rows of the data; allow it "
+    "only to a server that you trust with the data"
+)
+"""What it says about a job of networks whose answers get no noise."""
 
 
 def read_policy(path: Path) -> Policy:
@@ -176,7 +177,8 @@ def describe_limits(limits: ClientLimits, *, server: str | None = None) -> list[
     ]
     for job in JOBS:
         if job in limits.jobs:
-            lines.append(f"{COSTS[job]}; {_describe_epsilon(limits, job)}")
+            is_open = job != CLUSTER and not limits.noise_multiplier
+            lines.append(f"{'warning: ' * is_open}{COSTS[job]}; {_describe_epsilon(limits, job)}")
     if unanswered := [job for job in JOBS if job not in limits.jobs]:
         lines.append(f"refused: the jobs {' and '.join(unanswered)}; `jobs` names those that are answered")
     lines.append(_describe_bounds(limits))
@@ -198,9 +200,14 @@ def describe_limits(limits: ClientLimits, *, server: str | None = None) -> list[
 
 
 def _describe_epsilon(limits: ClientLimits, job: str) -> str:
-    if job != CLUSTER:
-        return UNBOUNDED
-    return f"with noise, epsilon {limits.max_epsilon:g} in all (delta 1e-5); without noise, no epsilon"
+    total = f"epsilon {limits.max_epsilon:g} in all (delta 1e-5)"
+    if job == CLUSTER:
+        return f"with noise, {total}; without noise, no epsilon"
+    if not limits.noise_multiplier:
+        return TRUSTED
+    answers = int(max_rho(limits.max_epsilon) * 2 * limits.noise_multiplier**2)
+    noise = f"noise of {limits.noise_multiplier:g} times what a row can change"
+    return f"always with {noise}, {total}, which some {answers:,} answers use up"
 
 
 def _describe_bounds(limits: ClientLimits) -> str:

@@ -124,11 +124,15 @@ def gaussian_cost(sensitivity: float, sigma: float) -> float:
     """rho of one release: sensitivity^2 / (2 sigma^2).
 
     Raises:
-        UserError: without noise.
+        UserError: without noise, or with so much that the cost would be 0, as if the release were free.
     """
     if not sigma > 0:
         raise UserError(f"noise must be above 0 to account for privacy (got {sigma:g})")
-    return sensitivity**2 / (2 * sigma**2)
+    # A product, unlike a power, is infinite where it overflows, and no budget has room for that.
+    ratio = sensitivity / sigma
+    if not ratio * ratio > 0:
+        raise UserError(f"noise must be small enough to have a cost (got {sigma:g})")
+    return ratio * ratio / 2
 
 
 def epsilon(rho: float, *, delta: float = DELTA) -> float:
@@ -140,6 +144,16 @@ def epsilon(rho: float, *, delta: float = DELTA) -> float:
     if not 0 < delta < 1:
         raise UserError(f"delta must be above 0 and below 1 (got {delta})")
     return rho + 2 * math.sqrt(rho * math.log(1 / delta))
+
+
+def max_rho(epsilon: float, *, delta: float = DELTA) -> float:
+    """Largest rho whose `epsilon` is at most this one.
+
+    >>> round(max_rho(epsilon(0.5)), 6)
+    0.5
+    """
+    root = math.sqrt(math.log(1 / delta))
+    return (math.sqrt(root**2 + epsilon) - root) ** 2
 
 
 def cost_row(name: str, unit: str, rho: float | None, messages: int, delta: float = DELTA) -> PrivacyCost:

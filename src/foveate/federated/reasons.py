@@ -23,10 +23,13 @@ HIDDEN = "hidden"
 WINSORIZE = "winsorize"
 SCALE = "scale"
 SECURE_AGGREGATION = "secure-aggregation"
+WEIGHTS = "weights"
 MIN_COUNT = "min-count"
 MAX_CLUSTERS = "max-clusters"
 MAX_QUESTIONS = "max-questions"
 MAX_PARTITIONS = "max-partitions"
+MAX_MOMENTS = "max-moments"
+MAX_TRAININGS = "max-trainings"
 MAX_EPSILON = "max-epsilon"
 MAX_FAILURES = "max-failures"
 LEDGER_DAMAGED = "ledger-damaged"
@@ -40,6 +43,7 @@ _BOUNDED = {
     "max-rounds": "number of rounds",
     "max-n-init": "`n_init`",
     "max-noise-steps": "`noise_steps`",
+    "max-noise": "noise",
     "max-surrogates": "number of surrogates",
     "max-neighbors": "`neighbors`",
     "max-negatives": "`negatives`",
@@ -62,12 +66,15 @@ SENTENCES = {
     WINSORIZE: "the request's `winsorize` is not the client's own",
     SCALE: "the request is about a common scale of the columns; its own `scale` is `none`",
     SECURE_AGGREGATION: "it sends what is only added up under secure aggregation alone",
+    WEIGHTS: "the request's weights are not those that an honest run has in this round",
     MIN_COUNT: "its own min-count{count} is larger than the request's min_count",
     MAX_CLUSTERS: "its own max-clusters{count} is less than what the request asks for",
     MAX_QUESTIONS: "its own max-questions{count} about these data are used up",
     MAX_PARTITIONS: (
         "its own max-partitions{count} of these data are used up: repeat the same request, use one shot, or add noise"
     ),
+    MAX_MOMENTS: "its own max-moments{count} of these data are used up: it has answered about another common scale",
+    MAX_TRAININGS: "its own max-trainings{count} of these data without noise are used up",
     MAX_EPSILON: "its own max-epsilon{count} for these data would be exceeded",
     MAX_FAILURES: "its own max-failures{count} about these data are used up",
     LEDGER_DAMAGED: "its log of answered questions cannot be read, so nothing is answered",
@@ -91,13 +98,24 @@ REMEDIES = {
     WINSORIZE: "run with its winsorize, or its owner may set --winsorize (0 for runs without)",
     SCALE: "run with scale=none, or its owner may set --scale standard",
     SECURE_AGGREGATION: "run with --secure-aggregation, or its owner may set --secure-aggregation allowed",
+    WEIGHTS: (
+        "run with one version of foveate everywhere and one seed per run; its owner finds the bound in client.log, and "
+        "may set a larger --update-clip where other clients' is larger"
+    ),
     MIN_COUNT: "run with at least its min_count, or its owner may set a smaller --min-count",
     MAX_CLUSTERS: "run with fewer clusters, or its owner may set a larger --max-clusters",
     MAX_QUESTIONS: "its owner may set a larger --max-questions",
     MAX_PARTITIONS: (
         "its owner may set a larger --max-partitions, which can cost rows: two partitions may differ by single points"
     ),
-    MAX_EPSILON: "its owner may set a larger --max-epsilon; more noise costs less",
+    MAX_MOMENTS: (
+        "repeat the run with the same clients, or its owner may set a larger --max-moments, which can cost rows: two "
+        "sums may differ by single points"
+    ),
+    MAX_TRAININGS: "its owner may set a larger --max-trainings, or answer with noise (--noise-multiplier above 0)",
+    MAX_EPSILON: (
+        "its owner may set a larger --max-epsilon; fewer rounds, or more noise (--noise-multiplier), cost less"
+    ),
     MAX_FAILURES: "its owner finds the reasons in client.log, and may set a larger --max-failures",
     LEDGER_DAMAGED: (
         "its owner finds the file in client.log and restores it; without it, what these data have cost is forgotten"

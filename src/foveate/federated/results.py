@@ -70,7 +70,7 @@ class ClusterMethod(ResultModel):
 
 
 class PrivacyCost(ResultModel):
-    """Privacy of one kind of message under noise; rho and epsilon are None where nothing is hidden."""
+    """Privacy of one kind of message; rho and epsilon are None without noise, or if only the clients know it."""
 
     name: str
     unit: str = Field(description="what is protected: a client, a point, or nothing")
@@ -196,10 +196,10 @@ class FeaturesMethod(ResultModel):
 
 
 class FeaturesRound(ResultModel):
-    """One round: loss over clients, and how far the centers moved (1 - cosine)."""
+    """One round: loss over clients, None where noise hides it, and how far the centers moved (1 - cosine)."""
 
     round: int
-    loss: float
+    loss: float | None = None
     clients: list[int] = []
     moved: float | None = None
 

@@ -269,8 +269,12 @@ def check_scale(data: ArrayLike, request: Message) -> None:
         )
 
 
-def take_scale(data: ArrayLike, request: Message) -> tuple[Floats, Message]:
-    """Return points in the common scale that a request brings, and the request without it."""
+def take_scale(data: ArrayLike, request: Message, *, clip: bool = False) -> tuple[Floats, Message]:
+    """Return points in the common scale that a request brings, and the request without it.
+
+    Args:
+        clip: as in `scale_points`.
+    """
     points = as_points(data)
     arrays = {name: array for name, array in request.arrays.items() if name not in (_OFFSET, _SCALE)}
-    return scale_points(points, request), replace(request, arrays=arrays)
+    return scale_points(points, request, clip=clip), replace(request, arrays=arrays)

@@ -10,12 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
 from foveate.core.errors import UserError
-from foveate.core.parameters import Parameter
 from foveate.federated.points import MAX_COORDINATE, find_huge
 from foveate.metrics.neighbors import as_points
-
-RANDOM_STATE = Parameter("int | np.random.RandomState | None", None, "as in scikit-learn")
-"""Parameter of every estimator, see `draw_seed`."""
 
 
 def is_list_of_clients(data: Any) -> bool:

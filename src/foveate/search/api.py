@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
+from foveate.core.hub import DEFAULT_ENCODER
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.images import BadImage, DecodedImage, ImageInput, encode_input, is_single_image
 from foveate.search.index import unit
@@ -240,12 +241,12 @@ class SearchIndex:
         return self.index.judge(Query(text=text), hits, self.model.network, kind=kind, text_weight=text_weight)
 
 
-def open_model(name: str | os.PathLike[str], *, device: str | None = None) -> Model:
+def open_model(name: str | os.PathLike[str] = DEFAULT_ENCODER, *, device: str | None = None) -> Model:
     """Open a trained model.
 
     Args:
-        name: a folder of Foveate, open_clip or transformers (CLIP, SigLIP), `OWNER/NAME` of the hub, or
-            `open_clip:ARCH/PRETRAINED`.
+        name: "bridge", which ships with Foveate and needs no network, a folder of Foveate, open_clip or transformers
+            (CLIP, SigLIP), `OWNER/NAME` of the hub, or `open_clip:ARCH/PRETRAINED`.
 
     Raises:
         UserError: when there is no such model, or a weight is missing, unexpected or of another shape.

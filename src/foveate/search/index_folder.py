@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,9 @@ from foveate.records.bm25 import TextIndex
 from foveate.records.collection import Collection
 from foveate.records.region_sources import ALL_SOURCES, OWN_SOURCES
 from foveate.records.tables import positions, read_table, write_table
-from foveate.vision.localizer.sources import OPEN_CLIP_CONFIG, ModelSource
+
+if TYPE_CHECKING:
+    from foveate.vision.localizer.sources import ModelSource
 
 KIND, FORMAT = "index", 1
 DESCRIPTION, QUARANTINE, BUILDING = "index.json", "quarantine.parquet", "building"
@@ -171,6 +173,9 @@ class Description:
 
     def model_name(self, folder: Path) -> str | Path:
         """Return what `find_model` finds the model by."""
+        # Imported here: an index is recognized without torch, so that a wrong path is refused at once.
+        from foveate.vision.localizer.sources import OPEN_CLIP_CONFIG
+
         return self.source or self.model.resolve(folder, CONFIG, OPEN_CLIP_CONFIG)
 
     @property

@@ -19,7 +19,7 @@ from foveate.records.geometry import Placement, View
 from foveate.records.images import MAX_DECODED_PIXELS, MAX_PIXELS, BadImage, DecodedImage, decode_with_info
 from foveate.search.calibration import TextCache, draw_letters, draw_texts, judge_words, mean_direction, split_query
 from foveate.search.settings import LOCATE_RULES
-from foveate.vision.encoder import ImageFeatures
+from foveate.vision.encoder import BoxProposals, ImageFeatures
 from foveate.vision.localizer.inference import candidate_scores, embed_phrases, find
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_file, render_image
@@ -43,12 +43,17 @@ def read_image(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image after the encoder; `width` and `height` in pixels after its EXIF rotation."""
+    """One image after the encoder.
+
+    Attributes:
+        width, height: in pixels after its EXIF rotation. pixels: of the model input [3, H, W].
+    """
 
     tokens: ImageFeatures
     placement: Placement
     width: int
     height: int
+    pixels: Tensor
 
 
 def find_decode_side(model: LocalizingModel) -> int | None:
@@ -96,7 +101,7 @@ def encode_image(model: LocalizingModel, image: bytes | DecodedImage) -> Encoded
         pixels, placement, (width, height) = render_request(model, image, max_pixels=MAX_PIXELS)
     except BadImage as problem:
         raise UserError(f"the image cannot be read: {problem}") from problem
-    return EncodedImage(model.encode_image_tokens(pixels[None]), placement, width, height)
+    return EncodedImage(model.encode_image_tokens(pixels[None]), placement, width, height, pixels)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ class PhraseBoxes:
         rule: the one that `box` comes from. boxes: of every rule, and a center and a random box as baselines.
         scores: cosine of each box's embedding with the phrase's, in [-1, 1]; None for a box without area.
         width, height: of the image in pixels, after its EXIF rotation.
-        floor: cosine of the best candidate below which the phrase is not in the image; None where it was not measured.
+        match: score of the best candidate, where the model scores proposals by more than the cosine.
+        floor: score of the best candidate below which the phrase is not in the image; None where it was not measured.
         is_unknown, unknown_words: whether the text tower cannot tell the phrase, and which words of it, from letters.
     """
 
@@ -117,6 +123,7 @@ class PhraseBoxes:
     scores: dict[str, float | None]
     width: int
     height: int
+    match: float | None = None
     floor: float | None = None
     is_unknown: bool = False
     unknown_words: tuple[str, ...] = ()
@@ -124,18 +131,23 @@ class PhraseBoxes:
     @property
     def has_match(self) -> bool:
         """Whether a candidate box matches the phrase better than it matches most of random names."""
-        best = self.scores["candidates"]
+        best = self._best
         return not self.is_unknown and (self.floor is None or (best is not None and best > self.floor))
 
     @property
     def reason(self) -> str:
         """Why the phrase is not found; "" otherwise."""
-        best = self.scores["candidates"]
+        best = self._best
         if self.has_match:
             return ""
         if self.is_unknown or best is None or self.floor is None:
             return "the phrase is like random letters to the text tower"
-        return f"the best cosine of a box is {best:.3f}, which random names reach, too (floor {self.floor:.3f})"
+        return f"the best score of a box is {best:.3f}, which is reached by chance, too (floor {self.floor:.3f})"
+
+    @property
+    def _best(self) -> float | None:
+        """What the floor is compared with."""
+        return self.scores["candidates"] if self.match is None else self.match
 
     @property
     def box(self) -> list[float]:
@@ -192,20 +204,51 @@ def locate_phrases(
         _check_phrase(phrase)
     is_default, rule = rule is None, _choose_rule(model, rule)
     encoded = encode_image(model, image)
-    located = _locate_all(model, encoded, phrases, rule=rule, is_default=is_default, seed=seed)
-    floor, judgments = _measure_floor(model, encoded, phrases, cache or TextCache())
+    proposals = propose(model, encoded)
+    texts_RE = embed_phrases(model, phrases).to(model.device)
+    located = _locate_all(model, encoded, proposals, phrases, texts_RE, rule=rule, is_default=is_default, seed=seed)
+    floor, judgments = _measure_floor(model, encoded, proposals, phrases, cache or TextCache())
+    floors_R = None if proposals is None else model.image_encoder.measure_floors(texts_RE, "proposals")
+    floors = [floor] * len(phrases) if floors_R is None else floors_R.tolist()
     return [
         replace(each, floor=floor, is_unknown=is_unknown, unknown_words=unknown)
-        for each, (is_unknown, unknown) in zip(located, judgments, strict=True)
+        for each, floor, (is_unknown, unknown) in zip(located, floors, judgments, strict=True)
     ]
 
 
+def propose(model: LocalizingModel, encoded: EncodedImage) -> BoxProposals | None:
+    """Return the boxes that an encoder proposes itself; None where candidates of all places and sizes are compared."""
+    return model.image_encoder.propose(encoded.pixels.to(model.device), encoded.tokens.tokens[0])
+
+
+def score_candidates(
+    model: LocalizingModel, encoded: EncodedImage, proposals: BoxProposals | None, texts_TE: Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Return the best candidate or proposal of each phrase [T, 4], in [0, 1] of the model input, and all scores [T, C].
+
+    Args:
+        texts_TE: on the model's device.
+    """
+    if proposals is None:
+        index = torch.zeros(len(texts_TE), dtype=torch.int64, device=model.device)
+        return candidate_scores(model, encoded.tokens, [encoded.placement], texts_TE, index)
+    scores_TK = proposals.score(texts_TE).cpu()
+    return proposals.boxes_K4.cpu().double().numpy()[scores_TK.argmax(dim=1).numpy()], scores_TK.numpy()
+
+
 def _locate_all(
-    model: LocalizingModel, encoded: EncodedImage, phrases: Sequence[str], *, rule: str, is_default: bool, seed: int
+    model: LocalizingModel,
+    encoded: EncodedImage,
+    proposals: BoxProposals | None,
+    phrases: Sequence[str],
+    texts_RE: Tensor,
+    *,
+    rule: str,
+    is_default: bool,
+    seed: int,
 ) -> list[PhraseBoxes]:
-    texts_RE = embed_phrases(model, phrases).to(model.device)
     return [
-        _locate_encoded(model, encoded, phrase, text_E[None], rule=rule, is_default=is_default, seed=seed)
+        _locate_encoded(model, encoded, proposals, phrase, text_E[None], rule=rule, is_default=is_default, seed=seed)
         for phrase, text_E in zip(phrases, texts_RE, strict=True)
     ]
 
@@ -218,17 +261,20 @@ def draw_names() -> list[str]:
 
 
 def _measure_floor(
-    model: LocalizingModel, encoded: EncodedImage, phrases: Sequence[str], cache: TextCache
+    model: LocalizingModel,
+    encoded: EncodedImage,
+    proposals: BoxProposals | None,
+    phrases: Sequence[str],
+    cache: TextCache,
 ) -> tuple[float, list[tuple[bool, tuple[str, ...]]]]:
-    """Return the cosine that most random names do not reach in an image, and what of each phrase is unknown.
+    """Return the score that most random names do not reach in an image, and what of each phrase is unknown.
 
     See `foveate.search.calibration.judge_words`.
     """
     names, letters = draw_names(), draw_letters()[:_LETTERS]
     texts_TE = cache.embed(model, [*names, *letters])
-    index = torch.zeros(len(names), dtype=torch.int64, device=model.device)
-    names_NE = texts_TE[: len(names)]
-    scores_NC = candidate_scores(model, encoded.tokens, [encoded.placement], names_NE.to(model.device), index)[1]
+    names_NE = texts_TE[: len(names)].to(model.device)
+    scores_NC = score_candidates(model, encoded, proposals, names_NE)[1]
     unit_TE = torch.nn.functional.normalize(texts_TE.double(), dim=-1).numpy()
     direction_E = mean_direction(unit_TE[len(names) :])
     # Only single-word names, as in `measure_floor`: longer names are no measure for a single word.
@@ -254,12 +300,15 @@ def locate_frames(
     is_default, rule = rule is None, _choose_rule(model, rule)
     text_1E = embed_phrases(model, [phrase]).to(model.device)
     preprocess = model.image_encoder.preprocess
-    located = []
+    located: list[PhraseBoxes] = []
     for frame in track(frames, description="frames") if len(frames) > 8 else frames:
         placement = place_image(preprocess, frame.size, View())
-        tokens = model.encode_image_tokens(render_image(preprocess, frame, placement)[None])
-        encoded = EncodedImage(tokens, placement, *frame.size)
-        located.append(_locate_encoded(model, encoded, phrase, text_1E, rule=rule, is_default=is_default, seed=seed))
+        pixels = render_image(preprocess, frame, placement)
+        encoded = EncodedImage(model.encode_image_tokens(pixels[None]), placement, *frame.size, pixels)
+        proposals = propose(model, encoded)
+        located.append(
+            _locate_encoded(model, encoded, proposals, phrase, text_1E, rule=rule, is_default=is_default, seed=seed)
+        )
     return located
 
 
@@ -284,6 +333,7 @@ def _choose_rule(model: LocalizingModel, rule: str | None) -> str:
 def _locate_encoded(
     model: LocalizingModel,
     encoded: EncodedImage,
+    proposals: BoxProposals | None,
     phrase: str,
     text_1E: torch.Tensor,
     *,
@@ -293,16 +343,15 @@ def _locate_encoded(
 ) -> PhraseBoxes:
     tokens, placement = encoded.tokens, encoded.placement
     index = torch.zeros(1, dtype=torch.int64, device=model.device)
+    best_14, scores_1C = score_candidates(model, encoded, proposals, text_1E)
     inside = {
-        name: find(model, tokens, [placement], text_1E, index, rule=name)
-        if name == "head"
-        else candidate_scores(model, tokens, [placement], text_1E, index)[0]
+        name: find(model, tokens, [placement], text_1E, index, rule=name) if name == "head" else best_14
         for name in _list_rules(model)
     }
     boxes = {name: placement.to_original(box)[0] for name, box in inside.items()}
     # Baselines with their scores: a box that does not beat them was not found.
     boxes |= {name: box[0] for name, box in baseline_boxes(1, seed=seed).items()}
-    scores = {name: _cosine(model, tokens, placement.to_input(box[None], min_visible=0)[0], text_1E, index)
+    scores = {name: _cosine(model, encoded, placement.to_input(box[None], min_visible=0)[0], text_1E)
               for name, box in boxes.items()}  # fmt: skip
     # A box without area is no answer, whichever rule is the better one on other images.
     if is_default and scores[rule] is None:
@@ -314,19 +363,17 @@ def _locate_encoded(
         scores=scores,
         width=encoded.width,
         height=encoded.height,
+        match=None if proposals is None else float(scores_1C.max()),
     )
 
 
 def _cosine(
-    model: LocalizingModel,
-    tokens: object,
-    box_14: NDArray[np.float64],
-    text_1E: torch.Tensor,
-    index: torch.Tensor,
+    model: LocalizingModel, encoded: EncodedImage, box_14: NDArray[np.float64], text_1E: torch.Tensor
 ) -> float | None:
     """Return the cosine of a box's embedding with the phrase's; None for a box without area ([0, 4])."""
     if not len(box_14):
         return None
     boxes = torch.from_numpy(box_14).float().to(model.device)
-    z_1E = model.encode_regions(tokens, boxes, index)  # type: ignore[arg-type]
+    index = torch.zeros(1, dtype=torch.int64, device=model.device)
+    z_1E = model.encode_regions(encoded.tokens, boxes, index)
     return float(torch.nn.functional.cosine_similarity(z_1E.float(), text_1E.float())[0])

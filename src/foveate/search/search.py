@@ -32,6 +32,7 @@ from foveate.search.calibration import (
     mean_direction,
     split_query,
 )
+from foveate.search.index import unit
 from foveate.search.index_folder import (
     DESCRIPTION,
     IMAGE,
@@ -269,15 +270,39 @@ class Index:
                 query.text, strange, model, self._letters_E, floor.letters_cosine, cache=self.text_cache
             )
         best = max(((hit.z or 0.0) + text_weight * hit.text for hit in hits), default=None)
+        limit, cause = floor.z[kind], "which random letters reach, too"
+        own = self._judge_by_encoder(query.text, model, kind) if hits else None
+        if own is not None:
+            (best, limit), cause = own, "which the text reaches by chance, too"
+            best = max([best, *((hit.z or 0.0) + text_weight * hit.text for hit in hits if hit.text)])
         reason = ""
         # A caption with any word of the query can match by its text, even where the tower knows none of the others.
         if is_unknown and len(strange) == len(split_query(query.text)):
             reason = UNKNOWN
         elif best is None:
             reason = "there are no hits"
-        elif best <= floor.z[kind]:
-            reason = f"the best score is {best:.2f}, which random letters reach, too (floor {floor.z[kind]:.2f})"
-        return Verdict(not reason, reason, floor.z[kind], unknown)
+        elif best <= limit:
+            reason = f"the best score is {best:.2f}, {cause} (floor {limit:.2f})"
+        return Verdict(not reason, reason, limit, unknown)
+
+    def _judge_by_encoder(self, text: str, model: LocalizingModel, kind: str) -> tuple[float, float] | None:
+        """Return the best z of a text and the floor that its encoder sets it; None where it sets none.
+
+        A region's floor is another than that of an image: its excess is counted from the image's.
+        """
+        spread = combine_spreads(self.description.spreads, {"text": 1.0}).get(IMAGE)
+        texts_1E = self.text_cache.embed(model, [text])
+        floors = {name: model.image_encoder.measure_floors(texts_1E, name) for name in (IMAGE, *KINDS_OF[kind])}
+        known = {name: float(floor_1[0]) for name, floor_1 in floors.items() if floor_1 is not None}
+        if not known or spread is None:
+            return None
+        excess = []
+        for name in KINDS_OF[kind]:
+            if self.rows_of(name).available:
+                (hit,) = self.nearest(unit(texts_1E)[0], count=1, kind=f"{name}s")
+                excess.append(hit.score - known[name])
+        limit = (known[IMAGE] - spread.mean) / spread.std
+        return limit + max(excess) / spread.std, limit
 
     def embed_text(self, query: Query, model: LocalizingModel) -> torch.Tensor | None:
         """Embed the text of a query with what `judge` compares it with, in one batch; None without a text."""

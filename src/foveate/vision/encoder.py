@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
@@ -44,6 +45,25 @@ class ImageFeatures:
     def from_map(cls, map_BCHW: Tensor) -> ImageFeatures:
         """Read the cells of a convolutional feature map as tokens, row by row."""
         return cls(map_BCHW.flatten(2).transpose(1, 2), (map_BCHW.shape[2], map_BCHW.shape[3]))
+
+
+@dataclass(frozen=True)
+class BoxProposals:
+    """Boxes of one image that may show things, with what phrases are compared with.
+
+    Attributes:
+        boxes_K4: corners in [0, 1] of the model input.
+        vectors_KE: of each box; their products with a phrase's unit vector are scores, not necessarily cosines.
+        bias_K: part of a box's score that depends on no phrase.
+    """
+
+    boxes_K4: Tensor
+    vectors_KE: Tensor
+    bias_K: Tensor
+
+    def score(self, texts_TE: Tensor) -> Tensor:
+        """Return the scores [T, K] of phrases, unit length or not, with every box."""
+        return F.normalize(texts_TE.float(), dim=-1) @ self.vectors_KE.T + self.bias_K
 
 
 def check_layer(layer: int, layers: int, *, kind: str) -> int:
@@ -145,6 +165,22 @@ class ImageEncoder(nn.Module, ABC):
         """
         # Not abstract, because an encoder without readable layers can still serve everything else.
         raise UserError(f"{type(self).__name__} has no hidden layers to read")
+
+    def propose(self, pixels_3HW: Tensor, tokens_LD: Tensor) -> BoxProposals | None:
+        """Propose boxes of an image in which a phrase is looked for; None where any box is as good as another.
+
+        Args:
+            pixels_3HW: uint8 or normalized. tokens_LD: of the image, as `forward` gave them.
+        """
+        return None
+
+    def measure_floors(self, texts_TE: Tensor, of: str) -> Tensor | None:
+        """Return the score [T] below which nothing shows a phrase; None where an image or an index measures it itself.
+
+        Args:
+            of: what is scored: "proposals" of an image, or, by their cosine, each "image" or "region" of a collection.
+        """
+        return None
 
     @abstractmethod
     def project(self, pooled_RD: Tensor) -> Tensor:

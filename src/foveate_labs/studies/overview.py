@@ -10,6 +10,7 @@ from typing import Any
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
 from foveate.core.runs import RunFolder
+from foveate_labs.studies import find_study, study_names
 from foveate_labs.studies.published import (
     MAX_CONDITIONS,
     VERDICTS,
@@ -22,10 +23,9 @@ from foveate_labs.studies.published import (
     summarize_differences,
 )
 from foveate_labs.studies.results import PaperLine, StudiesResult, StudyLine
-from foveate_labs.studies.runner import find_study, run_study, study_names
+from foveate_labs.studies.runner import run_study
 from foveate_labs.studies.study import Design, PaperClaim
 
-ALL = "all"
 NOT_TESTABLE = "not testable here"
 INTRODUCTION = """# What the studies found
 

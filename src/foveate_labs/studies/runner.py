@@ -1,13 +1,8 @@
-"""Run a study: prepare what all cells share, work on cells in several processes, and write the result.
-
-A study is a module of `foveate_labs.studies` with a `STUDY`, a subclass of `foveate_labs.studies.study.GridStudy`; its
-name is that of the module. No list names the studies.
-"""
+"""Run a study: prepare what all cells share, work on cells in several processes, and write the result."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import platform
@@ -22,35 +17,13 @@ from typing import Any
 from foveate.core.errors import UserError, choose
 from foveate.core.experiment_grid import Cell, CellStore, Work, run_cells
 from foveate.core.files import FolderLock
-from foveate.core.plugins import load_all, module_names
 from foveate.core.progress import configure, say
 from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.core.version import __version__
+from foveate_labs.studies import find_study
 from foveate_labs.studies.results import StudyResult
 from foveate_labs.studies.study import Design, GridStudy, summary
-
-PACKAGE = "foveate_labs.studies"
-
-
-def study_names() -> list[str]:
-    """List all studies: the modules of `foveate_labs.studies` that have a `STUDY`."""
-    return sorted(load_all(PACKAGE, "STUDY"))
-
-
-def find_study(name: str) -> type[GridStudy]:
-    """Return the class of a study.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    # Importing all modules to list the studies takes seconds: only for the error.
-    if name in module_names(PACKAGE):
-        module = importlib.import_module(f"{PACKAGE}.{name}")
-        if hasattr(module, "STUDY"):
-            return module.STUDY
-    choose(name, study_names(), "study")
-    raise AssertionError(f"{name} is a study and was not found")
 
 
 def run_study(

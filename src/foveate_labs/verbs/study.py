@@ -9,7 +9,7 @@ import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import Call, common, dry_run_option, run_option
-from foveate.core.errors import UserError
+from foveate.core.errors import UserError, choose
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -51,12 +51,15 @@ def command(
       foveate study calibration
       foveate study all --so-far
     """
-    from foveate.report import render
-    from foveate_labs.studies.overview import ALL
-    from foveate_labs.studies.runner import run_study
+    from foveate_labs.studies import ALL, study_names
     from foveate_labs.studies.settings import StudySettings
 
     size = call.check(StudySettings, settings)
+    choose(name, [*study_names(), ALL], "study")
+    # Slow imports from here on: a misspelled name must not wait for them.
+    from foveate.report import render
+    from foveate_labs.studies.runner import run_study
+
     quick = size.quick
     if name == ALL:
         if data:
@@ -101,10 +104,10 @@ def _run_all(call: Call, published: Path, options: dict[str, Any], *, quick: boo
     """Run all studies, or with `so_far` none, and write the table over them."""
     from foveate.core.files import write_text_atomically
     from foveate.report import render
-    from foveate_labs.studies import overview
-    from foveate_labs.studies.runner import run_study, study_names
+    from foveate_labs.studies import ALL, overview, study_names
+    from foveate_labs.studies.runner import run_study
 
-    folder = call.run or Path("runs") / f"study-{overview.ALL}{'-quick' if quick else ''}"
+    folder = call.run or Path("runs") / f"study-{ALL}{'-quick' if quick else ''}"
     if call.dry_run:
         plans = {
             name: run_study(name, folder / name, quick=quick, dry_run=True, **options)["trainings"]

@@ -7,7 +7,8 @@ negative.
 `nanodet` works offline on photographs. It knows COCO's 80 classes, and its boxes are good beyond them
 (docs/methods/vesl.md), so with a model its class names are not used. A box's phrase is the one of the caption whose
 embedding is nearest to the box's. What a caption does not name gets one of its phrases all the same: `min_similarity`
-drops such boxes. Without a model the phrase is the one whose sentence vector is nearest to the class name's.
+drops such boxes. Without a model the shipped encoder embeds them; with `names` the phrase is the one whose sentence
+vector is nearest to the class name's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind
 from foveate.core.errors import UserError
 from foveate.core.files import sha256_file
+from foveate.core.hub import DEFAULT_ENCODER
 from foveate.core.recipes import Settings
 from foveate.records.boxes import Box
 from foveate.records.geometry import Placement, View
@@ -38,8 +40,11 @@ from foveate.vision.minilm import PACKAGE_SHA256, SentenceEncoder
 from foveate.vision.preprocess import move_boxes, place_image, render_image
 
 Comparison = Callable[[int, Proposals, Sequence[str]], NDArray[np.float64]]
-# Minimum cosine between the sentence vectors of a class name and a phrase; see docs/methods/vesl.md.
-MIN_NAME_SIMILARITY = 0.5
+# What `model` says for the names of the detector's own classes.
+CLASS_NAMES_ALONE = "names"
+# Minimum cosine of a phrase with the sentence vector of a class name, or with a box's vector by `bridge`, which lies in
+# the same space; see docs/methods/vesl.md. Cosines of other models are lower.
+MIN_SIMILARITIES = {CLASS_NAMES_ALONE: 0.5, "bridge": 0.5}
 # Embeddings that are cached; 16,384 of 512 floats are 32 MB.
 _MAX_CACHED_PHRASES = 16_384
 
@@ -193,13 +198,13 @@ CLOC = DetectorKind(
 class NanoDetSettings(ProposalSettings):
     """Limits of the boxes, and the model that selects their phrases."""
 
-    model: str | None = Field(
-        None,
-        description="model whose embeddings of boxes choose the phrase: a model folder, OWNER/NAME or "
-        "open_clip:ARCH/PRETRAINED; without one the names of the detector's 80 classes do",
+    model: str = Field(
+        DEFAULT_ENCODER,
+        description="model whose embeddings of boxes choose the phrase: bridge, which ships, a model folder, "
+        "OWNER/NAME or open_clip:ARCH/PRETRAINED; names: the names of the detector's 80 classes do",
     )
     min_similarity: float = Field(
-        -1.0, ge=-1, le=1, description="minimum cosine of a box with its phrase; with class names at least 0.5"
+        -1.0, ge=-1, le=1, description="minimum cosine of a box with its phrase; with bridge and names at least 0.5"
     )
 
 
@@ -214,12 +219,12 @@ class NanoDetDetector(Detector):
 
     def __init__(self, settings: NanoDetSettings, device: str | None) -> None:
         self.settings = settings
-        self.model = f"nanodet-g, phrases by {settings.model or 'class names'}"
-        self._scorer = None if settings.model is None else RegionScorer(settings.model, device)
+        by_names = settings.model == CLASS_NAMES_ALONE
+        self.model = f"nanodet-g, phrases by {'class names' if by_names else settings.model}"
+        self._scorer = None if by_names else RegionScorer(settings.model, device)
         self._names: SentenceEncoder | None = SentenceEncoder() if self._scorer is None else None
-        # A higher limit than any model's: a class that no phrase names would get the nearest one all the same.
-        limit = MIN_NAME_SIMILARITY if self._scorer is None else -1.0
-        self._min_similarity = max(limit, settings.min_similarity)
+        # A thing that no phrase names would get the nearest one all the same.
+        self._min_similarity = max(MIN_SIMILARITIES.get(settings.model, -1.0), settings.min_similarity)
         self._proposer = NanoDetProposer(settings, device)
         chooser = PACKAGE_SHA256[:12] if self._scorer is None else self._scorer.version
         self.version = f"{self._proposer.version} {chooser}"
@@ -263,6 +268,6 @@ NANODET = DetectorKind(
     settings=NanoDetSettings,
     open=lambda settings, _, device: NanoDetDetector(settings, device),
     note="offline, for photographs: class-agnostic boxes of NanoDet-g",
-    without_model="the shipped NanoDet-g finds boxes, and the names of its 80 classes choose their phrases; "
-    "--model open_clip:ARCH/PRETRAINED or a model folder names more",
+    without_model=f"the shipped NanoDet-g finds boxes, and the shipped encoder {DEFAULT_ENCODER} chooses their "
+    "phrases; --model open_clip:ARCH/PRETRAINED or a model folder chooses by another",
 )

@@ -51,7 +51,6 @@ def command(call: Call, collection: Path, settings: dict[str, Any], judging: dic
       foveate audit my-images --judge runs/pretrain-tour/model
       foveate audit my-images --formats alt,ssc,dsc --sample 500 --tokenizer tokenizer.json
     """
-    from foveate.caption.audit import AuditMethod, audit
     from foveate.caption.settings import AuditSettings, JudgeSettings
     from foveate.core.errors import UserError
     from foveate.core.progress import say
@@ -69,6 +68,9 @@ def command(call: Call, collection: Path, settings: dict[str, Any], judging: dic
     if judge.key_env and judge.endpoint is None:
         raise click.UsageError("--judge-key-env has no effect without --judge-url")
     opened = Collection.open(collection)
+    # Torch is loaded from here on: a mistake in a path or a name must not wait for it.
+    from foveate.caption.audit import AuditMethod, audit
+
     method = AuditMethod(model=judge.judge)
     if judge.endpoint is not None and judge.endpoint_model is not None:
         from foveate.caption.judges import llm_method

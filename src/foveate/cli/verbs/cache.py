@@ -28,11 +28,15 @@ def command(call: Call, collection: Path, settings: dict[str, Any]) -> None:
     """
     from foveate.core.errors import UserError
     from foveate.pretrain.caches import CacheSettings, list_caches, remove_caches, select_caches
+    from foveate.records.layout import DESCRIPTION
 
     resolved = call.check(CacheSettings, settings)
     if not collection.is_dir():
         raise UserError(f"{collection}: is no folder; give a collection or a run folder")
     folder = collection / "cache"
+    # A mistyped path to a folder that exists would otherwise read as "nothing is cached".
+    if not any((collection / name).exists() for name in ("cache", DESCRIPTION, "run.json")):
+        raise UserError(f"{collection}: is neither a collection ({DESCRIPTION}) nor a run folder (run.json)")
     caches = list_caches(folder)
     # Selected from the listing that is printed: a dry run names exactly what the same command would remove.
     removed = select_caches(caches, resolved)

@@ -9,19 +9,18 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import NOT_FOUND, Call, common, run_option
+from foveate.cli.options import NOT_FOUND, Call, common, model_first, run_option
 
 
 @click.command("locate", cls=FieldsCommand, short_help="Find a phrase in an image.")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("image", type=click.Path(path_type=Path))
-@click.argument("phrase")
+@model_first("image", "phrase")
 @fields("foveate.search.settings:LocateSettings", "rule")
 @run_option("runs/locate", "Folder for the page")
 @common()
-def command(call: Call, model: Path, image: Path, phrase: str, settings: dict[str, Any]) -> None:
+def command(call: Call, model: str, image: str, phrase: str, settings: dict[str, Any]) -> None:
     """Print the box of PHRASE in IMAGE, in pixels and as fractions, by every rule, and write a page with it.
 
+    MODEL: bridge (default), which ships with Foveate and compares PHRASE with a detector's boxes, or as for `index`.
     `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
     after one pass over the image. A center box and a random box are baselines: a box that does not beat them is no
     answer. A multimodal MODEL, such as mini, is asked where the phrase is, and has no rules: its answer without a box
@@ -29,6 +28,7 @@ def command(call: Call, model: Path, image: Path, phrase: str, settings: dict[st
 
     \b
     Example:
+      foveate locate holiday.jpg "a red boat"
       foveate locate runs/tour/cloc-seed0/model holiday.jpg "a red boat"
       foveate locate mini holiday.jpg "a red boat"
     """
@@ -37,7 +37,7 @@ def command(call: Call, model: Path, image: Path, phrase: str, settings: dict[st
     if is_multimodal(model):
         if settings:
             raise click.UsageError(f"--rule has no effect: {model} is a multimodal model, which is asked for the box")
-        _ask_for_box(call, model, image, phrase)
+        _ask_for_box(call, model, Path(image), phrase)
         return
     from foveate.core.runs import RunFolder
     from foveate.records.images import save_thumbnail
@@ -47,7 +47,7 @@ def command(call: Call, model: Path, image: Path, phrase: str, settings: dict[st
     from foveate.vision.localizer.model import LEARN_PLACES
     from foveate.vision.localizer.sources import open_localizer
 
-    data = read_image(image)
+    data = read_image(Path(image))
     network = open_localizer(model, device=call.device)
     located = locate(network, data, phrase, seed=call.seed or 0, **settings)
     # Created only now: a mistake in the phrase or the image leaves no folder.
@@ -56,8 +56,8 @@ def command(call: Call, model: Path, image: Path, phrase: str, settings: dict[st
     result = LocateResult.model_validate(
         {
             "command": call.command,
-            "model": str(model),
-            "file": str(image),
+            "model": model,
+            "file": image,
             "image": "images/image.webp",
             "phrase": phrase,
             "default": located.rule,
@@ -81,7 +81,7 @@ def command(call: Call, model: Path, image: Path, phrase: str, settings: dict[st
         sys.exit(NOT_FOUND)
 
 
-def _ask_for_box(call: Call, model: Path, image: Path, phrase: str) -> None:
+def _ask_for_box(call: Call, model: str, image: Path, phrase: str) -> None:
     """Ask a multimodal model where a phrase is, and write the page of the question."""
     import time
 
@@ -98,12 +98,12 @@ def _ask_for_box(call: Call, model: Path, image: Path, phrase: str) -> None:
         raise UserError(f"{image}: no such file")
     check_run_path(call.run)
     start = time.perf_counter()
-    opened = open_mllm(str(model), device=call.device)
+    opened = open_mllm(model, device=call.device)
     loaded = time.perf_counter()
     answer = opened.locate(image, phrase)
     exchange = make_exchange(question, (), answer, time.perf_counter() - loaded, num_images=1)
     verdict = {"has_match": bool(answer.boxes), "reason": answer.reason}
-    result = make_result(opened, str(model), loaded - start, [exchange]).model_copy(update=verdict)
+    result = make_result(opened, model, loaded - start, [exchange]).model_copy(update=verdict)
     # Width and height twice, one for each of x1, y1, x2, y2.
     sides = decode(image.read_bytes()).size * 2
     lines = []

@@ -12,7 +12,7 @@ from foveate.cli.options import Call, common, dry_run_option
 
 
 @click.command("serve", cls=FieldsCommand, short_help="Serve models and indexes to OpenAI clients, with a page.")
-@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...")
+@click.argument("folders", nargs=-1, metavar="[FOLDER]...")
 @fields(
     "foveate.serve.settings:ServeSettings",
     "name",
@@ -44,8 +44,9 @@ from foveate.cli.options import Call, common, dry_run_option
 def command(call: Call, folders: tuple[str, ...], settings: dict[str, Any]) -> None:
     """Serve each FOLDER until Ctrl-C: chat, embeddings, locate, search and classify, as far as its model can.
 
-    FOLDER is a model folder of `foveate mllm train`, `pretrain` or `adapt train`, an index, mini, or a folder of
-    transformers. Images come as data URLs; nothing is ever fetched. A page to play with it is at /.
+    FOLDER is a model folder of `foveate mllm train`, `pretrain` or `adapt train`, an index, mini, bridge, or a folder
+    of transformers; mini and bridge by default, which ship with Foveate. Images come as data URLs; nothing is ever
+    fetched. A page to play with it is at /.
 
     \b
     Example:
@@ -53,9 +54,11 @@ def command(call: Call, folders: tuple[str, ...], settings: dict[str, Any]) -> N
       foveate serve mini --port 0 --port-file port.txt
     """
     from foveate.core.errors import UserError
+    from foveate.core.hub import DEFAULT_ENCODER, KINDS
     from foveate.serve.adapters import check_extra, open_adapters, plan, read_key
     from foveate.serve.settings import ServeSettings
 
+    folders = folders or (KINDS["multimodal"].shipped[0], DEFAULT_ENCODER)
     checked = call.check(ServeSettings, settings | ({"device": call.device} if call.device else {}))
     # Before a model is opened, which takes seconds.
     check_extra()

@@ -403,6 +403,9 @@ METHODS: dict[str, Method] = {
 }
 """All server methods by name."""
 
+METHOD_OPTIONS = frozenset(name for method in METHODS.values() for name in method.defaults)
+"""Options whose defaults depend on the method."""
+
 
 COMMON_OPTIONS = frozenset({"clusters", "method", "seed", "on_few_groups", "suspects"})
 

@@ -33,6 +33,11 @@ class Embedder(nn.Module):
         self.encoder = encoder if encoder is not None else nn.Identity()
         self.head = nn.Sequential(nn.Linear(inner, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether there is anything before the head."""
+        return not isinstance(self.encoder, nn.Identity)
+
     def features(self, batch: Tensor) -> Tensor:
         """Output of the encoder [B, inner], which probes are trained on."""
         return self.encoder(batch).flatten(1)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.core.errors import UserError, choose
-from foveate.core.parameters import FromParameters, Parameter, field_parameters
 from foveate.federated.clustering.distances import nearest
 from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.deep.encoder import build_embedder, set_weights
@@ -24,8 +23,7 @@ from foveate.federated.deep.options import DEEPFECA, UNTRAINED, DeepOptions, rea
 from foveate.federated.deep.protocol import AUGMENTS, Augment, embed, handlers
 from foveate.federated.job import run_rounds
 from foveate.federated.rounds import Client, InProcess, Log
-from foveate.federated.run_options import FeaturesRun
-from foveate.federated.validation import RANDOM_STATE, check_columns, common_columns, draw_seed, is_list_of_clients
+from foveate.federated.validation import check_columns, common_columns, draw_seed, is_list_of_clients
 
 
 def as_samples(data: ArrayLike) -> Tensor:
@@ -46,40 +44,33 @@ def as_samples(data: ArrayLike) -> Tensor:
 
 
 _OPTIONS = ("width", "local_epochs", "batch_size", "learning_rate", "temperature", "n_init", "min_count", "eliminate")
-_FIELDS = ("rounds", "width", "local_epochs", "batch_size", "learning_rate", "temperature")
-_PARAMETERS = {
-    "n_clusters": Parameter("int", 8, str(DeepOptions.model_fields["clusters"].description)),
-    "encoder": Parameter(
-        "nn.Module | None",
-        None,
-        "a torch module from a batch to [B, inner]; it is copied. None: the data are features and only a head is "
-        "trained. `foveate.federated.small_resnet` is one for small images",
-    ),
-    **field_parameters(DeepOptions, _FIELDS, names={"rounds": "n_rounds"}),
-    "augment": Parameter(
-        "str | Augment",
-        "none",
-        'augmentation: "none", "noise" (features), "shift" (images), or a function of (batch, torch.Generator)',
-    ),
-    **field_parameters(DeepOptions, ["clustering"], names={"clustering": "method"}),
-    "n_init": Parameter("int", 5, "runs of a client's k-means; the best one counts"),
-    **field_parameters(DeepOptions, ["min_count", "eliminate"]),
-    **field_parameters(FeaturesRun, ["min_clients"]),
-    "answers_folder": Parameter(
-        "str | Path | None",
-        None,
-        "stores the answers, so that a fit that was killed resumes with the same data and options. Of an `augment` "
-        "that is a function the name is compared, of `encoder` its layers and initial weights",
-    ),
-    "random_state": RANDOM_STATE,
-}
 
 
-class FederatedDeepClustering(FromParameters, ClusterMixin, TransformerMixin, BaseEstimator, parameters=_PARAMETERS):
+class FederatedDeepClustering(ClusterMixin, TransformerMixin, BaseEstimator):
     """Clients train one encoder; each round a server merges their centroids into K centers, the targets of training.
 
     A reconstruction of DeepFeCA (arXiv 2407.12764, whose body was not available) on the form of DeepCluster-v2; the
     server's step is `consensus`, not the paper's. It reproduces no number of the paper.
+
+    Parameters:
+        n_clusters: K, the number of groups of all clients together.
+        encoder: a torch module from a batch to [B, inner]; it is copied. None: the data are features and only a head is
+            trained. `foveate.federated.small_resnet` is one for small images.
+        n_rounds: rounds of clustering, training and averaging.
+        width: width of the embedding.
+        local_epochs: passes of a client over its points per round.
+        batch_size: points per step of a client.
+        learning_rate: of the clients' SGD with momentum 0.9.
+        temperature: divisor of the cosines in the loss.
+        augment: augmentation: "none", "noise" (features), "shift" (images), or a function of (batch, torch.Generator).
+        method: server method that makes K centers of the clients' centroids.
+        n_init: runs of a client's k-means; the best one counts.
+        min_count: clusters of fewer points are merged before anything is sent.
+        eliminate: what becomes of doubted centroids; the clustering's default if not given.
+        min_clients: minimum number of clients that must respond.
+        answers_folder: stores the answers, so that a fit that was killed resumes with the same data and options. Of an
+            `augment` that is a function the name is compared, of `encoder` its layers and initial weights.
+        random_state: as in scikit-learn.
 
     Attributes:
         encoder_: the trained `Embedder`.
@@ -99,6 +90,46 @@ class FederatedDeepClustering(FromParameters, ClusterMixin, TransformerMixin, Ba
         >>> model.predict(clients[0]).shape
         (30,)
     """
+
+    # <signature>: made from the options by tools/write_signatures.py
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        encoder: nn.Module | None = None,
+        n_rounds: int = 20,
+        width: int = 128,
+        local_epochs: int = 1,
+        batch_size: int = 64,
+        learning_rate: float = 0.05,
+        temperature: float = 0.1,
+        augment: Literal["none", "noise", "shift"] | Augment = "none",
+        method: str = "consensus",
+        n_init: int = 5,
+        min_count: int = 1,
+        eliminate: Literal["flags", "drop", "none"] | None = None,
+        min_clients: int = 1,
+        answers_folder: str | Path | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.encoder = encoder
+        self.n_rounds = n_rounds
+        self.width = width
+        self.local_epochs = local_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.temperature = temperature
+        self.augment = augment
+        self.method = method
+        self.n_init = n_init
+        self.min_count = min_count
+        self.eliminate = eliminate
+        self.min_clients = min_clients
+        self.answers_folder = answers_folder
+        self.random_state = random_state
+
+    # </signature>
 
     def fit(self, X: Any, y: None = None) -> FederatedDeepClustering:
         """Train on a list with one array of features or images per client.

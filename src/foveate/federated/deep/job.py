@@ -222,8 +222,11 @@ class Rounds:
         answers = [(answer.array("weights"), int(answer.number("points"))) for answer in result.answers.values()]
         state.weights = average(answers)
         total = sum(count for _, count in answers)
-        # Weighted by points, as the average is: the loss of the common model on all points.
-        loss = sum(answer.number("loss") * answer.number("points") for answer in result.answers.values()) / total
+        loss = None
+        # Over all clients or none: a mean over some of them would look like one over all.
+        if all("loss" in answer.values for answer in result.answers.values()):
+            # Weighted by points, as the average is: the loss of the common model on all points.
+            loss = sum(answer.number("loss") * answer.number("points") for answer in result.answers.values()) / total
         moved = _measure_move(before, state.centers)
         return {"round": number, "loss": loss, "clients": result.clients, "moved": moved}
 
@@ -361,7 +364,7 @@ class DeepJob(TrainingJob[DeepState]):
         )
 
     def progress_note(self, entry: Mapping[str, Any]) -> str:
-        return f"loss {entry['loss']:.3f}"
+        return "" if entry["loss"] is None else f"loss {entry['loss']:.3f}"
 
     def check_remote(self) -> None:
         if self.is_pooled:

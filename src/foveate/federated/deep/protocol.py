@@ -2,8 +2,8 @@
 
 | kind | down | up |
 |---|---|---|
-| `query.embed` | `weights` of the encoder, options | as `query.centroids`: centroids of embeddings |
-| `train.prototypes` | `weights`, `centers`, how to train | `weights`; number of points, loss |
+| `query.embedded` | `weights` of the encoder, options | as `query.centroids`: centroids of embeddings |
+| `train.prototypes` | `weights`, `centers`, how to train | `weights`; points, loss (not where noise hides it) |
 
 Names of the loss are those of DeepFeCA (arXiv 2407.12764); its form is that of DeepCluster-v2 (facebookresearch/swav,
 main_deepclusterv2.py): unit vectors, temperature 0.1, prototypes without gradient, label -100 is left out.
@@ -121,7 +121,7 @@ def train_request(
 def train_rule(num_weights: int) -> MessageRule:
     """Rule of the answers to `train_request`."""
     arrays = {"weights": ArrayRule("float32", (num_weights,))}
-    return MessageRule(TRAIN, arrays, {"points": int, "loss": float}, max_bytes=1 << 31)
+    return MessageRule(TRAIN, arrays, {"points": int, "loss": float}, max_bytes=1 << 31, optional=frozenset({"loss"}))
 
 
 def check_trained(points: float | None, answer: Message) -> None:

@@ -1,4 +1,10 @@
-"""A client's answers: bounding box, surrogate, field, training. Only these leave it."""
+"""A client's answers: bounding box, surrogate, field, training. Only these leave it.
+
+Over a network a client has limits of its own. With `noise_multiplier` z, every answer has a bounded Euclidean change D
+when one of the client's points is replaced, and noise of standard deviation z D or what the server asks, if that is
+more; nothing else in it depends on the points, and no answer fails because of them: values are clipped. With z = 0, a
+server is trusted with the data; what is sent is then cut to places with enough points and to three digits.
+"""
 
 from __future__ import annotations
 
@@ -43,16 +49,26 @@ from foveate.federated.embedding.surrogates import (
 from foveate.federated.embedding.training import (
     MAX_EXACT_POINTS,
     Foreign,
+    PassReport,
     PassSettings,
+    max_repulsion,
     mean_repulsion,
     neighborhood,
     train_pass,
 )
+from foveate.federated.incoming import IncomingWeights
+from foveate.federated.job import MAX_TRAINED
+from foveate.federated.limits import EMBED, ClientLimits
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.privacy import NormalSource, add_noise, clip_norm, private_noise
 from foveate.federated.rounds import Client, Handler, stream
 from foveate.federated.scaling import take_scale
 from foveate.metrics.neighbors import as_points, nearest
+
+DIGITS = 3
+"""Digits of what is sent without noise over a network: enough for a map, too few to solve for single rows."""
+_MAX_POSITION = 1e11
+"""Largest coordinate of a map that is answered about; honest ones reach a few dozen."""
 
 
 def torch_generator(seed: int, *, round: int, client: int, purpose: str) -> torch.Generator:
@@ -78,6 +94,7 @@ class ClientData:
         device: where it trains.
         noise: source of the privacy noise, by default the operating system's; tests pass their own.
         min_count: nothing that is sent is about fewer points. 1 in one process.
+        limits: the client's own over a network; None in one process.
     """
 
     points_ND: NDArray[np.floating] = field(repr=False)
@@ -85,7 +102,13 @@ class ClientData:
     device: str = "cpu"
     noise: NormalSource = field(default_factory=private_noise, repr=False)
     min_count: int = 1
+    limits: ClientLimits | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Smallest noise on an answer, in units of the most that one point can change it; 0 = none."""
+        return 0.0 if self.limits is None else self.limits.noise_multiplier
 
     @cached_property
     def tensor(self) -> Tensor:
@@ -115,6 +138,9 @@ def _map_points(data: ClientData, request: Message) -> tuple[EmbeddingOptions, N
     """Return the options, and the client's map positions under the common encoder as array and tensor [N, d]."""
     options = request_options(request)
     z_Nd = frozen_rows(data.encoder(options, request.array("encoder")), data.tensor)
+    if data.limits is not None:
+        # Weights may take a point out of all bounds; nothing that follows may fail because of where points are.
+        z_Nd = z_Nd.nan_to_num(nan=_MAX_POSITION).clamp(-_MAX_POSITION, _MAX_POSITION)
     return options, z_Nd.cpu().numpy(), z_Nd
 
 
@@ -124,8 +150,21 @@ def answer_points(data: ClientData, request: Message, client: int) -> Message:
 
 
 def answer_box(data: ClientData, request: Message, client: int) -> Message:
-    """Answer with the bounding box of the map positions, [2, d]; sides are means of the `min_count` outermost."""
-    return request.answer(arrays={"box": grids.bounding_box(_map_points(data, request)[1], data.min_count)})
+    """Answer with the bounding box of the map positions, [2, d]."""
+    return request.answer(arrays={"box": _released_box(data, _map_points(data, request)[1])})
+
+
+def _released_box(data: ClientData, z_Nd: NDArray[np.floating], *, releases: int = 1) -> NDArray[np.float64]:
+    """Bounding box as it may leave the client.
+
+    Args:
+        releases: of the same answer, which share its cost: two with sqrt(2) times the noise cost as much as one.
+    """
+    if data.limits is None:
+        return grids.bounding_box(z_Nd, data.min_count)
+    # Never the coordinates themselves: weights can be such that all outermost points but one lie in one place.
+    sigma = math.sqrt(releases) * data.noise_multiplier * grids.box_change(z_Nd.shape[1])
+    return grids.threshold_box(z_Nd, data.min_count, sigma=sigma)
 
 
 def answer_positions(data: ClientData, request: Message, client: int) -> Message:
@@ -142,26 +181,31 @@ def request_grid(request: Message) -> grids.CoordinateGrid:
     return grids.grid_between(box, counts)
 
 
-def answer_surrogate(data: ClientData, request: Message, client: int) -> Message:
-    """Answer with a network that imitates the repulsion of the client's points, its box, and how well it fits."""
-    options, z_np, z_Nd = _map_points(data, request)
+def _query_grid(data: ClientData, request: Message, options: EmbeddingOptions, z_Nd: NDArray[Any]) -> tuple[Any, int]:
+    """Grid of a surrogate's queries, and the number of releases in the answer: two where the grid is the client's."""
+    if "box" in request.arrays:
+        return request_grid(request), 1
     # Without a common grid the client queries around its own map, as in the public code.
-    if "box" not in request.arrays and options.grid == "official":
+    if options.grid == "official":
         if data.min_count > 1:
             raise MessageError(
                 "grid 'official' sends the outermost map positions, whatever min_count says; use 'union'"
             )
-        grid = grids.official_grid(z_np, step=options.grid_step)
-    elif "box" not in request.arrays:
-        grid = grids.own_grid(
-            z_np,
-            step=options.grid_step,
-            min_axis_points=options.min_axis_points,
-            max_points=options.max_points,
-            min_count=data.min_count,
-        )
-    else:
-        grid = request_grid(request)
+        return grids.official_grid(z_Nd, step=options.grid_step), 1
+    releases = 2 if data.noise_multiplier else 1
+    grid = grids.own_grid(
+        _released_box(data, z_Nd, releases=releases),
+        step=options.grid_step,
+        min_axis_points=options.min_axis_points,
+        max_points=options.max_points,
+    )
+    return grid, releases
+
+
+def answer_surrogate(data: ClientData, request: Message, client: int) -> Message:
+    """Answer with a network that imitates the repulsion of the client's points, its box, and how well it fits."""
+    options, z_np, z_Nd = _map_points(data, request)
+    grid, releases = _query_grid(data, request, options, z_np)
     queries = grid.points_Gd
     # A grid in three dimensions has too many points; as many random ones as the options allow take its place.
     if options.dimensions > 2:
@@ -170,9 +214,10 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
         queries = grids.scatter(grid.box_2d, count, random)
     queries_Gd = torch.from_numpy(queries).to(z_Nd)
     # Noise before the fit: what is computed from noisy values hides as much as they do, whatever is done with them.
-    targets_G = _add_target_noise(
-        grids.targets(queries_Gd, z_Nd, drop=options.drop, kernel=options.kernel), options, data
+    noisy_G, sigma = _released_targets(
+        queries_Gd, z_Nd, options, data, grid=grid if options.dimensions == 2 else None, releases=releases
     )
+    targets_G = _clip_targets(noisy_G, options, data)
     fit = fit_surrogate(
         # Fit on the CPU: the same generator and the same arithmetic give the same surrogate whatever device trains.
         queries_Gd.cpu(),
@@ -185,11 +230,11 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
     # Messages refuse NaN, so an undefined value is left out instead.
     held_out = {} if math.isnan(fit.r2_held_out) else {"r2_held_out": fit.r2_held_out}
     r2 = fit.r2
-    if sigma := options.target_noise:
+    if sigma:
         # The fit was measured on noisy targets; the noise's own variance is no error of the surrogate.
         missed = 1.0 - held_out.get("r2_held_out", fit.r2)
         error = max(missed * float(targets_G.double().var(correction=0)) - sigma**2, 0.0)
-        r2 = r_squared_of_noisy(targets_G, sigma, error)
+        r2 = r_squared_of_noisy(noisy_G, sigma, error)
     return request.answer(
         arrays={"surrogate": vector, "box": grid.box_2d}, r2=r2, epochs=fit.epochs, queries=len(queries), **held_out
     )
@@ -204,11 +249,13 @@ def answer_field(data: ClientData, request: Message, client: int) -> Message:
     options, _, z_Nd = _map_points(data, request)
     grid = request_grid(request)
     queries = torch.from_numpy(grid.points_Gd).to(z_Nd)
-    field_G = grids.targets(queries, z_Nd, drop=options.drop, kernel=options.kernel)
-    sent_G = _add_target_noise(field_G, options, data)
+    noisy_G, sigma = _released_targets(queries, z_Nd, options, data, grid=grid)
+    sent_G = _clip_targets(noisy_G, options, data)
     # A cell's middle is the mean of four noisy values, whose noise has a quarter of the variance.
-    if sigma := options.target_noise:
-        r2 = r_squared_of_noisy(sent_G, sigma, sigma**2 / 4)
+    if sigma:
+        r2 = r_squared_of_noisy(noisy_G, sigma, sigma**2 / 4)
+    elif data.limits is not None:
+        r2 = _cut_field(z_Nd, options, data).fit(z_Nd, options)
     else:
         between = torch.from_numpy(grid.centers_Gd).to(z_Nd)
         truth = grids.targets(between, z_Nd, drop=options.drop, kernel=options.kernel)
@@ -216,25 +263,155 @@ def answer_field(data: ClientData, request: Message, client: int) -> Message:
     return request.answer(arrays={"field": sent_G.cpu().numpy()}, r2=r2)
 
 
-def _add_target_noise(values_G: Tensor, options: EmbeddingOptions, data: ClientData) -> Tensor:
-    """Add noise where the options request it."""
-    if not options.target_noise:
-        return values_G
-    return values_G.new_tensor(add_noise(values_G.cpu().numpy(), options.target_noise, data.noise))
+def _released_targets(
+    queries_Gd: Tensor,
+    z_Nd: Tensor,
+    options: EmbeddingOptions,
+    data: ClientData,
+    *,
+    grid: grids.CoordinateGrid | None,
+    releases: int = 1,
+) -> tuple[Tensor, float]:
+    """Repulsion at the queries as it may leave the client, and the standard deviation of the noise on each value.
+
+    Args:
+        grid: whose points the queries are; None where they are none of a grid.
+        releases: see `_released_box`.
+    """
+    if data.limits is not None and not data.noise_multiplier:
+        # Random queries are on no grid that values could be read off.
+        cut = None if grid is None else _cut_field(z_Nd, options, data)
+        values_G = _cut_targets(queries_Gd, z_Nd, options, data)[0] if cut is None else cut.read(queries_Gd)
+    elif data.noise_multiplier:
+        # In float64: the last digits of sums in float32 depend on all rows, which no account of the noise covers.
+        values_G = grids.targets(queries_Gd.double(), z_Nd.double(), drop=options.drop, kernel=options.kernel)
+    else:
+        values_G = grids.targets(queries_Gd, z_Nd, drop=options.drop, kernel=options.kernel)
+    sigma = options.target_noise
+    if data.noise_multiplier:
+        change = math.sqrt(releases) * _target_change(len(queries_Gd), len(z_Nd), options, grid)
+        sigma = max(sigma, data.noise_multiplier * change)
+    if sigma:
+        values_G = values_G.new_tensor(add_noise(values_G.cpu().numpy(), sigma, data.noise))
+    return values_G.to(z_Nd), sigma
+
+
+def _target_change(queries: int, points: int, options: EmbeddingOptions, grid: grids.CoordinateGrid | None) -> float:
+    return grids.max_norm_change(queries, points, grid=grid, drop=options.drop, kernel=options.kernel)
+
+
+def _clip_targets(values_G: Tensor, options: EmbeddingOptions, data: ClientData) -> Tensor:
+    """Clip what a client over a network sends to what a repulsion can be: a server takes nothing else."""
+    return values_G if data.limits is None else values_G.clamp(0.0, max_repulsion(options.kernel))
+
+
+@dataclass(frozen=True)
+class CutField:
+    """Repulsion as it leaves a client without noise: on a grid around its own map, 0 where few of its points are near.
+
+    Attributes:
+        values_G: three digits each.
+        is_sent_G: where they are more than a placeholder.
+    """
+
+    grid: grids.CoordinateGrid
+    values_G: Tensor
+    is_sent_G: Tensor
+
+    def read(self, queries_Gd: Tensor) -> Tensor:
+        """Read values at any queries, [G]; beyond the grid 0."""
+        low, high = torch.from_numpy(self.grid.box_2d).to(queries_Gd)
+        inside_G = ((queries_Gd >= low) & (queries_Gd <= high)).all(dim=1)
+        values_G = grids.interpolate(self.values_G, self.grid, queries_Gd)
+        return torch.where(inside_G, values_G, torch.zeros_like(values_G))
+
+    def fit(self, z_Nd: Tensor, options: EmbeddingOptions) -> float:
+        """R2 in the middles of the cells whose corners are all sent; 0 without any."""
+        middles_Gd = torch.from_numpy(self.grid.centers_Gd).to(z_Nd)
+        whole_G = grids.interpolate(self.is_sent_G.to(z_Nd), self.grid, middles_Gd) > 1 - 1e-3
+        if not whole_G.any():
+            return 0.0
+        truth = grids.targets(middles_Gd[whole_G], z_Nd, drop=options.drop, kernel=options.kernel)
+        return round(r_squared(self.read(middles_Gd[whole_G]), truth), DIGITS)
+
+
+def _cut_targets(
+    queries_Gd: Tensor, z_Nd: Tensor, options: EmbeddingOptions, data: ClientData
+) -> tuple[Tensor, Tensor]:
+    """Repulsion at each query to three digits, 0 where fewer than `min_count` points are near; and where there are."""
+    values_G = grids.targets(queries_Gd, z_Nd, drop=options.drop, kernel=options.kernel)
+    enough_G = grids.has_enough_points(queries_Gd, z_Nd, data.min_count)
+    return torch.where(enough_G, values_G, torch.zeros_like(values_G)).round(decimals=DIGITS), enough_G
+
+
+def _cut_field(z_Nd: Tensor, options: EmbeddingOptions, data: ClientData) -> CutField:
+    """Repulsion on a grid of the client's own.
+
+    A server learns no more of the field than the values of this one grid, however it shapes the one that it asks for.
+    """
+    assert data.limits is not None
+    grid = grids.union_grid(
+        _released_box(data, z_Nd.cpu().numpy())[None],
+        step=options.grid_step,
+        min_axis_points=options.min_axis_points,
+        max_axis_points=min(options.max_axis_points, data.limits.max_axis_points),
+    )
+    return CutField(grid, *_cut_targets(torch.from_numpy(grid.points_Gd).to(z_Nd), z_Nd, options, data))
+
+
+def update_protection(options: EmbeddingOptions, limits: ClientLimits | None) -> tuple[float | None, float]:
+    """Norm to which a client clips its change of the weights, and the standard deviation of the noise on each value."""
+    clip, multiplier = options.update_clip, options.update_noise / 2 if options.hides_training else 0.0
+    if limits is not None:
+        clip = limits.update_clip if clip is None else min(limits.update_clip, clip)
+        multiplier = max(multiplier, limits.noise_multiplier)
+    # Methods that send no weights hide nothing by noise; it would only spoil their training.
+    elif clip is None or options.method in (LOCAL, POOLED):
+        return None, 0.0
+    # 2 C: another point may turn a change of norm C into the opposite one. `costs.answer_cost` charges this multiplier.
+    return clip, multiplier * 2 * clip
 
 
 def _private_weights(
     before_P: NDArray[Any], after_P: NDArray[Any], options: EmbeddingOptions, data: ClientData
 ) -> NDArray[Any]:
-    """Weights whose change is clipped and hidden in noise, where the options ask for it."""
-    # Methods that send no weights hide nothing by noise; it would only spoil their training.
-    if options.update_clip is None or options.method in (LOCAL, POOLED):
+    """Weights whose change is clipped and hidden in noise, where the options or the client's limits ask for it."""
+    clip, sigma = update_protection(options, data.limits)
+    if clip is None:
         return after_P
+    change = after_P - before_P
+    if data.limits is not None:
+        # A training that failed has no change: what a server learns by a failure would have no noise. And float64: a
+        # change that float32 rounds up would be longer than the clip.
+        change = np.nan_to_num(change.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     # Clip first, then add noise: noise of a fixed size hides only a change of bounded size.
-    change = clip_norm(after_P - before_P, options.update_clip)
-    if options.update_noise:
-        change = add_noise(change, options.update_noise * options.update_clip, data.noise)
+    change = clip_norm(change, clip)
+    if sigma:
+        change = add_noise(change, sigma, data.noise)
     return (before_P + change).astype(after_P.dtype)
+
+
+def check_weights(request: Message, features: int, limits: ClientLimits, account: str) -> None:
+    """Raise Refusal for an encoder that no honest server sends in this round (`foveate.federated.incoming`).
+
+    Args:
+        features: of the client's points.
+        account: name of the data in the client's memory.
+    """
+    if "encoder" not in request.arrays:
+        return
+    options = request_options(request)
+    clip, sigma = update_protection(options, limits)
+    assert clip is not None
+    IncomingWeights(limits.state_folder / "weights", account).check(
+        request.array("encoder"),
+        request.round,
+        run=f"{EMBED} {features} {options.model_dump_json()}",
+        rounds=options.rounds,
+        start=lambda: flatten_weights(build_encoder(options, features)),
+        clip=clip,
+        sigma=sigma,
+    )
 
 
 def unpack_surrogate(vector_S: NDArray[Any], options: EmbeddingOptions) -> dict[str, NDArray[Any]]:
@@ -326,21 +503,21 @@ def answer_train(data: ClientData, request: Message, client: int) -> Message:
     random = stream(options.seed, round=request.round, client=client, purpose="training")
     report = train_pass(network, around, settings, random, foreign=foreign)
     sent = {"encoder": _private_weights(request.array("encoder"), flatten_weights(network), options, data)}
-    if options.hides_training:
+    # Losses are computed from the exact points, so they would reveal what the noise on the weights hides.
+    if options.hides_training or data.noise_multiplier:
         return request.answer(arrays=sent)
     # After the training, with the weights that are sent: whether the map outgrew the boxes in this round.
     outside = 0 if count_outside is None else count_outside(frozen_rows(network, data.tensor))
     # A smaller count would tell of fewer points than a client may report on.
     outside = outside if outside >= data.min_count else 0
-    foreign_loss: dict[str, float] = {} if report.foreign is None else {"foreign": report.foreign}
-    return request.answer(
-        arrays=sent,
-        attraction=report.attraction,
-        repulsion=report.repulsion,
-        steps=report.steps,
-        outside=outside,
-        **foreign_loss,
-    )
+    return request.answer(arrays=sent, steps=report.steps, outside=outside, **_losses(report, data))
+
+
+def _losses(report: PassReport, data: ClientData) -> dict[str, float]:
+    """Losses of a training by name, without that of other clients where there is none."""
+    losses = {"attraction": report.attraction, "repulsion": report.repulsion, "foreign": report.foreign}
+    sent = {name: loss for name, loss in losses.items() if loss is not None}
+    return sent if data.limits is None else {name: round(loss, DIGITS) for name, loss in sent.items()}
 
 
 HANDLERS: Mapping[str, Handler] = {
@@ -358,11 +535,13 @@ def make_client(number: int, data: ClientData, name: str = "") -> Client:
     return Client(number, data, HANDLERS, name)
 
 
-def answer_remote(points_ND: NDArray[np.floating], request: Message, client: int, min_count: int = 1) -> Message:
+def answer_remote(
+    points_ND: NDArray[np.floating], request: Message, client: int, limits: ClientLimits | None = None
+) -> Message:
     """Answer a server elsewhere.
 
     Args:
-        min_count: the client's own: nothing that is sent is about fewer points.
+        limits: the client's own, with its `min_count`, noise and clip. None protects nothing.
 
     Raises:
         MessageError: a kind that is not answered over a network, such as all map positions.
@@ -371,7 +550,12 @@ def answer_remote(points_ND: NDArray[np.floating], request: Message, client: int
     if request.kind not in REMOTE_KINDS:
         raise MessageError(f"'{request.kind}' is not answered over a network")
     # A client over a network keeps nothing between requests: points are read and checked anew for each.
-    scaled, request = take_scale(as_points(points_ND, what="the data"), request)
-    points = scaled.astype(request_options(request).precision)
-    data = ClientData(points, min_count=min_count)
+    points = as_points(points_ND, what="the data")
+    is_noisy = limits is not None and limits.noise_multiplier > 0
+    # A question with noise clips what a scale makes too large: an error would say that something is.
+    points, request = take_scale(points, request, clip=is_noisy)
+    if is_noisy:
+        points = np.clip(points, -MAX_TRAINED, MAX_TRAINED)
+    points = points.astype(request_options(request).precision)
+    data = ClientData(points, min_count=1 if limits is None else limits.smallest_group, limits=limits)
     return HANDLERS[request.kind](data, request, client)

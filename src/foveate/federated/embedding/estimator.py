@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -13,48 +13,20 @@ from sklearn.utils.validation import (
     check_is_fitted,
     validate_data,  # pyrefly: ignore[missing-module-attribute]
 )
+from torch import nn
 
 from foveate.core.errors import UserError
-from foveate.core.parameters import FromParameters, Parameter, field_parameters
 from foveate.federated.anomaly import warn_of_suspects
 from foveate.federated.embedding.job import MapJob
 from foveate.federated.embedding.networks import encoder_config, frozen_rows, load_encoder, save_encoder
-from foveate.federated.embedding.options import LOCAL, EmbeddingOptions, read_options
+from foveate.federated.embedding.options import ESTIMATOR_NAMES, LOCAL, EmbeddingOptions, read_options
 from foveate.federated.embedding.state import MapState
 from foveate.federated.job import fit_in_process, load_snapshot, save_snapshot
 from foveate.federated.rounds import Log
 from foveate.federated.scaling import Scaling
-from foveate.federated.validation import RANDOM_STATE, draw_seed, is_list_of_clients, read_clients, remember_columns
+from foveate.federated.validation import draw_seed, is_list_of_clients, read_clients, remember_columns
 from foveate.metrics.neighbors import as_points
 
-# Parameters of the estimator whose names in `EmbeddingOptions` are others.
-_NAMES = {
-    "dimensions": "n_components",
-    "neighbors": "n_neighbors",
-    "rounds": "n_rounds",
-    "hidden": "hidden_layer_sizes",
-    "precision": "dtype",
-}
-_FIELDS = ("dimensions", "neighbors", "method", "rounds", "learning_rate", "hidden")
-_MORE_FIELDS = ("surrogate_start", "refresh", "mixing", "participation", "precision")
-_PARAMETERS = {
-    **field_parameters(EmbeddingOptions, _FIELDS, names=_NAMES),
-    "encoder": Parameter("nn.Module | None", None, "a torch module to use instead; it is copied"),
-    **field_parameters(EmbeddingOptions, ["surrogate"], optional=True),
-    **field_parameters(EmbeddingOptions, _MORE_FIELDS, names=_NAMES),
-    "device": Parameter("str", "cpu", "device of PyTorch"),
-    "options": Parameter(
-        "dict[str, Any] | None",
-        None,
-        "any other option of `foveate federated embed`, by the name of its field",
-    ),
-    "checkpoint": Parameter(
-        "str | Path | None",
-        None,
-        "a file that stores the state after every round; the same call with the same data resumes from it",
-    ),
-    "random_state": RANDOM_STATE,
-}
 _NO_OPTIONS = ("random_state", "encoder", "device", "checkpoint", "options")
 
 
@@ -65,11 +37,31 @@ def _are_clients(data: Any) -> bool:
     return isinstance(data, np.ndarray) and data.ndim == 3
 
 
-class FederatedNeighborEmbedding(FromParameters, TransformerMixin, BaseEstimator, parameters=_PARAMETERS):
+class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
     """FedNE: several clients train one encoder that draws one map of all their data, which stay where they are.
 
     Source: FedNE (NeurIPS 2024, arXiv 2409.11509). Deviations are listed in `docs/methods/fedne.md`.
     The learning rate falls to a tenth after 60 % of the rounds. The method "fedne_exact" is not private.
+
+    Parameters:
+        n_components: dimensions of the map; surrogates of more would need too many queries.
+        n_neighbors: edges per point.
+        method: FedNE or one of its baselines.
+        n_rounds: rounds of training and averaging.
+        learning_rate: of the clients' Adam.
+        hidden_layer_sizes: widths of the encoder's hidden layers.
+        encoder: a torch module to use instead; it is copied.
+        surrogate: what a client sends of its repulsion: a table of values, or a network. None: grid; network for maps
+            of three dimensions, or with another `grid` in `options` than union.
+        surrogate_start: share of the rounds before clients repel one another.
+        refresh: rounds between new surrogates.
+        mixing: train on mixtures of neighboring points, too.
+        participation: share of the clients that train in a round.
+        dtype: of points, weights and map positions.
+        device: device of PyTorch.
+        options: any other option of `foveate federated embed`, by the name of its field.
+        checkpoint: a file that stores the state after every round; the same call with the same data resumes from it.
+        random_state: as in scikit-learn.
 
     Attributes:
         embedding_: a list with the map positions of every client, [n, n_components] each; a plain array if one matrix
@@ -90,6 +82,48 @@ class FederatedNeighborEmbedding(FromParameters, TransformerMixin, BaseEstimator
     >>> [positions.shape for positions in model.embedding_], model.transform(clients[0][:2]).shape
     ([(40, 2), (40, 2), (40, 2)], (2, 2))
     """
+
+    # <signature>: made from the options by tools/write_signatures.py
+    def __init__(
+        self,
+        n_components: int = 2,
+        *,
+        n_neighbors: int = 7,
+        method: Literal["fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"] = "fedne",
+        n_rounds: int = 150,
+        learning_rate: float = 0.001,
+        hidden_layer_sizes: Sequence[int] = (100, 100, 100),
+        encoder: nn.Module | None = None,
+        surrogate: Literal["network", "network64", "grid"] | None = None,
+        surrogate_start: float = 0.3,
+        refresh: int = 1,
+        mixing: bool = False,
+        participation: float = 1.0,
+        dtype: Literal["float32", "float64"] = "float32",
+        device: str = "cpu",
+        options: Mapping[str, Any] | None = None,
+        checkpoint: str | Path | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_components = n_components
+        self.n_neighbors = n_neighbors
+        self.method = method
+        self.n_rounds = n_rounds
+        self.learning_rate = learning_rate
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.encoder = encoder
+        self.surrogate = surrogate
+        self.surrogate_start = surrogate_start
+        self.refresh = refresh
+        self.mixing = mixing
+        self.participation = participation
+        self.dtype = dtype
+        self.device = device
+        self.options = options
+        self.checkpoint = checkpoint
+        self.random_state = random_state
+
+    # </signature>
 
     def fit(self, X: Any, y: Any = None, *, names: Sequence[str] = ()) -> FederatedNeighborEmbedding:
         """Train on the points of all clients.
@@ -148,7 +182,7 @@ class FederatedNeighborEmbedding(FromParameters, TransformerMixin, BaseEstimator
         return tags
 
     def _read_options(self) -> EmbeddingOptions:
-        fields = {parameter: field for field, parameter in _NAMES.items()}
+        fields = {parameter: field for field, parameter in ESTIMATOR_NAMES.items()}
         content = {
             # A `surrogate` of None is left out: the options choose it by dimensions and grid.
             fields.get(name, name): value
@@ -156,7 +190,7 @@ class FederatedNeighborEmbedding(FromParameters, TransformerMixin, BaseEstimator
             if name not in _NO_OPTIONS and not (name == "surrogate" and value is None)
         }
         content["hidden"] = tuple(self.hidden_layer_sizes)
-        more = self.options or {}
+        more = dict(self.options or {})
         twice = sorted(set(more) & (set(content) | {"seed"}))
         if twice:
             raise UserError(f"options: '{twice[0]}' is a parameter of its own")
@@ -210,7 +244,7 @@ class FederatedNeighborEmbedding(FromParameters, TransformerMixin, BaseEstimator
         network, config = load_encoder(Path(folder))
         options = read_options(config["options"], where=f"{folder}/config.json")
         known = set(cls().get_params()) - set(_NO_OPTIONS)
-        values = {_NAMES.get(name, name): value for name, value in options.model_dump().items()}
+        values = {ESTIMATOR_NAMES.get(name, name): value for name, value in options.model_dump().items()}
         model = cls(**{name: value for name, value in values.items() if name in known}, random_state=options.seed)
         rest = {name: value for name, value in values.items() if name not in known and name != "seed"}
         # Keep only values that differ from the defaults: the estimator then prints as a user would have written it.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from foveate.federated.embedding.training import max_repulsion, mean_repulsion, repulsion, squared_distance
+from foveate.federated.privacy import discrete_gaussian
 from foveate.metrics.neighbors import blocks
 
 STEP = 0.3
@@ -19,6 +23,11 @@ DROPS = ("none", "farthest", "nearest")
 # The public code's number; it equals its k, so the nearest were probably intended.
 DROPPED = 7
 _MAX_COUNT = 1e12
+_POWERS = 2.0 ** np.arange(-1, 9)
+THRESHOLDS = np.concatenate([-_POWERS[::-1], _POWERS])
+"""Coordinates that the sides of a noisy box are taken from: powers of two, from 0.5 to 256 to either side."""
+WITHIN = 1.0
+"""Distance within which a value of a field needs points of its client: the width of the kernel."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,64 @@ def bounding_box(z_Nd: NDArray[np.floating], min_count: int = 1) -> NDArray[np.f
     return np.stack([ordered_Nd[:count].mean(axis=0), ordered_Nd[-count:].mean(axis=0)]).astype(np.float64)
 
 
+def count_positions(z_Nd: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Positions between the `THRESHOLDS` of each axis, [d, len(THRESHOLDS) + 1].
+
+    A position that moves leaves one count of each axis and joins another, which `box_change` bounds.
+    """
+    # NaN counts as the last: whatever a position is, it is in one count of each axis.
+    bins_Nd = np.searchsorted(THRESHOLDS, z_Nd, side="right")
+    return np.stack([np.bincount(bins_N, minlength=len(THRESHOLDS) + 1) for bins_N in bins_Nd.T])
+
+
+def box_change(dimensions: int) -> float:
+    """Largest Euclidean change of `count_positions` when one position is put anywhere else."""
+    return math.sqrt(2 * dimensions)
+
+
+def threshold_box(z_Nd: NDArray[np.floating], min_count: int = 1, *, sigma: float = 0.0) -> NDArray[np.float64]:
+    """Box of map points, [2, d], read off their counts between `THRESHOLDS`, of which its sides are.
+
+    Args:
+        min_count: so many points or fewer may lie beyond a side.
+        sigma: standard deviation of the noise on the counts; it is exact, of whole numbers
+            (`privacy.discrete_gaussian`). The number of points is no secret.
+    """
+    points, counts_dB = len(z_Nd), count_positions(z_Nd)
+    if sigma:
+        counts_dB = counts_dB + discrete_gaussian(_exact(sigma), counts_dB.shape)
+    return np.array([_read_sides(counts_B, points, sigma, min_count) for counts_B in counts_dB]).T
+
+
+def _exact(sigma: float) -> Fraction:
+    """Standard deviation as a fraction that is not below it, with a small denominator: the sampler computes with it."""
+    return Fraction(math.ceil(sigma * 1024), 1024)
+
+
+def _read_sides(counts_B: NDArray[np.int64], points: int, sigma: float, min_count: int) -> tuple[float, float]:
+    """Lowest and highest threshold beyond which no more positions lie than `min_count`, or than noise explains."""
+    bins, summed_T = len(counts_B), np.arange(1, len(counts_B))
+    # Two estimates of the positions below a threshold: the counts below it, and all points without those above it.
+    # Each has the noise of the counts that it adds up, so the weights are the numbers of the other's.
+    below_T = counts_B.cumsum()[:-1]
+    from_above_T = points - counts_B[::-1].cumsum()[:-1][::-1]
+    below_T = (below_T * (bins - summed_T) + from_above_T * summed_T) / bins
+    deviation_T = sigma * np.sqrt(summed_T * (bins - summed_T) / bins)
+    # Counts below a threshold rise from 0 to all points; noise that falls is none of them.
+    below_T = IsotonicRegression(y_min=0, y_max=points).fit_transform(summed_T, below_T)
+    # A quarter of all points at most: where noise drowns everything, the sides are near the quartiles.
+    few_T = np.minimum(np.maximum(min_count, 3 * deviation_T), points / 4)
+
+    def first_above(beyond_T: NDArray[np.floating], limit_T: NDArray[np.floating]) -> int:
+        """Number of thresholds from the outside on that have few positions beyond them."""
+        many_T = beyond_T > limit_T
+        return int(many_T.argmax()) if many_T.any() else len(many_T)
+
+    low = THRESHOLDS[max(first_above(below_T, few_T) - 1, 0)]
+    high = THRESHOLDS[::-1][max(first_above((points - below_T)[::-1], few_T[::-1]) - 1, 0)]
+    return float(min(low, high)), float(max(low, high))
+
+
 def official_grid(z_Nd: NDArray[np.floating], *, step: float = STEP) -> CoordinateGrid:
     """Grid of the public code for one client: around the box's center, to both sides as far as the box is wide.
 
@@ -78,15 +145,10 @@ def official_grid(z_Nd: NDArray[np.floating], *, step: float = STEP) -> Coordina
 
 
 def own_grid(
-    z_Nd: NDArray[np.floating],
-    *,
-    step: float = STEP,
-    min_axis_points: int = 12,
-    max_points: int = 2000,
-    min_count: int = 1,
+    box_2d: NDArray[np.floating], *, step: float = STEP, min_axis_points: int = 12, max_points: int = 2000
 ) -> CoordinateGrid:
-    """Build the grid of `official_grid` with at least `min_axis_points` per axis and at most `max_points` in all."""
-    box = bounding_box(z_Nd, min_count)
+    """Build the grid of `official_grid` around a box: `min_axis_points` per axis at least, `max_points` in all."""
+    box = np.asarray(box_2d)
     # A map of a single position has no width; a tiny one keeps the step of the grid above 0.
     center, reach = box.mean(axis=0), np.maximum(box[1] - box[0], 1e-6)
     # Weights of a hostile server can make the map infinitely wide, where shrinking would never end.
@@ -155,6 +217,45 @@ def max_change(points: int, *, drop: str = "none", dropped: int = DROPPED, kerne
     return max_repulsion(kernel) / left
 
 
+def max_norm_change(
+    queries: int,
+    points: int,
+    *,
+    grid: CoordinateGrid | None = None,
+    drop: str = "none",
+    kernel: str = "shifted",
+) -> float:
+    """Largest Euclidean change of `targets` at so many queries when one of the points is put anywhere else.
+
+    Every value changes by `max_change` at most, so all together by sqrt(queries) times as much. On an even grid less:
+    a position is near few of its points. The k-th nearest coordinate of an axis of step h is at least k h / 2 away, so
+    the squares of one position's repulsions add up to S at most, the sum over k and l of the squared repulsion at
+    (k h / 2, l h / 2); and the point takes S away in one place and adds S in another.
+
+    Args:
+        grid: an even grid, of which the queries are all points.
+    """
+    largest = math.sqrt(queries) * max_change(points, drop=drop, kernel=kernel)
+    # What a dropped point leaves behind is another point, anywhere: the sum of squares would count that one, too.
+    if grid is None or drop != "none":
+        return largest
+    total = np.zeros(1)
+    for axis in grid.axes:
+        step = abs(float(axis[-1] - axis[0])) / max(len(axis) - 1, 1)
+        total = np.add.outer((np.arange(len(axis)) * step / 2) ** 2, total).ravel()
+    near = repulsion(torch.from_numpy(total), kernel=kernel)
+    return min(largest, math.sqrt(2 * float(near.square().sum())) / points)
+
+
+def has_enough_points(queries_Gd: Tensor, z_Nd: Tensor, min_count: int, *, within: float = WITHIN) -> Tensor:
+    """Whether at least `min_count` positions lie within a distance of each query, [G]."""
+    enough_G = torch.empty(len(queries_Gd), dtype=torch.bool, device=queries_Gd.device)
+    for part in blocks(len(queries_Gd), len(z_Nd) * queries_Gd.shape[1]):
+        squared = squared_distance(queries_Gd[part].unsqueeze(1), z_Nd.unsqueeze(0))
+        enough_G[part] = (squared <= within**2).sum(dim=1) >= min_count
+    return enough_G
+
+
 def interpolate(field_G: Tensor, grid: CoordinateGrid, z_Nd: Tensor) -> Tensor:
     """Value of a field at each z, [N], bilinear between the points of a plane grid; beyond it that of its edge.
 
@@ -174,5 +275,6 @@ def _cell(coordinate_N: Tensor, axis: NDArray[np.float64]) -> tuple[Tensor, Tens
     low, step = float(axis[0]), float(axis[-1] - axis[0]) / (len(axis) - 1)
     position = ((coordinate_N - low) / step).clamp(0.0, len(axis) - 1.0)
     # At the last point the cell before it counts, so that there is always a next point to interpolate with.
-    cell = position.detach().floor().clamp(max=len(axis) - 2.0)
+    # A position that is NaN stays so, and must not become an index that fails.
+    cell = position.detach().nan_to_num().floor().clamp(max=len(axis) - 2.0)
     return cell.long(), position - cell

@@ -27,6 +27,7 @@ from foveate.federated.anomaly import (
     note_suspect,
     warn_of_suspects,
 )
+from foveate.federated.bounds import MAX_MAP
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding.client import ClientData, build_encoder, make_client
 from foveate.federated.embedding.grids import CoordinateGrid, union_grid
@@ -53,7 +54,7 @@ from foveate.federated.embedding.options import (
     learning_rate_of,
 )
 from foveate.federated.embedding.quality import measure_method
-from foveate.federated.embedding.state import MapState, Repulsion
+from foveate.federated.embedding.state import OWN_NOISE, MapState, Repulsion
 from foveate.federated.embedding.surrogates import ARCHITECTURES
 from foveate.federated.job import TrainingJob, fit_in_process
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
@@ -65,8 +66,8 @@ from foveate.federated.store import digest
 Array = NDArray[Any]
 
 
-MAX_MAP, MAX_FIELD, MAX_SURROGATE = 1e12, 10.0, 1e3
-"""Largest values of boxes, fields and surrogates' weights. Honest fields reach 0.7 (9.3 with the kernel "cauchy", and
+MAX_FIELD, MAX_SURROGATE = 10.0, 1e3
+"""Largest values of fields and surrogates' weights. Honest fields reach 0.7 (9.3 with the kernel "cauchy", and
 ten standard deviations of noise on top), honest weights about 1. A larger value of a single client could make the
 training of all others infinite."""
 
@@ -178,6 +179,8 @@ class MapJob(TrainingJob[MapState]):
             total = transport.ask_sum(requests, TRAIN_SUMS, shapes, min_clients=min_clients)
             return self._use_sum(state, total, rate, usable if active else None)
         answers = transport.ask(requests, self._train_rule(state), min_clients=min_clients).answers
+        if not options.hides_training and any("attraction" not in answer.values for answer in answers.values()):
+            state.add_note(OWN_NOISE)
         weights = {client: answer.array("encoder") for client, answer in answers.items()}
         if options.method == LOCAL:
             state.local_weights |= weights
@@ -329,7 +332,8 @@ class MapJob(TrainingJob[MapState]):
         # Losses are computed from the exact points, so they would reveal what the noise on the weights hides.
         values = {} if self.options.hides_training else values
         encoder = ArrayRule(self.options.precision, (len(state.encoder),))
-        return MessageRule(at_client.TRAIN, {"encoder": encoder}, values, optional=frozenset({"foreign"}))
+        # Over a network a client may add noise of its own, and then tells none of them.
+        return MessageRule(at_client.TRAIN, {"encoder": encoder}, values, optional=frozenset(values))
 
     def pack(self, state: MapState) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         arrays: dict[str, NDArray[Any]] = {"encoder": state.encoder}

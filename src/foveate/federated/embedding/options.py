@@ -208,6 +208,15 @@ def draw_participants(clients: Sequence[int], share: float, generator: np.random
     return sorted(generator.choice(np.asarray(clients), size=count, replace=False).tolist())
 
 
+ESTIMATOR_NAMES = {
+    "dimensions": "n_components",
+    "neighbors": "n_neighbors",
+    "rounds": "n_rounds",
+    "hidden": "hidden_layer_sizes",
+    "precision": "dtype",
+}
+"""Parameters of the estimator whose names in `EmbeddingOptions` are others, by the field."""
+
 POINTS = "query.points"
 BOX = "query.box"
 SURROGATE = "query.surrogate"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from foveate.core.seeds import generator
 from foveate.federated.embedding.grids import max_change
 from foveate.federated.embedding.options import FEDNE, METHODS, EmbeddingOptions, first_surrogate_round, is_refreshed
-from foveate.federated.embedding.state import MapState
+from foveate.federated.embedding.state import OWN_NOISE, MapState
 from foveate.federated.privacy import DELTA, cost_row, gaussian_cost
 from foveate.federated.results import EmbedClient, EmbedMap, EmbedMethod, PrivacyCost
 from foveate.federated.rounds import sum_bytes
@@ -139,7 +139,15 @@ def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA)
     )
     # 2 C: replacing a client may turn a change of norm C into the opposite one.
     rho = rounds * gaussian_cost(2.0, options.update_noise) if options.update_noise else None
-    rows = [cost_row("encoder", "a whole client", rho, rounds, delta)]
+    # Clients over a network may add noise that no server knows; their own accounts have its cost.
+    is_hidden = OWN_NOISE in state.notes
+
+    def row(name: str, unit: str, rho: float | None, messages: int) -> PrivacyCost:
+        if is_hidden and rho is None:
+            return PrivacyCost(name=name, unit="by the client's own noise", messages=messages, delta=delta)
+        return cost_row(name, unit, rho, messages, delta)
+
+    rows = [row("encoder", "a whole client", rho, rounds)]
     # The baselines exchange nothing but the encoder.
     if options.method != FEDNE:
         return rows
@@ -157,10 +165,10 @@ def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA)
         queries = options.max_axis_points**2 if options.dimensions == 2 else options.max_points
         changes = (max_change(size, drop=options.drop, kernel=options.kernel) for size in state.sizes.values())
         rho = refreshed * gaussian_cost(math.sqrt(queries) * max(changes), options.target_noise)
-    rows.append(cost_row(name, "one point of any client", rho, refreshed, delta))
+    rows.append(row(name, "one point of any client", rho, refreshed))
     # Boxes go without noise whatever the options, so the account must name them.
     if options.grid == "union":
-        rows.append(cost_row("box", "nothing", None, refreshed, delta))
+        rows.append(row("box", "nothing", None, refreshed))
     return rows
 
 

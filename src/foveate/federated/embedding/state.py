@@ -12,6 +12,8 @@ from foveate.federated.embedding.grids import CoordinateGrid
 from foveate.federated.job import TrainingSnapshot
 
 Array = NDArray[Any]
+OWN_NOISE = "clients hide what they send by noise of their own, whose cost only they know"
+"""Note of a run in which clients sent no losses, although the options ask for no noise."""
 
 
 @dataclass

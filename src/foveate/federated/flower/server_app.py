@@ -108,7 +108,7 @@ def _features(grid: Any, settings: RunOptions, options: DeepOptions, log: Log) -
     out = Path(settings.out)
     link, job = _connect(grid, settings, log, answers_folder=out / "answers"), DeepJob(options)
     what = f"1 per round for {job.num_rounds} rounds, 1 at the end"
-    link.need_partitions(job.num_rounds + 1, what, min_clients=settings.min_clients)
+    link.need_partitions(job.num_rounds + 1, what, min_clients=settings.min_clients, noisy=True)
     result = serve(job, link, out, min_clients=settings.min_clients)
     say(f"{out}: an encoder of {len(result['clients'])} clients")
     return out

@@ -14,7 +14,7 @@ from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated.flower.records import from_records, to_records
 from foveate.federated.messages import Message, MessageRule
-from foveate.federated.node import HELLO, PARTITIONS
+from foveate.federated.node import HELLO, NOISE, PARTITIONS
 from foveate.federated.points import ColumnDigests, find_mismatches
 from foveate.federated.reasons import MAX_PARTITIONS, read_failure
 from foveate.federated.rounds import (
@@ -36,8 +36,8 @@ from foveate.federated.store import digest
 HELLO_RULE = MessageRule(
     HELLO,
     {},
-    {"client": int, "name": str, "columns": str, "columns.unordered": str, PARTITIONS: int},
-    optional=frozenset({PARTITIONS}),
+    {"client": int, "name": str, "columns": str, "columns.unordered": str, PARTITIONS: int, NOISE: float},
+    optional=frozenset({PARTITIONS, NOISE}),
 )
 _POLL_SECONDS = 0.5
 # The node id by which Flower's SuperLink signs its own replies (flwr.common.constant.SUPERLINK_NODE_ID).
@@ -81,6 +81,7 @@ class GridTransport(AnsweredTransport):
         self._names: dict[int, str] = {}
         self._refused: dict[int, str] = {}
         self._partitions: dict[int, int] = {}
+        self._noise: dict[int, float] = {}
         self._expected = clients
         self._absent = self._meet(clients, wait)
 
@@ -124,6 +125,8 @@ class GridTransport(AnsweredTransport):
             self._nodes[client], self._names[client] = node, str(answer.values["name"])
             if PARTITIONS in answer.values:
                 self._partitions[client] = int(answer.number(PARTITIONS))
+            if NOISE in answer.values:
+                self._noise[client] = answer.number(NOISE)
             columns[client] = ColumnDigests(str(answer.values["columns"]), str(answer.values["columns.unordered"]))
         # Arrays are matched by position, so columns in another order would be mixed up silently.
         self._refused = find_mismatches(columns)
@@ -141,7 +144,7 @@ class GridTransport(AnsweredTransport):
                 say(f"{self.name(client)} {absent}")
         return absent
 
-    def need_partitions(self, needed: int, what: str, *, min_clients: int = 1) -> None:
+    def need_partitions(self, needed: int, what: str, *, min_clients: int = 1, noisy: bool = False) -> None:
         """Leave out the clients that answer about fewer partitions than a run asks for, before it asks anything.
 
         A run that is refused in its middle has used up what its clients allow, and has no result.
@@ -149,11 +152,14 @@ class GridTransport(AnsweredTransport):
         Args:
             needed: partitions of each client's data.
             what: their names, for the reason.
+            noisy: clients with noise of their own count no partitions of this job.
 
         Raises:
             TooFewClientsError: fewer than `min_clients` are left.
         """
         for client, allowed in self._partitions.items():
+            if noisy and self._noise.get(client, 0.0) > 0:
+                continue
             if client in self._nodes and allowed < needed:
                 reason = (
                     f"{MAX_PARTITIONS}: its own max-partitions {allowed} is less than the {needed} partitions of its "

@@ -141,14 +141,20 @@ def _account(rows: list[PrivacyCost]) -> list[Block]:
         [
             cost.name,
             numbers.count(cost.messages),
-            "nothing" if cost.epsilon is None else cost.unit,
-            "none" if cost.epsilon is None else f"{cost.epsilon:.3g}",
+            cost.unit,
+            _describe_epsilon(cost),
             "" if cost.epsilon is None else f"{cost.delta:.0e}",
         ]
         for cost in rows
     ]
     heads = ["What a client sends", "Times", "Hidden", "epsilon", "delta"]
     return [Table(heads, lines, title="What noise hides", left=(2,))] if lines else []
+
+
+def _describe_epsilon(cost: PrivacyCost) -> str:
+    if cost.epsilon is not None:
+        return f"{cost.epsilon:.3g}"
+    return "none" if cost.unit == "nothing" else "counted by each client"
 
 
 def describe_privacy(options: Mapping[str, Any], *, federated: bool, weights: bool = False) -> str:
@@ -393,6 +399,8 @@ def build_federated_embed(result: Mapping[str, Any], run_folder: Path) -> Page:
     counted = {text: f"{text}{f' ({count} rounds)' if count > 1 else ''}" for text, count in main.notes.items()}
     notes = [f"{counted[text]}." for text in main.notes if f"{text}." in _list_notes(main.notes, r.suspects)]
     left = LEFT.get(str(r.options.get("method", main.method)), "")
+    no_losses = main.history and all(entry.attraction is None for entry in main.history)
+    hidden = [Text("Losses are hidden by the clients’ noise.")] if no_losses else []
     return block_page(
         "One map of several clients",
         eyebrow="Federated",
@@ -422,7 +430,7 @@ def build_federated_embed(result: Mapping[str, Any], run_folder: Path) -> Page:
                 "Every message of the run, counted. Nothing else left a client.",
                 "Exchanged",
             ),
-            Section("rounds", "Round by round", _plots(embed_charts(main)), link="Rounds"),
+            Section("rounds", "Round by round", [*hidden, *_plots(embed_charts(main))], link="Rounds"),
         ],
         command=r.command,
     )
@@ -480,7 +488,7 @@ def features_measures(r: FeaturesResult) -> Table:
 def features_charts(r: FeaturesResult) -> list[Markup]:
     """Draw the loss by round, and how far centers moved."""
     # Rounds count from 0 in the result, and from 1 on the page.
-    loss = [(float(entry.round + 1), entry.loss) for entry in r.history]
+    loss = [(float(entry.round + 1), entry.loss) for entry in r.history if entry.loss is not None]
     moved = [(float(entry.round + 1), entry.moved) for entry in r.history if entry.moved is not None]
     titled = [
         ("Loss of the clients", line_chart([Series("loss", loss)], title="Loss", x_label="round")),
@@ -550,7 +558,9 @@ def build_federated_features(result: Mapping[str, Any], run_folder: Path) -> Pag
                 "Round by round",
                 _plots(features_charts(r)),
                 "Centers are computed anew each round, so losses of different rounds have different targets; they show "
-                "whether clients can follow the centers.",
+                "whether clients can follow the centers."
+                + " Losses are hidden by the clients’ noise."
+                * any(entry.loss is None for entry in r.history),
                 "Rounds",
             ),
             Section("clients", "The clients", [columns_of(r.clients, columns.items())], link="Clients"),

@@ -15,7 +15,7 @@ from typing import Any
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import read_json, sha256_file
-from foveate.core.hub import Checkpoint, ModelKind, check_folder, find
+from foveate.core.hub import KINDS, Checkpoint, ModelKind, check_folder, find
 from foveate.core.model_folder import CONFIG, PREPROCESS, WEIGHTS
 from foveate.vision.hf.towers import KIND_OF_TYPE
 from foveate.vision.localizer.folder import KIND, load_model
@@ -24,6 +24,7 @@ from foveate.vision.localizer.settings import LocalizerSettings, RegionSettings
 from foveate.vision.registry import find_encoder, tower_options
 
 OPEN_CLIP = "open_clip:"
+SHIPPED = KINDS["localizer"].shipped
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 # How open_clip names what `Preprocess` calls geometry.
 _GEOMETRIES = {"shortest": "center_crop", "squash": "stretch", "longest": "letterbox"}
@@ -78,8 +79,8 @@ def find_model(name: str | Path) -> ModelSource:
     """Find a model by name; hub repositories are downloaded into the hub's cache.
 
     Args:
-        name: `open_clip:ARCH/PRETRAINED`, `OWNER/NAME` or `OWNER/NAME@REVISION` of the hub, or a folder of Foveate,
-            open_clip or transformers (CLIP, SigLIP).
+        name: `bridge`, which ships with Foveate, `open_clip:ARCH/PRETRAINED`, `OWNER/NAME` or `OWNER/NAME@REVISION` of
+            the hub, or a folder of Foveate, open_clip or transformers (CLIP, SigLIP).
 
     Raises:
         UserError: no such model, a hub out of reach, or a model without an image or text tower.
@@ -91,7 +92,7 @@ def find_model(name: str | Path) -> ModelSource:
     kind = detect_kind(checkpoint, field="model")
     pinned = text if checkpoint.commit is None else f"{checkpoint.name}@{checkpoint.commit}"
     if kind == KIND:
-        return _describe_foveate(checkpoint, pinned)
+        return _describe_foveate(checkpoint, pinned, is_local=checkpoint.commit is None and text not in SHIPPED)
     for tower in ("image_encoder", "text_encoder"):
         if not tower_options(kind, tower):
             raise UserError(f"{text}: a '{kind}' has no {tower.replace('_', ' ')}; expected a CLIP or SigLIP")
@@ -188,7 +189,7 @@ def _describe_foreign(
     return ModelSource(name, folder, is_local, embed_dim, "none", False, settings, pin)
 
 
-def _describe_foveate(checkpoint: Checkpoint, name: str) -> ModelSource:
+def _describe_foveate(checkpoint: Checkpoint, name: str, *, is_local: bool) -> ModelSource:
     config = checkpoint.config()
     recipe = config.get("recipe")
     if not isinstance(recipe, dict):
@@ -197,7 +198,7 @@ def _describe_foveate(checkpoint: Checkpoint, name: str) -> ModelSource:
     return ModelSource(
         name=name,
         folder=checkpoint.folder,
-        is_local=checkpoint.commit is None,
+        is_local=is_local,
         embed_dim=int(recipe["embed_dim"]),
         method=method,
         localizes=bool(config.get("localizes", method != "none")),

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, finish, json_option, path_option, quiet_option, run_option
+from foveate.cli.options import (
+    Call,
+    common,
+    finish,
+    json_option,
+    model_first,
+    path_option,
+    quiet_option,
+    run_option,
+)
 from foveate.cli.verbs.video.clip import (
     Span,
     allow_damaged_option,
@@ -141,9 +150,7 @@ def chat_command(call: Call, model: str, clip: Path, max_tokens: int, **watching
 
 
 @click.command("find", short_help="Find when and where a clip shows a phrase, without a language model.")
-@click.argument("localizer", type=click.Path(path_type=Path))
-@click.argument("clip", type=click.Path(path_type=Path))
-@click.argument("phrase")
+@model_first("clip", "phrase")
 @click.option("--frames", type=click.IntRange(1), default=50, show_default=True, help="Frames to sample from the clip.")
 @span_options
 @click.option("--count", type=click.IntRange(1), default=5, show_default=True, help="Frames to list, best first.")
@@ -151,8 +158,8 @@ def chat_command(call: Call, model: str, clip: Path, max_tokens: int, **watching
 @common()
 def find_command(
     call: Call,
-    localizer: Path,
-    clip: Path,
+    model: str,
+    clip: str,
     phrase: str,
     frames: int,
     start: str | None,
@@ -162,31 +169,29 @@ def find_command(
 ) -> None:
     """List the frames of CLIP whose best box is most like PHRASE, with the time and the box in pixels.
 
-    LOCALIZER is a model folder of foveate pretrain. The page draws the cosine over time, beside that of the center of
-    each frame: a phrase that is in sight stands out from both.
+    MODEL: bridge (default), which ships with Foveate, or an image-text model as for `foveate index`. The page draws the
+    cosine over time, beside that of the center of each frame: a phrase that is in sight stands out from both.
 
     \b
     Example:
+      foveate video find street.mp4 "a red boat"
       foveate video find runs/tour/cloc-seed0/model street.mp4 "a red boat"
     """
-    from foveate.core.errors import UserError
     from foveate.core.runs import RunFolder, check_run_path
     from foveate.report.render import render_and_tell
     from foveate.search.locate import locate_frames
     from foveate.search.results import LocatedFrame, VideoFindResult
-    from foveate.vision.localizer.folder import load_model
+    from foveate.vision.localizer.sources import open_localizer
     from foveate.vision.video.reading import read_clip
 
     check_run_path(call.run)
     span = Span.parse(start, end)
-    if not localizer.is_dir():
-        raise UserError(
-            f"{localizer}: no such folder; expected a model of foveate pretrain, such as runs/tour/cloc-seed0/model"
-        )
-    model = load_model(localizer, device=call.device)
+    network = open_localizer(model, device=call.device)
     # The paper's rule would repeat a frame of a short clip and never look at its last one.
-    read = read_clip(clip, frames, rule="uniform_mid", start=span.start, end=span.end, allow_damaged=allow_damaged)
-    located = locate_frames(model, read.frames, phrase, seed=call.seed or 0)
+    read = read_clip(
+        Path(clip), frames, rule="uniform_mid", start=span.start, end=span.end, allow_damaged=allow_damaged
+    )
+    located = locate_frames(network, read.frames, phrase, seed=call.seed or 0)
     folder = RunFolder.create(call.run or Path("runs/video-find"))
     order = sorted(range(len(located)), key=lambda row: (-located[row].cosine, read.times[row]))
     best = set(order[:count])
@@ -204,9 +209,9 @@ def find_command(
         for row, phrase_boxes in enumerate(located)
     ]
     result = VideoFindResult(
-        title=f"“{phrase}” in {clip.name}",
+        title=f"“{phrase}” in {Path(clip).name}",
         command=call.command,
-        model=str(localizer),
+        model=model,
         clip=read.name,
         phrase=phrase,
         best=[int(row) for row in order[:count]],
