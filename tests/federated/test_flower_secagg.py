@@ -75,13 +75,20 @@ Change = Callable[[RecordDict], RecordDict | None]
 class AppGrid:
     """Has Flower's ClientApp answer every message in this process, each client with its own state.
 
+    Args:
+        own: limits of every client.
+
     Attributes:
         changes: by client and stage (of a sum, or the kind of another message) what becomes of its answer; None = none.
         received: stage or kind, and records, of all that reached the server.
     """
 
     def __init__(
-        self, folder: Path, parts: Sequence[np.ndarray], changes: Mapping[tuple[int, str], Change] | None = None
+        self,
+        folder: Path,
+        parts: Sequence[np.ndarray],
+        changes: Mapping[tuple[int, str], Change] | None = None,
+        **own: Any,
     ):
         self.changes = changes or {}
         self.received: list[tuple[int, str, RecordDict]] = []
@@ -102,6 +109,7 @@ class AppGrid:
                 "jobs": "cluster,embed,features",
                 "data": str(folder / f"points{number}.npz"),
                 "state": str(folder / "state"),
+                **{name.replace("_", "-"): value for name, value in own.items()},
             }
             self.contexts[node] = Context(1, node, config, RecordDict(), {})
             self.numbers[node] = number

@@ -147,18 +147,11 @@ class Node:
             values = {"columns": columns.ordered, "columns.unordered": columns.unordered}
             values |= {PARTITIONS: self.limits.max_partitions, NOISE: self.limits.noise_multiplier}
             return Message(HELLO, request.round, values={"client": self.number, "name": self.name, **values})
-        if is_summed and request.kind not in SUM_FORMATS:
-            raise MessageError(f"'{request.kind}' is not added up; {', '.join(SUM_FORMATS)} are")
-        if request.kind in SUM_FORMATS and not is_summed and self.limits.secure_aggregation == "required":
-            raise Refusal(
-                reasons.SECURE_AGGREGATION,
-                f"asks '{request.kind}' without secure aggregation; this client's own secure-aggregation is 'required'",
-            )
         if request.kind not in KINDS:
             raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
         request = self.limits.complete(request)
         # Before the data are read: a refused request costs the client nothing.
-        self.check(request)
+        self.check(request, is_summed=is_summed)
         points = self.read().points_ND
         self.limits.need_points(len(points))
         self.check_steps(request, len(points))
@@ -193,14 +186,29 @@ class Node:
             answer = Client(self.number, points_ND, {request.kind: self._handler(request.kind)}).answer(request)
             if not is_summed:
                 return answer
-            # Encoded here, so that a value which no sum can hold is a failure as any other.
-            return request.answer(arrays={VECTOR: SUM_FORMATS[request.kind](request).encode(answer, len(points_ND))})
+            # Encoded here, so that a value which no sum can hold is a failure as any other; with noise it is clipped.
+            format = SUM_FORMATS[request.kind](request)
+            return request.answer(arrays={VECTOR: format.encode(answer, len(points_ND), clip=question.rho > 0)})
         except FAULTS as problem:
             text = str(problem) if isinstance(problem, UserError) else traceback.format_exc()
             raise Refusal(reasons.DATA_UNUSABLE, text) from problem
 
-    def check(self, request: Message) -> None:
-        """Raise Refusal for a request that the owner has not allowed; the data are not touched."""
+    def check(self, request: Message, *, is_summed: bool = False) -> None:
+        """Raise Refusal for a request that the owner has not allowed; the data are not touched.
+
+        Args:
+            is_summed: see `answer`.
+
+        Raises:
+            MessageError: a request that has no sum is to be answered under masks.
+        """
+        if is_summed and request.kind not in SUM_FORMATS:
+            raise MessageError(f"'{request.kind}' is not added up; {', '.join(SUM_FORMATS)} are")
+        if request.kind in SUM_FORMATS and not is_summed and self.limits.secure_aggregation == "required":
+            raise Refusal(
+                reasons.SECURE_AGGREGATION,
+                f"asks '{request.kind}' without secure aggregation; this client's own secure-aggregation is 'required'",
+            )
         # A common scale belongs to every job.
         if request.kind != MOMENTS:
             self.limits.allow_job(_JOBS[request.kind])

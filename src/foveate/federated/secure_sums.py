@@ -9,7 +9,9 @@ vector, so that nothing but its length shows what it holds.
 |---|---|---|---|
 | `query.moments` | sums or squares of columns | 2^-100 | 2^131 |
 | `query.lloyd` | sums; counts | 2^-64; 1 | 2^51; 2^57 |
-| `train`, `train.prototypes` | weights times the client's points | 2^-30 | 2^27 |
+| `train`, `train.prototypes` | weights times the client's points | 2^-26 | 2^31 |
+
+The largest weight leaves room for a million points with the noise of 150 rounds; a noisy value beyond it is clipped.
 
 Nothing here knows a network; `foveate.federated.flower` masks the vectors.
 """
@@ -60,12 +62,16 @@ class FixedPoint:
         """Largest value that is sent."""
         return 2.0 ** (self.exponent + DIGIT_BITS * self.digits - 1)
 
-    def split(self, values: NDArray[Any]) -> Digits:
+    def split(self, values: NDArray[Any], *, clip: bool = False) -> Digits:
         """Digits of values, [digits, N], the lowest first.
+
+        Args:
+            clip: values beyond the bound become the bound.
 
         Raises:
             UserError: a value beyond the bound, or NaN.
         """
+        values = np.clip(values, -self.bound, self.bound) if clip else values
         # Written with `not`, so that NaN is refused, too.
         if not (np.abs(values) <= self.bound).all():
             raise UserError(f"values beyond {self.bound:.3g} cannot be added up under secure aggregation")
@@ -86,7 +92,7 @@ class FixedPoint:
         return total_N
 
 
-SUMS, MOMENT_SUMS, WEIGHTS = FixedPoint(4, -64), FixedPoint(8, -100), FixedPoint(2, -30)
+SUMS, MOMENT_SUMS, WEIGHTS = FixedPoint(4, -64), FixedPoint(8, -100), FixedPoint(2, -26)
 COUNTS = FixedPoint(2, 0)
 _MEANS = FixedPoint(4, -64)
 
@@ -108,17 +114,21 @@ class SumFormat:
     is_weighted: bool = False
     means: tuple[str, ...] = ()
 
-    def encode(self, answer: Message, points: int) -> Digits:
+    def encode(self, answer: Message, points: int, *, clip: bool = False) -> Digits:
         """Vector of a client's answer, [L].
 
         Args:
             points: number of the client's points.
+            clip: arrays are clipped to the bounds of their grids, as an answer with noise never fails because of a
+                value.
 
         Raises:
             UserError: a value beyond the bound of its grid, or a part that the answer lacks.
         """
         factor = float(points) if self.is_weighted else 1.0
-        parts = [grid.split(answer.array(name).astype(np.float64) * factor) for name, grid in self.arrays.items()]
+        parts = [
+            grid.split(answer.array(name).astype(np.float64) * factor, clip=clip) for name, grid in self.arrays.items()
+        ]
         counts = [answer.number(name) for name in self.numbers]
         for name in self.means:
             is_sent = name in answer.values
@@ -128,6 +138,12 @@ class SumFormat:
             counts.append(points)
         parts.append(COUNTS.split(np.array(counts, dtype=np.float64)))
         return np.concatenate([part.ravel() for part in parts])
+
+    def length(self, sizes: Mapping[str, int]) -> int:
+        """Number of digits of a vector, L, by the sizes of its arrays."""
+        counts = COUNTS.digits * (len(self.numbers) + len(self.means) + self.is_weighted)
+        arrays = sum(grid.digits * sizes[name] for name, grid in self.arrays.items())
+        return arrays + counts + _MEANS.digits * len(self.means)
 
     def decode(self, total_L: Digits, shapes: Shapes, clients: int) -> tuple[dict[str, NDArray[np.float64]], Totals]:
         """Arrays and numbers of the total of several vectors.
@@ -139,7 +155,7 @@ class SumFormat:
             MessageError: another length than the shapes say, or digits that no vectors of this format add up to.
         """
         num_counts = len(self.numbers) + len(self.means) + self.is_weighted
-        rest = len(total_L) - COUNTS.digits * num_counts - _MEANS.digits * len(self.means)
+        rest = len(total_L) - self.length(dict.fromkeys(self.arrays, 0))
         sizes = {name: _size(shapes[name], rest, grid) for name, grid in self.arrays.items()}
         if rest != sum(sizes[name] * grid.digits for name, grid in self.arrays.items()):
             raise MessageError(f"the clients' vectors have {len(total_L):,} digits, which do not fit the question")
@@ -208,6 +224,36 @@ class SumRound:
 
 def _size(shape: tuple[int | None, ...], rest: int, grid: FixedPoint) -> int:
     return rest // grid.digits if None in shape else prod(int(length or 0) for length in shape)
+
+
+SETUP, SHARE_KEYS, UNMASK = STAGES = ("secagg.setup", "secagg.share_keys", "secagg.unmask")
+"""Kinds in a log of the messages of a sum beside the request and its answer."""
+MASKED = "masked"
+"""Array in a log of an answer under masks."""
+_SETTINGS = ("clipping_range", "max_weight", "mod_range", "sample_num", "share_num", "target_range", "threshold")
+# Flower 1.42: two public keys of a client, its encrypted shares for another one, and one share of a secret.
+_KEYS_BYTES, _SHARES_BYTES, _SECRET_BYTES = 430, 612, 52
+
+
+def list_stages(request: Message, digits: int, clients: int) -> list[tuple[bool, Message]]:
+    """Messages of one client in a sum, up or down, as large as those under Flower's SecAgg+, for a plan.
+
+    Args:
+        digits: length of the vector. clients: in the sum.
+    """
+    key, keys = np.zeros(_KEYS_BYTES, np.uint8), np.zeros(clients * _KEYS_BYTES, np.uint8)
+    shares = np.zeros((clients - 1) * _SHARES_BYTES, np.uint8)
+    parts: list[tuple[bool, str, dict[str, NDArray[Any]], dict[str, int]]] = [
+        (False, SETUP, {}, dict.fromkeys(_SETTINGS, 0)),
+        (True, SETUP, {"keys": key}, {}),
+        (False, SHARE_KEYS, {"keys": keys}, {}),
+        (True, SHARE_KEYS, {"shares": shares}, {}),
+        (False, SHARE_KEYS, {"shares": shares}, {}),
+        (True, request.kind, {MASKED: np.zeros(digits, np.int64)}, {}),
+        (False, UNMASK, {"active": np.zeros(clients, np.int64), "lost": np.zeros(0, np.int64)}, {}),
+        (True, UNMASK, {"shares": np.zeros(clients * _SECRET_BYTES, np.uint8)}, {}),
+    ]
+    return [(up, Message(kind, request.round, arrays, values)) for up, kind, arrays, values in parts]
 
 
 NOTES = {

@@ -200,6 +200,8 @@ class MapJob(TrainingJob[MapState]):
         if total.totals.numbers["points"] != sum(state.sizes[client] for client in total.clients):
             raise MessageError("the clients' numbers of points do not add up to what they reported at the start")
         state.encoder = total.arrays["encoder"].astype(self.options.precision)
+        if not self.options.hides_training and total.totals.means["attraction"] is None:
+            state.add_note(OWN_NOISE)
         # Points outside of a box are counted by client, and are not added up.
         return _history_entry(state, rate, total.clients, total.totals.means, None, usable)
 
