@@ -199,12 +199,17 @@ def is_refreshed(round: int, *, start: int, refresh: int) -> bool:
     return round >= start and (round - start) % refresh == 0
 
 
+def count_participants(clients: int, share: float) -> int:
+    """Number of clients that train in a round."""
+    # Take at least one: a round without clients has nothing to average.
+    return clients if share >= 1 else max(1, round(share * clients))
+
+
 def draw_participants(clients: Sequence[int], share: float, generator: np.random.Generator) -> list[int]:
     """Draw the clients that train in a round: at least one, without replacement, ascending."""
     if share >= 1:
         return list(clients)
-    # Take at least one: a round without clients has nothing to average.
-    count = max(1, round(share * len(clients)))
+    count = count_participants(len(clients), share)
     return sorted(generator.choice(np.asarray(clients), size=count, replace=False).tolist())
 
 

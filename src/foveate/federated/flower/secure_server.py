@@ -56,7 +56,7 @@ from foveate.federated.flower.records import from_records, read_npy, to_records
 from foveate.federated.messages import Message, MessageError
 from foveate.federated.reasons import read_failure
 from foveate.federated.rounds import FAULTS, keep_usual_lengths
-from foveate.federated.secure_sums import MAX_DIGIT, MIN_CLIENTS, Digits
+from foveate.federated.secure_sums import MASKED, MAX_DIGIT, MIN_CLIENTS, SETUP, SHARE_KEYS, UNMASK, Digits
 
 Outcomes = dict[int, tuple[RecordDict | None, str]]
 Exchange = Callable[[Mapping[int, RecordDict]], Outcomes]
@@ -65,7 +65,6 @@ Note = Callable[[int, Message, bool], None]
 """Records a message of a node, up or down."""
 Need = Callable[[int, int], None]
 """(clients left, clients needed) -> raises an error if too few are left."""
-_SETUP, _SHARE_KEYS, _UNMASK = "secagg.setup", "secagg.share_keys", "secagg.unmask"
 
 
 @dataclass
@@ -132,7 +131,7 @@ class MaskedSum:
             keys = values[Key.PUBLIC_KEY_1], values[Key.PUBLIC_KEY_2]
             for key in keys:
                 bytes_to_public_key(key)
-            self.note(node, _message(_SETUP, round, keys=b"".join(keys)), True)
+            self.note(node, _message(SETUP, round, keys=b"".join(keys)), True)
             return keys
 
         while True:
@@ -145,7 +144,7 @@ class MaskedSum:
             }
             record = ConfigRecord({Key.STAGE: Stage.SETUP, **settings, **SETTINGS})
             for node in nodes:
-                self.note(node, Message(_SETUP, round, values={**settings, **SETTINGS}), False)
+                self.note(node, Message(SETUP, round, values={**settings, **SETTINGS}), False)
             keys = self._ask({node: RecordDict({RECORD_KEY_CONFIGS: record}) for node in nodes}, read)
             if len(keys) == len(nodes):
                 return keys
@@ -159,15 +158,13 @@ class MaskedSum:
             targets, texts = list(values[Key.DESTINATION_LIST]), list(values[Key.CIPHERTEXT_LIST])
             if sorted(targets) != [other for other in keys if other != node]:
                 raise MessageError("shares for other clients than take part")
-            self.note(node, _message(_SHARE_KEYS, round, shares=b"".join(texts)), True)
+            self.note(node, _message(SHARE_KEYS, round, shares=b"".join(texts)), True)
             return dict(zip(targets, texts, strict=True))
 
         record = ConfigRecord({str(node): list(pair) for node, pair in keys.items()})
         record[Key.STAGE] = Stage.SHARE_KEYS
         for node in keys:
-            self.note(
-                node, _message(_SHARE_KEYS, round, keys=b"".join(b"".join(pair) for pair in keys.values())), False
-            )
+            self.note(node, _message(SHARE_KEYS, round, keys=b"".join(b"".join(pair) for pair in keys.values())), False)
         shares = self._ask({node: RecordDict({RECORD_KEY_CONFIGS: record}) for node in keys}, read)
         self.need(len(shares), needed(len(keys)))
         return shares
@@ -185,7 +182,7 @@ class MaskedSum:
             if factor.shape != (1,):
                 raise MessageError("no factor before the vector")
             request = requests[node]
-            self.note(node, Message(request.kind, request.round, {"masked": vector}), True)
+            self.note(node, Message(request.kind, request.round, {MASKED: vector}), True)
             return [factor, vector]
 
         records: dict[int, RecordDict] = {}
@@ -197,7 +194,7 @@ class MaskedSum:
             content[RECORD_KEY_CONFIGS] = ConfigRecord(stage)
             records[node] = content
             self.note(node, requests[node], False)
-            self.note(node, _message(_SHARE_KEYS, requests[node].round, shares=b"".join(texts)), False)
+            self.note(node, _message(SHARE_KEYS, requests[node].round, shares=b"".join(texts)), False)
         say(f"secure aggregation: {len(records)} clients answer '{next(iter(requests.values())).kind}'")
         vectors = self._ask(records, read)
         others = keep_usual_lengths({node: len(vector) for node, (_, vector) in vectors.items()})
@@ -214,7 +211,7 @@ class MaskedSum:
             listed, texts = list(values[Key.NODE_ID_LIST]), list(values[Key.SHARE_LIST])
             if listed != owners:
                 raise MessageError("shares of other clients than asked")
-            self.note(node, _message(_UNMASK, round, shares=b"".join(texts)), True)
+            self.note(node, _message(UNMASK, round, shares=b"".join(texts)), True)
             return dict(zip(listed, texts, strict=True))
 
         stage = {
@@ -224,7 +221,7 @@ class MaskedSum:
         }
         for node in self.nodes:
             about = {"active": _numbers(self.nodes), "lost": _numbers(lost)}
-            self.note(node, Message(_UNMASK, round, about), False)
+            self.note(node, Message(UNMASK, round, about), False)
         # Who is lost now stays in the sum: its vector is in it, and the others hold shares of its seed.
         before = dict(self.excluded)
         parts = self._ask({node: RecordDict({RECORD_KEY_CONFIGS: ConfigRecord(stage)}) for node in self.nodes}, read)
