@@ -527,7 +527,7 @@ def test_over_tls_with_one_killed_one_slow_and_one_hostile(tmp_path: Path) -> No
         "5",
         *settings,
         "--timeout",
-        "90",
+        "180",
     ]
     with contextlib.ExitStack() as stack:
         stack.enter_context(wards.start("server", "server", "--folder", "server", "--address", wards.address))
@@ -536,10 +536,10 @@ def test_over_tls_with_one_killed_one_slow_and_one_hostile(tmp_path: Path) -> No
         clients = [wards.join(stack, number) for number in range(len(PARTS))]
         wards.until(lambda: all(wards.is_ready(f"client{number}") for number in range(len(PARTS))))
         with wards.start("run", *run, "--secure-aggregation", "--out", "groups") as running:
-            wards.until((tmp_path / "collecting").exists, 600)
+            wards.until((tmp_path / "collecting").exists, 900)
             for process in family(clients[KILLED].pid):
                 process.kill()
-            wards.until(lambda: running.poll() is not None, 900)
+            wards.until(lambda: running.poll() is not None, 1200)
             assert running.returncode == 0, wards.logs()
     result = json.loads((tmp_path / "groups" / "result.json").read_text())
     excluded = {number: row["excluded"] for number, row in enumerate(result["clients"]) if row.get("excluded")}
