@@ -284,6 +284,80 @@ def test_traffic_of_all_clients_is_that_of_one_times_their_number() -> None:
     assert plan_run(run, options, DATA, OPEN)["questions"] == trained
 
 
+SUMMED: dict[str, tuple[str, list[str], list[str]]] = {
+    "cluster": (
+        "refine_rounds=1 scale=standard",
+        ["query.moments", "query.lloyd"],
+        ["query.centroids", "query.assign"],
+    ),
+    "embed": ("rounds=3 hidden=[8]", ["train"], ["query.points", "query.box", "query.field"]),
+    "features": (
+        "rounds=1 width=8 hidden=12 scale=standard",
+        ["query.moments", "train.prototypes"],
+        ["query.size", "query.embedded"],
+    ),
+}
+
+
+@pytest.mark.parametrize("job", SUMMED)
+def test_a_plan_under_secure_aggregation_says_what_is_added_up(job: str) -> None:
+    """That its bytes are those of a run is tested where Flower is: `test_flower_secure_runs.py`."""
+    options, summed, single = SUMMED[job]
+    config = {"job": job, "options": options, "evaluate": job == "cluster", "secure-aggregation": True}
+    plan = plan_run(*read(**config), DATA, OPEN)
+    assert {kind for kind, is_masked in plan["masked"].items() if is_masked} == set(summed)
+    assert {kind for kind, is_masked in plan["masked"].items() if not is_masked} == set(single)
+    up = [row for row in plan["messages"] if row["up"]]
+    assert {row["name"] for row in up if row["kind"] in summed} == {"masked"}
+    lines = describe_plan(plan)
+    assert any(line.endswith(f"clients only: {', '.join(summed)}") for line in lines)
+    assert any("cannot be added up" in line and line.endswith(", ".join(single)) for line in lines)
+    plain = plan_run(*read(**{**config, "secure-aggregation": False}), DATA, OPEN)
+    # What is asked, and what it costs of a client's account, is the same.
+    for name in ("questions", "partitions", "rho", "needs", "refusals"):
+        assert plan[name] == plain[name]
+    assert plan["bytes_up"] > plain["bytes_up"]
+    many = plan_run(*read(**config, clients=12), DATA, OPEN)
+    # One encrypted share of each other client, and one share of each one's secret, in every sum.
+    sums = sum(row["messages"] for row in up if row["name"] == "masked")
+    if job != "embed":
+        assert many["bytes_up_per_client"] - plan["bytes_up_per_client"] == sums * 9 * (612 + 52)
+
+
+def test_a_run_that_adds_nothing_up_says_so() -> None:
+    plan = plan_run(*read(**{"secure-aggregation": True}), DATA, OPEN)
+    assert plan["masked"] == {"query.centroids": False}
+    assert any("nothing of this run is added up" in line for line in describe_plan(plan))
+
+
+def test_a_client_that_requires_masks_refuses_a_plan_without() -> None:
+    own = OPEN.model_copy(update={"secure_aggregation": "required"})
+    config = {"options": "refine_rounds=1"}
+    assert [entry["code"] for entry in plan_run(*read(**config), DATA, own)["refusals"]] == ["secure-aggregation"]
+    assert plan_run(*read(**config, **{"secure-aggregation": True}), DATA, own)["fits"]
+
+
+@pytest.mark.parametrize(
+    ("clients", "more", "words"),
+    [
+        (2, (), "secure-aggregation needs at least 3 clients (got 2)"),
+        (6, ("--job", "embed", "--set", "participation=0.3"), "participation=0.3 of 6 clients trains 2"),
+    ],
+)
+def test_sums_over_fewer_than_three_clients_are_refused_before_a_run(
+    clients: int, more: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    words_of_run = ["federated", "run", "--clients", str(clients), "--secure-aggregation", *more]
+    for ending in (("--folder", str(tmp_path), "--out", str(tmp_path / "out")), ("--dry-run", "--features", "5")):
+        done = CliRunner().invoke(cli, [*words_of_run, *ending])
+        assert done.exit_code != 0
+        assert words in done.output + str(done.exception)
+    assert (
+        CliRunner().invoke(cli, [*words_of_run[:3], "6", *words_of_run[4:5], "--dry-run", "--features", "5"]).exit_code
+        == 0
+    )
+
+
 def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli, ["federated", "run", "--dry-run", "--clients", "3", *map(str, arguments)])
 

@@ -66,7 +66,7 @@ class Policy(ClientLimits, ReadOptions):
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Who is answered, and about what.": ("server", "jobs"),
-    "What an answer may be about.": ("min_count", "winsorize", "scale", "align_columns"),
+    "What an answer may be about.": ("min_count", "winsorize", "scale", "secure_aggregation", "align_columns"),
     "Budgets of each data set, counted over all runs and servers in the log in `state`.": (
         "max_partitions",
         "max_moments",

@@ -22,6 +22,7 @@ GRID = "grid"
 HIDDEN = "hidden"
 WINSORIZE = "winsorize"
 SCALE = "scale"
+SECURE_AGGREGATION = "secure-aggregation"
 WEIGHTS = "weights"
 MIN_COUNT = "min-count"
 MAX_CLUSTERS = "max-clusters"
@@ -64,6 +65,7 @@ SENTENCES = {
     HIDDEN: "the request's `hidden` is above the bound{count}",
     WINSORIZE: "the request's `winsorize` is not the client's own",
     SCALE: "the request is about a common scale of the columns; its own `scale` is `none`",
+    SECURE_AGGREGATION: "it sends what is only added up under secure aggregation alone",
     WEIGHTS: "the request's weights are not those that an honest run has in this round",
     MIN_COUNT: "its own min-count{count} is larger than the request's min_count",
     MAX_CLUSTERS: "its own max-clusters{count} is less than what the request asks for",
@@ -95,6 +97,7 @@ REMEDIES = {
     HIDDEN: "run with narrower layers, or its owner may set a larger `max_hidden`",
     WINSORIZE: "run with its winsorize, or its owner may set `winsorize` (0 for runs without)",
     SCALE: "run with scale=none, or its owner may set `scale` to standard",
+    SECURE_AGGREGATION: "run with --secure-aggregation, or its owner may set `secure_aggregation` to allowed",
     WEIGHTS: (
         "run with one version of foveate everywhere and one seed per run; its owner finds the bound in client.log, and "
         "may set a larger `update_clip` where other clients' is larger"

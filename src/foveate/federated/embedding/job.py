@@ -46,6 +46,7 @@ from foveate.federated.embedding.options import (
     LOCAL,
     METHODS,
     POOLED,
+    TRAIN_SUMS,
     EmbeddingOptions,
     draw_participants,
     first_surrogate_round,
@@ -59,6 +60,7 @@ from foveate.federated.job import TrainingJob, fit_in_process
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.results import EmbedClient, EmbedMap, EmbedResult
 from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError, Transport, compare_sizes, stream
+from foveate.federated.secure_sums import SumRound, describe_sums, refuse_individual
 from foveate.federated.store import digest
 
 Array = NDArray[Any]
@@ -129,6 +131,8 @@ class MapJob(TrainingJob[MapState]):
         # Positions are the data themselves up to the encoder: no setting may send them over a network.
         if options.method == EXACT and not isinstance(transport, InProcess):
             raise UserError("method 'fedne_exact' sends every map position; it is for comparisons in one process only")
+        if transport.is_secure:
+            refuse_individual(suspects=options.suspects, aggregation=options.aggregation)
         rule = MessageRule(at_client.POINTS, values={"points": int, "features": int})
         request = _request(at_client.POINTS, 0, options)
         result = transport.ask(request, rule, min_clients=min_clients, check=_check_points)
@@ -136,6 +140,8 @@ class MapJob(TrainingJob[MapState]):
         network = self.template if self.template is not None else build_encoder(options, sizes.features)
         encoder = flatten_weights(network)
         state = MapState(encoder, dict(sizes.points), sizes.features)
+        if transport.is_secure:
+            state.add_note(describe_sums(self.name))
         for client, reason in {**result.excluded, **sizes.others}.items():
             state.add_note(f"{transport.name(client)} is left out: {reason}")
         # Sizes weight the average, so a false one is worth checking before the first round.
@@ -171,6 +177,11 @@ class MapJob(TrainingJob[MapState]):
         clients = draw_participants(sorted(state.sizes), options.participation, random)
         usable = self._usable_repulsions(transport, state) if active else []
         requests = {client: self._train_request(state, client, rate, usable) for client in clients}
+        # With the method `local` nothing is added up.
+        if transport.is_secure and options.method != LOCAL:
+            shapes = {"encoder": state.encoder.shape}
+            total = transport.ask_sum(requests, TRAIN_SUMS, shapes, min_clients=min_clients)
+            return self._use_sum(state, total, rate, usable if active else None)
         answers = transport.ask(requests, self._train_rule(state), min_clients=min_clients).answers
         if not options.hides_training and any("attraction" not in answer.values for answer in answers.values()):
             state.add_note(OWN_NOISE)
@@ -185,7 +196,18 @@ class MapJob(TrainingJob[MapState]):
                 if options.suspects == "exclude":
                     del weights[client]
             state.encoder = self._aggregate(state, weights)
-        return _history_entry(state, rate, answers, usable if active else None)
+        means = _mean_losses(state, answers)
+        return _history_entry(state, rate, list(answers), means, _count_outside(answers), usable if active else None)
+
+    def _use_sum(self, state: MapState, total: SumRound, rate: float, usable: Sequence[int] | None) -> dict[str, Any]:
+        """Take the mean of the clients' weights, of which only the sum is known; return the entry for the history."""
+        if total.totals.numbers["points"] != sum(state.sizes[client] for client in total.clients):
+            raise MessageError("the clients' numbers of points do not add up to what they reported at the start")
+        state.encoder = total.arrays["encoder"].astype(self.options.precision)
+        if not self.options.hides_training and total.totals.means["attraction"] is None:
+            state.add_note(OWN_NOISE)
+        # Points outside of a box are counted by client, and are not added up.
+        return _history_entry(state, rate, total.clients, total.totals.means, None, usable)
 
     def _note_suspect(self, transport: Transport, state: MapState, client: int, reason: str) -> None:
         state.add_note(note_suspect(transport.name(client), reason, left_out=self.options.suspects == "exclude"))
@@ -458,13 +480,8 @@ def _surrogate_size(options: EmbeddingOptions) -> int:
     return sum((inputs + 1) * outputs for inputs, outputs in zip(widths, widths[1:], strict=False))
 
 
-def _history_entry(
-    state: MapState, rate: float, answers: Mapping[int, Message], usable: Sequence[int] | None
-) -> dict[str, Any]:
-    """History of a round; losses are means over clients, weighted by their points.
-
-    Losses, and the number of points outside of a box, are None where noise hides the training.
-    """
+def _mean_losses(state: MapState, answers: Mapping[int, Message]) -> dict[str, float | None]:
+    """Means of the losses over clients, weighted by their points; None where noise hides the training."""
     weights = np.array([state.sizes[client] for client in answers], dtype=np.float64)
 
     def mean(name: str) -> float | None:
@@ -474,8 +491,24 @@ def _history_entry(
             return None
         return float(np.average(np.array(values, dtype=np.float64), weights=weights))
 
+    return {name: mean(name) for name in TRAIN_SUMS.means}
+
+
+def _count_outside(answers: Mapping[int, Message]) -> int | None:
+    """Number of points outside of the boxes; None where noise hides the training."""
     counts = [int(answer.number("outside")) for answer in answers.values() if "outside" in answer.values]
-    outside = sum(counts) if counts else None
+    return sum(counts) if counts else None
+
+
+def _history_entry(
+    state: MapState,
+    rate: float,
+    clients: Sequence[int],
+    means: Mapping[str, float | None],
+    outside: int | None,
+    usable: Sequence[int] | None,
+) -> dict[str, Any]:
+    """History of a round."""
     if outside:
         state.add_note(
             "points lie outside the box of a surrogate: a field keeps the value at its edge, a network's is clamped"
@@ -491,10 +524,8 @@ def _history_entry(
     return {
         "round": state.round,
         "rate": rate,
-        "clients": list(answers),
-        "attraction": mean("attraction"),
-        "repulsion": mean("repulsion"),
-        "foreign": mean("foreign"),
+        "clients": list(clients),
+        **means,
         **{name: fits(name) for name in ("r2", *GRADIENTS)},
         "usable": None if usable is None else list(usable),
         "outside": outside,

@@ -12,6 +12,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, validate
 from foveate.core.reference import REFERENCE, reference_values
 from foveate.federated.messages import Message, MessageError
+from foveate.federated.secure_sums import WEIGHTS, SumFormat
 
 FEDNE, FEDAVG, FEDPROX, LOCAL, POOLED, EXACT = "fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"
 METHODS = {
@@ -217,12 +218,17 @@ def is_refreshed(round: int, *, start: int, refresh: int) -> bool:
     return round >= start and (round - start) % refresh == 0
 
 
+def count_participants(clients: int, share: float) -> int:
+    """Number of clients that train in a round."""
+    # Take at least one: a round without clients has nothing to average.
+    return clients if share >= 1 else max(1, round(share * clients))
+
+
 def draw_participants(clients: Sequence[int], share: float, generator: np.random.Generator) -> list[int]:
     """Draw the clients that train in a round: at least one, without replacement, ascending."""
     if share >= 1:
         return list(clients)
-    # Take at least one: a round without clients has nothing to average.
-    count = max(1, round(share * len(clients)))
+    count = count_participants(len(clients), share)
     return sorted(generator.choice(np.asarray(clients), size=count, replace=False).tolist())
 
 
@@ -241,6 +247,8 @@ SURROGATE = "query.surrogate"
 FIELD = "query.field"
 POSITIONS = "query.positions"
 TRAIN = "train"
+TRAIN_SUMS = SumFormat({"encoder": WEIGHTS}, is_weighted=True, means=("attraction", "repulsion", "foreign"))
+"""Format in which the answers to a training are added up."""
 
 REMOTE_KINDS = (POINTS, BOX, SURROGATE, FIELD, TRAIN)
 """Requests that a client answers over a network: all but its map positions."""

@@ -54,6 +54,11 @@ CLUSTER_KINDS = {
     "query.lloyd": "refinement",
     "query.assign": "how well it fits",
 }
+SUM_KINDS = {
+    "secagg.setup": "keys of a masked sum",
+    "secagg.share_keys": "keys and encrypted shares of a masked sum",
+    "secagg.unmask": "shares that unmask a sum",
+}
 
 
 def draw_maps(positions: GroupMap, names: list[str]) -> list[Markup]:
@@ -117,6 +122,7 @@ def _cell(key: str, value: float | None) -> str:
 
 def _exchanged(exchanged: list[Traffic], kinds: Mapping[str, str], *, nothing: str) -> list[Block]:
     """Return the table of what was exchanged: first messages from the clients, then those to them."""
+    kinds = {**SUM_KINDS, **kinds}
     rows = []
     for row in sorted(exchanged, key=lambda row: not row.up):
         # Both the smallest and the largest: under one name, clients may send messages of different shapes.
