@@ -112,7 +112,7 @@ class BridgeEncoder(ImageEncoder):
                 self._networks[:] = [(network, lite0.load_class_head().to(device), detector)]
             return self._networks[0]
 
-    def _strides(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    def read_strides(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's maps at strides 16 and 32 of pixels in 0 to 255 (float)."""
         network = self.open_networks(pixels_B3HW.device)[0]
         dtype = next(network.parameters()).dtype
@@ -127,7 +127,7 @@ class BridgeEncoder(ImageEncoder):
     def _maps(self, pixels_B3HW: Tensor) -> Tensor:
         """Return the classifier's features [B, 1280, h, w] of pixels in 0 to 255 (float)."""
         head = self.open_networks(pixels_B3HW.device)[1]
-        return head.features(self._strides(pixels_B3HW)[1].float())
+        return head.features(self.read_strides(pixels_B3HW)[1].float())
 
     @torch.no_grad()
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class BridgeEncoder(ImageEncoder):
         with torch.autocast(device_type=pixels_B3HW.device.type, enabled=False):
             x = _to_bytes(pixels_B3HW)
             head = self.open_networks(x.device)[1]
-            map_BDHW, view = self._maps(_resize(x, MAP)), self._strides(_resize(x, VIEW))
+            map_BDHW, view = self._maps(_resize(x, MAP)), self.read_strides(_resize(x, VIEW))
             view_BD = head.features(view[1].float()).mean(dim=(2, 3))
             parts = (map_BDHW.flatten(2).transpose(1, 2).flatten(1), view_BD, self._detect(x))
             return torch.cat(parts, dim=1).to(torch.float16), view

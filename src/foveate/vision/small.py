@@ -1,8 +1,8 @@
 """Encoders `small`: `bridge` joined with a CLOC that was trained on drawings, over one pass of the same network.
 
 `bridge` knows photographs by the classes of ImageNet and COCO, a CLOC that learned from emoji, clip art and scenes
-knows drawings. Each image has a share w that says how little it looks like the drawings of the training, and its vector
-is [sqrt(w) bridge ; sqrt(1 - w) trained ; level]; a text's is [a bridge ; b trained ; 16]. So one dot product is the sum
+knows drawings. Each image has a share w that says how much it looks like a photograph, and its vector is
+[sqrt(w) bridge ; sqrt(1 - w) trained ; level]; a text's is [a bridge ; b trained ; 16]. So one dot product is the sum
 of both scores, a and b bring them to one scale over random texts, and `level` subtracts what random texts score on
 average. docs/methods/small.md has what was tried and measured; tools/build_small.py trains and joins.
 """
@@ -27,7 +27,6 @@ _EXTRA = SENTENCE_WIDTH + 1  # numbers of a joined vector besides the trained pa
 # The last number of a text's vector. A large one keeps the level in an image's vector small, whose length then hardly
 # differs between images.
 LEVEL = 16.0
-COMPONENTS = 64  # directions of the features in which an image's distance from drawings is measured
 
 
 class SmallEncoder(ImageEncoder):
@@ -40,17 +39,15 @@ class SmallEncoder(ImageEncoder):
     """
 
     has_box_head = True
-    # Of drawings: the mean of their features, directions that whiten them, and where the share is a half, and how
-    # steep it is there.
-    drawing_mean_D: Tensor
-    whitening_CD: Tensor
-    gate_2: Tensor
+    # Weights and bias of the linear classifier of photographs against drawings, whose sigmoid is the share.
+    gate_D: Tensor
+    gate_bias: Tensor
     # Mean and standard deviation of the cosines with random texts, of bridge and of the trained part.
     bridge_level_2: Tensor
     trained_level_2: Tensor
 
     def __init__(
-        self, *, embed_dim: int = 641, width: int = 256, image_size: int = 672, precision: str = "auto"
+        self, *, embed_dim: int = 577, width: int = 192, image_size: int = 672, precision: str = "auto"
     ) -> None:
         if embed_dim <= _EXTRA:
             raise UserError(f"embed_dim of 'small': too small (got {embed_dim}); expected more than {_EXTRA}")
@@ -74,9 +71,8 @@ class SmallEncoder(ImageEncoder):
         self._sizes = (bridge.feature_shape[0], self.trained.feature_shape[0])
         self.feature_shape = (sum(self._sizes),)
         self.feature_dtype = torch.float16
-        self.register_buffer("drawing_mean_D", torch.zeros(bridge.width))
-        self.register_buffer("whitening_CD", torch.zeros(COMPONENTS, bridge.width))
-        self.register_buffer("gate_2", torch.tensor([0.0, 1.0]))
+        self.register_buffer("gate_D", torch.zeros(bridge.width))
+        self.register_buffer("gate_bias", torch.zeros(()))
         self.register_buffer("bridge_level_2", torch.tensor([0.0, 1.0]))
         self.register_buffer("trained_level_2", torch.tensor([0.0, 1.0]))
 
@@ -109,14 +105,12 @@ class SmallEncoder(ImageEncoder):
         return ImageFeatures(tokens_BLD, self.grid, self.join(bridge.pooled, trained.pooled, share_B))
 
     def weigh(self, view_BD: Tensor) -> Tensor:
-        """Return the share [B] of bridge: near 0 for what looks like the drawings of the training, near 1 far away.
+        """Return the share [B] of bridge: near 0 for what looks like a drawing, near 1 for a photograph.
 
         Args:
             view_BD: the classifier's pooled features.
         """
-        distance_B = ((view_BD - self.drawing_mean_D) @ self.whitening_CD.T).square().mean(dim=-1).sqrt()
-        center, slope = self.gate_2
-        return ((distance_B - center) * slope).sigmoid()
+        return (view_BD @ self.gate_D + self.gate_bias).sigmoid()
 
     def join(self, bridge_RE: Tensor, trained_RE: Tensor, share_R: Tensor) -> Tensor:
         """Join the vectors of both parts, of any length, to [R, E]."""
@@ -192,7 +186,7 @@ class SmallTextEncoder(MiniLMEncoder):
 
     scale_2: Tensor
 
-    def __init__(self, *, embed_dim: int = 641, precision: str = "float32") -> None:
+    def __init__(self, *, embed_dim: int = 577, precision: str = "float32") -> None:
         super().__init__(embed_dim=embed_dim - _EXTRA, precision=precision, sentence_width=SENTENCE_WIDTH)
         self.embed_dim = embed_dim
         # One over the standard deviations of the cosines with random texts.
