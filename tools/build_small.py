@@ -4,8 +4,9 @@
     python tools/build_small.py join runs/small
 
 `train` writes the collection of emoji, clip art and scenes (their training parts alone are trained on) and runs
-recipes/small.yaml; `join` measures what the parts are joined with, and writes the model folder into the package's data
-(docs/methods/small.md). Photographs are those that scikit-image and scikit-learn come with.
+recipes/small.yaml; `join` takes its newest checkpoint, measures what the parts are joined with, and writes the model
+folder into the package's data (docs/methods/small.md). Photographs are those that come with scikit-image and
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -19,23 +20,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from foveate.core.files import read_json, sha256_file, write_text_atomically
-from foveate.core.model_folder import CARD, CONFIG, WEIGHTS
+from foveate.core.model_folder import CARD, WEIGHTS
 from foveate.core.paths import DATA
 from foveate.core.progress import track
 from foveate.core.recipes import load
 from foveate.core.seeds import generator
+from foveate.core.version import code_revision
 from foveate.pretrain.recipe import PretrainRecipe
-from foveate.pretrain.train import pretrain
+from foveate.pretrain.train import build_model, pretrain
 from foveate.records.collection import Collection
 from foveate.records.images import decode
 from foveate.search.calibration import draw_texts
+from foveate.training import checkpoint
 from foveate.vision.bridge import VIEW, BridgeEncoder
 from foveate.vision.lite0 import CLASSES, Lite0Encoder, pack_maps
-from foveate.vision.localizer.folder import load_model, save_model
+from foveate.vision.localizer.folder import save_model
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.settings import LocalizerSettings, RegionSettings
@@ -52,10 +56,11 @@ PHOTOGRAPHS = {
     "sklearn": "china.jpg flower.jpg",
 }
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
-_CROPS, _DRAWINGS = 30, 250  # of each photograph; of each of the three sources
+_CROPS = 30  # of each photograph
+_DRAWINGS = {"emoji": 300, "clipart": 300, "scenes": 900}
 # Inverse strength of the logistic regression, and what its logits are multiplied by and shifted by. Chosen on one half
 # of the queries of docs/methods/small.md.
-_STRENGTH, _SLOPE, _SHIFT = 1e-3, 1.0, 0.0
+_STRENGTH, _SLOPE, _SHIFT = 1e-2, 1.0, 2.0
 _MIXTURES, _SHARES = 2000, (1.0, 0.6, 0.4, 0.3)
 _SIDE = (VIEW, VIEW)
 
@@ -100,9 +105,9 @@ def crop_photographs() -> list[Image.Image]:
 def draw_drawings(collection: Collection) -> list[Image.Image]:
     """Return training images of each source, as views of the classifier."""
     views = []
-    for source in ("emoji", "clipart", "scenes"):
+    for source, count in _DRAWINGS.items():
         rows = collection.rows("train", {"source": source})
-        for row in np.sort(generator("small drawings", source).permutation(rows)[:_DRAWINGS]):
+        for row in np.sort(generator("small drawings", source).permutation(rows)[:count]):
             views.append(decode(collection.image_bytes(int(row))).resize(_SIDE, Image.Resampling.BICUBIC))
     return views
 
@@ -124,10 +129,23 @@ def measure(cosines_TN: Tensor) -> Tensor:
     return torch.stack([cosines_TN.mean(), cosines_TN.std()])
 
 
+def load_trained(run: Path) -> tuple[LocalizingModel, int]:
+    """Return the trained CLOC of the newest checkpoint, and its step."""
+    newest = checkpoint.newest(run / "cloc" / "checkpoints")
+    if newest is None:
+        raise SystemExit(f"{run}: has no checkpoint; run `train` first")
+    model = build_model(load(PretrainRecipe, RECIPE))
+    weights = load_file(newest / "weights.safetensors")
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
+    return model.eval().requires_grad_(False), int(newest.name.removeprefix("step-"))
+
+
 @torch.inference_mode()
 def join(run: Path) -> Path:
     """Join `bridge` and the trained CLOC, and write the model folder; return where it is."""
-    trained, bridge = load_model(run / "cloc" / "model", device="cpu"), open_localizer("bridge", device="cpu")
+    (trained, step), bridge = load_trained(run), open_localizer("bridge", device="cpu")
+    # By itself, too, for `foveate evaluate`.
+    save_model(trained, run / "trained")
     assert isinstance(trained.image_encoder, Lite0Encoder)
     assert isinstance(bridge.image_encoder, BridgeEncoder)
     embed_dim = SENTENCE_WIDTH + trained.recipe.embed_dim + 1
@@ -169,9 +187,13 @@ def join(run: Path) -> Path:
     encoder.trained_level_2.copy_(measure(texts_TE @ F.normalize(encoder.trained(packed).pooled, dim=-1).T))
     text_encoder.scale_2.copy_(1 / torch.stack([encoder.bridge_level_2[1], encoder.trained_level_2[1]]))
 
-    provenance = read_json(run / "cloc" / "model" / CONFIG)["provenance"]
+    card = DATA / "small" / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    provenance = {"recipe": RECIPE, "steps": step, "command": ["python", "tools/build_small.py", "train"]}
+    provenance["revision"] = code_revision()
     folder = save_model(model.half(), DATA / "small", provenance=provenance)
-    write_text_atomically(folder / CARD, (DATA / "small" / CARD).read_text(encoding="utf-8"))
+    # Written by hand, since it says more than the numbers of a training.
+    write_text_atomically(card, text or card.read_text(encoding="utf-8"))
     weights = folder / WEIGHTS
     manifest = read_json(DATA / "manifest.json")
     entry = {"sha256": sha256_file(weights), "bytes": weights.stat().st_size}
@@ -181,4 +203,7 @@ def join(run: Path) -> Path:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[2])) if sys.argv[1] == "train" else print(join(Path(sys.argv[2])))
+    if sys.argv[1] == "train":
+        train(Path(sys.argv[2]))
+    else:
+        print(join(Path(sys.argv[2])))

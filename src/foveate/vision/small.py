@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.vision import detectors, lite0
+from foveate.vision import detectors
 from foveate.vision.bridge import MAP, VIEW, BridgeEncoder
 from foveate.vision.encoder import BoxProposals, ImageEncoder, ImageFeatures
 from foveate.vision.lite0 import Lite0Encoder, pack_maps
