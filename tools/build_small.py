@@ -60,7 +60,7 @@ _CROPS = 30  # of each photograph
 _DRAWINGS = {"emoji": 300, "clipart": 300, "scenes": 900}
 # Inverse strength of the logistic regression, and what its logits are multiplied by and shifted by. Chosen on one half
 # of the queries of docs/methods/small.md.
-_STRENGTH, _SLOPE, _SHIFT = 1e-2, 1.0, 2.0
+_STRENGTH, _SLOPE, _SHIFT = 1e-3, 2.0, 3.0
 _MIXTURES, _SHARES = 2000, (1.0, 0.6, 0.4, 0.3)
 _SIDE = (VIEW, VIEW)
 
