@@ -119,16 +119,15 @@ class SmallEncoder(ImageEncoder):
         """Join the vectors of both parts, of any length, to [R, E]."""
         of_bridge, of_trained = share_R[:, None].sqrt(), (1 - share_R[:, None]).sqrt()
         # What a random text scores is brought to 0, whatever the share.
-        level_R1 = sum(
-            part * level[0] / level[1]
-            for part, level in ((of_bridge, self.bridge_level_2), (of_trained, self.trained_level_2))
-        )
+        levels = [level[0] / level[1] for level in (self.bridge_level_2, self.trained_level_2)]
+        level_R1 = of_bridge * levels[0] + of_trained * levels[1]
         parts = (of_bridge * F.normalize(bridge_RE, dim=-1), of_trained * F.normalize(trained_RE.float(), dim=-1))
         return torch.cat([*parts, -level_R1 / LEVEL], dim=-1)
 
     def split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split tokens, or their means, into those of bridge, those of the trained part, and the image's share."""
-        return tokens.split((self.bridge.width, self.trained.width, 1), dim=-1)
+        of_bridge, of_trained, share = tokens.split((self.bridge.width, self.trained.width, 1), dim=-1)
+        return of_bridge, of_trained, share
 
     def project(self, pooled_RD: Tensor) -> Tensor:
         """Embed pooled tokens [R, D], of a box for example, as [R, E]."""
