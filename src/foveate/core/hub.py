@@ -25,7 +25,7 @@ from foveate.core.paths import DATA
 from foveate.core.progress import say
 
 # The encoder of a search, an index or a localization that names none: it ships, and needs no hub.
-DEFAULT_ENCODER = "bridge"
+DEFAULT_ENCODER = "small"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Configuration, weights, tokenizer files and chat templates of the repository's top folder.
@@ -125,7 +125,7 @@ class ModelKind:
 
 _CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 _MULTIMODAL = ModelKind(shipped=("mini", "mini-ferret", "smollm2-mini"), files=(_CONFIG,))
-_LOCALIZER = ModelKind(shipped=("bridge",), files=(_CONFIG, _OPEN_CLIP_CONFIG))
+_LOCALIZER = ModelKind(shipped=("small", "bridge"), files=(_CONFIG, _OPEN_CLIP_CONFIG))
 KINDS = {
     "multimodal": _MULTIMODAL,
     "localizer": _LOCALIZER,

@@ -112,31 +112,44 @@ class BridgeEncoder(ImageEncoder):
                 self._networks[:] = [(network, lite0.load_class_head().to(device), detector)]
             return self._networks[0]
 
+    def read_strides(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's maps at strides 16 and 32 of pixels in 0 to 255 (float)."""
+        network = self.open_networks(pixels_B3HW.device)[0]
+        dtype = next(network.parameters()).dtype
+        # Small blocks stay in the cache of a core.
+        parts = [
+            network((block / 127.5 - 1).to(dtype=dtype, memory_format=torch.channels_last))
+            for block in pixels_B3HW.split(_BATCH if pixels_B3HW.device.type == "cpu" else 256)
+        ]
+        fine, coarse = zip(*parts, strict=True)
+        return torch.cat(fine), torch.cat(coarse)
+
     def _maps(self, pixels_B3HW: Tensor) -> Tensor:
         """Return the classifier's features [B, 1280, h, w] of pixels in 0 to 255 (float)."""
-        network, head, _ = self.open_networks(pixels_B3HW.device)
-        dtype = next(network.parameters()).dtype
-        parts = []
-        # Small blocks stay in the cache of a core.
-        for block in pixels_B3HW.split(_BATCH if pixels_B3HW.device.type == "cpu" else 256):
-            x = (block / 127.5 - 1).to(dtype=dtype, memory_format=torch.channels_last)
-            parts.append(head.features(network(x)[1].float()))
-        return torch.cat(parts)
+        head = self.open_networks(pixels_B3HW.device)[1]
+        return head.features(self.read_strides(pixels_B3HW)[1].float())
 
     @torch.no_grad()
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
         """Compute packed features [B, F] in float16 of pixels (uint8, or normalized to [-1, 1])."""
         if not len(pixels_B3HW):
             return pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)
-        packed = []
+        # In blocks, because an image has half a million pixels at each of three sizes.
+        return torch.cat([self.read(block)[0] for block in pixels_B3HW.split(_BATCH)])
+
+    @torch.no_grad()
+    def read(self, pixels_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the packed features [B, F] of a few images, and the maps of the whole image at strides 16 and 32.
+
+        The maps are by-products of its view at 224 pixels, for a model that reads them, too.
+        """
         with torch.autocast(device_type=pixels_B3HW.device.type, enabled=False):
-            # In blocks, because an image has half a million pixels at each of three sizes.
-            for block in pixels_B3HW.split(_BATCH):
-                x = _to_bytes(block)
-                map_BDHW, view_BDHW = self._maps(_resize(x, MAP)), self._maps(_resize(x, VIEW))
-                parts = (map_BDHW.flatten(2).transpose(1, 2).flatten(1), view_BDHW.mean(dim=(2, 3)), self._detect(x))
-                packed.append(torch.cat(parts, dim=1).to(torch.float16))
-        return torch.cat(packed)
+            x = _to_bytes(pixels_B3HW)
+            head = self.open_networks(x.device)[1]
+            map_BDHW, view = self._maps(_resize(x, MAP)), self.read_strides(_resize(x, VIEW))
+            view_BD = head.features(view[1].float()).mean(dim=(2, 3))
+            parts = (map_BDHW.flatten(2).transpose(1, 2).flatten(1), view_BD, self._detect(x))
+            return torch.cat(parts, dim=1).to(torch.float16), view
 
     def _detect(self, pixels_B3HW: Tensor) -> Tensor:
         """Return the highest score of each of the detector's classes [B, 80], of those that are a box's best class."""

@@ -32,7 +32,7 @@ from foveate.cli.options import Call, common, dry_run_option, model_first, path_
 def command(call: Call, model: str, target: str, out: Path | None, settings: dict[str, Any]) -> None:
     """Embed the images and regions of TARGET with MODEL into an index folder for `foveate search`.
 
-    MODEL: bridge (default), which ships with Foveate and needs no network; or a trained one as it is,
+    MODEL: small (default), which ships with Foveate and needs no network; or a trained one as it is,
     `open_clip:ARCH/PRETRAINED`, `OWNER/NAME` of the hub or a folder (CLIP, SigLIP), or a model folder of Foveate.
     TARGET: a collection, or any folder of images, which stay where they are. Run the same command to resume. Run later,
     it adds images that are new and drops those that are gone.

@@ -20,7 +20,7 @@ from foveate.cli.options import NOT_FOUND, Call, common, model_first, run_option
 def command(call: Call, model: str, image: str, phrase: str, settings: dict[str, Any]) -> None:
     """Print the box of PHRASE in IMAGE, in pixels and as fractions, by every rule, and write a page with it.
 
-    MODEL: bridge (default), which ships with Foveate and compares PHRASE with a detector's boxes, or as for `index`.
+    MODEL: small (default), which ships with Foveate and compares PHRASE with a detector's boxes, or as for `index`.
     `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
     after one pass over the image. A center box and a random box are baselines: a box that does not beat them is no
     answer. A multimodal MODEL, such as mini, is asked where the phrase is, and has no rules: its answer without a box

@@ -169,7 +169,7 @@ def find_command(
 ) -> None:
     """List the frames of CLIP whose best box is most like PHRASE, with the time and the box in pixels.
 
-    MODEL: bridge (default), which ships with Foveate, or an image-text model as for `foveate index`. The page draws the
+    MODEL: small (default), which ships with Foveate, or an image-text model as for `foveate index`. The page draws the
     cosine over time, beside that of the center of each frame: a phrase that is in sight stands out from both.
 
     \b
