@@ -123,7 +123,7 @@ def list_samples(folder: Path) -> list[Sample]:
         Sample(
             folder / "hospital-a.csv",
             "measurements of 569 biopsies, those of a first hospital",
-            f"foveate federated cluster {hospitals} --clusters 2",
+            f"foveate federated cluster {hospitals} --clusters 2 --scale standard",
         ),
         Sample(
             folder / "hospital-b.csv",

@@ -83,6 +83,7 @@ def command(call: Call, model: str, target: str, out: Path | None, settings: dic
         )
     paths = {"index": out}
     if plan.folder is not None and plan.folder.unreadable:
+        lines += [f"left out: {line}" for line in plan.folder.left_out]
         paths["left out"] = out / "collection" / "quarantine.parquet"
     if counts["unreadable"]:
         lines.append(f"{counts['unreadable']:,} images could not be embedded: see quarantine")
