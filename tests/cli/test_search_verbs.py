@@ -53,7 +53,8 @@ def test_index_and_search(foveate: Run, place: Path, tmp_path: Path) -> None:
     assert made.code == 0, made.err
     assert made.json["counts"] == {"images": 32, "regions": 58, "unreadable": 0}
     assert made.json["paths"] == {"index": "mine"}
-    again = foveate("index", place / "model", place / "shapes", "--out", "mine", "--json", "--quiet")
+    # The model is an option; as the first argument, as in earlier releases, it is the same.
+    again = foveate("index", place / "shapes", "--model", place / "model", "--out", "mine", "--json", "--quiet")
     assert (again.json["embedded"], again.json["counts"]) == (0, made.json["counts"])
     found = foveate("search", "mine", "a red disc", "--count", "4")
     assert found.code == 0, found.err
@@ -212,8 +213,14 @@ def test_not_found(foveate: Run, index: Path, image: Path, place: Path, tmp_path
     assert ended.json["floor"]["letters_above"] == content["floor"]["letters_above"]
     assert len(ended.json["results"]["hits"]) == 2
     assert "Not found" in Path(ended.json["paths"]["report"]).read_text(encoding="utf-8")
-    ended = foveate("locate", place / "model", image, "zzkq", "--json")
+    ended = foveate("locate", image, "zzkq", "--model", place / "model", "--json")
     assert ended.code == (0 if ended.json["has_match"] else 3)
     page = Path(ended.json["paths"]["report"]).read_text(encoding="utf-8")
     assert ("Not found: " in page) == (not ended.json["has_match"])
     assert "Made by" in page
+
+
+def test_a_model_that_is_named_twice_is_refused_with_the_line(foveate: Run) -> None:
+    ended = foveate("locate", "bridge", "photo.jpg", "a dog", "--model", "mini")
+    assert ended.code == 2
+    assert "(got 'bridge' and 'mini'); expected foveate locate IMAGE PHRASE --model mini" in ended.err
