@@ -34,7 +34,7 @@ def test_a_seed_decides_the_bytes(files: dict[str, bytes]) -> None:
 
 def test_all_files_are_what_their_names_say(files: dict[str, bytes]) -> None:
     images = [name for name in files if name.lower().endswith((".jpg", ".webp"))]
-    assert len(images) == 6 + 1 + 64 + 12
+    assert len(images) == 6 + 1 + 128 + 12
     for name in images:
         with Image.open(io.BytesIO(files[name])) as image:
             image.load()

@@ -70,7 +70,7 @@ def run_option(default: str, what: str = "Run folder") -> Callable[[F], F]:
 
 
 def model_first(*names: str) -> Callable[[Command], Command]:
-    """Add the arguments NAME ... and --model; the command gets the model, the shipped encoder by default, and each name.
+    """Add the arguments NAME ... and --model; the command gets each name, and the model: by default the shipped one.
 
     The order of earlier releases, with the model as the first argument, is read, too.
 

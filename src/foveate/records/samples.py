@@ -52,7 +52,7 @@ _PHOTOGRAPHS = {
 # Under the names that the package gives them where it has them; those of scikit-image else.
 _SHIPPED_NAMES = {"photographer": "camera"}
 _MAX_SIDE = 640
-_NUM_IMAGES_OF_CLASS = 16
+_NUM_IMAGES_OF_CLASS = 32
 _CLASSES = {
     "car": ("automobile", "taxi", "police car", "racing car"),
     "fish": ("fish", "tropical fish", "blowfish", "shark"),
@@ -97,7 +97,7 @@ def list_samples(folder: Path) -> list[Sample]:
     return [
         Sample(
             folder / "photographs",
-            "six photographs, whose names no query needs",
+            "six photographs",
             f"foveate index {name('photographs')}",
         ),
         Sample(
@@ -112,7 +112,7 @@ def list_samples(folder: Path) -> list[Sample]:
         ),
         Sample(
             folder / "labeled",
-            "64 drawings, a folder for each of four classes",
+            "128 drawings, a folder for each of four classes",
             f"foveate collect {name('labeled')} --label-from-folder category --out {name('labeled-collection')}",
         ),
         Sample(
