@@ -76,7 +76,8 @@ def test_a_plain_folder_and_a_ready_model(foveate: Run, tmp_path: Path) -> None:
     (tmp_path / "photos" / "cut.png").write_bytes((tmp_path / "photos" / "red.png").read_bytes()[:60])
     indexed = foveate("index", "clip", "photos")
     assert indexed.code == 0, indexed.err
-    assert "photos: 2 images by reference, 2 new, 1 unreadable" in indexed.out
+    assert "photos: 2 images by reference, 2 new, 1 left out" in indexed.out
+    assert "left out: cut.png: " in indexed.out
     content = json.loads((tmp_path / "photos-index" / "index.json").read_text(encoding="utf-8"))["floor"]
     refused = f"so are {1 - content['letters_above']:.0%} of random letters and {content['names_below']:.0%} of random"
     assert f"below {content['z']['both']:.2f} are called not found: {refused} names" in indexed.out
