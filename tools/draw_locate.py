@@ -39,7 +39,9 @@ def main(path: Path) -> None:
     """Locate the phrases and write the picture."""
     model, images, tiles = foveate.open_model(), photographs(), []
     for name, phrase in PHRASES.items():
-        tiles.append(draw_tile(images[name], phrase, model.locate(images[name], phrase).box))
+        box = model.locate(images[name], phrase).box
+        assert box is not None, phrase
+        tiles.append(draw_tile(images[name], phrase, box))
     width = sum(tile.width for tile in tiles) + GAP * (len(tiles) - 1)
     picture, left = Image.new("RGB", (width, tiles[0].height), GROUND), 0
     for tile in tiles:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
@@ -323,7 +324,7 @@ def _make_hospitals(seed: int) -> dict[str, bytes]:
     # Loaded here: only this table needs it.
     from sklearn.datasets import load_breast_cancer
 
-    data = load_breast_cancer()
+    data: Any = load_breast_cancer()
     names = [str(name).replace(" ", "_") for name in data.feature_names]
     rng = generator("samples", "hospitals", seed)
     is_second = rng.random(len(data.target)) < np.where(data.target == 0, 0.7, 0.3)
