@@ -187,7 +187,10 @@ def locate(kind: str | ModelKind, name: str | Path, *, names: Sequence[str] = ()
         problem = f"the name of a {owners[0]} model that ships with Foveate"
     elif path.exists() and text:
         problem = "a file, not a folder"
-    near = nearest(text.partition(":")[0], [each.partition(":")[0] for each in (*rule.shipped, *names)]) if text else ""
+    word, owned = text.partition(":")[0], [each.partition(":")[0] for each in (*rule.shipped, *names)]
+    # A name of another kind may be what was meant: `locate` takes models of two kinds.
+    shipped = {each for of_kind in KINDS.values() for each in of_kind.shipped}
+    near = (nearest(word, owned) or nearest(word, sorted(shipped - set(owned)))) if text and not owners else ""
     raise UserError(f"{rule.field}: {problem} (got '{text}'); expected {choices}{near}")
 
 

@@ -40,6 +40,8 @@ from foveate.vision.tiling import TilePlan
 
 # A draft costs little more than the token in front of it as long as the weights are what takes time to read.
 MAX_DRAFT = 8
+# More often than any answer of the training data says the same thing in a row.
+MAX_REPEATS = 8
 
 
 class EncodedImage(NamedTuple):
@@ -354,5 +356,9 @@ class AnswerWriter:
 
 
 def limit_tokens(max_tokens: int) -> GenerationSettings:
-    """Return the settings of a greedy answer; raise UserError for a limit out of bounds."""
-    return validate(GenerationSettings, {"max_new_tokens": max_tokens}, where="max_tokens")
+    """Return the settings of a greedy answer; raise UserError for a limit out of bounds.
+
+    A loop ends the answer of a model of Foveate; those of transformers write as they do there.
+    """
+    values = {"max_new_tokens": max_tokens, "max_repeats": MAX_REPEATS}
+    return validate(GenerationSettings, values, where="max_tokens")
