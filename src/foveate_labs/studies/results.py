@@ -392,6 +392,43 @@ class SearchTally(ResultModel):
     chance_related: float
 
 
+class TaughtBox(ResultModel):
+    """A box with its true name, and what it is called before and after the lesson."""
+
+    box: BoxValues
+    truth: str
+    before: str
+    after: str
+
+
+class TaughtImage(ResultModel):
+    """A scene of a test; `data` says whose drawings it has."""
+
+    image: str
+    data: str
+    boxes: list[TaughtBox]
+
+
+class Lesson(ResultModel):
+    """The tour's lesson: a head on frozen features learns `names` from some scenes.
+
+    Attributes:
+        seconds: of the training. parameters: that it trained. model: folder of the head, relative to the run.
+        table: right names before and after, with the control. curve: its losses by step. images: first test scenes.
+    """
+
+    names: list[str]
+    scenes: int
+    steps: int
+    seconds: float
+    parameters: int
+    model: str
+    columns: list[Column]
+    table: list[Row]
+    curve: list[dict[str, Any]] = []
+    images: list[TaughtImage] = []
+
+
 class TourResult(RunResult):
     """result.json of the tour; while it is `running`, what the shipped model answered.
 
