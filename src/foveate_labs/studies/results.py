@@ -392,6 +392,25 @@ class SearchTally(ResultModel):
     chance_related: float
 
 
+class PictureFinds(ResultModel):
+    """What the shipped encoder finds among the tour's pictures, and where in them.
+
+    Attributes:
+        rule: by which the pictures were chosen. tallies: of the first results, by kind of query.
+        accepted, refused: (number, of how many) things that are in a photograph and were found, and that are in none of
+            its parts and were refused.
+    """
+
+    model: str
+    rule: str
+    pictures: int
+    searches: list[Search]
+    tallies: list[SearchTally]
+    located: list[LocatedPhrase]
+    accepted: tuple[int, int]
+    refused: tuple[int, int]
+
+
 class TaughtBox(ResultModel):
     """A box with its true name, and what it is called before and after the lesson."""
 

@@ -1,12 +1,13 @@
 """The tour's lesson: a small CLOC head learns names that the shipped encoder cannot have learned from Foveate's scenes.
 
 Scenes of its own hold these things in one style of drawing; asked are new scenes, with the same drawings and with those
-of another style. The head does not replace the shipped encoder: both are asked, and their scores are added.
+of another style.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,19 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 from foveate.core.hub import DEFAULT_ENCODER
 from foveate.core.recipes import load
+from foveate.core.results import Column, Row
 from foveate.core.runs import RunFolder
 from foveate.core.seeds import generator, uniform
 from foveate.metrics.intervals import bootstrap_interval
-from foveate.pretrain.embed import CollectionEmbeddings, embed_collection
 from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.train import pretrain
 from foveate.records.collection import Collection
 from foveate.records.images import save_thumbnail
 from foveate.records.writer import CollectionWriter
-from foveate.vision.feature_cache import CACHE
+from foveate.search.locate import encode_image
+from foveate.search.query import embed_boxes
 from foveate.vision.localizer.folder import load_model
 from foveate.vision.localizer.inference import embed_phrases
-from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.sources import open_localizer
 from foveate_labs.studies.noise import Noise, open_spoiled
 from foveate_labs.studies.results import Lesson, TaughtBox, TaughtImage
@@ -42,11 +43,12 @@ from foveate_labs.worlds.scenes.scene_collection import LICENSE, make_scene_row,
 FOLDER, RECIPE = "lesson", "tour"
 NUM_NAMES, MAX_WORDS = 40, 3
 STYLES = {"train": "noto", "same drawings": "noto", "other drawings": "twemoji"}
-NUM_EXAMPLES = 6
+TESTS = ("same drawings", "other drawings")
+NUM_EXAMPLES = 3
 COLUMNS = [
     {"key": "before", "title": "Before", "what": f"the shipped encoder {DEFAULT_ENCODER}", "role": "baseline"},
-    {"key": "after", "title": "After", "what": "its scores and those of the head, added", "role": "ours"},
-    {"key": "head", "title": "The head alone", "what": "what the lesson taught", "role": "ours"},
+    {"key": "after", "title": "After", "what": "the head that the lesson taught", "role": "ours"},
+    {"key": "both", "title": "Both", "what": "scores of the encoder and of the head, added", "role": "ours"},
     {
         "key": "permuted",
         "title": "After, names permuted",
@@ -63,8 +65,8 @@ class LessonSize:
     train: int = 300
     test: int = 60
     steps: int = 120
-    batch_size: int = 96
-    image_size: int = 160
+    batch_size: int = 48
+    image_size: int = 192
 
 
 SHORT = LessonSize(train=40, test=12, steps=4, batch_size=16, image_size=96)
@@ -85,8 +87,9 @@ def draw_names(seed: int) -> dict[str, list[Cutout]]:
     return {name: by_name[name] for name in sorted(drawn)}
 
 
-def build_lesson(target: Path, names: dict[str, list[Cutout]], size: LessonSize, *, seed: int) -> None:
+def build_lesson(target: Path, size: LessonSize, *, seed: int) -> None:
     """Write the scenes of the lesson and of both tests; existing ones are kept."""
+    names = draw_names(seed)
     with CollectionWriter(target, license=LICENSE, source="scenes") as writer:
         for split, style in STYLES.items():
             pool = Pool(tuple((tuple(c for c in drawings if c.style == style),) for drawings in names.values()))
@@ -102,14 +105,11 @@ def build_lesson(target: Path, names: dict[str, list[Cutout]], size: LessonSize,
                 write_scene_row(writer, make_scene_row(scene, key=key, split=split))
 
 
-def teach(run: RunFolder, *, seed: int, device: str | None = None, size: LessonSize = LessonSize()) -> dict[str, Any]:  # noqa: B008, a size is frozen
-    """Teach the head and compare it with the shipped encoder; return the result for the tour's page."""
+def train_heads(run: RunFolder, key: str, *, seed: int, device: str | None = None, size: LessonSize) -> dict[str, Any]:
+    """Draw the scenes and train a head on them: "after", or with permuted names the control "permuted"."""
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
-    names = draw_names(seed)
-    build_lesson(folder / "scenes", names, size, seed=seed)
-    collection = Collection.open(folder / "scenes")
-    permuted = open_spoiled(folder / "scenes", Noise(shuffled_phrases=True), seed=seed)
+    collection = open_spoiled(folder / "scenes", Noise(shuffled_phrases=key == "permuted"), seed=seed)
     changes = [
         f"image_encoder.image_size={size.image_size}",
         "data.captions={exact: 1}",
@@ -117,102 +117,94 @@ def teach(run: RunFolder, *, seed: int, device: str | None = None, size: LessonS
         f"training.steps={size.steps}",
         f"training.warmup_steps={size.steps // 10}",
         f"training.checkpoint_every={size.steps}",
-        "training.log_every=10",
         f"training.seed={seed}",
     ]
-    models: dict[str, LocalizingModel] = {"before": open_localizer(DEFAULT_ENCODER, device=device)}
-    seconds = {}
-    for key, data in (("head", collection), ("permuted", permuted)):
-        trained = pretrain(load(PretrainRecipe, RECIPE, changes), data, folder / key, device=device, evaluate_split=None)
-        if trained.model_folder is None:
-            raise UserError(f"{run.path}: stopped; run the same command to resume")
-        models[key] = load_model(trained.model_folder, device=device)
-        seconds[key] = trained.result.seconds
-    cache = collection.path / CACHE
+    recipe = load(PretrainRecipe, RECIPE, changes)
+    trained = pretrain(recipe, collection, folder / key, device=device, evaluate_split=None)
+    if trained.model_folder is None:
+        raise UserError(f"{run.path}: stopped; run the same command to resume")
+    return {"seconds": trained.result.seconds, "parameters": trained.result.parameters["trained"]}
+
+
+def compare(
+    run: RunFolder, trained: dict[str, Any], *, seed: int, device: str | None = None, size: LessonSize
+) -> dict[str, Any]:
+    """Name the boxes of both tests before and after; return the result for the tour's page.
+
+    Args:
+        trained: what `train_heads` returned for "after".
+    """
+    folder = run.path / FOLDER
+    names = list(draw_names(seed))
+    collection = Collection.open(folder / "scenes")
+    models = {"before": open_localizer(DEFAULT_ENCODER, device=device)}
+    models |= {key: load_model(folder / key / "model", device=device) for key in ("after", "permuted")}
+    texts = {key: F.normalize(embed_phrases(model, names), dim=-1).numpy() for key, model in models.items()}
     rows, images = [], []
-    for split in list(STYLES)[1:]:
-        embedded = {
-            key: embed_collection(
-                model, collection, collection.rows(split), rules=(), cache=None if key == "before" else cache
+    for split in TESTS:
+        scenes = collection.rows(split).tolist()
+        regions = [collection.read_regions(row) for row in scenes]
+        owner_R = [row for row, of_scene in zip(scenes, regions, strict=True) for _ in of_scene]
+        truth_R = np.array([names.index(region.phrase) for of_scene in regions for region in of_scene])
+        scores: dict[str, list[NDArray[np.float32]]] = {key: [] for key in models}
+        for row, of_scene in zip(scenes, regions, strict=True):
+            boxes = [region.box for region in of_scene]
+            for key, model in models.items():
+                encoded = encode_image(model, collection.image_bytes(row))
+                scores[key].append(standardize(embed_boxes(model, encoded, boxes) @ texts[key].T))
+        answers = {key: np.concatenate(parts) for key, parts in scores.items()}
+        answers["both"] = answers["before"] + answers["after"]
+        rows.append(
+            {
+                "question": f"What is in this box, of {len(names)} names? (right)",
+                "data": f"new scenes, {split}",
+                "n": len(truth_R),
+                "chance": 1 / len(names),
+                "values": {
+                    column["key"]: measure(answers[column["key"]], truth_R, owner_R, seed=(split, column["key"]))
+                    for column in COLUMNS
+                },
+            }
+        )
+        named = {key: [names[index] for index in answers[key].argmax(axis=1)] for key in ("before", "after")}
+        boxes = (region.box for of_scene in regions for region in of_scene)
+        taught = [
+            TaughtBox(
+                box=tuple(round(float(edge), 5) for edge in box.to_array()),  # pyrefly: ignore[bad-argument-type]
+                truth=names[truth],
+                before=before,
+                after=after,
             )
-            for key, model in models.items()
-        }
-        scores = {key: score_names(models[key], embedded[key], list(names)) for key in models}
-        answers = {
-            "before": scores["before"],
-            "after": scores["before"] + scores["head"],
-            "head": scores["head"],
-            "permuted": scores["before"] + scores["permuted"],
-        }
-        seen = embedded["before"]
-        truth_R = np.array([list(names).index(region.phrase) for region in seen.regions])
-        row: dict[str, Any] = {
-            "question": f"What is in this box, of {len(names)} names? (right)",
-            "data": f"new scenes, {split}",
-            "n": len(truth_R),
-            "chance": 1 / len(names),
-            "values": {},
-        }
-        for key, scores_RN in answers.items():
-            right_R = (scores_RN.argmax(axis=1) == truth_R).astype(float)
-            # Whole scenes are drawn: boxes of one scene share its ground.
-            row["values"][key] = bootstrap_interval(
-                right_R, seed=("tour lesson", split, key), groups_N=seen.image_R.tolist()
-            ).to_value().to_json()
-        rows.append(row)
-        images += _draw_examples(collection, run.path, seen, answers, list(names), split=split)
-    head = RunFolder(folder / "head")
+            for box, truth, before, after in zip(boxes, truth_R, named["before"], named["after"], strict=True)
+        ]
+        for row in scenes[:NUM_EXAMPLES]:  # the first ones, whatever was answered
+            path = run.path / "images" / f"lesson-{row:04d}.webp"
+            save_thumbnail(collection.image_bytes(row), path, longest_side=360)
+            of_scene = [box for owner, box in zip(owner_R, taught, strict=True) if owner == row]
+            images.append(TaughtImage(image=str(path.relative_to(run.path)), data=split, boxes=of_scene))
     return Lesson(
-        names=list(names),
+        names=names,
         scenes=size.train,
         steps=size.steps,
-        seconds=round(seconds["head"], 1),
-        parameters=sum(weight.numel() for weight in models["head"].parameters() if weight.requires_grad)
-        or int(trained.result.parameters["trained"]),
-        model=str((folder / "head" / "model").relative_to(run.path)),
-        columns=COLUMNS,
-        table=rows,
-        curve=head.read_metrics(),
+        seconds=round(trained["seconds"], 1),
+        parameters=trained["parameters"],
+        model=f"{FOLDER}/after/model",
+        columns=[Column.model_validate(column) for column in COLUMNS],
+        table=[Row.model_validate(row) for row in rows],
+        curve=RunFolder(folder / "after").read_metrics(),
         images=images,
     ).to_json()
 
 
-def score_names(
-    model: LocalizingModel, embedded: CollectionEmbeddings, names: list[str]
-) -> NDArray[np.float32]:
-    """Return the score of each name for each region [R, N], with mean 0 and deviation 1 in each region.
-
-    So standardized, the scores of two models can be added.
-    """
-    texts_NE = F.normalize(embed_phrases(model, names), dim=-1).numpy()
-    unit_RE = embedded.z_RE / np.linalg.norm(embedded.z_RE, axis=1, keepdims=True).clip(1e-12)
-    scores_RN = unit_RE @ texts_NE.T
-    scores_RN -= scores_RN.mean(axis=1, keepdims=True)
-    return scores_RN / scores_RN.std(axis=1, keepdims=True).clip(1e-12)
+def standardize(scores_RN: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give the scores of each region mean 0 and deviation 1, so that those of two models can be added."""
+    centered_RN = scores_RN - scores_RN.mean(axis=1, keepdims=True)
+    return centered_RN / centered_RN.std(axis=1, keepdims=True).clip(1e-12)
 
 
-def _draw_examples(
-    collection: Collection,
-    run: Path,
-    seen: CollectionEmbeddings,
-    answers: dict[str, NDArray[np.float32]],
-    names: list[str],
-    *,
-    split: str,
-) -> list[TaughtImage]:
-    """Return the first scenes of a test, whatever was answered."""
-    images = []
-    for position, row in enumerate(seen.rows[: NUM_EXAMPLES // 2].tolist()):
-        path = run / "images" / f"lesson-{row:04d}.webp"
-        save_thumbnail(collection.image_bytes(row), path, longest_side=360)
-        boxes = [
-            TaughtBox(
-                box=tuple(round(float(edge), 5) for edge in seen.boxes_R4[index]),
-                truth=seen.regions[index].phrase,
-                before=names[int(answers["before"][index].argmax())],
-                after=names[int(answers["after"][index].argmax())],
-            )
-            for index in np.flatnonzero(seen.image_R == position).tolist()
-        ]
-        images.append(TaughtImage(image=str(path.relative_to(run)), data=split, boxes=boxes))
-    return images
+def measure(
+    scores_RN: NDArray[np.float32], truth_R: NDArray[np.int64], owner_R: Sequence[int], *, seed: object
+) -> dict[str, Any]:
+    """Return the share of right names with its interval; scenes are drawn, as boxes of one share its ground."""
+    right_R = (scores_RN.argmax(axis=1) == truth_R).astype(float)
+    return bootstrap_interval(right_R, seed=("tour lesson", seed), groups_N=owner_R).to_value().to_json()
