@@ -172,10 +172,11 @@ def search_pictures(
         searches.append(Search(query=Query(kind="text", text=query.text), data=data, results={"found": hits}))
     first = [search.results["found"][0] for search in searches]
     return searches, SearchTally(
-        model=data,
+        data=data,
         n=len(first),
         right=sum(bool(hit.right) for hit in first),
         related=sum(hit.related for hit in first),
+        within=sum(any(hit.right for hit in search.results["found"]) for search in searches),
         chance_right=float(np.mean([[right for right, _ in row] for row in verdicts])),
         chance_related=float(np.mean([[related for _, related in row] for row in verdicts])),
     )

@@ -47,7 +47,9 @@ class Photograph:
 PHOTOGRAPHS = (
     Photograph("astronaut", "astronaut", ("astronaut", "spacesuit", "woman", "person"), Box(0.05, 0.02, 0.74, 1.0)),
     Photograph("chelsea", "cat", ("cat", "tabby", "kitten")),
-    Photograph("motorcycle_left", "motorcycle", ("motorcycle", "motorbike", "moped", "bike"), Box(0.16, 0.16, 0.91, 0.9)),
+    Photograph(
+        "motorcycle_left", "motorcycle", ("motorcycle", "motorbike", "moped", "bike"), Box(0.16, 0.16, 0.91, 0.9)
+    ),
     Photograph("ihc", "tissue", ("tissue", "stain", "cells")),
     Photograph("retina", "eye", ("eye", "retina")),
     Photograph("hubble_deep_field", "galaxies", ("galaxies", "galaxy", "stars", "star", "sky", "space")),
@@ -88,5 +90,7 @@ def build_pictures(target: Path, *, seed: int, drawings: int = NUM_DRAWINGS, sce
 
 def _draw_singles(source: str, count: int, seed: int) -> Iterator[Single]:
     cutouts = [cutout for cutout in load_cutouts() if cutout.source == source and assign_split(cutout.id) == "test"]
-    keys = {cutout.id for cutout in sorted(cutouts, key=lambda cutout: uniform("tour pictures", seed, cutout.id))[:count]}
+    keys = {
+        cutout.id for cutout in sorted(cutouts, key=lambda cutout: uniform("tour pictures", seed, cutout.id))[:count]
+    }
     return load_single_objects(source, keys=keys)

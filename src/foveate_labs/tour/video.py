@@ -1,4 +1,4 @@
-"""The tour's clip: when and where CLOC sees a phrase in generated frames, beside the truth and an absent phrase."""
+"""The tour's clip: when and where the shipped encoder sees a phrase in generated frames, beside the truth and an absent phrase."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from foveate_labs.studies.results import TourFrame, TourVideo
 from foveate_labs.worlds.scenes.clips import SceneClip, draw_clip, write_frames
 
 WORLD, FILE = "direction", "clip.webp"  # two things cross the frame, one after another; WebP needs no extra
-SIDE, NUM_FRAMES = 256, 32
+SIDE, NUM_FRAMES = 256, 24
 NUM_IMAGES = 8  # half of them show the thing
 NUM_OTHERS = 8  # clips among whose things an absent one is looked for
 TRACK = 0  # the thing that is searched for; the other one is in the clip as well
 
 
-def tour_video(run: RunFolder, localizer: LocalizingModel, *, seed: int) -> dict[str, Any]:
+def tour_video(
+    run: RunFolder, localizer: LocalizingModel, *, seed: int, num_frames: int = NUM_FRAMES
+) -> dict[str, Any]:
     """Write a clip, find a thing of it and one that it does not show; return the result for the page."""
-    clip, absent = draw_tour_clip(seed)
+    clip, absent = draw_tour_clip(seed, num_frames=num_frames)
     path = run.path / FILE
     write_frames((frame.pixels_HW3 for frame in clip), path, frame_rate=clip.frame_rate)
     read = read_clip(path, len(clip), rule="uniform_mid")  # each frame once
@@ -43,10 +45,10 @@ def tour_video(run: RunFolder, localizer: LocalizingModel, *, seed: int) -> dict
     return compare_with_truth(clip, located, control, read.times, images=images).to_json()
 
 
-def draw_tour_clip(seed: int) -> tuple[SceneClip, str]:
+def draw_tour_clip(seed: int, *, num_frames: int = NUM_FRAMES) -> tuple[SceneClip, str]:
     """Draw the clip of a seed; return it with the name of a thing of training scenes that it does not show."""
     clip, *others = (
-        draw_clip(WORLD, seed=seed, split="test", index=index, size=SIDE, num_frames=NUM_FRAMES, things="seen")
+        draw_clip(WORLD, seed=seed, split="test", index=index, size=SIDE, num_frames=num_frames, things="seen")
         for index in range(NUM_OTHERS)
     )
     # The names share no word: a thing of the same color or kind would blur what "absent" means.

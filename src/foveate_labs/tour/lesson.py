@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +68,7 @@ class LessonSize:
     image_size: int = 192
 
 
+FULL = LessonSize()
 SHORT = LessonSize(train=40, test=12, steps=4, batch_size=16, image_size=96)
 
 
@@ -87,9 +87,10 @@ def draw_names(seed: int) -> dict[str, list[Cutout]]:
     return {name: by_name[name] for name in sorted(drawn)}
 
 
-def build_lesson(target: Path, size: LessonSize, *, seed: int) -> None:
-    """Write the scenes of the lesson and of both tests; existing ones are kept."""
-    names = draw_names(seed)
+def build_scenes(run: RunFolder, size: LessonSize, *, seed: int) -> dict[str, int]:
+    """Write the scenes of the lesson and of both tests; existing ones are kept. Return the numbers of scenes."""
+    names, target = draw_names(seed), run.path / FOLDER / "scenes"
+    target.parent.mkdir(exist_ok=True)
     with CollectionWriter(target, license=LICENSE, source="scenes") as writer:
         for split, style in STYLES.items():
             pool = Pool(tuple((tuple(c for c in drawings if c.style == style),) for drawings in names.values()))
@@ -103,12 +104,12 @@ def build_lesson(target: Path, size: LessonSize, *, seed: int) -> None:
                 while not scene.regions:
                     scene = render(plan_scene(rng, split=ground, size=224, pool=pool), rng)
                 write_scene_row(writer, make_scene_row(scene, key=key, split=split))
+    return {"train": size.train, "test": size.test * len(TESTS)}
 
 
-def train_heads(run: RunFolder, key: str, *, seed: int, device: str | None = None, size: LessonSize) -> dict[str, Any]:
-    """Draw the scenes and train a head on them: "after", or with permuted names the control "permuted"."""
+def train_head(run: RunFolder, key: str, size: LessonSize, *, seed: int, device: str | None = None) -> dict[str, Any]:
+    """Train a head on the scenes: "after", or with permuted names the control "permuted"."""
     folder = run.path / FOLDER
-    folder.mkdir(exist_ok=True)
     collection = open_spoiled(folder / "scenes", Noise(shuffled_phrases=key == "permuted"), seed=seed)
     changes = [
         f"image_encoder.image_size={size.image_size}",
@@ -127,12 +128,12 @@ def train_heads(run: RunFolder, key: str, *, seed: int, device: str | None = Non
 
 
 def compare(
-    run: RunFolder, trained: dict[str, Any], *, seed: int, device: str | None = None, size: LessonSize
+    run: RunFolder, trained: dict[str, Any], size: LessonSize, *, seed: int, device: str | None = None
 ) -> dict[str, Any]:
     """Name the boxes of both tests before and after; return the result for the tour's page.
 
     Args:
-        trained: what `train_heads` returned for "after".
+        trained: what `train_head` returned for "after".
     """
     folder = run.path / FOLDER
     names = list(draw_names(seed))
