@@ -35,7 +35,7 @@ MAX_TOKENS = {"ssc": 60, "dsc": 140, "dsc_plus": 400, "afc": 140}
 
 
 def tour_captions(run: RunFolder, *, seed: int, device: str | None = None, count: int = NUM_EXAMPLES) -> dict[str, Any]:
-    """Caption the first test scenes with the shipped model, and locate their phrases; return the result for the page."""
+    """Caption the first test scenes with the shipped model, and locate what it mentions; return the result."""
     build_scenes(run.path / FOLDER, train=0, test=count, seed=seed)
     collection = Collection.open(run.path / FOLDER)
     captioner = open_captioner(FoveateSettings(device=device))

@@ -73,7 +73,7 @@ SHORT = LessonSize(train=40, test=12, steps=4, batch_size=16, image_size=96)
 
 
 def draw_names(seed: int) -> dict[str, list[Cutout]]:
-    """Draw names of things in no training scene, one of a family, with a drawing in each style; return their drawings."""
+    """Draw names of things in no training scene, one of a family; return their drawings, of each style at least one."""
     by_name: dict[str, list[Cutout]] = defaultdict(list)
     for cutout in load_cutouts():
         if cutout.slice in (UNSEEN, UNSEEN_KIND) and is_cut_out(cutout) and len(cutout.name.split()) <= MAX_WORDS:

@@ -47,9 +47,7 @@ class Photograph:
 PHOTOGRAPHS = (
     Photograph("astronaut", "astronaut", ("astronaut", "spacesuit", "woman", "person"), Box(0.05, 0.02, 0.74, 1.0)),
     Photograph("chelsea", "cat", ("cat", "tabby", "kitten")),
-    Photograph(
-        "motorcycle_left", "motorcycle", ("motorcycle", "motorbike", "moped", "bike"), Box(0.16, 0.16, 0.91, 0.9)
-    ),
+    Photograph("motorcycle_left", "motorcycle", ("motorcycle", "motorbike", "bike"), Box(0.16, 0.16, 0.91, 0.9)),
     Photograph("ihc", "tissue", ("tissue", "stain", "cells")),
     Photograph("retina", "eye", ("eye", "retina")),
     Photograph("hubble_deep_field", "galaxies", ("galaxies", "galaxy", "stars", "star", "sky", "space")),

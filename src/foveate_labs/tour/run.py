@@ -1,7 +1,7 @@
 """Run the tour: first what ships, on pictures; then a lesson, and what follows from it. Each part has a process.
 
-Two parts run at once, each with its share of the cores. A finished part is a file, so that a tour that is killed goes on
-with those that are missing; the page is written again whenever a part has finished.
+Two parts run at once, each with its share of the cores. A finished part is a file: a tour that is killed goes on with
+those that are missing. The page is written again whenever a part has finished.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -158,41 +160,49 @@ def _run_parts(
     """Run parts in processes of their own, as many at once as there are cores for; yield what each wrote."""
     workers = min(PROCESSES, usable_cores())
     threads = max(1, usable_cores() // workers)
-    waiting, running = list(missing), dict[Future[None], str]()
-    # A process for each part: its memory is free again when it ends. Spawned, because torch has threads.
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_prepare_process,
-        initargs=(threads,),
-        max_tasks_per_child=1,
-    ) as pool:
-        done = set(finished)
-        try:
-            while waiting or running:
-                for name in [name for name in waiting if done.issuperset(ALL_PARTS[name].after)]:
-                    if len(running) == workers:
-                        break
-                    waiting.remove(name)
-                    running[pool.submit(run_part, name, run, seed, device, short)] = name
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    name = running.pop(future)
-                    future.result()
-                    done.add(name)
-                    yield name, read_json(_part_path(run, name))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    # A process for each part: its memory is free again when it ends. Spawned, because torch has threads; daemonic, so
+    # that none outlives this process.
+    context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
+    waiting, running, done = list(missing), dict[str, SpawnProcess](), set(finished)
+    try:
+        while waiting or running:
+            for name in [name for name in waiting if done.issuperset(ALL_PARTS[name].after)][: workers - len(running)]:
+                waiting.remove(name)
+                arguments = (name, run, seed, device, short, threads, errors)
+                running[name] = context.Process(target=_work, args=arguments, daemon=True)
+                running[name].start()
+            wait([process.sentinel for process in running.values()])
+            for name in [name for name, process in running.items() if not process.is_alive()]:
+                exit_code = running.pop(name).exitcode
+                if exit_code:
+                    raise UserError(
+                        errors.get() if not errors.empty() else f"tour: part '{name}' ended with {exit_code}"
+                    )
+                done.add(name)
+                yield name, read_json(_part_path(run, name))
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.join()
 
 
-def _prepare_process(threads: int) -> None:
+def _work(
+    name: str, run: Path, seed: int, device: str | None, short: bool, threads: int, errors: SimpleQueue[str]
+) -> None:
+    """Run one part in its process."""
     import torch
 
-    # The whole is reported by the main process.
+    # The main process reports on the whole.
     configure(quiet=True)
     torch.set_num_threads(threads)
+    try:
+        run_part(name, run, seed, device, short)
+    except UserError as error:
+        errors.put(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:  # of the whole group: the main process says so
+        sys.exit(130)
 
 
 def run_part(name: str, run_path: Path, seed: int, device: str | None, short: bool) -> None:
@@ -219,7 +229,7 @@ def _make(name: str, run: RunFolder, seed: int, device: str | None, short: bool)
         from foveate_labs.tour.ask import ask_shipped
 
         model, scenes = {"ask": ("mini", 6), "ferret": ("mini-ferret", 2)}[name]
-        return ask_shipped(run, model, scenes=1 if short else scenes, photographs=2 if short else None, device=device)
+        return ask_shipped(run, model, scenes=2 if short else scenes, photographs=2 if short else None, device=device)
     if name == "captions":
         from foveate_labs.tour.captions import NUM_EXAMPLES, tour_captions
 

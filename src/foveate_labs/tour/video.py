@@ -1,4 +1,4 @@
-"""The tour's clip: when and where the shipped encoder sees a phrase in generated frames, beside the truth and an absent phrase."""
+"""The tour's clip: when and where the shipped encoder sees a phrase, beside the truth and an absent phrase."""
 
 from __future__ import annotations
 
