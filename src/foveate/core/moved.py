@@ -189,7 +189,7 @@ def _read_merged() -> dict[str, str]:
     return merged
 
 
-# Longest match first: `foveate.studies.tour_size` is not `foveate_labs.studies.tour_size`.
+# Longest match first: `foveate.studies.tour_ask` is not `foveate_labs.studies.tour_ask`.
 _MOVED: Mapping[str, str] = {
     **_read_merged(),
     "foveate.adapt.calibration": "foveate.calibrate",
@@ -251,7 +251,7 @@ _MOVED: Mapping[str, str] = {
     "foveate.studies.tour": "foveate_labs.tour.run",
     **{
         f"foveate.studies.tour_{name}": f"foveate_labs.tour.{name}"
-        for name in ("adaptation", "ask", "calibration", "captions", "federated", "size", "species", "video")
+        for name in ("adaptation", "ask", "calibration", "captions", "federated", "species", "video")
     },
 }
 

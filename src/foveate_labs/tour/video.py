@@ -18,7 +18,7 @@ from foveate_labs.studies.results import TourFrame, TourVideo
 from foveate_labs.worlds.scenes.clips import SceneClip, draw_clip, write_frames
 
 WORLD, FILE = "direction", "clip.webp"  # two things cross the frame, one after another; WebP needs no extra
-SIDE, NUM_FRAMES = 256, 24
+SIDE, NUM_FRAMES = 256, 32
 NUM_IMAGES = 8  # half of them show the thing
 NUM_OTHERS = 8  # clips among whose things an absent one is looked for
 TRACK = 0  # the thing that is searched for; the other one is in the clip as well

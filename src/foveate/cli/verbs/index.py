@@ -40,7 +40,7 @@ def command(call: Call, model: str, target: str, out: Path | None, settings: dic
     Example:
       foveate index my-folder
       foveate index open_clip:ViT-B-32/laion2b_s34b_b79k my-folder
-      foveate index runs/tour/cloc-seed0/model my-images --out my-index
+      foveate index runs/study-tour/cloc-seed0/model my-images --out my-index
     """
     from foveate.core.hub import DEFAULT_ENCODER
     from foveate.search.index import build_index

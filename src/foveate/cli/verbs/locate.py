@@ -29,7 +29,7 @@ def command(call: Call, model: str, image: str, phrase: str, settings: dict[str,
     \b
     Example:
       foveate locate holiday.jpg "a red boat"
-      foveate locate runs/tour/cloc-seed0/model holiday.jpg "a red boat"
+      foveate locate runs/study-tour/cloc-seed0/model holiday.jpg "a red boat"
       foveate locate mini holiday.jpg "a red boat"
     """
     from foveate.multimodal.opening import is_multimodal
