@@ -246,7 +246,6 @@ _MOVED: Mapping[str, str] = {
     "foveate.records.video_sets": "foveate.video.sets",
     "foveate.report.asked": "foveate_labs.tour.sections",
     "foveate.report.federated": "foveate_labs.tour.sections",
-    "foveate.report.figure": "foveate_labs.tour.figure",
     "foveate.studies": "foveate_labs.studies",
     "foveate.studies.tour": "foveate_labs.tour.run",
     **{

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.results import parse_result
-from foveate.report import charts, numbers, parts, words
+from foveate.report import charts, numbers, parts
 from foveate.report.charts import stacked_bar
 from foveate.report.compared import Point, cost_chart
 from foveate.report.images import Overlay
@@ -32,6 +32,7 @@ from foveate_labs.studies.results import (
     TourVideo,
 )
 from foveate_labs.tour import sections as asked
+from foveate_labs.tour.run import ALL_PARTS
 from foveate_labs.tour.sections import TourFederated, federated_section
 
 LIMITS = [
@@ -413,7 +414,7 @@ def summarize(result: Mapping[str, Any]) -> list[str]:
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a tour's result.json (`TourResult`)."""
     r = parse_result(TourResult, result)
-    stages = [(words.stage(key), value) for key, value in r.seconds.items()]
+    stages = [(ALL_PARTS[key].title if key in ALL_PARTS else key, value) for key, value in r.seconds.items()]
     captions = parse_result(TourCaptions, r.captions) if r.captions else None
     federated = parse_result(TourFederated, r.federated) if r.federated else None
     # Quoted, because commands are copied into a shell and the path of a run folder may contain spaces.

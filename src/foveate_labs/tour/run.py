@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def _run_parts(
     workers = min(PROCESSES, usable_cores())
     threads = max(1, usable_cores() // workers)
     # A process for each part: its memory is free again when it ends. Spawned, because torch has threads; daemonic, so
-    # that none outlives this process.
+    # that none outlives this one.
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
     waiting, running, done = list(missing), dict[str, SpawnProcess](), set(finished)
@@ -193,6 +194,7 @@ def _work(
     """Run one part in its process."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # The main process reports on the whole.
     configure(quiet=True)
     torch.set_num_threads(threads)
@@ -203,6 +205,14 @@ def _work(
         sys.exit(1)
     except KeyboardInterrupt:  # of the whole group: the main process says so
         sys.exit(130)
+
+
+def _end_with_parent() -> None:
+    """End this process when the main one is gone, however it ended: a resumed tour must find nobody at work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def run_part(name: str, run_path: Path, seed: int, device: str | None, short: bool) -> None:
