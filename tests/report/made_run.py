@@ -241,7 +241,10 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     parts = material(folder, seed=seed)
     texts = [search for search in parts["searches"] if search["query"]["kind"] == "text"]
     chances = {"chance_right": 0.05, "chance_related": 0.075}
-    located = [{**answer, "data": "photographs" if n < 6 else "scenes"} for n, answer in enumerate(parts["locate"])]
+    located = [
+        {**answer, "slice": "", "data": "photographs" if n < 6 else "scenes"}
+        for n, answer in enumerate(parts["locate"])
+    ]
     columns = [
         {"key": "before", "title": "Before", "what": "the shipped encoder", "role": "baseline"},
         {"key": "after", "title": "After", "what": "the head", "role": "ours"},

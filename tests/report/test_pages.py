@@ -131,9 +131,8 @@ def test_tour_page_says_what_matters(tour_html: str) -> None:
 def test_right_and_wrong_answers_are_counted_and_marked(tour: tuple[Path, dict[str, Any]], tour_html: str) -> None:
     pictures = tour[1]["pictures"]
     text = Reader(tour_html).text
-    every_answer = tour_html.split(f"<summary>All {len(pictures['located'])}, with test scenes")[1].split("</details>")[
-        0
-    ]
+    heading = f"<summary>All {len(pictures['located'])}, with test scenes"
+    every_answer = tour_html.split(heading)[1].split("</details>")[0]
     for data in ("photographs", "scenes"):
         overlaps = [a["iou"]["head"] for a in pictures["located"] if a["data"] == data]
         assert f"{sum(v >= 0.5 for v in overlaps)} of {len(overlaps)} found" in text
