@@ -242,7 +242,7 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     texts = [search for search in parts["searches"] if search["query"]["kind"] == "text"]
     chances = {"chance_right": 0.05, "chance_related": 0.075}
     located = [
-        {**answer, "slice": "", "data": "photographs" if n < 6 else "scenes"}
+        {**answer, "slice": "", "default": "head", "data": "photographs" if n < 6 else "scenes"}
         for n, answer in enumerate(parts["locate"])
     ]
     columns = [

@@ -33,6 +33,7 @@ DETECTOR_WEIGHT = 0.6  # of the squared score of a detected class
 _WINDOW, _STARTS, _MIDDLE = 8, (0, 6), 3
 _GRID = MAP // 32
 _BATCH = 8
+_IMAGES = 2  # of a block: a map has four times the pixels of a view, and its first layers need most of the memory
 _LOADING = threading.Lock()  # several threads may ask for the first features
 
 MIN_DETECTED = 0.05  # a lower score of the detector is none
@@ -131,7 +132,7 @@ class BridgeEncoder(ImageEncoder):
         packed = []
         with torch.autocast(device_type=pixels_B3HW.device.type, enabled=False):
             # In blocks, because an image has half a million pixels at each of three sizes.
-            for block in pixels_B3HW.split(_BATCH):
+            for block in pixels_B3HW.split(_IMAGES):
                 x = _to_bytes(block)
                 map_BDHW, view_BDHW = self._maps(_resize(x, MAP)), self._maps(_resize(x, VIEW))
                 parts = (map_BDHW.flatten(2).transpose(1, 2).flatten(1), view_BDHW.mean(dim=(2, 3)), self._detect(x))

@@ -37,7 +37,7 @@ from foveate_labs.tour.sections import TourFederated, federated_section
 
 LIMITS = [
     "What ships is small: a pretrained CLIP finds more, and a large multimodal model answers far more.",
-    "Most photographs here are samples of image processing, few are what people photograph; sixteen measure little.",
+    "Most photographs here are samples of image processing, few are what people photograph; fourteen measure little.",
     "Scenes, the clip and camera-trap images are generated. Their numbers say nothing about photographs.",
     "A whole-image box around a single drawing is no localization result and is never counted as one.",
     "Each part is trained once: looks, not results. The studies have seeds, intervals and controls.",

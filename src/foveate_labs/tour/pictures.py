@@ -47,7 +47,6 @@ class Photograph:
 PHOTOGRAPHS = (
     Photograph("astronaut", "astronaut", ("astronaut", "spacesuit", "woman", "person"), Box(0.05, 0.02, 0.74, 1.0)),
     Photograph("chelsea", "cat", ("cat", "tabby", "kitten")),
-    Photograph("motorcycle_left", "motorcycle", ("motorcycle", "motorbike", "bike"), Box(0.16, 0.16, 0.91, 0.9)),
     Photograph("ihc", "tissue", ("tissue", "stain", "cells")),
     Photograph("retina", "eye", ("eye", "retina")),
     Photograph("hubble_deep_field", "galaxies", ("galaxies", "galaxy", "stars", "star", "sky", "space")),
@@ -58,7 +57,6 @@ PHOTOGRAPHS = (
     Photograph("coffee", "cup", ("cup", "coffee", "mug", "espresso"), Box(0.29, 0.04, 0.7, 0.77)),
     Photograph("rocket", "rocket", ("rocket", "missile"), Box(0.47, 0.29, 0.53, 0.96)),
     Photograph("gravel", "gravel", ("gravel", "stones", "stone", "rocks", "pebbles")),
-    Photograph("moon", "moon", ("moon", "crater", "craters")),
     Photograph("clock_motion", "clock", ("clock", "watch"), Box(0.36, 0.31, 0.7, 0.71)),
     Photograph("cell", "cell", ("cell",), Box(0.66, 0.46, 0.91, 0.68)),
 )

@@ -249,7 +249,7 @@ def _make(name: str, run: RunFolder, seed: int, device: str | None, short: bool)
         from foveate_labs.tour.video import NUM_FRAMES, tour_video
 
         model = open_localizer(DEFAULT_ENCODER, device=device)
-        return tour_video(run, model, seed=seed, num_frames=8 if short else NUM_FRAMES)
+        return tour_video(run, model, seed=seed, num_frames=18 if short else NUM_FRAMES)
     if name == "traps":
         from foveate_labs.tour.traps import NUM_IMAGES, tour_traps
 
