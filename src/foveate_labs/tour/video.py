@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from foveate.core.runs import RunFolder
 from foveate.records.boxes import intersection_over_union, normalize_box
 from foveate.records.text import split_words
-from foveate.search.locate import PhraseBoxes, locate_frames
+from foveate.search.calibration import TextCache
+from foveate.search.locate import PhraseBoxes, locate_phrases
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.video.reading import read_clip
 from foveate_labs.studies.results import TourFrame, TourVideo
@@ -32,8 +35,11 @@ def tour_video(
     path = run.path / FILE
     write_frames((frame.pixels_HW3 for frame in clip), path, frame_rate=clip.frame_rate)
     read = read_clip(path, len(clip), rule="uniform_mid")  # each frame once
-    located, control = (
-        locate_frames(localizer, read.frames, phrase, seed=seed) for phrase in (clip.tracks[TRACK].name, absent)
+    # Both phrases at once: each frame is encoded for both.
+    phrases, cache = [clip.tracks[TRACK].name, absent], TextCache()
+    located, control = zip(
+        *(locate_phrases(localizer, _encode(frame), phrases, seed=seed, cache=cache) for frame in read.frames),
+        strict=True,
     )
     visible_T = clip.tracks[TRACK].visible_T
     images = {}
@@ -43,6 +49,12 @@ def tour_video(
             images[index] = f"images/video-{index:03d}.webp"
             read.frames[index].save(run.path / images[index], "WEBP", quality=80)
     return compare_with_truth(clip, located, control, read.times, images=images).to_json()
+
+
+def _encode(frame: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    frame.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def draw_tour_clip(seed: int, *, num_frames: int = NUM_FRAMES) -> tuple[SceneClip, str]:
