@@ -95,7 +95,7 @@ def ask_photographs(
         }
         if photograph.box is None:
             del texts["where"]
-        answers = model.ask_all([(encoded, text, []) for text in texts.values()], max_tokens=32)
+        answers = model.ask_all([([encoded], text, []) for text in texts.values()], max_tokens=32)
         questions = []
         for (kind, text), answer in zip(texts.items(), answers, strict=True):
             box = normalize_box(answer.boxes[0], info.width, info.height) if answer.boxes else None

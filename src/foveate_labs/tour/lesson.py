@@ -147,7 +147,7 @@ def compare(
         regions = [collection.read_regions(row) for row in scenes]
         owner_R = [row for row, of_scene in zip(scenes, regions, strict=True) for _ in of_scene]
         truth_R = np.array([names.index(region.phrase) for of_scene in regions for region in of_scene])
-        scores: dict[str, list[NDArray[np.float32]]] = {key: [] for key in models}
+        scores: dict[str, list[NDArray[np.floating[Any]]]] = {key: [] for key in models}
         for row, of_scene in zip(scenes, regions, strict=True):
             boxes = [region.box for region in of_scene]
             for key, model in models.items():
@@ -197,14 +197,14 @@ def compare(
     ).to_json()
 
 
-def standardize(scores_RN: NDArray[np.float32]) -> NDArray[np.float32]:
+def standardize(scores_RN: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Give the scores of each region mean 0 and deviation 1, so that those of two models can be added."""
     centered_RN = scores_RN - scores_RN.mean(axis=1, keepdims=True)
     return centered_RN / centered_RN.std(axis=1, keepdims=True).clip(1e-12)
 
 
 def measure(
-    scores_RN: NDArray[np.float32], truth_R: NDArray[np.int64], owner_R: Sequence[int], *, seed: object
+    scores_RN: NDArray[np.floating[Any]], truth_R: NDArray[np.int64], owner_R: Sequence[int], *, seed: object
 ) -> dict[str, Any]:
     """Return the share of right names with its interval; scenes are drawn, as boxes of one share its ground."""
     right_R = (scores_RN.argmax(axis=1) == truth_R).astype(float)

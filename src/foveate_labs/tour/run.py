@@ -233,8 +233,10 @@ def _make(name: str, run: RunFolder, seed: int, device: str | None, short: bool)
     where: dict[str, Any] = {"seed": seed, "device": device}
     if name == "pictures":
         from foveate_labs.tour.find import find_in_pictures
+        from foveate_labs.tour.pictures import NUM_DRAWINGS, NUM_SCENES
 
-        return find_in_pictures(run, **where, **({"drawings": 4, "scenes": 2} if short else {}))
+        drawings, scenes = (4, 2) if short else (NUM_DRAWINGS, NUM_SCENES)
+        return find_in_pictures(run, seed=seed, device=device, drawings=drawings, scenes=scenes)
     if name in ("ask", "ferret"):
         from foveate_labs.tour.ask import ask_shipped
 
