@@ -33,6 +33,7 @@ DETECTOR_WEIGHT = 0.6  # of the squared score of a detected class
 _WINDOW, _STARTS, _MIDDLE = 8, (0, 6), 3
 _GRID = MAP // 32
 _BATCH = 8
+_IMAGES = 2  # of a block: a map has four times the pixels of a view, and its first layers need most of the memory
 _LOADING = threading.Lock()  # several threads may ask for the first features
 
 MIN_DETECTED = 0.05  # a lower score of the detector is none
@@ -135,7 +136,7 @@ class BridgeEncoder(ImageEncoder):
         if not len(pixels_B3HW):
             return pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)
         # In blocks, because an image has half a million pixels at each of three sizes.
-        return torch.cat([self.read(block)[0] for block in pixels_B3HW.split(_BATCH)])
+        return torch.cat([self.read(block)[0] for block in pixels_B3HW.split(_IMAGES)])
 
     @torch.no_grad()
     def read(self, pixels_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -37,7 +37,7 @@ def command(call: Call, model: Path, collection: Path, settings: dict[str, Any])
 
     \b
     Example:
-      foveate evaluate runs/tour/cloc-seed0/model --collection my-images --split test
+      foveate evaluate runs/study-tour/cloc-seed0/model --collection my-images --split test
     """
     from foveate.core.export_folder import default_folder
     from foveate.core.hub import locate

@@ -41,7 +41,7 @@ def command(call: Call, model: str, target: str, out: Path | None, settings: dic
     Example:
       foveate index my-folder
       foveate index my-folder --model open_clip:ViT-B-32/laion2b_s34b_b79k
-      foveate index my-images --model runs/tour/cloc-seed0/model --out my-index
+      foveate index my-images --model runs/study-tour/cloc-seed0/model --out my-index
     """
     from foveate.core.hub import DEFAULT_ENCODER
     from foveate.search.index import build_index

@@ -29,7 +29,7 @@ def command(call: Call, model: str, image: str, phrase: str, settings: dict[str,
     \b
     Example:
       foveate locate holiday.jpg "a red boat"
-      foveate locate holiday.jpg "a red boat" --model runs/tour/cloc-seed0/model
+      foveate locate holiday.jpg "a red boat" --model runs/study-tour/cloc-seed0/model
       foveate locate holiday.jpg "a red boat" --model mini
     """
     from foveate.multimodal.opening import is_multimodal

@@ -50,7 +50,7 @@ def command(call: Call, folders: tuple[str, ...], settings: dict[str, Any]) -> N
 
     \b
     Example:
-      foveate serve runs/tour/cloc-seed0/model my-index
+      foveate serve runs/study-tour/cloc-seed0/model my-index
       foveate serve mini --port 0 --port-file port.txt
     """
     from foveate.core.errors import UserError
