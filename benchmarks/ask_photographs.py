@@ -94,12 +94,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, default=Path("/"), help="folder of installed or unpacked packages")
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--alone", action="store_true", help="ask the language model without the check, too")
     parser.add_argument("--scenes", type=int, default=500, help="test scenes for the rate of false alarms")
     parser.add_argument("--work", type=Path, default=Path("runs/search-quality"), help="folder for photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     model = open_mllm(options.model)
     assert isinstance(model, Mllm)
+    assert model.pictures is not None
+    model.pictures.max_images = 64  # each image is asked about as a control of another one, too
     alone = Mllm(model.loaded)
     folders = {package: find_folder(name, options.packages, options.work) for package, name in FOLDERS.items()}
     if None in folders.values():
@@ -122,8 +125,9 @@ def main() -> None:
                 columns = {
                     "ask": (model.ask(images[key], question), sizes[key]),
                     "another image": (model.ask(images[others[key]], question), sizes[others[key]]),
-                    "language model alone": (alone.ask(images[key], question), sizes[key]),
                 }
+                if options.alone:
+                    columns["language model alone"] = (alone.ask(images[key], question), sizes[key])
                 for name, (answer, size) in columns.items():
                     results.setdefault(kind, {}).setdefault(name, []).append(score(row, answer, truth_B4, size))
                 if truth_B4 is not None:
@@ -134,7 +138,7 @@ def main() -> None:
                 results.setdefault("answered by recognition", {}).setdefault("ask", []).append(first.source == SOURCE)
             name = f"{FOLDERS[package]}, {half}"
             tables[name] = {kind: {c: share(v) for c, v in columns.items()} for kind, columns in results.items()}
-            for column in ("ask", "another image", "language model alone"):
+            for column in results["is there, yes"]:
                 yes, no = (float(np.mean(results[f"is there, {word}"][column])) for word in ("yes", "no"))
                 tables[name].setdefault("is there, balanced", {})[column] = f"{(yes + no) / 2:.2f}"
             print(name, *(f"  {kind}: {columns}" for kind, columns in tables[name].items()), sep="\n")

@@ -158,7 +158,12 @@ class PictureReader:
 
     Args:
         device: of the networks, which are opened when the first such picture comes.
+
+    Attributes:
+        max_images: what the networks said of so many images is kept, the last ones.
     """
+
+    max_images = 8
 
     def __init__(self, *, device: str | None = None) -> None:
         self.device = device
@@ -201,7 +206,7 @@ class PictureReader:
         key = hashlib.sha256(image).digest()
         if key not in self._evidence:
             evidence = self.recognizer.read(image)
-            while len(self._evidence) >= 8:
+            while len(self._evidence) >= self.max_images:
                 del self._evidence[next(iter(self._evidence))]
             self._evidence[key] = evidence
         return self._evidence[key]
@@ -223,7 +228,7 @@ class PictureReader:
     def _confirm(self, evidence: Evidence, phrase: str) -> Answer:
         match = self._find(evidence, phrase)
         if not match.has_match:
-            return Answer(f"no, probably not ({_write_score(match)})", rejected=(match.score,), source=SOURCE)
+            return Answer(f"no, probably not ({_write_score(match)})", source=SOURCE)
         if match.thing.box is None:
             return Answer(f"yes, probably ({_write_score(match)})", source=SOURCE)
         box = _to_pixels(match.thing.box, evidence.size)
