@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from foveate.cli.main import main
+from foveate.cli.verbs.ask import command
 from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.multimodal.answers import LANGUAGE_MODEL, Answer
 from foveate.multimodal.ask import Mllm
@@ -124,10 +124,10 @@ def test_pictures_of_nothing(mini: Mllm, image: Image.Image) -> None:
     for question in ("What is in the image?", "Where is the cat?", "Is there a cat?", "Describe it."):
         answer = mini.ask(image, question)
         assert answer.finished
-        for box in answer.boxes:
+        for box in answer.boxes if answer.source == SOURCE else ():
             assert 0 <= box.x1 < box.x2 <= image.width
             assert 0 <= box.y1 < box.y2 <= image.height
-    assert mini.ask(Image.new("L", (300, 200), 128), "What is in the image?").text in (UNRECOGNIZED,) or True
+    assert mini.ask(Image.new("L", (300, 200), 128), "What is in the image?").text == UNRECOGNIZED
 
 
 def test_a_region_is_named(mini: Mllm) -> None:
@@ -229,8 +229,8 @@ def test_captions_state_what_was_recognized() -> None:
 def test_the_command_blames_the_picture(tmp_path: Path) -> None:
     photo = CAT.resize((300, 200))
     photo.save(tmp_path / "cat.png")
-    command = ["ask", str(tmp_path / "cat.png"), "Do you see a cat?", "--out", str(tmp_path / "run")]
-    result = CliRunner().invoke(main, command)
+    arguments = [str(tmp_path / "cat.png"), "Do you see a cat?", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
     assert "unlike the generated scenes" in result.stderr
     assert "--model OWNER/NAME" in result.stderr
@@ -241,7 +241,7 @@ def test_the_command_blames_the_picture(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
     assert stored["exchanges"][0]["source"] == SOURCE
     (tmp_path / "scene.png").write_bytes(scene_file(0))
-    asked = CliRunner().invoke(main, ["ask", str(tmp_path / "scene.png"), "What is in the image?", "--json"])
+    asked = CliRunner().invoke(command, [str(tmp_path / "scene.png"), "What is in the image?", "--json"])
     assert json.loads(asked.stdout)["source"] == LANGUAGE_MODEL
     assert "unlike" not in asked.stderr
 

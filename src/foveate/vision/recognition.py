@@ -36,6 +36,7 @@ NAMES = DATA / "recognition" / "names.json"
 MIN_NAME = 0.4  # sum of probabilities of a name; a more general one is said where it is lower
 REST = 0.3
 MIN_WHOLE = 0.15  # the same of the whole image's mean over views, which is flatter than that of a box
+MIN_SAID = 0.25  # score below which the whole image is given no name
 MIN_DETECTED = 0.6  # score of a detected class that the classifier does not confirm
 MIN_AGREED = 0.3  # and of one that it confirms, with MIN_CONFIRMED
 MIN_CONFIRMED = 0.1
@@ -314,6 +315,9 @@ class Recognizer:
             return None
         # One view alone is as sharp as a box's crop; the mean of views decides, and is flatter.
         score = float(max(mass_N[best], graph.members_NC[best] @ evidence.view_C))
+        # Nothing in particular is rather an animal than anything else: two of five classes are one.
+        if score < MIN_SAID or (graph.names[best] == "animal" and score < MIN_NAME):
+            return None
         crops_K = evidence.crops_KC @ graph.members_NC[best].astype(float)
         row = int(_weigh(evidence, crops_K).argmax())
         box = _to_box(evidence.boxes_K4[row]) if crops_K[row] >= MIN_CONFIRMED else None
