@@ -45,11 +45,17 @@ MAX_REPEATS = 8
 
 
 class EncodedImage(NamedTuple):
-    """One encoded image: numbers of its views, the frame of its coordinates, and its plan where it has tiles."""
+    """One encoded image.
+
+    Attributes:
+        views: numbers of its views. frame: of its coordinates. plan: where it has tiles.
+        vector_D: of its first view, for `foveate.multimodal.picture_check`; None for other towers than Lite0.
+    """
 
     views: list[int]
     frame: CoordinateFrame
     plan: TilePlan | None = None
+    vector_D: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,7 +82,7 @@ class PendingAnswer:
         views: numbers of its views. layout: image of each, and ids in front of it. frames: of its images.
         written: the tokens of the question. in_text: the images stand within it. answer: generated ids.
         before: tokens of the conversation in front of the question. unread: behind them, read with the question.
-        boxes: of the answer's region tokens.
+        boxes: of the answer's region tokens. vectors: of its images, see `EncodedImage`.
     """
 
     views: list[int]
@@ -89,6 +95,7 @@ class PendingAnswer:
     answer: list[int] = field(default_factory=list)
     boxes: list[PointedBox] = field(default_factory=list)
     finished: bool = False
+    vectors: list[Tensor] = field(default_factory=list)
 
 
 class AnswerWriter:

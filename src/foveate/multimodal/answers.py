@@ -18,6 +18,7 @@ from foveate.records.conversations import REGION
 from foveate.records.shapes import Shape
 
 NOT_FOUND = "not found"
+LANGUAGE_MODEL = "language model"
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
 _YES = re.compile(r"\W*yes\W*", re.IGNORECASE)
 # The word boundary keeps "north" and "nothing" from counting as "no".
@@ -44,6 +45,7 @@ class Answer:
             found" stands in the text instead of a box, or is the whole text.
         digits: what the digits behind each box say, of models that write both; None where there are none.
         score: mean log-probability of the generated tokens.
+        source: what answered: the "language model", or "recognition" for pictures unlike the scenes of its training.
 
     Example:
         >>> answer = open_mllm("mini").ask(image_file, "Where is the red disc?")
@@ -64,6 +66,7 @@ class Answer:
     rejected: tuple[float, ...] = field(default=(), compare=False)
     # The last bits of a logit depend on the padding of the batch.
     score: float = field(default=0.0, compare=False)
+    source: str = LANGUAGE_MODEL
 
     @property
     def reason(self) -> str:
@@ -74,8 +77,10 @@ class Answer:
         """
         if self.boxes:
             return ""
-        if self.rejected:
+        if self.rejected and self.source == LANGUAGE_MODEL:
             return f"its best match scores {max(self.rejected):.2f}"
+        if self.rejected:
+            return f"it is recognized nowhere (score {max(self.rejected):.2f})"
         # A model of transformers may have written a paragraph.
         text = shorten(" ".join(self.text.split()), 80, placeholder=" ...")
         return f"the model answered {text!r} and gave no box" if text else "the model answered nothing and gave no box"

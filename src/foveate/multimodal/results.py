@@ -23,6 +23,7 @@ class Exchange(ResultModel):
         phrases: of each box, "" where no text belongs to it. unboxed: phrases without a box, with --ground.
         box_scores: how well each box matches, of models with a box head. rejected: scores of what was not found.
         nearest_requests: forms nearest to a question that has none of those that the model was trained on.
+        source: what answered: the language model, or recognition for pictures unlike the scenes of its training.
         options: answers to choose from, with their probabilities; `text` is the likeliest.
     """
 
@@ -37,6 +38,7 @@ class Exchange(ResultModel):
     box_scores: list[float] = []
     rejected: list[float] = []
     nearest_requests: list[str] = []
+    source: str = "language model"
     options: list[str] = []
     probabilities: list[float] = []
     tokens: int

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.vision import detectors
-from foveate.vision.bridge import MAP, VIEW, BridgeEncoder
+from foveate.vision.bridge import IMAGES_AT_ONCE, MAP, VIEW, BridgeEncoder
 from foveate.vision.encoder import BoxProposals, ImageEncoder, ImageFeatures
 from foveate.vision.lite0 import Lite0Encoder, pack_maps
 from foveate.vision.minilm import MiniLMEncoder
@@ -89,7 +89,7 @@ class SmallEncoder(ImageEncoder):
         if not len(pixels_B3HW):
             return pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)
         packed = []
-        for block in pixels_B3HW.split(8):
+        for block in pixels_B3HW.split(IMAGES_AT_ONCE):
             of_bridge, (fine, coarse) = self.bridge.read(block)
             packed.append(torch.cat([of_bridge, pack_maps(fine, coarse)], dim=1))
         return torch.cat(packed)

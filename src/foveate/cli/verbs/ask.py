@@ -136,7 +136,11 @@ def command(
         answer = print_stream(pieces, silent=call.as_json)
     exchange = make_exchange(question, shapes, answer, time.perf_counter() - loaded, num_images=len(images))
     exchange = exchange.model_copy(
-        update={"options": list(options), "probabilities": list(shares), "nearest_requests": find_nearest(question)}
+        update={
+            "options": list(options),
+            "probabilities": list(shares),
+            "nearest_requests": find_nearest(question, source=exchange.source),
+        }
     )
     result = make_result(model, checked.model, loaded - start, [exchange])
     paths = _write_images(image_out, images, answer) if image_out else {}
@@ -253,7 +257,7 @@ def _chat(
     *,
     ground: bool,
     num_images: int,
-    find_nearest: Callable[[str], list[str]],
+    find_nearest: Callable[..., list[str]],
 ) -> list[Exchange]:
     """Answer the first question, then each line of the input, until it ends or Ctrl-C; return all exchanges."""
     from foveate.core.errors import UserError
@@ -266,7 +270,8 @@ def _chat(
         click.echo(answer.text)
         new_images = 0 if exchanges else num_images
         exchange = make_exchange(text, regions, answer, time.perf_counter() - start, num_images=new_images)
-        exchanges.append(exchange.model_copy(update={"nearest_requests": find_nearest(text)}))
+        nearest = find_nearest(text, source=exchange.source)
+        exchanges.append(exchange.model_copy(update={"nearest_requests": nearest}))
 
     ask(question, regions)
     # Ctrl-C ends only the conversation, at the prompt or in an answer: what was answered belongs on the page.
