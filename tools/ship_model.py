@@ -65,19 +65,21 @@ def ship(run: Path, evaluation: Path, name: str) -> Path:
     return target
 
 
-def list_requests(config: dict[str, Any]) -> dict[str, list[str]]:
+def list_requests(config: dict[str, Any]) -> dict[str, Any]:
     """List the forms of requests that a shipped model was trained on or measured with, from its config.json."""
+    kinds: dict[str, list[str]] = {}
     if config["provenance"]["collection"] == "referring":
         forms = region_questions.list_patterns() + REFERRING_MORE
     else:
-        forms = [text for form in questions.FORMS.values() for text in (*form.training, *form.held_out)]
+        kinds = {name: [*form.training, *form.held_out] for name, form in questions.FORMS.items()}
+        forms = [text for texts in kinds.values() for text in texts]
     if writes_captions(config):
         usual = {kind: CAPTION_FORMATS[kind].length_class for kind in ("ssc", "dsc", "dsc_plus")}
         forms += [caption_request(kind, length=length) for kind, length in usual.items()]
         forms += ["Write a short caption, {range} tokens.", "Write a caption, {range} tokens."]
         forms += ["Write a dense caption, {range} tokens."]
         forms += ["Write a caption with the facts of the text, {range} tokens. Text: {text}"]
-    return {"forms": forms, "endings": list_endings()}
+    return {"forms": forms, "endings": list_endings()} | ({"kinds": kinds} if kinds else {})
 
 
 def add_training_words(name: str) -> None:

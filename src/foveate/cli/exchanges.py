@@ -40,14 +40,25 @@ def make_exchange(
         unboxed=list(answer.unboxed),
         box_scores=[round(score, 4) for score in answer.box_scores],
         rejected=[round(score, 4) for score in answer.rejected],
+        read_as=answer.read_as,
         tokens=answer.tokens,
         finished=answer.finished,
         seconds=round(seconds, 3),
     )
 
 
-def find_nearest_requests(model: Any, question: str, *, name: str, silent: bool = False) -> list[str]:
-    """Return the requests nearest to a question that the model was not trained for, and tell the user on stderr."""
+def find_nearest_requests(
+    model: Any, question: str, read_as: str = "", *, name: str, silent: bool = False
+) -> list[str]:
+    """Return the requests nearest to a question that the model was not trained for, and tell the user on stderr.
+
+    Args:
+        read_as: the question as it was asked instead, which is told then.
+    """
+    if read_as:
+        if not silent:
+            click.echo(f'note: read as "{read_as}"', err=True)
+        return []
     # Models of transformers have no `loaded`: which requests they were trained on is unknown.
     loaded = getattr(model, "loaded", None)
     nearest = loaded.requests.find_nearest(question) if loaded is not None and loaded.requests else []

@@ -74,7 +74,7 @@ class PendingAnswer:
         views: numbers of its views. layout: image of each, and ids in front of it. frames: of its images.
         written: the tokens of the question. in_text: the images stand within it. answer: generated ids.
         before: tokens of the conversation in front of the question. unread: behind them, read with the question.
-        boxes: of the answer's region tokens.
+        boxes: of the answer's region tokens. read_as: see `Answer`.
     """
 
     views: list[int]
@@ -87,6 +87,7 @@ class PendingAnswer:
     answer: list[int] = field(default_factory=list)
     boxes: list[PointedBox] = field(default_factory=list)
     finished: bool = False
+    read_as: str = ""
 
 
 class AnswerWriter:
@@ -254,6 +255,7 @@ class AnswerWriter:
             digits=tuple(compress(digits, visible)),
             box_scores=tuple(box.score for box in compress(boxes, visible)),
             rejected=tuple(rejected),
+            read_as=question.read_as,
         )
 
     def _doubt(

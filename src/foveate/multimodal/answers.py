@@ -44,6 +44,7 @@ class Answer:
             found" stands in the text instead of a box, or is the whole text.
         digits: what the digits behind each box say, of models that write both; None where there are none.
         score: mean log-probability of the generated tokens.
+        read_as: the question in a wording of training, where it was asked so and not as it was worded; else "".
 
     Example:
         >>> answer = open_mllm("mini").ask(image_file, "Where is the red disc?")
@@ -64,6 +65,7 @@ class Answer:
     rejected: tuple[float, ...] = field(default=(), compare=False)
     # The last bits of a logit depend on the padding of the batch.
     score: float = field(default=0.0, compare=False)
+    read_as: str = ""
 
     @property
     def reason(self) -> str:

@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from foveate.multimodal.wordings import SEEN, load_wordings
@@ -224,9 +225,11 @@ def _normalize(tokens: Iterable[str]) -> list[str]:
 class _Matcher:
     """Wordings of one half, and the weights of their words: rare words say more."""
 
-    def __init__(self, half: str = SEEN, *, without: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, trained: Iterable[tuple[str, str]] = (), *, half: str = SEEN, without: tuple[str, str] | None = None
+    ) -> None:
         pairs = [(form, wording) for form, halves in load_wordings().items() for wording in halves[half]]
-        pairs += CANONICAL.items()
+        pairs += [*CANONICAL.items(), *trained]
         self.templates = [_make_template(*pair) for pair in pairs if pair != without]
         counts = Counter(gram for template in self.templates for gram in set(_grams(template.words)))
         total = len(self.templates)
@@ -270,18 +273,63 @@ def _grams(words: Sequence[str]) -> list[str]:
     return [*words, *(f"{first} {second}" for first, second in zip(padded, padded[1:], strict=False))]
 
 
-@functools.cache
-def _load_matcher() -> _Matcher:
-    return _Matcher()
+@functools.lru_cache(maxsize=4)
+def _load_matcher(trained: tuple[tuple[str, str], ...]) -> _Matcher:
+    return _Matcher(trained)
 
 
-def read_question(text: str, *, names: Collection[str] = (), num_images: int = 1) -> Reading | None:
+# What a field of a wording may stand for, so that "Is the dog on the left?" is not "Is the dog red?" of another thing.
+_FIELD_PATTERNS = {
+    COLOR: "|".join(sorted(_COLORS)),
+    NUMBER: "|".join(("no", *_NUMBERS.values())),
+    SIDE: "|".join((*_SIDES, "up", "down")),
+    RELATION: "left of|right of|above|below",
+    ORDER: "|".join(_ORDERS),
+    "is": "is|are",
+}
+# No name has these words; what has them is a longer question.
+_NOT_IN_NAMES = (
+    "or|the|image|picture|photo|anywhere|somewhere|here|there|please|this|that|if|is|are|at|on the|in the|in this"
+)
+_THING_PATTERN = rf"(?:(?!\b(?:{_NOT_IN_NAMES})\b)[^,:;.?!])+"
+
+
+@functools.lru_cache(maxsize=4)
+def _compile_wordings(pairs: tuple[tuple[str, str], ...]) -> re.Pattern[str]:
+    patterns = []
+    for form, wording in pairs:
+        parts = _FIELD.split(wording.casefold().rstrip(".?!"))
+        texts = [re.escape(part) for part in parts]
+        for index in range(1, len(parts), 2):
+            masks = _mask_of(form, parts[index])
+            texts[index] = f"(?:{_FIELD_PATTERNS.get(masks[0], _THING_PATTERN)})"
+            # Of "two dogs", the number and the name.
+            texts[index] += f" {_THING_PATTERN}" if masks == (NUMBER, THING) else ""
+        patterns.append("".join(texts))
+    return re.compile("|".join(patterns))
+
+
+def is_trained(text: str, trained: Mapping[str, Sequence[str]]) -> bool:
+    """Return whether a question has one of the wordings of each form that a model was trained on."""
+    pairs = tuple((form, wording) for form, wordings in trained.items() for wording in wordings if form in CANONICAL)
+    plain = re.sub(r"<\d+>", REGION, " ".join(text.split())).casefold().rstrip(" .?!")
+    return bool(pairs) and _compile_wordings(pairs).fullmatch(plain) is not None
+
+
+def read_question(
+    text: str,
+    *,
+    names: Collection[str] = (),
+    num_images: int = 1,
+    trained: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Reading | None:
     """Read a question about images, however it is worded; None where it is not understood.
 
     Args:
         text: of the question; `<1>` or `<region>` stands for a region.
         names: that the model knows, which are then found whole: "glass of milk", "box".
         num_images: that the question is about. With several, "first" and "second" are images.
+        trained: wordings of each form that a model was trained on, to compare with as well.
 
     >>> read_question("Can you give me a box around the waffle?").question
     'Where is the waffle?'
@@ -290,7 +338,8 @@ def read_question(text: str, *, names: Collection[str] = (), num_images: int = 1
     >>> read_question("Why is the sky blue?") is None
     True
     """
-    return _read(_load_matcher(), text, names=names, num_images=num_images)
+    pairs = tuple((form, wording) for form, wordings in trained.items() for wording in wordings if form in CANONICAL)
+    return _read(_load_matcher(pairs), text, names=names, num_images=num_images)
 
 
 def _read(matcher: _Matcher, text: str, *, names: Collection[str], num_images: int) -> Reading | None:
@@ -321,15 +370,20 @@ def _read(matcher: _Matcher, text: str, *, names: Collection[str], num_images: i
             fields["number" if "number" not in fields else "xs"] = value
         else:
             fields.setdefault(field, value)
-    question = _write(template.form, fields, names)
-    if question is None:
+    values = _complete(template.form, fields, names)
+    values |= {"region": regions[0]} if regions else {}
+    question = _fill(CANONICAL[template.form], values)
+    if _FIELD.search(question):
+        # An answer to choose from is missing.
         return None
-    for region in regions:
-        question = question.replace(REGION, region)
-    about = next(
-        (fields[field] for field in ("x", "a_x", "stated", "stated_x", "stated_xs", "xs") if field in fields), ""
-    )
+    about = next((values[field] for field in ("x", "name", "xs") if field in values), "")
     return Reading(template.form, about, question, similarity)
+
+
+def _fill(wording: str, values: Mapping[str, str]) -> str:
+    """Write a wording with its fields; those without a value stay."""
+    text = _FIELD.sub(lambda match: values.get(match[1], match[0]), wording)
+    return text.replace(REGION, values.get("region", REGION))
 
 
 def _is_about(form: str, num_images: int) -> bool:
@@ -347,7 +401,7 @@ def _mask(
         spans = _mask_names(tokens, known, names, takes_words=takes_words)
         masked = [span for span in _mask_words(spans, num_images) if span.is_mask or span.word not in _EMPTY]
         # Words that no wording has are words of another wording, or names that the model does not know.
-        for parts in (_join_names(masked), _join_things(masked, known)):
+        for parts in (_join_names(masked, known), _join_things(masked, known)):
             if parts is not None:
                 parts = [
                     span if span.is_mask else span._replace(word=_SYNONYMS.get(span.word, span.word)) for span in parts
@@ -356,14 +410,19 @@ def _mask(
                 yield _join_colors(parts)
 
 
-def _join_names(spans: Sequence[_Span]) -> list[_Span]:
-    """Join neighboring masks of things: "tabby" and "cat" are one."""
+def _join_names(spans: Sequence[_Span], known: Collection[str]) -> list[_Span]:
+    """Join masks of things and the unknown words beside them: "cherry pie" is no cherry."""
     joined: list[_Span] = []
     for span in spans:
-        if joined and span.word == THING == joined[-1].word:
-            joined[-1] = _Span(THING, f"{joined[-1].text} {span.text}", is_mask=True)
-        else:
-            joined.append(span)
+        last = joined[-1] if joined else None
+        is_other = not span.is_mask and span.word not in known
+        if last is not None and last.word == THING and (is_other or span.word == THING):
+            joined[-1] = _Span(THING, f"{last.text} {span.text}", is_mask=True)
+            continue
+        if span.word == THING:
+            while joined and not joined[-1].is_mask and joined[-1].word not in known:
+                span = _Span(THING, f"{joined.pop().text} {span.text}", is_mask=True)
+        joined.append(span)
     return joined
 
 
@@ -489,42 +548,36 @@ def _with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _write(form: str, fields: Mapping[str, str], names: Collection[str]) -> str | None:
-    """Write a question in the first wording of its form; None where an answer to choose from is missing."""
-    values: dict[str, str] = {}
+def _complete(form: str, fields: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    """Return the fields of all wordings of a form by those of one: articles, verbs, numbers."""
     # Several stars have a color, but the model points at one star.
     singles = set() if form.startswith(("color", "count")) else {"x", "a_x", "y", "stated", "stated_x"}
     singles |= {"stated_xs"} if form == "is there" else set()
     if form in ("position: further", "name: which"):
         singles |= {"first", "second"}
     fields = {field: _to_known(value, names) if field in singles else value for field, value in fields.items()}
+    values = {field: fields[field] for field in ("xs", "y", "side", "first", "second") if field in fields}
     thing = fields.get("x") or fields.get("a_x") or ""
-    stated = fields.get("stated") or fields.get("stated_x") or fields.get("stated_xs") or ""
     if thing:
         verb = "are" if _is_plural(thing) else "is"
-        values |= {"x": thing, "is_x": verb, "Is_x": verb.title()}
+        values |= {"x": thing, "a_x": _with_article(thing), "is_x": verb, "Is_x": verb.title()}
+    stated = fields.get("stated") or fields.get("stated_x") or fields.get("stated_xs") or ""
     if stated and form in ("is there", "name: yes or no", "compare", "compare: both", "which image"):
         verb = "Are" if _is_plural(stated) else "Is"
-        values |= {"stated": _with_article(stated), "Is_stated": verb}
+        values |= {"stated": _with_article(stated), "Is_stated": verb, "stated_x": stated, "name": stated}
     elif stated:
         values |= {"stated": stated}
     if "number" in fields:
         number = fields["number"]
-        values |= {"stated_xs": f"{number} {fields['xs']}", "Are_stated": "Is" if number == "one" else "Are"}
-    for field in ("xs", "y", "side", "first", "second"):
-        if field in fields:
-            values[field] = fields[field]
+        verb = "is" if number == "one" else "are"
+        values |= {"stated_xs": f"{number} {fields['xs']}", "Are_stated": verb.title(), "are_stated": verb}
     if form == "position" and "first" not in values:
         values |= {"first": "left", "second": "right"}
-    if form == "position: further":
+    if form == "position: further" and "side" in values:
         values["side"] = _FURTHER.get(values["side"], values["side"])
     if form == "name: which":
-        values |= {field: _with_article(values[field]) for field in ("first", "second")}
-    try:
-        question = CANONICAL[form].format(**values)
-    except KeyError:
-        return None
-    return question
+        values |= {field: _with_article(values[field]) for field in ("first", "second") if field in values}
+    return values
 
 
 def _to_known(name: str, names: Collection[str]) -> str:
