@@ -26,6 +26,8 @@ from foveate.multimodal.answers import (
     read_coordinates,
     reject_boxes,
     says_no,
+    says_yes,
+    shorten_no,
     split_digits,
     to_pixels,
     write_corners,
@@ -242,7 +244,11 @@ class AnswerWriter:
         hidden = [not is_visible for is_visible in visible]
         rejected = [box.score for box in compress(boxes, hidden)]
         doubts = compress(sorted(pointed), hidden) if rejected else ()
-        if self.loaded.min_box_score is not None and not any(visible):
+        if visible and not visible[0] and says_yes(text) and not is_settled(join_text(pieces[:1], write_corners) + " "):
+            # "Yes, a deer is at (not found)" is no answer, whatever else follows.
+            rejected, visible = [box.score for box in boxes], [False] * len(located)
+            text = NOT_FOUND if is_whole else ""
+        elif self.loaded.min_box_score is not None and not any(visible):
             text, rejected = self._doubt(number, text, doubts, rejected, is_whole=is_whole)
         return Answer(
             text=text,
@@ -282,7 +288,7 @@ class AnswerWriter:
             rejected = [*rejected, *scores] if is_doubted else rejected
         if is_doubted:
             return (NOT_FOUND if is_whole else ""), rejected
-        return (text if is_whole or is_settled(decode(question.answer)) else ""), rejected
+        return (shorten_no(text) if is_whole or is_settled(decode(question.answer)) else ""), rejected
 
     @torch.inference_mode()
     def _score_names(self, question: PendingAnswer) -> list[float]:
