@@ -57,10 +57,14 @@ _MORE_CUES = frozenset("more most larger greater outnumber numerous frequent".sp
 _SAME_CUES = frozenset("same equal equally as".split())
 _BOTH_CUES = frozenset("both each every".split())
 _COUNT_CUES = frozenset("many number count".split())
+_PLACE_CUES = frozenset(
+    "where find place placed position location located coordinates box mark show point region part look see identify "
+    "zoom get".split()
+)
 # Words without which a question has not a form, and words with which it has another one.
 _CUES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "name": (frozenset(), _COLOR_CUES),
-    "where": (frozenset(), _COLOR_CUES | _COUNT_CUES),
+    "where": (_PLACE_CUES, _COLOR_CUES | _COUNT_CUES),
     "is there": (frozenset(), _COLOR_CUES | _COUNT_CUES | {"where"}),
     "color": (_COLOR_CUES, _COUNT_CUES),
     "color: region": (_COLOR_CUES, _COUNT_CUES),
@@ -118,8 +122,8 @@ _STOP = frozenset(
     "also there here any some all every each both either neither one ones other another more most less least many much "
     "few image picture photo thing things object objects item items something anything someone anyone somebody anybody "
     "show see look find tell give say know want need like think get put make take describe caption happening going "
-    "doing mean made used old big small large time day kind sort type text read written write says sentence "
-    "words".split()
+    "doing mean made taken used everything everyone else old big small large time day kind sort type text read written "
+    "write says sentence words".split()
 )
 _REFUSED = frozenset("why when who whose whom".split())
 _TOKEN = re.compile(r"<region>|<\d+>|[a-z0-9]+(?:[-'][a-z0-9]+)*")
