@@ -59,13 +59,13 @@ _BOTH_CUES = frozenset("both each every".split())
 _COUNT_CUES = frozenset("many number count".split())
 _PLACE_CUES = frozenset(
     "where find place placed position location located coordinates box mark show point region part look see identify "
-    "zoom get".split()
+    "zoom get spotted looking coordinate".split()
 )
 # Words without which a question has not a form, and words with which it has another one.
 _CUES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "name": (frozenset(), _COLOR_CUES),
     "where": (_PLACE_CUES, _COLOR_CUES | _COUNT_CUES),
-    "is there": (frozenset(), _COLOR_CUES | _COUNT_CUES | {"where"}),
+    "is there": (frozenset(), _COLOR_CUES | _COUNT_CUES | {"where", "which"}),
     "color": (_COLOR_CUES, _COUNT_CUES),
     "color: region": (_COLOR_CUES, _COUNT_CUES),
     "count": (_COUNT_CUES, _COLOR_CUES),
@@ -98,6 +98,10 @@ _SYNONYMS = {
     **dict.fromkeys(("draw", "highlight", "outline", "frame", "circle", "put", "select"), "mark"),
     **dict.fromkeys(("bbox", "rectangle", "boundingbox"), "box"),
     **dict.fromkeys(("colour", "colored", "coloured", "colors", "colours"), "color"),
+    **dict.fromkeys(("contain", "contains", "include", "includes", "have", "has", "got", "display", "depict"), "show"),
+    **dict.fromkeys(("shown", "present", "depicted", "displayed", "seen", "included", "contained"), "visible"),
+    **dict.fromkeys(("looking", "search", "searching", "finding", "locating"), "find"),
+    **dict.fromkeys(("lie", "lies", "stand", "stands", "sit", "sits", "standing", "located", "situated"), "placed"),
     **dict.fromkeys(("farther",), "further"),
     **dict.fromkeys(("recognise", "recognize", "classify"), "identify"),
     **dict.fromkeys(("round",), "around"),
@@ -127,6 +131,13 @@ _STOP = frozenset(
 )
 _REFUSED = frozenset("why when who whose whom".split())
 _TOKEN = re.compile(r"<region>|<\d+>|[a-z0-9]+(?:[-'][a-z0-9]+)*")
+# "Could you please tell me whether ...": what people put in front of a question without asking anything else.
+_FRAME = re.compile(
+    r"\b(?:(?:can|could|would|will) you (?:please |kindly )?|do you |please |i(?:'d| would) like (?:you )?to |"
+    r"i (?:want|need) (?:you )?to |i (?:can't|cannot|don't) |i |let me |help me )?"
+    r"(?:tell(?: me| us)?|say|know|wonder|check|see|confirm|determine|verify|find out)"
+    r"(?=:? (?:if|whether|what|where|which|how)\b)"
+)
 _AM_RIGHT = re.compile(r"\b(?:am i right|is (?:it|that|this) right)(?=\W+(?:that|in|if)\b|\W*$)")
 _RIGHT = re.compile(r"[,.;:]\s*(?:am i )?right\s*(?=\?|$)")
 _IS = re.compile(r"\b(where|what|there|it|that|which|who|how)['’]s\b")
@@ -217,6 +228,7 @@ _MASKS = frozenset((THING, COLOR, NUMBER, SIDE, RELATION, ORDER, PLACE))
 def _tokenize(text: str) -> list[str]:
     plain = _IS.sub(r"\1 is", text.lower().replace("’", "'"))
     # "Right" is a side elsewhere.
+    plain = _FRAME.sub(" ", plain)
     plain = _AM_RIGHT.sub(" is it true ", _RIGHT.sub(" , true", plain)).replace("bounding box", "box")
     tokens = _TOKEN.findall(plain)
     return [PLACE if token.startswith("<") else token.removesuffix("'s") for token in tokens]
@@ -251,19 +263,37 @@ class _Matcher:
         norm = math.sqrt(sum(value * value for value in vector.values())) or 1.0
         return {gram: value / norm for gram, value in vector.items()}
 
-    def find(self, words: Sequence[str]) -> tuple[_Template, float] | None:
+    def find(self, words: Sequence[str], num_images: int) -> tuple[_Template, float] | None:
         """Return the nearest template with the same masks in the same order, and its similarity."""
         vector = self.embed(words)
         slots = tuple(word for word in words if word in _MASKS)
+        templates = self.by_slots.get(slots) or self._reorder(slots)
         scored = [
             (sum(value * other.get(gram, 0.0) for gram, value in vector.items()), template)
-            for template, other in self.by_slots.get(slots, ())
-            if _has_cues(template.form, words)
+            for template, other in templates
+            if _has_cues(template.form, words) and _is_about(template.form, num_images)
         ]
         if not scored:
             return None
         similarity, template = max(scored, key=lambda pair: pair[0])
         return template, similarity
+
+    def _reorder(self, slots: tuple[str, ...]) -> list[tuple[_Template, dict[str, float]]]:
+        """Return templates with the same masks in another order, of forms about one thing: "left or right, the dog"."""
+        return [
+            (template._replace(slots=slots, fields=_reorder_fields(template, slots)), vector)
+            for others, templates in self.by_slots.items()
+            if sorted(others) == sorted(slots) and slots.count(THING) == 1
+            for template, vector in templates
+        ]
+
+
+def _reorder_fields(template: _Template, slots: Sequence[str]) -> tuple[str, ...]:
+    """Return the fields of a template in the order of other slots of the same kinds."""
+    queues: dict[str, list[str]] = defaultdict(list)
+    for slot, field in zip(template.slots, template.fields, strict=True):
+        queues[slot].append(field)
+    return tuple(queues[slot].pop(0) for slot in slots)
 
 
 def _has_cues(form: str, words: Collection[str]) -> bool:
@@ -354,11 +384,11 @@ def _read(matcher: _Matcher, text: str, *, names: Collection[str], num_images: i
     # No form asks for reasons, people, times or manners.
     if _REFUSED & set(tokens):
         return None
-    best: tuple[_Template, float, list[_Span]] | None = None
+    best: tuple[_Template, float, tuple[_Span, ...]] | None = None
     for spans in _mask(tokens, matcher.words, names, num_images):
         words = [span.word for span in spans]
-        match = matcher.find(words)
-        if match is not None and _is_about(match[0].form, num_images) and (best is None or match[1] > best[1]):
+        match = matcher.find(words, num_images)
+        if match is not None and (best is None or match[1] > best[1]):
             best = (*match, spans)
     if best is None:
         return None
@@ -399,19 +429,23 @@ def _is_about(form: str, num_images: int) -> bool:
 
 def _mask(
     tokens: Sequence[str], known: Collection[str], names: Collection[str], num_images: int
-) -> Iterable[list[_Span]]:
-    """Yield the readings of tokens as words and masks: a color in front of a thing belongs to it, or does not."""
+) -> list[tuple[_Span, ...]]:
+    """List the readings of tokens as words and masks.
+
+    A color in front of a thing belongs to it, or does not; a word that no wording has is of another wording, or the
+    name of a thing that the model does not know; "box" is a thing, or what is asked for.
+    """
+    readings: list[tuple[_Span, ...]] = []
     for takes_words in (False, True):
         spans = _mask_names(tokens, known, names, takes_words=takes_words)
         masked = [span for span in _mask_words(spans, num_images) if span.is_mask or span.word not in _EMPTY]
-        # Words that no wording has are words of another wording, or names that the model does not know.
         for parts in (_join_names(masked, known), _join_things(masked, known)):
             if parts is not None:
-                parts = [
+                words = [
                     span if span.is_mask else span._replace(word=_SYNONYMS.get(span.word, span.word)) for span in parts
                 ]
-                yield parts
-                yield _join_colors(parts)
+                readings += [tuple(words), tuple(_join_colors(words))]
+    return list(dict.fromkeys(readings))
 
 
 def _join_names(spans: Sequence[_Span], known: Collection[str]) -> list[_Span]:
