@@ -43,6 +43,7 @@ def make_exchange(
         rejected=[round(score, 4) for score in answer.rejected],
         # Models of transformers answer by themselves and say nothing of it.
         source=getattr(answer, "source", LANGUAGE_MODEL),
+        read_as=answer.read_as,
         tokens=answer.tokens,
         finished=answer.finished,
         seconds=round(seconds, 3),
@@ -50,12 +51,19 @@ def make_exchange(
 
 
 def find_nearest_requests(
-    model: Any, question: str, *, name: str, silent: bool = False, source: str = "language model"
+    model: Any,
+    question: str,
+    read_as: str = "",
+    *,
+    name: str,
+    silent: bool = False,
+    source: str = "language model",
 ) -> list[str]:
     """Return the requests nearest to a question that the model was not trained for, and tell the user on stderr.
 
     Args:
         source: of the answer. Where the model did not answer, the picture is to blame, not the wording.
+        read_as: the question as it was asked instead, which is told then.
     """
     if source == "recognition":
         if not silent:
@@ -65,6 +73,10 @@ def find_nearest_requests(
                 "--model OWNER/NAME",
                 err=True,
             )
+        return []
+    if read_as:
+        if not silent:
+            click.echo(f'note: read as "{read_as}"', err=True)
         return []
     # Models of transformers have no `loaded`: which requests they were trained on is unknown.
     loaded = getattr(model, "loaded", None)

@@ -26,6 +26,8 @@ from foveate.multimodal.answers import (
     read_coordinates,
     reject_boxes,
     says_no,
+    says_yes,
+    shorten_no,
     split_digits,
     to_pixels,
     write_corners,
@@ -82,7 +84,7 @@ class PendingAnswer:
         views: numbers of its views. layout: image of each, and ids in front of it. frames: of its images.
         written: the tokens of the question. in_text: the images stand within it. answer: generated ids.
         before: tokens of the conversation in front of the question. unread: behind them, read with the question.
-        boxes: of the answer's region tokens. vectors: of its images, see `EncodedImage`.
+        boxes: of the answer's region tokens. vectors: of its images, see `EncodedImage`. read_as: see `Answer`.
     """
 
     views: list[int]
@@ -96,6 +98,7 @@ class PendingAnswer:
     boxes: list[PointedBox] = field(default_factory=list)
     finished: bool = False
     vectors: list[Tensor] = field(default_factory=list)
+    read_as: str = ""
 
 
 class AnswerWriter:
@@ -250,7 +253,11 @@ class AnswerWriter:
         hidden = [not is_visible for is_visible in visible]
         rejected = [box.score for box in compress(boxes, hidden)]
         doubts = compress(sorted(pointed), hidden) if rejected else ()
-        if self.loaded.min_box_score is not None and not any(visible):
+        if visible and not visible[0] and says_yes(text) and not is_settled(join_text(pieces[:1], write_corners) + " "):
+            # "Yes, a deer is at (not found)" is no answer, whatever else follows.
+            rejected, visible = [box.score for box in boxes], [False] * len(located)
+            text = NOT_FOUND if is_whole else ""
+        elif self.loaded.min_box_score is not None and not any(visible):
             text, rejected = self._doubt(number, text, doubts, rejected, is_whole=is_whole)
         return Answer(
             text=text,
@@ -263,6 +270,7 @@ class AnswerWriter:
             digits=tuple(compress(digits, visible)),
             box_scores=tuple(box.score for box in compress(boxes, visible)),
             rejected=tuple(rejected),
+            read_as=question.read_as,
         )
 
     def _doubt(
@@ -289,7 +297,7 @@ class AnswerWriter:
             rejected = [*rejected, *scores] if is_doubted else rejected
         if is_doubted:
             return (NOT_FOUND if is_whole else ""), rejected
-        return (text if is_whole or is_settled(decode(question.answer)) else ""), rejected
+        return (shorten_no(text) if is_whole or is_settled(decode(question.answer)) else ""), rejected
 
     @torch.inference_mode()
     def _score_names(self, question: PendingAnswer) -> list[float]:

@@ -97,6 +97,15 @@ class Mllm:
         """
         return Mllm(self.loaded.allow_training_words())
 
+    def ask_as_worded(self) -> Mllm:
+        """Return the same model, which asks every question as it is worded: to measure what `Answer.read_as` gains.
+
+        Example:
+            >>> open_mllm("mini").ask_as_worded().ask(image_file, "Can you spot the dog for me?").read_as
+            ''
+        """
+        return Mllm(replace(self.loaded, reads=False))
+
     def describe(self) -> str:
         """Return the model's parts and parameters in words."""
         settings, model = self.loaded.model.settings, self.loaded.model
@@ -389,8 +398,9 @@ class Chat:
             UserError: as `Mllm.ask`; the conversation then stays as it was.
         """
         loaded, end = self.loaded, self.loaded.prompts.chat.end
+        text = loaded.read_question(question, num_images=len(self.images))
         new_turns = ask_turns(
-            request_boxes(loaded, question, ground=ground), regions, images=0 if self.turns else len(self.images)
+            request_boxes(loaded, text, ground=ground), regions, images=0 if self.turns else len(self.images)
         )
         length = 0 if self._history_LE is None else len(self._history_LE)
         read = length and length + len(self._unread)
@@ -400,6 +410,7 @@ class Chat:
             self.turns += [*new_turns, Turn("assistant", with_placeholders(answer), answer.boxes)]
             return answer
         pending.before, pending.unread = self._ids, self._unread
+        pending.read_as = text if text != question else ""
         writer = AnswerWriter(loaded, self.visual, [pending])
         (history_LE,) = writer.prompts(images=not length)
         if self._history_LE is not None:

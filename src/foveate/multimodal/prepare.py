@@ -65,11 +65,17 @@ def prepare_questions(
     Raises:
         UserError: one of them cannot be asked; see `foveate.multimodal.ask.Mllm.ask`.
     """
-    dialogs = []
+    dialogs, readings = [], []
     for question in (Question(*question) for question in questions):
-        images, text = list_images(question.images), request_boxes(loaded, question.text, ground=ground)
+        images = list_images(question.images)
+        text = loaded.read_question(question.text, num_images=len(images))
+        readings.append(text if text != question.text else "")
+        text = request_boxes(loaded, text, ground=ground)
         dialogs.append(Dialog(images, ask_turns(text, question.regions, images=len(images)), question.regions))
-    return prepare_dialogs(loaded, dialogs)
+    visual, pending = prepare_dialogs(loaded, dialogs)
+    for question, reading in zip(pending, readings, strict=True):
+        question.read_as = reading
+    return visual, pending
 
 
 def prepare_dialogs(loaded: LoadedModel, dialogs: Sequence[Dialog]) -> tuple[Visual, list[PendingAnswer]]:

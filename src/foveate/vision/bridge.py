@@ -34,7 +34,9 @@ DETECTOR_WEIGHT = 0.6  # of the squared score of a detected class
 _WINDOW, _STARTS, _MIDDLE = 8, (0, 6), 3
 _GRID = MAP // 32
 _BATCH = 8
-IMAGES_AT_ONCE = 2  # of a block: a map has four times the pixels of a view, and its first layers need most of the memory
+IMAGES_AT_ONCE = (
+    2  # of a block: a map has four times the pixels of a view, and its first layers need most of the memory
+)
 _LOADING = threading.Lock()  # several threads may ask for the first features
 
 MIN_DETECTED = 0.05  # a lower score of the detector is none

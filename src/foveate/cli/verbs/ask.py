@@ -139,7 +139,7 @@ def command(
         update={
             "options": list(options),
             "probabilities": list(shares),
-            "nearest_requests": find_nearest(question, source=exchange.source),
+            "nearest_requests": find_nearest(question, exchange.read_as, source=exchange.source),
         }
     )
     result = make_result(model, checked.model, loaded - start, [exchange])
@@ -186,7 +186,11 @@ def _choose(
     from foveate.multimodal.answers import Answer
 
     shares = model.choose(images, question, options, regions=shapes)
-    return Answer(options[shares.index(max(shares))]), shares
+    # The answer that is chosen is none of `ask`, which would say how the question was read.
+    loaded = getattr(model, "loaded", None)
+    read_as = loaded.read_question(question, num_images=len(images)) if loaded is not None else question
+    read_as = read_as if read_as != question else ""
+    return Answer(options[shares.index(max(shares))], read_as=read_as), shares
 
 
 def _describe_boxes(answer: Answer, images: tuple[Path, ...], *, ground: bool) -> list[str]:
@@ -270,7 +274,7 @@ def _chat(
         click.echo(answer.text)
         new_images = 0 if exchanges else num_images
         exchange = make_exchange(text, regions, answer, time.perf_counter() - start, num_images=new_images)
-        nearest = find_nearest(text, source=exchange.source)
+        nearest = find_nearest(text, exchange.read_as, source=exchange.source)
         exchanges.append(exchange.model_copy(update={"nearest_requests": nearest}))
 
     ask(question, regions)
