@@ -264,11 +264,13 @@ class MapJob(TrainingJob[MapState]):
             # Noise of standard deviation s per value: ten deviations on top of the largest honest value.
             limit = MAX_FIELD * (1 + options.target_noise)
             values = ArrayRule(options.precision, (int(np.prod(state.grid.shape)),), low=-limit, high=limit)
+            # A gradient without noise would say more than the noisy field does, so nobody sends one then.
+            gradients = () if options.target_noise else GRADIENTS
             rule = MessageRule(
                 at_client.FIELD,
                 {"field": values},
-                {"r2": float} | dict.fromkeys(GRADIENTS, float),
-                optional=frozenset(GRADIENTS),
+                {"r2": float} | dict.fromkeys(gradients, float),
+                optional=frozenset(gradients),
             )
             for client, answer in ask_all(at_client.FIELD, rule, encoder | grid).items():
                 field, box = answer.array("field"), state.grid.box_2d
