@@ -115,7 +115,7 @@ def test_no_invented_word_reaches_a_user(mini: Mllm) -> None:
     "image",
     [
         Image.new("RGB", (1, 1)),
-        Image.new("RGB", (1, 500), "white"),
+        Image.new("RGB", (5, 500), "white"),
         Image.new("L", (300, 200), 128),
         Image.new("RGBA", (64, 64), (0, 0, 0, 0)),
     ],
@@ -235,7 +235,7 @@ def test_the_command_blames_the_picture(tmp_path: Path) -> None:
     assert "unlike the generated scenes" in result.stderr
     assert "--model OWNER/NAME" in result.stderr
     assert "was not trained on such a question" not in result.stderr
-    page = (tmp_path / "run" / "index.html").read_text()
+    page = next((tmp_path / "run").glob("*.html")).read_text()
     assert "300 × 200 px" in page
     assert "unlike the generated scenes" in page
     stored = json.loads((tmp_path / "run" / "result.json").read_text())

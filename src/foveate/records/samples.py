@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import importlib.util
 import io
 import shlex
 import shutil
@@ -23,9 +22,9 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically, fsync_path
-from foveate.core.paths import DATA
 from foveate.core.seeds import generator
 from foveate.records.builtin.families import emoji_phrase, rows
+from foveate.records.builtin.photographs import open_photograph
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,15 @@ class Sample:
     command: str
 
 
-# Name -> file in scikit-image, author, an alt-text as poor as those of the web.
+# Name -> author, an alt-text as poor as those of the web.
 _PHOTOGRAPHS = {
-    "astronaut": ("astronaut.png", "NASA, public domain", "portrait"),
-    "cat": ("chelsea.png", "Stefan van der Walt, CC0", "IMG_2041 my cat"),
-    "coffee": ("coffee.png", "Rachel Michetti, CC0", "coffee break"),
-    "coins": ("coins.png", "Brooklyn Museum, public domain", "greek coins"),
-    "photographer": ("camera.png", "Lav Varshney, CC0", "DSC_0007"),
-    "rocket": ("rocket.jpg", "SpaceX, public domain", "launch"),
+    "astronaut": ("NASA, public domain", "portrait"),
+    "cat": ("Stefan van der Walt, CC0", "IMG_2041 my cat"),
+    "coffee": ("Rachel Michetti, CC0", "coffee break"),
+    "coins": ("Brooklyn Museum, public domain", "greek coins"),
+    "photographer": ("Lav Varshney, CC0", "DSC_0007"),
+    "rocket": ("SpaceX, public domain", "launch"),
 }
-# Under the names that the package gives them where it has them; those of scikit-image else.
-_SHIPPED_NAMES = {"photographer": "camera"}
 _MAX_SIDE = 640
 _NUM_IMAGES_OF_CLASS = 32
 _CLASSES = {
@@ -68,23 +65,10 @@ def photographs() -> dict[str, Image.Image]:
     """Return six photographs by name, RGB and at most 640 pixels wide and high."""
     images: dict[str, Image.Image] = {}
     for name in _PHOTOGRAPHS:
-        with Image.open(_find_photograph(name)) as opened:
-            image = opened.convert("RGB")
+        image = open_photograph("camera" if name == "photographer" else name)
         image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
         images[name] = image
     return images
-
-
-def _find_photograph(name: str) -> Path:
-    file, _, _ = _PHOTOGRAPHS[name]
-    shipped = DATA / "photographs" / f"{_SHIPPED_NAMES.get(name, name)}{'.jpg' if file.endswith('.jpg') else '.webp'}"
-    if shipped.is_file():
-        return shipped
-    # Found without an import, which would take a second; the folder of the package's data is all that is needed.
-    package = importlib.util.find_spec("skimage")
-    if package is None or package.origin is None:
-        raise UserError("samples: their photographs are those of scikit-image, which is not installed")
-    return Path(package.origin).parent / "data" / file
 
 
 def list_samples(folder: Path) -> list[Sample]:
@@ -193,7 +177,7 @@ def make_files(seed: int) -> dict[str, bytes]:
     images = photographs()
     files = {"README.md": _describe().encode("utf-8")}
     files |= {f"photographs/{name}.jpg": _encode_jpeg(image) for name, image in images.items()}
-    texts = [(f"photographs/{name}.jpg", text) for name, (_, _, text) in _PHOTOGRAPHS.items()]
+    texts = [(f"photographs/{name}.jpg", text) for name, (_, text) in _PHOTOGRAPHS.items()]
     files["alt-texts.csv"] = _encode_csv([("file", "text"), *texts])
     files["clip.webp"] = _make_clip(images)
     files |= _make_labeled(seed)
@@ -204,7 +188,7 @@ def make_files(seed: int) -> dict[str, bytes]:
 def _describe() -> str:
     """Say who made what, since some of the licenses ask for it."""
     lines = ["# Samples of Foveate", "", "`foveate samples DIR` writes these files.", ""]
-    lines += [f"- photographs/{name}.jpg: {author}." for name, (_, author, _) in _PHOTOGRAPHS.items()]
+    lines += [f"- photographs/{name}.jpg: {author}." for name, (author, _) in _PHOTOGRAPHS.items()]
     lines += [
         "- alt-texts.csv: texts of Foveate (Apache-2.0).",
         "- clip.webp: made from three of the photographs.",
