@@ -1,6 +1,6 @@
 """How well scores that cost nothing tell images like those of a captioner's training from others.
 
-    foveate tour && python -m benchmarks.captioner_domain --photographs FOLDER --out bench
+    foveate study tour && python -m benchmarks.captioner_domain --photographs FOLDER --out bench
 
 In domain are generated scenes of the tour's test split; out of domain the shipped clip art and emoji of the test split,
 and photographs of a folder. Scores of a caption: the mean log-probability of its tokens in two formats, and how near
@@ -113,7 +113,7 @@ def measure(scores: dict[str, list[float]]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tour", type=Path, default=Path("runs/tour"), help="run folder of `foveate tour`")
+    parser.add_argument("--tour", type=Path, default=Path("runs/study-tour"), help="run folder of `foveate study tour`")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--photographs", type=Path, nargs="+", required=True, help="folders of JPEG and PNG files")
     parser.add_argument("--images", type=int, default=100, help="of each group, at most")

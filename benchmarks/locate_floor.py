@@ -1,6 +1,6 @@
 """How well the floor of an image tells phrases that are in it from others, on test scenes of the tour.
 
-    foveate tour && python -m benchmarks.locate_floor --out bench
+    foveate study tour && python -m benchmarks.locate_floor --out bench
 
 Phrases of an image's regions, phrases of another scene, and texts without a meaning are scored by their best candidate
 box. The floor is what a share of random names reach in the same image, or in the same image with its tiles shuffled.
@@ -59,7 +59,7 @@ def shuffle_tiles(data: bytes, rng: np.random.Generator) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tour", type=Path, default=Path("runs/tour"), help="run folder of `foveate tour`")
+    parser.add_argument("--tour", type=Path, default=Path("runs/study-tour"), help="run folder of `foveate study tour`")
     parser.add_argument("--model", default="cloc-seed0", help="model of the tour")
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))

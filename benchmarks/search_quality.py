@@ -1,7 +1,7 @@
 """How good are the first five hits: rules that rank images, regions and texts, on built-in images and two real folders.
 
-    foveate tour && python -m benchmarks.search_quality --out bench
-    foveate tour && python -m benchmarks.search_quality --sources stamps photographs --packages FOLDER --out bench
+    foveate study tour && python -m benchmarks.search_quality --out bench
+    foveate study tour && python -m benchmarks.search_quality --sources stamps photographs --packages FOLDER --out bench
 
 20 plain and 15 harder queries (search_queries.csv) to emoji, clip art and scenes, and as many of their own to two
 folders of Debian packages (see benchmarks/search_folders.py; skipped by name where they are not). A hit is right if its
@@ -463,7 +463,7 @@ def print_table(table: Table, *, base: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tour", type=Path, default=Path("runs/tour"), help="run folder of `foveate tour`")
+    parser.add_argument("--tour", type=Path, default=Path("runs/study-tour"), help="run folder of `foveate study tour`")
     parser.add_argument("--model", default="cloc-seed0", help="model of the tour, or a name such as bridge")
     sources = ["emoji", "clipart", "scenes", *FOLDER_QUERIES]
     parser.add_argument("--sources", nargs="+", choices=sources, default=sources)

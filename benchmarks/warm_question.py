@@ -1,6 +1,6 @@
 """One question to an open index of 100,000 vectors: how long an answer takes once the model is in memory.
 
-    foveate tour && python -m benchmarks.warm_question --out bench
+    foveate study tour && python -m benchmarks.warm_question --out bench
 
 Images with a text each are indexed with the grid, 39 vectors an image. A question is a text: it is embedded, compared
 with every vector, looked up in the texts, answered with 20 hits, captions and paths included, and judged. Every
@@ -33,7 +33,7 @@ QUESTIONS = 50
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", type=Path, default=Path("runs/tour/cloc-seed0/model"))
+    parser.add_argument("--model", type=Path, default=Path("runs/study-tour/cloc-seed0/model"))
     parser.add_argument("--images", type=int, default=2565)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

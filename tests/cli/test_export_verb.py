@@ -90,3 +90,10 @@ def test_coco_counts_images_whose_files_are_gone(foveate: Run, tmp_path: Path) -
     counted = foveate("export", "c", "--to", "coco", "--out", "again", "--json").json
     assert (counted["counts"]["images"], counted["counts"]["unreadable images"]) == (2, 1)
     assert counted["notes"][1].startswith("  1: ")
+
+
+def test_a_model_that_ships_is_found_by_its_name(foveate: Run, tiny_collection: Path, tmp_path: Path) -> None:
+    planned = foveate("export", "bridge", "--to", "embeddings", "--collection", tiny_collection, "--dry-run")
+    assert planned.code == 0, planned.err
+    assert "would write bridge-embeddings/" in planned.out
+    assert not list(tmp_path.iterdir())

@@ -53,7 +53,8 @@ def test_index_and_search(foveate: Run, place: Path, tmp_path: Path) -> None:
     assert made.code == 0, made.err
     assert made.json["counts"] == {"images": 32, "regions": 58, "unreadable": 0}
     assert made.json["paths"] == {"index": "mine"}
-    again = foveate("index", place / "model", place / "shapes", "--out", "mine", "--json", "--quiet")
+    # The model is an option; as the first argument, as in earlier releases, it is the same.
+    again = foveate("index", place / "shapes", "--model", place / "model", "--out", "mine", "--json", "--quiet")
     assert (again.json["embedded"], again.json["counts"]) == (0, made.json["counts"])
     found = foveate("search", "mine", "a red disc", "--count", "4")
     assert found.code == 0, found.err
@@ -75,7 +76,8 @@ def test_a_plain_folder_and_a_ready_model(foveate: Run, tmp_path: Path) -> None:
     (tmp_path / "photos" / "cut.png").write_bytes((tmp_path / "photos" / "red.png").read_bytes()[:60])
     indexed = foveate("index", "clip", "photos")
     assert indexed.code == 0, indexed.err
-    assert "photos: 2 images by reference, 2 new, 1 unreadable" in indexed.out
+    assert "photos: 2 images by reference, 2 new, 1 left out" in indexed.out
+    assert "left out: cut.png: " in indexed.out
     content = json.loads((tmp_path / "photos-index" / "index.json").read_text(encoding="utf-8"))["floor"]
     refused = f"so are {1 - content['letters_above']:.0%} of random letters and {content['names_below']:.0%} of random"
     assert f"below {content['z']['both']:.2f} are called not found: {refused} names" in indexed.out
@@ -212,8 +214,14 @@ def test_not_found(foveate: Run, index: Path, image: Path, place: Path, tmp_path
     assert ended.json["floor"]["letters_above"] == content["floor"]["letters_above"]
     assert len(ended.json["results"]["hits"]) == 2
     assert "Not found" in Path(ended.json["paths"]["report"]).read_text(encoding="utf-8")
-    ended = foveate("locate", place / "model", image, "zzkq", "--json")
+    ended = foveate("locate", image, "zzkq", "--model", place / "model", "--json")
     assert ended.code == (0 if ended.json["has_match"] else 3)
     page = Path(ended.json["paths"]["report"]).read_text(encoding="utf-8")
     assert ("Not found: " in page) == (not ended.json["has_match"])
     assert "Made by" in page
+
+
+def test_a_model_that_is_named_twice_is_refused_with_the_line(foveate: Run) -> None:
+    ended = foveate("locate", "bridge", "photo.jpg", "a dog", "--model", "mini")
+    assert ended.code == 2
+    assert "(got 'bridge' and 'mini'); expected foveate locate IMAGE PHRASE --model mini" in ended.err

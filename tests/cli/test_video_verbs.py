@@ -271,7 +271,7 @@ def test_a_phrase_is_looked_for_in_every_frame(foveate: Any, clip: Path, tmp_pat
     assert shown == sorted(result["best"])
     assert str(tmp_path / "none") in foveate("video", "find", tmp_path / "none", clip, "a red boat").sentence
     shipped = foveate("video", "find", clip, "a red boat", "--out", tmp_path / "shipped", "--device", "cpu", "--json")
-    assert shipped.json["model"] == "bridge"
+    assert shipped.json["model"] == "small"
     assert len(shipped.json["frames"]) == 6
     # The same image located alone has the same box.
     alone = foveate(

@@ -232,3 +232,13 @@ class Attack:
         if self.outlier is not None:
             table_ND[40, 3] = self.outlier
         return table_ND
+
+
+def attack_network(attack: Attack, folder: Path, *, max_asked: float = 60, **own: Any) -> tuple[Network, list[int]]:
+    """Attack a client of this policy; the client, and rows and cells that were read to 1e-6 and to 1e-3."""
+    network = Network(folder, own)
+    victim = network.victim(attack.table)
+    victim.max_asked = max_asked
+    reading = attack.run(victim)
+    read = [*reading.count(attack.table), *reading.count(attack.table, 1e-3)]
+    return network, read

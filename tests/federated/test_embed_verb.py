@@ -103,7 +103,8 @@ def test_the_payoff_of_surrogates_names_gain_and_cost() -> None:
     ("options", "surrogate"),
     [
         ({}, "grid"),
-        ({"dimensions": 3}, "network"),
+        ({"dimensions": 3}, "grid"),
+        ({"dimensions": 3, "grid": "own"}, "network"),
         ({"grid": "own"}, "network"),
         ({"surrogate": "network64"}, "network64"),
     ],

@@ -10,7 +10,8 @@ Measured here (seeds 0, 1, 2; 857 s on one core of a shared machine):
 | fedne_exact | .548 .622 .580 | .514 .424 .475 |
 | global | .980 .986 .985 | .022 .016 .016 |
 
-R2 of the surrogates .987 on the queries they were fitted to; fitted to nine of ten, .906 on the tenth.
+R2 of the published surrogate networks .987 on the queries they were fitted to; fitted to nine of ten, .906 on the
+tenth. Encoded in units of the box, as now, both are above .99.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def clients() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 
 
 @cache
-def fit(method: str, seed: int, held_out: float = 0.1) -> EmbeddingFit:
-    options = EmbeddingOptions(rounds=60, neighbors=K, method=method, seed=seed, held_out=held_out)
+def fit(method: str, seed: int, held_out: float = 0.1, surrogate: str = "grid") -> EmbeddingFit:
+    options = EmbeddingOptions(rounds=60, neighbors=K, method=method, seed=seed, held_out=held_out, surrogate=surrogate)
     assert not options.mixing
     return fit_clients(clients()[0], options, log=Log(record=method == "fedne"))
 
@@ -84,11 +85,15 @@ def test_all_data_in_one_place_are_far_ahead() -> None:
 
 
 def test_surrogates_fit_on_the_common_grid() -> None:
-    """On the queries that they were fitted to, 40 epochs each. What holds between them is printed, not asserted."""
-    fitted = fit("fedne", 0, held_out=0.0)
-    fits = [list(entry["r2"].values()) for entry in fitted.state.history if entry["usable"]]
-    assert np.shape(fits) == (42, 5)
-    messages = [one for _, up, one in fit("fedne", 0).log.messages if up and one.kind == SURROGATE]
+    """R2 is that between the queries, in the middles of the grid's cells, with and without queries held out."""
+    whole, parts = (fit("fedne", 0, held_out, "network") for held_out in (0.0, 0.1))
+    for fitted in (whole, parts):
+        for name, least in (("r2", 0.95), ("gradient_cosine", 0.8)):
+            fits = [list(entry[name].values()) for entry in fitted.state.history if entry["usable"]]
+            assert np.shape(fits) == (42, 5)
+            print(f"{name} {np.mean(fits):.3f}")
+            assert np.mean(fits) >= least
+    messages = [one for _, up, one in parts.log.messages if up and one.kind == SURROGATE]
     held_out = [one.number("r2_held_out") for one in messages]
-    print(f"R2 {np.mean(fits):.3f}; fitted to 9 of 10 queries, of the tenth {np.mean(held_out):.3f}")
-    assert np.mean(fits) >= 0.95
+    print(f"fitted to 9 of 10 queries, R2 of the tenth {np.mean(held_out):.3f}")
+    assert np.mean(held_out) >= 0.95

@@ -22,7 +22,14 @@ from foveate.federated.embedding.networks import (
     perceptron,
 )
 from foveate.federated.embedding.options import EmbeddingOptions, draw_participants, is_refreshed, read_options
-from foveate.federated.embedding.surrogates import FitSettings, SurrogateSum, fit_surrogate, r_squared
+from foveate.federated.embedding.surrogates import (
+    FieldQuality,
+    FitSettings,
+    SurrogateSum,
+    compare_fields,
+    fit_surrogate,
+    r_squared,
+)
 from foveate.federated.embedding.training import (
     PassSettings,
     edges,
@@ -83,6 +90,36 @@ def test_interpolation_is_that_of_scipy_and_ends_at_the_edge() -> None:
     assert far.grad[0, 0] == 0
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(2, 6), min_size=1, max_size=4),
+    width=st.floats(1e-2, 1e3),
+    seed=st.integers(0, 1000),
+)
+def test_interpolation_in_any_dimensions_is_that_of_scipy(counts: list[int], width: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    starts = random.normal(size=len(counts))
+    axes = [np.linspace(low, low + width, count) for count, low in zip(counts, starts, strict=True)]
+    grid = grids.CoordinateGrid(tuple(axes))
+    field = random.normal(size=math.prod(counts))
+    # The first axis is the fastest here, the last one in SciPy's table.
+    oracle = RegularGridInterpolator(grid.axes[::-1], field.reshape(counts[::-1]))
+    low, high = grid.box_2d
+    z = np.concatenate([random.uniform(low - width / 2, high + width / 2, (20, len(counts))), grid.points_Gd])
+    found = grids.interpolate(torch.from_numpy(field), grid, torch.from_numpy(z))
+    inside = np.clip(z, low, high)
+    assert found.numpy() == pytest.approx(oracle(inside[:, ::-1]), abs=1e-8)
+    # In the grid's points its values come back, in the order of the points.
+    assert found[20:].numpy() == pytest.approx(field, abs=1e-8)
+
+
+def test_gradients_in_three_dimensions_are_those_of_the_values() -> None:
+    grid = grids.CoordinateGrid(tuple(np.linspace(-1, 2, n) for n in (3, 5, 4)))
+    field = torch.from_numpy(RANDOM.normal(size=60))
+    z = torch.from_numpy(RANDOM.uniform(-1, 2, (6, 3))).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: grids.interpolate(field, grid, z), z)
+
+
 def test_targets_are_repulsions_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     local, asked = cloud(30), cloud(50, 1)
     found = grids.targets(asked, local)
@@ -108,18 +145,85 @@ def test_a_surrogate_learns_a_field() -> None:
     assert all((again.weights[name] == one).all() for name, one in checked.weights.items())
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("width", [10.0, 20.0])
+def test_waves_in_units_of_the_box_are_resolved_where_those_of_a_fixed_length_alias(
+    dimensions: int, width: float
+) -> None:
+    """A fit may be good on all of its queries and lead nowhere between them; what widens with the map does not."""
+    local = torch.randn((200, dimensions), generator=seeded(), dtype=torch.float32)
+    local = local * width / float(np.ptp(local.numpy(), axis=0).max())
+    grid = grids.union_grid(grids.bounding_box(local.numpy())[None])
+    random = np.random.default_rng(0)
+    queries, between = grid.points_Gd, grid.centers_Gd
+    if dimensions == 3:
+        queries, between = (grids.scatter(grid.box_2d, count, random) for count in (2000, 500))
+    asked = torch.from_numpy(queries).float()
+
+    def truth(z: torch.Tensor) -> torch.Tensor:
+        return grids.targets(z, local)
+
+    def quality(box: np.ndarray | None) -> tuple[float, FieldQuality]:
+        fit = fit_surrogate(asked, truth(asked), seeded(), box_2d=box)
+        boxes = None if box is None else box[None]
+        imitation = SurrogateSum([fit.weights], [1.0], boxes_M2d=boxes)
+        return fit.r2, compare_fields(imitation, truth, torch.from_numpy(between).float(), points=len(local))
+
+    fixed_r2, fixed = quality(None)
+    widened_r2, widened = quality(grid.box_2d)
+    print(f"fixed: R2 {fixed_r2:.3f}, {fixed}; widened: R2 {widened_r2:.3f}, {widened}")
+    # R2 on all queries would let the surrogate of a map ten wide pass.
+    assert width > 10 or fixed_r2 > 0.9
+    assert fixed.gradient_cosine < 0.3
+    assert fixed.gradient_ratio > 2
+    assert widened.r2 > 0.98
+    assert widened.gradient_cosine > 0.85
+    assert 0.9 < widened.gradient_ratio < 1.1
+
+
+def test_fields_are_compared_by_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = cloud(30)
+
+    def field(z: torch.Tensor) -> torch.Tensor:
+        return z[:, 0] ** 2 + z[:, 1]
+
+    assert compare_fields(field, field, places) == pytest.approx(FieldQuality(1.0, 1.0, 1.0))
+    against = compare_fields(lambda z: -3 * field(z), field, places)
+    assert against.gradient_cosine == pytest.approx(-1)
+    assert against.gradient_ratio == pytest.approx(3)
+    # A constant added to the values spoils R2 alone; a field without a slope has no direction.
+    assert compare_fields(lambda z: field(z) + 9, field, places).gradient_cosine == pytest.approx(1)
+    assert compare_fields(lambda z: 0 * field(z), field, places).gradient_cosine == 0
+    whole = compare_fields(lambda z: z.sin().sum(dim=1), field, places)
+    monkeypatch.setattr("foveate.metrics.neighbors._DISTANCES_PER_BLOCK", 20)
+    assert compare_fields(lambda z: z.sin().sum(dim=1), field, places) == pytest.approx(whole)
+
+
+def test_a_surrogate_of_one_point_and_one_of_a_constant_are_finite() -> None:
+    asked = torch.from_numpy(grids.own_grid(np.zeros((2, 2))).points_Gd).float()
+    box = np.array([[-1.0, -1.0], [1.0, 1.0]])
+    for field in (grids.targets(asked, torch.zeros(1, 2)), torch.full((len(asked),), 0.25)):
+        fit = fit_surrogate(asked, field, seeded(), box_2d=box)
+        assert all(np.isfinite(array).all() for array in fit.weights.values())
+        # A box without width comes from a client that departs from the protocol.
+        flat = SurrogateSum([fit.weights], [1.0], boxes_M2d=np.zeros((1, 2, 2)))
+        assert torch.isfinite(flat(asked)).all()
+
+
 def test_a_sum_of_surrogates_is_weighted_frozen_and_clamped_outside_its_box() -> None:
     local = cloud(40)
     grid = grids.own_grid(grids.bounding_box(local.numpy()))
     asked = torch.from_numpy(grid.points_Gd)
-    fits = [
-        fit_surrogate(asked, grids.targets(asked, local), seeded(n), settings=FitSettings(epochs=3)) for n in (0, 1)
-    ]
+    few = FitSettings(epochs=3)
+    boxes = np.stack([grid.box_2d, grid.box_2d + 0.5])
+    fits = [fit_surrogate(asked, grids.targets(asked, local), seeded(n), settings=few, box_2d=boxes[n]) for n in (0, 1)]
     before = [{name: one.copy() for name, one in fit.weights.items()} for fit in fits]
-    boxes = np.stack([grid.box_2d] * 2)
     both = SurrogateSum([fit.weights for fit in fits], [0.2, 0.5], boxes_M2d=boxes, dtype=torch.float64)
     z = local.clone().requires_grad_()
-    single = [SurrogateSum([fit.weights], [1.0], dtype=torch.float64)(local) for fit in fits]
+    single = [
+        SurrogateSum([fit.weights], [1.0], boxes_M2d=boxes[n : n + 1], dtype=torch.float64)(local)
+        for n, fit in enumerate(fits)
+    ]
     torch.testing.assert_close(both(z), 0.2 * single[0] + 0.5 * single[1])
     both(z).sum().backward()
     assert z.grad.abs().max() > 0

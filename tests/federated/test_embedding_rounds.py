@@ -126,6 +126,36 @@ def test_a_surrogate_that_does_not_fit_is_left_out_and_said() -> None:
     assert (fitted.state.encoder == fit(method="fedavg").state.encoder).all()
 
 
+def test_a_surrogate_whose_gradient_leads_elsewhere_is_left_out_and_said() -> None:
+    fitted = fit(min_r2=-10.0, min_gradient_cosine=1.0, surrogate="network")
+    assert all(entry["usable"] in (None, []) for entry in fitted.state.history)
+    note = "client 0: the cosine of its surrogate's gradient is below 1, and it is left out"
+    assert fitted.state.notes[note] == 3
+    assert (fitted.state.encoder == fit(method="fedavg").state.encoder).all()
+
+
+@pytest.mark.parametrize("surrogate", ["grid", "network"])
+def test_the_quality_of_gradients_is_in_the_history(surrogate: str) -> None:
+    fitted = fit(min_r2=-10.0, min_gradient_cosine=-1.0, surrogate=surrogate)
+    for entry in fitted.state.history:
+        names = [] if entry["usable"] is None else ["0", "1", "2"]
+        assert [sorted(entry[name]) for name in ("r2", "gradient_cosine", "gradient_ratio")] == [names] * 3
+        assert all(-1 <= value <= 1 for value in entry["gradient_cosine"].values())
+        assert all(value > 0 for value in entry["gradient_ratio"].values())
+    assert not any("gradients" in note for note in fitted.state.notes)
+
+
+def test_under_noise_no_gradient_is_measured_and_a_note_says_so() -> None:
+    for held_out in (0.1, 0.0):
+        noise = {"target_noise": 0.01, "surrogate": "network", "held_out": held_out}
+        fitted = fit(min_r2=-10.0, **noise)
+        assert fitted.state.history[-1]["usable"] == [0, 1, 2]
+        assert fitted.state.history[-1]["gradient_cosine"] == {}
+        assert any("gradients of surrogates are not measured" in note for note in fitted.state.notes)
+        # Values that a surrogate was fitted to would say that it fits.
+        assert all(value < 1 for value in fitted.state.history[-1]["r2"].values())
+
+
 @pytest.mark.parametrize("refresh", [1, 2])
 def test_surrogates_are_made_anew_as_asked(refresh: int) -> None:
     fitted = fit(refresh=refresh, rounds=5, surrogate_start=0.2, min_r2=-10.0, surrogate="network")
@@ -147,17 +177,20 @@ def test_tiny_and_degenerate_clients_take_part() -> None:
     assert fitted.state.notes["client 3 has 3 points: 2 neighbors instead of 7"] == 1
 
 
-@pytest.mark.slow
-def test_a_map_of_three_dimensions() -> None:
-    fitted = fit(dimensions=3, max_axis_points=12, min_r2=-10.0)
+@pytest.mark.parametrize("surrogate", ["grid", pytest.param("network", marks=pytest.mark.slow)])
+def test_a_map_of_three_dimensions(surrogate: str) -> None:
+    fitted = fit(dimensions=3, surrogate=surrogate, min_r2=-10.0, min_gradient_cosine=-1.0)
     assert fitted.transform(CLIENTS[0]).shape == (40, 3)
     assert fitted.state.history[-1]["foreign"] is not None
+    if surrogate == "grid":
+        assert fitted.state.grid is not None
+        assert fitted.state.grid.shape == (12, 12, 12)
 
 
 @pytest.mark.parametrize("grid", ["own", "official"])
 def test_own_grids(grid: str) -> None:
     log = Log(record=True)
-    fitted = fit_clients(CLIENTS, options(grid=grid, min_r2=-10.0), log=log)
+    fitted = fit_clients(CLIENTS, options(grid=grid, min_r2=-10.0, min_gradient_cosine=-1.0), log=log)
     assert fitted.state.history[-1]["foreign"] is not None
     assert at_client.BOX not in {entry.kind for entry in log.entries}
 

@@ -28,7 +28,7 @@ from foveate.federated.job import serve
 from foveate.federated.limits import ClientLimits
 from foveate.federated.messages import Message
 from foveate.federated.node import NOISE, answer_request
-from foveate.federated.privacy import epsilon
+from foveate.federated.privacy import epsilon, send_change
 from foveate.federated.reasons import FAILURE, Refusal, read_failure
 from foveate.federated.rounds import Client, InProcess
 from foveate.report import render
@@ -86,17 +86,17 @@ def test_the_noise_on_a_change(multiplier: float, clip: float) -> None:
             seen.append(super().standard_normal(size))
             return seen[-1]
 
-    sent = noise.send_change(before, after, clip=clip, multiplier=multiplier, source=Source())
-    sigma = 2 * clip * multiplier
+    sigma = noise.SENSITIVITY * clip * multiplier
+    sent = send_change(before, after, clip=clip, sigma=sigma, source=Source())
     expected = sigma * seen[0]
     expected[0] += clip
     np.testing.assert_allclose(sent, expected * clip / np.linalg.norm(expected), rtol=1e-5, atol=1e-9)
     # What the ledger charges for it.
     assert noise_cost(TRAIN, multiplier) == pytest.approx((2 * clip) ** 2 / (2 * sigma**2))
     # Without noise the change is clipped all the same; a training that ends in NaN is none.
-    bare = noise.send_change(before, after, clip=clip)
+    bare = send_change(before, after, clip=clip)
     assert (bare[0], np.abs(bare[1:]).max()) == (np.float32(clip), 0)
-    assert np.array_equal(noise.send_change(before, after * np.float32("nan"), clip=clip), before)
+    assert np.array_equal(send_change(before, after * np.float32("nan"), clip=clip), before)
 
 
 def test_gradients_are_clipped_point_by_point() -> None:

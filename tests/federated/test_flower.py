@@ -393,7 +393,7 @@ def test_an_evaluation_is_answered_or_refused_before_the_run(tmp_path: Path) -> 
     assert not list((tmp_path / "state").glob("*.jsonl")), "nothing was used up"
     (line,) = str(RunFailedError.read(tmp_path / "out")).splitlines()[1:]
     assert line.startswith("2 of 2 clients: max-partitions: its own max-partitions 1 is less than the 2 partitions")
-    assert "--max-partitions" in line
+    assert "`max_partitions`" in line
     # Allowed, it is answered: after a run's own clustering, which costs nothing again, and in one run.
     grid.configs = nodes(tmp_path, max_partitions=2)
     server_app.run(grid, describe_run(tmp_path))

@@ -370,7 +370,7 @@ HARMLESS: dict[str, set[str]] = {
     # A factor, a share or a threshold: it decides what is computed, not how much. A seed is only hashed.
     "map": {
         *("learning_rate", "decay_factor", "gradient_clip", "mixing_beta", "proximal", "held_out", "seed"),
-        *("surrogate_start", "min_r2", "warn_r2", "participation", "trim", "refresh"),
+        *("surrogate_start", "min_r2", "min_gradient_cosine", "warn_r2", "participation", "trim", "refresh"),
         *("update_clip", "update_noise", "target_noise"),
         # Two or three; and the distance of two queries, whose number has bounds of its own.
         *("dimensions", "grid_step"),

@@ -13,6 +13,7 @@ import pytest
 
 from foveate.federated import incoming, reasons
 from foveate.federated.incoming import MAX_GROWTH, SLACK, IncomingWeights
+from foveate.federated.privacy import send_change
 from foveate.federated.reasons import Refusal
 
 RANDOM = np.random.default_rng(0)
@@ -130,15 +131,14 @@ def test_another_seed_is_another_run(memory: IncomingWeights) -> None:
     assert not refuses(memory, moved(1.5), 3), "both are remembered"
 
 
-def test_noise_has_its_own_room(memory: IncomingWeights) -> None:
-    sigma = 0.5
+def test_noise_needs_no_room(memory: IncomingWeights) -> None:
     rng, weights = np.random.default_rng(1), START
     for round in range(ROUNDS):
-        assert not refuses(memory, weights, round, sigma=sigma), f"round {round}"
-        # One client alone, with its whole noise.
-        weights = (weights + rng.normal(0, sigma, 500)).astype(np.float32)
+        assert not refuses(memory, weights, round), f"round {round}"
+        # One client alone, with its whole noise, which is a hundred times as long as what it may send.
+        weights = send_change(weights, weights, clip=1.0, sigma=5.0, source=rng)
     assert refuses(memory, moved(2 * SLACK), 1)
-    assert refuses(memory, moved(1.1 * ROUNDS * SLACK * sigma * 500**0.5), 1, sigma=sigma)
+    assert refuses(memory, (START + rng.normal(0, 5.0, 500)).astype(np.float32), 1)
 
 
 def test_a_trimmed_mean_of_many_clients_has_room(memory: IncomingWeights) -> None:

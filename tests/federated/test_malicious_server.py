@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacked_client import Attack, Network, bare
+from attacked_client import attack_network, bare
 from malicious_server import ATTACKS
 
 from foveate.federated import node
@@ -23,16 +23,6 @@ READS_NOTHING = {"exact counts of near copies", "averages of noise until the bud
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node, "TIME_CLASS_SECONDS", 1e-3)
-
-
-def attack_network(attack: Attack, folder: Path, *, max_asked: float = 60, **own: Any) -> tuple[Network, list[int]]:
-    """Attack a client of this policy; the client, and rows and cells that were read to 1e-6 and to 1e-3."""
-    network = Network(folder, own)
-    victim = network.victim(attack.table)
-    victim.max_asked = max_asked
-    reading = attack.run(victim)
-    read = [*reading.count(attack.table), *reading.count(attack.table, 1e-3)]
-    return network, read
 
 
 def test_every_kind_of_message_is_attacked() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_hostile_server import WINE, Ask, asker, attack_map, configure
 
-from foveate.federated import attacks
+from foveate.federated import attacks, privacy
 from foveate.federated.costs import answer_cost
 from foveate.federated.embedding import client as at_client
 from foveate.federated.embedding import grids
@@ -151,14 +151,31 @@ def test_the_server_can_raise_the_noise_on_a_field_and_not_lower_it(monkeypatch:
         ({"method": "global", "update_clip": 1.0, "update_noise": 60.0}, 1.0, 15.0),
     ],
 )
-def test_noise_on_weights_has_the_size_that_is_charged(options: dict[str, Any], clip: float, multiplier: float) -> None:
+def test_noise_on_weights_has_the_size_that_is_charged(
+    options: dict[str, Any], clip: float, multiplier: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = request_of(kinds.TRAIN, hidden=(300, 300), **options)
     assert at_client.update_protection(EmbeddingOptions(**options), limits()) == (clip, multiplier * 2 * clip)
     assert answer_cost(request, limits()).noise_multiplier == multiplier
+    noisy: list[np.ndarray] = []
+    draw = privacy.add_noise
+    monkeypatch.setattr(privacy, "add_noise", lambda *given: noisy.append(draw(*given)) or noisy[-1])
     (answer,) = repeat(request, limits(), 1)
+    assert np.std(noisy[0]) == pytest.approx(multiplier * 2 * clip, rel=0.02)
+    # What is sent is the noisy change, in the length that a change without noise has at most.
     change = answer.array("encoder").astype(float) - request.array("encoder")
-    assert np.std(change) == pytest.approx(multiplier * 2 * clip, rel=0.02)
+    np.testing.assert_allclose(change, noisy[0] * clip / np.linalg.norm(noisy[0]), atol=1e-6)
     assert not answer.values, "no losses, no steps, no count of points outside"
+
+
+def test_a_noisy_map_stays_as_wide_as_maps_are(tmp_path: Path) -> None:
+    clients = clients_of(tmp_path)
+    job, transport = MapJob(EmbeddingOptions(**(SMALL | {"rounds": 20, "method": "fedavg"}))), InProcess(clients)
+    state = run_rounds(job, transport, job.begin(transport))
+    start = flatten_weights(build_encoder(job.options, 5))
+    assert 0 < np.linalg.norm(state.encoder - start) <= 20
+    # Without the second clip the weights' norm is thousands, and coordinates are millions.
+    assert np.abs(job.finished(state).transform(PARTS[0])).max() < 100
 
 
 def test_a_change_is_clipped_to_the_smaller_of_two_norms() -> None:

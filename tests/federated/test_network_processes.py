@@ -206,7 +206,7 @@ def test_a_run_that_is_refused_says_why(programs: Path, tmp_path: Path) -> None:
     first, second = said.splitlines()[-2:]
     assert first == f"foveate: {out}: the run ended without a result"
     assert second.startswith("2 of 2 clients: max-partitions: its own max-partitions 1 of these data are used up")
-    assert "--max-partitions" in second
+    assert "`max_partitions`" in second
     assert second.endswith("(client 0, client 1)")
     result = json.loads(answer)
     assert (result["job"], result["error"], result["paths"]) == ("cluster", "0 of 2 clients answered", {})

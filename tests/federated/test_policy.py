@@ -16,11 +16,12 @@ from foveate.core.errors import UserError
 from foveate.federated.bounds import RequestBounds
 from foveate.federated.clustering import protocol
 from foveate.federated.clustering.methods import resolve
+from foveate.federated.costs import MEASURED
 from foveate.federated.limits import JOBS, ClientLimits
 from foveate.federated.messages import Message
 from foveate.federated.node import Node, answer_request
 from foveate.federated.points import ReadOptions
-from foveate.federated.policy import SECTIONS, Policy, describe_limits, expand, read_policy, write_policy
+from foveate.federated.policy import SECTIONS, Policy, describe_limits, expand, find_state, read_policy, write_policy
 from foveate.federated.reasons import COUNT, FAILURE, SENTENCES
 from naming import raises_naming
 
@@ -121,8 +122,14 @@ def test_show_says_in_one_screen_what_may_leave_to_whom_and_at_which_epsilon(tmp
         (line,) = [line for line in lines if line.startswith(f"job {job}: ")]
         assert "always with noise of 15 times" in line
         assert "which some 472 answers use up" in line
+        assert line.endswith(MEASURED[job])
+        generous = call("policy", "show", policy_file(tmp_path, jobs=list(JOBS), max_epsilon=30.0)).output
+        assert MEASURED[job] not in generous, "not measured"
     assert "28 per axis" in shown
     assert "warning: --max-partitions 22" in shown
+    # Where the client keeps its log without another word in the policy.
+    assert f"; log: {tmp_path / 'log'}\n" in plain
+    assert "; log: FOLDER/state\n" in call("policy", "show", policy_file(tmp_path, state=None)).output
     done = call("policy", "show", policy_file(tmp_path), "--json")
     assert json.loads(done.output)["fields"]["min_count"] == 10
 
@@ -130,8 +137,7 @@ def test_show_says_in_one_screen_what_may_leave_to_whom_and_at_which_epsilon(tmp
 def test_the_page_shows_the_screen_of_the_default_policy() -> None:
     page = Path(__file__).parents[2] / "docs" / "how-to" / "federated-network.md"
     _, shown = page.read_text(encoding="utf-8").split("foveate federated policy show north.yaml\n```\n\n```text\n")
-    folder = "/home/north/.local/state/foveate/federated"
-    lines = describe_limits(Policy(min_count=10, state=folder))
+    lines = describe_limits(Policy(min_count=10, state=str(find_state(None, Path("FOLDER")))))
     assert shown.partition("```")[0].splitlines() == lines
 
 

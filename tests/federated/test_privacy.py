@@ -176,6 +176,14 @@ def test_the_account_covers_what_one_point_moves(kernel: Any, drop: Any) -> None
     assert moved > accounted / 5
 
 
+@pytest.mark.parametrize(("surrogate", "values"), [("grid", 12**3), ("network", 2000)])
+def test_the_account_counts_the_values_of_three_dimensions(surrogate: str, values: int) -> None:
+    chosen = EmbeddingOptions(surrogate=surrogate, dimensions=3, target_noise=0.5, surrogate_start=0.0)
+    state = MapState(np.zeros(1), {0: 40, 1: 80}, 3, round=1, history=[{"round": 0, "clients": [0, 1]}])
+    rho = next(row.rho for row in account(chosen, state) if row.name in ("field", "surrogate"))
+    assert rho == pytest.approx(values * (math.log(2) / 40) ** 2 / (2 * 0.5**2))
+
+
 def test_a_surrogate_is_clamped_to_the_range_of_its_kernel() -> None:
     options = EmbeddingOptions(kernel="cauchy", surrogate="network")
     with torch.device("cpu"):

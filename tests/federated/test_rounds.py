@@ -163,6 +163,20 @@ def test_a_broken_kept_answer_is_asked_again_and_old_rounds_are_forgotten(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["000003-query.mean"]
 
 
+def test_no_empty_folder_of_answers_is_left(tmp_path: Path) -> None:
+    transport = InProcess([client(0)], answers_folder=tmp_path / "answers")
+    transport.ask(Message("query.mean", 0), RULE)
+    transport.forget(before=1)
+    transport.ask(Message("query.mean", 1), RULE)
+    transport.forget()
+    assert not (tmp_path / "answers").exists()
+    transport.forget()
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "mine.txt").write_text("of the user")
+    transport.forget()
+    assert (tmp_path / "answers" / "mine.txt").exists()
+
+
 def test_random_numbers_depend_on_seed_round_client_and_purpose() -> None:
     def draw(seed: int, round: int, client: int, purpose: str) -> float:
         return float(stream(seed, round=round, client=client, purpose=purpose).random())

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.federated.clustering.fit import cluster
-from foveate.federated.clustering.protocol import HANDLERS
-from foveate.federated.costs import PROTECTED
+from foveate.federated.clustering.protocol import HANDLERS, centroids_request
+from foveate.federated.costs import MEASURED, PROTECTED
 from foveate.federated.deep.encoder import build_network, prepare_samples
 from foveate.federated.deep.job import DeepJob
 from foveate.federated.deep.options import REMOTE_KINDS, SIZE
@@ -255,6 +255,17 @@ def test_a_policy_of_the_needs_that_a_plan_lists_fits() -> None:
         assert plan_run(*read(**config), DATA, Policy(**needs))["fits"]
 
 
+def test_a_plan_says_what_its_noise_leaves_of_a_map_and_of_an_encoder() -> None:
+    def lines(epsilon: float = 8.0, **config: Any) -> list[str]:
+        own = Policy(min_count=10, jobs=("embed", "features"), max_epsilon=epsilon)
+        return describe_plan(plan_run(*read(**config), DATA, own))
+
+    for job in ("embed", "features"):
+        assert MEASURED[job] in lines(job=job, options="rounds=3")
+        assert MEASURED[job] not in lines(100.0, job=job, options="rounds=900"), "not measured"
+    assert MEASURED["features"] not in lines(job="features", method="untrained")
+
+
 def test_traffic_of_all_clients_is_that_of_one_times_their_number() -> None:
     few, many = (plan_run(*read(clients=clients), DATA, OPEN) for clients in (3, 300))
     assert (few["bytes_up_per_client"], 100 * few["bytes_up"]) == (many["bytes_up_per_client"], many["bytes_up"])
@@ -271,6 +282,80 @@ def test_traffic_of_all_clients_is_that_of_one_times_their_number() -> None:
     fit_clients(PARTS, options, log=log)
     trained = max(sum(entry.up and entry.client == client for entry in log.entries) for client in range(3))
     assert plan_run(run, options, DATA, OPEN)["questions"] == trained
+
+
+SUMMED: dict[str, tuple[str, list[str], list[str]]] = {
+    "cluster": (
+        "refine_rounds=1 scale=standard",
+        ["query.moments", "query.lloyd"],
+        ["query.centroids", "query.assign"],
+    ),
+    "embed": ("rounds=3 hidden=[8]", ["train"], ["query.points", "query.box", "query.field"]),
+    "features": (
+        "rounds=1 width=8 hidden=12 scale=standard",
+        ["query.moments", "train.prototypes"],
+        ["query.size", "query.embedded"],
+    ),
+}
+
+
+@pytest.mark.parametrize("job", SUMMED)
+def test_a_plan_under_secure_aggregation_says_what_is_added_up(job: str) -> None:
+    """That its bytes are those of a run is tested where Flower is: `test_flower_secure_runs.py`."""
+    options, summed, single = SUMMED[job]
+    config = {"job": job, "options": options, "evaluate": job == "cluster", "secure-aggregation": True}
+    plan = plan_run(*read(**config), DATA, OPEN)
+    assert {kind for kind, is_masked in plan["masked"].items() if is_masked} == set(summed)
+    assert {kind for kind, is_masked in plan["masked"].items() if not is_masked} == set(single)
+    up = [row for row in plan["messages"] if row["up"]]
+    assert {row["name"] for row in up if row["kind"] in summed} == {"masked"}
+    lines = describe_plan(plan)
+    assert any(line.endswith(f"clients only: {', '.join(summed)}") for line in lines)
+    assert any("cannot be added up" in line and line.endswith(", ".join(single)) for line in lines)
+    plain = plan_run(*read(**{**config, "secure-aggregation": False}), DATA, OPEN)
+    # What is asked, and what it costs of a client's account, is the same.
+    for name in ("questions", "partitions", "rho", "needs", "refusals"):
+        assert plan[name] == plain[name]
+    assert plan["bytes_up"] > plain["bytes_up"]
+    many = plan_run(*read(**config, clients=12), DATA, OPEN)
+    # One encrypted share of each other client, and one share of each one's secret, in every sum.
+    sums = sum(row["messages"] for row in up if row["name"] == "masked")
+    if job != "embed":
+        assert many["bytes_up_per_client"] - plan["bytes_up_per_client"] == sums * 9 * (612 + 52)
+
+
+def test_a_run_that_adds_nothing_up_says_so() -> None:
+    plan = plan_run(*read(**{"secure-aggregation": True}), DATA, OPEN)
+    assert plan["masked"] == {"query.centroids": False}
+    assert any("nothing of this run is added up" in line for line in describe_plan(plan))
+
+
+def test_a_client_that_requires_masks_refuses_a_plan_without() -> None:
+    own = OPEN.model_copy(update={"secure_aggregation": "required"})
+    config = {"options": "refine_rounds=1"}
+    assert [entry["code"] for entry in plan_run(*read(**config), DATA, own)["refusals"]] == ["secure-aggregation"]
+    assert plan_run(*read(**config, **{"secure-aggregation": True}), DATA, own)["fits"]
+
+
+@pytest.mark.parametrize(
+    ("clients", "more", "words"),
+    [
+        (2, (), "secure-aggregation needs at least 3 clients (got 2)"),
+        (6, ("--job", "embed", "--set", "participation=0.3"), "participation=0.3 of 6 clients trains 2"),
+    ],
+)
+def test_sums_over_fewer_than_three_clients_are_refused_before_a_run(
+    clients: int, more: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    words_of_run = ["federated", "run", "--clients", str(clients), "--secure-aggregation", *more]
+    for ending in (("--folder", str(tmp_path), "--out", str(tmp_path / "out")), ("--dry-run", "--features", "5")):
+        done = CliRunner().invoke(cli, [*words_of_run, *ending])
+        assert done.exit_code != 0
+        assert words in done.output + str(done.exception)
+    assert (
+        CliRunner().invoke(cli, [*words_of_run[:3], "6", *words_of_run[4:5], "--dry-run", "--features", "5"]).exit_code
+        == 0
+    )
 
 
 def call(*arguments: str | Path) -> Result:
@@ -290,6 +375,47 @@ def test_a_clients_owner_asks_without_a_server(tmp_path: Path) -> None:
     plan = json.loads(refused.stdout)
     assert [refusal["code"] for refusal in plan["refusals"]] == ["max-partitions"]
     assert plan == {**plan_run(*read(options="refine_rounds=1"), DATA, read_policy(policy)), "paths": {}}
+
+
+def test_earlier_runs_are_counted_where_the_clients_log_is_at_hand(tmp_path: Path) -> None:
+    policy = write_policy(tmp_path / "north.yaml")
+    np.save(tmp_path / "points.npy", PARTS[0])
+    asked = ("--clusters", "3", "--policy", policy, "--data", tmp_path / "points.npy")
+    state = ("--state", tmp_path / "state")
+    assert "earlier runs about these data are not counted" in call(*asked).output
+    assert "earlier runs about these data: 0 questions, 0 partitions, no epsilon" in call(*asked, *state).output
+    assert not (tmp_path / "state").exists(), "a plan writes nothing"
+    config = {
+        "partition-id": 0,
+        "data": str(tmp_path / "points.npy"),
+        "min-count": 10,
+        "state": str(tmp_path / "state"),
+    }
+    for options in ("", "noise=4 clip=90"):
+        request = centroids_request(read(options=options)[1], 0)
+        assert FAILURE not in answer_request(config, lambda request=request: request).values
+    files = sorted((tmp_path / "state").iterdir())
+    contents = [file.read_bytes() for file in files]
+    # The same rows in another order, and all but one of them, have the same account.
+    for points in (PARTS[0], PARTS[0][::-1], PARTS[0][1:]):
+        np.save(tmp_path / "points.npy", points)
+        done = call(*asked, *state, "--json")
+        plan = json.loads(done.stdout)
+        assert plan["spent_before"] == {"questions": 2, "partitions": 1, "rho": pytest.approx(5 / 8)}
+        assert done.exit_code == 1
+        (refusal,) = plan["refusals"]
+        assert refusal["code"] == "max-partitions"
+        assert "uses 1 (2 with earlier runs)" in refusal["reason"]
+    # With noise the epsilon counts instead, over all runs.
+    fits = [call(*asked, *state, "--set", f"noise={noise}", "--set", "clip=90").exit_code for noise in (4.5, 20)]
+    assert fits == [1, 0]
+    np.save(tmp_path / "points.npy", 5 + 100 * np.random.default_rng(1).normal(size=(POINTS, FEATURES)))
+    assert "data: 0 questions" in call(*asked, *state).output, "other data have an account of their own"
+    assert [file.read_bytes() for file in files] == contents
+    assert sorted((tmp_path / "state").iterdir()) == files
+    # The policy says where the log is.
+    policy.write_text(policy.read_text().replace("state: null", f"state: {tmp_path / 'state'}"))
+    assert "earlier runs about these data: 0 questions" in call(*asked).output
 
 
 def test_the_servers_owner_gets_plan_and_command(tmp_path: Path) -> None:
@@ -316,6 +442,7 @@ def test_options_that_say_nothing(tmp_path: Path) -> None:
         ("--out", "o"): "--folder and --out are needed",
         ("--dry-run", "--policy", "p.yaml"): "no such policy",
         ("--dry-run", "--data", "d.npy", "--features", "5"): "--data has its own numbers",
+        ("--dry-run", "--features", "5", "--state", "s"): "--state needs --data",
     }.items():
         done = CliRunner().invoke(cli, [*run, *options])
         assert done.exit_code != 0

@@ -11,6 +11,7 @@ import pytest
 
 from foveate.core.errors import UserError
 from foveate.core.seeds import generator
+from foveate.multimodal.wordings import load_wordings
 from foveate.records.conversations import check_conversation
 from foveate.records.text import split_words
 from foveate_labs.worlds.builtin import SEEN, mentions_unseen
@@ -253,3 +254,41 @@ def test_conversations_hold_as_many_regions_as_their_texts(asked: dict[str, Aske
         for turn in conversation.turns:
             assert turn.text.count("<region>") == len(turn.regions)
         assert sum(len(turn.regions) for turn in conversation.turns) == len(question.regions)
+
+
+def _to_patterns(half: str) -> dict[str, list[re.Pattern[str]]]:
+    return {
+        form: [re.compile(".+".join(map(re.escape, re.split(r"\{\w+\}", text)))) for text in halves[half]]
+        for form, halves in load_wordings().items()
+    }
+
+
+@pytest.mark.parametrize(("split", "half"), [("train", "seen"), ("test", "unseen")])
+def test_people_word_questions_of_training_and_tests_apart(split: str, half: str) -> None:
+    patterns = _to_patterns(half)
+    forms, whole = set(), []
+    for scene, index in _draw(split, 16):
+        for question in ask_scene(scene, generator("people", index), split=split, people=1.0):
+            forms.add(question.form)
+            whole.append(any(pattern.fullmatch(question.prompt) for pattern in patterns[question.form]))
+            if split == "test":
+                assert question.answer == question.short
+    # Wordings of training are varied, those of tests are not.
+    assert all(whole) == (split == "test")
+    assert np.mean(whole) > 0.5
+    assert forms > {"name", "where", "is there", "position", "count"}
+
+
+def test_a_share_of_none_changes_no_question() -> None:
+    for scene, index in _draw("train", 4):
+        plain = ask_scene(scene, generator("people", index), split="train")
+        assert plain == ask_scene(scene, generator("people", index), split="train", people=0.0)
+
+
+def test_who_names_no_side_means_left_and_right() -> None:
+    for split in ("train", "test"):
+        for scene, index in _draw(split, 24):
+            questions = ask_scene(scene, generator("sides", index), split=split, kinds=("position",), people=1.0)
+            for question in questions:
+                if question.form == "position" and not re.search(r"\b(left|right|top|bottom)\b", question.prompt):
+                    assert set(question.choices or ()) == {"left", "right"}

@@ -1,11 +1,11 @@
-"""The tour: its table, its means over seeds, its questions; and a very small one from nothing to a page."""
+"""The tour: its parts and their order, resuming, pictures and lesson; and a short one from nothing to a page."""
 
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,18 @@ import numpy as np
 import pytest
 from processes import environment
 
-import tiny
 from foveate.core.errors import UserError
-from foveate.metrics.intervals import seed_interval
-from foveate.pretrain.embed import embed_collection
-from foveate.pretrain.train import build_model
-from foveate.records.collection import Collection
-from foveate.report.words import in_short
-from foveate_labs.studies.questions import (
-    PLAIN_QUERIES,
-    Album,
-    PlainQuery,
-    box_searches,
-    choice_questions,
-    image_searches,
-    plain_searches,
-    where_questions,
-    word_searches,
-)
+from foveate.core.files import write_json_atomically
+from foveate.core.results import parse_result
+from foveate_labs.studies.results import TourResult
+from foveate_labs.studies.settings import TourSettings
+from foveate_labs.tour import lesson
 from foveate_labs.tour import run as module
-from foveate_labs.tour.run import COLUMNS, Clock, over_seeds, tour, tour_table
+from foveate_labs.tour.find import PHOTOGRAPH_QUERIES, PLAIN_QUERIES
+from foveate_labs.tour.pictures import PHOTOGRAPHS, build_pictures, other_query
+from foveate_labs.tour.run import ALL_PARTS, tour
+from foveate_labs.worlds.builtin import SEEN, assign_split
 from naming import raises_naming
-
-
-def value(number: float) -> dict[str, float]:
-    return {"value": number, "low": number - 0.1, "high": number + 0.1}
-
-
-def row(question: str, **values: float) -> dict[str, Any]:
-    return {
-        "question": question,
-        "data": "seen",
-        "chance": 0.1,
-        "n": 9,
-        "values": {name: value(number) for name, number in values.items()},
-    }
 
 
 def test_the_commit_is_that_of_foveate_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,120 +43,92 @@ def test_the_commit_is_that_of_foveate_alone(tmp_path: Path, monkeypatch: pytest
     assert module._commit() is None
 
 
-def test_tour_table_keeps_its_columns() -> None:
-    table = [row("which phrase names this box: R@1", clip=0.1, clip_shuffled=0.2, clip_crop=0.3, cloc=0.4)]
-    (found,) = tour_table(table)
-    assert list(found["values"]) == ["clip", "clip_crop", "cloc"]
-    assert found["values"]["cloc"] == value(0.4)
-    assert {column["key"] for column in COLUMNS} >= set(found["values"])
-
-
-def test_tour_table_splits_where_by_rule() -> None:
-    table = [
-        row("where is it: mean IoU", clip_candidates=0.1, cloc_head=0.5, cloc_candidates=0.4, center=0.2, random=0.0)
-    ]
-    head, candidates = tour_table(table)
-    assert head["question"] == "where is it (grounding head): mean IoU"
-    assert {name: one["value"] for name, one in head["values"].items()} == {"cloc": 0.5, "guess": 0.2}
-    assert candidates["question"] == "where is it (best of many boxes): mean IoU"
-    assert candidates["values"]["cloc"] == value(0.4)
-    assert candidates["values"]["clip"] == value(0.1)
-    assert table[0]["question"] == "where is it: mean IoU", "the full table is left as it was"
-
-
-def test_the_first_three_questions_are_three_different_ones() -> None:
-    where = row("where is it: IoU at least .5", clip_candidates=0.1, cloc_head=0.5, cloc_candidates=0.4)
-    table = [
-        row("which phrase names this box: R@1", cloc=0.4),
-        where,
-        row("which of the image's boxes: accuracy", cloc=0.9),
-        row("what is in this box, of all names: top-1", cloc=0.5),
-    ]
-    first = [found["question"] for found in tour_table(table)][:3]
-    assert first == [
-        "what is in this box, of all names: top-1",
-        "where is it (grounding head): IoU at least .5",
-        "which of the image's boxes: accuracy",
-    ]
-    assert all(in_short(question) != question for question in first)
-
-
-def test_tour_table_names_the_three_slices() -> None:
-    names = ("seen", "unseen", "unseen kind", "unseen kind, small", "emoji images")
-    table = [{**row("which phrase names this box: R@1", cloc=0.4), "data": name} for name in names]
-    assert [found["data"] for found in tour_table(table)] == [
-        "scenes, seen concepts",
-        "scenes, unseen concepts",
-        "scenes, unseen kinds",
-        "scenes, unseen kinds, small",
-        "emoji images",
-    ]
-
-
 def test_a_tree_without_recipes_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveate.core.recipes._recipe_folder", lambda: tmp_path / "recipes")
-    with raises_naming(UserError, "tour-clip", tmp_path / "recipes"):
+    with raises_naming(UserError, "tour", tmp_path / "recipes"):
         tour(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_over_seeds() -> None:
-    one, two, three = ([row("q", clip=base, cloc=base + 0.5)] for base in (0.1, 0.2, 0.4))
-    assert over_seeds([one]) == one
-    (found,) = over_seeds([one, two, three])
-    expected = seed_interval([0.1, 0.2, 0.4])
-    assert found["values"]["clip"] == expected.to_value().to_json()
-    assert found["values"]["clip"]["value"] == pytest.approx(0.7 / 3)
-    assert (found["question"], found["n"]) == ("q", 9)
-
-
-def test_clock() -> None:
-    clock = Clock()
-    clock.lap("a")
-    clock.lap("b")
-    clock.lap("a")
-    total = clock.total()
-    assert list(total) == ["a", "b", "total"]
-    assert all(math.isfinite(seconds) and seconds >= 0 for seconds in total.values())
+def test_parts_come_behind_what_they_need() -> None:
+    names = list(ALL_PARTS)
+    for name, part in ALL_PARTS.items():
+        assert all(names.index(before) < names.index(name) for before in part.after), name
+    assert module._select(("adaptation",)) == ["scenes", "head", "features", "adaptation"]
+    assert module._select(()) == names
+    # What ships comes before anything is trained.
+    assert [part.opening for part in ALL_PARTS.values()] == sorted(
+        (part.opening for part in ALL_PARTS.values()), reverse=True
+    )
+    assert {name for name, part in ALL_PARTS.items() if part.opening} <= set(TourResult.model_fields)
 
 
 @pytest.fixture
-def album(tiny_collection: Path, tmp_path: Path) -> tuple[Album, dict[str, Any]]:
-    collection = Collection.open(tiny_collection)
-    models = {
-        name: build_model(tiny.recipe(regions={"method": method})).eval()
-        for name, method in (("clip", "none"), ("cloc", "prompter"))
-    }
-    rows = collection.rows("test")
-    embedded = {name: embed_collection(model, collection, rows) for name, model in models.items()}
-    return Album(collection, tmp_path, embedded, 0), models
+def fake_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace the processes: each part writes an empty result; return the names of those that ran."""
+    ran: list[str] = []
+
+    def run_parts(run: Path, missing: list[str], *arguments: object) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name in missing:
+            ran.append(name)
+            empty = {} if name in ("captions", "calibration", "federated") else None
+            content = {"result": empty, "seconds": 1.0, "processor_seconds": 1.0, "memory_gb": 0.4}
+            write_json_atomically(module._part_path(run, name), content)
+            yield name, content
+
+    monkeypatch.setattr(module, "_run_parts", run_parts)
+    return ran
 
 
-def test_questions_are_drawn_by_the_seed_and_show_existing_images(
-    album: tuple[Album, dict[str, Any]], tmp_path: Path
-) -> None:
-    shown, models = album
-    asked = [
-        *word_searches(shown, models, source="shapes", count=2),
-        *image_searches(shown, list(models), source="shapes", field="category", count=2),
-        *box_searches(shown, list(models), part="seen", count=2),
-    ]
-    assert len(asked) == 6
-    for search in asked:
-        assert set(search["results"]) == {"clip", "cloc"}
-        for results in search["results"].values():
-            scores = [one["score"] for one in results]
-            assert scores == sorted(scores, reverse=True)
-            assert all((tmp_path / one["image"]).is_file() for one in results)
-        if search["query"]["kind"] == "image":
-            answers = [one["image"] for results in search["results"].values() for one in results]
-            assert search["query"]["image"] not in answers, "an image does not find itself"
-    again = word_searches(shown, models, source="shapes", count=2)
-    assert again == asked[:2]
-    json.dumps(asked)
+def test_a_finished_part_is_not_run_again(fake_parts: list[str], tmp_path: Path) -> None:
+    pages = []
+
+    def on_page(path: Path, opened: bool) -> None:
+        pages.append((json.loads((path / "result.json").read_text())["running"], opened))
+
+    tour(tmp_path / "run", seed=2, on_page=on_page)
+    assert fake_parts == list(ALL_PARTS)
+    shown = [name for name in ALL_PARTS if name in TourResult.model_fields]
+    # Once with a part more each, and once at the end; in one of them the opening is complete.
+    assert [running for running, _ in pages] == [True] * (len(shown) - 1) + [False]
+    assert [opened for _, opened in pages].count(True) == 1
+    assert pages.index((True, True)) == sum(part.opening for part in ALL_PARTS.values()) - 1
+    (tmp_path / "run" / "parts" / "lesson.json").unlink()
+    fake_parts.clear()
+    tour(tmp_path / "run", seed=2)
+    assert fake_parts == ["lesson"]
+    result = parse_result(TourResult, json.loads((tmp_path / "run" / "result.json").read_text()))
+    assert result.resumed
+    assert not result.running
+    assert result.memory_gb is not None
+    assert result.memory_gb > 0.8
 
 
-def test_plain_queries_are_judged_by_names_and_categories() -> None:
+def test_another_seed_or_length_is_refused(fake_parts: list[str], tmp_path: Path) -> None:
+    tour(tmp_path / "run", seed=2)
+    for settings, seed in ((TourSettings(), 3), (TourSettings(short=True), 2)):
+        with raises_naming(UserError, tmp_path / "run", "--out"):
+            tour(tmp_path / "run", settings, seed=seed)
+    (tmp_path / "old" / "collection").mkdir(parents=True)
+    with raises_naming(UserError, tmp_path / "old", "earlier version", "--out"):
+        tour(tmp_path / "old")
+
+
+def test_pictures_are_chosen_by_the_rule(tmp_path: Path) -> None:
+    collection = build_pictures(tmp_path / "pictures", seed=0, drawings=2, scenes=1)
+    assert list(collection.keys[: len(PHOTOGRAPHS)]) == [photograph.name for photograph in PHOTOGRAPHS]
+    assert collection.label_values("source").tolist() == ["photographs"] * len(PHOTOGRAPHS) + ["emoji"] * 2 + [
+        "clipart"
+    ] * 2 + ["scenes"]
+    assert all(assign_split(key) == "test" for key in collection.keys[len(PHOTOGRAPHS) : -1])
+    boxed = [row for row in range(len(PHOTOGRAPHS)) if collection.read_regions(row)]
+    assert boxed == [number for number, photograph in enumerate(PHOTOGRAPHS) if photograph.box]
+    # A control that the photograph shows after all would be none.
+    for number, photograph in enumerate(PHOTOGRAPHS):
+        assert other_query(number) not in photograph.names
+
+
+def test_queries_are_judged_by_names_and_categories() -> None:
     boat, food = PLAIN_QUERIES[:2]
     assert (boat.text, food.text) == ("a boat", "something to eat")
     assert boat.judge(frozenset({"red", "boat"}), ["person-sport"]) == (True, False)
@@ -190,95 +139,73 @@ def test_plain_queries_are_judged_by_names_and_categories() -> None:
     # A scene is the very thing if one of its things is.
     assert food.judge(frozenset(), ["tool", "food"]) == (True, False)
     assert food.judge(frozenset(), ["foodless"]) == (False, False)
+    coins = next(query for query in PHOTOGRAPH_QUERIES if query.text == "coins")
+    assert coins.judge(frozenset({"coin"}), []) == (True, False)
 
 
-def test_plain_searches_count_their_results_beside_chance(album: tuple[Album, dict[str, Any]], tmp_path: Path) -> None:
-    shown, models = album
-    words, _ = shown.contents[0]
-    common = PlainQuery("a thing", words, (), ())
-    (search,), tallies = plain_searches(shown, models, [common])
-    assert set(search["results"]) == {"clip", "cloc"}
-    right = [common.judge(*content)[0] for content in shown.contents]
-    for tally in tallies:
-        hits = search["results"][tally["model"]]
-        assert (tally["n"], tally["right"]) == (len(hits), sum(hit["right"] for hit in hits))
-        assert tally["chance_right"] == pytest.approx(np.mean(right))
-        assert all((tmp_path / hit["image"]).is_file() for hit in hits)
+def test_the_lesson_has_names_that_no_training_has() -> None:
+    names = lesson.draw_names(0)
+    assert len(names) == lesson.NUM_NAMES
+    assert names.keys() == lesson.draw_names(0).keys() != lesson.draw_names(1).keys()
+    drawings = [cutout for cutouts in names.values() for cutout in cutouts]
+    assert all(cutout.slice != SEEN for cutout in drawings)
+    assert len({cutouts[0].family for cutouts in names.values()}) == len(names)
+    for cutouts in names.values():
+        assert {"noto", "twemoji"} <= {cutout.style for cutout in cutouts}
 
 
-def test_where_and_which(album: tuple[Album, dict[str, Any]]) -> None:
-    shown, _ = album
-    places = where_questions(shown, "cloc", part="seen", count=4)
-    assert len(places) == 4
-    for question in places:
-        assert set(question["boxes"]) == {"head", "candidates", "center", "random"} == set(question["iou"])
-        assert 0 <= min(question["iou"].values()) <= max(question["iou"].values()) <= 1
-    assert choice_questions(shown, "cloc", part="seen", count=4) == [], "no image has three boxes"
-    assert box_searches(shown, ["clip"], part="nothing", count=1) == []
-    once = np.unique([question["phrase"] for question in places], return_counts=True)
-    assert once[1].max() <= 4
-    json.dumps(places)
+def test_scores_are_added_by_standard_scores_and_measured_over_scenes() -> None:
+    scores = lesson.standardize(np.array([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]], np.float32))
+    assert scores.mean(axis=1) == pytest.approx([0, 0], abs=1e-6)
+    assert scores[0].std() == pytest.approx(1)
+    assert (scores[1] == 0).all()
+    right = np.eye(3, dtype=np.float32)
+    value = lesson.measure(right, np.array([0, 1, 0]), [0, 0, 1], seed=0)
+    assert value["value"] == pytest.approx(2 / 3)
+    assert value["low"] < value["value"] < value["high"]
 
 
 @pytest.mark.slow
-def test_a_small_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
+def test_a_short_tour_from_nothing_to_a_page(tmp_path: Path) -> None:
     run = tmp_path / "tour"
-    sizes = ["--image-size", "96", "--scenes", "200", "--test-scenes", "50", "--steps", "20"]
-    command = [sys.executable, "-m", "foveate", "tour", "--out", str(run), *sizes, "--device", "cpu", "--json"]
+    command = [sys.executable, "-m", "foveate", "tour", "--out", str(run), "--short", "--device", "cpu", "--json"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["kind"] == "tour"
-    assert not result["resumed"]
-    assert result["size"] == {"image_size": 96, "scenes": 200, "steps": 20, "by_speed": False, "short": True}
-    assert set(result["models"]) == {"clip", "cloc"}
-    assert len(result["searches"]) == 12
-    assert len(result["plain_searches"]) == 8
-    assert [tally["n"] for tally in result["search_tallies"]] == [40, 40]
-    assert len(result["locate"]) == 12
-    data = {found["data"] for found in result["table"]}
-    parts = {"scenes, seen concepts", "scenes, unseen concepts", "scenes, unseen kinds"}
-    assert parts | {"clipart images", "emoji images", "scenes images"} <= data
-    keys = {column["key"] for column in result["columns"]}
-    assert all(set(found["values"]) <= keys for found in result["table"])
-    asked = result["ask"]
-    assert len(asked["scenes"]) == 8
-    assert all((run / scene["image"]).is_file() and scene["questions"] for scene in asked["scenes"])
-    assert all(scene["regions"] for scene in asked["scenes"])
-    assert sum(tally["n"] for tally in asked["tallies"]) > 40
-    assert asked["training"]["points"][-1][0] == asked["training"]["steps"] == 20
-    video = result["video"]
-    assert 0 <= video["best_in_sight"] <= video["in_sight"] == sum(bool(frame["true_box"]) for frame in video["frames"])
-    assert (run / video["file"]).is_file()
-    assert sum((run / frame["image"]).is_file() for frame in video["frames"] if frame["image"]) == 8
-    assert result["seconds"]["video"] < 60
-    adaptation = result["adaptation"]
-    assert [row["key"] for row in adaptation["rows"]] == ["linear", "lora", "full"]
-    assert result["seconds"]["adaptation"] < 40
-    calibration = result["calibration"]
-    assert calibration["trained"]["classes"] == len(calibration["classes"]["seen"] + calibration["classes"]["absent"])
-    assert calibration["samples"] > 300
-    assert all((run / one["image"]).is_file() for one in calibration["examples"])
-    assert result["seconds"]["calibration"] < 40
-    federated = result["federated"]
-    assert len(federated["clients"]) == 8
-    assert sum(client["images"] for client in federated["clients"]) == federated["images"] > 1000
-    assert all((run / one["image"]).is_file() for group in federated["examples"] for one in group["images"])
-    assert result["seconds"]["federated"] < 20
-    species = result["species"]
-    assert [step["stage"] for step in species["steps"]][-1] == "threshold"
-    assert (run / species["image"]).is_file()
-    assert result["seconds"]["species"] < 60
-    assert json.loads((run / "result.json").read_text())["table"] == result["table"]
+    assert done.stderr.count("what ships has answered") == 1
+    result = parse_result(TourResult, json.loads(done.stdout))
+    assert not result.resumed
+    assert set(result.seconds) == set(ALL_PARTS)
+    pictures = result.pictures
+    assert pictures is not None
+    assert pictures.pictures == len(PHOTOGRAPHS) + 10
+    assert [tally.n for tally in pictures.tallies] == [len(PHOTOGRAPHS), len(PLAIN_QUERIES)]
+    for ask in (result.ask, result.ferret):
+        assert ask is not None
+        assert [tally.kind for tally in ask.photograph_tallies] == ["what", "where", "is there", "is there, absent"]
+        assert all((run / scene.image).is_file() for scene in [*ask.photographs, *ask.scenes])
+    video, traps, taught = result.video, result.traps, result.lesson
+    assert video is not None
+    assert (run / video.file).is_file()
+    assert traps is not None
+    assert traps.animals + traps.empty == 8
+    assert taught is not None
+    assert len(taught.names) == lesson.NUM_NAMES
+    assert [set(row.values) for row in taught.table] == [{"before", "after", "both", "permuted"}] * 2
+    assert result.adaptation is not None
+    assert [row.key for row in result.adaptation.rows] == ["linear", "lora", "full"]
+    assert result.calibration["samples"] > 300
+    assert len(result.federated["clients"]) == 8
+    assert result.species is not None
+    assert [step.stage for step in result.species.steps][-1] == "threshold"
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "<html" in page
-    assert "Fine-tuned on half of the classes" in page
-    assert 'id="ask"' in page
-    assert "is being trained now" not in page
-    assert "the shipped model's answers are on" in done.stderr
-    assert "Eight clients, one map" in page
-    for image in {question["image"] for question in result["locate"]}:
-        assert (run / image).is_file()
+    for anchor in ("search", "locate", "ask", "captions", "video", "traps", "lesson", "adaptation", "federated"):
+        assert f'id="{anchor}"' in page
+    assert "is being made now" not in page
+    # A killed tour keeps what is finished: the parts that are missing are run, and no other.
+    before = {path.name: path.stat().st_mtime_ns for path in (run / "parts").iterdir()}
+    (run / "parts" / "traps.json").unlink()
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["table"] == result["table"], "repeated, it only answers again"
+    after = {path.name: path.stat().st_mtime_ns for path in (run / "parts").iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"traps.json"}
+    assert json.loads(again.stdout)["resumed"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import tiny_models
 from foveate.core.errors import UserError
-from foveate.language.decoding import TextStream, draw_token, select_nucleus, until_repeated
+from foveate.language.decoding import TextStream, draw_token, is_loop, select_nucleus, until_repeated
 from foveate.language.generate import (
     Completion,
     GenerationSettings,
@@ -330,3 +330,39 @@ def test_drafts_change_no_answer(family: str, right: int) -> None:
     goes_on, _ = extend(model, torch.cat([language_model.embed(read[-1:]), second]), stop=STOP, prefix=prefix)
     (expected,) = generate(model, [torch.cat([prompt, language_model.embed(read), second])], stop=STOP)
     assert goes_on.ids == expected.ids
+
+
+def test_a_loop_ends_a_text_where_it_is_asked_for() -> None:
+    language_model = tiny_models.tiny("llama")
+    model, prompts = language_model.model, prompts_of(language_model)
+    long = GenerationSettings(max_new_tokens=120)
+    whole = generate(model, prompts, stop=(), settings=long)
+    cut = generate(model, prompts, stop=(), settings=long.model_copy(update={"max_repeats": 3}))
+    for before, after in zip(whole, cut, strict=True):
+        ends = [length for length in range(1, 121) if is_loop(before.ids[:length], 3)]
+        assert after.ids == before.ids[: ends[0] if ends else 120]
+        assert not after.finished
+    # Tiny random models do loop, or the test would show nothing.
+    assert any(len(after.ids) < 120 for after in cut)
+    # Read on behind a loop: the cache holds what was written, but for its last token.
+    row = next(row for row, after in enumerate(cut) if len(after.ids) < 120)
+    completion, prefix = extend(model, prompts[row], stop=(), settings=long.model_copy(update={"max_repeats": 3}))
+    assert completion.ids == cut[row].ids
+    assert prefix.length == len(prompts[row]) + len(completion.ids) - 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "repeats", "loops"),
+    [
+        ([4] * 8, 8, True),
+        ([4] * 7, 8, False),
+        ([1, *[2, 3, 4] * 4], 4, True),
+        ([1, *[2, 3, 4] * 4, 2], 4, True),
+        ([1, *[2, 3, 4] * 3, 2, 3], 4, False),
+        ([1, *[2, 3, 4] * 4, 5], 4, False),
+        ([*range(13)] * 3, 3, False),
+        ([], 2, False),
+    ],
+)
+def test_loops_are_short_and_stand_at_the_end(ids: list[int], repeats: int, loops: bool) -> None:
+    assert is_loop(ids, repeats) == loops

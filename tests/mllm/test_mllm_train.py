@@ -22,7 +22,7 @@ from foveate.core.model_folder import WEIGHTS, read_tensors
 from foveate.core.recipes import load, validate
 from foveate.core.results import Column, Row, Value
 from foveate.core.runs import RunFolder
-from foveate.mllm.card import model_card
+from foveate.mllm.card import model_card, put_people
 from foveate.mllm.data import ImageSet, find_usable_sets, hash_collection
 from foveate.mllm.evaluate import evaluate
 from foveate.mllm.recipe import MllmRecipe
@@ -372,3 +372,13 @@ def test_a_card_says_first_what_the_model_cannot_do() -> None:
     assert "name, open (" not in lead
     assert "compare, two answers" in lead
     assert "| name, open | 0.710 (0.100 to 0.900) | 9 |" in text
+    people = evaluation.model_copy(
+        update={"table": [*table, row("where, open, people's wordings", 0.81)], "model": "mini", "questions": 9}
+    )
+    written = put_people(put_people(text, people), people)
+    assert written.count("## People's wordings") == 1
+    section = written.split("## People's wordings")[1].split("\n## ")[0]
+    assert "| where, open | 0.810 (0.100 to 0.900) | 9 |" in section
+    assert "name, open" not in section
+    assert "--data wordings --limit 9`" in section
+    assert all(line in written.splitlines() for line in text.splitlines())

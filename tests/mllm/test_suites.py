@@ -262,13 +262,14 @@ def test_scenes_are_scored_by_kind(collection: Path, tmp_path: Path) -> None:
         collection,
         conversation("name/open/unseen/1", "What is <region>?", "It shows a red disc.", images=("test-00",),
                      regions=(here,), answers=("red disc",)),
-        conversation("where/open/seen/1", "Where is the red disc?", "<region>", images=("test-01",),
+        conversation("where/open/seen/people/1/2", "Where is the red disc?", "<region>", images=("test-01",),
                      boxes=(there,)),
         conversation("is there/two answers/seen/1", "Is there a cat?", "No, the image does not show a cat.",
                      images=("test-02",), answers=("no",)),
         conversation("count/two answers/seen/1", "How many?", "three", images=("test-03",)),
         conversation("riddle", "What?", "left", images=("test-03",)),
-        conversation("set-test-0-000001", "Both?", "yes", images=("test-02",), source="image-sets: compare: both"),
+        conversation("set-test-0-000001/people", "Both?", "yes", images=("test-02",),
+                     source="image-sets: compare: both"),
     )  # fmt: skip
 
     def answer(sizes: list[tuple[int, int]], text: str, regions: Sequence[Any]) -> Reply | str:
@@ -284,8 +285,8 @@ def test_scenes_are_scored_by_kind(collection: Path, tmp_path: Path) -> None:
     model = Table(answer)
     result = evaluate(model, "scenes", collection, run=tmp_path / "run")
     scores = {row.question: row.values["image"].value for row in result.table}
-    kinds = ["name", "name, open, unseen names", "where", "where, open", "is there", "is there, two answers", "count"]
-    kinds += ["count, two answers", "compare", "compare, open"]
+    kinds = ["name", "name, open, unseen names", "where", "where, open, people's wordings", "is there"]
+    kinds += ["is there, two answers", "count", "count, two answers", "compare", "compare, open, people's wordings"]
     expected = {f"Generated scenes: {name}": 1 for name in kinds}
     assert scores == expected | {"Generated scenes": pytest.approx(5 / 6), "Generated scenes: other": 0}
     two_answers = {name for name in scores if any(kind in name for kind in ("is there", "count", "compare"))}

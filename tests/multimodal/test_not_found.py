@@ -50,6 +50,33 @@ def test_what_is_below_the_threshold_is_not_found() -> None:
     assert grounded.unboxed == ()
 
 
+@pytest.mark.parametrize(
+    ("parts", "scores", "text"),
+    [
+        ((" Yes, a red disc is at", "."), [1.0], "not found"),
+        ((" Yes. A red disc is at", "."), [1.0], "not found"),
+        ((" Yes, it is. A red disc is at", "."), [1.0], "not found"),
+        ((" Yes, a red disc is at", ". A blue square is at", "."), [1.0, 3.0], "not found"),
+        ((" No, but a red disc is at", "."), [1.0], "No."),
+        ((" No, but a red disc is at", ". It is red."), [1.0], "No. It is red."),
+    ],
+)
+def test_no_answer_says_that_something_is_at_a_place_that_is_not_found(
+    parts: tuple[str, ...], scores: list[float], text: str
+) -> None:
+    one = loaded()
+    ids = one.tokenizer.encode(parts[0])
+    for part in parts[1:]:
+        ids += [one.prompts.region_id, *one.tokenizer.encode(part)]
+    answer = write(ids, scores)
+    assert answer.text.casefold() == text.casefold()
+    assert answer.boxes == ()
+    assert answer.rejected
+    seen = write(ids, [3.0] * len(scores))
+    assert len(seen.boxes) == len(scores)
+    assert "not found" not in seen.text
+
+
 def test_an_answer_without_a_box_says_why() -> None:
     box = PixelBox(0, 0, 9, 9)
     assert Answer("[0, 0, 9, 9] (not found)", boxes=(box,), rejected=(1.0,)).reason == ""

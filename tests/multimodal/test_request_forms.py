@@ -13,7 +13,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import read_json
 from foveate.core.model_folder import CONFIG
 from foveate.core.paths import DATA
-from foveate.multimodal.opening import SHIPPED
+from foveate.multimodal.opening import SHIPPED, open_mllm
 from foveate.multimodal.questions import REQUESTS, RequestForms, read_request_forms
 from foveate_labs.worlds.scenes import draw_scene
 from foveate_labs.worlds.scenes.questions import ask_scene
@@ -91,3 +91,53 @@ def test_a_damaged_file_of_forms_is_refused(stored: object, tmp_path: Path) -> N
     with raises_naming(UserError, str(tmp_path / REQUESTS)):
         read_request_forms(tmp_path)
     assert read_request_forms(tmp_path / "other") is None
+
+
+KINDS = RequestForms(
+    ("Where is the {x}?",),
+    ("Answer briefly.",),
+    {"where": ("Where is the {x}?", "Point at the {x} in the image."), "is there": ("{Is_stated} there {stated}?",)},
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "read_as"),
+    [
+        ("<image>\nCan you show me the waffle?", "Where is the waffle?"),
+        ("Can you show me the waffle? Answer briefly.", "Where is the waffle? Answer briefly."),
+        ("Is there any waffle on this picture?", "Is there a waffle?"),
+    ],
+)
+def test_a_question_in_other_words_is_read_as_one_of_training(question: str, read_as: str) -> None:
+    reading = KINDS.read(question, names=["waffle"])
+    assert reading is not None
+    assert reading.question == read_as
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Where is the waffle?",
+        "<image> Point at the waffle in the image. Answer briefly.",
+        "Are there two waffles?",
+        "Where is the waffle left of the fork?",
+        "<image> Where is the waffle of <image>?",
+        "What color is the waffle?",
+        "Describe the waffle.",
+    ],
+)
+def test_a_question_of_training_or_of_another_form_stays_as_it_is(question: str) -> None:
+    assert KINDS.read(question, names=["waffle"]) is None
+    assert FORMS.read("Can you show me the waffle?", names=["waffle"]) is None
+
+
+def test_an_answer_says_how_its_question_was_read() -> None:
+    model, image_file = open_mllm("mini"), draw_scene(seed=5, split="test", index=0).image
+    read, worded, known = model.ask_all(
+        [(image_file, "Can you spot the dog for me?"), (image_file, "Where is the dog?"), (image_file, "What is odd?")]
+    )
+    assert (read.read_as, worded.read_as, known.read_as) == ("Where is the dog?", "", "")
+    assert (read.text, read.boxes) == (worded.text, worded.boxes)
+    chat = model.chat(image_file)
+    assert chat.ask("Can you spot the dog for me?").read_as == "Where is the dog?"
+    assert model.ask_as_worded().ask(image_file, "Can you spot the dog for me?").read_as == ""

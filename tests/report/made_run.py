@@ -82,8 +82,8 @@ def iou(a: Box, b: Box) -> float:
     return w * h / area
 
 
-def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Draw the images of a tour into `folder` and return its result.json's content."""
+def material(folder: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Draw images into `folder` and return examples, answers, tables and curves about them."""
     random = np.random.default_rng(seed)
     names = [f"images/scene{n}.webp" for n in range(14)]
     scenes = [(name, draw_scene(folder / name, seed=n)) for n, name in enumerate(names)]
@@ -223,54 +223,85 @@ def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         ]
 
     return {
-        "kind": "tour",
-        "title": "The Foveate tour",
-        "seed": 0,
-        "seconds": {
-            "collection": 21.2,
-            "features": 92.5,
-            "clip": 48.1,
-            "cloc": 141.8,
-            "evaluate": 38.0,
-            "report": 4.2,
-            "total": 345.8,
-        },
-        "memory_gb": 2.71,
-        "machine": {"cores": 2, "python": "3.11.7", "torch": "2.13.0+cpu"},
-        "version": "0.1.0",
-        "commit": "0123456789abcdef0123456789abcdef01234567",
-        "command": "foveate tour",
-        "collection": {
-            "name": "built-in",
-            "images": {"clipart": 4321, "emoji": 3521, "scenes": 5000},
-            "splits": {"train": 10800, "test": 2042},
-            "regions": 16861,
-            "captions": 19420,
-            "examples": examples,
-        },
+        "examples": examples,
         "curves": {
             "clip": curves(loss=(5.3, 3.2), loss_clip=(5.3, 3.2)),
             "cloc": curves(loss=(16, 5.2), loss_clip=(5.3, 3.1), loss_region=(6.2, 1.9), loss_ground=(0.9, 0.14)),
-        },
-        "models": {
-            "clip": {
-                "title": "CLIP baseline",
-                "what": "Learns to match whole images and whole texts.",
-                "parameters_trained": 812_544,
-                "seconds": 48.1,
-            },
-            "cloc": {
-                "title": "CLOC",
-                "what": "Learns the same, and to name a box and to find the box of a phrase.",
-                "parameters_trained": 1_512_004,
-                "seconds": 141.8,
-            },
         },
         "columns": columns,
         "table": table,
         "searches": searches,
         "locate": locate,
         "choose": chooses,
+    }
+
+
+def tour_result(folder: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Draw the images of a tour into `folder` and return its result.json's content."""
+    parts = material(folder, seed=seed)
+    texts = [search for search in parts["searches"] if search["query"]["kind"] == "text"]
+    chances = {"chance_right": 0.05, "chance_related": 0.075}
+    located = [
+        {**answer, "slice": "", "default": "head", "data": "photographs" if n < 6 else "scenes"}
+        for n, answer in enumerate(parts["locate"])
+    ]
+    columns = [
+        {"key": "before", "title": "Before", "what": "the shipped encoder", "role": "baseline"},
+        {"key": "after", "title": "After", "what": "the head", "role": "ours"},
+        {"key": "permuted", "title": "After, names permuted", "what": "the control", "role": "control"},
+    ]
+    values = {
+        "before": {"value": 0.05, "low": 0.02, "high": 0.08},
+        "after": {"value": 0.58, "low": 0.51, "high": 0.64},
+        "permuted": {"value": 0.03, "low": 0.01, "high": 0.06},
+    }
+    question = "What is in this box, of 2 names? (right)"
+    boxes = [{"box": box, "truth": phrase, "before": "a whale", "after": phrase}
+             for box, phrase in [((0.1, 0.1, 0.4, 0.4), "kite"), ((0.5, 0.5, 0.9, 0.8), "<b>boat</b>")]]  # fmt: skip
+    return {
+        "kind": "tour",
+        "title": "The Foveate tour",
+        "seed": 0,
+        "seconds": {"pictures": 21.2, "ask": 12.5, "head": 58.0},
+        "processor_seconds": {"pictures": 20.0, "ask": 12.0, "head": 50.0},
+        "wall_seconds": 165.8,
+        "opening_seconds": 48.0,
+        "memory_gb": 1.41,
+        "machine": {"cores": 2, "python": "3.11.7", "torch": "2.13.0+cpu"},
+        "version": "0.1.0",
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "command": "foveate tour",
+        "pictures": {
+            "model": "bridge",
+            "rule": "All photographs, then drawings.",
+            "pictures": 112,
+            "searches": [{**search, "results": {"found": search["results"]["cloc"]}} for search in texts],
+            "tallies": [
+                {"data": "photographs", "n": 16, "right": 9, "related": 0, "within": 12, **chances},
+                {"data": "drawings and scenes", "n": 8, "right": 3, "related": 2, "within": 5, **chances},
+            ],
+            "located": located,
+            "accepted": [14, 16],
+            "refused": [9, 16],
+        },
+        "lesson": {
+            "names": ["kite", "<b>boat</b>"],
+            "scenes": 300,
+            "steps": 120,
+            "seconds": 58.0,
+            "parameters": 779141,
+            "model": "lesson/after/model",
+            "columns": columns,
+            "table": [
+                {"question": question, "data": f"new scenes, {name}", "n": 204, "chance": 0.5, "values": values}
+                for name in ("same drawings", "other drawings")
+            ],
+            "curve": parts["curves"]["cloc"],
+            "images": [
+                {"image": example["image"], "data": name, "boxes": boxes}
+                for name, example in zip(("same drawings", "other drawings"), parts["examples"], strict=False)
+            ],
+        },
     }
 
 
@@ -283,12 +314,12 @@ def write_run(folder: Path, result: dict[str, Any]) -> Path:
 
 def small_results(folder: Path) -> dict[str, dict[str, Any]]:
     """One result.json content per further kind of run; the images lie in `folder`."""
-    tour = tour_result(folder)
+    tour = material(folder)
     rows = tour["curves"]["cloc"]
     cut_off = '{"step": 9'
     lines = [*(json.dumps(row) for row in rows), cut_off]
     (folder / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    samples = tour["collection"]["examples"]
+    samples = tour["examples"]
     recipe = {"name": "tour", "training": {"steps": 900, "batch_size": 192, "betas": [0.9, 0.98]}, "seed": 0}
     table = {"columns": tour["columns"], "table": tour["table"]}
     examples = [*tour["locate"][:6], *tour["choose"][:4], *tour["searches"][:2]]

@@ -18,11 +18,10 @@ import made_run
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.core.results import Column, Row, Value
-from foveate.report import numbers, parts, render
+from foveate.report import numbers, render
 from foveate.report.page import breakable, unbroken
 from foveate.report.render import kinds, tell
-from foveate_labs.pages.tour import Stat, summarize, trained_stat
+from foveate_labs.pages.tour import summarize
 from naming import raises_naming
 
 KINDS = ["caption", "evaluate", "inspect", "locate", "pretrain", "regions", "search"]
@@ -108,47 +107,47 @@ def test_tour_page_is_self_contained_and_accessible(tour_html: str) -> None:
 def test_tour_page_says_what_matters(tour_html: str) -> None:
     text = Reader(tour_html).text
     for piece in (
-        "Open Clip Art (real images)",
-        "Generated scenes: concepts it has seen",
-        "Generated scenes: unseen concepts, though it knows a relative",
-        "46.2% 43.1–49.4",
-        "18.5% 17.2–19.8",
-        "n = 971 · chance 0.4%",
-        "region → text R@1",
-        "CLOC, shuffled boxes",
-        "5 min 46 s",
-        "2.7 GB",
+        "9 of 16 first results for photographs are the very thing",
+        "among the first five: 12",
+        "drawings and scenes: 3 of 8, right kind 2",
+        "9 of 16 absent names are refused",
+        "14 of 16 present ones are not",
+        "58% of 204 boxes get their right name of 2 after the lesson",
+        "before: 5%. 95%: 51% to 64%. taught with permuted names: 3%",
+        "58.0% 51.0–64.0",
+        "n = 204 · chance 50.0%",
+        "2 min 46 s",
+        "1.4 GB",
+        "What ships had answered after 48 s",
         "foveate tour",
         "commit 0123456789ab",
         "seed 0",
-        "1.5 million trained parameters",
+        "779,141 parameters",
         "foveate locate runs/mine/model photo.jpg",
     ):
         assert piece in text, piece
 
 
 def test_right_and_wrong_answers_are_counted_and_marked(tour: tuple[Path, dict[str, Any]], tour_html: str) -> None:
-    result = tour[1]
+    pictures = tour[1]["pictures"]
     text = Reader(tour_html).text
-    for slice_ in ("seen", "unseen"):
-        overlaps = [a["iou"]["head"] for a in result["locate"] if a["slice"] == slice_]
+    heading = f"<summary>All {len(pictures['located'])}, with test scenes"
+    every_answer = tour_html.split(heading)[1].split("</details>")[0]
+    for data in ("photographs", "scenes"):
+        overlaps = [a["iou"]["head"] for a in pictures["located"] if a["data"] == data]
         assert f"{sum(v >= 0.5 for v in overlaps)} of {len(overlaps)} found" in text
-        correct = [a["right"] == a["predicted"] for a in result["choose"] if a["slice"] == slice_]
-        assert f"{sum(correct)} of {len(correct)} right" in text
-    missed = sum(a["iou"]["head"] < 0.5 for a in result["locate"])
-    every_answer = tour_html.split("<summary>Where is …?")[1].split("</details>")[0]
+    missed = sum(a["iou"]["head"] < 0.5 for a in pictures["located"])
     assert len(re.findall(r"</svg>missed</span>", every_answer)) == missed
-    hits = [
-        (hit["right"], hit["related"]) for s in result["searches"] for found in s["results"].values() for hit in found
-    ]
-    every_search = tour_html.split("<summary>Everything that was searched")[1].split("</details>")[0]
+    hits = [(hit["right"], hit["related"]) for search in pictures["searches"] for hit in search["results"]["found"]]
+    every_search = tour_html.split(f"<summary>All {len(pictures['searches'])} searches")[1].split("</details>")[0]
+    # The legend above them has each of the three symbols without a label.
     assert every_search.count('aria-label="the very one"') == hits.count((True, False)) > 0
     assert every_search.count('aria-label="the right kind"') == hits.count((False, True)) > 0
     assert every_search.count('aria-label="wrong"') == hits.count((False, False)) > 0
 
 
-def test_the_page_asks_before_it_tells_what_was_trained(tour_html: str) -> None:
-    order = ["yours", "search", "trained", "cost", "limits"]
+def test_the_page_shows_what_ships_before_the_lesson(tour_html: str) -> None:
+    order = ["yours", "search", "locate", "lesson", "cost", "limits"]
     places = [tour_html.index(f'aria-labelledby="{name}"') for name in order]
     assert places == sorted(places)
     section = tour_html[places[1] : places[2]]
@@ -159,37 +158,29 @@ def test_the_page_asks_before_it_tells_what_was_trained(tour_html: str) -> None:
         "a red kite in the sky",
         "boats",
     ]
-    assert visible.count("<li") == 4 * 6
 
 
-def test_a_tour_in_five_lines_and_in_progress(tour: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    result = copy.deepcopy(tour[1])
-    tally = {"model": "cloc", "n": 40, "right": 15, "related": 6, "chance_right": 0.05, "chance_related": 0.075}
-    lines = summarize({**result, "search_tallies": [tally, {**tally, "model": "clip", "right": 16}]})
-    assert lines == [
-        "search: 21 of 40 first results are the very one (15) or the right kind (6) "
-        "(images drawn at random: 5. CLIP baseline: 22)",
-        lines[1],
-        "all parts: 5 min 46 s, 2.7 GB of memory",
-    ]
-    assert lines[1].startswith("boxes: 46% ")
-    assert "CLOC, shuffled boxes: 9%" in lines[1]
-    page = render(made_run.write_run(tmp_path, {"kind": "tour", "running": True, "seconds": {"ask": 9.0}}))
-    text = Reader(page.read_text("utf-8")).text
-    assert "is being trained now" in text
-    assert "What was trained just now" not in text
+def test_a_tour_in_lines_and_in_progress(tour: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    lines = summarize(tour[1])
+    assert [line.split(":")[0] for line in lines] == ["search", "locate", "lesson", "all parts"]
+    assert lines[0].startswith("search: 9 of 16 first results for photographs are the very thing")
+    assert lines[-1] == "all parts: 2 min 46 s, at most 1.4 GB of memory"
+    running = {"kind": "tour", "running": True, "seconds": {"ask": 9.0}}
+    text = Reader(render(made_run.write_run(tmp_path, running)).read_text("utf-8")).text
+    assert "is being made now" in text
+    assert "Taught new names" not in text
 
 
 def test_a_tour_that_was_resumed_does_not_call_its_time_that_of_the_whole(
     tour: tuple[Path, dict[str, Any]], tour_html: str, tmp_path: Path
 ) -> None:
     result = {**copy.deepcopy(tour[1]), "resumed": True}
-    assert summarize(result)[-1] == "the parts that were left: 5 min 46 s, 2.7 GB of memory"
+    assert summarize(result)[-1] == "the parts that were left: 2 min 46 s, at most 1.4 GB of memory"
     shutil.copytree(tour[0] / "images", tmp_path / "images")
     text = Reader(render(made_run.write_run(tmp_path, result)).read_text("utf-8")).text
     assert "for what an earlier session had left" in text
-    assert "from raw images to this page" not in text
-    assert "from raw images to this page" in Reader(tour_html).text
+    assert "from nothing to this page" not in text
+    assert "from nothing to this page" in Reader(tour_html).text
 
 
 def test_long_commands_wrap_and_no_zero_is_negative() -> None:
@@ -206,28 +197,28 @@ def test_hostile_text_is_inert(tour: tuple[Path, dict[str, Any]], tmp_path: Path
     hostile = "\"'><script>document.title='owned'</script><img src=x onerror=alert(1)></style></svg>{{ 7*7 }}"
     folder, result = tour
     result = copy.deepcopy(result)
-    for example in result["collection"]["examples"]:
-        example.update(caption=hostile, kind=hostile, source=hostile, note=hostile)
-        for region in example["regions"]:
-            region["phrase"] = hostile
-    for answer in [*result["locate"], *result["choose"]]:
+    pictures, lesson = result["pictures"], result["lesson"]
+    pictures.update(rule=hostile, model=hostile)
+    for answer in pictures["located"]:
         answer.update(phrase=hostile, slice=hostile, data=hostile)
-    result["plain_searches"] = copy.deepcopy(result["searches"][:2])
-    for search in [*result["searches"], *result["plain_searches"]]:
+    for search in pictures["searches"]:
         search.update(data=hostile, note=hostile)
         search["query"]["text"] = hostile
-        for found in search["results"].values():
-            for hit in found:
-                hit["caption"] = hostile
-    for row in result["table"]:
+        for hit in search["results"]["found"]:
+            hit["caption"] = hostile
+    lesson["names"] = [hostile]
+    for image in lesson["images"]:
+        image["data"] = hostile
+        for box in image["boxes"]:
+            box.update(truth=hostile, before=hostile)
+    for row in lesson["table"]:
         row.update(data=hostile)
-    for column in result["columns"]:
+    for column in lesson["columns"]:
         column.update(title=hostile, what=hostile)
-    result["models"]["clip"]["title"] = result["title"] = result["command"] = result["version"] = hostile
-    result["seconds"][hostile] = 3.0
-    result["collection"]["images"][hostile] = 3
-    for row in result["curves"]["cloc"]:
+    for row in lesson["curve"]:
         row[hostile] = 1.0
+    result["title"] = result["command"] = result["version"] = hostile
+    result["seconds"][hostile] = 3.0
     html = render(made_run.write_run(folder, result)).read_text(encoding="utf-8")
     check_self_contained(html)
     check_accessible(html)
@@ -347,7 +338,7 @@ def test_locate_without_a_known_truth_claims_none(tmp_path: Path) -> None:
 
 
 def test_a_tour_with_little_in_it_still_renders(tmp_path: Path) -> None:
-    html = render(made_run.write_run(tmp_path, {"kind": "tour", "collection": {"name": "none"}})).read_text("utf-8")
+    html = render(made_run.write_run(tmp_path, {"kind": "tour"})).read_text("utf-8")
     check_self_contained(html)
     check_accessible(html)
     assert "The numbers" not in html
@@ -367,17 +358,16 @@ def change(result: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ("path", "value", "names"),
     [
         ("kind", "tuor", ["kind of run", "tuor", "tour"]),
-        ("locate.0.truth", [0.5, 0.1, 0.2, 0.4], ["locate.0.truth", "x1 <= x2"]),
-        ("locate.0.truth", [0.1, 0.1, float("nan"), 0.4], ["locate.0.truth", "finite"]),
-        ("locate.0.boxes", {'a"b': [0, 0, 1, 1]}, ["locate.0.boxes"]),
-        ("locate.0.boxes", {"center": [0, 0, 1, 1]}, ["head"]),
-        ("locate.0.image", "../secret.png", ["result.json"]),
-        ("locate.0.image", "/etc/hostname", ["result.json"]),
-        ("locate.0.image", "images/none.webp", ["none.webp", "result.json"]),
-        ("locate.0.image", "result.json", ["result.json"]),
-        ("choose.0.right", 9, ["choose", "3"]),
-        ("table.0.values", {"stranger": {"value": 1.0}}, ["columns", "stranger"]),
-        ("collection.images", "many", ["collection.images"]),
+        ("pictures.located.0.truth", [0.5, 0.1, 0.2, 0.4], ["pictures.located.0.truth", "x1 <= x2"]),
+        ("pictures.located.0.truth", [0.1, 0.1, float("nan"), 0.4], ["pictures.located.0.truth", "finite"]),
+        ("pictures.located.0.boxes", {'a"b': [0, 0, 1, 1]}, ["pictures.located.0.boxes"]),
+        ("pictures.located.0.boxes", {"center": [0, 0, 1, 1]}, ["head"]),
+        ("pictures.located.0.image", "../secret.png", ["result.json"]),
+        ("pictures.located.0.image", "/etc/hostname", ["result.json"]),
+        ("pictures.located.0.image", "images/none.webp", ["none.webp", "result.json"]),
+        ("pictures.located.0.image", "result.json", ["result.json"]),
+        ("lesson.table.0.values", {"stranger": {"value": 1.0}}, ["columns", "stranger"]),
+        ("pictures.pictures", "many", ["pictures.pictures"]),
     ],
 )
 def test_wrong_content_is_refused_with_its_field(
@@ -433,38 +423,6 @@ def test_text_colors_have_enough_contrast(mode: int) -> None:
         for ground in ("ground", "raised", "sunk"):
             high, low = sorted((luminance(pairs[name][mode]) for name in (ink, ground)), reverse=True)
             assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
-
-
-def test_the_first_screen_leaves_sizes_to_the_table(tour: tuple[Path, dict[str, Any]]) -> None:
-    folder, result = tour
-    result = copy.deepcopy(result)
-    first = result["table"][0]
-    result["table"].insert(1, {**first, "data": f"{first['data']}, medium"})
-    page = render(made_run.write_run(folder, result)).read_text(encoding="utf-8")
-    assert f"on {first['data'].lower()}, medium" not in Reader(page).text.lower().split("what went in")[0]
-    assert "medium" in Reader(page).text
-
-
-@pytest.mark.parametrize("first", [{"unit": "pixels"}, {"without": "cloc"}])
-def test_the_number_of_what_was_trained_has_the_control_of_its_own_question(first: dict[str, str]) -> None:
-    columns = [
-        Column(key="cloc", title="CLOC", role="ours"),
-        Column(key="clip", title="CLIP", role="baseline"),
-        Column(key="shuffled", title="Shuffled", role="control"),
-    ]
-    values = {"cloc": Value(value=0.4), "clip": Value(value=0.3), "shuffled": Value(value=0.9)}
-    values.pop(first.get("without", ""), None)
-    rows = [
-        Row(question="How far off?", unit=first.get("unit", "fraction"), values=values),
-        Row(
-            question="Where is it?",
-            data="scenes",
-            values={"cloc": Value(value=0.6), "clip": Value(value=0.5), "shuffled": Value(value=0.1)},
-        ),
-    ]
-    groups = parts.table_groups(rows, columns)
-    assert trained_stat(groups) == Stat("60%", "Where is it? (scenes)", "CLIP: 50%. Shuffled: 10%")
-    assert trained_stat(groups[:1]) is None
 
 
 def test_paths_break_behind_slashes_and_are_escaped() -> None:

@@ -37,7 +37,7 @@ def test_no_sideways_scrolling_on_a_phone_and_nothing_is_loaded(tmp_path: Path, 
 
 def test_a_whole_tour_is_short_while_it_is_folded(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    image = result["collection"]["examples"][0]["image"]
+    image = result["pictures"]["located"][0]["image"]
     sections = {"ask": asked, "captions": captions, "video": video, "calibration": calibration, "federated": federated}
     result |= {name: make(image) for name, make in sections.items()}
     seen = probe(tmp_path, render(made_run.write_run(tmp_path, result)), width=1280)

@@ -1,4 +1,4 @@
-"""The tour's section "Ask it": questions with boxes, verdicts and controls, the first screen, and the curve."""
+"""The tour's section "Ask it": questions with boxes, verdicts and controls."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import made_run
 
 from foveate.report import render
-from foveate_labs.studies.results import TourAsk
-from foveate_labs.tour.sections import slides
 
 
 def control(answer: str, right: bool = False) -> dict[str, Any]:
@@ -34,9 +32,11 @@ def asked(image: str) -> dict[str, Any]:
         "unseen_name": True, "region": [0.2, 0.2, 0.6, 0.6], "controls": {"no image": control("dolphin", True)},
     }  # fmt: skip
     there = {"kind": "is there", "question": "Is there a kite?", "answer": "yes", "right": True, "controls": {}}
-    points = [[26, 0.01, 0.0], [52, 0.04, 0.0], [78, 0.11, 0.002]]
+    what = {"kind": "what", "question": "What is in the image?", "answer": "a gorp", "right": False, "truth": "cat"}
     return {
         "model": "mini",
+        "photographs": [{"image": image, "questions": [what, where]}],
+        "photograph_tallies": [{"kind": "what", "n": 16, "right": 5}, {"kind": "where", "n": 7, "right": 3}],
         "scenes": [
             {"image": image, "questions": [there, name, where], "regions": NAMED},
             {"image": image, "questions": [there]},
@@ -45,16 +45,12 @@ def asked(image: str) -> dict[str, Any]:
             {"unseen_names": False, "n": 61, "right": {"image": 42, "no image": 15, "another image": 17}},
             {"unseen_names": True, "n": 0, "right": {}},
         ],
-        "training": {
-            "recipe": "mllm-tour", "steps": 78, "seconds": 40.0, "processor_seconds": 31.0, "train_scenes": 8000,
-            "test_scenes": 128, "names": 1264, "points": points,
-        },
     }  # fmt: skip
 
 
 def test_questions_stand_on_the_page_with_truth_and_controls(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    content = asked(result["collection"]["examples"][0]["image"])
+    content = asked(result["pictures"]["located"][0]["image"])
     page = render(made_run.write_run(tmp_path, {**result, "ask": content})).read_text(encoding="utf-8")
     controls = "15 without the image, 17 with another image"
     for text in (
@@ -63,21 +59,21 @@ def test_questions_stand_on_the_page_with_truth_and_controls(tmp_path: Path) -> 
         "a name it never saw",
         "42 of 61",
         controls,
-        "1,264 names",
-        "31 s",
+        "8 of 23",
+        "what: 5 of 16, where: 3 of 7",
+        "truth: cat",
     ):
         assert text in page
     assert "&lt;b&gt;boat&lt;/b&gt;" in page
     assert re.search(r"no image: dolphin ✓", page)
     assert re.search(r"another image: It is there\. ✗", page)
-    assert 'aria-label="Nearest name is right' in page
     # The boxes of a question: the region of one, answer and truth of the other.
-    assert re.findall(r'class="pick" data-boxes="([\d ]*)"', page) == ["", "0", "1 2", ""]
+    assert re.findall(r'class="pick" data-boxes="([\d ]*)"', page) == ["", "0 1", "", "0", "1 2", ""]
 
 
 def test_a_region_can_be_selected_and_is_answered_without_a_server(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    content = asked(result["collection"]["examples"][0]["image"])
+    content = asked(result["pictures"]["located"][0]["image"])
     page = render(made_run.write_run(tmp_path, {**result, "ask": content})).read_text(encoding="utf-8")
     # The larger region first: the smaller one must lie on top.
     spots = re.findall(r'<button type="button" class="spot" data-spot="(\d)".*?style="([^"]*)"', page)
@@ -92,10 +88,13 @@ def test_a_region_can_be_selected_and_is_answered_without_a_server(tmp_path: Pat
     assert "truth: kite" in replies[1][1]
 
 
-def test_the_first_screen_asks_what_has_a_box_right_or_wrong() -> None:
-    (slide,) = slides(TourAsk.model_validate(asked("a.png")).scenes)
-    assert [card.question.kind for card in slide.questions] == ["name", "where"]
-    assert [overlay.style for overlay in slide.overlays] == ["region", "truth", "default"]
+def test_a_second_model_follows_the_first(tmp_path: Path) -> None:
+    result = made_run.tour_result(tmp_path)
+    content = asked(result["pictures"]["located"][0]["image"])
+    run = made_run.write_run(tmp_path, {**result, "ask": content, "ferret": {**content, "model": "mini-ferret"}})
+    page = render(run).read_text(encoding="utf-8")
+    assert page.index("What is [box]?") < page.index("And <code>mini-ferret</code>")
+    assert page.count('id="ask"') == 1
 
 
 def test_a_tour_without_questions_has_no_section(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def calibration(image: str) -> dict[str, Any]:
 
 def test_calibration_is_on_the_page(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    shown = calibration(result["collection"]["examples"][0]["image"])
+    shown = calibration(result["pictures"]["located"][0]["image"])
     page = render(made_run.write_run(tmp_path, {**result, "calibration": shown})).read_text(encoding="utf-8")
     for said in ("Fine-tuned on half of the classes", "1,487 drawings", "Features are fine.", "a &lt;pear&gt;"):
         assert said in page
@@ -51,7 +51,7 @@ def test_without_a_calibration_nothing_is_said(tmp_path: Path) -> None:
 
 def test_a_broken_calibration_is_named(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    shown = calibration(result["collection"]["examples"][0]["image"])
+    shown = calibration(result["pictures"]["located"][0]["image"])
     del shown["trained"]
     with raises_naming(UserError, "trained"):
         render(made_run.write_run(tmp_path, {**result, "calibration": shown}))

@@ -34,7 +34,7 @@ def federated(image: str) -> dict[str, Any]:
 
 def test_the_federated_part_is_on_the_page(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    shown = federated(result["collection"]["examples"][0]["image"])
+    shown = federated(result["pictures"]["located"][0]["image"])
     page = render(made_run.write_run(tmp_path, {**result, "federated": shown})).read_text(encoding="utf-8")
     assert 'href="#federated"' in page
     section = page.split('id="federated"', 1)[1].split("</section>", 1)[0]
@@ -54,7 +54,7 @@ def test_without_it_nothing_is_said(tmp_path: Path) -> None:
 
 def test_a_broken_part_is_named(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    shown = federated(result["collection"]["examples"][0]["image"])
+    shown = federated(result["pictures"]["located"][0]["image"])
     del shown["owners"]
     with raises_naming(UserError, "owners"):
         render(made_run.write_run(tmp_path, {**result, "federated": shown}))

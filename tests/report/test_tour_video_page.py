@@ -29,7 +29,7 @@ def video(image: str) -> dict[str, Any]:
 
 def test_a_clip_stands_on_the_page_with_truth_and_control(tmp_path: Path) -> None:
     result = made_run.tour_result(tmp_path)
-    content = video(result["collection"]["examples"][0]["image"])
+    content = video(result["pictures"]["located"][0]["image"])
     page = render(made_run.write_run(tmp_path, {**result, "video": content})).read_text(encoding="utf-8")
     section = page[page.index('id="video"') :]
     section = section[: section.index("</section>")]
@@ -51,14 +51,14 @@ def test_a_tour_without_a_clip_has_no_section(tmp_path: Path) -> None:
     assert "#video" not in page
 
 
-def test_commands_name_the_model_of_this_run(tmp_path: Path) -> None:
+def test_commands_name_the_head_of_this_run(tmp_path: Path) -> None:
     run = tmp_path / "a tour"
     adaptation = {"train_images": 2, "test_images": 2, "backbone": 9} | dict.fromkeys(
         ("classes", "rows", "examples"), []
     )
-    result = {"kind": "tour", "seed": 4, "video": video(""), "adaptation": adaptation}
+    lesson = made_run.tour_result(run)["lesson"]
+    result = {"kind": "tour", "seed": 4, "video": video(""), "lesson": lesson, "adaptation": adaptation}
     page = html.unescape(re.sub("<[^>]+>", "", render(made_run.write_run(run, result)).read_text(encoding="utf-8")))
-    model = shlex.quote(str(run / "cloc-seed4" / "model"))
-    for command in ("foveate serve", "foveate video find", "foveate adapt train --backbone"):
-        assert f"{command} {model} " in page, command
+    head = shlex.quote(str(run / "lesson" / "after" / "model"))
+    assert f"foveate adapt train --backbone {head} " in page
     assert "runs/tour" not in page

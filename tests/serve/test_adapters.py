@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch import nn
 
 import foveate
 import foveate.records.images
@@ -25,7 +27,7 @@ from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.removal import remove_images
 from foveate.search.index_folder import DESCRIPTION
-from foveate.serve.adapters import find_kind, open_served
+from foveate.serve.adapters import count_bytes, find_kind, open_served
 from foveate.serve.adapters.classifier import ClassifierAdapter
 from foveate.serve.adapters.index import IndexAdapter
 from foveate.serve.adapters.localizer import LocalizerAdapter
@@ -62,6 +64,18 @@ def images(root: Path) -> list[ServedImage]:
             ServedImage(collection.image_bytes(row), int(width), int(height))
             for row, (width, height) in enumerate(sizes)
         ][:3]
+
+
+def test_networks_that_are_no_submodules_count() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("vectors", torch.zeros(1))
+
+        def open_networks(self, device: torch.device) -> tuple[nn.Module, ...]:
+            return (nn.Linear(3, 4, device=device),)
+
+    assert count_bytes(nn.Sequential(nn.Linear(1, 1), Lazy())) == 4 * (2 + 16)
 
 
 def test_embeddings_are_those_of_the_model(root: Path, images: list[ServedImage]) -> None:

@@ -104,6 +104,7 @@ def test_a_folder_without_weights_or_of_another_kind_is_refused(folders: dict[st
 def test_the_shipped_model_is_read_without_its_maps() -> None:
     with pytest.warns(UserWarning, match="mini: phrase maps"):
         network = open_network("mini", device="cpu")
+    assert network.max_repeats == 8
     assert network.grid == (7, 7)
     assert network.frame.leads
     tokens = network.encode(pixels(network))

@@ -245,9 +245,9 @@ def test_a_lookup_on_the_hub_is_said_before_it_is_tried(
             OpenClipImageEncoder(**fields, cache_dir=str(tmp_path))
         assert said.pop() == f"looking for {repository} on {constants.ENDPOINT.removeprefix('https://')}\n"
         assert "the file there); download them" in str(error.value)
-        assert str(error.value).endswith("'bridge' embeds images")
+        assert str(error.value).endswith("'small' embeds images")
     monkeypatch.setattr(hub, "is_reachable", lambda endpoint: False)
-    with raises_naming(UserError, "nobody/nothing", "bridge"):
+    with raises_naming(UserError, "nobody/nothing", "small"):
         OpenClipImageEncoder(model="hf-hub:nobody/nothing", cache_dir=str(tmp_path))
     assert not said
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -16,9 +16,9 @@ from naming import raises_naming
 
 
 def test_kinds_are_found_by_module_name() -> None:
-    images = ["bridge", "clip", "dinov2", "lite0", "open_clip", "siglip", "timm"]
+    images = ["bridge", "clip", "dinov2", "lite0", "open_clip", "siglip", "small", "timm"]
     assert encoder_kinds("IMAGE_ENCODER") == images
-    assert encoder_kinds("TEXT_ENCODER") == ["clip", "minilm", "open_clip", "siglip"]
+    assert encoder_kinds("TEXT_ENCODER") == ["clip", "minilm", "open_clip", "siglip", "small"]
     assert "source" in tower_options("siglip", "text_encoder")
     assert tower_options("dinov2", "text_encoder") == []
     encoder = build_image_encoder({"kind": "lite0", "width": 16, "embed_dim": 8, "image_size": 64})

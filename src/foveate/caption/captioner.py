@@ -74,6 +74,7 @@ class CaptionResponse:
         tokens_in, tokens_out: 0 where the backend does not count.
         score: the backend's own confidence.
         finished: False where the backend knows that the text was cut at `max_tokens`.
+        flags: of the backend's own, stored with the caption.
     """
 
     text: str = ""
@@ -85,6 +86,7 @@ class CaptionResponse:
     tokens_out: int = 0
     score: float | None = None
     finished: bool = True
+    flags: tuple[str, ...] = ()
 
 
 class CaptionRunSettings(Settings):

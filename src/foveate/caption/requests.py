@@ -160,7 +160,9 @@ async def request_caption(
             status=REPAIRED if parsed.status == REPAIRED else OK,
             text=filtered.caption,
             # Parser and filters may set the same flag.
-            flags=tuple(dict.fromkeys((*parsed.flags, *filtered.flags, *content_flags, *unusable_alt))),
+            flags=tuple(
+                dict.fromkeys((*response.flags, *parsed.flags, *filtered.flags, *content_flags, *unusable_alt))
+            ),
             score=response.score,
         )
     finally:

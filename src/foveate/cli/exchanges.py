@@ -20,6 +20,7 @@ def make_exchange(
     question: str, regions: Sequence[Shape], answer: Answer, seconds: float, *, num_images: int
 ) -> Exchange:
     """Note a question and its answer; `num_images` are new with this question."""
+    from foveate.multimodal.answers import LANGUAGE_MODEL
     from foveate.multimodal.questions import ask_turns
     from foveate.multimodal.results import Exchange
     from foveate.records.conversations import Conversation, locate_regions
@@ -40,14 +41,43 @@ def make_exchange(
         unboxed=list(answer.unboxed),
         box_scores=[round(score, 4) for score in answer.box_scores],
         rejected=[round(score, 4) for score in answer.rejected],
+        # Models of transformers answer by themselves and say nothing of it.
+        source=getattr(answer, "source", LANGUAGE_MODEL),
+        read_as=answer.read_as,
         tokens=answer.tokens,
         finished=answer.finished,
         seconds=round(seconds, 3),
     )
 
 
-def find_nearest_requests(model: Any, question: str, *, name: str, silent: bool = False) -> list[str]:
-    """Return the requests nearest to a question that the model was not trained for, and tell the user on stderr."""
+def find_nearest_requests(
+    model: Any,
+    question: str,
+    read_as: str = "",
+    *,
+    name: str,
+    silent: bool = False,
+    source: str = "language model",
+) -> list[str]:
+    """Return the requests nearest to a question that the model was not trained for, and tell the user on stderr.
+
+    Args:
+        source: of the answer. Where the model did not answer, the picture is to blame, not the wording.
+        read_as: the question as it was asked instead, which is told then.
+    """
+    if source == "recognition":
+        if not silent:
+            click.echo(
+                f"note: this picture is unlike the generated scenes that {name} was trained on; what recognizes 1,000 "
+                "kinds of things answered instead. For any question about photographs name an image-text model: "
+                "--model OWNER/NAME",
+                err=True,
+            )
+        return []
+    if read_as:
+        if not silent:
+            click.echo(f'note: read as "{read_as}"', err=True)
+        return []
     # Models of transformers have no `loaded`: which requests they were trained on is unknown.
     loaded = getattr(model, "loaded", None)
     nearest = loaded.requests.find_nearest(question) if loaded is not None and loaded.requests else []

@@ -111,6 +111,7 @@ def server(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, 
     "max_failures",
     "winsorize",
     "scale",
+    "secure_aggregation",
     "align_columns",
     "port",
     metavars={"server": _ADDRESS},
@@ -132,13 +133,13 @@ def client(call: Call, folder: Path, settings: dict[str, Any], make_keys: bool, 
     """
     from foveate.federated.flower import commands, keys, steps
     from foveate.federated.limits import ClientLimits
-    from foveate.federated.policy import describe_limits, expand, read_policy
+    from foveate.federated.policy import describe_limits, expand, find_state, read_policy
     from foveate.federated.run_options import NodeOptions
 
     own = read_policy(settings["policy"]) if "policy" in settings else None
+    # A field that is in the policy must not be set beside it.
     if own is None or own.state is None:
-        # Stored beside the keys. Limits count within one such folder: the same data in two folders get two budgets.
-        settings.setdefault("state", str((folder / "state").resolve()))
+        settings.setdefault("state", str(find_state(own, folder).resolve()))
     if own is not None and own.server is not None:
         settings.setdefault("server", own.server)
     options = call.check(NodeOptions, settings)
@@ -212,12 +213,18 @@ def _dry_run_of_run(function: Command) -> Command:
     "wait",
     "timeout",
     "evaluate",
+    "secure_aggregation",
     "seed",
     metavars={"method": "NAME", "wait": "SECONDS", "timeout": "SECONDS"},
 )
 @set_option
 @click.option("--policy", type=_FILE, help="With --dry-run: the policy of a client, to see whether the run fits it.")
 @click.option("--data", type=_FILE, help="With --dry-run: a client's points, to read their number and columns.")
+@click.option(
+    "--state",
+    type=_FILE,
+    help="With --dry-run and --data: the client's state folder, to count earlier runs; by default that of the policy.",
+)
 @click.option("--features", type=click.IntRange(1), help="With --dry-run: number of columns, instead of --data.")
 @click.option("--points", type=click.IntRange(1), help="With --dry-run: number of points of a client, if known.")
 @_dry_run_of_run
@@ -229,6 +236,7 @@ def run(
     overrides: tuple[str, ...],
     policy: Path | None,
     data: Path | None,
+    state: Path | None,
     features: int | None,
     points: int | None,
 ) -> None:
@@ -261,7 +269,7 @@ def run(
         config["options"] = " ".join(overrides)
     options, of_job = read_job(config)
     if call.dry_run:
-        planned, screen = _plan_run(options, of_job, policy, data, features, points)
+        planned, screen = _plan_run(options, of_job, policy, data, state, features, points)
         if folder is None or out is None:
             call.finish(planned, screen)
         else:
@@ -270,7 +278,13 @@ def run(
         if policy is not None and not planned["fits"]:
             sys.exit(1)
         return
-    for name, value in {"policy": policy, "data": data, "features": features, "points": points}.items():
+    for name, value in {
+        "policy": policy,
+        "data": data,
+        "state": state,
+        "features": features,
+        "points": points,
+    }.items():
         if value is not None:
             raise click.UsageError(f"--{name} says what --dry-run is to list; clients have their own")
     if folder is None or out is None:
@@ -296,26 +310,36 @@ def _plan_run(
     of_job: Any,
     policy: Path | None,
     data: Path | None,
+    state: Path | None,
     features: int | None,
     points: int | None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the plan of a run and its lines; without the number of features there is none."""
+    from foveate.federated.ledger import Ledger
     from foveate.federated.limits import SAFE_MIN_COUNT
     from foveate.federated.plan import DataSize, describe_plan, plan_run
+    from foveate.federated.points import sort_columns
     from foveate.federated.policy import Policy, read_policy
     from foveate.federated.sources import read_points
+    from foveate.federated.store import digest
 
     if data is not None and (features is not None or points is not None):
         raise click.UsageError("--data has its own numbers of features and points")
-    own = Policy(min_count=SAFE_MIN_COUNT) if policy is None else read_policy(policy)
+    if state is not None and data is None:
+        raise click.UsageError("--state needs --data: the log counts by data set")
+    own, spent = Policy(min_count=SAFE_MIN_COUNT) if policy is None else read_policy(policy), None
+    folder = own.state if state is None else state
     if data is not None:
         read = read_points(data, own)
         points, features = read.points_ND.shape
+        if folder is not None:
+            points_ND = (sort_columns(read) if own.align_columns else read).points_ND
+            spent = Ledger(Path(folder), digest(points_ND), points_ND).count_spent()
     if features is None:
         if policy is not None:
             raise click.UsageError("--policy needs the size of the data: --data FILE, or --features")
         return {}, ["what would leave a client depends on its data: pass --data FILE, or --features"]
-    planned = plan_run(options, of_job, DataSize(features, points), own)
+    planned = plan_run(options, of_job, DataSize(features, points), own, spent)
     return planned, describe_plan(planned, policy=str(policy or ""))
 
 
@@ -425,10 +449,12 @@ def policy_show(call: Call, path: Path) -> None:
     Example:
       foveate federated policy show north.yaml
     """
-    from foveate.federated.policy import describe_limits, read_policy
+    from foveate.federated.policy import describe_limits, find_state, read_policy
 
     own = read_policy(path)
-    lines = describe_limits(own, server=own.server)
+    # A policy does not know the --folder of the client that will hold to it.
+    started = own.model_copy(update={"state": str(find_state(own, Path("FOLDER")))})
+    lines = describe_limits(started, server=own.server)
     call.finish({"fields": own.model_dump(mode="json"), "screen": lines}, lines)
 
 

@@ -70,25 +70,31 @@ def run_option(default: str, what: str = "Run folder") -> Callable[[F], F]:
 
 
 def model_first(*names: str) -> Callable[[Command], Command]:
-    """Add the arguments `[MODEL] NAME ...`; the command gets the model, the shipped encoder by default, and each name.
+    """Add the arguments NAME ... and --model; the command gets each name, and the model: by default the shipped one.
+
+    The order of earlier releases, with the model as the first argument, is read, too.
 
     Args:
         names: arguments of the command that the user must give, such as "image" and "phrase".
     """
+    listed = " ".join(name.upper() for name in names)
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
-        def command(*args: Any, arguments: tuple[str, ...], **values: Any) -> None:
+        def command(*args: Any, arguments: tuple[str, ...], model: str | None, **values: Any) -> None:
             from foveate.core.hub import DEFAULT_ENCODER
 
-            listed = " ".join(name.upper() for name in names)
             if not len(names) <= len(arguments) <= len(names) + 1:
-                raise click.UsageError(f"expected [MODEL] {listed} (got {len(arguments)} arguments)")
-            model, *rest = arguments if len(arguments) > len(names) else (DEFAULT_ENCODER, *arguments)
-            function(*args, model=model, **dict(zip(names, rest, strict=True)), **values)
+                raise click.UsageError(f"expected {listed} (got {len(arguments)} arguments)")
+            first = arguments[0] if len(arguments) > len(names) else None
+            if first is not None and model is not None:
+                line = f"{find_command()} {listed} --model {model}"
+                raise click.UsageError(f"the model is named twice (got '{first}' and '{model}'); expected {line}")
+            chosen = next((name for name in (model, first) if name is not None), DEFAULT_ENCODER)
+            function(*args, model=chosen, **dict(zip(names, arguments[-len(names) :], strict=True)), **values)
 
-        metavar = " ".join(["[MODEL]", *(name.upper() for name in names)])
-        return click.argument("arguments", nargs=-1, required=True, metavar=metavar)(command)
+        option = click.option("--model", default=None, metavar="NAME", help="Encoder; by default the one that ships.")
+        return click.argument("arguments", nargs=-1, required=True, metavar=listed)(option(command))
 
     return decorate
 

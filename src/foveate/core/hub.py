@@ -25,7 +25,7 @@ from foveate.core.paths import DATA
 from foveate.core.progress import say
 
 # The encoder of a search, an index or a localization that names none: it ships, and needs no hub.
-DEFAULT_ENCODER = "bridge"
+DEFAULT_ENCODER = "small"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Configuration, weights, tokenizer files and chat templates of the repository's top folder.
@@ -125,7 +125,7 @@ class ModelKind:
 
 _CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 _MULTIMODAL = ModelKind(shipped=("mini", "mini-ferret", "smollm2-mini"), files=(_CONFIG,))
-_LOCALIZER = ModelKind(shipped=("bridge",), files=(_CONFIG, _OPEN_CLIP_CONFIG))
+_LOCALIZER = ModelKind(shipped=("small", "bridge"), files=(_CONFIG, _OPEN_CLIP_CONFIG))
 KINDS = {
     "multimodal": _MULTIMODAL,
     "localizer": _LOCALIZER,
@@ -187,7 +187,10 @@ def locate(kind: str | ModelKind, name: str | Path, *, names: Sequence[str] = ()
         problem = f"the name of a {owners[0]} model that ships with Foveate"
     elif path.exists() and text:
         problem = "a file, not a folder"
-    near = nearest(text.partition(":")[0], [each.partition(":")[0] for each in (*rule.shipped, *names)]) if text else ""
+    word, owned = text.partition(":")[0], [each.partition(":")[0] for each in (*rule.shipped, *names)]
+    # A name of another kind may be what was meant: `locate` takes models of two kinds.
+    shipped = {each for of_kind in KINDS.values() for each in of_kind.shipped}
+    near = (nearest(word, owned) or nearest(word, sorted(shipped - set(owned)))) if text and not owners else ""
     raise UserError(f"{rule.field}: {problem} (got '{text}'); expected {choices}{near}")
 
 

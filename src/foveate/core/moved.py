@@ -189,7 +189,7 @@ def _read_merged() -> dict[str, str]:
     return merged
 
 
-# Longest match first: `foveate.studies.tour_size` is not `foveate_labs.studies.tour_size`.
+# Longest match first: `foveate.studies.tour_ask` is not `foveate_labs.studies.tour_ask`.
 _MOVED: Mapping[str, str] = {
     **_read_merged(),
     "foveate.adapt.calibration": "foveate.calibrate",
@@ -246,12 +246,11 @@ _MOVED: Mapping[str, str] = {
     "foveate.records.video_sets": "foveate.video.sets",
     "foveate.report.asked": "foveate_labs.tour.sections",
     "foveate.report.federated": "foveate_labs.tour.sections",
-    "foveate.report.figure": "foveate_labs.tour.figure",
     "foveate.studies": "foveate_labs.studies",
     "foveate.studies.tour": "foveate_labs.tour.run",
     **{
         f"foveate.studies.tour_{name}": f"foveate_labs.tour.{name}"
-        for name in ("adaptation", "ask", "calibration", "captions", "federated", "size", "species", "video")
+        for name in ("adaptation", "ask", "calibration", "captions", "federated", "species", "video")
     },
 }
 

@@ -12,7 +12,6 @@ all the rounds before it: what proves that rows are hidden is the client's own n
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -31,10 +30,10 @@ from foveate.federated.reasons import Refusal
 from foveate.federated.store import digest
 
 SLACK = 10.0
-"""Factor on what a client's own settings make of a round: other clients may clip later or add more noise, and a trimmed
-mean of M clients may be sqrt(M) times as long as each of its parts."""
+"""Factor on what a client's own settings make of a round: other clients may clip later, and a trimmed mean of M clients
+may be sqrt(M) times as long as each of its parts."""
 MAX_GROWTH = 10.0
-"""Largest norm of weights without noise, in units of the start's. 150 rounds of a map of digits bring 1.3."""
+"""Largest norm of weights, in units of the start's. 150 rounds of a map of digits bring 1.3."""
 MAX_FILES, MAX_AGE_DAYS = 32, 90
 """Runs that are remembered, the newest first, and for how long. One that is forgotten counts as begun late."""
 _ULPS = 4
@@ -65,7 +64,6 @@ class IncomingWeights:
         rounds: int,
         start: Callable[[], NDArray[Any]],
         clip: float,
-        sigma: float = 0.0,
     ) -> None:
         """Raise Refusal for weights that no honest server sends in this round; remember those that pass.
 
@@ -79,8 +77,7 @@ class IncomingWeights:
             run: text that tells runs apart: job, options and seed.
             rounds: of the whole run.
             start: builds the first weights from the seed, by the code that the server uses.
-            clip: norm of the change that one client sends in a round.
-            sigma: standard deviation of the noise on each of its values.
+            clip: norm of the change that one client sends in a round, noise included.
         """
         if not 0 <= round < rounds:
             raise _refuse(f"come in round {round} of a run of {rounds} rounds")
@@ -93,12 +90,10 @@ class IncomingWeights:
             raise _refuse("hold NaN or infinity")
         if round == 0 and not _is_start(weights_P, start_P):
             raise _refuse("are not those that the seed draws")
-        start_norm, noise_norm = _norm(start_P), SLACK * sigma * math.sqrt(len(start_P))
-        step = SLACK * clip + noise_norm
-        # Noise adds up as the steps of a random walk do.
+        start_norm, step = _norm(start_P), SLACK * clip
         limits = {
             "from the start": (_norm(weights_P, start_P), round * step),
-            "in all": (_norm(weights_P), MAX_GROWTH * start_norm + math.sqrt(rounds) * noise_norm),
+            "in all": (_norm(weights_P), MAX_GROWTH * start_norm),
         }
         last = self._read(run, weights_P)
         if last is not None and last[0] <= round:

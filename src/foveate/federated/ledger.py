@@ -62,6 +62,15 @@ class RequestCost:
     budget: str = ""
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What data have cost so far: questions, partitions that were answered without noise, and rho."""
+
+    questions: int = 0
+    partitions: int = 0
+    rho: float = 0.0
+
+
 class Ledger:
     """One file per data set: `DIGEST.jsonl`, a line per question.
 
@@ -78,6 +87,24 @@ class Ledger:
     def _members(self) -> list[str]:
         """Names of the ledgers of this account, sorted."""
         return list_account(self.folder, self.name, self.points_ND)
+
+    def count_spent(self) -> Spent:
+        """Count what these data, and data of the same account, have cost so far; nothing is written.
+
+        Raises:
+            Refusal: a file of the account cannot be read.
+        """
+        lines = []
+        for name in list_account(self.folder, self.name, self.points_ND, is_kept=False):
+            path = self.folder / f"{name}.jsonl"
+            if not os.path.lexists(path):
+                continue
+            try:
+                with io.FileIO(path, "r") as file:
+                    lines += _read_lines(self._read(name, file))
+            except OSError as problem:
+                raise self._refuse(path, problem) from problem
+        return Spent(len(lines), _count_partitions(lines), sum(line["rho"] for line in lines))
 
     @contextmanager
     def _locked(self) -> Iterator[dict[str, io.FileIO]]:
@@ -231,6 +258,10 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
+def _count_partitions(lines: Sequence[dict[str, Any]]) -> int:
+    return sum(line["partition"] and line["outcome"] == ANSWERED for line in lines)
+
+
 def _check(lines: Sequence[dict[str, Any]], question: RequestCost, limits: ClientLimits) -> None:
     """Raise Refusal if a limit has no room for a question after those of `lines`."""
     if len(lines) >= limits.max_questions:
@@ -256,7 +287,7 @@ def _check(lines: Sequence[dict[str, Any]], question: RequestCost, limits: Clien
                 f"epsilon would be {epsilon(spent):.3g} after this question; max-epsilon is {limits.max_epsilon:g}",
             )
         return
-    partitions = sum(line["partition"] and line["outcome"] == ANSWERED for line in lines)
+    partitions = _count_partitions(lines)
     if question.is_partition and partitions >= limits.max_partitions:
         raise Refusal(
             reasons.MAX_PARTITIONS,

@@ -102,9 +102,16 @@ class ClientLimits(RequestBounds):
         "none",
         description="standard: send sums for a common scale of the columns, and accept that scale; none: refuse both",
     )
+    secure_aggregation: Literal["allowed", "required"] = Field(
+        "allowed",
+        description="required: send sums for a scale, sums of a refinement and weights only under secure aggregation; "
+        "allowed: also as they are",
+    )
     align_columns: StrictBool = Field(False, description="sort columns by name before anything is computed")
     state: str | None = Field(
-        None, description="folder of the client's log of questions; ~/.local/state/foveate/federated by default"
+        None,
+        description="folder of the client's log of questions; by default FOLDER/state of `foveate federated client "
+        "--folder FOLDER`, and ~/.local/state/foveate/federated of a node that Flower's own command starts",
     )
 
     @field_validator("jobs", mode="before")

@@ -21,15 +21,17 @@ from numpy.typing import NDArray
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated import reasons
-from foveate.federated.clustering.protocol import HANDLERS
+from foveate.federated.clustering.protocol import HANDLERS, LLOYD, LLOYD_SUMS
 from foveate.federated.costs import TRAINED, answer_cost
 from foveate.federated.deep.options import EMBEDDED, SIZE
 from foveate.federated.deep.options import REMOTE_KINDS as FEATURES_KINDS
 from foveate.federated.deep.options import TRAIN as FEATURES_TRAIN
+from foveate.federated.deep.options import TRAIN_SUMS as FEATURES_SUMS
 from foveate.federated.deep.options import request_options as read_features_options
 from foveate.federated.embedding.options import BOX, FIELD, POINTS, SURROGATE
 from foveate.federated.embedding.options import REMOTE_KINDS as MAP_KINDS
 from foveate.federated.embedding.options import TRAIN as MAP_TRAIN
+from foveate.federated.embedding.options import TRAIN_SUMS as MAP_SUMS
 from foveate.federated.embedding.options import request_options as read_map_options
 from foveate.federated.ledger import BOXES, FIELDS, SQUARES, SUMS, TRAININGS, Ledger, RequestCost
 from foveate.federated.limits import CLUSTER, EMBED, FEATURES, ClientLimits
@@ -38,7 +40,8 @@ from foveate.federated.points import ColumnDigests, Points, ReadOptions, sort_co
 from foveate.federated.policy import expand
 from foveate.federated.reasons import Refusal, failure_values
 from foveate.federated.rounds import FAULTS, Client
-from foveate.federated.scaling import MOMENTS, check_scale
+from foveate.federated.scaling import MOMENTS, check_scale, moments_format
+from foveate.federated.secure_sums import SumFormat
 from foveate.federated.sources import read_points
 from foveate.federated.store import digest
 
@@ -49,6 +52,15 @@ KINDS = (HELLO, *HANDLERS, *MAP_KINDS, *FEATURES_KINDS)
 """All kinds that a client answers over a network."""
 _JOBS = dict.fromkeys(HANDLERS, CLUSTER) | dict.fromkeys(MAP_KINDS, EMBED) | dict.fromkeys(FEATURES_KINDS, FEATURES)
 """Jobs by the kind of their requests."""
+VECTOR = "vector"
+"""Array of an answer that is added up."""
+SUM_FORMATS: dict[str, Callable[[Message], SumFormat]] = {
+    MOMENTS: moments_format,
+    LLOYD: lambda _: LLOYD_SUMS,
+    MAP_TRAIN: lambda _: MAP_SUMS,
+    FEATURES_TRAIN: lambda _: FEATURES_SUMS,
+}
+"""Formats of the answers that a server only adds up, by kind."""
 PARTITIONS = "partitions"
 """Value of the greeting's answer: the client's `max-partitions`, so that a run that needs more is not begun."""
 NOISE = "noise"
@@ -117,8 +129,11 @@ class Node:
         except Refusal:
             return ColumnDigests()
 
-    def answer(self, request: Message) -> Message:
+    def answer(self, request: Message, *, is_summed: bool = False) -> Message:
         """Answer a request within the limits.
+
+        Args:
+            is_summed: answer with one `VECTOR`, which is added to those of other clients under masks.
 
         Raises:
             UserError: a request that is not allowed, or data that cannot be used.
@@ -136,7 +151,7 @@ class Node:
             raise MessageError(f"cannot answer '{request.kind}'; it answers {', '.join(KINDS)}")
         request = self.limits.complete(request)
         # Before the data are read: a refused request costs the client nothing.
-        self.check(request)
+        self.check(request, is_summed=is_summed)
         points = self.read().points_ND
         self.limits.need_points(len(points))
         self.check_steps(request, len(points))
@@ -154,9 +169,9 @@ class Node:
             budget=_find_budget(request),
         )
         ledger = Ledger(self.limits.state_folder, account, points)
-        return ledger.answer(question, self.limits, lambda: self._compute(points, question))
+        return ledger.answer(question, self.limits, lambda: self._compute(points, question, is_summed=is_summed))
 
-    def _compute(self, points_ND: NDArray[np.float64], question: RequestCost) -> Message:
+    def _compute(self, points_ND: NDArray[np.float64], question: RequestCost, *, is_summed: bool) -> Message:
         """Answer from the data.
 
         Raises:
@@ -168,13 +183,32 @@ class Node:
             # A question with noise clips rows instead, in any scale.
             if not question.rho:
                 check_scale(points_ND, request)
-            return Client(self.number, points_ND, {request.kind: self._handler(request.kind)}).answer(request)
+            answer = Client(self.number, points_ND, {request.kind: self._handler(request.kind)}).answer(request)
+            if not is_summed:
+                return answer
+            # Encoded here, so that a value which no sum can hold is a failure as any other; with noise it is clipped.
+            format = SUM_FORMATS[request.kind](request)
+            return request.answer(arrays={VECTOR: format.encode(answer, len(points_ND), clip=question.rho > 0)})
         except FAULTS as problem:
             text = str(problem) if isinstance(problem, UserError) else traceback.format_exc()
             raise Refusal(reasons.DATA_UNUSABLE, text) from problem
 
-    def check(self, request: Message) -> None:
-        """Raise Refusal for a request that the owner has not allowed; the data are not touched."""
+    def check(self, request: Message, *, is_summed: bool = False) -> None:
+        """Raise Refusal for a request that the owner has not allowed; the data are not touched.
+
+        Args:
+            is_summed: see `answer`.
+
+        Raises:
+            MessageError: a request that has no sum is to be answered under masks.
+        """
+        if is_summed and request.kind not in SUM_FORMATS:
+            raise MessageError(f"'{request.kind}' is not added up; {', '.join(SUM_FORMATS)} are")
+        if request.kind in SUM_FORMATS and not is_summed and self.limits.secure_aggregation == "required":
+            raise Refusal(
+                reasons.SECURE_AGGREGATION,
+                f"asks '{request.kind}' without secure aggregation; this client's own secure-aggregation is 'required'",
+            )
         # A common scale belongs to every job.
         if request.kind != MOMENTS:
             self.limits.allow_job(_JOBS[request.kind])
@@ -238,19 +272,22 @@ def _find_budget(request: Message) -> str:
     return budgets.get(request.kind, "")
 
 
-def answer_request(config: Mapping[str, Any], read_request: Callable[[], Message]) -> Message:
+def answer_request(
+    config: Mapping[str, Any], read_request: Callable[[], Message], *, is_summed: bool = False
+) -> Message:
     """Answer a server's request, or report a failure by its code.
 
     Args:
         config: the node's configuration.
         read_request: returns the request; what it raises is a failure, too.
+        is_summed: see `Node.answer`.
     """
     request, limits, started = Message(UNREADABLE), ClientLimits(), time.monotonic()
     try:
         request = read_request()
         node = Node.of_config(config)
         limits = node.limits
-        answer = node.answer(request)
+        answer = node.answer(request, is_summed=is_summed)
         if not isinstance(answer, Message):
             raise TypeError(f"answered with a {type(answer).__name__}, not a message")
         return answer

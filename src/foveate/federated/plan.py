@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from foveate.federated.clustering.fit import cluster
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.clustering.run import account
-from foveate.federated.costs import PROTECTED, answer_cost
+from foveate.federated.costs import MEASURED, MEASURED_EPSILON, PROTECTED, answer_cost
 from foveate.federated.deep.options import EMBEDDED
+from foveate.federated.ledger import Spent
 from foveate.federated.limits import CLUSTER, EMBED, FEATURES, ClientLimits
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.node import Node
@@ -32,9 +33,11 @@ from foveate.federated.reasons import Refusal
 from foveate.federated.rounds import (
     AnsweredTransport,
     Check,
+    Entry,
     Log,
     Requests,
     Round,
+    need_sum,
     require_clients,
     stream,
     tabulate,
@@ -42,6 +45,16 @@ from foveate.federated.rounds import (
 )
 from foveate.federated.run_options import RunOptions
 from foveate.federated.scaling import MOMENTS
+from foveate.federated.secure_sums import (
+    MASKED,
+    MIN_CLIENTS,
+    STAGES,
+    Shapes,
+    SumFormat,
+    SumRound,
+    Totals,
+    list_stages,
+)
 
 # Only the steps of a training, and what a single point can change of a map, depend on it.
 _POINTS = 1000
@@ -63,13 +76,25 @@ class Rehearsal(AnsweredTransport):
     Args:
         clients: number of clients.
         size: of each client's data.
-        observe: called with every client's number and request.
+        observe: called with every client's number and request, and whether its answer is masked.
+        total: number of clients in the run, of whom all others are like these.
+        is_secure: ask for sums as under secure aggregation.
     """
 
-    def __init__(self, clients: int, size: DataSize, observe: Callable[[int, Message], None]) -> None:
-        super().__init__(None, Log())
+    def __init__(
+        self,
+        clients: int,
+        size: DataSize,
+        observe: Callable[[int, Message, bool], None],
+        *,
+        total: int = 0,
+        is_secure: bool = False,
+    ) -> None:
+        super().__init__(None, Log(), is_secure=is_secure)
         self._clients, self._features, self._observe = clients, size.features, observe
-        self._points = size.points or _POINTS
+        self._points, self._total = size.points or _POINTS, total or clients
+        # A sum must have the points that its clients reported before.
+        self._reported: dict[int, int] = {}
 
     @property
     def clients(self) -> Sequence[int]:
@@ -87,9 +112,32 @@ class Rehearsal(AnsweredTransport):
         for number in sorted(by_client):
             request = by_client[number]
             self.log.add(number, request, up=False)
-            self._observe(number, request)
+            self._observe(number, request, False)
             self._take(result, number, request, self._answer(number, request, rule), "", 0.0, rule, None)
         return require_clients(result, min_clients, self.name)
+
+    def ask_sum(
+        self, requests: Mapping[int, Message], format: SumFormat, shapes: Shapes, *, min_clients: int = 1
+    ) -> SumRound:
+        """Run one round of which only the sum is used, see `Transport.ask_sum`; weights stay as they were sent."""
+        clients = sorted(requests)
+        peers = len(clients) * self._total // self._clients
+        need_sum(peers, {}, min_clients, self.name)
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, shape in shapes.items():
+            arrays[name] = np.zeros([self._features if length is None else length for length in shape])
+            sent = requests[clients[0]].arrays.get(name)
+            arrays[name] = arrays[name] if sent is None else sent.astype(np.float64)
+        digits = format.length({name: array.size for name, array in arrays.items()})
+        for number in clients:
+            request = requests[number]
+            self.log.add(number, request, up=False)
+            self._observe(number, request, True)
+            for up, message in list_stages(request, digits, peers):
+                self.log.add(number, message, up=up)
+        points = sum(self._reported.get(number, self._points) for number in clients)
+        numbers = dict.fromkeys(format.numbers, points) | ({"points": points} if format.is_weighted else {})
+        return SumRound(arrays, Totals(numbers, dict.fromkeys(format.means, 1.0)), clients, {})
 
     def _answer(self, client: int, request: Message, rule: MessageRule) -> Message:
         random = stream(0, round=request.round, client=client, purpose="rehearsal")
@@ -102,6 +150,8 @@ class Rehearsal(AnsweredTransport):
         if "points" in values and "counts" in arrays:
             # The points of all groups; a server compares the two.
             values["points"] = int(arrays["counts"].sum())
+        if "points" in values:
+            self._reported[client] = int(values["points"])
         return Message(request.kind, request.round, arrays, values)
 
     def _array(self, name: str, rule: ArrayRule, request: Message, random: np.random.Generator) -> NDArray[Any]:
@@ -133,6 +183,7 @@ class Verdict:
 
     Attributes:
         limits: of the client. job: of the run. points: number of points of the client, for what depends on it.
+        spent: what its data have cost before; a question that is repeated to the last bit would cost nothing more.
         refusals: reasons by code.
         questions, partitions, rho: what the run uses up of the client's budgets.
         noisy: number of answers with the client's own noise.
@@ -141,21 +192,26 @@ class Verdict:
     limits: ClientLimits
     job: str
     points: int | None = None
+    spent: Spent = Spent()
     refusals: dict[str, str] = field(default_factory=dict)
     questions: int = 0
     partitions: int = 0
     rho: float = 0.0
     noisy: int = 0
 
-    def add(self, request: Message) -> None:
-        """Check one request, and add its cost."""
+    def add(self, request: Message, *, is_summed: bool = False) -> None:
+        """Check one request, and add its cost.
+
+        Args:
+            is_summed: the answer is added to others' under masks.
+        """
         self.questions += 1
         self._try(lambda: self.limits.allow_job(self.job))
         # As if the job were allowed: its owner wants to know what else stands against it.
         limits = self.limits.model_copy(update={"jobs": (*self.limits.jobs, self.job)})
         node = Node(0, None, "", limits)
         self._try(lambda: limits.check_message(request))
-        self._try(lambda: node.check(request))
+        self._try(lambda: node.check(request, is_summed=is_summed))
         if self.points is not None:
             self._try(lambda: limits.need_points(self.points or 0))
             self._try(lambda: node.check_steps(request, self.points or 0))
@@ -175,15 +231,20 @@ class Verdict:
 
     def finish(self) -> None:
         """Compare what the whole run uses up with the budgets."""
-        spent = epsilon(self.rho) if self.rho else 0.0
+        before = self.spent
         budgets = (
-            (reasons.MAX_QUESTIONS, self.questions, self.limits.max_questions),
-            (reasons.MAX_PARTITIONS, self.partitions, self.limits.max_partitions),
-            (reasons.MAX_EPSILON, spent, self.limits.max_epsilon),
+            (reasons.MAX_QUESTIONS, before.questions, self.questions, self.limits.max_questions),
+            (reasons.MAX_PARTITIONS, before.partitions, self.partitions, self.limits.max_partitions),
+            (reasons.MAX_EPSILON, before.rho, self.rho, self.limits.max_epsilon),
         )
-        for code, used, allowed in budgets:
-            if used > allowed:
-                self.refusals[code] = f"the whole run uses {used:.4g}; this client's own {code} is {allowed:g}"
+        for code, earlier, own, allowed in budgets:
+            total, alone = earlier + own, own
+            if code == reasons.MAX_EPSILON:
+                total, alone = (epsilon(rho) if rho else 0.0 for rho in (total, alone))
+            # A budget that is used up already stops only those runs that need some of it.
+            if own and total > allowed:
+                after = f" ({total:.4g} with earlier runs)" if earlier else ""
+                self.refusals[code] = f"the whole run uses {alone:.4g}{after}; this client's own {code} is {allowed:g}"
 
     def to_json(self) -> dict[str, Any]:
         """Yes or no, the reasons, and what is used up."""
@@ -199,29 +260,33 @@ class Verdict:
         }
 
 
-def plan_run(run: RunOptions, options: Any, size: DataSize, limits: ClientLimits) -> dict[str, Any]:
+def plan_run(
+    run: RunOptions, options: Any, size: DataSize, limits: ClientLimits, spent: Spent | None = None
+) -> dict[str, Any]:
     """Rehearse a run; return its messages by kind, their sizes, what they cost, and what a client says to them.
 
     Args:
         run: its configuration. options: those of its job (`foveate.federated.flower.app.read_job`).
         size: of the data of each client.
         limits: of the client that is asked whether the run fits.
+        spent: what its data have cost before; None if its log is not at hand.
 
     Raises:
         UserError: a run that cannot begin, such as a method that is not federated.
     """
     # Every client gets and sends as much as another; only a map's networks of surrogates add up over clients.
     is_alike = not isinstance(getattr(options, "local_clusters", None), tuple)
-    clients = min(run.clients, 2) if is_alike and run.job != EMBED else run.clients
+    few = MIN_CLIENTS if run.secure_aggregation else 2
+    clients = min(run.clients, few) if is_alike and run.job != EMBED else run.clients
     # The one that is asked most decides, where clients are asked for different things.
     watched = 1 if is_alike and getattr(options, "participation", 1.0) == 1 else clients
-    verdicts = [Verdict(limits, run.job, size.points) for _ in range(watched)]
+    verdicts = [Verdict(limits, run.job, size.points, spent or Spent()) for _ in range(watched)]
 
-    def observe(client: int, request: Message) -> None:
+    def observe(client: int, request: Message, is_summed: bool) -> None:
         if client < watched:
-            verdicts[client].add(request)
+            verdicts[client].add(request, is_summed=is_summed)
 
-    transport = Rehearsal(clients, size, observe)
+    transport = Rehearsal(clients, size, observe, total=run.clients, is_secure=run.secure_aggregation)
     with warnings.catch_warnings():
         # Clients without data look odd; what a server says about them is no news.
         warnings.simplefilter("ignore")
@@ -239,14 +304,22 @@ def plan_run(run: RunOptions, options: Any, size: DataSize, limits: ClientLimits
         "points": size.points,
         "features": size.features,
         "messages": tabulate(most),
+        "masked": _list_masked(most) if run.secure_aggregation else None,
         "bytes_up_per_client": up,
         "bytes_down_per_client": down,
         "bytes_up": transport.log.bytes(up=True) * run.clients // clients,
         "bytes_down": transport.log.bytes(up=False) * run.clients // clients,
         "privacy": privacy,
         "needs": _list_needs(run, options, verdict),
+        "spent_before": None if spent is None else asdict(spent),
         **verdict.to_json(),
     }
+
+
+def _list_masked(entries: Sequence[Entry]) -> dict[str, bool]:
+    """By the kind of an answer, whether only its sum over clients is seen; without the stages of a sum."""
+    sent = {entry.kind: any(note.name == MASKED for note in entry.arrays) for entry in entries if entry.up}
+    return {kind: is_masked for kind, is_masked in sent.items() if kind not in STAGES}
 
 
 def _rehearse(run: RunOptions, options: Any, transport: Rehearsal) -> list[dict[str, Any]]:
@@ -303,6 +376,8 @@ def describe_plan(plan: Mapping[str, Any], *, policy: str = "") -> list[str]:
         *_list_messages(plan["messages"], up=False),
         "before: a greeting with the client's number and name, digests of its columns' names, and limits of its own",
     ]
+    if plan["masked"] is not None:
+        lines += _describe_masks(plan["masked"])
     for row in plan["privacy"]:
         hidden = (
             "no noise" if row["rho"] is None else f"rho {row['rho']:.4g}, epsilon {row['epsilon']:.4g} ({row['unit']})"
@@ -313,15 +388,42 @@ def describe_plan(plan: Mapping[str, Any], *, policy: str = "") -> list[str]:
             f"by the client's own noise_multiplier {plan['noise_multiplier']:g}: noise on "
             f"{plan['noisy_answers']:,} answers"
         )
+        # Initial weights are asked about once: that is the other side of the comparison.
+        if plan["noisy_answers"] > 1 and plan["epsilon"] <= MEASURED_EPSILON:
+            lines.append(MEASURED[plan["job"]])
     spent = "no epsilon" if plan["epsilon"] is None else f"rho {plan['rho']:.4g}, epsilon {plan['epsilon']:.4g}"
     counts = [_counted(plan[name], name) for name in ("questions", "partitions")]
     lines.append(f"a client's account: {', '.join(counts)}, {spent}")
     needs = ", ".join(f"{name} {_format_need(name, value)}" for name, value in plan["needs"].items())
     lines.append(f"a policy that allows it has: {needs}")
+    lines.append(_describe_spent(plan["spent_before"]))
     who = policy or "the default policy"
     if plan["fits"]:
-        return [*lines, f"{who}: yes, this run fits, as long as these data were not asked about before"]
+        return [*lines, f"{who}: yes, this run fits"]
     return [*lines, f"{who}: no, because", *(f"  {entry['code']}: {entry['reason']}" for entry in plan["refusals"])]
+
+
+def _describe_spent(spent: Mapping[str, Any] | None) -> str:
+    if spent is None:
+        return "earlier runs about these data are not counted: the client's log counts them (--data and --state)"
+    cost = f"epsilon {epsilon(spent['rho']):.4g}" if spent["rho"] else "no epsilon"
+    counts = ", ".join(_counted(spent[name], name) for name in ("questions", "partitions"))
+    return f"earlier runs about these data: {counts}, {cost}; a question that is repeated costs nothing more"
+
+
+def _describe_masks(masked: Mapping[str, bool]) -> list[str]:
+    """Lines about what secure aggregation hides, and what it cannot."""
+    summed, single = ([kind for kind, is_masked in masked.items() if is_masked == wanted] for wanted in (True, False))
+    if not summed:
+        return [
+            f"secure aggregation: nothing of this run is added up; every answer is seen as it is: {', '.join(single)}"
+        ]
+    lines = [
+        f"secure aggregation: the server sees totals over at least {MIN_CLIENTS} clients only: {', '.join(summed)}"
+    ]
+    if single:
+        lines.append(f"  these cannot be added up, and are seen as they are, of every client: {', '.join(single)}")
+    return lines
 
 
 def _counted(count: int, plural: str) -> str:

@@ -24,6 +24,7 @@ from foveate.core.files import write_text_atomically
 from foveate.core.recipes import read_recipe_text, validate
 from foveate.core.yaml_text import read_yaml
 from foveate.federated.bounds import RequestBounds
+from foveate.federated.costs import MEASURED, MEASURED_EPSILON
 from foveate.federated.flower.commands import Address
 from foveate.federated.limits import (
     CLUSTER,
@@ -65,7 +66,7 @@ class Policy(ClientLimits, ReadOptions):
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Who is answered, and about what.": ("server", "jobs"),
-    "What an answer may be about.": ("min_count", "winsorize", "scale", "align_columns"),
+    "What an answer may be about.": ("min_count", "winsorize", "scale", "secure_aggregation", "align_columns"),
     "Budgets of each data set, counted over all runs and servers in the log in `state`.": (
         "max_partitions",
         "max_moments",
@@ -115,6 +116,16 @@ def read_policy(path: Path) -> Policy:
         return policy
     # The working folder of a node is that of whoever started it; the log must not move with it.
     return policy.model_copy(update={"state": str(path.resolve().parent / Path(policy.state).expanduser())})
+
+
+def find_state(policy: Policy | None, folder: Path) -> Path:
+    """Return the folder of the log of `foveate federated client`: that of its policy, or one beside its keys.
+
+    Args:
+        folder: of its keys.
+    """
+    # Limits count within one such folder: the same data in two folders get two budgets.
+    return folder / "state" if policy is None or policy.state is None else Path(policy.state)
 
 
 def expand(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +218,8 @@ def _describe_epsilon(limits: ClientLimits, job: str) -> str:
         return TRUSTED
     answers = int(max_rho(limits.max_epsilon) * 2 * limits.noise_multiplier**2)
     noise = f"noise of {limits.noise_multiplier:g} times what a row can change"
-    return f"always with {noise}, {total}, which some {answers:,} answers use up"
+    quality = f"; {MEASURED[job]}" if limits.max_epsilon <= MEASURED_EPSILON else ""
+    return f"always with {noise}, {total}, which some {answers:,} answers use up{quality}"
 
 
 def _describe_bounds(limits: ClientLimits) -> str:

@@ -120,6 +120,31 @@ def add_noise(array: NDArray[np.floating], sigma: float, generator: NormalSource
     return (array + sigma * generator.standard_normal(array.shape)).astype(array.dtype)
 
 
+def send_change(
+    before_P: NDArray[np.floating],
+    after_P: NDArray[np.floating],
+    *,
+    clip: float,
+    sigma: float = 0.0,
+    source: NormalSource | None = None,
+) -> NDArray[np.floating]:
+    """Weights that a client over a network sends: their change clipped to norm `clip`, with noise, and clipped again.
+
+    Args:
+        sigma: standard deviation of the noise on each value; 0 = none.
+        source: of the noise, by default the operating system's.
+    """
+    # In float64: a change that float32 rounds up would be longer than the clip.
+    change_P = after_P.astype(np.float64) - before_P
+    # A training that ends in NaN is no change: an error would say without noise that it did.
+    change_P = clip_norm(change_P if np.isfinite(change_P).all() else np.zeros_like(change_P), clip)
+    if sigma:
+        # Noise is much longer than any change. Left at that, it would end a network in one round. What is done to noisy
+        # values hides as much as they do.
+        change_P = clip_norm(add_noise(change_P, sigma, source or private_noise()), clip)
+    return (before_P + change_P).astype(after_P.dtype)
+
+
 def gaussian_cost(sensitivity: float, sigma: float) -> float:
     """rho of one release: sensitivity^2 / (2 sigma^2).
 

@@ -22,6 +22,7 @@ GRID = "grid"
 HIDDEN = "hidden"
 WINSORIZE = "winsorize"
 SCALE = "scale"
+SECURE_AGGREGATION = "secure-aggregation"
 WEIGHTS = "weights"
 MIN_COUNT = "min-count"
 MAX_CLUSTERS = "max-clusters"
@@ -64,6 +65,7 @@ SENTENCES = {
     HIDDEN: "the request's `hidden` is above the bound{count}",
     WINSORIZE: "the request's `winsorize` is not the client's own",
     SCALE: "the request is about a common scale of the columns; its own `scale` is `none`",
+    SECURE_AGGREGATION: "it sends what is only added up under secure aggregation alone",
     WEIGHTS: "the request's weights are not those that an honest run has in this round",
     MIN_COUNT: "its own min-count{count} is larger than the request's min_count",
     MAX_CLUSTERS: "its own max-clusters{count} is less than what the request asks for",
@@ -87,40 +89,41 @@ SENTENCES = {
 REMEDIES = {
     DATA_MISSING: "its owner may start it with --data",
     DATA_UNREADABLE: "its owner finds file and cell in client.log",
-    DATA_UNUSABLE: "its owner finds the reason in client.log; each such question counts against --max-failures",
-    TOO_FEW_POINTS: "its owner may set a smaller --min-count, at the price of smaller groups in what is sent",
-    COLUMNS_UNNAMED: "its owner may name the columns, or leave --align-columns out",
-    JOB: "its owner may name the job in --jobs",
-    GRID: "run with a coarser grid; the bound cannot be set",
-    HIDDEN: "run with narrower layers; the bound cannot be set",
-    WINSORIZE: "run with its winsorize, or its owner may set --winsorize (0 for runs without)",
-    SCALE: "run with scale=none, or its owner may set --scale standard",
+    DATA_UNUSABLE: "its owner finds the reason in client.log; each such question counts against `max_failures`",
+    TOO_FEW_POINTS: "its owner may set a smaller `min_count`, at the price of smaller groups in what is sent",
+    COLUMNS_UNNAMED: "its owner may name the columns, or set `align_columns` to false",
+    JOB: "its owner may name the job in `jobs`",
+    GRID: "run with a coarser grid, or its owner may set a larger `max_axis_points` (own grids: `max_queries`)",
+    HIDDEN: "run with narrower layers, or its owner may set a larger `max_hidden`",
+    WINSORIZE: "run with its winsorize, or its owner may set `winsorize` (0 for runs without)",
+    SCALE: "run with scale=none, or its owner may set `scale` to standard",
+    SECURE_AGGREGATION: "run with --secure-aggregation, or its owner may set `secure_aggregation` to allowed",
     WEIGHTS: (
         "run with one version of foveate everywhere and one seed per run; its owner finds the bound in client.log, and "
-        "may set a larger --update-clip where other clients' is larger"
+        "may set a larger `update_clip` where other clients' is larger"
     ),
-    MIN_COUNT: "run with at least its min_count, or its owner may set a smaller --min-count",
-    MAX_CLUSTERS: "run with fewer clusters, or its owner may set a larger --max-clusters",
-    MAX_QUESTIONS: "its owner may set a larger --max-questions",
+    MIN_COUNT: "run with at least its min_count, or its owner may set a smaller `min_count`",
+    MAX_CLUSTERS: "run with fewer clusters, or its owner may set a larger `max_clusters`",
+    MAX_QUESTIONS: "its owner may set a larger `max_questions`",
     MAX_PARTITIONS: (
-        "its owner may set a larger --max-partitions, which can cost rows: two partitions may differ by single points"
+        "its owner may set a larger `max_partitions`, which can cost rows: two partitions may differ by single points"
     ),
     MAX_MOMENTS: (
-        "repeat the run with the same clients, or its owner may set a larger --max-moments, which can cost rows: two "
+        "repeat the run with the same clients, or its owner may set a larger `max_moments`, which can cost rows: two "
         "sums may differ by single points"
     ),
-    MAX_TRAININGS: "its owner may set a larger --max-trainings, or answer with noise (--noise-multiplier above 0)",
-    MAX_EPSILON: (
-        "its owner may set a larger --max-epsilon; fewer rounds, or more noise (--noise-multiplier), cost less"
-    ),
-    MAX_FAILURES: "its owner finds the reasons in client.log, and may set a larger --max-failures",
+    MAX_TRAININGS: "its owner may set a larger `max_trainings`, or answer with noise (`noise_multiplier` above 0)",
+    MAX_EPSILON: "its owner may set a larger `max_epsilon`; fewer rounds and more noise (`noise_multiplier`) cost less",
+    MAX_FAILURES: "its owner finds the reasons in client.log, and may set a larger `max_failures`",
     LEDGER_DAMAGED: (
         "its owner finds the file in client.log and restores it; without it, what these data have cost is forgotten"
     ),
-    LEDGER_UNWRITABLE: "its owner may free disk space, or let the node write to its --folder (state)",
+    LEDGER_UNWRITABLE: "its owner may free disk space, or let the node write to its `state` folder",
     SETTINGS_INVALID: "its owner finds the setting in client.log",
+    **{code: f"run with less, or its owner may set a larger `{code.replace('-', '_')}`" for code in _BOUNDED},
 }
-"""What may be done about a code: a request that fits, or a setting of `foveate federated client`."""
+"""What may be done about a code: a request that fits, or a field of the client's policy; flags of `foveate federated
+client` have the same names, but a limit that is in a policy is not taken from a flag."""
 
 
 class Refusal(MessageError):

@@ -131,7 +131,9 @@ class EmbedRound(ResultModel):
     repulsion: float | None = None
     foreign: float | None = None
     outside: int | None = None
-    r2: dict[str, float] = {}
+    r2: dict[str, float] = Field({}, description="of the surrogates, between their queries, by client")
+    gradient_cosine: dict[str, float] = Field({}, description="of the surrogates' gradients with the true ones")
+    gradient_ratio: dict[str, float] = Field({}, description="length of those gradients, in units of the true ones'")
 
 
 class EmbedMethod(ResultModel):

@@ -22,6 +22,7 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.federated.messages import ArrayNote, Message, MessageError, MessageRule
+from foveate.federated.secure_sums import MIN_CLIENTS, Digits, Shapes, SumFormat, SumRound
 from foveate.federated.store import AnswerStore, digest
 
 Handler = Callable[[Any, Message, int], Message]
@@ -206,6 +207,11 @@ class Transport(Protocol):
     log: Log
 
     @property
+    def is_secure(self) -> bool:
+        """Whether the run is under secure aggregation: what is only added up is asked for with `ask_sum`."""
+        ...
+
+    @property
     def clients(self) -> Sequence[int]:
         """Numbers of all clients, ascending."""
         ...
@@ -228,6 +234,22 @@ class Transport(Protocol):
         """
         ...
 
+    def ask_sum(
+        self, requests: Mapping[int, Message], format: SumFormat, shapes: Shapes, *, min_clients: int = 1
+    ) -> SumRound:
+        """Run one round of which the server sees only the sum over the clients that answer.
+
+        Args:
+            requests: one message per client number, all of one kind and round.
+            format: how answers become vectors that can be added up. shapes: of the arrays in the sum.
+            min_clients: clients needed in the sum; never fewer than three.
+
+        Raises:
+            TooFewClientsError: fewer answered.
+            MessageError: the sum is none of these vectors; nothing shows whose answer is wrong.
+        """
+        ...
+
     def forget(self, *, before: int | None = None) -> None:
         """Delete stored answers of the rounds before that number, or all."""
         ...
@@ -238,9 +260,11 @@ class AnsweredTransport(ABC):
 
     Attributes:
         log: records the messages.
+        is_secure: whether sums are asked for under secure aggregation.
     """
 
-    def __init__(self, answers_folder: Path | None, log: Log | None) -> None:
+    def __init__(self, answers_folder: Path | None, log: Log | None, *, is_secure: bool = False) -> None:
+        self.is_secure = is_secure
         self._store = AnswerStore(answers_folder) if answers_folder is not None else None
         self.log = Log() if log is None else log
 
@@ -286,6 +310,12 @@ class AnsweredTransport(ABC):
         if self._store is not None:
             self._store.write(request, number, answer, data)
 
+    def _leave_out(self, excluded: dict[int, str], number: int, request: Message, reason: str, seconds: float) -> None:
+        """Note why a client is not in a sum."""
+        excluded[number] = reason
+        self.log.add_failure(number, request, reason, seconds)
+        say(f"{self.name(number)} is left out of '{request.kind}': {reason}")
+
 
 class InProcess(AnsweredTransport):
     """Calls the clients of this process one after another, in the order of their numbers.
@@ -297,6 +327,8 @@ class InProcess(AnsweredTransport):
         answers_folder: folder that stores the answers of each round (`AnswerStore`), so that a killed server continues
             within its round; answers of other data are not used.
         log: records the messages.
+        is_secure: ask for sums as under secure aggregation, in the same fixed point, without masks: in one process
+            nothing hides from anything.
 
     >>> import numpy as np
     >>> from foveate.federated.messages import ArrayRule
@@ -316,6 +348,7 @@ class InProcess(AnsweredTransport):
         timeout: float | None = None,
         answers_folder: Path | None = None,
         log: Log | None = None,
+        is_secure: bool = False,
     ) -> None:
         self._clients = {client.number: client for client in sorted(clients, key=lambda client: client.number)}
         # The dictionary keeps only the last of two clients with the same number; the other would be lost silently.
@@ -323,7 +356,7 @@ class InProcess(AnsweredTransport):
             listed = [client.number for client in clients]
             twice = next(number for number in listed if listed.count(number) > 1)
             raise UserError(f"two clients have the number {twice}; each needs its own")
-        super().__init__(answers_folder, log)
+        super().__init__(answers_folder, log, is_secure=is_secure)
         self._timeout = timeout
         # Hashing the data costs a pass over it, so it is done only where answers are stored.
         self._data = (
@@ -353,6 +386,26 @@ class InProcess(AnsweredTransport):
             self._take(result, number, request, answer, reason, seconds, rule, check, self._data.get(number, ""))
         return require_clients(result, min_clients, self.name)
 
+    def ask_sum(
+        self, requests: Mapping[int, Message], format: SumFormat, shapes: Shapes, *, min_clients: int = 1
+    ) -> SumRound:
+        """Run one round of which only the sum is used, see `Transport.ask_sum`."""
+        vectors: dict[int, Digits] = {}
+        excluded: dict[int, str] = {}
+        for number, request in sorted(requests.items()):
+            self.log.add(number, request, up=False)
+            started = time.monotonic()
+            answer, reason = self._answer(number, request)
+            if answer is not None:
+                try:
+                    vectors[number] = format.encode(answer, _count_points(self._clients[number].data))
+                    self.log.add(number, request.answer(arrays={"vector": vectors[number]}), up=True)
+                    continue
+                except UserError as problem:
+                    reason = str(problem)
+            self._leave_out(excluded, number, request, reason, time.monotonic() - started)
+        return add_up(vectors, excluded, format, shapes, min_clients=min_clients, name=self.name)
+
     def _answer(self, number: int, request: Message) -> tuple[Message | None, str]:
         """A client's answer, or the reason why there is none."""
         stored = self._store.read(request, number, self._data[number]) if self._store is not None else None
@@ -367,6 +420,53 @@ class InProcess(AnsweredTransport):
         worker.start()
         worker.join(self._timeout)
         return outcomes[0] if outcomes else (None, f"no answer within {self._timeout:g} s")
+
+
+def _count_points(data: Any) -> int:
+    """Number of a client's points; those of a map are wrapped with what was computed from them."""
+    return len(getattr(data, "points_ND", data))
+
+
+def keep_usual_lengths(lengths: Mapping[int, int]) -> dict[int, str]:
+    """Why clients do not fit whose vectors have another length than those of most."""
+    if not lengths:
+        return {}
+    usual = Counter(lengths.values()).most_common(1)[0][0]
+    return {
+        client: f"its vector has {length:,} digits; those of most clients have {usual:,}"
+        for client, length in lengths.items()
+        if length != usual
+    }
+
+
+def need_sum(clients: int, excluded: Mapping[int, str], min_clients: int, name: Callable[[int], str]) -> None:
+    """Raise TooFewClientsError for a sum over fewer than three clients, or than `min_clients`."""
+    if clients >= max(min_clients, MIN_CLIENTS):
+        return
+    listed = "; ".join(f"{name(number)}: {reason}" for number, reason in list(excluded.items())[:5])
+    reasons = f" ({listed})" if listed else ""
+    raise TooFewClientsError(
+        f"secure aggregation: {clients} of {clients + len(excluded)} clients are in the sum; "
+        f"{max(min_clients, MIN_CLIENTS)} are needed{reasons}"
+    )
+
+
+def add_up(
+    vectors: Mapping[int, Digits],
+    excluded: dict[int, str],
+    format: SumFormat,
+    shapes: Shapes,
+    *,
+    min_clients: int,
+    name: Callable[[int], str],
+) -> SumRound:
+    """Add the vectors of several clients in this process."""
+    others = keep_usual_lengths({client: len(vector) for client, vector in vectors.items()})
+    excluded |= others
+    clients = [client for client in sorted(vectors) if client not in others]
+    need_sum(len(clients), excluded, min_clients, name)
+    total_L = np.sum([vectors[client] for client in clients], axis=0)
+    return SumRound(*format.decode(total_L, shapes, len(clients)), clients, excluded)
 
 
 def attempt(client: Client, request: Message) -> tuple[Message | None, str]:
@@ -424,6 +524,7 @@ class ChangedTransport:
     ) -> None:
         self._transport, self._change = transport, change
         self.clients, self.log = transport.clients if clients is None else clients, transport.log
+        self.is_secure = transport.is_secure
 
     def name(self, client: int) -> str:
         """Display name of a client."""
@@ -432,11 +533,19 @@ class ChangedTransport:
     def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
         """Run one round, see `Transport.ask`."""
         by_client = dict.fromkeys(self.clients, requests) if isinstance(requests, Message) else requests
+        return self._transport.ask(self._complete(by_client), rule, min_clients=min_clients, check=check)
+
+    def ask_sum(
+        self, requests: Mapping[int, Message], format: SumFormat, shapes: Shapes, *, min_clients: int = 1
+    ) -> SumRound:
+        """Run one round of which only the sum is used, see `Transport.ask_sum`."""
+        return self._transport.ask_sum(self._complete(requests), format, shapes, min_clients=min_clients)
+
+    def _complete(self, by_client: Mapping[int, Message]) -> dict[int, Message]:
         # One request for all clients is changed once: the change copies its arrays.
         distinct = {id(request): request for request in by_client.values()}
         changed = {key: self._change(request) for key, request in distinct.items()}
-        complete = {client: changed[id(request)] for client, request in by_client.items()}
-        return self._transport.ask(complete, rule, min_clients=min_clients, check=check)
+        return {client: changed[id(request)] for client, request in by_client.items()}
 
     def forget(self, *, before: int | None = None) -> None:
         """Delete stored answers, see `Transport.forget`."""

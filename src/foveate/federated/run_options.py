@@ -16,6 +16,7 @@ from foveate.core.recipes import Settings, validate
 from foveate.federated.limits import CLUSTER, JOBS, ClientLimits
 from foveate.federated.partition import MAX_DRAWS, MIN_POINTS
 from foveate.federated.points import ReadOptions
+from foveate.federated.secure_sums import MIN_CLIENTS
 
 if TYPE_CHECKING:
     from foveate.federated.sources import Clients
@@ -152,6 +153,11 @@ class RunOptions(Settings):
         False,
         description="also ask clients how well the clusters fit; this counts as one more clustering of their data",
     )
+    secure_aggregation: bool = Field(
+        False,
+        description="add up under masks (Flower's SecAgg+) what is only ever summed; the server sees sums over at "
+        "least three clients",
+    )
     out: str = Field("", description="folder of the result")
     options: str = Field("", description="other settings of the job: NAME=VALUE with spaces between them")
 
@@ -166,6 +172,11 @@ class RunOptions(Settings):
         if "job" in content:
             choose(str(content["job"]), JOBS, "job")
         options = validate(cls, content, where=WHERE)
+        if options.secure_aggregation and options.clients < MIN_CLIENTS:
+            raise UserError(
+                f"{WHERE}: secure-aggregation needs at least {MIN_CLIENTS} clients (got {options.clients}): of two, "
+                "each could subtract its own part and see the other's"
+            )
         if not options.out:
             raise UserError(f"{WHERE}: field 'out' is empty; expected the folder of the result")
         return options

@@ -25,6 +25,7 @@ from foveate.federated.messages import ArrayRule, Message, MessageError, Message
 from foveate.federated.points import MAX_COORDINATE, as_points
 from foveate.federated.reasons import Refusal
 from foveate.federated.rounds import TooFewClientsError, Transport, find_other_widths
+from foveate.federated.secure_sums import MOMENT_SUMS, SumFormat
 
 Floats = NDArray[np.float64]
 MOMENTS = "query.moments"
@@ -109,6 +110,8 @@ def ask_scaling(
     """
     excluded = {} if excluded is None else excluded
     request = moments_request(min_count, winsorize=winsorize)
+    if transport.is_secure:
+        return _sum_scaling(transport, request, min_clients, excluded)
     result = transport.ask(request, moments_rule("sums"), min_clients=min_clients)
     excluded |= result.excluded
     answers = result.answers
@@ -123,6 +126,39 @@ def ask_scaling(
     result = transport.ask(dict.fromkeys(answers, request), moments_rule("squares", usual), min_clients=min_clients)
     excluded |= result.excluded
     return Scaling._of_moments(mean_D, _total(result.answers, "squares"))
+
+
+def moments_format(request: Message) -> SumFormat:
+    """Format in which the answers to this request are added up."""
+    return SumFormat({"squares" if "center" in request.arrays else "sums": MOMENT_SUMS}, numbers=("points",))
+
+
+def _sum_scaling(transport: Transport, request: Message, min_clients: int, excluded: dict[int, str]) -> Scaling:
+    """Common scale from sums over clients alone; clients of another number of columns than most are left out."""
+    clients = [client for client in transport.clients if client not in excluded]
+    first = transport.ask_sum(
+        dict.fromkeys(clients, request), moments_format(request), {"sums": (None,)}, min_clients=min_clients
+    )
+    excluded |= first.excluded
+    mean_D = first.arrays["sums"] / _count(first.totals.numbers)
+    request = replace(request, arrays={"center": mean_D})
+    second = transport.ask_sum(
+        dict.fromkeys(first.clients, request),
+        moments_format(request),
+        {"squares": mean_D.shape},
+        min_clients=min_clients,
+    )
+    excluded |= second.excluded
+    squares_D = second.arrays["squares"]
+    if (squares_D < 0).any():
+        raise MessageError("the clients' squares add up to less than 0: one of them sent a false sum")
+    return Scaling._of_moments(mean_D, squares_D / _count(second.totals.numbers))
+
+
+def _count(numbers: Mapping[str, int]) -> int:
+    if numbers["points"] < 1:
+        raise MessageError("the clients' numbers of points add up to none: one of them sent a false number")
+    return numbers["points"]
 
 
 def _total(answers: Mapping[int, Message], name: str) -> Floats:

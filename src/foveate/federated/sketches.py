@@ -125,17 +125,23 @@ def _round(values: NDArray[np.floating]) -> NDArray[np.uint32]:
 _KEY, _LOCK, _SUFFIX = "rows.key", "rows.lock", ".sketch"
 
 
-def list_account(folder: Path, name: str, points_ND: NDArray[np.floating] | None = None) -> list[str]:
+def list_account(
+    folder: Path, name: str, points_ND: NDArray[np.floating] | None = None, *, is_kept: bool = True
+) -> list[str]:
     """Return the names of all ledgers that belong to one account with a ledger, itself included, sorted.
 
     Args:
         folder: of the ledgers. name: of the ledger.
         points_ND: its data, which get a sketch if they have none; None = what is known already.
+        is_kept: write that sketch; False for a plan, which changes nothing.
 
     Raises:
         Refusal: a sketch or the key cannot be read or written.
     """
     path = folder / f"{name}{_SUFFIX}"
+    # Without a key nothing is known yet.
+    if not is_kept and not os.path.lexists(folder / _KEY):
+        return [name]
     with _locked(folder):
         key = _read_key(folder)
         is_new = points_ND is not None and not os.path.lexists(path)
@@ -146,7 +152,8 @@ def list_account(folder: Path, name: str, points_ND: NDArray[np.floating] | None
         if sketch is not None and name not in sketches:
             linked = sorted(other for other, known in sketches.items() if sketch.is_near(known))
             sketch = replace(sketch, linked=tuple(linked))
-            _write(path, sketch.to_bytes(key))
+            if is_kept:
+                _write(path, sketch.to_bytes(key))
             sketches[name] = sketch
     return _connect(name, sketches)
 

@@ -13,6 +13,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,7 +153,10 @@ class AnswerStore:
             write_bytes_atomically(path, answer.to_bytes())
 
     def forget(self, *, before: int | None = None) -> None:
-        """Delete the answers of all rounds before that number, or all."""
+        """Delete the answers of all rounds before that number, or all, and with these the empty folder."""
         for folder in self.folder.glob("[0-9]*-*"):
             if before is None or int(folder.name.partition("-")[0]) < before:
                 shutil.rmtree(folder)
+        if before is None:
+            with suppress(OSError):
+                self.folder.rmdir()

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _REPLACEMENT = "\ufffd"
+# Tokens of the longest phrase that counts as a loop; longer ones are sentences, which `until_repeated` compares.
+_MAX_LOOP = 12
 
 
 class TextStream:
@@ -59,6 +61,21 @@ def until_repeated(
             known.add(sentence)
             start = index + 1
     return len(ids)
+
+
+def is_loop(ids: Sequence[int], repeats: int) -> bool:
+    """Return whether a text ends in the same few tokens, `repeats` times in a row.
+
+    A small decoder that has fallen into such a loop never leaves it; a list of different items is none.
+
+    >>> is_loop([7, 5, 6, 5, 6, 5, 6], 3), is_loop([5, 6, 5, 7, 5, 6], 3)
+    (True, False)
+    """
+    for length in range(1, min(_MAX_LOOP, len(ids) // repeats) + 1):
+        end = list(ids[-length * repeats :])
+        if end == end[:length] * repeats:
+            return True
+    return False
 
 
 def draw_token(logits_V: NDArray[np.float64], number: float, *, temperature: float, top_p: float = 1.0) -> int:

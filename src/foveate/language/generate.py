@@ -20,7 +20,7 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
-from foveate.language.decoding import TextStream, draw_token, until_repeated
+from foveate.language.decoding import TextStream, draw_token, is_loop, until_repeated
 from foveate.language.forbidden_words import WordFilter
 from foveate.language.llama_forward import LlamaForward, Prefix, can_crop, crop
 from foveate.language.positions import find_context, find_dynamic_rope, outgrows_training, restore_rope
@@ -39,6 +39,9 @@ class GenerationSettings(Settings):
     temperature: float = Field(default=0.0, ge=0, le=10, description="randomness; 0 = always the likeliest token")
     top_p: float = Field(default=1.0, gt=0, le=1, description="share of the probability that tokens are drawn from")
     seed: int = Field(default=0, ge=0, description="random seed of the draws")
+    max_repeats: int = Field(
+        default=0, ge=0, le=1000, description="a few tokens this many times in a row end a text; 0 = they do not"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,7 +473,9 @@ class _GenerationBatch:
             self.scores[index] *= (length + 1) / len(ids)
             self.ids[index] = [*ids[:length], token]
         self.finished[index] = repeats or token in stop
-        return not self.finished[index] and len(ids) < self.limits[index]
+        # The model never ended a text that loops: it is unfinished, as at a limit.
+        loops = 0 < (repeats := self.settings[index].max_repeats) and is_loop(ids, repeats)
+        return not self.finished[index] and not loops and len(ids) < self.limits[index]
 
     def completions(self) -> list[Completion]:
         return [self._complete(index) for index in range(len(self.ids))]

@@ -24,6 +24,7 @@ REGION_GOALS = {"refer, open": 0.60, "ground, open": 0.60}
 
 
 _BOX_SCORES, _DATA = "## Not found\n\n", "\n## Data\n"
+_PEOPLE, _PEOPLE_PART = "## People's wordings\n\n", "people's wordings"
 
 
 def model_card(
@@ -83,14 +84,32 @@ def put_box_scores(card: str, result: BoxScoreResult) -> str:
         f"{result.false_alarm_rate:.3f} of {result.absent} that only\nother images show (AUC {result.auc:.3f}; split "
         f"`{result.split}` of `{result.collection}`)."
     )
-    if _BOX_SCORES in card:
-        before, _, after = card.partition(_BOX_SCORES)
+    return _put_section(card, _BOX_SCORES, text)
+
+
+def put_people(card: str, evaluation: SuiteResult) -> str:
+    """Replace a card's section about people's wordings by the rows of an evaluation on `foveate collect wordings`."""
+    rows = [row for row in evaluation.table if _PEOPLE_PART in row.question]
+    table = _table(evaluation.model_copy(update={"table": rows})).replace(f", {_PEOPLE_PART}", "")
+    _, _, table = table.rstrip().partition("\n\n")
+    command = f"foveate mllm evaluate {evaluation.model} --suite scenes --data wordings --limit {evaluation.questions}"
+    text = (
+        "Share of right answers to questions in people's wordings that neither training nor the reading of questions "
+        f"has seen.\nEach is read as a question of training first, where it is understood (`{command}`).\n\n{table}"
+    )
+    return _put_section(card, _PEOPLE, text)
+
+
+def _put_section(card: str, title: str, text: str) -> str:
+    """Replace a section of a card, or put it in front of its section about data."""
+    if title in card:
+        before, _, after = card.partition(title)
         # Replace only this section: the owner of the folder may have added others behind it.
         _, heading, rest = after.partition("\n## ")
     else:
         before, heading, rest = card.partition(_DATA)
         before += "\n"
-    return f"{before}{_BOX_SCORES}{text}\n{heading}{rest}"
+    return f"{before}{title}{text}\n{heading}{rest}"
 
 
 def _failures(evaluation: SuiteResult | None) -> str:

@@ -26,6 +26,8 @@ from foveate.multimodal.answers import (
     read_coordinates,
     reject_boxes,
     says_no,
+    says_yes,
+    shorten_no,
     split_digits,
     to_pixels,
     write_corners,
@@ -40,14 +42,22 @@ from foveate.vision.tiling import TilePlan
 
 # A draft costs little more than the token in front of it as long as the weights are what takes time to read.
 MAX_DRAFT = 8
+# More often than any answer of the training data says the same thing in a row.
+MAX_REPEATS = 8
 
 
 class EncodedImage(NamedTuple):
-    """One encoded image: numbers of its views, the frame of its coordinates, and its plan where it has tiles."""
+    """One encoded image.
+
+    Attributes:
+        views: numbers of its views. frame: of its coordinates. plan: where it has tiles.
+        vector_D: of its first view, for `foveate.multimodal.picture_check`; None for other towers than Lite0.
+    """
 
     views: list[int]
     frame: CoordinateFrame
     plan: TilePlan | None = None
+    vector_D: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -74,7 +84,7 @@ class PendingAnswer:
         views: numbers of its views. layout: image of each, and ids in front of it. frames: of its images.
         written: the tokens of the question. in_text: the images stand within it. answer: generated ids.
         before: tokens of the conversation in front of the question. unread: behind them, read with the question.
-        boxes: of the answer's region tokens.
+        boxes: of the answer's region tokens. vectors: of its images, see `EncodedImage`. read_as: see `Answer`.
     """
 
     views: list[int]
@@ -87,6 +97,8 @@ class PendingAnswer:
     answer: list[int] = field(default_factory=list)
     boxes: list[PointedBox] = field(default_factory=list)
     finished: bool = False
+    vectors: list[Tensor] = field(default_factory=list)
+    read_as: str = ""
 
 
 class AnswerWriter:
@@ -241,7 +253,11 @@ class AnswerWriter:
         hidden = [not is_visible for is_visible in visible]
         rejected = [box.score for box in compress(boxes, hidden)]
         doubts = compress(sorted(pointed), hidden) if rejected else ()
-        if self.loaded.min_box_score is not None and not any(visible):
+        if visible and not visible[0] and says_yes(text) and not is_settled(join_text(pieces[:1], write_corners) + " "):
+            # "Yes, a deer is at (not found)" is no answer, whatever else follows.
+            rejected, visible = [box.score for box in boxes], [False] * len(located)
+            text = NOT_FOUND if is_whole else ""
+        elif self.loaded.min_box_score is not None and not any(visible):
             text, rejected = self._doubt(number, text, doubts, rejected, is_whole=is_whole)
         return Answer(
             text=text,
@@ -254,6 +270,7 @@ class AnswerWriter:
             digits=tuple(compress(digits, visible)),
             box_scores=tuple(box.score for box in compress(boxes, visible)),
             rejected=tuple(rejected),
+            read_as=question.read_as,
         )
 
     def _doubt(
@@ -280,7 +297,7 @@ class AnswerWriter:
             rejected = [*rejected, *scores] if is_doubted else rejected
         if is_doubted:
             return (NOT_FOUND if is_whole else ""), rejected
-        return (text if is_whole or is_settled(decode(question.answer)) else ""), rejected
+        return (shorten_no(text) if is_whole or is_settled(decode(question.answer)) else ""), rejected
 
     @torch.inference_mode()
     def _score_names(self, question: PendingAnswer) -> list[float]:
@@ -354,5 +371,9 @@ class AnswerWriter:
 
 
 def limit_tokens(max_tokens: int) -> GenerationSettings:
-    """Return the settings of a greedy answer; raise UserError for a limit out of bounds."""
-    return validate(GenerationSettings, {"max_new_tokens": max_tokens}, where="max_tokens")
+    """Return the settings of a greedy answer; raise UserError for a limit out of bounds.
+
+    A loop ends the answer of a model of Foveate; those of transformers write as they do there.
+    """
+    values = {"max_new_tokens": max_tokens, "max_repeats": MAX_REPEATS}
+    return validate(GenerationSettings, values, where="max_tokens")

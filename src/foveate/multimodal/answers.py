@@ -18,8 +18,9 @@ from foveate.records.conversations import REGION
 from foveate.records.shapes import Shape
 
 NOT_FOUND = "not found"
+LANGUAGE_MODEL = "language model"
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
-_YES = re.compile(r"\W*yes\W*", re.IGNORECASE)
+_YES = re.compile(r"\W*yes\b", re.IGNORECASE)
 # The word boundary keeps "north" and "nothing" from counting as "no".
 _NO = re.compile(r"\W*no\b", re.IGNORECASE)
 # Digits that a limit cuts, or that a stream has read in part, have no bracket at the end.
@@ -44,6 +45,8 @@ class Answer:
             found" stands in the text instead of a box, or is the whole text.
         digits: what the digits behind each box say, of models that write both; None where there are none.
         score: mean log-probability of the generated tokens.
+        source: what answered: the "language model", or "recognition" for pictures unlike the scenes of its training.
+        read_as: the question in a wording of training, where it was asked so and not as it was worded; else "".
 
     Example:
         >>> answer = open_mllm("mini").ask(image_file, "Where is the red disc?")
@@ -64,6 +67,8 @@ class Answer:
     rejected: tuple[float, ...] = field(default=(), compare=False)
     # The last bits of a logit depend on the padding of the batch.
     score: float = field(default=0.0, compare=False)
+    source: str = LANGUAGE_MODEL
+    read_as: str = ""
 
     @property
     def reason(self) -> str:
@@ -74,8 +79,10 @@ class Answer:
         """
         if self.boxes:
             return ""
-        if self.rejected:
+        if self.rejected and self.source == LANGUAGE_MODEL:
             return f"its best match scores {max(self.rejected):.2f}"
+        if self.rejected:
+            return f"it is recognized nowhere (score {max(self.rejected):.2f})"
         # A model of transformers may have written a paragraph.
         text = shorten(" ".join(self.text.split()), 80, placeholder=" ...")
         return f"the model answered {text!r} and gave no box" if text else "the model answered nothing and gave no box"
@@ -165,17 +172,35 @@ def says_no(text: str) -> bool:
     return _NO.match(text) is not None
 
 
+def says_yes(text: str) -> bool:
+    """Return whether an answer begins with yes: which is false where what it then points at is not found."""
+    return _YES.match(text) is not None
+
+
+def shorten_no(text: str) -> str:
+    """Return an answer that begins with no without the place of something else that is not found.
+
+    >>> shorten_no("No, but there is a goat at (not found).")
+    'No.'
+    """
+    first = re.split(r"(?<=[.!?])(?=\s)", text, maxsplit=1)
+    no = _NO.match(text)
+    if no is None or f"({NOT_FOUND})" not in first[0]:
+        return text
+    return "".join([f"{no[0]}.", *first[1:]])
+
+
 def is_settled(text: str) -> bool:
     """Return whether what follows a text cannot take it back any more.
 
-    The first sentence says what the image shows; a mere "yes" says it together with the next one. Where its boxes are
-    not found, "Yes, a deer is at" says something else than the image does, and "not found" is the whole answer.
+    The first sentence says what the image shows; a "yes" says it together with the next one. Where its boxes are not
+    found, "Yes, a deer is at" says something else than the image does, and "not found" is the whole answer.
 
-    >>> is_settled("Yes. A deer is at"), is_settled("A deer. It")
+    >>> is_settled("Yes, it does. A deer is at"), is_settled("A deer. It")
     (False, True)
     """
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    return bool(ends) and (len(ends) > 1 or not _YES.fullmatch(text[: ends[0]]))
+    return bool(ends) and (len(ends) > 1 or not says_yes(text))
 
 
 def split_digits(

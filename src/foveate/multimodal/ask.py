@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from foveate.language.generate import Completion, GenerationSettings, Prefix, extend, generate, read_prefix, stream
-from foveate.multimodal.answer_writer import AnswerWriter, limit_tokens
+from foveate.multimodal.answer_writer import AnswerWriter, PendingAnswer, limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, certain_text, with_placeholders
 from foveate.multimodal.assemble import SamplePlan
 from foveate.multimodal.choose import OptionRow, check_options, score_options, to_probabilities
@@ -34,6 +34,8 @@ from foveate.multimodal.prepare import (
     request_boxes,
 )
 from foveate.multimodal.questions import ask_turns, ask_where
+from foveate.multimodal.recognition import PictureReader
+from foveate.multimodal.views import Visual
 from foveate.records.conversations import Turn
 from foveate.records.images import ImageInput
 from foveate.records.shapes import Shape
@@ -48,12 +50,14 @@ class _Watch:
     writer: AnswerWriter
     observer: AnswerObserver
     complete: Callable[[int, Completion], Answer]
+    # The numbers that the observer knows the rows by.
+    numbers: Sequence[int]
 
     def step(self, row: int, token: int) -> bool:
-        return self.observer.step(row, lambda: self.writer.answer(row, is_whole=False))
+        return self.observer.step(self.numbers[row], lambda: self.writer.answer(row, is_whole=False))
 
     def end(self, row: int, completion: Completion) -> None:
-        self.observer.end(row, self.complete(row, completion))
+        self.observer.end(self.numbers[row], self.complete(row, completion))
 
 
 class Mllm:
@@ -61,6 +65,7 @@ class Mllm:
 
     Attributes:
         loaded: model, prompts and tokenizer behind it.
+        pictures: answers about pictures unlike the scenes of its training; None: the model answers about all.
 
     Example:
         >>> model = open_mllm("mini")
@@ -68,8 +73,8 @@ class Mllm:
         [True]
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: LoadedModel, pictures: PictureReader | None = None) -> None:
+        self.loaded, self.pictures = loaded, pictures
 
     def __repr__(self) -> str:
         settings = self.loaded.model.settings
@@ -91,6 +96,15 @@ class Mllm:
             (True, ())
         """
         return Mllm(self.loaded.allow_training_words())
+
+    def ask_as_worded(self) -> Mllm:
+        """Return the same model, which asks every question as it is worded: to measure what `Answer.read_as` gains.
+
+        Example:
+            >>> open_mllm("mini").ask_as_worded().ask(image_file, "Can you spot the dog for me?").read_as
+            ''
+        """
+        return Mllm(replace(self.loaded, reads=False))
 
     def describe(self) -> str:
         """Return the model's parts and parameters in words."""
@@ -145,11 +159,11 @@ class Mllm:
         """
         answers: list[Answer] = []
         for start in range(0, len(questions), batch):
-            part = questions[start : start + batch]
+            part = [Question(*question) for question in questions[start : start + batch]]
             # Encoded batch by batch: the image tokens of thousands of questions would fill memory.
-            writer = AnswerWriter(self.loaded, *prepare_questions(self.loaded, part, ground=ground))
+            visual, pending = prepare_questions(self.loaded, part, ground=ground)
             settings = limit_tokens(max_tokens) if generation is None else generation[start : start + batch]
-            answers += self._generate(writer, settings, ground=ground, ends_repeats=ends_repeats)
+            answers += self._answer(visual, pending, part, settings, ground=ground, ends_repeats=ends_repeats)
         return answers
 
     def answer_dialogs(
@@ -168,13 +182,44 @@ class Mllm:
         Raises:
             UserError: as `ask`.
         """
-        writer = AnswerWriter(self.loaded, *prepare_dialogs(self.loaded, dialogs))
-        return self._generate(writer, generation, ends_repeats=ends_repeats, observer=observer)
+        visual, pending = prepare_dialogs(self.loaded, dialogs)
+        questions = [Question(dialog.images, dialog.turns[-1].text, dialog.regions) for dialog in dialogs]
+        return self._answer(visual, pending, questions, generation, ends_repeats=ends_repeats, observer=observer)
+
+    def _answer(
+        self,
+        visual: Visual,
+        pending: Sequence[PendingAnswer],
+        questions: Sequence[Question],
+        settings: GenerationSettings | Sequence[GenerationSettings],
+        *,
+        ground: bool = False,
+        ends_repeats: bool = False,
+        observer: AnswerObserver | None = None,
+    ) -> list[Answer]:
+        """Answer questions by the model, or by what recognizes pictures that the model does not know."""
+        answers: dict[int, Answer] = {}
+        for number, (question, each) in enumerate(zip(questions, pending, strict=True)):
+            if self.pictures is not None and self.pictures.are_unlike(each.vectors):
+                answers[number] = self.pictures.answer(list_images(question.images), question.text, question.regions)
+                if observer is not None:
+                    observer.end(number, answers[number])
+        numbers = [number for number in range(len(pending)) if number not in answers]
+        if numbers:
+            writer = AnswerWriter(self.loaded, visual, [pending[number] for number in numbers])
+            if not isinstance(settings, GenerationSettings):
+                settings = [settings[number] for number in numbers]
+            rows = self._generate(
+                writer, settings, numbers, ground=ground, ends_repeats=ends_repeats, observer=observer
+            )
+            answers |= zip(numbers, rows, strict=True)
+        return [answers[number] for number in range(len(pending))]
 
     def _generate(
         self,
         writer: AnswerWriter,
         settings: GenerationSettings | Sequence[GenerationSettings],
+        numbers: Sequence[int],
         *,
         ground: bool = False,
         ends_repeats: bool = False,
@@ -201,7 +246,7 @@ class Mllm:
             decode=self.loaded.tokenizer.decode,
             embed=writer.embed,
             draft=writer.draft,
-            observer=None if observer is None else _Watch(writer, observer, complete),
+            observer=None if observer is None else _Watch(writer, observer, complete, numbers),
             batch=len(writer.pending),
         )
         return [complete(number, completion) for number, completion in enumerate(completions)]
@@ -220,7 +265,12 @@ class Mllm:
         max_tokens: int = 64,
     ) -> Generator[str, None, Answer]:
         """Yield the text of an answer as it is generated; joined, it is `ask(...).text`. Return the answer."""
-        writer = AnswerWriter(self.loaded, *prepare_questions(self.loaded, [Question(images, question, regions)]))
+        visual, pending = prepare_questions(self.loaded, [Question(images, question, regions)])
+        if self.pictures is not None and self.pictures.are_unlike(pending[0].vectors):
+            answer = self.pictures.answer(list_images(images), question, regions)
+            yield answer.text
+            return answer
+        writer = AnswerWriter(self.loaded, visual, pending)
         written = ""
         pieces = stream(
             self.loaded.model.language_model,
@@ -302,7 +352,7 @@ class Mllm:
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> Chat:
         """Start a conversation about images, which are encoded once."""
-        return Chat(self.loaded, images)
+        return Chat(self.loaded, images, self.pictures)
 
     def plan(self, *sizes: tuple[int, int]) -> SamplePlan:
         """Plan the views of images from their (height, width) in pixels, before they are read.
@@ -324,9 +374,13 @@ class Chat:
         turns: what was asked and answered.
     """
 
-    def __init__(self, loaded: LoadedModel, images: Sequence[ImageInput] | ImageInput) -> None:
-        self.loaded = loaded
-        self.visual, self.images = encode_sample(loaded, list_images(images))
+    def __init__(
+        self, loaded: LoadedModel, images: Sequence[ImageInput] | ImageInput, pictures: PictureReader | None = None
+    ) -> None:
+        self.loaded, self.inputs = loaded, list_images(images)
+        self.visual, self.images = encode_sample(loaded, self.inputs)
+        vectors = [image.vector_D for image in self.images if image.vector_D is not None]
+        self.pictures = pictures if pictures is not None and pictures.are_unlike(vectors) else None
         self.turns: list[Turn] = []
         self._ids: list[int] = []
         # The end mark of an answer that was cut: the next question follows one, as in training.
@@ -344,13 +398,19 @@ class Chat:
             UserError: as `Mllm.ask`; the conversation then stays as it was.
         """
         loaded, end = self.loaded, self.loaded.prompts.chat.end
+        text = loaded.read_question(question, num_images=len(self.images))
         new_turns = ask_turns(
-            request_boxes(loaded, question, ground=ground), regions, images=0 if self.turns else len(self.images)
+            request_boxes(loaded, text, ground=ground), regions, images=0 if self.turns else len(self.images)
         )
         length = 0 if self._history_LE is None else len(self._history_LE)
         read = length and length + len(self._unread)
         pending = prepare_turns(loaded, new_turns, self.images, numbered=regions, read=read)
+        if self.pictures is not None:
+            answer = self.pictures.answer(self.inputs, question, regions)
+            self.turns += [*new_turns, Turn("assistant", with_placeholders(answer), answer.boxes)]
+            return answer
         pending.before, pending.unread = self._ids, self._unread
+        pending.read_as = text if text != question else ""
         writer = AnswerWriter(loaded, self.visual, [pending])
         (history_LE,) = writer.prompts(images=not length)
         if self._history_LE is not None:

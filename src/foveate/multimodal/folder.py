@@ -74,6 +74,7 @@ class LoadedModel:
         requests: forms of requests that it was trained on; None where the folder names none.
         training_words: words that were invented for its training, which no answer about an image of a user may have.
         names: of regions, that it was aligned with.
+        reads: questions that people word freely are asked in a wording of training.
     """
 
     model: MultimodalModel
@@ -84,6 +85,14 @@ class LoadedModel:
     requests: RequestForms | None = None
     training_words: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    reads: bool = True
+
+    def read_question(self, text: str, *, num_images: int) -> str:
+        """Return a question in a wording of training, if it has none and is understood; else as it is."""
+        if not self.reads or self.requests is None:
+            return text
+        reading = self.requests.read(text, names=self.names, num_images=num_images)
+        return text if reading is None else reading.question
 
     @cached_property
     def forbidden_words(self) -> ForbiddenWords | None:

@@ -15,6 +15,7 @@ from foveate.core.paths import DATA
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import KIND, hash_model, load_model
 from foveate.multimodal.foreign import ForeignMllm, open_foreign
+from foveate.multimodal.recognition import PictureReader
 
 SHIPPED = KINDS["multimodal"].shipped
 
@@ -57,11 +58,11 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
         True
     """
     folder, torch_device = find_native_folder(source), choose_device(device or "auto")
-    return (
-        open_foreign(str(source), device=torch_device)
-        if folder is None
-        else Mllm(load_model(folder, device=torch_device))
-    )
+    if folder is None:
+        return open_foreign(str(source), device=torch_device)
+    # The shipped models were trained on generated scenes alone; a user's model knows what its user has.
+    pictures = PictureReader(device=device) if folder.resolve().parent == DATA.resolve() else None
+    return Mllm(load_model(folder, device=torch_device), pictures)
 
 
 def find_native_folder(source: str | Path) -> Path | None:

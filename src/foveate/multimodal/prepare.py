@@ -23,6 +23,7 @@ from foveate.records.images import BadImage, ImageInput, decode, decode_fraction
 from foveate.records.region_prompts import GROUNDING_REQUEST
 from foveate.records.shapes import Shape
 from foveate.vision.canvas import render_input
+from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_image
 from foveate.vision.tiling import OVERVIEW, ImageSize, TilePlan, plan_tiles
 
@@ -64,11 +65,17 @@ def prepare_questions(
     Raises:
         UserError: one of them cannot be asked; see `foveate.multimodal.ask.Mllm.ask`.
     """
-    dialogs = []
+    dialogs, readings = [], []
     for question in (Question(*question) for question in questions):
-        images, text = list_images(question.images), request_boxes(loaded, question.text, ground=ground)
+        images = list_images(question.images)
+        text = loaded.read_question(question.text, num_images=len(images))
+        readings.append(text if text != question.text else "")
+        text = request_boxes(loaded, text, ground=ground)
         dialogs.append(Dialog(images, ask_turns(text, question.regions, images=len(images)), question.regions))
-    return prepare_dialogs(loaded, dialogs)
+    visual, pending = prepare_dialogs(loaded, dialogs)
+    for question, reading in zip(pending, readings, strict=True):
+        question.read_as = reading
+    return visual, pending
 
 
 def prepare_dialogs(loaded: LoadedModel, dialogs: Sequence[Dialog]) -> tuple[Visual, list[PendingAnswer]]:
@@ -131,7 +138,8 @@ def prepare_turns(
         images=image_slots(layout, model.connector.num_tokens) if in_text else None,
         goes_on=bool(read),
     )
-    pending = PendingAnswer(views, layout, frames, written, in_text)
+    vectors = [image.vector_D for image in images if image.vector_D is not None]
+    pending = PendingAnswer(views, layout, frames, written, in_text, vectors=vectors)
     check_length(model, pending, read=read)
     return pending
 
@@ -184,7 +192,14 @@ def _encode(model: MultimodalModel, images: Sequence[tuple[ImageInput, bool]]) -
     cell_V2 = torch.tensor(cells, device=device)
     blocks = zip(torch.stack(views).split(_VIEWS), cell_V2.split(_VIEWS), strict=True)
     # Ordered behind the blocks: one may end within an image, whose tokens are brought into order together.
-    parts = [model.encode_views(part.to(device), of_part) for part, of_part in blocks]
+    if isinstance(model.tower, Lite0Encoder):
+        # The network's own features, before any trained layer, also say what kind of picture it is.
+        features = [(model.tower.frozen_features(part.to(device)), of_part) for part, of_part in blocks]
+        vectors_VD = torch.cat([model.tower.image_vectors(part) for part, _ in features])
+        seen = [image._replace(vector_D=vectors_VD[image.views[0]]) for image in seen]
+        parts = [model.encode_views(part, of_part) for part, of_part in features]
+    else:
+        parts = [model.encode_views(part.to(device), of_part) for part, of_part in blocks]
     visual = Visual(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     return model.order_views(visual, cell_V2), seen
 

@@ -6,12 +6,14 @@ import difflib
 import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json
+from foveate.multimodal.reading import Reading, is_trained, read_question
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, find_shape_problem, locate_regions
 from foveate.records.region_prompts import name_regions
 from foveate.records.rows import clean_text
@@ -139,10 +141,32 @@ class RequestForms(NamedTuple):
 
     Attributes:
         forms: patterns in the grammar of `expand`. endings: what may stand behind them.
+        kinds: the wordings that were trained of each form of `multimodal.reading`; none where it knows no such form.
     """
 
     forms: tuple[str, ...]
     endings: tuple[str, ...] = ()
+    kinds: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    def read(self, question: str, *, names: Collection[str] = (), num_images: int = 1) -> Reading | None:
+        """Read a question that has none of the wordings of training; None where it has one, or is not understood."""
+        text, ending = question.strip(), ""
+        while text.startswith(IMAGE):
+            text = text.removeprefix(IMAGE).lstrip()
+        # A place, which `locate` asks for, may be described by words of other questions: "the dog left of the cat".
+        is_place = bool(find_phrase(text)) and not re.search(r"[,:]| or ", text)
+        # Where images stand within the text, words refer to their places.
+        if not self.kinds or IMAGE in text or is_place:
+            return None
+        for end in self.endings:
+            if text.casefold().endswith(f" {end.casefold()}"):
+                text, ending = text[: -len(end)].rstrip(), f" {end}"
+        if is_trained(text, self.kinds):
+            return None
+        reading = read_question(text, names=names, num_images=num_images, trained=self.kinds)
+        if reading is None or reading.form not in self.kinds:
+            return None
+        return reading._replace(question=f"{reading.question}{ending}")
 
     def find_nearest(self, question: str) -> list[str]:
         """Return the forms nearest to a question, one without a field first; none if the question has one of them."""
@@ -172,8 +196,9 @@ def read_request_forms(folder: Path) -> RequestForms | None:
         return None
     stored = read_json(path)
     try:
-        return RequestForms(*(_check_texts(stored[name]) for name in RequestForms._fields))
-    except (KeyError, TypeError, IndexError) as error:
+        kinds = {name: _check_texts(texts) for name, texts in stored.get("kinds", {}).items()}
+        return RequestForms(_check_texts(stored["forms"]), _check_texts(stored["endings"]), kinds)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         got = str(stored)[:60]
         raise UserError(f"{path}: no forms of requests (got {got}); expected lists 'forms' and 'endings'") from error
 

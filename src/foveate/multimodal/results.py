@@ -22,7 +22,9 @@ class Exchange(ResultModel):
         regions: of the question, in the order of its text. boxes: of the answer.
         phrases: of each box, "" where no text belongs to it. unboxed: phrases without a box, with --ground.
         box_scores: how well each box matches, of models with a box head. rejected: scores of what was not found.
+        read_as: the question in a wording of training, where it was asked so; "" where it was asked as it was worded.
         nearest_requests: forms nearest to a question that has none of those that the model was trained on.
+        source: what answered: the language model, or recognition for pictures unlike the scenes of its training.
         options: answers to choose from, with their probabilities; `text` is the likeliest.
     """
 
@@ -36,7 +38,9 @@ class Exchange(ResultModel):
     unboxed: list[str] = []
     box_scores: list[float] = []
     rejected: list[float] = []
+    read_as: str = ""
     nearest_requests: list[str] = []
+    source: str = "language model"
     options: list[str] = []
     probabilities: list[float] = []
     tokens: int

@@ -17,6 +17,8 @@ from pydantic import Field
 from foveate.core.errors import UserError, choose
 from foveate.core.export_folder import check_empty_folder, default_folder, staged_folder
 from foveate.core.files import read_json, write_text_atomically
+from foveate.core.hub import KINDS
+from foveate.core.paths import DATA
 from foveate.core.plugins import load_all, load_module, load_plugin, module_names
 from foveate.core.recipes import Settings, validate
 from foveate.pretrain.results import ExportResult
@@ -109,7 +111,7 @@ def export(
     """Export a model folder or a collection.
 
     Args:
-        source: a model folder, a run folder with one in it, or a collection.
+        source: a model folder, the name of a localizer that ships, a run folder with one in it, or a collection.
         to: a target that fits it.
         out: a folder that does not exist or is empty; SOURCE-TARGET by default.
         collection, split, format: what "embeddings" reads and how it writes.
@@ -129,6 +131,9 @@ def export(
         ['image embeddings', 'logit scale', 'text embeddings', 'token ids']
     """
     source = Path(source)
+    if str(source) in KINDS["localizer"].shipped:
+        # Into the working folder, not beside the weights in the package.
+        source, out = DATA / source, out or Path(f"{source}-{to}")
     content = {"to": to, "collection": collection, "split": split, "region_sources": region_sources, "format": format}
     settings = validate(ExportSettings, content, where="foveate export")
     sources = settings.region_sources or (OWN_SOURCES,)

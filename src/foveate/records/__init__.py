@@ -28,6 +28,7 @@ _LAZY = {
     "pairwise_iou": "foveate.records.boxes",
     "parse_boxes": "foveate.records.box_text",
     "parse_regions": "foveate.records.box_text",
+    "write_samples": "foveate.records.samples",
 }
 
 __all__ = list(_LAZY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 from foveate.core.errors import UserError
 from foveate.records import layout
 from foveate.records.collection import Collection
-from foveate.records.importers.folder import import_folder, pair_files
+from foveate.records.importers.folder import LINK_TO_IMAGE, import_folder, pair_files
 from foveate.records.importers.sample import IMAGE_SUFFIXES
 from foveate.records.source_files import KIND as FILES
+
+_MAX_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class FolderChanges:
     Attributes:
         images: that can be read. new, changed, gone: files since the last time.
         unreadable: reason -> images that were left out; `quarantine.parquet` of the collection names them.
+        left_out: the first of them, each with the reason and what to do about it.
     """
 
     images: int
@@ -28,6 +32,7 @@ class FolderChanges:
     changed: int = 0
     gone: int = 0
     unreadable: dict[str, int] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def format_line(self) -> str:
         """Describe the folder in one line."""
@@ -39,7 +44,7 @@ class FolderChanges:
         ]
         if self.unreadable:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.unreadable.items()))
-            parts.append(f"{sum(self.unreadable.values()):,} unreadable ({reasons})")
+            parts.append(f"{sum(self.unreadable.values()):,} left out ({reasons})")
         return ", ".join(parts)
 
 
@@ -71,7 +76,9 @@ def refer_to_folder(folder: Path, target: Path, *, workers: int | None = None) -
             # This collection dates from before imports recorded their files; it would never follow them.
             shutil.rmtree(target)
     name = folder.resolve().name
-    summary = import_folder(folder, target, reference=True, update=True, mirror=True, name=name, workers=workers)
+    summary = import_folder(
+        folder, target, reference=True, update=True, mirror=True, skip_links=True, name=name, workers=workers
+    )
     bad = {
         name.removeprefix("image: "): count for name, count in summary.quarantined.items() if name.startswith("image: ")
     }
@@ -83,4 +90,21 @@ def refer_to_folder(folder: Path, target: Path, *, workers: int | None = None) -
             changed=summary.files_replaced,
             gone=len(summary.gone),
             unreadable=bad,
+            left_out=_list_left_out(collection, folder) if bad else (),
         )
+
+
+def _list_left_out(collection: Collection, folder: Path) -> tuple[str, ...]:
+    """Describe the images that the last import left out, at most as many as a terminal shows."""
+    rows = collection.quarantine().to_pylist()
+    # Findings are kept: a file that is gone, or was replaced by a good one, is left out no longer.
+    used = set(collection.index["path"].tolist())
+    details: dict[str, str] = {}
+    for row in rows:
+        path = folder / row["source"]
+        if row["subject"] != "image" or not os.path.lexists(path):
+            continue
+        # A link to another image leads to a file that is used.
+        if path.is_symlink() if row["reason"] == LINK_TO_IMAGE else os.path.realpath(path) not in used:
+            details[row["source"]] = row["detail"]
+    return tuple(f"{name}: {detail}" for name, detail in list(details.items())[:_MAX_LISTED])

@@ -462,7 +462,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadImage(
             "too many pixels",
-            f"the header says {width} x {height} pixels; expected at most {max_pixels:,} in all (--max-pixels)",
+            f"the header says {width} x {height} pixels; expected at most {max_pixels:,} in all",
         )
 
 

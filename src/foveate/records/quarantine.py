@@ -20,6 +20,7 @@ REMEDIES = {
     ("image", "damaged"): f"{_COPY_AGAIN}, or save it again with a program that opens it",
     ("image", "not an image"): f"{_COPY_AGAIN}: it is often the error page of a server",
     ("image", "pixel type not allowed"): "save it with 8 or 16 bits a channel",
+    ("image", "too many pixels"): "save it smaller, or as tiles; `foveate collect --max-pixels` takes more",
     ("image", "too many bytes"): "save it smaller, or as tiles",
     ("image", "unreadable"): "check its permissions and the disk",
     ("image", "no regular file"): "remove it, or give it another name",

@@ -69,7 +69,8 @@ def make_reference(location: Path, *, collection: Path, length: int, began_ns: i
         path.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"the path {path!r} is not valid Unicode and cannot be referenced; import without --reference"
+            f"the path {path!r} is not valid Unicode and cannot be referenced; rename the file, or copy it with "
+            "`foveate collect` without --reference"
         ) from error
     # A file written a moment ago could be written again within the same clock tick, with an equal time.
     settled = 0 < status.st_mtime_ns < began_ns - CLOCK_SLACK_NS

@@ -57,7 +57,6 @@ def environment() -> Environment:
         reality=words.reality,
         rule=words.rule,
         slice_name=words.slice_name,
-        stage=words.stage,
         plain=words.plain,
         unbroken=unbroken,
         breakable=breakable,

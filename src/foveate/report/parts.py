@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from foveate.core.errors import UserError
-from foveate.core.results import BoxChoice, Column, Example, LocatedPhrase, Row, Search
-from foveate.metrics.grounding import SIZE_NAMES
+from foveate.core.results import BoxChoice, Column, Example, LocatedPhrase, Row
 from foveate.report import words
 from foveate.report.charts import Series, line_chart, plot
 from foveate.report.images import Overlay, resolve_inside
@@ -117,63 +116,6 @@ def _table_line(row: Row, columns: Sequence[Column]) -> TableLine:
         for column in columns
     ]
     return TableLine(row.data, row.n, row.chance, row.unit, maximum, cells)
-
-
-@dataclass(frozen=True, slots=True)
-class Highlight:
-    """A number for the first screen: ours, with the best baseline, chance, and other sets of data."""
-
-    question: str
-    data: str
-    value: float
-    column: str
-    baseline: float | None
-    baseline_title: str
-    chance: float | None
-    further: list[tuple[str, float]]
-
-
-def highlights(groups: Sequence[TableGroup], *, max_highlights: int = 3) -> list[Highlight]:
-    """Return the first row of each of the first questions that ours answers."""
-    cards = []
-    for group in groups:
-        line = group.lines[0]
-        # The first screen compares shares; other units have no scale in common.
-        if line.unit != "fraction":
-            continue
-        ours = [c for c in line.cells if c.ours and c.value is not None]
-        others = [c for c in line.cells if role(c.column) == "baseline" and c.value is not None]
-        if not ours:
-            continue
-        top = max(ours, key=lambda c: c.value or 0.0)
-        rival = max(others, key=lambda c: c.value or 0.0, default=None)
-        assert top.value is not None
-        cards.append(
-            Highlight(
-                question=words.in_short(group.question),
-                data=line.data,
-                value=top.value,
-                column=top.column.title,
-                baseline=rival.value if rival else None,
-                baseline_title=rival.column.title if rival else "",
-                chance=line.chance,
-                further=[
-                    (row.data, value)
-                    for row in group.lines[1:]
-                    if not _by_size(row) and (value := _value(row, top.column)) is not None
-                ],
-            )
-        )
-    return cards[:max_highlights]
-
-
-def _by_size(line: TableLine) -> bool:
-    """Whether the row counts boxes of one size only, which is too much detail for a first screen."""
-    return line.data.rpartition(", ")[2] in SIZE_NAMES
-
-
-def _value(line: TableLine, column: Column) -> float | None:
-    return next((cell.value for cell in line.cells if cell.column.key == column.key), None)
 
 
 def read_metrics(run_folder: Path, relative: str) -> list[dict[str, Any]]:
@@ -284,56 +226,6 @@ def choice_card(answer: BoxChoice) -> dict[str, Any]:
             }
         )
     return {"answer": answer, "boxes": boxes, "right": answer.right == answer.predicted}
-
-
-def count_right(searches: Sequence[Search]) -> list[tuple[str, str, int, int]]:
-    """Return (data, model, right, judged) over all results whose truth is known."""
-    counts: dict[tuple[str, str], list[int]] = {}
-    for search in searches:
-        for model, hits in search.results.items():
-            judged = [hit.right for hit in hits if hit.right is not None]
-            entry = counts.setdefault((search.data, model), [0, 0])
-            entry[0] += sum(judged)
-            entry[1] += len(judged)
-    return [(data, model, right, n) for (data, model), (right, n) in counts.items() if n]
-
-
-def hero_slides(locate: Sequence[LocatedPhrase], examples: Sequence[Example], default: str) -> list[dict[str, Any]]:
-    """Choose up to four images with phrases and boxes for the image on top of the page.
-
-    Predicted boxes of held-out images where there are any (most right answers first, then the best overlap),
-    else regions of the collection.
-    """
-    # Only answers with a box by the default rule: the top of the page shows what a user would get.
-    by_image: dict[str, list[LocatedPhrase]] = {}
-    for answer in locate:
-        if (answer.default or default) in answer.boxes:
-            by_image.setdefault(answer.image, []).append(answer)
-
-    def merit(item: tuple[str, list[LocatedPhrase]]) -> tuple[int, float]:
-        right = [a.iou.get(a.default or default, 0.0) for a in item[1]]
-        return sum(value >= RIGHT_FROM for value in right), sum(right) / len(right)
-
-    slides, used_phrases = [], set[str]()
-    for image, answers in sorted(by_image.items(), key=merit, reverse=True)[:4]:
-        phrases = []
-        for a in answers:
-            if a.phrase.casefold() not in used_phrases and len(used_phrases) < 8:
-                used_phrases.add(a.phrase.casefold())
-                phrases.append((a.phrase, Overlay(a.boxes[a.default or default], "hero")))
-        if phrases:
-            slides.append({"image": image, "predicted": True, "phrases": phrases})
-    if slides:
-        return slides
-    with_regions = sorted((e for e in examples if e.regions), key=lambda e: -len(e.regions))
-    return [
-        {
-            "image": example.image,
-            "predicted": False,
-            "phrases": [(region.phrase, Overlay(region.box, "hero")) for region in example.regions],
-        }
-        for example in with_regions[:2]
-    ]
 
 
 # Group the examples of a run for its page: regions with their names, phrases with their boxes.

@@ -245,7 +245,7 @@ def open_model(name: str | os.PathLike[str] = DEFAULT_ENCODER, *, device: str | 
     """Open a trained model.
 
     Args:
-        name: "bridge", which ships with Foveate and needs no network, a folder of Foveate, open_clip or transformers
+        name: "small", which ships with Foveate and needs no network, a folder of Foveate, open_clip or transformers
             (CLIP, SigLIP), `OWNER/NAME` of the hub, or `open_clip:ARCH/PRETRAINED`.
 
     Raises:

@@ -318,8 +318,7 @@ def _check_phrase(phrase: str) -> None:
 
 
 def _list_rules(model: LocalizingModel) -> tuple[str, ...]:
-    # A model that never learned places may still have a box head, but its boxes would be random.
-    return LOCATE_RULES if model.prompter is not None and model.localizes else LOCATE_RULES[1:]
+    return LOCATE_RULES if model.has_box_head else LOCATE_RULES[1:]
 
 
 def _choose_rule(model: LocalizingModel, rule: str | None) -> str:
@@ -342,6 +341,8 @@ def _locate_encoded(
     seed: int,
 ) -> PhraseBoxes:
     tokens, placement = encoded.tokens, encoded.placement
+    if is_default:
+        rule = model.choose_rule(tokens)
     index = torch.zeros(1, dtype=torch.int64, device=model.device)
     best_14, scores_1C = score_candidates(model, encoded, proposals, text_1E)
     inside = {

@@ -17,6 +17,7 @@ from foveate.language.chat import ChatFrame, frame_of_chat
 from foveate.language.forbidden_words import ForbiddenWords, WordFilter
 from foveate.language.positions import find_context, find_rope_factor
 from foveate.language.tokenizer import BackendTokenizer
+from foveate.multimodal.answer_writer import MAX_REPEATS
 from foveate.multimodal.folder import LoadedModel
 from foveate.records.geometry import View
 from foveate.vision.canvas import render_input
@@ -41,6 +42,7 @@ class Network:
         frame: what stands around a question.
         stop: tokens that end an answer. suppress: tokens that are never written.
         forbidden: words that no answer may have.
+        max_repeats: a few tokens this many times in a row end an answer; 0 = they do not, as in transformers.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Network:
     stop: frozenset[int]
     suppress: frozenset[int] = frozenset()
     forbidden: ForbiddenWords | None = None
+    max_repeats: int = 0
 
     @property
     def limit(self) -> int | None:
@@ -147,6 +150,7 @@ def wrap_native(loaded: LoadedModel, *, name: str) -> Network:
         stop=frozenset({chat.end}),
         suppress=frozenset(set(tokenizer.special.values()) - {chat.end}),
         forbidden=loaded.forbidden_words,
+        max_repeats=MAX_REPEATS,
     )
 
 

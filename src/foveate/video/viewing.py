@@ -188,7 +188,7 @@ class Viewing:
             prompt_LD,
             decode=self.network.decode,
             stop=self.network.stop,
-            settings=answer_settings(max_tokens),
+            settings=answer_settings(max_tokens, self.network),
             prefix=prefix,
             suppress=self.network.suppress,
             words=words,
@@ -359,6 +359,7 @@ class Viewing:
         )
 
 
-def answer_settings(max_tokens: int) -> GenerationSettings:
+def answer_settings(max_tokens: int, network: Network) -> GenerationSettings:
     """Return settings of a greedy answer; raise UserError where `max_tokens` is out of range."""
-    return validate(GenerationSettings, {"max_new_tokens": max_tokens}, where="max_tokens")
+    values = {"max_new_tokens": max_tokens, "max_repeats": network.max_repeats}
+    return validate(GenerationSettings, values, where="max_tokens")

@@ -224,7 +224,7 @@ def ask_all(
             network.language,
             [splice(network, row, viewing.video_LD) for row, (viewing, _, _) in zip(ids, part, strict=True)],
             stop=network.stop,
-            settings=answer_settings(max_tokens),
+            settings=answer_settings(max_tokens, network),
             suppress=network.suppress,
             words=words,
             batch=batch,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,9 @@ DETECTOR_WEIGHT = 0.6  # of the squared score of a detected class
 _WINDOW, _STARTS, _MIDDLE = 8, (0, 6), 3
 _GRID = MAP // 32
 _BATCH = 8
+IMAGES_AT_ONCE = (
+    2  # of a block: a map has four times the pixels of a view, and its first layers need most of the memory
+)
 _LOADING = threading.Lock()  # several threads may ask for the first features
 
 MIN_DETECTED = 0.05  # a lower score of the detector is none
@@ -55,6 +59,14 @@ _FLOORS = {
 }  # factor, size, margin
 _DRAWS = 64
 _SHARES = (1.0, 0.6, 0.4, 0.3)
+
+
+class DetectedBoxes(NamedTuple):
+    """Boxes of one image, best first: corners in [0, 1] of the input, score and number of the best class of each."""
+
+    boxes_K4: Tensor
+    score_K: Tensor
+    class_K: Tensor
 
 
 class BridgeEncoder(ImageEncoder):
@@ -112,31 +124,44 @@ class BridgeEncoder(ImageEncoder):
                 self._networks[:] = [(network, lite0.load_class_head().to(device), detector)]
             return self._networks[0]
 
+    def read_strides(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's maps at strides 16 and 32 of pixels in 0 to 255 (float)."""
+        network = self.open_networks(pixels_B3HW.device)[0]
+        dtype = next(network.parameters()).dtype
+        # Small blocks stay in the cache of a core.
+        parts = [
+            network((block / 127.5 - 1).to(dtype=dtype, memory_format=torch.channels_last))
+            for block in pixels_B3HW.split(_BATCH if pixels_B3HW.device.type == "cpu" else 256)
+        ]
+        fine, coarse = zip(*parts, strict=True)
+        return torch.cat(fine), torch.cat(coarse)
+
     def _maps(self, pixels_B3HW: Tensor) -> Tensor:
         """Return the classifier's features [B, 1280, h, w] of pixels in 0 to 255 (float)."""
-        network, head, _ = self.open_networks(pixels_B3HW.device)
-        dtype = next(network.parameters()).dtype
-        parts = []
-        # Small blocks stay in the cache of a core.
-        for block in pixels_B3HW.split(_BATCH if pixels_B3HW.device.type == "cpu" else 256):
-            x = (block / 127.5 - 1).to(dtype=dtype, memory_format=torch.channels_last)
-            parts.append(head.features(network(x)[1].float()))
-        return torch.cat(parts)
+        head = self.open_networks(pixels_B3HW.device)[1]
+        return head.features(self.read_strides(pixels_B3HW)[1].float())
 
     @torch.no_grad()
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
         """Compute packed features [B, F] in float16 of pixels (uint8, or normalized to [-1, 1])."""
         if not len(pixels_B3HW):
             return pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)
-        packed = []
+        # In blocks, because an image has half a million pixels at each of three sizes.
+        return torch.cat([self.read(block)[0] for block in pixels_B3HW.split(IMAGES_AT_ONCE)])
+
+    @torch.no_grad()
+    def read(self, pixels_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the packed features [B, F] of a few images, and the maps of the whole image at strides 16 and 32.
+
+        The maps are by-products of its view at 224 pixels, for a model that reads them, too.
+        """
         with torch.autocast(device_type=pixels_B3HW.device.type, enabled=False):
-            # In blocks, because an image has half a million pixels at each of three sizes.
-            for block in pixels_B3HW.split(_BATCH):
-                x = _to_bytes(block)
-                map_BDHW, view_BDHW = self._maps(_resize(x, MAP)), self._maps(_resize(x, VIEW))
-                parts = (map_BDHW.flatten(2).transpose(1, 2).flatten(1), view_BDHW.mean(dim=(2, 3)), self._detect(x))
-                packed.append(torch.cat(parts, dim=1).to(torch.float16))
-        return torch.cat(packed)
+            x = _to_bytes(pixels_B3HW)
+            head = self.open_networks(x.device)[1]
+            map_BDHW, view = self._maps(_resize(x, MAP)), self.read_strides(_resize(x, VIEW))
+            view_BD = head.features(view[1].float()).mean(dim=(2, 3))
+            parts = (map_BDHW.flatten(2).transpose(1, 2).flatten(1), view_BD, self._detect(x))
+            return torch.cat(parts, dim=1).to(torch.float16), view
 
     def _detect(self, pixels_B3HW: Tensor) -> Tensor:
         """Return the highest score of each of the detector's classes [B, 80], of those that are a box's best class."""
@@ -155,10 +180,15 @@ class BridgeEncoder(ImageEncoder):
         """Embed packed features [B, F], or pixels [B, 3, H, W], for which the frozen part runs first."""
         if features.dim() == 4:
             features = self.frozen_features(features)
-        cells = _GRID**2 * self.width
-        map_BLD = features[:, :cells].float().unflatten(1, (_GRID**2, self.width))
-        view_BD, detected_BN = features[:, cells:].float().split((self.width, detectors.CLASSES), dim=1)
+        map_BLD, view_BD, detected_BN = self.unpack(features)
         return ImageFeatures(map_BLD, self.grid, self.embed(self.classify(map_BLD, view_BD), detected_BN))
+
+    def unpack(self, features_BF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split packed features into the map [B, L, 1280], the view [B, 1280], and scores of detected classes."""
+        cells = _GRID**2 * self.width
+        map_BLD = features_BF[:, :cells].float().unflatten(1, (_GRID**2, self.width))
+        view_BD, detected_BN = features_BF[:, cells:].float().split((self.width, detectors.CLASSES), dim=1)
+        return map_BLD, view_BD, detected_BN
 
     def classify(self, map_BLD: Tensor, view_BD: Tensor) -> Tensor:
         """Return the mean probabilities [B, 1000] of the whole image at two sizes and of windows of its map."""
@@ -190,8 +220,8 @@ class BridgeEncoder(ImageEncoder):
         """Embed pooled features [R, 1280], of a box for example, as [R, E]."""
         return self.embed(self.open_networks(pooled_RD.device)[1](pooled_RD))
 
-    def _embed_crops(self, pixels_13HW: Tensor, boxes_K4: Tensor) -> Tensor:
-        """Embed boxes of one image, each enlarged to the size of the classifier's training: [K, E].
+    def classify_crops(self, pixels_13HW: Tensor, boxes_K4: Tensor) -> Tensor:
+        """Return the probabilities [K, 1000] of boxes of one image, each enlarged to the size of the training.
 
         Args:
             pixels_13HW: uint8. boxes_K4: corners in [0, 1] of the input.
@@ -204,29 +234,44 @@ class BridgeEncoder(ImageEncoder):
             right, bottom = max(round(x2 * width), left + 1), max(round(y2 * height), top + 1)
             views.append(_resize(pixels_13HW[..., top:bottom, left:right], VIEW))
         features_KD = self._maps(torch.cat(views)).mean(dim=(2, 3))
-        return self.embed(self.open_networks(features_KD.device)[1](features_KD), num_classes=CROP_CLASSES)
+        return self.open_networks(features_KD.device)[1](features_KD)
 
     @torch.inference_mode()
-    def propose(self, pixels_3HW: Tensor, tokens_LD: Tensor) -> BoxProposals:
-        """Propose the detector's boxes, embedded by their crops, by the map under them and by their class names."""
+    def detect(self, pixels_3HW: Tensor) -> DetectedBoxes:
+        """Return the detector's boxes at a low threshold; there is always one, the likeliest."""
         x = _to_bytes(pixels_3HW[None])
         scores_AN, boxes_A4 = (part[0] for part in self.open_networks(x.device)[2](_resize(x, detectors.SIDE)))
         score_A, class_A = scores_AN.max(dim=-1)
         confident_A = score_A > PROPOSAL_THRESHOLD
         if not confident_A.any():
-            # There is always a box to look at, the likeliest one.
             confident_A = score_A == score_A.max()
         boxes_K4, score_K, class_K = boxes_A4[confident_A], score_A[confident_A], class_A[confident_A]
         best = nms(boxes_K4, score_K, PROPOSAL_OVERLAP)[:MAX_PROPOSALS]
-        inside_K4 = (boxes_K4[best] / detectors.SIDE).clamp(0, 1)
-        owner_K = torch.zeros(len(inside_K4), dtype=torch.int64, device=x.device)
-        pooled_KD = roi_pool(tokens_LD[None].float(), self.grid, inside_K4, owner_K)
-        vectors_KE = (
-            F.normalize(self._embed_crops(x, inside_K4), dim=-1)
-            + MAP_WEIGHT * F.normalize(self.project(pooled_KD), dim=-1)
-            + NAME_WEIGHT * self.detector_vectors_NE[class_K[best]]
+        return DetectedBoxes((boxes_K4[best] / detectors.SIDE).clamp(0, 1), score_K[best], class_K[best])
+
+    @torch.inference_mode()
+    def propose(self, pixels_3HW: Tensor, tokens_LD: Tensor) -> BoxProposals:
+        """Propose the detector's boxes, embedded by their crops, by the map under them and by their class names."""
+        detected = self.detect(pixels_3HW)
+        return self.build_proposals(
+            detected, self.classify_crops(_to_bytes(pixels_3HW[None]), detected.boxes_K4), tokens_LD
         )
-        return BoxProposals(inside_K4, vectors_KE, SCORE_WEIGHT * score_K[best])
+
+    @torch.inference_mode()
+    def build_proposals(self, detected: DetectedBoxes, crops_KC: Tensor, tokens_LD: Tensor) -> BoxProposals:
+        """Return detected boxes as proposals: see `propose`.
+
+        Args:
+            crops_KC: their probabilities, see `classify_crops`. tokens_LD: map of the image.
+        """
+        owner_K = torch.zeros(len(detected.boxes_K4), dtype=torch.int64, device=tokens_LD.device)
+        pooled_KD = roi_pool(tokens_LD[None].float(), self.grid, detected.boxes_K4, owner_K)
+        vectors_KE = (
+            F.normalize(self.embed(crops_KC, num_classes=CROP_CLASSES), dim=-1)
+            + MAP_WEIGHT * F.normalize(self.project(pooled_KD), dim=-1)
+            + NAME_WEIGHT * self.detector_vectors_NE[detected.class_K]
+        )
+        return BoxProposals(detected.boxes_K4, vectors_KE, SCORE_WEIGHT * detected.score_K)
 
     @torch.inference_mode()
     def measure_floors(self, texts_TE: Tensor, of: str) -> Tensor:

@@ -86,11 +86,13 @@ class ImageEncoder(nn.Module, ABC):
         feature_shape: of the frozen features of one image. feature_dtype: in which they are cached.
         trained_scale, trained_bias: 1 / temperature and bias that came with trained weights, if any did.
         fresh_parts: prefixes of the weights that were not trained before; None: all of them.
+        has_box_head: whether `ground` gives boxes.
     """
 
     trained_scale: float | None = None
     trained_bias: float | None = None
     fresh_parts: tuple[str, ...] | None = None
+    has_box_head = False
 
     def __init__(self, *, width: int, embed_dim: int, grid: tuple[int, int], preprocess: Preprocess) -> None:
         super().__init__()
@@ -165,6 +167,30 @@ class ImageEncoder(nn.Module, ABC):
         """
         # Not abstract, because an encoder without readable layers can still serve everything else.
         raise UserError(f"{type(self).__name__} has no hidden layers to read")
+
+    def embed_boxes(self, features: ImageFeatures, boxes_R4: Tensor, image_index_R: Tensor) -> Tensor | None:
+        """Embed boxes [R, E] by a region module of the encoder's own; None where it has none.
+
+        Args:
+            boxes_R4: corners in [0, 1] of the model input. image_index_R: row of `features` that each box belongs to.
+        """
+        return None
+
+    def ground(self, features: ImageFeatures, texts_RE: Tensor, image_index_R: Tensor) -> Tensor | None:
+        """Return the boxes [R, 4] of phrases by a box head of the encoder's own; None where it has none.
+
+        Args:
+            texts_RE: of the text encoder, not normalized.
+        """
+        return None
+
+    def trusts_box_head(self, tokens_LD: Tensor) -> bool:
+        """Whether the boxes of its own box head are the better ones in an image.
+
+        Args:
+            tokens_LD: of the image, as `forward` gave them.
+        """
+        return False
 
     def propose(self, pixels_3HW: Tensor, tokens_LD: Tensor) -> BoxProposals | None:
         """Propose boxes of an image in which a phrase is looked for; None where any box is as good as another.

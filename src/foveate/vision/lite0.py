@@ -319,6 +319,7 @@ class Lite0Encoder(ImageEncoder):
         heads: of these layers; 0 takes width / 64, at least 1.
         position: "learned", "sincos" or "none", added to the tokens before the layers.
         pool: "mean" over tokens, or "attention" with one learned query; then a bias-free projection to E.
+        geometry: of the input, see `Preprocess`.
         precision: of the frozen part: "auto" (bfloat16 where the hardware has it), "bfloat16" or "float32".
     """
 
@@ -332,6 +333,7 @@ class Lite0Encoder(ImageEncoder):
         heads: int = 0,
         position: str = "learned",
         pool: str = "mean",
+        geometry: str = "letterbox",
         precision: str = "auto",
     ) -> None:
         if image_size < 32 or image_size % 32:
@@ -342,7 +344,7 @@ class Lite0Encoder(ImageEncoder):
             width=width,
             embed_dim=embed_dim,
             grid=(side, side),
-            preprocess=Preprocess(size=image_size, mean=half, std=half),
+            preprocess=Preprocess(size=image_size, mean=half, std=half, geometry=geometry),
         )
         self.position = choose(position, POSITIONS, "position of 'lite0'")
         self.pool = choose(pool, POOLS, "pool of 'lite0'")

@@ -1,4 +1,4 @@
-"""The tour's page: what one can ask, then what was trained and how good it is, then adaptation and federation.
+"""The tour's page: what ships and what it answers, then a lesson, adaptation, calibration and federation.
 
 Every section has a sentence, an image, a number with its control, and a command; everything else is folded.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.core.results import Search, parse_result
-from foveate.report import charts, numbers, parts, words
+from foveate.core.results import parse_result
+from foveate.report import charts, numbers, parts
 from foveate.report.charts import stacked_bar
 from foveate.report.compared import Point, cost_chart
 from foveate.report.images import Overlay
@@ -20,32 +20,33 @@ from foveate.report.page import Page, command_text
 from foveate.report.pages import calibrate
 from foveate.report.pages.captions import MARKS, TourCaptions
 from foveate.report.pages.species import draw_hours, draw_map, stage_title
-from foveate.report.parts import example_groups, rules_of, where_groups, which_groups
 from foveate_labs.studies.results import (
-    AskedTally,
+    Lesson,
+    PictureFinds,
     SearchTally,
     TourAdaptation,
-    TourCollection,
+    TourAsk,
     TourResult,
     TourSpecies,
+    TourTraps,
     TourVideo,
 )
 from foveate_labs.tour import sections as asked
+from foveate_labs.tour.run import ALL_PARTS
 from foveate_labs.tour.sections import TourFederated, federated_section
 
 LIMITS = [
-    "This is a small model, trained for minutes on a processor, to show the whole way. It is no match for "
-    "one trained on millions of images.",
-    "Scenes are generated: cut-outs on photographs and drawn grounds. Numbers on them say nothing yet about "
-    "photographs of the world.",
+    "What ships is small: a pretrained CLIP finds more, and a large multimodal model answers far more.",
+    "Most photographs here are samples of image processing, few are what people photograph; fourteen measure little.",
+    "Scenes, the clip and camera-trap images are generated. Their numbers say nothing about photographs.",
     "A whole-image box around a single drawing is no localization result and is never counted as one.",
-    "Examples are a few held-out images; the table counts all of them.",
+    "Each part is trained once: looks, not results. The studies have seeds, intervals and controls.",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command that the page suggests; {model} is the model that the tour trained."""
+    """A command that the page suggests."""
 
     what: str
     command: str
@@ -54,18 +55,14 @@ class Command:
 # The first ones are visible, the others are folded.
 COMMANDS = [
     Command(
-        what="Search any folder, with a pretrained CLIP; no texts and no training needed",
-        command="foveate index open_clip:ViT-B-32/laion2b_s34b_b79k my-folder\n"
-        'foveate search my-folder-index "a red boat"',
+        what="Search any folder; no texts and no training needed",
+        command='foveate index my-folder\nfoveate search my-folder-index "a red boat"',
     ),
     Command(
         what="Ask an image a question, and be shown where",
         command='foveate ask photo.jpg "Where is the apple?" --image-out where.png',
     ),
-    Command(
-        what="Play in the browser with what this tour trained, and call it from Python",
-        command="foveate serve {model} mini",
-    ),
+    Command(what="Play in the browser, and call it from Python", command="foveate serve"),
     Command(
         what="Import images with their texts, and look at what you have",
         command="foveate collect my-folder --out my-images\nfoveate inspect my-images",
@@ -87,8 +84,9 @@ COMMANDS = [
     ),
 ]
 NUM_VISIBLE_COMMANDS = 4
-NUM_VISIBLE_QUERIES = 3  # plain ones; one image and one box follow
-OURS = "cloc"
+NUM_VISIBLE_QUERIES = 5  # photographs come first
+NUM_VISIBLE_WHERE = 6
+NUM_SLIDES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,53 +98,85 @@ class Stat:
     control: str
 
 
-def ask_stat(tallies: list[AskedTally]) -> Stat | None:
-    """Count right answers about names that training showed; the control is the answer to another image."""
-    # Reported separately, never added: names that training did not show are a harder question.
-    known = next((tally for tally in tallies if not tally.unseen_names and tally.n), None)
-    if known is None:
+def ask_stat(ask: TourAsk) -> Stat | None:
+    """Count right answers about photographs; the answers about scenes have controls of their own."""
+    tallies = ask.photograph_tallies
+    if not tallies:
         return None
-    unseen = next((tally for tally in tallies if tally.unseen_names and tally.n), None)
-    right = known.right
-    control = f"{right.get('no image', 0)} without the image, {right.get('another image', 0)} with another image"
-    if unseen is not None:
-        control += f". With names that no training showed: {unseen.right.get('image', 0)} of {unseen.n}"
-    return Stat(f"{right.get('image', 0)} of {known.n}", "questions about these scenes answered right", control)
+    right, n = (sum(getattr(tally, name) for tally in tallies) for name in ("right", "n"))
+    kinds = ", ".join(f"{tally.kind}: {tally.right} of {tally.n}" for tally in tallies)
+    known = next((tally for tally in ask.tallies if not tally.unseen_names and tally.n), None)
+    scenes = ""
+    if known is not None:
+        others = (
+            f"{known.right.get('no image', 0)} without it, {known.right.get('another image', 0)} with another image"
+        )
+        scenes = f". About scenes: {known.right.get('image', 0)} of {known.n}; {others}"
+    return Stat(f"{right} of {n}", f"questions about photographs are answered right by {ask.model}", f"{kinds}{scenes}")
 
 
-def search_stat(tallies: list[SearchTally], titles: Mapping[str, str]) -> Stat | None:
-    """Count the results of plain queries that are the very thing or of its kind; the control is a random image."""
-    ours = next((tally for tally in tallies if tally.model == OURS), None)
-    if ours is None:
+def search_stat(tallies: list[SearchTally]) -> Stat | None:
+    """Count the first results that are the very thing, photographs first; the control is a picture drawn at random."""
+    if not tallies:
         return None
-    # Expected number of hits among as many images drawn at random from all that were searched.
-    chance = ours.n * (ours.chance_right + ours.chance_related)
-    others = [
-        f"{titles.get(tally.model, tally.model)}: {tally.right + tally.related}"
-        for tally in tallies
-        if tally is not ours
-    ]
+    first, *others = tallies
+    rest = [f"{other.data}: {other.right} of {other.n}, right kind {other.related}" for other in others]
     return Stat(
-        f"{ours.right + ours.related} of {ours.n}",
-        f"first results are the very one ({ours.right}) or the right kind ({ours.related})",
-        ". ".join([f"images drawn at random: {chance:.0f}", *others]),
+        f"{first.right} of {first.n}",
+        f"first results for {first.data} are the very thing",
+        ". ".join(
+            [f"among the first five: {first.within}", *rest, f"a picture at random: {first.n * first.chance_right:.1f}"]
+        ),
     )
 
 
-def trained_stat(groups: list[parts.TableGroup]) -> Stat | None:
-    """Return the first value of ours with its best baseline and its control."""
-    # The controls must be of the question of the number: the first ones of a table may have no value of ours.
-    group = next((group for group in groups if parts.highlights([group])), None)
-    if group is None:
+def where_stat(found: PictureFinds, where: list[dict[str, Any]]) -> Stat | None:
+    """Count right boxes in photographs; the controls are the center box and names of what is not there."""
+    if not where:
         return None
-    card, line = parts.highlights([group])[0], group.lines[0]
-    rest = [f"{card.baseline_title}: {numbers.rounded_percent(card.baseline)}"] if card.baseline is not None else []
-    rest += [
-        f"{cell.column.title}: {numbers.rounded_percent(cell.value)}"
-        for cell in line.cells
-        if parts.role(cell.column) == "control" and cell.value is not None
-    ]
-    return Stat(numbers.rounded_percent(card.value), f"{card.question} ({card.data})", ". ".join(rest))
+    first, *others = where
+    centers = [item["answer"].iou.get("center") for item in first["members"]]
+    by_center = sum(value is not None and value >= parts.RIGHT_FROM for value in centers)
+    rest = [f"{other['title']}: {other['right']} of {other['n']}" for other in others]
+    absent = f"{found.refused[0]} of {found.refused[1]} absent names are refused"
+    kept = f"{found.accepted[0]} of {found.accepted[1]} present ones are not"
+    return Stat(
+        f"{first['right']} of {first['n']}",
+        "things in photographs are boxed right (IoU at least .5)",
+        ". ".join([f"a box in the middle: {by_center}", f"{absent}, {kept}", *rest]),
+    )
+
+
+def lesson_stat(lesson: Lesson) -> Stat | None:
+    """Return the share of right names after the lesson, beside before, with the control."""
+    if not lesson.table:
+        return None
+    first, *others = lesson.table
+    after, before, permuted = (first.values.get(key) for key in ("after", "before", "permuted"))
+    if after is None or before is None:
+        return None
+    pieces = [f"before: {numbers.rounded_percent(before.value)}"]
+    if after.low is not None and after.high is not None:
+        pieces.append(f"95%: {numbers.rounded_percent(after.low)} to {numbers.rounded_percent(after.high)}")
+    if permuted is not None:
+        pieces.append(f"taught with permuted names: {numbers.rounded_percent(permuted.value)}")
+    for row in others:
+        pair = [numbers.rounded_percent(value.value) for key in ("before", "after") if (value := row.values.get(key))]
+        pieces.append(f"{row.data}: {' to '.join(pair)}")
+    return Stat(
+        numbers.rounded_percent(after.value),
+        f"of {first.n} boxes get their right name of {len(lesson.names)} after the lesson ({first.data})",
+        ". ".join(pieces),
+    )
+
+
+def traps_stat(traps: TourTraps) -> Stat:
+    """Count animals with a box; the controls are the boxes of other images, and the empty images without one."""
+    return Stat(
+        f"{traps.boxed} of {traps.animals}",
+        "images with an animal have a box around it",
+        f"boxes of another image: {traps.shifted}. Empty images without a box: {traps.unboxed} of {traps.empty}",
+    )
 
 
 def video_stat(video: TourVideo) -> Stat:
@@ -225,26 +255,6 @@ def federated_stat(r: TourFederated) -> Stat | None:
     )
 
 
-def search_groups(searches: list[Search]) -> list[dict[str, Any]]:
-    """Group searches by the kind of query."""
-    groups: dict[str, list[Search]] = {}
-    for search in searches:
-        groups.setdefault(words.search(search.query.kind), []).append(search)
-    return [{"title": title[:1].upper() + title[1:], "members": members} for title, members in groups.items()]
-
-
-def visible_searches(r: TourResult) -> list[Search]:
-    """Choose the first plain queries and the first image and box: by their order, whatever was found."""
-    plain = r.plain_searches or [search for search in r.searches if search.query.kind == "text"]
-    first = [next((s for s in r.searches if s.query.kind == kind), None) for kind in ("image", "box")]
-    return [*plain[:NUM_VISIBLE_QUERIES], *(search for search in first if search is not None)]
-
-
-def hits_of_ours(search: Search) -> list[Any]:
-    # If CLOC is not among the models, the hits of the first one are shown.
-    return search.results.get(OURS) or next(iter(search.results.values()), [])
-
-
 def adaptation_section(r: TourAdaptation) -> dict[str, Any]:
     """Build the tour's adaptation: accuracy over trained parameters, the table, and images with all answers."""
     titles = {row.key: row.title for row in r.rows}
@@ -321,107 +331,130 @@ def species_section(species: TourSpecies) -> dict[str, Any]:
     }
 
 
-def summarize(result: Mapping[str, Any]) -> list[str]:
-    """Return the tour in five lines, for a terminal: each number with its control."""
-    r = parse_result(TourResult, result)
-    titles = _titles(r)
-    captions = parse_result(TourCaptions, r.captions) if r.captions else None
-    stats = [
-        ("ask", ask_stat(r.ask.tallies) if r.ask else None),
-        ("search", search_stat(r.search_tallies, titles)),
-        ("captions", captions_stat(captions) if captions else None),
-        ("boxes", trained_stat(parts.table_groups(r.table, r.columns))),
+def _slides(found: PictureFinds) -> list[dict[str, Any]]:
+    """Return the first photographs with the box of their phrase, right or wrong."""
+    photographs = [answer for answer in found.located if answer.data == "photographs"]
+    return [
+        {"image": answer.image, "phrases": [(answer.phrase, Overlay(answer.boxes[answer.default or "head"], "hero"))]}
+        for answer in photographs[:NUM_SLIDES]
     ]
-    lines = [f"{name}: {stat.number} {stat.claim} ({stat.control})" for name, stat in stats if stat]
-    memory = f", {r.memory_gb:.1f} GB of memory" if r.memory_gb is not None else ""
+
+
+def pictures_section(found: PictureFinds) -> dict[str, Any]:
+    """Build the sections of search and of localization."""
+    where = parts.where_groups(found.located, "candidates")
+    items = where[0]["members"] if where else []
+    return {
+        "r": found,
+        "stat": search_stat(found.tallies),
+        "where_stat": where_stat(found, where),
+        "rule": next((answer.default for answer in found.located if answer.default), "candidates"),
+        "visible": found.searches[:NUM_VISIBLE_QUERIES],
+        "tallies": [
+            (
+                f"{tally.right} of {tally.n}",
+                f"first results for {tally.data} are the very thing, {tally.related} more of the right kind; "
+                f"{tally.within} have it among the first five; a picture at random: {tally.n * tally.chance_right:.1f}",
+            )
+            for tally in found.tallies
+        ],
+        "where": where,
+        "visible_where": items[:NUM_VISIBLE_WHERE],
+    }
+
+
+def lesson_section(lesson: Lesson) -> dict[str, Any]:
+    """Build the section of the lesson: numbers, scenes with their boxes, losses."""
+    images = [(image, [Overlay(box.box, "truth") for box in image.boxes]) for image in lesson.images]
+    # The first scene of each test is visible.
+    first = {image.data: index for index, (image, _) in reversed(list(enumerate(images)))}
+    return {
+        "r": lesson,
+        "stat": lesson_stat(lesson),
+        "groups": parts.table_groups(lesson.table, lesson.columns),
+        "visible": [images[index] for index in sorted(first.values())],
+        "folded": [image for index, image in enumerate(images) if index not in first.values()],
+        "charts": parts.curves({"the lesson": lesson.curve}),
+    }
+
+
+def traps_section(traps: TourTraps) -> dict[str, Any]:
+    """Build the section of the shipped detector."""
+    examples = [
+        (image, [*(Overlay(box, "truth") for box in image.truth), *(Overlay(box, "default") for box in image.boxes)])
+        for image in traps.examples
+    ]
+    return {"r": traps, "stat": traps_stat(traps), "examples": examples}
+
+
+def _stats(r: TourResult) -> list[tuple[str, Stat]]:
+    """Return the numbers of the tour in short, each with its control."""
+    captions = parse_result(TourCaptions, r.captions) if r.captions else None
+    where = parts.where_groups(r.pictures.located, "candidates") if r.pictures else []
+    stats = [
+        ("search", search_stat(r.pictures.tallies) if r.pictures else None),
+        ("locate", where_stat(r.pictures, where) if r.pictures else None),
+        ("ask", ask_stat(r.ask) if r.ask else None),
+        ("captions", captions_stat(captions) if captions else None),
+        ("lesson", lesson_stat(r.lesson) if r.lesson else None),
+    ]
+    return [(name, stat) for name, stat in stats if stat]
+
+
+def summarize(result: Mapping[str, Any]) -> list[str]:
+    """Return the tour in a few lines, for a terminal: each number with its control."""
+    r = parse_result(TourResult, result)
+    lines = [f"{name}: {stat.number} {stat.claim} ({stat.control})" for name, stat in _stats(r)]
+    memory = f", at most {r.memory_gb:.1f} GB of memory" if r.memory_gb is not None else ""
     # After a resume the time covers this call alone and must not be read as the total.
     parts_done = "the parts that were left" if r.resumed else "all parts"
-    size = f"; {r.size.describe()}" if r.size else ""
-    return [*lines, f"{parts_done}: {numbers.duration(r.seconds.get('total'))}{memory}{size}"]
+    return [*lines, f"{parts_done}: {numbers.duration(r.wall_seconds)}{memory}"]
 
 
 def build(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a tour's result.json (`TourResult`)."""
     r = parse_result(TourResult, result)
-    groups = parts.table_groups(r.table, r.columns)
-    titles = _titles(r)
-    # The total is not a stage: it would fill half of the bar of shares.
-    seconds = {key: value for key, value in r.seconds.items() if key != "total"}
-    stages = [(words.stage(key), value) for key, value in seconds.items()]
-    total = r.seconds.get("total", sum(seconds.values()) if seconds else None)
-    runs = {titles.get(key, key): rows for key, rows in r.curves.items()}
-    collection = r.collection or TourCollection(name="")
+    stages = [(ALL_PARTS[key].title if key in ALL_PARTS else key, value) for key, value in r.seconds.items()]
     captions = parse_result(TourCaptions, r.captions) if r.captions else None
     federated = parse_result(TourFederated, r.federated) if r.federated else None
-    where, which = where_groups(r.locate, r.default), which_groups(r.choose)
     # Quoted, because commands are copied into a shell and the path of a run folder may contain spaces.
-    model = shlex.quote(str(run_folder / f"{OURS}-seed{r.seed or 0}" / "model"))
-    commands = [replace(item, command=item.command.replace("{model}", model)) for item in COMMANDS]
+    head = shlex.quote(str(run_folder / r.lesson.model)) if r.lesson else "runs/mine/model"
     context = {
         "r": r,
         "overlay": Overlay,
-        "model_folder": model,
-        "ask": asked.asked_section(r.ask) if r.ask else None,
-        "ask_stat": ask_stat(r.ask.tallies) if r.ask else None,
-        "video": video_section(r.video) if r.video else None,
-        "asked_slides": asked.slides(r.ask.scenes) if r.ask else [],
-        "slides": parts.hero_slides(r.locate, collection.examples, r.default),
-        "highlights": parts.highlights(groups),
-        "total": total,
-        "collection_facts": _collection_facts(collection),
-        "examples": example_groups(collection.examples),
-        "visible_searches": [(search, hits_of_ours(search)) for search in visible_searches(r)],
-        "searches": search_groups(r.searches),
-        "plain_searches": r.plain_searches,
-        "search_stat": search_stat(r.search_tallies, titles),
-        "tally": parts.count_right(r.searches),
-        "titles": titles,
-        "trained_stat": trained_stat(groups),
-        "visible_where": [item for group in where for item in group["members"][:2]],
-        "where": where,
-        "rules": rules_of(r.locate, r.default),
-        "which": which,
-        "groups": groups,
+        "head_folder": head,
+        "stats": _stats(r),
+        "slides": _slides(r.pictures) if r.pictures else [],
+        "found": pictures_section(r.pictures) if r.pictures else None,
+        "asks": [asked.asked_section(ask) for ask in (r.ask, r.ferret) if ask],
+        "ask_stat": ask_stat(r.ask) if r.ask else None,
         "captions": captions,
         "captions_stat": captions_stat(captions) if captions else None,
         "marks": MARKS,
+        "video": video_section(r.video) if r.video else None,
+        "traps": traps_section(r.traps) if r.traps else None,
+        "lesson": lesson_section(r.lesson) if r.lesson else None,
         "adaptation": adaptation_section(r.adaptation) if r.adaptation else None,
         "calibration": calibration_section(r.calibration) if r.calibration else None,
         "federated": federated_section(federated) if federated else None,
         "federated_stat": federated_stat(federated) if federated else None,
         "species": species_section(r.species) if r.species else None,
-        "models": list(r.models.values()),
-        "charts": parts.curves(runs),
         "stack": stacked_bar(dict(stages), title="Time"),
         "stages": stages,
-        "cost_facts": _cost_facts(r, total),
-        "limits": r.limits or LIMITS,
-        "commands": commands[:NUM_VISIBLE_COMMANDS],
-        "further_commands": commands[NUM_VISIBLE_COMMANDS:],
+        "cost_facts": _cost_facts(r),
+        "limits": LIMITS,
+        "commands": COMMANDS[:NUM_VISIBLE_COMMANDS],
+        "further_commands": COMMANDS[NUM_VISIBLE_COMMANDS:],
         "command": command_text(r.command),
     }
     return Page("tour.html.j2", r.title, context)
 
 
-def _titles(r: TourResult) -> dict[str, str]:
-    """Map keys of columns and of models to titles; those of models count where both have one."""
-    columns = {column.key: column.title for column in r.columns}
-    return columns | {key: model.title for key, model in r.models.items()}
-
-
-def _collection_facts(collection: TourCollection) -> list[tuple[str, str]]:
-    facts = [(words.data(key), f"{numbers.count(n)} images") for key, n in collection.images.items()]
-    if collection.captions is not None:
-        facts.append(("Texts", numbers.count(collection.captions)))
-    if collection.regions is not None:
-        facts.append(("Boxes with a phrase", numbers.count(collection.regions)))
-    for key, n in collection.splits.items():
-        facts.append((f"For {words.split(key)}", f"{numbers.count(n)} images"))
-    return facts
-
-
-def _cost_facts(r: TourResult, total: float | None) -> list[tuple[str, str]]:
-    facts = [("Time", numbers.duration(total))]
+def _cost_facts(r: TourResult) -> list[tuple[str, str]]:
+    facts = [
+        ("Time", numbers.duration(r.wall_seconds)),
+        ("Time of one core", numbers.duration(sum(r.processor_seconds.values()))),
+    ]
     if r.memory_gb is not None:
         facts.append(("Memory at most", f"{r.memory_gb:.1f} GB"))
     if r.machine.cores is not None:

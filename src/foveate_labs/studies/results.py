@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from foveate.core.results import (
-    BoxChoice,
     BoxValues,
     Column,
-    Example,
     LocatedPhrase,
     Machine,
     ResultModel,
@@ -19,7 +17,6 @@ from foveate.core.results import (
     Value,
 )
 from foveate.species.results import CameraRow, StageRow, TaxonRow
-from foveate_labs.studies.settings import TourSize
 
 
 class StudyCondition(ResultModel):
@@ -173,26 +170,6 @@ class StudiesResult(RunResult):
     missing: list[str] = []
 
 
-class TourCollection(ResultModel):
-    """Counts by source and split, with examples."""
-
-    name: str
-    images: dict[str, int] = {}
-    splits: dict[str, int] = {}
-    regions: int | None = None
-    captions: int | None = None
-    examples: list[Example] = []
-
-
-class TourModel(ResultModel):
-    """A trained model of the tour."""
-
-    title: str
-    what: str = ""
-    parameters_trained: int | None = None
-    seconds: float | None = None
-
-
 class Control(ResultModel):
     """An answer to the same question under another condition."""
 
@@ -246,27 +223,23 @@ class AskedTally(ResultModel):
     right: dict[str, int]
 
 
-class LearningCurve(ResultModel):
-    """A short training: (step, share of held-out regions with the right nearest name, the same with another image)."""
+class PhotographTally(ResultModel):
+    """How many of `n` questions of one kind about photographs were answered right."""
 
-    recipe: str
-    steps: int
-    seconds: float
-    processor_seconds: float
-    train_scenes: int
-    test_scenes: int
-    names: int
-    points: list[tuple[int, float, float]]
+    kind: str
+    n: int
+    right: int
 
 
 class TourAsk(ResultModel):
-    """The tour's questions to the shipped model, and the start of such a model's training."""
+    """The tour's questions to a shipped model: about photographs, and about test scenes with controls."""
 
     model: str
     description: str = ""
+    photographs: list[AskedScene] = []
+    photograph_tallies: list[PhotographTally] = []
     scenes: list[AskedScene]
     tallies: list[AskedTally]
-    training: LearningCurve | None = None
 
 
 class TourFrame(ResultModel):
@@ -378,57 +351,132 @@ class TourAdaptation(ResultModel):
 
 
 class SearchTally(ResultModel):
-    """How many of `n` results of plain queries are the very thing (`right`), or of the right kind (`related`).
+    """How many first results of `n` plain queries are the very thing (`right`), or of the right kind (`related`).
 
     Attributes:
+        data: what the queries are about. within: queries that have the very thing among all results that are shown.
         chance_right, chance_related: shares of all images searched that are, the mean over the queries.
     """
 
-    model: str
+    data: str
     n: int
     right: int
     related: int
+    within: int
     chance_right: float
     chance_related: float
 
 
-class TourResult(RunResult):
-    """result.json of the tour; while it is `running`, what the shipped model answered.
+class PictureFinds(ResultModel):
+    """What the shipped encoder finds among the tour's pictures, and where in them.
 
     Attributes:
-        seconds: part -> wall-clock time of this session, and `total`.
+        rule: by which the pictures were chosen. tallies: of the first results, by kind of query.
+        accepted, refused: (number, of how many) things that are in a photograph and were found, and that are in none of
+            its parts and were refused.
+    """
+
+    model: str
+    rule: str
+    pictures: int
+    searches: list[Search]
+    tallies: list[SearchTally]
+    located: list[LocatedPhrase]
+    accepted: tuple[int, int]
+    refused: tuple[int, int]
+
+
+class TaughtBox(ResultModel):
+    """A box with its true name, and what it is called before and after the lesson."""
+
+    box: BoxValues
+    truth: str
+    before: str
+    after: str
+
+
+class TaughtImage(ResultModel):
+    """A scene of a test; `data` says whose drawings it has."""
+
+    image: str
+    data: str
+    boxes: list[TaughtBox]
+
+
+class Lesson(ResultModel):
+    """The tour's lesson: a head on frozen features learns `names` from some scenes.
+
+    Attributes:
+        seconds: of the training. parameters: that it trained. model: folder of the head, relative to the run.
+        table: right names before and after, with the control. curve: its losses by step. images: first test scenes.
+    """
+
+    names: list[str]
+    scenes: int
+    steps: int
+    seconds: float
+    parameters: int
+    model: str
+    columns: list[Column]
+    table: list[Row]
+    curve: list[dict[str, Any]] = []
+    images: list[TaughtImage] = []
+
+
+class TrapBoxes(ResultModel):
+    """A camera-trap image with its true boxes and those of the shipped detector."""
+
+    image: str
+    truth: list[BoxValues]
+    boxes: list[BoxValues]
+
+
+class TourTraps(ResultModel):
+    """What the shipped detector does with generated camera-trap images.
+
+    Attributes:
+        animals: images with an animal. boxed: those whose animal has a box (IoU of at least .5). shifted: the control:
+            those whose animal has a box of another image. empty: images without one. unboxed: those without a box.
+    """
+
+    animals: int
+    boxed: int
+    shifted: int
+    empty: int
+    unboxed: int
+    examples: list[TrapBoxes]
+
+
+class TourResult(RunResult):
+    """result.json of the tour; a part that is not finished is None, and then the tour is `running`.
+
+    Attributes:
+        seconds: part -> wall-clock time. processor_seconds: the same of one core.
+        wall_seconds: of this session; `opening_seconds` until what ships had answered.
         resumed: whether an earlier session did some of it.
-        size: of the main part; None in results of versions that knew one size alone.
+        memory_gb: peak of the main process and of the two largest parts, which may have run at once.
     """
 
     title: str = "The Foveate tour"
     seed: int | None = None
-    seeds: list[int] = []
     seconds: dict[str, float] = {}
+    processor_seconds: dict[str, float] = {}
+    wall_seconds: float | None = None
+    opening_seconds: float | None = None
     memory_gb: float | None = None
     machine: Machine = Machine()
     version: str = ""
     commit: str | None = None
     running: bool = False
     resumed: bool = False
-    size: TourSize | None = None
-    collection: TourCollection | None = None
-    curves: dict[str, list[dict[str, Any]]] = {}
-    models: dict[str, TourModel] = {}
-    columns: list[Column] = []
-    table: list[Row] = []
-    plain_searches: list[Search] = []
-    search_tallies: list[SearchTally] = []
-    searches: list[Search] = []
-    locate: list[LocatedPhrase] = []
-    choose: list[BoxChoice] = []
+    pictures: PictureFinds | None = None
     ask: TourAsk | None = None
-    video: TourVideo | None = None
+    ferret: TourAsk | None = None
     captions: dict[str, Any] = {}
+    video: TourVideo | None = None
+    traps: TourTraps | None = None
+    lesson: Lesson | None = None
     adaptation: TourAdaptation | None = None
     calibration: dict[str, Any] = {}
     federated: dict[str, Any] = {}
     species: TourSpecies | None = None
-    default: str = "head"
-    limits: list[str] = []
-    interval: str = "95% intervals, bootstrap over images"

@@ -1,4 +1,4 @@
-"""The tour's questions: the shipped model asked about held-out scenes, and half a minute of the training behind it."""
+"""The tour's questions to the shipped models: about photographs first, then about test scenes."""
 
 from __future__ import annotations
 
@@ -8,64 +8,126 @@ from typing import Any
 
 import numpy as np
 
-from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
-from foveate.core.recipes import load
+from foveate.core.results import BoxValues
 from foveate.core.runs import RunFolder
 from foveate.metrics.text_answers import normalize_vqa
 from foveate.mllm.evaluate import ROWS, evaluate, load_suite
-from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.suite import SuiteQuestion
 from foveate.mllm.suite_summary import CONDITIONS
 from foveate.mllm.suites.scenes import KINDS
-from foveate.mllm.train import MllmTraining, train_mllm
 from foveate.multimodal.answers import AskableModel
 from foveate.multimodal.opening import open_mllm
-from foveate.records.boxes import PixelBox, normalize_box
+from foveate.records.boxes import PixelBox, intersection_over_union, normalize_box
 from foveate.records.collection import Collection
 from foveate.records.images import read_image_info, save_thumbnail
 from foveate.records.shapes import enclosing_box
-from foveate_labs.studies.mllm_measures import score_nearest_names
+from foveate.records.text import split_words
+from foveate.report.parts import RIGHT_FROM
 from foveate_labs.studies.results import (
     AskedQuestion,
     AskedScene,
     AskedTally,
     Control,
-    LearningCurve,
     NamedRegion,
+    PhotographTally,
     TourAsk,
 )
+from foveate_labs.tour.pictures import PHOTOGRAPHS, Photograph, other_query
 from foveate_labs.worlds.scenes.question_collection import build_questions
 
-MODEL, SUITE, RECIPE = "mini", "scenes", "mllm-tour"
+SUITE = "scenes"
 FOLDER = "ask"
 NAME_QUESTION = "What is <1>?"
-NUM_SCENES = 8
-NUM_MEASURED = 128  # held-out scenes of the curve: more would take as long as the training
-EVALUATE_EVERY = 26
 
 
-def ask_shipped(run: RunFolder, *, device: str | None = None) -> dict[str, Any]:
-    """Ask the shipped model about the first test scenes; return the result for the page, without a training."""
-    folder = run.path / FOLDER
-    folder.mkdir(exist_ok=True)
-    model = open_mllm(MODEL, device=device)
+def ask_shipped(
+    run: RunFolder, name: str, *, scenes: int, photographs: int | None = None, device: str | None = None
+) -> dict[str, Any]:
+    """Ask a shipped model about photographs and about the first test scenes; return the result for the page.
+
+    Args:
+        photographs: how many of them, in their order; all by default.
+    """
+    folder = run.path / FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    model = open_mllm(name, device=device)
+    asked, tallies = ask_photographs(model, name, run.path, PHOTOGRAPHS[:photographs])
     questions = folder / "questions"
     # The first test scenes as they come, whatever the model answers about them.
-    build_questions(questions, train=0, test=NUM_SCENES)
-    evaluate(model, SUITE, questions, run=folder / "answers", name=MODEL)
+    build_questions(questions, train=0, test=scenes)
+    evaluate(model, SUITE, questions, run=folder / "answers", name=name)
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for row in read_json_lines(folder / "answers" / ROWS):
         rows.setdefault(row["id"], {})[row["condition"]] = row
     data = load_suite(SUITE).read(questions, "test")
     try:
         regions = _name_regions(model, questions, data.read_image)
-        scenes = _collect_scenes(data.questions, rows, data.read_image, run.path, regions)
+        about_scenes = _collect_scenes(data.questions, rows, data.read_image, run.path, regions)
     finally:
         data.close()
     return TourAsk(
-        model=MODEL, description=model.describe(), scenes=scenes, tallies=_tally(data.questions, rows)
+        model=name,
+        description=model.describe(),
+        photographs=asked,
+        photograph_tallies=tallies,
+        scenes=about_scenes,
+        tallies=_tally(data.questions, rows),
     ).to_json()
+
+
+def ask_photographs(
+    model: AskableModel, name: str, run: Path, photographs: Sequence[Photograph]
+) -> tuple[list[AskedScene], list[PhotographTally]]:
+    """Ask what each photograph shows, where it is, and whether it and what the next one shows are there."""
+    scenes = []
+    for number, photograph in enumerate(photographs):
+        encoded = photograph.encode()
+        info = read_image_info(encoded)[0]
+        path = run / "images" / f"photograph-{photograph.name}.webp"
+        save_thumbnail(encoded, path, longest_side=448)
+        other = other_query(number)
+        texts = {
+            "what": "What is in the image?",
+            "where": f"Where is the {photograph.query}?",
+            "is there": f"Is there a {photograph.query}?",
+            "is there, absent": f"Is there a {other}?",
+        }
+        if photograph.box is None:
+            del texts["where"]
+        answers = model.ask_all([([encoded], text, []) for text in texts.values()], max_tokens=32)
+        questions = []
+        for (kind, text), answer in zip(texts.items(), answers, strict=True):
+            box = normalize_box(answer.boxes[0], info.width, info.height) if answer.boxes else None
+            questions.append(
+                AskedQuestion(
+                    kind=kind,
+                    question=text,
+                    answer=answer.text,
+                    right=_is_right(kind, photograph, answer.text, box),
+                    truth={"what": photograph.names[0], "is there": "yes", "is there, absent": "no"}.get(kind, ""),
+                    box=box if kind in ("what", "where") else None,
+                    true_box=tuple(photograph.box.to_array().tolist()) if photograph.box and kind == "where" else None,
+                )
+            )
+        scenes.append(AskedScene(image=str(path.relative_to(run)), questions=questions))
+    asked = [question for scene in scenes for question in scene.questions]
+    return scenes, [
+        PhotographTally(kind=kind, n=len(group), right=sum(question.right for question in group))
+        for kind in dict.fromkeys(question.kind for question in asked)
+        for group in [[question for question in asked if question.kind == kind]]
+    ]
+
+
+def _is_right(kind: str, photograph: Photograph, answer: str, box: BoxValues | None) -> bool:
+    words = split_words(answer)
+    if kind == "what":
+        return bool(set(words) & set(photograph.names))
+    if kind == "where":
+        assert photograph.box is not None
+        truth_14 = photograph.box.to_array()[None]
+        return box is not None and bool(intersection_over_union(np.array([box]), truth_14)[0] >= RIGHT_FROM)
+    return words[:1] == (["no"] if kind.endswith("absent") else ["yes"])
 
 
 def _name_regions(model: AskableModel, questions: Path, read_image: Any) -> dict[str, list[NamedRegion]]:
@@ -149,54 +211,3 @@ def _tally(questions: Sequence[SuiteQuestion], rows: Mapping[str, Any]) -> list[
         right = {condition: sum(rows[id][condition]["score"] == 1 for id in part) for condition in CONDITIONS}
         tallies.append(AskedTally(unseen_names=unseen, n=len(part), right=right))
     return tallies
-
-
-def train_briefly(
-    collection: Collection,
-    run: RunFolder,
-    *,
-    seed: int,
-    device: str | None = None,
-    steps: int | None = None,
-    image_size: int = 224,
-) -> dict[str, Any]:
-    """Train such a model for half a minute on the tour's scenes; return its curve for the page.
-
-    Args:
-        steps: of the training; the recipe's by default.
-        image_size: side of the images, so that the tour's frozen features are read instead of computed once more.
-    """
-    folder = run.path / FOLDER / "training"
-    # Tokens of the connector are squares of 32 pixels, at any size of the image.
-    recipe = load(
-        MllmRecipe, RECIPE, [f"model.tower.image_size={image_size}", f"model.connector.side={image_size // 32}"]
-    )
-    (stage,) = recipe.stages
-    steps = min(steps or stage.training.steps, stage.training.steps)
-    recipe = recipe.with_training(
-        seed=seed, steps=steps, warmup_steps=min(stage.training.warmup_steps, steps // 2), evaluate_every=EVALUATE_EVERY
-    )
-    rows = np.sort(collection.rows("test", where={"source": "scenes"})[:NUM_MEASURED])
-
-    def measure(training: MllmTraining) -> dict[str, float]:
-        return score_nearest_names(training.model, training.prompts, training.names, collection, stage.training, rows)
-
-    trained = train_mllm(recipe, collection, folder, device=device, measure=measure)
-    if trained.model_folder is None:
-        raise UserError(f"{folder}: stopped; run the same command to resume")
-    (result,) = trained.result.stages
-    points = RunFolder(folder / Path(result.curves).parent).read_metrics()
-    return LearningCurve(
-        recipe=RECIPE,
-        steps=result.steps,
-        seconds=result.seconds,
-        processor_seconds=result.processor_seconds,
-        train_scenes=result.samples,
-        test_scenes=len(rows),
-        names=trained.result.names,
-        points=[
-            (row["step"], row["eval_nearest"], row["eval_another_image/nearest"])
-            for row in points
-            if row.get("eval_nearest") is not None
-        ],
-    ).to_json()

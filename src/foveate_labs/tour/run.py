@@ -1,112 +1,79 @@
-"""The tour: CLIP and CLOC on the same images and budget, clip, questions, captions, and what follows from them."""
+"""Run the tour: first what ships, on pictures; then a lesson, and what follows from it. Each part has a process.
+
+Two parts run at once, each with its share of the cores. A finished part is a file: a tour that is killed goes on with
+those that are missing. The page is written again whenever a part has finished.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from foveate.core.devices import choose_device, peak_gigabytes
+from foveate.core.devices import peak_gigabytes, usable_cores
 from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_json_atomically
+from foveate.core.hub import DEFAULT_ENCODER
 from foveate.core.paths import CHECKOUT
-from foveate.core.progress import say
-from foveate.core.recipes import load, recipe_path
+from foveate.core.progress import Meter, configure
+from foveate.core.recipes import recipe_path
 from foveate.core.results import parse_result
 from foveate.core.runs import RunFolder
 from foveate.core.version import __version__
-from foveate.metrics.intervals import seed_interval
-from foveate.pretrain.embed import CollectionEmbeddings
-from foveate.pretrain.evaluate import evaluate
-from foveate.pretrain.recipe import PretrainRecipe
-from foveate.pretrain.results import merge_tables
-from foveate.pretrain.samples import sample_rows, write_samples
-from foveate.pretrain.settings import EvaluateSettings
-from foveate.pretrain.train import VALIDATION, PretrainRun, build_dataset, build_model, pretrain
-from foveate.records.collection import Collection
-from foveate.vision.feature_cache import CACHE, FeatureCache
-from foveate.vision.lite0 import Lite0Encoder
-from foveate.vision.localizer.folder import load_model
-from foveate.vision.localizer.model import LocalizingModel
-from foveate_labs.studies.questions import (
-    Album,
-    box_searches,
-    choice_questions,
-    image_searches,
-    plain_searches,
-    where_questions,
-    word_searches,
-)
 from foveate_labs.studies.results import TourResult
-from foveate_labs.studies.settings import TourSettings, TourSize
-from foveate_labs.tour.adaptation import tour_adaptation
-from foveate_labs.tour.ask import RECIPE, ask_shipped, train_briefly
-from foveate_labs.tour.calibration import FOLDER, short_epochs, tour_calibration
-from foveate_labs.tour.captions import ENCODER, sizes_of, tour_captions
-from foveate_labs.tour.federated import tour_federated
-from foveate_labs.tour.size import choose_tour_size, read_stored_size
-from foveate_labs.tour.species import FULL, SHORT, tour_species
-from foveate_labs.tour.video import tour_video
-from foveate_labs.worlds.scenes import build_tour_collection
+from foveate_labs.studies.settings import TourSettings
 
-TEST = "test"
-TEMPLATES = ("a picture of {}",)  # as the built-in images are described in their own texts
-FEW_ROUNDS = 4  # of the federated maps in a short tour
+PARTS = "parts"  # folder of the finished parts
+RECIPE = "tour"  # of the lesson
+EMOJI = "emoji"  # collection of the later parts
+PROCESSES = 2
 
-RECIPES = {"clip": "tour-clip", "cloc": "tour"}
-TITLES = {
-    "clip": ("CLIP", "images and texts only: it never saw a box"),
-    "cloc": ("CLOC", "the same data and budget, and the boxes: it can be asked about a box, or for one"),
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the tour.
+
+    Attributes:
+        title: for the terminal. after: parts that must be finished. opening: whether it shows what ships.
+    """
+
+    title: str
+    after: tuple[str, ...] = ()
+    opening: bool = False
+
+
+# In the order in which they are begun: the longest of the opening first. A part that is a field of `TourResult` is on
+# the page; the others make what parts behind them read.
+ALL_PARTS = {
+    "pictures": Part("search, and locate", opening=True),
+    "ask": Part("ask mini", opening=True),
+    "captions": Part("captions", opening=True),
+    "video": Part("a clip", opening=True),
+    "ferret": Part("ask mini-ferret", opening=True),
+    "traps": Part("boxes on camera-trap images", opening=True),
+    "scenes": Part("scenes of the lesson"),
+    "head": Part("the lesson", ("scenes",)),
+    "features": Part("features of emoji"),
+    "control": Part("the lesson with permuted names", ("head",)),
+    "species": Part("species of camera traps"),
+    "lesson": Part("before and after the lesson", ("head", "control")),
+    "adaptation": Part("adaptation", ("head", "features")),
+    "calibration": Part("calibration", ("features",)),
+    "federated": Part("federated clusters and maps", ("calibration",)),
 }
-COLUMNS = [
-    {"key": "clip", "title": "CLIP", "what": "image tokens under the box", "role": "baseline"},
-    {"key": "clip_crop", "title": "CLIP, crop", "what": "each box encoded as an image", "role": "baseline"},
-    {"key": "cloc", "title": "CLOC", "what": "one pass over the image, boxes as prompts", "role": "ours"},
-    {
-        "key": "cloc_shuffled",
-        "title": "CLOC, boxes shuffled",
-        "what": "control: boxes of other regions; must fall",
-        "role": "control",
-    },
-    {"key": "guess", "title": "center box", "what": "an answer that sees nothing", "role": "control"},
-]
-# Columns of the full tables that stand for the tour's columns where a question has several ways of answering.
-WHERE = {"cloc_head": "cloc", "center": "guess"}
-CANDIDATES = {"clip_candidates": "clip", "cloc_candidates": "cloc", "center": "guess"}
-# Slices that are reported separately (`records.builtin.concepts`).
-PARTS = {"seen": "seen concepts", "unseen": "unseen concepts", "unseen kind": "unseen kinds"}
-LIMITS = [
-    "Held-out emoji, and what is unseen in scenes, are things that no training text names, not even in a variant.",
-    "Scenes are cut-outs pasted on grounds: their numbers say nothing about photographs of the world.",
-    "Everything is trained in minutes on two cores from frozen ImageNet and sentence features.",
-    "Unseen concepts (a relative was trained on) and unseen kinds (none was) gain less than seen ones; never mixed.",
-]
-
-
-@dataclass
-class Clock:
-    """Wall-clock seconds of each part."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    _started: float = field(default_factory=time.monotonic)
-    _last: float = field(default_factory=time.monotonic)
-
-    def lap(self, name: str) -> None:
-        """Add the time since the last lap to `name`."""
-        now = time.monotonic()
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 1)
-        self._last = now
-
-    def total(self) -> dict[str, float]:
-        """Return all laps and the total."""
-        return {**self.seconds, "total": round(time.monotonic() - self._started, 1)}
 
 
 def tour(
@@ -116,243 +83,248 @@ def tour(
     seed: int = 0,
     device: str | None = None,
     command: list[str] | None = None,
-    on_first_answers: Callable[[Path], object] = lambda path: None,
+    on_page: Callable[[Path, bool], object] = lambda path, opened: None,
 ) -> Path:
-    """Ask the shipped model, build the collection, run all parts and write result.json; return the run folder.
-
-    Repeated with the same arguments, it resumes.
+    """Run all parts and write result.json; return the run folder. Repeated with the same arguments, it resumes.
 
     Args:
-        settings: numbers of trainings, scenes and steps.
-        seed: of the first training of each model; the others have `seed` + 1, ...
-        on_first_answers: called with the run folder once result.json has what the shipped model answers, before
-            anything is trained. A finished tour that is repeated keeps its result until the end.
+        settings: whether it is short, and which parts are run.
+        on_page: called with the run folder whenever result.json has a part more, and whether it is that with which the
+            opening is complete.
 
     Raises:
-        UserError: a recipe of the tour is missing, or the folder holds a tour of another size, first seed or number of
-            test scenes; before anything is written.
+        UserError: the recipe of the lesson is missing, or the folder holds a tour of another seed or length; before
+            anything is written. An error of a part ends the tour.
     """
-    # Fail early: a tree without recipes would else be missed only after minutes, behind the collection of images.
-    for recipe in (*RECIPES.values(), ENCODER, RECIPE):
-        recipe_path(recipe)
     settings = settings or TourSettings()
-    read_stored_size(run_path, settings)
-    seeds, test_scenes = settings.seeds, settings.test_scenes
-    clock = Clock()
-    # What an earlier session did takes no time in this one, and its own time is not known.
-    resumed = (run_path / "collection").exists()
-    # Without `seeds`, of which there may be more later: a further training leaves the others as they are.
-    run = RunFolder.create(run_path, command=command, recipe=yaml.safe_dump({"seed": seed, "test_scenes": test_scenes}))
-    say("1 of 12: ask the shipped model")
-    ask = ask_shipped(run, device=device)
-    clock.lap("ask")
-    if not (run.path / "result.json").is_file():
-        first_answers = {**_about(seed, seeds, command), "running": True, "ask": ask, "seconds": clock.total()}
-        run.write_result(parse_result(TourResult, first_answers).to_json())
-        on_first_answers(run.path)
-    size = choose_tour_size(run, settings, device=device)
-    clock.lap("size")
-    say("2 of 12: build the collection of built-in images")
-    build_tour_collection(
-        run.path / "collection",
-        train_scenes=size.scenes,
-        validation_scenes=max(50, test_scenes // 4),
-        test_scenes=test_scenes,
-        workers=2,
+    # Fail early: a tree without recipes would else be missed only after the opening.
+    recipe_path(RECIPE)
+    if (run_path / "collection").exists():
+        raise UserError(f"{run_path}: holds a tour of an earlier version; choose another --out")
+    run = RunFolder.create(
+        run_path, command=command, recipe=yaml.safe_dump({"seed": seed, "short": settings.short}), prepared=(PARTS,)
     )
-    collection = Collection.open(run.path / "collection")
-    clock.lap("collection")
-    # Before the trainings: else the first of them would be charged on the page for what all of them use.
-    _cache_features(collection, seed, size, device)
-    clock.lap("features")
+    (run.path / PARTS).mkdir(exist_ok=True)
+    (run.path / "images").mkdir(exist_ok=True)
+    selected = _select(settings.part)
+    finished = {name: read_json(path) for name in selected if (path := _part_path(run.path, name)).is_file()}
+    resumed = bool(finished)
+    began = time.monotonic()
+    opening_seconds: float | None = None
 
-    tables, first = [], None
-    for number in range(seeds):
-        answers = _train_and_evaluate(collection, run, seed + number, size, device, clock)
-        tables.append(answers.table)
-        # Examples are those of the first seed; the table is over all of them.
-        first = first or answers
-    assert first is not None
-    say("5 of 12: search and locate")
-    result = _result(collection, run, first, tables, seed, seeds, command)
-    clock.lap("questions")
-    result["size"] = size.model_dump()
-    parts = _later_parts(collection, run, first, ask, size, seed=seed, device=device)
-    for number, (key, (title, show)) in enumerate(parts.items(), start=6):
-        say(f"{number} of 12: {title}")
-        result[key] = show()
-        clock.lap("mllm" if key == "ask" else key)
-    result |= {"seconds": clock.total(), "resumed": resumed}
-    result["memory_gb"] = round(peak_gigabytes(), 2)
-    # Checked against its declaration before it is written: a page never meets a field that it cannot read.
-    run.write_result(parse_result(TourResult, result).to_json())
+    def write(name: str, running: bool) -> None:
+        nonlocal opening_seconds
+        opening = [part for part in selected if ALL_PARTS[part].opening]
+        opened = name in opening and all(part in finished for part in opening)
+        if opened:
+            opening_seconds = round(time.monotonic() - began, 1)
+        result = {
+            **_describe(seed, command),
+            **_collect(finished),
+            "resumed": resumed,
+            "running": running,
+            "wall_seconds": round(time.monotonic() - began, 1),
+            "opening_seconds": opening_seconds,
+        }
+        # Checked against its declaration before it is written: a page never meets a field that it cannot read.
+        run.write_result(parse_result(TourResult, result).to_json())
+        on_page(run.path, opened)
+
+    missing = [name for name in selected if name not in finished]
+    with Meter("tour", len(selected)) as meter:
+        meter.advance(len(finished))
+        for name, content in _run_parts(run.path, missing, finished, seed, device, settings.short):
+            finished[name] = content
+            running = len(finished) < len(selected)
+            if running and (name in TourResult.model_fields):
+                write(name, True)
+            meter.advance(note=ALL_PARTS[name].title)
+    write("", False)
     return run.path
 
 
-def _later_parts(
-    collection: Collection,
-    run: RunFolder,
-    answers: Answers,
-    ask: dict[str, Any],
-    size: TourSize,
-    *,
-    seed: int,
-    device: str | None,
-) -> dict[str, tuple[str, Callable[[], Any]]]:
-    """Return what follows from the trained models: {field of the result: (title, function that makes it)}, in order."""
-    cloc, cache = answers.models["cloc"], collection.path / CACHE
-    # The most steps of each training below, in a tour that is made to be short.
-    steps = size.steps if size.short else None
-    locator, encoder = answers.trained["cloc"].model_folder, cloc.image_encoder
-    assert locator is not None
-    assert isinstance(encoder, Lite0Encoder), "of the tour's recipes"
-    sizes = sizes_of(size.scenes, steps, image_size=size.image_size)
-    # Computed by the part on calibration, which comes before.
-    emoji_features = run.path / FOLDER / "features.npz"
-    return {
-        "video": ("find a thing in a clip", lambda: tour_video(run, cloc, seed=seed)),
-        "ask": (
-            "train a multimodal model for half a minute",
-            lambda: {
-                **ask,
-                "training": train_briefly(
-                    collection, run, seed=seed, device=device, steps=steps, image_size=size.image_size
-                ),
-            },
-        ),
-        "captions": (
-            "captions: the shipped model writes five kinds of text, an encoder is trained on some",
-            lambda: tour_captions(collection, run, locator=locator, seed=seed, device=device, sizes=sizes),
-        ),
-        "adaptation": (
-            "adaptation: tune CLOC for a new question by LoRA and in full",
-            lambda: tour_adaptation(collection, run, model=cloc, cache=cache, seed=seed),
-        ),
-        "calibration": (
-            "calibration: fine-tune a network on half of its classes, bring the others back",
-            lambda: tour_calibration(
-                collection, run, encoder=encoder, cache=cache, seed=seed, device=device, epochs=short_epochs(steps)
-            ),
-        ),
-        "federated": (
-            "federated: cluster and map emoji of eight clients",
-            lambda: tour_federated(
-                collection, run, features=emoji_features, seed=seed, rounds=None if steps is None else FEW_ROUNDS
-            ),
-        ),
-        "species": (
-            "camera traps: recognize animals at cameras that no training image is from",
-            lambda: tour_species(run, seed=seed, device=device, size=FULL if steps is None else SHORT),
-        ),
+def _select(names: tuple[str, ...]) -> list[str]:
+    """Return the parts to run, with those that they need, in the order of `ALL_PARTS`."""
+    needed = set(names or ALL_PARTS)
+    while more := {before for name in needed for before in ALL_PARTS[name].after} - needed:
+        needed |= more
+    return [name for name in ALL_PARTS if name in needed]
+
+
+def _part_path(run: Path, name: str) -> Path:
+    return run / PARTS / f"{name}.json"
+
+
+def _run_parts(
+    run: Path, missing: list[str], finished: Mapping[str, Any], seed: int, device: str | None, short: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run parts in processes of their own, as many at once as there are cores for; yield what each wrote."""
+    workers = min(PROCESSES, usable_cores())
+    threads = max(1, usable_cores() // workers)
+    # A process for each part: its memory is free again when it ends. Spawned, because torch has threads; daemonic, so
+    # that none outlives this one.
+    context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
+    waiting, running, done = list(missing), dict[str, SpawnProcess](), set(finished)
+    try:
+        while waiting or running:
+            for name in [name for name in waiting if done.issuperset(ALL_PARTS[name].after)][: workers - len(running)]:
+                waiting.remove(name)
+                arguments = (name, run, seed, device, short, threads, errors)
+                running[name] = context.Process(target=_work, args=arguments, daemon=True)
+                running[name].start()
+            wait([process.sentinel for process in running.values()])
+            for name in [name for name, process in running.items() if not process.is_alive()]:
+                exit_code = running.pop(name).exitcode
+                if exit_code:
+                    raise UserError(
+                        errors.get() if not errors.empty() else f"tour: part '{name}' ended with {exit_code}"
+                    )
+                done.add(name)
+                yield name, read_json(_part_path(run, name))
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.join()
+
+
+def _work(
+    name: str, run: Path, seed: int, device: str | None, short: bool, threads: int, errors: SimpleQueue[str]
+) -> None:
+    """Run one part in its process."""
+    import torch
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The main process reports on the whole.
+    configure(quiet=True)
+    torch.set_num_threads(threads)
+    try:
+        run_part(name, run, seed, device, short)
+    except UserError as error:
+        errors.put(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:  # of the whole group: the main process says so
+        sys.exit(130)
+
+
+def _end_with_parent() -> None:
+    """End this process when the main one is gone, however it ended: a resumed tour must find nobody at work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def run_part(name: str, run_path: Path, seed: int, device: str | None, short: bool) -> None:
+    """Run one part in this process, and write its result with its costs."""
+    wall, processor = time.monotonic(), time.process_time()
+    result = _make(name, RunFolder(run_path), seed, device, short)
+    content = {
+        "result": result,
+        "seconds": round(time.monotonic() - wall, 1),
+        "processor_seconds": round(time.process_time() - processor, 1),
+        "memory_gb": round(peak_gigabytes(), 3),
     }
+    write_json_atomically(_part_path(run_path, name), content)
 
 
-def _list_overrides(seed: int, size: TourSize) -> list[str]:
-    return [
-        f"image_encoder.image_size={size.image_size}",
-        f"training.steps={size.steps}",
-        f"training.warmup_steps={min(50, size.steps // 10)}",
-        f"training.seed={seed}",
-    ]
+def _make(name: str, run: RunFolder, seed: int, device: str | None, short: bool) -> Any:
+    """Return the result of a part. Imports are of the part alone: each has a process of its own."""
+    where: dict[str, Any] = {"seed": seed, "device": device}
+    if name == "pictures":
+        from foveate_labs.tour.find import find_in_pictures
+        from foveate_labs.tour.pictures import NUM_DRAWINGS, NUM_SCENES
+
+        drawings, scenes = (4, 2) if short else (NUM_DRAWINGS, NUM_SCENES)
+        return find_in_pictures(run, seed=seed, device=device, drawings=drawings, scenes=scenes)
+    if name in ("ask", "ferret"):
+        from foveate_labs.tour.ask import ask_shipped
+
+        model, scenes = {"ask": ("mini", 6), "ferret": ("mini-ferret", 2)}[name]
+        return ask_shipped(run, model, scenes=2 if short else scenes, photographs=2 if short else None, device=device)
+    if name == "captions":
+        from foveate_labs.tour.captions import NUM_EXAMPLES, tour_captions
+
+        return tour_captions(run, **where, count=2 if short else NUM_EXAMPLES)
+    if name == "video":
+        from foveate.vision.localizer.sources import open_localizer
+        from foveate_labs.tour.video import NUM_FRAMES, tour_video
+
+        model = open_localizer(DEFAULT_ENCODER, device=device)
+        return tour_video(run, model, seed=seed, num_frames=18 if short else NUM_FRAMES)
+    if name == "traps":
+        from foveate_labs.tour.traps import NUM_IMAGES, tour_traps
+
+        return tour_traps(run, **where, count=8 if short else NUM_IMAGES)
+    if name in ("scenes", "head", "control", "lesson", "features", "adaptation", "calibration"):
+        return _make_lesson(name, run, seed, device, short)
+    if name == "federated":
+        from foveate.records.collection import Collection
+        from foveate_labs.tour.calibration import FOLDER
+        from foveate_labs.tour.federated import ROUNDS, tour_federated
+
+        features = run.path / FOLDER / "features.npz"
+        rounds = 4 if short else ROUNDS
+        return tour_federated(Collection.open(run.path / EMOJI), run, features=features, seed=seed, rounds=rounds)
+    from foveate_labs.tour import species
+
+    return species.tour_species(run, **where, size=species.SHORT if short else species.FULL)
 
 
-def _cache_features(collection: Collection, seed: int, size: TourSize, device: str | None) -> None:
-    """Compute the frozen features that all trainings and all evaluations read."""
-    # CLOC's recipe has the towers and texts of CLIP's, and phrases of regions besides: one pass serves both.
-    recipe = load(PretrainRecipe, RECIPES["cloc"], _list_overrides(seed, size))
-    model, cache = build_model(recipe).to(choose_device(device or "auto")), collection.path / CACHE
-    build_dataset(recipe, collection, model, device=model.device, cache=cache)
-    for split in (VALIDATION, TEST):
-        rows = collection.rows(split)
-        FeatureCache.of_whole_images(model.image_encoder, collection, rows, folder=cache, device=model.device)
+def _make_lesson(name: str, run: RunFolder, seed: int, device: str | None, short: bool) -> Any:
+    """Return the result of a part that trains or reads the head of the lesson, or features as its encoder has them."""
+    from foveate.core.devices import choose_device
+    from foveate.records.collection import Collection
+    from foveate.vision.feature_cache import CACHE, FeatureCache
+    from foveate.vision.lite0 import Lite0Encoder
+    from foveate.vision.localizer.folder import load_model
+    from foveate_labs.tour import lesson
+    from foveate_labs.worlds.builtin import build_emoji
 
-
-@dataclass
-class Answers:
-    """Both models of one seed, their embeddings of held-out images, and their results table."""
-
-    models: dict[str, LocalizingModel]
-    embedded: dict[str, CollectionEmbeddings]
-    trained: dict[str, PretrainRun]
-    table: list[dict[str, Any]]
-
-
-def _train_and_evaluate(
-    collection: Collection, run: RunFolder, seed: int, size: TourSize, device: str | None, clock: Clock
-) -> Answers:
-    models, embedded, trained, tables = {}, {}, {}, []
-    for number, (name, recipe) in enumerate(RECIPES.items(), start=3):
-        say(f"{number} of 12: {TITLES[name][0]}, seed {seed}")
-        trained[name] = pretrain(
-            load(PretrainRecipe, recipe, _list_overrides(seed, size)),
-            collection,
-            run.path / f"{name}-seed{seed}",
-            device=device,
-            # Evaluated below instead, where the embeddings serve the page's questions, too.
-            evaluate_split=None,
+    size = lesson.SHORT if short else lesson.FULL
+    if name == "scenes":
+        return lesson.build_scenes(run, size, seed=seed)
+    if name in ("head", "control"):
+        key = {"head": "after", "control": "permuted"}[name]
+        return lesson.train_head(run, key, size, seed=seed, device=device)
+    if name == "lesson":
+        trained = read_json(_part_path(run.path, "head"))["result"]
+        return lesson.compare(run, trained, size, seed=seed, device=device)
+    path = run.path / EMOJI
+    encoder = Lite0Encoder(image_size=size.image_size).to(choose_device(device or "auto"))
+    if name == "features":
+        build_emoji(path)
+        collection = Collection.open(path)
+        rows = collection.rows()
+        cached = FeatureCache.of_whole_images(
+            encoder, collection, rows, folder=path / CACHE, device=encoder.proj.weight.device
         )
-        folder = trained[name].model_folder
-        if folder is None:
-            raise UserError(f"{run.path}: stopped; run the same command to resume")
-        clock.lap(name)
-        models[name] = load_model(folder, device=device)
-        settings = EvaluateSettings(crops=name == "clip", classes="category", templates=TEMPLATES)
-        evaluation, embedded[name] = evaluate(
-            models[name], collection, settings, name=name, seed=seed,
-            samples_to=run.path / f"{name}-seed{seed}" / "samples", cache=collection.path / CACHE,
-        )  # fmt: skip
-        tables.append(evaluation.to_json()["table"])
-        clock.lap("evaluation")
-    return Answers(models, embedded, trained, merge_tables(tables))
+        return {"images": len(rows), "bad": len(cached.bad)}
+    collection = Collection.open(path)
+    if name == "adaptation":
+        from foveate_labs.tour.adaptation import tour_adaptation
+
+        model = load_model(run.path / lesson.FOLDER / "after" / "model", device=device)
+        epochs = {"epochs": 1} if short else {}
+        return tour_adaptation(collection, run, model=model, cache=path / CACHE, seed=seed, **epochs)
+    from foveate_labs.tour.calibration import tour_calibration
+
+    epochs = 1 if short else None
+    return tour_calibration(
+        collection, run, encoder=encoder, cache=path / CACHE, seed=seed, device=device, epochs=epochs
+    )
 
 
-def tour_table(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the page's table: one column per way of answering, the two rules of 'where is it' as rows."""
-    rows = []
-    for original in table:
-        data: str = original["data"]
-        part, *size = data.split(", ")
-        if part in PARTS:
-            data = ", ".join([f"scenes, {PARTS[part]}", *size])
-        row: dict[str, Any] = {**original, "data": data}
-        if row["question"].startswith("where is it"):
-            for names, suffix in ((WHERE, "grounding head"), (CANDIDATES, "best of many boxes")):
-                values = {names[key]: value for key, value in row["values"].items() if key in names}
-                question = row["question"].replace("where is it", f"where is it ({suffix})")
-                rows.append({**row, "question": question, "values": values})
-        else:
-            keys = {column["key"] for column in COLUMNS}
-            rows.append({**row, "values": {key: v for key, v in row["values"].items() if key in keys}})
-    return sorted(rows, key=_priority)
-
-
-# Questions of most interest come first.
-_FIRST = (
-    "what is in this box, of all names: top-1",
-    "where is it (grounding head): IoU",
-    "which of the image's boxes",
-)
-
-
-def _priority(row: dict[str, Any]) -> tuple[int, str]:
-    """Sort questions as in `_FIRST`, then the others as they are; rows of a question stay together."""
-    ranks = [rank for rank, start in enumerate(_FIRST) if row["question"].startswith(start)]
-    return (ranks[0] if ranks else len(_FIRST), row["question"] if ranks else "")
-
-
-def over_seeds(tables: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Merge the tables of several seeds: means with t-intervals over seeds."""
-    # One seed keeps its bootstrap intervals over images; over seeds it would have none.
-    if len(tables) == 1:
-        return list(tables[0])
-    result = []
-    for rows in zip(*tables, strict=True):
-        values = {
-            key: seed_interval([row["values"][key]["value"] for row in rows]).to_value().to_json()
-            for key in rows[0]["values"]
-        }
-        result.append({**rows[0], "values": values})
-    return result
+def _collect(finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the fields of the result that finished parts made, and what they cost."""
+    # Parts of two processes overlap, which two is not known: the two largest are the most that can be.
+    largest = sorted((content["memory_gb"] for content in finished.values()), reverse=True)[:PROCESSES]
+    return {
+        **{name: content["result"] for name, content in finished.items() if name in TourResult.model_fields},
+        "seconds": {name: content["seconds"] for name, content in finished.items()},
+        "processor_seconds": {name: content["processor_seconds"] for name, content in finished.items()},
+        "memory_gb": round(peak_gigabytes() + sum(largest), 2),
+    }
 
 
 def _commit() -> str | None:
@@ -371,86 +343,17 @@ def _commit() -> str | None:
     return commit if Path(root).resolve() == CHECKOUT.resolve() else None
 
 
-def _about(seed: int, seeds: int, command: list[str] | None) -> dict[str, Any]:
+def _describe(seed: int, command: list[str] | None) -> dict[str, Any]:
     """Return what a result says about its run."""
-    import torch
+    from importlib.metadata import version
 
+    # Asked of the package, as the main process does without torch.
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": version("torch")}
     return {
         "kind": "tour",
         "seed": seed,
-        "seeds": list(range(seed, seed + seeds)),
-        "interval": "95 % intervals, bootstrap over images" if seeds == 1 else f"95 % t-intervals over {seeds} seeds",
-        "machine": {
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": machine,
         "version": __version__,
         "commit": _commit(),
         "command": command or [sys.argv[0]],
-    }
-
-
-def _result(
-    collection: Collection,
-    run: RunFolder,
-    answers: Answers,
-    tables: Sequence[list[dict[str, Any]]],
-    seed: int,
-    seeds: int,
-    command: list[str] | None,
-) -> dict[str, Any]:
-    album = Album(collection, run.path, answers.embedded, seed)
-    names = list(answers.models)
-    sources = collection.label_values("source")
-    table = over_seeds(tables)
-    # The whole table; `tour_table` below has one column for each way of answering.
-    run.write_result({"table": table}, "evaluation.json")
-    searches = [
-        *word_searches(album, answers.models, source="clipart", count=3),
-        *word_searches(album, answers.models, source="emoji", count=3),
-        *image_searches(album, names, source="emoji", field="concept", count=2),
-        *box_searches(album, names, part="seen", count=2),
-        *box_searches(album, names, part="unseen", count=1),
-        *box_searches(album, names, part="unseen kind", count=1),
-    ]
-    recipe = answers.models["cloc"].recipe
-    sample_sets = [
-        sample_rows(collection, count=count, seed=seed, split="train", where={"source": source})
-        for source, count in (("clipart", 8), ("emoji", 4), ("scenes", 8))
-    ]
-    plain, search_tallies = plain_searches(album, answers.models)
-    return {
-        **_about(seed, seeds, command),
-        "collection": {
-            "name": collection.name,
-            "images": {str(item): int((sources == item).sum()) for item in sorted(set(sources))},
-            "splits": {str(item): int((collection.splits == item).sum()) for item in sorted(set(collection.splits))},
-            "regions": collection.table("regions").num_rows,
-            "captions": collection.table("captions").num_rows,
-            "examples": [
-                example
-                for rows in sample_sets
-                for example in write_samples(collection, recipe, run.path, rows, seed=seed)[0]
-            ],
-        },
-        "curves": {name: item.run.read_metrics() for name, item in answers.trained.items()},
-        "models": {
-            name: {
-                "title": TITLES[name][0],
-                "what": TITLES[name][1],
-                "parameters_trained": item.result.parameters["trained"],
-                "seconds": item.result.seconds,
-            }
-            for name, item in answers.trained.items()
-        },
-        "columns": COLUMNS,
-        "table": tour_table(table),
-        "plain_searches": plain,
-        "search_tallies": search_tallies,
-        "searches": searches,
-        "locate": [question for part in PARTS for question in where_questions(album, "cloc", part=part, count=4)],
-        "choose": [question for part in PARTS for question in choice_questions(album, "cloc", part=part, count=4)],
-        "default": answers.models["cloc"].locate_rule,
-        "limits": LIMITS,
     }

@@ -58,7 +58,7 @@ FULL, SHORT = SurveySize(480, 200, 8), SurveySize(80, 40, 2)
 def tour_species(run: RunFolder, *, seed: int, device: str | None = None, size: SurveySize = FULL) -> dict[str, Any]:
     """Build a survey, train on crops of its animals, decide at unseen cameras; return the result for the page."""
     path = run.path / SURVEY
-    build_traps(path, train=size.train, test=size.test, seed=seed, settings=WORLD, workers=2)
+    build_traps(path, train=size.train, test=size.test, seed=seed, settings=WORLD)
     recipe = SpeciesRecipe.model_validate(
         {"encoder": ENCODER, "graph": {"dim": 64}, "training": {"epochs": size.epochs, "seed": seed}}
     )

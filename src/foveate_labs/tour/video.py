@@ -1,17 +1,20 @@
-"""The tour's clip: when and where CLOC sees a phrase in generated frames, beside the truth and an absent phrase."""
+"""The tour's clip: when and where the shipped encoder sees a phrase, beside the truth and an absent phrase."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from foveate.core.runs import RunFolder
 from foveate.records.boxes import intersection_over_union, normalize_box
 from foveate.records.text import split_words
-from foveate.search.locate import PhraseBoxes, locate_frames
+from foveate.search.calibration import TextCache
+from foveate.search.locate import PhraseBoxes, locate_phrases
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.video.reading import read_clip
 from foveate_labs.studies.results import TourFrame, TourVideo
@@ -24,14 +27,19 @@ NUM_OTHERS = 8  # clips among whose things an absent one is looked for
 TRACK = 0  # the thing that is searched for; the other one is in the clip as well
 
 
-def tour_video(run: RunFolder, localizer: LocalizingModel, *, seed: int) -> dict[str, Any]:
+def tour_video(
+    run: RunFolder, localizer: LocalizingModel, *, seed: int, num_frames: int = NUM_FRAMES
+) -> dict[str, Any]:
     """Write a clip, find a thing of it and one that it does not show; return the result for the page."""
-    clip, absent = draw_tour_clip(seed)
+    clip, absent = draw_tour_clip(seed, num_frames=num_frames)
     path = run.path / FILE
     write_frames((frame.pixels_HW3 for frame in clip), path, frame_rate=clip.frame_rate)
     read = read_clip(path, len(clip), rule="uniform_mid")  # each frame once
-    located, control = (
-        locate_frames(localizer, read.frames, phrase, seed=seed) for phrase in (clip.tracks[TRACK].name, absent)
+    # Both phrases at once: each frame is encoded for both.
+    phrases, cache = [clip.tracks[TRACK].name, absent], TextCache()
+    located, control = zip(
+        *(locate_phrases(localizer, _encode(frame), phrases, seed=seed, cache=cache) for frame in read.frames),
+        strict=True,
     )
     visible_T = clip.tracks[TRACK].visible_T
     images = {}
@@ -43,10 +51,16 @@ def tour_video(run: RunFolder, localizer: LocalizingModel, *, seed: int) -> dict
     return compare_with_truth(clip, located, control, read.times, images=images).to_json()
 
 
-def draw_tour_clip(seed: int) -> tuple[SceneClip, str]:
+def _encode(frame: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    frame.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def draw_tour_clip(seed: int, *, num_frames: int = NUM_FRAMES) -> tuple[SceneClip, str]:
     """Draw the clip of a seed; return it with the name of a thing of training scenes that it does not show."""
     clip, *others = (
-        draw_clip(WORLD, seed=seed, split="test", index=index, size=SIDE, num_frames=NUM_FRAMES, things="seen")
+        draw_clip(WORLD, seed=seed, split="test", index=index, size=SIDE, num_frames=num_frames, things="seen")
         for index in range(NUM_OTHERS)
     )
     # The names share no word: a thing of the same color or kind would blur what "absent" means.

@@ -1,4 +1,4 @@
-"""`foveate tour`: the main job on built-in images, from nothing to a page."""
+"""`foveate tour`: what ships, a lesson, and the rest on built-in images, on one page."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ _RUN = Path("runs/tour")
 
 @click.command("tour", cls=FieldsCommand, short_help="Show everything on built-in images, in minutes.")
 @run_option(str(_RUN))
-@fields("foveate_labs.studies.settings:TourSettings", "full", "seeds", "image_size", "scenes", "test_scenes", "steps")
+@fields("foveate_labs.studies.settings:TourSettings", "short", "part")
 @common()
 def command(call: Call, settings: dict[str, Any]) -> None:
-    """Ask the shipped model, build a collection of real and generated images, train CLIP and CLOC on it, and ask both.
+    """Show what ships on photographs and drawings, teach it new names, and go through the rest of Foveate.
 
-    Real images and scenes, seen and unseen concepts are reported apart. Ends with the path of one HTML page, which
-    opens within a minute with what the shipped model answers. Nothing is downloaded. Run the same
-    command to resume.
+    Writes one HTML page, whose path is printed as soon as it has what ships, and which grows as parts finish. Right and
+    wrong answers are counted alike. Nothing is downloaded. Run the same command to resume.
 
     \b
     Example:
       foveate tour
-      foveate tour --seeds 3 --out runs/tour-3-seeds
+      foveate tour --part lesson --out runs/lesson
     """
     from foveate.core.files import read_json
     from foveate.core.progress import say
@@ -36,14 +35,18 @@ def command(call: Call, settings: dict[str, Any]) -> None:
     from foveate_labs.studies.settings import TourSettings
     from foveate_labs.tour.run import tour
 
+    def write_page(path: Path, opened: bool) -> None:
+        page = render(path)
+        if opened:
+            say(f"what ships has answered: {page}; the rest follows on the same page")
+
     folder = tour(
         call.run or _RUN,
         call.check(TourSettings, settings),
         seed=call.seed or 0,
         device=call.device,
         command=call.command,
-        on_first_answers=lambda path: say(f"the shipped model's answers are on {render(path)}; the rest follows"),
+        on_page=write_page,
     )
     result = read_json(folder / "result.json")
-    serve = f"play with it: foveate serve {folder / f'cloc-seed{call.seed or 0}' / 'model'} mini"
-    call.finish(result, [*summarize(result), serve], {"report": render(folder)})
+    call.finish(result, [*summarize(result), "play with it: foveate serve"], {"report": render(folder)})

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -361,10 +361,12 @@ def _build(target: Path, source: str, size: int) -> None:
             )
 
 
-def load_single_objects(source: str, *, size: int = 160) -> Iterator[Single]:
-    """Yield all singles of "clipart" or "emoji" in the order of the shipped table."""
+def load_single_objects(source: str, *, size: int = 160, keys: Set[str] | None = None) -> Iterator[Single]:
+    """Yield all singles of "clipart" or "emoji", or those of some keys, in the order of the shipped table."""
     cutouts = _cutouts_by_id()
     for row in families.rows(source):
+        if keys is not None and row["key"] not in keys:
+            continue
         cutout = cutouts[row["key"]]
         captions = _emoji_captions(row) if source == "emoji" else _clipart_captions(row)
         labels = {"source": source, "category": row["category"], "subcategory": row["subcategory"]}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from foveate.records.importers.formats import Builder
 
+PEOPLE_SHARE = 0.7
+
 
 def _clipart(target: Path, workers: int, seed: int) -> None:
     from foveate_labs.worlds.builtin import build_clipart
@@ -30,6 +32,15 @@ def _questions(target: Path, workers: int, seed: int) -> None:
     from foveate_labs.worlds.scenes.question_collection import build_questions
 
     build_questions(target, train=14_000, validation=400, test=1_600, seed=seed, workers=workers)
+
+
+def _wordings(target: Path, workers: int, seed: int) -> None:
+    from foveate_labs.worlds.scenes.image_sets import build_image_sets
+    from foveate_labs.worlds.scenes.question_collection import build_questions
+
+    # Most are people's wordings; the others keep a model from unlearning those that it knows.
+    build_questions(target, train=4000, validation=200, test=800, seed=seed, workers=workers, people=PEOPLE_SHARE)
+    build_image_sets(target, train=300, validation=40, test=120, seed=seed, workers=workers, people=PEOPLE_SHARE)
 
 
 def _referring(target: Path, workers: int, seed: int) -> None:
@@ -67,6 +78,7 @@ BUILDERS: Mapping[str, Builder] = {
     "emoji": Builder(_emoji, is_drawn=False),
     "scenes": Builder(_scenes),
     "questions": Builder(_questions),
+    "wordings": Builder(_wordings),
     "referring": Builder(_referring),
     "image-sets": Builder(_image_sets),
     "documents": Builder(_documents),

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from foveate.core.seeds import pick, uniform
+from foveate.multimodal.wordings import load_wordings
 from foveate.records.builtin.families import load_concepts
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn
 from foveate.records.shapes import Shape
@@ -107,6 +108,45 @@ def list_endings() -> list[str]:
     return sorted({ending.strip() for group in (*_ALONE, *_SENTENCE) for ending in group if ending})
 
 
+# In the ids of questions that are all worded like people's, so that evaluations report them by themselves.
+PEOPLE = "people"
+# What people put around a question; only training has them, so that words around one that it has not seen say nothing.
+_BEFORE = (
+    "Please: ",
+    "Hello! ",
+    "OK, ",
+    "Now, ",
+    "Question: ",
+    "Excuse me, ",
+    "In this picture: ",
+    "One more: ",
+    "So, ",
+)
+_BEHIND = (" Thanks.", " Thank you!", " Please.", " please", " Thx", " I can't see it.", " Just tell me.", "??", " :)")
+
+
+def word_like_people(rng: np.random.Generator, form: str, *, held_out: bool, fields: Mapping[str, str]) -> str:
+    """Word a question of `form` like people do, from the half of their wordings that training has, or from the other.
+
+    Wordings of training are varied further: words around them, small letters, no stop at the end.
+    """
+    wordings = load_wordings()[form]["unseen" if held_out else "seen"]
+    if form == "position" and fields["side"] not in ("left", "right"):
+        # Whoever names no side means left and right.
+        wordings = tuple(wording for wording in wordings if "{first}" in wording)
+    prompt = pick(rng, wordings).format(**fields)
+    if held_out:
+        return prompt
+    share = rng.random(3)
+    if share[0] < 0.15:
+        prompt = pick(rng, _BEFORE) + prompt
+    if share[1] < 0.1:
+        prompt = prompt.lower()
+    if share[2] < 0.15:
+        prompt = prompt.rstrip(".?") + (pick(rng, _BEHIND) if share[2] < 0.1 else "")
+    return prompt
+
+
 def write_question(
     rng: np.random.Generator,
     forms: Mapping[str, Form],
@@ -118,6 +158,7 @@ def write_question(
     choices: tuple[str, ...] | None = None,
     fields: Mapping[str, str],
     way: Way = "drawn",
+    people: float = 0.0,
 ) -> Question:
     """Word a question of `form`, a key of `forms`, whose answer is `short`.
 
@@ -126,9 +167,17 @@ def write_question(
         regions: the regions of the prompt, then of the answer.
         fields: what the prompts and sentences of the form name.
         way: "drawn" asks for a short answer or a sentence; the others always answer so, and ask for nothing.
+        people: share of questions that are worded like people's, see `word_like_people`.
     """
     wording = forms[form]
-    prompt = pick(rng, wording.held_out if held_out else wording.training).format(**fields)
+    # Without a draw where there is no share: questions of existing collections stay as they are.
+    is_like_people = people > 0 and rng.random() < people
+    if is_like_people:
+        prompt = word_like_people(rng, form, held_out=held_out, fields=fields)
+        # People do not say how long an answer they want; a test of their wordings leaves it to the model.
+        way = "short" if way == "drawn" and (held_out or rng.random() < 0.5) else way
+    else:
+        prompt = pick(rng, wording.held_out if held_out else wording.training).format(**fields)
     wish, in_sentence = "", way == "sentence"
     if way == "drawn":
         in_sentence = rng.random() < SENTENCE_SHARE

@@ -24,16 +24,19 @@ from foveate.core.model_folder import CONFIG
 from foveate.core.progress import say
 from foveate.core.recipes import Settings
 from foveate.language.generate import GenerationSettings
-from foveate.multimodal.answers import NOT_FOUND
+from foveate.multimodal.answers import NOT_FOUND, Answer
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import hash_model
 from foveate.multimodal.opening import find_native_folder, open_mllm
+from foveate.multimodal.recognition import SOURCE
 from foveate.records.caption_formats import CAPTION_FORMATS
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.records.region_prompts import mute_placeholders
 
 _MAX_NEW_TOKENS = 65_536
+# Flag of captions that no language model wrote.
+RECOGNIZED = "recognized"
 
 
 class FoveateSettings(Settings):
@@ -84,21 +87,34 @@ class MllmCaptioner(BatchingCaptioner):
             ends_repeats=True,
             batch=self.batch,
         )
+        # "Not found" says that the model recognizes nothing in the image, which is no caption of it.
+        texts = [self._read(request, answer) for request, answer in zip(requests, answers, strict=True)]
         latency = 1000 * (time.monotonic() - began)
         return [
             CaptionResponse(
-                # "Not found" says that the model recognizes nothing in the image, which is no caption of it.
-                "" if answer.text == NOT_FOUND else self.read_answer(answer.text, finished=answer.finished),
-                error="not_found" if answer.text == NOT_FOUND else "",
-                final=answer.text == NOT_FOUND,
+                text or "",
+                error="not_found" if text is None else "",
+                final=text is None,
+                flags=(RECOGNIZED,) if answer.source == SOURCE else (),
                 latency_ms=latency,
                 tokens_in=answer.num_prompt_tokens,
                 tokens_out=answer.tokens,
                 score=answer.score,
                 finished=answer.finished,
             )
-            for answer in answers
+            for text, answer in zip(texts, answers, strict=True)
         ]
+
+    def _read(self, request: CaptionRequest, answer: Answer) -> str | None:
+        if answer.source == SOURCE:
+            return self.recognize(request) or None
+        return None if answer.text == NOT_FOUND else self.read_answer(answer.text, finished=answer.finished)
+
+    def recognize(self, request: CaptionRequest) -> str:
+        """Return the caption of a photograph that states only what was recognized, as a JSON object; "" for none."""
+        assert self._mllm.pictures is not None
+        caption = self._mllm.pictures.caption(request.image, request.kind, alt=request.alt)
+        return serialize(caption) if caption else ""
 
     def describe_failure(self, error: Exception) -> CaptionResponse:
         """Return the response to a request that the model failed on, or whose image cannot be read."""

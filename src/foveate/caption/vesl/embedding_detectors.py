@@ -27,7 +27,6 @@ from torch import Tensor
 from foveate.caption.vesl.detection import Detections, Detector, DetectorInput, DetectorKind
 from foveate.core.errors import UserError
 from foveate.core.files import sha256_file
-from foveate.core.hub import DEFAULT_ENCODER
 from foveate.core.recipes import Settings
 from foveate.records.boxes import Box
 from foveate.records.geometry import Placement, View
@@ -40,6 +39,8 @@ from foveate.vision.minilm import PACKAGE_SHA256, SentenceEncoder
 from foveate.vision.preprocess import move_boxes, place_image, render_image
 
 Comparison = Callable[[int, Proposals, Sequence[str]], NDArray[np.float64]]
+# Not the default encoder: the detector knows photographs alone, and the cosine below was measured with this one.
+_CHOOSER = "bridge"
 # What `model` says for the names of the detector's own classes.
 CLASS_NAMES_ALONE = "names"
 # Minimum cosine of a phrase with the sentence vector of a class name, or with a box's vector by `bridge`, which lies in
@@ -199,7 +200,7 @@ class NanoDetSettings(ProposalSettings):
     """Limits of the boxes, and the model that selects their phrases."""
 
     model: str = Field(
-        DEFAULT_ENCODER,
+        _CHOOSER,
         description="model whose embeddings of boxes choose the phrase: bridge, which ships, a model folder, "
         "OWNER/NAME or open_clip:ARCH/PRETRAINED; names: the names of the detector's 80 classes do",
     )
@@ -268,6 +269,6 @@ NANODET = DetectorKind(
     settings=NanoDetSettings,
     open=lambda settings, _, device: NanoDetDetector(settings, device),
     note="offline, for photographs: class-agnostic boxes of NanoDet-g",
-    without_model=f"the shipped NanoDet-g finds boxes, and the shipped encoder {DEFAULT_ENCODER} chooses their "
+    without_model=f"the shipped NanoDet-g finds boxes, and the shipped encoder {_CHOOSER} chooses their "
     "phrases; --model open_clip:ARCH/PRETRAINED or a model folder chooses by another",
 )

@@ -136,7 +136,11 @@ def command(
         answer = print_stream(pieces, silent=call.as_json)
     exchange = make_exchange(question, shapes, answer, time.perf_counter() - loaded, num_images=len(images))
     exchange = exchange.model_copy(
-        update={"options": list(options), "probabilities": list(shares), "nearest_requests": find_nearest(question)}
+        update={
+            "options": list(options),
+            "probabilities": list(shares),
+            "nearest_requests": find_nearest(question, exchange.read_as, source=exchange.source),
+        }
     )
     result = make_result(model, checked.model, loaded - start, [exchange])
     paths = _write_images(image_out, images, answer) if image_out else {}
@@ -182,7 +186,11 @@ def _choose(
     from foveate.multimodal.answers import Answer
 
     shares = model.choose(images, question, options, regions=shapes)
-    return Answer(options[shares.index(max(shares))]), shares
+    # The answer that is chosen is none of `ask`, which would say how the question was read.
+    loaded = getattr(model, "loaded", None)
+    read_as = loaded.read_question(question, num_images=len(images)) if loaded is not None else question
+    read_as = read_as if read_as != question else ""
+    return Answer(options[shares.index(max(shares))], read_as=read_as), shares
 
 
 def _describe_boxes(answer: Answer, images: tuple[Path, ...], *, ground: bool) -> list[str]:
@@ -253,7 +261,7 @@ def _chat(
     *,
     ground: bool,
     num_images: int,
-    find_nearest: Callable[[str], list[str]],
+    find_nearest: Callable[..., list[str]],
 ) -> list[Exchange]:
     """Answer the first question, then each line of the input, until it ends or Ctrl-C; return all exchanges."""
     from foveate.core.errors import UserError
@@ -266,7 +274,8 @@ def _chat(
         click.echo(answer.text)
         new_images = 0 if exchanges else num_images
         exchange = make_exchange(text, regions, answer, time.perf_counter() - start, num_images=new_images)
-        exchanges.append(exchange.model_copy(update={"nearest_requests": find_nearest(text)}))
+        nearest = find_nearest(text, exchange.read_as, source=exchange.source)
+        exchanges.append(exchange.model_copy(update={"nearest_requests": nearest}))
 
     ask(question, regions)
     # Ctrl-C ends only the conversation, at the prompt or in an answer: what was answered belongs on the page.

@@ -30,15 +30,17 @@ from foveate.cli.options import Call, common, path_option, run_option
 def command(call: Call, model: Path, collection: Path, settings: dict[str, Any]) -> None:
     """Answer every question of the collection's SPLIT with MODEL and write a page, a table and per-sample results.
 
+    MODEL is a folder of `foveate pretrain`, or the name of an encoder that ships.
     Retrieval both ways, region-text retrieval both ways, region classification, phrase grounding, which of the
     image's boxes, and on request zero-shot classification; each with a bootstrap interval over images and
     a shuffled-box control.
 
     \b
     Example:
-      foveate evaluate runs/tour/cloc-seed0/model --collection my-images --split test
+      foveate evaluate runs/study-tour/cloc-seed0/model --collection my-images --split test
     """
     from foveate.core.export_folder import default_folder
+    from foveate.core.hub import locate
     from foveate.core.runs import RunFolder
     from foveate.pretrain.evaluate import evaluate
     from foveate.pretrain.results import EvaluateResult
@@ -49,7 +51,7 @@ def command(call: Call, model: Path, collection: Path, settings: dict[str, Any])
 
     resolved = call.check(EvaluateSettings, settings)
     # Model and collection are opened before the run folder is made: a wrong path leaves no folder behind.
-    opened = load_model(model, device=call.device)
+    opened = load_model(locate("localizer", model) or model, device=call.device)
     images = Collection.open(collection)
     # By name: models beside one another must not share a folder.
     beside = default_folder(model, "evaluation")

@@ -34,8 +34,8 @@ def command(call: Call, source: Path, out: Path | None, settings: dict[str, Any]
 
     \b
     Example:
-      foveate export runs/tour/cloc-seed0/model --to onnx
-      foveate export runs/tour/cloc-seed0/model --to embeddings --collection runs/tour/collection
+      foveate export runs/study-tour/cloc-seed0/model --to onnx
+      foveate export runs/study-tour/cloc-seed0/model --to embeddings --collection runs/study-tour/collection
       foveate export my-images --to webdataset --out shards
     """
     from foveate.pretrain.export import export

@@ -30,9 +30,9 @@ from foveate.cli.options import Call, common, dry_run_option, model_first, path_
 @workers_option
 @common(seed=False)
 def command(call: Call, model: str, target: str, out: Path | None, settings: dict[str, Any]) -> None:
-    """Embed the images and regions of TARGET with MODEL into an index folder for `foveate search`.
+    """Embed the images and regions of TARGET with a model into an index folder for `foveate search`.
 
-    MODEL: bridge (default), which ships with Foveate and needs no network; or a trained one as it is,
+    --model: small (default), which ships with Foveate and needs no network; or a trained one as it is,
     `open_clip:ARCH/PRETRAINED`, `OWNER/NAME` of the hub or a folder (CLIP, SigLIP), or a model folder of Foveate.
     TARGET: a collection, or any folder of images, which stay where they are. Run the same command to resume. Run later,
     it adds images that are new and drops those that are gone.
@@ -40,8 +40,8 @@ def command(call: Call, model: str, target: str, out: Path | None, settings: dic
     \b
     Example:
       foveate index my-folder
-      foveate index open_clip:ViT-B-32/laion2b_s34b_b79k my-folder
-      foveate index runs/tour/cloc-seed0/model my-images --out my-index
+      foveate index my-folder --model open_clip:ViT-B-32/laion2b_s34b_b79k
+      foveate index my-images --model runs/study-tour/cloc-seed0/model --out my-index
     """
     from foveate.core.hub import DEFAULT_ENCODER
     from foveate.search.index import build_index
@@ -84,6 +84,7 @@ def command(call: Call, model: str, target: str, out: Path | None, settings: dic
         )
     paths = {"index": out}
     if plan.folder is not None and plan.folder.unreadable:
+        lines += [f"left out: {line}" for line in plan.folder.left_out]
         paths["left out"] = out / "collection" / "quarantine.parquet"
     if counts["unreadable"]:
         lines.append(f"{counts['unreadable']:,} images could not be embedded: see quarantine")

@@ -20,17 +20,17 @@ from foveate.cli.options import NOT_FOUND, Call, common, model_first, run_option
 def command(call: Call, model: str, image: str, phrase: str, settings: dict[str, Any]) -> None:
     """Print the box of PHRASE in IMAGE, in pixels and as fractions, by every rule, and write a page with it.
 
-    MODEL: bridge (default), which ships with Foveate and compares PHRASE with a detector's boxes, or as for `index`.
+    --model: small (default), which ships with Foveate and compares PHRASE with a detector's boxes, or as for `index`.
     `head` is the box of the grounding head; `candidates` the best of several hundred boxes that the Prompter embeds
     after one pass over the image. A center box and a random box are baselines: a box that does not beat them is no
-    answer. A multimodal MODEL, such as mini, is asked where the phrase is, and has no rules: its answer without a box
+    answer. A multimodal model, such as mini, is asked where the phrase is, and has no rules: its answer without a box
     means not found. Exit status 3 where PHRASE is not found: the boxes of rules are printed all the same.
 
     \b
     Example:
       foveate locate holiday.jpg "a red boat"
-      foveate locate runs/tour/cloc-seed0/model holiday.jpg "a red boat"
-      foveate locate mini holiday.jpg "a red boat"
+      foveate locate holiday.jpg "a red boat" --model runs/study-tour/cloc-seed0/model
+      foveate locate holiday.jpg "a red boat" --model mini
     """
     from foveate.multimodal.opening import is_multimodal
 

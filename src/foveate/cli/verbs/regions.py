@@ -49,7 +49,7 @@ def command(call: Call, collection: Path, selected: dict[str, Any], settings: di
     \b
     Example:
       foveate regions my-images --captions alt
-      foveate regions my-images --model runs/tour/cloc-seed0/model
+      foveate regions my-images --model runs/study-tour/cloc-seed0/model
       foveate regions my-images --detector owlv2 --model google/owlv2-large-patch14-ensemble --recipe paper
     """
     from foveate.caption.settings import RegionLabelSettings, RegionRunSettings

@@ -44,13 +44,13 @@ from foveate.cli.options import Call, common, dry_run_option
 def command(call: Call, folders: tuple[str, ...], settings: dict[str, Any]) -> None:
     """Serve each FOLDER until Ctrl-C: chat, embeddings, locate, search and classify, as far as its model can.
 
-    FOLDER is a model folder of `foveate mllm train`, `pretrain` or `adapt train`, an index, mini, bridge, or a folder
-    of transformers; mini and bridge by default, which ship with Foveate. Images come as data URLs; nothing is ever
+    FOLDER is a model folder of `foveate mllm train`, `pretrain` or `adapt train`, an index, mini, small, or a folder
+    of transformers; mini and small by default, which ship with Foveate. Images come as data URLs; nothing is ever
     fetched. A page to play with it is at /.
 
     \b
     Example:
-      foveate serve runs/tour/cloc-seed0/model my-index
+      foveate serve runs/study-tour/cloc-seed0/model my-index
       foveate serve mini --port 0 --port-file port.txt
     """
     from foveate.core.errors import UserError

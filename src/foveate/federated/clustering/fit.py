@@ -29,6 +29,7 @@ from foveate.federated.clustering.suspects import (
 from foveate.federated.messages import Message
 from foveate.federated.rounds import TooFewClientsError, Transport, find_other_widths, stream
 from foveate.federated.scaling import Scaling, ask_scaling
+from foveate.federated.secure_sums import refuse_individual
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def cluster(
     method = load_method(options.method)
     if not method.federated:
         raise UserError(f"the method '{options.method}' pools raw points; no client sends them")
+    if transport.is_secure:
+        refuse_individual(suspects=options.suspects)
     excluded: dict[int, str] = {}
     scaling = None
     if options.scale == "standard":
@@ -313,6 +316,15 @@ def _refine(
         points: by client the number of points reported before (`count_points`).
     """
     request = _scaled(protocol.lloyd_request(centers_KD, options, round), scaling)
+    if transport.is_secure:
+        requests = dict.fromkeys(clients, request)
+        shapes = {"sums": centers_KD.shape, "counts": centers_KD.shape[:1]}
+        total = transport.ask_sum(requests, protocol.LLOYD_SUMS, shapes, min_clients=min_clients)
+        excluded |= _name_request(request, total.excluded)
+        # A total has to fit the same rules as a part of it; beyond them nothing is known of single clients.
+        reported = sum(points[client] for client in total.clients) if points else None
+        protocol.check_lloyd(options, centers_KD, reported, Message(request.kind, round, total.arrays))
+        return _divide(centers_KD, total.arrays["sums"], total.arrays["counts"], options)
     result = transport.ask(
         dict.fromkeys(clients, request),
         protocol.lloyd_rule(centers_KD),
@@ -334,6 +346,11 @@ def _refine(
     for answer in answers.values():
         total_KD += answer.array("sums")
         count_K += answer.array("counts")
+    return _divide(centers_KD, total_KD, count_K, options)
+
+
+def _divide(centers_KD: Floats, total_KD: Floats, count_K: Floats, options: ClusteringOptions) -> Floats:
+    """Centers as means of sums over all clients; an empty center stays where it is."""
     centers = centers_KD.copy()
     centers[count_K > 0] = total_KD[count_K > 0] / count_K[count_K > 0, None]
     return unit(centers) if options.spherical else centers

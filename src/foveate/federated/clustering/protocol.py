@@ -37,6 +37,7 @@ from foveate.federated.messages import MAX_WHOLE, ArrayRule, Message, MessageErr
 from foveate.federated.points import MAX_COORDINATE, as_points
 from foveate.federated.rounds import Handler, stream
 from foveate.federated.scaling import MOMENTS, answer_moments, need_points, scale_points, winsorize
+from foveate.federated.secure_sums import COUNTS, SUMS, SumFormat
 
 CENTROIDS, LLOYD, ASSIGN = "query.centroids", "query.lloyd", "query.assign"
 _ROUNDING = 8 * np.finfo(np.float64).eps
@@ -283,6 +284,10 @@ def _robust_values(options: ClusteringOptions) -> dict[str, Value]:
         assert options.clip is not None
         values |= {"noise": options.noise, "clip": options.clip, "noise_steps": options.noise_steps}
     return values
+
+
+LLOYD_SUMS = SumFormat({"sums": SUMS, "counts": COUNTS})
+"""Format in which the answers to `lloyd_request` are added up."""
 
 
 def lloyd_rule(centers_KD: Floats) -> MessageRule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -305,12 +305,19 @@ def _exclusion_notes(clustered: Clustered, names: Mapping[int, str]) -> list[str
 
 
 def write_server_result(
-    path: Path, clustered: Clustered, log: Log, names: Mapping[int, str], *, seconds: float
+    path: Path,
+    clustered: Clustered,
+    log: Log,
+    names: Mapping[int, str],
+    *,
+    seconds: float,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write result.json and centers.npz of a server, which sees no points; return the result.
 
     Args:
         seconds: wall time of the clustering, waiting for clients included; of this session only if it was resumed.
+        notes: sentences for its page.
     """
     sent = log.sent()
     rows = [
@@ -346,7 +353,7 @@ def write_server_result(
         methods=[method],
         seconds=round(seconds, 3),
         suspects=clustered.warnings(lambda client: names[client], len(names), remedy=EXCLUDE, keep=KEEP),
-        notes=_exclusion_notes(clustered, names),
+        notes=[*notes, *_exclusion_notes(clustered, names)],
         map=GroupMap(
             centers=project(clustered.centers, axes),
             sent=project(np.concatenate(centroids), axes),

@@ -38,7 +38,16 @@ from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.clustering.protocol import unit_rows
 from foveate.federated.clustering.suspects import find_suspects
 from foveate.federated.deep.encoder import Embedder, build_network, flatten_weights, prepare_samples, set_weights
-from foveate.federated.deep.options import LOCAL, METHODS, POOLED, SIZE, UNTRAINED, DeepOptions, read_options
+from foveate.federated.deep.options import (
+    LOCAL,
+    METHODS,
+    POOLED,
+    SIZE,
+    TRAIN_SUMS,
+    UNTRAINED,
+    DeepOptions,
+    read_options,
+)
 from foveate.federated.deep.protocol import (
     SIZE_RULE,
     Training,
@@ -52,10 +61,11 @@ from foveate.federated.deep.protocol import (
     train_rule,
 )
 from foveate.federated.job import TrainingJob, TrainingSnapshot, fit_in_process
-from foveate.federated.messages import Message
+from foveate.federated.messages import Message, MessageError
 from foveate.federated.results import FeaturesClient, FeaturesMethod, FeaturesResult, GroupMap
 from foveate.federated.rounds import ChangedTransport, Client, Handler, Transport, compare_sizes, stream, sum_bytes
 from foveate.federated.scaling import Scaling
+from foveate.federated.secure_sums import describe_sums
 from foveate.federated.store import digest
 
 KIND, FORMAT = "deep-clustering", 2
@@ -191,6 +201,9 @@ class Rounds:
             }
         # The weights of the average were fixed with the centroids; a client cannot raise its own afterwards.
         points = count_points(answered, options)
+        if transport.is_secure:
+            entry = self._sum_weights(transport, state, requests, points, min_clients)
+            return entry | {"moved": _measure_move(before, state.centers)}
         result = transport.ask(
             requests,
             train_rule(len(state.weights)),
@@ -214,11 +227,36 @@ class Rounds:
         if all("loss" in answer.values for answer in result.answers.values()):
             # Weighted by points, as the average is: the loss of the common model on all points.
             loss = sum(answer.number("loss") * answer.number("points") for answer in result.answers.values()) / total
-        moved = None
-        if before is not None and len(before) == len(state.centers):
-            # One minus the mean cosine of matched centers: near 0 once the groups no longer change.
-            moved = float(1 - (before * state.centers).sum(1).mean())
+        moved = _measure_move(before, state.centers)
         return {"round": number, "loss": loss, "clients": result.clients, "moved": moved}
+
+    def _sum_weights(
+        self,
+        transport: Transport,
+        state: DeepState,
+        requests: Mapping[int, Message],
+        points: Mapping[int, float],
+        min_clients: int,
+    ) -> dict[str, Any]:
+        """Average the clients' weights, of which only the sum is known; return the entry for the history."""
+        shapes = {"weights": state.weights.shape}
+        result = transport.ask_sum(requests, TRAIN_SUMS, shapes, min_clients=min_clients)
+        state.excluded |= result.excluded
+        reported = sum(points[client] for client in result.clients) if points else None
+        if reported is not None and result.totals.numbers["points"] != reported:
+            raise MessageError(
+                "the clients' numbers of points do not add up to what they reported with their centroids"
+            )
+        state.weights = result.arrays["weights"].astype(np.float32)
+        return {"round": state.round, "loss": result.totals.means["loss"], "clients": result.clients}
+
+
+def _measure_move(before_KD: NDArray[np.float64] | None, centers_KD: NDArray[np.float64]) -> float | None:
+    """One minus the mean cosine of matched centers; None in the first round."""
+    # It is near 0 once the groups no longer change.
+    if before_KD is None or len(before_KD) != len(centers_KD):
+        return None
+    return float(1 - (before_KD * centers_KD).sum(1).mean())
 
 
 @dataclass
@@ -367,7 +405,7 @@ class DeepJob(TrainingJob[DeepState]):
             clients=rows,
             methods=[measure_cost(fitted)],
             suspects=state.warnings(transport.name, len(self.sizes)),
-            notes=state.notes(transport.name),
+            notes=[describe_sums(self.name)] * transport.is_secure + state.notes(transport.name),
             # A server sees no embeddings that it could draw.
             map=GroupMap(),
         )

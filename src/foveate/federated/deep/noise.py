@@ -97,30 +97,6 @@ def share_points(count_K: Floats, points: int, min_count: int) -> Floats:
     return whole_K + min_count
 
 
-def send_change(
-    before_P: NDArray[np.float32],
-    after_P: NDArray[np.float32],
-    *,
-    clip: float,
-    multiplier: float = 0.0,
-    source: NormalSource | None = None,
-) -> NDArray[np.float32]:
-    """Weights to send: the change clipped to norm `clip`, hidden in noise of 2 z `clip` per value, and clipped again.
-
-    Args:
-        multiplier: z; without it there is no noise.
-        source: of the noise, by default the operating system's.
-    """
-    change_P = after_P.astype(np.float64) - before_P
-    # A training that ends in NaN is no change, as an error would say that it did.
-    change_P = clip_norm(change_P if np.isfinite(change_P).all() else np.zeros_like(change_P), clip)
-    if multiplier:
-        noisy_P = add_noise(change_P, SENSITIVITY * clip * multiplier, source or private_noise())
-        # Noise is much longer than any change. Left at that, it would end the encoder in one round.
-        change_P = clip_norm(noisy_P, clip)
-    return (before_P + change_P).astype(np.float32)
-
-
 def keep_variances(
     network: Embedder, before_P: NDArray[np.float32], sent_P: NDArray[np.float32]
 ) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from foveate.core.recipes import Settings, validate
 from foveate.federated.clustering.methods import load_method, method_names, resolve
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.messages import Message, MessageError
+from foveate.federated.secure_sums import WEIGHTS, SumFormat
 
 DEEPFECA, LOCAL, POOLED, UNTRAINED = "deepfeca", "local", "central", "untrained"
 METHODS = {
@@ -154,6 +155,8 @@ def image_shape(options: DeepOptions, features: int) -> tuple[int, int, int]:
 SIZE = "query.size"
 EMBEDDED = "query.embedded"
 TRAIN = "train.prototypes"
+TRAIN_SUMS = SumFormat({"weights": WEIGHTS}, is_weighted=True, means=("loss",))
+"""Format in which the answers to a training are added up."""
 
 REMOTE_KINDS = (SIZE, EMBEDDED, TRAIN)
 """Requests that a client answers over a network. In one process the server knows the size of the data."""

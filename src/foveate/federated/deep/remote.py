@@ -46,7 +46,7 @@ from foveate.federated.incoming import IncomingWeights
 from foveate.federated.job import MAX_TRAINED
 from foveate.federated.limits import ClientLimits
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
-from foveate.federated.privacy import NormalSource
+from foveate.federated.privacy import NormalSource, send_change
 from foveate.federated.rounds import stream
 from foveate.federated.scaling import need_points, take_scale
 from foveate.metrics.neighbors import as_points
@@ -193,18 +193,19 @@ def _train(
             multiplier=multiplier,
             source=source,
         )
-        sent_P = noise.send_change(before_P, flatten_weights(network), clip=clip)
+        sent_P = send_change(before_P, flatten_weights(network), clip=clip)
         return request.answer(arrays={"weights": sent_P}, points=len(samples))
     narrow_H = find_narrow_units(network, samples, limits.smallest_group)
     random = stream(int(request.number("seed")), round=request.round, client=client, purpose="training")
     loss = train(network, samples, centers_KD, training, find_augment(training.augment, {}), random)
     if multiplier:
-        sent_P = noise.send_change(before_P, flatten_weights(network), clip=clip, multiplier=multiplier, source=source)
+        sigma = noise.SENSITIVITY * clip * multiplier
+        sent_P = send_change(before_P, flatten_weights(network), clip=clip, sigma=sigma, source=source)
         sent_P = noise.keep_variances(network, before_P, sent_P)
         return request.answer(arrays={"weights": sent_P}, points=len(samples))
     if not network.has_encoder:
         restore_units(network, before_P, narrow_H)
-    sent_P = noise.send_change(before_P, flatten_weights(network), clip=clip)
+    sent_P = send_change(before_P, flatten_weights(network), clip=clip)
     return request.answer(arrays={"weights": sent_P}, points=len(samples), loss=loss)
 
 

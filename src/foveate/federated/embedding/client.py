@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,7 @@ from foveate.federated.embedding.surrogates import (
     FitSettings,
     SurrogateNetwork,
     SurrogateSum,
+    compare_fields,
     fit_surrogate,
     r_squared,
     r_squared_of_noisy,
@@ -60,11 +61,14 @@ from foveate.federated.incoming import IncomingWeights
 from foveate.federated.job import MAX_TRAINED
 from foveate.federated.limits import EMBED, ClientLimits
 from foveate.federated.messages import Message, MessageError
-from foveate.federated.privacy import NormalSource, add_noise, clip_norm, private_noise
+from foveate.federated.privacy import NormalSource, add_noise, clip_norm, private_noise, send_change
 from foveate.federated.rounds import Client, Handler, stream
 from foveate.federated.scaling import take_scale
 from foveate.metrics.neighbors import as_points, nearest
 
+# Positions at which a surrogate in three dimensions is compared with what it imitates: enough to know a mean cosine to
+# two hundredths.
+_CHECKS = 500
 DIGITS = 3
 """Digits of what is sent without noise over a network: enough for a map, too few to solve for single rows."""
 _MAX_POSITION = 1e11
@@ -224,43 +228,98 @@ def answer_surrogate(data: ClientData, request: Message, client: int) -> Message
         targets_G.cpu(),
         torch_generator(options.seed, round=request.round, client=client, purpose="surrogate"),
         architecture=ARCHITECTURES[options.surrogate],
-        settings=FitSettings(held_out=options.held_out),
+        # With noise nothing but noisy values tells how good a fit is, so some are always held out.
+        settings=FitSettings(held_out=options.held_out or (0.1 if sigma else 0.0)),
+        # The public code encodes positions as they are, which its grid of a fixed step can resolve.
+        box_2d=None if options.grid == "official" else grid.box_2d,
     )
     vector = np.concatenate([array.ravel() for array in fit.weights.values()])
     # Messages refuse NaN, so an undefined value is left out instead.
     held_out = {} if math.isnan(fit.r2_held_out) else {"r2_held_out": fit.r2_held_out}
-    r2 = fit.r2
     if sigma:
         # The fit was measured on noisy targets; the noise's own variance is no error of the surrogate.
         missed = 1.0 - held_out.get("r2_held_out", fit.r2)
         error = max(missed * float(targets_G.double().var(correction=0)) - sigma**2, 0.0)
-        r2 = r_squared_of_noisy(noisy_G, sigma, error)
+        # No gradients: those of the exact values are a secret, and differences of noisy values are mostly noise.
+        quality = {"r2": r_squared_of_noisy(noisy_G, sigma, error)}
+    elif data.limits is not None:
+        # Over a network a surrogate is judged by the values that it was fitted to: no others may leave the client.
+        quality = {"r2": held_out.get("r2_held_out", fit.r2)}
+    else:
+        random = stream(options.seed, round=request.round, client=client, purpose="checks")
+        quality = _measure_surrogate(fit.weights, grid, random, options, z_Nd)
     return request.answer(
-        arrays={"surrogate": vector, "box": grid.box_2d}, r2=r2, epochs=fit.epochs, queries=len(queries), **held_out
+        arrays={"surrogate": vector, "box": grid.box_2d}, epochs=fit.epochs, queries=len(queries), **quality, **held_out
     )
+
+
+def _measure_surrogate(
+    weights: Mapping[str, NDArray[Any]],
+    grid: grids.CoordinateGrid,
+    random: np.random.Generator,
+    options: EmbeddingOptions,
+    z_Nd: Tensor,
+) -> dict[str, float]:
+    """Compare a surrogate with what it imitates, by values and gradients between its queries.
+
+    In the middles of the cells, where a wave shows that the grid is too coarse for; such a wave can agree with the
+    true values on all points of the grid, held out of the fit or not.
+    """
+    if options.dimensions == 2:
+        between = grid.centers_Gd
+    else:
+        between = grids.scatter(grid.box_2d, min(_CHECKS, options.max_points), random)
+    boxes = None if options.grid == "official" else grid.box_2d[None]
+    levels = ARCHITECTURES[options.surrogate].levels
+    quality = compare_fields(
+        SurrogateSum(
+            [weights],
+            [1.0],
+            levels=levels,
+            boxes_M2d=boxes,
+            kernel=options.kernel,
+            dtype=z_Nd.dtype,
+            device=z_Nd.device,
+        ),
+        lambda positions: grids.targets(positions, z_Nd, drop=options.drop, kernel=options.kernel),
+        torch.from_numpy(between).to(z_Nd),
+        points=len(z_Nd),
+    )
+    return asdict(quality)
 
 
 def answer_field(data: ClientData, request: Message, client: int) -> Message:
     """Answer with the repulsion of the client's points on the common grid, and how well it interpolates between.
 
-    With noise the R2 is estimated from the noisy values that are sent (a cell's middle is the mean of four of them): an
-    R2 of the exact values would reveal what the noise hides.
+    With noise the R2 is estimated from the noisy values that are sent (a cell's middle is the mean of its corners): an
+    R2 of the exact values, or their gradients, would reveal what the noise hides.
     """
     options, _, z_Nd = _map_points(data, request)
     grid = request_grid(request)
     queries = torch.from_numpy(grid.points_Gd).to(z_Nd)
     noisy_G, sigma = _released_targets(queries, z_Nd, options, data, grid=grid)
     sent_G = _clip_targets(noisy_G, options, data)
-    # A cell's middle is the mean of four noisy values, whose noise has a quarter of the variance.
+    # A cell's middle is the mean of its corners, two per axis, whose noise has so much less variance.
     if sigma:
-        r2 = r_squared_of_noisy(noisy_G, sigma, sigma**2 / 4)
+        quality = {"r2": r_squared_of_noisy(noisy_G, sigma, sigma**2 / 2**options.dimensions)}
     elif data.limits is not None:
-        r2 = _cut_field(z_Nd, options, data).fit(z_Nd, options)
+        quality = {"r2": _cut_field(z_Nd, options, data).fit(z_Nd, options)}
     else:
-        between = torch.from_numpy(grid.centers_Gd).to(z_Nd)
-        truth = grids.targets(between, z_Nd, drop=options.drop, kernel=options.kernel)
-        r2 = r_squared(grids.interpolate(sent_G, grid, between), truth)
-    return request.answer(arrays={"field": sent_G.cpu().numpy()}, r2=r2)
+        quality = _measure_field(sent_G, grid, options, z_Nd)
+    return request.answer(arrays={"field": sent_G.cpu().numpy()}, **quality)
+
+
+def _measure_field(
+    field_G: Tensor, grid: grids.CoordinateGrid, options: EmbeddingOptions, z_Nd: Tensor
+) -> dict[str, float]:
+    """Compare an interpolated field with the true one, by values and gradients in the middles of its cells."""
+    quality = compare_fields(
+        lambda positions: grids.interpolate(field_G, grid, positions),
+        lambda positions: grids.targets(positions, z_Nd, drop=options.drop, kernel=options.kernel),
+        torch.from_numpy(grid.centers_Gd).to(z_Nd),
+        points=len(z_Nd),
+    )
+    return asdict(quality)
 
 
 def _released_targets(
@@ -379,13 +438,10 @@ def _private_weights(
     clip, sigma = update_protection(options, data.limits)
     if clip is None:
         return after_P
-    change = after_P - before_P
     if data.limits is not None:
-        # A training that failed has no change: what a server learns by a failure would have no noise. And float64: a
-        # change that float32 rounds up would be longer than the clip.
-        change = np.nan_to_num(change.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        return send_change(before_P, after_P, clip=clip, sigma=sigma, source=data.noise)
     # Clip first, then add noise: noise of a fixed size hides only a change of bounded size.
-    change = clip_norm(change, clip)
+    change = clip_norm(after_P - before_P, clip)
     if sigma:
         change = add_noise(change, sigma, data.noise)
     return (before_P + change).astype(after_P.dtype)
@@ -401,7 +457,7 @@ def check_weights(request: Message, features: int, limits: ClientLimits, account
     if "encoder" not in request.arrays:
         return
     options = request_options(request)
-    clip, sigma = update_protection(options, limits)
+    clip, _ = update_protection(options, limits)
     assert clip is not None
     IncomingWeights(limits.state_folder / "weights", account).check(
         request.array("encoder"),
@@ -409,8 +465,8 @@ def check_weights(request: Message, features: int, limits: ClientLimits, account
         run=f"{EMBED} {features} {options.model_dump_json()}",
         rounds=options.rounds,
         start=lambda: flatten_weights(build_encoder(options, features)),
+        # Noise does not make an answer longer, so that it needs no room here.
         clip=clip,
-        sigma=sigma,
     )
 
 

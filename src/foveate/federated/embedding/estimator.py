@@ -51,8 +51,8 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
         learning_rate: of the clients' Adam.
         hidden_layer_sizes: widths of the encoder's hidden layers.
         encoder: a torch module to use instead; it is copied.
-        surrogate: what a client sends of its repulsion: a table of values, or a network. None: grid; network for maps
-            of three dimensions, or with another `grid` in `options` than union.
+        surrogate: what a client sends of its repulsion: a table of values, or a network. None: grid; network with
+            another `grid` in `options` than union.
         surrogate_start: share of the rounds before clients repel one another.
         refresh: rounds between new surrogates.
         mixing: train on mixtures of neighboring points, too.
@@ -68,7 +68,7 @@ class FederatedNeighborEmbedding(TransformerMixin, BaseEstimator):
             was passed.
         encoder_: the common network (with "local" that of the first client).
         encoders_: by client, with "local" only.
-        history_: one entry per round: losses, R2 of surrogates, bytes, seconds.
+        history_: one entry per round: losses, R2 of surrogates and how their gradients compare, bytes, seconds.
         notes_: warnings and their counts.
         log_: every message.
         scaling_: common offset and divisor of the columns with options={"scale": "standard"}; else None.

@@ -257,17 +257,22 @@ def has_enough_points(queries_Gd: Tensor, z_Nd: Tensor, min_count: int, *, withi
 
 
 def interpolate(field_G: Tensor, grid: CoordinateGrid, z_Nd: Tensor) -> Tensor:
-    """Value of a field at each z, [N], bilinear between the points of a plane grid; beyond it that of its edge.
+    """Value of a field at each z, [N], linear along every axis between the grid's points; beyond it that of its edge.
 
     Gradients flow into z.
     """
-    columns, rows = grid.shape
-    table = field_G.reshape(rows, columns)
-    across, right = _cell(z_Nd[:, 0], grid.axes[0])
-    up, top = _cell(z_Nd[:, 1], grid.axes[1])
-    lower = table[up, across] * (1 - right) + table[up, across + 1] * right
-    upper = table[up + 1, across] * (1 - right) + table[up + 1, across + 1] * right
-    return lower * (1 - top) + upper * top
+    cells = [_cell(z_Nd[:, axis], points) for axis, points in enumerate(grid.axes)]
+    # The first axis is the fastest, so its neighbor is the next value, and that of an axis is a whole slice later.
+    strides = np.cumprod([1, *grid.shape[:-1]]).tolist()
+    corners = [torch.stack([cell * stride for (cell, _), stride in zip(cells, strides, strict=True)]).sum(dim=0)]
+    for stride in reversed(strides):
+        corners = [corner + offset for corner in corners for offset in (0, stride)]
+    values = [field_G[corner] for corner in corners]
+    # Each axis halves the values, the first one first, until one is left.
+    for _, share in cells:
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values = [before * (1 - share) + after * share for before, after in pairs]
+    return values[0]
 
 
 def _cell(coordinate_N: Tensor, axis: NDArray[np.float64]) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,7 @@ from foveate.federated.embedding.options import (
     LOCAL,
     METHODS,
     POOLED,
+    TRAIN_SUMS,
     EmbeddingOptions,
     draw_participants,
     first_surrogate_round,
@@ -59,6 +60,7 @@ from foveate.federated.job import TrainingJob, fit_in_process
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
 from foveate.federated.results import EmbedClient, EmbedMap, EmbedResult
 from foveate.federated.rounds import Client, InProcess, Log, TooFewClientsError, Transport, compare_sizes, stream
+from foveate.federated.secure_sums import SumRound, describe_sums, refuse_individual
 from foveate.federated.store import digest
 
 Array = NDArray[Any]
@@ -68,6 +70,10 @@ MAX_FIELD, MAX_SURROGATE = 10.0, 1e3
 """Largest values of fields and surrogates' weights. Honest fields reach 0.7 (9.3 with the kernel "cauchy", and
 ten standard deviations of noise on top), honest weights about 1. A larger value of a single client could make the
 training of all others infinite."""
+
+
+GRADIENTS = ("gradient_cosine", "gradient_ratio")
+"""How the gradient of a surrogate compares with the true one, see `FieldQuality`."""
 
 
 @dataclass
@@ -125,6 +131,8 @@ class MapJob(TrainingJob[MapState]):
         # Positions are the data themselves up to the encoder: no setting may send them over a network.
         if options.method == EXACT and not isinstance(transport, InProcess):
             raise UserError("method 'fedne_exact' sends every map position; it is for comparisons in one process only")
+        if transport.is_secure:
+            refuse_individual(suspects=options.suspects, aggregation=options.aggregation)
         rule = MessageRule(at_client.POINTS, values={"points": int, "features": int})
         request = _request(at_client.POINTS, 0, options)
         result = transport.ask(request, rule, min_clients=min_clients, check=_check_points)
@@ -132,6 +140,8 @@ class MapJob(TrainingJob[MapState]):
         network = self.template if self.template is not None else build_encoder(options, sizes.features)
         encoder = flatten_weights(network)
         state = MapState(encoder, dict(sizes.points), sizes.features)
+        if transport.is_secure:
+            state.add_note(describe_sums(self.name))
         for client, reason in {**result.excluded, **sizes.others}.items():
             state.add_note(f"{transport.name(client)} is left out: {reason}")
         # Sizes weight the average, so a false one is worth checking before the first round.
@@ -167,6 +177,11 @@ class MapJob(TrainingJob[MapState]):
         clients = draw_participants(sorted(state.sizes), options.participation, random)
         usable = self._usable_repulsions(transport, state) if active else []
         requests = {client: self._train_request(state, client, rate, usable) for client in clients}
+        # With the method `local` nothing is added up.
+        if transport.is_secure and options.method != LOCAL:
+            shapes = {"encoder": state.encoder.shape}
+            total = transport.ask_sum(requests, TRAIN_SUMS, shapes, min_clients=min_clients)
+            return self._use_sum(state, total, rate, usable if active else None)
         answers = transport.ask(requests, self._train_rule(state), min_clients=min_clients).answers
         if not options.hides_training and any("attraction" not in answer.values for answer in answers.values()):
             state.add_note(OWN_NOISE)
@@ -181,7 +196,18 @@ class MapJob(TrainingJob[MapState]):
                 if options.suspects == "exclude":
                     del weights[client]
             state.encoder = self._aggregate(state, weights)
-        return _history_entry(state, rate, answers, usable if active else None)
+        means = _mean_losses(state, answers)
+        return _history_entry(state, rate, list(answers), means, _count_outside(answers), usable if active else None)
+
+    def _use_sum(self, state: MapState, total: SumRound, rate: float, usable: Sequence[int] | None) -> dict[str, Any]:
+        """Take the mean of the clients' weights, of which only the sum is known; return the entry for the history."""
+        if total.totals.numbers["points"] != sum(state.sizes[client] for client in total.clients):
+            raise MessageError("the clients' numbers of points do not add up to what they reported at the start")
+        state.encoder = total.arrays["encoder"].astype(self.options.precision)
+        if not self.options.hides_training and total.totals.means["attraction"] is None:
+            state.add_note(OWN_NOISE)
+        # Points outside of a box are counted by client, and are not added up.
+        return _history_entry(state, rate, total.clients, total.totals.means, None, usable)
 
     def _note_suspect(self, transport: Transport, state: MapState, client: int, reason: str) -> None:
         state.add_note(note_suspect(transport.name(client), reason, left_out=self.options.suspects == "exclude"))
@@ -238,10 +264,17 @@ class MapJob(TrainingJob[MapState]):
             # Noise of standard deviation s per value: ten deviations on top of the largest honest value.
             limit = MAX_FIELD * (1 + options.target_noise)
             values = ArrayRule(options.precision, (int(np.prod(state.grid.shape)),), low=-limit, high=limit)
-            rule = MessageRule(at_client.FIELD, {"field": values}, {"r2": float})
+            # A gradient without noise would say more than the noisy field does, so nobody sends one then.
+            gradients = () if options.target_noise else GRADIENTS
+            rule = MessageRule(
+                at_client.FIELD,
+                {"field": values},
+                {"r2": float} | dict.fromkeys(gradients, float),
+                optional=frozenset(gradients),
+            )
             for client, answer in ask_all(at_client.FIELD, rule, encoder | grid).items():
-                box = state.grid.box_2d
-                state.repulsions[client] = Repulsion(answer.array("field"), box, answer.number("r2"), round)
+                field, box = answer.array("field"), state.grid.box_2d
+                state.repulsions[client] = Repulsion(field, box, answer.number("r2"), round, **_read_gradients(answer))
             return
         rule = MessageRule(
             at_client.SURROGATE,
@@ -251,26 +284,34 @@ class MapJob(TrainingJob[MapState]):
                 ),
                 "box": _box_rule(d, limit=10 * MAX_MAP),  # around the map, with a margin
             },
-            {"r2": float, "r2_held_out": float, "epochs": int, "queries": int},
-            optional=frozenset({"r2_held_out"}),
+            {"r2": float, "r2_held_out": float, "epochs": int, "queries": int} | dict.fromkeys(GRADIENTS, float),
+            optional=frozenset({"r2_held_out", *GRADIENTS}),
         )
         for client, answer in ask_all(at_client.SURROGATE, rule, encoder | grid, _check_box).items():
             vector, box = answer.array("surrogate"), answer.array("box")
-            state.repulsions[client] = Repulsion(vector, box, answer.number("r2"), round)
+            state.repulsions[client] = Repulsion(vector, box, answer.number("r2"), round, **_read_gradients(answer))
 
     def _usable_repulsions(self, transport: Transport, state: MapState) -> list[int]:
         """Clients whose repulsion is known and fits well enough; the others are noted."""
-        usable = []
+        usable, options = [], self.options
         for client in sorted(state.sizes):
             repulsion, name = state.repulsions.get(client), transport.name(client)
             if repulsion is None:
                 state.add_note(f"{name} has sent no surrogate: the others do not feel it")
-            elif repulsion.r2 < self.options.min_r2:
-                state.add_note(f"{name}: its surrogate fits with R2 below {self.options.min_r2:g} and is left out")
+                continue
+            cosine = repulsion.gradient_cosine
+            if repulsion.r2 < options.min_r2:
+                state.add_note(f"{name}: its surrogate fits with R2 below {options.min_r2:g} and is left out")
+            # Values may fit while the gradient, all that a training feels, points elsewhere.
+            elif cosine is not None and cosine < options.min_gradient_cosine:
+                below = f"the cosine of its surrogate's gradient is below {options.min_gradient_cosine:g}"
+                state.add_note(f"{name}: {below}, and it is left out")
             else:
                 usable.append(client)
-                if repulsion.r2 < self.options.warn_r2:
-                    state.add_note(f"{name}: its surrogate fits with R2 below {self.options.warn_r2:g}")
+                if repulsion.r2 < options.warn_r2:
+                    state.add_note(f"{name}: its surrogate fits with R2 below {options.warn_r2:g}")
+        if options.method == FEDNE and any(state.repulsions[client].gradient_cosine is None for client in usable):
+            state.add_note("the gradients of surrogates are not measured: only their R2 decides")
         return usable
 
     def _train_request(self, state: MapState, client: int, rate: float, usable: Sequence[int]) -> Message:
@@ -326,7 +367,10 @@ class MapJob(TrainingJob[MapState]):
             "features": state.features,
             # Clients are listed as pairs, because JSON would turn numeric keys into strings.
             "sizes": list(state.sizes.items()),
-            "repulsions": [[client, entry.r2, entry.round] for client, entry in state.repulsions.items()],
+            "repulsions": [
+                [client, entry.r2, entry.round, entry.gradient_cosine, entry.gradient_ratio]
+                for client, entry in state.repulsions.items()
+            ],
             "axes": 0 if state.grid is None else len(state.grid.axes),
             "notes": state.notes,
         }
@@ -335,9 +379,14 @@ class MapJob(TrainingJob[MapState]):
     def unpack(self, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> MapState:
         repulsions = {
             int(client): Repulsion(
-                arrays[f"repulsion.{client}.vector"], arrays[f"repulsion.{client}.box"], float(r2), int(round)
+                arrays[f"repulsion.{client}.vector"],
+                arrays[f"repulsion.{client}.box"],
+                float(r2),
+                int(round),
+                *gradients,
             )
-            for client, r2, round in header["repulsions"]
+            # A snapshot of an earlier version has no gradients.
+            for client, r2, round, *gradients in header["repulsions"]
         }
         axes = tuple(arrays[f"grid.{number}"] for number in range(header["axes"]))
         prefix = "local."
@@ -412,6 +461,11 @@ def _request(
     return Message(kind, round, dict(arrays or {}), {"options": options.model_dump_json(), **values})
 
 
+def _read_gradients(answer: Message) -> dict[str, float]:
+    """Return how the gradient of a surrogate compares with the true one, where its client has measured it."""
+    return {name: answer.number(name) for name in GRADIENTS if name in answer.values}
+
+
 def _box_rule(dimensions: int, limit: float = MAX_MAP) -> ArrayRule:
     return ArrayRule("float64", (2, dimensions), low=-limit, high=limit)
 
@@ -428,13 +482,8 @@ def _surrogate_size(options: EmbeddingOptions) -> int:
     return sum((inputs + 1) * outputs for inputs, outputs in zip(widths, widths[1:], strict=False))
 
 
-def _history_entry(
-    state: MapState, rate: float, answers: Mapping[int, Message], usable: Sequence[int] | None
-) -> dict[str, Any]:
-    """History of a round; losses are means over clients, weighted by their points.
-
-    Losses, and the number of points outside of a box, are None where noise hides the training.
-    """
+def _mean_losses(state: MapState, answers: Mapping[int, Message]) -> dict[str, float | None]:
+    """Means of the losses over clients, weighted by their points; None where noise hides the training."""
     weights = np.array([state.sizes[client] for client in answers], dtype=np.float64)
 
     def mean(name: str) -> float | None:
@@ -444,21 +493,42 @@ def _history_entry(
             return None
         return float(np.average(np.array(values, dtype=np.float64), weights=weights))
 
+    return {name: mean(name) for name in TRAIN_SUMS.means}
+
+
+def _count_outside(answers: Mapping[int, Message]) -> int | None:
+    """Number of points outside of the boxes; None where noise hides the training."""
     counts = [int(answer.number("outside")) for answer in answers.values() if "outside" in answer.values]
-    outside = sum(counts) if counts else None
+    return sum(counts) if counts else None
+
+
+def _history_entry(
+    state: MapState,
+    rate: float,
+    clients: Sequence[int],
+    means: Mapping[str, float | None],
+    outside: int | None,
+    usable: Sequence[int] | None,
+) -> dict[str, Any]:
+    """History of a round."""
     if outside:
         state.add_note(
             "points lie outside the box of a surrogate: a field keeps the value at its edge, a network's is clamped"
         )
-    fits = {str(client): round(state.repulsions[client].r2, 6) for client in sorted(state.repulsions)}
+
+    def fits(name: str) -> dict[str, float]:
+        """Quality of the surrogates by client; those that are not measured are left out."""
+        if usable is None:
+            return {}
+        values = {client: getattr(state.repulsions[client], name) for client in sorted(state.repulsions)}
+        return {str(client): round(value, 6) for client, value in values.items() if value is not None}
+
     return {
         "round": state.round,
         "rate": rate,
-        "clients": list(answers),
-        "attraction": mean("attraction"),
-        "repulsion": mean("repulsion"),
-        "foreign": mean("foreign"),
-        "r2": fits if usable is not None else {},
+        "clients": list(clients),
+        **means,
+        **{name: fits(name) for name in ("r2", *GRADIENTS)},
         "usable": None if usable is None else list(usable),
         "outside": outside,
     }

@@ -12,6 +12,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, validate
 from foveate.core.reference import REFERENCE, reference_values
 from foveate.federated.messages import Message, MessageError
+from foveate.federated.secure_sums import WEIGHTS, SumFormat
 
 FEDNE, FEDAVG, FEDPROX, LOCAL, POOLED, EXACT = "fedne", "fedavg", "fedprox", "local", "global", "fedne_exact"
 METHODS = {
@@ -22,6 +23,10 @@ METHODS = {
     POOLED: "all data in one place: not federated, an upper bound",
     EXACT: "as fedne with the others' map positions instead of surrogates: not private, simulation only",
 }
+
+
+MAX_SOLID_AXIS_POINTS = 12
+"""Points per axis of a grid in three dimensions, by default."""
 
 
 class EmbeddingOptions(Settings):
@@ -57,7 +62,7 @@ class EmbeddingOptions(Settings):
     surrogate: Literal["network", "network64", "grid"] = Field(
         "grid",
         description="what a client sends of its repulsion: a table of values, or a network (the default where "
-        "maps have three dimensions, or grids are not common)",
+        "grids are not common)",
     )
     # With surrogates from round 0 results were erratic (docs/methods/fedne.md).
     surrogate_start: float = Field(0.3, ge=0, le=1, description="share of the rounds before clients repel one another")
@@ -69,7 +74,9 @@ class EmbeddingOptions(Settings):
     )
     grid_step: float = Field(0.3, gt=0, description="distance of two queries")
     # A map can grow twentyfold within a round; with a fixed step, the number of queries grows with its square.
-    max_axis_points: int = Field(28, ge=2, le=200, description="queries per axis at most, union grid")
+    max_axis_points: int = Field(
+        28, ge=2, le=200, description="queries per axis at most, union grid (12 in 3-D tables)"
+    )
     # A small map with a fixed step would have a handful of queries per axis.
     min_axis_points: int = Field(12, ge=2, le=200, description="queries per axis at least")
     max_points: int = Field(2000, ge=16, le=100_000, description="queries in all at most, own grid")
@@ -80,7 +87,15 @@ class EmbeddingOptions(Settings):
     )
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the queries that a surrogate's fit is measured on")
     # A surrogate that does not fit pushes points anywhere; without it its client is only not felt.
-    min_r2: float = Field(0.8, description="a surrogate below it is left out")
+    min_r2: float = Field(0.8, description="a surrogate below it, between its queries, is left out")
+    # Surrogates reach .9, networks that alias .4 or less (docs/methods/fedne.md).
+    min_gradient_cosine: float = Field(
+        0.5,
+        ge=-1,
+        le=1,
+        description="a surrogate whose gradient has a smaller mean cosine with the true one, between its queries, is "
+        "left out",
+    )
     warn_r2: float = Field(0.9, description="a surrogate below it is noted")
     # Off, although the published method mixes: in the study it helps on even digits only, and hurts on cells.
     mixing: bool = Field(False, description="train on mixtures of neighboring points, too")
@@ -107,11 +122,16 @@ class EmbeddingOptions(Settings):
     @model_validator(mode="before")
     @classmethod
     def _choose_surrogate(cls, content: Any) -> Any:
-        """A table of values needs one plane grid for all clients; elsewhere networks are the default."""
-        if not isinstance(content, dict) or "surrogate" in content:
+        """A table of values needs one grid for all clients; elsewhere networks are the default."""
+        if not isinstance(content, dict):
             return content
-        plane = content.get("dimensions", 2) == 2 and content.get("grid", "union") == "union"
-        return content if plane else {**content, "surrogate": "network"}
+        content = dict(content)
+        if "surrogate" not in content and content.get("grid", "union") != "union":
+            content["surrogate"] = "network"
+        # 12 to the third are about as many values as 2,000 queries; 28 would be 21,952 from each client in each round.
+        if content.get("dimensions") == 3 and content.get("surrogate", "grid") == "grid":
+            content.setdefault("max_axis_points", content.get("min_axis_points", MAX_SOLID_AXIS_POINTS))
+        return content
 
     @model_validator(mode="after")
     def _fits(self) -> EmbeddingOptions:
@@ -131,8 +151,8 @@ class EmbeddingOptions(Settings):
             raise ValueError("target_noise needs method 'fedne' and grid 'union'")
         if self.method in (LOCAL, POOLED) and (self.aggregation != "mean" or self.suspects != "report"):
             raise ValueError(f"method '{self.method}' averages nothing: aggregation and suspects have no effect on it")
-        if self.method == FEDNE and self.surrogate == "grid" and (self.grid != "union" or self.dimensions != 2):
-            raise ValueError("surrogate 'grid' needs grid 'union' and a map of two dimensions")
+        if self.method == FEDNE and self.surrogate == "grid" and self.grid != "union":
+            raise ValueError("surrogate 'grid' needs grid 'union'")
         return self
 
     @property
@@ -198,12 +218,17 @@ def is_refreshed(round: int, *, start: int, refresh: int) -> bool:
     return round >= start and (round - start) % refresh == 0
 
 
+def count_participants(clients: int, share: float) -> int:
+    """Number of clients that train in a round."""
+    # Take at least one: a round without clients has nothing to average.
+    return clients if share >= 1 else max(1, round(share * clients))
+
+
 def draw_participants(clients: Sequence[int], share: float, generator: np.random.Generator) -> list[int]:
     """Draw the clients that train in a round: at least one, without replacement, ascending."""
     if share >= 1:
         return list(clients)
-    # Take at least one: a round without clients has nothing to average.
-    count = max(1, round(share * len(clients)))
+    count = count_participants(len(clients), share)
     return sorted(generator.choice(np.asarray(clients), size=count, replace=False).tolist())
 
 
@@ -222,6 +247,8 @@ SURROGATE = "query.surrogate"
 FIELD = "query.field"
 POSITIONS = "query.positions"
 TRAIN = "train"
+TRAIN_SUMS = SumFormat({"encoder": WEIGHTS}, is_weighted=True, means=("attraction", "repulsion", "foreign"))
+"""Format in which the answers to a training are added up."""
 
 REMOTE_KINDS = (POINTS, BOX, SURROGATE, FIELD, TRAIN)
 """Requests that a client answers over a network: all but its map positions."""

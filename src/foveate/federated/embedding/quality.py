@@ -162,7 +162,10 @@ def account(options: EmbeddingOptions, state: MapState, *, delta: float = DELTA)
     rho = None
     if options.target_noise:
         # The largest grid that the options allow, because the number of values of each round is not recorded.
-        queries = options.max_axis_points**2 if options.dimensions == 2 else options.max_points
+        queries = options.max_axis_points**options.dimensions
+        # A network of three dimensions is fitted to random queries, of which there are fewer.
+        if options.surrogate != "grid" and options.dimensions > 2:
+            queries = min(queries, options.max_points)
         changes = (max_change(size, drop=options.drop, kernel=options.kernel) for size in state.sizes.values())
         rho = refreshed * gaussian_cost(math.sqrt(queries) * max(changes), options.target_noise)
     rows.append(row(name, "one point of any client", rho, refreshed))

@@ -23,14 +23,17 @@ class Repulsion:
     Attributes:
         vector: a surrogate's weights, or the values of a field.
         box: where it is valid, [2, d].
-        r2: how well it fits.
+        r2: how well it fits between its queries.
         round: in which it was made.
+        gradient_cosine, gradient_ratio: see `FieldQuality`; None where they are not measured, as with noise.
     """
 
     vector: Array
     box: Array
     r2: float
     round: int
+    gradient_cosine: float | None = None
+    gradient_ratio: float | None = None
 
 
 @dataclass

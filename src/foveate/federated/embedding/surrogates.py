@@ -1,14 +1,15 @@
 """Surrogates: a small network per client that predicts how strongly its points repel a map position.
 
 It is fitted by its owner from the frozen global encoder, sent to all others, and evaluated there: gradients flow into
-the position, never into the surrogate. FedNE, arXiv 2409.11509; all details are those of the public code.
+the position, never into the surrogate. FedNE, arXiv 2409.11509; all details are those of the public code, except that
+positions are encoded in units of the box and targets are standardized (`to_box_units`, `fit_surrogate`).
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,18 @@ from torch.nn import functional as F
 
 from foveate.federated.embedding.networks import Weights, copy_weights, linear
 from foveate.federated.embedding.training import max_repulsion
+from foveate.metrics.neighbors import blocks
 
-# Octaves of the encoding. The finest wave is 2 pi / 8 = 0.8 long, more than two steps of a grid of 0.3; another octave
-# would alias on it.
+# Octaves of the encoding. In the public code the finest wave is 2 pi / 8 = 0.8 long whatever the map's width: on a map
+# ten wide, 28 queries per axis alias it. In units of the box it is half the box long, five steps or more.
 LEVELS = 4
+# Encoded positions reach this far from 0 in a box: the coarsest wave is then four boxes long, and values grow or fall
+# over a box instead of turning once.
+_REACH = math.pi / 4
+# A box without width would divide by 0; honest ones have a margin.
+_MIN_WIDTH = 1e-6
+# Shorter gradients have no direction.
+_MIN_LENGTH = 1e-30
 
 
 def encode_positions(z_Nd: Tensor, *, levels: int = LEVELS) -> Tensor:
@@ -31,6 +40,14 @@ def encode_positions(z_Nd: Tensor, *, levels: int = LEVELS) -> Tensor:
         return z_Nd
     scaled = torch.cat([2.0**level * z_Nd for level in range(levels)], dim=1)
     return torch.cat([z_Nd, scaled.sin(), scaled.cos()], dim=1)
+
+
+def to_box_units(z_Nd: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Scale positions such that the box [low, high] reaches from -pi/4 to pi/4 on every axis.
+
+    The waves of `encode_positions` then widen with the map, as the steps of its queries do.
+    """
+    return (z_Nd - (low + high) / 2) * (2 * _REACH / (high - low).clamp_min(_MIN_WIDTH))
 
 
 @dataclass(frozen=True)
@@ -129,13 +146,25 @@ def fit_surrogate(
     *,
     architecture: Architecture = ARCHITECTURES["network"],
     settings: FitSettings = FitSettings(),
+    box_2d: NDArray[np.floating] | None = None,
 ) -> SurrogateFit:
     """Fit by Adam on the squared error, from new weights; return the weights of the best check.
 
     The error of the held-out queries is checked at even epochs and the last one; after `patience` checks without a gain
     it ends. With held_out = 0 all epochs are trained and the last weights are returned.
+
+    Args:
+        box_2d: around the queries. Positions are encoded in its units, and the fit starts from targets of mean 0 and
+            deviation 1; the weights that are returned give the repulsion itself. None = neither (the public code).
     """
     network = SurrogateNetwork(architecture, queries_Gd.shape[1], generator, queries_Gd.dtype)
+    center, spread = 0.0, 1.0
+    if box_2d is not None:
+        queries_Gd = to_box_units(queries_Gd, *torch.from_numpy(np.asarray(box_2d)).to(queries_Gd))
+        # Repulsions differ by a few hundredths, the outputs of new weights by ten times that: without this the few
+        # epochs end before the fit has leveled those waves, and they outweigh the gradient of what is imitated.
+        center, spread = float(targets_G.mean()), float(targets_G.std(correction=0)) or 1.0
+        targets_G = (targets_G - center) / spread
     encoded_GI = encode_positions(queries_Gd, levels=architecture.levels)
     order = torch.randperm(len(queries_Gd), generator=generator)
     # A random part of the grid, not its edge: the fit must hold between the queries.
@@ -166,12 +195,63 @@ def fit_surrogate(
         network.load_state_dict(best_weights)
     with torch.no_grad():
         predicted = network.read(encoded_GI)
+        # The last layer is linear, so it takes the targets' scale: whoever evaluates the weights need not know it.
+        last = network.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(spread)
+        last.bias.mul_(spread).add_(center)
     return SurrogateFit(
         copy_weights(network),
         r_squared(predicted, targets_G),
         r_squared(predicted[checked], targets_G[checked]),
         epoch + 1,
     )
+
+
+Field = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FieldQuality:
+    """How well a field is imitated at some positions.
+
+    Attributes:
+        r2: of the values.
+        gradient_cosine: mean cosine of both gradients, 1 = the same direction everywhere.
+        gradient_ratio: mean length of the imitation's gradient, in units of the true one's.
+    """
+
+    r2: float
+    gradient_cosine: float
+    gradient_ratio: float
+
+
+def compare_fields(imitation: Field, truth: Field, positions_Kd: Tensor, *, points: int = 1) -> FieldQuality:
+    """Compare values and gradients of two fields at the positions; a training takes nothing but the gradients.
+
+    Args:
+        points: number of points whose distances the fields compute, which bounds the positions of one block.
+    """
+    imitated_K, imitated_Kd = _with_gradients(imitation, positions_Kd, points)
+    true_K, true_Kd = _with_gradients(truth, positions_Kd, points)
+    length = float(true_Kd.norm(dim=1).mean())
+    return FieldQuality(
+        r_squared(imitated_K, true_K),
+        float(F.cosine_similarity(imitated_Kd, true_Kd, dim=1, eps=_MIN_LENGTH).mean()),
+        float(imitated_Kd.norm(dim=1).mean()) / max(length, _MIN_LENGTH),
+    )
+
+
+def _with_gradients(field: Field, positions_Kd: Tensor, points: int) -> tuple[Tensor, Tensor]:
+    """Return the values [K] of a field at the positions and its gradients [K, d] there."""
+    values, gradients = [], []
+    # Work in blocks: a gradient keeps all distances that its values were computed from.
+    for part in blocks(len(positions_Kd), points * positions_Kd.shape[1]):
+        z = positions_Kd[part].detach().requires_grad_()
+        value = field(z)
+        gradients.append(torch.autograd.grad(value.sum(), z)[0])
+        values.append(value.detach())
+    return torch.cat(values), torch.cat(gradients)
 
 
 class SurrogateSum:
@@ -182,7 +262,8 @@ class SurrogateSum:
     Args:
         surrogates_M: their weights, as `SurrogateFit.weights` holds them.
         shares_M: rho of each.
-        boxes_M2d: the boxes; None = never clamp (the public code).
+        boxes_M2d: the boxes, in whose units positions are encoded; None = positions as they are, and never clamp (the
+            public code).
         kernel: of the repulsion that is imitated.
     """
 
@@ -195,7 +276,7 @@ class SurrogateSum:
         boxes_M2d: NDArray[np.floating] | None = None,
         kernel: str = "shifted",
         dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
     ) -> None:
         # Each layer has two arrays, weight and bias.
         depth = len(surrogates_M[0]) // 2
@@ -210,9 +291,8 @@ class SurrogateSum:
 
     def __call__(self, z_Nd: Tensor) -> Tensor:
         """Weighted sum at each position, [N]."""
-        # All networks have one architecture: a batched product evaluates them at once.
-        # One copy of the positions for all M networks: `expand` costs no memory. [M, N, inputs].
-        hidden = encode_positions(z_Nd, levels=self._levels).expand(len(self._shares_M), -1, -1)
+        # All networks have one architecture: a batched product evaluates them at once. [M, N, inputs].
+        hidden = self._encode(z_Nd)
         for index, (weight_Moi, bias_Mo) in enumerate(self._layers):
             hidden = torch.baddbmm(bias_Mo.unsqueeze(1), hidden, weight_Moi.transpose(1, 2))
             if index < len(self._layers) - 1:
@@ -224,6 +304,16 @@ class SurrogateSum:
             # A network extrapolates without bounds; outside of its box its value is clamped to what a repulsion can be.
             value_MN = torch.where(beyond_MN, value_MN.clamp(0.0, self._max_repulsion), value_MN)
         return self._shares_M @ value_MN
+
+    def _encode(self, z_Nd: Tensor) -> Tensor:
+        """Encode positions for each network, [M, N, inputs]."""
+        if self._boxes is None:
+            # One copy of the positions for all M networks: `expand` costs no memory.
+            return encode_positions(z_Nd, levels=self._levels).expand(len(self._shares_M), -1, -1)
+        # On the common grid all boxes are equal, and sines of all positions are the larger part of an evaluation.
+        boxes = self._boxes[:1] if (self._boxes == self._boxes[:1]).all() else self._boxes
+        scaled = [encode_positions(to_box_units(z_Nd, *box), levels=self._levels) for box in boxes]
+        return torch.stack(scaled).expand(len(self._shares_M), -1, -1)
 
     def outside(self, z_Nd: Tensor) -> int:
         """Number of positions outside the box of at least one surrogate."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
 from foveate.core.recipes import parse_overrides
 from foveate.core.reference import refuse_reference
@@ -17,10 +18,11 @@ from foveate.federated.clustering.methods import resolve
 from foveate.federated.clustering.options import ClusteringOptions
 from foveate.federated.deep.options import DEEPFECA, DeepOptions
 from foveate.federated.deep.options import read_options as read_deep_options
-from foveate.federated.embedding.options import FEDNE, EmbeddingOptions
+from foveate.federated.embedding.options import FEDNE, EmbeddingOptions, count_participants
 from foveate.federated.embedding.options import read_options as read_map_options
 from foveate.federated.limits import CLUSTER, EMBED, FEATURES, SAFE_MIN_COUNT, SAFE_WINSORIZE
 from foveate.federated.run_options import WHERE, RunOptions, default_config
+from foveate.federated.secure_sums import MIN_CLIENTS, refuse_individual
 
 CONFIG = default_config()
 """Fields of a run and their defaults; `--run-config` can change these and no others."""
@@ -114,4 +116,15 @@ def read_job(config: Mapping[str, Any]) -> tuple[RunOptions, Any]:
         UserError: a configuration that does not say where the result goes, an unknown job, or options that do not fit.
     """
     run = RunOptions.read(config)
-    return run, OPTIONS[run.job](run, parse_overrides(run.options.split()))
+    options = OPTIONS[run.job](run, parse_overrides(run.options.split()))
+    if run.secure_aggregation:
+        names = ("suspects", "aggregation")
+        refuse_individual(**{name: getattr(options, name) for name in names if hasattr(options, name)})
+        if isinstance(options, EmbeddingOptions):
+            trained = count_participants(run.clients, options.participation)
+            if trained < MIN_CLIENTS:
+                raise UserError(
+                    f"{WHERE}: secure-aggregation needs at least {MIN_CLIENTS} clients in a round; "
+                    f"participation={options.participation:g} of {run.clients} clients trains {trained}"
+                )
+    return run, options

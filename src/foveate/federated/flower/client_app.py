@@ -11,18 +11,26 @@ from flwr.app import Context  # pyrefly: ignore[missing-import]
 from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
 from flwr.clientapp import ClientApp  # pyrefly: ignore[missing-import]
 
-from foveate.federated.flower.transport import from_records, to_records
+from foveate.federated.flower.records import from_records, to_records
 from foveate.federated.messages import Message
 from foveate.federated.node import KINDS, UNREADABLE, answer_request
 from foveate.federated.reasons import INTERNAL_ERROR, failure_values
 
+STAGES = "secaggplus_configs"
+"""Record that makes a message a stage of a sum (`secaggplus_constants.RECORD_KEY_CONFIGS` of Flower)."""
 app = ClientApp()
 
 
 def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
     """Answer a request; a fault of any kind becomes a code, because Flower would send its text."""
     try:
-        records = to_records(answer_request(context.node_config, lambda: from_records(message.content)))
+        if STAGES in message.content.config_records:
+            # Imported here, because other runs need none of Flower's cryptography.
+            from foveate.federated.flower.secure_client import answer_stage
+
+            records = answer_stage(message, context)
+        else:
+            records = to_records(answer_request(context.node_config, lambda: from_records(message.content)))
     except Exception:  # the log of the node has the reason; whatever it is, it stays there
         records = to_records(Message(UNREADABLE, values=failure_values(INTERNAL_ERROR)))
     return FlowerMessage(records, reply_to=message)

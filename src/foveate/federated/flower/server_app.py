@@ -23,6 +23,7 @@ from foveate.federated.limits import CLUSTER, EMBED, FEATURES
 from foveate.federated.rounds import Log
 from foveate.federated.run_failure import FILE, RunFailure, describe_failure
 from foveate.federated.run_options import RunOptions
+from foveate.federated.secure_sums import describe_sums
 
 app = ServerApp()
 
@@ -63,6 +64,7 @@ def _connect(grid: Any, settings: RunOptions, log: Log, *, answers_folder: Path 
         timeout=settings.timeout,
         answers_folder=answers_folder,
         log=log,
+        is_secure=settings.secure_aggregation,
     )
 
 
@@ -80,7 +82,8 @@ def _cluster(grid: Any, settings: RunOptions, options: ClusteringOptions, log: L
         link.need_partitions(needed, ", ".join(what), min_clients=settings.min_clients)
     clustered = cluster(link, options, min_clients=settings.min_clients, evaluate=settings.evaluate)
     names = {client: link.name(client) for client in link.clients}
-    write_server_result(out, clustered, link.log, names, seconds=time.monotonic() - started)
+    notes = [describe_sums(CLUSTER)] if link.is_secure else []
+    write_server_result(out, clustered, link.log, names, seconds=time.monotonic() - started, notes=notes)
     link.forget()  # the clients' data may change before the next run
     say(f"{out}: {len(clustered.centers)} centers of {len(clustered.client_reports)} clients")
     return out

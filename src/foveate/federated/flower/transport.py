@@ -1,27 +1,19 @@
-"""`Transport` over Flower's Grid, and messages as Flower's records.
-
-Clients are found by their partition number; each round is one push and one pull. Arrays stay arrays, so that Flower's
-tools can inspect them.
-"""
+"""`Transport` over Flower's Grid: clients are found by their partition number; each round is one push and one pull."""
 
 from __future__ import annotations
 
-import io
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict  # pyrefly: ignore[missing-import]
 from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
-from numpy.lib import format as npy
-from numpy.typing import NDArray
+from flwr.app import RecordDict  # pyrefly: ignore[missing-import]
 
 from foveate.core.errors import UserError
 from foveate.core.progress import say
-from foveate.federated.messages import DTYPES, SCHEMA, Message, MessageError, MessageRule
+from foveate.federated.flower.records import from_records, to_records
+from foveate.federated.messages import Message, MessageRule
 from foveate.federated.node import HELLO, NOISE, PARTITIONS
 from foveate.federated.points import ColumnDigests, find_mismatches
 from foveate.federated.reasons import MAX_PARTITIONS, read_failure
@@ -34,66 +26,12 @@ from foveate.federated.rounds import (
     Round,
     TooFewClientsError,
     find_fault,
+    need_sum,
     require_clients,
     title,
 )
-
-ABOUT, VALUES, ARRAYS = "foveate", "values", "arrays"
-
-
-def to_records(message: Message) -> RecordDict:
-    """Convert a message to three records: kind and round, values, arrays."""
-    records: dict[str, Any] = {
-        ABOUT: ConfigRecord({"kind": message.kind, "round": message.round, "schema": SCHEMA}),
-        VALUES: ConfigRecord(dict(message.values)),
-    }
-    if message.arrays:
-        records[ARRAYS] = ArrayRecord({name: Array(array) for name, array in message.arrays.items()})
-    return RecordDict(records)
-
-
-def from_records(records: RecordDict) -> Message:
-    """Read the message in Flower's records.
-
-    Raises:
-        MessageError: foreign records, another schema, or arrays whose bytes do not match their header.
-    """
-    about = dict(records.config_records.get(ABOUT, {}))
-    if about.get("schema") != SCHEMA:
-        raise MessageError(
-            f"message: field 'schema' must be {SCHEMA} (got {about.get('schema')}); use one version everywhere"
-        )
-    kind, number = about.get("kind"), about.get("round")
-    if not isinstance(kind, str) or type(number) is not int:
-        raise MessageError(f"message: kind must be a string and round a whole number (got {kind!r} and {number!r})")
-    arrays = {str(name): _read(str(name), array) for name, array in records.array_records.get(ARRAYS, {}).items()}
-    values = dict(records.config_records.get(VALUES, {}))
-    return Message(kind, number, arrays, values)  # type: ignore[arg-type]
-
-
-def _read(name: str, array: Array) -> NDArray[Any]:
-    """Read Flower's array.
-
-    The header is compared with the number of bytes first, so that a false one cannot make the server reserve memory.
-    """
-    if array.stype != "numpy.ndarray":
-        raise MessageError(f"array '{name}' must be packed as numpy.ndarray (got '{array.stype}')")
-    content = io.BytesIO(array.data)
-    try:
-        version = npy.read_magic(content)
-        # Version 3 of the header exists for names of fields, which no allowed type has.
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, by_column, dtype = read(content)
-    except ValueError:
-        raise MessageError(f"array '{name}' has no readable header") from None
-    if str(dtype) not in DTYPES:
-        raise MessageError(f"array '{name}' must be one of {', '.join(DTYPES)} (got {dtype})")
-    size, num_bytes = math.prod(shape) * dtype.itemsize, len(array.data) - content.tell()
-    if size != num_bytes:
-        raise MessageError(f"array '{name}' claims to be {list(shape)} of {dtype}, but has {num_bytes:,} bytes")
-    values = np.frombuffer(array.data, dtype, offset=content.tell())
-    return values.reshape(shape, order="F" if by_column else "C")
-
+from foveate.federated.secure_sums import Shapes, SumFormat, SumRound
+from foveate.federated.store import digest
 
 HELLO_RULE = MessageRule(
     HELLO,
@@ -104,6 +42,8 @@ HELLO_RULE = MessageRule(
 _POLL_SECONDS = 0.5
 # The node id by which Flower's SuperLink signs its own replies (flwr.common.constant.SUPERLINK_NODE_ID).
 _SUPERLINK = 1
+_SERVER = -1
+"""Number under which sums are stored, which belong to no client."""
 
 
 class GridTransport(AnsweredTransport):
@@ -118,6 +58,7 @@ class GridTransport(AnsweredTransport):
         wait: seconds to wait for them at the start.
         timeout: seconds that a round may take.
         answers_folder: stores answers (`AnswerStore`), so that a killed server continues within its round.
+        is_secure: ask for sums under Flower's SecAgg+.
 
     Raises:
         TooFewClientsError: no client within `wait`. UserError: two clients of one number.
@@ -132,8 +73,9 @@ class GridTransport(AnsweredTransport):
         timeout: float | None = None,
         answers_folder: Path | None = None,
         log: Log | None = None,
+        is_secure: bool = False,
     ) -> None:
-        super().__init__(answers_folder, log)
+        super().__init__(answers_folder, log, is_secure=is_secure)
         self._grid, self._timeout = grid, timeout
         self._nodes: dict[int, int] = {}
         self._names: dict[int, str] = {}
@@ -235,17 +177,32 @@ class GridTransport(AnsweredTransport):
 
     def _send(self, requests: dict[int, Message]) -> dict[int, tuple[Message | None, str]]:
         """Ask all nodes at once; return by node its answer, or the reason why there is none."""
+        records = {node: to_records(request) for node, request in requests.items()}
+        kinds = {node: request.kind for node, request in requests.items()}
+        round = next(iter(requests.values())).round if requests else 0
+        outcomes: dict[int, tuple[Message | None, str]] = {}
+        for node, (content, reason) in self._exchange(records, kinds, round).items():
+            outcomes[node] = (None, reason)
+            if content is None:
+                continue
+            try:
+                outcomes[node] = (from_records(content), "")
+            except UserError as problem:
+                outcomes[node] = (None, str(problem))
+            except FAULTS as problem:
+                outcomes[node] = (None, f"not readable as a message ({type(problem).__name__}: {problem})")
+        return outcomes
+
+    def _exchange(
+        self, records: Mapping[int, RecordDict], kinds: Mapping[int, str], round: int
+    ) -> dict[int, tuple[RecordDict | None, str]]:
+        """Send records to all nodes at once; return by node those that came back, or the reason why there are none."""
         sent = [
-            FlowerMessage(
-                content=to_records(request),
-                dst_node_id=node,
-                message_type=request.kind,
-                group_id=str(request.round),
-            )
-            for node, request in requests.items()
+            FlowerMessage(content=content, dst_node_id=node, message_type=kinds[node], group_id=str(round))
+            for node, content in records.items()
         ]
         limit = "" if self._timeout is None else f" within {self._timeout:g} s"
-        outcomes: dict[int, tuple[Message | None, str]] = dict.fromkeys(requests, (None, f"no answer{limit}"))
+        outcomes: dict[int, tuple[RecordDict | None, str]] = dict.fromkeys(records, (None, f"no answer{limit}"))
         for reply in self._grid.send_and_receive(sent, timeout=self._timeout):
             node = reply.metadata.src_node_id
             if node == _SUPERLINK and reply.has_error():
@@ -253,18 +210,13 @@ class GridTransport(AnsweredTransport):
                 # is.
                 ids = {request.metadata.message_id: request.metadata.dst_node_id for request in sent}
                 node = ids.get(reply.metadata.reply_to_message_id, node)
-            if node not in requests:
+            if node not in records:
                 say(f"ignored a reply of node {node}, which got no request")
                 continue
             if reply.has_error():
                 outcomes[node] = (None, f"error {reply.error.code}: {reply.error.reason}")
                 continue
-            try:
-                outcomes[node] = (from_records(reply.content), "")
-            except UserError as problem:
-                outcomes[node] = (None, str(problem))
-            except FAULTS as problem:
-                outcomes[node] = (None, f"not readable as a message ({type(problem).__name__}: {problem})")
+            outcomes[node] = (reply.content, "")
         return outcomes
 
     def ask(self, requests: Requests, rule: MessageRule, *, min_clients: int = 1, check: Check | None = None) -> Round:
@@ -294,3 +246,42 @@ class GridTransport(AnsweredTransport):
                 reason = read_failure(answer)
             self._take(result, client, request, answer, reason, seconds, rule, check)
         return require_clients(result, min_clients, self.name)
+
+    def ask_sum(
+        self, requests: Mapping[int, Message], format: SumFormat, shapes: Shapes, *, min_clients: int = 1
+    ) -> SumRound:
+        """Run one round under SecAgg+, see `foveate.federated.rounds.Transport.ask_sum`."""
+        # Imported here, because other runs need none of Flower's cryptography.
+        from foveate.federated.flower.secure_server import MaskedSum
+
+        round = next(iter(requests.values())).round if requests else 0
+        asked = digest(*(request.digest() for request in requests.values()))
+        key = Message("secagg.sum", round, values={"requests": asked})
+        stored = None if self._store is None else self._store.read(key, _SERVER)
+        if stored is not None:
+            # A sum that is known is not asked for again: over other clients it would differ by single ones of them.
+            clients = stored.array("clients").tolist()
+            excluded = {client: "was left out before the server was stopped" for client in set(requests) - set(clients)}
+            return SumRound(*format.decode(stored.array("total"), shapes, len(clients)), clients, excluded)
+        excluded = {client: self._refused.get(client, self._absent) for client in requests if client not in self._nodes}
+        names = {self._nodes[client]: client for client in requests if client not in excluded}
+
+        def need(left: int, minimum: int) -> None:
+            lost = excluded | {names[node]: reason for node, reason in masked.excluded.items()}
+            need_sum(left, lost, max(min_clients, minimum), self.name)
+
+        masked = MaskedSum(
+            # Flower's modifier acts on this type only.
+            exchange=lambda records: self._exchange(records, dict.fromkeys(records, "train"), round),
+            note=lambda node, message, up: self.log.add(names[node], message, up=up),
+            need=need,
+        )
+        total_L = masked.run({node: requests[client] for node, client in names.items()})
+        excluded |= {names[node]: reason for node, reason in masked.excluded.items()}
+        for client, reason in sorted(excluded.items()):
+            self._leave_out({}, client, requests[client], reason, 0.0)
+        clients = sorted(names[node] for node in masked.nodes)
+        result = SumRound(*format.decode(total_L, shapes, len(clients)), clients, excluded)
+        if self._store is not None:
+            self._store.write(key, _SERVER, key.answer(arrays={"total": total_L, "clients": clients}))
+        return result

@@ -46,10 +46,11 @@ def _make(conversation: Conversation) -> SuiteQuestion:
     if kind not in KINDS and conversation.source.startswith(_SETS):
         # Ids of image sets are keys of images; the kind is in their source, such as "image-sets: compare: more".
         kind = conversation.source.removeprefix(_SETS).partition(":")[0]
-        more = ["two answers" if len(conversation.choices) == 2 else "open", "seen", conversation.id]
+        more = ["two answers" if len(conversation.choices) == 2 else "open", "seen", *more, conversation.id]
     kind = kind if kind in KINDS else "where" if question.boxes else "other"
     two_answers, unseen = more[:1] == ["two answers"], more[1:2] == ["unseen"]
-    part = ", ".join([kind, *more[:1], *(["unseen names"] if unseen else [])]) if len(more) > 2 else kind
+    people = ["people's wordings"] if more[2:3] == ["people"] else []
+    part = ", ".join([kind, *more[:1], *(["unseen names"] if unseen else []), *people]) if len(more) > 2 else kind
     sentence = conversation.turns[-1].text
     # Yes or no is decided by its first word, a sentence by its words.
     references = tuple(dict.fromkeys((*question.references, sentence)))

@@ -50,6 +50,7 @@ def import_folder(
     label_from_folder: str | None = None,
     update: bool = False,
     mirror: bool = False,
+    skip_links: bool = False,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
     """Import all images below the folder `source` into the collection `target`, in the order of their paths.
@@ -71,6 +72,7 @@ def import_folder(
             label of the same name takes precedence).
         update: take changed sidecars and replaced images.
         mirror: also delete images whose files are gone, without a tombstone: the collection is derived from the folder.
+        skip_links: leave out links to other images of the folder, which would be in the collection twice.
         shared: see `SharedOptions`.
 
     Raises:
@@ -92,6 +94,8 @@ def import_folder(
         raise UserError("--label-from-folder: expected the name of a label field, such as category")
     if label_from_folder is not None and all("/" not in image.name for image in files.images):
         raise UserError(f"--label-from-folder: {source} has no subfolders with images")
+    if skip_links:
+        _leave_out_links(source, files)
     versions = FolderVersions(source, take=update)
 
     def finish(writer: CollectionWriter) -> None:
@@ -109,7 +113,7 @@ def import_folder(
         _samples(source, files, versions, first_line=first_line, label=label_from_folder),
         # Resolved, because "." has no name.
         default_source=source.resolve().name,
-        total=len(files.links) + len(files.images),
+        total=len(files.links) + len(files.copies) + len(files.images),
         ignored=files.ignored,
         group_by=group_by,
         reference=reference,
@@ -127,6 +131,9 @@ def _samples(
         problem = check_file(source / link, root)
         if problem is not None:
             yield make_finding(link, link, "image", problem.reason, problem.detail)
+    for link, name in files.copies.items():
+        problem = Problem("image", LINK_TO_IMAGE, f"the symbolic link leads to {name}, which is used")
+        yield make_finding(link, link, "image", problem.reason, problem.detail)
     classes = ClassNames(source, files.class_files)
     keys = versions.assign_keys([image.name for image in files.images])
     for image in files.images:
@@ -179,6 +186,7 @@ def _read_first_line(read: Callable[[], bytes]) -> bytes:
 _TAKEOUT = ".supplemental-metadata"
 _MAX_TAKEOUT_NAME = 46
 _COPY = re.compile(r"(.*)(\(\d+\))")
+LINK_TO_IMAGE = "link to another image"
 _CLASS_FILES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names")
 _MAX_CLASS = 100_000
 
@@ -204,12 +212,14 @@ class FolderFiles:
         ignored: kind (".md", "hidden") -> number of files that are neither images nor sidecars.
         class_files: folder -> its file of YOLO's class names.
         links: to folders; they are not followed.
+        copies: links to other images of the folder that are left out -> these images.
     """
 
     images: list[ImageFiles]
     ignored: Counter[str]
     class_files: dict[str, str]
     links: list[str]
+    copies: dict[str, str] = field(default_factory=dict)
 
 
 def pair_files(source: Path, target: Path) -> FolderFiles:
@@ -248,6 +258,20 @@ def pair_files(source: Path, target: Path) -> FolderFiles:
     used = {name for image in images for name in image.all} | set(class_files.values())
     unused = (suffix for name, suffix in zip(names, suffixes, strict=True) if name not in used)
     return FolderFiles(images, count_kinds(unused, hidden=hidden), class_files, links)
+
+
+def _leave_out_links(source: Path, files: FolderFiles) -> None:
+    """Move links to other images of the folder from the images to `copies`."""
+    root = source.resolve()
+    targets = {image.name for image in files.images if not os.path.islink(source / image.name)}
+    for image in files.images:
+        if image.name in targets:
+            continue
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # a loop of links, or a link out of the folder
+            name = (source / image.name).resolve().relative_to(root).as_posix()
+            if name in targets:
+                files.copies[image.name] = name
+    files.images = [image for image in files.images if image.name not in files.copies]
 
 
 def _split_suffix(name: str) -> str:

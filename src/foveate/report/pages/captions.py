@@ -74,20 +74,6 @@ class FormatNumbers(ResultModel):
     held: float | None = None
 
 
-class EncoderValue(ResultModel):
-    title: str
-    value: float
-
-
-class EncoderNumbers(ResultModel):
-    measure: str
-    images: int
-    trained_on: int
-    captioned: int
-    steps: int
-    values: list[EncoderValue]
-
-
 class AssertionTotals(ResultModel):
     """How many of `n` assertions the scene supports, and how many another scene does: the control."""
 
@@ -109,7 +95,6 @@ class TourCaptions(ResultModel):
     examples: list[CaptionedImage]
     formats: list[FormatNumbers]
     assertions: AssertionTotals | None = None
-    encoder: EncoderNumbers
 
 
 # Page of a captioning run: requests, lengths, latencies, captions side by side.

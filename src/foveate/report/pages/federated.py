@@ -54,6 +54,11 @@ CLUSTER_KINDS = {
     "query.lloyd": "refinement",
     "query.assign": "how well it fits",
 }
+SUM_KINDS = {
+    "secagg.setup": "keys of a masked sum",
+    "secagg.share_keys": "keys and encrypted shares of a masked sum",
+    "secagg.unmask": "shares that unmask a sum",
+}
 
 
 def draw_maps(positions: GroupMap, names: list[str]) -> list[Markup]:
@@ -117,6 +122,7 @@ def _cell(key: str, value: float | None) -> str:
 
 def _exchanged(exchanged: list[Traffic], kinds: Mapping[str, str], *, nothing: str) -> list[Block]:
     """Return the table of what was exchanged: first messages from the clients, then those to them."""
+    kinds = {**SUM_KINDS, **kinds}
     rows = []
     for row in sorted(exchanged, key=lambda row: not row.up):
         # Both the smallest and the largest: under one name, clients may send messages of different shapes.
@@ -357,14 +363,21 @@ def embed_charts(method: EmbedMethod) -> list[Markup]:
     figures = []
     if any(line.points for line in series):
         figures.append(plot("Losses", line_chart(series, title="Losses", x_label="round")))
-    # The worst client is shown beside the mean, where a single poor surrogate would be lost.
-    fits = [(e.round, list(e.r2.values())) for e in method.history if e.r2]
-    if fits:
+    for name, title in (
+        ("r2", "How well surrogates fit, R²"),
+        ("gradient_cosine", "Direction of the surrogates’ gradients, cosine"),
+        ("gradient_ratio", "Length of the surrogates’ gradients, true = 1"),
+    ):
+        fits = [(e.round, list(values.values())) for e in method.history if (values := getattr(e, name))]
+        if not fits:
+            continue
+        # The worst client is shown beside the mean, where a single poor surrogate would be lost.
+        worst = max if name == "gradient_ratio" else min
         lines = [
             Series("mean", [(float(number), sum(values) / len(values)) for number, values in fits], 0),
-            Series("worst client", [(float(number), min(values)) for number, values in fits], 1),
+            Series("worst client", [(float(number), worst(values)) for number, values in fits], 1),
         ]
-        figures.append(plot("How well surrogates fit, R²", line_chart(lines, title="R2", x_label="round")))
+        figures.append(plot(title, line_chart(lines, title=title, x_label="round")))
     return figures
 
 

@@ -189,8 +189,10 @@ def build_search(result: Mapping[str, Any], run_folder: Path) -> Page:
                 "search",
                 "Results",
                 hits,
-                "Best first. The number is the cosine with the query, z how many standard deviations it is above "
-                "random queries; a box is the region that matched.",
+                "Best first: ordered by z plus the text weight (--text-weight, 3 by default) times the share of the "
+                "query's words in captions and file names. The first number is the cosine with the query, z how many "
+                "standard deviations it is above random queries; an index without z is ordered by the cosine. A box is "
+                "the region that matched.",
             )
         ],
         command=r.command,

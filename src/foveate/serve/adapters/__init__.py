@@ -104,8 +104,14 @@ def check_letters(texts: Collection[str], *, param: str) -> None:
 
 
 def count_bytes(network: Any) -> int:
-    """Return the bytes of a network's weights in memory."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    """Return the bytes of a network's weights in memory; opens networks that it would load at first use."""
+    networks = [network]
+    for module in network.modules():
+        # The networks of `bridge` are no submodules: no parameter tells of them.
+        if hasattr(module, "open_networks"):
+            networks += module.open_networks(next(module.buffers()).device)
+    parameters = (parameter for each in networks for parameter in each.parameters())
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
 # Folders to adapters: under which names they are served, what they take, and who may reach them.

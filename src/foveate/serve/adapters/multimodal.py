@@ -17,12 +17,13 @@ from foveate.core.errors import UserError
 from foveate.core.hub import fetch
 from foveate.language.generate import GenerationSettings
 from foveate.language.positions import find_context
-from foveate.multimodal.answers import Answer, certain_text, write_corners
+from foveate.multimodal.answers import NOT_FOUND, Answer, certain_text, write_corners
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
 from foveate.multimodal.opening import find_native_folder, is_multimodal, open_mllm
 from foveate.multimodal.prepare import Dialog
 from foveate.multimodal.questions import ask_turns, ask_where, find_phrase
+from foveate.multimodal.recognition import SOURCE
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import IMAGE, REGION, Turn, find_shape_problem, find_turn_problem
 from foveate.records.images import make_thumbnail
@@ -375,7 +376,7 @@ class MultimodalAdapter:
         rows = _Rows(calls, listener)
         with use_precision(self.precision, self._network):
             if isinstance(self.model, Mllm) and self.captioner is not None and captions:
-                rows.captioner = self.captioner
+                rows.captioner, rows.captions = self.captioner, captions
                 self.model.answer_dialogs(
                     [_ask_for_caption(self.captioner.write_question(each), images[each.image]) for each in captions],
                     generation=[limit_generation(request) for request in captions],
@@ -423,6 +424,7 @@ class _Rows:
     calls: Sequence[ChatCall]
     listener: Listener
     captioner: MllmCaptioner | None = None
+    captions: Sequence[CaptionRequest] = ()
     sent: dict[int, str] = field(default_factory=dict)
 
     def step(self, number: int, read: Callable[[], Answer]) -> bool:
@@ -440,7 +442,9 @@ class _Rows:
     def end(self, number: int, answer: Answer) -> None:
         text = answer.text
         if self.captioner is not None:
-            text = self.captioner.read_answer(text, finished=answer.finished)
+            recognized = self.captioner.recognize(self.captions[number]) if answer.source == SOURCE else ""
+            text = NOT_FOUND if answer.source == SOURCE else text
+            text = recognized or self.captioner.read_answer(text, finished=answer.finished)
         text, is_cut = cut_text(text, self.calls[number].stop)
         self._push(number, text)
         phrase = find_phrase(self.calls[number].turns[-1].text)

@@ -187,6 +187,9 @@ class LocalizingModel(nn.Module):
         Args:
             boxes_R4: corners; x1 < x2, y1 < y2. image_index_R: row of `features` that each box belongs to.
         """
+        own_RE = self.image_encoder.embed_boxes(features, boxes_R4, image_index_R)
+        if own_RE is not None:
+            return own_RE
         if self.prompter is not None and self.localizes:
             prepared = self.prompter.prepare(features.tokens, features.grid)
             parts = self._in_parts(features, boxes_R4, image_index_R)
@@ -202,8 +205,11 @@ class LocalizingModel(nn.Module):
             texts_RE: of `embed_texts`, not normalized.
 
         Raises:
-            UserError: for a model without a Prompter.
+            UserError: for a model without a Prompter, its own or its encoder's.
         """
+        own_R4 = self.image_encoder.ground(features, texts_RE, image_index_R)
+        if own_R4 is not None:
+            return own_R4
         if self.prompter is None or self.box_head is None:
             raise UserError(
                 f"this model was trained with regions.method '{self.recipe.regions.method}': "
@@ -215,6 +221,18 @@ class LocalizingModel(nn.Module):
         parts = self._in_parts(features, texts_RE, image_index_R)
         boxes = [self.box_head(self.prompter.phrases(prepared, *part)) for part in parts]
         return sorted_boxes(torch.cat(boxes))
+
+    @property
+    def has_box_head(self) -> bool:
+        """Whether `ground` finds the boxes of phrases: by a trained head of its own, or of its encoder."""
+        # A model that never learned places may still have a box head, but its boxes would be random.
+        return self.image_encoder.has_box_head or (self.prompter is not None and self.localizes)
+
+    def choose_rule(self, features: ImageFeatures) -> str:
+        """Return the rule by which phrases are found in one image: the encoder's choice, or the model's better one."""
+        if not self.image_encoder.has_box_head:
+            return self.locate_rule
+        return "head" if self.image_encoder.trusts_box_head(features.tokens[0]) else "candidates"
 
     def _in_parts(self, features: ImageFeatures, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Split the prompts of a call where each of them reads and keeps all tokens of its image."""

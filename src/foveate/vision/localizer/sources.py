@@ -79,8 +79,8 @@ def find_model(name: str | Path) -> ModelSource:
     """Find a model by name; hub repositories are downloaded into the hub's cache.
 
     Args:
-        name: `bridge`, which ships with Foveate, `open_clip:ARCH/PRETRAINED`, `OWNER/NAME` or `OWNER/NAME@REVISION` of
-            the hub, or a folder of Foveate, open_clip or transformers (CLIP, SigLIP).
+        name: `small` or `bridge`, which ship with Foveate, `open_clip:ARCH/PRETRAINED`, `OWNER/NAME` or
+            `OWNER/NAME@REVISION` of the hub, or a folder of Foveate, open_clip or transformers (CLIP, SigLIP).
 
     Raises:
         UserError: no such model, a hub out of reach, or a model without an image or text tower.

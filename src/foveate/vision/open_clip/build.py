@@ -213,7 +213,7 @@ def advice(scheme: str | None, pretrained: str | None, error: Exception) -> str:
         return (
             f"its files are neither cached nor within reach ({reason}); download them on a machine with a network, "
             "copy the folder here and give its path, or 'local-dir:FOLDER' where an encoder's model is named; without "
-            "a network, the shipped 'bridge' embeds images"
+            "a network, the shipped 'small' embeds images"
         )
     return f"these settings make no model ({reason})"
 

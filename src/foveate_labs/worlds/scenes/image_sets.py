@@ -15,7 +15,7 @@ from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.records.conversations import IMAGE
 from foveate_labs.worlds.asked_images import AskedImage, Position, write_asked_images
 from foveate_labs.worlds.builtin import Cutout
-from foveate_labs.worlds.questions import Question, to_conversation, write_question
+from foveate_labs.worlds.questions import PEOPLE, Question, to_conversation, write_question
 from foveate_labs.worlds.scenes import pools
 from foveate_labs.worlds.scenes.contrasts import draw_name, excludes, says_nothing
 from foveate_labs.worlds.scenes.counting import MAX_COPIES, draw_copies, draw_things, load_countable, named_words
@@ -40,7 +40,14 @@ class ImageSet:
 
 
 def draw_image_set(
-    form: str, *, seed: int, split: str, index: int, size: int = 224, shuffled_labels: bool = False
+    form: str,
+    *,
+    seed: int,
+    split: str,
+    index: int,
+    size: int = 224,
+    shuffled_labels: bool = False,
+    people: float = 0.0,
 ) -> ImageSet:
     """Draw scenes and a question on them; every two-way answer has even odds.
 
@@ -49,6 +56,7 @@ def draw_image_set(
         split: as for `draw_scene`; "test" takes the wordings that no training question has.
         shuffled_labels: give the examples of an "episode" labels at random: a control that shows whether a model reads
             them. The answer stays the true one.
+        people: share of the questions, episodes excepted, that are worded like people's.
 
     Raises:
         UserError: the form or split is unknown.
@@ -56,7 +64,7 @@ def draw_image_set(
     choose(form, SETS, "form")
     choose(split, pools.SPLITS, "split")
     rng = generator("image set", form, seed, split, index)
-    drawer = _Drawer(rng, split, size)
+    drawer = _Drawer(rng, split, size, people)
     if form == "episode":
         return drawer.draw_episode(shuffled_labels=shuffled_labels)
     if form == "which image":
@@ -65,8 +73,8 @@ def draw_image_set(
 
 
 class _Drawer:
-    def __init__(self, rng: np.random.Generator, split: str, size: int) -> None:
-        self.rng, self.split, self.size = rng, split, size
+    def __init__(self, rng: np.random.Generator, split: str, size: int, people: float) -> None:
+        self.rng, self.split, self.size, self.people = rng, split, size, people
 
     def coin(self) -> bool:
         return bool(self.rng.random() < 0.5)
@@ -108,7 +116,9 @@ class _Drawer:
         first, second = ORDINALS[:2] if self.coin() else ORDINALS[1::-1]
         fields = {"first": first, "second": second, "answer": short, **fields}
         held_out = self.split == "test"
-        question = write_question(self.rng, FORMS, form, short, held_out=held_out, choices=choices, fields=fields)
+        question = write_question(
+            self.rng, FORMS, form, short, held_out=held_out, choices=choices, fields=fields, people=self.people
+        )
         prompt = f"{IMAGE}\n" * len(scenes) + question.prompt
         return ImageSet(tuple(scenes), replace(question, prompt=prompt))
 
@@ -191,6 +201,7 @@ def build_image_sets(
     seed: int = 0,
     size: int = 224,
     workers: int = 1,
+    people: float = 0.0,
 ) -> None:
     """Write sets of two to five scenes into the collection at `target`; existing ones are not drawn again.
 
@@ -202,13 +213,14 @@ def build_image_sets(
         seed: seed of the series.
         size: side in pixels.
         workers: processes that draw; the result does not depend on it.
+        people: see `question_collection.build_questions`.
 
     Raises:
         UserError: a number is negative, or workers is below 1.
     """
     write_asked_images(
         target,
-        functools.partial(draw_asked_set, seed=seed, size=size),
+        functools.partial(draw_asked_set, seed=seed, size=size, people=people),
         functools.partial(_make_key, seed=seed),
         counts={"train": train, "validation": validation, "test": test},
         source="image-sets",
@@ -222,14 +234,17 @@ def _make_key(position: Position, *, seed: int) -> str:
     return f"set-{position[0]}-{seed}-{position[1]:06d}"
 
 
-def draw_asked_set(position: Position, *, seed: int, size: int) -> list[AskedImage]:
+def draw_asked_set(position: Position, *, seed: int, size: int, people: float = 0.0) -> list[AskedImage]:
     """Draw set number `position[1]` of split `position[0]`; its first image comes last, with the conversation."""
     split, index = position
     form = SETS[index % len(SETS)]
-    image_set = draw_image_set(form, seed=seed, split=split, index=index, size=size)
+    share = float(people > 0) if split == "test" else people
+    image_set = draw_image_set(form, seed=seed, split=split, index=index, size=size, people=share)
     name = _make_key(position, seed=seed)
     keys = tuple(name if number == 0 else f"{name}-{number}" for number in range(len(image_set.scenes)))
-    conversation = to_conversation(image_set.question, id=name, images=keys, source=f"image-sets: {form}")
+    # As in the ids of scenes; an episode has no wording of its own.
+    id = f"{name}/{PEOPLE}" if share == 1 and form != "episode" else name
+    conversation = to_conversation(image_set.question, id=id, images=keys, source=f"image-sets: {form}")
     images = []
     for key, scene in zip(keys, image_set.scenes, strict=True):
         row = make_scene_row(scene, key=key, split=split)

@@ -24,7 +24,7 @@ from foveate.records.record import Region
 from foveate.records.writer import CollectionWriter
 from foveate_labs.worlds.asked_images import draw_in_processes
 from foveate_labs.worlds.builtin import SEEN
-from foveate_labs.worlds.questions import to_conversation
+from foveate_labs.worlds.questions import PEOPLE, to_conversation
 from foveate_labs.worlds.scenes.counting import draw_counting_scene
 from foveate_labs.worlds.scenes.questions import ask_scene
 from foveate_labs.worlds.scenes.region_questions import ask_regions
@@ -45,8 +45,14 @@ class AskedScene(NamedTuple):
     conversations: tuple[Conversation, ...]
 
 
-def draw_asked_scene(*, kind: str, seed: int, split: str, index: int, size: int = 224) -> AskedScene:
-    """Draw a scene of `kind`, one of KINDS or REGION_KINDS, and ask all about it that has a certain answer."""
+def draw_asked_scene(
+    *, kind: str, seed: int, split: str, index: int, size: int = 224, people: float = 0.0
+) -> AskedScene:
+    """Draw a scene of `kind`, one of KINDS or REGION_KINDS, and ask all about it that has a certain answer.
+
+    Args:
+        people: share of questions of a scene of KINDS that are worded like people's.
+    """
     if kind == "counting":
         scene = draw_counting_scene(seed=seed, split=split, index=index, size=size)
     else:
@@ -56,8 +62,11 @@ def draw_asked_scene(*, kind: str, seed: int, split: str, index: int, size: int 
     if kind == "counting":
         # Copies of one thing have no phrase that tells them apart, but each of them shows what the phrase names.
         row = replace(row, regions=_all_regions(scene))
-    ask = ask_regions if kind in REGION_KINDS else ask_scene
-    questions = ask(scene, generator("questions", kind, seed, split, index), split=split)
+    rng = generator("questions", kind, seed, split, index)
+    if kind in REGION_KINDS:
+        questions = ask_regions(scene, rng, split=split)
+    else:
+        questions = ask_scene(scene, rng, split=split, people=people)
     unseen = {placed.phrase for placed in scene.objects if placed.slice not in ("", SEEN)}
     conversations = []
     for number, question in enumerate(questions):
@@ -66,7 +75,8 @@ def draw_asked_scene(*, kind: str, seed: int, split: str, index: int, size: int 
         if question.kind == "name" and question.short in unseen:
             names = "unseen"
         way = "two answers" if question.choices and len(question.choices) == 2 else "open"
-        id = f"{question.kind}/{way}/{names}/{key}/{number}"
+        worded = f"/{PEOPLE}" if people == 1 else ""
+        id = f"{question.kind}/{way}/{names}{worded}/{key}/{number}"
         conversations.append(to_conversation(question, id=id, images=(key,), source=f"{_SOURCE}{question.form}"))
     return AskedScene(row, tuple(conversations))
 
@@ -89,6 +99,7 @@ def build_questions(
     size: int = 224,
     workers: int = 1,
     kinds: Mapping[str, float] = MappingProxyType(KINDS),
+    people: float = 0.0,
 ) -> None:
     """Write scenes with questions into the collection at `target`; existing ones are not drawn again.
 
@@ -98,6 +109,8 @@ def build_questions(
         size: side in pixels.
         workers: processes that draw; the result does not depend on it.
         kinds: share of each kind of scene.
+        people: share of the questions of training and validation that are worded like people's; all of a test are, if
+            it is not 0, in wordings that no training question has.
     """
     positions = [
         (kind, split, index)
@@ -109,7 +122,7 @@ def build_questions(
     positions = [(kind, split, index) for kind, split, index in positions if _key(kind, split, seed, index) not in done]
     conversations: list[Conversation] = []
     with CollectionWriter(target, license=LICENSE, source="scenes") as writer:
-        for drawn in track(_draw(positions, seed, size, workers), description="scenes", total=len(positions)):
+        for drawn in track(_draw(positions, seed, size, workers, people), description="scenes", total=len(positions)):
             row = drawn.row
             # Scenes that were collected without questions have the same keys and get theirs afterwards.
             if writer.known_sha256(row.key) is not None:
@@ -166,10 +179,14 @@ def _asked_keys(target: Path) -> frozenset[str]:
         )
 
 
-def _draw_position(position: tuple[str, str, int], *, seed: int, size: int) -> AskedScene:
+def _draw_position(position: tuple[str, str, int], *, seed: int, size: int, people: float) -> AskedScene:
     kind, split, index = position
-    return draw_asked_scene(kind=kind, seed=seed, split=split, index=index, size=size)
+    share = float(people > 0) if split == "test" else people
+    return draw_asked_scene(kind=kind, seed=seed, split=split, index=index, size=size, people=share)
 
 
-def _draw(positions: list[tuple[str, str, int]], seed: int, size: int, workers: int) -> Iterator[AskedScene]:
-    return draw_in_processes(functools.partial(_draw_position, seed=seed, size=size), positions, workers=workers)
+def _draw(
+    positions: list[tuple[str, str, int]], seed: int, size: int, workers: int, people: float
+) -> Iterator[AskedScene]:
+    draw = functools.partial(_draw_position, seed=seed, size=size, people=people)
+    return draw_in_processes(draw, positions, workers=workers)

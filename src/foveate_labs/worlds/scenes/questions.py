@@ -321,7 +321,9 @@ _RELATIONS = (("left of", "right of"), ("above", "below"))
 _FURTHER = (("left", "right"), ("up", "down"))
 
 
-def ask_scene(scene: Scene, rng: np.random.Generator, *, split: str, kinds: Collection[str] = KINDS) -> list[Question]:
+def ask_scene(
+    scene: Scene, rng: np.random.Generator, *, split: str, kinds: Collection[str] = KINDS, people: float = 0.0
+) -> list[Question]:
     """Ask everything about a scene that has a certain answer, grouped by kind.
 
     Args:
@@ -330,12 +332,13 @@ def ask_scene(scene: Scene, rng: np.random.Generator, *, split: str, kinds: Coll
         rng: decides the wording and which of two answers is true.
         split: "test" takes the wordings that no training question has.
         kinds: a part of KINDS.
+        people: share of questions that are worded like people's.
 
     Raises:
         UserError: the split or a kind is unknown.
     """
     check_choice(split, pools.SPLITS, "split")
-    asker = _Asker(scene, rng, held_out=split == "test")
+    asker = _Asker(scene, rng, held_out=split == "test", people=people)
     questions: list[Question] = []
     for kind in kinds:
         check_choice(kind, KINDS, "kind")
@@ -348,8 +351,8 @@ class SceneAsker:
 
     forms: Mapping[str, Form] = FORMS
 
-    def __init__(self, scene: Scene, rng: np.random.Generator, *, held_out: bool) -> None:
-        self.scene, self.rng, self.held_out = scene, rng, held_out
+    def __init__(self, scene: Scene, rng: np.random.Generator, *, held_out: bool, people: float = 0.0) -> None:
+        self.scene, self.rng, self.held_out, self.people = scene, rng, held_out, people
         self.things = [placed for placed in scene.objects if placed.kind == "thing"]
         size = scene.image.width
         self.visible = [
@@ -394,6 +397,7 @@ class SceneAsker:
             choices=choices,
             fields=fields,
             way=way,
+            people=self.people,
         )
 
     def decide(
@@ -450,7 +454,7 @@ class _Asker(SceneAsker):
 
     def ask_where(self, questions: list[Question]) -> None:
         for placed in self.scene.regions:
-            fields = {"x": placed.phrase, "is_x": be(placed.phrase)}
+            fields = {"x": placed.phrase, "a_x": add_article(placed.phrase), "is_x": be(placed.phrase)}
             questions.append(self.write("where", "<region>", fields, regions=(self.region(placed),)))
 
     def ask_is_there(self, questions: list[Question]) -> None:
@@ -459,7 +463,18 @@ class _Asker(SceneAsker):
             if contrast is not None:
                 true, false = add_article(placed.phrase), add_article(contrast)
                 verbs = (be(placed.phrase).title(), be(contrast).title())
-                questions.append(self.decide("is there", {}, stated=(true, false), Is_stated=verbs))
+                names = (placed.phrase, contrast)
+                several = (pluralize(placed.phrase), pluralize(contrast))
+                questions.append(
+                    self.decide(
+                        "is there",
+                        {},
+                        stated=(true, false),
+                        Is_stated=verbs,
+                        stated_x=names,
+                        stated_xs=several,
+                    )
+                )
 
     def ask_color(self, questions: list[Question]) -> None:
         for placed in self.named:
@@ -479,7 +494,7 @@ class _Asker(SceneAsker):
                 continue
             verb = "are" if several else be(base)
             fields = {"x": pluralize(base) if several else base, "color": color}
-            fields |= {"is_x": verb, "Is_x": verb.title()}
+            fields |= {"a_x": fields["x"] if several else add_article(base), "is_x": verb, "Is_x": verb.title()}
             questions.append(self.write("color", color, fields))
             contrast = draw_color_contrast(self.rng, self.scene, placed)
             if contrast is not None and self.coin():
@@ -504,6 +519,7 @@ class _Asker(SceneAsker):
                 pairs = {
                     "stated_xs": (stated[0]["n_xs"], stated[1]["n_xs"]),
                     "Are_stated": (stated[0]["are_n"].title(), stated[1]["are_n"].title()),
+                    "are_stated": (stated[0]["are_n"], stated[1]["are_n"]),
                 }
                 questions.append(self.decide("count: yes or no", fields, **pairs))
         # With equal numbers, neither is more.
@@ -541,7 +557,8 @@ class _Asker(SceneAsker):
         if abs(middle) < _CLEAR:
             return
         true, false = _SIDES[axis] if middle < 0 else _SIDES[axis][::-1]
-        fields = {"x": placed.phrase, "is_x": be(placed.phrase), "side": true}
+        name = placed.phrase
+        fields = {"x": name, "a_x": add_article(name), "is_x": be(name), "side": true}
         questions.append(
             self.choose("position", fields, true=true, false=false)
             if self.coin()
@@ -560,7 +577,8 @@ class _Asker(SceneAsker):
         axis = axes[int(self.rng.integers(len(axes)))]
         before = box.center[axis] < other_box.center[axis]
         true, false = _RELATIONS[axis] if before else _RELATIONS[axis][::-1]
-        fields = {"x": placed.phrase, "is_x": be(placed.phrase), "y": other.phrase, "relation": true}
+        name = placed.phrase
+        fields = {"x": name, "a_x": add_article(name), "is_x": be(name), "y": other.phrase, "relation": true}
         share = self.rng.random()
         if share < 0.35:
             questions.append(self.choose("position: relation", fields, true=true, false=false))

@@ -14,7 +14,7 @@ def command() -> None:
     \b
     Example:
       foveate video ask mini street.mp4 "What is in the image?" --frames 24
-      foveate video find runs/tour/cloc-seed0/model street.mp4 "a red boat"
+      foveate video find runs/study-tour/cloc-seed0/model street.mp4 "a red boat"
       foveate video evaluate mini --set own --questions questions.jsonl --videos clips
       foveate video score runs/video-evaluate-own --judge-url http://127.0.0.1:8000/v1 --judge-model qwen
     """

@@ -169,13 +169,13 @@ def find_command(
 ) -> None:
     """List the frames of CLIP whose best box is most like PHRASE, with the time and the box in pixels.
 
-    MODEL: bridge (default), which ships with Foveate, or an image-text model as for `foveate index`. The page draws the
+    MODEL: small (default), which ships with Foveate, or an image-text model as for `foveate index`. The page draws the
     cosine over time, beside that of the center of each frame: a phrase that is in sight stands out from both.
 
     \b
     Example:
       foveate video find street.mp4 "a red boat"
-      foveate video find runs/tour/cloc-seed0/model street.mp4 "a red boat"
+      foveate video find runs/study-tour/cloc-seed0/model street.mp4 "a red boat"
     """
     from foveate.core.runs import RunFolder, check_run_path
     from foveate.report.render import render_and_tell
@@ -251,7 +251,7 @@ def frames_command(
     \b
     Example:
       foveate video frames street.mp4 --frames 24 --slow 4 --start 1:20 --end 2:00
-      foveate video frames street.mp4 --choose query --selector runs/tour/cloc-seed0/model --query "a red boat"
+      foveate video frames street.mp4 --choose query --selector runs/study-tour/cloc-seed0/model --query "a red boat"
     """
     from foveate.core.runs import RunFolder, check_run_path
     from foveate.report.render import render_and_tell

@@ -1,0 +1,281 @@
+"""Write the names that `foveate ask` gives to things in photographs, and the statistics of its training scenes.
+
+    apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb wordnet
+    python tools/build_recognition.py wordnet/usr/share/wordnet
+
+`names.json` holds ImageNet's classes and all of their hypernyms in WordNet, with their words, which of them are common
+names ("a cat"), and the nodes that a name of COCO stands for. `scenes.safetensors` holds what
+`foveate.multimodal.picture_check` compares a picture with: mean and main directions of the features of generated scenes
+of the training split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import timm
+import torch
+from build_bridge import _GENERAL
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from PIL import Image
+from safetensors.torch import save
+
+from foveate.core.files import (
+    read_json,
+    sha256_file,
+    write_bytes_atomically,
+    write_text_atomically,
+)
+from foveate.core.paths import DATA
+from foveate.core.seeds import generator
+from foveate.multimodal.ask import Mllm
+from foveate.multimodal.opening import open_mllm
+from foveate.multimodal.picture_check import STATISTICS, PictureCheck
+from foveate.multimodal.prepare import encode_sample
+from foveate.vision.detectors import CLASS_NAMES
+from foveate_labs.worlds.scenes.counting import draw_counting_scene
+from foveate_labs.worlds.scenes.image_sets import SETS, draw_image_set
+from foveate_labs.worlds.scenes.scene import draw_scene
+
+SHARE = 0.99  # of validation scenes within the limit
+_SYNSETS = Path(timm.__file__).parent / "data" / "_info" / "imagenet_synsets.txt"
+TARGET = DATA / "recognition"
+# Names that people use, by the first word of a synset; the nearest of them stands beside a class, or in its place.
+COMMON = frozenset(
+    "animal, bird, fish, cat, domestic cat, dog, snake, lizard, turtle, frog, salamander, spider, insect, beetle, "
+    "butterfly, monkey, ape, bear, wolf, fox, wild dog, big cat, shark, crab, snail, sheep, cow, ox, whale, seal, "
+    "rabbit, fruit, vegetable, mushroom, flower, ship, boat, car, truck, airplane, bicycle, bus, train, building, "
+    "place of worship, house, church, tower, bridge, fence, furniture, chair, table, cabinet, seat, bed, garment, "
+    "hat, cap, shoe, footwear, bag, ball, weapon, gun, musical instrument, stringed instrument, drum, wind "
+    "instrument, keyboard instrument, computer, telephone, clock, watch, lamp, bottle, cup, pot, pan, dish, bowl, "
+    "glass, tool, hand tool, cutter, knife, vehicle, home appliance, kitchen appliance, toilet, mountain, body of "
+    "water, plant, food, bread, person, owl, duck, goose, swan, parrot, penguin, elephant, kangaroo, crocodile, "
+    "gorilla, weasel, otter, skunk, antelope, goat, pig, horse, camel, deer, mouse, rat, squirrel, hamster, "
+    "porcupine, lobster, jellyfish, worm, starfish, bee, ant, fly, dragonfly, moth, woodpecker, hummingbird, eagle, "
+    "hawk, vulture, gull, heron, crane, stork, wading bird, grouse, finch, ray, eel, salmon, dinosaur, toy, box, "
+    "basket, curtain, screen, camera, lock, umbrella, shop, dam, sailing vessel, wheel, aircraft, balloon, tank, "
+    "racket, helmet, mask, towel, rug, cake, ice cream, sandwich, cheese, pepper, cabbage, squash, apple, lemon, "
+    "orange, hen, rooster, monitor, radio, printer, refrigerator, oven, stove, washer, vacuum, iron, kettle, "
+    "teapot, spoon, fork, brush, comb, pen, pencil, paper, book, geological formation, crustacean, reptile, rodent, "
+    "equine, viverrine, terrier, hound, spaniel, retriever, sheepdog, jar, barrel, tent, guitar, piano, violin, "
+    "mollusk, fabric, armor, swimsuit, trouser, skirt, coat, sweater, dress, sock, glove, marine animal, raptorial "
+    "bird, bird of prey, domestic fowl, gallinaceous bird, aquatic bird, sea cow, corvine bird, oscine, electronic "
+    "equipment, timepiece, writing implement, lens cap, measuring instrument, optical instrument, spacecraft, "
+    "locomotive, motorcycle, tractor, fungus, coral, sloth, lemur, memorial, edible fruit, wildcat".split(", ")
+)
+# What WordNet calls it, and what people do.
+DISPLAY = {
+    "edible fruit": "fruit",
+    "memorial": "monument",
+    "domestic cat": "cat",
+    "home appliance": "appliance",
+    "hand tool": "tool",
+    "body of water": "water",
+    "geological formation": "landscape",
+    "electronic equipment": "electronic device",
+    "oscine": "songbird",
+    "corvine bird": "crow or magpie",
+    "viverrine": "mongoose or civet",
+    "equine": "horse or zebra",
+    "domestic fowl": "chicken",
+    "raptorial bird": "bird of prey",
+}
+# Classes whose name says less than a person would, or something else.
+RENAMED = {"solar thermal collector": "solar panel", "tusker": "elephant", "ox": "cow or ox", "bittern bird": "bittern"}
+# Words of users that are in no synset of ImageNet's classes and their hypernyms, by words that are.
+ALIASES = {
+    "kitten": "cat",
+    "kitty": "cat",
+    "puppy": "dog",
+    "doggy": "dog",
+    "bike": "bicycle",
+    "cow": "cattle",
+    "chicken": "hen",
+    "rooster": "cock",
+    "tv": "television",
+    "cell phone": "cellular telephone",
+    "couch": "sofa",
+    "bunny": "rabbit",
+    "donut": "doughnut",
+    "sports ball": "ball",
+    "wine glass": "goblet",
+    "remote": "remote control",
+    "man": "person",
+    "woman": "person",
+    "men": "person",
+    "women": "person",
+    "people": "person",
+    "boy": "person",
+    "girl": "person",
+    "child": "person",
+    "children": "person",
+    "human": "person",
+    "someone": "person",
+    "anyone": "person",
+    "somebody": "person",
+    "anybody": "person",
+    "lady": "person",
+    "guy": "person",
+    "kid": "person",
+    "hedgehog": "porcupine",
+    "tortoise": "turtle",
+}
+# COCO's classes that ImageNet lacks, by what they are, the usual name of their kind first.
+DETECTOR_PARENTS = {
+    "person": "human",
+    "giraffe": "animal|mammal",
+    "cow": "animal|mammal|cattle",
+    "horse": "animal|mammal",
+    "scissors": "tool|cutting tool",
+    "fire hydrant": "hydrant",
+    "stop sign": "sign|street sign",
+    "potted plant": "plant|houseplant|pot plant|flower pot",
+    "cake": "food|dessert|cupcake",
+    "donut": "food|doughnut",
+    "sandwich": "food",
+    "carrot": "vegetable|food",
+    "apple": "fruit|food",
+    "book": "publication",
+    "bed": "furniture",
+    "tv": "television|monitor|screen",
+    "kite": "toy",
+    "surfboard": "board",
+    "skateboard": "board",
+    "fork": "cutlery",
+    "knife": "cutlery|tool",
+    "spoon": "cutlery",
+    "tie": "necktie",
+    "handbag": "bag|purse",
+    "suitcase": "luggage|bag",
+    "toothbrush": "brush",
+    "clock": "timepiece",
+    "bench": "seat|furniture",
+    "chair": "furniture|seat",
+    "couch": "furniture|seat",
+    "bird": "animal",
+    "cat": "animal|mammal",
+    "dog": "animal|mammal",
+    "car": "vehicle",
+    "bus": "vehicle",
+    "truck": "vehicle|lorry",
+    "train": "vehicle",
+    "boat": "vehicle|ship",
+    "airplane": "aircraft|vehicle|plane|jet",
+    "bicycle": "vehicle",
+    "motorcycle": "vehicle|motorbike",
+    "wine glass": "glass",
+    "cup": "mug|coffee cup|tea cup|teacup",
+    "vase": "vessel",
+    "bottle": "vessel",
+    "bowl": "vessel|dish",
+    "teddy bear": "toy|teddy",
+    "refrigerator": "fridge|appliance",
+}
+
+
+def read_synsets(folder: Path) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Read WordNet's nouns: offset -> words, offsets of direct hypernyms; the format is that of wndb(5WN)."""
+    synsets = {}
+    for line in (folder / "data.noun").read_text(encoding="latin-1").splitlines():
+        if line.startswith(" "):  # the license, in front of the table
+            continue
+        fields = line.partition("|")[0].split()
+        words = int(fields[3], 16)
+        pointers = 4 + 2 * words
+        rows = [fields[start : start + 4] for start in range(pointers + 1, pointers + 1 + 4 * int(fields[pointers]), 4)]
+        synsets[fields[0]] = (
+            tuple(fields[4 + 2 * number].replace("_", " ").casefold() for number in range(words)),
+            tuple(offset for kind, offset, part, _ in rows if kind in ("@", "@i") and part == "n"),
+        )
+    return synsets
+
+
+def build_names(wordnet: Path) -> None:
+    """Write the classes, their hypernyms and what users call them."""
+    synsets = read_synsets(wordnet)
+    offsets = [line.removeprefix("n") for line in _SYNSETS.read_text(encoding="utf-8").split()]
+    numbers = {offset: number for number, offset in enumerate(offsets)}
+    queue = list(offsets)
+    for offset in queue:
+        for up in synsets[offset][1]:
+            if up not in numbers and synsets[up][0][0] not in _GENERAL:
+                numbers[up] = len(numbers)
+                queue.append(up)
+    nodes = []
+    for number, offset in enumerate(queue):
+        words, hypernyms = synsets[offset]
+        if number < len(IMAGENET_CLASSNAMES):
+            # open_clip's names are those of people: "great white shark" in place of "white shark".
+            name = IMAGENET_CLASSNAMES[number]
+            words = (RENAMED.get(name, name), name, *(word for word in words if word != name.casefold()))
+        entry: dict[str, object] = {"words": words, "up": [numbers[up] for up in hypernyms if up in numbers]}
+        if number >= len(IMAGENET_CLASSNAMES) and words[0] in COMMON:
+            entry["name"] = DISPLAY.get(words[0], words[0])
+        nodes.append(entry)
+    content = {"nodes": nodes, "detector": list(CLASS_NAMES), "aliases": ALIASES, "detector_parents": DETECTOR_PARENTS}
+    TARGET.mkdir(exist_ok=True)
+    write_text_atomically(TARGET / "names.json", json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def draw_pictures(split: str, count: int) -> Iterator[bytes]:
+    """Draw scenes of all kinds of a training, at several sizes and encodings, as they may be asked about."""
+    for index in range(count):
+        rng = generator("recognition scenes", split, index)
+        size = int(rng.choice([160, 224, 224, 224, 320, 448]))
+        kind = index % 8
+        if kind in (3, 7):
+            image = draw_counting_scene(seed=11, split=split, index=index, size=size).image
+        elif kind == 2:
+            form = SETS[index // 8 % len(SETS)]
+            image = draw_image_set(form, seed=11, split=split, index=index, size=size).scenes[0].image
+        else:
+            small = index % 16 == 1
+            image = draw_scene(seed=11, split=split, index=index, size=448 if small else size, small=small).image
+        image = image.convert("RGB")
+        if rng.random() < 0.3:
+            side = round(image.width * float(rng.choice([0.7, 1.3, 2.0, 3.0])))
+            image = image.resize((side, side), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        if rng.random() < 0.5:
+            image.save(buffer, "JPEG", quality=int(rng.integers(60, 96)))
+        else:
+            image.save(buffer, "PNG")
+        yield buffer.getvalue()
+
+
+@torch.inference_mode()
+def embed_pictures(model: Mllm, pictures: Iterable[bytes]) -> torch.Tensor:
+    """Return the vectors [B, D] of pictures as `ask` reads them."""
+    vectors = (encode_sample(model.loaded, [picture])[1][0].vector_D for picture in pictures)
+    return torch.stack([vector_D for vector_D in vectors if vector_D is not None])
+
+
+def build_statistics(*, train: int, validation: int) -> None:
+    """Write the statistics of training scenes, and the distance that one in a hundred of validation exceeds."""
+    model = open_mllm("mini")
+    assert isinstance(model, Mllm)
+    check = PictureCheck.fit(embed_pictures(model, draw_pictures("train", train)))
+    distance_B = check.measure(embed_pictures(model, draw_pictures("validation", validation)))
+    tensors = check.tensors | {"limit_1": torch.quantile(distance_B, SHARE).reshape(1)}
+    content = save({name: value.float().contiguous() for name, value in tensors.items()})
+    write_bytes_atomically(STATISTICS, content)
+    manifest = read_json(DATA / "manifest.json")
+    entry = {"sha256": sha256_file(STATISTICS), "bytes": STATISTICS.stat().st_size}
+    manifest["weights"][str(STATISTICS.relative_to(DATA))] = entry
+    write_text_atomically(DATA / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    quantiles = torch.quantile(distance_B, torch.tensor([0.5, 0.95, 1.0])).tolist()
+    print(f"limit {float(tensors['limit_1']):.3f}; scenes of validation {quantiles}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wordnet", type=Path)
+    parser.add_argument("--train", type=int, default=2400, help="scenes that are measured")
+    parser.add_argument("--validation", type=int, default=800, help="scenes that choose the limit")
+    options = parser.parse_args()
+    build_names(options.wordnet)
+    build_statistics(train=options.train, validation=options.validation)
