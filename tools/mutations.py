@@ -362,8 +362,8 @@ ROWS = r"""
 + return "opposite" if low < min(margin, 0.0) else "not shown"
 - difference = interval_of([ours[seed] - theirs[seed] for seed in shared])
 + difference = interval_of([theirs[seed] - ours[seed] for seed in shared])
-- if requested == stored or (requested is None and (stored.by_speed or stored == FULL)):
-+ if requested == stored or requested is None:
+- missing = [name for name in selected if name not in finished]
++ missing = list(selected)
 - ordered = sorted(things, key=lambda thing: -thing.size * rng.uniform(0.5, 1.5))
 + ordered = sorted(things, key=lambda thing: thing.size * rng.uniform(0.5, 1.5))
 - text = head_noun(main) if rng.random() < 0.2 else main
