@@ -115,7 +115,7 @@ def test_no_invented_word_reaches_a_user(mini: Mllm) -> None:
     "image",
     [
         Image.new("RGB", (1, 1)),
-        Image.new("RGB", (1, 500), "white"),
+        Image.new("RGB", (5, 500), "white"),
         Image.new("L", (300, 200), 128),
         Image.new("RGBA", (64, 64), (0, 0, 0, 0)),
     ],
@@ -147,7 +147,13 @@ def test_the_check_measures_the_distance_from_what_it_was_fitted_to() -> None:
     # Length says nothing: a darker picture is no other picture.
     torch.testing.assert_close(check.measure(5 * near_BD), near_B)
     assert float(check.measure(-near_BD).min()) > float(near_B.max())
-    assert check.limit == float("inf")
+    limited = check.choose_limit(near_BD, share=0.9)
+    assert float((limited.measure(near_BD) > 1).float().mean()) == pytest.approx(0.1, abs=0.01)
+    # Of two kinds the nearer one counts.
+    other = PictureCheck.fit(-near_BD, directions=4)
+    both = PictureCheck([*limited.kinds, *other.kinds])
+    assert float(both.measure(-near_BD).mean()) < 1.1
+    torch.testing.assert_close(both.measure(near_BD), limited.measure(near_BD))
 
 
 def test_the_shipped_limit_separates_scenes_from_photographs(mini: Mllm) -> None:
@@ -159,9 +165,9 @@ def test_the_shipped_limit_separates_scenes_from_photographs(mini: Mllm) -> None
         return float(check.measure(vector_D[None])[0])
 
     scenes = [measure(scene_file(index)) for index in range(12)]
-    assert sorted(scenes)[-2] <= check.limit
-    assert measure(CAT) > check.limit
-    assert measure(CAT.resize((224, 224))) > check.limit
+    assert sorted(scenes)[-2] <= 1
+    assert measure(CAT) > 1
+    assert measure(CAT.resize((224, 224))) > 1
 
 
 @pytest.mark.parametrize(
@@ -235,7 +241,7 @@ def test_the_command_blames_the_picture(tmp_path: Path) -> None:
     assert "unlike the generated scenes" in result.stderr
     assert "--model OWNER/NAME" in result.stderr
     assert "was not trained on such a question" not in result.stderr
-    page = (tmp_path / "run" / "index.html").read_text()
+    page = next((tmp_path / "run").glob("*.html")).read_text()
     assert "300 × 200 px" in page
     assert "unlike the generated scenes" in page
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
