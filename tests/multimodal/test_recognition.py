@@ -147,7 +147,13 @@ def test_the_check_measures_the_distance_from_what_it_was_fitted_to() -> None:
     # Length says nothing: a darker picture is no other picture.
     torch.testing.assert_close(check.measure(5 * near_BD), near_B)
     assert float(check.measure(-near_BD).min()) > float(near_B.max())
-    assert check.limit == float("inf")
+    limited = check.choose_limit(near_BD, share=0.9)
+    assert float((limited.measure(near_BD) > 1).float().mean()) == pytest.approx(0.1, abs=0.01)
+    # Of two kinds the nearer one counts.
+    other = PictureCheck.fit(-near_BD, directions=4)
+    both = PictureCheck([*limited.kinds, *other.kinds])
+    assert float(both.measure(-near_BD).mean()) < 1.1
+    torch.testing.assert_close(both.measure(near_BD), limited.measure(near_BD))
 
 
 def test_the_shipped_limit_separates_scenes_from_photographs(mini: Mllm) -> None:
@@ -159,9 +165,9 @@ def test_the_shipped_limit_separates_scenes_from_photographs(mini: Mllm) -> None
         return float(check.measure(vector_D[None])[0])
 
     scenes = [measure(scene_file(index)) for index in range(12)]
-    assert sorted(scenes)[-2] <= check.limit
-    assert measure(CAT) > check.limit
-    assert measure(CAT.resize((224, 224))) > check.limit
+    assert sorted(scenes)[-2] <= 1
+    assert measure(CAT) > 1
+    assert measure(CAT.resize((224, 224))) > 1
 
 
 @pytest.mark.parametrize(

@@ -1,76 +1,93 @@
 """Whether a picture looks like the generated scenes that the shipped models were trained on.
 
 What a small model answers about any other picture is nonsense. The means of Lite0's two maps over a picture, scaled to
-unit length, are compared with those of training scenes: the distance is whitened in the main directions of the scenes,
-and scaled by their common variance in all others. The statistics come from tools/build_recognition.py; how well they
-tell photographs from scenes is in docs/methods/recognition.md.
+unit length, are compared with those of generated scenes: the distance is whitened in the main directions of the scenes,
+and scaled by their common variance in all others. Scenes of the split "test" have grounds that those of the training
+lack, and lie as far from them as some photographs do: they are a kind of their own. The statistics come from
+tools/build_recognition.py; how well they tell photographs from scenes is in docs/methods/recognition.md.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from foveate.core.files import write_bytes_atomically
 from foveate.core.paths import DATA
 
 STATISTICS = DATA / "recognition" / "scenes.safetensors"
-DIRECTIONS = 16
+DIRECTIONS = 32
 
 
 class PictureCheck:
-    """Distance of pictures from the training scenes.
+    """Distance of pictures from generated scenes, of which there may be several kinds: the nearest kind counts.
 
     Args:
-        tensors: `mean_D` and `std_D` of each number, `directions_RD` with their variances `variance_R`, `rest_1`, the
-            variance of the others, and `limit_1`, the distance that one in a hundred scenes exceeds.
+        kinds: of each kind `mean_D` and `std_D` of each number, `directions_RD` with their variances `variance_R`,
+            `rest_1`, the variance of the others, and `limit_1`, the distance that one in a hundred of it exceeds.
     """
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = {name: value.float() for name, value in tensors.items()}
+    def __init__(self, kinds: Sequence[Mapping[str, Tensor]]) -> None:
+        self.kinds = [{name: value.float().contiguous() for name, value in kind.items()} for kind in kinds]
 
     @classmethod
     def fit(cls, vectors_BD: Tensor, *, directions: int = DIRECTIONS) -> PictureCheck:
-        """Measure the statistics of scenes; the limit is still infinite."""
+        """Measure the statistics of one kind of scene; the limit is its mean distance, 1."""
         x_BD = F.normalize(vectors_BD.double(), dim=-1)
         mean_D, std_D = x_BD.mean(dim=0), x_BD.std(dim=0, correction=0) + 1e-9
         z_BD = (x_BD - mean_D) / std_D
         _, singular_D, directions_DD = torch.linalg.svd(z_BD, full_matrices=False)
         directions_RD = directions_DD[:directions]
         rest_BD = z_BD - (z_BD @ directions_RD.T) @ directions_RD
-        tensors = {
+        kind = {
             "mean_D": mean_D,
             "std_D": std_D,
-            "directions_RD": directions_RD.contiguous(),
+            "directions_RD": directions_RD,
             "variance_R": singular_D[:directions].square() / len(z_BD),
             "rest_1": rest_BD.square().mean().reshape(1),
-            "limit_1": torch.full((1,), torch.inf),
+            "limit_1": torch.ones(1),
         }
-        return cls(tensors)
+        return cls([kind])
+
+    def choose_limit(self, vectors_BD: Tensor, *, share: float = 0.99) -> PictureCheck:
+        """Return the same check whose limit a share of other scenes of its kind is within."""
+        (kind,) = self.kinds
+        limit = torch.quantile(self.measure(vectors_BD), share) * kind["limit_1"]
+        return PictureCheck([{**kind, "limit_1": limit.reshape(1)}])
 
     def measure(self, vectors_BD: Tensor) -> Tensor:
-        """Return the distances [B] of pictures: near 1 for a scene.
+        """Return the distances [B] of pictures from the nearest kind, as a share of its limit: above 1 is no scene.
 
         Args:
             vectors_BD: `image_vectors` of `Lite0Encoder`.
         """
-        of = {name: value.to(vectors_BD.device) for name, value in self.tensors.items()}
+        return torch.stack([self._measure_kind(kind, vectors_BD) for kind in self.kinds]).amin(dim=0)
+
+    def _measure_kind(self, kind: Mapping[str, Tensor], vectors_BD: Tensor) -> Tensor:
+        of = {name: value.to(vectors_BD.device) for name, value in kind.items()}
         z_BD = (F.normalize(vectors_BD.float(), dim=-1) - of["mean_D"]) / of["std_D"]
         inside_BR = z_BD @ of["directions_RD"].T
         rest_BD = z_BD - inside_BR @ of["directions_RD"]
         total_B = (inside_BR.square() / of["variance_R"]).sum(dim=1) + rest_BD.square().sum(dim=1) / of["rest_1"]
-        return total_B / (inside_BR.shape[1] + z_BD.shape[1])
+        return total_B / (inside_BR.shape[1] + z_BD.shape[1]) / of["limit_1"]
 
-    @property
-    def limit(self) -> float:
-        """A picture at a larger distance is no scene."""
-        return float(self.tensors["limit_1"][0])
+    def save(self, path: Path) -> None:
+        """Write the statistics."""
+        tensors = {f"{row}.{name}": value for row, kind in enumerate(self.kinds) for name, value in kind.items()}
+        write_bytes_atomically(path, save(tensors))
 
 
 @functools.cache
 def load_picture_check() -> PictureCheck:
     """Load the shipped statistics."""
-    return PictureCheck(load_file(STATISTICS))
+    kinds: dict[str, dict[str, Tensor]] = {}
+    for name, value in load_file(STATISTICS).items():
+        row, _, field = name.partition(".")
+        kinds.setdefault(row, {})[field] = value
+    return PictureCheck([kinds[row] for row in sorted(kinds)])

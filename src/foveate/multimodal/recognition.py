@@ -173,8 +173,7 @@ class PictureReader:
 
     def are_unlike(self, vectors: Sequence[torch.Tensor]) -> bool:
         """Return whether one of several pictures, by their vectors (see `picture_check`), is unlike the scenes."""
-        check = load_picture_check()
-        return bool(vectors) and bool((check.measure(torch.stack(list(vectors))) > check.limit).any())
+        return bool(vectors) and bool((load_picture_check().measure(torch.stack(list(vectors))) > 1).any())
 
     def answer(self, images: Sequence[ImageInput], question: str, regions: Sequence[Shape] = ()) -> Answer:
         """Answer a question about pictures, of which one at least is unlike the scenes."""
