@@ -49,7 +49,7 @@ CANONICAL: Mapping[str, str] = {
 # Similarity to the nearest wording from which a question counts as understood, and the same where it is about something
 # that the model does not know: then a word that is none of a name may have been taken for one. Chosen by leaving out
 # each wording in turn, and by questions of other kinds.
-MIN_SIMILARITY = 0.25
+MIN_SIMILARITY = 0.2
 MIN_SIMILARITY_OF_UNKNOWN = 0.55
 
 _COLOR_CUES = frozenset(("color",))
@@ -57,6 +57,8 @@ _MORE_CUES = frozenset("more most larger greater outnumber numerous frequent".sp
 _SAME_CUES = frozenset("same equal equally as".split())
 _BOTH_CUES = frozenset("both each every".split())
 _COUNT_CUES = frozenset("many number count".split())
+# Whoever has one of these asks for a place.
+_PLACE_WORDS = frozenset("where position location coordinates".split())
 _PLACE_CUES = frozenset(
     "where find place placed position location located coordinates box mark show point region part look see identify "
     "zoom get spotted looking coordinate".split()
@@ -65,7 +67,7 @@ _PLACE_CUES = frozenset(
 _CUES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "name": (frozenset(), _COLOR_CUES),
     "where": (_PLACE_CUES, _COLOR_CUES | _COUNT_CUES),
-    "is there": (frozenset(), _COLOR_CUES | _COUNT_CUES | {"where", "which"}),
+    "is there": (frozenset(), _COLOR_CUES | _COUNT_CUES | _PLACE_WORDS | {"which"}),
     "color": (_COLOR_CUES, _COUNT_CUES),
     "color: region": (_COLOR_CUES, _COUNT_CUES),
     "count": (_COUNT_CUES, _COLOR_CUES),
@@ -108,7 +110,8 @@ _SYNONYMS = {
     **dict.fromkeys(("whereabouts", "whereabout"), "where"),
     **dict.fromkeys(("whether",), "if"),
     **dict.fromkeys(("is", "are", "was", "were"), "is"),
-    **dict.fromkeys(("a", "an", "the", "some", "that", "this", "these", "those"), "the"),
+    **dict.fromkeys(("a", "an", "any", "some"), "a"),
+    **dict.fromkeys(("the", "that", "this", "these", "those"), "the"),
     **dict.fromkeys(("does", "did"), "do"),
     **dict.fromkeys(("us", "him", "her", "them"), "me"),
     **dict.fromkeys(("i", "we", "one"), "you"),
@@ -185,7 +188,7 @@ def _mask_of(form: str, field: str) -> tuple[str, ...]:
     if field == "side":
         return (SIDE,)
     if field in _THING_FIELDS or (field == "stated_xs" and form == "is there"):
-        return ("the", THING) if field == "a_x" else (THING,)
+        return ("a", THING) if field == "a_x" else (THING,)
     if field == "stated_xs":
         return (NUMBER, THING)
     kinds = {"color": COLOR, "position": SIDE, "position: relation": RELATION, "compare": ORDER, "count": NUMBER}
@@ -194,7 +197,7 @@ def _mask_of(form: str, field: str) -> tuple[str, ...]:
     if form in ("name: which", "name: yes or no", "is there", "which image", "compare: both") or (
         field == "stated" and form == "compare"
     ):
-        return ("the", THING)
+        return ("a", THING)
     for start in ("position: relation", "position", "color", "compare", "count"):
         if form.startswith(start):
             return (kinds[start],)
