@@ -247,7 +247,8 @@ def draw_pictures(split: str, count: int) -> Iterator[bytes]:
 @torch.inference_mode()
 def embed_pictures(model: Mllm, pictures: Iterable[bytes]) -> torch.Tensor:
     """Return the vectors [B, D] of pictures as `ask` reads them."""
-    return torch.stack([encode_sample(model.loaded, [picture])[1][0].vector_D for picture in pictures])
+    vectors = (encode_sample(model.loaded, [picture])[1][0].vector_D for picture in pictures)
+    return torch.stack([vector_D for vector_D in vectors if vector_D is not None])
 
 
 def build_statistics(*, count: int) -> None:

@@ -171,7 +171,8 @@ class BridgeEncoder(ImageEncoder):
         """Split packed features into the map [B, L, 1280], the view [B, 1280], and scores of detected classes."""
         cells = _GRID**2 * self.width
         map_BLD = features_BF[:, :cells].float().unflatten(1, (_GRID**2, self.width))
-        return map_BLD, *features_BF[:, cells:].float().split((self.width, detectors.CLASSES), dim=1)
+        view_BD, detected_BN = features_BF[:, cells:].float().split((self.width, detectors.CLASSES), dim=1)
+        return map_BLD, view_BD, detected_BN
 
     def classify(self, map_BLD: Tensor, view_BD: Tensor) -> Tensor:
         """Return the mean probabilities [B, 1000] of the whole image at two sizes and of windows of its map."""
