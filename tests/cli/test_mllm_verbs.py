@@ -211,7 +211,7 @@ def test_ctrl_c_in_a_chat_keeps_what_was_answered(interrupted: str, monkeypatch:
 
     lines = iter(["second", interrupted])
     monkeypatch.setattr("builtins.input", read)
-    exchanges = _chat(Chat(), "first", [], 8, ground=False, num_images=1, find_nearest=lambda text, read_as: [])
+    exchanges = _chat(Chat(), "first", [], 8, ground=False, num_images=1, find_nearest=lambda text, read_as, source: [])
     assert [exchange.text for exchange in exchanges] == ["first!", "second!"]
 
 

@@ -79,10 +79,8 @@ class Answer:
         """
         if self.boxes:
             return ""
-        if self.rejected and self.source == LANGUAGE_MODEL:
-            return f"its best match scores {max(self.rejected):.2f}"
         if self.rejected:
-            return f"it is recognized nowhere (score {max(self.rejected):.2f})"
+            return f"its best match scores {max(self.rejected):.2f}"
         # A model of transformers may have written a paragraph.
         text = shorten(" ".join(self.text.split()), 80, placeholder=" ...")
         return f"the model answered {text!r} and gave no box" if text else "the model answered nothing and gave no box"

@@ -23,6 +23,9 @@ from foveate.core.paths import DATA
 
 STATISTICS = DATA / "recognition" / "scenes.safetensors"
 DIRECTIONS = 32
+# Distance from which a picture is no scene. Below 1, because whole photographs lie just there that scenes have parts of
+# as grounds, such as the cat and the coffee of scikit-image.
+LIMIT = 0.95
 
 
 class PictureCheck:
@@ -62,7 +65,7 @@ class PictureCheck:
         return PictureCheck([{**kind, "limit_1": limit.reshape(1)}])
 
     def measure(self, vectors_BD: Tensor) -> Tensor:
-        """Return the distances [B] of pictures from the nearest kind, as a share of its limit: above 1 is no scene.
+        """Return the distances [B] of pictures from the nearest kind, as a share of its limit; see LIMIT.
 
         Args:
             vectors_BD: `image_vectors` of `Lite0Encoder`.

@@ -129,7 +129,7 @@ def write_samples(folder: Path | str, *, seed: int = 0) -> list[Sample]:
         UserError: the folder has other files.
 
     Examples:
-        >>> [sample.path.name for sample in write_samples("samples")]
+        >>> [sample.path.name for sample in write_samples(new_folder)]
         ['photographs', 'alt-texts.csv', 'clip.webp', 'labeled', 'card', 'hospital-a.csv', 'hospital-b.csv']
     """
     folder = Path(folder)

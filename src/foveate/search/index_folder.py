@@ -213,6 +213,7 @@ class Description:
                 "crops": False,
                 "spreads": {},
                 "texts": "",
+                "ocr": False,
                 "floor": None,
             }
             complete = {**old, **value}
