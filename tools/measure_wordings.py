@@ -4,8 +4,8 @@ foveate collect wordings --seed 7 --out wordings
 python tools/measure_wordings.py mini --data wordings
 python tools/measure_wordings.py mini --data wordings --as-worded
 
-Asks questions of the test split about names that training showed, with their image. `--as-worded` leaves out the reading
-of questions (`Answer.read_as`), as a control.
+Asks questions of the test split about names that training showed, with their image. `--as-worded` leaves out the
+reading of questions (`Answer.read_as`), as a control.
 """
 
 from __future__ import annotations
