@@ -350,8 +350,8 @@ def test_the_example_of_the_docs_runs(folder: Path, tmp_path: Path, monkeypatch:
     # Run by tests of adapt, calibrate and pretrain, or a training of minutes.
     blocks = [block for block in blocks if not re.search(r"Calibrator|open_adapter|pretrain\(", block)]
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    (copy / "runs" / "tour" / "cloc-seed0").mkdir(parents=True)
-    (copy / "model").rename(copy / "runs" / "tour" / "cloc-seed0" / "model")
+    (copy / "runs" / "study-tour" / "cloc-seed0").mkdir(parents=True)
+    (copy / "model").rename(copy / "runs" / "study-tour" / "cloc-seed0" / "model")
     Image.open(io.BytesIO(image_of(folder, "train-01"))).convert("RGB").save(copy / "holiday.jpg")
     # The example reads from 1:20 to 2:00.
     frames = (np.full((48, 64, 3), 4 * number, np.uint8) for number in range(60))

@@ -94,7 +94,9 @@ def run_embedding(
     settings = settings or EmbedRun()
     methods = list_methods(options.method, settings.compare, METHODS)
     recipe = describe_run(clients, methods[1:], options, held_out=settings.held_out)
-    run = RunFolder.create(path, command=command, recipe=yaml.safe_dump(recipe, sort_keys=False))
+    text = yaml.safe_dump(recipe, sort_keys=False)
+    # Runs begun before gradients were measured have no such field, and go on.
+    run = RunFolder.create(path, command=command, recipe=text, free=("options.min_gradient_cosine",))
     with FolderLock(path, purpose="federated embed"):
         split = split_held_out(clients, settings.held_out, seed=options.seed)
         maps: list[EmbedMethod] = []
