@@ -107,7 +107,8 @@ def read_state(
                 f"{path}: field 'format' must be {format} (got {header['format']}); delete it to start over"
             )
         before, now = header["options"], options.model_dump(mode="json")
-        if changed := sorted(name for name in now if before.get(name) != now[name]):
+        # An option that is newer than the run had no effect on it, so it counts from here on.
+        if changed := sorted(name for name in now if name in before and before[name] != now[name]):
             name = changed[0]
             raise UserError(
                 f"{path}: the run began with {name} {before.get(name)} (got {now[name]}); use another folder or "
