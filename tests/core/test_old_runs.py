@@ -150,7 +150,7 @@ def test_a_federated_run_asks_only_what_is_missing(kind: str, result: str, unpac
     assert len(resumed) == len(expected)
     for one, other in zip(resumed, expected, strict=True):
         assert one["quality"] == pytest.approx(other["quality"], abs=0.02)
-        # What the old release sent had no gradients and one option less, a few bytes a message; a round more is a tenth.
+        # What the old release sent had no gradients and one option less, a few bytes a message; a round is a tenth.
         room = 0.02 if kind == "federated-embed" else 0.0
         for side in ("bytes_up", "bytes_down"):
             assert one[side] == pytest.approx(other[side], rel=room, abs=0)
