@@ -10,7 +10,6 @@ names are open_clip's, the order of synsets is timm's. Which texts to take was m
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+from manifest import note_files
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-from foveate.core.files import read_json, sha256_file, write_json_atomically, write_text_atomically
+from foveate.core.files import write_json_atomically, write_text_atomically
 from foveate.core.model_folder import CARD, WEIGHTS
 from foveate.core.paths import DATA
 from foveate.vision.bridge import BridgeEncoder
@@ -146,10 +146,7 @@ def build(wordnet: Path) -> Path:
     write_json_atomically(folder / "names.json", {"classes": IMAGENET_CLASSNAMES, "detector": list(CLASS_NAMES)})
     write_text_atomically(folder / CARD, _CARD)
     weights = folder / WEIGHTS
-    manifest = read_json(DATA / "manifest.json")
-    entry = {"sha256": sha256_file(weights), "bytes": weights.stat().st_size}
-    manifest["weights"][str(weights.relative_to(DATA))] = entry
-    write_text_atomically(DATA / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    note_files("weights", weights)
     return folder
 
 

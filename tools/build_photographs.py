@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import importlib.resources
 import io
-import json
 
 import numpy as np
+from manifest import note_files
 from PIL import Image
 
-from foveate.core.files import read_json, sha256_file, write_bytes_atomically, write_text_atomically
-from foveate.core.paths import DATA
-from foveate.records.builtin.photographs import FOLDER, PHOTOGRAPHS
+from foveate.core.files import write_bytes_atomically
+from foveate.records.builtin.photographs import PHOTOGRAPHS
 
 
 def main() -> None:
-    entries = {}
     for photograph in PHOTOGRAPHS:
         source = importlib.resources.files("skimage.data") / photograph.source
         data = source.read_bytes()
@@ -36,13 +34,9 @@ def main() -> None:
             with Image.open(io.BytesIO(data)) as written:
                 if not np.array_equal(np.asarray(image), np.asarray(written.convert("RGB"))):
                     raise SystemExit(f"{photograph.name}: lossless WebP changed pixels; use another Pillow")
-        path = FOLDER / photograph.file
-        write_bytes_atomically(path, data)
-        entries[str(path.relative_to(DATA))] = {"sha256": sha256_file(path), "bytes": len(data)}
-        print(f"{path.name}: {len(data):,} bytes")
-    manifest = read_json(DATA / "manifest.json")
-    manifest["photographs"] = entries
-    write_text_atomically(DATA / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        write_bytes_atomically(photograph.path, data)
+        print(f"{photograph.file}: {len(data):,} bytes")
+    note_files("photographs", *(photograph.path for photograph in PHOTOGRAPHS))
 
 
 if __name__ == "__main__":

