@@ -252,18 +252,18 @@ def test_a_reading_that_cannot_be_continued_is_done_anew(folders: dict[str, Path
     model = open_foreign(str(folders["qwen2_vl"]))
     chat = model.chat(draw(50, 40))
     first = chat.ask(QUESTION, max_tokens=4)
-    kept = chat._kept
+    prefix = chat._prefix
     # Given away while an answer is generated: after an interruption nothing half-read is left.
     prompt = model._write_prompt([("user", QUESTION), ("assistant", "red"), ("user", "no")], 1)
-    assert kept.continue_inputs(model.model, model.processor, prompt) is not None
-    assert kept.continue_inputs(model.model, model.processor, prompt) is None
+    assert prefix.continue_inputs(model.model, model.processor, prompt) is not None
+    assert prefix.continue_inputs(model.model, model.processor, prompt) is None
     chat.turns.clear()
     assert chat.ask(QUESTION, max_tokens=4) == first
-    assert kept.continue_inputs(model.model, model.processor, "user : another beginning") is None
+    assert prefix.continue_inputs(model.model, model.processor, "user : another beginning") is None
     # A cache that has lost what lies before, as windows do.
     chat.turns.clear()
     chat.ask(QUESTION, max_tokens=4)
-    kept._cache.crop = lambda _: (_ for _ in ()).throw(ValueError("a window"))
+    prefix._cache.crop = lambda _: (_ for _ in ()).throw(ValueError("a window"))
     chat.turns.clear()
     assert chat.ask(QUESTION, max_tokens=4) == first
 
@@ -304,7 +304,14 @@ def test_other_ways_to_write_a_box(written: str, text: str, box: tuple[float, ..
     assert (one.x1, one.y1, one.x2, one.y2) == pytest.approx(box, abs=0.01)
 
 
-@pytest.mark.parametrize(("family", "text"), [("llava", "[4, 10, 20, 30]"), ("qwen2_vl", "[100, 200, 500, 600]")])
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("llava", "[4, 10, 20, 30]"),
+        ("qwen2_vl", "[100, 200, 500, 600]"),
+        ("paligemma", "<loc0204><loc0102><loc0614><loc0512>"),
+    ],
+)
 def test_regions_are_written_as_coordinates_and_it_says_so(
     family: str, text: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

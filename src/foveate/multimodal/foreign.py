@@ -28,8 +28,8 @@ from foveate.language.positions import find_context
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
 from foveate.multimodal.choose import check_options, to_probabilities
-from foveate.multimodal.foreign_boxes import BOX, KNOWN_UNITS, UNITS, read_boxes, write_values
-from foveate.multimodal.foreign_turns import ForeignChat, KeptReading, Pieces, check_question, encode_images_once
+from foveate.multimodal.foreign_boxes import BOX, KNOWN_UNITS, PLACES, UNITS, read_boxes, write_values
+from foveate.multimodal.foreign_turns import AnswerStream, ForeignChat, PrefixCache, check_question, encode_images_once
 from foveate.multimodal.prepare import Dialog, Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
 from foveate.records.boxes import PixelBox
@@ -44,7 +44,8 @@ BATCHED = UNITS.keys() - {"llava_onevision"}
 # Questions with images of their own that are answered together.
 _BATCH = 8
 
-# Of families whose released processors have none. PaliGemma's writes the line's beginning and end itself (big_vision).
+# Chat templates of families whose released processors have none. PaliGemma's processor begins and ends the line itself
+# (big_vision).
 TEMPLATES = {
     "paligemma": (
         "{% if messages | length > 1 %}{{ raise_exception('PaliGemma answers single questions') }}{% endif %}"
@@ -118,20 +119,20 @@ class ForeignMllm:
             groups.setdefault(_identify(images), []).append(number)
         answers: dict[int, Answer] = {}
 
-        def answer(numbers: Sequence[int], images: list[Image.Image] | None, kept: KeptReading | None = None) -> None:
+        def answer(numbers: Sequence[int], images: list[Image.Image] | None, prefix: PrefixCache | None = None) -> None:
             rows: list[_Row] = []
             for number in numbers:
                 read = _read_images(asked[number].images) if images is None else images
                 text = check_question(asked[number].text, ground=ground)
                 rows.append((read, [("user", self.write_regions(read, text, asked[number].regions))]))
-            results = self._answer_rows(rows, [settings] * len(rows), room=max_tokens, kept=kept)
+            results = self._answer_rows(rows, [settings] * len(rows), room=max_tokens, prefix=prefix)
             answers.update({number: each for number, (each, _) in zip(numbers, results, strict=True)})
 
         for numbers in groups.values():
             # A batch of such questions would read their images once for each.
-            images, kept = _read_images(asked[numbers[0]].images) if len(numbers) > 1 else [], KeptReading()
+            images, prefix = _read_images(asked[numbers[0]].images) if len(numbers) > 1 else [], PrefixCache()
             for number in numbers if len(numbers) > 1 else ():
-                answer([number], images, kept)
+                answer([number], images, prefix)
         size = _BATCH if self.model.config.model_type in BATCHED else 1
         # A processor takes images for all rows of a batch, or for none.
         for has_images in (True, False):
@@ -260,11 +261,11 @@ class ForeignMllm:
         """Yield the text of an answer as it is generated; joined, it is `ask(...).text`. Return the answer."""
         read = _read_images(images)
         text = self.write_regions(read, check_question(question), regions)
-        pieces = Pieces()
+        answers = AnswerStream()
         return (
-            yield from pieces.run(
+            yield from answers.run(
                 lambda: self.answer_turns(
-                    read, [("user", text)], limit_tokens(max_tokens), room=max_tokens, observer=pieces
+                    read, [("user", text)], limit_tokens(max_tokens), room=max_tokens, observer=answers
                 )[0]
             )
         )
@@ -285,16 +286,16 @@ class ForeignMllm:
         *,
         room: int = 1,
         observer: AnswerObserver | None = None,
-        kept: KeptReading | None = None,
+        prefix: PrefixCache | None = None,
     ) -> tuple[Answer, str]:
         """Answer the last of turns (role, text); return the answer, and its text as the model wrote it.
 
         Args:
             room: tokens that must fit behind the turns; where fewer than the settings allow do, the answer ends there.
-            observer: takes the answer while it comes. kept: what was read of these images; it is brought up to date.
+            observer: takes the answer while it comes. prefix: cache of what was read of these images.
         """
         rows = [(images, turns)]
-        return self._answer_rows(rows, [settings], room=room, observer=observer, row_ids=[0], kept=kept)[0]
+        return self._answer_rows(rows, [settings], room=room, observer=observer, row_ids=[0], prefix=prefix)[0]
 
     @torch.inference_mode()
     def _answer_rows(
@@ -305,13 +306,13 @@ class ForeignMllm:
         room: int = 1,
         observer: AnswerObserver | None = None,
         row_ids: Sequence[int] = (),
-        kept: KeptReading | None = None,
+        prefix: PrefixCache | None = None,
     ) -> list[tuple[Answer, str]]:
-        """Answer rows in one batch; see `answer_turns`. The observer knows them by `row_ids`; one row alone is kept."""
+        """Answer rows in one batch; see `answer_turns`. The observer knows them by `row_ids`; `prefix` is of one."""
         prompt, inputs = "", None
-        if kept is not None:
+        if prefix is not None:
             prompt = self._write_prompt(rows[0][1], len(rows[0][0]))
-            inputs = kept.continue_inputs(self.model, self.processor, prompt)
+            inputs = prefix.continue_inputs(self.model, self.processor, prompt)
         inputs = inputs or self._batch_inputs(rows)
         length, lengths = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(dim=1).tolist()
         for each in lengths:
@@ -322,7 +323,7 @@ class ForeignMllm:
         limits = [min(row.max_new_tokens, room) for row, room in zip(settings, rooms, strict=True)]
         first_images = list(accumulate((len(images) for images, _ in rows), initial=0))
         results, ends = dict[int, tuple[Answer, str]](), _end_ids(self.model)
-        sizes = inputs if kept is None else inputs | kept.sizes
+        sizes = inputs if prefix is None else inputs | prefix.sizes
 
         def read(row: int, ids_T: Tensor) -> tuple[Answer, str]:
             answer, written = self._read(ids_T, rows[row][0], sizes, first_image=first_images[row])
@@ -351,8 +352,8 @@ class ForeignMllm:
             logits_processor=[_Sampler(settings)] if any(row.temperature > 0 for row in settings) else None,
             stopping_criteria=[stop],
         )
-        if kept is not None:
-            kept.keep(self.model, self.processor, prompt, inputs, output)
+        if prefix is not None:
+            prefix.keep(self.model, self.processor, prompt, inputs, output)
         return [results[row] for row in range(len(rows))]
 
     def _read(
@@ -441,7 +442,8 @@ class ForeignMllm:
             _, rows, columns = inputs["image_grid_thw"][number].tolist()
             patch = self.processor.image_processor.patch_size
             resized = (columns * patch, rows * patch)
-        return CoordinateFrame(unit, image.width, image.height, resized=resized)
+        # Places are fractions, written as tokens.
+        return CoordinateFrame("0-1" if unit == PLACES else unit, image.width, image.height, resized=resized)
 
 
 def open_foreign(

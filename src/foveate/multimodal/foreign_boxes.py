@@ -9,6 +9,8 @@ from foveate.records.boxes import PixelBox
 from foveate.records.conversations import find_shape_problem
 from foveate.records.importers.coordinates import CoordinateFrame, fit_shape
 
+# Unit of boxes that are tokens of places instead of numbers.
+PLACES = "places"
 # What the numbers of a box mean stands in no config. Qwen2-VL and Qwen3-VL write 0 to 1000, Qwen2.5-VL pixels of the
 # image as it sees it (QwenLM/Qwen3-VL, threads 676, 866 and 1486); InternVL and GLM-V 0 to 1000 (docs of InternVL 2.0,
 # "grounding"; zai-org's GLMV-Grounding); PaliGemma tokens of places, y first, of 1024 (big_vision, PaliGemma's README).
@@ -21,14 +23,14 @@ UNITS = {
     "llava": "none",
     "llava_next": "none",
     "llava_onevision": "none",
-    "paligemma": "places",
+    "paligemma": PLACES,
     "qwen2_5_vl": "resized-pixels",
     "qwen2_vl": "0-1000",
     "qwen3_vl": "0-1000",
     "smolvlm": "none",
 }
-KNOWN_UNITS = ("none", "pixels", "resized-pixels", "0-1", "0-1-padded", "0-1000", "places")
-_PLACES = 1024
+KNOWN_UNITS = ("none", "pixels", "resized-pixels", "0-1", "0-1-padded", "0-1000", PLACES)
+_NUM_PLACES = 1024
 # Signed, because a box may extend slightly beyond the image; see `read_boxes`.
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 # Lists, also in the double brackets of InternVL and GLM-V, and Qwen2-VL's two points.
@@ -53,7 +55,7 @@ def read_boxes(text: str, frame: CoordinateFrame) -> tuple[str, tuple[PixelBox, 
         # `BOX` has four groups for either way of writing a box; those of the other one are None.
         first, second, third, fourth = (float(group) for group in match.groups() if group is not None)
         if match.re is _PLACE_BOX:
-            y1, x1, y2, x2 = (place / _PLACES for place in (first, second, third, fourth))
+            y1, x1, y2, x2 = (place / _NUM_PLACES for place in (first, second, third, fourth))
             used = CoordinateFrame("0-1", frame.width, frame.height)
         else:
             x1, y1, x2, y2, used = first, second, third, fourth, frame
@@ -74,11 +76,14 @@ def read_boxes(text: str, frame: CoordinateFrame) -> tuple[str, tuple[PixelBox, 
 
 
 def write_values(values: Sequence[float], unit: str) -> str:
-    """Write coordinates as a question of a unit has them: fractions with two digits, others whole.
+    """Write x and y of a point or of two corners as a question of a unit has them.
 
-    >>> write_values([0.25, 0.5], "0-1"), write_values([250.2, 500.0], "0-1000")
-    ('[0.25, 0.50]', '[250, 500]')
+    >>> write_values([0.25, 0.5], "0-1"), write_values([250.2, 500.0], "0-1000"), write_values([0.25, 0.5], "places")
+    ('[0.25, 0.50]', '[250, 500]', '<loc0512><loc0256>')
     """
+    if unit == PLACES:
+        y_first = [values[index + 1 - 2 * (index % 2)] for index in range(len(values))]
+        return "".join(f"<loc{min(int(value * _NUM_PLACES), _NUM_PLACES - 1):04d}>" for value in y_first)
     # Rounding would turn fractions into 0 or 1.
     digits = 2 if unit.startswith("0-1") and unit != "0-1000" else 0
     return f"[{', '.join(f'{value:.{digits}f}' for value in values)}]"

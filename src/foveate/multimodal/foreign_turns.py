@@ -1,4 +1,4 @@
-"""Conversations with models of transformers: what was read is kept, and what is written comes in pieces.
+"""Conversations with models of transformers: a cache of what was read, and answers as a stream.
 
 Images stand in front: their tokens and those of all earlier turns have keys and values already, so neither processor
 nor tower runs again for the next question. Answers are those of reading everything anew: the same positions and tokens.
@@ -13,6 +13,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from foveate.multimodal.foreign import ForeignMllm
 
 
-class KeptReading:
-    """Token ids of what was read last about some images, with their keys and values.
+class PrefixCache:
+    """Keys and values of the tokens that were read last about some images.
 
     Anything that does not fit (another beginning, a template that writes earlier turns differently, a cache that cannot
     be shortened) is read anew; nothing is approximated.
@@ -192,7 +193,7 @@ def _is_equal(first: Any, second: Any) -> bool:
 _UNCERTAIN = re.compile(r"(?:<loc\d{0,4}>?\s*)+$|[\[(][\d\s.,()\[\]-]*$|<[^<>\s]*$")
 
 
-class Pieces:
+class AnswerStream:
     """Takes an answer from the thread that generates it, and yields its text as it comes."""
 
     def __init__(self) -> None:
@@ -209,34 +210,21 @@ class Pieces:
 
     def run(self, answer: Callable[[], Answer]) -> Generator[str, None, Answer]:
         """Yield the pieces of what `answer` returns, and return it; whoever stops reading ends the answer."""
-        found: list[Answer] = []
-        problems: list[BaseException] = []
-
-        def work() -> None:
+        # `generate` calls back and yields nothing, so it runs beside whoever reads.
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(answer)
+            future.add_done_callback(lambda _: self._texts.put(None))
+            written = ""
             try:
-                found.append(answer())
-            except BaseException as problem:
-                # Of whatever kind: it is raised again where the pieces are read.
-                problems.append(problem)
+                while (text := self._texts.get()) is not None:
+                    if text.startswith(written) and text != written:
+                        yield text[len(written) :]
+                        written = text
             finally:
-                self._texts.put(None)
-
-        # generate calls back and yields nothing, so it runs beside whoever reads.
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        written = ""
-        try:
-            while (text := self._texts.get()) is not None:
-                if text.startswith(written) and text != written:
-                    yield text[len(written) :]
-                    written = text
-        finally:
-            self._is_stopped.set()
-            thread.join()
-        if problems:
-            raise problems[0]
-        yield found[0].text[len(written) :]
-        return found[0]
+                self._is_stopped.set()
+        whole = future.result()
+        yield whole.text[len(written) :]
+        return whole
 
 
 def check_question(question: str, *, ground: bool = False) -> str:
@@ -253,7 +241,7 @@ class ForeignChat:
     def __init__(self, model: ForeignMllm, images: list[Image.Image]) -> None:
         self.model, self.images = model, images
         self.turns: list[tuple[str, str]] = []
-        self._kept = KeptReading()
+        self._prefix = PrefixCache()
 
     def ask(
         self, question: str, *, regions: Sequence[Shape] = (), ground: bool = False, max_tokens: int = 64
@@ -262,7 +250,7 @@ class ForeignChat:
         text = self.model.write_regions(self.images, check_question(question, ground=ground), regions)
         turns = [*self.turns, ("user", text)]
         answer, written = self.model.answer_turns(
-            self.images, turns, limit_tokens(max_tokens), room=max_tokens, kept=self._kept
+            self.images, turns, limit_tokens(max_tokens), room=max_tokens, prefix=self._prefix
         )
         # As it was written: in pixels the model would read its boxes in a unit that is not its own.
         self.turns = [*turns, ("assistant", written)]

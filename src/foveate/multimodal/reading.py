@@ -15,6 +15,25 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from foveate.multimodal.question_words import (
+    COLOR,
+    COLORS,
+    CUES,
+    EMPTY,
+    FURTHER,
+    NUMBER,
+    NUMBERS,
+    ORDER,
+    ORDERS,
+    PLACE,
+    RELATION,
+    RELATIONS,
+    SIDE,
+    SIDES,
+    STOP,
+    SYNONYMS,
+    THING,
+)
 from foveate.multimodal.wordings import SEEN, load_wordings
 from foveate.records.builtin.families import singular
 from foveate.records.conversations import IMAGE, REGION
@@ -52,86 +71,6 @@ CANONICAL: Mapping[str, str] = {
 MIN_SIMILARITY = 0.2
 MIN_SIMILARITY_OF_UNKNOWN = 0.55
 
-_COLOR_CUES = frozenset(("color",))
-_MORE_CUES = frozenset("more most larger greater outnumber numerous frequent".split())
-_SAME_CUES = frozenset("same equal equally as".split())
-_BOTH_CUES = frozenset("both each every".split())
-_COUNT_CUES = frozenset("many number count".split())
-# Whoever has one of these asks for a place.
-_PLACE_WORDS = frozenset("where position location coordinates".split())
-_PLACE_CUES = frozenset(
-    "where find place placed position location located coordinates box mark show point region part look see identify "
-    "zoom get spotted looking coordinate".split()
-)
-# Words without which a question has not a form, and words with which it has another one.
-_CUES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
-    "name": (frozenset(), _COLOR_CUES),
-    "where": (_PLACE_CUES, _COLOR_CUES | _COUNT_CUES),
-    "is there": (frozenset(), _COLOR_CUES | _COUNT_CUES | _PLACE_WORDS | {"which"}),
-    "color": (_COLOR_CUES, _COUNT_CUES),
-    "color: region": (_COLOR_CUES, _COUNT_CUES),
-    "count": (_COUNT_CUES, _COLOR_CUES),
-    "count: more": (_MORE_CUES, frozenset(("than", "outnumber"))),
-    "count: more, yes or no": (_MORE_CUES, frozenset()),
-    "position: further": (frozenset(("further", "more")), frozenset()),
-    "compare": (frozenset(), _MORE_CUES | _SAME_CUES | _BOTH_CUES),
-    "compare: both": (_BOTH_CUES, _MORE_CUES | _SAME_CUES),
-    "compare: same number": (_SAME_CUES, frozenset()),
-    "compare: more": (_MORE_CUES, _SAME_CUES),
-}
-
-# Masks. A thing, a color, a number, a side, a relation of two things, an image, a region.
-THING, COLOR, NUMBER, SIDE, RELATION, ORDER, PLACE = "X", "C", "N", "S", "R", "O", "<region>"
-_COLORS = frozenset(
-    "red orange yellow green blue purple pink brown black white gray grey violet golden silver turquoise beige".split()
-)
-_NUMBERS = {word: word for word in "two three four five six seven eight nine ten".split()}
-_NUMBERS |= {str(index): word for index, word in enumerate(("one", *_NUMBERS), 1)}
-_SIDES = {"left": "left", "right": "right", "top": "top", "bottom": "bottom", "upper": "top", "lower": "bottom"}
-_FURTHER = {"up": "up", "down": "down", "top": "up", "bottom": "down"}
-_RELATIONS = {"above": "above", "over": "above", "below": "below", "under": "below"}
-_RELATIONS |= {"beneath": "below", "underneath": "below"}
-_ORDERS = ("first", "second", "third", "fourth")
-# Words with one meaning in questions about images.
-_SYNONYMS = {
-    **dict.fromkeys(("picture", "photo", "photograph", "pic", "scene", "snapshot", "drawing"), "image"),
-    **dict.fromkeys(("pictures", "photos", "photographs", "pics", "scenes"), "images"),
-    **dict.fromkeys(("locate", "spot", "detect", "seek", "search"), "find"),
-    **dict.fromkeys(("draw", "highlight", "outline", "frame", "circle", "put", "select"), "mark"),
-    **dict.fromkeys(("bbox", "rectangle", "boundingbox"), "box"),
-    **dict.fromkeys(("colour", "colored", "coloured", "colors", "colours"), "color"),
-    **dict.fromkeys(("contain", "contains", "include", "includes", "have", "has", "got", "display", "depict"), "show"),
-    **dict.fromkeys(("shown", "present", "depicted", "displayed", "seen", "included", "contained"), "visible"),
-    **dict.fromkeys(("looking", "search", "searching", "finding", "locating"), "find"),
-    **dict.fromkeys(("lie", "lies", "stand", "stands", "sit", "sits", "standing", "located", "situated"), "placed"),
-    **dict.fromkeys(("farther",), "further"),
-    **dict.fromkeys(("recognise", "recognize", "classify"), "identify"),
-    **dict.fromkeys(("round",), "around"),
-    **dict.fromkeys(("whereabouts", "whereabout"), "where"),
-    **dict.fromkeys(("whether",), "if"),
-    **dict.fromkeys(("is", "are", "was", "were"), "is"),
-    **dict.fromkeys(("a", "an", "any", "some"), "a"),
-    **dict.fromkeys(("the", "that", "this", "these", "those"), "the"),
-    **dict.fromkeys(("does", "did"), "do"),
-    **dict.fromkeys(("us", "him", "her", "them"), "me"),
-    **dict.fromkeys(("i", "we", "one"), "you"),
-}
-# These say nothing about what is asked.
-_EMPTY = frozenset(
-    "please kindly hey hi hello ok okay so now well thanks thank thx just really actually very much excuse dear "
-    "quick quickly question exactly".split()
-)
-# Words of questions that no wording has, so that they are not taken for things.
-_STOP = frozenset(
-    "what where which who why when how whose is are was were be been being do does did have has had can could will "
-    "would shall should may might must i you he she it we they me him her us them my your his its our their this that "
-    "these those a an the of in on at to from by with for about into onto and or but not no yes if then than as so too "
-    "also there here any some all every each both either neither one ones other another more most less least many much "
-    "few image picture photo thing things object objects item items something anything someone anyone somebody anybody "
-    "show see look find tell give say know want need like think get put make take describe caption happening going "
-    "doing mean made taken used everything everyone else old big small large time day kind sort type text read written "
-    "write says sentence words".split()
-)
 _REFUSED = frozenset("why when who whose whom".split())
 _TOKEN = re.compile(r"<region>|<\d+>|[a-z0-9]+(?:[-'][a-z0-9]+)*")
 # "Could you please tell me whether ...": what people put in front of a question without asking anything else.
@@ -215,9 +154,9 @@ def _make_template(form: str, wording: str) -> _Template:
             fields += [part] * sum(word in _MASKS for word in masks)
         else:
             # Numbers and orders of the wording itself, such as "the two images", are masked like those of a question.
-            orders = _ORDERS if form.startswith("compare") else ()
+            orders = ORDERS if form.startswith("compare") else ()
             tokens = [
-                ORDER if token in orders else NUMBER if token in _NUMBERS else token
+                ORDER if token in orders else NUMBER if token in NUMBERS else token
                 for token in _normalize(_tokenize(part))
             ]
             words += tokens
@@ -238,7 +177,7 @@ def _tokenize(text: str) -> list[str]:
 
 
 def _normalize(tokens: Iterable[str]) -> list[str]:
-    return [_SYNONYMS.get(token, token) for token in tokens if token not in _EMPTY]
+    return [SYNONYMS.get(token, token) for token in tokens if token not in EMPTY]
 
 
 class _Matcher:
@@ -259,7 +198,7 @@ class _Matcher:
             self.by_slots[template.slots].append((template, self.embed(template.words)))
         words = {word for template in self.templates for word in template.words}
         # What a synonym stands for is a word of questions as well.
-        self.words = words | _STOP | _EMPTY | set(_SYNONYMS) | {word for form in CANONICAL for word in form.split()}
+        self.words = words | STOP | EMPTY | set(SYNONYMS) | {word for form in CANONICAL for word in form.split()}
 
     def embed(self, words: Sequence[str]) -> dict[str, float]:
         vector = {gram: self.weights.get(gram, self.unknown) * count for gram, count in Counter(_grams(words)).items()}
@@ -300,7 +239,7 @@ def _reorder_fields(template: _Template, slots: Sequence[str]) -> tuple[str, ...
 
 
 def _has_cues(form: str, words: Collection[str]) -> bool:
-    needed, others = _CUES.get(form, (frozenset(), frozenset()))
+    needed, others = CUES.get(form, (frozenset(), frozenset()))
     return (not needed or not needed.isdisjoint(words)) and others.isdisjoint(words)
 
 
@@ -317,11 +256,11 @@ def _load_matcher(trained: tuple[tuple[str, str], ...]) -> _Matcher:
 
 # What a field of a wording may stand for, so that "Is the dog on the left?" is not "Is the dog red?" of another thing.
 _FIELD_PATTERNS = {
-    COLOR: "|".join(sorted(_COLORS)),
-    NUMBER: "|".join(("no", *_NUMBERS.values())),
-    SIDE: "|".join((*_SIDES, "up", "down")),
+    COLOR: "|".join(sorted(COLORS)),
+    NUMBER: "|".join(("no", *NUMBERS.values())),
+    SIDE: "|".join((*SIDES, "up", "down")),
     RELATION: "left of|right of|above|below",
-    ORDER: "|".join(_ORDERS),
+    ORDER: "|".join(ORDERS),
     "is": "is|are",
 }
 # No name has these words; what has them is a longer question.
@@ -441,11 +380,11 @@ def _mask(
     readings: list[tuple[_Span, ...]] = []
     for takes_words in (False, True):
         spans = _mask_names(tokens, known, names, takes_words=takes_words)
-        masked = [span for span in _mask_words(spans, num_images) if span.is_mask or span.word not in _EMPTY]
+        masked = [span for span in _mask_words(spans, num_images) if span.is_mask or span.word not in EMPTY]
         for parts in (_join_names(masked, known), _join_things(masked, known)):
             if parts is not None:
                 words = [
-                    span if span.is_mask else span._replace(word=_SYNONYMS.get(span.word, span.word)) for span in parts
+                    span if span.is_mask else span._replace(word=SYNONYMS.get(span.word, span.word)) for span in parts
                 ]
                 readings += [tuple(words), tuple(_join_colors(words))]
     return list(dict.fromkeys(readings))
@@ -482,7 +421,7 @@ def _mask_names(
     while position < len(tokens):
         for length in range(min(longest, len(tokens) - position), 0, -1):
             words = tuple(tokens[position : position + length])
-            is_word = length == 1 and (words[0] in known or words[0] in _COLORS)
+            is_word = length == 1 and (words[0] in known or words[0] in COLORS)
             is_behind = position > 0 and tokens[position - 1] in ("a", "an", "the", "any", "many", "more")
             # In "a box around the box" the last one is the thing.
             is_behind &= words[0] not in tokens[position + 1 :]
@@ -520,18 +459,18 @@ def _mask_words(spans: Sequence[_Span], num_images: int) -> list[_Span]:
         elif word in ("left", "right") and after == "of":
             masked.append(_Span(RELATION, f"{word} of", is_mask=True))
             size = 2
-        elif word in _RELATIONS:
-            masked.append(_Span(RELATION, _RELATIONS[word], is_mask=True))
-        elif word in _SIDES or (
-            word in _FURTHER
+        elif word in RELATIONS:
+            masked.append(_Span(RELATION, RELATIONS[word], is_mask=True))
+        elif word in SIDES or (
+            word in FURTHER
             and {"further", "farther", "more"} & {span.word for span in spans[max(0, index - 3) : index]}
         ):
-            masked.append(_Span(SIDE, _SIDES.get(word, word), is_mask=True))
-        elif word in _COLORS:
+            masked.append(_Span(SIDE, SIDES.get(word, word), is_mask=True))
+        elif word in COLORS:
             masked.append(_Span(COLOR, word, is_mask=True))
-        elif word in _NUMBERS or (word == "one" and _counts(spans, index)):
-            masked.append(_Span(NUMBER, _NUMBERS.get(word, word), is_mask=True))
-        elif word in _ORDERS and num_images > 1:
+        elif word in NUMBERS or (word == "one" and _counts(spans, index)):
+            masked.append(_Span(NUMBER, NUMBERS.get(word, word), is_mask=True))
+        elif word in ORDERS and num_images > 1:
             masked.append(_Span(ORDER, word, is_mask=True))
         else:
             masked.append(spans[index])
@@ -544,7 +483,7 @@ def _counts(spans: Sequence[_Span], index: int) -> bool:
     after = spans[index + 1] if index + 1 < len(spans) else None
     others = [span.word for span in spans[max(0, index - 2) : index + 3]]
     return (after is not None and after.is_mask and after.word == THING) or (
-        "or" in others and any(word in _NUMBERS for word in others)
+        "or" in others and any(word in NUMBERS for word in others)
     )
 
 
@@ -615,7 +554,7 @@ def _complete(form: str, fields: Mapping[str, str], names: Collection[str]) -> d
     if form == "position" and "first" not in values:
         values |= {"first": "left", "second": "right"}
     if form == "position: further" and "side" in values:
-        values["side"] = _FURTHER.get(values["side"], values["side"])
+        values["side"] = FURTHER.get(values["side"], values["side"])
     if form == "name: which":
         values |= {field: _with_article(values[field]) for field in ("first", "second") if field in values}
     return values

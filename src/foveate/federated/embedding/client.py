@@ -40,12 +40,12 @@ from foveate.federated.embedding.options import (
 from foveate.federated.embedding.surrogates import (
     ARCHITECTURES,
     FitSettings,
-    SurrogateNetwork,
     SurrogateSum,
     compare_fields,
     fit_surrogate,
     r_squared,
     r_squared_of_noisy,
+    unpack_surrogate,
 )
 from foveate.federated.embedding.training import (
     MAX_EXACT_POINTS,
@@ -66,8 +66,7 @@ from foveate.federated.rounds import Client, Handler, stream
 from foveate.federated.scaling import take_scale
 from foveate.metrics.neighbors import as_points, nearest
 
-# Positions at which a surrogate in three dimensions is compared with what it imitates: enough to know a mean cosine to
-# two hundredths.
+# Positions at which a surrogate in three dimensions is compared: enough to know a mean cosine to two hundredths.
 _CHECKS = 500
 DIGITS = 3
 """Digits of what is sent without noise over a network: enough for a map, too few to solve for single rows."""
@@ -470,23 +469,6 @@ def check_weights(request: Message, features: int, limits: ClientLimits, account
     )
 
 
-def unpack_surrogate(vector_S: NDArray[Any], options: EmbeddingOptions) -> dict[str, NDArray[Any]]:
-    """Split the vector that was sent into a surrogate's arrays by name.
-
-    Raises:
-        MessageError: for another length.
-    """
-    architecture = ARCHITECTURES[options.surrogate]
-    with torch.device("meta"):  # shapes only: no memory, no random numbers
-        network = SurrogateNetwork(architecture, options.dimensions, torch.Generator())
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    if vector_S.shape != (sum(sizes),):
-        raise MessageError(f"a surrogate must have {sum(sizes)} weights (got {vector_S.size})")
-    parts = np.split(vector_S, np.cumsum(sizes)[:-1])
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
 def _foreign(
     request: Message, options: EmbeddingOptions, device: str
 ) -> tuple[Foreign | None, Callable[[Tensor], int] | None]:
@@ -496,10 +478,11 @@ def _foreign(
     """
     dtype = getattr(torch, options.precision)
     if "surrogates" in request.arrays:
+        architecture = ARCHITECTURES[options.surrogate]
         surrogates = SurrogateSum(
-            [unpack_surrogate(vector, options) for vector in request.array("surrogates")],
+            [unpack_surrogate(vector_S, architecture, options.dimensions) for vector_S in request.array("surrogates")],
             request.array("shares").tolist(),
-            levels=ARCHITECTURES[options.surrogate].levels,
+            levels=architecture.levels,
             # The public code never clamps.
             boxes_M2d=None if options.grid == "official" else request.array("boxes"),
             kernel=options.kernel,

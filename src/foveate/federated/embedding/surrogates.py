@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from foveate.federated.embedding.networks import Weights, copy_weights, linear
 from foveate.federated.embedding.training import max_repulsion
+from foveate.federated.messages import MessageError
 from foveate.metrics.neighbors import blocks
 
 # Octaves of the encoding. In the public code the finest wave is 2 pi / 8 = 0.8 long whatever the map's width: on a map
@@ -321,3 +323,19 @@ class SurrogateSum:
             return 0
         low, high = self._boxes[:, 0].unsqueeze(1), self._boxes[:, 1].unsqueeze(1)
         return int(((z_Nd < low) | (z_Nd > high)).any(dim=-1).any(dim=0).sum())
+
+
+def unpack_surrogate(vector_S: NDArray[Any], architecture: Architecture, dimensions: int) -> dict[str, NDArray[Any]]:
+    """Split the vector that was sent into a surrogate's arrays by name.
+
+    Raises:
+        MessageError: for another length.
+    """
+    with torch.device("meta"):  # shapes only: no memory, no random numbers
+        network = SurrogateNetwork(architecture, dimensions, torch.Generator())
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    if vector_S.shape != (sum(sizes),):
+        raise MessageError(f"a surrogate must have {sum(sizes)} weights (got {vector_S.size})")
+    parts = np.split(vector_S, np.cumsum(sizes)[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -209,3 +209,15 @@ def exact_caption(
         parts.append(f'the word "{text}"')
     sentence = f"{join_phrases(parts)} on {ground}"
     return sentence[0].upper() + sentence[1:]
+
+
+def be(name: str) -> str:
+    """Return the verb of a name: "is", or "are" of a plural."""
+    return "are" if is_plural(name) else "is"
+
+
+def describe_count(name: str, count: int) -> dict[str, str]:
+    """Return the fields of a question about a number of things: their plural, their number in words, and the verb."""
+    several = pluralize(name)
+    n_xs = f"{NUMERALS[count]} {name if count == 1 else several}"
+    return {"xs": several, "n_xs": n_xs, "are_n": "is" if count == 1 else "are"}

@@ -24,17 +24,19 @@ from foveate_labs.worlds.scenes.contrasts import (
     split_color,
 )
 from foveate_labs.worlds.scenes.counting import MAX_COPIES
-from foveate_labs.worlds.scenes.language import NUMERALS, add_article, is_countable, is_plural, pluralize
+from foveate_labs.worlds.scenes.language import (
+    NUMERALS,
+    add_article,
+    be,
+    describe_count,
+    is_countable,
+    pluralize,
+)
 from foveate_labs.worlds.scenes.scene import VISIBLE, Scene, SceneObject
 from foveate_labs.worlds.scenes.shapes import load_shapes
 
-# How questions on scenes are worded.
-#
 # The words of the held-out prompts are all in prompts of training, so that a small vocabulary has them; their order is
-# new.
-
-
-# A key is the kind, then after a colon the way of asking; `write_question` takes the kind from it.
+# new. A key is the kind, then after a colon the way of asking; `write_question` takes the kind from it.
 # Names occur at every position of a question: a model that saw them only at the end looked for the last token.
 FORMS: dict[str, Form] = {
     "name": Form(
@@ -507,7 +509,7 @@ class _Asker(SceneAsker):
             return
         counts = Counter(placed.phrase for placed in self.things)
         for name, count in counts.items():
-            fields = _describe_count(name, count)
+            fields = describe_count(name, count)
             questions.append(self.write("count", NUMERALS[count], fields))
             other = self._draw_count(count)
             if other is None:
@@ -515,7 +517,7 @@ class _Asker(SceneAsker):
             if self.coin():
                 questions.append(self.choose("count: which", fields, true=NUMERALS[count], false=NUMERALS[other]))
             else:
-                stated = [_describe_count(name, number) for number in (count, other)]
+                stated = [describe_count(name, number) for number in (count, other)]
                 pairs = {
                     "stated_xs": (stated[0]["n_xs"], stated[1]["n_xs"]),
                     "Are_stated": (stated[0]["are_n"].title(), stated[1]["are_n"].title()),
@@ -596,14 +598,3 @@ def _gap(a: Box, b: Box, axis: int) -> float:
     """Return the free distance of two boxes on an axis, negative if they meet."""
     (low_a, high_a), (low_b, high_b) = (((c.x1, c.x2), (c.y1, c.y2))[axis] for c in (a, b))
     return max(low_a, low_b) - min(high_a, high_b)
-
-
-def be(name: str) -> str:
-    """Return the verb of a name: "is", or "are" of a plural."""
-    return "are" if is_plural(name) else "is"
-
-
-def _describe_count(name: str, count: int) -> dict[str, str]:
-    several = pluralize(name)
-    n_xs = f"{NUMERALS[count]} {name if count == 1 else several}"
-    return {"xs": several, "n_xs": n_xs, "are_n": "is" if count == 1 else "are"}

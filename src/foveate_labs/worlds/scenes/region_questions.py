@@ -21,8 +21,8 @@ from foveate.records.shapes import Mask, Shape, encode_mask
 from foveate_labs.worlds.questions import Form, Question
 from foveate_labs.worlds.scenes import pools
 from foveate_labs.worlds.scenes.contrasts import draw_contrast
-from foveate_labs.worlds.scenes.language import Relation, add_article, is_plural
-from foveate_labs.worlds.scenes.questions import SceneAsker, be
+from foveate_labs.worlds.scenes.language import Relation, add_article, be, is_plural
+from foveate_labs.worlds.scenes.questions import SceneAsker
 from foveate_labs.worlds.scenes.scene import Scene, SceneObject
 from foveate_labs.worlds.scenes.strokes import draw_point, draw_stroke
 
