@@ -112,7 +112,7 @@ def test_tour_page_says_what_matters(tour_html: str) -> None:
         "drawings and scenes: 3 of 8, right kind 2",
         "9 of 16 absent names are refused",
         "14 of 16 present ones are not",
-        "58% of 204 boxes get their right name of 2 after the lesson",
+        "58% of 204 boxes get their right name of 2 after a lesson of",
         "before: 5%. 95%: 51% to 64%. taught with permuted names: 3%",
         "58.0% 51.0–64.0",
         "n = 204 · chance 50.0%",

@@ -165,7 +165,8 @@ def lesson_stat(lesson: Lesson) -> Stat | None:
         pieces.append(f"{row.data}: {' to '.join(pair)}")
     return Stat(
         numbers.rounded_percent(after.value),
-        f"of {first.n} boxes get their right name of {len(lesson.names)} after the lesson ({first.data})",
+        f"of {first.n} boxes get their right name of {len(lesson.names)} after a lesson of {lesson.steps} steps "
+        f"({first.data})",
         ". ".join(pieces),
     )
 
