@@ -108,7 +108,7 @@ def read_state(
             )
         before, now = header["options"], options.model_dump(mode="json")
         # An option that is newer than the run had no effect on it, so it counts from here on.
-        if changed := sorted(name for name in now if name in before and before[name] != now[name]):
+        if changed := sorted(name for name in now if before.get(name, now[name]) != now[name]):
             name = changed[0]
             raise UserError(
                 f"{path}: the run began with {name} {before.get(name)} (got {now[name]}); use another folder or "
