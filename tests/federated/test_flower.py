@@ -303,7 +303,7 @@ def test_a_finished_run_keeps_no_answers(tmp_path: Path) -> None:
     config = CONFIG | {"clusters": 15, "clients": 3, "out": str(tmp_path), "options": AS_IN_PROCESS}
     for parts in (PARTS, [2 * one + 1 for one in PARTS]):
         server_app.run(FakeGrid(parts), config)
-        assert list((tmp_path / "answers").iterdir()) == []
+        assert not (tmp_path / "answers").exists()
         with np.load(tmp_path / "centers.npz") as found:
             np.testing.assert_allclose(found["centers"], in_process(parts, resolve(15)).centers, atol=1e-6)
 

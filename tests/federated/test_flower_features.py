@@ -110,7 +110,7 @@ def test_a_killed_server_goes_on(stop_after: int, tmp_path: Path, monkeypatch: p
     finished = 3 * ((stop_after - 3) // 3) - 3 * (stop_after > 12)
     assert len(again.asked) == whole - finished
     assert not list((out / "states").iterdir())
-    assert not list((out / "answers").iterdir())
+    assert not (out / "answers").exists()
 
 
 def test_what_the_configuration_may_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,15 @@ def test_a_client_of_other_columns_is_left_out_by_the_length_of_its_vector() -> 
     assert "digits" in excluded[3]
 
 
+def test_noise_beyond_the_grid_of_a_sum_is_clipped_to_it() -> None:
+    format = SumFormat({"encoder": WEIGHTS}, is_weighted=True)
+    answer = Message("train", arrays={"encoder": np.array([1e300, -1e300, 1.0])})
+    with raises_naming(UserError, "2.15e+09"):
+        format.encode(answer, 10)
+    arrays, _ = format.decode(format.encode(answer, 10, clip=True), {"encoder": (3,)}, 1)
+    assert arrays["encoder"].tolist() == pytest.approx([WEIGHTS.bound / 10, -WEIGHTS.bound / 10, 1.0])
+
+
 def test_a_total_that_no_clients_make_is_refused() -> None:
     format = SumFormat({"encoder": WEIGHTS}, is_weighted=True, means=("loss",))
     answer = Message("train", arrays={"encoder": np.ones(3)}, values={"loss": 0.5})

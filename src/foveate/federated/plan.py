@@ -24,6 +24,7 @@ from foveate.federated.clustering.protocol import HANDLERS
 from foveate.federated.clustering.run import account
 from foveate.federated.costs import MEASURED, MEASURED_EPSILON, PROTECTED, answer_cost
 from foveate.federated.deep.options import EMBEDDED
+from foveate.federated.embedding.options import GRADIENTS
 from foveate.federated.ledger import Spent
 from foveate.federated.limits import CLUSTER, EMBED, FEATURES, ClientLimits
 from foveate.federated.messages import ArrayRule, Message, MessageError, MessageRule
@@ -144,9 +145,8 @@ class Rehearsal(AnsweredTransport):
         # A loss of repulsion between clients is sent only where there is some.
         is_foreign = bool({"field", "surrogates"} & set(request.arrays))
         arrays = {name: self._array(name, array, request, random) for name, array in rule.arrays.items()}
-        values = {
-            name: self._value(name, kind) for name, kind in rule.values.items() if name != "foreign" or is_foreign
-        }
+        skipped = {*GRADIENTS, *(() if is_foreign else ("foreign",))}
+        values = {name: self._value(name, kind) for name, kind in rule.values.items() if name not in skipped}
         if "points" in values and "counts" in arrays:
             # The points of all groups; a server compares the two.
             values["points"] = int(arrays["counts"].sum())

@@ -43,6 +43,7 @@ from foveate.federated.embedding.networks import (
 from foveate.federated.embedding.options import (
     EXACT,
     FEDNE,
+    GRADIENTS,
     LOCAL,
     METHODS,
     POOLED,
@@ -70,10 +71,6 @@ MAX_FIELD, MAX_SURROGATE = 10.0, 1e3
 """Largest values of fields and surrogates' weights. Honest fields reach 0.7 (9.3 with the kernel "cauchy", and
 ten standard deviations of noise on top), honest weights about 1. A larger value of a single client could make the
 training of all others infinite."""
-
-
-GRADIENTS = ("gradient_cosine", "gradient_ratio")
-"""How the gradient of a surrogate compares with the true one, see `FieldQuality`."""
 
 
 @dataclass

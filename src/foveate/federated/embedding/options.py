@@ -247,6 +247,9 @@ SURROGATE = "query.surrogate"
 FIELD = "query.field"
 POSITIONS = "query.positions"
 TRAIN = "train"
+# How the gradient of a surrogate compares with the true one, see `FieldQuality`. Measured in one process alone: exact
+# values stay at a client that answers over a network.
+GRADIENTS = ("gradient_cosine", "gradient_ratio")
 TRAIN_SUMS = SumFormat({"encoder": WEIGHTS}, is_weighted=True, means=("attraction", "repulsion", "foreign"))
 """Format in which the answers to a training are added up."""
 
