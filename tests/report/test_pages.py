@@ -164,7 +164,7 @@ def test_a_tour_in_lines_and_in_progress(tour: tuple[Path, dict[str, Any]], tmp_
     lines = summarize(tour[1])
     assert [line.split(":")[0] for line in lines] == ["search", "locate", "lesson", "all parts"]
     assert lines[0].startswith("search: 9 of 16 first results for photographs are the very thing")
-    assert lines[-1] == "all parts: 2 min 46 s, at most 1.4 GB of memory"
+    assert lines[-1] == "all parts: 2 min 46 s, 1.4 GB of memory"
     running = {"kind": "tour", "running": True, "seconds": {"ask": 9.0}}
     text = Reader(render(made_run.write_run(tmp_path, running)).read_text("utf-8")).text
     assert "is being made now" in text
@@ -175,7 +175,7 @@ def test_a_tour_that_was_resumed_does_not_call_its_time_that_of_the_whole(
     tour: tuple[Path, dict[str, Any]], tour_html: str, tmp_path: Path
 ) -> None:
     result = {**copy.deepcopy(tour[1]), "resumed": True}
-    assert summarize(result)[-1] == "the parts that were left: 2 min 46 s, at most 1.4 GB of memory"
+    assert summarize(result)[-1] == "the parts that were left: 2 min 46 s, 1.4 GB of memory"
     shutil.copytree(tour[0] / "images", tmp_path / "images")
     text = Reader(render(made_run.write_run(tmp_path, result)).read_text("utf-8")).text
     assert "for what an earlier session had left" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -23,6 +24,22 @@ def peak_gigabytes() -> float:
         return int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 2**20
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def tree_gigabytes() -> float:
+    """Return the memory of this process and of all below it now, in GiB; what they share is counted once.
+
+    Outside Linux the peak of this process alone, since only there the kernel tells what is shared.
+    """
+    kilobytes, pids = 0, [os.getpid()]
+    while pids:
+        process = Path("/proc", str(pids.pop()))
+        # A process may end between two lines.
+        with contextlib.suppress(OSError):
+            kilobytes += int((process / "smaps_rollup").read_text(encoding="ascii").split("Pss:")[1].split()[0])
+            for children in process.glob("task/*/children"):
+                pids += map(int, children.read_text(encoding="ascii").split())
+    return kilobytes / 2**20 or peak_gigabytes()
 
 
 def usable_cores() -> int:

@@ -406,7 +406,7 @@ def summarize(result: Mapping[str, Any]) -> list[str]:
     """Return the tour in a few lines, for a terminal: each number with its control."""
     r = parse_result(TourResult, result)
     lines = [f"{name}: {stat.number} {stat.claim} ({stat.control})" for name, stat in _stats(r)]
-    memory = f", at most {r.memory_gb:.1f} GB of memory" if r.memory_gb is not None else ""
+    memory = f", {r.memory_gb:.1f} GB of memory" if r.memory_gb is not None else ""
     # After a resume the time covers this call alone and must not be read as the total.
     parts_done = "the parts that were left" if r.resumed else "all parts"
     return [*lines, f"{parts_done}: {numbers.duration(r.wall_seconds)}{memory}"]
@@ -457,7 +457,7 @@ def _cost_facts(r: TourResult) -> list[tuple[str, str]]:
         ("Time of one core", numbers.duration(sum(r.processor_seconds.values()))),
     ]
     if r.memory_gb is not None:
-        facts.append(("Memory at most", f"{r.memory_gb:.1f} GB"))
+        facts.append(("Memory", f"{r.memory_gb:.1f} GB"))
     if r.machine.cores is not None:
         facts.append(("Processor cores", str(r.machine.cores)))
     if r.machine.python:

@@ -454,7 +454,7 @@ class TourResult(RunResult):
         seconds: part -> wall-clock time. processor_seconds: the same of one core.
         wall_seconds: of this session; `opening_seconds` until what ships had answered.
         resumed: whether an earlier session did some of it.
-        memory_gb: peak of the main process and of the two largest parts, which may have run at once.
+        memory_gb: peak of all processes together, looked at several times a second; shared memory counts once.
     """
 
     title: str = "The Foveate tour"
