@@ -123,7 +123,7 @@ def test_tour_page_says_what_matters(tour_html: str) -> None:
         "commit 0123456789ab",
         "seed 0",
         "779,141 parameters",
-        "foveate locate runs/mine/model photo.jpg",
+        "foveate locate photo.jpg",
     ):
         assert piece in text, piece
 

@@ -65,9 +65,10 @@ def cli() -> None:
     \b
     Start here:
       foveate tour                                     show everything on built-in images
-      foveate collect MY_FOLDER --out my-images        import your own images and texts
-      foveate pretrain tour --collection my-images     train a localizing encoder
-      foveate locate MODEL IMAGE "a red boat"          find a phrase in an image
+      foveate index my-folder                          make your own images searchable
+      foveate search my-folder-index "a red boat"      find images and boxes by words
+      foveate locate holiday.jpg "a red boat"          find a phrase in an image
+      foveate ask holiday.jpg "What is in the image?"  ask about an image
     """
 
 

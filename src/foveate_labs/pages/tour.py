@@ -73,7 +73,7 @@ COMMANDS = [
     ),
     Command(what="Train an encoder on it", command="foveate pretrain tour --collection my-images --out runs/mine"),
     Command(what="Measure it on the held-out part", command="foveate evaluate runs/mine/model --collection my-images"),
-    Command(what="Find a phrase in one image", command='foveate locate runs/mine/model photo.jpg "a red kite"'),
+    Command(what="Find a phrase in one image", command='foveate locate photo.jpg "a red kite" --model runs/mine/model'),
     Command(
         what="Find when and where a clip shows a phrase",
         command='foveate video find runs/mine/model clip.mp4 "a red kite"',
