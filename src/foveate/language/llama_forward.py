@@ -76,7 +76,7 @@ class PlacedPrompt:
 
 
 def place_prompt(prompt: Tensor | PlacedPrompt, prefix: Prefix | None) -> PlacedPrompt:
-    """Return a prompt with its positions: by default those that go on where the prefix ended, whose keys have theirs."""
+    """Return a prompt with its positions; by default they go on where the prefix ended, whose keys have theirs."""
     if isinstance(prompt, PlacedPrompt):
         return prompt
     start = prefix.length + prefix.shift if prefix else 0
