@@ -31,7 +31,7 @@ from foveate.video.strategies import Native, SlowFast, SlowStrategy, Strategy, p
 from foveate.video.viewing import MAX_TOKENS, VideoAnswer, Viewing, answer_settings
 from foveate.vision.video.collages import assemble_images, frame_images
 from foveate.vision.video.reading import ClipReader
-from foveate.vision.video.sampling import choose_frames
+from foveate.vision.video.sampling import SampleRule, choose_frames
 from foveate.vision.video.sources import ClipInput
 
 # Choose the slow frames of a clip by what they show.
@@ -109,6 +109,8 @@ def watch(
     how: Strategy | str = SlowFast(),  # noqa: B008, settings are frozen
     start: float | None = None,
     end: float | None = None,
+    rule: SampleRule | None = None,
+    fps: float | None = None,
     selector: Selector | None = None,
     query: str | None = None,
     fit: bool = False,
@@ -124,6 +126,8 @@ def watch(
         clip: a video file, an animated image, a folder of images, or images.
         how: which tokens of which frames the model reads: a strategy, its name, or the paper's string.
         start, end: seconds; only what lies between is shown.
+        rule, fps: how frames are sampled, see `foveate.sample`; by default "official", or "fps" with a rate, of which
+            the strategy's frames are the maximum.
         selector: encoder by whose vectors slow frames are chosen; the model's own tokens by default.
         query: question whose frames are chosen, for a strategy with choose "query".
         fit: shrink the strategy until its video fits, instead of refusing it.
@@ -146,7 +150,18 @@ def watch(
     # Without `fit` every question is checked when it is asked; here the video only has to leave one position.
     text = count_text(network, prompt=prompt) if fit and text_tokens is None else text_tokens or 1
     looks = check_choice(strategy, selector=selector, query=query)
-    reader, changes = ClipReader(clip, strategy.frames, start=start, end=end, allow_damaged=allow_damaged), ()
+    reader, changes = (
+        ClipReader(
+            clip,
+            strategy.frames,
+            rule=rule or ("official" if fps is None else "fps"),
+            fps=fps,
+            start=start,
+            end=end,
+            allow_damaged=allow_damaged,
+        ),
+        (),
+    )
     if isinstance(strategy, Native):
         return _watch_natively(network, prompts, strategy, reader, fit=fit)
 
@@ -291,7 +306,7 @@ class ClipWatcher:
     sees what fits beside itself, whatever else is in its batch.
 
     Args:
-        options: further arguments of `watch`: fit, prompt, allow_damaged.
+        options: further arguments of `watch`: rule, fps, fit, prompt, allow_damaged.
 
     Raises:
         UserError: slow frames are to be chosen by a question.
