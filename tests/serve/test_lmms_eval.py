@@ -9,7 +9,7 @@ import tomllib
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -18,6 +18,9 @@ import foveate
 from foveate.core.errors import UserError
 from foveate_labs.worlds.scenes import draw_scene
 from naming import raises_naming
+
+if TYPE_CHECKING:
+    from foveate.serve.lmms_eval import LmmsEvalModel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,8 +94,8 @@ IMAGES = [draw_scene(seed=0, split="test", index=index).image.convert("RGB") for
 
 
 @pytest.fixture
-def model(adapter: Any) -> Any:
-    loaded = adapter.LmmsEvalModel(model="mini", device="cpu", batch_size="2", max_tokens=8, frames=4)
+def model(adapter: Any) -> LmmsEvalModel:
+    loaded: LmmsEvalModel = adapter.LmmsEvalModel(model="mini", device="cpu", batch_size="2", max_tokens=8, frames=4)
     docs = {index: {"image": image} for index, image in enumerate(IMAGES)}
     loaded.task_dict = {"scenes": {"test": docs}}
     return loaded

@@ -71,12 +71,13 @@ class LmmsEvalModel(_INTERFACE.lmms):
         super().__init__()
         if options:
             raise UserError(
-                f"--model_args: unknown {', '.join(options)}; expected model, device, batch_size, max_tokens, how, frames"
+                f"--model_args: unknown {', '.join(options)}; expected model, device, batch_size, max_tokens, how or "
+                "frames"
             )
         self.source, self.model, self.max_tokens = model, open_mllm(model, device=device), int(max_tokens)
         # lmms-eval's "auto" measures memory, which is not done here.
         self.batch_size = int(batch_size) if str(batch_size).isdigit() else 1
-        self.how: Strategy = parse_how(how, **({} if frames is None else {"frames": int(frames)}))
+        self.how: Strategy = parse_how(how) if frames is None else parse_how(how, frames=int(frames))
         self._network: Network | UserError | None = None
         self._viewing: tuple[str, Viewing] | None = None
 

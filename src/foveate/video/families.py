@@ -149,13 +149,15 @@ def add_native(network: Network, processor: Any) -> Network:
         image = tokenizer.convert_tokens_to_ids(processor.image_token)
         frame = frame_of_template(tokenizer, template, image=image, name=name)
 
+    wrapped = wrap_transformers(tokenizer, source=name)
+
     @torch.inference_mode()
     def watch(frames: Sequence[Image.Image], times: Sequence[float]) -> NativeVideo:
         # The question is left out: the texts around it are compared with what stands around it alone.
         text = f"{frame.head}{processor.video_token}{frame.middle}{frame.tail}"
         inputs = _process(model, processor, name, videos=[_stack(frames)], text=text, **_describe(frames, times))
         captured, ids = _capture(model, inputs), inputs["input_ids"][0].tolist()
-        backend = network.tokenizer.backend if network.tokenizer else None
+        backend = wrapped.backend
         before = [*list_start_ids(backend), *encode_pieces(backend, [Piece(frame.head)])]
         after = encode_pieces(backend, [Piece(frame.middle + frame.tail)])
         start = _count_shared(ids, before)
@@ -276,6 +278,7 @@ def _capture(model: Any, inputs: Mapping[str, Any]) -> _Captured:
     rows_LW = arguments["inputs_embeds"][0]
     mask_BL, deep = arguments.get("visual_pos_masks"), arguments.get("deepstack_visual_embeds") or ()
     for features_ND in deep:
+        assert isinstance(mask_BL, Tensor), "features come with the tokens that they belong to"
         column_LD = torch.zeros_like(rows_LW[:, : features_ND.shape[1]])
         column_LD[mask_BL[0]] = features_ND.to(column_LD.dtype)
         rows_LW = torch.cat([rows_LW, column_LD], dim=1)
