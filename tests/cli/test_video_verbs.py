@@ -278,3 +278,12 @@ def test_a_phrase_is_looked_for_in_every_frame(foveate: Any, clip: Path, tmp_pat
         "locate", tmp_path / "model", clip / f"{shown[0]}.png", "a red boat", "--device", "cpu", "--json"
     ).json
     assert alone["boxes"][alone["default"]] == result["frames"][shown[0]]["fractions"]
+
+
+def test_frames_are_sampled_at_a_rate(foveate: Any, tmp_path: Path) -> None:
+    for number in range(12):
+        Image.new("RGB", (40, 30), (20 * number, 0, 0)).save(tmp_path / f"{number:02d}.png")
+    result = foveate("video", "frames", tmp_path, "--fps", "0.5", "--out", tmp_path / "rate", "--json").json
+    assert [frame["time"] for frame in result["frames"]] == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    options = ("--rule", "linspace", "--frames", "3", "--out", tmp_path / "ends", "--json")
+    assert [frame["index"] for frame in foveate("video", "frames", tmp_path, *options).json["frames"]] == [0, 5, 11]

@@ -21,9 +21,11 @@ from naming import raises_naming
 
 
 def test_strategies_are_found_by_their_names() -> None:
-    kinds = ["chosen", "concat", "fast", "freeva", "grid", "interleaved", "mean", "slow", "slowfast", "ts"]
+    kinds = ["chosen", "concat", "fast", "freeva", "grid", "interleaved", "mean", "native", "slow", "slowfast", "ts"]
     assert strategy_kinds() == kinds
     assert [parse_how(kind).kind for kind in kinds] == kinds
+    with raises_naming(UserError, "native", "processor"):
+        parse_how("native").layout(4, 16)
 
 
 @pytest.mark.parametrize(

@@ -260,12 +260,21 @@ def frame_of_chat(chat: Chat) -> ChatFrame:
     return ChatFrame(head, "", f"{template.ends['user'] or ''}{template.headers['assistant']}", leads=True)
 
 
-def frame_of_template(tokenizer: Any, template: str | None, *, image: int | None, name: str) -> ChatFrame:
+def frame_of_template(
+    tokenizer: Any,
+    template: str | None,
+    *,
+    image: int | None,
+    name: str,
+    around: tuple[str, str] = ("", ""),
+    part: str = "image",
+) -> ChatFrame:
     """Return what a chat template of transformers writes around a question.
 
     Args:
         tokenizer: of transformers, or None. template: Jinja; None = LLaVA's frame, which has no template.
-        image: id of its image token.
+        image: id of its image token. around: marks that the processor writes around the tokens of an image.
+        part: what the turn has beside its text: "image" or "video".
 
     Raises:
         UserError: the template fails on a turn with an image and a text, or leaves the text out.
@@ -274,7 +283,7 @@ def frame_of_template(tokenizer: Any, template: str | None, *, image: int | None
         return ChatFrame()
     from jinja2 import TemplateError
 
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _TEXT}]}]
+    messages = [{"role": "user", "content": [{"type": part}, {"type": "text", "text": _TEXT}]}]
     try:
         text = tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True
@@ -289,4 +298,4 @@ def frame_of_template(tokenizer: Any, template: str | None, *, image: int | None
     # Many templates write it, and most tokenizers add it.
     if tokenizer.bos_token and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
         head = head.removeprefix(tokenizer.bos_token)
-    return ChatFrame(head, middle or "\n", tail)
+    return ChatFrame(head + around[0], (around[1] + middle) or "\n", tail)

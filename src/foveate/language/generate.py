@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
 from foveate.language.decoding import TextStream, draw_token, is_loop, until_repeated
 from foveate.language.forbidden_words import WordFilter
-from foveate.language.llama_forward import LlamaForward, Prefix, can_crop, crop
+from foveate.language.llama_forward import LlamaForward, PlacedPrompt, Prefix, can_crop, crop, place_prompt
 from foveate.language.positions import find_context, find_dynamic_rope, outgrows_training, restore_rope
 
 BATCH = 32
@@ -72,7 +73,7 @@ class RowObserver(Protocol):
 
 
 @torch.inference_mode()
-def read_prefix(model: Any, embeddings_LD: Tensor, *, prefix: Prefix | None = None) -> Prefix:
+def read_prefix(model: Any, embeddings_LD: Tensor | PlacedPrompt, *, prefix: Prefix | None = None) -> Prefix:
     """Read a sequence and keep its keys and values.
 
     Args:
@@ -84,15 +85,15 @@ def read_prefix(model: Any, embeddings_LD: Tensor, *, prefix: Prefix | None = No
     length = len(embeddings_LD) + (prefix.length if prefix else 0)
     _count_room(model, length)
     cache = prefix.copy(1) if prefix else _new_cache(model)
-    # Positions go on where the prefix ended: its keys are rotated by theirs already.
-    positions_BT = torch.arange(length - len(embeddings_LD), length, device=_weight(model).device)[None]
-    _reader(model, cache)(embeddings_LD[None], positions_BT)
-    return Prefix(cache, length)
+    placed = place_prompt(embeddings_LD, prefix)
+    _reader(model, cache)(placed.embeddings_LD[None], placed.positions_L[..., None, :].to(_weight(model).device))
+    peak = max(int(placed.positions_L.max()), prefix.peak if prefix else -1)
+    return Prefix(cache, length, placed.follow - length, peak)
 
 
 def generate(
     model: Any,
-    prompts: Sequence[Tensor],
+    prompts: Sequence[Tensor | PlacedPrompt],
     *,
     stop: Collection[int],
     settings: GenerationSettings | Sequence[GenerationSettings] | None = None,
@@ -110,7 +111,8 @@ def generate(
 
     Args:
         model: a causal language model of transformers.
-        prompts: embeddings [L, D] each, of any lengths. prefix: what all of them follow.
+        prompts: embeddings [L, D] each, of any lengths, or with positions of their own. prefix: what all of them
+            follow.
         stop: tokens that end an answer. suppress: tokens that are never written, such as placeholders.
         words: keeps words out of the texts; it notes the rows by their numbers among the prompts.
         settings: for all, or one for each prompt.
@@ -191,7 +193,7 @@ def extend(
 
 def stream(
     model: Any,
-    prompt_LD: Tensor,
+    prompt_LD: Tensor | PlacedPrompt,
     *,
     decode: Callable[[Sequence[int]], str],
     stop: Collection[int],
@@ -243,7 +245,7 @@ def _stream_pieces(
 
 
 @torch.inference_mode()
-def predict(model: Any, prompt_LD: Tensor, *, prefix: Prefix | None = None) -> Tensor:
+def predict(model: Any, prompt_LD: Tensor | PlacedPrompt, *, prefix: Prefix | None = None) -> Tensor:
     """Return the log-probabilities [V] of the token behind a prompt.
 
     Args:
@@ -252,11 +254,11 @@ def predict(model: Any, prompt_LD: Tensor, *, prefix: Prefix | None = None) -> T
     Raises:
         UserError: they are longer than the context.
     """
-    start = prefix.length if prefix else 0
-    _count_room(model, start + len(prompt_LD))
-    positions_BT = torch.arange(start, start + len(prompt_LD), device=prompt_LD.device)[None]
+    _count_room(model, len(prompt_LD) + (prefix.length if prefix else 0))
+    placed = place_prompt(prompt_LD, prefix)
+    positions_BT = placed.positions_L[..., None, :].to(_weight(model).device)
     with prefix.lend() if prefix else nullcontext(_new_cache(model)) as cache:
-        logits_BKV, _ = _reader(model, cache)(prompt_LD[None], positions_BT)
+        logits_BKV, _ = _reader(model, cache)(placed.embeddings_LD[None], positions_BT)
     # In float32: in bfloat16 most log-probabilities near the largest are equal.
     return logits_BKV[0, 0].float().log_softmax(dim=-1)
 
@@ -323,7 +325,7 @@ class _GenerationBatch:
 
     def __init__(
         self,
-        prompts: Sequence[Tensor],
+        prompts: Sequence[Tensor | PlacedPrompt],
         settings: Sequence[GenerationSettings],
         model: Any,
         prefix: Prefix | None,
@@ -339,7 +341,16 @@ class _GenerationBatch:
         self.ids: list[list[int]] = [[] for _ in prompts]
         self.scores = [0.0] * len(prompts)
         self.finished = [False] * len(prompts)
-        self.embeddings_BTD, self.mask_BL = _pad_left(prompts, before)
+        placed = [place_prompt(prompt, prefix) for prompt in prompts]
+        self.embeddings_BTD, self.mask_BL = _pad_left([each.embeddings_LD for each in placed], before)
+        # Positions count what is read and not the padding, so that a row has those that it has alone. Padding itself
+        # gets 0, which the mask hides.
+        longest = self.embeddings_BTD.shape[1]
+        rows = [F.pad(each.positions_L, (longest - len(each), 0)) for each in placed]
+        self.positions_BT = torch.stack(rows, dim=-2)
+        # Generated tokens stand behind all positions: a video's last frame may have a later one than its question.
+        peaks = [max(int(each.positions_L.max()), prefix.peak if prefix else -1) for each in placed]
+        self.peaks_B1 = torch.tensor(peaks)[:, None]
 
     @torch.inference_mode()
     def steps(
@@ -367,9 +378,8 @@ class _GenerationBatch:
         read = _reader(model, cache, with_states=embed is not None)
         # Rows of one length need no mask, and without one attention takes its causal kernels.
         ragged = not bool(mask_BL.all())
-        # Positions count what is read and not the padding, so that a row has those that it has alone. Padding itself
-        # gets 0, which the mask hides.
-        positions_BT = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings_BTD.shape[1] :]
+        positions_BT = self.positions_BT.to(embeddings_BTD.device)
+        peaks_B1 = self.peaks_B1.to(embeddings_BTD.device)
         suppressed = torch.tensor(list(suppress), dtype=torch.int64, device=embeddings_BTD.device)
         active, drafted = list(range(len(self.ids))), list[int]()
         while True:
@@ -408,10 +418,11 @@ class _GenerationBatch:
                 # Rows that have ended leave the batch: nothing is computed for them any more.
                 selection = torch.tensor(left, device=embeddings_BTD.device)
                 cache.batch_select_indices(selection)
-                mask_BL, positions_BT = mask_BL[selection], positions_BT[selection]
+                mask_BL, peaks_B1 = mask_BL[selection], peaks_B1[selection]
+                positions_BT = positions_BT[..., selection, :]
                 active, embeddings_BTD = [active[row] for row in left], embeddings_BTD[selection]
             # Rejected guesses had positions, too: the next token follows the last one that holds.
-            positions_BT = positions_BT[:, -1:] + 1 - rejected
+            positions_BT = torch.maximum(positions_BT[..., -1:], peaks_B1) + 1 - rejected
             if ragged:
                 mask_BL = torch.cat([mask_BL, mask_BL.new_ones((len(active), 1))], dim=1)
             drafted = []

@@ -23,11 +23,15 @@ class Prefix:
     """A sequence that was read once, for many prompts to follow: images and a system line, or a chat so far.
 
     Attributes:
-        cache: keys and values, one row. length: its positions.
+        cache: keys and values, one row. length: its tokens.
+        shift: by which positions run ahead of the tokens behind it, as where images have positions of a grid.
+        peak: largest position in it; generated tokens stand behind it, also where their question does not.
     """
 
     cache: Any
     length: int
+    shift: int = 0
+    peak: int = -1
 
     def copy(self, rows: int) -> Any:
         """Copy the cache for that many rows; the original stays as it is."""
@@ -52,6 +56,32 @@ class Prefix:
             yield self.cache
         finally:
             crop(self.cache, self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPrompt:
+    """A prompt whose positions are not those of its tokens in order.
+
+    Attributes:
+        embeddings_LD: of its tokens. positions_L: of its tokens [L], or of each axis of a grid [3, L].
+        follow: position of a text behind it.
+    """
+
+    embeddings_LD: Tensor
+    positions_L: Tensor
+    follow: int
+
+    def __len__(self) -> int:
+        return len(self.embeddings_LD)
+
+
+def place_prompt(prompt: Tensor | PlacedPrompt, prefix: Prefix | None) -> PlacedPrompt:
+    """Return a prompt with its positions; by default they go on where the prefix ended, whose keys have theirs."""
+    if isinstance(prompt, PlacedPrompt):
+        return prompt
+    start = prefix.length + prefix.shift if prefix else 0
+    end = start + len(prompt)
+    return PlacedPrompt(prompt, torch.arange(start, end, device=prompt.device), end)
 
 
 def can_crop(cache: Any) -> bool:

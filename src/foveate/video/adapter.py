@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -20,12 +20,33 @@ from foveate.language.tokenizer import BackendTokenizer
 from foveate.multimodal.answer_writer import MAX_REPEATS
 from foveate.multimodal.folder import LoadedModel
 from foveate.records.geometry import View
+from foveate.video.layout import Layout
 from foveate.vision.canvas import render_input
 from foveate.vision.preprocess import Preprocess, place_image
 from foveate.vision.tiling import ImageSize, plan_tiles
 
 # Images of one pass of the tower; memory does not grow with the clip.
 _TOWER_BATCH = 8
+
+
+class VideoPlaces(NamedTuple):
+    """Positions of a video's tokens [3, L], counted from its beginning, and that of the text behind it."""
+
+    positions_3L: Tensor
+    follow: int
+
+
+class NativeVideo(NamedTuple):
+    """A clip as the model's own video input writes it.
+
+    Attributes:
+        video_LD: its tokens, with the texts that the processor writes between frames. places: see `VideoPlaces`.
+        cut: tokens of the prompt that it replaces: at the end of the text in front, at the start of that behind.
+    """
+
+    video_LD: Tensor
+    places: VideoPlaces | None
+    cut: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,10 @@ class Network:
         stop: tokens that end an answer. suppress: tokens that are never written.
         forbidden: words that no answer may have.
         max_repeats: a few tokens this many times in a row end an answer; 0 = they do not, as in transformers.
+        place: positions of the tokens of a layout, where they are not those of a text.
+        first: position of the first token. reuses: what precedes a question is read once for all questions.
+        watch: the model's own video input: frames and their seconds -> tokens; None where it has none.
+        native_frame: what stands around a question about such a video.
     """
 
     name: str
@@ -59,6 +84,11 @@ class Network:
     suppress: frozenset[int] = frozenset()
     forbidden: ForbiddenWords | None = None
     max_repeats: int = 0
+    place: Callable[[Layout], VideoPlaces] | None = None
+    first: int = 0
+    reuses: bool = True
+    watch: Callable[[Sequence[Image.Image], Sequence[float]], NativeVideo] | None = None
+    native_frame: ChatFrame | None = None
 
     @property
     def limit(self) -> int | None:

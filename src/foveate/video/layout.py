@@ -169,3 +169,19 @@ class Layout:
         for block, rows in zip(self.blocks, self.block_rows, strict=True):
             counts[block.path] = counts.get(block.path, 0) + rows
         return counts
+
+
+@dataclass(frozen=True)
+class NativeLayout(Layout):
+    """The frames of a model's own video input, and the rows that its processor made of them."""
+
+    rows: int = 0
+
+    @cached_property
+    def block_rows(self) -> tuple[int, ...]:
+        """All rows: the processor may merge frames, and write texts between them."""
+        return (self.rows,)
+
+    def find_grids(self) -> dict[str, Grid]:
+        """Return none: the processor decides."""
+        return {}

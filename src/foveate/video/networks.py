@@ -1,7 +1,8 @@
 """The interface that video needs from an image model: frame tokens, text embeddings, pixel rule, context limit.
 
 One adapter serves five classes of transformers. It calls tower and projector directly: `get_image_features` of three of
-them expects tiles, and adds newline tokens that video must not have. Models of `foveate mllm train` have their own.
+them expects tiles, and adds newline tokens that video must not have. `families` serves those whose own image path makes
+a grid. Models of `foveate mllm train` have their own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from foveate.multimodal.folder import hash_model, load_model
 from foveate.multimodal.foreign import load_foreign
 from foveate.multimodal.opening import find_native_folder
 from foveate.video.adapter import Network, render_frame, wrap_native
+from foveate.video.families import GRIDS, add_native, open_processor, wrap_family
 from foveate.vision.hf.processors import processor_settings
 from foveate.vision.preprocess import Preprocess
 
@@ -43,6 +45,8 @@ _PIXELS = {
     "clip_vision_model": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+# Classes with a video input of their own.
+_WATCHING = frozenset({"llava_next_video", "llava_onevision"})
 # The length that LLaVA 1.5 and 1.6 were trained with, which the paper doubles (SlowFast-LLaVA, Section 4.1).
 _DOUBLED = 4096
 
@@ -53,7 +57,8 @@ def open_network(
     """Open an image model for video.
 
     Args:
-        source: "mini", a folder of `foveate mllm train`, or a folder or hub id of one of `FAMILIES`.
+        source: "mini", a folder of `foveate mllm train`, or a folder or hub id of one of `FAMILIES` or
+            `families.GRIDS`.
         device: such as "cpu" or "cuda"; by default the fastest there is.
         rope_factor: stretches the positions by dynamic NTK scaling; 1 = as trained. By default 2 where the model's
             limit is 4,096, as in the paper: up to there results are the same bit for bit.
@@ -66,6 +71,9 @@ def open_network(
         refuse_factor(rope_factor)
         return wrap_native(load_model(folder, device=torch_device), name=str(source))
     checkpoint = fetch(str(source), revision=revision, field="model")
+    if is_grid(checkpoint):
+        refuse_factor(rope_factor, owner=checkpoint.name)
+        return wrap_family(load_foreign(checkpoint, device=torch_device), checkpoint, name=str(source))
     config = read_config(checkpoint)
     # Before the model is built, since it computes its rotary frequencies from the config.
     stretch_positions(config.get_text_config(), rope_factor)
@@ -77,11 +85,22 @@ def wrap_foreign(model: Any, checkpoint: Checkpoint, *, name: str) -> Network:
     """Wrap a model of transformers with the tokenizer and the rule of pixels of its checkpoint.
 
     Raises:
-        UserError: it is of none of `FAMILIES`.
+        UserError: it is of none of `FAMILIES` or `families.GRIDS`.
     """
+    if is_grid(checkpoint):
+        return wrap_family(model, checkpoint, name=name)
     preprocess = _read_preprocess(checkpoint, read_config(checkpoint))
     tokenizer, template = _read_tokenizer(checkpoint)
-    return wrap_llava(model, name=name, preprocess=preprocess, tokenizer=tokenizer, template=template)
+    network = wrap_llava(model, name=name, preprocess=preprocess, tokenizer=tokenizer, template=template)
+    files = ("video_preprocessor_config.json", "processor_config.json")
+    if model.config.model_type not in _WATCHING or not any((checkpoint.folder / file).is_file() for file in files):
+        return network
+    return add_native(network, open_processor(checkpoint))
+
+
+def is_grid(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint is of one of `families.GRIDS`."""
+    return checkpoint.config().get("model_type") in GRIDS
 
 
 def hash_weights(source: str | Path, *, revision: str | None = None) -> str:
@@ -148,10 +167,10 @@ def stretch_positions(config: Any, factor: float | None) -> None:
     scale_rope(config, factor)
 
 
-def refuse_factor(factor: float | None) -> None:
-    """Raise UserError for a factor that stretches the positions of a model of ours."""
+def refuse_factor(factor: float | None, *, owner: str = "models of foveate mllm train") -> None:
+    """Raise UserError for a factor that stretches the positions of a model which cannot take one."""
     if factor not in (None, 1):
-        raise UserError(f"rope_factor: not for models of foveate mllm train (got {factor}); leave it out")
+        raise UserError(f"rope_factor: not for {owner} (got {factor}); leave it out")
 
 
 def find_grid(config: Any) -> tuple[int, int]:
@@ -165,10 +184,15 @@ def read_config(checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     model_type = str(checkpoint.config().get("model_type"))
+    if model_type in GRIDS:
+        raise UserError(
+            f"{checkpoint.name}: tokens of '{model_type}' are known to its processor alone and cannot be planned from "
+            f"its config; expected one of {', '.join(FAMILIES)}"
+        )
     if model_type not in FAMILIES:
         raise UserError(
-            f"{checkpoint.name}: video needs a tower whose patches a projector maps one by one to tokens (got "
-            f"model_type '{model_type}'); expected one of {', '.join(FAMILIES)}, or a model of foveate mllm train"
+            f"{checkpoint.name}: video needs a square grid of tokens for each frame (got model_type '{model_type}'); "
+            f"expected one of {', '.join([*FAMILIES, *GRIDS])}, or a model of foveate mllm train"
         )
     with loading(checkpoint.name):
         # Explicitly False: by default transformers asks on the terminal whether to run the code of a repository.

@@ -64,6 +64,11 @@ def measure_occlusion(
         True
     """
     rows = list(group_rows(viewing.layout).items())
+    if viewing.network.place is not None or not viewing.network.reuses:
+        raise UserError(
+            f"occlusion: {viewing.network.name} has positions of a grid, or a prompt that sees itself, which "
+            "change with a frame that is left out; expected a model with positions of a text"
+        )
     indices = [viewing.clip.indices[frame] for frame, _ in rows]
     rows_of_index: dict[int, list[int]] = {}
     for index, (_, positions) in zip(indices, rows, strict=True):
@@ -136,12 +141,18 @@ def _score(
     for group in by_length.values():
         for start in range(0, len(group), batch):
             part = group[start : start + batch]
-            prompts = [splice(viewing.network, prompt, _drop_rows(viewing.video_LD, left_out[row])) for row in part]
+            prompts = [_join(viewing, prompt, left_out[row]) for row in part]
             # Drops are small differences of large sums.
             sums_B = score_tokens(viewing.network.language, torch.stack(prompts), ids).double().sum(dim=1)
             for number, total in zip(part, sums_B.tolist(), strict=True):
                 scores[number] = total
     return scores
+
+
+def _join(viewing: Viewing, prompt: PromptIds, left_out: Sequence[int]) -> Tensor:
+    joined = splice(viewing.network, prompt, _drop_rows(viewing.video_LD, left_out))
+    assert isinstance(joined, Tensor), "models with positions of their own are refused"
+    return joined
 
 
 def _drop_rows(video_LD: Tensor, rows: Sequence[int]) -> Tensor:

@@ -10,10 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.core.errors import UserError
+from foveate.language.llama_forward import PlacedPrompt
 from foveate.language.tokenizer import encode_pieces, list_start_ids
+from foveate.video.adapter import VideoPlaces
+from foveate.video.layout import NativeLayout
 from foveate.video.networks import Network
 from foveate.video.prompts import VideoPrompt
 from foveate.video.strategies import Strategy
@@ -45,11 +49,31 @@ def encode_prompt(network: Network, prompt: VideoPrompt) -> PromptIds:
     return PromptIds([*start, *encode_pieces(backend, prompt.before)], encode_pieces(backend, prompt.after))
 
 
-def splice(network: Network, ids: PromptIds, video_LD: Tensor) -> Tensor:
-    """Return the embeddings [before + L + after, D] of a prompt with its video."""
+def splice(
+    network: Network, ids: PromptIds, video_LD: Tensor, places: VideoPlaces | None = None
+) -> Tensor | PlacedPrompt:
+    """Return the embeddings [before + L + after, D] of a prompt with its video, and its positions where it has own.
+
+    Rows of a video may be wider than embeddings (see `families`); texts are filled with zeros.
+    """
     # A float32 projector may feed a bfloat16 decoder.
     dtype = network.language.get_input_embeddings().weight.dtype
-    return torch.cat([network.embed(ids.before), video_LD.to(dtype), network.embed(ids.after)])
+    video_LD = video_LD.to(dtype)
+    before_LD, after_LD = (
+        F.pad(text_LD, (0, video_LD.shape[1] - text_LD.shape[1])) for text_LD in map(network.embed, ids)
+    )
+    rows_LD = torch.cat([before_LD, video_LD, after_LD])
+    device, start = rows_LD.device, network.first + len(ids.before)
+    if places is None:
+        end = network.first + len(rows_LD)
+        return PlacedPrompt(rows_LD, torch.arange(network.first, end, device=device), end) if network.first else rows_LD
+    follow = start + places.follow
+    texts = [
+        torch.arange(low, low + len(text), device=device).expand(3, -1)
+        for low, text in ((network.first, ids.before), (follow, ids.after))
+    ]
+    positions_3L = torch.cat([texts[0], places.positions_3L.to(device) + start, texts[1]], dim=1)
+    return PlacedPrompt(rows_LD, positions_3L, follow + len(ids.after))
 
 
 class ContextFullError(UserError):
@@ -88,6 +112,15 @@ def check_room(how: Strategy, room: Room) -> None:
         f"context: {room.count(how):,} tokens of video and {room.text:,} of text and answer do not fit in "
         f"{room.limit:,}; {advice}"
     )
+
+
+def check_native(layout: NativeLayout, text: int, limit: int | None) -> None:
+    """Raise ContextFullError where a model's own video input does not fit."""
+    if limit is not None and layout.num_tokens + text > limit:
+        raise ContextFullError(
+            f"context: {layout.num_tokens:,} tokens of video and {text:,} of text and answer do not fit in {limit:,}; "
+            "expected fewer --frames"
+        )
 
 
 def list_fitting(how: Strategy, room: Room) -> list[str]:

@@ -369,6 +369,21 @@ class ThumbnailSampling(Strategy):
         return TowerImage(tuple(frames.tolist()), Grid(self.thumbnail // columns, columns))
 
 
+# Strategy `native`: the model's own video input, with the frames that are sampled here.
+
+
+class Native(Strategy):
+    """Settings of the model's own video input; the processor decides how many tokens its frames have."""
+
+    frames: int = Field(16, ge=1, le=MAX_FRAMES, description="frames to sample from the clip")
+
+    def _arrange(self, num_frames: int, image_tokens: int, slow: tuple[int, ...]) -> Layout:
+        """Refuse: the tokens are known when the processor has written them."""
+        raise UserError(
+            "how: 'native' leaves the tokens to the model's processor; they cannot be planned or aggregated"
+        )
+
+
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "slowfast": SlowFast,
     "slow": Slow,
@@ -380,6 +395,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "freeva": FreeVa,
     "grid": ImageGrid,
     "ts": ThumbnailSampling,
+    "native": Native,
 }
 
 

@@ -22,14 +22,16 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.forbidden_words import WordFilter
 from foveate.language.generate import Completion, GenerationSettings, Prefix, predict, read_prefix, stream
+from foveate.language.llama_forward import PlacedPrompt
 from foveate.language.positions import outgrows_training
 from foveate.language.tokenizer import Piece
 from foveate.multimodal.answers import NOT_FOUND, is_settled
 from foveate.multimodal.choose import to_probabilities
-from foveate.video.layout import Layout
+from foveate.video.adapter import NativeVideo
+from foveate.video.layout import Layout, NativeLayout
 from foveate.video.networks import Network
-from foveate.video.prompts import Prompts, check_choices, check_question, list_letters
-from foveate.video.splice import PromptIds, Room, check_room, encode_prompt, splice
+from foveate.video.prompts import Prompts, VideoPrompt, check_choices, check_question, list_letters
+from foveate.video.splice import PromptIds, Room, check_native, check_room, encode_prompt, splice
 from foveate.video.strategies import Strategy
 from foveate.vision.video.reading import ClipReader
 
@@ -109,10 +111,14 @@ class Viewing:
         layout: Layout,
         video_LD: Tensor,
         changes: tuple[str, ...] = (),
+        native: NativeVideo | None = None,
     ) -> None:
         self.network, self.prompts, self.how, self.layout = network, prompts, how, layout
         self.video_LD, self.changes, self.clip = video_LD, changes, reader.record
         self._reader = reader
+        self._cut = (0, 0) if native is None else native.cut
+        placed = None if network.place is None or native is not None else network.place(layout)
+        self._places = placed if native is None else native.places
         # What was read last, and the ids in front of its video.
         self._prefix: tuple[list[int], Prefix] | None = None
         self._warned = False
@@ -181,7 +187,7 @@ class Viewing:
         ids = self.encode_question(question, options, max_tokens)
         prefix = self._read(ids, max_tokens)
         # A prefix already holds the video and what precedes it: only the text behind it is left to read.
-        prompt_LD = splice(self.network, ids, self.video_LD) if prefix is None else self.network.embed(ids.after)
+        prompt_LD = self.splice(ids) if prefix is None else self.network.embed(ids.after)
         words = self.network.filter_words()
         pieces = stream(
             self.network.language,
@@ -258,7 +264,7 @@ class Viewing:
         choices = check_choices(options, distinct=False)
         prompt = self.prompts.choose.fill(self.network.frame, check_question(question), choices)
         answered = [prompt._replace(after=(*prompt.after, Piece(letter))) for letter in letters]
-        sides = [encode_prompt(self.network, each) for each in answered]
+        sides = [self._encode(each) for each in answered]
         # The letter may be one token with the mark before it: what all sides share is the prompt.
         shared = 0
         if len({tuple(side.after) for side in sides}) < len(letters):
@@ -297,24 +303,38 @@ class Viewing:
 
     def encode_question(self, question: str, options: Sequence[str], max_tokens: int) -> PromptIds:
         """Encode the prompt of a question; raise UserError where it does not fit."""
-        ids = encode_prompt(self.network, self.prompts.fill(self.network.frame, question, options))
+        ids = self._encode(self.prompts.fill(self.network.frame, question, options))
         self._check(ids, max_tokens)
         return ids
 
+    def splice(self, ids: PromptIds) -> Tensor | PlacedPrompt:
+        """Return what the language model reads of a prompt with the clip."""
+        return splice(self.network, ids, self.video_LD, self._places)
+
+    def _encode(self, prompt: VideoPrompt) -> PromptIds:
+        before, after = encode_prompt(self.network, prompt)
+        # The processor's own video brings some marks of the prompt itself.
+        return PromptIds(before[: len(before) - self._cut[0]], after[self._cut[1] :])
+
     def _check(self, ids: PromptIds, answer: int) -> None:
         text, network = sum(map(len, ids)) + answer, self.network
+        if isinstance(self.layout, NativeLayout):
+            check_native(self.layout, text, network.limit)
+            return
         check_room(self.how, Room(len(self.clip.indices), network.tokens_per_frame, text, network.limit))
 
     def _read(self, ids: PromptIds, answer: int) -> Prefix | None:
         """Read the text in front of the video and the video, unless they were; None where that cannot be used again."""
         length = len(ids.before) + len(self.video_LD) + len(ids.after) + answer
+        if not self.network.reuses:
+            return None
         if outgrows_training(self.network.language.config.get_text_config(), length):
             self._warn("positions beyond those of training change with the length: the clip is read for each question")
             return None
         if self._prefix is None or self._prefix[0] != ids.before:
             # One at a time: it is the largest thing in memory behind the weights.
             self._prefix = None
-            prefix_LD = splice(self.network, PromptIds(ids.before, []), self.video_LD)
+            prefix_LD = self.splice(PromptIds(ids.before, []))
             self._prefix = (ids.before, read_prefix(self.network.language, prefix_LD))
         prefix = self._prefix[1]
         if not prefix.can_rewind:
@@ -331,7 +351,7 @@ class Viewing:
 
         def read(more: Sequence[int]) -> Tensor:
             after = PromptIds(ids.before, [*ids.after, *more])
-            whole = splice(self.network, after, self.video_LD) if prefix is None else self.network.embed(after.after)
+            whole = self.splice(after) if prefix is None else self.network.embed(after.after)
             return predict(self.network.language, whole, prefix=prefix)
 
         # Every answer begins behind the same prompt: that pass is made once. The others are one by one, because a

@@ -23,15 +23,15 @@ from foveate.language.generate import BATCH, generate
 from foveate.video.adapter import Network
 from foveate.video.aggregate import FrameAggregator
 from foveate.video.evaluate import ClipRequest
-from foveate.video.layout import Layout
+from foveate.video.layout import Layout, NativeLayout, RowBlock
 from foveate.video.networks import open_network
 from foveate.video.prompts import Prompts, find_prompts
-from foveate.video.splice import Room, check_room, encode_prompt, fit_strategy, splice
-from foveate.video.strategies import SlowFast, SlowStrategy, Strategy, parse_how
+from foveate.video.splice import Room, check_room, encode_prompt, fit_strategy
+from foveate.video.strategies import Native, SlowFast, SlowStrategy, Strategy, parse_how
 from foveate.video.viewing import MAX_TOKENS, VideoAnswer, Viewing, answer_settings
-from foveate.vision.video.collages import assemble_images
+from foveate.vision.video.collages import assemble_images, frame_images
 from foveate.vision.video.reading import ClipReader
-from foveate.vision.video.sampling import choose_frames
+from foveate.vision.video.sampling import SampleRule, choose_frames
 from foveate.vision.video.sources import ClipInput
 
 # Choose the slow frames of a clip by what they show.
@@ -109,6 +109,8 @@ def watch(
     how: Strategy | str = SlowFast(),  # noqa: B008, settings are frozen
     start: float | None = None,
     end: float | None = None,
+    rule: SampleRule | None = None,
+    fps: float | None = None,
     selector: Selector | None = None,
     query: str | None = None,
     fit: bool = False,
@@ -124,6 +126,8 @@ def watch(
         clip: a video file, an animated image, a folder of images, or images.
         how: which tokens of which frames the model reads: a strategy, its name, or the paper's string.
         start, end: seconds; only what lies between is shown.
+        rule, fps: how frames are sampled, see `foveate.sample`; by default "official", or "fps" with a rate, of which
+            the strategy's frames are the maximum.
         selector: encoder by whose vectors slow frames are chosen; the model's own tokens by default.
         query: question whose frames are chosen, for a strategy with choose "query".
         fit: shrink the strategy until its video fits, instead of refusing it.
@@ -146,7 +150,20 @@ def watch(
     # Without `fit` every question is checked when it is asked; here the video only has to leave one position.
     text = count_text(network, prompt=prompt) if fit and text_tokens is None else text_tokens or 1
     looks = check_choice(strategy, selector=selector, query=query)
-    reader, changes = ClipReader(clip, strategy.frames, start=start, end=end, allow_damaged=allow_damaged), ()
+    reader, changes = (
+        ClipReader(
+            clip,
+            strategy.frames,
+            rule=rule or ("official" if fps is None else "fps"),
+            fps=fps,
+            start=start,
+            end=end,
+            allow_damaged=allow_damaged,
+        ),
+        (),
+    )
+    if isinstance(strategy, Native):
+        return _watch_natively(network, prompts, strategy, reader, fit=fit)
 
     def measure_room() -> Room:
         return Room(len(reader.indices), network.tokens_per_frame, text, network.limit)
@@ -174,6 +191,31 @@ def watch(
 
     layout, video_LD = reader.read(encode)
     return Viewing(network, prompts, how=strategy, reader=reader, layout=layout, video_LD=video_LD, changes=changes)
+
+
+def _watch_natively(
+    network: Network, prompts: Prompts, how: Native, reader: ClipReader, *, fit: bool = False
+) -> Viewing:
+    """Show a clip through the model's own video input."""
+    if network.watch is None or network.native_frame is None:
+        raise UserError(f"how: {network.name} has no video input of its own (got 'native'); expected another strategy")
+    if fit:
+        raise UserError("fit: 'native' leaves the tokens to the model's processor; expected --frames")
+    # All at once, as processors take them.
+    frames = reader.read(lambda frames: [frame.copy() for frame in frames])
+    native = network.watch(frames, reader.record.times)
+    images = frame_images(range(len(frames)))
+    block = RowBlock("native", tuple(range(len(frames))), bins=1)
+    layout = NativeLayout(0, images, (block,), rows=len(native.video_LD))
+    return Viewing(
+        replace(network, frame=network.native_frame),
+        prompts,
+        how=how,
+        reader=reader,
+        layout=layout,
+        video_LD=native.video_LD,
+        native=native,
+    )
 
 
 def count_text(
@@ -216,13 +258,13 @@ def ask_all(
     for begin in range(0, len(questions), batch):
         part = questions[begin : begin + batch]
         network = part[0][0].network
-        if any(viewing.network is not network for viewing, _, _ in part):
+        if any(viewing.network.language is not network.language for viewing, _, _ in part):
             raise UserError("questions: their viewings are of several networks; expected one")
         ids = [viewing.encode_question(question, options, max_tokens) for viewing, question, options in part]
         words = network.filter_words()
         completions = generate(
             network.language,
-            [splice(network, row, viewing.video_LD) for row, (viewing, _, _) in zip(ids, part, strict=True)],
+            [viewing.splice(row) for row, (viewing, _, _) in zip(ids, part, strict=True)],
             stop=network.stop,
             settings=answer_settings(max_tokens, network),
             suppress=network.suppress,
@@ -264,7 +306,7 @@ class ClipWatcher:
     sees what fits beside itself, whatever else is in its batch.
 
     Args:
-        options: further arguments of `watch`: fit, prompt, allow_damaged.
+        options: further arguments of `watch`: rule, fps, fit, prompt, allow_damaged.
 
     Raises:
         UserError: slow frames are to be chosen by a question.

@@ -397,3 +397,28 @@ def test_settings_out_of_range_are_refused(plain: Path) -> None:
         read_clip(plain, frame_rate=2)
     with raises_naming(UserError, "uniform", "uniform_mid"):
         read_clip(plain, rule="uniform")  # type: ignore[arg-type]
+
+
+def test_frames_of_a_variable_rate_are_sampled_by_time(folder: Path) -> None:
+    # Twenty frames in the first second, then one a second: by number half of the samples show the first second.
+    times = [number / 20 for number in range(20)] + [float(second) for second in range(1, 21)]
+    path = write_clip(folder / "slowing.mp4", moving_square(40), times=times)
+    by_time, by_number = read_clip(path, 8), read_clip(path, 8, rule="by_number")
+    assert sum(time < 1 for time in by_number.times) == 4
+    assert sum(time < 1 for time in by_time.times) <= 1
+    assert by_time.times == [float(round(time)) for time in by_time.times]
+    gaps = np.diff(by_time.times)
+    assert gaps.max() - gaps.min() <= 1
+    # Nothing repeats where the rule says so, and a rate counts seconds as before.
+    middles = read_clip(path, 30, rule="uniform_mid").indices
+    assert middles == sorted(set(middles))
+    assert read_clip(path, 50, rule="fps", fps=1).times == [float(second) for second in range(21)]
+
+
+@pytest.mark.parametrize("rate", [24, 25, 30])
+def test_an_even_rate_keeps_the_official_frames(folder: Path, rate: int) -> None:
+    for suffix in ("mp4", "webm"):  # WebM rounds times to milliseconds
+        codec = "libx264" if suffix == "mp4" else "libvpx"
+        path = write_clip(folder / f"even{rate}.{suffix}", moving_square(60), codec=codec, rate=rate)
+        for count in (7, 50, 60, 90):
+            assert read_clip(path, count).indices == read_clip(path, count, rule="by_number").indices

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from foveate.core.errors import UserError, choose
 
-SampleRule = Literal["official", "uniform_mid", "linspace", "midpoint", "fps"]
+SampleRule = Literal["official", "uniform_mid", "linspace", "midpoint", "by_number", "fps"]
 # As in the papers: SlowFast-LLaVA (arXiv 2407.15841) and MM1.5 (arXiv 2409.20566).
 NUM_FRAMES = 50
 MM15_NUM_FRAMES = 24
@@ -34,8 +34,10 @@ def sample(
         rule: "official" (SlowFast-LLaVA: borders of equal parts rounded half to even, then their middle; a clip no
             longer than `num_frames` repeats a frame and never shows its last), "uniform_mid" (middle of equal parts,
             no repeats), "linspace" (MM1.5: from the first frame to the last, truncated; short clips repeat frames),
-            "midpoint" (MM1.5: middle of equal parts; short clips repeat frames) or "fps".
-        times: seconds of each of the `total` frames, for "fps".
+            "midpoint" (MM1.5: middle of equal parts; short clips repeat frames), "by_number" ("official" whatever the
+            times are) or "fps".
+        times: seconds of each of the `total` frames. Where they are uneven, the parts are equal in time and not in
+            frames; "fps" needs them.
         fps: frames per second of the clip for "fps"; lowered where it would give more than `num_frames`.
 
     Source: SlowFast-LLaVA (arXiv 2407.15841), `dataset.py`; MM1.5 (arXiv 2409.20566), section on video. MM1.5 does not
@@ -53,6 +55,8 @@ def sample(
         [0, 1, 1, 2]
         >>> sample(4, rule="fps", fps=1, times=[0.0, 0.5, 1.0, 1.5])
         [0, 2]
+        >>> sample(6, 3, times=[0.0, 0.1, 0.2, 0.3, 5.0, 10.0])
+        [3, 3, 4]
     """
     choose(rule, get_args(SampleRule), "rule of sampling")
     if total < 1 or num_frames < 1:
@@ -65,7 +69,25 @@ def sample(
                 f"times: expected one for each of {total} frames (got {0 if times is None else len(times)})"
             )
         return _sample_rate(np.asarray(times, dtype=np.float64), num_frames, float(fps or 0))
-    return _RULES[rule](total, num_frames)
+    positions = _RULES[rule](total, num_frames)
+    if times is None or rule == "by_number" or len(times) != total:
+        return positions
+    placed = _place_in_time(positions, np.asarray(times, dtype=np.float64))
+    # Where all frames fit, "uniform_mid" shows each of them once.
+    return placed if rule != "uniform_mid" else positions if total <= num_frames else sorted(set(placed))
+
+
+def _place_in_time(positions: list[int], times_N: np.ndarray) -> list[int]:
+    """Return the frames on screen when those of a clip of even rate, with as many frames and seconds, would be.
+
+    Where frames are numbers of an even rate already, positions stay: half of a step covers what containers round.
+    """
+    times_N = np.maximum.accumulate(times_N)
+    even_N = np.linspace(times_N[0], times_N[-1], len(times_N))
+    step = (times_N[-1] - times_N[0]) / max(1, len(times_N) - 1)
+    if step == 0 or np.abs(times_N - even_N).max() <= step / 2:
+        return positions
+    return (np.searchsorted(times_N, even_N[positions] + 1e-6, side="right") - 1).tolist()
 
 
 def _sample_official(total: int, num_frames: int) -> list[int]:
@@ -94,6 +116,7 @@ _RULES: dict[str, Callable[[int, int], list[int]]] = {
     "uniform_mid": _sample_uniform_mid,
     "linspace": _sample_linspace,
     "midpoint": _sample_midpoint,
+    "by_number": _sample_official,
 }
 
 

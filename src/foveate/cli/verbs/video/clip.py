@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from foveate.video.results import ShownFrame, VideoExchange
     from foveate.video.strategies import Strategy
     from foveate.video.viewing import SeenFrame, VideoAnswer, VideoChoice, Viewing
+    from foveate.vision.video.sampling import SampleRule
 
 
 # Options of the verbs of `foveate video` that say which part of a clip is shown, and how.
@@ -63,6 +64,23 @@ def span_options(function: F) -> F:
     return _add(options, function)
 
 
+def sampling_options(function: F) -> F:
+    """Add --fps and --rule."""
+    options = [
+        click.option(
+            "--fps",
+            type=click.FloatRange(0, min_open=True),
+            help="Sample at this rate, at most as many frames as --frames.",
+        ),
+        click.option(
+            "--rule",
+            type=click.Choice(["official", "uniform_mid", "linspace", "midpoint", "by_number", "fps"]),
+            help="How frames are sampled; official by default, where parts are equal in time. by_number: in frames.",
+        ),
+    ]
+    return _add(options, function)
+
+
 rope_option = click.option(
     "--rope-factor",
     type=click.FloatRange(1),
@@ -87,7 +105,7 @@ def fitting_options(function: F) -> F:
 def viewing_options(function: F) -> F:
     """Add all options that say how a model watches a clip; the command takes them as keywords and passes them on."""
     selector = path_option("--selector", "Image-text model, such as a CLOC model, by which slow frames are chosen.")
-    return strategy_options(span_options(fitting_options(selector(function))))
+    return strategy_options(sampling_options(span_options(fitting_options(selector(function)))))
 
 
 def _add(options: list[Callable[[Any], Any]], function: F) -> F:
@@ -267,6 +285,8 @@ def watch_clip(
     how: str,
     start: str | None,
     end: str | None,
+    rule: SampleRule | None,
+    fps: float | None,
     allow_damaged: bool,
     fit: bool,
     prompt: str,
@@ -309,6 +329,8 @@ def watch_clip(
             how=settings,
             start=span.start,
             end=span.end,
+            rule=rule,
+            fps=fps,
             selector=open_selector(selector, device),
             query=requests[0][0] if by_question else None,
             fit=fit,

@@ -32,6 +32,7 @@ from foveate.cli.verbs.video.clip import (
     fitting_options,
     open_selector,
     rope_option,
+    sampling_options,
     save_frame,
     save_frames,
     save_viewing,
@@ -44,6 +45,7 @@ from foveate.cli.verbs.video.clip import (
 
 if TYPE_CHECKING:
     from foveate.video.results import VideoExchange
+    from foveate.vision.video.sampling import SampleRule
 
 
 # `foveate video ask`: answer questions about a clip, in words or by the letter of an option.
@@ -152,6 +154,7 @@ def chat_command(call: Call, model: str, clip: Path, max_tokens: int, **watching
 @click.command("find", short_help="Find when and where a clip shows a phrase, without a language model.")
 @model_first("clip", "phrase")
 @click.option("--frames", type=click.IntRange(1), default=50, show_default=True, help="Frames to sample from the clip.")
+@sampling_options
 @span_options
 @click.option("--count", type=click.IntRange(1), default=5, show_default=True, help="Frames to list, best first.")
 @run_option("runs/video-find", "Folder for frames and page")
@@ -164,6 +167,8 @@ def find_command(
     frames: int,
     start: str | None,
     end: str | None,
+    rule: SampleRule | None,
+    fps: float | None,
     allow_damaged: bool,
     count: int,
 ) -> None:
@@ -189,7 +194,13 @@ def find_command(
     network = open_localizer(model, device=call.device)
     # The paper's rule would repeat a frame of a short clip and never look at its last one.
     read = read_clip(
-        Path(clip), frames, rule="uniform_mid", start=span.start, end=span.end, allow_damaged=allow_damaged
+        Path(clip),
+        frames,
+        rule=rule or ("uniform_mid" if fps is None else "fps"),
+        fps=fps,
+        start=span.start,
+        end=span.end,
+        allow_damaged=allow_damaged,
     )
     located = locate_frames(network, read.frames, phrase, seed=call.seed or 0)
     folder = RunFolder.create(call.run or Path("runs/video-find"))
@@ -230,6 +241,7 @@ def find_command(
 @click.command("frames", short_help="Show which frames of a clip would be read.")
 @click.argument("clip", type=click.Path(path_type=Path))
 @strategy_options
+@sampling_options
 @span_options
 @path_option("--selector", "Model folder by which slow frames are chosen with --choose cover, change or query.")
 @click.option("--query", help="Question whose frames are chosen, with --choose query.")
@@ -241,6 +253,8 @@ def frames_command(
     how: str,
     start: str | None,
     end: str | None,
+    rule: SampleRule | None,
+    fps: float | None,
     allow_damaged: bool,
     selector: Path | None,
     query: str | None,
@@ -263,7 +277,15 @@ def frames_command(
     check_run_path(call.run)
     strategy_settings, span = build_how(how, strategy), Span.parse(start, end)
     encoder = open_selector(selector, call.device)
-    reader = ClipReader(clip, strategy_settings.frames, start=span.start, end=span.end, allow_damaged=allow_damaged)
+    reader = ClipReader(
+        clip,
+        strategy_settings.frames,
+        rule=rule or ("official" if fps is None else "fps"),
+        fps=fps,
+        start=span.start,
+        end=span.end,
+        allow_damaged=allow_damaged,
+    )
     indices = None
     if check_choice(strategy_settings, selector=encoder, query=query):
         indices = reader.read(lambda frames: choose_slow(strategy_settings, frames, selector=encoder, query=query))
@@ -368,6 +390,7 @@ def plan_command(
     "allow_missing",
 )
 @strategy_options
+@sampling_options
 @fitting_options
 @allow_damaged_option
 @run_option("runs/video-evaluate-SET", "Folder for answers, result and page")
@@ -379,6 +402,8 @@ def evaluate_command(
     videos: Path,
     settings: dict[str, Any],
     how: str,
+    rule: SampleRule | None,
+    fps: float | None,
     fit: bool,
     prompt: str,
     rope_factor: float | None,
@@ -404,7 +429,8 @@ def evaluate_command(
     target = call.run or Path("runs") / f"video-evaluate-{checked.question_set}"
     with collect_warnings() as texts:
         network = open_network(model, device=call.device, rope_factor=rope_factor)
-        watcher = ClipWatcher(network, strategy, fit=fit, prompt=prompt, allow_damaged=allow_damaged)
+        options = {"rule": rule, "fps": fps, "fit": fit, "prompt": prompt, "allow_damaged": allow_damaged}
+        watcher = ClipWatcher(network, strategy, **options)
         result = evaluate_set(
             watcher,
             questions,
