@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.core import seeds
-from foveate.core.errors import UserError, choose
+from foveate.core.errors import UserError
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.language.decoding import draw_token
 from foveate.language.generate import GenerationSettings
@@ -28,7 +28,17 @@ from foveate.language.positions import find_context
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
 from foveate.multimodal.choose import check_options, to_probabilities
-from foveate.multimodal.foreign_boxes import BOX, KNOWN_UNITS, PLACES, UNITS, read_boxes, write_values
+from foveate.multimodal.foreign_boxes import (
+    BOX,
+    FORMS,
+    UNITS,
+    check_family,
+    check_unit,
+    find_unit,
+    read_boxes,
+    read_points,
+    write_values,
+)
 from foveate.multimodal.foreign_turns import AnswerStream, ForeignChat, PrefixCache, check_question, encode_images_once
 from foveate.multimodal.prepare import Dialog, Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
@@ -36,7 +46,7 @@ from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
 from foveate.records.importers.coordinates import CoordinateFrame, list_values
-from foveate.records.shapes import Shape
+from foveate.records.shapes import Point, Shape
 
 # Families whose rows of a batch have the answers that they have alone. For LLaVA-OneVision's the processor counts other
 # tokens than alone.
@@ -63,10 +73,10 @@ class ForeignMllm:
 
     Attributes:
         model, processor: of transformers.
-        unit: of the boxes in its answers, see `UNITS`.
+        unit: of the boxes in its answers, see `UNITS`; None where neither its family nor the caller says it.
     """
 
-    def __init__(self, model: Any, processor: Any, *, name: str, unit: str) -> None:
+    def __init__(self, model: Any, processor: Any, *, name: str, unit: str | None) -> None:
         self.model, self.processor, self.name, self.unit = model, processor, name, unit
 
     def __repr__(self) -> str:
@@ -100,6 +110,8 @@ class ForeignMllm:
         Raises:
             UserError: an image cannot be read, a region lies outside, or the question is too long.
         """
+        if ground:
+            check_unit(self)
         read = _read_images(images)
         text = self.write_regions(read, check_question(question, ground=ground), regions)
         answer = self.answer_turns(read, [("user", text)], limit_tokens(max_tokens), room=max_tokens)[0]
@@ -113,6 +125,8 @@ class ForeignMllm:
         Questions about the same images follow one another: only the first of them reads the images. The others are
         answered in batches, in families of `BATCHED`.
         """
+        if ground:
+            check_unit(self)
         settings, asked = limit_tokens(max_tokens), [Question(*question) for question in questions]
         groups: dict[Any, list[int]] = {}
         for number, (images, _, _) in enumerate(asked):
@@ -202,7 +216,7 @@ class ForeignMllm:
         """
         if not any(turn.regions for turn in turns):
             return [(turn.role, turn.text) for turn in turns]
-        unit = "pixels" if self.unit == "none" else self.unit
+        unit = "pixels" if check_unit(self) == "none" else check_unit(self)
         if numbered:
             warnings.warn(
                 f"{self.name}: has no tokens for regions; their coordinates ({unit}) are written into the question",
@@ -218,7 +232,10 @@ class ForeignMllm:
             pieces = turn.text.split(REGION)
             for number, (shape, image) in enumerate(zip(turn.regions, owners, strict=True)):
                 frame = self._frame(images[image], inputs, unit=unit, number=image)
-                pieces[number] += write_values(list_values(frame.from_pixels(shape)), unit)
+                values = list_values(frame.from_pixels(shape))
+                if unit == "0-1-cropped":
+                    values = [min(max(value, 0.0), 1.0) for value in values]
+                pieces[number] += write_values(values, unit, family=self.model.config.model_type)
             written.append((turn.role, "".join(pieces)))
         return written
 
@@ -362,10 +379,13 @@ class ForeignMllm:
         """Read the answer of generated tokens; return it, and its text as the model wrote it."""
         written = text = self.processor.tokenizer.decode(ids_T, skip_special_tokens=True).strip()
         boxes: tuple[PixelBox, ...] = ()
-        if len(images) == 1 and self.unit != "none":
-            text, boxes = read_boxes(text, self._frame(images[0], inputs, unit=self.unit, number=first_image))
+        points: tuple[Point, ...] = ()
+        if len(images) == 1 and self.unit not in (None, "none"):
+            frame = self._frame(images[0], inputs, unit=self.unit, number=first_image)
+            text, points = read_points(text, frame)
+            text, boxes = read_boxes(text, frame, y_first=FORMS[self.unit].y_first)
         # Boxes are rewritten in the one form that `pair_phrases` reads; it ignores their numbers.
-        phrases, unboxed = pair_phrases(BOX.sub("[0, 0, 0, 0]", written) if boxes else text)
+        phrases, unboxed = pair_phrases(BOX.sub("[0, 0, 0, 0]", text) if boxes else text)
         answer = Answer(
             text=text,
             boxes=boxes,
@@ -374,6 +394,7 @@ class ForeignMllm:
             unboxed=unboxed,
             tokens=len(ids_T),
             finished=bool(len(ids_T)) and int(ids_T[-1]) in _end_ids(self.model),
+            points=points,
         )
         return answer, written
 
@@ -442,8 +463,7 @@ class ForeignMllm:
             _, rows, columns = inputs["image_grid_thw"][number].tolist()
             patch = self.processor.image_processor.patch_size
             resized = (columns * patch, rows * patch)
-        # Places are fractions, written as tokens.
-        return CoordinateFrame("0-1" if unit == PLACES else unit, image.width, image.height, resized=resized)
+        return CoordinateFrame(FORMS[unit].frame, image.width, image.height, resized=resized)
 
 
 def open_foreign(
@@ -453,8 +473,7 @@ def open_foreign(
 
     Args:
         source: folder, or OWNER/NAME on the hub, with safetensors weights and a processor with a chat template.
-        unit: of the boxes in its answers: none, pixels, resized-pixels, 0-1, 0-1-padded or 0-1000; by default that of
-            its family, see `UNITS`.
+        unit: of the boxes in its answers, one of `KNOWN_UNITS`; by default that of its family, see `FAMILIES`.
 
     Raises:
         UserError: it is out of reach, of another task, a pickle, incomplete, or has no chat template.
@@ -468,7 +487,7 @@ def open_foreign(
 
     checkpoint = fetch(source, revision=revision, field="model")
     model_type = str(checkpoint.config().get("model_type"))
-    unit = choose(unit or UNITS.get(model_type, "none"), KNOWN_UNITS, "unit of boxes")
+    check_family(model_type, unit, source=source)
     # `_frame` reads the resized size from the grid of patches that the processors of Qwen return.
     if unit == "resized-pixels" and not model_type.startswith("qwen"):
         raise UserError(f"unit of boxes: '{model_type}' tells no resized image (got '{unit}'); expected another unit")
@@ -480,7 +499,7 @@ def open_foreign(
         processor.chat_template = TEMPLATES.get(model_type)
     if not processor.chat_template:
         raise UserError(f"{source}: its processor has no chat template; expected chat_template.jinja in the folder")
-    return ForeignMllm(model, processor, name=source, unit=unit)
+    return ForeignMllm(model, processor, name=source, unit=unit or find_unit(model_type, processor))
 
 
 def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", config: Any = None) -> Any:

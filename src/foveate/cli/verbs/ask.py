@@ -13,7 +13,7 @@ import click
 
 from foveate.cli.exchanges import find_nearest_requests, make_exchange, make_result, write_page
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, print_stream, run_option
+from foveate.cli.options import Call, common, print_stream, run_option, unit_of_boxes_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +55,7 @@ class RegionsCommand(FieldsCommand):
     type=click.Path(path_type=Path),
     help="Region of the question: an image file of the image's size, black outside of the region. Repeatable.",
 )
+@unit_of_boxes_option
 @click.option("--option", "options", multiple=True, help="Answer to choose from by its likelihood. At least two.")
 @click.option("--ground", is_flag=True, help="Ask for the boxes of all things that the answer mentions.")
 @click.option("--chat", is_flag=True, help="Keep asking: each line of the input is the next question.")
@@ -71,6 +72,7 @@ def command(
     images: tuple[Path, ...],
     question: str,
     settings: dict[str, Any],
+    unit_of_boxes: str | None,
     options: tuple[str, ...],
     ground: bool,
     chat: bool,
@@ -111,7 +113,7 @@ def command(
     _check_outputs(images, image_out, coco_out)
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
-    model = open_mllm(checked.model, device=call.device)
+    model = open_mllm(checked.model, device=call.device, unit_of_boxes=unit_of_boxes)
     loaded = time.perf_counter()
     find_nearest = partial(find_nearest_requests, model, name=checked.model, silent=call.as_json)
     if chat:
