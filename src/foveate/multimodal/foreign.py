@@ -112,7 +112,7 @@ class ForeignMllm:
         """
         if ground:
             check_unit(self)
-        read = _read_images(images)
+        read = read_images(images)
         text = self.write_regions(read, check_question(question, ground=ground), regions)
         answer = self.answer_turns(read, [("user", text)], limit_tokens(max_tokens), room=max_tokens)[0]
         return answer if ground else replace(answer, unboxed=())
@@ -136,7 +136,7 @@ class ForeignMllm:
         def answer(numbers: Sequence[int], images: list[Image.Image] | None, prefix: PrefixCache | None = None) -> None:
             rows: list[_Row] = []
             for number in numbers:
-                read = _read_images(asked[number].images) if images is None else images
+                read = read_images(asked[number].images) if images is None else images
                 text = check_question(asked[number].text, ground=ground)
                 rows.append((read, [("user", self.write_regions(read, text, asked[number].regions))]))
             results = self._answer_rows(rows, [settings] * len(rows), room=max_tokens, prefix=prefix)
@@ -144,7 +144,7 @@ class ForeignMllm:
 
         for numbers in groups.values():
             # A batch of such questions would read their images once for each.
-            images, prefix = _read_images(asked[numbers[0]].images) if len(numbers) > 1 else [], PrefixCache()
+            images, prefix = read_images(asked[numbers[0]].images) if len(numbers) > 1 else [], PrefixCache()
             for number in numbers if len(numbers) > 1 else ():
                 answer([number], images, prefix)
         size = _BATCH if self.model.config.model_type in BATCHED else 1
@@ -166,7 +166,7 @@ class ForeignMllm:
         per_token: bool = False,
     ) -> tuple[float, ...]:
         """Return the probability of each option; see `Mllm.choose`."""
-        read, texts = _read_images(images), check_options(options)
+        read, texts = read_images(images), check_options(options)
         text = self.write_regions(read, check_question(question), regions)
         with encode_images_once(self.model):
             logs = [self._read_answer(read, text, option) for option in texts]
@@ -253,7 +253,7 @@ class ForeignMllm:
         """
         rows: list[_Row] = []
         for dialog in dialogs:
-            images = _read_images(dialog.images)
+            images = read_images(dialog.images)
             rows.append((images, self._write_turns(images, dialog.turns, numbered=dialog.regions)))
         is_batched = self.model.config.model_type in BATCHED
         parts: dict[int, list[int]] = {}
@@ -276,7 +276,7 @@ class ForeignMllm:
         max_tokens: int = 64,
     ) -> Generator[str, None, Answer]:
         """Yield the text of an answer as it is generated; joined, it is `ask(...).text`. Return the answer."""
-        read = _read_images(images)
+        read = read_images(images)
         text = self.write_regions(read, check_question(question), regions)
         answers = AnswerStream()
         return (
@@ -293,7 +293,7 @@ class ForeignMllm:
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> ForeignChat:
         """Start a conversation about images."""
-        return ForeignChat(self, _read_images(images))
+        return ForeignChat(self, read_images(images))
 
     def answer_turns(
         self,
@@ -528,7 +528,8 @@ def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", 
     return model.to(device).eval().requires_grad_(False)
 
 
-def _read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:
+def read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:
+    """Decode one or several images; raise UserError naming one that cannot be read."""
     listed = [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
     decoded = []
     for number, image in enumerate(listed):

@@ -303,6 +303,7 @@ def label_command(
     "judge_model",
     "judge_key_env",
     "training_words",
+    "region_prompt",
 )
 @unit_of_boxes_option
 @run_option("runs/mllm-evaluate-SUITE", "Folder for answers, result and page")
