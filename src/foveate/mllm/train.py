@@ -219,6 +219,8 @@ class MllmTraining:
             tokens_of_view=self.model.connector.num_tokens,
             settings=self.model.settings,
             replay=stage.replay,
+            point_share=stage.point_share,
+            point_place=stage.point_place,
         )
         if features:
             samples.features = self._cached()
