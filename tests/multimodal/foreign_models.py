@@ -242,7 +242,7 @@ def _llava_onevision(words: Any, ids: Any, text: dict[str, Any]) -> tuple[Any, A
     processor = t.LlavaOnevisionProcessor(
         t.LlavaOnevisionImageProcessor(size={"height": 32, "width": 32}, image_grid_pinpoints=points), words,
         t.LlavaOnevisionVideoProcessor(), num_image_tokens=16, vision_feature_select_strategy="full",
-        chat_template=template("<image>"),
+        chat_template=template("<image>"), video_token="<|video_pad|>",
     )  # fmt: skip
     return t.LlavaOnevisionForConditionalGeneration(config), processor
 
