@@ -2,9 +2,9 @@
 
     python -m benchmarks.region_prompts --out bench --model mini
 
-Each answer is scored by whether it contains the region's name. The control asks about another region of the same scene
-with another name, and scores that answer by the first one's name: what it reaches comes from the scene, not from the
-region.
+Each region is asked about twice: the model writes an answer, which is right if it contains the region's name, and it
+chooses between that name and the one of another region of the scene, where half is chance. The control points at the
+other region and scores by the first one's name: what it reaches comes from the scene, not from the region.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ PROMPTS: dict[str, tuple[RegionPrompt | None, Mark]] = {
     "crop": ("crop", "rectangle"),
 }
 QUESTION = "What is <1>?"
+COLUMNS = ("written", "written, another region", "chosen", "chosen, another region")
 
 
-def draw_questions(count: int) -> list[tuple[Image.Image, PixelBox, str, PixelBox]]:
+def draw_questions(count: int) -> list[tuple[Image.Image, PixelBox, str, PixelBox, str]]:
     """Draw a scene for each question: image, region and its name, and another region with another name."""
     questions, index = [], 0
     while len(questions) < count:
@@ -46,7 +47,7 @@ def draw_questions(count: int) -> list[tuple[Image.Image, PixelBox, str, PixelBo
         others = [region for region in regions if region.phrase != regions[0].phrase] if regions else []
         if others:
             first, other = regions[0].box.to_pixels(448, 448), others[0].box.to_pixels(448, 448)
-            questions.append((scene.image, first, regions[0].phrase, other))
+            questions.append((scene.image, first, regions[0].phrase, other, others[0].phrase))
     return questions
 
 
@@ -59,18 +60,22 @@ def main() -> None:
     model, questions = open_mllm(options.model, device="cpu"), draw_questions(options.questions)
     rows: dict[str, Any] = {}
     for name, (prompt, mark) in track(list(PROMPTS.items()), description="prompts"):
-        hits = {"region": 0, "another region": 0}
-        for image, region, phrase, other in questions:
-            for asked, box in (("region", region), ("another region", other)):
+        hits = dict.fromkeys(COLUMNS, 0)
+        for image, region, phrase, other, other_phrase in questions:
+            for ending, box in (("", region), (", another region", other)):
                 question = prompt_regions(model, image, QUESTION, [box], prompt, mark=mark)
                 answer = model.ask(question.images, question.text, regions=question.regions, max_tokens=16)
-                hits[asked] += phrase.casefold() in answer.text.casefold()
-        rows[name] = {asked: count / len(questions) for asked, count in hits.items()}
-        interval = wilson_interval(hits["region"], len(questions))
-        assert interval is not None
-        low, high = interval.low, interval.high
-        rows[name] |= {"low": low, "high": high}
-        print(f"{name:16} {rows[name]['region']:.3f} ({low:.3f} to {high:.3f})  {rows[name]['another region']:.3f}")
+                hits[f"written{ending}"] += phrase.casefold() in answer.text.casefold()
+                shares = model.choose(
+                    question.images, question.text, [phrase, other_phrase], regions=question.regions, per_token=True
+                )
+                hits[f"chosen{ending}"] += shares[0] > shares[1]
+        rows[name] = {column: count / len(questions) for column, count in hits.items()}
+        for column in ("written", "chosen"):
+            interval = wilson_interval(hits[column], len(questions))
+            assert interval is not None
+            rows[name][f"{column}, interval"] = [interval.low, interval.high]
+        print(name, *(f"{column} {rows[name][column]:.3f}" for column in COLUMNS), sep="  ", flush=True)
     saved = {"model": options.model, "questions": len(questions), "prompts": rows, "machine": machine()}
     options.out.mkdir(parents=True, exist_ok=True)
     write_json_atomically(options.out / "region_prompts.json", saved)
