@@ -43,11 +43,10 @@ def draw_questions(count: int) -> list[tuple[Image.Image, PixelBox, str, PixelBo
     while len(questions) < count:
         scene = draw_scene(seed=0, split="test", index=index, size=448)
         index += 1
-        regions = scene.regions
-        others = [region for region in regions if region.phrase != regions[0].phrase] if regions else []
+        boxes = [(region.box.to_pixels(448, 448), region.phrase) for region in scene.regions if region.box is not None]
+        others = [(box, phrase) for box, phrase in boxes if phrase != boxes[0][1]]
         if others:
-            first, other = regions[0].box.to_pixels(448, 448), others[0].box.to_pixels(448, 448)
-            questions.append((scene.image, first, regions[0].phrase, other, others[0].phrase))
+            questions.append((scene.image, *boxes[0], *others[0]))
     return questions
 
 
@@ -56,10 +55,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--prompts", nargs="+", choices=[*PROMPTS], default=[*PROMPTS])
     options = parser.parse_args()
     model, questions = open_mllm(options.model, device="cpu"), draw_questions(options.questions)
     rows: dict[str, Any] = {}
-    for name, (prompt, mark) in track(list(PROMPTS.items()), description="prompts"):
+    for name, (prompt, mark) in track([(name, PROMPTS[name]) for name in options.prompts], description="prompts"):
         hits = dict.fromkeys(COLUMNS, 0)
         for image, region, phrase, other, other_phrase in questions:
             for ending, box in (("", region), (", another region", other)):

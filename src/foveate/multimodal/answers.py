@@ -15,6 +15,7 @@ from foveate.multimodal.frames import CoordinateFrame
 from foveate.records.box_text import parse_boxes, parse_regions
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import REGION
+from foveate.records.images import ImageInput
 from foveate.records.shapes import Point, Shape
 
 NOT_FOUND = "not found"
@@ -278,8 +279,8 @@ def with_placeholders(answer: Answer) -> str:
 # What every model that answers questions about images can do, whoever built it. No torch.
 
 
-Request = tuple[Sequence[bytes], str, Sequence[Shape]]
-"""Encoded images, a question, and the regions of its `<region>` placeholders in pixels."""
+Request = tuple[Sequence[ImageInput] | ImageInput, str, Sequence[Shape]]
+"""Images, a question, and the regions of its `<region>` placeholders in pixels."""
 
 
 class ModelAnswer(Protocol):

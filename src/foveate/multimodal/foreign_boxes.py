@@ -234,7 +234,7 @@ def read_points(text: str, frame: CoordinateFrame) -> tuple[str, tuple[Point, ..
         scale = 1000 if coords else 100
         used = CoordinateFrame("0-1", frame.width, frame.height)
         written = [place(float(x) / scale, float(y) / scale, used) for x, y in pairs]
-        return " ".join(filter(None, [(match[2] or "").strip(), *written])) if all(written) else match[0]
+        return " ".join(part for part in [(match[2] or "").strip(), *written] if part) if all(written) else match[0]
 
     return _POINTS.sub(rewrite_mark, _POINT_LIST.sub(rewrite_list, text)), tuple(points)
 

@@ -67,8 +67,8 @@ def prompt_regions(
 
     Example:
         >>> question = prompt_regions(open_mllm("mini"), image_file, "What is <1>?", [Point(8, 8)], "draw")
-        >>> question.text, question.regions
-        ('<image>\nWhat is the thing at the red arrow?', ())
+        >>> question.text.removeprefix("<image>").strip(), question.regions
+        ('What is the thing at the red arrow?', ())
     """
     prompt = prompt or choose_region_prompt(model)
     # A model of transformers writes coordinates in the unit of its family by itself.
@@ -106,12 +106,15 @@ def drop_crops(answer: Answer, num_images: int) -> Answer:
     kept = [number for number, image in enumerate(answer.images) if image < num_images]
     if len(kept) == len(answer.images):
         return answer
-    columns = {
-        name: tuple(column[number] for number in kept)
-        for name in ("boxes", "images", "phrases", "digits", "box_scores")
-        if len(column := getattr(answer, name)) == len(answer.images)
-    }
-    return replace(answer, **columns)
+    return replace(
+        answer,
+        boxes=tuple(answer.boxes[number] for number in kept),
+        images=tuple(answer.images[number] for number in kept),
+        phrases=tuple(answer.phrases[number] for number in kept),
+        # Only some models have these.
+        digits=tuple(answer.digits[number] for number in kept if answer.digits),
+        box_scores=tuple(answer.box_scores[number] for number in kept if answer.box_scores),
+    )
 
 
 def draw_region(

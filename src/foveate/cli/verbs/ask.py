@@ -132,7 +132,7 @@ def command(
         return
     shares: tuple[float, ...] = ()
     if options:
-        answer, shares = _choose(model, asked, question, options)
+        answer, shares = _choose(model, asked, question, options, num_images=len(images))
     elif ground:
         # Boxes are added behind the text, which thus cannot be printed as it comes.
         answer = model.ask(asked.images, asked.text, regions=asked.regions, ground=True, max_tokens=checked.max_tokens)
@@ -187,14 +187,16 @@ def _check_inputs(images: tuple[Path, ...]) -> None:
             raise UserError(f"{path}: no such file")
 
 
-def _choose(model: Any, asked: Question, question: str, options: tuple[str, ...]) -> tuple[Answer, tuple[float, ...]]:
+def _choose(
+    model: Any, asked: Question, question: str, options: tuple[str, ...], *, num_images: int
+) -> tuple[Answer, tuple[float, ...]]:
     """Return the likeliest option as the answer, and the probabilities of all."""
     from foveate.multimodal.answers import Answer
 
     shares = model.choose(asked.images, asked.text, options, regions=asked.regions)
     # The answer that is chosen is none of `ask`, which would say how the question was read.
     loaded = getattr(model, "loaded", None)
-    read_as = loaded.read_question(question, num_images=len(asked.images)) if loaded is not None else question
+    read_as = loaded.read_question(question, num_images=num_images) if loaded is not None else question
     read_as = read_as if read_as != question else ""
     return Answer(options[shares.index(max(shares))], read_as=read_as), shares
 
