@@ -13,9 +13,10 @@ START, END = "<!-- matrix -->", "<!-- /matrix -->"
 COLUMNS = ("ask", "stream", "chat", "batch", "boxes", "regions", "image sets", "video", "serve", "tune", "export")
 REASONS = {
     "single": "it answers single questions; its processor takes no second turn",
+    "one": "its processor takes one image for a question",
+    "padding": "its processor pads on the right, so questions are answered one after another",
     "alone": "its processor counts other tokens in a batch than alone, so questions are answered one after another",
     "none": "its makers document no boxes; `--unit-of-boxes` reads them, if a model was tuned on some",
-    "points": "it writes points, which are read",
     "video": "only towers of LLaVA, with a fixed grid of patches, are read as video",
     "tune": "only LLaVA and LLaVA-NeXT are imported (`foveate mllm import`), and then trained",
     "export": "it is in the format of transformers already; nothing is written anew",
@@ -36,6 +37,7 @@ MATRIX = {
     "glm4v": Row("GLM-4.1V", _LATER),
     "idefics3": Row("Idefics3", {"boxes": "none", **_LATER}),
     "internvl": Row("InternVL2, InternVL3", _LATER),
+    "kosmos-2": Row("Kosmos-2", {"chat": "single", "batch": "padding", "image sets": "one", **_LATER}),
     "llava": Row("LLaVA-1.5", _LLAVA),
     "llava_next": Row("LLaVA-NeXT", {"boxes": "none", **_LLAVA}),
     "llava_onevision": Row("LLaVA-OneVision", {"batch": "alone", "boxes": "none", "tune": "tune", "export": "export"}),

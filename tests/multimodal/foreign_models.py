@@ -247,7 +247,28 @@ def _llava_onevision(words: Any, ids: Any, text: dict[str, Any]) -> tuple[Any, A
     return t.LlavaOnevisionForConditionalGeneration(config), processor
 
 
+def _kosmos2(words: Any, ids: Any, text: dict[str, Any]) -> tuple[Any, Any]:
+    import transformers as t
+
+    names = ["<pad>", "</s>", "<unk>", "<s>", "<image>", "</image>", "<grounding>", ":", "Question", "Answer", *WORDS]
+    inner = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, "<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    named = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", bos_token="<s>"
+    )
+    sides = {"height": 32, "width": 32}
+    # Released processors have no template; `open_foreign` brings one.
+    processor = t.Kosmos2Processor(t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=sides), named)
+    size = {"embed_dim": 32, "ffn_dim": 48, "layers": 2, "attention_heads": 2, "max_position_embeddings": 400}
+    config = t.Kosmos2Config(
+        vision_config={**VIT, "image_size": 32},
+        text_config={**size, "vocab_size": len(named), "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 3},
+    )
+    return t.Kosmos2ForConditionalGeneration(config), processor
+
+
 BUILDERS = {
+    "kosmos-2": _kosmos2,
     "gemma3": _gemma3,
     "glm4v": _glm4v,
     "internvl": _internvl,

@@ -15,12 +15,13 @@ from foveate.core.errors import UserError
 from foveate.language.generate import GenerationSettings
 from foveate.mllm.checkpoints.opening import is_importable
 from foveate.multimodal.foreign import BATCHED, ForeignMllm, open_foreign
-from foveate.multimodal.foreign_boxes import FAMILIES, write_values
+from foveate.multimodal.foreign_boxes import FAMILIES, read_boxes, write_values
 from foveate.multimodal.opening import find_native_folder
 from foveate.multimodal.pointing import choose_region_prompt, prompt_regions
 from foveate.multimodal.prepare import Dialog
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Turn
+from foveate.records.importers.coordinates import CoordinateFrame
 from foveate.serve.adapters.multimodal import open_adapter
 from foveate.video.networks import open_network
 from multimodal.foreign_matrix import COLUMNS, MATRIX, PAGE, REASONS, fill_page
@@ -54,7 +55,9 @@ def ask(opened: Opened) -> None:
     with torch.inference_mode():
         ids = model.model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     answer = model.ask(opened.images[0], QUESTION, max_tokens=4)
-    assert answer.text == model.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    written = model.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    # Random answers of Kosmos-2 are full of places, which are read as boxes.
+    assert answer.text == (read_boxes(written, CoordinateFrame("0-1", 50, 40))[0] if answer.boxes else written)
 
 
 def stream(opened: Opened) -> None:
@@ -87,6 +90,7 @@ def boxes(opened: Opened) -> None:
     written = write_values(values, model.unit, family=opened.family)
     opened.patch.setattr(type(model.processor.tokenizer), "decode", lambda *_, **__: f"disc {written}")
     (box,) = model.ask(image, QUESTION, max_tokens=2).boxes
+    # Kosmos-2's cells are 1.6 x 1.25 pixels.
     assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((10, 8, 40, 32), abs=1)
 
 

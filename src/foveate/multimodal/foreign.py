@@ -49,19 +49,25 @@ from foveate.records.importers.coordinates import CoordinateFrame, list_values
 from foveate.records.shapes import Point, Shape
 
 # Families whose rows of a batch have the answers that they have alone. For LLaVA-OneVision's the processor counts other
-# tokens than alone.
-BATCHED = UNITS.keys() - {"llava_onevision"}
+# tokens than alone, and that of Kosmos-2 pads on the right.
+BATCHED = UNITS.keys() - {"kosmos-2", "llava_onevision"}
 # Questions with images of their own that are answered together.
 _BATCH = 8
 
 # Chat templates of families whose released processors have none. PaliGemma's processor begins and ends the line itself
 # (big_vision).
 TEMPLATES = {
+    # As in transformers' documentation of Kosmos-2; its processor writes the image in front of all text itself.
+    "kosmos-2": (
+        "{% if messages | length > 1 %}{{ raise_exception('Kosmos-2 answers single questions') }}{% endif %}"
+        "<grounding> Question:{% for part in messages[0]['content'] if part['type'] == 'text' %} {{ part['text'] }}"
+        "{% endfor %} Answer:"
+    ),
     "paligemma": (
         "{% if messages | length > 1 %}{{ raise_exception('PaliGemma answers single questions') }}{% endif %}"
         "{% for part in messages[0]['content'] %}"
         "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    )
+    ),
 }
 
 _Row = tuple[list[Image.Image], list[tuple[str, str]]]
