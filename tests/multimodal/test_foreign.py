@@ -195,6 +195,14 @@ def test_a_family_that_is_not_known_needs_a_unit(folders: dict[str, Path], monke
         open_mllm("mini", unit_of_boxes="0-1")
 
 
+def test_paligemma_is_asked_for_a_place_as_it_was_taught(folders: dict[str, Path]) -> None:
+    model = open_foreign(str(folders["paligemma"]))
+    image = draw(50, 40)
+    answer = model.locate(image, "the red disc.")
+    assert answer.read_as == "detect red disc"
+    assert answer.tokens == model.ask(image, "detect red disc").tokens
+
+
 def test_paligemma_answers_single_questions(folders: dict[str, Path]) -> None:
     model = open_foreign(str(folders["paligemma"]))
     image = draw(50, 40)

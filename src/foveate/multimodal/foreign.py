@@ -30,6 +30,7 @@ from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
 from foveate.multimodal.choose import check_options, to_probabilities
 from foveate.multimodal.foreign_boxes import (
     BOX,
+    FAMILIES,
     FORMS,
     UNITS,
     check_family,
@@ -41,7 +42,7 @@ from foveate.multimodal.foreign_boxes import (
 )
 from foveate.multimodal.foreign_turns import AnswerStream, ForeignChat, PrefixCache, check_question, encode_images_once
 from foveate.multimodal.prepare import Dialog, Question
-from foveate.multimodal.questions import ask_turns, ask_where, check_regions
+from foveate.multimodal.questions import ask_turns, ask_where, check_regions, find_phrase
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
@@ -295,7 +296,11 @@ class ForeignMllm:
 
     def locate(self, image: ImageInput, phrase: str) -> Answer:
         """Ask where a thing is; an answer without a box means that it is not found; its `reason` says why."""
-        return self.ask(image, ask_where(phrase), ground=True)
+        question, family = ask_where(phrase), FAMILIES.get(self.model.config.model_type)
+        if family is None or not family.where:
+            return self.ask(image, question, ground=True)
+        written = family.where.format(phrase=find_phrase(question))
+        return replace(self.ask(image, written), read_as=written)
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> ForeignChat:
         """Start a conversation about images."""

@@ -67,12 +67,14 @@ class Family(NamedTuple):
     Attributes:
         unit: of `FORMS`. shapes: what its answers have. source: where this is said.
         box: how it writes a box in a question, where not as its unit does.
+        where: how it was taught to be asked for the place of a {phrase}, where not in a sentence.
     """
 
     unit: str
     shapes: str
     source: str
     box: str = ""
+    where: str = ""
 
 
 _QWEN = "QwenLM/Qwen3-VL, issues 676, 866 and 1486"
@@ -98,7 +100,7 @@ FAMILIES = {
     "llava_next": Family("none", "", _NONE),
     "llava_onevision": Family("none", "", _NONE),
     "molmo2": Family("points", "points", "allenai/Molmo2-8B, model card"),
-    "paligemma": Family(PLACES, "boxes", "big_vision, PaliGemma's README"),
+    "paligemma": Family(PLACES, "boxes", "big_vision, PaliGemma's README", where="detect {phrase}"),
     "qwen2_5_vl": Family("resized-pixels", "boxes, points", _QWEN),
     "qwen2_vl": Family("0-1000", "boxes", _QWEN, "<|box_start|>({x1:.0f},{y1:.0f}),({x2:.0f},{y2:.0f})<|box_end|>"),
     "qwen3_vl": Family("0-1000", "boxes, points", _QWEN),
