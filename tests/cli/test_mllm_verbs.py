@@ -226,6 +226,7 @@ def test_ctrl_c_in_a_chat_keeps_what_was_answered(interrupted: str, monkeypatch:
         ("--max-tokens", ("9", "--option", "yes", "--option", "no")),
         ("--unit", ("0-1",)),
         ("--unit", ("0-1", "--mask", "mask.png")),
+        ("--region-prompt", ("draw",)),
     ],
 )
 def test_options_without_effect_are_refused(foveate: Any, option: str, others: tuple[str, ...]) -> None:

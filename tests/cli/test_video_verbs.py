@@ -17,11 +17,15 @@ from foveate.cli.verbs.video import commands
 from foveate.cli.verbs.video.clip import Span
 from foveate.core.errors import UserError
 from foveate.core.files import read_json_lines
+from foveate.multimodal.answers import Answer
 from foveate.pretrain.train import build_model
+from foveate.records.boxes import PixelBox
 from foveate.report.pages.video import list_budget, list_evidence
+from foveate.search.locate import rank_frames
 from foveate.video.results import VideoAskResult
 from foveate.video.score_table import ANSWERS, REPLIES
 from foveate.vision.localizer.folder import save_model
+from multimodal.foreign_models import save
 from naming import raises_naming
 
 HOW = "slowfast-slow_2frms_spatial_1d_max_pool-fast_1x1"
@@ -253,6 +257,36 @@ def test_parts_of_clips() -> None:
     assert Span.parse("1:20", None) == Span(80.0, None)
     with raises_naming(UserError, "--end", "1:75"):
         Span.parse(None, "1:75")
+
+
+def test_a_multimodal_model_is_asked_about_every_frame(foveate: Any, clip: Path, tmp_path: Path) -> None:
+    from foveate.multimodal.opening import open_mllm
+
+    arguments = ["--out", tmp_path / "run", "--count", 2, "--device", "cpu", "--json"]
+    found = foveate("video", "find", "mini", clip, "red disc", *arguments)
+    result = found.json
+    answers = [open_mllm("mini", device="cpu").locate(clip / f"{number}.png", "red disc") for number in range(6)]
+    assert [bool(frame["box"]) for frame in result["frames"]] == [bool(answer.boxes) for answer in answers]
+    assert found.code == (0 if any(answer.boxes for answer in answers) else 3)
+    for frame, answer in zip(result["frames"], answers, strict=True):
+        assert frame["score"] == pytest.approx(max(answer.box_scores or answer.rejected), rel=1e-4)
+    assert result["measure"] == "match"
+    # Without a box head a box has no score, and one of transformers is read in its unit.
+    folder = save("smolvlm", tmp_path / "smolvlm")
+    arguments = ["--out", tmp_path / "other", "--device", "cpu", "--json", "--frames", 2]
+    other = foveate("video", "find", folder, clip, "red disc", *arguments, "--unit-of-boxes", "0-1000")
+    assert (other.code, other.json["frames"][0]["box"], other.json["frames"][0]["score"]) == (3, None, None)
+    refused = foveate("video", "find", "small", clip, "red disc", "--unit-of-boxes", "0-1")
+    assert "--unit-of-boxes" in refused.err
+
+
+def test_found_frames_come_first_and_then_the_best_score() -> None:
+    box = PixelBox(0, 0, 9, 9)
+    answers = [
+        Answer("no", rejected=(9.0,)), Answer("a", boxes=(box,), box_scores=(7.5,)),
+        Answer("b", boxes=(box,), box_scores=(8.0,)), Answer("no", rejected=(2.0,)), Answer("b", boxes=(box,)),
+    ]  # fmt: skip
+    assert rank_frames(answers, [0.0, 1.0, 2.0, 3.0, 4.0]) == [2, 1, 4, 0, 3]
 
 
 def test_a_phrase_is_looked_for_in_every_frame(foveate: Any, clip: Path, tmp_path: Path) -> None:

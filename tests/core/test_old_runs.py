@@ -112,8 +112,10 @@ def test_a_training_resumes_at_its_checkpoint(
     command = unpack(kind)
     before = metrics(log, last=done)
     first = {path: path.read_bytes() for path in Path().resolve().glob("run/stage-0*/*") if path.is_file()}
-    # A run begun before the field existed keeps its random head.
-    stopped, whole = folders(command, *(["training.head_init=random"] if kind == "adapt-train" else []))
+    # A run begun before the field existed keeps its random head, and goes on without points.
+    points = [f"stages.{stage}.point_share=0" for stage in ("alignment", "instruction")]
+    since = {"adapt-train": ["training.head_init=random"], "mllm-train": points}
+    stopped, whole = folders(command, *since.get(kind, []))
     assert_same_training(stopped, whole, weights, log, before, count or steps(whole / log)[-1])
     # The stage before is not trained again.
     assert all(path.read_bytes() == content for path, content in first.items())

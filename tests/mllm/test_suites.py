@@ -467,6 +467,26 @@ def test_points_are_scaled_and_several_images_keep_their_placeholders(collection
     assert all(isinstance(request[2][0], Point) for request in model.requests if request[2])
 
 
+def test_regions_are_drawn_for_models_that_never_saw_any(collection: Path, tmp_path: Path) -> None:
+    add(collection, conversation("name/1", "What is <region>?", "disc", images=("test-00",), regions=(Point(8, 8),)))
+    asked: list[tuple[int, str, Sequence[Any]]] = []
+
+    class Seeing:
+        def ask_all(self, questions: Sequence[Any], *, max_tokens: int) -> list[Reply]:
+            asked.extend((len(images), text, regions) for images, text, regions in questions)
+            return [Reply("disc")] * len(questions)
+
+        choose_all = None
+
+    settings = SuiteSettings(region_prompt="crop")
+    evaluate(Seeing(), "scenes", collection, run=tmp_path / "run", settings=settings)
+    assert asked[0] == (2, "<image><image>\nWhat is the thing in the middle of image 2?", ())
+    # Without its image a region has neither mark nor crop.
+    assert (0, "What is the region?", ()) in asked
+    with raises_naming(UserError, "another recipe"):
+        evaluate(Seeing(), "scenes", collection, run=tmp_path / "run", settings=SuiteSettings())
+
+
 def test_regions_are_scaled_with_their_own_image_and_stay_within_it() -> None:
     # 41 * (23 / 41) is more than 23.
     sizes = {"a": (41, 41), "b": (20, 40), "c": (23, 23), "d": (200, 400)}

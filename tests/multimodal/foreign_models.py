@@ -242,12 +242,33 @@ def _llava_onevision(words: Any, ids: Any, text: dict[str, Any]) -> tuple[Any, A
     processor = t.LlavaOnevisionProcessor(
         t.LlavaOnevisionImageProcessor(size={"height": 32, "width": 32}, image_grid_pinpoints=points), words,
         t.LlavaOnevisionVideoProcessor(), num_image_tokens=16, vision_feature_select_strategy="full",
-        chat_template=template("<image>"),
+        chat_template=template("<image>"), video_token="<|video_pad|>",
     )  # fmt: skip
     return t.LlavaOnevisionForConditionalGeneration(config), processor
 
 
+def _kosmos2(words: Any, ids: Any, text: dict[str, Any]) -> tuple[Any, Any]:
+    import transformers as t
+
+    names = ["<pad>", "</s>", "<unk>", "<s>", "<image>", "</image>", "<grounding>", ":", "Question", "Answer", *WORDS]
+    inner = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, "<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    named = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", bos_token="<s>"
+    )
+    sides = {"height": 32, "width": 32}
+    # Released processors have no template; `open_foreign` brings one.
+    processor = t.Kosmos2Processor(t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=sides), named)
+    size = {"embed_dim": 32, "ffn_dim": 48, "layers": 2, "attention_heads": 2, "max_position_embeddings": 400}
+    config = t.Kosmos2Config(
+        vision_config={**VIT, "image_size": 32},
+        text_config={**size, "vocab_size": len(named), "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 3},
+    )
+    return t.Kosmos2ForConditionalGeneration(config), processor
+
+
 BUILDERS = {
+    "kosmos-2": _kosmos2,
     "gemma3": _gemma3,
     "glm4v": _glm4v,
     "internvl": _internvl,

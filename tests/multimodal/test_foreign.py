@@ -18,7 +18,7 @@ from foveate.language.generate import GenerationSettings
 from foveate.multimodal.answers import Answer
 from foveate.multimodal.choose import to_probabilities
 from foveate.multimodal.foreign import BATCHED, ForeignMllm, open_foreign
-from foveate.multimodal.foreign_boxes import read_boxes
+from foveate.multimodal.foreign_boxes import UNITS, read_boxes
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import Dialog
 from foveate.records.boxes import PixelBox
@@ -28,8 +28,8 @@ from multimodal.foreign_models import BUILDERS, MARKS, save
 from naming import raises_naming
 
 QUESTION = "what is in the image"
-# PaliGemma answers single questions about images.
-TALKING = sorted(BUILDERS.keys() - {"paligemma"})
+# PaliGemma and Kosmos-2 answer single questions about images.
+TALKING = sorted(BUILDERS.keys() - {"kosmos-2", "paligemma"})
 # Gemma's windows forget what lies before them, so it reads each question anew.
 KEEPING = sorted(set(TALKING) - {"gemma3"})
 
@@ -50,15 +50,23 @@ def test_answers_are_those_of_the_class_itself(family: str, count: int, folders:
     ours = open_mllm(folders[family], device="cpu")
     assert isinstance(ours, ForeignMllm)
     images = [draw(50, 40), draw(30, 60, seed=1)][:count]
+    if (family, count) == ("kosmos-2", 2):
+        with raises_naming(UserError, folders[family], "image"):
+            ours.ask(images, QUESTION, max_tokens=6)
+        return
     answer = ours.ask(images, QUESTION, max_tokens=6)
     marks = " ".join([MARKS.get(family, "<image>")] * count)
     prompt = f"user : {marks} {QUESTION} assistant : "
     if family == "paligemma":
         prompt = "<image>" * count + QUESTION
+    if family == "kosmos-2":
+        prompt = f"<grounding> Question: {QUESTION} Answer:"
     inputs = ours.processor(images=images, text=prompt, return_tensors="pt")
     with torch.no_grad():
         ids = ours.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert answer.text == ours.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    written = ours.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    # Random answers of Kosmos-2 are full of places, which are read as boxes.
+    assert answer.text == (read_boxes(written, CoordinateFrame("0-1", 50, 40))[0] if family == "kosmos-2" else written)
     assert answer.tokens == len(ids)
     assert answer.finished == (int(ids[-1]) == 1)
     assert "".join(ours.stream(images, QUESTION, max_tokens=6)) == answer.text
@@ -139,7 +147,9 @@ WRITTEN = {
     "qwen2_vl": ("the disc (100,250),(500,750)", PixelBox(5.0, 10.0, 25.0, 30.0)),
     "qwen2_5_vl": ('[{"bbox_2d": [12, 10, 24, 30], "label": "disc"}]', PixelBox(12.5, 10.0, 25.0, 30.0)),
     "qwen3_vl": ('[{"bbox_2d": [100, 250, 500, 750]}]', PixelBox(5.0, 10.0, 25.0, 30.0)),
-    "llava": ("the disc [0.1, 0.25, 0.5, 0.75]", None),
+    # Its processor cuts the 40 x 40 pixels in the middle out.
+    "llava": ("the disc [0.0, 0.25, 0.5, 0.75]", PixelBox(5.0, 10.0, 25.0, 30.0)),
+    "smolvlm": ("the disc [0.1, 0.25, 0.5, 0.75]", None),
 }
 
 
@@ -164,6 +174,33 @@ def test_boxes_are_in_pixels_of_the_image(family: str, folders: dict[str, Path],
     chat = model.chat(draw(50, 40))
     chat.ask(QUESTION, max_tokens=2)
     assert chat.turns == [("user", QUESTION), ("assistant", written)]
+
+
+def test_a_family_that_is_not_known_needs_a_unit(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(UNITS, "idefics3")
+    image = draw(50, 40)
+    model = open_mllm(folders["idefics3"], device="cpu")
+    assert model.ask(image, QUESTION, max_tokens=2).text is not None
+    for ask in (
+        lambda: model.locate(image, "disc"),
+        lambda: model.ask_all([(image, QUESTION)], ground=True),
+        lambda: model.ask(image, "what is <1>", regions=[PixelBox(0, 0, 9, 9)]),
+    ):
+        with raises_naming(UserError, "idefics3", "--unit-of-boxes", "0-1000-yx"):
+            ask()
+    stated = open_mllm(folders["idefics3"], device="cpu", unit_of_boxes="0-1000-yx")
+    monkeypatch.setattr(type(stated.processor.tokenizer), "decode", lambda *_, **__: '{"box_2d": [250, 100, 750, 500]}')
+    assert stated.locate(image, "disc").boxes == (PixelBox(5.0, 10.0, 25.0, 30.0),)
+    with raises_naming(UserError, "unit of boxes", "mini"):
+        open_mllm("mini", unit_of_boxes="0-1")
+
+
+def test_paligemma_is_asked_for_a_place_as_it_was_taught(folders: dict[str, Path]) -> None:
+    model = open_foreign(str(folders["paligemma"]))
+    image = draw(50, 40)
+    answer = model.locate(image, "the red disc.")
+    assert answer.read_as == "detect red disc"
+    assert answer.tokens == model.ask(image, "detect red disc").tokens
 
 
 def test_paligemma_answers_single_questions(folders: dict[str, Path]) -> None:
@@ -307,8 +344,11 @@ def test_other_ways_to_write_a_box(written: str, text: str, box: tuple[float, ..
 @pytest.mark.parametrize(
     ("family", "text"),
     [
-        ("llava", "[4, 10, 20, 30]"),
-        ("qwen2_vl", "[100, 200, 500, 600]"),
+        ("smolvlm", "[4, 10, 20, 30]"),
+        ("llava", "[0.10, 0.12, 0.50, 0.62]"),
+        ("qwen2_vl", "<|box_start|>(100,200),(500,600)<|box_end|>"),
+        ("qwen3_vl", "[100, 200, 500, 600]"),
+        ("internvl", "<box>[[100, 200, 500, 600]]</box>"),
         ("paligemma", "<loc0204><loc0102><loc0614><loc0512>"),
     ],
 )
@@ -380,6 +420,12 @@ def test_unusable_folders_are_named(folders: dict[str, Path], tmp_path: Path) ->
         open_foreign(str(folders["llava"]), unit="0-100")
     with raises_naming(UserError, tmp_path, "config.json"):
         open_foreign(str(tmp_path))
+    for model_type, name in (("moondream1", "Moondream"), ("deepseek_vl_v2", "DeepSeek-VL2")):
+        folder = tmp_path / model_type
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        with raises_naming(UserError, folder, name, "code of a repository"):
+            open_mllm(folder, device="cpu")
     no_template = shutil.copytree(folders["llava"], tmp_path / "a")
     (no_template / "chat_template.jinja").unlink()
     with raises_naming(UserError, no_template, "chat template"):

@@ -155,3 +155,26 @@ def test_other_shapes_are_written_as_the_box_around_them() -> None:
         format_region(Stroke(()), width=640, height=480)
     with raises_naming(UserError, "nan", "640"):
         format_region(Point(float("nan"), 0), width=640, height=480)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases", "boxes"),
+    [
+        # Several sentences are several phrases.
+        (
+            "The dog [1, 2, 30, 40] . The cat [5, 6, 70, 80].",
+            ["The dog", "The cat"],
+            [[1, 2, 30, 40], [5, 6, 70, 80]],
+        ),
+        ("A [1, 2, 3, 4] . B [5, 6, 7, 8] .", ["A", "B"], [[1, 2, 3, 4], [5, 6, 7, 8]]),
+        ("man [1, 2, 3, 4] [1, 2, 3, 4] .", ["man"], [[1, 2, 3, 4]]),
+        ("[1, 2, 3, 4] . [1, 2, 3, 4] .", [], [[1, 2, 3, 4]]),
+        # Numbers with a zero in front are read, but the text with them stays.
+        ("dog [001, 2, 3, 4]", ["dog [001, 2, 3, 4]"], [[1, 2, 3, 4]]),
+    ],
+)
+def test_the_template_splits_sentences_and_has_each_box_once(
+    text: str, phrases: list[str], boxes: list[list[int]]
+) -> None:
+    entities, found = parse_template(text, width=1000, height=1000)
+    assert (entities, [corners(box) for box in found]) == (phrases, boxes)

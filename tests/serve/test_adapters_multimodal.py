@@ -381,7 +381,7 @@ def test_images_of_a_conversation_stand_in_their_own_turns(
     # In the unit of the family, where one image says what it is of.
     one = (turns[0], replace(turns[1], text="a disc [32, 12, 64, 24]"), ChatTurn("user", "is it big"))
     write(foreign, ChatCall(one, max_tokens=1))
-    assert "a disc [500, 250, 1000, 500]" in prompts[-1]
+    assert "a disc <|box_start|>(500,250),(1000,500)<|box_end|>" in prompts[-1]
 
 
 def test_errors_of_a_model_of_transformers_name_no_folder(foreign: MultimodalAdapter) -> None:

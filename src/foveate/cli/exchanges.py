@@ -44,6 +44,7 @@ def make_exchange(
         # Models of transformers answer by themselves and say nothing of it.
         source=getattr(answer, "source", LANGUAGE_MODEL),
         read_as=answer.read_as,
+        points=[(point.x, point.y) for point in answer.points],
         tokens=answer.tokens,
         finished=answer.finished,
         seconds=round(seconds, 3),

@@ -69,6 +69,14 @@ def run_option(default: str, what: str = "Run folder") -> Callable[[F], F]:
     return click.option("--out", "run", type=click.Path(path_type=Path), help=f"{what}; {default} by default.")
 
 
+unit_of_boxes_option = click.option(
+    "--unit-of-boxes",
+    metavar="UNIT",
+    help="What the numbers of a box mean, of a model of transformers whose family is not known: none, pixels, "
+    "resized-pixels, 0-1, 0-1-padded, 0-1-cropped, 0-1000, 0-1000-yx (y first), places, locations, patches or points.",
+)
+
+
 def model_first(*names: str) -> Callable[[Command], Command]:
     """Add the arguments NAME ... and --model; the command gets each name, and the model: by default the shipped one.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +25,19 @@ from foveate.multimodal.opening import find_folder
 from foveate.multimodal.prompts import images_lead
 from foveate.multimodal.settings import SourceSettings
 from foveate.records import layout
+from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import KIND, REGION, Conversation, Conversations
+from foveate.records.shapes import Mask, Point, Shape, decode_mask, enclosing_box
 from foveate.vision.tiling import ImageSize, TilePlan
 
 # Generators of questions whose right answers are `INVENTED_WORDS`.
 _INVENTING_SOURCES = ("image-sets: episode", "study mllm")
+# Generators of questions that draw points, strokes and masks themselves.
+_POINTING_SOURCES = ("scenes: ", "image-sets", "study mllm", "shapes")
+# Of Ferret's training: sigma of a point in a box, in its sides, and drawn pixels of a mask.
+_SIGMA = 0.15
+_MAX_DRAWN = 1000
 # Texts from which the word pieces are learned; more change next to nothing.
 _TOKENIZER_TEXTS = 60_000
 
@@ -172,6 +180,61 @@ def plan_rows(
             if plan not in plans[row]:
                 plans[row].append(plan)
     return list(plans.values())
+
+
+def point_at_regions(conversation: Conversation, *, share: float, place: str, seed: int, epoch: int) -> Conversation:
+    """Replace the boxes and masks of some questions by points, one coin for each question.
+
+    A region that is named twice in a question gets one point.
+
+    Args:
+        share: of the questions that point. place: see `StageSettings.point_place`.
+
+    Source: Ferret (arXiv 2310.07704), `ferret/train/train.py` at apple/ml-ferret.
+    """
+    if conversation.source.startswith(_POINTING_SOURCES):
+        return conversation
+    turns = list(conversation.turns)
+    for number, turn in enumerate(turns):
+        if turn.role != "user" or not any(isinstance(shape, PixelBox | Mask) for shape in turn.regions):
+            continue
+        # By the id of the conversation: its points do not depend on what else is in the collection.
+        rng = seeds.generator("points", seed, epoch, conversation.id, number)
+        if rng.random() >= share:
+            continue
+        points: dict[Shape, Shape] = {}
+        for shape in turn.regions:
+            if shape not in points:
+                points[shape] = draw_point(shape, rng, place=place)
+        turns[number] = replace(turn, regions=tuple(points[shape] for shape in turn.regions))
+    return replace(conversation, turns=tuple(turns))
+
+
+def draw_point(shape: Shape, rng: np.random.Generator, *, place: str) -> Shape:
+    """Draw a point in a box, by a Gaussian around its center, or in a mask; other shapes stay as they are."""
+    box = enclosing_box(shape) if isinstance(shape, PixelBox | Mask) else None
+    if box is None:
+        return shape
+    center_2 = np.array([(box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2])
+    sides_2 = np.array([box.x2 - box.x1, box.y2 - box.y1])
+    anchor_2 = center_2
+    if place == "gaussian" or isinstance(shape, PixelBox):
+        while True:
+            anchor_2 = rng.normal(center_2, _SIGMA * sides_2)
+            if (np.abs(anchor_2 - center_2) <= sides_2 / 2).all():
+                break
+    if isinstance(shape, PixelBox):
+        return Point(*anchor_2.tolist())
+    assert isinstance(shape, Mask)
+    rows, columns = np.nonzero(decode_mask({"size": list(shape.size), "counts": list(shape.counts)}))
+    drawn = rng.permutation(len(rows))[:_MAX_DRAWN] if place == "center" else np.arange(len(rows))
+    if place == "uniform":
+        nearest = int(rng.integers(len(rows)))
+    else:
+        target_2 = center_2.astype(int) if place == "center" else anchor_2
+        squares = (columns[drawn] - target_2[0]) ** 2 + (rows[drawn] - target_2[1]) ** 2
+        nearest = int(drawn[int(squares.argmin())])
+    return Point(float(columns[nearest]), float(rows[nearest]))
 
 
 def read_sizes(collection: Collection, rows: Sequence[int]) -> list[ImageSize]:

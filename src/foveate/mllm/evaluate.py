@@ -27,6 +27,9 @@ from foveate.mllm.suite import LETTER_ANSWER, Suite, SuiteData, SuiteJudge, Suit
 from foveate.mllm.suite_summary import CONDITIONS, pick_samples, summarize
 from foveate.multimodal.answers import AskableModel, ModelAnswer, WordLimitedModel
 from foveate.multimodal.evaluation import AnswerRow, EvaluationRun, cut_batches
+from foveate.multimodal.pointing import prompt_regions
+from foveate.multimodal.prepare import Question
+from foveate.multimodal.settings import RegionPrompt
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, check, read_image_info
@@ -117,6 +120,7 @@ def _identify(settings: SuiteSettings) -> dict[str, Any]:
     # Without a judge its settings decide nothing; runs of earlier versions have no rule for words.
     default = SuiteSettings.model_fields["training_words"].default
     left_out = {"training_words"} if settings.training_words == default else set[str]()
+    left_out |= {"region_prompt"} if settings.region_prompt is None else set[str]()
     values = settings.model_dump(exclude=left_out)
     return {name: value for name, value in values.items() if value or not name.startswith("judge")}
 
@@ -177,7 +181,9 @@ def _ask_all(
     batches = [batch for part in by_condition for batch in cut_batches(part, size)]
     return run.answer(
         batches,
-        lambda batch: _ask_batch(model, suite, data, batch, judge=judge, words=settings.training_words),
+        lambda batch: _ask_batch(
+            model, suite, data, batch, judge=judge, words=settings.training_words, prompt=settings.region_prompt
+        ),
         finished=finished.values(),
     )
 
@@ -207,6 +213,7 @@ def _ask_batch(
     *,
     judge: SuiteJudge | None = None,
     words: str = "never",
+    prompt: RegionPrompt | None = None,
 ) -> list[AnswerRow]:
     """Ask questions under one condition, and return their rows."""
     empty_rows: list[AnswerRow] = [{"condition": trial.condition, "id": trial.question.id} for trial in batch]
@@ -214,23 +221,24 @@ def _ask_batch(
     if suite.answer is not None:
         return _score(suite, [(trial.question, row, suite.answer(trial.question)) for trial, row in pairs], None)
     rows: list[AnswerRow] = []
-    requests, answerable = [], []
+    requests, answerable, images_of = [], [], []
     for trial, row in pairs:
         try:
             request = _write_request(suite, data, trial.question, trial.others, trial.condition)
         except (BadImage, OSError) as error:
             rows.append(row | {"error": str(error)})
             continue
-        requests.append(request)
+        images_of.append(request[0])
+        requests.append(prompt_regions(model, *request, prompt))
         answerable.append((trial.question, row))
     # One question that the model refuses, such as a long one, must not end an evaluation.
     answers = _ask_by_words(model, [q for q, _ in answerable], requests, max_tokens=suite.max_tokens, words=words)
     answered = []
-    for (question, row), (images, _, _), answer in zip(answerable, requests, answers, strict=True):
+    for (question, row), shown, answer in zip(answerable, images_of, answers, strict=True):
         if isinstance(answer, UserError):
             rows.append(row | {"error": str(answer)})
         elif row["condition"] == "another image":
-            answered.append((question, row, _move_back(answer, data, question, images)))
+            answered.append((question, row, _move_back(answer, data, question, shown)))
         else:
             answered.append((question, row, answer))
     rows += _score(suite, answered, judge)
@@ -240,7 +248,7 @@ def _ask_batch(
 def _ask_by_words(
     model: AskableModel,
     questions: Sequence[SuiteQuestion],
-    requests: Sequence[tuple[list[bytes], str, tuple[Shape, ...]]],
+    requests: Sequence[Question],
     *,
     max_tokens: int,
     words: str,
@@ -301,7 +309,7 @@ def _choose(
     suite: Suite,
     rows: list[AnswerRow],
     questions: Sequence[SuiteQuestion],
-    requests: Sequence[tuple[list[bytes], str, tuple[Shape, ...]]],
+    requests: Sequence[Question],
 ) -> list[AnswerRow]:
     """Add to the rows of answered questions with choices the likeliest of them, and whether it is right."""
     answered = {row["id"]: row for row in rows if "error" not in row}

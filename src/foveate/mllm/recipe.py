@@ -45,6 +45,18 @@ class StageSettings(Settings):
         description="how often an epoch has the samples of a group: 3 = three times, 0.2 = a fifth of them, drawn "
         "once, 0 = not at all; 1 for groups that are not named",
     )
+    point_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the questions with boxes or masks that point at them instead, one coin for each question "
+        "in each epoch (Ferret's); not of generated scenes, which have points of their own",
+    )
+    point_place: Literal["center", "uniform", "gaussian"] = Field(
+        default="center",
+        description="where in a mask the point lies: near the center, anywhere, or near a draw around the center; in a "
+        "box without a mask it is always such a draw",
+    )
     tokens: TokenBatching | None = Field(
         default=None, description="batches of up to so many tokens, of samples of similar length; unset = batch_size"
     )

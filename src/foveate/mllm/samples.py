@@ -25,7 +25,7 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError, nearest
 from foveate.language.packing import Tokens, pack_texts
-from foveate.mllm.data import ImageSet, find_usable_sets, plan_rows, read_sizes
+from foveate.mllm.data import ImageSet, find_usable_sets, plan_rows, point_at_regions, read_sizes
 from foveate.mllm.recipe import StageSettings
 from foveate.multimodal.assemble import plan_sample
 from foveate.multimodal.frames import CoordinateFrame, move_regions
@@ -77,6 +77,7 @@ class MllmSamples:
         tokens_of_view: visual tokens of a view.
         settings: of the model: how images become views, and the frame of coordinates.
         replay: share of the samples that take the other conversations of their set, where it has some.
+        point_share, point_place: see `StageSettings`.
 
     Attributes:
         features: of all rows of the sets that are sampled; a `TileCache` where `settings` have tiles. Set it before the
@@ -98,8 +99,11 @@ class MllmSamples:
         tokens_of_view: int,
         settings: MultimodalSettings,
         replay: float = 0.0,
+        point_share: float = 0.0,
+        point_place: str = "center",
     ) -> None:
         self.replay, self.preprocess = replay, preprocess
+        self.point_share, self.point_place = point_share, point_place
         self.sets, self.collection, self.prompts, self.names = sets, collection, prompts, names
         self.max_conversations, self.max_positions = max_conversations, max_positions
         self.tokens_of_view, self.settings = tokens_of_view, settings
@@ -129,12 +133,15 @@ class MllmSamples:
         for number in rng.permutation(len(conversations)):
             if len(drawn) == self.max_conversations:
                 break
+            pointed = point_at_regions(
+                conversations[number], share=self.point_share, place=self.point_place, seed=seed, epoch=epoch
+            )
             try:
-                written = self._write(conversations[number], views.layout, views.frames, in_text=in_text)
+                written = self._write(pointed, views.layout, views.frames, in_text=in_text)
             except UserError as problem:
                 left_out.append(BadSample(conversations[number].id, str(problem), replaced=False))
                 continue
-            drawn.append(conversations[number])
+            drawn.append(pointed)
             tokens.append(written.tokens)
             regions += written.regions
             points += written.points

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from foveate.core.recipes import Settings
+from foveate.multimodal.settings import REGION_PROMPT, RegionPrompt
 
 
 class SuiteSettings(Settings):
@@ -30,6 +31,7 @@ class SuiteSettings(Settings):
         description="words that were invented for a model's training, such as 'gorp': reference lets it write them "
         "where a reference or choice has one, as in few-shot episodes; never forbids them, as about a user's images",
     )
+    region_prompt: RegionPrompt | None = Field(None, description=REGION_PROMPT)
     seed: int = Field(0, ge=0, description="of the drawn questions, the other images and the intervals")
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 
 from foveate.core import seeds
@@ -21,6 +22,7 @@ from foveate.core.devices import autocast_dtype
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically
 from foveate.core.progress import duration, say
+from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.mllm.calibrate import measure_box_scores
 from foveate.mllm.card import model_card
@@ -90,7 +92,7 @@ def train_mllm(
         ('finished', 'model')
     """
     with _open_run(recipe, run_path, device=device, command=command) as run:
-        training = _prepare(recipe, collection, run)
+        training = _prepare(collection, run)
         training.measure = measure
         status = training.run_all()
         is_main = run.here.is_main
@@ -101,9 +103,42 @@ def train_mllm(
 
 
 def _open_run(recipe: MllmRecipe, path: Path, *, device: str | None = None, command: Sequence[str] = ()) -> Run:
+    recipe, text = match_earlier_run(recipe, path)
     return Run(
-        recipe, path, device=device, command=command, training="stages.training", prepared=_PREPARED, older=_OLDER
+        recipe,
+        path,
+        device=device,
+        command=command,
+        training="stages.training",
+        prepared=_PREPARED,
+        older=_OLDER,
+        text=text,
     )
+
+
+def match_earlier_run(recipe: MllmRecipe, run_path: Path) -> tuple[MllmRecipe, str]:
+    """Return the recipe to run, and its text for the run folder; a run begun without points goes on without them.
+
+    Without this, no run that was begun before `point_share` existed could resume: its recipe would be another one.
+    """
+    saved = run_path / "recipe.yaml"
+    try:
+        before = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        before = None  # `RunFolder.create` refuses the folder, with its reason
+    recorded = before.get("stages") if isinstance(before, dict) else None
+    # A recipe of the user's, beside which no run has begun, has only what the user wrote.
+    if not (run_path / "run.json").is_file() or not isinstance(recorded, list):
+        return recipe, dump(recipe)
+    if any("point_share" in each for each in (*(stage.model_fields_set for stage in recipe.stages), *recorded)):
+        return recipe, dump(recipe)
+    stages = tuple(stage.model_copy(update={"point_share": 0.0}) for stage in recipe.stages)
+    recipe = recipe.model_copy(update={"stages": stages})
+    content = recipe.model_dump(mode="json")
+    for stage in content["stages"]:
+        # Left out as in the saved recipe, so that the same command finds its own folder.
+        del stage["point_share"], stage["point_place"]
+    return recipe, yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def prepare_training(
@@ -114,10 +149,12 @@ def prepare_training(
     Raises:
         UserError: the recipe does not fit the collection, or the run folder holds another run.
     """
-    return _prepare(recipe, collection, _open_run(recipe, run_path, command=command))
+    return _prepare(collection, _open_run(recipe, run_path, command=command))
 
 
-def _prepare(recipe: MllmRecipe, collection: Collection, run: Run) -> MllmTraining:
+def _prepare(collection: Collection, run: Run) -> MllmTraining:
+    recipe = run.recipe
+    assert isinstance(recipe, MllmRecipe)
     # Before the run folder is created: a recipe that does not fit the collection leaves none behind.
     sets = read_sets(recipe, collection)
     is_main = run.here.is_main
@@ -219,6 +256,8 @@ class MllmTraining:
             tokens_of_view=self.model.connector.num_tokens,
             settings=self.model.settings,
             replay=stage.replay,
+            point_share=stage.point_share,
+            point_place=stage.point_place,
         )
         if features:
             samples.features = self._cached()

@@ -9,6 +9,7 @@ _LAZY = {
     "Mllm": "foveate.multimodal.ask",
     "open_foreign": "foveate.multimodal.foreign",
     "open_mllm": "foveate.multimodal.opening",
+    "prompt_regions": "foveate.multimodal.pointing",
 }
 
 __all__ = list(_LAZY)

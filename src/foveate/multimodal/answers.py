@@ -15,7 +15,8 @@ from foveate.multimodal.frames import CoordinateFrame
 from foveate.records.box_text import parse_boxes, parse_regions
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import REGION
-from foveate.records.shapes import Shape
+from foveate.records.images import ImageInput
+from foveate.records.shapes import Point, Shape
 
 NOT_FOUND = "not found"
 LANGUAGE_MODEL = "language model"
@@ -47,6 +48,7 @@ class Answer:
         score: mean log-probability of the generated tokens.
         source: what answered: the "language model", or "recognition" for pictures unlike the scenes of its training.
         read_as: the question in a wording of training, where it was asked so and not as it was worded; else "".
+        points: of the answer in order, in pixels of the original image, of families that point.
 
     Example:
         >>> answer = open_mllm("mini").ask(image_file, "Where is the red disc?")
@@ -69,6 +71,7 @@ class Answer:
     score: float = field(default=0.0, compare=False)
     source: str = LANGUAGE_MODEL
     read_as: str = ""
+    points: tuple[Point, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -276,8 +279,8 @@ def with_placeholders(answer: Answer) -> str:
 # What every model that answers questions about images can do, whoever built it. No torch.
 
 
-Request = tuple[Sequence[bytes], str, Sequence[Shape]]
-"""Encoded images, a question, and the regions of its `<region>` placeholders in pixels."""
+Request = tuple[Sequence[ImageInput] | ImageInput, str, Sequence[Shape]]
+"""Images, a question, and the regions of its `<region>` placeholders in pixels."""
 
 
 class ModelAnswer(Protocol):

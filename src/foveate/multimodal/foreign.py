@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.core import seeds
-from foveate.core.errors import UserError, choose
+from foveate.core.errors import UserError
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
 from foveate.language.decoding import draw_token
 from foveate.language.generate import GenerationSettings
@@ -28,30 +28,47 @@ from foveate.language.positions import find_context
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
 from foveate.multimodal.choose import check_options, to_probabilities
-from foveate.multimodal.foreign_boxes import BOX, KNOWN_UNITS, PLACES, UNITS, read_boxes, write_values
+from foveate.multimodal.foreign_boxes import (
+    BOX,
+    FAMILIES,
+    FORMS,
+    UNITS,
+    check_family,
+    check_unit,
+    find_unit,
+    read_boxes,
+    read_points,
+    write_values,
+)
 from foveate.multimodal.foreign_turns import AnswerStream, ForeignChat, PrefixCache, check_question, encode_images_once
 from foveate.multimodal.prepare import Dialog, Question
-from foveate.multimodal.questions import ask_turns, ask_where, check_regions
+from foveate.multimodal.questions import ask_turns, ask_where, check_regions, find_phrase
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
 from foveate.records.importers.coordinates import CoordinateFrame, list_values
-from foveate.records.shapes import Shape
+from foveate.records.shapes import Point, Shape
 
 # Families whose rows of a batch have the answers that they have alone. For LLaVA-OneVision's the processor counts other
-# tokens than alone.
-BATCHED = UNITS.keys() - {"llava_onevision"}
+# tokens than alone, and that of Kosmos-2 pads on the right.
+BATCHED = UNITS.keys() - {"kosmos-2", "llava_onevision"}
 # Questions with images of their own that are answered together.
 _BATCH = 8
 
 # Chat templates of families whose released processors have none. PaliGemma's processor begins and ends the line itself
 # (big_vision).
 TEMPLATES = {
+    # As in transformers' documentation of Kosmos-2; its processor writes the image in front of all text itself.
+    "kosmos-2": (
+        "{% if messages | length > 1 %}{{ raise_exception('Kosmos-2 answers single questions') }}{% endif %}"
+        "<grounding> Question:{% for part in messages[0]['content'] if part['type'] == 'text' %} {{ part['text'] }}"
+        "{% endfor %} Answer:"
+    ),
     "paligemma": (
         "{% if messages | length > 1 %}{{ raise_exception('PaliGemma answers single questions') }}{% endif %}"
         "{% for part in messages[0]['content'] %}"
         "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    )
+    ),
 }
 
 _Row = tuple[list[Image.Image], list[tuple[str, str]]]
@@ -63,10 +80,10 @@ class ForeignMllm:
 
     Attributes:
         model, processor: of transformers.
-        unit: of the boxes in its answers, see `UNITS`.
+        unit: of the boxes in its answers, see `UNITS`; None where neither its family nor the caller says it.
     """
 
-    def __init__(self, model: Any, processor: Any, *, name: str, unit: str) -> None:
+    def __init__(self, model: Any, processor: Any, *, name: str, unit: str | None) -> None:
         self.model, self.processor, self.name, self.unit = model, processor, name, unit
 
     def __repr__(self) -> str:
@@ -100,7 +117,9 @@ class ForeignMllm:
         Raises:
             UserError: an image cannot be read, a region lies outside, or the question is too long.
         """
-        read = _read_images(images)
+        if ground:
+            check_unit(self)
+        read = read_images(images)
         text = self.write_regions(read, check_question(question, ground=ground), regions)
         answer = self.answer_turns(read, [("user", text)], limit_tokens(max_tokens), room=max_tokens)[0]
         return answer if ground else replace(answer, unboxed=())
@@ -113,6 +132,8 @@ class ForeignMllm:
         Questions about the same images follow one another: only the first of them reads the images. The others are
         answered in batches, in families of `BATCHED`.
         """
+        if ground:
+            check_unit(self)
         settings, asked = limit_tokens(max_tokens), [Question(*question) for question in questions]
         groups: dict[Any, list[int]] = {}
         for number, (images, _, _) in enumerate(asked):
@@ -122,7 +143,7 @@ class ForeignMllm:
         def answer(numbers: Sequence[int], images: list[Image.Image] | None, prefix: PrefixCache | None = None) -> None:
             rows: list[_Row] = []
             for number in numbers:
-                read = _read_images(asked[number].images) if images is None else images
+                read = read_images(asked[number].images) if images is None else images
                 text = check_question(asked[number].text, ground=ground)
                 rows.append((read, [("user", self.write_regions(read, text, asked[number].regions))]))
             results = self._answer_rows(rows, [settings] * len(rows), room=max_tokens, prefix=prefix)
@@ -130,7 +151,7 @@ class ForeignMllm:
 
         for numbers in groups.values():
             # A batch of such questions would read their images once for each.
-            images, prefix = _read_images(asked[numbers[0]].images) if len(numbers) > 1 else [], PrefixCache()
+            images, prefix = read_images(asked[numbers[0]].images) if len(numbers) > 1 else [], PrefixCache()
             for number in numbers if len(numbers) > 1 else ():
                 answer([number], images, prefix)
         size = _BATCH if self.model.config.model_type in BATCHED else 1
@@ -152,7 +173,7 @@ class ForeignMllm:
         per_token: bool = False,
     ) -> tuple[float, ...]:
         """Return the probability of each option; see `Mllm.choose`."""
-        read, texts = _read_images(images), check_options(options)
+        read, texts = read_images(images), check_options(options)
         text = self.write_regions(read, check_question(question), regions)
         with encode_images_once(self.model):
             logs = [self._read_answer(read, text, option) for option in texts]
@@ -202,7 +223,7 @@ class ForeignMllm:
         """
         if not any(turn.regions for turn in turns):
             return [(turn.role, turn.text) for turn in turns]
-        unit = "pixels" if self.unit == "none" else self.unit
+        unit = "pixels" if check_unit(self) == "none" else check_unit(self)
         if numbered:
             warnings.warn(
                 f"{self.name}: has no tokens for regions; their coordinates ({unit}) are written into the question",
@@ -218,7 +239,10 @@ class ForeignMllm:
             pieces = turn.text.split(REGION)
             for number, (shape, image) in enumerate(zip(turn.regions, owners, strict=True)):
                 frame = self._frame(images[image], inputs, unit=unit, number=image)
-                pieces[number] += write_values(list_values(frame.from_pixels(shape)), unit)
+                values = list_values(frame.from_pixels(shape))
+                if unit == "0-1-cropped":
+                    values = [min(max(value, 0.0), 1.0) for value in values]
+                pieces[number] += write_values(values, unit, family=self.model.config.model_type)
             written.append((turn.role, "".join(pieces)))
         return written
 
@@ -236,7 +260,7 @@ class ForeignMllm:
         """
         rows: list[_Row] = []
         for dialog in dialogs:
-            images = _read_images(dialog.images)
+            images = read_images(dialog.images)
             rows.append((images, self._write_turns(images, dialog.turns, numbered=dialog.regions)))
         is_batched = self.model.config.model_type in BATCHED
         parts: dict[int, list[int]] = {}
@@ -259,7 +283,7 @@ class ForeignMllm:
         max_tokens: int = 64,
     ) -> Generator[str, None, Answer]:
         """Yield the text of an answer as it is generated; joined, it is `ask(...).text`. Return the answer."""
-        read = _read_images(images)
+        read = read_images(images)
         text = self.write_regions(read, check_question(question), regions)
         answers = AnswerStream()
         return (
@@ -272,11 +296,15 @@ class ForeignMllm:
 
     def locate(self, image: ImageInput, phrase: str) -> Answer:
         """Ask where a thing is; an answer without a box means that it is not found; its `reason` says why."""
-        return self.ask(image, ask_where(phrase), ground=True)
+        question, family = ask_where(phrase), FAMILIES.get(self.model.config.model_type)
+        if family is None or not family.where:
+            return self.ask(image, question, ground=True)
+        written = family.where.format(phrase=find_phrase(question))
+        return replace(self.ask(image, written), read_as=written)
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> ForeignChat:
         """Start a conversation about images."""
-        return ForeignChat(self, _read_images(images))
+        return ForeignChat(self, read_images(images))
 
     def answer_turns(
         self,
@@ -362,10 +390,13 @@ class ForeignMllm:
         """Read the answer of generated tokens; return it, and its text as the model wrote it."""
         written = text = self.processor.tokenizer.decode(ids_T, skip_special_tokens=True).strip()
         boxes: tuple[PixelBox, ...] = ()
-        if len(images) == 1 and self.unit != "none":
-            text, boxes = read_boxes(text, self._frame(images[0], inputs, unit=self.unit, number=first_image))
+        points: tuple[Point, ...] = ()
+        if len(images) == 1 and self.unit not in (None, "none"):
+            frame = self._frame(images[0], inputs, unit=self.unit, number=first_image)
+            text, points = read_points(text, frame)
+            text, boxes = read_boxes(text, frame, y_first=FORMS[self.unit].y_first)
         # Boxes are rewritten in the one form that `pair_phrases` reads; it ignores their numbers.
-        phrases, unboxed = pair_phrases(BOX.sub("[0, 0, 0, 0]", written) if boxes else text)
+        phrases, unboxed = pair_phrases(BOX.sub("[0, 0, 0, 0]", text) if boxes else text)
         answer = Answer(
             text=text,
             boxes=boxes,
@@ -374,6 +405,7 @@ class ForeignMllm:
             unboxed=unboxed,
             tokens=len(ids_T),
             finished=bool(len(ids_T)) and int(ids_T[-1]) in _end_ids(self.model),
+            points=points,
         )
         return answer, written
 
@@ -442,8 +474,7 @@ class ForeignMllm:
             _, rows, columns = inputs["image_grid_thw"][number].tolist()
             patch = self.processor.image_processor.patch_size
             resized = (columns * patch, rows * patch)
-        # Places are fractions, written as tokens.
-        return CoordinateFrame("0-1" if unit == PLACES else unit, image.width, image.height, resized=resized)
+        return CoordinateFrame(FORMS[unit].frame, image.width, image.height, resized=resized)
 
 
 def open_foreign(
@@ -453,8 +484,7 @@ def open_foreign(
 
     Args:
         source: folder, or OWNER/NAME on the hub, with safetensors weights and a processor with a chat template.
-        unit: of the boxes in its answers: none, pixels, resized-pixels, 0-1, 0-1-padded or 0-1000; by default that of
-            its family, see `UNITS`.
+        unit: of the boxes in its answers, one of `KNOWN_UNITS`; by default that of its family, see `FAMILIES`.
 
     Raises:
         UserError: it is out of reach, of another task, a pickle, incomplete, or has no chat template.
@@ -468,7 +498,7 @@ def open_foreign(
 
     checkpoint = fetch(source, revision=revision, field="model")
     model_type = str(checkpoint.config().get("model_type"))
-    unit = choose(unit or UNITS.get(model_type, "none"), KNOWN_UNITS, "unit of boxes")
+    check_family(model_type, unit, source=source)
     # `_frame` reads the resized size from the grid of patches that the processors of Qwen return.
     if unit == "resized-pixels" and not model_type.startswith("qwen"):
         raise UserError(f"unit of boxes: '{model_type}' tells no resized image (got '{unit}'); expected another unit")
@@ -480,7 +510,7 @@ def open_foreign(
         processor.chat_template = TEMPLATES.get(model_type)
     if not processor.chat_template:
         raise UserError(f"{source}: its processor has no chat template; expected chat_template.jinja in the folder")
-    return ForeignMllm(model, processor, name=source, unit=unit)
+    return ForeignMllm(model, processor, name=source, unit=unit or find_unit(model_type, processor))
 
 
 def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", config: Any = None) -> Any:
@@ -509,7 +539,8 @@ def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", 
     return model.to(device).eval().requires_grad_(False)
 
 
-def _read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:
+def read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:
+    """Decode one or several images; raise UserError naming one that cannot be read."""
     listed = [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
     decoded = []
     for number, image in enumerate(listed):

@@ -190,7 +190,11 @@ def _is_equal(first: Any, second: Any) -> bool:
 
 
 # What may still become a box: an open bracket with numbers, or a mark that has not ended.
-_UNCERTAIN = re.compile(r"(?:<loc\d{0,4}>?\s*)+$|[\[(][\d\s.,()\[\]-]*$|<[^<>\s]*$")
+_UNCERTAIN = re.compile(
+    r"(?:<(?:object|loc\d{4}|loc_\d+|patch_index_\d+)>\s*)*(?:<[^<>\s]*)?$|[\[(][\d\s.,()\[\]-]*$"
+    r"|<points?\s(?:(?!</points?>).)*$",
+    re.DOTALL,
+)
 
 
 class AnswerStream:

@@ -40,7 +40,9 @@ def _is_foreign(config: dict[str, Any]) -> bool:
     return "kind" not in config and "model_type" in config
 
 
-def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm | ForeignMllm:
+def open_mllm(
+    source: str | Path = "mini", *, device: str | None = None, unit_of_boxes: str | None = None
+) -> Mllm | ForeignMllm:
     """Open a multimodal model that answers questions about images.
 
     Args:
@@ -48,6 +50,7 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
             see `foveate mllm fetch`), a model folder of `foveate mllm train`, or a folder or hub id of an
             image-text-to-text model of transformers.
         device: such as "cpu" or "cuda"; by default the fastest there is.
+        unit_of_boxes: what the numbers of a box mean, of a model of transformers; by default as its family has it.
 
     Raises:
         UserError: there is no such model, or the folder holds another kind.
@@ -59,7 +62,12 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
     """
     folder, torch_device = find_native_folder(source), choose_device(device or "auto")
     if folder is None:
-        return open_foreign(str(source), device=torch_device)
+        return open_foreign(str(source), unit=unit_of_boxes, device=torch_device)
+    if unit_of_boxes is not None:
+        raise UserError(
+            f"unit of boxes: '{source}' writes pixels, as all of foveate mllm train (got '{unit_of_boxes}'); expected "
+            "none, or a model of transformers"
+        )
     # The shipped models were trained on generated scenes alone; a user's model knows what its user has.
     pictures = PictureReader(device=device) if folder.resolve().parent == DATA.resolve() else None
     return Mllm(load_model(folder, device=torch_device), pictures)

@@ -25,6 +25,7 @@ class Exchange(ResultModel):
         read_as: the question in a wording of training, where it was asked so; "" where it was asked as it was worded.
         nearest_requests: forms nearest to a question that has none of those that the model was trained on.
         source: what answered: the language model, or recognition for pictures unlike the scenes of its training.
+        points: of the answer, in pixels, of families that point.
         options: answers to choose from, with their probabilities; `text` is the likeliest.
     """
 
@@ -41,6 +42,7 @@ class Exchange(ResultModel):
     read_as: str = ""
     nearest_requests: list[str] = []
     source: str = "language model"
+    points: list[tuple[float, float]] = []
     options: list[str] = []
     probabilities: list[float] = []
     tokens: int

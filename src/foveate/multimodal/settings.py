@@ -162,6 +162,12 @@ class MultimodalSettings(Settings):
 
 
 Unit = Literal["pixels", "0-1", "0-1000"]
+RegionPrompt = Literal["draw", "crop", "coordinates"]
+REGION_PROMPT = (
+    "how regions are shown to a model that never saw any: draw = a red mark in the image, crop = what lies around it "
+    "beside the image, coordinates = numbers in the question; by default a model's own regions, of transformers "
+    "coordinates where its family has a unit of boxes, else draw"
+)
 
 
 class AskSettings(Settings):
@@ -178,3 +184,4 @@ class AskSettings(Settings):
         description="of the numbers of boxes, points and strokes: pixels of the image after its EXIF rotation, or "
         "fractions of its sides, 0 to 1 or 0 to 1000",
     )
+    region_prompt: RegionPrompt | None = Field(default=None, description=REGION_PROMPT)

@@ -247,18 +247,22 @@ _TEMPLATE = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
 def parse_template(
     text: str, *, width: int, height: int, decoding: Decoding = "integer"
 ) -> tuple[list[str], list[PixelBox]]:
-    """Find boxes written exactly `[x1, y1, x2, y2]`, and the one phrase that is left without them, if any.
+    """Find boxes written exactly `[x1, y1, x2, y2]`, each once, and the phrases that are left without them.
 
     Source: behavior of ferret/eval/model_refcoco.py at apple/ml-ferret 3c9e5c9.
     """
-    boxes = []
-    for match in _TEMPLATE.finditer(text):
-        box = decode_region([int(number) for number in match.groups()], width=width, height=height, decoding=decoding)
+    numbers = dict.fromkeys(tuple(map(int, match.groups())) for match in _TEMPLATE.finditer(text))
+    boxes: dict[PixelBox, None] = {}
+    for four in numbers:
+        box = decode_region(list(four), width=width, height=height, decoding=decoding)
         assert isinstance(box, PixelBox)
-        boxes.append(box)
+        boxes[box] = None
+    # Ferret leaves the last ones in the text if several have the same pixels in a small image.
+    for four in list(numbers)[: len(boxes)]:
+        text = text.replace(f"[{', '.join(map(str, four))}]", "")
     # A box in front of the full stop leaves " ." behind the phrase.
-    rest = _TEMPLATE.sub("", text).strip().removesuffix(" .").strip()
-    return ([rest] if rest else []), boxes
+    phrases = (phrase.strip() for phrase in text.removesuffix(" .").split(" . "))
+    return [phrase for phrase in phrases if phrase], list(boxes)
 
 
 def is_same_phrase(a: str, b: str) -> bool:

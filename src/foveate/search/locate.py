@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.core.progress import track
 from foveate.metrics.grounding import baseline_boxes
+from foveate.multimodal.questions import ask_where
 from foveate.records.geometry import Placement, View
 from foveate.records.images import MAX_DECODED_PIXELS, MAX_PIXELS, BadImage, DecodedImage, decode_with_info
 from foveate.search.calibration import TextCache, draw_letters, draw_texts, judge_words, mean_direction, split_query
@@ -23,6 +25,11 @@ from foveate.vision.encoder import BoxProposals, ImageFeatures
 from foveate.vision.localizer.inference import candidate_scores, embed_phrases, find
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.preprocess import DECODE_FACTOR, place_image, render_file, render_image
+
+if TYPE_CHECKING:
+    from foveate.multimodal.answers import Answer
+    from foveate.multimodal.ask import Mllm
+    from foveate.multimodal.foreign import ForeignMllm
 
 # Share of random names that score above the floor of an image, see docs/verbs/locate.md.
 NAMES_ABOVE = 0.25
@@ -310,6 +317,18 @@ def locate_frames(
             _locate_encoded(model, encoded, proposals, phrase, text_1E, rule=rule, is_default=is_default, seed=seed)
         )
     return located
+
+
+def ask_frames(model: Mllm | ForeignMllm, frames: Sequence[Image.Image], phrase: str) -> list[Answer]:
+    """Ask a multimodal model where a phrase is in each frame of a clip, as `foveate locate` asks about an image."""
+    ask_where(phrase)  # an empty phrase is refused before the first frame
+    return [model.locate(frame, phrase) for frame in track(frames, description="frames")]
+
+
+def rank_frames(answers: Sequence[Answer], times: Sequence[float]) -> list[int]:
+    """Return the frames in the order of their scores: those with a box first, then by how well it matches, by time."""
+    scores = [max(answer.box_scores or answer.rejected, default=0.0) for answer in answers]
+    return sorted(range(len(answers)), key=lambda row: (not answers[row].boxes, -scores[row], times[row]))
 
 
 def _check_phrase(phrase: str) -> None:

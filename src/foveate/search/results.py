@@ -40,21 +40,22 @@ class LocatedFrame(ResultModel):
     Attributes:
         index, time: number of the frame in the clip, and seconds.
         image: its file in the run folder, for the best frames.
-        box: in pixels. fractions: in [0, 1].
-        score, center_score: cosine of the box, and of the center of the frame, with the phrase.
+        box: in pixels. fractions: in [0, 1]. None where a multimodal model gives no box.
+        score, center_score: cosine of the box, and of the center of the frame, with the phrase; of a multimodal model
+            how well its box head finds that the box matches, None without such a head.
     """
 
     index: int
     time: float
     image: str = ""
-    box: BoxValues
-    fractions: BoxValues
+    box: BoxValues | None
+    fractions: BoxValues | None
     score: float | None
     center_score: float | None
 
 
 class VideoFindResult(RunResult):
-    """`foveate video find`; `best` are positions in `frames`, best first."""
+    """`foveate video find`; `best` are positions in `frames`, best first; `measure` is the name of the scores."""
 
     kind: Literal["video_find"] = "video_find"
     model: str
@@ -62,6 +63,7 @@ class VideoFindResult(RunResult):
     phrase: str
     best: list[int]
     frames: list[LocatedFrame]
+    measure: str = "cosine"
     warnings: list[str] = []
 
 

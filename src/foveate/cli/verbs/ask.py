@@ -13,12 +13,13 @@ import click
 
 from foveate.cli.exchanges import find_nearest_requests, make_exchange, make_result, write_page
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, print_stream, run_option
+from foveate.cli.options import Call, common, print_stream, run_option, unit_of_boxes_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from foveate.multimodal.answers import Answer
+    from foveate.multimodal.prepare import Question
     from foveate.multimodal.results import Exchange
     from foveate.multimodal.settings import Unit
     from foveate.records.shapes import Shape
@@ -40,7 +41,7 @@ class RegionsCommand(FieldsCommand):
 @click.command("ask", cls=RegionsCommand, short_help="Ask an image a question.")
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("question")
-@fields("foveate.multimodal.settings:AskSettings", "model", "max_tokens", "unit")
+@fields("foveate.multimodal.settings:AskSettings", "model", "max_tokens", "unit", "region_prompt")
 @click.option("--box", multiple=True, metavar="X1,Y1,X2,Y2", help="Region of the question: a box. Repeatable.")
 @click.option("--point", multiple=True, metavar="X,Y", help="Region of the question: a point. Repeatable.")
 @click.option(
@@ -55,6 +56,7 @@ class RegionsCommand(FieldsCommand):
     type=click.Path(path_type=Path),
     help="Region of the question: an image file of the image's size, black outside of the region. Repeatable.",
 )
+@unit_of_boxes_option
 @click.option("--option", "options", multiple=True, help="Answer to choose from by its likelihood. At least two.")
 @click.option("--ground", is_flag=True, help="Ask for the boxes of all things that the answer mentions.")
 @click.option("--chat", is_flag=True, help="Keep asking: each line of the input is the next question.")
@@ -71,6 +73,7 @@ def command(
     images: tuple[Path, ...],
     question: str,
     settings: dict[str, Any],
+    unit_of_boxes: str | None,
     options: tuple[str, ...],
     ground: bool,
     chat: bool,
@@ -93,6 +96,7 @@ def command(
     from foveate.core.runs import check_run_path
     from foveate.multimodal.choose import check_options
     from foveate.multimodal.opening import open_mllm
+    from foveate.multimodal.pointing import drop_crops, prompt_regions
     from foveate.multimodal.questions import ask_turns
     from foveate.multimodal.settings import AskSettings
 
@@ -101,6 +105,8 @@ def command(
     _refuse_useless(given | {"--ground": ground, "--max-tokens": "max_tokens" in settings}, chat=chat)
     if "unit" in settings and not any(regions[name] for name in ("box", "point", "stroke")):
         raise click.UsageError("--unit has no effect without --box, --point or --stroke")
+    if "region_prompt" in settings and not any(regions.values()):
+        raise click.UsageError("--region-prompt has no effect without --box, --point, --stroke or --mask")
     check_run_path(call.run)
     _check_inputs(images)
     shapes = _read_regions(click.get_current_context().meta["foveate.regions"], regions)
@@ -111,12 +117,13 @@ def command(
     _check_outputs(images, image_out, coco_out)
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
-    model = open_mllm(checked.model, device=call.device)
+    model = open_mllm(checked.model, device=call.device, unit_of_boxes=unit_of_boxes)
     loaded = time.perf_counter()
+    asked = prompt_regions(model, images, question, shapes, checked.region_prompt)
     find_nearest = partial(find_nearest_requests, model, name=checked.model, silent=call.as_json)
     if chat:
         exchanges = _chat(
-            model.chat(images), question, shapes, checked.max_tokens,
+            model.chat(asked.images), question, shapes, checked.max_tokens, asked=asked,
             ground=ground, num_images=len(images), find_nearest=find_nearest,
         )  # fmt: skip
         if call.run is not None:
@@ -125,15 +132,16 @@ def command(
         return
     shares: tuple[float, ...] = ()
     if options:
-        answer, shares = _choose(model, images, question, options, shapes)
+        answer, shares = _choose(model, asked, question, options, num_images=len(images))
     elif ground:
         # Boxes are added behind the text, which thus cannot be printed as it comes.
-        answer = model.ask(images, question, regions=shapes, ground=True, max_tokens=checked.max_tokens)
+        answer = model.ask(asked.images, asked.text, regions=asked.regions, ground=True, max_tokens=checked.max_tokens)
         if not call.as_json:
             click.echo(answer.text)
     else:
-        pieces = model.stream(images, question, regions=shapes, max_tokens=checked.max_tokens)
+        pieces = model.stream(asked.images, asked.text, regions=asked.regions, max_tokens=checked.max_tokens)
         answer = print_stream(pieces, silent=call.as_json)
+    answer = drop_crops(answer, len(images))
     exchange = make_exchange(question, shapes, answer, time.perf_counter() - loaded, num_images=len(images))
     exchange = exchange.model_copy(
         update={
@@ -180,15 +188,15 @@ def _check_inputs(images: tuple[Path, ...]) -> None:
 
 
 def _choose(
-    model: Any, images: tuple[Path, ...], question: str, options: tuple[str, ...], shapes: Sequence[Shape]
+    model: Any, asked: Question, question: str, options: tuple[str, ...], *, num_images: int
 ) -> tuple[Answer, tuple[float, ...]]:
     """Return the likeliest option as the answer, and the probabilities of all."""
     from foveate.multimodal.answers import Answer
 
-    shares = model.choose(images, question, options, regions=shapes)
+    shares = model.choose(asked.images, asked.text, options, regions=asked.regions)
     # The answer that is chosen is none of `ask`, which would say how the question was read.
     loaded = getattr(model, "loaded", None)
-    read_as = loaded.read_question(question, num_images=len(images)) if loaded is not None else question
+    read_as = loaded.read_question(question, num_images=num_images) if loaded is not None else question
     read_as = read_as if read_as != question else ""
     return Answer(options[shares.index(max(shares))], read_as=read_as), shares
 
@@ -259,18 +267,22 @@ def _chat(
     regions: Sequence[Shape],
     max_tokens: int,
     *,
+    asked: Question | None = None,
     ground: bool,
     num_images: int,
     find_nearest: Callable[..., list[str]],
 ) -> list[Exchange]:
     """Answer the first question, then each line of the input, until it ends or Ctrl-C; return all exchanges."""
     from foveate.core.errors import UserError
+    from foveate.multimodal.pointing import drop_crops
 
     exchanges: list[Exchange] = []
 
     def ask(text: str, regions: Sequence[Shape]) -> None:
         start = time.perf_counter()
-        answer = chat.ask(text, regions=regions, ground=ground, max_tokens=max_tokens)
+        # The images of the conversation are those of its first question.
+        words, shapes = (text, regions) if exchanges or asked is None else (asked.text, asked.regions)
+        answer = drop_crops(chat.ask(words, regions=shapes, ground=ground, max_tokens=max_tokens), num_images)
         click.echo(answer.text)
         new_images = 0 if exchanges else num_images
         exchange = make_exchange(text, regions, answer, time.perf_counter() - start, num_images=new_images)

@@ -107,6 +107,10 @@ class CoordinateFrame:
             side = max(width, height)
             # Whole pixels, as LLaVA pastes the image onto its square.
             return x * side - (side - width) // 2, y * side - (side - height) // 2
+        if self.unit == "0-1-cropped":
+            # The square that processors of CLIP cut out of the middle.
+            side = min(width, height)
+            return x * side + (width - side) / 2, y * side + (height - side) / 2
         if self.unit in ("0-1", "0-1000"):
             scale = 1000 if self.unit == "0-1000" else 1
             return x * width / scale, y * height / scale

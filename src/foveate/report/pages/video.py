@@ -12,7 +12,7 @@ from foveate.report import charts, numbers
 from foveate.report.blocks import Block, Charts, Drawn, Facts, Section, Text, block_page, measures_of
 from foveate.report.images import Overlay, RunImages
 from foveate.report.page import Page, draw
-from foveate.search.results import VideoFindResult
+from foveate.search.results import LocatedFrame, VideoFindResult
 from foveate.video.results import EvidenceSample, ShownFrame, VideoAskResult, VideoExchange, VideoScores
 from foveate.vision.video.sampling import format_time
 
@@ -222,15 +222,15 @@ def build_video_find(result: Mapping[str, Any], run_folder: Path) -> Page:
     best = [r.frames[row] for row in r.best]
     facts = [("Model", r.model), ("Clip", Path(r.clip).name), ("Frames", str(len(r.frames)))]
     if best and best[0].score is not None:
-        facts.append(("Best frame", f"{format_time(best[0].time)}, cosine {best[0].score:+.3f}"))
-    title = f"Cosine with “{r.phrase}” over time"
+        facts.append(("Best frame", f"{format_time(best[0].time)}, {r.measure} {best[0].score:+.3f}"))
+    title = f"{r.measure.capitalize()} with “{r.phrase}” over time"
     cards = [
         {
             "frame": frame,
             "time": format_time(frame.time),
-            "overlays": [Overlay(frame.fractions, "default")],
-            "score": "no area" if frame.score is None else f"cosine {frame.score:+.3f}",
-            "pixels": " ".join(f"{edge:.0f}" for edge in frame.box),
+            "overlays": [] if frame.fractions is None else [Overlay(frame.fractions, "default")],
+            "score": _describe_score(frame, r.measure),
+            "pixels": " ".join(f"{edge:.0f}" for edge in frame.box or ()),
         }
         for frame in best
     ]
@@ -247,6 +247,15 @@ def build_video_find(result: Mapping[str, Any], run_folder: Path) -> Page:
         sections=[Section("frames", "Best frames", best_frames)],
         command=r.command,
     )
+
+
+def _describe_score(frame: LocatedFrame, measure: str) -> str:
+    if frame.box is None:
+        return "not found"
+    if frame.score is not None:
+        return f"{measure} {frame.score:+.3f}"
+    # Without a score of its own a box that was answered is still one, and one of cosines has no area.
+    return "no area" if measure == "cosine" else "found"
 
 
 PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {

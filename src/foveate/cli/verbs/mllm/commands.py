@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, path_option, run_option
+from foveate.cli.options import Call, common, path_option, run_option, unit_of_boxes_option
 from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 # `foveate mllm plan`: what images cost, before a pixel is read.
@@ -252,8 +252,11 @@ def prepare_dense_command(call: Call, collection: Path, settings: dict[str, Any]
     repeat=("sources",),
     metavars={"sources": "NAME"},
 )
+@unit_of_boxes_option
 @common(seed=False)
-def label_command(call: Call, collection: Path, model: str, settings: dict[str, Any]) -> None:
+def label_command(
+    call: Call, collection: Path, model: str, settings: dict[str, Any], unit_of_boxes: str | None
+) -> None:
     """Ask MODEL what is where in each image of COLLECTION, and store the answers as pseudo-labels, source mllm:MODEL.
 
     Ctrl-C stops; the same command resumes; after the end it asks about images alone that
@@ -269,7 +272,7 @@ def label_command(call: Call, collection: Path, model: str, settings: dict[str, 
     from foveate.records.labeling import end_command
 
     checked = call.check(LabelSettings, settings)
-    opened = open_mllm(model, device=call.device)
+    opened = open_mllm(model, device=call.device, unit_of_boxes=unit_of_boxes)
     counts = label_collection(collection, opened, checked, name=model, sha256=hash_source(model))
     done = counts.done_before + sum(counts.status.values())
     lines = [f"{done}/{counts.images} images, {counts.rows} new {checked.labels}, source {counts.source}"]
@@ -300,10 +303,14 @@ def label_command(call: Call, collection: Path, model: str, settings: dict[str, 
     "judge_model",
     "judge_key_env",
     "training_words",
+    "region_prompt",
 )
+@unit_of_boxes_option
 @run_option("runs/mllm-evaluate-SUITE", "Folder for answers, result and page")
 @common()
-def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: dict[str, Any]) -> None:
+def evaluate_command(
+    call: Call, model: str, suite: str, data: Path, settings: dict[str, Any], unit_of_boxes: str | None
+) -> None:
     """Ask MODEL every question with its image, without an image, and with the image of another question.
 
     A score means something only above these two controls. If stopped, the same command resumes.
@@ -320,7 +327,7 @@ def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: d
 
     checked = call.check(SuiteSettings, {**settings, "seed": call.seed or 0})
     target = call.run or Path("runs") / f"mllm-evaluate-{suite}"
-    opened = open_mllm(model, device=call.device)
+    opened = open_mllm(model, device=call.device, unit_of_boxes=unit_of_boxes)
     result = evaluate_suite(
         opened,
         suite,
@@ -329,7 +336,8 @@ def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: d
         settings=checked,
         name=model,
         # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
-        weights=hash_weights(model),
+        # So must not those of one model whose boxes were read in two units.
+        weights=hash_weights(model) + (f" {unit_of_boxes}" if unit_of_boxes else ""),
         command=call.command,
     )
     report, lines = render_and_tell(target)

@@ -11,6 +11,7 @@ import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import (
+    NOT_FOUND,
     Call,
     common,
     finish,
@@ -19,6 +20,7 @@ from foveate.cli.options import (
     path_option,
     quiet_option,
     run_option,
+    unit_of_boxes_option,
 )
 from foveate.cli.verbs.video.clip import (
     Span,
@@ -148,15 +150,16 @@ def chat_command(call: Call, model: str, clip: Path, max_tokens: int, **watching
     call.finish(result, [], paths)
 
 
-# `foveate video find`: find when and where a clip shows a phrase, without a language model.
+# `foveate video find`: find when and where a clip shows a phrase.
 
 
-@click.command("find", short_help="Find when and where a clip shows a phrase, without a language model.")
+@click.command("find", short_help="Find when and where a clip shows a phrase.")
 @model_first("clip", "phrase")
 @click.option("--frames", type=click.IntRange(1), default=50, show_default=True, help="Frames to sample from the clip.")
 @sampling_options
 @span_options
 @click.option("--count", type=click.IntRange(1), default=5, show_default=True, help="Frames to list, best first.")
+@unit_of_boxes_option
 @run_option("runs/video-find", "Folder for frames and page")
 @common()
 def find_command(
@@ -171,27 +174,36 @@ def find_command(
     fps: float | None,
     allow_damaged: bool,
     count: int,
+    unit_of_boxes: str | None,
 ) -> None:
     """List the frames of CLIP whose best box is most like PHRASE, with the time and the box in pixels.
 
     MODEL: small (default), which ships with Foveate, or an image-text model as for `foveate index`. The page draws the
-    cosine over time, beside that of the center of each frame: a phrase that is in sight stands out from both.
+    cosine over time, beside that of the center of each frame: a phrase that is in sight stands out from both. A
+    multimodal model, such as mini, is asked where PHRASE is in each frame, as `foveate locate` asks it: frames with a
+    box come first. Exit status 3 where no frame has one.
 
     \b
     Example:
       foveate video find street.mp4 "a red boat"
       foveate video find runs/study-tour/cloc-seed0/model street.mp4 "a red boat"
+      foveate video find mini street.mp4 "a red boat"
     """
     from foveate.core.runs import RunFolder, check_run_path
+    from foveate.multimodal.opening import is_multimodal, open_mllm
     from foveate.report.render import render_and_tell
-    from foveate.search.locate import locate_frames
+    from foveate.search.locate import ask_frames, locate_frames, rank_frames
     from foveate.search.results import LocatedFrame, VideoFindResult
     from foveate.vision.localizer.sources import open_localizer
     from foveate.vision.video.reading import read_clip
 
     check_run_path(call.run)
     span = Span.parse(start, end)
-    network = open_localizer(model, device=call.device)
+    is_asked = is_multimodal(model)
+    if unit_of_boxes is not None and not is_asked:
+        raise click.UsageError(f"--unit-of-boxes has no effect: {model} is no multimodal model")
+    asked = open_mllm(model, device=call.device, unit_of_boxes=unit_of_boxes) if is_asked else None
+    network = None if is_asked else open_localizer(model, device=call.device)
     # The paper's rule would repeat a frame of a short clip and never look at its last one.
     read = read_clip(
         Path(clip),
@@ -202,9 +214,24 @@ def find_command(
         end=span.end,
         allow_damaged=allow_damaged,
     )
-    located = locate_frames(network, read.frames, phrase, seed=call.seed or 0)
+    # Box in pixels, in fractions, score, and that of the frame's center.
+    places: list[tuple[Any, Any, float | None, float | None]] = []
+    if asked is not None:
+        answers = ask_frames(asked, read.frames, phrase)
+        order = rank_frames(answers, read.times)
+        for frame, answer in zip(read.frames, answers, strict=True):
+            # A box head scores each box, also the best one that it does not believe.
+            scores, (width, height) = answer.box_scores or answer.rejected, frame.size
+            best_box = answer.boxes[scores.index(max(scores)) if answer.box_scores else 0] if answer.boxes else None
+            corners = None if best_box is None else (best_box.x1, best_box.y1, best_box.x2, best_box.y2)
+            parts = corners and tuple(edge / side for edge, side in zip(corners, (width, height) * 2, strict=True))
+            places.append((corners, parts, max(scores, default=None), None))
+    else:
+        assert network is not None
+        located = locate_frames(network, read.frames, phrase, seed=call.seed or 0)
+        order = sorted(range(len(located)), key=lambda row: (-located[row].cosine, read.times[row]))
+        places = [(each.pixel_box, each.box, each.scores[each.rule], each.scores["center"]) for each in located]
     folder = RunFolder.create(call.run or Path("runs/video-find"))
-    order = sorted(range(len(located)), key=lambda row: (-located[row].cosine, read.times[row]))
     best = set(order[:count])
     rows = [
         LocatedFrame(
@@ -212,12 +239,12 @@ def find_command(
             time=read.times[row],
             # The page shows only the best frames; of the others it plots just the scores.
             image=save_frame(folder, read.frames[row], read.indices[row]) if row in best else "",
-            box=phrase_boxes.pixel_box,
-            fractions=phrase_boxes.box,
-            score=phrase_boxes.scores[phrase_boxes.rule],
-            center_score=phrase_boxes.scores["center"],
+            box=box,
+            fractions=fractions,
+            score=score,
+            center_score=center_score,
         )
-        for row, phrase_boxes in enumerate(located)
+        for row, (box, fractions, score, center_score) in enumerate(places)
     ]
     result = VideoFindResult(
         title=f"“{phrase}” in {Path(clip).name}",
@@ -227,12 +254,15 @@ def find_command(
         phrase=phrase,
         best=[int(row) for row in order[:count]],
         frames=rows,
+        measure="match" if is_asked else "cosine",
         warnings=list(read.warnings),
     )
     folder.write_result(result.to_json())
     report, lines = render_and_tell(folder.path)
     paths = {"run": folder.path, "report": report}
     call.finish(result.to_json(), [*lines, *describe_warnings(read.warnings)], paths)
+    if not any(row.box for row in rows):
+        sys.exit(NOT_FOUND)
 
 
 # `foveate video frames`: show which frames of a clip would be read.

@@ -1,0 +1,71 @@
+"""What can be done with each family of transformers: the matrix of docs/how-to/run-elsewhere.md.
+
+`test_foreign_matrix.py` tries every cell; `python tests/multimodal/foreign_matrix.py` writes the page anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "run-elsewhere.md"
+START, END = "<!-- matrix -->", "<!-- /matrix -->"
+COLUMNS = ("ask", "stream", "chat", "batch", "boxes", "regions", "image sets", "video", "serve", "tune", "export")
+REASONS = {
+    "single": "it answers single questions; its processor takes no second turn",
+    "one": "its processor takes one image for a question",
+    "padding": "its processor pads on the right, so questions are answered one after another",
+    "alone": "its processor counts other tokens in a batch than alone, so questions are answered one after another",
+    "none": "its makers document no boxes; `--unit-of-boxes` reads them, if a model was tuned on some",
+    "video": "only towers of LLaVA, with a fixed grid of patches, are read as video",
+    "tune": "only LLaVA and LLaVA-NeXT are imported (`foveate mllm import`), and then trained",
+    "export": "it is in the format of transformers already; nothing is written anew",
+}
+
+
+class Row(NamedTuple):
+    """A family: its name, and the reason of each column that it does not have; every other one it has."""
+
+    name: str
+    no: dict[str, str]
+
+
+_LATER = {"video": "video", "tune": "tune", "export": "export"}
+_LLAVA = {"export": "export"}
+MATRIX = {
+    "gemma3": Row("Gemma 3", {"boxes": "none", **_LATER}),
+    "glm4v": Row("GLM-4.1V", _LATER),
+    "idefics3": Row("Idefics3", {"boxes": "none", **_LATER}),
+    "internvl": Row("InternVL2, InternVL3", _LATER),
+    "kosmos-2": Row("Kosmos-2", {"chat": "single", "batch": "padding", "image sets": "one", **_LATER}),
+    "llava": Row("LLaVA-1.5", _LLAVA),
+    "llava_next": Row("LLaVA-NeXT", {"boxes": "none", **_LLAVA}),
+    "llava_onevision": Row("LLaVA-OneVision", {"batch": "alone", "boxes": "none", "tune": "tune", "export": "export"}),
+    "paligemma": Row("PaliGemma", {"chat": "single", **_LATER}),
+    "qwen2_5_vl": Row("Qwen2.5-VL", _LATER),
+    "qwen2_vl": Row("Qwen2-VL", _LATER),
+    "qwen3_vl": Row("Qwen3-VL", _LATER),
+    "smolvlm": Row("SmolVLM", {"boxes": "none", **_LATER}),
+}
+
+
+def write_matrix() -> str:
+    """Return the table and the reasons behind its letters."""
+    used = [reason for reason in REASONS if any(reason in row.no.values() for row in MATRIX.values())]
+    letters = {reason: chr(ord("a") + number) for number, reason in enumerate(used)}
+    lines = [f"| family | {' | '.join(COLUMNS)} |", f"|---{'|---' * len(COLUMNS)}|"]
+    for row in sorted(MATRIX.values()):
+        cells = [f"no ({letters[row.no[column]]})" if column in row.no else "yes" for column in COLUMNS]
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    notes = [f"- ({letters[reason]}) {REASONS[reason]}." for reason in used]
+    return "\n".join([*lines, "", *notes])
+
+
+def fill_page(text: str) -> str:
+    """Return the page with the matrix as it is now."""
+    before, _, rest = text.partition(START)
+    return f"{before}{START}\n{write_matrix()}\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fill_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
