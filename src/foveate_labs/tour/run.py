@@ -40,7 +40,7 @@ PARTS = "parts"  # folder of the finished parts
 RECIPE = "tour"  # of the lesson
 EMOJI = "emoji"  # collection of the later parts
 PROCESSES = 2
-# What most parts import; torch asks for its compiler by itself, when an optimizer or a checkpointed layer is first made.
+# What most parts import; torch asks for its compiler by itself when an optimizer is first made.
 _IMPORTED_ONCE = ("torch._dynamo", "torchvision", "foveate_labs.tour.find", "foveate_labs.tour.lesson")
 _SAMPLING_S = 0.5  # between two looks at the memory: each takes milliseconds of the kernel
 

@@ -163,8 +163,8 @@ model = foveate.open_model("this folder")
 words_1E = model.encode_text(["a red boat"])
 ```
 
-`foveate locate IMAGE "a red boat" --model FOLDER` finds a phrase in an image; `foveate export FOLDER --to open_clip` and
-the other targets write it for other libraries."""
+`foveate locate IMAGE "a red boat" --model FOLDER` finds a phrase in an image; `foveate export FOLDER --to open_clip`
+and the other targets write it for other libraries."""
 
 _WITHOUT_PLACES = f"""**It never learned places**: no image of its training had a region, so its Prompter and its box
 head are untrained. Boxes are compared by pooled tokens, as in a CLIP. {LEARN_PLACES[0].upper()}{LEARN_PLACES[1:]}."""
