@@ -40,7 +40,7 @@ class RegionsCommand(FieldsCommand):
 @click.command("ask", cls=RegionsCommand, short_help="Ask an image a question.")
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("question")
-@fields("foveate.multimodal.settings:AskSettings", "model", "max_tokens", "unit")
+@fields("foveate.multimodal.settings:AskSettings", "model", "adapter", "max_tokens", "unit")
 @click.option("--box", multiple=True, metavar="X1,Y1,X2,Y2", help="Region of the question: a box. Repeatable.")
 @click.option("--point", multiple=True, metavar="X,Y", help="Region of the question: a point. Repeatable.")
 @click.option(
@@ -111,16 +111,17 @@ def command(
     _check_outputs(images, image_out, coco_out)
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
-    model = open_mllm(checked.model, device=call.device)
+    name = checked.model if "model" in settings or checked.adapter is None else checked.adapter
+    model = open_mllm(name, device=call.device, adapter=checked.adapter if name != checked.adapter else None)
     loaded = time.perf_counter()
-    find_nearest = partial(find_nearest_requests, model, name=checked.model, silent=call.as_json)
+    find_nearest = partial(find_nearest_requests, model, name=name, silent=call.as_json)
     if chat:
         exchanges = _chat(
             model.chat(images), question, shapes, checked.max_tokens,
             ground=ground, num_images=len(images), find_nearest=find_nearest,
         )  # fmt: skip
         if call.run is not None:
-            result = make_result(model, checked.model, loaded - start, exchanges)
+            result = make_result(model, name, loaded - start, exchanges)
             call.finish({}, [], write_page(call.run, images, result))
         return
     shares: tuple[float, ...] = ()
@@ -142,7 +143,7 @@ def command(
             "nearest_requests": find_nearest(question, exchange.read_as, source=exchange.source),
         }
     )
-    result = make_result(model, checked.model, loaded - start, [exchange])
+    result = make_result(model, name, loaded - start, [exchange])
     paths = _write_images(image_out, images, answer) if image_out else {}
     if coco_out:
         paths["coco"] = _write_coco(coco_out, images, question, answer)
