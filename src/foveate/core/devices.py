@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -23,6 +24,16 @@ def peak_gigabytes() -> float:
         return int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 2**20
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def available_memory() -> int:
+    """Return the bytes that are available without swapping: the kernel's estimate where there is one."""
+    facts = Path("/proc/meminfo")
+    if facts.is_file():
+        line = re.search(r"^MemAvailable:\s+(\d+) kB", facts.read_text(encoding="utf-8"), re.MULTILINE)
+        if line:
+            return int(line[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def usable_cores() -> int:
