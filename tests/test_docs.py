@@ -26,7 +26,6 @@ from verbs import (
     leaves,
     model_of_recipe,
     models_of_recipes,
-    module_of,
     named,
     parameters_of,
     recipe_verbs,
