@@ -477,12 +477,13 @@ def open_foreign(
     """
     if adapter is None and is_peft(Path(source).expanduser()):
         source, adapter = read_base(Path(source).expanduser()), source
-    checkpoint, processor, unit = read_foreign(
-        source, revision=revision, unit=unit or (adapter and read_unit(Path(adapter).expanduser())) or None
-    )
+    folder = None if adapter is None else Path(adapter).expanduser()
+    if unit is None and folder is not None:
+        unit = read_unit(folder)
+    checkpoint, processor, unit = read_foreign(source, revision=revision, unit=unit)
     model = load_foreign(checkpoint, device=device)
-    if adapter is not None:
-        model = attach_adapter(model, Path(adapter).expanduser(), base=source)
+    if folder is not None:
+        model = attach_adapter(model, folder, base=source)
     return ForeignMllm(model, processor, name=source, unit=unit)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ def require_peft() -> Any:
     except ImportError as error:
         raise UserError("adapters need the package peft; install it with pip install 'foveate[tune]'") from error
     return peft
+
+
+@contextmanager
+def adding(source: object, *, kind: str = "it") -> Iterator[None]:
+    """Turn the errors of PEFT into a UserError that names `source`, see `loading`; hide what it says to developers."""
+    with loading(source, kind=kind), warnings.catch_warnings():
+        # PEFT asks models by a name that transformers will drop.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def read_base(folder: Path) -> str:
@@ -64,7 +74,7 @@ def attach_adapter(model: Any, folder: Path, *, base: str) -> Any:
     if Path(named).name != Path(base).name:
         warnings.warn(f"adapter '{folder}' was trained on {named}, not on {base}", stacklevel=2)
     tensors = read_tensors(folder / WEIGHTS)
-    with loading(f"adapter '{folder}' on {base}"):
+    with adding(f"adapter '{folder}' on {base}"):
         config = peft.PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         network = peft.PeftModel(model, config)

@@ -21,7 +21,7 @@ from foveate.core.peft_folder import WEIGHTS, exact_pattern, is_peft
 from foveate.language.positions import find_context
 from foveate.mllm.tuning.recipe import TuningRecipe
 from foveate.multimodal.foreign import ForeignMllm, load_foreign, read_foreign
-from foveate.multimodal.foreign_adapter import NOTES, require_peft
+from foveate.multimodal.foreign_adapter import NOTES, adding, require_peft
 from foveate.multimodal.opening import find_native_folder
 from foveate.training.costs import count_parameters
 from foveate.training.price import optimizer_bytes
@@ -172,8 +172,9 @@ def check_memory(memory: Mapping[str, float], device: torch.device) -> None:
 
 def describe_memory(memory: Mapping[str, float]) -> str:
     """Write an estimate in one line."""
-    parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in memory.items() if name != "total")
-    return f"{memory['total'] / 1e9:.2f} GB ({parts})"
+    scale, unit = (1e9, "GB") if memory["total"] >= 1e8 else (1e6, "MB")
+    parts = ", ".join(f"{name} {value / scale:.2f}" for name, value in memory.items() if name != "total")
+    return f"{memory['total'] / scale:.2f} {unit} ({parts})"
 
 
 def check_quantization(recipe: TuningRecipe, device: torch.device) -> None:
@@ -214,7 +215,7 @@ def load_network(base: Base, recipe: TuningRecipe, device: torch.device) -> Any:
         init_lora_weights="pissa" if adapter.method == "pissa" else True,
     )
     # PEFT draws the first values from torch's global generator.
-    with seeded(recipe.training.seed), loading(recipe.base, kind="an adapter for it"):
+    with seeded(recipe.training.seed), adding(recipe.base, kind="an adapter for it"):
         network = peft.get_peft_model(model, lora)
     if recipe.recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -145,12 +145,14 @@ def _check_marked(model: ForeignMllm, turns: Turns, num_images: int, spans: Sequ
     from transformers.utils.chat_template_utils import render_jinja_template
 
     tokenizer = model.processor.tokenizer
-    (text,), (marked,) = render_jinja_template(
+    rendered: Any = render_jinja_template(
         [list_messages(turns, num_images)],
         chat_template=template,
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
     )
+    # Of one conversation: its text, and where each marked part of it begins and ends.
+    (text,), (marked,) = rendered
     answers = [(len(before), len(behind)) for before, behind, _ in spans]
     fits = len(marked) == len(answers) and all(
         # Blanks in front of an answer belong to either.

@@ -89,12 +89,12 @@ class TuningTask(Task):
     def score(self, rows: Sequence[TuningRow]) -> list[tuple[Tensor, Tensor]]:
         """Return for each row the cross entropy of its learned tokens and whether each is the likeliest one."""
         stacked = stack_rows(rows) if self._is_batched and len(rows) > 1 else None
+        together = None if stacked is None else self.model(**stacked, use_cache=False).logits
         scores = []
         for number, row in enumerate(rows):
-            if stacked is None or not number:
-                logits_BTV = self.model(**(row.inputs if stacked is None else stacked), use_cache=False).logits
+            row_TV = self.model(**row.inputs, use_cache=False).logits[0] if together is None else together[number]
             # Position t predicts token t + 1; padding stands behind.
-            of_row_TV = logits_BTV[0 if stacked is None else number, : len(row.learned_T) - 1]
+            of_row_TV = row_TV[: len(row.learned_T) - 1]
             logits_NV = of_row_TV[row.learned_T[1:]].float()
             targets_N = row.inputs["input_ids"][0, 1:][row.learned_T[1:]]
             scores.append((F.cross_entropy(logits_NV, targets_N, reduction="none"), logits_NV.argmax(-1) == targets_N))
