@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import re
 import shutil
 from collections.abc import Mapping
@@ -183,10 +184,8 @@ def check_quantization(recipe: TuningRecipe, device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise UserError(f"quantization: 4bit needs a CUDA GPU (got {device.type}); expected none, or --device cuda")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError("quantization: 4bit needs the package bitsandbytes; pip install 'foveate[qlora]'") from error
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("quantization: 4bit needs the package bitsandbytes; pip install 'foveate[qlora]'")
 
 
 def load_network(base: Base, recipe: TuningRecipe, device: torch.device) -> Any:
