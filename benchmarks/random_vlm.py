@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,28 @@ _TEMPLATE = (
 _SIDE, _PATCH = 224, 16
 
 
-def write_random_vlm(folder: Path) -> Path:
-    """Write a model of 10 million random weights with its processor: CLIP of 224 px, Llama of 8 layers, 64 words."""
+def write_random_vlm(
+    folder: Path,
+    *,
+    words: Sequence[str] = _WORDS,
+    side: int = _SIDE,
+    patch: int = _PATCH,
+    width: int = 256,
+    layers: int = 8,
+    never_ends: bool = True,
+) -> Path:
+    """Write a model of random weights with its processor, by default 10 million: CLIP of 224 px, Llama of 8 layers.
+
+    Args:
+        words: that it reads and writes. side, patch: of images in pixels. width, layers: of CLIP and of Llama.
+        never_ends: draw the head so that no answer ends before its limit.
+    """
     import torch
     import transformers as t
 
     torch.manual_seed(0)
-    tokenizer = _make_tokenizer()
-    shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
+    tokenizer = _make_tokenizer(words)
+    shape: dict[str, Any] = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
     shape |= {"num_attention_heads": 4}
     text = t.LlamaConfig(
         **shape,
@@ -35,25 +50,26 @@ def write_random_vlm(folder: Path) -> Path:
         bos_token_id=None,
     )
     config = t.LlavaConfig(
-        vision_config=t.CLIPVisionConfig(**shape, image_size=_SIDE, patch_size=_PATCH),
+        vision_config=t.CLIPVisionConfig(**shape, image_size=side, patch_size=patch),
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(_SIDE // _PATCH) ** 2,
+        image_seq_length=(side // patch) ** 2,
     )
     model = t.LlavaForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        # Logits of special tokens are 0, and of two words with opposite weights one is far above: the end is never
-        # drawn, which a server would answer with no text at all.
-        weight: Any = model.get_output_embeddings().weight
-        weight.zero_()
-        weight[len(_SPECIAL) :: 2] = torch.randn_like(weight[len(_SPECIAL) :: 2]) * 2
-        weight[len(_SPECIAL) + 1 :: 2] = -weight[len(_SPECIAL) :: 2]
+    if never_ends:
+        with torch.no_grad():
+            # Logits of special tokens are 0, and of two words with opposite weights one is far above: the end is never
+            # drawn, which a server would answer with no text at all.
+            weight: Any = model.get_output_embeddings().weight
+            weight.zero_()
+            weight[len(_SPECIAL) :: 2] = torch.randn_like(weight[len(_SPECIAL) :: 2]) * 2
+            weight[len(_SPECIAL) + 1 :: 2] = -weight[len(_SPECIAL) :: 2]
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
     model.save_pretrained(folder)
     t.LlavaProcessor(
-        t.CLIPImageProcessor(size={"shortest_edge": _SIDE}, crop_size={"height": _SIDE, "width": _SIDE}),
+        t.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
         tokenizer,
-        patch_size=_PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=_TEMPLATE,
@@ -61,11 +77,11 @@ def write_random_vlm(folder: Path) -> Path:
     return folder
 
 
-def _make_tokenizer() -> Any:
+def _make_tokenizer(words: Sequence[str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {name: number for number, name in enumerate((*_SPECIAL, *_WORDS))}
+    vocabulary = {name: number for number, name in enumerate((*_SPECIAL, *words))}
     inner = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(

@@ -22,7 +22,15 @@ from foveate.cli.main import cli
 from foveate.core import progress
 from foveate.core.recipes import load, recipe_names
 from foveate.vision.registry import encoder_kinds, tower_options
-from verbs import leaves, module_of, named, parameters_of, recipe_verbs, verb_of_recipe
+from verbs import (
+    leaves,
+    model_of_recipe,
+    models_of_recipes,
+    named,
+    parameters_of,
+    recipe_verbs,
+    verb_of_recipe,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, RECIPES = ROOT / "docs", ROOT / "recipes"
@@ -96,7 +104,7 @@ def test_a_command_parses(page: str, arguments: list[str]) -> None:
         recipe = context.params["recipe"]
         shipped = next(one for one in recipe_names() if verb_of_recipe(RECIPES / f"{one}.yaml") == arguments[0])
         chosen = shipped if recipe.endswith(".yaml") else recipe
-        load(named(module_of(arguments[0]).RECIPE), chosen, context.params["overrides"])
+        load(model_of_recipe(arguments[0], chosen), chosen, context.params["overrides"])
     if arguments[0] == "recipes" and context.params["name"]:
         assert context.params["name"] in recipe_names(), page
 
@@ -195,8 +203,8 @@ def fields(model: type[BaseModel]) -> Iterator[str]:
 @pytest.mark.parametrize("verb", recipe_verbs())
 def test_every_recipe_field_is_described(verb: str) -> None:
     text = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    missing = {name for name in fields(named(module_of(verb).RECIPE)) if f"`{name}`" not in text}
-    assert not missing
+    for model in models_of_recipes(verb).values():
+        assert not {name for name in fields(named(model)) if f"`{name}`" not in text}, model
 
 
 @pytest.mark.parametrize("attribute", ["IMAGE_ENCODER", "TEXT_ENCODER"])

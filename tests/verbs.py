@@ -51,6 +51,18 @@ def recipe_verbs() -> list[str]:
     return [verb for verb in VERBS if hasattr(module_of(verb), "RECIPE")]
 
 
+def models_of_recipes(verb: str) -> dict[str, str]:
+    """The models of a verb's recipes: that of most under "", of some by their names."""
+    module = module_of(verb)
+    return {"": module.RECIPE, **getattr(module, "OTHER_RECIPES", {})}
+
+
+def model_of_recipe(verb: str, name: str) -> Any:
+    """The model of a recipe by its name."""
+    models = models_of_recipes(verb)
+    return named(models.get(name, models[""]))
+
+
 def verb_of_recipe(path: Path) -> str:
     """The verb of the command in a recipe's first line."""
     first = path.read_text(encoding="utf-8").splitlines()[0]

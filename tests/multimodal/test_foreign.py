@@ -291,7 +291,7 @@ def test_a_reading_that_cannot_be_continued_is_done_anew(folders: dict[str, Path
     first = chat.ask(QUESTION, max_tokens=4)
     prefix = chat._prefix
     # Given away while an answer is generated: after an interruption nothing half-read is left.
-    prompt = model._write_prompt([("user", QUESTION), ("assistant", "red"), ("user", "no")], 1)
+    prompt = model.write_prompt([("user", QUESTION), ("assistant", "red"), ("user", "no")], 1)
     assert prefix.continue_inputs(model.model, model.processor, prompt) is not None
     assert prefix.continue_inputs(model.model, model.processor, prompt) is None
     chat.turns.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -40,6 +41,16 @@ def tree_gigabytes() -> float:
             for children in process.glob("task/*/children"):
                 pids += map(int, children.read_text(encoding="ascii").split())
     return kilobytes / 2**20 or peak_gigabytes()
+
+
+def available_memory() -> int:
+    """Return the bytes that are available without swapping: the kernel's estimate where there is one."""
+    facts = Path("/proc/meminfo")
+    if facts.is_file():
+        line = re.search(r"^MemAvailable:\s+(\d+) kB", facts.read_text(encoding="utf-8"), re.MULTILINE)
+        if line:
+            return int(line[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def usable_cores() -> int:

@@ -109,6 +109,8 @@ class MllmResult(RunResult):
         initial: the model folder that it started from, and `initial_sha256` of its config, weights and tokenizer; empty
             for a new model.
         box_scores: of a model with a trained box head, where the collection has images to measure on.
+        trained: parameters of an adapter. left_out: reason -> conversations that it was not trained on.
+        before, after: images that are shown -> measures of the validation conversations, of an adapter.
     """
 
     kind: Literal["mllm_train"] = "mllm_train"
@@ -126,6 +128,10 @@ class MllmResult(RunResult):
     initial: str = ""
     initial_sha256: str = ""
     box_scores: BoxScoreResult | None = None
+    trained: int = 0
+    left_out: dict[str, int] = {}
+    before: dict[str, dict[str, float]] = {}
+    after: dict[str, dict[str, float]] = {}
 
 
 class PreviewToken(ResultModel):

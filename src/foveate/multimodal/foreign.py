@@ -22,12 +22,14 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
+from foveate.core.peft_folder import is_peft
 from foveate.language.decoding import draw_token
 from foveate.language.generate import GenerationSettings
 from foveate.language.positions import find_context
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
 from foveate.multimodal.choose import check_options, to_probabilities
+from foveate.multimodal.foreign_adapter import attach_adapter, read_base, read_unit
 from foveate.multimodal.foreign_boxes import (
     BOX,
     FAMILIES,
@@ -40,7 +42,14 @@ from foveate.multimodal.foreign_boxes import (
     read_points,
     write_values,
 )
-from foveate.multimodal.foreign_turns import AnswerStream, ForeignChat, PrefixCache, check_question, encode_images_once
+from foveate.multimodal.foreign_turns import (
+    AnswerStream,
+    ForeignChat,
+    PrefixCache,
+    check_question,
+    encode_images_once,
+    list_messages,
+)
 from foveate.multimodal.prepare import Dialog, Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions, find_phrase
 from foveate.records.boxes import PixelBox
@@ -209,11 +218,11 @@ class ForeignMllm:
     def write_regions(self, images: Sequence[Image.Image], text: str, regions: Sequence[Shape]) -> str:
         """Write regions into a question as coordinates in the unit of the family's boxes; warn that they are text."""
         turns = ask_turns(text, regions, images=len(images))
-        written = self._write_turns(images, turns, numbered=regions)[-1][1]
+        written = self.write_turns(images, turns, numbered=regions)[-1][1]
         # In a conversation the images stand in the first question alone.
         return written if IMAGE in text else written.replace(IMAGE, "").lstrip()
 
-    def _write_turns(
+    def write_turns(
         self, images: Sequence[Image.Image], turns: Sequence[Turn], *, numbered: Sequence[Shape]
     ) -> list[tuple[str, str]]:
         """Return roles and texts of turns, their regions written as coordinates in the unit of the family's boxes.
@@ -261,7 +270,7 @@ class ForeignMllm:
         rows: list[_Row] = []
         for dialog in dialogs:
             images = read_images(dialog.images)
-            rows.append((images, self._write_turns(images, dialog.turns, numbered=dialog.regions)))
+            rows.append((images, self.write_turns(images, dialog.turns, numbered=dialog.regions)))
         is_batched = self.model.config.model_type in BATCHED
         parts: dict[int, list[int]] = {}
         for number, (images, _) in enumerate(rows):
@@ -339,7 +348,7 @@ class ForeignMllm:
         """Answer rows in one batch; see `answer_turns`. The observer knows them by `row_ids`; `prefix` is of one."""
         prompt, inputs = "", None
         if prefix is not None:
-            prompt = self._write_prompt(rows[0][1], len(rows[0][0]))
+            prompt = self.write_prompt(rows[0][1], len(rows[0][0]))
             inputs = prefix.continue_inputs(self.model, self.processor, prompt)
         inputs = inputs or self._batch_inputs(rows)
         length, lengths = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(dim=1).tolist()
@@ -424,7 +433,7 @@ class ForeignMllm:
 
     def _batch_inputs(self, rows: Sequence[_Row]) -> Any:
         """Prepare rows as the checkpoint's processor does, padded on the left, where no answer goes on."""
-        prompts = [self._write_prompt(turns, len(images)) for images, turns in rows]
+        prompts = [self.write_prompt(turns, len(images)) for images, turns in rows]
         images: Any = [images for images, _ in rows] if len(rows) > 1 else rows[0][0]
         padding = {"padding": True, "padding_side": "left"} if len(rows) > 1 else {}
         with loading(self.name, kind="the question"):
@@ -437,6 +446,9 @@ class ForeignMllm:
                 **padding,
             )
         device, dtype = self.model.device, self.model.dtype
+        if device.type == "meta":
+            # A model of shapes alone, whose memory is estimated, is asked for what its processor says of images.
+            device = torch.device("cpu")
         moved = {}
         for name, value in inputs.items():
             if name == "labels":
@@ -447,18 +459,9 @@ class ForeignMllm:
             moved[name] = value.to(device, dtype) if is_pixels else value.to(device)
         return moved
 
-    def _write_prompt(self, turns: list[tuple[str, str]], num_images: int) -> str:
+    def write_prompt(self, turns: list[tuple[str, str]], num_images: int) -> str:
         """Write turns in the chat template, images where their placeholders stand or in front of the first question."""
-        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
-        questions = [number for number, (role, _) in enumerate(turns) if role == "user"]
-        texts = [turns[number][1] for number in questions]
-        if not any(IMAGE in text for text in texts):
-            texts[0] = IMAGE * num_images + texts[0]
-        if (count := sum(text.count(IMAGE) for text in texts)) != num_images:
-            raise UserError(f"question: has {count} {IMAGE} (got {num_images} images); expected one for each image")
-        for number, text in zip(questions, texts, strict=True):
-            messages[number]["content"] = _place_images(text)
-        is_question = turns[-1][0] == "user"
+        messages, is_question = list_messages(turns, num_images), turns[-1][0] == "user"
         try:
             return self.processor.apply_chat_template(messages, add_generation_prompt=is_question, tokenize=False)
         except TemplateError as error:
@@ -478,21 +481,50 @@ class ForeignMllm:
 
 
 def open_foreign(
-    source: str, *, revision: str | None = None, unit: str | None = None, device: str | torch.device = "cpu"
+    source: str,
+    *,
+    revision: str | None = None,
+    unit: str | None = None,
+    device: str | torch.device = "cpu",
+    adapter: str | Path | None = None,
 ) -> ForeignMllm:
     """Open an image-text-to-text model of transformers; code of a repository is never run.
 
     Args:
-        source: folder, or OWNER/NAME on the hub, with safetensors weights and a processor with a chat template.
-        unit: of the boxes in its answers, one of `KNOWN_UNITS`; by default that of its family, see `FAMILIES`.
+        source: folder, or OWNER/NAME on the hub, with safetensors weights and a processor with a chat template; or the
+            folder of an adapter, which names its base.
+        unit: of the boxes in its answers, one of `KNOWN_UNITS`; by default that of its adapter or its family, see
+            `FAMILIES`.
+        adapter: folder of PEFT whose weights are added.
 
     Raises:
-        UserError: it is out of reach, of another task, a pickle, incomplete, or has no chat template.
+        UserError: it is out of reach, of another task, a pickle, incomplete, or has no chat template; or the adapter is
+            of another model.
 
     Example:
         >>> model = open_foreign(str(llava_folder), unit="0-1000")
         >>> model.ask(image_file, "Where is the dog?", max_tokens=2).boxes
         ()
+    """
+    if adapter is None and is_peft(Path(source).expanduser()):
+        source, adapter = read_base(Path(source).expanduser()), source
+    folder = None if adapter is None else Path(adapter).expanduser()
+    if unit is None and folder is not None:
+        unit = read_unit(folder)
+    checkpoint, processor, unit = read_foreign(source, revision=revision, unit=unit)
+    model = load_foreign(checkpoint, device=device)
+    if folder is not None:
+        model = attach_adapter(model, folder, base=source)
+    return ForeignMllm(model, processor, name=source, unit=unit)
+
+
+def read_foreign(
+    source: str, *, revision: str | None = None, unit: str | None = None
+) -> tuple[Checkpoint, Any, str | None]:
+    """Return files, processor and unit of boxes of an image-text-to-text model; its weights are not loaded.
+
+    Raises:
+        UserError: see `open_foreign`.
     """
     from transformers import AutoProcessor
 
@@ -505,12 +537,11 @@ def open_foreign(
     checkpoint.weights()  # refuses pickles, before transformers looks for a processor
     with loading(source, kind="it as an image-text-to-text model"):
         processor: Any = AutoProcessor.from_pretrained(str(checkpoint.folder))
-    model = load_foreign(checkpoint, device=device)
     if not getattr(processor, "chat_template", None):
         processor.chat_template = TEMPLATES.get(model_type)
     if not processor.chat_template:
         raise UserError(f"{source}: its processor has no chat template; expected chat_template.jinja in the folder")
-    return ForeignMllm(model, processor, name=source, unit=unit or find_unit(model_type, processor))
+    return checkpoint, processor, unit or find_unit(model_type, processor)
 
 
 def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", config: Any = None) -> Any:
@@ -556,15 +587,6 @@ def _identify(images: Sequence[ImageInput] | ImageInput) -> tuple[Any, ...]:
     """Return a key that is the same for questions about the same images: paths by name, others as objects."""
     listed = [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
     return tuple(str(image) if isinstance(image, str | Path) else id(image) for image in listed)
-
-
-def _place_images(text: str) -> list[dict[str, str]]:
-    """Return the parts of a question, an image for each placeholder."""
-    parts: list[dict[str, str]] = []
-    for number, piece in enumerate(text.split(IMAGE)):
-        parts += [{"type": "image"}] if number else []
-        parts += [{"type": "text", "text": piece.strip()}] if piece.strip() else []
-    return parts
 
 
 class _Sampler:

@@ -24,6 +24,7 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, certain_text
+from foveate.records.conversations import IMAGE
 from foveate.records.region_prompts import GROUNDING_REQUEST
 from foveate.records.shapes import Shape
 
@@ -229,6 +230,31 @@ class AnswerStream:
         whole = future.result()
         yield whole.text[len(written) :]
         return whole
+
+
+def list_messages(turns: Sequence[tuple[str, str]], num_images: int) -> list[dict[str, Any]]:
+    """Return turns as chat templates take them, with as many images as there are, see `ForeignMllm.write_prompt`."""
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns
+    ]
+    questions = [number for number, (role, _) in enumerate(turns) if role == "user"]
+    texts = [turns[number][1] for number in questions]
+    if not any(IMAGE in text for text in texts):
+        texts[0] = IMAGE * num_images + texts[0]
+    if (count := sum(text.count(IMAGE) for text in texts)) != num_images:
+        raise UserError(f"question: has {count} {IMAGE} (got {num_images} images); expected one for each image")
+    for number, text in zip(questions, texts, strict=True):
+        messages[number]["content"] = _place_images(text)
+    return messages
+
+
+def _place_images(text: str) -> list[dict[str, str]]:
+    """Return the parts of a question, an image for each placeholder."""
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(text.split(IMAGE)):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": piece.strip()}] if piece.strip() else []
+    return parts
 
 
 def check_question(question: str, *, ground: bool = False) -> str:

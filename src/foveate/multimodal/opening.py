@@ -12,9 +12,11 @@ from foveate.core.files import read_json, sha256_file
 from foveate.core.hub import KINDS, locate
 from foveate.core.model_folder import CONFIG
 from foveate.core.paths import DATA
+from foveate.core.peft_folder import is_peft
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import KIND, hash_model, load_model
 from foveate.multimodal.foreign import ForeignMllm, open_foreign
+from foveate.multimodal.foreign_adapter import read_base
 from foveate.multimodal.recognition import PictureReader
 
 SHIPPED = KINDS["multimodal"].shipped
@@ -28,7 +30,7 @@ def find_folder(source: str | Path) -> Path:
 def is_multimodal(source: str | Path) -> bool:
     """Return whether a source is a shipped model or a folder that `open_mllm` opens; hub ids are not looked up."""
     config = _read_config(find_folder(source))
-    return config.get("kind") == KIND or _is_foreign(config)
+    return config.get("kind") == KIND or _is_foreign(config) or is_peft(find_folder(source))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -41,15 +43,20 @@ def _is_foreign(config: dict[str, Any]) -> bool:
 
 
 def open_mllm(
-    source: str | Path = "mini", *, device: str | None = None, unit_of_boxes: str | None = None
+    source: str | Path = "mini",
+    *,
+    device: str | None = None,
+    adapter: str | Path | None = None,
+    unit_of_boxes: str | None = None,
 ) -> Mllm | ForeignMllm:
     """Open a multimodal model that answers questions about images.
 
     Args:
         source: "mini", "mini-ferret" or "smollm2-mini" (shipped with the package, the last without its language model,
             see `foveate mllm fetch`), a model folder of `foveate mllm train`, or a folder or hub id of an
-            image-text-to-text model of transformers.
+            image-text-to-text model of transformers; or the folder of an adapter of PEFT that names such a model.
         device: such as "cpu" or "cuda"; by default the fastest there is.
+        adapter: folder of an adapter of PEFT for a model of transformers.
         unit_of_boxes: what the numbers of a box mean, of a model of transformers; by default as its family has it.
 
     Raises:
@@ -62,7 +69,9 @@ def open_mllm(
     """
     folder, torch_device = find_native_folder(source), choose_device(device or "auto")
     if folder is None:
-        return open_foreign(str(source), unit=unit_of_boxes, device=torch_device)
+        return open_foreign(str(source), unit=unit_of_boxes, device=torch_device, adapter=adapter)
+    if adapter is not None:
+        raise UserError(f"adapter '{adapter}': {source} is a model of Foveate; expected one of transformers")
     if unit_of_boxes is not None:
         raise UserError(
             f"unit of boxes: '{source}' writes pixels, as all of foveate mllm train (got '{unit_of_boxes}'); expected "
@@ -74,11 +83,13 @@ def open_mllm(
 
 
 def find_native_folder(source: str | Path) -> Path | None:
-    """Return the folder of a model of foveate mllm train; None for a folder or hub id of transformers.
+    """Return the folder of a model of foveate mllm train; None for one of transformers or an adapter of such.
 
     Raises:
         UserError: there is no such model, or the folder holds another kind.
     """
+    if is_peft(find_folder(source)):
+        return None
     folder = locate("multimodal", source)
     if folder is None:
         return None
@@ -108,4 +119,6 @@ def hash_source(source: str) -> str:
     # The JSON files hold config, tokenizer and preprocessing, which change answers just as weights do.
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]) if folder.is_dir() else []
     content = [source, *(f"{file.name} {sha256_file(file)}" for file in files)] if files else [source]
+    if is_peft(folder):
+        content.append(hash_source(read_base(folder)))
     return hashlib.sha256("\n".join(content).encode()).hexdigest()

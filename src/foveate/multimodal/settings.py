@@ -178,6 +178,11 @@ class AskSettings(Settings):
         description="a shipped model (mini, mini-ferret or smollm2-mini), a model folder of foveate mllm train, or a "
         "folder or hub id of an image-text-to-text model of transformers",
     )
+    adapter: str | None = Field(
+        default=None,
+        description="folder of an adapter of PEFT, such as foveate mllm train own-vlm writes; without --model its base "
+        "is that which it names",
+    )
     max_tokens: int = Field(default=64, ge=1, le=4096, description="longest answer in tokens")
     unit: Unit = Field(
         default="pixels",

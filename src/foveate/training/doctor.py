@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.core.devices import choose_device, fast_precision, usable_cores
+from foveate.core.devices import available_memory, choose_device, fast_precision, usable_cores
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.training.loader import BadSample, Loader
@@ -50,7 +50,7 @@ def machine(folder: Path) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cores": usable_cores(),
         "memory_bytes": page * os.sysconf("SC_PHYS_PAGES"),
-        "memory_free_bytes": _memory_available(page),
+        "memory_free_bytes": available_memory(),
         "disk_free_bytes": shutil.disk_usage(_existing(folder)).free,
         "accelerators": accelerators,
         "python": platform.python_version(),
@@ -59,16 +59,6 @@ def machine(folder: Path) -> dict[str, Any]:
         "auto_precision": str(fast_precision(choose_device())).removeprefix("torch."),
         "hub_offline": any(os.environ.get(name, "0").lower() in ("1", "true", "yes", "on") for name in _OFFLINE),
     }
-
-
-def _memory_available(page: int) -> int:
-    """Return the bytes that are available without swapping: the kernel's estimate where there is one."""
-    facts = Path("/proc/meminfo")
-    if facts.is_file():
-        line = re.search(r"^MemAvailable:\s+(\d+) kB", facts.read_text(encoding="utf-8"), re.MULTILINE)
-        if line:
-            return int(line[1]) * 1024
-    return page * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def _existing(folder: Path) -> Path:

@@ -41,7 +41,7 @@ class RegionsCommand(FieldsCommand):
 @click.command("ask", cls=RegionsCommand, short_help="Ask an image a question.")
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("question")
-@fields("foveate.multimodal.settings:AskSettings", "model", "max_tokens", "unit", "region_prompt")
+@fields("foveate.multimodal.settings:AskSettings", "model", "adapter", "max_tokens", "unit", "region_prompt")
 @click.option("--box", multiple=True, metavar="X1,Y1,X2,Y2", help="Region of the question: a box. Repeatable.")
 @click.option("--point", multiple=True, metavar="X,Y", help="Region of the question: a point. Repeatable.")
 @click.option(
@@ -117,17 +117,19 @@ def command(
     _check_outputs(images, image_out, coco_out)
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
-    model = open_mllm(checked.model, device=call.device, unit_of_boxes=unit_of_boxes)
+    name = checked.model if "model" in settings or checked.adapter is None else checked.adapter
+    adapter = checked.adapter if name != checked.adapter else None
+    model = open_mllm(name, device=call.device, adapter=adapter, unit_of_boxes=unit_of_boxes)
     loaded = time.perf_counter()
     asked = prompt_regions(model, images, question, shapes, checked.region_prompt)
-    find_nearest = partial(find_nearest_requests, model, name=checked.model, silent=call.as_json)
+    find_nearest = partial(find_nearest_requests, model, name=name, silent=call.as_json)
     if chat:
         exchanges = _chat(
             model.chat(asked.images), question, shapes, checked.max_tokens, asked=asked,
             ground=ground, num_images=len(images), find_nearest=find_nearest,
         )  # fmt: skip
         if call.run is not None:
-            result = make_result(model, checked.model, loaded - start, exchanges)
+            result = make_result(model, name, loaded - start, exchanges)
             call.finish({}, [], write_page(call.run, images, result))
         return
     shares: tuple[float, ...] = ()
@@ -150,7 +152,7 @@ def command(
             "nearest_requests": find_nearest(question, exchange.read_as, source=exchange.source),
         }
     )
-    result = make_result(model, checked.model, loaded - start, [exchange])
+    result = make_result(model, name, loaded - start, [exchange])
     paths = _write_images(image_out, images, answer) if image_out else {}
     if coco_out:
         paths["coco"] = _write_coco(coco_out, images, question, answer)

@@ -327,8 +327,11 @@ def build_mllm_train(result: Mapping[str, Any], run_folder: Path) -> Page:
         facts.append((stage.name.capitalize(), ", ".join(trained)))
     facts += [
         ("Parameters", numbers.count(r.parameters)),
+        ("Parameters trained", numbers.count(r.trained) if r.trained else ""),
         ("Images", numbers.count(r.images)),
         ("Conversations", numbers.count(sum(r.conversations.values()))),
+        *((f"Left out, {reason}", numbers.count(count)) for reason, count in r.left_out.items()),
+        *_compare_measures(r.before, r.after),
         ("Names of regions", numbers.count(r.names) if r.names else ""),
     ]
     runs = {stage.name: parts.read_metrics(run_folder, stage.curves) for stage in r.stages}
@@ -340,6 +343,18 @@ def build_mllm_train(result: Mapping[str, Any], run_folder: Path) -> Page:
         sections=[Section("charts", "How it learned", charts, link="Curves")],
         command=r.command,
     )
+
+
+def _compare_measures(
+    before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]
+) -> list[tuple[str, str]]:
+    """Return a fact for each measure of an adapter: what it was before and after the training."""
+    return [
+        (f"{words.plain(name).capitalize()}, {images}", f"{before[images][name]:.3f} before, {value:.3f} after")
+        for images, row in after.items()
+        for name, value in row.items()
+        if name in before.get(images, {})
+    ]
 
 
 # Page of `foveate mllm evaluate`: answers with both controls, and the table of the suite.

@@ -9,6 +9,8 @@ from foveate.cli.options import LazyCommands
 # What test and docs build from a recipe that this verb runs.
 RECIPE = "foveate.mllm.recipe:MllmRecipe"
 MODEL = "foveate.mllm.stages:build_recipe_model"
+# Recipes of adapters, which have a model of their own.
+OTHER_RECIPES = {"own-vlm": "foveate.mllm.tuning.recipe:TuningRecipe"}
 
 
 @click.group("mllm", short_help="Plan and build multimodal language models.")

@@ -105,8 +105,21 @@ def plan_command(
     into="pricing",
     metavars={"hardware": "NAME"},
 )
-def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, Any]) -> None:
+@fields(
+    "foveate.mllm.tuning.recipe:TuningRecipe",
+    "base",
+    "adapter.method",
+    "unit_of_boxes",
+    "quantization",
+    into="tuning",
+    metavars={"base": "MODEL"},
+    of_recipe=True,
+)
+def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, Any], tuning: dict[str, Any]) -> None:
     """Train RECIPE (a shipped name or a YAML file), all stages in order, on a collection with conversations.
+
+    The recipe own-vlm trains an adapter (LoRA) for --base, a vision-language model of transformers, and writes a folder
+    that PEFT opens. Its --dry-run needs --collection, and times one batch.
 
     FIELD=VALUE changes single fields, for example vocabulary=8192 or, of a stage,
     stages.instruction.training.steps=100. Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
@@ -118,7 +131,16 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
       foveate mllm train ferret-on-mini --collection referring
       foveate mllm train ferret-on-llava --add-regions ./llava-1.5-7b-hf --collection lvis
       foveate mllm train mm15-3b --dry-run --devices 64 --hardware h100-80gb
+      foveate mllm train own-vlm --base ./SmolVLM-256M-Instruct --collection my-conversations
     """
+    if "adapter" in call.read():
+        if add_regions is not None:
+            raise click.UsageError("--add-regions has no effect with an adapter; --base names the model")
+        call.refuse_pricing(pricing)
+        _tune(call, tuning)
+        return
+    if tuning:
+        raise click.UsageError(f"--{next(iter(tuning)).replace('_', '-')} belongs to a recipe of an adapter: own-vlm")
     from foveate.mllm.recipe import MllmRecipe
 
     run = call.run or Path("runs") / f"mllm-{call.name.removeprefix('mllm-')}"
@@ -148,6 +170,28 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
     report, lines = render_and_tell(run)
     paths = {"run": run, "model": trained.model_folder, "report": report}
     call.finish(result, lines, paths)
+
+
+def _tune(call: RecipeCall, options: dict[str, Any]) -> None:
+    """Train an adapter, or say what it costs."""
+    from foveate.mllm.tuning.recipe import TuningRecipe
+    from foveate.mllm.tuning.train import plan_tuning, tune
+    from foveate.records.collection import Collection
+    from foveate.report.render import render_and_tell
+
+    run = call.run or Path("runs") / f"mllm-{call.name}"
+    recipe = call.load(TuningRecipe, call.options(options))
+    with Collection.open(call.data) as collection:
+        if call.dry_run:
+            call.finish(*plan_tuning(recipe, collection, device=call.device))
+            return
+        tuned = tune(recipe, collection, run, device=call.device, command=call.command)
+    if not tuned.is_main:
+        return
+    if tuned.adapter is None:
+        call.stop(tuned.result.to_json(), run)
+    report, lines = render_and_tell(run)
+    call.finish(tuned.result.to_json(), lines, {"run": run, "adapter": tuned.adapter, "report": report})
 
 
 def _import_base(model: str, run: Path, *, dry_run: bool) -> str:

@@ -1,0 +1,1 @@
+"""Adapters for vision-language models of transformers, trained on conversations of a collection."""
