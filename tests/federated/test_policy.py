@@ -194,6 +194,13 @@ def test_a_policy_is_written_as_it_is(tmp_path: Path) -> None:
     assert read_policy(write_policy(tmp_path / "own.yaml", policy)) == policy
 
 
+def test_a_policy_is_not_written_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    for path in ("photo.jpg/own.yaml", "photo.jpg/more/own.yaml"):
+        with pytest.raises(UserError, match="photo.jpg is a file; expected a folder"):
+            write_policy(tmp_path / path)
+
+
 START = ("client", "--folder", "north", "--client", "0", "--data", "p.npz")
 
 

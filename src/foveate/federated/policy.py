@@ -151,10 +151,13 @@ def write_policy(path: Path, policy: Policy | None = None) -> Path:
     """Write a policy, by default the safe one, with a comment on every field; return its path.
 
     Raises:
-        UserError: there is something at that path already.
+        UserError: there is something at that path already, or a file where its folder should be.
     """
     if path.exists():
         raise UserError(f"{path}: exists already; nothing was written. Give another path, or remove it first")
+    file = next((parent for parent in path.parents if parent.is_file()), None)
+    if file is not None:
+        raise UserError(f"{path}: cannot be written, since {file} is a file; expected a folder")
     write_text_atomically(path, format_policy(policy or Policy(min_count=SAFE_MIN_COUNT)))
     return path
 

@@ -167,9 +167,8 @@ def _run_parts(
     # A process for each part: its memory is free again when it ends. Forked from a server that has imported torch and
     # started none of its threads: the import is paid once, in seconds and in memory. Daemonic, so that none outlives
     # this one.
-    context = multiprocessing.get_context(
-        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    )
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver") if can_fork else multiprocessing.get_context("spawn")
     context.set_forkserver_preload(list(_IMPORTED_ONCE))
     errors = context.SimpleQueue()
     waiting, running, done = list(missing), dict[str, BaseProcess](), set(finished)
