@@ -17,7 +17,7 @@ REASONS = {
     "padding": "its processor pads on the right, so questions are answered one after another",
     "alone": "its processor counts other tokens in a batch than alone, so questions are answered one after another",
     "none": "its makers document no boxes; `--unit-of-boxes` reads them, if a model was tuned on some",
-    "video": "only towers of LLaVA, with a fixed grid of patches, are read as video",
+    "video": "its tokens of an image are no grid, so nothing is pooled",
     "tune": "only LLaVA and LLaVA-NeXT are imported (`foveate mllm import`), and then trained",
     "export": "it is in the format of transformers already; nothing is written anew",
 }
@@ -30,17 +30,19 @@ class Row(NamedTuple):
     no: dict[str, str]
 
 
-_LATER = {"video": "video", "tune": "tune", "export": "export"}
+_LATER = {"tune": "tune", "export": "export"}
 _LLAVA = {"export": "export"}
 MATRIX = {
     "gemma3": Row("Gemma 3", {"boxes": "none", **_LATER}),
     "glm4v": Row("GLM-4.1V", _LATER),
     "idefics3": Row("Idefics3", {"boxes": "none", **_LATER}),
     "internvl": Row("InternVL2, InternVL3", _LATER),
-    "kosmos-2": Row("Kosmos-2", {"chat": "single", "batch": "padding", "image sets": "one", **_LATER}),
+    "kosmos-2": Row(
+        "Kosmos-2", {"chat": "single", "batch": "padding", "image sets": "one", "video": "video", **_LATER}
+    ),
     "llava": Row("LLaVA-1.5", _LLAVA),
     "llava_next": Row("LLaVA-NeXT", {"boxes": "none", **_LLAVA}),
-    "llava_onevision": Row("LLaVA-OneVision", {"batch": "alone", "boxes": "none", "tune": "tune", "export": "export"}),
+    "llava_onevision": Row("LLaVA-OneVision", {"batch": "alone", "boxes": "none", **_LATER}),
     "paligemma": Row("PaliGemma", {"chat": "single", **_LATER}),
     "qwen2_5_vl": Row("Qwen2.5-VL", _LATER),
     "qwen2_vl": Row("Qwen2-VL", _LATER),
