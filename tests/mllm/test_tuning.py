@@ -34,6 +34,7 @@ from foveate.multimodal.opening import hash_source, open_mllm
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Turn, add_conversations
+from multimodal.foreign_matrix import MATRIX
 from multimodal.foreign_models import BUILDERS, save
 from multimodal.test_foreign import draw
 from naming import raises_naming
@@ -43,7 +44,8 @@ TALK = (
     Turn("user", f"<image>\n{QUESTION}"), Turn("assistant", "a red disc"),
     Turn("user", "is the disc big"), Turn("assistant", "yes"),
 )  # fmt: skip
-FAMILIES = ("llava", "qwen2_5_vl", "smolvlm", "internvl", "gemma3", "paligemma")
+# Kosmos-2 answers single questions: its template has no place for an answer that is learned.
+FAMILIES = tuple(sorted(BUILDERS.keys() - {"kosmos-2"}))
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +98,10 @@ def read_learned(model: ForeignMllm, row: TuningRow) -> list[str]:
     return model.processor.tokenizer.convert_ids_to_tokens(ids_T[row.learned_T].tolist())
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_answers_alone_are_learned(family: str, folders: dict[str, Path]) -> None:
     model = open_foreign(str(folders[family]))
-    turns = TALK[:2] if family in ("paligemma", "kosmos-2") else TALK
+    turns = TALK[:2] if family == "paligemma" else TALK
     row = encode(model, *turns)
     # The templates of the tests write no end; without one a model would never learn to stop.
     assert read_learned(model, row) == ["a", "red", "disc", *(["yes"] if len(turns) > 2 else []), "</s>"]
@@ -153,7 +155,7 @@ def test_templates_that_mark_answers_are_checked(folders: dict[str, Path]) -> No
         encode(model, *TALK)
 
 
-@pytest.mark.parametrize("family", sorted(BUILDERS))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_has_the_losses_of_its_rows(family: str, folders: dict[str, Path]) -> None:
     model = open_foreign(str(folders[family]))
     rows = [encode(model, *TALK[:2]), encode(model, TALK[2], TALK[3], images=0 if family == "none" else 1)]
@@ -181,7 +183,7 @@ def test_an_adapter_is_trained_and_asked(
         assert tuned.adapter is not None
         assert result.status == "finished"
         assert result.trained == open_base(recipe).trained
-        has_unit = family in ("qwen2_5_vl", "internvl", "paligemma")
+        has_unit = MATRIX[family].no.get("boxes") is None
         assert result.left_out == ({} if has_unit else {NO_UNIT: sum(result.conversations.values())})
         assert result.after["own image"]["loss"] < result.before["own image"]["loss"]
         assert {*result.after} == {"own image", "another image"}
@@ -330,7 +332,7 @@ def test_the_command_line_prices_trains_and_asks(folders: dict[str, Path], colle
     runner, recipe = CliRunner(), tmp_path / "short.yaml"
     from foveate.core.recipes import dump
 
-    recipe.write_text(dump(make_recipe(folders["llava"])))
+    recipe.write_text(dump(make_recipe(folders["llava"], "unit_of_boxes=none")))
     line = ["mllm", "train", str(recipe), "--collection", str(collection), "--device", "cpu", "--quiet"]
     priced = runner.invoke(cli, [*line, "--dry-run", "--json", "--method", "dora"], catch_exceptions=False)
     plan = json.loads(priced.stdout)
@@ -391,7 +393,7 @@ def test_unusable_bases_and_collections_are_named(
     turns = Turn("user", "<image>\nwhat is <region>", (PixelBox(1, 1, 9, 9),)), Turn("assistant", "disc")
     add_conversations(empty, [Conversation("1", ("train-00",), turns)])
     with raises_naming(UserError, "1", "llava", "--unit-of-boxes"), Collection.open(empty) as opened:
-        Tuning(make_recipe(folders["llava"]), opened, cpu)
+        Tuning(make_recipe(folders["llava"], "unit_of_boxes=none"), opened, cpu)
     with Collection.open(collection) as opened:
         tuning = Tuning(make_recipe(folders["llava"]), opened, cpu)
         monkeypatch.setattr("foveate.mllm.tuning.network.available_memory", lambda: 1000)

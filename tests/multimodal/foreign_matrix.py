@@ -18,7 +18,7 @@ REASONS = {
     "alone": "its processor counts other tokens in a batch than alone, so questions are answered one after another",
     "none": "its makers document no boxes; `--unit-of-boxes` reads them, if a model was tuned on some",
     "video": "its tokens of an image are no grid, so nothing is pooled",
-    "tune": "only LLaVA and LLaVA-NeXT are imported (`foveate mllm import`), and then trained",
+    "tune": "its template has no place for an answer that is learned",
     "export": "it is in the format of transformers already; nothing is written anew",
 }
 
@@ -30,24 +30,24 @@ class Row(NamedTuple):
     no: dict[str, str]
 
 
-_LATER = {"tune": "tune", "export": "export"}
-_LLAVA = {"export": "export"}
+_MADE = {"export": "export"}
 MATRIX = {
-    "gemma3": Row("Gemma 3", {"boxes": "none", **_LATER}),
-    "glm4v": Row("GLM-4.1V", _LATER),
-    "idefics3": Row("Idefics3", {"boxes": "none", **_LATER}),
-    "internvl": Row("InternVL2, InternVL3", _LATER),
+    "gemma3": Row("Gemma 3", {"boxes": "none", **_MADE}),
+    "glm4v": Row("GLM-4.1V", _MADE),
+    "idefics3": Row("Idefics3", {"boxes": "none", **_MADE}),
+    "internvl": Row("InternVL2, InternVL3", _MADE),
     "kosmos-2": Row(
-        "Kosmos-2", {"chat": "single", "batch": "padding", "image sets": "one", "video": "video", **_LATER}
+        "Kosmos-2",
+        {"chat": "single", "batch": "padding", "image sets": "one", "video": "video", "tune": "tune", **_MADE},
     ),
-    "llava": Row("LLaVA-1.5", _LLAVA),
-    "llava_next": Row("LLaVA-NeXT", {"boxes": "none", **_LLAVA}),
-    "llava_onevision": Row("LLaVA-OneVision", {"batch": "alone", "boxes": "none", **_LATER}),
-    "paligemma": Row("PaliGemma", {"chat": "single", **_LATER}),
-    "qwen2_5_vl": Row("Qwen2.5-VL", _LATER),
-    "qwen2_vl": Row("Qwen2-VL", _LATER),
-    "qwen3_vl": Row("Qwen3-VL", _LATER),
-    "smolvlm": Row("SmolVLM", {"boxes": "none", **_LATER}),
+    "llava": Row("LLaVA-1.5", _MADE),
+    "llava_next": Row("LLaVA-NeXT", {"boxes": "none", **_MADE}),
+    "llava_onevision": Row("LLaVA-OneVision", {"batch": "alone", "boxes": "none", **_MADE}),
+    "paligemma": Row("PaliGemma", {"chat": "single", **_MADE}),
+    "qwen2_5_vl": Row("Qwen2.5-VL", _MADE),
+    "qwen2_vl": Row("Qwen2-VL", _MADE),
+    "qwen3_vl": Row("Qwen3-VL", _MADE),
+    "smolvlm": Row("SmolVLM", {"boxes": "none", **_MADE}),
 }
 
 

@@ -13,14 +13,14 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.language.generate import GenerationSettings
-from foveate.mllm.checkpoints.opening import is_importable
+from foveate.mllm.tuning.samples import encode_conversation
 from foveate.multimodal.foreign import BATCHED, ForeignMllm, open_foreign
 from foveate.multimodal.foreign_boxes import FAMILIES, read_boxes, write_values
 from foveate.multimodal.opening import find_native_folder
 from foveate.multimodal.pointing import choose_region_prompt, prompt_regions
 from foveate.multimodal.prepare import Dialog
 from foveate.records.boxes import PixelBox
-from foveate.records.conversations import Turn
+from foveate.records.conversations import Conversation, Turn
 from foveate.records.importers.coordinates import CoordinateFrame
 from foveate.serve.adapters.multimodal import open_adapter
 from foveate.video.networks import open_network
@@ -125,8 +125,9 @@ def serve(opened: Opened) -> None:
 
 
 def tune(opened: Opened) -> None:
-    # What an import is, and that it is trained, is tried in tests/mllm/test_import.py.
-    assert is_importable(str(opened.folder))
+    # That an adapter is trained and asked is tried, for each of these families, in tests/mllm/test_tuning.py.
+    talk = Conversation("1", ("0",), (Turn("user", f"<image>\n{QUESTION}"), Turn("assistant", "a red disc")))
+    assert encode_conversation(opened.model, opened.images[:1], talk).learned_T.sum() >= 3
 
 
 def export(opened: Opened) -> None:
