@@ -21,7 +21,7 @@ from torch import Tensor
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
+from foveate.core.hub import loading
 from foveate.core.peft_folder import is_peft
 from foveate.language.decoding import draw_token
 from foveate.language.generate import GenerationSettings
@@ -35,13 +35,12 @@ from foveate.multimodal.foreign_boxes import (
     FAMILIES,
     FORMS,
     UNITS,
-    check_family,
     check_unit,
-    find_unit,
     read_boxes,
     read_points,
     write_values,
 )
+from foveate.multimodal.foreign_loading import load_foreign, read_foreign
 from foveate.multimodal.foreign_turns import (
     AnswerStream,
     ForeignChat,
@@ -63,22 +62,6 @@ from foveate.records.shapes import Point, Shape
 BATCHED = UNITS.keys() - {"kosmos-2", "llava_onevision"}
 # Questions with images of their own that are answered together.
 _BATCH = 8
-
-# Chat templates of families whose released processors have none. PaliGemma's processor begins and ends the line itself
-# (big_vision).
-TEMPLATES = {
-    # As in transformers' documentation of Kosmos-2; its processor writes the image in front of all text itself.
-    "kosmos-2": (
-        "{% if messages | length > 1 %}{{ raise_exception('Kosmos-2 answers single questions') }}{% endif %}"
-        "<grounding> Question:{% for part in messages[0]['content'] if part['type'] == 'text' %} {{ part['text'] }}"
-        "{% endfor %} Answer:"
-    ),
-    "paligemma": (
-        "{% if messages | length > 1 %}{{ raise_exception('PaliGemma answers single questions') }}{% endif %}"
-        "{% for part in messages[0]['content'] %}"
-        "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    ),
-}
 
 _Row = tuple[list[Image.Image], list[tuple[str, str]]]
 """Images, and turns (role, text) about them."""
@@ -516,58 +499,6 @@ def open_foreign(
     if folder is not None:
         model = attach_adapter(model, folder, base=source)
     return ForeignMllm(model, processor, name=source, unit=unit)
-
-
-def read_foreign(
-    source: str, *, revision: str | None = None, unit: str | None = None
-) -> tuple[Checkpoint, Any, str | None]:
-    """Return files, processor and unit of boxes of an image-text-to-text model; its weights are not loaded.
-
-    Raises:
-        UserError: see `open_foreign`.
-    """
-    from transformers import AutoProcessor
-
-    checkpoint = fetch(source, revision=revision, field="model")
-    model_type = str(checkpoint.config().get("model_type"))
-    check_family(model_type, unit, source=source)
-    # `_frame` reads the resized size from the grid of patches that the processors of Qwen return.
-    if unit == "resized-pixels" and not model_type.startswith("qwen"):
-        raise UserError(f"unit of boxes: '{model_type}' tells no resized image (got '{unit}'); expected another unit")
-    checkpoint.weights()  # refuses pickles, before transformers looks for a processor
-    with loading(source, kind="it as an image-text-to-text model"):
-        processor: Any = AutoProcessor.from_pretrained(str(checkpoint.folder))
-    if not getattr(processor, "chat_template", None):
-        processor.chat_template = TEMPLATES.get(model_type)
-    if not processor.chat_template:
-        raise UserError(f"{source}: its processor has no chat template; expected chat_template.jinja in the folder")
-    return checkpoint, processor, unit or find_unit(model_type, processor)
-
-
-def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", config: Any = None) -> Any:
-    """Load the network of an image-text-to-text model of transformers, for inference.
-
-    Args:
-        config: instead of the checkpoint's, as changed by the caller.
-
-    Raises:
-        UserError: its weights are a pickle, incomplete, or not those of the config.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    checkpoint.weights()
-    device = torch.device(device)
-    with loading(checkpoint.name, kind="it as an image-text-to-text model"):
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            str(checkpoint.folder),
-            config=config,
-            use_safetensors=True,
-            # As stored on an accelerator; processors compute float32 faster.
-            dtype=torch.float32 if device.type == "cpu" else "auto",
-            output_loading_info=True,
-        )
-    check_loaded(report, name=checkpoint.name)
-    return model.to(device).eval().requires_grad_(False)
 
 
 def read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:

@@ -23,7 +23,7 @@ from foveate.core.errors import UserError
 from foveate.core.hub import Checkpoint, loading
 from foveate.language.chat import ChatFrame, frame_of_template
 from foveate.language.tokenizer import Piece, encode_pieces, list_start_ids, wrap_transformers
-from foveate.multimodal.foreign import TEMPLATES
+from foveate.multimodal.foreign_loading import open_processor
 from foveate.video.adapter import NativeVideo, Network, VideoPlaces, render_frame
 from foveate.video.layout import Layout
 from foveate.vision.preprocess import Preprocess
@@ -121,19 +121,6 @@ def wrap_family(model: Any, checkpoint: Checkpoint, *, name: str) -> Network:
         reuses=kind != "paligemma",
     )
     return add_native(network, processor)
-
-
-def open_processor(checkpoint: Checkpoint) -> Any:
-    """Open the processor of a checkpoint, with the chat template of its family where it brings none."""
-    from transformers import AutoProcessor
-
-    with loading(checkpoint.name, kind="its processor"):
-        processor: Any = AutoProcessor.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
-    if not getattr(processor, "chat_template", None):
-        processor.chat_template = TEMPLATES.get(str(checkpoint.config().get("model_type")))
-    if not processor.chat_template:
-        raise UserError(f"{checkpoint.name}: its processor has no chat template; expected chat_template.jinja")
-    return processor
 
 
 def add_native(network: Network, processor: Any) -> Network:

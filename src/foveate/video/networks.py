@@ -23,7 +23,7 @@ from foveate.language.chat import frame_of_template
 from foveate.language.positions import scale_rope
 from foveate.language.tokenizer import wrap_transformers
 from foveate.multimodal.folder import hash_model, load_model
-from foveate.multimodal.foreign import load_foreign
+from foveate.multimodal.foreign_loading import load_foreign
 from foveate.multimodal.opening import find_native_folder
 from foveate.video.adapter import Network, render_frame, wrap_native
 from foveate.video.families import GRIDS, add_native, open_processor, wrap_family

@@ -21,8 +21,9 @@ from foveate.core.hub import Checkpoint, fetch, loading
 from foveate.core.peft_folder import WEIGHTS, exact_pattern, is_peft
 from foveate.language.positions import find_context
 from foveate.mllm.tuning.recipe import TuningRecipe
-from foveate.multimodal.foreign import ForeignMllm, load_foreign, read_foreign
+from foveate.multimodal.foreign import ForeignMllm
 from foveate.multimodal.foreign_adapter import NOTES, adding, require_peft
+from foveate.multimodal.foreign_loading import load_foreign, read_foreign
 from foveate.multimodal.opening import find_native_folder
 from foveate.training.costs import count_parameters
 from foveate.training.price import optimizer_bytes
@@ -250,12 +251,13 @@ def save_adapter(
         }
     # Written beside and renamed: a stopped run leaves no half of an adapter.
     temporary = folder.with_name(f".{folder.name}.tmp")
-    for path in (temporary, folder):
-        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write_json_atomically(temporary / NOTES, dict(notes))
     write_bytes_atomically(temporary / WEIGHTS, save(state, metadata={"format": "pt"}))
     with loading(folder, kind="the config of an adapter"):
         config.save_pretrained(str(temporary))
+    # An earlier adapter goes only when the new one is whole.
+    shutil.rmtree(folder, ignore_errors=True)
     commit_atomically(temporary, folder)
     return folder

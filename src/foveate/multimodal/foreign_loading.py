@@ -1,0 +1,91 @@
+"""Open what strangers saved for transformers: processor, chat template and network; code of theirs is never run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from foveate.core.errors import UserError
+from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
+from foveate.multimodal.foreign_boxes import check_family, find_unit
+
+# Chat templates of families whose released processors have none. PaliGemma's processor begins and ends the line itself
+# (big_vision).
+_TEMPLATES = {
+    # As in transformers' documentation of Kosmos-2; its processor writes the image in front of all text itself.
+    "kosmos-2": (
+        "{% if messages | length > 1 %}{{ raise_exception('Kosmos-2 answers single questions') }}{% endif %}"
+        "<grounding> Question:{% for part in messages[0]['content'] if part['type'] == 'text' %} {{ part['text'] }}"
+        "{% endfor %} Answer:"
+    ),
+    "paligemma": (
+        "{% if messages | length > 1 %}{{ raise_exception('PaliGemma answers single questions') }}{% endif %}"
+        "{% for part in messages[0]['content'] %}"
+        "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    ),
+}
+
+
+def read_foreign(
+    source: str, *, revision: str | None = None, unit: str | None = None
+) -> tuple[Checkpoint, Any, str | None]:
+    """Return files, processor and unit of boxes of an image-text-to-text model; its weights are not loaded.
+
+    Raises:
+        UserError: see `open_foreign`.
+    """
+    checkpoint = fetch(source, revision=revision, field="model")
+    model_type = str(checkpoint.config().get("model_type"))
+    check_family(model_type, unit, source=source)
+    # `_frame` reads the resized size from the grid of patches that the processors of Qwen return.
+    if unit == "resized-pixels" and not model_type.startswith("qwen"):
+        raise UserError(f"unit of boxes: '{model_type}' tells no resized image (got '{unit}'); expected another unit")
+    checkpoint.weights()  # refuses pickles, before transformers looks for a processor
+    processor = open_processor(checkpoint)
+    return checkpoint, processor, unit or find_unit(model_type, processor)
+
+
+def open_processor(checkpoint: Checkpoint) -> Any:
+    """Open the processor of a checkpoint, with the chat template of its family where it brings none.
+
+    Raises:
+        UserError: it cannot be opened, or has no chat template.
+    """
+    from transformers import AutoProcessor
+
+    with loading(checkpoint.name, kind="it as an image-text-to-text model"):
+        processor: Any = AutoProcessor.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
+    if not getattr(processor, "chat_template", None):
+        processor.chat_template = _TEMPLATES.get(str(checkpoint.config().get("model_type")))
+    if not processor.chat_template:
+        raise UserError(
+            f"{checkpoint.name}: its processor has no chat template; expected chat_template.jinja in the folder"
+        )
+    return processor
+
+
+def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", config: Any = None) -> Any:
+    """Load the network of an image-text-to-text model of transformers, for inference.
+
+    Args:
+        config: instead of the checkpoint's, as changed by the caller.
+
+    Raises:
+        UserError: its weights are a pickle, incomplete, or not those of the config.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    checkpoint.weights()
+    device = torch.device(device)
+    with loading(checkpoint.name, kind="it as an image-text-to-text model"):
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            str(checkpoint.folder),
+            config=config,
+            use_safetensors=True,
+            # As stored on an accelerator; processors compute float32 faster.
+            dtype=torch.float32 if device.type == "cpu" else "auto",
+            output_loading_info=True,
+        )
+    check_loaded(report, name=checkpoint.name)
+    return model.to(device).eval().requires_grad_(False)
