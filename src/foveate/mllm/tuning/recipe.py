@@ -42,25 +42,10 @@ class TuningRecipe(Settings):
         description="image-text-to-text model of transformers: a folder, or OWNER/NAME[@REVISION] on the hub",
     )
     adapter: AdapterSettings
-    unit_of_boxes: (
-        Literal[
-            "none",
-            "pixels",
-            "resized-pixels",
-            "0-1",
-            "0-1-padded",
-            "0-1-cropped",
-            "0-1000",
-            "0-1000-yx",
-            "places",
-            "locations",
-            "patches",
-            "points",
-        ]
-        | None
-    ) = Field(
+    unit_of_boxes: str | None = Field(
         default=None,
-        description="unit that the boxes of questions and answers are written in; unset = that of the base's family",
+        description="unit that the boxes of questions and answers are written in, as in foveate ask; unset = that of "
+        "the base's family",
     )
     quantization: Literal["none", "4bit"] = Field(
         default="none", description="of the base's weights; 4bit = NF4 of bitsandbytes, on a CUDA GPU alone"
