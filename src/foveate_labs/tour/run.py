@@ -165,10 +165,10 @@ def _run_parts(
     workers = min(PROCESSES, usable_cores())
     threads = max(1, usable_cores() // workers)
     # A process for each part: its memory is free again when it ends. Forked from a server that has imported torch and
-    # started none of its threads: the import is paid once, in seconds and in memory. Daemonic, so that none outlives
-    # this one.
-    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver") if can_fork else multiprocessing.get_context("spawn")
+    # started none of its threads: the import is paid once, in seconds and in memory. Only on Linux: the libraries of
+    # macOS do not survive a fork. Daemonic, so that none outlives this one.
+    is_linux = sys.platform == "linux"
+    context = multiprocessing.get_context("forkserver") if is_linux else multiprocessing.get_context("spawn")
     context.set_forkserver_preload(list(_IMPORTED_ONCE))
     errors = context.SimpleQueue()
     waiting, running, done = list(missing), dict[str, BaseProcess](), set(finished)
@@ -190,7 +190,8 @@ def _run_parts(
                         errors.get() if not errors.empty() else f"tour: part '{name}' ended with {exit_code}"
                     )
                 done.add(name)
-                content = read_json(_part_path(run, name)) | {"memory_gb": round(peaks[name], 3)}
+                content = read_json(_part_path(run, name))
+                content["memory_gb"] = max(content["memory_gb"], round(peaks[name], 3))
                 write_json_atomically(_part_path(run, name), content)
                 yield name, content
     finally:
