@@ -341,8 +341,10 @@ def search_by_overflow(kind: str) -> Callable[[Victim], Reading]:
                 with np.errstate(all="ignore"):
                     answer = victim.ask(request)
                 if answer is not None and kind == FIELD:
-                    # A point at infinity repels nothing: the field where all others are falls by one part of n.
-                    return float(answer.array("field").max()) < np.log(2) * (1 - 0.5 / victim.points)
+                    # A point at infinity repels nothing: the field where all others are falls by one part of n. On
+                    # some processors it is NaN and so is the field.
+                    largest = float(answer.array("field").max())
+                    return not np.isfinite(largest) or largest < np.log(2) * (1 - 0.5 / victim.points)
                 return answer is None or not all(np.isfinite(array).all() for array in answer.arrays.values())
 
             value = bisect_oracle(overflows, -6.0, 6.0, steps=24)
