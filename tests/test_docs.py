@@ -7,6 +7,7 @@ import importlib
 import itertools
 import re
 import shlex
+import subprocess
 import tomllib
 import typing
 import warnings
@@ -288,3 +289,13 @@ def test_files_to_read_and_places_to_put_things_exist() -> None:
         # NAME and ROOM stand for any module of a folder.
         path = Path(name) if not re.search(r"\b(NAME|ROOM)\b", name) else Path(name).parent
         assert any((folder / path).exists() for folder in (ROOT, sources, sources / "foveate")), f"AGENTS.md: no {name}"
+
+
+def test_what_the_readme_writes_is_not_in_the_repository() -> None:
+    """`foveate samples samples` is refused where other samples lie, as in a clone that brings some."""
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "samples", "runs"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a checkout of git")
+    assert not listed.stdout
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    assert {"/samples/", "/runs/"} <= set(ignored)
