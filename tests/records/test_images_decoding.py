@@ -44,6 +44,19 @@ def test_a_truncated_progressive_jpeg_is_refused() -> None:
         assert _reason(data[: int(len(data) * kept)]) in ("truncated", "damaged")
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_too_short_for_its_header_is_refused_before_it_is_decoded(progressive: bool) -> None:
+    plain = Image.new("L", (4000, 3000))
+    data = encoded(plain, "JPEG", progressive=progressive, optimize=True)
+    # The shortest JPEG of its size is read: a bit for each block, and more.
+    assert decode(data, longest_side=8).size == (8, 6)
+    start = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+    larger = data[:start] + (8000).to_bytes(2, "big") + (20_000).to_bytes(2, "big") + data[start + 4 :]
+    with pytest.raises(BadImage, match="20000 x 8000 pixels need at least 312,500") as refused:
+        decode(larger)
+    assert refused.value.reason == "truncated"
+
+
 def test_an_empty_file_is_refused() -> None:
     assert _reason(b"") == "empty file"
 
