@@ -479,10 +479,8 @@ def _check_jpeg_length(data: bytes, width: int, height: int) -> None:
         return
     num_blocks = -(-width // 8) * -(-height // 8)
     if 8 * len(data) < num_blocks:
-        raise BadImage(
-            "truncated",
-            f"the JPEG image is truncated: {len(data):,} bytes; {width} x {height} pixels need at least {num_blocks // 8:,}",
-        )
+        needed = f"{width} x {height} pixels need at least {num_blocks // 8:,}"
+        raise BadImage("truncated", f"the JPEG image is truncated: {len(data):,} bytes; {needed}")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
