@@ -19,7 +19,7 @@ from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.multimodal.answers import LANGUAGE_MODEL, Answer
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
-from foveate.multimodal.picture_check import LIMIT, PictureCheck, load_picture_check
+from foveate.multimodal.picture_check import MIN_PLAINNESS, PictureCheck, load_picture_check
 from foveate.multimodal.prepare import encode_sample
 from foveate.multimodal.recognition import (
     SOURCE,
@@ -31,6 +31,7 @@ from foveate.multimodal.recognition import (
     write_caption,
 )
 from foveate.records.boxes import Box, PixelBox
+from foveate.records.samples import photographs
 from foveate.vision.recognition import Thing, load_names, normalize_phrase
 from foveate_labs.worlds.scenes import draw_scene
 
@@ -156,17 +157,32 @@ def test_the_check_measures_the_distance_from_what_it_was_fitted_to() -> None:
     torch.testing.assert_close(both.measure(near_BD), limited.measure(near_BD))
 
 
+def test_plain_grounds_are_told_from_what_is_pasted_on_them() -> None:
+    generator = torch.Generator().manual_seed(1)
+    plain_PD = torch.randn(200, 24, generator=generator) + 3
+    scenes_BD = plain_PD + torch.cat([torch.full((200, 1), 4.0), torch.zeros(200, 23)], dim=1)
+    check = PictureCheck.fit(scenes_BD, directions=4)
+    # Without plain pictures nothing counts as one.
+    assert not (check.measure_plainness(plain_PD) > MIN_PLAINNESS).any()
+    fitted = check.fit_plain(scenes_BD, plain_PD)
+    plain_P, scene_B = fitted.measure_plainness(plain_PD), fitted.measure_plainness(5 * scenes_BD)
+    assert float((plain_P > 0).float().mean()) > 0.9
+    assert float((scene_B < 0).float().mean()) > 0.9
+    torch.testing.assert_close(fitted.measure(plain_PD), check.measure(plain_PD))
+
+
 def test_the_shipped_limit_separates_scenes_from_photographs(mini: Mllm) -> None:
     check = load_picture_check()
 
-    def measure(image: Image.Image | bytes) -> float:
+    def is_unlike(image: Image.Image | bytes) -> bool:
         vector_D = encode_sample(mini.loaded, [image])[1][0].vector_D
         assert vector_D is not None
-        return float(check.measure(vector_D[None])[0])
+        return bool(check.are_unlike(vector_D[None])[0])
 
-    scenes = [measure(scene_file(index)) for index in range(12)]
-    assert sorted(scenes)[-2] <= LIMIT
-    assert measure(CAT) > LIMIT
+    scenes = [is_unlike(scene_file(index)) for index in range(12)]
+    assert sum(scenes) <= 1
+    # Scenes have parts of them as grounds.
+    assert [name for name, photograph in photographs().items() if not is_unlike(photograph)] == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from foveate.multimodal.answers import NOT_FOUND, Answer, write_corners
-from foveate.multimodal.picture_check import LIMIT, load_picture_check
+from foveate.multimodal.picture_check import load_picture_check
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import IMAGE
 from foveate.records.images import ImageInput, encode_input
@@ -173,7 +173,7 @@ class PictureReader:
 
     def are_unlike(self, vectors: Sequence[torch.Tensor]) -> bool:
         """Return whether one of several pictures, by their vectors (see `picture_check`), is unlike the scenes."""
-        return bool(vectors) and bool((load_picture_check().measure(torch.stack(list(vectors))) > LIMIT).any())
+        return bool(vectors) and bool(load_picture_check().are_unlike(torch.stack(list(vectors))).any())
 
     def answer(self, images: Sequence[ImageInput], question: str, regions: Sequence[Shape] = ()) -> Answer:
         """Answer a question about pictures, of which one at least is unlike the scenes."""
