@@ -23,6 +23,7 @@ from foveate.multimodal.picture_check import MIN_PLAINNESS, PictureCheck, load_p
 from foveate.multimodal.prepare import encode_sample
 from foveate.multimodal.recognition import (
     SOURCE,
+    UNDECIDED,
     UNKNOWN,
     UNRECOGNIZED,
     Request,
@@ -129,6 +130,33 @@ def test_pictures_of_nothing(mini: Mllm, image: Image.Image) -> None:
             assert 0 <= box.x1 < box.x2 <= image.width
             assert 0 <= box.y1 < box.y2 <= image.height
     assert mini.ask(Image.new("L", (300, 200), 128), "What is in the image?").text == UNRECOGNIZED
+
+
+def test_options_are_decided_by_what_is_recognized(mini: Mllm) -> None:
+    question, names = "What is in the image?", ["airplane", "cat", "banana"]
+    (choice,) = mini.decide_all([(CAT, question)], [names])
+    assert (choice.source, choice.refusal) == (SOURCE, "")
+    assert sum(choice.probabilities) == pytest.approx(1)
+    assert choice.probabilities.index(max(choice.probabilities)) == 1
+    either = mini.choose(CAT, "Is it an airplane or a cat?", ["airplane", "cat"])
+    assert either[1] > either[0]
+    region = mini.choose(CAT, "What is <1>?", ["banana", "cat"], regions=[PixelBox(20, 10, 430, 290)])
+    assert region[1] > region[0]
+    no, yes = mini.choose(CAT, "Is there a cat?", ["no", "Yes"])
+    assert yes > no
+    # Neither names of things nor yes and no, or of things that the image does not show.
+    questions = [
+        ("What color is the cat?", ["orange", "lemon"]),
+        ("What is in the image?", ["red", "blue"]),
+        ("What is in the image?", ["airplane", "banana"]),
+        ("What is it doing?", ["yes", "no"]),
+    ]
+    for asked, options in questions:
+        (choice,) = mini.decide_all([(CAT, asked)], [options])
+        assert (choice.source, choice.refusal, choice.probabilities) == (SOURCE, UNDECIDED, (0.5, 0.5)), asked
+    scene, photograph = mini.decide_all([(scene_file(0), question), (CAT, question)], [names, names])
+    assert (scene.source, photograph.source) == (LANGUAGE_MODEL, SOURCE)
+    assert scene.probabilities == pytest.approx(mini.choose(scene_file(0), question, names), abs=1e-4)
 
 
 def test_a_region_is_named(mini: Mllm) -> None:
@@ -262,6 +290,15 @@ def test_the_command_blames_the_picture(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
     assert stored["exchanges"][0]["source"] == SOURCE
     (tmp_path / "scene.png").write_bytes(scene_file(0))
+    for options, chosen in ((["cat", "dog"], "cat"), (["red", "blue"], UNDECIDED)):
+        flags = [flag for option in options for flag in ("--option", option)]
+        run = ["--out", str(tmp_path / chosen[:3])]
+        asked = CliRunner().invoke(command, [str(tmp_path / "cat.png"), "What is it?", *flags, *run, "--json"])
+        content = json.loads(asked.stdout)
+        assert (content["text"], content["source"]) == (chosen, SOURCE)
+        assert len(content["probabilities"]) == (2 if chosen == "cat" else 0)
+        plain = CliRunner().invoke(command, [str(tmp_path / "cat.png"), "What is it?", *flags])
+        assert plain.stdout.splitlines()[0].endswith(chosen)
     asked = CliRunner().invoke(command, [str(tmp_path / "scene.png"), "What is in the image?", "--json"])
     assert json.loads(asked.stdout)["source"] == LANGUAGE_MODEL
     assert "unlike" not in asked.stderr

@@ -15,7 +15,8 @@ from typing import Literal
 
 import torch
 
-from foveate.multimodal.answers import NOT_FOUND, Answer, write_corners
+from foveate.multimodal.answers import NOT_FOUND, Answer, says_yes, write_corners
+from foveate.multimodal.choose import Choice
 from foveate.multimodal.picture_check import load_picture_check
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import IMAGE
@@ -23,7 +24,7 @@ from foveate.records.images import ImageInput, encode_input
 from foveate.records.region_prompts import GROUNDING_REQUEST
 from foveate.records.rows import clean_text
 from foveate.records.shapes import Shape, enclosing_box
-from foveate.vision.recognition import Evidence, Match, Recognizer, Thing
+from foveate.vision.recognition import MIN_PRESENT, Evidence, Match, Recognizer, Thing, normalize_phrase
 
 SOURCE = "recognition"
 REMEDY = (
@@ -31,6 +32,7 @@ REMEDY = (
     "--model OWNER/NAME"
 )
 UNKNOWN = f"I do not know this kind of image. {REMEDY}"
+UNDECIDED = f"I cannot know which of these answers is right about this kind of image. {REMEDY}"
 UNRECOGNIZED = f"I do not recognize what is in this image. {REMEDY}"
 
 Form = Literal["what", "where", "is there", "describe", "region", ""]
@@ -193,6 +195,52 @@ class PictureReader:
             return Answer(write_caption("dsc", things), source=SOURCE)
         return _list(things, evidence.size)
 
+    def choose(
+        self, images: Sequence[ImageInput], question: str, options: Sequence[str], regions: Sequence[Shape] = ()
+    ) -> Choice:
+        """Choose from options, which are yes and no or names of things; each has the share of its evidence."""
+        undecided = Choice((1 / len(options),) * len(options), SOURCE, UNDECIDED)
+        request = read_request(question, num_regions=len(regions))
+        if len(images) != 1 or not request.form:
+            return undecided
+        data = encode_input(images[0])
+        if request.form == "is there" and {option.casefold().strip(" .!") for option in options} == {"yes", "no"}:
+            match = self._find(self.read(data), request.phrase)
+            # Where no class has the name, a likeness of words has a floor and no odds.
+            if not match.is_known:
+                return undecided
+            # Even odds at the floor, from which on a thing counts as there.
+            score = min(max(match.score, 0.01), 0.99)
+            yes = score * (1 - MIN_PRESENT) / (score * (1 - MIN_PRESENT) + (1 - score) * MIN_PRESENT)
+            return Choice(tuple(yes if says_yes(option) else 1 - yes for option in options), SOURCE)
+        # "Is it a cat or a dog?" has its options as its phrase.
+        if request.form not in ("what", "region") and not re.search(r"\bor\b", request.phrase):
+            return undecided
+        scores = self._weigh(data, options, regions) if all(map(self._is_name, options)) else []
+        if max(scores, default=0.0) < MIN_PRESENT:
+            return undecided
+        return Choice(tuple(score / sum(scores) for score in scores), SOURCE)
+
+    def _is_name(self, option: str) -> bool:
+        text, _, _ = self.recognizer.graph.find_nodes(option)
+        # "A red car" is decided as a car is: every word must be of the name.
+        return bool(text) and len(text.split()) == len(normalize_phrase(option).split())
+
+    def _weigh(self, data: bytes, names: Sequence[str], regions: Sequence[Shape]) -> list[float]:
+        """Return the evidence of each name, in a region or the whole image; none where it cannot be weighed."""
+        evidence = self.read(data)
+        if not regions:
+            return [self._find(evidence, name).score for name in names]
+        box = _read_region(regions[0], evidence.size)
+        if box is None:
+            return []
+        nodes_of = [nodes for _, nodes, _ in map(self.recognizer.graph.find_nodes, names)]
+        # Names that the detector alone has say nothing of a crop.
+        if not all(nodes_of):
+            return []
+        mass_N = self.recognizer.classify_region(data, box)
+        return [float(mass_N[nodes].max()) for nodes in nodes_of]
+
     @property
     def recognizer(self) -> Recognizer:
         """The networks, opened at first use."""
@@ -237,14 +285,9 @@ class PictureReader:
         return self.recognizer.find(evidence, phrase)
 
     def _name_region(self, image: bytes, region: Shape) -> Answer:
-        size = self.read(image).size
-        pixels = enclosing_box(region)
-        if pixels is None or min(pixels.x2 - pixels.x1, pixels.y2 - pixels.y1) < MIN_REGION * min(size):
+        box = _read_region(region, self.read(image).size)
+        if box is None:
             return Answer(f"I cannot name so small a region of this kind of image. {REMEDY}", source=SOURCE)
-        width, height = size
-        box = Box(
-            max(pixels.x1 / width, 0), max(pixels.y1 / height, 0), min(pixels.x2 / width, 1), min(pixels.y2 / height, 1)
-        )
         things = self.recognizer.name_region(image, box)
         if not things:
             return Answer(UNRECOGNIZED, source=SOURCE)
@@ -253,6 +296,17 @@ class PictureReader:
 
 
 MIN_REGION = 0.05  # of the image's shorter side
+
+
+def _read_region(region: Shape, size: tuple[int, int]) -> Box | None:
+    """Return the box of a region in [0, 1] of an image of a size; None where it is too small to be named."""
+    pixels = enclosing_box(region)
+    if pixels is None or min(pixels.x2 - pixels.x1, pixels.y2 - pixels.y1) < MIN_REGION * min(size):
+        return None
+    width, height = size
+    return Box(
+        max(pixels.x1 / width, 0), max(pixels.y1 / height, 0), min(pixels.x2 / width, 1), min(pixels.y2 / height, 1)
+    )
 
 
 def _list(things: Sequence[Thing], size: tuple[int, int]) -> Answer:
