@@ -27,7 +27,7 @@ from foveate.metrics.intervals import wilson_interval
 from foveate.multimodal.answers import NOT_FOUND, Answer
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
-from foveate.multimodal.picture_check import LIMIT, load_picture_check
+from foveate.multimodal.picture_check import load_picture_check
 from foveate.multimodal.prepare import encode_sample
 from foveate.multimodal.recognition import SOURCE, UNKNOWN
 from foveate.records.boxes import pairwise_iou
@@ -147,7 +147,7 @@ def main() -> None:
         scene = draw_scene(seed=23, split="test", index=index, size=(224, 320, 448)[index % 3]).image.convert("RGB")
         vector_D = encode_sample(model.loaded, [scene])[1][0].vector_D
         assert vector_D is not None
-        alarms.append(float(check.measure(vector_D[None])[0]) > LIMIT)
+        alarms.append(bool(check.are_unlike(vector_D[None])[0]))
     if alarms:
         tables["scenes"] = {"sent to recognition": {"ask": share(alarms)}}
         print("scenes", tables["scenes"])

@@ -5,8 +5,8 @@
 
 `names.json` holds ImageNet's classes and all of their hypernyms in WordNet, with their words, which of them are common
 names ("a cat"), and the nodes that a name of COCO stands for. `scenes.safetensors` holds what
-`foveate.multimodal.picture_check` compares a picture with: mean and main directions of the features of generated scenes
-of the training split.
+`foveate.multimodal.picture_check` compares a picture with: mean and main directions of the features of generated
+scenes, and the direction from them to the photographs that they have as grounds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from build_bridge import _GENERAL
@@ -35,6 +36,7 @@ from foveate.multimodal.picture_check import STATISTICS, PictureCheck
 from foveate.multimodal.prepare import encode_sample
 from foveate.vision.detectors import CLASS_NAMES
 from foveate_labs.worlds.scenes.counting import draw_counting_scene
+from foveate_labs.worlds.scenes.grounds import HELD_OUT_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, load
 from foveate_labs.worlds.scenes.image_sets import SETS, draw_image_set
 from foveate_labs.worlds.scenes.scene import draw_scene
 
@@ -231,16 +233,42 @@ def draw_pictures(split: str, count: int) -> Iterator[bytes]:
         else:
             small = index % 16 == 1
             image = draw_scene(seed=11, split=split, index=index, size=448 if small else size, small=small).image
-        image = image.convert("RGB")
-        if rng.random() < 0.3:
-            side = round(image.width * float(rng.choice([0.7, 1.3, 2.0, 3.0])))
-            image = image.resize((side, side), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        if rng.random() < 0.5:
-            image.save(buffer, "JPEG", quality=int(rng.integers(60, 96)))
+        yield _encode(rng, image.convert("RGB"))
+
+
+def _encode(rng: np.random.Generator, image: Image.Image) -> bytes:
+    """Write an image as a file, some of them resized as users' are."""
+    if rng.random() < 0.3:
+        scale = float(rng.choice([0.7, 1.3, 2.0, 3.0]))
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    if rng.random() < 0.5:
+        image.save(buffer, "JPEG", quality=int(rng.integers(60, 96)))
+    else:
+        image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def draw_plain_pictures(count: int) -> Iterator[bytes]:
+    """Crop the photographs that scenes have as grounds, with nothing on them, some of them nearly whole."""
+    photographs = (*TRAINING_PHOTOGRAPHS, *HELD_OUT_PHOTOGRAPHS)
+    for index in range(count):
+        rng = generator("recognition grounds", index)
+        image = load(photographs[index % len(photographs)])
+        if rng.random() < 0.4:
+            width, height = (round(side * rng.uniform(0.8, 1)) for side in image.size)
         else:
-            image.save(buffer, "PNG")
-        yield buffer.getvalue()
+            width = height = round(min(image.size) * rng.uniform(0.4, 1))
+        left, top = round((image.width - width) * rng.random()), round((image.height - height) * rng.random())
+        image = image.crop((left, top, left + width, top + height))
+        if rng.random() < 0.3:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if rng.random() < 0.5:
+            pixels_HW3 = np.asarray(image, np.float32) * rng.uniform(0.85, 1.15, 3) * rng.uniform(0.85, 1.2)
+            image = Image.fromarray(pixels_HW3.clip(0, 255).astype(np.uint8))
+        scale = int(rng.choice([160, 224, 224, 320, 448])) / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        yield _encode(rng, image.resize(size, Image.Resampling.BICUBIC))
 
 
 @torch.inference_mode()
@@ -253,18 +281,19 @@ def embed_pictures(model: Mllm, pictures: Iterable[bytes]) -> torch.Tensor:
 def build_statistics(*, count: int) -> None:
     """Write the statistics of scenes with the grounds of training, and of those with the grounds of tests.
 
-    Three quarters of the scenes are measured, the others choose the limits. The seed is none that a training or an
-    evaluation draws with.
+    Three quarters of the scenes are measured, the others choose the limits; all are compared with their grounds. The
+    seed is none that a training or an evaluation draws with.
     """
     model = open_mllm("mini")
     assert isinstance(model, Mllm)
-    kinds = []
+    kinds, scenes = [], []
     for split in ("train", "test"):
-        vectors_BD = embed_pictures(model, draw_pictures(split, count))
+        scenes.append(vectors_BD := embed_pictures(model, draw_pictures(split, count)))
         is_limit_B = torch.arange(count) % 4 == 3
         check = PictureCheck.fit(vectors_BD[~is_limit_B]).choose_limit(vectors_BD[is_limit_B])
         kinds += check.kinds
-    PictureCheck(kinds).save(STATISTICS)
+    plain_PD = embed_pictures(model, draw_plain_pictures(2 * count))
+    PictureCheck(kinds).fit_plain(torch.cat(scenes), plain_PD).save(STATISTICS)
     note_files("weights", STATISTICS)
     print(f"limits {[round(float(kind['limit_1']), 3) for kind in kinds]}")
 

@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 
 import foveate
 from foveate.calibrate import estimator
-from foveate.calibrate.diagnosis import Outputs, curve_points, diagnose
+from foveate.calibrate.diagnosis import Outputs, curve_points, diagnose, find_better
 from foveate.calibrate.estimator import Calibrator, choose_method
 from foveate.calibrate.pseudo import PseudoRun, estimate, run_threshold, split_classes
 from foveate.core.errors import UserError
@@ -320,6 +320,10 @@ def test_the_diagnosis_names_damage_and_health() -> None:
     found = diagnose(Outputs(broken), labels, groups, before=Outputs(logits))
     assert found.verdict == "damaged"
     assert "No gamma repairs that" in found.sentence
+    # What a person reads comes before the names of columns.
+    assert re.match(
+        r"Absent classes: [\d.]+ % before fine-tuning, [\d.]+ % right after it; seen classes:", found.sentence
+    )
     assert diagnose(Outputs(logits), labels, groups, before=Outputs(logits)).verdict == "nothing"
     alone = diagnose(Outputs(made()[0]), made()[1], groups)
     assert alone.verdict == "level"
@@ -328,6 +332,20 @@ def test_the_diagnosis_names_damage_and_health() -> None:
     unknown = diagnose(Outputs(logits[chosen]), labels[chosen], groups, gammas={"ALG": 1.0})
     assert unknown.verdict == "unknown"
     assert "ALG estimates +1.00" in unknown.sentence
+
+
+def test_labeled_samples_choose_the_better_estimate_beyond_chance() -> None:
+    logits, labels = made(samples=1500)
+    groups = ClassGroups.of(SEEN, classes=6)
+    gammas = {"best gap": 30.0, "ALG": 2.9}
+    better, reason = find_better(Outputs(logits), labels, groups, gammas=gammas, used="best gap")
+    assert better == "ALG"
+    rows = {gamma: group_accuracies(logits, labels, groups, gamma=gamma)["Y/Y"] or 0.0 for gamma in gammas.values()}
+    assert f"{rows[2.9]:.1f} % of all right, best gap {rows[30.0]:.1f} %" in reason
+    assert find_better(Outputs(logits), labels, groups, gammas=gammas, used="ALG") == ("ALG", "")
+    # Of two that differ by chance alone, the one stays that the numbers of classes decide.
+    near = {"best gap": 2.9, "ALG": 2.9001}
+    assert find_better(Outputs(logits), labels, groups, gammas=near, used="best gap") == ("best gap", "")
 
 
 def test_damage_is_also_read_from_nearest_means() -> None:

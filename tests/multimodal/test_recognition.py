@@ -19,10 +19,11 @@ from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.multimodal.answers import LANGUAGE_MODEL, Answer
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.opening import open_mllm
-from foveate.multimodal.picture_check import LIMIT, PictureCheck, load_picture_check
+from foveate.multimodal.picture_check import MIN_PLAINNESS, PictureCheck, load_picture_check
 from foveate.multimodal.prepare import encode_sample
 from foveate.multimodal.recognition import (
     SOURCE,
+    UNDECIDED,
     UNKNOWN,
     UNRECOGNIZED,
     Request,
@@ -31,6 +32,7 @@ from foveate.multimodal.recognition import (
     write_caption,
 )
 from foveate.records.boxes import Box, PixelBox
+from foveate.records.samples import photographs
 from foveate.vision.recognition import Thing, load_names, normalize_phrase
 from foveate_labs.worlds.scenes import draw_scene
 
@@ -130,6 +132,33 @@ def test_pictures_of_nothing(mini: Mllm, image: Image.Image) -> None:
     assert mini.ask(Image.new("L", (300, 200), 128), "What is in the image?").text == UNRECOGNIZED
 
 
+def test_options_are_decided_by_what_is_recognized(mini: Mllm) -> None:
+    question, names = "What is in the image?", ["airplane", "cat", "banana"]
+    (choice,) = mini.decide_all([(CAT, question)], [names])
+    assert (choice.source, choice.refusal) == (SOURCE, "")
+    assert sum(choice.probabilities) == pytest.approx(1)
+    assert choice.probabilities.index(max(choice.probabilities)) == 1
+    either = mini.choose(CAT, "Is it an airplane or a cat?", ["airplane", "cat"])
+    assert either[1] > either[0]
+    region = mini.choose(CAT, "What is <1>?", ["banana", "cat"], regions=[PixelBox(20, 10, 430, 290)])
+    assert region[1] > region[0]
+    no, yes = mini.choose(CAT, "Is there a cat?", ["no", "Yes"])
+    assert yes > no
+    # Neither names of things nor yes and no, or of things that the image does not show.
+    questions = [
+        ("What color is the cat?", ["orange", "lemon"]),
+        ("What is in the image?", ["red", "blue"]),
+        ("What is in the image?", ["airplane", "banana"]),
+        ("What is it doing?", ["yes", "no"]),
+    ]
+    for asked, options in questions:
+        (choice,) = mini.decide_all([(CAT, asked)], [options])
+        assert (choice.source, choice.refusal, choice.probabilities) == (SOURCE, UNDECIDED, (0.5, 0.5)), asked
+    scene, photograph = mini.decide_all([(scene_file(0), question), (CAT, question)], [names, names])
+    assert (scene.source, photograph.source) == (LANGUAGE_MODEL, SOURCE)
+    assert scene.probabilities == pytest.approx(mini.choose(scene_file(0), question, names), abs=1e-4)
+
+
 def test_a_region_is_named(mini: Mllm) -> None:
     answer = mini.ask(CAT, "What is <1>?", regions=[PixelBox(20, 10, 430, 290)])
     assert answer.source == SOURCE
@@ -156,17 +185,32 @@ def test_the_check_measures_the_distance_from_what_it_was_fitted_to() -> None:
     torch.testing.assert_close(both.measure(near_BD), limited.measure(near_BD))
 
 
+def test_plain_grounds_are_told_from_what_is_pasted_on_them() -> None:
+    generator = torch.Generator().manual_seed(1)
+    plain_PD = torch.randn(200, 24, generator=generator) + 3
+    scenes_BD = plain_PD + torch.cat([torch.full((200, 1), 4.0), torch.zeros(200, 23)], dim=1)
+    check = PictureCheck.fit(scenes_BD, directions=4)
+    # Without plain pictures nothing counts as one.
+    assert not (check.measure_plainness(plain_PD) > MIN_PLAINNESS).any()
+    fitted = check.fit_plain(scenes_BD, plain_PD)
+    plain_P, scene_B = fitted.measure_plainness(plain_PD), fitted.measure_plainness(5 * scenes_BD)
+    assert float((plain_P > 0).float().mean()) > 0.9
+    assert float((scene_B < 0).float().mean()) > 0.9
+    torch.testing.assert_close(fitted.measure(plain_PD), check.measure(plain_PD))
+
+
 def test_the_shipped_limit_separates_scenes_from_photographs(mini: Mllm) -> None:
     check = load_picture_check()
 
-    def measure(image: Image.Image | bytes) -> float:
+    def is_unlike(image: Image.Image | bytes) -> bool:
         vector_D = encode_sample(mini.loaded, [image])[1][0].vector_D
         assert vector_D is not None
-        return float(check.measure(vector_D[None])[0])
+        return bool(check.are_unlike(vector_D[None])[0])
 
-    scenes = [measure(scene_file(index)) for index in range(12)]
-    assert sorted(scenes)[-2] <= LIMIT
-    assert measure(CAT) > LIMIT
+    scenes = [is_unlike(scene_file(index)) for index in range(12)]
+    assert sum(scenes) <= 1
+    # Scenes have parts of them as grounds.
+    assert [name for name, photograph in photographs().items() if not is_unlike(photograph)] == []
 
 
 @pytest.mark.parametrize(
@@ -176,20 +220,25 @@ def test_the_shipped_limit_separates_scenes_from_photographs(mini: Mllm) -> None
         ("Can you tell me what this is?", Request("what")),
         ("what's in this picture", Request("what")),
         ("Name the thing.", Request("what")),
-        ("Where's the dog?", Request("where", "the dog")),
-        ("Could you please locate the owl in this photo?", Request("where", "the owl")),
-        ("Can you give me a box around the waffle?", Request("where", "the waffle")),
-        ("Show me the bus", Request("where", "the bus")),
-        ("Do you see any dogs in here?", Request("is there", "any dogs")),
-        ("Is there a deer in the image? If so, where is it?", Request("is there", "a deer")),
-        ("Does the picture show a cat? Answer briefly.", Request("is there", "a cat")),
+        ("Where's the dog?", Request("where", "dog")),
+        ("Could you please locate the owl in this photo?", Request("where", "owl")),
+        ("Can you give me a box around the waffle?", Request("where", "waffle")),
+        ("Show me the bus", Request("where", "bus")),
+        ("Do you see any dogs in here?", Request("is there", "dog")),
+        ("Is there a deer in the image? If so, where is it?", Request("is there", "deer")),
+        ("Does the picture show a cat? Answer briefly.", Request("is there", "cat")),
         ("Describe the image in a sentence.", Request("describe")),
         ("How many dogs are there?", Request("")),
         ("Is the dog left of the cat?", Request("")),
         ("On which side is the dog: left or right?", Request("")),
         ("What is the dog doing?", Request("")),
         ("???", Request("")),
-        ("where is " + "very " * 500 + "big dog", Request("")),
+        ("where is " + "very " * 500 + "big dog", Request("where", "dog")),
+        ("where is " + "what " * 500 + "dog", Request("")),
+        ("Where is the man in a red shirt?", Request("where", "man")),
+        ("Is it a cat or a dog?", Request("what")),
+        ("Is there anything?", Request("what")),
+        ("bounding box, otter", Request("where", "otter")),
     ],
 )
 def test_forms_of_questions(question: str, request_: Request) -> None:
@@ -246,6 +295,15 @@ def test_the_command_blames_the_picture(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
     assert stored["exchanges"][0]["source"] == SOURCE
     (tmp_path / "scene.png").write_bytes(scene_file(0))
+    for options, chosen in ((["cat", "dog"], "cat"), (["red", "blue"], UNDECIDED)):
+        flags = [flag for option in options for flag in ("--option", option)]
+        run = ["--out", str(tmp_path / chosen[:3])]
+        asked = CliRunner().invoke(command, [str(tmp_path / "cat.png"), "What is it?", *flags, *run, "--json"])
+        content = json.loads(asked.stdout)
+        assert (content["text"], content["source"]) == (chosen, SOURCE)
+        assert len(content["probabilities"]) == (2 if chosen == "cat" else 0)
+        plain = CliRunner().invoke(command, [str(tmp_path / "cat.png"), "What is it?", *flags])
+        assert plain.stdout.splitlines()[0].endswith(chosen)
     asked = CliRunner().invoke(command, [str(tmp_path / "scene.png"), "What is in the image?", "--json"])
     assert json.loads(asked.stdout)["source"] == LANGUAGE_MODEL
     assert "unlike" not in asked.stderr

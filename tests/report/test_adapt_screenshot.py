@@ -54,4 +54,4 @@ def test_pages_fit_and_their_figures_are_drawn(tmp_path: Path, kind: str, width:
 def test_the_names_of_classes_are_no_code(tmp_path: Path) -> None:
     page = render(made_run.write_run(tmp_path / "run", made_adapt.calibrate(tmp_path)))
     dom = browse(tmp_path, page, "--window-size=1280,900", "--dump-dom")
-    assert "<title>Calibrated: gamma +4.40</title>" in dom
+    assert "<title>Absent classes: 8 % to 37 % right" in dom

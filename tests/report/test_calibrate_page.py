@@ -49,6 +49,19 @@ def test_what_is_measured_is_shown(tmp_path: Path) -> None:
     assert "R/Y" in page(tmp_path, classes={"seen": [], "absent": [], "rest": 3})
 
 
+def test_the_page_leads_with_what_the_absent_classes_gain(tmp_path: Path) -> None:
+    row = {
+        **result()["rows"][0],
+        "title": "+ PCV",
+        "key": "pcv",
+        "gamma": -4.4,
+        "accuracies": {**ACCURACIES, "U/Y": 36.8},
+    }
+    text = page(tmp_path, rows=[*result()["rows"], row])
+    assert "Absent classes: 8 % → <em>37 %</em> right" in text
+    assert "<title>Absent classes: 8 % to 37 % right" in text
+
+
 def test_curves_are_named_without_the_accuracy_at_the_largest_gamma(tmp_path: Path) -> None:
     assert re.findall(r">(seen|absent|all)[ .0-9]*</text>", page(tmp_path)) == ["seen", "absent", "all"]
     assert "absent  54.9" not in page(tmp_path)

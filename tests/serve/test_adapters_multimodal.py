@@ -22,12 +22,14 @@ from foveate.caption.prompts import find_prompt
 from foveate.core.errors import UserError
 from foveate.language.forbidden_words import INVENTED_WORDS
 from foveate.language.generate import GenerationSettings
-from foveate.multimodal.answers import Answer, certain_text
+from foveate.multimodal import answer_writer
+from foveate.multimodal.answers import LANGUAGE_MODEL, Answer, certain_text
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prompts import _BLANKS
 from foveate.multimodal.questions import ask_where, find_phrase
+from foveate.multimodal.recognition import SOURCE
 from foveate.records.boxes import PixelBox
 from foveate.serve.adapters import open_served
 from foveate.serve.adapters.multimodal import MultimodalAdapter, cut_text, hold_back, list_boxes, read_dialog
@@ -146,6 +148,18 @@ def test_a_row_has_the_text_of_the_model_whatever_its_batch_and_streamed_or_not(
         assert (reply.text, reply.finished, reply.num_tokens) == (answer.text, answer.finished, answer.tokens)
         assert [box.box for box in reply.boxes] == list(answer.boxes)
         assert reply.num_prompt_tokens == answer.num_prompt_tokens > 10
+
+
+def test_a_loop_ends_an_answer_as_in_the_process(
+    adapter: MultimodalAdapter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Random weights seldom loop: a single token counts as a loop here.
+    monkeypatch.setattr(answer_writer, "MAX_REPEATS", 1)
+    expected = open_mllm(folder, device="cpu").ask(IMAGES[1].data, "Where is the dog?", max_tokens=40)
+    reply = write(adapter, ask("Where is the dog?", IMAGES[1], max_tokens=40)).replies[0]
+    assert (reply.text, reply.num_tokens, reply.finished) == (expected.text, expected.tokens, expected.finished)
+    assert reply.num_tokens < 40
+    assert reply.source == LANGUAGE_MODEL
 
 
 @pytest.mark.slow
@@ -412,5 +426,6 @@ def test_shipped_models_never_write_invented_words(name: str) -> None:
             assert not re.search(rf"(?<![a-z])({'|'.join(INVENTED_WORDS)})(?![a-z])", reply.text, re.IGNORECASE)
             assert "".join(recorder.pieces[row]) == reply.text
             assert not re.match(r"(?i)yes\W.*not found", reply.text)
+        assert {reply.source for reply in recorder.replies.values()} == {SOURCE if has_stage else LANGUAGE_MODEL}
         replies = {reply.text for reply in recorder.replies.values()}
         assert any(text.startswith("probably: ") for text in replies) if has_stage else "not found" in replies

@@ -18,6 +18,7 @@ from fakes import HTTP, FakeAdapter, serving
 from test_adapters_multimodal import Recorder, draw
 
 from caption.tiny_captioner import save_captioner
+from foveate.multimodal.answers import LANGUAGE_MODEL
 from foveate.serve.adapters import open_served
 from foveate.serve.adapters.multimodal import MultimodalAdapter
 from foveate.serve.calls import ChatCall, ChatTurn, Refused, ServedImage
@@ -249,7 +250,7 @@ def test_clips_over_http(address: str, adapter: MultimodalAdapter) -> None:
     adapter.write([ask(read(url_of(animate())))], recorder)
     whole = post(animate()).json()
     assert whole["choices"][0]["message"]["content"] == recorder.replies[0].text
-    assert whole["foveate"] == {"boxes": [], "clip": recorder.replies[0].clip}
+    assert whole["foveate"] == {"boxes": [], "source": LANGUAGE_MODEL, "clip": recorder.replies[0].clip}
     streamed = post(animate(), stream=True, foveate={"frame_images": True}).text
     assert '"is_slow": true, "image": "data:image/webp;base64,' in streamed
     for data, status, text in ((animate(21), 400, "at most 20"), (b"GIF89a", 400, "video_url")):

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.calibrate.diagnosis import Diagnosis, Outputs, curve_points, diagnose
+from foveate.calibrate.diagnosis import Diagnosis, Outputs, curve_points, diagnose, find_better
 from foveate.calibrate.estimator import Calibrator, choose_method
 from foveate.calibrate.pseudo import InfeasibleError, PseudoRun
 from foveate.core.errors import UserError
 from foveate.core.results import GAMMA_TITLES, CalibrateClasses, CalibrateGamma, CalibrateHead, CalibrateResult
 from foveate.core.runs import RunFolder
-from foveate.metrics.class_groups import SEEN, ClassGroups, parse_classes
+from foveate.metrics.class_groups import ABSENT, SEEN, ClassGroups, parse_classes
 from foveate.metrics.nearest_mean import HeadChange
 
 _FEW_CLASSES = 3  # of a pseudo run; with fewer, its gamma is unreliable
@@ -92,7 +92,7 @@ def calibrate(
         evidence: see `foveate.calibrate.evidence`.
         run: folder of the calibration.
         method: "alg", "best_gap" or "pcv"; "all" or None estimates by each that the evidence allows and uses the one
-            that `choose_method` names.
+            that `choose_method` names, or that labeled test data show to be better beyond chance.
         threshold, tie: of PCV, see `Calibrator`.
         variant: of ALG: "training" takes the training logits, "official" the labeled test data, as the public code.
         command, model, data: for the page.
@@ -120,10 +120,16 @@ def calibrate(
         used, reason = choose_method(len(evidence.groups.seen), len(evidence.groups.absent), list(calibrators))
     else:
         used, reason = str(method), "as requested"
-    gamma = calibrators[used].gamma_
     gammas = {GAMMA_TITLES[name]: calibrator.gamma_ for name, calibrator in calibrators.items()}
     diagnosis: Diagnosis | None = None
     if evidence.test is not None and evidence.labels is not None:
+        if method in (None, "all") and {SEEN, ABSENT} <= set(evidence.groups.of_class[evidence.labels].tolist()):
+            title, better = find_better(
+                evidence.test, evidence.labels, evidence.groups, gammas=gammas, used=GAMMA_TITLES[used]
+            )
+            if better:
+                used, reason = next(name for name in calibrators if GAMMA_TITLES[name] == title), better
+                notes.append(f"{title} was chosen by the labels of these samples: on others it may gain less")
         diagnosis = diagnose(
             evidence.test,
             evidence.labels,
@@ -141,7 +147,7 @@ def calibrate(
         data=data,
         method=used,
         reason=reason,
-        gamma=gamma,
+        gamma=calibrators[used].gamma_,
         harm=diagnosis.harm if diagnosis else "",
         gammas={name: _describe_gamma(calibrator) for name, calibrator in calibrators.items()},
         sentence=diagnosis.sentence if diagnosis else _sentence_without_test(gammas, GAMMA_TITLES[used]),
@@ -162,7 +168,7 @@ def calibrate(
         notes=notes,
     )
     run.write_result(result.to_json())
-    return Calibration(gamma, calibrators, groups, result)
+    return Calibration(calibrators[used].gamma_, calibrators, groups, result)
 
 
 def _possible_methods(evidence: Evidence, variant: str) -> list[str]:

@@ -27,8 +27,8 @@ class CalibrateSettings(Settings):
     method: Literal["alg", "best_gap", "pcv", "all"] | None = Field(
         default=None,
         description="alg: average logit gap; best_gap: mean gap of the best logits; pcv: pseudo cross-validation; all: "
-        "each that the data allow; unset = by the number of seen classes and the data, which is printed with the "
-        "reason",
+        "each that the data allow; unset = by the number of seen classes and the data, labels of test data among "
+        "them, which is printed with the reason",
     )
     threshold: Literal["all_columns", "seen_columns", "none"] = Field(
         default="all_columns",

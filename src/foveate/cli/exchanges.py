@@ -20,7 +20,6 @@ def make_exchange(
     question: str, regions: Sequence[Shape], answer: Answer, seconds: float, *, num_images: int
 ) -> Exchange:
     """Note a question and its answer; `num_images` are new with this question."""
-    from foveate.multimodal.answers import LANGUAGE_MODEL
     from foveate.multimodal.questions import ask_turns
     from foveate.multimodal.results import Exchange
     from foveate.records.conversations import Conversation, locate_regions
@@ -41,8 +40,7 @@ def make_exchange(
         unboxed=list(answer.unboxed),
         box_scores=[round(score, 4) for score in answer.box_scores],
         rejected=[round(score, 4) for score in answer.rejected],
-        # Models of transformers answer by themselves and say nothing of it.
-        source=getattr(answer, "source", LANGUAGE_MODEL),
+        source=answer.source,
         read_as=answer.read_as,
         points=[(point.x, point.y) for point in answer.points],
         tokens=answer.tokens,

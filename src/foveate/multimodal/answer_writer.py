@@ -370,10 +370,10 @@ class AnswerWriter:
         return RegionPrompts.create(regions).to(self.visual.full_VLE.device)
 
 
-def limit_tokens(max_tokens: int) -> GenerationSettings:
-    """Return the settings of a greedy answer; raise UserError for a limit out of bounds.
+def limit_tokens(max_tokens: int, **sampling: float) -> GenerationSettings:
+    """Return the settings of an answer, greedy by default; raise UserError for a limit out of bounds.
 
     A loop ends the answer of a model of Foveate; those of transformers write as they do there.
     """
-    values = {"max_new_tokens": max_tokens, "max_repeats": MAX_REPEATS}
+    values = {"max_new_tokens": max_tokens, "max_repeats": MAX_REPEATS, **sampling}
     return validate(GenerationSettings, values, where="max_tokens")

@@ -20,7 +20,7 @@ from foveate.language.generate import Completion, GenerationSettings, Prefix, ex
 from foveate.multimodal.answer_writer import AnswerWriter, PendingAnswer, limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, certain_text, with_placeholders
 from foveate.multimodal.assemble import SamplePlan
-from foveate.multimodal.choose import OptionRow, check_options, score_options, to_probabilities
+from foveate.multimodal.choose import Choice, OptionRow, check_options, score_options, to_probabilities
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.prepare import (
     Dialog,
@@ -337,18 +337,34 @@ class Mllm:
         self, questions: Sequence[tuple[Any, ...]], options: Sequence[Sequence[str]], *, per_token: bool = False
     ) -> list[tuple[float, ...]]:
         """Return the probabilities of the options of each question, in batches; see `choose`."""
-        probabilities: list[tuple[float, ...]] = []
+        return [choice.probabilities for choice in self.decide_all(questions, options, per_token=per_token)]
+
+    def decide_all(
+        self, questions: Sequence[tuple[Any, ...]], options: Sequence[Sequence[str]], *, per_token: bool = False
+    ) -> list[Choice]:
+        """Choose from the options of each question, in batches, and say what decided; see `choose`.
+
+        Pictures unlike the scenes of the training are decided by what was recognized in them, or not at all.
+        """
+        choices: dict[int, Choice] = {}
         for start in range(0, len(questions), BATCH):
-            visual, pending = prepare_questions(self.loaded, questions[start : start + BATCH])
-            rows = []
-            for question, texts in zip(pending, options[start : start + BATCH], strict=True):
-                ids = [self.loaded.prompts.write_answer(text) for text in check_options(texts)]
+            part = [Question(*question) for question in questions[start : start + BATCH]]
+            visual, pending = prepare_questions(self.loaded, part)
+            rows, numbers = [], []
+            for number, question in enumerate(pending, start):
+                texts, (images, text, regions) = check_options(options[number]), part[number - start]
+                if self.pictures is not None and self.pictures.are_unlike(question.vectors):
+                    choices[number] = self.pictures.choose(list_images(images), text, texts, regions)
+                    continue
+                numbers.append(number)
+                ids = [self.loaded.prompts.write_answer(text) for text in texts]
                 # By the longest option: options are packed, but the positions of each start behind the images again.
                 check_length(self.loaded.model, question, more=max(map(len, ids)))
                 rows.append(OptionRow(question.views, question.layout, question.written, ids, question.in_text))
-            scores = score_options(self.loaded, visual, rows)
-            probabilities += [to_probabilities(logs, per_token=per_token) for logs in scores]
-        return probabilities
+            scores = score_options(self.loaded, visual, rows) if rows else []
+            for number, logs in zip(numbers, scores, strict=True):
+                choices[number] = Choice(to_probabilities(logs, per_token=per_token))
+        return [choices[number] for number in range(len(questions))]
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> Chat:
         """Start a conversation about images, which are encoded once."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.language.packing import Tokens, pack_texts
+from foveate.multimodal.answers import LANGUAGE_MODEL
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.prompts import Written
 from foveate.multimodal.referring import RegionPrompts
@@ -36,6 +37,19 @@ class OptionRow(NamedTuple):
     written: Written
     options: Sequence[Sequence[int]]
     in_text: bool = False
+
+
+class Choice(NamedTuple):
+    """What was chosen from options.
+
+    Attributes:
+        probabilities: of the options, in their order; all alike where nothing here knows.
+        source: what decided, as in `Answer`. refusal: why nothing was chosen; "" where an option was.
+    """
+
+    probabilities: tuple[float, ...]
+    source: str = LANGUAGE_MODEL
+    refusal: str = ""
 
 
 def check_options(options: Sequence[str]) -> list[str]:

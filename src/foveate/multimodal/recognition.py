@@ -7,23 +7,26 @@ question is refused with a remedy. There is no second language model here: quest
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
-from foveate.multimodal.answers import NOT_FOUND, Answer, write_corners
-from foveate.multimodal.picture_check import LIMIT, load_picture_check
+from foveate.multimodal.answers import NOT_FOUND, Answer, says_yes, write_corners
+from foveate.multimodal.choose import Choice
+from foveate.multimodal.picture_check import load_picture_check
+from foveate.multimodal.reading import read_question
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import IMAGE
 from foveate.records.images import ImageInput, encode_input
 from foveate.records.region_prompts import GROUNDING_REQUEST
 from foveate.records.rows import clean_text
 from foveate.records.shapes import Shape, enclosing_box
-from foveate.vision.recognition import Evidence, Match, Recognizer, Thing
+from foveate.vision.recognition import MIN_PRESENT, Evidence, Match, Recognizer, Thing, load_names, normalize_phrase
 
 SOURCE = "recognition"
 REMEDY = (
@@ -31,6 +34,7 @@ REMEDY = (
     "--model OWNER/NAME"
 )
 UNKNOWN = f"I do not know this kind of image. {REMEDY}"
+UNDECIDED = f"I cannot know which of these answers is right about this kind of image. {REMEDY}"
 UNRECOGNIZED = f"I do not recognize what is in this image. {REMEDY}"
 
 Form = Literal["what", "where", "is there", "describe", "region", ""]
@@ -48,34 +52,11 @@ _TAIL = re.compile(
     r"(?:^|(?<=[.?!,;] )|(?<= ))(?:please|thanks?(?: you)?|if so,? where(?: is it| are they)?|and where(?: is it)?|"
     r"(?:answer|use|reply|respond|write|give)\b[^.?!]*\b(?:briefly|phrase|sentence|words?|yes or no|detail))[.?! ]*$"
 )
-_FIND = (
-    r"(?:find|locate|detect|spot|highlight|mark|box|ground|show(?: me)?|point(?: me)?(?: out| to| at)?|"
-    r"(?:draw|put|give(?: me)?|show(?: me)?)(?: me)? (?:a |the )?(?:bounding )?box(?:es)? (?:around|of|for|on|to)|"
-    r"(?:give(?: me)?|tell me|show me|what is|what are) (?:the )?(?:location|position|place|coordinates?|"
-    r"(?:bounding )?box) (?:of|for))"
-)
 _FORMS: tuple[tuple[Form, str], ...] = (
     (
         "describe",
         rf"(?:describe|caption|summari[sz]e)\b.*|(?:write|give(?: me)?)(?: me)? (?:a|the) (?:\w+ ){{0,2}}"
         rf"(?:caption|description|summary)\b.*|what does (?:the|this) {_PICTURE} (?:show|depict|contain)",
-    ),
-    (
-        "where",
-        rf"(?:where|whereabouts)(?: exactly)?(?: {_HERE})? (?:is|are|do you see|"
-        r"can (?:i|you|we) (?:find|see)) (?P<where>.+)|"
-        rf"{_FIND} (?P<find>.+)|"
-        r"in (?:which|what) part .*?\b(?:is|are) (?P<part>.+)|where (?P<order>.+) (?:is|are)",
-    ),
-    (
-        "is there",
-        r"(?:can|could) (?P<seen>.+) be (?:seen|found|spotted)|(?:any|is) (?P<short>[\w' -]+ here)|"
-        r"(?:is|are|was|were) there (?P<there>.+)|"
-        r"(?:do|can|could|did) you (?:see|spot|find|recognize|notice) (?P<see>.+)|"
-        rf"(?:does|do) (?:the|this|that|my) {_PICTURE} (?:show|contain|have|include|depict) (?P<show>.+)|"
-        rf"(?:is|are) (?P<visible>(?:a|an|any|some|the|one)\b.+?) (?:there|visible|present|shown|depicted|{_HERE})|"
-        rf"(?:is|are) (?:this|that|it|these|those|{_HERE}) (?P<this>(?:a|an|any|some)\b.+)|"
-        rf"(?:there(?:'s| is| are) )(?P<statement>.+)",
     ),
     (
         "what",
@@ -87,18 +68,18 @@ _FORMS: tuple[tuple[Form, str], ...] = (
         rf"(?:name|list|identify|tell me|say|recognize|detect|find|show me)(?: me)?(?: (?:the|all|main|each|every|of|"
         rf"what|is|are|this|it|{_NOUNS}|{_HERE}|you|see|can|and|their|boxes|visible|shown|a|{_PICTURE}))+|"
         rf"what(?: {_PICTURE})? is (?:this|it)|what(?: is|'s)? (?:am|are) (?:i|we) (?:looking at|seeing)|"
-        rf"what is the (?:main |central )?(?:{_NOUNS})(?: (?:in|on|shown|of|{_HERE}))*",
+        rf"what is the (?:main |central )?(?:{_NOUNS})(?: (?:in|on|shown|of|{_HERE}))*|"
+        r"(?:is|are) there (?:any|some)things?|do you see anything|"
+        r"(?:is|are|what is|which(?: \w+)? is) (?:it|this|that|these|those|there)[,:]? [\w -]+ or [\w -]+",
     ),
 )
 _PATTERNS = tuple((form, re.compile(pattern)) for form, pattern in _FORMS)
-_TRAILING = re.compile(
-    rf"(?:,? (?:(?:that is |shown |visible |anywhere |somewhere )*{_HERE}|anywhere|somewhere|visible|there|shown|"
-    r"located|placed|lying|for me|please|in it|at all|at|right now|is|are|in pixels))+$"
-)
-# Words of questions that no recognition answers, and that a phrase would swallow.
-_BEYOND = re.compile(
-    r"\b(?:how many|how much|color|colour|count|why|who|whose|older|younger|left|right|above|below|behind|between|"
-    r"wearing|doing|holding|reads?|says?|written|text)\b"
+# What follows a name and is left out where the whole is not understood: "the man in a red shirt". No place or color.
+_MODIFIER = re.compile(
+    r" (?:of|with|wearing|(?:in|on) an?|on the|beside the|next to the) "
+    r"(?!(?:image|picture|photo|which|what|left|right|top|bottom|upper|lower|first|second|half|side|edge|color)\b)"
+    r"(?:an? |the )?[\w'-]+(?: (?!(?:in|on|here|there|any\w*|is|are|appear|visible|shown|part|can|at|inside|within|"
+    r"image|depicted|present)\b)[\w'-]+)?(?=[ ,.?!]|$)"
 )
 
 
@@ -114,43 +95,37 @@ def read_request(question: str, *, num_regions: int = 0) -> Request:
     """Recognize the form of a question; "" where nothing here answers it.
 
     >>> read_request("Can you find the red car in this picture, please?")
-    Request(form='where', phrase='the red car')
+    Request(form='where', phrase='red car')
     >>> read_request("Do you see any dogs?")
-    Request(form='is there', phrase='any dogs')
+    Request(form='is there', phrase='dog')
     >>> read_request("How many dogs are there?").form
     ''
     """
     text = clean_text(question.replace(IMAGE, " ").replace(GROUNDING_REQUEST, " ")).casefold().replace("\u2019", "'")
-    # "Find: the dog", "there's a dog, right?".
-    text = " ".join(re.sub(r":|,? (?:right|correct|isn't it|yes or no)(?=[?.!]|$)", " ", text).split())
-    text = re.sub(r"^(where|what|there)'s\b", r"\1 is", text)
+    # "Is there a deer? If so, where is it?" asks whether it is there.
+    asked = _TAIL.sub("", text) or text
+    names = _list_names()
+    reading = read_question(asked, names=names) or read_question(_MODIFIER.sub("", asked), names=names)
+    if reading is not None:
+        if reading.form == "name":
+            return Request("region" if num_regions == 1 else "")
+        known = reading.form in ("where", "is there") and not num_regions
+        return Request(cast(Form, reading.form), reading.name) if known else Request("")
     if num_regions:
-        plain = re.sub(r"<\d{1,4}>|<region>", "*", text).rstrip(" .?!")
-        pattern = (
-            r"(?:what|which (?:thing|object|animal))(?: kind of \w+)?(?:'s| is| are| do you see)?"
-            r"(?: (?:in|at|inside|shown))? \*"
-        )
-        named = r"(?:name|identify|recognize|classify) (?:the )?(?:thing |object )?(?:in |at )?\*"
-        is_named = num_regions == 1 and re.fullmatch(f"{pattern}|{named}", plain)
-        return Request("region") if is_named else Request("")
+        return Request("")
     previous = ""
+    text = re.sub(r"^(what|there)'s\b", r"\1 is", text)
     while previous != text:
         previous = text
         text = _PLEASE.sub("", _TAIL.sub("", text).rstrip(" .?!,")).strip()
-    for form, pattern in _PATTERNS:
-        match = pattern.fullmatch(text)
-        if match is None:
-            continue
-        phrase = next((value for value in match.groupdict().values() if value), "")
-        phrase = _TRAILING.sub("", f" {phrase}").strip(" ,.?!")
-        if form in ("where", "is there"):
-            if phrase in ("", "it", "this", "that", "them", "anything", "something", "everything", "things"):
-                # "Is there anything?" asks what is there.
-                return Request("what")
-            if _BEYOND.search(phrase) or len(phrase.split()) > 8:
-                return Request("")
-        return Request(form, phrase if form in ("where", "is there") else "")
-    return Request("")
+    return Request(next((form for form, pattern in _PATTERNS if pattern.fullmatch(text)), ""))
+
+
+@functools.cache
+def _list_names() -> tuple[str, ...]:
+    """Return the names that recognition knows."""
+    graph = load_names()
+    return tuple(dict.fromkeys([*graph.words, *graph.detector, *graph.aliases]))
 
 
 class PictureReader:
@@ -173,7 +148,7 @@ class PictureReader:
 
     def are_unlike(self, vectors: Sequence[torch.Tensor]) -> bool:
         """Return whether one of several pictures, by their vectors (see `picture_check`), is unlike the scenes."""
-        return bool(vectors) and bool((load_picture_check().measure(torch.stack(list(vectors))) > LIMIT).any())
+        return bool(vectors) and bool(load_picture_check().are_unlike(torch.stack(list(vectors))).any())
 
     def answer(self, images: Sequence[ImageInput], question: str, regions: Sequence[Shape] = ()) -> Answer:
         """Answer a question about pictures, of which one at least is unlike the scenes."""
@@ -192,6 +167,51 @@ class PictureReader:
         if request.form == "describe" and things:
             return Answer(write_caption("dsc", things), source=SOURCE)
         return _list(things, evidence.size)
+
+    def choose(
+        self, images: Sequence[ImageInput], question: str, options: Sequence[str], regions: Sequence[Shape] = ()
+    ) -> Choice:
+        """Choose from options, which are yes and no or names of things; each has the share of its evidence."""
+        undecided = Choice((1 / len(options),) * len(options), SOURCE, UNDECIDED)
+        request = read_request(question, num_regions=len(regions))
+        if len(images) != 1 or not request.form:
+            return undecided
+        data = encode_input(images[0])
+        if request.form == "is there" and {option.casefold().strip(" .!") for option in options} == {"yes", "no"}:
+            match = self._find(self.read(data), request.phrase)
+            # Where no class has the name, a likeness of words has a floor and no odds.
+            if not match.is_known:
+                return undecided
+            # Even odds at the floor, from which on a thing counts as there.
+            score = min(max(match.score, 0.01), 0.99)
+            yes = score * (1 - MIN_PRESENT) / (score * (1 - MIN_PRESENT) + (1 - score) * MIN_PRESENT)
+            return Choice(tuple(yes if says_yes(option) else 1 - yes for option in options), SOURCE)
+        if request.form not in ("what", "region"):
+            return undecided
+        scores = self._weigh(data, options, regions) if all(map(self._is_name, options)) else []
+        if max(scores, default=0.0) < MIN_PRESENT:
+            return undecided
+        return Choice(tuple(score / sum(scores) for score in scores), SOURCE)
+
+    def _is_name(self, option: str) -> bool:
+        text, _, _ = self.recognizer.graph.find_nodes(option)
+        # "A red car" is decided as a car is: every word must be of the name.
+        return bool(text) and len(text.split()) == len(normalize_phrase(option).split())
+
+    def _weigh(self, data: bytes, names: Sequence[str], regions: Sequence[Shape]) -> list[float]:
+        """Return the evidence of each name, in a region or the whole image; none where it cannot be weighed."""
+        evidence = self.read(data)
+        if not regions:
+            return [self._find(evidence, name).score for name in names]
+        box = _read_region(regions[0], evidence.size)
+        if box is None:
+            return []
+        nodes_of = [nodes for _, nodes, _ in map(self.recognizer.graph.find_nodes, names)]
+        # Names that the detector alone has say nothing of a crop.
+        if not all(nodes_of):
+            return []
+        mass_N = self.recognizer.classify_region(data, box)
+        return [float(mass_N[nodes].max()) for nodes in nodes_of]
 
     @property
     def recognizer(self) -> Recognizer:
@@ -237,14 +257,9 @@ class PictureReader:
         return self.recognizer.find(evidence, phrase)
 
     def _name_region(self, image: bytes, region: Shape) -> Answer:
-        size = self.read(image).size
-        pixels = enclosing_box(region)
-        if pixels is None or min(pixels.x2 - pixels.x1, pixels.y2 - pixels.y1) < MIN_REGION * min(size):
+        box = _read_region(region, self.read(image).size)
+        if box is None:
             return Answer(f"I cannot name so small a region of this kind of image. {REMEDY}", source=SOURCE)
-        width, height = size
-        box = Box(
-            max(pixels.x1 / width, 0), max(pixels.y1 / height, 0), min(pixels.x2 / width, 1), min(pixels.y2 / height, 1)
-        )
         things = self.recognizer.name_region(image, box)
         if not things:
             return Answer(UNRECOGNIZED, source=SOURCE)
@@ -253,6 +268,17 @@ class PictureReader:
 
 
 MIN_REGION = 0.05  # of the image's shorter side
+
+
+def _read_region(region: Shape, size: tuple[int, int]) -> Box | None:
+    """Return the box of a region in [0, 1] of an image of a size; None where it is too small to be named."""
+    pixels = enclosing_box(region)
+    if pixels is None or min(pixels.x2 - pixels.x1, pixels.y2 - pixels.y1) < MIN_REGION * min(size):
+        return None
+    width, height = size
+    return Box(
+        max(pixels.x1 / width, 0), max(pixels.y1 / height, 0), min(pixels.x2 / width, 1), min(pixels.y2 / height, 1)
+    )
 
 
 def _list(things: Sequence[Thing], size: tuple[int, int]) -> Answer:

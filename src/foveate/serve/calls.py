@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from foveate.multimodal.answers import LANGUAGE_MODEL
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.images import DecodedImage
 
@@ -123,13 +124,19 @@ class ChatBox:
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """A whole answer; the pieces of its stream, joined, are `text`. `clip` has the frames that it saw of a clip."""
+    """A whole answer; the pieces of its stream, joined, are `text`.
+
+    Attributes:
+        source: what answered, in the words of `foveate.multimodal.answers.Answer`.
+        clip: the frames that it saw of a clip.
+    """
 
     text: str
     finished: bool
     num_prompt_tokens: int
     num_tokens: int
     boxes: tuple[ChatBox, ...] = ()
+    source: str = LANGUAGE_MODEL
     clip: Mapping[str, Any] | None = None
 
 

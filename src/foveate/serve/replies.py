@@ -85,7 +85,8 @@ class ChatWriter:
 
     def _extras(self, reply: ChatReply) -> dict[str, Any]:
         clip = {} if reply.clip is None else {"clip": reply.clip}
-        return {"boxes": [_chat_box(box, self.images[box.image]) for box in reply.boxes], **clip}
+        boxes = [_chat_box(box, self.images[box.image]) for box in reply.boxes]
+        return {"boxes": boxes, "source": reply.source, **clip}
 
 
 def _finish_reason(reply: ChatReply) -> str:

@@ -323,13 +323,17 @@ class Recognizer:
         box = _to_box(evidence.boxes_K4[row]) if crops_K[row] >= MIN_CONFIRMED else None
         return Thing(graph.names[best], score, box, graph.find_parent(best))
 
-    def name_region(self, image: bytes, box: Box) -> list[Thing]:
-        """Name a box of an image; empty where nothing is recognized in it."""
+    @torch.inference_mode()
+    def classify_region(self, image: bytes, box: Box) -> NDArray[np.float64]:
+        """Return the sum of the probabilities under each node [N] of a box's crop."""
         pixels_3HW, _ = render_file(image, self.encoder.preprocess)
         boxes_14 = torch.from_numpy(box.to_array())[None].float()
-        with torch.inference_mode():
-            crop_1C = self.encoder.classify_crops(pixels_3HW[None].to(self.model.device), boxes_14)
-        mass_N = self.graph.members_NC @ crop_1C[0].double().cpu().numpy()
+        crop_1C = self.encoder.classify_crops(pixels_3HW[None].to(self.model.device), boxes_14)
+        return self.graph.members_NC @ crop_1C[0].double().cpu().numpy()
+
+    def name_region(self, image: bytes, box: Box) -> list[Thing]:
+        """Name a box of an image; empty where nothing is recognized in it."""
+        mass_N = self.classify_region(image, box)
         best = self.graph.choose_name(mass_N, MIN_NAME)
         if best is None:
             return []

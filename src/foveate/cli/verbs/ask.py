@@ -159,7 +159,8 @@ def command(
     if call.run is not None:
         paths |= write_page(call.run, images, result)
     printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
-    lines = [f"{share:.3f}  {option}" for share, option in sorted(zip(shares, options, strict=True), reverse=True)]
+    lines = [f"{share:.3f}  {option}" for share, option in sorted(zip(shares, options, strict=False), reverse=True)]
+    lines = lines or ([answer.text] if options else [])
     lines = lines or _describe_boxes(answer, images, ground=ground)
     call.finish(printed, lines, paths)
 
@@ -192,15 +193,21 @@ def _check_inputs(images: tuple[Path, ...]) -> None:
 def _choose(
     model: Any, asked: Question, question: str, options: tuple[str, ...], *, num_images: int
 ) -> tuple[Answer, tuple[float, ...]]:
-    """Return the likeliest option as the answer, and the probabilities of all."""
-    from foveate.multimodal.answers import Answer
+    """Return the likeliest option as the answer, and the probabilities of all; none where nothing knows."""
+    from foveate.multimodal.answers import LANGUAGE_MODEL, Answer
 
-    shares = model.choose(asked.images, asked.text, options, regions=asked.regions)
-    # The answer that is chosen is none of `ask`, which would say how the question was read.
+    # Models of transformers answer by themselves, whatever they are asked about.
     loaded = getattr(model, "loaded", None)
-    read_as = loaded.read_question(question, num_images=num_images) if loaded is not None else question
-    read_as = read_as if read_as != question else ""
-    return Answer(options[shares.index(max(shares))], read_as=read_as), shares
+    if loaded is None:
+        shares = model.choose(asked.images, asked.text, options, regions=asked.regions)
+        return Answer(options[shares.index(max(shares))]), shares
+    (choice,) = model.decide_all([asked], [options])
+    if choice.refusal:
+        return Answer(choice.refusal, source=choice.source), ()
+    # The answer that is chosen is none of `ask`, which would say how the question was read.
+    read_as = loaded.read_question(question, num_images=num_images) if choice.source == LANGUAGE_MODEL else question
+    best = options[choice.probabilities.index(max(choice.probabilities))]
+    return Answer(best, source=choice.source, read_as=read_as if read_as != question else ""), choice.probabilities
 
 
 def _describe_boxes(answer: Answer, images: tuple[Path, ...], *, ground: bool) -> list[str]:

@@ -114,6 +114,16 @@ class TourCalibration(CalibrateResult):
 ANSWERS = {"before": "pre-trained", "after": "fine-tuned", "calibrated": "calibrated"}
 
 
+def _head(r: CalibrateResult) -> tuple[str, Markup]:
+    """Return the title and the heading: what calibration gives back where it was measured, else gamma alone."""
+    rows = {row.key: row.accuracies.get("U/Y") for row in r.rows}
+    before, after = rows.get("after"), rows.get(r.method)
+    if before is None or after is None:
+        return f"Calibrated: gamma {signed(r.gamma)}", Markup("gamma <em>{}</em>").format(signed(r.gamma))
+    found = f"Absent classes: {before:.0f} % to {after:.0f} % right"
+    return found, Markup("Absent classes: {} % → <em>{} %</em> right").format(f"{before:.0f}", f"{after:.0f}")
+
+
 def build_calibrate(result: Mapping[str, Any], run_folder: Path) -> Page:
     """Build the page of a calibration's result.json (`CalibrateResult`)."""
     r = parse_result(CalibrateResult, result)
@@ -161,10 +171,11 @@ def build_calibrate(result: Mapping[str, Any], run_folder: Path) -> Page:
         heads = ["Rows of", "Length before", "after", "Length of the change", "Cosine between changes"]
         how.append(Table(heads, rows, title="Rows of the head"))
     drawings = charts(r)
+    title, heading = _head(r)
     return block_page(
-        f"Calibrated: gamma {signed(r.gamma)}",
+        title,
         eyebrow="Calibration",
-        heading=Markup("gamma <em>{}</em>").format(signed(r.gamma)),
+        heading=heading,
         top=[
             *([Text(r.harm, "strong")] if r.harm else []),
             Text(r.sentence),

@@ -17,6 +17,7 @@ from foveate.core.errors import UserError
 from foveate.core.hub import fetch
 from foveate.language.generate import GenerationSettings
 from foveate.language.positions import find_context
+from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import NOT_FOUND, Answer, certain_text, write_corners
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.foreign import ForeignMllm
@@ -391,12 +392,8 @@ class MultimodalAdapter:
             self.model.answer_dialogs(dialogs, generation=[self._limit(call) for call in calls], observer=rows)
 
     def _limit(self, call: ChatCall) -> GenerationSettings:
-        return GenerationSettings(
-            max_new_tokens=call.max_tokens or self.max_tokens,
-            temperature=call.temperature,
-            top_p=call.top_p,
-            seed=call.seed % 2**63,
-        )
+        sampling = {"temperature": call.temperature, "top_p": call.top_p, "seed": call.seed % 2**63}
+        return limit_tokens(call.max_tokens or self.max_tokens, **sampling)
 
     def _read_caption(self, call: ChatCall) -> CaptionRequest | None:
         """Return the caption that a call asks for: by the field `foveate`, or by a prompt of Foveate's."""
@@ -449,7 +446,9 @@ class _Rows:
         self._push(number, text)
         phrase = find_phrase(self.calls[number].turns[-1].text)
         boxes = list_boxes(answer, text, phrase=phrase)
-        reply = ChatReply(text, answer.finished or is_cut, answer.num_prompt_tokens, answer.tokens, boxes)
+        reply = ChatReply(
+            text, answer.finished or is_cut, answer.num_prompt_tokens, answer.tokens, boxes, answer.source
+        )
         self.listener.end(number, reply)
 
     def _push(self, number: int, text: str) -> None:
