@@ -238,13 +238,13 @@ def test_questions_about_one_image_share_it(
     image, other = draw(50, 40), draw(30, 60, seed=1)
     questions: list[tuple[Any, ...]] = [
         (image, QUESTION), (other, QUESTION), (image, "where is the red disc"), ([], "red"), (image, "no"),
-        (draw(48, 48, seed=2), "is the disc big"),
+        (draw(48, 48, seed=2), "is the disc big"), (image, "what is the big blue disc in the image a user"),
     ]  # fmt: skip
     expected = [model.ask(*question, max_tokens=5) for question in questions]
     read, batches = model._batch_inputs, list[int]()
     monkeypatch.setattr(model, "_batch_inputs", lambda rows: batches.append(len(rows)) or read(rows))
     assert model.ask_all(questions, max_tokens=5) == expected
-    # One reading for the three questions about one image, one batch of two other images, one text.
+    # One reading for the four questions about one image, one batch of two other images, one text.
     assert batches == ([1, 2, 1] if family in BATCHED else [1, 1, 1, 1])
 
 
