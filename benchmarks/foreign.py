@@ -53,7 +53,9 @@ class Pipeline:
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         options = {"max_new_tokens": tokens, "do_sample": False}
         with torch.inference_mode():
-            return self.pipe(text=messages, return_full_text=False, generate_kwargs=options)[0]["generated_text"]
+            return self.pipe(text=messages, return_full_text=False, generate_kwargs=options)[0][
+                "generated_text"
+            ].strip()
 
     def ask_all(self, questions: Sequence[tuple[Any, ...]], *, max_tokens: int) -> list[Answer]:
         """Answer the questions of an evaluation as a script around the pipeline does."""

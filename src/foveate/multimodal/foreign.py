@@ -329,7 +329,7 @@ class ForeignMllm:
         prompts, inputs = list[str](), None
         if prefix is not None:
             prompts = [self._write_prompt(turns, len(images)) for images, turns in rows]
-            inputs = self._continue(rows, prompts, prefix)
+            inputs = self._continue(rows, prompts, prefix, room=room)
         is_shared = inputs is not None and len(rows) > 1
         inputs = inputs or self._batch_inputs(rows)
         length, lengths = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(dim=1).tolist()
@@ -374,20 +374,22 @@ class ForeignMllm:
             prefix.keep(self.model, self.processor, prompts[0], inputs, output)
         return [results[row] for row in range(len(rows))]
 
-    def _continue(self, rows: Sequence[_Row], prompts: Sequence[str], prefix: PrefixCache) -> dict[str, Any] | None:
+    def _continue(
+        self, rows: Sequence[_Row], prompts: Sequence[str], prefix: PrefixCache, *, room: int
+    ) -> dict[str, Any] | None:
         """Return the inputs of `generate` behind what was read of the images; None if they are read with the rows."""
         if len(rows) == 1:
             return prefix.continue_inputs(self.model, self.processor, prompts[0])
         if self.model.config.model_type in WHOLE_PROMPTS:
             return None
-        if (inputs := prefix.continue_rows(self.model, self.processor, prompts)) is not None:
+        if (inputs := prefix.continue_rows(self.model, self.processor, prompts, room=room)) is not None:
             return inputs
         inputs = self._batch_inputs(rows[:1])
         self._check_context(inputs["input_ids"].shape[1], 1)
         # What one token takes to generate is the reading of its prompt.
         output = self.model.generate(**inputs, return_dict_in_generate=True, max_new_tokens=1, do_sample=False)
         prefix.keep(self.model, self.processor, prompts[0], inputs, output)
-        return prefix.continue_rows(self.model, self.processor, prompts)
+        return prefix.continue_rows(self.model, self.processor, prompts, room=room)
 
     def _read(
         self, ids_T: Tensor, images: Sequence[Image.Image], inputs: Any, *, first_image: int

@@ -79,10 +79,13 @@ class PrefixCache:
             **types,
         }
 
-    def continue_rows(self, model: Any, processor: Any, prompts: Sequence[str]) -> dict[str, Any] | None:
+    def continue_rows(self, model: Any, processor: Any, prompts: Sequence[str], *, room: int) -> dict[str, Any] | None:
         """Return the inputs of `generate` for prompts with the same images, as one batch; None if one is read anew.
 
         The rows share the prompt up to its last image, of which each gets a copy; what is kept stays as it is.
+
+        Args:
+            room: tokens of an answer for which memory is set aside.
         """
         length = self._head_length
         if self._cache is None or not all(prompt.startswith(self._head) for prompt in prompts):
@@ -91,7 +94,7 @@ class PrefixCache:
             self._cache = None
             return None
         tails = [_tokenize(processor, prompt[len(self._head) :]).to(self._ids_T.device) for prompt in prompts]
-        if not all(map(len, tails)):
+        if not all(map(len, tails)) or not hasattr(self._cache, "layers"):
             return None
         width, head_T, rows = max(map(len, tails)), self._ids_T[:length], len(prompts)
         # Filled with a token of a text: one of an image would announce further images.
@@ -102,8 +105,8 @@ class PrefixCache:
             # Padded in front of the tail, so that all answers begin at one position.
             ids_BT[row, ids_BT.shape[1] - len(tail_T) :] = tail_T
             mask_BT[row, mask_BT.shape[1] - len(tail_T) :] = 1
-        cache = copy.deepcopy(self._cache)
-        cache.batch_repeat_interleave(rows)
+        cache = copy.copy(self._cache)
+        cache.layers = [_repeat_layer(layer, rows, width + room) for layer in cache.layers]
         if self._deltas is not None:
             model.model.rope_deltas = self._deltas.repeat_interleave(rows, dim=0)
         types = {
@@ -174,6 +177,37 @@ def _shorten(cache: Any, length: int) -> bool:
     except (NotImplementedError, RuntimeError, ValueError):
         return False
     return cache.get_seq_length() == length
+
+
+def _repeat_layer(layer: Any, rows: int, room: int) -> Any:
+    """Return a copy of a cache's layer for several rows, with memory for further tokens."""
+    from transformers.cache_utils import DynamicLayer
+
+    layer = copy.copy(layer)
+    if type(layer) is not DynamicLayer:
+        layer.batch_repeat_interleave(rows)
+        return layer
+    grow, length = layer.update, layer.get_seq_length()
+    buffers = []
+    for kept_1HLD in (layer.keys, layer.values):
+        buffer_BHLD = kept_1HLD.new_empty(rows, kept_1HLD.shape[1], length + room, kept_1HLD.shape[3])
+        buffer_BHLD[:, :, :length] = kept_1HLD
+        buffers.append(buffer_BHLD)
+    layer.keys, layer.values = (buffer_BHLD[:, :, :length] for buffer_BHLD in buffers)
+
+    # transformers concatenates, which copies all keys and values for each token: of 8 rows a third of the time.
+    def append(keys_BHTD: Tensor, values_BHTD: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        start = layer.get_seq_length()
+        end = start + keys_BHTD.shape[2]
+        if end > length + room:
+            return grow(keys_BHTD, values_BHTD, *arguments, **named)
+        for buffer_BHLD, new_BHTD in zip(buffers, (keys_BHTD, values_BHTD), strict=True):
+            buffer_BHLD[:, :, start:end] = new_BHTD
+        layer.keys, layer.values = (buffer_BHLD[:, :, :end] for buffer_BHLD in buffers)
+        return layer.keys, layer.values
+
+    layer.update = append
+    return layer
 
 
 def _cache_name(model: Any) -> str:
