@@ -21,7 +21,7 @@ from torch import Tensor
 
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
-from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
+from foveate.core.hub import fetch, loading
 from foveate.language.decoding import draw_token
 from foveate.language.generate import GenerationSettings
 from foveate.language.positions import find_context
@@ -29,6 +29,7 @@ from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
 from foveate.multimodal.choose import check_options, to_probabilities
 from foveate.multimodal.foreign_boxes import BOX, KNOWN_UNITS, PLACES, UNITS, read_boxes, write_values
+from foveate.multimodal.foreign_loading import load_foreign
 from foveate.multimodal.foreign_turns import (
     WHOLE_PROMPTS,
     AnswerStream,
@@ -39,6 +40,7 @@ from foveate.multimodal.foreign_turns import (
 )
 from foveate.multimodal.prepare import Dialog, Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions
+from foveate.multimodal.settings import OpeningOptions
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
 from foveate.records.images import BadImage, ImageInput, decode_input, is_single_image
@@ -482,7 +484,12 @@ class ForeignMllm:
 
 
 def open_foreign(
-    source: str, *, revision: str | None = None, unit: str | None = None, device: str | torch.device = "cpu"
+    source: str,
+    *,
+    revision: str | None = None,
+    unit: str | None = None,
+    device: str | torch.device = "cpu",
+    opening: OpeningOptions | None = None,
 ) -> ForeignMllm:
     """Open an image-text-to-text model of transformers; code of a repository is never run.
 
@@ -490,6 +497,7 @@ def open_foreign(
         source: folder, or OWNER/NAME on the hub, with safetensors weights and a processor with a chat template.
         unit: of the boxes in its answers: none, pixels, resized-pixels, 0-1, 0-1-padded or 0-1000; by default that of
             its family, see `UNITS`.
+        opening: dtype, device map and quantization.
 
     Raises:
         UserError: it is out of reach, of another task, a pickle, incomplete, or has no chat template.
@@ -510,38 +518,12 @@ def open_foreign(
     checkpoint.weights()  # refuses pickles, before transformers looks for a processor
     with loading(source, kind="it as an image-text-to-text model"):
         processor: Any = AutoProcessor.from_pretrained(str(checkpoint.folder))
-    model = load_foreign(checkpoint, device=device)
+    model = load_foreign(checkpoint, device=device, opening=opening)
     if not getattr(processor, "chat_template", None):
         processor.chat_template = TEMPLATES.get(model_type)
     if not processor.chat_template:
         raise UserError(f"{source}: its processor has no chat template; expected chat_template.jinja in the folder")
     return ForeignMllm(model, processor, name=source, unit=unit)
-
-
-def load_foreign(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", config: Any = None) -> Any:
-    """Load the network of an image-text-to-text model of transformers, for inference.
-
-    Args:
-        config: instead of the checkpoint's, as changed by the caller.
-
-    Raises:
-        UserError: its weights are a pickle, incomplete, or not those of the config.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    checkpoint.weights()
-    device = torch.device(device)
-    with loading(checkpoint.name, kind="it as an image-text-to-text model"):
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            str(checkpoint.folder),
-            config=config,
-            use_safetensors=True,
-            # As stored on an accelerator; processors compute float32 faster.
-            dtype=torch.float32 if device.type == "cpu" else "auto",
-            output_loading_info=True,
-        )
-    check_loaded(report, name=checkpoint.name)
-    return model.to(device).eval().requires_grad_(False)
 
 
 def _read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:

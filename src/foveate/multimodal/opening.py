@@ -16,6 +16,7 @@ from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import KIND, hash_model, load_model
 from foveate.multimodal.foreign import ForeignMllm, open_foreign
 from foveate.multimodal.recognition import PictureReader
+from foveate.multimodal.settings import OpeningOptions
 
 SHIPPED = KINDS["multimodal"].shipped
 
@@ -40,7 +41,9 @@ def _is_foreign(config: dict[str, Any]) -> bool:
     return "kind" not in config and "model_type" in config
 
 
-def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm | ForeignMllm:
+def open_mllm(
+    source: str | Path = "mini", *, device: str | None = None, opening: OpeningOptions | None = None
+) -> Mllm | ForeignMllm:
     """Open a multimodal model that answers questions about images.
 
     Args:
@@ -48,6 +51,7 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
             see `foveate mllm fetch`), a model folder of `foveate mllm train`, or a folder or hub id of an
             image-text-to-text model of transformers.
         device: such as "cpu" or "cuda"; by default the fastest there is.
+        opening: dtype, device map and quantization of a model of transformers.
 
     Raises:
         UserError: there is no such model, or the folder holds another kind.
@@ -59,10 +63,18 @@ def open_mllm(source: str | Path = "mini", *, device: str | None = None) -> Mllm
     """
     folder, torch_device = find_native_folder(source), choose_device(device or "auto")
     if folder is None:
-        return open_foreign(str(source), device=torch_device)
+        return open_foreign(str(source), device=torch_device, opening=opening)
+    refuse_opening(source, opening)
     # The shipped models were trained on generated scenes alone; a user's model knows what its user has.
     pictures = PictureReader(device=device) if folder.resolve().parent == DATA.resolve() else None
     return Mllm(load_model(folder, device=torch_device), pictures)
+
+
+def refuse_opening(source: str | Path, opening: OpeningOptions | None) -> None:
+    """Raise UserError if a model of ours was given options for those of transformers."""
+    if opening is not None and (given := opening.model_dump(exclude_none=True)):
+        names = ", ".join(f"{name} {value}" for name, value in given.items())
+        raise UserError(f"{source}: a model of Foveate (got {names}); expected these options with one of transformers")
 
 
 def find_native_folder(source: str | Path) -> Path | None:
@@ -91,7 +103,7 @@ def find_native_folder(source: str | Path) -> Path | None:
     return folder
 
 
-def hash_source(source: str) -> str:
+def hash_source(source: str, opening: OpeningOptions | None = None) -> str:
     """Hash what decides the answers of a model; of one of transformers its folder's weights, or its hub id."""
     native = find_native_folder(source)
     if native is not None:
@@ -99,5 +111,7 @@ def hash_source(source: str) -> str:
     folder = find_folder(source)
     # The JSON files hold config, tokenizer and preprocessing, which change answers just as weights do.
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]) if folder.is_dir() else []
+    described = opening.describe() if opening is not None else ""
     content = [source, *(f"{file.name} {sha256_file(file)}" for file in files)] if files else [source]
+    content += [described] if described else []
     return hashlib.sha256("\n".join(content).encode()).hexdigest()

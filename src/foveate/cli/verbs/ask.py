@@ -13,7 +13,7 @@ import click
 
 from foveate.cli.exchanges import find_nearest_requests, make_exchange, make_result, write_page
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, print_stream, run_option
+from foveate.cli.options import Call, check_opening, common, opening_options, print_stream, run_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +41,7 @@ class RegionsCommand(FieldsCommand):
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("question")
 @fields("foveate.multimodal.settings:AskSettings", "model", "max_tokens", "unit")
+@opening_options
 @click.option("--box", multiple=True, metavar="X1,Y1,X2,Y2", help="Region of the question: a box. Repeatable.")
 @click.option("--point", multiple=True, metavar="X,Y", help="Region of the question: a point. Repeatable.")
 @click.option(
@@ -71,6 +72,7 @@ def command(
     images: tuple[Path, ...],
     question: str,
     settings: dict[str, Any],
+    opening: dict[str, Any],
     options: tuple[str, ...],
     ground: bool,
     chat: bool,
@@ -96,7 +98,7 @@ def command(
     from foveate.multimodal.questions import ask_turns
     from foveate.multimodal.settings import AskSettings
 
-    checked = call.check(AskSettings, settings)
+    checked, opened_as = call.check(AskSettings, settings), check_opening(opening, device=call.device)
     given = {"--json": call.as_json, "--image-out": image_out, "--coco-out": coco_out, "--option": options}
     _refuse_useless(given | {"--ground": ground, "--max-tokens": "max_tokens" in settings}, chat=chat)
     if "unit" in settings and not any(regions[name] for name in ("box", "point", "stroke")):
@@ -111,7 +113,7 @@ def command(
     _check_outputs(images, image_out, coco_out)
     shapes = _convert(shapes, checked.unit, question, images)
     start = time.perf_counter()
-    model = open_mllm(checked.model, device=call.device)
+    model = open_mllm(checked.model, device=call.device, opening=opened_as)
     loaded = time.perf_counter()
     find_nearest = partial(find_nearest_requests, model, name=checked.model, silent=call.as_json)
     if chat:

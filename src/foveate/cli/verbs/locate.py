@@ -9,15 +9,16 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import NOT_FOUND, Call, common, model_first, run_option
+from foveate.cli.options import NOT_FOUND, Call, check_opening, common, model_first, opening_options, run_option
 
 
 @click.command("locate", cls=FieldsCommand, short_help="Find a phrase in an image.")
 @model_first("image", "phrase")
 @fields("foveate.search.settings:LocateSettings", "rule")
+@opening_options
 @run_option("runs/locate", "Folder for the page")
 @common()
-def command(call: Call, model: str, image: str, phrase: str, settings: dict[str, Any]) -> None:
+def command(call: Call, model: str, image: str, phrase: str, settings: dict[str, Any], opening: dict[str, Any]) -> None:
     """Print the box of PHRASE in IMAGE, in pixels and as fractions, by every rule, and write a page with it.
 
     --model: small (default), which ships with Foveate and compares PHRASE with a detector's boxes, or as for `index`.
@@ -37,8 +38,10 @@ def command(call: Call, model: str, image: str, phrase: str, settings: dict[str,
     if is_multimodal(model):
         if settings:
             raise click.UsageError(f"--rule has no effect: {model} is a multimodal model, which is asked for the box")
-        _ask_for_box(call, model, Path(image), phrase)
+        _ask_for_box(call, model, Path(image), phrase, opening)
         return
+    if opening:
+        raise click.UsageError(f"--{next(iter(opening)).replace('_', '-')} has no effect: {model} is an encoder")
     from foveate.core.runs import RunFolder
     from foveate.records.images import save_thumbnail
     from foveate.report.render import render_and_tell
@@ -81,7 +84,7 @@ def command(call: Call, model: str, image: str, phrase: str, settings: dict[str,
         sys.exit(NOT_FOUND)
 
 
-def _ask_for_box(call: Call, model: str, image: Path, phrase: str) -> None:
+def _ask_for_box(call: Call, model: str, image: Path, phrase: str, opening: dict[str, Any]) -> None:
     """Ask a multimodal model where a phrase is, and write the page of the question."""
     import time
 
@@ -98,7 +101,7 @@ def _ask_for_box(call: Call, model: str, image: Path, phrase: str) -> None:
         raise UserError(f"{image}: no such file")
     check_run_path(call.run)
     start = time.perf_counter()
-    opened = open_mllm(model, device=call.device)
+    opened = open_mllm(model, device=call.device, opening=check_opening(opening, device=call.device))
     loaded = time.perf_counter()
     answer = opened.locate(image, phrase)
     exchange = make_exchange(question, (), answer, time.perf_counter() - loaded, num_images=1)

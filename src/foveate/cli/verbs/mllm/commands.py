@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, path_option, run_option
+from foveate.cli.options import Call, check_opening, common, opening_options, path_option, run_option
 from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 # `foveate mllm plan`: what images cost, before a pixel is read.
@@ -252,8 +252,9 @@ def prepare_dense_command(call: Call, collection: Path, settings: dict[str, Any]
     repeat=("sources",),
     metavars={"sources": "NAME"},
 )
+@opening_options
 @common(seed=False)
-def label_command(call: Call, collection: Path, model: str, settings: dict[str, Any]) -> None:
+def label_command(call: Call, collection: Path, model: str, settings: dict[str, Any], opening: dict[str, Any]) -> None:
     """Ask MODEL what is where in each image of COLLECTION, and store the answers as pseudo-labels, source mllm:MODEL.
 
     Ctrl-C stops; the same command resumes; after the end it asks about images alone that
@@ -268,9 +269,9 @@ def label_command(call: Call, collection: Path, model: str, settings: dict[str, 
     from foveate.multimodal.opening import hash_source, open_mllm
     from foveate.records.labeling import end_command
 
-    checked = call.check(LabelSettings, settings)
-    opened = open_mllm(model, device=call.device)
-    counts = label_collection(collection, opened, checked, name=model, sha256=hash_source(model))
+    checked, opened_as = call.check(LabelSettings, settings), check_opening(opening, device=call.device)
+    opened = open_mllm(model, device=call.device, opening=opened_as)
+    counts = label_collection(collection, opened, checked, name=model, sha256=hash_source(model, opened_as))
     done = counts.done_before + sum(counts.status.values())
     lines = [f"{done}/{counts.images} images, {counts.rows} new {checked.labels}, source {counts.source}"]
     lines += [f"images {name}: {count}" for name, count in counts.status.items()]
@@ -301,9 +302,12 @@ def label_command(call: Call, collection: Path, model: str, settings: dict[str, 
     "judge_key_env",
     "training_words",
 )
+@opening_options
 @run_option("runs/mllm-evaluate-SUITE", "Folder for answers, result and page")
 @common()
-def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: dict[str, Any]) -> None:
+def evaluate_command(
+    call: Call, model: str, suite: str, data: Path, settings: dict[str, Any], opening: dict[str, Any]
+) -> None:
     """Ask MODEL every question with its image, without an image, and with the image of another question.
 
     A score means something only above these two controls. If stopped, the same command resumes.
@@ -319,8 +323,8 @@ def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: d
     from foveate.video.networks import hash_weights
 
     checked = call.check(SuiteSettings, {**settings, "seed": call.seed or 0})
-    target = call.run or Path("runs") / f"mllm-evaluate-{suite}"
-    opened = open_mllm(model, device=call.device)
+    target, opened_as = call.run or Path("runs") / f"mllm-evaluate-{suite}", check_opening(opening, device=call.device)
+    opened = open_mllm(model, device=call.device, opening=opened_as)
     result = evaluate_suite(
         opened,
         suite,
@@ -329,7 +333,7 @@ def evaluate_command(call: Call, model: str, suite: str, data: Path, settings: d
         settings=checked,
         name=model,
         # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
-        weights=hash_weights(model),
+        weights=f"{hash_weights(model)} {opened_as.describe()}".strip(),
         command=call.command,
     )
     report, lines = render_and_tell(target)
