@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from benchmarks.random_vlm import write_random_vlm
+from benchmarks.random_vlm import Shape, write_random_vlm
 from foveate.core.seeds import generator
 
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "white": (235, 235, 235)}
@@ -53,7 +53,8 @@ def main() -> None:
             messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answers[int(other)]}]
             lines.append(json.dumps({"images": [f"scenes/{number:03d}.png"], "messages": messages}))
         (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_random_vlm(out / "base", words=WORDS, side=SIDE, patch=4, width=64, layers=2, never_ends=False)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    write_random_vlm(out / "base", Shape(sizes, sizes, side=SIDE, patch=4), words=WORDS, never_ends=False)
 
 
 if __name__ == "__main__":

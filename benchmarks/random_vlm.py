@@ -1,8 +1,9 @@
-"""A random LLaVA in the format of transformers that always answers: for servers, whose time does not need sense."""
+"""Random LLaVAs in the format of transformers that always answer: for timings, which do not need sense."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +16,64 @@ _TEMPLATE = (
     "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}assistant : {% endif %}"
 )
-_SIDE, _PATCH = 224, 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a random LLaVA: its tower (CLIP or SigLIP) sees `side` pixels in patches of `patch`; its Llama."""
+
+    tower: dict[str, Any]
+    text: dict[str, Any]
+    side: int = 224
+    patch: int = 16
+    is_siglip: bool = False
+    rows: int | None = field(default=None)  # of the table of embeddings; by default the words of the tokenizer
+
+
+_SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 4}
+SMALL = Shape(_SMALL, _SMALL)
+# SmolLM2-135M behind the base tower of SigLIP 2 at 256 pixels: 256 tokens an image.
+SMOL = Shape(
+    {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "tie_word_embeddings": True,
+    },
+    side=256, is_siglip=True, rows=49152,
+)  # fmt: skip
 
 
 def write_random_vlm(
-    folder: Path,
-    *,
-    words: Sequence[str] = _WORDS,
-    side: int = _SIDE,
-    patch: int = _PATCH,
-    width: int = 256,
-    layers: int = 8,
-    never_ends: bool = True,
+    folder: Path, shape: Shape = SMALL, *, words: Sequence[str] = _WORDS, never_ends: bool = True
 ) -> Path:
-    """Write a model of random weights with its processor, by default 10 million: CLIP of 224 px, Llama of 8 layers.
+    """Write a model of random weights with its processor; by default one of 10 million, with CLIP and 64 words.
 
     Args:
-        words: that it reads and writes. side, patch: of images in pixels. width, layers: of CLIP and of Llama.
-        never_ends: draw the head so that no answer ends before its limit.
+        words: that it reads and writes. never_ends: draw the head so that no answer ends before its limit.
     """
     import torch
     import transformers as t
 
     torch.manual_seed(0)
     tokenizer = _make_tokenizer(words)
-    shape: dict[str, Any] = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
-    shape |= {"num_attention_heads": 4}
     text = t.LlamaConfig(
-        **shape,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=1024,
+        **shape.text,
+        vocab_size=shape.rows or len(tokenizer),
+        max_position_embeddings=2048 if shape.is_siglip else 1024,
         eos_token_id=1,
         pad_token_id=0,
         bos_token_id=None,
     )
+    tower = (t.SiglipVisionConfig if shape.is_siglip else t.CLIPVisionConfig)(
+        **shape.tower, image_size=shape.side, patch_size=shape.patch
+    )
     config = t.LlavaConfig(
-        vision_config=t.CLIPVisionConfig(**shape, image_size=side, patch_size=patch),
+        vision_config=tower,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(side // patch) ** 2,
+        image_seq_length=(shape.side // shape.patch) ** 2,
+        vision_feature_select_strategy="full" if shape.is_siglip else "default",
+        tie_word_embeddings=bool(shape.text.get("tie_word_embeddings")),
     )
     model = t.LlavaForConditionalGeneration(config).eval()
     if never_ends:
@@ -62,16 +82,23 @@ def write_random_vlm(
             # drawn, which a server would answer with no text at all.
             weight: Any = model.get_output_embeddings().weight
             weight.zero_()
-            weight[len(_SPECIAL) :: 2] = torch.randn_like(weight[len(_SPECIAL) :: 2]) * 2
-            weight[len(_SPECIAL) + 1 :: 2] = -weight[len(_SPECIAL) :: 2]
+            first, last = len(_SPECIAL), len(tokenizer)
+            weight[first:last:2] = torch.randn_like(weight[first:last:2]) * 2
+            weight[first + 1 : last : 2] = -weight[first:last:2]
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
     model.save_pretrained(folder)
+    sides = {"height": shape.side, "width": shape.side}
+    images = (
+        t.SiglipImageProcessor(size=sides)
+        if shape.is_siglip
+        else t.CLIPImageProcessor(size={"shortest_edge": shape.side}, crop_size=sides)
+    )
     t.LlavaProcessor(
-        t.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
+        images,
         tokenizer,
-        patch_size=patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        patch_size=shape.patch,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=0 if shape.is_siglip else 1,
         chat_template=_TEMPLATE,
     ).save_pretrained(folder)
     return folder

@@ -154,6 +154,22 @@ RUNS = (
         ),
     ),
     Run(
+        "foreign",
+        ("--questions", "20", "--repeats", "3", "--evaluations", "1"),
+        (
+            Line("a first question to a model of transformers", "its pipeline", "foreign-first-256-16",
+                 f"foveate over pipeline{_TIME}"),
+            Line("a second question to a model of transformers", "its pipeline", "foreign-second-256",
+                 f"foveate over pipeline anew{_TIME}"),
+            Line("a second question to a model of transformers", "a script that keeps the cache", "foreign-second-256",
+                 f"foveate over kept cache{_TIME}"),
+            Line("8 questions on an image to a model of transformers", "its pipeline", "foreign-eight-256-16",
+                 f"foveate over pipeline{_TIME}"),
+            Line("`mllm evaluate` of a model of transformers, 5 questions an image", "its pipeline",
+                 "foreign-evaluate-256-20-5", f"foveate over pipeline{_TIME}"),
+        ),
+    ),
+    Run(
         "referring",
         ("--answers", "20000", "--repeats", "3"),
         (Line("RefCOCO scores of 20,000 answers", "a loop over answers", "referring", "refcoco"),),

@@ -21,6 +21,7 @@ from foveate.multimodal.foreign import BATCHED, ForeignMllm, open_foreign
 from foveate.multimodal.foreign_boxes import UNITS, read_boxes
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import Dialog
+from foveate.multimodal.settings import OpeningOptions
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Turn
 from foveate.records.importers.coordinates import CoordinateFrame
@@ -275,13 +276,13 @@ def test_questions_about_one_image_share_it(
     image, other = draw(50, 40), draw(30, 60, seed=1)
     questions: list[tuple[Any, ...]] = [
         (image, QUESTION), (other, QUESTION), (image, "where is the red disc"), ([], "red"), (image, "no"),
-        (draw(48, 48, seed=2), "is the disc big"),
+        (draw(48, 48, seed=2), "is the disc big"), (image, "what is the big blue disc in the image a user"),
     ]  # fmt: skip
     expected = [model.ask(*question, max_tokens=5) for question in questions]
     read, batches = model._batch_inputs, list[int]()
     monkeypatch.setattr(model, "_batch_inputs", lambda rows: batches.append(len(rows)) or read(rows))
     assert model.ask_all(questions, max_tokens=5) == expected
-    # One reading for the three questions about one image, one batch of two other images, one text.
+    # One reading for the four questions about one image, one batch of two other images, one text.
     assert batches == ([1, 2, 1] if family in BATCHED else [1, 1, 1, 1])
 
 
@@ -383,6 +384,38 @@ def test_options_are_compared_by_the_likelihood_of_their_tokens(folders: dict[st
     shares = model.choose(image, QUESTION, options)
     assert shares == pytest.approx(torch.tensor(expected, dtype=torch.float64).softmax(dim=0).tolist(), abs=1e-4)
     assert model.choose_all([(image, QUESTION)], [options]) == [shares]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "smolvlm"])
+def test_bfloat16_answers_are_those_of_the_class_in_bfloat16(family: str, folders: dict[str, Path]) -> None:
+    ours = open_mllm(folders[family], device="cpu", opening=OpeningOptions(dtype="bfloat16"))
+    assert isinstance(ours, ForeignMllm)
+    assert ours.model.dtype == torch.bfloat16
+    image = draw(50, 40)
+    inputs = ours._inputs([image], [("user", QUESTION)])
+    theirs = type(ours.model).from_pretrained(folders[family], dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        ids = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert ours.ask(image, QUESTION, max_tokens=6).text == ours.processor.tokenizer.decode(
+        ids, skip_special_tokens=True
+    )
+    assert sum(ours.choose(image, QUESTION, ["red", "disc"])) == pytest.approx(1)
+    # Whole on the one device there is.
+    mapped = open_mllm(folders[family], opening=OpeningOptions(dtype="float32", device_map="auto"))
+    assert mapped.ask(image, QUESTION, max_tokens=6) == open_mllm(folders[family]).ask(image, QUESTION, max_tokens=6)
+
+
+def test_openings_that_this_machine_or_model_does_not_take_are_refused(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with raises_naming(UserError, "4bit", "GPU", "cpu"):
+        open_foreign(str(folders["llava"]), opening=OpeningOptions(quantize="4bit"))
+    with raises_naming(UserError, "mini", "bfloat16"):
+        open_mllm("mini", opening=OpeningOptions(dtype="bfloat16"))
+    with monkeypatch.context() as patched:
+        patched.setattr("importlib.util.find_spec", lambda _: None)
+        with raises_naming(UserError, "device map", "accelerate", "foveate[gpu]"):
+            open_foreign(str(folders["llava"]), opening=OpeningOptions(device_map="auto"))
 
 
 def test_unusable_questions_are_named(folders: dict[str, Path], tmp_path: Path) -> None:

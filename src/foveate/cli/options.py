@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from foveate.cli.fields import fields
 from foveate.core import progress
 
 if TYPE_CHECKING:
     from foveate.core.recipes import Settings
+    from foveate.multimodal.settings import OpeningOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 Command = Callable[..., None]
@@ -47,6 +49,12 @@ device_option = click.option(
 )
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 256), default=None, help="Threads or processes that read and decode."
+)
+
+# How a model of transformers is opened; for commands of class `FieldsCommand`, whose argument `opening` gets what was
+# given.
+opening_options = fields(
+    "foveate.multimodal.settings:OpeningOptions", "dtype", "device_map", "quantize", into="opening"
 )
 
 set_option = click.option(
@@ -142,6 +150,15 @@ class Call:
     def finish(self, result: dict[str, Any], lines: Iterable[str], paths: Mapping[str, Path] | None = None) -> None:
         """Print the result of the command; see `finish`."""
         finish(result, lines, paths or {}, as_json=self.as_json)
+
+
+def check_opening(opening: Mapping[str, Any], *, device: str | None) -> OpeningOptions:
+    """Return what `opening_options` gave; with a device map, which chooses the devices itself, --device is refused."""
+    from foveate.multimodal.settings import OpeningOptions
+
+    if device is not None and "device_map" in opening:
+        raise click.UsageError("--device has no effect with --device-map, which chooses the devices")
+    return Call().check(OpeningOptions, opening)
 
 
 def common(*, seed: bool = True, device: bool = True) -> Callable[[Command], Command]:

@@ -42,6 +42,7 @@ from foveate.multimodal.foreign_boxes import (
 )
 from foveate.multimodal.foreign_loading import load_foreign, read_foreign
 from foveate.multimodal.foreign_turns import (
+    WHOLE_PROMPTS,
     AnswerStream,
     ForeignChat,
     PrefixCache,
@@ -51,9 +52,10 @@ from foveate.multimodal.foreign_turns import (
 )
 from foveate.multimodal.prepare import Dialog, Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions, find_phrase
+from foveate.multimodal.settings import OpeningOptions
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import IMAGE, REGION, Conversation, Turn, locate_regions
-from foveate.records.images import BadImage, ImageInput, decode, encode_input, is_single_image
+from foveate.records.images import BadImage, ImageInput, decode_input, is_single_image
 from foveate.records.importers.coordinates import CoordinateFrame, list_values
 from foveate.records.shapes import Point, Shape
 
@@ -121,8 +123,9 @@ class ForeignMllm:
     ) -> list[Answer]:
         """Answer `Question`s, or tuples of the same; see `ask`.
 
-        Questions about the same images follow one another: only the first of them reads the images. The others are
-        answered in batches, in families of `BATCHED`.
+        Images are read once for all questions about them. In families of `BATCHED` these are answered in batches behind
+        one copy of the images' keys and values for each, and questions with images of their own in batches, too; in
+        other families one follows another.
         """
         if ground:
             check_unit(self)
@@ -141,15 +144,20 @@ class ForeignMllm:
             results = self._answer_rows(rows, [settings] * len(rows), room=max_tokens, prefix=prefix)
             answers.update({number: each for number, (each, _) in zip(numbers, results, strict=True)})
 
-        for numbers in groups.values():
-            # A batch of such questions would read their images once for each.
-            images, prefix = read_images(asked[numbers[0]].images) if len(numbers) > 1 else [], PrefixCache()
-            for number in numbers if len(numbers) > 1 else ():
-                answer([number], images, prefix)
         size = _BATCH if self.model.config.model_type in BATCHED else 1
+        for key, numbers in groups.items():
+            if len(numbers) > 1 and key:
+                images, prefix = read_images(asked[numbers[0]].images), PrefixCache()
+                for start in range(0, len(numbers), size):
+                    answer(numbers[start : start + size], images, prefix)
         # A processor takes images for all rows of a batch, or for none.
         for has_images in (True, False):
-            alone = [each[0] for key, each in groups.items() if len(each) == 1 and bool(key) == has_images]
+            alone = [
+                number
+                for key, numbers in groups.items()
+                if bool(key) == has_images and (len(numbers) == 1 or not key)
+                for number in numbers
+            ]
             for start in range(0, len(alone), size):
                 answer(alone[start : start + size], None)
         found = [answers[number] for number in range(len(asked))]
@@ -328,11 +336,16 @@ class ForeignMllm:
         row_ids: Sequence[int] = (),
         prefix: PrefixCache | None = None,
     ) -> list[tuple[Answer, str]]:
-        """Answer rows in one batch; see `answer_turns`. The observer knows them by `row_ids`; `prefix` is of one."""
-        prompt, inputs = "", None
+        """Answer rows in one batch; see `answer_turns`.
+
+        Args:
+            row_ids: by which the observer knows the rows. prefix: of the images, which are then those of all rows.
+        """
+        prompts, inputs = list[str](), None
         if prefix is not None:
-            prompt = self.write_prompt(rows[0][1], len(rows[0][0]))
-            inputs = prefix.continue_inputs(self.model, self.processor, prompt)
+            prompts = [self.write_prompt(turns, len(images)) for images, turns in rows]
+            inputs = self._continue(rows, prompts, prefix, room=room)
+        is_shared = inputs is not None and len(rows) > 1
         inputs = inputs or self._batch_inputs(rows)
         length, lengths = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(dim=1).tolist()
         for each in lengths:
@@ -341,9 +354,9 @@ class ForeignMllm:
         # If a model states no context length, only the settings limit its answers.
         rooms = [1 << 30 if context is None else context - each for each in lengths]
         limits = [min(row.max_new_tokens, room) for row, room in zip(settings, rooms, strict=True)]
-        first_images = list(accumulate((len(images) for images, _ in rows), initial=0))
+        first_images = [0, *([0] * len(rows) if is_shared else accumulate(len(images) for images, _ in rows))]
         results, ends = dict[int, tuple[Answer, str]](), _end_ids(self.model)
-        sizes = inputs if prefix is None else inputs | prefix.sizes
+        sizes = inputs if prefix is None or not (is_shared or len(rows) == 1) else inputs | prefix.sizes
 
         def read(row: int, ids_T: Tensor) -> tuple[Answer, str]:
             answer, written = self._read(ids_T, rows[row][0], sizes, first_image=first_images[row])
@@ -372,9 +385,26 @@ class ForeignMllm:
             logits_processor=[_Sampler(settings)] if any(row.temperature > 0 for row in settings) else None,
             stopping_criteria=[stop],
         )
-        if prefix is not None:
-            prefix.keep(self.model, self.processor, prompt, inputs, output)
+        if prefix is not None and len(rows) == 1:
+            prefix.keep(self.model, self.processor, prompts[0], inputs, output)
         return [results[row] for row in range(len(rows))]
+
+    def _continue(
+        self, rows: Sequence[_Row], prompts: Sequence[str], prefix: PrefixCache, *, room: int
+    ) -> dict[str, Any] | None:
+        """Return the inputs of `generate` behind what was read of the images; None if they are read with the rows."""
+        if len(rows) == 1:
+            return prefix.continue_inputs(self.model, self.processor, prompts[0])
+        if self.model.config.model_type in WHOLE_PROMPTS:
+            return None
+        if (inputs := prefix.continue_rows(self.model, self.processor, prompts, room=room)) is not None:
+            return inputs
+        inputs = self._batch_inputs(rows[:1])
+        self._check_context(inputs["input_ids"].shape[1], 1)
+        # What one token takes to generate is the reading of its prompt.
+        output = self.model.generate(**inputs, return_dict_in_generate=True, max_new_tokens=1, do_sample=False)
+        prefix.keep(self.model, self.processor, prompts[0], inputs, output)
+        return prefix.continue_rows(self.model, self.processor, prompts, room=room)
 
     def _read(
         self, ids_T: Tensor, images: Sequence[Image.Image], inputs: Any, *, first_image: int
@@ -470,6 +500,7 @@ def open_foreign(
     unit: str | None = None,
     device: str | torch.device = "cpu",
     adapter: str | Path | None = None,
+    opening: OpeningOptions | None = None,
 ) -> ForeignMllm:
     """Open an image-text-to-text model of transformers; code of a repository is never run.
 
@@ -479,6 +510,7 @@ def open_foreign(
         unit: of the boxes in its answers, one of `KNOWN_UNITS`; by default that of its adapter or its family, see
             `FAMILIES`.
         adapter: folder of PEFT whose weights are added.
+        opening: dtype, device map and quantization.
 
     Raises:
         UserError: it is out of reach, of another task, a pickle, incomplete, or has no chat template; or the adapter is
@@ -495,7 +527,7 @@ def open_foreign(
     if unit is None and folder is not None:
         unit = read_unit(folder)
     checkpoint, processor, unit = read_foreign(source, revision=revision, unit=unit)
-    model = load_foreign(checkpoint, device=device)
+    model = load_foreign(checkpoint, device=device, opening=opening)
     if folder is not None:
         model = attach_adapter(model, folder, base=source)
     return ForeignMllm(model, processor, name=source, unit=unit)
@@ -507,7 +539,7 @@ def read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:
     decoded = []
     for number, image in enumerate(listed):
         try:
-            decoded.append(decode(encode_input(image)))
+            decoded.append(decode_input(image))
         except BadImage as problem:
             name = image if isinstance(image, str | Path) else f"image {number + 1}"
             raise UserError(f"{name}: cannot be read: {problem}") from problem
@@ -515,9 +547,13 @@ def read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:
 
 
 def _identify(images: Sequence[ImageInput] | ImageInput) -> tuple[Any, ...]:
-    """Return a key that is the same for questions about the same images: paths by name, others as objects."""
+    """Return a key that is the same for questions about the same images: by path, bytes or object."""
     listed = [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
-    return tuple(str(image) if isinstance(image, str | Path) else id(image) for image in listed)
+    # An evaluation reads the bytes of an image for each question anew.
+    return tuple(
+        str(image) if isinstance(image, str | Path) else image if isinstance(image, bytes) else id(image)
+        for image in listed
+    )
 
 
 class _Sampler:

@@ -18,6 +18,7 @@ from foveate.multimodal.folder import KIND, hash_model, load_model
 from foveate.multimodal.foreign import ForeignMllm, open_foreign
 from foveate.multimodal.foreign_adapter import read_base
 from foveate.multimodal.recognition import PictureReader
+from foveate.multimodal.settings import OpeningOptions
 
 SHIPPED = KINDS["multimodal"].shipped
 
@@ -48,6 +49,7 @@ def open_mllm(
     device: str | None = None,
     adapter: str | Path | None = None,
     unit_of_boxes: str | None = None,
+    opening: OpeningOptions | None = None,
 ) -> Mllm | ForeignMllm:
     """Open a multimodal model that answers questions about images.
 
@@ -58,6 +60,7 @@ def open_mllm(
         device: such as "cpu" or "cuda"; by default the fastest there is.
         adapter: folder of an adapter of PEFT for a model of transformers.
         unit_of_boxes: what the numbers of a box mean, of a model of transformers; by default as its family has it.
+        opening: dtype, device map and quantization of a model of transformers.
 
     Raises:
         UserError: there is no such model, or the folder holds another kind.
@@ -69,7 +72,8 @@ def open_mllm(
     """
     folder, torch_device = find_native_folder(source), choose_device(device or "auto")
     if folder is None:
-        return open_foreign(str(source), unit=unit_of_boxes, device=torch_device, adapter=adapter)
+        return open_foreign(str(source), unit=unit_of_boxes, device=torch_device, adapter=adapter, opening=opening)
+    refuse_opening(source, opening)
     if adapter is not None:
         raise UserError(f"adapter '{adapter}': {source} is a model of Foveate; expected one of transformers")
     if unit_of_boxes is not None:
@@ -80,6 +84,13 @@ def open_mllm(
     # The shipped models were trained on generated scenes alone; a user's model knows what its user has.
     pictures = PictureReader(device=device) if folder.resolve().parent == DATA.resolve() else None
     return Mllm(load_model(folder, device=torch_device), pictures)
+
+
+def refuse_opening(source: str | Path, opening: OpeningOptions | None) -> None:
+    """Raise UserError if a model of ours was given options for those of transformers."""
+    if opening is not None and (given := opening.model_dump(exclude_none=True)):
+        names = ", ".join(f"{name} {value}" for name, value in given.items())
+        raise UserError(f"{source}: a model of Foveate (got {names}); expected these options with one of transformers")
 
 
 def find_native_folder(source: str | Path) -> Path | None:
@@ -110,7 +121,7 @@ def find_native_folder(source: str | Path) -> Path | None:
     return folder
 
 
-def hash_source(source: str) -> str:
+def hash_source(source: str, opening: OpeningOptions | None = None) -> str:
     """Hash what decides the answers of a model; of one of transformers its folder's weights, or its hub id."""
     native = find_native_folder(source)
     if native is not None:
@@ -118,7 +129,9 @@ def hash_source(source: str) -> str:
     folder = find_folder(source)
     # The JSON files hold config, tokenizer and preprocessing, which change answers just as weights do.
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]) if folder.is_dir() else []
+    described = opening.describe() if opening is not None else ""
     content = [source, *(f"{file.name} {sha256_file(file)}" for file in files)] if files else [source]
     if is_peft(folder):
         content.append(hash_source(read_base(folder)))
+    content += [described] if described else []
     return hashlib.sha256("\n".join(content).encode()).hexdigest()

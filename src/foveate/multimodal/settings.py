@@ -170,6 +170,29 @@ REGION_PROMPT = (
 )
 
 
+class OpeningOptions(Settings):
+    """How the weights of a model of transformers are put into memory; our own models take none of it."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
+        default=None,
+        description="number format of a transformers model's weights; auto = as stored; by default float32 on a CPU "
+        "and auto elsewhere",
+    )
+    device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+        default=None,
+        description="spread a transformers model over all GPUs, and over the CPU where they are too small, as "
+        "accelerate does (extra gpu)",
+    )
+    quantize: Literal["4bit"] | None = Field(
+        default=None,
+        description="load a transformers model with weights of 4 bits, by bitsandbytes (extra gpu); needs a CUDA GPU",
+    )
+
+    def describe(self) -> str:
+        """Return what decides answers, for the identity of a run; "" for the defaults."""
+        return " ".join(f"{name}={value}" for name in ("dtype", "quantize") if (value := getattr(self, name)))
+
+
 class AskSettings(Settings):
     """How a question is answered."""
 

@@ -336,6 +336,20 @@ def decode(data: bytes, *, longest_side: int | None = None, max_pixels: int = MA
     return decode_with_info(data, longest_side=longest_side, max_pixels=max_pixels).image
 
 
+def decode_input(image: ImageInput) -> Image.Image:
+    """Decode an image as `decode(encode_input(image))` does, without the way through a file where it changes nothing.
+
+    Raises:
+        BadImage, UserError: as both of them.
+    """
+    if isinstance(image, Image.Image) and image.mode == "RGB" and "transparency" not in image.info:
+        # A file that is opened lazily may be damaged.
+        with _decoding(image.format or "PNG"):
+            if not image.getexif() and 0 < image.width * image.height <= MAX_DECODED_PIXELS:
+                return image.copy()
+    return decode(encode_input(image))
+
+
 def decode_with_info(
     data: bytes, *, longest_side: int | None = None, max_pixels: int = MAX_DECODED_PIXELS
 ) -> DecodedImage:

@@ -24,7 +24,8 @@ from foveate.language.positions import scale_rope
 from foveate.language.tokenizer import wrap_transformers
 from foveate.multimodal.folder import hash_model, load_model
 from foveate.multimodal.foreign_loading import load_foreign
-from foveate.multimodal.opening import find_native_folder
+from foveate.multimodal.opening import find_native_folder, refuse_opening
+from foveate.multimodal.settings import OpeningOptions
 from foveate.video.adapter import Network, render_frame, wrap_native
 from foveate.video.families import GRIDS, add_native, open_processor, wrap_family
 from foveate.vision.hf.processors import processor_settings
@@ -52,7 +53,12 @@ _DOUBLED = 4096
 
 
 def open_network(
-    source: str | Path, *, device: str | None = None, revision: str | None = None, rope_factor: float | None = None
+    source: str | Path,
+    *,
+    device: str | None = None,
+    revision: str | None = None,
+    rope_factor: float | None = None,
+    opening: OpeningOptions | None = None,
 ) -> Network:
     """Open an image model for video.
 
@@ -62,6 +68,7 @@ def open_network(
         device: such as "cpu" or "cuda"; by default the fastest there is.
         rope_factor: stretches the positions by dynamic NTK scaling; 1 = as trained. By default 2 where the model's
             limit is 4,096, as in the paper: up to there results are the same bit for bit.
+        opening: dtype, device map and quantization of a model of transformers.
 
     Raises:
         UserError: no such model, one of another kind, without a tower or with a Q-Former, or an incomplete one.
@@ -69,15 +76,17 @@ def open_network(
     folder, torch_device = find_native_folder(source), choose_device(device or "auto")
     if folder is not None:
         refuse_factor(rope_factor)
+        refuse_opening(source, opening)
         return wrap_native(load_model(folder, device=torch_device), name=str(source))
     checkpoint = fetch(str(source), revision=revision, field="model")
     if is_grid(checkpoint):
         refuse_factor(rope_factor, owner=checkpoint.name)
-        return wrap_family(load_foreign(checkpoint, device=torch_device), checkpoint, name=str(source))
+        model = load_foreign(checkpoint, device=torch_device, opening=opening)
+        return wrap_family(model, checkpoint, name=str(source))
     config = read_config(checkpoint)
     # Before the model is built, since it computes its rotary frequencies from the config.
     stretch_positions(config.get_text_config(), rope_factor)
-    model = load_foreign(checkpoint, device=torch_device, config=config)
+    model = load_foreign(checkpoint, device=torch_device, config=config, opening=opening)
     return wrap_foreign(model, checkpoint, name=str(source))
 
 

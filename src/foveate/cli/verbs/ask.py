@@ -13,7 +13,15 @@ import click
 
 from foveate.cli.exchanges import find_nearest_requests, make_exchange, make_result, write_page
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, print_stream, run_option, unit_of_boxes_option
+from foveate.cli.options import (
+    Call,
+    check_opening,
+    common,
+    opening_options,
+    print_stream,
+    run_option,
+    unit_of_boxes_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +50,7 @@ class RegionsCommand(FieldsCommand):
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("question")
 @fields("foveate.multimodal.settings:AskSettings", "model", "adapter", "max_tokens", "unit", "region_prompt")
+@opening_options
 @click.option("--box", multiple=True, metavar="X1,Y1,X2,Y2", help="Region of the question: a box. Repeatable.")
 @click.option("--point", multiple=True, metavar="X,Y", help="Region of the question: a point. Repeatable.")
 @click.option(
@@ -74,6 +83,7 @@ def command(
     question: str,
     settings: dict[str, Any],
     unit_of_boxes: str | None,
+    opening: dict[str, Any],
     options: tuple[str, ...],
     ground: bool,
     chat: bool,
@@ -100,7 +110,7 @@ def command(
     from foveate.multimodal.questions import ask_turns
     from foveate.multimodal.settings import AskSettings
 
-    checked = call.check(AskSettings, settings)
+    checked, opened_as = call.check(AskSettings, settings), check_opening(opening, device=call.device)
     given = {"--json": call.as_json, "--image-out": image_out, "--coco-out": coco_out, "--option": options}
     _refuse_useless(given | {"--ground": ground, "--max-tokens": "max_tokens" in settings}, chat=chat)
     if "unit" in settings and not any(regions[name] for name in ("box", "point", "stroke")):
@@ -119,7 +129,7 @@ def command(
     start = time.perf_counter()
     name = checked.model if "model" in settings or checked.adapter is None else checked.adapter
     adapter = checked.adapter if name != checked.adapter else None
-    model = open_mllm(name, device=call.device, adapter=adapter, unit_of_boxes=unit_of_boxes)
+    model = open_mllm(name, device=call.device, adapter=adapter, unit_of_boxes=unit_of_boxes, opening=opened_as)
     loaded = time.perf_counter()
     asked = prompt_regions(model, images, question, shapes, checked.region_prompt)
     find_nearest = partial(find_nearest_requests, model, name=name, silent=call.as_json)

@@ -9,17 +9,33 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import NOT_FOUND, Call, common, model_first, run_option, unit_of_boxes_option
+from foveate.cli.options import (
+    NOT_FOUND,
+    Call,
+    check_opening,
+    common,
+    model_first,
+    opening_options,
+    run_option,
+    unit_of_boxes_option,
+)
 
 
 @click.command("locate", cls=FieldsCommand, short_help="Find a phrase in an image.")
 @model_first("image", "phrase")
 @fields("foveate.search.settings:LocateSettings", "rule")
 @unit_of_boxes_option
+@opening_options
 @run_option("runs/locate", "Folder for the page")
 @common()
 def command(
-    call: Call, model: str, image: str, phrase: str, settings: dict[str, Any], unit_of_boxes: str | None
+    call: Call,
+    model: str,
+    image: str,
+    phrase: str,
+    settings: dict[str, Any],
+    unit_of_boxes: str | None,
+    opening: dict[str, Any],
 ) -> None:
     """Print the box of PHRASE in IMAGE, in pixels and as fractions, by every rule, and write a page with it.
 
@@ -40,10 +56,12 @@ def command(
     if is_multimodal(model):
         if settings:
             raise click.UsageError(f"--rule has no effect: {model} is a multimodal model, which is asked for the box")
-        _ask_for_box(call, model, Path(image), phrase, unit_of_boxes)
+        _ask_for_box(call, model, Path(image), phrase, unit_of_boxes, opening)
         return
     if unit_of_boxes is not None:
         raise click.UsageError(f"--unit-of-boxes has no effect: {model} is no multimodal model")
+    if opening:
+        raise click.UsageError(f"--{next(iter(opening)).replace('_', '-')} has no effect: {model} is an encoder")
     from foveate.core.runs import RunFolder
     from foveate.records.images import save_thumbnail
     from foveate.report.render import render_and_tell
@@ -86,7 +104,9 @@ def command(
         sys.exit(NOT_FOUND)
 
 
-def _ask_for_box(call: Call, model: str, image: Path, phrase: str, unit_of_boxes: str | None) -> None:
+def _ask_for_box(
+    call: Call, model: str, image: Path, phrase: str, unit_of_boxes: str | None, opening: dict[str, Any]
+) -> None:
     """Ask a multimodal model where a phrase is, and write the page of the question."""
     import time
 
@@ -103,7 +123,8 @@ def _ask_for_box(call: Call, model: str, image: Path, phrase: str, unit_of_boxes
         raise UserError(f"{image}: no such file")
     check_run_path(call.run)
     start = time.perf_counter()
-    opened = open_mllm(model, device=call.device, unit_of_boxes=unit_of_boxes)
+    opened_as = check_opening(opening, device=call.device)
+    opened = open_mllm(model, device=call.device, unit_of_boxes=unit_of_boxes, opening=opened_as)
     loaded = time.perf_counter()
     answer = opened.locate(image, phrase)
     exchange = make_exchange(question, (), answer, time.perf_counter() - loaded, num_images=1)

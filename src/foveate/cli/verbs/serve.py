@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, dry_run_option
+from foveate.cli.options import Call, check_opening, common, dry_run_option, opening_options
 
 
 @click.command("serve", cls=FieldsCommand, short_help="Serve models and indexes to OpenAI clients, with a page.")
@@ -39,9 +39,10 @@ from foveate.cli.options import Call, common, dry_run_option
     repeat=("name", "allow_host", "allow_origin"),
     metavars={"name": "NAME", "allow_host": "NAME", "allow_origin": "URL", "api_key_env": "NAME"},
 )
+@opening_options
 @dry_run_option("Print what would be served and its size, and open no model and no socket.")
 @common(seed=False)
-def command(call: Call, folders: tuple[str, ...], settings: dict[str, Any]) -> None:
+def command(call: Call, folders: tuple[str, ...], settings: dict[str, Any], opening: dict[str, Any]) -> None:
     """Serve each FOLDER until Ctrl-C: chat, embeddings, locate, search and classify, as far as its model can.
 
     FOLDER is a model folder of `foveate mllm train`, `pretrain` or `adapt train`, an index, mini, small, or a folder
@@ -60,6 +61,7 @@ def command(call: Call, folders: tuple[str, ...], settings: dict[str, Any]) -> N
 
     folders = folders or (KINDS["multimodal"].shipped[0], DEFAULT_ENCODER)
     checked = call.check(ServeSettings, settings | ({"device": call.device} if call.device else {}))
+    opened_as = check_opening(opening, device=call.device)
     # Before a model is opened, which takes seconds.
     check_extra()
     key = read_key(checked)
@@ -82,7 +84,7 @@ def command(call: Call, folders: tuple[str, ...], settings: dict[str, Any]) -> N
     from foveate.serve.application import Application
     from foveate.serve.run import serve
 
-    application = Application(open_adapters(folders, checked), checked, key=key)
+    application = Application(open_adapters(folders, checked, opening=opened_as if opening else None), checked, key=key)
 
     def ready(port: int) -> None:
         host = f"[{checked.host}]" if ":" in checked.host else checked.host

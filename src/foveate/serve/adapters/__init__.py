@@ -18,6 +18,7 @@ from foveate.core.files import read_json
 from foveate.core.hub import INNER, find
 from foveate.core.model_folder import CONFIG
 from foveate.core.plugins import load_module, module_names
+from foveate.multimodal.settings import OpeningOptions
 from foveate.serve.calls import Adapter, Refused
 from foveate.serve.settings import ServeSettings
 
@@ -35,6 +36,7 @@ def open_served(
     device: str | None = None,
     precision: str = "auto",
     max_tokens: int = 1024,
+    opening: OpeningOptions | None = None,
 ) -> Adapter:
     """Open a model folder or an index for the server.
 
@@ -43,13 +45,17 @@ def open_served(
         name: under which it is served; `name_folder` by default.
         precision: bfloat16, float32, or auto: as the model is opened elsewhere.
         max_tokens: longest answer of a model that writes.
+        opening: dtype, device map and quantization of a model of transformers; no other kind takes it.
 
     Raises:
         UserError: there is no such folder, it holds nothing that can be served, or it is damaged.
     """
-    module, path = load_module(__name__, find_kind(folder), label="kind"), find("served", folder).folder
-    adapter: Adapter = module.open_adapter(
-        path, name=name or name_folder(path), device=device, precision=precision, max_tokens=max_tokens
+    kind, path = find_kind(folder), find("served", folder).folder
+    options: dict[str, Any] = {"opening": opening} if opening is not None else {}
+    if options and kind != _LAST:
+        raise UserError(f"{folder}: a model of kind {kind} takes no dtype, device map or quantization")
+    adapter: Adapter = load_module(__name__, kind, label="kind").open_adapter(
+        path, name=name or name_folder(path), device=device, precision=precision, max_tokens=max_tokens, **options
     )
     return adapter
 
@@ -176,7 +182,9 @@ def plan(folders: Sequence[str], settings: ServeSettings) -> list[dict[str, Any]
     return models
 
 
-def open_adapters(folders: Sequence[str], settings: ServeSettings) -> list[Adapter]:
+def open_adapters(
+    folders: Sequence[str], settings: ServeSettings, *, opening: OpeningOptions | None = None
+) -> list[Adapter]:
     """Open models and indexes.
 
     Raises:
@@ -184,6 +192,13 @@ def open_adapters(folders: Sequence[str], settings: ServeSettings) -> list[Adapt
     """
     device = None if settings.device == "auto" else settings.device
     return [
-        open_served(folder, name=name, device=device, precision=settings.precision, max_tokens=settings.max_tokens)
+        open_served(
+            folder,
+            name=name,
+            device=device,
+            precision=settings.precision,
+            max_tokens=settings.max_tokens,
+            opening=opening,
+        )  # fmt: skip
         for folder, name in zip(folders, name_folders(folders, settings), strict=True)
     ]

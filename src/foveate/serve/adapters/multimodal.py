@@ -25,6 +25,7 @@ from foveate.multimodal.opening import find_native_folder, is_multimodal, open_m
 from foveate.multimodal.prepare import Dialog
 from foveate.multimodal.questions import ask_turns, ask_where, find_phrase
 from foveate.multimodal.recognition import SOURCE
+from foveate.multimodal.settings import OpeningOptions
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.conversations import IMAGE, REGION, Turn, find_shape_problem, find_turn_problem
 from foveate.records.images import make_thumbnail
@@ -475,9 +476,17 @@ def matches(folder: Path) -> bool:
     return is_multimodal(folder)
 
 
-def open_adapter(folder: Path, *, name: str, device: str | None, precision: str, max_tokens: int) -> MultimodalAdapter:
+def open_adapter(
+    folder: Path,
+    *,
+    name: str,
+    device: str | None,
+    precision: str,
+    max_tokens: int,
+    opening: OpeningOptions | None = None,
+) -> MultimodalAdapter:
     """Open the model of a folder; one of Foveate also answers requests for captions."""
-    model, native = open_mllm(folder, device=device), find_native_folder(folder)
+    model, native = open_mllm(folder, device=device, opening=opening), find_native_folder(folder)
     captioner = MllmCaptioner(model, native) if isinstance(model, Mllm) and native is not None else None
     if isinstance(model, ForeignMllm):
         # Its errors begin with it, and a folder of the server is nothing for clients.

@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from foveate.cli.fields import FieldsCommand, fields
-from foveate.cli.options import Call, common, path_option, run_option, unit_of_boxes_option
+from foveate.cli.options import (
+    Call,
+    check_opening,
+    common,
+    opening_options,
+    path_option,
+    run_option,
+    unit_of_boxes_option,
+)
 from foveate.cli.recipe_call import RecipeCall, recipe_command
 
 # `foveate mllm plan`: what images cost, before a pixel is read.
@@ -297,9 +305,15 @@ def prepare_dense_command(call: Call, collection: Path, settings: dict[str, Any]
     metavars={"sources": "NAME"},
 )
 @unit_of_boxes_option
+@opening_options
 @common(seed=False)
 def label_command(
-    call: Call, collection: Path, model: str, settings: dict[str, Any], unit_of_boxes: str | None
+    call: Call,
+    collection: Path,
+    model: str,
+    settings: dict[str, Any],
+    unit_of_boxes: str | None,
+    opening: dict[str, Any],
 ) -> None:
     """Ask MODEL what is where in each image of COLLECTION, and store the answers as pseudo-labels, source mllm:MODEL.
 
@@ -315,9 +329,9 @@ def label_command(
     from foveate.multimodal.opening import hash_source, open_mllm
     from foveate.records.labeling import end_command
 
-    checked = call.check(LabelSettings, settings)
-    opened = open_mllm(model, device=call.device, unit_of_boxes=unit_of_boxes)
-    counts = label_collection(collection, opened, checked, name=model, sha256=hash_source(model))
+    checked, opened_as = call.check(LabelSettings, settings), check_opening(opening, device=call.device)
+    opened = open_mllm(model, device=call.device, unit_of_boxes=unit_of_boxes, opening=opened_as)
+    counts = label_collection(collection, opened, checked, name=model, sha256=hash_source(model, opened_as))
     done = counts.done_before + sum(counts.status.values())
     lines = [f"{done}/{counts.images} images, {counts.rows} new {checked.labels}, source {counts.source}"]
     lines += [f"images {name}: {count}" for name, count in counts.status.items()]
@@ -350,10 +364,17 @@ def label_command(
     "region_prompt",
 )
 @unit_of_boxes_option
+@opening_options
 @run_option("runs/mllm-evaluate-SUITE", "Folder for answers, result and page")
 @common()
 def evaluate_command(
-    call: Call, model: str, suite: str, data: Path, settings: dict[str, Any], unit_of_boxes: str | None
+    call: Call,
+    model: str,
+    suite: str,
+    data: Path,
+    settings: dict[str, Any],
+    unit_of_boxes: str | None,
+    opening: dict[str, Any],
 ) -> None:
     """Ask MODEL every question with its image, without an image, and with the image of another question.
 
@@ -370,8 +391,8 @@ def evaluate_command(
     from foveate.video.networks import hash_weights
 
     checked = call.check(SuiteSettings, {**settings, "seed": call.seed or 0})
-    target = call.run or Path("runs") / f"mllm-evaluate-{suite}"
-    opened = open_mllm(model, device=call.device, unit_of_boxes=unit_of_boxes)
+    target, opened_as = call.run or Path("runs") / f"mllm-evaluate-{suite}", check_opening(opening, device=call.device)
+    opened = open_mllm(model, device=call.device, unit_of_boxes=unit_of_boxes, opening=opened_as)
     result = evaluate_suite(
         opened,
         suite,
@@ -380,8 +401,8 @@ def evaluate_command(
         settings=checked,
         name=model,
         # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
-        # So must not those of one model whose boxes were read in two units.
-        weights=hash_weights(model) + (f" {unit_of_boxes}" if unit_of_boxes else ""),
+        # So must not those of one model whose boxes were read in two units, or whose weights are rounded in two ways.
+        weights=" ".join(filter(None, (hash_weights(model), unit_of_boxes, opened_as.describe()))),
         command=call.command,
     )
     report, lines = render_and_tell(target)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from foveate.cli.options import path_option, print_stream
+from foveate.cli.options import check_opening, opening_options, path_option, print_stream
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,7 +105,7 @@ def fitting_options(function: F) -> F:
 def viewing_options(function: F) -> F:
     """Add all options that say how a model watches a clip; the command takes them as keywords and passes them on."""
     selector = path_option("--selector", "Image-text model, such as a CLOC model, by which slow frames are chosen.")
-    return strategy_options(sampling_options(span_options(fitting_options(selector(function)))))
+    return strategy_options(sampling_options(span_options(fitting_options(selector(opening_options(function))))))
 
 
 def _add(options: list[Callable[[Any], Any]], function: F) -> F:
@@ -293,6 +293,7 @@ def watch_clip(
     rope_factor: float | None,
     selector: Path | None,
     device: str | None,
+    opening: dict[str, Any],
     **strategy: Any,
 ) -> Viewing:
     """Show a clip to a model as the options of `ask` and `chat` say; `requests` are questions with their options."""
@@ -302,6 +303,7 @@ def watch_clip(
     from foveate.video.watching import count_text, watch
 
     check_run_path(run)
+    opened_as = check_opening(opening, device=device)
     settings, span = build_how(how, strategy), Span.parse(start, end)
     # The defaults are the paper's, for a context of 4,096. Where nobody asked for a size, they shrink to what the model
     # has, and the changes are listed; a size that was asked for is kept or refused.
@@ -316,7 +318,7 @@ def watch_clip(
         # Before a model is opened, which takes seconds.
         raise UserError(f"{clip}: no such file or folder")
     with collect_warnings() as texts:
-        network = open_network(model, device=device, rope_factor=rope_factor)
+        network = open_network(model, device=device, rope_factor=rope_factor, opening=opened_as)
         # No question of a chat is known yet: each is checked when it is asked.
         text_tokens = None
         if fit or requests:

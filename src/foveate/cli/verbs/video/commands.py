@@ -13,10 +13,12 @@ from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import (
     NOT_FOUND,
     Call,
+    check_opening,
     common,
     finish,
     json_option,
     model_first,
+    opening_options,
     path_option,
     quiet_option,
     run_option,
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
 # `foveate video ask`: answer questions about a clip, in words or by the letter of an option.
 
 
-@click.command("ask", short_help="Ask questions about a clip.")
+@click.command("ask", cls=FieldsCommand, short_help="Ask questions about a clip.")
 @click.argument("model")
 @click.argument("clip", type=click.Path(path_type=Path))
 @click.argument("questions", nargs=-1, required=True)
@@ -113,7 +115,7 @@ def ask_command(
 # `foveate video chat`: answer each line of the input as a question about a clip.
 
 
-@click.command("chat", short_help="Ask about a clip, question after question.")
+@click.command("chat", cls=FieldsCommand, short_help="Ask about a clip, question after question.")
 @click.argument("model")
 @click.argument("clip", type=click.Path(path_type=Path))
 @viewing_options
@@ -423,6 +425,7 @@ def plan_command(
 @sampling_options
 @fitting_options
 @allow_damaged_option
+@opening_options
 @run_option("runs/video-evaluate-SET", "Folder for answers, result and page")
 @common()
 def evaluate_command(
@@ -438,6 +441,7 @@ def evaluate_command(
     prompt: str,
     rope_factor: float | None,
     allow_damaged: bool,
+    opening: dict[str, Any],
     **strategy_options: Any,
 ) -> None:
     """Ask MODEL all questions of a set. Multiple choices are scored at once, open answers by `foveate video score`.
@@ -456,9 +460,12 @@ def evaluate_command(
 
     checked = call.check(VideoEvaluationSettings, {**settings, "seed": call.seed or 0})
     strategy = build_how(how, strategy_options)
-    target = call.run or Path("runs") / f"video-evaluate-{checked.question_set}"
+    target, opened_as = (
+        call.run or Path("runs") / f"video-evaluate-{checked.question_set}",
+        check_opening(opening, device=call.device),
+    )
     with collect_warnings() as texts:
-        network = open_network(model, device=call.device, rope_factor=rope_factor)
+        network = open_network(model, device=call.device, rope_factor=rope_factor, opening=opened_as)
         options = {"rule": rule, "fps": fps, "fit": fit, "prompt": prompt, "allow_damaged": allow_damaged}
         watcher = ClipWatcher(network, strategy, **options)
         result = evaluate_set(
@@ -470,7 +477,7 @@ def evaluate_command(
             name=model,
             how=watcher.description,
             # A folder of the same name may hold other weights by now: answers of two models must not mix in one run.
-            weights=hash_weights(model),
+            weights=f"{hash_weights(model)} {opened_as.describe()}".strip(),
             command=call.command,
         )
     report, lines = render_and_tell(target)
