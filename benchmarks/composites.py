@@ -1,11 +1,13 @@
 """Photographs with cut-outs pasted on them, whose boxes are known: how well is a phrase's box found?
 
     python -m benchmarks.composites --packages FOLDER --out bench
+    python -m benchmarks.composites --model small --scenes runs/small/collection --out bench
 
 Three photographic cut-outs of the Debian package tuxpaint-stamps-default (animals, food, household, vehicles, clothes,
 hobbies) on a photograph of gcompris-qt-data; the first lines of the cut-outs' texts are the phrases. Cut-outs and
 photographs are halved: one half chose the weights of `foveate.vision.bridge`, the other is reported. Absent phrases are
-those of cut-outs of other composites. A contact sheet shows ten boxes.
+those of cut-outs of other composites. A contact sheet shows ten boxes. With --scenes, the test scenes of a collection
+take their place, of which every second one is reported.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from foveate.core.progress import track
 from foveate.core.seeds import generator
 from foveate.metrics.grounding import baseline_boxes
 from foveate.records.boxes import pairwise_iou
+from foveate.records.collection import Collection
 from foveate.records.images import decode
 from foveate.search.calibration import TextCache
 from foveate.search.locate import encode_image, locate_phrases, propose
+from foveate.search.settings import LOCATE_RULES
 from foveate.vision.localizer.sources import open_localizer
 
 CLASSES = ("animals", "food", "household", "vehicles", "clothes", "hobbies")
@@ -43,6 +47,7 @@ class Composite:
     data: bytes
     phrases: list[str]
     boxes_T4: np.ndarray
+    slices: tuple[str, ...] = ()  # of each phrase, where they are reported by themselves
 
 
 def make_composites(packages: Path, work: Path, half: str, count: int) -> list[Composite]:
@@ -97,25 +102,44 @@ def _compose(background: Path, things: Sequence[Path], rng: np.random.Generator)
     return Composite(buffer.getvalue(), phrases, np.array(boxes) / (canvas.size * 2))
 
 
+def read_scenes(folder: Path, half: str, count: int) -> list[Composite]:
+    """Read every second of the first `2 * count` test scenes of a collection, such as that of tools/build_small.py."""
+    collection, scenes = Collection.open(folder), []
+    for row in collection.rows("test", {"source": "scenes"})[HALVES.index(half) : 2 * count : 2]:
+        regions = collection.record(int(row)).regions
+        if regions:
+            boxes_T4 = np.array([region.box.to_array() for region in regions])
+            slices = tuple(region.slice for region in regions)
+            phrases = [region.phrase for region in regions]
+            scenes.append(Composite(collection.image_bytes(int(row)), phrases, boxes_T4, slices))
+    return scenes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, default=Path("/"), help="folder of installed or unpacked packages")
     parser.add_argument("--model", default="bridge")
-    parser.add_argument("--images", type=int, default=70, help="composites of each half")
+    parser.add_argument("--images", type=int, default=70, help="composites, or scenes, of each half")
+    parser.add_argument("--scenes", type=Path, help="collection whose test scenes are measured instead")
+    parser.add_argument("--rule", choices=LOCATE_RULES, help="rule of the boxes; by default the model's")
     parser.add_argument("--work", type=Path, default=Path("runs/search-quality"), help="folder for photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     model, cache = open_localizer(options.model), TextCache()
+    file = "composites" if options.scenes is None else "scenes"
     rows = {}
     for half in HALVES:
-        composites = make_composites(options.packages, options.work, half, options.images)
+        if options.scenes is None:
+            composites = make_composites(options.packages, options.work, half, options.images)
+        else:
+            composites = read_scenes(options.scenes, half, options.images)
         hits: dict[str, list[bool]] = {}
         refused: dict[str, list[bool]] = {"present, right box": [], "present": [], "absent": []}
         sheet = []
         for row, image in enumerate(track(composites, description=half)):
             absent = composites[(row + 1) % len(composites)].phrases
             absent = [phrase for phrase in absent if phrase not in image.phrases]
-            located = locate_phrases(model, image.data, [*image.phrases, *absent], cache=cache)
+            located = locate_phrases(model, image.data, [*image.phrases, *absent], rule=options.rule, cache=cache)
             proposals = propose(model, encode_image(model, image.data))
             for index, each in enumerate(located):
                 if index >= len(image.phrases):
@@ -124,6 +148,8 @@ def main() -> None:
                 truth_14 = image.boxes_T4[index : index + 1]
                 is_right = bool(pairwise_iou(np.array([each.box]), truth_14)[0, 0] >= _MIN_IOU)
                 hits.setdefault("found", []).append(is_right)
+                if image.slices:
+                    hits.setdefault(f"found, {image.slices[index]}", []).append(is_right)
                 refused["present"].append(not each.has_match)
                 if is_right:
                     refused["present, right box"].append(not each.has_match)
@@ -135,12 +161,14 @@ def main() -> None:
             if len(sheet) < 10:
                 sheet.append((image, located))
         options.out.mkdir(parents=True, exist_ok=True)
-        _draw(sheet, options.out / f"composites-{half.replace(' ', '-')}.png")
+        _draw(sheet, options.out / f"{file}-{half.replace(' ', '-')}.png")
         shares = {name: round(float(np.mean(values)), 3) for name, values in hits.items()}
         not_found = {name: round(float(np.mean(values)), 3) for name, values in refused.items()}
-        rows[half] = {"n": len(hits["found"]), "hits": shares, "refused": not_found}
+        counts = {name: len(values) for name, values in hits.items() if name.startswith("found")}
+        rows[half] = {"n": counts, "hits": shares, "refused": not_found}
         print(half, rows[half])
-    write_json_atomically(options.out / "composites.json", {"machine": machine(), "model": options.model, "rows": rows})
+    result = {"machine": machine(), "model": options.model, "rule": options.rule, "rows": rows}
+    write_json_atomically(options.out / f"{file}.json", result)
 
 
 def _draw(sheet: Sequence[tuple[Composite, Sequence]], path: Path) -> None:

@@ -21,7 +21,7 @@ from foveate.search.locate import encode_image, locate_phrases, propose
 from foveate.vision.localizer.inference import candidate_boxes
 from foveate.vision.localizer.sources import find_model, fingerprint_folder
 from foveate.vision.registry import build_image_encoder
-from foveate.vision.small import LEVEL, SENTENCE_WIDTH, SmallEncoder, SmallTextEncoder
+from foveate.vision.small import FLOOR_SHARE, LEVEL, PROMPTER_WEIGHT, SENTENCE_WIDTH, SmallEncoder, SmallTextEncoder
 from naming import raises_naming
 
 SAMPLES = Path(str(importlib.resources.files("skimage"))) / "data"
@@ -100,17 +100,36 @@ def test_a_share_of_one_is_bridge_and_a_share_of_zero_the_trained_part(encoder: 
 def test_photographs_and_drawings_are_told_apart(model: Model, encoder: SmallEncoder, drawings: list[bytes]) -> None:
     photographs = [encode_image(model.network, (SAMPLES / name).read_bytes()) for name in PHOTOGRAPHS]
     drawn = [encode_image(model.network, data) for data in drawings]
-    assert all(not encoder.trusts_box_head(encoded.tokens.tokens[0]) for encoded in photographs)
-    assert all(encoder.trusts_box_head(encoded.tokens.tokens[0]) for encoded in drawn)
-    # Bridge's proposals are unchanged in a photograph, and there are none in a drawing.
-    assert propose(model.network, drawn[0]) is None
-    proposals = propose(model.network, photographs[0])
-    assert proposals is not None
-    pixels, tokens = photographs[0].pixels, encoder.split(photographs[0].tokens.tokens[0])[0]
-    own = encoder.bridge.propose(pixels, tokens)
-    texts = model.network.embed_texts(["a cat", "a violin"])
+    both = [propose(model.network, encoded) for encoded in (photographs[0], drawn[0])]
+    assert [proposals is not None and proposals.has_floors for proposals in both] == [True, False]
+    assert all(encoded.tokens.tokens[0, 0, -1] > FLOOR_SHARE for encoded in photographs)
+    assert all(encoded.tokens.tokens[0, 0, -1] < FLOOR_SHARE for encoded in drawn)
+
+
+def test_a_proposal_scores_bridge_and_the_z_of_the_prompter(
+    model: Model, encoder: SmallEncoder, drawings: list[bytes]
+) -> None:
+    texts = model.network.embed_texts(["a cat", "a violin", "a pineapple"])
     sentences = F.normalize(texts[:, :SENTENCE_WIDTH], dim=-1)
-    assert torch.allclose(proposals.score(texts), own.score(sentences), atol=2e-3)
+    own_texts = F.normalize(texts[:, SENTENCE_WIDTH:-1], dim=-1)
+    mean, std = encoder.trained_level_2
+    for data in ((SAMPLES / "chelsea.png").read_bytes(), drawings[0]):
+        encoded = encode_image(model.network, data)
+        proposals = propose(model.network, encoded)
+        assert proposals is not None
+        own = encoder.bridge.propose(encoded.pixels, encoder.split(encoded.tokens.tokens[0])[0])
+        assert torch.equal(proposals.boxes_K4, own.boxes_K4)
+        owner = torch.zeros(len(own.boxes_K4), dtype=torch.int64)
+        vectors = encoder.embed_boxes(encoded.tokens, own.boxes_K4, owner)[:, SENTENCE_WIDTH:-1]
+        z = (own_texts @ F.normalize(vectors, dim=-1).T - mean) / std
+        weight = PROMPTER_WEIGHT * float(1 - encoded.tokens.tokens[0, 0, -1]) ** 0.5
+        scores = proposals.score(texts)
+        # The scales of texts are stored in half precision.
+        assert torch.allclose(scores, own.score(sentences) + weight * z, atol=5e-3)
+        # A floor of bridge is compared with what bridge scores the chosen box; one by names with the whole score.
+        best = scores.argmax(dim=1)
+        judged = own.score(sentences) if proposals.has_floors else scores
+        assert torch.allclose(proposals.judge(texts), judged.gather(1, best[:, None])[:, 0], atol=5e-3)
 
 
 def test_both_kinds_of_folder_are_searched(model: Model, drawings: list[bytes], tmp_path: Path) -> None:
@@ -134,7 +153,8 @@ def test_boxes_of_both_kinds_are_embedded(model: Model, encoder: SmallEncoder, d
     assert vectors.shape == (5, encoder.embed_dim)
     assert torch.equal(vectors, model.network.encode_regions(encoded.tokens, boxes, index))
     located = locate_phrases(model.network, drawings[0], ["a pineapple"])[0]
-    assert located.rule == "head"
+    assert located.rule == "candidates"
+    assert located.has_match
     assert {"head", "candidates"} <= set(located.boxes)
     found = locate_phrases(model.network, (SAMPLES / "chelsea.png").read_bytes(), ["a cat", "a violin"])
     assert [each.rule for each in found] == ["candidates", "candidates"]

@@ -119,7 +119,7 @@ class PhraseBoxes:
         rule: the one that `box` comes from. boxes: of every rule, and a center and a random box as baselines.
         scores: cosine of each box's embedding with the phrase's, in [-1, 1]; None for a box without area.
         width, height: of the image in pixels, after its EXIF rotation.
-        match: score of the best candidate, where the model scores proposals by more than the cosine.
+        match: score of the best proposal that the floor is compared with, where a model proposes boxes itself.
         floor: score of the best candidate below which the phrase is not in the image; None where it was not measured.
         is_unknown, unknown_words: whether the text tower cannot tell the phrase, and which words of it, from letters.
     """
@@ -215,7 +215,8 @@ def locate_phrases(
     texts_RE = embed_phrases(model, phrases).to(model.device)
     located = _locate_all(model, encoded, proposals, phrases, texts_RE, rule=rule, is_default=is_default, seed=seed)
     floor, judgments = _measure_floor(model, encoded, proposals, phrases, cache or TextCache())
-    floors_R = None if proposals is None else model.image_encoder.measure_floors(texts_RE, "proposals")
+    has_floors = proposals is not None and proposals.has_floors
+    floors_R = model.image_encoder.measure_floors(texts_RE, "proposals") if has_floors else None
     floors = [floor] * len(phrases) if floors_R is None else floors_R.tolist()
     return [
         replace(each, floor=floor, is_unknown=is_unknown, unknown_words=unknown)
@@ -360,10 +361,8 @@ def _locate_encoded(
     seed: int,
 ) -> PhraseBoxes:
     tokens, placement = encoded.tokens, encoded.placement
-    if is_default:
-        rule = model.choose_rule(tokens)
     index = torch.zeros(1, dtype=torch.int64, device=model.device)
-    best_14, scores_1C = score_candidates(model, encoded, proposals, text_1E)
+    best_14, _ = score_candidates(model, encoded, proposals, text_1E)
     inside = {
         name: find(model, tokens, [placement], text_1E, index, rule=name) if name == "head" else best_14
         for name in _list_rules(model)
@@ -383,7 +382,7 @@ def _locate_encoded(
         scores=scores,
         width=encoded.width,
         height=encoded.height,
-        match=None if proposals is None else float(scores_1C.max()),
+        match=None if proposals is None else float(proposals.judge(text_1E)[0]),
     )
 
 

@@ -55,15 +55,26 @@ class BoxProposals:
         boxes_K4: corners in [0, 1] of the model input.
         vectors_KE: of each box; their products with a phrase's unit vector are scores, not necessarily cosines.
         bias_K: part of a box's score that depends on no phrase.
+        judged_KE: vectors that score the best box for the floor of a phrase; None: `vectors_KE`.
+        has_floors: whether the encoder's floors of phrases hold in this image; else random names measure one.
     """
 
     boxes_K4: Tensor
     vectors_KE: Tensor
     bias_K: Tensor
+    judged_KE: Tensor | None = None
+    has_floors: bool = True
 
     def score(self, texts_TE: Tensor) -> Tensor:
         """Return the scores [T, K] of phrases, unit length or not, with every box."""
         return F.normalize(texts_TE.float(), dim=-1) @ self.vectors_KE.T + self.bias_K
+
+    def judge(self, texts_TE: Tensor) -> Tensor:
+        """Return what the floor of each phrase is compared with [T]: the score of its best box, as floors know it."""
+        best_T = self.score(texts_TE).argmax(dim=1)
+        vectors_KE = self.vectors_KE if self.judged_KE is None else self.judged_KE
+        texts_TE = F.normalize(texts_TE.float(), dim=-1)
+        return (texts_TE * vectors_KE[best_T]).sum(dim=1) + self.bias_K[best_T]
 
 
 def check_layer(layer: int, layers: int, *, kind: str) -> int:
@@ -183,14 +194,6 @@ class ImageEncoder(nn.Module, ABC):
             texts_RE: of the text encoder, not normalized.
         """
         return None
-
-    def trusts_box_head(self, tokens_LD: Tensor) -> bool:
-        """Whether the boxes of its own box head are the better ones in an image.
-
-        Args:
-            tokens_LD: of the image, as `forward` gave them.
-        """
-        return False
 
     def propose(self, pixels_3HW: Tensor, tokens_LD: Tensor) -> BoxProposals | None:
         """Propose boxes of an image in which a phrase is looked for; None where any box is as good as another.

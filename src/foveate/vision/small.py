@@ -27,9 +27,11 @@ _EXTRA = SENTENCE_WIDTH + 1  # numbers of a joined vector besides the trained pa
 # The last number of a text's vector. A large one keeps the level in an image's vector small, whose length then hardly
 # differs between images.
 LEVEL = 16.0
-# An image with a smaller share of bridge is a drawing to `locate`: so are 5 % of the composites of one half of
+# In an image with a smaller share of bridge its floors do not hold: so are 5 % of the composites of one half of
 # benchmarks/composites.py, and three quarters of generated scenes.
-HEAD_SHARE = 0.38
+FLOOR_SHARE = 0.38
+# a: weight of a drawing's z of the Prompter in the score of a proposal; chosen on one half of composites and scenes.
+PROMPTER_WEIGHT = 0.1
 
 
 class SmallEncoder(ImageEncoder):
@@ -148,19 +150,32 @@ class SmallEncoder(ImageEncoder):
         trained_RE = texts_RE[:, SENTENCE_WIDTH:-1].float()
         return sorted_boxes(self.box_head(self.prompter.phrases(prepared, trained_RE, image_index_R)))
 
-    def trusts_box_head(self, tokens_LD: Tensor) -> bool:
-        """Whether an image looks like the drawings of the training: there the box head finds more than the detector."""
-        return bool(tokens_LD[0, -1] < HEAD_SHARE)
-
     @torch.inference_mode()
-    def propose(self, pixels_3HW: Tensor, tokens_LD: Tensor) -> BoxProposals | None:
-        """Propose bridge's boxes in a photograph; None in a drawing, where the detector finds little."""
-        if self.trusts_box_head(tokens_LD):
-            return None
-        proposals = self.bridge.propose(pixels_3HW, self.split(tokens_LD)[0])
-        vectors_KE = proposals.vectors_KE * self._text_scale()
-        rest_KE = vectors_KE.new_zeros(len(vectors_KE), self.embed_dim - SENTENCE_WIDTH)
-        return BoxProposals(proposals.boxes_K4, torch.cat([vectors_KE, rest_KE], dim=1), proposals.bias_K)
+    def propose(self, pixels_3HW: Tensor, tokens_LD: Tensor) -> BoxProposals:
+        """Propose bridge's boxes; what it scores is joined with the Prompter's z, the more an image is a drawing."""
+        of_bridge, of_trained, share_L1 = self.split(tokens_LD)
+        share = share_L1[0, 0]
+        proposals = self.bridge.propose(pixels_3HW, of_bridge)
+        owner_K = torch.zeros(len(proposals.boxes_K4), dtype=torch.int64, device=tokens_LD.device)
+        prepared = self.prompter.prepare(of_trained[None], self.grid)
+        prompted_KE = self.prompter.boxes(prepared, proposals.boxes_K4, owner_K).embedding_RE
+        mean, std = self.trained_level_2
+        weight = PROMPTER_WEIGHT * (1 - share).sqrt() / self.bridge_level_2[1]
+        own_KE, rest_KE = proposals.vectors_KE, F.normalize(prompted_KE.float(), dim=-1)
+        # The mean of random texts is taken off by the last number, as in `join`.
+        level_K1 = (-mean / std / LEVEL).expand(len(own_KE), 1)
+        vectors_KE = torch.cat([own_KE, weight * rest_KE, weight * level_K1], dim=1)
+        # A photograph's floors were measured on bridge's scores alone.
+        judged_KE = F.pad(own_KE, (0, self.embed_dim - SENTENCE_WIDTH))
+        has_floors = bool(share >= FLOOR_SHARE)
+        scale = self._text_scale()
+        return BoxProposals(
+            proposals.boxes_K4,
+            vectors_KE * scale,
+            proposals.bias_K,
+            judged_KE * scale if has_floors else None,
+            has_floors,
+        )
 
     @torch.inference_mode()
     def measure_floors(self, texts_TE: Tensor, of: str) -> Tensor:

@@ -228,12 +228,6 @@ class LocalizingModel(nn.Module):
         # A model that never learned places may still have a box head, but its boxes would be random.
         return self.image_encoder.has_box_head or (self.prompter is not None and self.localizes)
 
-    def choose_rule(self, features: ImageFeatures) -> str:
-        """Return the rule by which phrases are found in one image: the encoder's choice, or the model's better one."""
-        if not self.image_encoder.has_box_head:
-            return self.locate_rule
-        return "head" if self.image_encoder.trusts_box_head(features.tokens[0]) else "candidates"
-
     def _in_parts(self, features: ImageFeatures, prompts: Tensor, image_index_R: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Split the prompts of a call where each of them reads and keeps all tokens of its image."""
         # With gradients, parts would save nothing: the graph holds the activations of all of them.
