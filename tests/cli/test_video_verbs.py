@@ -101,6 +101,8 @@ def test_a_clip_answers_questions_and_leaves_a_page(foveate: Any, clip: Path, tm
     assert exchange["text"] == "AB"[exchange["probabilities"].index(max(exchange["probabilities"]))] + (
         ". red" if exchange["probabilities"][0] >= exchange["probabilities"][1] else ". blue"
     )
+    # The shipped model was never trained on letters.
+    assert (exchange["scored_by"], exchange["mass"] < 1e-4) == ("texts", True)
 
 
 def test_evidence_is_printed_and_drawn(foveate: Any, clip: Path, tmp_path: Path) -> None:

@@ -181,6 +181,29 @@ def test_letters_have_the_probabilities_of_the_next_token(network: Network) -> N
     assert choice.mass == pytest.approx(float(logits_V.softmax(-1)[letters].sum()), abs=1e-5)
 
 
+def test_texts_are_scored_where_letters_have_no_mass(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    viewing, options = watch(network, tiny_llavas.frames(3), how="mean"), ["red", "red and blue"]
+    letters = viewing.choose("which?", options)
+    monkeypatch.setattr("foveate.video.viewing.MIN_LETTER_MASS", 1.0)
+    texts = viewing.choose("which?", options)
+    assert (letters.scored_by, texts.scored_by, texts.mass) == ("letters", "texts", pytest.approx(letters.mass))
+    ids = encode_prompt(network, viewing.prompts.fill(network.frame, "which?"))
+    assert network.tokenizer is not None
+    logs = []
+    for option in options:
+        answer = [*network.tokenizer.encode(f" {option}"), network.tokenizer.end]
+        whole = splice(network, ids._replace(after=[*ids.after, *answer]), viewing.video_LD)
+        with torch.inference_mode():
+            logs_TV = network.language(inputs_embeds=whole[None]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+        logs.append(logs_TV.gather(1, torch.tensor(answer)[:, None]).sum())
+    expected = torch.stack(logs).softmax(0)
+    np.testing.assert_allclose(texts.probabilities, expected.numpy(), rtol=0, atol=1e-4)
+    assert texts.letter == "AB"[int(expected.argmax())]
+    # The evidence is that of the text, not of a letter that was not chosen by.
+    prompt, endings = viewing.encode_texts("which?", options)
+    assert prompt.after + endings[0] == [*ids.after, *network.tokenizer.encode(" red"), network.tokenizer.end]
+
+
 @pytest.mark.parametrize("options", [(), ("a",), ("a", " a"), ("a", ""), tuple(map(str, range(27)))])
 def test_options_that_are_none(network: Network, options: tuple[str, ...]) -> None:
     with raises_naming(UserError, "options"):

@@ -51,7 +51,7 @@ def measure_occlusion(
     sampled several times is left out as a whole.
 
     Args:
-        answer: of `ask`, or of `choose`, whose letter is then scored. options: that the question had.
+        answer: of `ask`, or of `choose`, whose letter or text is then scored. options: that the question had.
         batch: maximum number of readings together.
 
     Raises:
@@ -122,7 +122,10 @@ def _encode(
 ) -> tuple[PromptIds, Sequence[int]]:
     """Return the ids of a prompt and of the answer that is scored behind it."""
     if isinstance(answer, VideoChoice):
-        _, prompt, endings = viewing.encode_letters(question, options)
+        if answer.scored_by == "letters":
+            _, prompt, endings = viewing.encode_letters(question, options)
+        else:
+            prompt, endings = viewing.encode_texts(question, options)
         return prompt, endings[answer.index]
     if not answer.ids:
         raise UserError("answer: empty, so that no frame can be attributed; expected at least one token")

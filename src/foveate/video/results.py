@@ -21,7 +21,7 @@ class VideoExchange(ResultModel):
 
     Attributes:
         options: to choose from, with their probabilities; `text` is then the letter and the likeliest option.
-        mass: probability that the model continues with a letter at all.
+        mass: probability that the model continues with a letter at all. scored_by: what the probabilities are of.
         drops, control: occlusion of each frame, in nats, and that behind the shuffled question; empty where it was
             not measured.
     """
@@ -30,6 +30,7 @@ class VideoExchange(ResultModel):
     options: list[str] = []
     probabilities: list[float] = []
     mass: float | None = None
+    scored_by: Literal["letters", "texts", ""] = ""
     drops: list[float] = []
     control: list[float] = []
     text: str

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from PIL import Image
@@ -78,17 +78,22 @@ class VideoChoice:
 
     Attributes:
         letter: of the likeliest option, "A" for the first. index: its number.
-        probabilities: of each letter, among the letters.
+        probabilities: of each option, among the options.
         mass: probability that the model continues with one of the letters at all.
+        scored_by: what the probabilities are of: the letters, or the texts where `mass` is below `MIN_LETTER_MASS`.
     """
 
     letter: str
     index: int
     probabilities: tuple[float, ...]
     mass: float
+    scored_by: Literal["letters", "texts"] = "letters"
 
 
 MAX_TOKENS = 128
+# Models that never learned letters give all of them together at most 6e-5 (the shipped ones, on photographs: 7e-7 to
+# 3e-6 of mini, 2e-5 to 6e-5 of mini-ferret); one that learned them writes little else.
+MIN_LETTER_MASS = 1e-3
 T = TypeVar("T")
 
 
@@ -236,13 +241,21 @@ class Viewing:
     def choose(self, question: str, options: Sequence[str]) -> VideoChoice:
         """Choose an option by the probability of its letter as the next token.
 
+        Where all letters together have less than `MIN_LETTER_MASS`, the model never learned to answer by letters, and
+        their order says nothing. Each option is then scored as the whole answer to the question, as `Mllm.choose` does.
+
         Raises:
             UserError: as `ask`; there are fewer than two different options, or the model's tokenizer lacks letters.
         """
         check_choices(options)
         letters, probabilities, mass = self.score_letters(question, options)
+        scored_by: Literal["letters", "texts"] = "letters"
+        if mass < MIN_LETTER_MASS:
+            ids, endings = self.encode_texts(question, options)
+            logs = self._score(ids, endings, self._read(ids, max(map(len, endings))))
+            probabilities, scored_by = to_probabilities(logs, per_token=False), "texts"
         index = max(range(len(letters)), key=lambda number: probabilities[number])
-        return VideoChoice(letters[index], index, probabilities, mass)
+        return VideoChoice(letters[index], index, probabilities, mass, scored_by)
 
     def score_letters(self, question: str, options: Sequence[str]) -> tuple[list[str], tuple[float, ...], float]:
         """Return letters, their probabilities and their mass; see `VideoChoice`. Equal options are allowed."""
@@ -263,18 +276,37 @@ class Viewing:
         letters = list_letters(options)
         choices = check_choices(options, distinct=False)
         prompt = self.prompts.choose.fill(self.network.frame, check_question(question), choices)
-        answered = [prompt._replace(after=(*prompt.after, Piece(letter))) for letter in letters]
-        sides = [self._encode(each) for each in answered]
-        # The letter may be one token with the mark before it: what all sides share is the prompt.
-        shared = 0
-        if len({tuple(side.after) for side in sides}) < len(letters):
+        ids, endings = self._encode_endings(prompt, [Piece(letter) for letter in letters])
+        if not all(endings) or len(set(map(tuple, endings))) < len(letters):
             raise UserError(f"options: letters up to {letters[-1]} are not different tokens of {self.network.name}")
-        while len({tuple(side.after[: shared + 1]) for side in sides}) == 1:
+        return letters, ids, endings
+
+    def encode_texts(self, question: str, options: Sequence[str]) -> tuple[PromptIds, list[list[int]]]:
+        """Encode the prompt of a question without its options, and each option as the whole answer behind it.
+
+        Raises:
+            UserError: as `choose`.
+        """
+        prompt = self.prompts.fill(self.network.frame, question)
+        blank = "" if "".join(piece.text for piece in prompt.after)[-1:].isspace() else " "
+        ids, endings = self._encode_endings(
+            prompt, [Piece(f"{blank}{option}", True) for option in check_choices(options)]
+        )
+        # The end counts, so that an option which begins another one is not favored.
+        end = [] if self.network.tokenizer is None else [self.network.tokenizer.end]
+        return ids, [[*ending, *end] for ending in endings]
+
+    def _encode_endings(self, prompt: VideoPrompt, answers: Sequence[Piece]) -> tuple[PromptIds, list[list[int]]]:
+        """Encode what a prompt shares with all of its answers, and the rest of each."""
+        sides = [self._encode(prompt._replace(after=(*prompt.after, answer))) for answer in answers]
+        # An answer may be one token with the mark before it: what all sides share is the prompt.
+        shared = 0
+        while len({tuple(side.after[: shared + 1]) for side in sides}) == 1 and shared < len(sides[0].after):
             shared += 1
         ids = PromptIds(sides[0].before, sides[0].after[:shared])
         endings = [side.after[shared:] for side in sides]
         self._check(ids, max(map(len, endings)))
-        return letters, ids, endings
+        return ids, endings
 
     def close(self) -> None:
         """Let go of what was read; the next question reads the clip again."""

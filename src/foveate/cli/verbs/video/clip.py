@@ -371,7 +371,10 @@ def ask_question(
             click.echo(text)
             for option, share in zip(options, choice.probabilities, strict=True):
                 click.echo(f"  {share:.3f}  {option}")
-        details.update(options=list(options), probabilities=list(choice.probabilities), mass=choice.mass)
+            by_texts = "; the model was not trained on letters, so the options' texts were scored"
+            click.echo(f"  letters have {choice.mass:.2g} of all{by_texts if choice.scored_by == 'texts' else ''}")
+        details.update(options=list(options), probabilities=list(choice.probabilities))
+        details.update(mass=choice.mass, scored_by=choice.scored_by)
     else:
         answer = written = print_stream(viewing.stream(question, max_tokens=max_tokens), silent=silent)
         if not written.text:
