@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -25,14 +23,11 @@ from foveate.multimodal.assemble import AssemblyOptions, plan_sample
 from foveate.multimodal.folder import NAMES, TOKENIZER, read_training_words
 from foveate.multimodal.opening import find_folder
 from foveate.multimodal.prompts import images_lead
-from foveate.multimodal.reading import read_question
 from foveate.multimodal.settings import SourceSettings
 from foveate.records import layout
-from foveate.records.boxes import Box, PixelBox
+from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
-from foveate.records.conversations import KIND, REGION, Conversation, Conversations, Turn
-from foveate.records.record import Region
-from foveate.records.rows import clean_text
+from foveate.records.conversations import KIND, REGION, Conversation, Conversations
 from foveate.records.shapes import Mask, Point, Shape, decode_mask, enclosing_box
 from foveate.vision.tiling import ImageSize, TilePlan
 
@@ -247,50 +242,6 @@ def read_sizes(collection: Collection, rows: Sequence[int]) -> list[ImageSize]:
     return [ImageSize(int(index["height"][row]), int(index["width"][row])) for row in rows]
 
 
-# Names of things in a user's own rows, from which a model learns what they look like.
-
-_MAX_NAME_WORDS = 5
-_ARTICLE = re.compile(r"^(?:an?|the|this is (?:an?|the)|it is (?:an?|the)) ")
-
-
-def list_own_regions(
-    recipe: MllmRecipe, sets: Sequence[ImageSet], collection: Collection
-) -> dict[int, tuple[Region, ...]]:
-    """List what conversations say that a box shows, by row, of images whose regions the collection does not name.
-
-    "Where is the boat?" with a box as its answer, and "What is <region>?" with a name, both name a box. Only a model
-    that is trained on and aligned needs them: any other has the regions of a collection that was made for it.
-    """
-    if not recipe.start or not any(stage.alignment_weight for stage in recipe.stages):
-        return {}
-    path = find_folder(recipe.start) / NAMES
-    known = tuple(read_json(path)) if path.is_file() else ()
-    regions: dict[int, dict[tuple[str, Box], Region]] = defaultdict(dict)
-    for images in sets:
-        if len(images.rows) != 1 or collection.read_regions(images.rows[0]):
-            continue
-        (size,) = read_sizes(collection, images.rows)
-        for talk in images.conversations:
-            for question, answer in zip(talk.turns, talk.turns[1:], strict=False):
-                for name, shape in _name_boxes(question, answer, known):
-                    if (pixels := enclosing_box(shape)) is not None:
-                        box = Box.from_pixels(pixels, size.width, size.height)
-                        regions[images.rows[0]][name, box] = Region(box, name, source=talk.source)
-    return {row: tuple(of_row.values()) for row, of_row in regions.items()}
-
-
-def _name_boxes(question: Turn, answer: Turn, known: Sequence[str]) -> list[tuple[str, Shape]]:
-    """Return names and boxes of a question and its answer; none where neither names the other."""
-    reading = read_question(question.text, names=known) if question.role == "user" else None
-    if reading is None:
-        return []
-    if reading.form == "where":
-        return [(reading.name, shape) for shape in answer.regions]
-    name = _ARTICLE.sub("", clean_text(answer.text).casefold()).strip(" .!")
-    is_name = reading.form == "name" and not answer.regions and 0 < len(name.split()) <= _MAX_NAME_WORDS
-    return [(name, question.regions[0])] if is_name and len(question.regions) == 1 else []
-
-
 # What else a run is begun with.
 
 
@@ -306,22 +257,12 @@ def hash_collection(collection: Collection) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def write_vocabulary(
-    recipe: MllmRecipe,
-    collection: Collection,
-    sets: Sequence[ImageSet],
-    folder: Path,
-    own: Mapping[int, Sequence[Region]] = MappingProxyType({}),
-) -> None:
-    """Write the tokenizer of a small vocabulary and the names of regions, unless an earlier session did.
-
-    Args:
-        own: see `list_own_regions`.
-    """
+def write_vocabulary(recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet], folder: Path) -> None:
+    """Write the tokenizer of a small vocabulary and the names of regions, unless an earlier session did."""
     if (folder / NAMES).is_file():
         return
     rows = sorted({row for group in sets for row in group.rows})
-    uses = Counter(region.phrase for row in rows for region in (*collection.read_regions(row), *own.get(row, ())))
+    uses = Counter(region.phrase for row in rows for region in collection.read_regions(row))
     initial = find_folder(recipe.start) if recipe.start else None
     known: list[str] = []
     if initial is not None:

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +38,6 @@ from foveate.multimodal.views import ViewLayout, list_views
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation
 from foveate.records.geometry import View
-from foveate.records.record import Region
 from foveate.training.distributed import World
 from foveate.training.loader import BadSample, Loader, MixtureLoader, Source
 from foveate.training.mixture_groups import check_groups, multiply_rows, plan_groups, weigh_sources
@@ -80,7 +78,6 @@ class MllmSamples:
         settings: of the model: how images become views, and the frame of coordinates.
         replay: share of the samples that take the other conversations of their set, where it has some.
         point_share, point_place: see `StageSettings`.
-        own_regions: of rows that have none in the collection, see `mllm.data.list_own_regions`.
 
     Attributes:
         features: of all rows of the sets that are sampled; a `TileCache` where `settings` have tiles. Set it before the
@@ -104,9 +101,7 @@ class MllmSamples:
         replay: float = 0.0,
         point_share: float = 0.0,
         point_place: str = "center",
-        own_regions: Mapping[int, Sequence[Region]] = MappingProxyType({}),
     ) -> None:
-        self.own_regions = own_regions
         self.replay, self.preprocess = replay, preprocess
         self.point_share, self.point_place = point_share, point_place
         self.sets, self.collection, self.prompts, self.names = sets, collection, prompts, names
@@ -238,8 +233,7 @@ class MllmSamples:
         self, image: int, move: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
     ) -> tuple[NDArray[np.float64], list[int]]:
         """Return boxes in a view, to which `move` maps them, and indices of names, of an image's regions."""
-        named = self.collection.read_regions(image) or self.own_regions.get(image, ())
-        regions = [region for region in named if region.phrase in self.names.index]
+        regions = [region for region in self.collection.read_regions(image) if region.phrase in self.names.index]
         if not regions:
             return np.zeros((0, 4)), []
         moved_K4, kept_R = move(np.stack([region.box.to_array() for region in regions]))

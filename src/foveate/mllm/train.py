@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 import yaml
@@ -30,7 +29,6 @@ from foveate.mllm.card import model_card
 from foveate.mllm.data import (
     ImageSet,
     hash_collection,
-    list_own_regions,
     list_training_words,
     read_sets,
     select_sets,
@@ -45,7 +43,6 @@ from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import NAMES, TOKENIZER, LoadedModel, save_model
 from foveate.multimodal.model import MultimodalModel
 from foveate.records.collection import Collection
-from foveate.records.record import Region
 from foveate.training.distributed import barrier
 from foveate.training.loader import Loader
 from foveate.training.run import Run
@@ -160,28 +157,19 @@ def _prepare(collection: Collection, run: Run) -> MllmTraining:
     assert isinstance(recipe, MllmRecipe)
     # Before the run folder is created: a recipe that does not fit the collection leaves none behind.
     sets = read_sets(recipe, collection)
-    own = list_own_regions(recipe, sets, collection)
     is_main = run.here.is_main
     run.open({"collection": {"name": collection.name, "sha256": hash_collection(collection)}} if is_main else None)
     if is_main:
-        write_vocabulary(recipe, collection, sets, run.path, own)
+        write_vocabulary(recipe, collection, sets, run.path)
     # The other processes read the tokenizer and the names that this one writes.
     barrier()
-    return MllmTraining(recipe, collection, sets, run, own)
+    return MllmTraining(recipe, collection, sets, run)
 
 
 class MllmTraining:
     """The stages of one run, one after the other, on one model."""
 
-    def __init__(
-        self,
-        recipe: MllmRecipe,
-        collection: Collection,
-        sets: Sequence[ImageSet],
-        run: Run,
-        own_regions: Mapping[int, Sequence[Region]] = MappingProxyType({}),
-    ) -> None:
-        self.own_regions = own_regions
+    def __init__(self, recipe: MllmRecipe, collection: Collection, sets: Sequence[ImageSet], run: Run) -> None:
         self.recipe, self.collection, self.sets, self.run = recipe, collection, sets, run
         self.here = run.here
         self.measure: Measure | None = None
@@ -270,7 +258,6 @@ class MllmTraining:
             replay=stage.replay,
             point_share=stage.point_share,
             point_place=stage.point_place,
-            own_regions=self.own_regions,
         )
         if features:
             samples.features = self._cached()
