@@ -371,7 +371,7 @@ def ask_question(
             click.echo(text)
             for option, share in zip(options, choice.probabilities, strict=True):
                 click.echo(f"  {share:.3f}  {option}")
-            by_texts = "; the model was not trained on letters, so the options' texts were scored"
+            by_texts = "; too little to choose by, so texts of options were scored"
             click.echo(f"  letters have {choice.mass:.2g} of all{by_texts if choice.scored_by == 'texts' else ''}")
         details.update(options=list(options), probabilities=list(choice.probabilities))
         details.update(mass=choice.mass, scored_by=choice.scored_by)
