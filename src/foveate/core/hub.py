@@ -441,10 +441,11 @@ def loading(source: object, *, kind: str = "it") -> Iterator[None]:
     with quiet():
         try:
             yield
-        # ImportError: a tokenizer may need a package that is not there; AttributeError: a config of another model.
+        # ImportError: a tokenizer may need a package that is not there; AttributeError: a config of another model;
+        # ArithmeticError: a size of 0 in a config.
         except (
-            OSError, RuntimeError, KeyError, TypeError, ValueError, ImportError, AttributeError, SafetensorError,
-            StrictDataclassError,
+            OSError, RuntimeError, LookupError, TypeError, ValueError, ImportError, AttributeError, ArithmeticError,
+            MemoryError, SafetensorError, StrictDataclassError,
         ) as error:  # fmt: skip
             # UserError is a ValueError; its text is ours already.
             if isinstance(error, UserError):

@@ -49,6 +49,7 @@ from foveate.multimodal.foreign_turns import (
     check_question,
     encode_images_once,
     list_messages,
+    naming_model,
 )
 from foveate.multimodal.prepare import Dialog, Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions, find_phrase
@@ -346,7 +347,8 @@ class ForeignMllm:
             prompts = [self.write_prompt(turns, len(images)) for images, turns in rows]
             inputs = self._continue(rows, prompts, prefix, room=room)
         is_shared = inputs is not None and len(rows) > 1
-        inputs = inputs or self._batch_inputs(rows)
+        with naming_model(self.name):
+            inputs = inputs or self._batch_inputs(rows)
         length, lengths = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(dim=1).tolist()
         for each in lengths:
             self._check_context(each, room)
@@ -376,15 +378,16 @@ class ForeignMllm:
             stops = [row in results or not step(row, ids_T[length:]) for row, ids_T in enumerate(ids_BT)]
             return torch.tensor(stops, device=ids_BT.device)
 
-        output = self.model.generate(
-            **inputs,
-            return_dict_in_generate=True,
-            max_new_tokens=max(limits),
-            # Many checkpoints sample by default; the same question must get the same answer.
-            do_sample=False,
-            logits_processor=[_Sampler(settings)] if any(row.temperature > 0 for row in settings) else None,
-            stopping_criteria=[stop],
-        )
+        with naming_model(self.name):
+            output = self.model.generate(
+                **inputs,
+                return_dict_in_generate=True,
+                max_new_tokens=max(limits),
+                # Many checkpoints sample by default; the same question must get the same answer.
+                do_sample=False,
+                logits_processor=[_Sampler(settings)] if any(row.temperature > 0 for row in settings) else None,
+                stopping_criteria=[stop],
+            )
         if prefix is not None and len(rows) == 1:
             prefix.keep(self.model, self.processor, prompts[0], inputs, output)
         return [results[row] for row in range(len(rows))]
@@ -477,9 +480,10 @@ class ForeignMllm:
         messages, is_question = list_messages(turns, num_images), turns[-1][0] == "user"
         try:
             return self.processor.apply_chat_template(messages, add_generation_prompt=is_question, tokenize=False)
-        except TemplateError as error:
-            # Some families take no system turn, for example.
-            raise UserError(f"{self.name}: its chat template refuses these turns ({error})") from error
+        except (TemplateError, ArithmeticError, MemoryError, RecursionError, TypeError) as error:
+            # Some families take no system turn, for example; others loop.
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise UserError(f"{self.name}: its chat template refuses these turns ({reason})") from error
 
     def _frame(self, image: Image.Image, inputs: Any, *, unit: str, number: int = 0) -> CoordinateFrame:
         """Return what coordinates are relative to in one image, the `number`-th of the inputs."""

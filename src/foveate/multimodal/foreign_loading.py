@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from foveate.core.errors import UserError
 from foveate.core.hub import Checkpoint, check_loaded, fetch, loading
@@ -88,6 +89,7 @@ def load_foreign(
     placement = _place_weights(opening, device)
     checkpoint.weights()
     with loading(checkpoint.name, kind="it as an image-text-to-text model"):
+        _check_layers(checkpoint)
         model, report = AutoModelForImageTextToText.from_pretrained(
             str(checkpoint.folder),
             config=config,
@@ -99,6 +101,26 @@ def load_foreign(
         )
     check_loaded(report, name=checkpoint.name)
     return (model if placement else model.to(device)).eval().requires_grad_(False)
+
+
+# What configs call the number of their layers; `max_window_layers` of Qwen may be larger.
+_LAYERS = ("num_hidden_layers", "num_layers", "depth")
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Raise UserError for more layers than tensors: to build a million, which no weights fill, takes minutes."""
+    num_tensors = 0
+    for file in checkpoint.weights():
+        with safe_open(file, framework="pt") as tensors:
+            num_tensors += len(tensors.keys())
+    config = checkpoint.config()
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name, value in part.items():
+            if name in _LAYERS and isinstance(value, int) and value > num_tensors:
+                raise UserError(
+                    f"{checkpoint.name}: config.json: {name}: {value:,}; expected at most {num_tensors:,}, as many as "
+                    "its weights have tensors"
+                )
 
 
 def _place_weights(opening: OpeningOptions, device: torch.device) -> dict[str, Any]:

@@ -330,6 +330,19 @@ def _place_images(text: str) -> list[dict[str, str]]:
     return parts
 
 
+@contextlib.contextmanager
+def naming_model(name: str) -> Iterator[None]:
+    """Raise UserError for what code of transformers raises in the block about files that do not fit one another."""
+    try:
+        yield
+    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+        # UserError is a ValueError; its text is ours already.
+        if isinstance(error, UserError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{name}: its config, processor and weights do not fit one another ({reason})") from error
+
+
 def check_question(question: str, *, ground: bool = False) -> str:
     """Return a question stripped, with the request for boxes behind it; raise UserError if it is empty."""
     text = question.strip()
