@@ -55,6 +55,9 @@ def test_a_jpeg_too_short_for_its_header_is_refused_before_it_is_decoded(progres
     with pytest.raises(BadImage, match="20000 x 8000 pixels need at least 312,500") as refused:
         decode(larger)
     assert refused.value.reason == "truncated"
+    # A comment that holds the mark of another code changes nothing.
+    with pytest.raises(BadImage, match="need at least 312,500"):
+        decode(larger[:2] + b"\xff\xfe\x00\x04\xff\xc9" + larger[2:])
 
 
 def test_an_empty_file_is_refused() -> None:
