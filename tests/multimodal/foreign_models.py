@@ -63,7 +63,8 @@ def save(family: str, folder: Path) -> Path:
             # Apart, so that answers depend on the image: at their usual scale random models repeat one word.
             for parameter in model.parameters():
                 if parameter.dim() > 1:
-                    parameter.mul_(4)
+                    # Gemma 3's projection of images begins as zeros, and nothing of an image would be seen.
+                    parameter.mul_(4) if parameter.any() else parameter.normal_(std=0.1)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
