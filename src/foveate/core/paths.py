@@ -1,4 +1,4 @@
-"""Paths of the package's own files, and of what it fetches."""
+"""Paths of the package's own files, of what it fetches, and as people read them."""
 
 from __future__ import annotations
 
@@ -15,3 +15,11 @@ CHECKOUT = PACKAGE.parents[1]
 def cache_folder() -> Path:
     """Return the folder of fetched files: $XDG_CACHE_HOME/foveate, ~/.cache/foveate by default."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foveate"
+
+
+def shorten_path(path: str) -> str:
+    """Return a path below the working directory as its user would name it, relative to it; any other unchanged."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path

@@ -22,6 +22,7 @@ from foveate.core.results import (
     Search,
     parse_result,
 )
+from foveate.core.paths import shorten_path
 from foveate.pretrain.results import EvaluateResult, PretrainResult
 from foveate.report import numbers, parts, sections, words
 from foveate.report.blocks import Drawn, Facts, Section, Table, Text, block_page
@@ -226,7 +227,8 @@ def hit_line(rank: int, hit: Hit) -> str:
     box = f"box {' '.join(f'{edge:.3f}' for edge in hit.box)}" if hit.box else ""
     # A text beside an image can have many lines, of which one hit must not take more than its own.
     text = " ".join((hit.phrase or hit.caption).split())[:60]
-    return "  ".join(filter(None, [f"{rank:>3}", card["score"], card["measured"], hit.path or hit.key, box, text]))
+    where = shorten_path(hit.path) or hit.key
+    return "  ".join(filter(None, [f"{rank:>3}", card["score"], card["measured"], where, box, text]))
 
 
 def split_path(path: str) -> tuple[str, str]:
