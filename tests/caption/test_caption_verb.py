@@ -98,7 +98,8 @@ def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
     [
         (["--format", "ssc,dcs", "--model", "m"], ("'dcs'", "Did you mean 'dsc'")),
         (["--format", "", "--model", "m"], ("formats",)),
-        (["--format", "ssc"], ("'http'", "'model'")),
+        (["--format", "ssc"], ("--backend foveate --model mini", "--endpoint URL")),
+        (["--format", "ssc", "--backend", "http"], ("'http'", "'model'")),
         (["--format", "ssc", "--model", "m", "--backend", "htp"], ("'htp'", "Did you mean 'http'")),
         (["--format", "ssc", "--model", "m", "--option", "tiemout_seconds=3"], ("Did you mean 'timeout_seconds'",)),
         (["--format", "ssc", "--model", "m", "--option", "timeout_seconds=.inf"], ("timeout_seconds", "inf")),

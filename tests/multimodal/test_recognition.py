@@ -277,6 +277,8 @@ def test_captions_state_what_was_recognized() -> None:
     assert write_caption("dsc", things).endswith("It is on the right. There is probably also a bench.")
     assert "score of .97" in write_caption("dsc_plus", things)
     assert 'alt-text says "A bird"' in write_caption("afc", things, alt="A bird")
+    herd = [Thing("horse", 0.9, Box(0.4, 0.4, 0.6, 0.6)), Thing("horse", 0.8), Thing("cow", 0.7), Thing("cow", 0.6)]
+    assert write_caption("dsc", herd).endswith("There is probably also another horse and a cow.")
     assert [add_article(name) for name in ("otter", "unicorn", "scissors")] == ["an otter", "a unicorn", "scissors"]
 
 

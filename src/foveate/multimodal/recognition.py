@@ -359,7 +359,9 @@ def write_caption(kind: str, things: Sequence[Thing], *, alt: str = "") -> str:
             )
         sentences.append("Nothing else was recognized.")
     elif others:
-        names = [add_article(thing.name) for thing in others[:3]]
+        # Two horses are one entry: "a horse and a horse" reads like a fault.
+        named = list(dict.fromkeys(thing.name for thing in others))[:3]
+        names = [f"another {name}" if name == main.name else add_article(name) for name in named]
         listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
         sentences.append(f"There is probably also {listed}.")
     if kind == "afc" and alt:

@@ -117,7 +117,7 @@ class CaptionSource:
             hint = nearest(self.kinds[0], available)
             raise UserError(
                 f"collection '{collection.name}': no caption of the kinds {', '.join(self.kinds)} (it has: "
-                f"{', '.join(available) or 'none'}){hint}"
+                f"{', '.join(available) or 'none'}){hint}; `foveate caption` writes dsc"
             )
         # Verdicts reorder only the default: an order that the user set is kept.
         is_default = "captions" not in settings.model_fields_set

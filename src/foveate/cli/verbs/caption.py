@@ -59,6 +59,7 @@ def command(call: Call, collection: Path, settings: dict[str, Any], answering: d
 
     \b
     Example:
+      foveate caption my-images --format ssc,dsc --backend foveate --model mini
       foveate caption my-images --format ssc,dsc --model Qwen/Qwen3-VL-8B-Instruct --endpoint http://127.0.0.1:8000/v1
       foveate caption my-images --format dsc+,afc --model my-model --dry-run --price-in 0.2 --price-out 0.6
     """
@@ -122,6 +123,11 @@ def _backend_settings(options: CaptionRunSettings, device: str | None) -> Settin
     for address in (*options.endpoint, *(given if isinstance(given, tuple | list) else (given,))):
         if isinstance(address, str):
             chat_url(address)
+    if "backend" not in options.model_fields_set and "model" not in content:
+        raise UserError(
+            "no captioner is named: give --model NAME --endpoint URL for a server, --backend transformers --model FOLDER "
+            "for a model of transformers, or --backend foveate --model mini for the one that ships, which needs no server"
+        )
     return validate(plugin.settings, content, where=f"backend '{options.backend}'")
 
 
