@@ -20,6 +20,7 @@ from PIL import Image
 
 from foveate.core.errors import UserError
 from foveate.language.forbidden_words import INVENTED_WORDS
+from foveate.records.builtin.photographs import open_photograph
 from foveate.video.networks import Network, open_network, wrap_llava
 from foveate.video.splice import ContextFullError, encode_prompt, splice
 from foveate.video.strategies import (
@@ -40,6 +41,7 @@ from foveate.video.viewing import Viewing
 from foveate.video.watching import ask_all, count_text, watch
 from foveate.vision.preprocess import Preprocess
 from foveate.vision.video.sources import ImageList
+from foveate_labs.worlds.scenes import draw_scene
 from naming import raises_naming
 
 HOW = SlowFast(slow=3, fast=(2, 2))
@@ -322,6 +324,24 @@ def test_the_shipped_model_watches() -> None:
     assert viewing.ask("What is in the image?", max_tokens=8) == first
     assert first.text
     assert "<region>" not in first.text
+
+
+def test_a_clip_of_photographs_is_said_to_be_unknown_once() -> None:
+    network = open_network("mini", device="cpu")
+    frames = [open_photograph("cat"), open_photograph("coffee")] * 2
+    with pytest.warns(UserWarning, match="mini: frames are unlike the generated scenes"):
+        watch(network, frames, how=HOW)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*unlike")
+        watch(network, frames, how=HOW)
+
+
+def test_a_clip_of_generated_scenes_is_not_warned_of() -> None:
+    network = open_network("mini", device="cpu")
+    frames = [draw_scene(seed=5, split="test", index=index).image for index in range(4)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*unlike")
+        watch(network, frames, how=HOW)
 
 
 def test_no_answer_about_a_clip_has_an_invented_word() -> None:

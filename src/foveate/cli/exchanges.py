@@ -67,8 +67,8 @@ def find_nearest_requests(
     if source == "recognition":
         if not silent:
             click.echo(
-                f"note: this picture is unlike the generated scenes that {name} was trained on, so what recognizes 1,000 "
-                "kinds of things was asked instead. For any question about photographs name an image-text model: "
+                f"note: this picture is unlike the generated scenes that {name} was trained on, so what recognizes "
+                "1,000 kinds of things was asked instead. For any question about photographs name an image-text model: "
                 "--model OWNER/NAME",
                 err=True,
             )

@@ -81,9 +81,13 @@ def open_mllm(
             f"unit of boxes: '{source}' writes pixels, as all of foveate mllm train (got '{unit_of_boxes}'); expected "
             "none, or a model of transformers"
         )
-    # The shipped models were trained on generated scenes alone; a user's model knows what its user has.
-    pictures = PictureReader(device=device) if folder.resolve().parent == DATA.resolve() else None
+    pictures = PictureReader(device=device) if knows_scenes_alone(folder) else None
     return Mllm(load_model(folder, device=torch_device), pictures)
+
+
+def knows_scenes_alone(folder: Path) -> bool:
+    """Return whether a model was trained on generated scenes alone: all that ship were, a user's was not."""
+    return folder.resolve().parent == DATA.resolve()
 
 
 def refuse_opening(source: str | Path, opening: OpeningOptions | None) -> None:

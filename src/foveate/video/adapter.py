@@ -19,9 +19,11 @@ from foveate.language.positions import find_context, find_rope_factor
 from foveate.language.tokenizer import BackendTokenizer
 from foveate.multimodal.answer_writer import MAX_REPEATS
 from foveate.multimodal.folder import LoadedModel
+from foveate.multimodal.picture_check import load_picture_check
 from foveate.records.geometry import View
 from foveate.video.layout import Layout
 from foveate.vision.canvas import render_input
+from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.preprocess import Preprocess, place_image
 from foveate.vision.tiling import ImageSize, plan_tiles
 
@@ -137,10 +139,13 @@ class Network:
         return table(torch.tensor(list(ids), dtype=torch.int64, device=table.weight.device))
 
 
-def wrap_native(loaded: LoadedModel, *, name: str) -> Network:
+def wrap_native(loaded: LoadedModel, *, name: str, scenes_alone: bool = False) -> Network:
     """Wrap a model of `foveate mllm train`; each frame is one view, which stands in front of the text as in training.
 
     Phrase maps and box heads read single images: they are left out, with a warning.
+
+    Args:
+        scenes_alone: the model was trained on generated scenes alone: warn of frames that are none.
     """
     model, chat = loaded.model, loaded.prompts.chat
     preprocess, tokenizer = model.tower.preprocess, loaded.tokenizer
@@ -152,11 +157,29 @@ def wrap_native(loaded: LoadedModel, *, name: str) -> Network:
     if side * side != model.connector.num_tokens:
         raise UserError(f"{name}: {model.connector.num_tokens} tokens a frame; expected a square grid")
 
+    warned = False
+
+    def warn_of_other_pictures(features: Tensor) -> None:
+        nonlocal warned
+        vectors_TD = model.tower.image_vectors(features)
+        # One scene in a hundred looks unlike the others: a single frame says nothing of a clip.
+        if not warned and bool(load_picture_check().are_unlike(vectors_TD).float().mean() > 0.5):
+            warned = True
+            warnings.warn(
+                f"{name}: frames are unlike the generated scenes that it was trained on, and its answers are guesses; "
+                "any question about videos: an image-text model OWNER/NAME",
+                stacklevel=2,
+            )
+
     @torch.inference_mode()
     def encode(pixels_T3HW: Tensor) -> Tensor:
         device = model.visual_gain.device
         cells_T2 = torch.zeros(len(pixels_T3HW), 2, dtype=torch.long, device=device)
-        visual = model.see(pixels_T3HW.to(device), cells_T2)
+        features = pixels_T3HW.to(device)
+        if scenes_alone and isinstance(model.tower, Lite0Encoder):
+            features = model.tower.frozen_features(features)
+            warn_of_other_pictures(features)
+        visual = model.see(features, cells_T2)
         # A row of its own for each frame: positions are those of the first image.
         return model.view_tokens(visual, torch.arange(len(pixels_T3HW), device=device)[:, None])[:, 0]
 

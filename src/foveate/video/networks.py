@@ -24,7 +24,7 @@ from foveate.language.positions import scale_rope
 from foveate.language.tokenizer import wrap_transformers
 from foveate.multimodal.folder import hash_model, load_model
 from foveate.multimodal.foreign_loading import load_foreign
-from foveate.multimodal.opening import find_native_folder, refuse_opening
+from foveate.multimodal.opening import find_native_folder, knows_scenes_alone, refuse_opening
 from foveate.multimodal.settings import OpeningOptions
 from foveate.video.adapter import Network, render_frame, wrap_native
 from foveate.video.families import GRIDS, add_native, open_processor, wrap_family
@@ -77,7 +77,8 @@ def open_network(
     if folder is not None:
         refuse_factor(rope_factor)
         refuse_opening(source, opening)
-        return wrap_native(load_model(folder, device=torch_device), name=str(source))
+        loaded = load_model(folder, device=torch_device)
+        return wrap_native(loaded, name=str(source), scenes_alone=knows_scenes_alone(folder))
     checkpoint = fetch(str(source), revision=revision, field="model")
     if is_grid(checkpoint):
         refuse_factor(rope_factor, owner=checkpoint.name)

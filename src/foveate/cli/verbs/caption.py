@@ -125,8 +125,8 @@ def _backend_settings(options: CaptionRunSettings, device: str | None) -> Settin
             chat_url(address)
     if "backend" not in options.model_fields_set and "model" not in content:
         raise UserError(
-            "no captioner is named: give --model NAME --endpoint URL for a server, --backend transformers --model FOLDER "
-            "for a model of transformers, or --backend foveate --model mini for the one that ships, which needs no server"
+            "no captioner is named: give --model NAME --endpoint URL for a server, --backend transformers --model "
+            "FOLDER for a model of transformers, or --backend foveate --model mini for the one that ships"
         )
     return validate(plugin.settings, content, where=f"backend '{options.backend}'")
 

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from foveate.core.errors import UserError
+from foveate.core.paths import shorten_path
 from foveate.core.results import (
     BoxChoice,
     BoxValues,
@@ -22,7 +23,6 @@ from foveate.core.results import (
     Search,
     parse_result,
 )
-from foveate.core.paths import shorten_path
 from foveate.pretrain.results import EvaluateResult, PretrainResult
 from foveate.report import numbers, parts, sections, words
 from foveate.report.blocks import Drawn, Facts, Section, Table, Text, block_page

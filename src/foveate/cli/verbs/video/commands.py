@@ -77,9 +77,9 @@ def ask_command(
 ) -> None:
     """Answer QUESTIONS about CLIP, then list what MODEL saw of it.
 
-    CLIP is a video file, an animated GIF or WebP, or a folder of images. MODEL is a folder or hub id of a LLaVA of
-    transformers (llava, llava_next, llava_onevision, vipllava, llava_next_video), or a folder of foveate mllm train. It
-    needs no training on video. The clip is encoded and read once for all questions.
+    CLIP is a video file, an animated GIF or WebP, or a folder of images. MODEL is a folder or hub id of an image-text
+    model of transformers (fourteen families, see the docs), mini, which knows generated scenes alone, or a folder of
+    foveate mllm train. It needs no training on video. The clip is encoded and read once for all questions.
 
     \b
     Example:
