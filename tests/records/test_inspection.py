@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from made_images import jpeg
 
 from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
-from foveate.records.inspection import summarize, summarize_values
+from foveate.records.inspection import histogram, summarize, summarize_values
 from foveate.records.record import Caption, Region
 from foveate.records.writer import CollectionWriter
 from foveate.report.blocks import print_lines
@@ -108,3 +109,19 @@ def test_a_distribution_is_in_order() -> None:
     found = summarize_values(np.random.default_rng(0).normal(size=100))
     values = [found[name] for name in ("min", "p05", "median", "p95", "max")]
     assert values == sorted(values)
+
+
+@pytest.mark.parametrize("high", [0, 1, 8, 19, 20, 1000])
+def test_bins_of_whole_numbers_hold_equally_many_of_them(high: int) -> None:
+    drawn = histogram(np.arange(high + 1), unit="regions")
+    assert len(drawn["counts"]) <= 20
+    assert sum(drawn["counts"]) == high + 1
+    # Only the last bin may reach beyond the greatest value.
+    assert set(drawn["counts"][:-1]) <= {drawn["edges"][1] - drawn["edges"][0]}
+    assert all(edge == int(edge) for edge in drawn["edges"])
+
+
+def test_bins_of_equal_fractions_have_a_width() -> None:
+    drawn = histogram(np.array([0.5, 0.5]), unit="score")
+    assert sum(drawn["counts"]) == 2
+    assert drawn["edges"][0] < drawn["edges"][-1]

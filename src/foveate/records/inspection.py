@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -26,13 +27,16 @@ class InspectionSettings(Settings):
     samples: int = Field(24, ge=0, le=500, description="images in the gallery, drawn by the seed")
 
 
-def histogram(values_N: np.ndarray, *, unit: str, logarithmic: bool = False) -> dict[str, Any]:
-    """Compute edges and counts of 20 bins as JSON values; logarithmic bins need values above 0."""
+def histogram(values_N: np.ndarray, *, unit: str) -> dict[str, Any]:
+    """Compute edges and counts of at most 20 bins as JSON values."""
     low, high = float(values_N.min()), float(values_N.max())
-    # Equal values still need bins of some width.
-    if high <= low:
-        high = low + 1.0
-    edges = np.geomspace(low, high, _BINS + 1) if logarithmic and low > 0 else np.linspace(low, high, _BINS + 1)
+    if np.issubdtype(values_N.dtype, np.integer):
+        # Every bin has equally many whole numbers: a bin of 0.4 regions would be empty or hold two bins' worth.
+        step = math.ceil((high + 1 - low) / _BINS)
+        edges = low + step * np.arange(math.ceil((high + 1 - low) / step) + 1)
+    else:
+        # Equal values still need bins of some width.
+        edges = np.linspace(low, high if high > low else low + 1.0, _BINS + 1)
     counts, _ = np.histogram(values_N, bins=edges)
     return {
         "edges": [float(edge) for edge in edges],
