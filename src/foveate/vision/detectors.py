@@ -15,7 +15,6 @@ from PIL import Image
 from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
@@ -244,6 +243,35 @@ CLASS_NAMES = (
 )  # fmt: skip
 
 
+def suppress_overlaps(boxes_N4: Tensor, scores_N: Tensor, limit: float) -> Tensor:
+    """Choose boxes, best first, that do not overlap a better chosen one: greedy non-maximum suppression.
+
+    Equal to `torchvision.ops.nms`, whose import alone takes longer than that of torch (torchvision 0.28).
+
+    Args:
+        boxes_N4: x1, y1, x2, y2 with x1 <= x2 and y1 <= y2. limit: boxes with a higher IoU overlap.
+
+    Returns:
+        Indices of the chosen boxes [K]; equal scores keep their order.
+    """
+    order_N = scores_N.argsort(descending=True, stable=True)
+    corners_N4 = boxes_N4[order_N]
+    low_N2, high_N2 = corners_N4[:, :2], corners_N4[:, 2:]
+    areas_N = (high_N2 - low_N2).prod(dim=-1)
+    sides_NN2 = torch.minimum(high_N2[:, None], high_N2) - torch.maximum(low_N2[:, None], low_N2)
+    shared_NN = sides_NN2.clamp(min=0).prod(dim=-1)
+    # In double precision as torchvision compares. Boxes without an area share nothing, and 0 / 0 is no overlap.
+    overlap_NN = ((shared_NN / (areas_N[:, None] + areas_N - shared_NN)).double() > limit).triu(diagonal=1)
+    chosen_N = torch.ones_like(order_N, dtype=torch.bool)
+    # Each pass decides at least one box more for good, and a few passes decide all: only chains of boxes, each of which
+    # overlaps the next, need one for every link.
+    while True:
+        free_N = ~(overlap_NN & chosen_N[:, None]).any(dim=0)
+        if torch.equal(free_N, chosen_N):
+            return order_N[chosen_N]
+        chosen_N = free_N
+
+
 class ProposalSettings(Settings):
     """Limits of the boxes."""
 
@@ -305,7 +333,7 @@ class NanoDetProposer:
             score_A, class_A = scores_AC.max(dim=-1)
             confident_A = score_A > self.settings.threshold
             score_K, boxes_K4 = score_A[confident_A], boxes_A4[confident_A]
-            best = nms(boxes_K4, score_K, self.settings.overlap)[: self.settings.max_boxes]
+            best = suppress_overlaps(boxes_K4, score_K, self.settings.overlap)[: self.settings.max_boxes]
             # In double precision, like every box that is stored.
             inside_K4 = (boxes_K4[best].double() / self.input_px).cpu().numpy()
             if self.settings.fit == "stretch":  # shares of the image already: back to shares of the padded square
