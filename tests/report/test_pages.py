@@ -107,8 +107,8 @@ def test_tour_page_is_self_contained_and_accessible(tour_html: str) -> None:
 def test_tour_page_says_what_matters(tour_html: str) -> None:
     text = Reader(tour_html).text
     for piece in (
-        "9 of 16 first results for photographs are the very thing",
-        "among the first five: 12",
+        "12 of 16 queries for photographs have the very thing among the first five",
+        "as the very first: 9",
         "drawings and scenes: 3 of 8, right kind 2",
         "9 of 16 absent names are refused",
         "14 of 16 present ones are not",
@@ -163,7 +163,7 @@ def test_the_page_shows_what_ships_before_the_lesson(tour_html: str) -> None:
 def test_a_tour_in_lines_and_in_progress(tour: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     lines = summarize(tour[1])
     assert [line.split(":")[0] for line in lines] == ["search", "locate", "lesson", "all parts"]
-    assert lines[0].startswith("search: 9 of 16 first results for photographs are the very thing")
+    assert lines[0].startswith("search: 12 of 16 queries for photographs have the very thing")
     assert lines[-1] == "all parts: 2 min 46 s, 1.4 GB of memory"
     running = {"kind": "tour", "running": True, "seconds": {"ask": 9.0}}
     text = Reader(render(made_run.write_run(tmp_path, running)).read_text("utf-8")).text

@@ -116,16 +116,21 @@ def ask_stat(ask: TourAsk) -> Stat | None:
 
 
 def search_stat(tallies: list[SearchTally]) -> Stat | None:
-    """Count the first results that are the very thing, photographs first; the control is a picture drawn at random."""
+    """Count queries with the very thing among the first five, photographs first; the control is five at random."""
     if not tallies:
         return None
     first, *others = tallies
     rest = [f"{other.data}: {other.right} of {other.n}, right kind {other.related}" for other in others]
     return Stat(
-        f"{first.right} of {first.n}",
-        f"first results for {first.data} are the very thing",
+        f"{first.within} of {first.n}",
+        f"queries for {first.data} have the very thing among the first five",
         ". ".join(
-            [f"among the first five: {first.within}", *rest, f"a picture at random: {first.n * first.chance_right:.1f}"]
+            [
+                f"as the very first: {first.right}",
+                *rest,
+                # Five draws have it at most five times as often as one.
+                f"five pictures at random: at most {5 * first.n * first.chance_right:.1f}",
+            ]
         ),
     )
 

@@ -18,6 +18,7 @@ from foveate.mllm.suite_summary import CONDITIONS
 from foveate.mllm.suites.scenes import KINDS
 from foveate.multimodal.answers import AskableModel
 from foveate.multimodal.opening import open_mllm
+from foveate.multimodal.recognition import add_article
 from foveate.records.boxes import PixelBox, intersection_over_union, normalize_box
 from foveate.records.collection import Collection
 from foveate.records.images import read_image_info, save_thumbnail
@@ -90,8 +91,8 @@ def ask_photographs(
         texts = {
             "what": "What is in the image?",
             "where": f"Where is the {photograph.query}?",
-            "is there": f"Is there a {photograph.query}?",
-            "is there, absent": f"Is there a {other}?",
+            "is there": f"Is there {add_article(photograph.query)}?",
+            "is there, absent": f"Is there {add_article(other)}?",
         }
         if photograph.box is None:
             del texts["where"]
