@@ -25,6 +25,7 @@ from foveate.species.model import SpeciesModel
 from foveate.species.predict import predict
 from foveate.species.predictions import Predictions
 from foveate.species.settings import BoxSettings, PredictSettings
+from foveate.survey.deployments import read_deployments
 from foveate.survey.importers.cards import import_cards
 from foveate_labs.worlds.traps import build_traps
 
@@ -162,3 +163,19 @@ def test_a_card_that_is_away_from_the_start_has_nothing_to_predict(tmp_path: Pat
     result = add_boxes(survey, BoxSettings(), device="cpu", workers=1)
     assert (result.status, result.unreachable, result.away) == ({}, 39, True)
     assert isinstance(result.find_failure(), NothingSucceededError)
+
+
+def test_cards_need_no_table_and_take_one_from_anywhere(model: SpeciesModel, tmp_path: Path) -> None:
+    cards, results = write_cards(tmp_path), tmp_path / "results"
+    table = (cards / "deployments.csv").rename(tmp_path / "places.csv")
+    settings = PredictSettings(detect=False)
+    predict(model, cards, results, settings, device="cpu", workers=1)
+    first = read_deployments(results / "deployments.csv")
+    assert first.ids == {"A": "A", "B": "B"}
+    assert set(Predictions.open(results).images["camera"].to_pylist()) == {"A", "B", ""}
+    # Cameras are known, and the same call resumes.
+    assert predict(model, cards, results, settings, device="cpu", workers=1).computed == 0
+    table.write_text("deploymentID,folder,locationID,latitude,longitude\nA1,A,oak,48.1,11.5\nB,B,,,\n")
+    for path in (results, tmp_path / "others"):
+        predict(model, cards, path, PredictSettings(detect=False, deployments=table), device="cpu", workers=1)
+        assert set(Predictions.open(path).images["camera"].to_pylist()) == {"oak", "B", ""}

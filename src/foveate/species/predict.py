@@ -51,6 +51,7 @@ from foveate.species.predictions import (
 )
 from foveate.species.settings import BoxSettings, PredictSettings
 from foveate.species.sources import read_features
+from foveate.survey.deployments import TABLE, write_first_table
 from foveate.survey.store import name_detectors
 from foveate.survey.survey import Survey
 from foveate.vision.feature_cache import map_on_cores
@@ -245,13 +246,17 @@ def prepare_collection(
     """
     path, uncollected = source, list[str]()
     if not (source / layout.DESCRIPTION).is_file():
-        from foveate.records.importers.formats import detect_format
+        from foveate.records.importers.formats import detect_format, load_formats
 
         path = folder / SURVEY
         # An empty folder is where a card was mounted.
         if (path / layout.DESCRIPTION).is_file() and not (source.is_file() or any(source.glob("*"))):
             raise UserError(f"{source} is missing or empty; is the card still there? Run the same command again")
-        importer, evidence = detect_format(str(source))
+        given = ["deployments"] if settings.deployments is not None else []
+        importer, evidence = detect_format(str(source), options=given)
+        if importer.name == "folder":
+            # Plain pictures have no place in a survey: a folder of images is one of cards without a table.
+            importer, evidence = load_formats()["cards"], "a folder of images"
         say(f"format: {importer.name} ({evidence})")
         options: dict[str, Any] = {"reference": True} if "reference" in importer.options else {}
         if settings.deployments is not None:
@@ -267,6 +272,11 @@ def prepare_collection(
             # A missing library is no card that is away, and is named in the quarantine.
             if subject == "image" and is_passing(reason) and reason != NEEDS_EXTRA:
                 uncollected += [reason] * count
+        if importer.name == "cards" and settings.deployments is None and not (source / TABLE).is_file():
+            table = folder / TABLE
+            if not table.is_file():
+                write_first_table(Survey.open(path), table)
+            say(f"places are unknown: complete {table}, and add --deployments {table}")
     elif settings.deployments is not None:
         raise UserError(f"--deployments: {source} is a collection, which has its deployments already")
     if settings.results is not None:

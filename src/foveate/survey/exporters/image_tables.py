@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foveate.core.errors import UserError
+from foveate.core.tables import csv_rows
 from foveate.records.collection import Collection
 from foveate.survey.detections import Decision
 from foveate.survey.exporters.survey_rows import (
     ImageLabel,
     MergedObservations,
     SurveyRows,
-    csv_rows,
     format_time,
     list_image_labels,
 )

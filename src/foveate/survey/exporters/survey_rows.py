@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from foveate.core.errors import UserError, nearest
-from foveate.core.files import atomic_file
 from foveate.records.collection import Collection
 from foveate.records.tables import positions
 from foveate.survey.camtrap_schema import is_valid_time
@@ -383,16 +378,3 @@ def list_image_labels(merged: MergedObservations, *, taxa: Taxa | None, classifi
             taxon = (decision.kind, decision.taxon, decision.taxon_id, decision.rank)
             source, event = ";".join(decision.source), decision.event or merged.name_event(key)
             yield ImageLabel(row, event, *taxon, decision.probability, source, processed, decision.count)
-
-
-@contextmanager
-def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[csv.DictWriter[str]]:
-    """Open a CSV file that appears whole at a clean exit; its header is written."""
-    with atomic_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        yield writer
-        text.flush()
-        # Closing the wrapper would close the file before it is renamed.
-        text.detach()

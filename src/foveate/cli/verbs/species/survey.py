@@ -52,26 +52,33 @@ def demo_frames_command(call: Call, folder: Path | None, out: Path | None) -> No
 @click.command("check", cls=FieldsCommand, short_help="List what is doubtful in a survey, before any training.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields(f"{SETTINGS}:CheckSettings", "only", "max_listed", repeat=("only",), metavars={"only": "CHECK"})
+@path_option("--table", "New file: the deployments as a table to complete.")
 @path_option("--model", "Model folder: also ranks hours, and places that it knows, by what the images show.")
 @common(seed=False)
-def check_command(call: Call, collection: Path, settings: dict[str, Any], model: Path | None) -> None:
+def check_command(
+    call: Call, collection: Path, settings: dict[str, Any], table: Path | None, model: Path | None
+) -> None:
     """List what is doubtful in the survey COLLECTION: clocks, deployments, places, names, copied files, bursts.
 
     Each finding says what it means and how to repair it. Nothing is changed: images with a doubtful clock have no hour,
-    and the table of deployments is yours to correct.
+    and the table of deployments is yours to correct. --table writes a first one, with folders, cameras and times of the
+    first and last image; add places and dates, and collect the cards again with --deployments.
 
     \b
     Example:
       foveate species check survey
       foveate species check survey --only "set back" --json
+      foveate species check survey --table deployments.csv
       foveate species check survey --model runs/species/model
     """
     from foveate.species.settings import CheckSettings
     from foveate.survey.checks import check_survey
+    from foveate.survey.deployments import write_first_table
     from foveate.survey.survey import Survey
 
     checked = call.check(CheckSettings, settings)
-    result = check_survey(Survey.open(collection), only=checked.only)
+    survey = Survey.open(collection)
+    result = check_survey(survey, only=checked.only)
     content, lines = result.as_dict(), result.lines(max_per_code=checked.max_listed)
     if model is not None:
         from foveate.species.explain import hint_survey
@@ -86,7 +93,10 @@ def check_command(call: Call, collection: Path, settings: dict[str, Any], model:
         for hint in locations[: checked.max_listed]:
             other = f", likelier {hint.likelier} on {hint.share:.0%} of the images" if hint.likelier else ""
             lines.append(f"  place of {hint.deployment}: rank {hint.rank:.2f}{other}")
-    call.finish(content, lines, {"collection": collection})
+    paths = {"collection": collection}
+    if table is not None:
+        paths |= {"table": write_first_table(survey, table)}
+    call.finish(content, lines, paths)
 
 
 # `foveate species boxes`: propose boxes of animals offline, where none were imported.
