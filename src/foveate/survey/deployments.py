@@ -267,6 +267,9 @@ def _format_time(seconds: float) -> str:
 
 
 def _read_serial(survey: Survey, row: int) -> str:
+    # Of a package whose images are not there only rows are known.
+    if row >= len(survey.collection):
+        return ""
     try:
         value = read_exif(survey.collection.image_bytes(row)).get(_SERIAL_NUMBER)
     except BadImage:
