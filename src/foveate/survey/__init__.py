@@ -16,6 +16,7 @@ _LAZY = {
     "Taxa": "foveate.survey.taxa",
     "add_results": "foveate.survey.importers.results",
     "check_survey": "foveate.survey.checks",
+    "EffortResult": "foveate.survey.effort",
     "export_camtrap_dp": "foveate.survey.exporters.camtrap_dp",
     "export_megadetector": "foveate.survey.exporters.megadetector",
     "export_observations_csv": "foveate.survey.exporters.image_tables",
@@ -26,7 +27,9 @@ _LAZY = {
     "read_corrections": "foveate.survey.importers.corrections",
     "read_deployments": "foveate.survey.deployments",
     "read_results": "foveate.survey.importers.results",
+    "read_records": "foveate.survey.effort",
     "round_deployments": "foveate.survey.deployments",
+    "write_effort": "foveate.survey.effort",
 }
 
 __all__ = list(_LAZY)

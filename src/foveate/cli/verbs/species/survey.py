@@ -77,7 +77,7 @@ def check_command(
     from foveate.survey.survey import Survey
 
     checked = call.check(CheckSettings, settings)
-    survey = Survey.open(collection)
+    survey = Survey.open(collection, without_images=True)
     result = check_survey(survey, only=checked.only)
     content, lines = result.as_dict(), result.lines(max_per_code=checked.max_listed)
     if model is not None:
@@ -179,3 +179,54 @@ def build_command(call: Call, collection: Path, out: Path, settings: dict[str, A
         lines,
         {"triples": out / TRIPLES, "matches": out / MATCHES},
     )
+
+
+# `foveate species summary`: effort and what follows from it, as tables for R.
+
+
+@click.command("summary", cls=FieldsCommand, short_help="Write trap nights, abundance, activity and histories.")
+@click.argument("source", type=click.Path(path_type=Path))
+@path_option("--out", "Folder of the tables; SOURCE/summary by default.")
+@fields(f"{SETTINGS}:SummarySettings", "min_delta_minutes", "compared_to", "occasion_days")
+@common(device=False, seed=False)
+def summary_command(call: Call, source: Path, out: Path | None, settings: dict[str, Any]) -> None:
+    """Write the tables that an analysis begins with, of a survey or of results of `foveate species predict`.
+
+    records.csv: independent records, as camtrapR's recordTable. effort.csv: trap nights of each deployment.
+    abundance.csv: records per 100 trap nights. activity.csv: records by hour. detections/: a detection history for each
+    taxon and the days of effort, for unmarked. Answers of people count before those of models; people and vehicles are
+    in no table, nor are coordinates.
+
+    \b
+    Example:
+      foveate species summary results --out tables
+      foveate species summary survey --min-delta-minutes 60 --occasion-days 5
+    """
+    from foveate.records import layout
+    from foveate.species.settings import SummarySettings
+    from foveate.survey.effort import read_records, write_effort
+    from foveate.survey.survey import Survey
+
+    checked = call.check(SummarySettings, settings)
+    answers: dict[str, Any] = {}
+    if (source / layout.DESCRIPTION).is_file():
+        survey = Survey.open(source, without_images=True)
+    else:
+        from foveate.species.decide_results import read_decisions
+        from foveate.species.predictions import Predictions
+
+        predictions = Predictions.open(source)
+        survey = Survey.open(predictions.collection, without_images=True)
+        decisions, events = read_decisions(predictions)
+        answers = {"decisions": decisions, "events": events, "taxa": predictions.taxa}
+    target = out or source / "summary"
+    result = write_effort(
+        survey,
+        read_records(survey, **answers),
+        target,
+        minutes=checked.min_delta_minutes,
+        compared_to=checked.compared_to,
+        occasion_days=checked.occasion_days,
+    )
+    content = {**asdict(result), "tables": {name: str(path) for name, path in result.tables.items()}}
+    call.finish(content, result.lines(), {"tables": target})
