@@ -107,6 +107,11 @@ class ExportSettings(Settings):
     format: Literal["camtrap-dp", "megadetector", "wildlife-insights", "csv"] = Field(
         description="camtrap-dp, megadetector (Timelapse), wildlife-insights, or csv: one flat table"
     )
+    exclude_humans: bool = Field(
+        False,
+        description="leave out images that show people, by an answer, a decision or a detection of at least 0.2, with "
+        "all that is said of them",
+    )
     coordinate_digits: str | None = Field(
         None, description="of camtrap-dp: decimals of coordinates, 1 (10 km), 2 (1 km), 3 (100 m), recorded or drop"
     )

@@ -363,6 +363,26 @@ def round_place(
     return RoundedPlace(round(latitude, digits) + 0.0, round(longitude, digits) + 0.0, total, 10.0**-digits)
 
 
+def describe_digits(deployments: Sequence[Deployment]) -> str:
+    """Say with how many decimals the places of deployments are recorded, without a place.
+
+    >>> describe_digits([Deployment("oak", latitude=51.12345, longitude=4.5), Deployment("creek")])
+    'places of 1 of 2 deployments are recorded, with 5 decimals (about 1 m)'
+    """
+    placed = [entry for entry in deployments if entry.latitude is not None and entry.longitude is not None]
+    if not placed:
+        return f"none of {len(deployments)} deployments has a place"
+    digits = max(
+        _decimals(value) for entry in placed for value in (entry.latitude, entry.longitude) if value is not None
+    )
+    # A degree of latitude is 111 km.
+    meters = 111_000 / 10**digits
+    size = f"{meters / 1000:.0f} km" if meters >= 1000 else f"{max(meters, 1):.0f} m"
+    return (
+        f"places of {len(placed)} of {len(deployments)} deployments are recorded, with {digits} decimals (about {size})"
+    )
+
+
 def round_deployments(
     deployments: Sequence[Deployment],
     *,

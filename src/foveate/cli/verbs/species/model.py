@@ -341,6 +341,7 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
 @fields(
     f"{SETTINGS}:ExportSettings",
     ("format", "--to"),
+    "exclude_humans",
     "coordinate_digits",
     "title",
     "contributor",
@@ -358,7 +359,7 @@ def export_command(call: Call, results: Path, out: Path | None, settings: dict[s
 
     \b
     Example:
-      foveate species export results --to megadetector
+      foveate species export results --to megadetector --exclude-humans
       foveate species export results --to camtrap-dp --coordinate-digits 2 --contributor "A. Person"
     """
     from foveate.species.export import export_predictions
