@@ -16,7 +16,6 @@ _LAZY = {
     "Taxa": "foveate.survey.taxa",
     "add_results": "foveate.survey.importers.results",
     "check_survey": "foveate.survey.checks",
-    "EffortResult": "foveate.survey.effort",
     "export_camtrap_dp": "foveate.survey.exporters.camtrap_dp",
     "export_megadetector": "foveate.survey.exporters.megadetector",
     "export_observations_csv": "foveate.survey.exporters.image_tables",

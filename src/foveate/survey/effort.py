@@ -67,6 +67,10 @@ def read_records(
         survey: opened with `without_images`, so that images at addresses count, too.
         decisions, events: see `export_observations_csv`.
         taxa: for the ranks; by default the collection's.
+
+    Example:
+        >>> len(read_records(Survey.open(survey_folder)).taxa_R)
+        48
     """
     rows = SurveyRows(survey.collection)
     merged = MergedObservations(rows, decisions, events)
@@ -194,7 +198,7 @@ def format_day(day: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EffortResult:
-    """Counts of `write_effort`.
+    """Counts of `write_effort`, which returns one.
 
     Attributes:
         records: animals on images with a time. independent: those that `filter_independent` keeps.
@@ -245,6 +249,12 @@ def write_effort(
 
     Raises:
         UserError: no deployment has a date, or one ends before it begins.
+
+    Example:
+        >>> survey = Survey.open(survey_folder)
+        >>> result = write_effort(survey, read_records(survey), new_folder)
+        >>> result.nights, result.tables["effort"].name
+        (60.0, 'effort.csv')
     """
     days_D2, sources = find_dates(survey)
     nights_D = count_nights(days_D2)
