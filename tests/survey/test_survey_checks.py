@@ -124,6 +124,7 @@ def build(folder: Path) -> Survey:
     media += [
         Medium("mixed/1", "mixed", time="2024-05-02T08:00:00Z"),
         Medium("mixed/2", "mixed", time="2024-05-02 09:00:00"),
+        Medium("mixed/3", "mixed", time="2024-09-02 09:00:00"),
     ]
     media += [Medium("issues", "issues", "s", time="2024-05-02 10:00:00"), Medium("utc2", "utc", "s")]
     media += [
@@ -173,7 +174,8 @@ EXPECTED = {
     ("stuck clock", "Good", 20),
     ("timestamp issues", "issues", 1),
     ("UTC at a place with another offset", "utc", 1),
-    ("times with and without offset", "mixed", 2),
+    ("times with and without offset", "mixed", 3),
+    ("gap of months", "mixed", 3),
     ("images without a deployment", "", 1),
     ("deployment without a row", "unlisted", 1),
     ("deployment without images", "empty", 0),
@@ -220,7 +222,7 @@ def test_faults_mask_hours_and_are_counted(survey: Survey, result: CheckResult) 
     hours = dict(zip(survey.keys, survey.hour_N.tolist(), strict=True))
     known = {key for key, hour in hours.items() if not np.isnan(hour)}
     stuck = {key for key in hours if key.startswith("stuck")}
-    assert known == {"good/0", "good/1", "good/2", "mixed/1", "mixed/2", "long/1", "long/2", *stuck}
+    assert known == {"good/0", "good/1", "good/2", "mixed/1", "mixed/2", "mixed/3", "long/1", "long/2", *stuck}
     assert result.counts["clock: set back"] == 12
     assert result.counts["clock: factory date"] == 1
     assert result.as_dict()["findings"][0]["repair"]  # type: ignore[index]

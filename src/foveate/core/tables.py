@@ -1,4 +1,4 @@
-"""Read tables row by row: CSV, TSV, JSON Lines, Parquet and Arrow files, and find columns by their usual names.
+"""Read tables row by row: CSV, TSV, JSON Lines, Parquet and Arrow files, find columns by usual names, write CSV.
 
 Columns as arrays are in `foveate.core.arrow_tables`, which loads pyarrow.
 """
@@ -9,11 +9,13 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from foveate.core.errors import UserError, nearest
+from foveate.core.files import atomic_file
 from foveate.core.text_tables import ARROW_SUFFIXES, LINES_SUFFIXES, NO_LIMITS, Limits, TextTable, open_text
 
 
@@ -136,3 +138,16 @@ def need_column(
     near = next((hint for name in usual if (hint := nearest(name, columns))), "")
     listed = ", ".join(columns[:30])
     raise UserError(f"{where} has no column {' or '.join(usual[:4])}; choose one of {listed} with {option}{near}")
+
+
+@contextmanager
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[csv.DictWriter[str]]:
+    """Open a CSV file that appears whole at a clean exit; its header is written."""
+    with atomic_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        yield writer
+        text.flush()
+        # Closing the wrapper would close the file before it is renamed.
+        text.detach()

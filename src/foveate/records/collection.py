@@ -200,6 +200,14 @@ class Collection:
             raise BadImage("damaged shard", f"{tar} has other bytes for {self.keys[row]!r} than were imported")
         return data
 
+    def can_reach(self, row: int) -> bool:
+        """Whether the bytes of an image can be read now; a damaged image can be, one whose card is away cannot."""
+        try:
+            self.image_bytes(row)
+        except BadImage as problem:
+            return not problem.is_passing
+        return True
+
     @cached_property
     def _byte_ranges(self) -> dict[str, np.ndarray]:
         # `index` builds all columns; a loader needs only these.

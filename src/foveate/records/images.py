@@ -116,6 +116,8 @@ ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 # Reasons that are not in an image's bytes: a disk that is back, or an installed library, ends them.
 NEEDS_EXTRA = "format needs an extra"
+# Images in a row that cannot be reached, after which a run asks whether its card or disk is away.
+MIN_AWAY = 8
 _PASSING = {"missing file", "changed file", "missing shard", "damaged shard", "unreadable", NEEDS_EXTRA}
 
 

@@ -21,6 +21,8 @@ class ImportSummary:
         ignored: kind -> number of files that are not used.
         further: counts that only some formats have, by description.
         notes: sentences for the user.
+        away: samples at the end of the source that could not be reached, all in a row.
+        first_away: why the first of them could not.
     """
 
     source: str = ""
@@ -43,6 +45,8 @@ class ImportSummary:
     quarantined: Counter[str] = field(default_factory=Counter)
     further: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    away: int = 0
+    first_away: str = ""
 
     @property
     def images_quarantined(self) -> int:

@@ -4,7 +4,8 @@ A verb that labels brings one function, from pending items to results, and its s
 or streamed by an executor, stopped by a signal, counted, and ended with the exit status that all such verbs share.
 
 A row of `region_status` says that an image is done, and is written after the labels of the image: a kill loses at most
-one part. An image that could not be reached is never stored as done, so that the same command tries it again.
+one part. An image that could not be reached is never stored as done, so that the same command tries it again; a run
+whose card was pulled out ends early (`CardWatch`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from foveate.records.annotate import (
     write_stream,
 )
 from foveate.records.appender import AnnotationAppender
+from foveate.records.images import MIN_AWAY
 from foveate.records.tables import Provenance
 
 T = TypeVar("T")
@@ -63,15 +65,50 @@ class Ending:
     failure: UserError | None = None
 
 
-def execute(executor: Executor[R], writer: ResultWriter[R], *, stop: StopRequest | None = None) -> Ending:
+class CardWatch:
+    """Notice that the card or disk of a run is away: 8 images in a row, and all that are left, cannot be reached.
+
+    A few files that were deleted, or a worn-out spot of a card, end no run: it goes on while any image can be read.
+
+    Args:
+        can_reach: whether the image of a row can be read now.
+        pending: rows of the run, in its order.
+
+    Attributes:
+        is_away: whether the run should end.
+    """
+
+    def __init__(self, can_reach: Callable[[int], bool], pending: Sequence[int]) -> None:
+        # From the end: what is found there stays pending, so that it is searched for only once.
+        self._can_reach, self._rest = can_reach, list(pending)
+        self._in_row, self.is_away = 0, False
+
+    def note(self, is_unreachable: bool) -> None:
+        """Count the next image of the run."""
+        self._in_row = self._in_row + 1 if is_unreachable else 0
+        if self._in_row == MIN_AWAY:
+            self._in_row = 0
+            while self._rest and not self._can_reach(self._rest[-1]):
+                self._rest.pop()
+            self.is_away = not self._rest
+
+
+def execute(
+    executor: Executor[R],
+    writer: ResultWriter[R],
+    *,
+    stop: StopRequest | None = None,
+    watch: CardWatch | None = None,
+) -> Ending:
     """Write what an executor yields, until its end, a signal, or the error of a stream; results before are written.
 
     Args:
         stop: an entered one, of a caller with further work that a signal stops.
+        watch: stops it, too, once the card is away; the writer tells it about images.
     """
     failure = None
     with StopRequest() if stop is None else contextlib.nullcontext(stop) as request:
-        results = executor(lambda: request.signal_name is not None)
+        results = executor(lambda: request.signal_name is not None or (watch is not None and watch.is_away))
         if isinstance(results, AsyncGenerator):
             failure = asyncio.run(write_stream(results, writer))
         else:
@@ -316,8 +353,27 @@ def say_resumed(num_done: int, total: int) -> None:
         say(f"resumed: {num_done:,} of {total:,} images are done")
 
 
+class _LabelWriter(PartWriter[LabeledImage]):
+    """Tells a watch about each image, and writes them in parts."""
+
+    watch: CardWatch | None = None
+
+    def add(self, results: Iterable[LabeledImage]) -> None:
+        """Buffer results until the next part."""
+        images = list(results)
+        if self.watch is not None:
+            for image in images:
+                self.watch.note(image.is_unreachable)
+        super().add(images)
+
+
 def label_images(
-    appender: AnnotationAppender, executor: Executor[LabeledImage], progress: Progress, *, images_per_part: int
+    appender: AnnotationAppender,
+    executor: Executor[LabeledImage],
+    progress: Progress,
+    *,
+    images_per_part: int,
+    watch: CardWatch | None = None,
 ) -> bool:
     """Label images and write their rows; return whether a signal stopped it.
 
@@ -326,9 +382,10 @@ def label_images(
         executor: yields the pending images with their labels; such as `in_batches`.
         progress: of `find_progress`; counts the images that are written.
         images_per_part: how many images a kill costs at most.
+        watch: ends the run once the card is away; its `is_away` says so.
     """
     labeling = progress.labeling
-    writer = PartWriter(
+    writer = _LabelWriter(
         appender,
         labeling.provenance,
         labeling.split_rows,
@@ -336,7 +393,8 @@ def label_images(
         max_seconds=SECONDS_PER_PART,
         on_part=progress.count,
     )
-    ending = execute(executor, writer)
+    writer.watch = watch
+    ending = execute(executor, writer, watch=watch)
     if ending.failure is not None:
         raise ending.failure
     return ending.stopped

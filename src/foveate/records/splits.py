@@ -1,7 +1,8 @@
 """Assign splits: groups, near-duplicates and images of one conversation stay together; adding images moves few others.
 
 Images that share a group or a conversation, or whose perceptual hashes are near, form a component. Its split is a pure
-function of the seed and of its first name, so images that are added later move only the components that they join.
+function of the seed and of its first name, so images that are added later move only the components that they join. A
+survey of few cameras is the exception: a split without a camera takes the one that was drawn nearest to it.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ def assign_splits(
 ) -> SplitSummary:
     """Write splits.parquet of a collection, and the fractions and the seed into splits.json.
 
-    A camera-trap survey is split by camera, so that events stay whole, too. Its images of one background are all near
-    one another; across cameras only equal files are linked, since dark frames of two cameras are no copies.
+    A camera-trap survey is split by camera, so that events stay whole, too; from three cameras on each split has one.
+    Its images of one background are all near one another; across cameras only equal files are linked, since dark frames
+    of two cameras are no copies.
 
     Args:
         fractions: split -> fraction of the components, with the sum 1. Components are drawn independently, so small
@@ -92,6 +94,13 @@ def assign_splits(
         # A group keeps its name, and so its split, when images are added to it.
         names = np.where(groups == "", index["key"], groups)
         splits, divided = draw_splits(components, names, imported, fractions=fractions, seed=seed)
+        if is_survey:
+            is_fixed = np.isin(components, components[imported != ""])
+            # An image of no deployment is no camera.
+            has_camera = groups != ""
+            fill_splits(
+                splits, components, names, has_camera & ~is_fixed, has_camera & is_fixed, fractions=fractions, seed=seed
+            )
         earlier = _read_earlier(path)
         moved = sum(earlier.get(key, split) != split for key, split in zip(index["key"], splits, strict=True))
         columns = {"key": index["key"], "split": splits, "group": groups}
@@ -174,6 +183,50 @@ def find_components(groups_N: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
     # A star per group (each row with the first of its group) connects it with N edges instead of N^2.
     edges = np.concatenate([np.stack([grouped, grouped[first[inverse]]], axis=1), pairs_P2])
     return join_pairs(edges, len(groups_N))
+
+
+def fill_splits(
+    splits_N: np.ndarray,
+    components_N: np.ndarray,
+    names_N: np.ndarray,
+    free_N: np.ndarray,
+    fixed_N: np.ndarray,
+    *,
+    fractions: Mapping[str, float],
+    seed: int,
+) -> None:
+    """Give each split without a component one of another split, in place.
+
+    It gets the one whose number of `draw_splits` is nearest to its interval, from a split that keeps another one: so
+    the same components move as long as no other is added between them.
+
+    Args:
+        splits_N: of `draw_splits`.
+        free_N, fixed_N: rows of the components that may move, and of those that were imported with a split.
+    """
+    # The smallest name is that of the component; see `draw_splits`.
+    drawn: dict[int, float] = {}
+    split_of: dict[int, str] = {}
+    for row in np.flatnonzero(free_N)[np.argsort(names_N[free_N].astype(str), kind="stable")].tolist():
+        component = int(components_N[row])
+        drawn.setdefault(component, uniform(seed, "split", names_N[row]))
+        split_of.setdefault(component, splits_N[row])
+    counts = Counter(split_of.values()) + Counter(dict.fromkeys(splits_N[fixed_N].tolist(), 1))
+    wanted = [name for name, fraction in fractions.items() if fraction > 0]
+    if len(split_of) + len(np.unique(components_N[fixed_N])) < len(wanted):
+        return
+    edges = np.concatenate([[0.0], np.cumsum(list(fractions.values()))])
+    for index, name in enumerate(fractions):
+        if name not in wanted or counts[name]:
+            continue
+        movable = [component for component, split in split_of.items() if counts[split] > 1]
+        if not movable:
+            return
+        below, above = edges[index], edges[index + 1]
+        nearest = min(movable, key=lambda entry: (max(below - drawn[entry], drawn[entry] - above), entry))
+        counts[split_of[nearest]] -= 1
+        counts[name], split_of[nearest] = 1, name
+        splits_N[components_N == nearest] = name
 
 
 def draw_splits(

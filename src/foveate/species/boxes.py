@@ -27,6 +27,7 @@ from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 from foveate.records.labeling import (
+    CardWatch,
     LabeledImage,
     Labeling,
     find_failure,
@@ -66,6 +67,7 @@ class BoxesResult:
         status: "ok", "no_boxes" or "decode_error" -> images.
         stopped: by a signal; the same call resumes.
         unreachable: images that this call could not reach; the same call tries them again.
+        away: whether the call ended early, because no image that was left could be reached.
         first_error: why the first image that cannot be read could not, of `unreachable` before others.
     """
 
@@ -76,6 +78,7 @@ class BoxesResult:
     seconds: float
     stopped: bool
     unreachable: int = 0
+    away: bool = False
     first_error: str = ""
 
     def find_failure(self) -> UserError | None:
@@ -125,7 +128,10 @@ def add_boxes(
         with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
             propose = functools.partial(_propose, collection, proposer, pool)
             executor = in_batches(propose, pending, _BATCH, description="boxes")
-            stopped = label_images(appender, executor, progress, images_per_part=_IMAGES_PER_PART)
+            watch = CardWatch(collection.can_reach, pending)
+            stopped = label_images(appender, executor, progress, images_per_part=_IMAGES_PER_PART, watch=watch)
+        # The watch has tried all that were left.
+        missed = len(pending) - progress.now.status.total() if watch.is_away else len(progress.now.unreachable)
         return BoxesResult(
             images=len(collection),
             skipped=len(imported),
@@ -133,7 +139,8 @@ def add_boxes(
             boxes=progress.before.rows + progress.now.rows,
             seconds=round(time.monotonic() - start, 2),
             stopped=stopped,
-            unreachable=len(progress.now.unreachable),
+            unreachable=missed,
+            away=watch.is_away,
             first_error=progress.first_error,
         )
 

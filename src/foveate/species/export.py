@@ -16,8 +16,11 @@ from foveate.records.boxes import Box
 from foveate.species.decide_results import image_decisions, merge_decisions, read_decisions
 from foveate.species.predictions import DECIDE, FAILED, Predictions
 from foveate.species.settings import ExportSettings
-from foveate.survey.detections import ClassLabel, DetectedImage, Detection, Prediction, get_kind
+from foveate.survey.deployments import describe_digits
+from foveate.survey.detections import ClassLabel, Decision, DetectedImage, Detection, Prediction, get_kind
 from foveate.survey.exporters.megadetector import MegaDetectorExport, ResultsInfo, export_megadetector
+from foveate.survey.exporters.survey_rows import leave_out
+from foveate.survey.store import list_deployments
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Observation
 
@@ -27,6 +30,7 @@ _OPTIONS_OF = {
     "wildlife-insights": ("project",),
 }
 _CATEGORIES = {"animal": "animal", "human": "person", "vehicle": "vehicle"}  # kind -> category of MegaDetector
+_MIN_PERSON = 0.2  # MegaDetector's typical threshold of a detection
 _MIN_BLANK = 0.5  # without boxes: from this probability on an image of an animal's event is one of its empty frames
 
 
@@ -49,9 +53,46 @@ def export_predictions(
             if getattr(settings, name) not in (None, ()):
                 say(f"--{name.replace('_', '-')} has no effect with --to {settings.format}, only with {format}")
     decisions, events = read_decisions(predictions)
+    people, left_out = None, list[str]()
+    if settings.exclude_humans:
+        people = find_people(predictions)
+        decisions, events = leave_out(decisions, events, people)
+        left_out = [f"{len(people):,} images with people left out (--exclude-humans)"]
+    counts, lines = _export(predictions, path, settings, decisions, events, people)
+    return {**counts, **({} if people is None else {"excluded": len(people)})}, [*lines, *left_out]
+
+
+def find_people(predictions: Predictions) -> frozenset[str]:
+    """Return the keys of images that show a person: by an answer, a decision, or a detection of at least 0.2.
+
+    Where a person has said what an image shows, only that counts.
+    """
+    merged = merge_decisions(predictions)
+    answers = {} if merged is None else merged.image_answers()
+    decided = predictions.decisions
+    people = {
+        key
+        for kind, keys in zip(decided["kind"].to_pylist(), decided["keys"].to_pylist(), strict=True)
+        for key in keys
+        if kind == "human"
+    }
+    columns = zip(*(predictions.boxes[name].to_pylist() for name in ("key", "label", "score")), strict=True)
+    people |= {key for key, label, score in columns if score >= _MIN_PERSON and get_kind(label) == "human"}
+    answered = {key for key, rows in answers.items() if any(row.kind == "human" for row in rows)}
+    return frozenset(people - answers.keys() | answered)
+
+
+def _export(
+    predictions: Predictions,
+    path: Path,
+    settings: ExportSettings,
+    decisions: Sequence[Decision],
+    events: Mapping[str, Sequence[str]],
+    without: frozenset[str] | None,
+) -> tuple[dict[str, Any], list[str]]:
     classifier = name_classifier(predictions)
     if settings.format == "megadetector":
-        export = write_megadetector(predictions, path)
+        export = write_megadetector(predictions, path, without=without or frozenset())
         counts = {name: getattr(export, name) for name in ("images", "detections", "failures", "made_up")}
         lines = [f"{export.images:,} images with {export.detections:,} boxes, {export.failures:,} failures"]
         if export.made_up:
@@ -66,10 +107,17 @@ def export_predictions(
         }
         options = validate(CamtrapSettings, {**values, "classifier": classifier}, where="foveate species export")
         package = export_camtrap_dp(
-            predictions.collection, path, settings=options, decisions=decisions, events=events, taxa=predictions.taxa
+            predictions.collection,
+            path,
+            settings=options,
+            decisions=decisions,
+            events=events,
+            taxa=predictions.taxa,
+            without=without,
         )
+        recorded = describe_digits(list_deployments(predictions.collection))
         rows = ", ".join(f"{count:,} {table}" for table, count in package.rows.items())
-        return {"rows": package.rows, **package.counts}, [rows, *package.notes]
+        return {"rows": package.rows, **package.counts}, [rows, recorded, *package.notes]
     if settings.format == "wildlife-insights":
         from foveate.survey.exporters.image_tables import export_wildlife_insights
 
@@ -83,19 +131,26 @@ def export_predictions(
             decisions=decisions,
             events=events,
             taxa=predictions.taxa,
+            without=without,
         )
         lines = [f"{count:,} labels left out: {reason}" for reason, count in written.left_out.items()]
         return {"lines": written.lines, "left_out": dict(written.left_out)}, [f"{written.lines:,} lines", *lines]
     from foveate.survey.exporters.image_tables import export_observations_csv
 
     count = export_observations_csv(
-        predictions.collection, path, decisions=decisions, events=events, taxa=predictions.taxa
+        predictions.collection, path, decisions=decisions, events=events, taxa=predictions.taxa, without=without
     )
     return {"lines": count}, [f"{count:,} lines"]
 
 
-def write_megadetector(predictions: Predictions, path: Path) -> MegaDetectorExport:
-    """Write boxes with the decided taxa in MegaDetector's format 1.6, which Timelapse opens."""
+def write_megadetector(
+    predictions: Predictions, path: Path, *, without: frozenset[str] = frozenset()
+) -> MegaDetectorExport:
+    """Write boxes with the decided taxa in MegaDetector's format 1.6, which Timelapse opens.
+
+    Args:
+        without: keys of images that are left out.
+    """
     sources = sorted({row.removeprefix("detector:") for row in predictions.boxes["source"].unique().to_pylist()})
     # MegaDetector writes times without an offset and with a space between date and time.
     decided = read_json(predictions.folder / DECIDE)["created"][:19].replace("T", " ")
@@ -105,10 +160,10 @@ def write_megadetector(predictions: Predictions, path: Path) -> MegaDetectorExpo
         detected_at=predictions.config["created"][:19].replace("T", " "),
         classified_at=decided,
     )
-    return export_megadetector(path, _list_images(predictions), info)
+    return export_megadetector(path, _list_images(predictions, without), info)
 
 
-def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
+def _list_images(predictions: Predictions, without: frozenset[str]) -> Iterator[DetectedImage]:
     decisions = predictions.decisions.to_pylist()
     merged = merge_decisions(predictions)
     answers = merged.image_answers() if merged is not None else {}
@@ -124,6 +179,8 @@ def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
     # The probability of "blank" is read only if there are no boxes, which otherwise show the empty frames.
     blank_N = predictions.class_probabilities(labels.index("blank")) if "blank" in labels and not boxes else None
     for number, row in enumerate(predictions.images.to_pylist()):
+        if row["key"] in without:
+            continue
         if answer := answers.get(row["key"]):
             # A person saw more of an image that cannot be read any more, or has no box, than the detector.
             detections = _answer_boxes(boxes.get(row["key"], ()), answer, predictions.taxa, row["key"] in reviewed)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import NEEDS_EXTRA, BadImage, is_passing
-from foveate.records.labeling import execute, find_failure, in_order, say_resumed
+from foveate.records.labeling import CardWatch, execute, find_failure, in_order, say_resumed
 from foveate.species.boxes import NOTICE, SOURCE, BoxesResult, add_boxes
 from foveate.species.crops import CropSettings, Views
 from foveate.species.hints import match_places
@@ -51,6 +51,7 @@ from foveate.species.predictions import (
 )
 from foveate.species.settings import BoxSettings, PredictSettings
 from foveate.species.sources import read_features
+from foveate.survey.deployments import TABLE, write_first_table
 from foveate.survey.store import name_detectors
 from foveate.survey.survey import Survey
 from foveate.vision.feature_cache import map_on_cores
@@ -73,6 +74,7 @@ class PredictResult:
         judged: that a detector with categories looked at, such as MegaDetector.
         stopped: by a signal; the same call resumes.
         unreachable: that could not be reached, `failed` ones among them; the same call tries them again.
+        away: whether the call ended early, because no image that was left could be reached.
         first_error: why the first image that cannot be read could not, of `unreachable` before others.
     """
 
@@ -86,6 +88,7 @@ class PredictResult:
     seconds: float
     stopped: bool
     unreachable: int = 0
+    away: bool = False
     first_error: str = ""
 
     def find_failure(self) -> UserError | None:
@@ -131,9 +134,12 @@ def predict(
             say(NOTICE)
             proposed = add_boxes(collection_path, BoxSettings(), device=device, workers=workers)
             boxed = proposed.status.get("ok", 0)
-            if proposed.stopped:
+            if proposed.stopped or proposed.away:
                 seconds = round(time.monotonic() - start, 2)
-                return PredictResult(proposed.images, 0, 0, 0, boxed, 0, model.view.view, seconds, stopped=True)
+                unreachable, first_error = _count_unreachable([], proposed, uncollected)
+                result = PredictResult(proposed.images, 0, unreachable, 0, boxed, 0, model.view.view, seconds, False)
+                ending = {"stopped": proposed.stopped, "away": proposed.away, "first_error": first_error}
+                return replace(result, unreachable=unreachable, **ending)
         with Collection.open(collection_path) as collection:
             inside = collection_path.resolve().is_relative_to(folder.resolve())
             rows = collection.rows(settings.split)
@@ -158,10 +164,13 @@ def predict(
                 },
             )
             write_classes(folder, model.classes, model.taxa)
-            computed = _compute_parts(
+            computed, left = _compute_parts(
                 model, collection, rows, views, place_columns_N, folder, settings, device, workers, stop
             )
-            if not stop.signal_name:
+            away = bool(left) and not stop.signal_name
+            if away:
+                failed = left
+            elif not stop.signal_name:
                 failed, refused = _write_tables(collection, rows, views, detectors, folder)
     unreachable, first_error = _count_unreachable(failed, proposed, uncollected)
     return PredictResult(
@@ -175,6 +184,7 @@ def predict(
         seconds=round(time.monotonic() - start, 2),
         stopped=stop.signal_name is not None,
         unreachable=unreachable,
+        away=away,
         first_error=first_error or next(iter([*failed, *refused]), ""),
     )
 
@@ -236,10 +246,17 @@ def prepare_collection(
     """
     path, uncollected = source, list[str]()
     if not (source / layout.DESCRIPTION).is_file():
-        from foveate.records.importers.formats import detect_format
+        from foveate.records.importers.formats import detect_format, load_formats
 
         path = folder / SURVEY
-        importer, evidence = detect_format(str(source))
+        # An empty folder is where a card was mounted.
+        if (path / layout.DESCRIPTION).is_file() and not (source.is_file() or any(source.glob("*"))):
+            raise UserError(f"{source} is missing or empty; is the card still there? Run the same command again")
+        given = ["deployments"] if settings.deployments is not None else []
+        importer, evidence = detect_format(str(source), options=given)
+        if importer.name == "folder":
+            # Plain pictures have no place in a survey: a folder of images is one of cards without a table.
+            importer, evidence = load_formats()["cards"], "a folder of images"
         say(f"format: {importer.name} ({evidence})")
         options: dict[str, Any] = {"reference": True} if "reference" in importer.options else {}
         if settings.deployments is not None:
@@ -255,6 +272,11 @@ def prepare_collection(
             # A missing library is no card that is away, and is named in the quarantine.
             if subject == "image" and is_passing(reason) and reason != NEEDS_EXTRA:
                 uncollected += [reason] * count
+        if importer.name == "cards" and settings.deployments is None and not (source / TABLE).is_file():
+            table = folder / TABLE
+            if not table.is_file():
+                write_first_table(Survey.open(path), table)
+            say(f"places are unknown: complete {table}, and add --deployments {table}")
     elif settings.deployments is not None:
         raise UserError(f"--deployments: {source} is a collection, which has its deployments already")
     if settings.results is not None:
@@ -276,8 +298,11 @@ def _compute_parts(
     device_name: str | None,
     workers: int | None,
     stop: StopRequest,
-) -> int:
-    """Compute the parts that are missing; return the number of images in them."""
+) -> tuple[int, list[str]]:
+    """Compute the parts that are missing; return the number of images in them.
+
+    Also returns why images of missing parts could not be reached, if a card that is away ended the work.
+    """
     if not len(rows_N):
         raise UserError(f"{collection.path}: no image to predict; see foveate inspect {collection.path}")
     sha256 = collection.index["sha256"]
@@ -293,7 +318,7 @@ def _compute_parts(
     remove_parts(folder, first=len(parts))
     num_pending = sum(map(len, pending.values()))
     if not pending:
-        return 0
+        return 0, []
     say_resumed(len(row_list) - num_pending, len(row_list))
     (folder / IMAGES).unlink(missing_ok=True)  # written again once all parts are there
     # Decisions about other images: beside the new table, new images would have none.
@@ -315,28 +340,37 @@ def _compute_parts(
         links = {name: np.concatenate([links[name] for _, links, _ in results]) for name in names}
         yield number, pending[number], ScorePart(hashes[number], probabilities, failures, links)
 
-    writer = _ScoreWriter(folder, [len(part) for part in parts])
+    pending_rows = [parts[number][position] for number, positions in pending.items() for position in positions]
+    watch = CardWatch(collection.can_reach, pending_rows)
+    writer = _ScoreWriter(folder, [len(part) for part in parts], watch)
     with _threads(workers, device):
         description = f"predicting, {_IMAGES_PER_PART} images at a time"
-        execute(in_order(compute_part, [*pending], description=description), writer, stop=stop)
-    return writer.num_images
+        execute(in_order(compute_part, [*pending], description=description), writer, stop=stop, watch=watch)
+    left = [number for number in pending if number not in writer.numbers] if watch.is_away else []
+    failures = writer.failures + [writer.failures[-1] for number in left for _ in pending[number]]
+    return writer.num_images, failures if left else []
 
 
 class _ScoreWriter:
-    """Writes each part of scores as soon as it is computed.
+    """Writes each part of scores as soon as it is computed, and tells a watch about its images.
 
     Attributes:
-        num_images: that were written.
+        numbers: of the parts that were written. num_images: in them. failures: why images could not be reached.
     """
 
     due = False  # nothing waits
 
-    def __init__(self, folder: Path, sizes: Sequence[int]) -> None:
-        self._folder, self._sizes, self.num_images = folder, sizes, 0
+    def __init__(self, folder: Path, sizes: Sequence[int], watch: CardWatch) -> None:
+        self._folder, self._sizes, self._watch = folder, sizes, watch
+        self.numbers, self.num_images, self.failures = set[int](), 0, list[str]()
 
     def add(self, results: Iterable[tuple[int, list[int], ScorePart]]) -> None:
         """Write parts: number, positions of the images that were computed, and their scores."""
         for number, positions, part in results:
+            for position in range(len(positions)):
+                self._watch.note(is_passing(part.failures.get(position, "")))
+            self.failures += filter(is_passing, part.failures.values())
+            self.numbers.add(number)
             # Images of the part that were reached before are not read again.
             if len(positions) < self._sizes[number]:
                 part = read_part(self._folder, number).replace_rows(positions, part)

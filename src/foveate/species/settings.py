@@ -25,6 +25,18 @@ class BoxSettings(Settings):
     every_image: bool = Field(False, description="also images that have boxes of another source")
 
 
+class SummarySettings(Settings):
+    """`foveate species summary SOURCE`."""
+
+    min_delta_minutes: float = Field(
+        30.0, ge=0, description="minutes between independent records of a taxon at a station; 0 keeps all"
+    )
+    compared_to: Literal["lastIndependentRecord", "lastRecord"] = Field(
+        "lastIndependentRecord", description="record that these minutes are counted from, as in camtrapR"
+    )
+    occasion_days: int = Field(7, ge=1, description="days of an occasion of the detection histories")
+
+
 class BuildSettings(Settings):
     """`foveate species build COLLECTION`."""
 
@@ -94,6 +106,11 @@ class ExportSettings(Settings):
 
     format: Literal["camtrap-dp", "megadetector", "wildlife-insights", "csv"] = Field(
         description="camtrap-dp, megadetector (Timelapse), wildlife-insights, or csv: one flat table"
+    )
+    exclude_humans: bool = Field(
+        False,
+        description="leave out images that show people, by an answer, a decision or a detection of at least 0.2, with "
+        "all that is said of them",
     )
     coordinate_digits: str | None = Field(
         None, description="of camtrap-dp: decimals of coordinates, 1 (10 km), 2 (1 km), 3 (100 m), recorded or drop"

@@ -26,7 +26,9 @@ _LAZY = {
     "read_corrections": "foveate.survey.importers.corrections",
     "read_deployments": "foveate.survey.deployments",
     "read_results": "foveate.survey.importers.results",
+    "read_records": "foveate.survey.effort",
     "round_deployments": "foveate.survey.deployments",
+    "write_effort": "foveate.survey.effort",
 }
 
 __all__ = list(_LAZY)

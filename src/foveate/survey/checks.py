@@ -34,7 +34,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "copy the files with a tool that keeps EXIF; images saved by an editor or a messenger have lost it",
     ),
     "impossible time": ("the time is no date that exists", _SHIFT),
-    "factory date": ("the clock was reset, probably by new batteries, and begins on January 1", _SHIFT),
+    "factory date": ("the clock was reset, probably by new batteries, and begins in the first days of a year", _SHIFT),
     "years off": ("the clock is off by almost a year or more", _SHIFT),
     "outside the deployment": (
         "the times lie more than a day outside deploymentStart and deploymentEnd",
@@ -45,6 +45,11 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "the clock runs backwards between files that follow each other: it was set while the camera was out",
         "move the files before and after the jump into two folders with a row each, and state the clock_shift of the "
         "wrong one",
+    ),
+    "gap of months": (
+        "no image for 60 days or more between others of the deployment: two seasons in one row, or the camera failed",
+        "give each season a folder and a row with its deploymentStart and deploymentEnd; nights without a working "
+        "camera must not count as effort",
     ),
     "stuck clock": ("many images have the same second: the clock stood still, or a program rewrote the times", _SHIFT),
     "timestamp issues": ("timestampIssues is true: no hour is used", "state clock_shift and false if it is known"),
@@ -105,6 +110,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
 # Number of images in one second; a fast burst puts a few there as well.
 _MIN_STUCK = 20
 _MAX_EVENT_IMAGES, _MAX_EVENT_SECONDS = 500, 6 * 3600
+_MIN_GAP_DAYS = 60  # longer than quiet weeks of a working camera, shorter than the pause between two seasons
 _FAR_KM, _NEAR_KM = 500.0, 1.0
 _MAX_NAMES = 3000  # comparing names of one genus is quadratic in their number
 
@@ -255,6 +261,14 @@ def _check_clocks(survey: Survey) -> Iterator[Finding]:
 
     for fault, mask_N in survey.clock_faults.items():
         yield from _by_deployment(survey, fault, mask_N, describe)
+    for index in np.flatnonzero(survey.gaps_D >= _MIN_GAP_DAYS).tolist():
+        rows = np.flatnonzero((survey.deployment_N == index) & ~np.isnan(survey.clock_N))
+        rows = rows[np.argsort(survey.clock_N[rows], kind="stable")]
+        later = 1 + int(np.argmax(np.diff(survey.clock_N[rows])))
+        ends = [_format(survey.clock_N[row]) for row in (rows[later - 1], rows[later])]
+        detail = f"{survey.gaps_D[index]:.0f} days, from {ends[0]} to {ends[1]}"
+        examples = _examples(survey, rows[[later - 1, later]])
+        yield Finding("gap of months", survey.deployments[index].id, len(rows), detail, examples)
     known = np.flatnonzero(~np.isnan(clock_N))
     # Compare within a deployment: two cameras may well take an image in the same second.
     pairs = np.stack([survey.deployment_N[known].astype(np.float64), clock_N[known]], axis=1)

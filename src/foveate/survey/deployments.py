@@ -1,25 +1,34 @@
 """Deployments of a survey: read `deployments.csv`, and round coordinates for publication.
 
-The table has a row per camera folder, with Camtrap DP's column names and three of our own. What rounding costs is added
-to the uncertainty of a place.
+The table has a row per camera folder, with Camtrap DP's column names and three of our own. Cards without one have a
+deployment per folder, and a first table is written for them that a person completes. What rounding costs is added to
+the uncertainty of a place.
 """
 
 from __future__ import annotations
 
 import math
+import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from foveate.core.errors import UserError, nearest
-from foveate.core.tables import read_rows
+from foveate.core.tables import csv_rows, read_rows
+from foveate.records.images import BadImage, read_exif
 from foveate.records.rows import clean_text
 from foveate.survey.hours import TimeStatus, parse_offset, parse_times
 from foveate.survey.types import Deployment
 
+if TYPE_CHECKING:
+    from foveate.survey.survey import Survey
+
+TABLE = "deployments.csv"
 OUR_COLUMNS = ("folder", "utc_offset", "clock_shift")
 CAMTRAP_COLUMNS = (
     *("deploymentID", "locationID", "locationName", "latitude", "longitude", "coordinateUncertainty"),
@@ -27,6 +36,11 @@ CAMTRAP_COLUMNS = (
     *("cameraDepth", "cameraTilt", "cameraHeading", "detectionDistance", "timestampIssues", "baitUse"),
     *("featureType", "habitat", "deploymentGroups", "deploymentTags", "deploymentComments"),
 )
+# Of a first table: what helps a person to complete it, and is not stored.
+NOTES = ("images", "first_image", "last_image")
+# Folders that cameras make on a card: DCIM, and below it those of the standard DCF, such as 100RECNX.
+_CARD_FOLDER = re.compile(r"[1-9]\d\d(?P<free>[A-Z0-9_]{5})", re.IGNORECASE)
+_SERIAL_NUMBER = 0xA431  # tag BodySerialNumber of EXIF
 _FIELDS = ("deploymentID", "latitude", "longitude", "coordinateUncertainty", "deploymentStart", "deploymentEnd")
 _MISSING = ("NA", "N/A", "NaN", "nan", "NULL", "null")
 _TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
@@ -98,7 +112,7 @@ def _read_rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], bool]:
 
 def _match_columns(header: list[str], path: Path) -> list[str]:
     """Return the header with known names in their spelling; case, blanks and underscores do not matter."""
-    folded = {_fold(name): name for name in (*CAMTRAP_COLUMNS, *OUR_COLUMNS)}
+    folded = {_fold(name): name for name in (*CAMTRAP_COLUMNS, *OUR_COLUMNS, *NOTES)}
     names = [folded.get(_fold(name), name) for name in header]
     if "deploymentID" not in names:
         names = ["deploymentID" if _fold(name) == "location" else name for name in names]
@@ -169,8 +183,99 @@ def _read_row(row: Mapping[str, str], where: str, *, decimal_comma: bool) -> Dep
         bool(read("timestampIssues", _parse_flag, "true or false")),
         uncertainty,
         row.get("habitat", ""),
-        {name: text for name, text in row.items() if text and name not in (*_FIELDS, "habitat", *OUR_COLUMNS)},
+        {name: text for name, text in row.items() if text and name not in (*_FIELDS, "habitat", *OUR_COLUMNS, *NOTES)},
     )
+
+
+def derive_table(folders: Iterable[str], *, name: str) -> DeploymentTable:
+    """Return the deployments of cards without a table: one per folder of a camera, named like it.
+
+    DCIM and what lies below it belongs to the camera, and so do folders that only count on, such as 100RECNX and
+    101RECNX.
+
+    Args:
+        folders: with images, below the source, with slashes; "." for the source.
+        name: of the deployment of images that lie in no folder of a camera.
+
+    >>> derive_table(["A/DCIM/100RECNX", "A/DCIM/101RECNX", "2026/B"], name="cards").ids
+    {'2026/B': '2026-B', 'A': 'A'}
+    """
+    cameras = [_find_camera(folder) for folder in set(folders)]
+    # Folders of one card have equal letters behind their numbers; 101CREEK and 102RIVER are two places.
+    letters: dict[str, set[str]] = {}
+    for parent, match in (_split_card_folder(camera) for camera in cameras):
+        if match:
+            letters.setdefault(parent, set()).add(match)
+    named = set()
+    for camera in cameras:
+        parent, match = _split_card_folder(camera)
+        named.add(parent if match and len(letters[parent]) == 1 else camera)
+    joined = {folder: folder.replace("/", "-") or name for folder in sorted(named)}
+    # Of a/b and a-b each keeps its path.
+    ids = {folder: text if list(joined.values()).count(text) == 1 else folder or "." for folder, text in joined.items()}
+    return DeploymentTable(tuple(map(Deployment, ids.values())), ids)
+
+
+def _find_camera(folder: str) -> str:
+    parts = [part for part in PurePosixPath(folder).parts if part != "."]
+    card = next((index for index, part in enumerate(parts) if part.upper() == "DCIM"), len(parts))
+    return "/".join(parts[:card])
+
+
+def _split_card_folder(folder: str) -> tuple[str, str]:
+    """Return the folder above one that a camera has counted and its five free letters; "" for other folders."""
+    parent, _, last = folder.rpartition("/")
+    match = _CARD_FOLDER.fullmatch(last)
+    return (parent, match["free"].upper()) if match else (folder, "")
+
+
+def write_first_table(survey: Survey, path: Path) -> Path:
+    """Write a table with a row per deployment of a survey, to be completed and read by `read_deployments`; return it.
+
+    What is known is filled in. Further columns tell the number of images, and the times of the first and last one as
+    the camera has them: they are no start and end of the deployment, because clocks may be wrong.
+
+    Raises:
+        UserError: the file exists: a person may have completed it.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists; expected a new file, since that one may have been completed")
+    files = survey.media["file"].to_pylist()
+    header = ("deploymentID", "folder", "locationID", "latitude", "longitude", "deploymentStart", "deploymentEnd")
+    header = (*header, "cameraID", "utc_offset", "clock_shift", *NOTES)
+    rows: list[list[str]] = []
+    for index, entry in enumerate(survey.deployments):
+        images = np.flatnonzero(survey.deployment_N == index).tolist()
+        folders = {_find_camera(PurePosixPath(files[row].replace("\\", "/")).parent.as_posix()) for row in images}
+        clock = survey.unmasked_clock_N[images]
+        clock = clock[~np.isnan(clock)]
+        times = [_format_time(clock.min()), _format_time(clock.max())] if len(clock) else ["", ""]
+        # The serial number of one image is enough: cards with images of several cameras are rare, and have one folder.
+        serial = entry.extra.get("cameraID") or (_read_serial(survey, images[0]) if images else "")
+        known = (entry.location, entry.latitude, entry.longitude, entry.start, entry.end, serial, entry.utc_offset)
+        texts = ["" if value is None else str(value) for value in (*known, entry.clock_shift or "")]
+        # "." is the row of all images that are in no other row's folder.
+        folder = posixpath.commonpath(folders) or "." if images else ""
+        rows.append([entry.id, folder, *texts, str(len(images)), *times])
+    with csv_rows(path, header) as writer:
+        writer.writerows(dict(zip(header, row, strict=True)) for row in rows)
+    return path
+
+
+def _format_time(seconds: float) -> str:
+    return str(np.datetime64(int(seconds // 1), "s")).replace("T", " ")
+
+
+def _read_serial(survey: Survey, row: int) -> str:
+    # Of a package whose images are not there only rows are known.
+    if row >= len(survey.collection):
+        return ""
+    try:
+        value = read_exif(survey.collection.image_bytes(row)).get(_SERIAL_NUMBER)
+    except BadImage:
+        return ""
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
+    return clean_text(text.split("\0")[0])[:64] if isinstance(text, str) else ""
 
 
 def parse_shift(text: str) -> int:
@@ -256,6 +361,26 @@ def round_place(
         total -= added[recorded_digits - 1] if recorded_digits <= len(added) else 0
     # + 0.0: rounding makes -0.0 of -0.001, which would be printed.
     return RoundedPlace(round(latitude, digits) + 0.0, round(longitude, digits) + 0.0, total, 10.0**-digits)
+
+
+def describe_digits(deployments: Sequence[Deployment]) -> str:
+    """Say with how many decimals the places of deployments are recorded, without a place.
+
+    >>> describe_digits([Deployment("oak", latitude=51.12345, longitude=4.5), Deployment("creek")])
+    'places of 1 of 2 deployments are recorded, with 5 decimals (about 1 m)'
+    """
+    placed = [entry for entry in deployments if entry.latitude is not None and entry.longitude is not None]
+    if not placed:
+        return f"none of {len(deployments)} deployments has a place"
+    digits = max(
+        _decimals(value) for entry in placed for value in (entry.latitude, entry.longitude) if value is not None
+    )
+    # A degree of latitude is 111 km.
+    meters = 111_000 / 10**digits
+    size = f"{meters / 1000:.0f} km" if meters >= 1000 else f"{max(meters, 1):.0f} m"
+    return (
+        f"places of {len(placed)} of {len(deployments)} deployments are recorded, with {digits} decimals (about {size})"
+    )
 
 
 def round_deployments(

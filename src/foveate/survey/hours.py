@@ -210,6 +210,8 @@ YEARS_OFF = 300 * DAY
 FIRST_YEAR = 2000  # digital camera traps are not older
 # New batteries reset many clocks to January 1, 0:00; these years are suspicious even without dates of a deployment.
 _FACTORY_YEARS = (1970, 1980, 2000)
+# A camera that was reset may wait so many days for its first animal.
+_RESET_DAYS = 7
 _BACKWARDS = 60.0  # seconds: within a burst, files may be written in another order than taken
 # At most one in ten gaps between events may run backwards. If files are not named in the order of taking, every
 # second gap does; with only a few events the cause cannot be decided.
@@ -248,7 +250,9 @@ def find_clock_faults(
         # The import is in UTC, and the clock is local: the tolerance of a day covers any offset.
         future_N = clock_N > imported_N + TOLERANCE
     year_N, starts_year_N = _years(clock_N)
-    factory_N = starts_year_N & (outside_N | (np.isnan(bounds_N2).all(axis=1) & np.isin(year_N, _FACTORY_YEARS)))
+    is_unbounded_N = np.isnan(bounds_N2).all(axis=1)
+    factory_N = starts_year_N & (outside_N | (is_unbounded_N & np.isin(year_N, _FACTORY_YEARS)))
+    factory_N |= np.isnan(bounds_N2[:, 0]) & find_resets(clock_N, deployment_N)
     years_N = ~factory_N & ((distance_N >= YEARS_OFF) | (year_N < FIRST_YEAR))
     days_N = outside_N & ~factory_N & ~years_N
     set_back_D = find_set_back(clock_N, deployment_N, files, num_deployments=len(bounds_D2))
@@ -256,6 +260,34 @@ def find_clock_faults(
     # Either side of a jump may be the right one: no image of the deployment has a known hour.
     set_back_N = np.append(set_back_D, False)[deployment_N] & ~np.isnan(clock_N)
     return dict(zip(FAULTS, (*masks, set_back_N), strict=True))
+
+
+def find_resets(clock_N: NDArray[np.float64], deployment_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which images (N,) a clock that was reset has dated, judged by the other times alone.
+
+    Cameras begin at different dates (2000-01-01, 2015-01-01), and the first image may come days later. So a run of
+    images is one whose first lies in the first days of a year, and at least 300 days before the next run of the
+    deployment. A deployment without other images is compared with the median of all others, and must begin in the first
+    hour of a year: a season may well begin in January.
+    """
+    reset_N = np.zeros(len(clock_N), np.bool_)
+    known = np.flatnonzero(~np.isnan(clock_N))
+    if not len(known):
+        return reset_N
+    day_N, (year_N, is_first_hour_N) = _calendar(clock_N)[1], _years(clock_N)
+    order = known[np.lexsort((clock_N[known], deployment_N[known]))]
+    is_new = (np.diff(deployment_N[order]) != 0) | (np.diff(clock_N[order]) >= YEARS_OFF)
+    runs = np.split(order, np.flatnonzero(is_new) + 1)
+    for index, run in enumerate(runs):
+        first, deployment = run[0], deployment_N[run[0]]
+        follows = index + 1 < len(runs) and deployment_N[runs[index + 1][0]] == deployment
+        is_alone = not follows and (index == 0 or deployment_N[runs[index - 1][0]] != deployment)
+        if follows:
+            reset_N[run] = day_N[first] <= _RESET_DAYS
+        elif is_alone and (is_first_hour_N[first] or (year_N[first] in _FACTORY_YEARS and day_N[first] <= _RESET_DAYS)):
+            others = clock_N[known[deployment_N[known] != deployment]]
+            reset_N[run] = len(others) > 0 and np.median(others) - clock_N[run].max() >= YEARS_OFF
+    return reset_N
 
 
 def _years(clock_N: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -182,9 +182,9 @@ def select_deployments(writer: CollectionWriter, deployments: Iterable[Deploymen
     for deployment in deployments:
         row = check_row("deployments", deployment_row(deployment))
         known = others.get(row["id"])
-        if known is None or (_says_nothing(Deployment.from_row(known)) and not _says_nothing(deployment)):
+        if known is None or (says_nothing(Deployment.from_row(known)) and not says_nothing(deployment)):
             selected.append(row)
-        elif not _says_nothing(deployment) and any(known.get(name) != value for name, value in row.items()):
+        elif not says_nothing(deployment) and any(known.get(name) != value for name, value in row.items()):
             raise UserError(
                 f"deployment {deployment.id!r} of {writer.source!r} differs from that of {known['source']!r} in the "
                 "collection; give it another id, collect into another collection, or, if it is the same survey, add "
@@ -193,7 +193,7 @@ def select_deployments(writer: CollectionWriter, deployments: Iterable[Deploymen
     return selected
 
 
-def _says_nothing(deployment: Deployment) -> bool:
+def says_nothing(deployment: Deployment) -> bool:
     """Whether nothing but the id is known, as from a file of annotations without a table of places."""
     return deployment.location in ("", deployment.id) and deployment == Deployment(
         deployment.id, location=deployment.location

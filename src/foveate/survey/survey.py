@@ -7,7 +7,7 @@ observation no label. What is masked is counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -51,7 +51,7 @@ class Survey:
     Arrays have one entry per row of the collection, in its order.
 
     Args:
-        keys: image keys.
+        keys: image keys; behind those of the collection, those of images that only have rows (`open`).
         deployments: in the order of their table; behind them those that only images name, without any field.
         num_listed: number of deployments in the table.
         deployment_N: index into `deployments`; -1 for images of no deployment.
@@ -66,37 +66,54 @@ class Survey:
     """
 
     def __init__(
-        self, collection: Collection, deployments: tuple[Deployment, ...], num_listed: int, media: pa.Table
+        self,
+        collection: Collection,
+        deployments: tuple[Deployment, ...],
+        num_listed: int,
+        media: pa.Table,
+        *,
+        absent_keys: Sequence[str] = (),
     ) -> None:
         self.collection = collection
-        self.keys = collection.keys
+        self.keys = [*collection.keys, *absent_keys] if absent_keys else collection.keys
         self.deployments, self.num_listed = deployments, num_listed
         self.media = media
         ids = pa.array([deployment.id for deployment in deployments], pa.string())
         self.deployment_N = tables.positions(media["deployment"], among=ids)
 
     @classmethod
-    def open(cls, collection: Collection | str | Path) -> Survey:
+    def open(cls, collection: Collection | str | Path, *, without_images: bool = False) -> Survey:
         """Open the survey of a collection.
+
+        Args:
+            without_images: also the media of a package whose images are not there, such as those at addresses: clocks
+                and observations need no image.
 
         Raises:
             UserError: the collection has none, or a deployment states no usable offset.
         """
         collection = collection if isinstance(collection, Collection) else Collection.open(collection)
         media = collection.table("media")
-        if not media.num_rows:
-            absent = collection.dataset_table("media_without_image").num_rows
-            if absent:
+        absent = collection.dataset_table("media_without_image")
+        if absent.num_rows:
+            # An image that was imported later has its row in `media`.
+            is_absent = tables.positions(absent["key"], among=pa.array(collection.keys, pa.string())) < 0
+            absent = absent.filter(pa.array(is_absent))
+        if not media.num_rows and not (without_images and absent.num_rows):
+            if absent.num_rows:
                 raise UserError(
-                    f"collection {collection.name!r} has the rows of {absent:,} images, but none of the images; "
-                    "collect the package again with --images and the folder that has them"
+                    f"collection {collection.name!r} has the rows of {absent.num_rows:,} images, but none of the "
+                    "images; collect the package again with --images and the folder that has them"
                 )
             raise UserError(
                 f"collection {collection.name!r} has no camera-trap survey (annotations/media is empty); collect it "
                 "again with --deployments, or from a survey's format"
             )
-        media = select_last(media)
-        latest_N = tables.positions(pa.array(collection.keys, pa.string()), among=media["key"])
+        media, absent_keys = select_last(media), list[str]()
+        if without_images and absent.num_rows:
+            absent_keys = absent["key"].to_pylist()
+            media = pa.concat_tables([media, absent], promote_options="permissive")
+        latest_N = tables.positions(pa.array([*collection.keys, *absent_keys], pa.string()), among=media["key"])
         # An index that is null gives null cells: those of images without a row, which are filled below.
         aligned = media.drop_columns(["key"]).take(pa.array(latest_N, mask=latest_N < 0))
         names = ("deployment", "sequence", "frame_number", "time", "file", "extra", "created")
@@ -107,7 +124,7 @@ class Survey:
         named = columns["deployment"].unique().to_pylist()
         unlisted = sorted({name for name in named if name} - {deployment.id for deployment in listed})
         deployments = (*listed, *map(Deployment, unlisted))
-        return cls(collection, deployments, len(listed), pa.table(columns))
+        return cls(collection, deployments, len(listed), pa.table(columns), absent_keys=absent_keys)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -125,13 +142,18 @@ class Survey:
         """The times of images, parsed but neither shifted nor masked."""
         return parse_times(self.times)
 
-    @property
+    @cached_property
     def camera_N(self) -> NDArray[np.object_]:
         """Name of the camera of each image: the place of its deployment, or else the deployment.
 
         Images of no deployment have their group in the collection.
         """
-        return self.collection.cameras
+        count = len(self.collection)
+        if len(self) == count:
+            return self.collection.cameras
+        # Images of no deployment have the index -1, and no camera.
+        names = np.array([*(entry.camera for entry in self.deployments), ""], dtype=object)
+        return np.concatenate([self.collection.cameras, names[self.deployment_N[count:]]])
 
     @cached_property
     def places_N2(self) -> NDArray[np.float64]:
@@ -199,6 +221,19 @@ class Survey:
             imported_N=parse_times(self.media["created"]).wall_N,
             files=self._files,
         )
+
+    @cached_property
+    def gaps_D(self) -> NDArray[np.float64]:
+        """Days of the longest gap between two images of each deployment that follow each other; 0 without one.
+
+        Images with a fault of the clock are left out.
+        """
+        gap_D = np.zeros(len(self.deployments))
+        known = np.flatnonzero(~np.isnan(self.clock_N) & (self.deployment_N >= 0))
+        order = known[np.lexsort((self.clock_N[known], self.deployment_N[known]))]
+        same = np.diff(self.deployment_N[order]) == 0
+        np.maximum.at(gap_D, self.deployment_N[order[1:]][same], np.diff(self.clock_N[order])[same] / DAY)
+        return gap_D
 
     @cached_property
     def clock_N(self) -> NDArray[np.float64]:
@@ -297,7 +332,13 @@ class Survey:
     @cached_property
     def observations(self) -> pa.Table:
         """Rows of `observations` that hold, see `foveate.survey.store.select_current`."""
-        return select_current(self.collection.table("observations"))
+        current = select_current(self.collection.table("observations"))
+        if len(self) == len(self.collection):
+            return current
+        absent = self.collection.dataset_table("observations_without_image")
+        names = pa.array(self.keys[len(self.collection) :], pa.string())
+        absent = select_current(absent.filter(pa.array(tables.positions(absent["key"], among=names) >= 0)))
+        return pa.concat_tables([current, absent], promote_options="permissive")
 
     def labels(self, source: LabelSource = "human", *, min_probability: float = 0.0) -> NDArray[np.object_]:
         """Return the label of each image: a taxon's id (else its name), "blank", "human", "vehicle", or "" for none.

@@ -100,6 +100,7 @@ def command(call: Call, source: str, out: Path, settings: dict[str, Any]) -> Non
       foveate collect documents --out documents
     """
     from foveate.records import layout
+    from foveate.records.annotate import describe_unreachable
     from foveate.records.importers.formats import CollectSettings, FormatOptions, load_builders
     from foveate.records.splits import assign_splits, check_fractions, read_drawn
     from foveate.survey.importers.results import add_results, read_results
@@ -162,6 +163,9 @@ def command(call: Call, source: str, out: Path, settings: dict[str, Any]) -> Non
             result["cameras"] = assigned.cameras
         lines += _describe_splits(assigned)
     call.finish(result, lines, {"collection": out})
+    if summary.away:
+        total = summary.imported + summary.existing + summary.images_quarantined
+        raise UserError(describe_unreachable(summary.away, total, summary.first_away))
 
 
 def _choose_importer(source: str, format: str, settings: dict[str, Any]) -> Format:

@@ -15,7 +15,15 @@ from typing import Any, Unpack
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.progress import track
 from foveate.records import layout
-from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine, read_image_info
+from foveate.records.images import (
+    MAX_PIXELS,
+    MIN_AWAY,
+    NEEDS_EXTRA,
+    BadImage,
+    Examined,
+    examine,
+    read_image_info,
+)
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.sample import GROUPINGS, MAX_BYTES, Problem, Sample, SharedOptions, Sidecar
 from foveate.records.importers.sidecar import read_sidecars
@@ -138,8 +146,18 @@ def add_samples(
     versions: FolderVersions | None = None,
 ) -> None:
     """Add all samples in their order; `workers` threads read and examine images a few ahead."""
+    in_row, first = 0, ""
     for prepared in _prepare_ahead(writer, samples, workers=workers, max_pixels=max_pixels):
         _add_prepared(writer, prepared, versions)
+        refused = prepared.refused
+        # A missing library is no card that is away.
+        if refused is not None and refused.is_passing and refused.reason != NEEDS_EXTRA:
+            in_row, first = in_row + 1, first if in_row else f"{prepared.sample.source}: {refused}"
+        else:
+            in_row = 0
+    # Only where none came after them: elsewhere single files are damaged, and the findings name them.
+    if in_row >= MIN_AWAY:
+        writer.summary.away, writer.summary.first_away = in_row, first
 
 
 def _prepare_ahead(

@@ -11,7 +11,7 @@ import csv
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
@@ -31,7 +31,7 @@ from foveate.records.images import SUFFIXES
 from foveate.records.importers.files import locate_file
 from foveate.records.importers.sample import Problem
 from foveate.survey.camtrap_schema import TABLES, URL, Violation, columns, is_valid_time
-from foveate.survey.deployments import round_deployments
+from foveate.survey.deployments import describe_digits, round_deployments
 from foveate.survey.detections import Decision, format_comment
 from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows, format_time
 from foveate.survey.hours import TimeStatus, parse_offset, parse_times, stated_offset
@@ -102,6 +102,7 @@ def export_camtrap_dp(
     events: Mapping[str, Sequence[str]] | None = None,
     taxa: Taxa | None = None,
     created: str | None = None,
+    without: Set[str] | None = None,
 ) -> CamtrapExport:
     """Write the survey of a collection to `folder`, atomically. Images are not copied.
 
@@ -111,6 +112,7 @@ def export_camtrap_dp(
         events: keys of the images of each event that was pooled; by default the survey's sequences.
         taxa: what `taxonomic` says of new names; by default the collection's.
         created: time stamp of package and decisions (ISO 8601 with offset), by default now.
+        without: keys of images that are left out, see `SurveyRows`.
 
     Raises:
         UserError: there is no survey, a required value is missing (file, row and field are named), a decision is
@@ -124,9 +126,10 @@ def export_camtrap_dp(
     folder = Path(folder)
     # Check early, since reading a large survey takes a while; `staged_folder` checks again.
     check_empty_folder(folder)
+    rows = SurveyRows(collection, without=without)
     if settings.coordinate_digits is None:
-        raise UserError("coordinate_digits is missing: Camtrap DP publishes places; expected 1, 2, 3, recorded or drop")
-    rows = SurveyRows(collection)
+        recorded = f"Camtrap DP publishes places, and {describe_digits([*rows.deployments.values()])}"
+        raise UserError(f"coordinate_digits is missing: {recorded}; expected 1, 2, 3, recorded or drop")
     # Set offsets before anything reads the cached times of the rows, which take the offset of a deployment from here.
     rows.deployments = state_offsets(rows.deployments, settings.utc_offset)
     created = created or tables.now()

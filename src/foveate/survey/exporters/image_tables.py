@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from foveate.core.errors import UserError
+from foveate.core.tables import csv_rows
 from foveate.records.collection import Collection
 from foveate.survey.detections import Decision
 from foveate.survey.exporters.survey_rows import (
     ImageLabel,
     MergedObservations,
     SurveyRows,
-    csv_rows,
     format_time,
     list_image_labels,
 )
@@ -35,6 +35,7 @@ def export_observations_csv(
     decisions: Sequence[Decision] | None = None,
     events: Mapping[str, Sequence[str]] | None = None,
     taxa: Taxa | None = None,
+    without: Set[str] | None = None,
 ) -> int:
     """Write the labels of a survey's images to a CSV file, atomically; return the number of lines.
 
@@ -44,6 +45,7 @@ def export_observations_csv(
     Args:
         decisions, events: see `export_camtrap_dp`.
         taxa: for the ranks of imported rows; by default the collection's.
+        without: keys of images that are left out, see `SurveyRows`.
 
     Raises:
         UserError: there is no survey, or a decision is about an unknown image or event.
@@ -52,7 +54,7 @@ def export_observations_csv(
         >>> export_observations_csv(Collection.open(survey_folder), new_folder / "observations.csv")
         56
     """
-    rows = SurveyRows(collection)
+    rows = SurveyRows(collection, without=without)
     merged = MergedObservations(rows, decisions, events)
     files, deployments = (rows.media[name].to_pylist() for name in ("file", "deployment"))
     keys, count = list(rows.keys), 0
@@ -126,6 +128,7 @@ def export_wildlife_insights(
     decisions: Sequence[Decision] | None = None,
     events: Mapping[str, Sequence[str]] | None = None,
     taxa: Taxa | None = None,
+    without: Set[str] | None = None,
 ) -> WildlifeInsightsExport:
     """Write the labels of a survey's images for Wildlife Insights, atomically.
 
@@ -138,6 +141,7 @@ def export_wildlife_insights(
         classifier: `identified_by` of decisions.
         decisions, events: see `export_camtrap_dp`.
         taxa: for the higher taxa of names; by default the collection's.
+        without: keys of images that are left out, see `SurveyRows`.
 
     Raises:
         UserError: there is no survey or project, or a decision is about an unknown image or event.
@@ -149,7 +153,7 @@ def export_wildlife_insights(
     """
     if not project.strip():
         raise UserError("project: Wildlife Insights needs the id of a project (got '')")
-    rows = SurveyRows(collection)
+    rows = SurveyRows(collection, without=without)
     merged = MergedObservations(rows, decisions, events)
     known = taxa or Taxa.from_rows(collection.dataset_table("taxa").to_pylist())
     columns = {name: rows.media[name].to_pylist() for name in ("key", "file", "deployment")}

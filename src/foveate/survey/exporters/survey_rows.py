@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from foveate.core.errors import UserError, nearest
-from foveate.core.files import atomic_file
 from foveate.records.collection import Collection
 from foveate.records.tables import positions
 from foveate.survey.camtrap_schema import is_valid_time
@@ -31,10 +26,15 @@ _BATCH_ROWS = 10_000
 
 
 class SurveyRows:
-    """Rows of a survey, with those of images that are not in the collection."""
+    """Rows of a survey, with those of images that are not in the collection.
 
-    def __init__(self, collection: Collection) -> None:
-        self.collection = collection
+    Args:
+        without: keys of images that are left out with their observations; None leaves nothing out. Rows about people
+            and events go, too, since images that show people are what it is for.
+    """
+
+    def __init__(self, collection: Collection, *, without: Set[str] | None = None) -> None:
+        self.collection, self.without = collection, without
         self.deployments = {deployment.id: deployment for deployment in list_deployments(collection)}
         self.media = self._read_media()
         if not self.media.num_rows:
@@ -45,13 +45,18 @@ class SurveyRows:
 
     def _read_media(self) -> pa.Table:
         columns = ["key", "deployment", "sequence", "frame_number", "time", "file", "extra"]
-        newest = select_last(self.collection.table("media").select(columns))
-        absent = self.collection.dataset_table("media_without_image")
+        newest = self._leave_out(select_last(self.collection.table("media").select(columns)))
+        absent = self._leave_out(self.collection.dataset_table("media_without_image"))
         if not absent.num_rows:
             return newest.combine_chunks()
         # An image that was imported later has its row in `newest`, which takes the place of the one from before.
         gone = positions(absent["key"], among=newest["key"]) < 0
         return pa.concat_tables([newest, absent.filter(pa.array(gone)).select(columns)]).combine_chunks()
+
+    def _leave_out(self, table: pa.Table) -> pa.Table:
+        if not self.without or not table.num_rows:
+            return table
+        return table.filter(pa.array([key not in self.without for key in table["key"].to_pylist()], pa.bool_()))
 
     @cached_property
     def keys(self) -> dict[str, int]:
@@ -135,7 +140,11 @@ class SurveyRows:
             absent = absent.filter(pa.array(positions(absent["key"], among=self.collection.table("media")["key"]) < 0))
         for table in (with_image, absent, self.collection.dataset_table("event_observations")):
             for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-                yield from map(Observation.from_row, batch.to_pylist())
+                for observation in map(Observation.from_row, batch.to_pylist()):
+                    if self.without is None or (
+                        observation.key not in self.without and (observation.key or observation.kind != "human")
+                    ):
+                        yield observation
 
     @cached_property
     def review_ids(self) -> set[tuple[str, str]]:
@@ -279,6 +288,19 @@ class MergedObservations:
             yield from (Decision(key=key, kind="unclassified") for key in self.rows.keys if key not in done)
 
 
+def leave_out(
+    decisions: Sequence[Decision], events: Mapping[str, Sequence[str]], keys: Set[str]
+) -> tuple[list[Decision], dict[str, list[str]]]:
+    """Return decisions and events without some images; a decision about none of the others goes."""
+    remaining = []
+    for decision in decisions:
+        members = tuple(key for key in decision.keys if key not in keys)
+        if decision.key in keys or (decision.keys and not members):
+            continue
+        remaining.append(replace(decision, keys=members))
+    return remaining, {event: [key for key in members if key not in keys] for event, members in events.items()}
+
+
 def _join_answers(rows: Sequence[Observation], deployment: str, event: str) -> list[Observation]:
     """Return a row about an event for each kind and taxon among rows about its images, with the highest count."""
     joined: dict[tuple[str, ...], Observation] = {}
@@ -383,16 +405,3 @@ def list_image_labels(merged: MergedObservations, *, taxa: Taxa | None, classifi
             taxon = (decision.kind, decision.taxon, decision.taxon_id, decision.rank)
             source, event = ";".join(decision.source), decision.event or merged.name_event(key)
             yield ImageLabel(row, event, *taxon, decision.probability, source, processed, decision.count)
-
-
-@contextmanager
-def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[csv.DictWriter[str]]:
-    """Open a CSV file that appears whole at a clean exit; its header is written."""
-    with atomic_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        yield writer
-        text.flush()
-        # Closing the wrapper would close the file before it is renamed.
-        text.detach()

@@ -1,7 +1,8 @@
 """Import the cards of a camera-trap survey: a folder per camera, EXIF times, and a table of deployments.
 
-The folder of a deployment is the cell `folder` of its row, or else its id; images may lie at any depth below it. Times
-come only from EXIF: no file name, file date or folder replaces a missing one.
+The folder of a deployment is the cell `folder` of its row, or else its id; images may lie at any depth below it.
+Without a table each camera's folder is a deployment without a place. Times come only from EXIF: no file name, file date
+or folder replaces a missing one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Unpack
 
 from foveate.core.errors import UserError, nearest
 from foveate.records import layout
+from foveate.records.collection import Collection
 from foveate.records.images import BadImage, read_exif
 from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import check_file, count_kinds, get_suffix, list_names, make_reader, make_refusal
@@ -23,12 +25,20 @@ from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
 from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Sample, SharedOptions
 from foveate.records.writer import CollectionWriter
-from foveate.survey.deployments import DeploymentTable, read_deployments
-from foveate.survey.store import MOVED, make_context, select_deployments, survey_rows, update_images, write_survey
+from foveate.survey.deployments import TABLE, DeploymentTable, derive_table, read_deployments
+from foveate.survey.store import (
+    MOVED,
+    list_deployments,
+    make_context,
+    says_nothing,
+    select_deployments,
+    survey_rows,
+    update_images,
+    write_survey,
+)
 from foveate.survey.types import Deployment, Medium
 
 NAME = "cards"
-TABLE = "deployments.csv"
 _VIDEO_SUFFIXES = frozenset("avi mp4 mov mts m4v mkv 3gp wmv".split())
 _DATE_TIME, _DATE_TIME_ORIGINAL, _OFFSET_TIME, _OFFSET_TIME_ORIGINAL = 0x0132, 0x9003, 0x9010, 0x9011
 _SUB_SECONDS_ORIGINAL = 0x9291
@@ -52,12 +62,14 @@ def import_cards(
     Args:
         source: folder with a folder per camera.
         target: collection folder; created if it does not exist.
-        deployments: table of deployments, see `read_deployments`; by default `deployments.csv` in `source`.
+        deployments: table of deployments, see `read_deployments`; by default `deployments.csv` in `source`, and else
+            the folders themselves, see `derive_table`.
         reference: leave the files where they are and only refer to them.
         shared: see `SharedOptions`.
 
     Raises:
-        UserError: the source or its table is missing or wrong, or no row has a folder with images.
+        UserError: the source or its table is missing or wrong, or no row has a folder with images; the collection has
+            the deployments of a table, and none is given.
 
     Example:
         >>> summary = import_cards(cards_folder, new_folder)  # a folder per camera, and deployments.csv
@@ -70,13 +82,19 @@ def import_cards(
     if (source / layout.DESCRIPTION).is_file():
         raise UserError(f"{source} is a collection already; expected a folder with a folder per camera")
     table_path = source / TABLE if deployments is None else Path(deployments)
-    table = read_deployments(table_path)
+    is_derived = deployments is None and not table_path.is_file()
+    table = DeploymentTable(()) if is_derived else read_deployments(table_path)
     names, links, hidden = list_names(source, Path(target))
     files = [source / name for name in sorted([*names, *links], key=os.fsencode)]
     images = [path for path in files if get_suffix(path) in IMAGE_SUFFIXES | REFUSED_SUFFIXES]
     if not images:
         raise UserError(f"{source} has no images; expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    cards = _Cards(source, table)
+    if is_derived:
+        table = derive_table(
+            (path.parent.relative_to(source).as_posix() for path in images), name=source.resolve().name
+        )
+        _check_untold(Path(target))
+    cards = _Cards(source, table, is_derived=is_derived)
     cards.match_folders(images)
     videos = sum(get_suffix(path) in _VIDEO_SUFFIXES for path in files)
     used = IMAGE_SUFFIXES | REFUSED_SUFFIXES | set(_VIDEO_SUFFIXES)
@@ -103,6 +121,7 @@ def import_cards(
 class _Cards:
     source: Path
     table: DeploymentTable
+    is_derived: bool = False
     deployment_of: dict[str, str] = field(default_factory=dict)  # folder of images -> id of its deployment
     unlisted: Counter[str] = field(default_factory=Counter)  # images of folders that no row has
     key_deployments: dict[str, str] = field(default_factory=dict)
@@ -187,6 +206,13 @@ class _Cards:
         used = set(self.deployment_of.values())
         absent = [folder for folder, identity in self.table.ids.items() if identity not in used]
         notes = []
+        if self.is_derived:
+            ids = [deployment.id for deployment in self.table.deployments]
+            more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
+            notes.append(
+                f"no table of deployments: {len(ids)} by folder ({', '.join(ids[:_LISTED])}{more}), without places; "
+                "foveate species check COLLECTION --table FILE writes a first one to complete"
+            )
         for name, count in sorted(self.unlisted.items())[:_LISTED]:
             hint = nearest(name, absent)
             notes.append(f"folder {name!r} ({count} images) is in no row of the deployments{hint}")
@@ -196,6 +222,18 @@ class _Cards:
             more = f" and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
             notes.append(f"rows of the deployments without a folder of images: {', '.join(absent[:_LISTED])}{more}")
         return notes
+
+
+def _check_untold(target: Path) -> None:
+    """Raise UserError if a collection has deployments of a table, which those of folders would replace."""
+    if not (target / layout.DESCRIPTION).is_file():
+        return
+    with Collection.open(target) as collection:
+        if told := [entry.id for entry in list_deployments(collection) if not says_nothing(entry)]:
+            raise UserError(
+                f"--deployments: missing; {target} has deployments of a table, such as {told[0]!r}: give it again, or "
+                f"put it into the folder of the cards as {TABLE}"
+            )
 
 
 def find_deployment(folder: str, ids: Mapping[str, str]) -> str | None:

@@ -22,6 +22,7 @@ def command() -> None:
       foveate species train --collection survey --out runs/species
       foveate species predict runs/species/model cards-2 --out results
       foveate species review results --max-events 300
+      foveate species summary results --out tables
       foveate species export results --to camtrap-dp --coordinate-digits 2
     """
 
@@ -29,7 +30,7 @@ def command() -> None:
 command.commands = LazyCommands(
     __name__,
     {
-        "survey": ("demo-frames", "check", "boxes", "build"),
+        "survey": ("demo-frames", "check", "boxes", "build", "summary"),
         "model": ("train", "predict", "decide", "evaluate", "explain", "review", "export"),
     },
 )

@@ -148,11 +148,11 @@ def predict_command(
     opened = open_species(model)
     check_stages(stages, opened)
     counts = run_predict(opened, source, out, checked, device=call.device, workers=call.workers)
-    if counts.stopped:
-        lines = [f"stopped after {counts.computed:,} images; run the same command to resume"]
+    if counts.stopped or counts.away:
+        reason = "stopped" if counts.stopped else "ended early, because no image that is left can be reached,"
+        lines = [f"{reason} after {counts.computed:,} images; run the same command to resume"]
         call.finish(asdict(counts), lines, {"results": out})
-        # Ends with status 130, as Ctrl-C does anywhere else.
-        raise KeyboardInterrupt
+        end_command(counts.find_failure(), stopped=counts.stopped)
     if counts.view == "crop" and not counts.cropped and not counts.judged:
         say(
             "the model was trained on crops of animals, and no image has a box that is sure enough: whole frames were "
@@ -226,6 +226,7 @@ def evaluate_command(
     Example:
       foveate species evaluate runs/species/model survey --split test
     """
+    from foveate.records.labeling import end_command
     from foveate.species.evaluate import read_truth
     from foveate.species.folder import open_species
     from foveate.species.predict import predict as run_predict
@@ -236,10 +237,9 @@ def evaluate_command(
     opened, target = open_species(model), out or Path("runs/species-evaluate")
     check_stages(stages, opened)
     counts = run_predict(opened, collection, target, checked, device=call.device, workers=call.workers)
-    if counts.stopped:
+    if counts.stopped or counts.away:
         call.finish(asdict(counts), ["stopped; run the same command to resume"], {"results": target})
-        # Ends with status 130, as Ctrl-C does anywhere else.
-        raise KeyboardInterrupt
+        end_command(counts.find_failure(), stopped=counts.stopped)
     predictions = Predictions.open(target)
     truth = read_truth(predictions, label_field=label_field)
     train_counts = dict(zip(opened.classes.labels, opened.info.images_K.tolist(), strict=True))
@@ -341,6 +341,7 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
 @fields(
     f"{SETTINGS}:ExportSettings",
     ("format", "--to"),
+    "exclude_humans",
     "coordinate_digits",
     "title",
     "contributor",
@@ -358,7 +359,7 @@ def export_command(call: Call, results: Path, out: Path | None, settings: dict[s
 
     \b
     Example:
-      foveate species export results --to megadetector
+      foveate species export results --to megadetector --exclude-humans
       foveate species export results --to camtrap-dp --coordinate-digits 2 --contributor "A. Person"
     """
     from foveate.species.export import export_predictions

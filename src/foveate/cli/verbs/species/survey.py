@@ -52,26 +52,33 @@ def demo_frames_command(call: Call, folder: Path | None, out: Path | None) -> No
 @click.command("check", cls=FieldsCommand, short_help="List what is doubtful in a survey, before any training.")
 @click.argument("collection", type=click.Path(path_type=Path))
 @fields(f"{SETTINGS}:CheckSettings", "only", "max_listed", repeat=("only",), metavars={"only": "CHECK"})
+@path_option("--table", "New file: the deployments as a table to complete.")
 @path_option("--model", "Model folder: also ranks hours, and places that it knows, by what the images show.")
 @common(seed=False)
-def check_command(call: Call, collection: Path, settings: dict[str, Any], model: Path | None) -> None:
+def check_command(
+    call: Call, collection: Path, settings: dict[str, Any], table: Path | None, model: Path | None
+) -> None:
     """List what is doubtful in the survey COLLECTION: clocks, deployments, places, names, copied files, bursts.
 
     Each finding says what it means and how to repair it. Nothing is changed: images with a doubtful clock have no hour,
-    and the table of deployments is yours to correct.
+    and the table of deployments is yours to correct. --table writes a first one, with folders, cameras and times of the
+    first and last image; add places and dates, and collect the cards again with --deployments.
 
     \b
     Example:
       foveate species check survey
       foveate species check survey --only "set back" --json
+      foveate species check survey --table deployments.csv
       foveate species check survey --model runs/species/model
     """
     from foveate.species.settings import CheckSettings
     from foveate.survey.checks import check_survey
+    from foveate.survey.deployments import write_first_table
     from foveate.survey.survey import Survey
 
     checked = call.check(CheckSettings, settings)
-    result = check_survey(Survey.open(collection), only=checked.only)
+    survey = Survey.open(collection, without_images=True)
+    result = check_survey(survey, only=checked.only)
     content, lines = result.as_dict(), result.lines(max_per_code=checked.max_listed)
     if model is not None:
         from foveate.species.explain import hint_survey
@@ -86,7 +93,10 @@ def check_command(call: Call, collection: Path, settings: dict[str, Any], model:
         for hint in locations[: checked.max_listed]:
             other = f", likelier {hint.likelier} on {hint.share:.0%} of the images" if hint.likelier else ""
             lines.append(f"  place of {hint.deployment}: rank {hint.rank:.2f}{other}")
-    call.finish(content, lines, {"collection": collection})
+    paths = {"collection": collection}
+    if table is not None:
+        paths |= {"table": write_first_table(survey, table)}
+    call.finish(content, lines, paths)
 
 
 # `foveate species boxes`: propose boxes of animals offline, where none were imported.
@@ -169,3 +179,54 @@ def build_command(call: Call, collection: Path, out: Path, settings: dict[str, A
         lines,
         {"triples": out / TRIPLES, "matches": out / MATCHES},
     )
+
+
+# `foveate species summary`: effort and what follows from it, as tables for R.
+
+
+@click.command("summary", cls=FieldsCommand, short_help="Write trap nights, abundance, activity and histories.")
+@click.argument("source", type=click.Path(path_type=Path))
+@path_option("--out", "Folder of the tables; SOURCE/summary by default.")
+@fields(f"{SETTINGS}:SummarySettings", "min_delta_minutes", "compared_to", "occasion_days")
+@common(device=False, seed=False)
+def summary_command(call: Call, source: Path, out: Path | None, settings: dict[str, Any]) -> None:
+    """Write the tables that an analysis begins with, of a survey or of results of `foveate species predict`.
+
+    records.csv: independent records, as camtrapR's recordTable. effort.csv: trap nights of each deployment.
+    abundance.csv: records per 100 trap nights. activity.csv: records by hour. detections/: a detection history for each
+    taxon and the days of effort, for unmarked. Answers of people count before those of models; people and vehicles are
+    in no table, nor are coordinates.
+
+    \b
+    Example:
+      foveate species summary results --out tables
+      foveate species summary survey --min-delta-minutes 60 --occasion-days 5
+    """
+    from foveate.records import layout
+    from foveate.species.settings import SummarySettings
+    from foveate.survey.effort import read_records, write_effort
+    from foveate.survey.survey import Survey
+
+    checked = call.check(SummarySettings, settings)
+    answers: dict[str, Any] = {}
+    if (source / layout.DESCRIPTION).is_file():
+        survey = Survey.open(source, without_images=True)
+    else:
+        from foveate.species.decide_results import read_decisions
+        from foveate.species.predictions import Predictions
+
+        predictions = Predictions.open(source)
+        survey = Survey.open(predictions.collection, without_images=True)
+        decisions, events = read_decisions(predictions)
+        answers = {"decisions": decisions, "events": events, "taxa": predictions.taxa}
+    target = out or source / "summary"
+    result = write_effort(
+        survey,
+        read_records(survey, **answers),
+        target,
+        minutes=checked.min_delta_minutes,
+        compared_to=checked.compared_to,
+        occasion_days=checked.occasion_days,
+    )
+    content = {**asdict(result), "tables": {name: str(path) for name, path in result.tables.items()}}
+    call.finish(content, result.lines(), {"tables": target})
