@@ -34,6 +34,7 @@ _MAX_GAP = 0.04
 _LEVELS = 4
 _MIN_EDGE_SHARE, _MIN_ROW_SHARE = 0.6, 0.25  # of a row that has the strip's color: at the image's edge, within a strip
 _TEXT_CONTRAST, _MIN_TEXT = 64, 0.01  # a black sky has no letters
+_MAX_LOGO = 3.0  # height of a camera maker's logo in heights of its strip; 2 to 2.3 in real frames
 
 
 class CropSettings(Settings):
@@ -102,15 +103,29 @@ def crop_view(box_4: ArrayLike | None, *, width: int, height: int, margin: float
     return View(crop=Box(*cropped) if usable else content)
 
 
-def find_strips(frames_FHW: NDArray[np.uint8]) -> Strips:
+def find_strips(frames_FHW: NDArray[np.uint8], *, min_frames: int = _MIN_FRAMES) -> Strips:
     """Find rows at top and bottom that have one color in all frames but for text, and text in each.
 
     Args:
-        frames_FHW: gray frames of one camera, of a common size; fewer than 3 show no strip.
+        frames_FHW: gray frames of one camera, of a common size.
+        min_frames: fewer frames show no strip; a single one may have a black sky with a light in it.
     """
-    if len(frames_FHW) < _MIN_FRAMES:
+    if len(frames_FHW) < min_frames:
         return Strips()
     return Strips(_strip_height(frames_FHW), _strip_height(frames_FHW[:, ::-1]))
+
+
+def is_in_strip(boxes_K4: ArrayLike, strips: Strips) -> NDArray[np.bool_]:
+    """Return which boxes [K] show something of a strip: its text, or a logo that rises above it.
+
+    Args:
+        boxes_K4: x1, y1, x2, y2 in [0, 1]. strips: of their image.
+    """
+    _, y1_K, _, y2_K = as_boxes(boxes_K4).T
+    is_low_K = y2_K - y1_K <= _MAX_LOGO * np.array([[strips.top], [strips.bottom]])
+    # Past the middle of the strip: an animal in front of the camera may touch its edge.
+    reaches_K = np.stack([y1_K < strips.top / 2, y2_K > 1 - strips.bottom / 2])
+    return np.asarray((is_low_K & reaches_K).any(axis=0))
 
 
 def _strip_height(frames_FHW: NDArray[np.uint8]) -> float:

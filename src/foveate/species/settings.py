@@ -21,7 +21,7 @@ class BoxSettings(Settings):
     """`foveate species boxes COLLECTION`."""
 
     threshold: float = Field(0.2, ge=0, lt=1, description="minimum score of a box, strict")
-    max_boxes: int = Field(20, ge=1, description="boxes of an image that are kept, the best ones")
+    max_boxes: int = Field(8, ge=1, description="boxes of an image that are looked at, those that stand out most")
     every_image: bool = Field(False, description="also images that have boxes of another source")
 
 
