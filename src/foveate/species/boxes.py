@@ -5,7 +5,7 @@ An image that cannot be reached, because its card or disk is away, gets no row: 
 NanoDet-g was trained on COCO and is no MegaDetector: its best box was a stone, a burrow or the logo of the info strip
 on a third of 27 real scenes, and it called a jaguar a giraffe. So its class names of animals are not used. A box is
 scored by how sure NanoDet is of some object *and* by how probable ImageNet's animals are in a crop with context, and
-boxes of info strips are left out (`python -m benchmarks.species_boxes` measures both).
+boxes of info strips are left out (`python -m benchmarks.species_triage` measures both).
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ from foveate.records.labeling import (
     say_resumed,
 )
 from foveate.records.record import Region
-from foveate.records.region_sources import detector_source
 from foveate.records.rows import region_row
 from foveate.records.tables import Provenance
-from foveate.species.crops import crop_view, find_strips, is_in_strip
+from foveate.species.crops import NANODET, crop_view, find_strips, is_in_strip
 from foveate.species.settings import BoxSettings
 from foveate.vision.bridge import BridgeEncoder
 from foveate.vision.detectors import CLASS_NAMES, NanoDetProposer, Proposals, ProposalSettings
@@ -56,7 +55,9 @@ NOTICE = (
 )
 # NanoDet knows few kinds of animals, and its names of them are wrong on camera-trap images.
 CATEGORY = "object"
-_KIND_OF_CLASS = {"person": "human"} | dict.fromkeys(("bicycle", "car", "motorcycle", "bus", "train", "truck"), "vehicle")
+_KIND_OF_CLASS = {"person": "human"} | dict.fromkeys(
+    ("bicycle", "car", "motorcycle", "bus", "train", "truck"), "vehicle"
+)
 # Below it, dark animals, tree trunks and stones are called persons, too.
 _MIN_OTHER_SCORE = 0.5
 # The first classes of ImageNet, from the tench to the puffer fish, are animals.
@@ -69,7 +70,7 @@ _CONTEXT = 0.5
 # Share of a score that needs no animal in the crop, since many animals are none of ImageNet's.
 _OBJECT_SHARE = 0.1
 _SCORING_VERSION = 2
-SOURCE = detector_source("nanodet")
+SOURCE = NANODET
 _OK, _NO_BOXES, _DECODE_ERROR = "ok", "no_boxes", "decode_error"
 _SUCCEEDED, _FAILED = (_OK, _NO_BOXES), (_DECODE_ERROR,)
 _BATCH = 16
