@@ -71,8 +71,8 @@ _CONTEXT = 0.5
 _OBJECT_SHARE = 0.1
 _SCORING_VERSION = 2
 SOURCE = NANODET
-_OK, _NO_BOXES, _DECODE_ERROR = "ok", "no_boxes", "decode_error"
-_SUCCEEDED, _FAILED = (_OK, _NO_BOXES), (_DECODE_ERROR,)
+_OK, _NO_BOXES, DECODE_ERROR = "ok", "no_boxes", "decode_error"
+_SUCCEEDED, _FAILED = (_OK, _NO_BOXES), (DECODE_ERROR,)
 _BATCH = 16
 _IMAGES_PER_PART = 512
 _DECODE_SCALE = 2  # of the network's side: enough for a good reduction, several times faster than decoding whole
@@ -280,7 +280,7 @@ def _propose(
     for row, image in zip(rows, images, strict=True):
         key = collection.keys[row]
         if isinstance(image, BadImage):
-            yield LabeledImage(key, _DECODE_ERROR, detail=str(image), is_unreachable=image.is_passing)
+            yield LabeledImage(key, DECODE_ERROR, detail=str(image), is_unreachable=image.is_passing)
             continue
         of_image = next(scored)
         boxes = [

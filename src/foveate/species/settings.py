@@ -56,6 +56,25 @@ class PredictSettings(Settings):
     batch: int = Field(16, ge=1, le=1024, description="images of a pass through the encoder")
 
 
+class TriageSettings(Settings):
+    """`foveate species triage SOURCE`."""
+
+    deployments: Path | None = Field(None, description="table of deployments of a folder of cards")
+    results: Path | None = Field(
+        None, description="MegaDetector's results, which decide instead of the shipped detector"
+    )
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="score from which a box counts; 0.2 with MegaDetector's results, 0.34 with the shipped detector if "
+        "unset",
+    )
+    blur_people: bool = Field(
+        False, description="also write copies of the images with people, who are blurred; originals are not touched"
+    )
+
+
 class DecideSettings(Settings):
     """Options of a decision beside those of its stages."""
 

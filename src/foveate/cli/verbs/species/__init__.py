@@ -16,6 +16,7 @@ def command() -> None:
 
     \b
     Example:
+      foveate species triage cards --out triage
       foveate collect cards --out survey
       foveate species check survey
       foveate species boxes survey
@@ -29,7 +30,7 @@ def command() -> None:
 command.commands = LazyCommands(
     __name__,
     {
-        "survey": ("demo-frames", "check", "boxes", "build"),
+        "survey": ("demo-frames", "check", "triage", "boxes", "build"),
         "model": ("train", "predict", "decide", "evaluate", "explain", "review", "export"),
     },
 )
