@@ -59,8 +59,8 @@ KINDS = ("animal", "human", "vehicle", "unknown", "unclassified", "blank")
 THRESHOLDS = {"MegaDetector": 0.2, "NanoDet-g": 0.34}
 """Score from which a box counts: MegaDetector's typical one; of the shipped detector, see `MEASURED`."""
 MEASURED = (
-    "measured on real frames beside those that chose the threshold: 35 of 40 with an animal were found, 3 of 16 without "
-    "one were called animals"
+    "measured on real frames beside those that chose the threshold: 35 of 40 with an animal were found, 3 of 16 "
+    "without one were called animals"
 )
 """Error of the shipped detector at its threshold, by `python -m benchmarks.species_triage`."""
 _IMAGES_PER_PART = 256
