@@ -30,12 +30,14 @@ from foveate.records import tables
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 from foveate.records.labeling import find_failure
+from foveate.species.background import MIN_EVENTS, find_factors
 from foveate.species.boxes import DECODE_ERROR, NOTICE, SOURCE, BoxesResult, add_boxes
 from foveate.species.crops import choose_box
 from foveate.species.decide_results import decide_results
 from foveate.species.decisions import Stages
 from foveate.species.predict import prepare_collection, write_tables
 from foveate.species.predictions import (
+    BOXES,
     DECISIONS,
     SURVEY,
     TRIAGE,
@@ -78,6 +80,7 @@ class TriageResult:
         images: readable or not. kinds: kind -> images, those of `KINDS` that occur.
         detector: "MegaDetector" or "NanoDet-g". threshold: score from which a box counted.
         blurred: copies with blurred people that were written.
+        compared: images that were compared with the background of their camera.
         failed: images that cannot be read, or that the detector's results do not have.
         unreachable: of those, images that could not be reached; the same call tries them again.
         stopped: by a signal; the same call resumes.
@@ -90,6 +93,7 @@ class TriageResult:
     blurred: int
     failed: int
     seconds: float
+    compared: int = 0
     stopped: bool = False
     unreachable: int = 0
     first_error: str = ""
@@ -129,7 +133,7 @@ def triage(
             is_judged = any(name_detectors(collection.table("observations"), collection.keys))
         detector = "MegaDetector" if is_judged else "NanoDet-g"
         threshold = THRESHOLDS[detector] if settings.threshold is None else settings.threshold
-        proposed = None
+        proposed, compared = None, 0
         if not is_judged:
             say(NOTICE)
             # Every image: boxes that a person drew say nothing about people and empty frames.
@@ -138,7 +142,10 @@ def triage(
                 seconds = round(time.monotonic() - start, 2)
                 return TriageResult(proposed.images, {}, detector, threshold, 0, 0, seconds, stopped=True)
         with Collection.open(path) as collection:
-            _write_results(collection, path, folder, detector, threshold, proposed)
+            scores_B = collection.grouped("regions").array("score").astype(np.float64)
+            if settings.background:
+                scores_B, compared = _compare_background(collection, scores_B, is_judged=is_judged)
+            _write_results(collection, path, folder, detector, threshold, proposed, scores_B)
         predictions = Predictions.open(folder)
         decisions = _decide(predictions, threshold)
         write_table(predictions, decisions, folder / TABLE, threshold=threshold)
@@ -153,6 +160,7 @@ def triage(
         detector=detector,
         threshold=threshold,
         blurred=blurred,
+        compared=compared,
         failed=len(reasons),
         seconds=round(time.monotonic() - start, 2),
         unreachable=len(uncollected) + (proposed.unreachable if proposed else 0),
@@ -165,6 +173,7 @@ def describe(result: TriageResult) -> list[str]:
     counts = ", ".join(f"{kind} {number:,}" for kind, number in result.kinds.items())
     lines = [f"{result.images:,} images: {counts}", f"{result.detector}, boxes from {result.threshold:g} on"]
     lines += [MEASURED] if result.detector == "NanoDet-g" else []
+    lines += [f"{result.compared:,} images were compared with their camera's background"] if result.compared else []
     lines += [f"{result.blurred:,} copies with blurred people"] if result.blurred else []
     lines += [f"{result.failed:,} images were not decided; the table says why"] if result.failed else []
     return lines
@@ -173,9 +182,8 @@ def describe(result: TriageResult) -> list[str]:
 class _BestBoxes:
     """The best box of each image that counts, whatever it shows; `write_tables` marks it as the one that was used."""
 
-    def __init__(self, collection: Collection, source: str, threshold: float) -> None:
-        regions = collection.grouped("regions")
-        scores, corners = regions.array("score"), collection.region_boxes
+    def __init__(self, collection: Collection, source: str, threshold: float, scores: NDArray[np.float64]) -> None:
+        regions, corners = collection.grouped("regions"), collection.region_boxes
         is_own = np.array([(name == SOURCE) == (source == "NanoDet-g") for name in regions.table["source"].to_pylist()])
         self._boxes: dict[int, NDArray[np.float64]] = {}
         for row in range(len(collection.keys)):
@@ -189,9 +197,19 @@ class _BestBoxes:
 
 
 def _write_results(
-    collection: Collection, path: Path, folder: Path, detector: str, threshold: float, proposed: BoxesResult | None
+    collection: Collection,
+    path: Path,
+    folder: Path,
+    detector: str,
+    threshold: float,
+    proposed: BoxesResult | None,
+    scores_B: NDArray[np.float64],
 ) -> None:
-    """Write the files of a results folder that `predict` would write of a model of kinds."""
+    """Write the files of a results folder that `predict` would write of a model of kinds.
+
+    Args:
+        scores_B: of the regions of the collection, which the background may have lowered.
+    """
     rows_N = np.arange(len(collection.keys))
     detectors = name_detectors(collection.table("observations"), collection.keys)
     failures = {}
@@ -202,7 +220,7 @@ def _write_results(
     else:
         failures = {row: _NOT_IN_FILE for row, name in enumerate(detectors) if not name}
     inside = path.resolve().is_relative_to(folder.resolve())
-    boxes = _BestBoxes(collection, detector, threshold)
+    boxes = _BestBoxes(collection, detector, threshold, scores_B)
     write_config(
         folder,
         {
@@ -227,6 +245,26 @@ def _write_results(
         probabilities[list(of_part)] = np.nan
         write_part(folder, number, ScorePart(f"triage {number}", probabilities, of_part))
     write_tables(collection, rows_N, boxes, detectors, folder)
+    table = tables.read_table(folder / BOXES)
+    # All regions, in their order, because all images are in the folder.
+    table = table.set_column(table.column_names.index("score"), "score", pa.array(scores_B))
+    tables.write_table(folder / BOXES, table)
+
+
+def _compare_background(
+    collection: Collection, scores_B: NDArray[np.float64], *, is_judged: bool
+) -> tuple[NDArray[np.float64], int]:
+    """Return the scores of boxes with what the background says, and the number of images that have one."""
+    if is_judged:
+        say("--background has no effect with MegaDetector's results: it knows stones better than the background does")
+        return scores_B, 0
+    if not collection.has_survey:
+        say("--background has no effect: no camera and time of the images is known; give --deployments")
+        return scores_B, 0
+    factors_B, compared = find_factors(collection)
+    if not compared:
+        say(f"--background has no effect: no camera has {MIN_EVENTS} events of one light")
+    return scores_B * factors_B, compared
 
 
 def _find_failures(collection: Collection, proposed: BoxesResult) -> dict[int, str]:

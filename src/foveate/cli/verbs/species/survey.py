@@ -182,6 +182,7 @@ def build_command(call: Call, collection: Path, out: Path, settings: dict[str, A
     "results",
     "deployments",
     "threshold",
+    "background",
     "blur_people",
     metavars={"results": "FILE", "deployments": "FILE"},
 )
