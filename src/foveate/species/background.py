@@ -32,7 +32,8 @@ def normalize_frames(frames_FHW: ArrayLike) -> NDArray[np.float32]:
     """Return gray frames [F, H, W] minus their local mean, over their local contrast."""
     frames = gaussian_filter(np.asarray(frames_FHW, dtype=np.float32), (0, _NEAR, _NEAR))
     local = frames - gaussian_filter(frames, (0, _FAR, _FAR))
-    return local / (np.sqrt(gaussian_filter(local**2, (0, _FAR, _FAR))) + _MIN_CONTRAST)
+    normalized = local / (np.sqrt(gaussian_filter(local**2, (0, _FAR, _FAR))) + _MIN_CONTRAST)
+    return np.asarray(normalized, dtype=np.float32)
 
 
 def weigh_boxes(
