@@ -17,9 +17,15 @@ from PIL import Image
 
 from foveate.cli.main import cli
 from foveate.core.files import write_bytes_atomically
+from foveate.records.appender import AnnotationAppender
+from foveate.records.boxes import Box
 from foveate.records.collection import Collection
+from foveate.records.record import Region
+from foveate.records.rows import region_row
+from foveate.records.tables import Provenance
 from foveate.species.background import normalize_frames, weigh_boxes
 from foveate.species.boxes import AnimalProposer, score_boxes
+from foveate.species.crops import NANODET
 from foveate.species.predictions import Predictions
 from foveate.species.settings import BoxSettings
 from foveate.species.triage import blur_boxes, safe_path
@@ -179,6 +185,16 @@ def test_the_shipped_detector_decides_and_its_boxes_are_kept(
     monkeypatch.setattr(AnimalProposer, "propose", None)
     assert json.loads(run(*arguments).stdout)["kinds"] == first["kinds"]
     assert read_kinds(tmp_path / "out") == table
+
+
+def test_only_boxes_of_the_detector_that_decides_count(card: Path, tmp_path: Path) -> None:
+    """A box of NanoDet, or of a person, makes no animal of what MegaDetector calls empty."""
+    with AnnotationAppender(card, purpose="a test") as appender:
+        for source in (NANODET, "cards"):
+            rows = [region_row(KEYS[2], Region(Box(0, 0, 1, 1), "animal", 0.9, label="animal", source=source))]
+            appender.append("regions", rows, Provenance(source, source, "0" * 16))
+    run("triage", card, "--results", tmp_path / "md.json", "--out", tmp_path / "out")
+    assert read_kinds(tmp_path / "out")[FILES[2]]["kind"] == "blank"
 
 
 def test_another_detector_needs_another_folder(card: Path, tmp_path: Path) -> None:

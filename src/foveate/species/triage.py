@@ -30,6 +30,7 @@ from foveate.records import tables
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 from foveate.records.labeling import find_failure
+from foveate.records.region_sources import DETECTED
 from foveate.species.background import MIN_EVENTS, find_factors
 from foveate.species.boxes import DECODE_ERROR, NOTICE, SOURCE, BoxesResult, add_boxes
 from foveate.species.crops import choose_box
@@ -61,7 +62,7 @@ KINDS = ("animal", "human", "vehicle", "unknown", "unclassified", "blank")
 THRESHOLDS = {"MegaDetector": 0.2, "NanoDet-g": 0.34}
 """Score from which a box counts: MegaDetector's typical one; of the shipped detector, see `MEASURED`."""
 MEASURED = (
-    "measured on real frames beside those that chose the threshold: 35 of 40 with an animal were found, 3 of 16 "
+    "at 0.34, on real frames beside those that chose the threshold: 35 of 40 with an animal were found, 3 of 16 "
     "without one were called animals"
 )
 """Error of the shipped detector at its threshold, by `python -m benchmarks.species_triage`."""
@@ -179,17 +180,26 @@ def describe(result: TriageResult) -> list[str]:
     return lines
 
 
+def _select_own(collection: Collection, detector: str) -> NDArray[np.bool_]:
+    """Return which regions [B] are boxes of the detector that decides, and not of another or drawn by a person."""
+    sources = collection.grouped("regions").table["source"].to_pylist()
+    if detector == "NanoDet-g":
+        return np.array([source == SOURCE for source in sources], dtype=bool)
+    return np.array([source.startswith(DETECTED) and source != SOURCE for source in sources], dtype=bool)
+
+
 class _BestBoxes:
     """The best box of each image that counts, whatever it shows; `write_tables` marks it as the one that was used."""
 
-    def __init__(self, collection: Collection, source: str, threshold: float, scores: NDArray[np.float64]) -> None:
+    def __init__(
+        self, collection: Collection, own_B: NDArray[np.bool_], scores_B: NDArray[np.float64], threshold: float
+    ) -> None:
         regions, corners = collection.grouped("regions"), collection.region_boxes
-        is_own = np.array([(name == SOURCE) == (source == "NanoDet-g") for name in regions.table["source"].to_pylist()])
         self._boxes: dict[int, NDArray[np.float64]] = {}
         for row in range(len(collection.keys)):
             first, last = regions.bounds(row)
-            own = np.arange(first, last)[is_own[first:last]] if last > first else []
-            if len(own) and (box := choose_box(corners[own], scores[own], min_score=threshold)) is not None:
+            own = np.arange(first, last)[own_B[first:last]]
+            if len(own) and (box := choose_box(corners[own], scores_B[own], min_score=threshold)) is not None:
                 self._boxes[row] = box
 
     def box(self, row: int) -> NDArray[np.float64] | None:
@@ -220,7 +230,8 @@ def _write_results(
     else:
         failures = {row: _NOT_IN_FILE for row, name in enumerate(detectors) if not name}
     inside = path.resolve().is_relative_to(folder.resolve())
-    boxes = _BestBoxes(collection, detector, threshold, scores_B)
+    own_B = _select_own(collection, detector)
+    boxes = _BestBoxes(collection, own_B, scores_B, threshold)
     write_config(
         folder,
         {
@@ -246,9 +257,9 @@ def _write_results(
         write_part(folder, number, ScorePart(f"triage {number}", probabilities, of_part))
     write_tables(collection, rows_N, boxes, detectors, folder)
     table = tables.read_table(folder / BOXES)
-    # All regions, in their order, because all images are in the folder.
+    # All regions are in it, in their order, because all images are in the folder.
     table = table.set_column(table.column_names.index("score"), "score", pa.array(scores_B))
-    tables.write_table(folder / BOXES, table)
+    tables.write_table(folder / BOXES, table.filter(pa.array(own_B)))
 
 
 def _compare_background(
