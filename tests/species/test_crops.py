@@ -13,8 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from foveate.records.boxes import Box
+from foveate.records.collection import Collection
 from foveate.records.geometry import View
-from foveate.species.crops import CropSettings, Strips, camera_strips, choose_box, crop_view, find_strips
+from foveate.records.record import Region
+from foveate.records.writer import CollectionWriter
+from foveate.species.crops import (
+    NANODET,
+    CropSettings,
+    Strips,
+    camera_strips,
+    choose_box,
+    collection_boxes,
+    crop_view,
+    find_strips,
+    is_in_strip,
+)
+from foveate.survey.store import survey_rows, write_survey
+from foveate.survey.types import Deployment, Medium
 from foveate_labs.worlds.traps.survey_collection import draw_trap_row
 from foveate_labs.worlds.traps.world import TrapSettings, load_world
 
@@ -117,6 +133,46 @@ def test_too_few_frames_show_no_strip() -> None:
     assert find_strips(np.zeros((2, 64, 64), np.uint8)) == Strips()
     # All dark: what is plain goes on into the scene.
     assert find_strips(np.zeros((8, 64, 64), np.uint8)) == Strips()
+
+
+def test_boxes_of_a_strip_and_its_logo_are_known() -> None:
+    strips = Strips(top=0.02, bottom=0.03)
+    logo, text, animal_at_edge = [0.88, 0.94, 1, 1], [0, 0, 0.5, 0.02], [0.3, 0.7, 0.8, 1]
+    assert is_in_strip([logo, text, animal_at_edge, [0.2, 0.9, 0.3, 0.97]], strips).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    # Without a strip a low box at the edge is a mouse.
+    assert not is_in_strip([logo, text], Strips()).any()
+
+
+def build_camera(folder: Path, regions: list[list[Region]]) -> Path:
+    """Write a camera with an image a day, each with some boxes."""
+    with CollectionWriter(folder, source="cards") as writer:
+        for day, boxes in enumerate(regions):
+            medium = Medium(f"k{day}", "A", time=f"2026-05-{day + 1:02}T10:00:00", file=f"{day}.jpg")
+            image = encode(draw_frame(day, strip=0, night=False))
+            writer.add(f"k{day}", image, regions=boxes, extra=survey_rows(medium))
+        write_survey(writer, deployments=[Deployment("A", "A")])
+    return folder
+
+
+def test_a_box_that_returns_is_not_cropped_and_another_detector_goes_first(tmp_path: Path) -> None:
+    stone, megadetector = Box(0.1, 0.6, 0.3, 0.8), Box(0.5, 0.5, 0.7, 0.7)
+    days = []
+    for day in range(8):
+        animal = Box(0.1 * day, 0.1, 0.1 * day + 0.2, 0.4)
+        days.append([Region(stone, "object", 0.9, source=NANODET), Region(animal, "object", 0.5, source=NANODET)])
+    days[7] = days[7][:1]
+    days[6].append(Region(megadetector, "animal", 0.3, source="detector:megadetector"))
+    with Collection.open(build_camera(tmp_path / "survey", days)) as collection:
+        boxes = collection_boxes(collection, range(8), CropSettings())
+    # The last image has nothing but the stone: it is shown whole.
+    assert sorted(boxes) == list(range(7))
+    np.testing.assert_allclose([boxes[day][0] for day in range(6)], [0.1 * day for day in range(6)], atol=1e-6)
+    np.testing.assert_allclose(boxes[6], megadetector.to_array(), atol=1e-6)
 
 
 def test_pixels_of_strips_may_be_given() -> None:

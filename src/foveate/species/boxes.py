@@ -1,9 +1,11 @@
-"""Offline boxes for images that have none: NanoDet-g proposes, rows are written in parts, a killed run goes on.
+"""Offline boxes for images that have none: NanoDet-g proposes, Lite0 looks at each box, a killed run goes on.
 
 An image that cannot be reached, because its card or disk is away, gets no row: the same command tries it again.
 
-NanoDet-g was trained on COCO and is no MegaDetector: on 87 real frames with an animal it boxed 83 with a score above
-0.2, the default here, and called a jaguar a giraffe. So only its boxes are used, never its class names.
+NanoDet-g was trained on COCO and is no MegaDetector: its best box was a stone, a burrow or the logo of the info strip
+on a third of 27 real scenes, and it called a jaguar a giraffe. So its class names of animals are not used. A box is
+scored by how sure NanoDet is of some object *and* by how probable ImageNet's animals are in a crop with context, and
+boxes of info strips are left out (`python -m benchmarks.species_triage` measures both).
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
+from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.records.annotate import remove_rows
 from foveate.records.appender import AnnotationAppender
@@ -38,21 +43,37 @@ from foveate.records.labeling import (
     say_resumed,
 )
 from foveate.records.record import Region
-from foveate.records.region_sources import detector_source
 from foveate.records.rows import region_row
 from foveate.records.tables import Provenance
+from foveate.species.crops import NANODET, crop_view, find_strips, is_in_strip
 from foveate.species.settings import BoxSettings
-from foveate.vision.detectors import NanoDetProposer, ProposalSettings
+from foveate.vision.bridge import BridgeEncoder
+from foveate.vision.detectors import CLASS_NAMES, NanoDetProposer, Proposals, ProposalSettings
 
 NOTICE = (
     "boxes by NanoDet-g, a detector of everyday objects, not a MegaDetector: it misses animals and boxes stones; "
     "import MegaDetector's results where you have them (foveate collect --results)"
 )
-# NanoDet knows no kinds of animals, and its names of objects are wrong on camera-trap images.
+# NanoDet knows few kinds of animals, and its names of them are wrong on camera-trap images.
 CATEGORY = "object"
-SOURCE = detector_source("nanodet")
-_OK, _NO_BOXES, _DECODE_ERROR = "ok", "no_boxes", "decode_error"
-_SUCCEEDED, _FAILED = (_OK, _NO_BOXES), (_DECODE_ERROR,)
+_KIND_OF_CLASS = {"person": "human"} | dict.fromkeys(
+    ("bicycle", "car", "motorcycle", "bus", "train", "truck"), "vehicle"
+)
+# Below it, dark animals, tree trunks and stones are called persons, too.
+_MIN_OTHER_SCORE = 0.5
+# The first classes of ImageNet, from the tench to the puffer fish, are animals.
+NUM_ANIMAL_CLASSES = 398
+# A box is proposed at a low score of NanoDet, because its crop decides.
+_MIN_PROPOSAL_SCORE = 0.05
+# Added to each side of a box before the classifier sees it, in the longer side: animals in tight crops of dark frames
+# are taken for things, and so are parts of animals.
+_CONTEXT = 0.5
+# Share of a score that needs no animal in the crop, since many animals are none of ImageNet's.
+_OBJECT_SHARE = 0.1
+_SCORING_VERSION = 2
+SOURCE = NANODET
+_OK, _NO_BOXES, DECODE_ERROR = "ok", "no_boxes", "decode_error"
+_SUCCEEDED, _FAILED = (_OK, _NO_BOXES), (DECODE_ERROR,)
 _BATCH = 16
 _IMAGES_PER_PART = 512
 _DECODE_SCALE = 2  # of the network's side: enough for a good reduction, several times faster than decoding whole
@@ -107,9 +128,7 @@ def add_boxes(
         UserError: another process writes the collection.
     """
     start = time.monotonic()
-    proposer = NanoDetProposer(
-        ProposalSettings(threshold=settings.threshold, max_boxes=settings.max_boxes), device=device
-    )
+    proposer = AnimalProposer(settings, device=device)
     # Not `every_image`: it selects images and changes no box.
     recipe = {"threshold": settings.threshold, "max_boxes": settings.max_boxes, "version": proposer.version}
     labeling = Labeling(Provenance(SOURCE, "nanodet-g", hash_recipe(recipe)), "regions", _SUCCEEDED, _FAILED)
@@ -156,32 +175,123 @@ def _remove_earlier(path: Path, recipe_hash: str) -> None:
         remove_rows(path, table, select, purpose="replacing boxes")
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredBoxes:
+    """Boxes of one image, best first.
+
+    Attributes:
+        boxes_K4: x1, y1, x2, y2 in [0, 1] of the image.
+        scores_K: in [0, 1]: of an animal see `score_boxes`; of a person or vehicle NanoDet's.
+        labels_K: `CATEGORY`, "human" or "vehicle".
+        thin: boxes dropped because they were less than a pixel wide.
+    """
+
+    boxes_K4: NDArray[np.float64]
+    scores_K: NDArray[np.float64]
+    labels_K: tuple[str, ...]
+    thin: int = 0
+
+
+def score_boxes(objects_K: ArrayLike, animals_K: ArrayLike) -> NDArray[np.float64]:
+    """Return the scores [K] of boxes as ones of animals, in [0, 1].
+
+    A root, because NanoDet's scores of animals at night are low, while those of crops are not.
+
+    Args:
+        objects_K: NanoDet's scores. animals_K: sum of the probabilities of ImageNet's animals in the crop with context.
+    """
+    objects, animals = np.asarray(objects_K, dtype=np.float64), np.asarray(animals_K, dtype=np.float64)
+    return np.sqrt(objects) * (_OBJECT_SHARE + (1 - _OBJECT_SHARE) * animals)
+
+
+class AnimalProposer:
+    """Propose boxes of animals, people and vehicles on camera-trap images.
+
+    Raises:
+        UserError: the shipped weights are damaged.
+    """
+
+    def __init__(self, settings: BoxSettings, *, device: str | None = None) -> None:
+        self.settings = settings
+        proposals = ProposalSettings(threshold=_MIN_PROPOSAL_SCORE, max_boxes=settings.max_boxes)
+        self._proposer = NanoDetProposer(proposals, device=device)
+        self._classifier = BridgeEncoder()
+        self._device = choose_device(device or "auto")
+        self.version = f"{self._proposer.version}-{_SCORING_VERSION}"
+
+    def load(self, data: bytes) -> tuple[Image.Image, NDArray[np.uint8]]:
+        """Decode an image as far as it is looked at, and fit it to NanoDet's square: apart, for threads that decode.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        image = decode(data, longest_side=_DECODE_SCALE * self._proposer.input_px).convert("RGB")
+        return image, self._proposer.to_square(image)
+
+    def propose(
+        self, loaded: Sequence[tuple[Image.Image, NDArray[np.uint8]]], sizes: Sequence[tuple[int, int]]
+    ) -> list[ScoredBoxes]:
+        """Return the boxes of images that `load` has read.
+
+        Args:
+            sizes: width and height of each original in pixels.
+        """
+        if not loaded:
+            return []
+        proposals = self._proposer.propose([square for _, square in loaded], sizes)
+        return [self._score(image, found) for (image, _), found in zip(loaded, proposals, strict=True)]
+
+    def _score(self, image: Image.Image, proposals: Proposals) -> ScoredBoxes:
+        strips = find_strips(np.asarray(image.convert("L"))[None], min_frames=1)
+        valid_K = ~is_in_strip(proposals.boxes_K4, strips)
+        boxes_K4, objects_K = proposals.boxes_K4[valid_K], proposals.scores_K[valid_K]
+        if not len(boxes_K4):
+            return ScoredBoxes(boxes_K4, objects_K, (), proposals.thin)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(self._device)
+        views_K4 = [
+            crop_view(box, width=image.width, height=image.height, margin=_CONTEXT).crop or Box(0, 0, 1, 1)
+            for box in boxes_K4
+        ]
+        corners_K4 = torch.tensor([[view.x1, view.y1, view.x2, view.y2] for view in views_K4])
+        with torch.inference_mode():
+            probabilities_KC = self._classifier.classify_crops(pixels, corners_K4)
+        animals_K = probabilities_KC[:, :NUM_ANIMAL_CLASSES].sum(dim=1).double().cpu().numpy()
+        scores_K = score_boxes(objects_K, animals_K)
+        kinds = [_KIND_OF_CLASS.get(CLASS_NAMES[index], "") for index in proposals.classes_K[valid_K].tolist()]
+        # An ape is a person to NanoDet, and an animal to ImageNet.
+        is_other_K = np.array([bool(kind) for kind in kinds]) & (objects_K >= _MIN_OTHER_SCORE) & (animals_K < 0.5)
+        scores_K = np.where(is_other_K, objects_K, scores_K)
+        order = np.argsort(-scores_K, kind="stable")
+        order = order[scores_K[order] > self.settings.threshold]
+        labels = tuple(kinds[index] if is_other_K[index] else CATEGORY for index in order.tolist())
+        return ScoredBoxes(boxes_K4[order], scores_K[order], labels, proposals.thin)
+
+
 def _propose(
-    collection: Collection, proposer: NanoDetProposer, pool: ThreadPoolExecutor, rows: Sequence[int]
+    collection: Collection, proposer: AnimalProposer, pool: ThreadPoolExecutor, rows: Sequence[int]
 ) -> Iterator[LabeledImage]:
     """Yield the boxes of a batch of images."""
     widths, heights = collection.index["width"], collection.index["height"]
 
-    def load(row: int) -> NDArray[np.uint8] | BadImage:
+    def load(row: int) -> tuple[Image.Image, NDArray[np.uint8]] | BadImage:
         try:
-            image = decode(collection.image_bytes(row), longest_side=_DECODE_SCALE * proposer.input_px)
+            return proposer.load(collection.image_bytes(row))
         # Returned, because raising it would end the whole run for one damaged image.
         except BadImage as problem:
             return problem
-        return proposer.to_square(image)
 
-    squares = list(pool.map(load, rows))
-    usable = [(row, square) for row, square in zip(rows, squares, strict=True) if not isinstance(square, BadImage)]
+    images = list(pool.map(load, rows))
+    usable = [(row, image) for row, image in zip(rows, images, strict=True) if not isinstance(image, BadImage)]
     sizes = [(int(widths[row]), int(heights[row])) for row, _ in usable]
-    proposals = iter(proposer.propose([square for _, square in usable], sizes) if usable else ())
-    for row, square in zip(rows, squares, strict=True):
+    scored = iter(proposer.propose([image for _, image in usable], sizes))
+    for row, image in zip(rows, images, strict=True):
         key = collection.keys[row]
-        if isinstance(square, BadImage):
-            yield LabeledImage(key, _DECODE_ERROR, detail=str(square), is_unreachable=square.is_passing)
+        if isinstance(image, BadImage):
+            yield LabeledImage(key, DECODE_ERROR, detail=str(image), is_unreachable=image.is_passing)
             continue
-        of_image = next(proposals)
+        of_image = next(scored)
         boxes = [
-            region_row(key, Region(Box.from_array(box), CATEGORY, float(score), label=CATEGORY, source=SOURCE))
-            for box, score in zip(of_image.boxes_K4, of_image.scores_K, strict=True)
+            region_row(key, Region(Box.from_array(box), label, float(score), label=label, source=SOURCE))
+            for box, score, label in zip(of_image.boxes_K4, of_image.scores_K, of_image.labels_K, strict=True)
         ]
         yield LabeledImage(key, _OK if boxes else _NO_BOXES, thin=of_image.thin, rows=boxes)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from pydantic import Field
@@ -20,7 +21,14 @@ from foveate.records.boxes import Box, areas, as_boxes
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, decode
+from foveate.records.region_sources import detector_source
+from foveate.species.hints import group_repeated_boxes
 from foveate.survey.detections import get_kind
+from foveate.survey.survey import Survey
+
+NANODET = detector_source("nanodet")
+"""Source of the boxes of the shipped detector."""
+_SECONDS_OF_A_DAY = 86400
 
 # Frames of a camera that are compared for its strips: by day and by night, so that a dark sky is no strip.
 _FRAMES_OF_A_CAMERA = 12
@@ -34,6 +42,7 @@ _MAX_GAP = 0.04
 _LEVELS = 4
 _MIN_EDGE_SHARE, _MIN_ROW_SHARE = 0.6, 0.25  # of a row that has the strip's color: at the image's edge, within a strip
 _TEXT_CONTRAST, _MIN_TEXT = 64, 0.01  # a black sky has no letters
+_MAX_LOGO = 3.0  # height of a camera maker's logo in heights of its strip; 2 to 2.3 in real frames
 
 
 class CropSettings(Settings):
@@ -102,15 +111,29 @@ def crop_view(box_4: ArrayLike | None, *, width: int, height: int, margin: float
     return View(crop=Box(*cropped) if usable else content)
 
 
-def find_strips(frames_FHW: NDArray[np.uint8]) -> Strips:
+def find_strips(frames_FHW: NDArray[np.uint8], *, min_frames: int = _MIN_FRAMES) -> Strips:
     """Find rows at top and bottom that have one color in all frames but for text, and text in each.
 
     Args:
-        frames_FHW: gray frames of one camera, of a common size; fewer than 3 show no strip.
+        frames_FHW: gray frames of one camera, of a common size.
+        min_frames: fewer frames show no strip; a single one may have a black sky with a light in it.
     """
-    if len(frames_FHW) < _MIN_FRAMES:
+    if len(frames_FHW) < min_frames:
         return Strips()
     return Strips(_strip_height(frames_FHW), _strip_height(frames_FHW[:, ::-1]))
+
+
+def is_in_strip(boxes_K4: ArrayLike, strips: Strips) -> NDArray[np.bool_]:
+    """Return which boxes [K] show something of a strip: its text, or a logo that rises above it.
+
+    Args:
+        boxes_K4: x1, y1, x2, y2 in [0, 1]. strips: of their image.
+    """
+    _, y1_K, _, y2_K = as_boxes(boxes_K4).T
+    is_low_K = y2_K - y1_K <= _MAX_LOGO * np.array([[strips.top], [strips.bottom]])
+    # Past the middle of the strip: an animal in front of the camera may touch its edge.
+    reaches_K = np.stack([y1_K < strips.top / 2, y2_K > 1 - strips.bottom / 2])
+    return np.asarray((is_low_K & reaches_K).any(axis=0))
 
 
 def _strip_height(frames_FHW: NDArray[np.uint8]) -> float:
@@ -214,22 +237,48 @@ def collection_boxes(
 ) -> dict[int, NDArray[np.float64]]:
     """Choose the box of each row among the regions of the collection; rows without one are left out.
 
-    Boxes of people and vehicles are never chosen: the classifier is one of animals.
+    Boxes of people and vehicles are never chosen: the classifier is one of animals. Of an image with boxes of NanoDet
+    and others, such as MegaDetector's, the others are; of NanoDet's none that returns at one spot of its camera.
     """
     regions = collection.grouped("regions")
     scores, corners = regions.array("score"), collection.region_boxes
-    labels = regions.table["label"].to_pylist()
+    labels, sources = regions.table["label"].to_pylist(), regions.table["source"].to_pylist()
     others = {label for label in set(labels) if get_kind(label) in ("human", "vehicle")}
+    is_nanodet = np.array([source == NANODET for source in sources], dtype=bool)
+    unusable = np.array([label in others for label in labels], dtype=bool) | _find_repeated(collection, is_nanodet)
     # NaN is below every minimum, so that these boxes are never eligible.
-    scores = np.where([label in others for label in labels], np.nan, scores)
+    scores = np.where(unusable, np.nan, scores)
     boxes = {}
     for row in rows:
         start, end = regions.bounds(row)
-        if start < end:
-            box = choose_box(corners[start:end], scores[start:end], min_score=settings.min_box_score)
+        of_image = np.arange(start, end)
+        if not is_nanodet[start:end].all():
+            of_image = of_image[~is_nanodet[start:end]]
+        if len(of_image):
+            box = choose_box(corners[of_image], scores[of_image], min_score=settings.min_box_score)
             if box is not None:
                 boxes[row] = box
     return boxes
+
+
+def _find_repeated(collection: Collection, is_nanodet_B: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which of NanoDet's boxes [B] return at one spot of a camera: stones, roots, signs and logos."""
+    is_repeated_B = np.zeros(len(is_nanodet_B), dtype=bool)
+    selected = np.flatnonzero(is_nanodet_B)
+    if not len(selected) or not collection.has_survey:
+        return is_repeated_B
+    survey, regions = Survey.open(collection), collection.grouped("regions")
+    owners = regions.row_numbers[selected]
+    spots = group_repeated_boxes(
+        collection.region_boxes[selected],
+        scores_B=regions.array("score")[selected],
+        keys_B=regions.table["key"].take(pa.array(selected)).to_pylist(),
+        cameras_B=survey.camera_N[owners].tolist(),
+        days_B=survey.clock_N[owners] // _SECONDS_OF_A_DAY,
+    )
+    for members in spots:
+        is_repeated_B[selected[members]] = True
+    return is_repeated_B
 
 
 def _group_rows(groups: NDArray[np.object_], rows: Iterable[int]) -> dict[str, list[int]]:

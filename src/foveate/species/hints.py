@@ -204,6 +204,38 @@ class RepeatSettings:
     min_images: int = 6
 
 
+def group_repeated_boxes(
+    boxes_B4: ArrayLike,
+    *,
+    scores_B: ArrayLike,
+    keys_B: Sequence[str],
+    cameras_B: Sequence[str],
+    days_B: ArrayLike,
+    settings: RepeatSettings | None = None,
+) -> list[NDArray[np.int64]]:
+    """Return the rows of the boxes that lie at one spot of a camera on several days, for each such spot.
+
+    Args:
+        days_B: number of the day of each box, NaN where unknown; those are left out.
+    """
+    settings = settings or RepeatSettings()
+    boxes, scores = as_boxes(boxes_B4), np.asarray(scores_B, dtype=np.float64)
+    days = np.asarray(days_B, dtype=np.float64)
+    spots = []
+    for _, rows in _group(cameras_B, ~np.isnan(days)):
+        # The surest box opens a spot; at a root or a stone they hardly move from day to day.
+        left = rows[np.argsort(-scores[rows], kind="stable")]
+        while len(left) >= settings.min_images:
+            near = pairwise_iou(boxes[left[:1]], boxes[left])[0] >= settings.min_iou
+            members, left = left[near], left[~near] if near.any() else left[1:]
+            # Images, not boxes: a detector may draw one stone twice.
+            num_images = len({keys_B[row] for row in members.tolist()})
+            num_days = len(np.unique(np.floor(days[members])))
+            if num_images >= settings.min_images and num_days >= settings.min_days:
+                spots.append(members)
+    return spots
+
+
 def find_repeated_boxes(
     boxes_B4: ArrayLike,
     *,
@@ -213,36 +245,28 @@ def find_repeated_boxes(
     days_B: ArrayLike,
     settings: RepeatSettings | None = None,
 ) -> list[RepeatedBox]:
-    """Find boxes that lie at one spot of a camera on several days, most images first.
+    """Describe boxes that lie at one spot of a camera on several days, most images first.
 
     Args:
-        days_B: number of the day of each box, NaN where unknown; those are left out.
+        days_B: see `group_repeated_boxes`.
     """
-    settings = settings or RepeatSettings()
     boxes, scores = as_boxes(boxes_B4), np.asarray(scores_B, dtype=np.float64)
-    days = np.asarray(days_B, dtype=np.float64)
     repeated = []
-    for camera, rows in _group(cameras_B, ~np.isnan(days)):
-        # The surest box opens a spot; at a root or a stone they hardly move from day to day.
-        left = rows[np.argsort(-scores[rows], kind="stable")]
-        while len(left) >= settings.min_images:
-            near = pairwise_iou(boxes[left[:1]], boxes[left])[0] >= settings.min_iou
-            members, left = left[near], left[~near] if near.any() else left[1:]
-            # Images, not boxes: a detector may draw one stone twice.
-            images = list(dict.fromkeys(keys_B[row] for row in members.tolist()))
-            num_days = len(np.unique(np.floor(days[members])))
-            if len(images) >= settings.min_images and num_days >= settings.min_days:
-                x1, y1, x2, y2 = boxes[members].mean(axis=0).tolist()
-                repeated.append(
-                    RepeatedBox(
-                        camera=camera,
-                        box=(x1, y1, x2, y2),
-                        images=len(images),
-                        days=num_days,
-                        score=round(float(scores[members].max()), 4),
-                        keys=images[:12],
-                    )
-                )
+    for members in group_repeated_boxes(
+        boxes, scores_B=scores, keys_B=keys_B, cameras_B=cameras_B, days_B=days_B, settings=settings
+    ):
+        images = list(dict.fromkeys(keys_B[row] for row in members.tolist()))
+        x1, y1, x2, y2 = boxes[members].mean(axis=0).tolist()
+        repeated.append(
+            RepeatedBox(
+                camera=cameras_B[int(members[0])],
+                box=(x1, y1, x2, y2),
+                images=len(images),
+                days=len(np.unique(np.floor(np.asarray(days_B, dtype=np.float64)[members]))),
+                score=round(float(scores[members].max()), 4),
+                keys=images[:12],
+            )
+        )
     return sorted(repeated, key=lambda box: (-box.images, box.camera))
 
 

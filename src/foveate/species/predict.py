@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -171,7 +171,7 @@ def predict(
             if away:
                 failed = left
             elif not stop.signal_name:
-                failed, refused = _write_tables(collection, rows, views, detectors, folder)
+                failed, refused = write_tables(collection, rows, views, detectors, folder)
     unreachable, first_error = _count_unreachable(failed, proposed, uncollected)
     return PredictResult(
         images=len(rows) + len(refused),
@@ -482,12 +482,21 @@ def _make_compute(
     return compute
 
 
-def _write_tables(
-    collection: Collection, rows_N: NDArray[np.int64], views: Views, detectors: Sequence[str], folder: Path
+class UsedBoxes(Protocol):
+    """What says which box of an image was used, as `foveate.species.crops.Views` does."""
+
+    def box(self, row: int) -> NDArray[np.float64] | None:
+        """Return the box of a row; None for the whole image."""
+        ...
+
+
+def write_tables(
+    collection: Collection, rows_N: NDArray[np.int64], views: UsedBoxes, detectors: Sequence[str], folder: Path
 ) -> tuple[list[str], list[str]]:
     """Write the tables of images and boxes; return why images failed, and why files are none.
 
     Args:
+        views: the box of each image that was looked at.
         detectors: of `name_detectors`; stored, because results that are imported later are not those of the boxes.
     """
     count = len(rows_N)
@@ -521,7 +530,7 @@ def _write_tables(
     return list(failures.values()), refused
 
 
-def _boxes_table(collection: Collection, rows_N: NDArray[np.int64], views: Views) -> pa.Table:
+def _boxes_table(collection: Collection, rows_N: NDArray[np.int64], views: UsedBoxes) -> pa.Table:
     regions = collection.grouped("regions")
     selected = np.flatnonzero(np.isin(regions.row_numbers, rows_N))
     rows = regions.row_numbers[selected]

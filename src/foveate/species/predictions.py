@@ -50,6 +50,7 @@ CONFIG, CLASSES, TAXA, IMAGES, BOXES, DECISIONS = (
 DECIDE = "decide.json"  # the settings of the decisions
 _SCORES = "scores"
 SURVEY = "survey"  # cards, collected by reference
+TRIAGE = "triage"  # name of the model in a folder of `foveate species triage`, which has none
 _BEFORE = ("writer.lock", SURVEY)
 OK, FAILED = "ok", "failed"
 

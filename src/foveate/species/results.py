@@ -192,10 +192,11 @@ class SpeciesResult(RunResult):
         events: whether decisions are about events; else about images.
         counts: kind of decision -> number. ranks: rank of the decided taxon -> number.
         labels: labeled images in the evaluation; unknown_labels: label -> images of classes that the model lacks.
-        settings: of the stages.
+        settings: of the stages. lead: first sentences of the page; by default those of a prediction of species.
     """
 
     kind: str = "species"
+    lead: str = ""
     model: str = ""
     collection: str = ""
     view: str = ""

@@ -21,7 +21,7 @@ class BoxSettings(Settings):
     """`foveate species boxes COLLECTION`."""
 
     threshold: float = Field(0.2, ge=0, lt=1, description="minimum score of a box, strict")
-    max_boxes: int = Field(20, ge=1, description="boxes of an image that are kept, the best ones")
+    max_boxes: int = Field(8, ge=1, description="boxes of an image that are looked at, those that stand out most")
     every_image: bool = Field(False, description="also images that have boxes of another source")
 
 
@@ -66,6 +66,30 @@ class PredictSettings(Settings):
     )
     split: str | None = Field(None, description="only images of this split")
     batch: int = Field(16, ge=1, le=1024, description="images of a pass through the encoder")
+
+
+class TriageSettings(Settings):
+    """`foveate species triage SOURCE`."""
+
+    deployments: Path | None = Field(None, description="table of deployments of a folder of cards")
+    results: Path | None = Field(
+        None, description="MegaDetector's results, which decide instead of the shipped detector"
+    )
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="score from which a box counts; 0.2 with MegaDetector's results, 0.34 with the shipped detector if "
+        "unset",
+    )
+    background: bool = Field(
+        False,
+        description="lower the score of boxes in which an image equals the median of its fixed camera's frames; only "
+        "with the shipped detector",
+    )
+    blur_people: bool = Field(
+        False, description="also write copies of the images with people, who are blurred; originals are not touched"
+    )
 
 
 class DecideSettings(Settings):

@@ -255,6 +255,8 @@ def _list_measured(r: SpeciesResult, unit: str, charts: list[Markup]) -> list[Bl
 
 
 def _lead(r: SpeciesResult) -> str:
+    if r.lead:
+        return r.lead
     seen = f"{r.cropped:,} of {r.images:,} images were cropped to a box" if r.view == "crop" else "Whole images"
     failed = f"; {r.failed:,} could not be read and are listed below" if r.failed else ""
     return f"{seen}{failed}. A name is the most specific taxon that is likely enough."

@@ -16,6 +16,7 @@ def command() -> None:
 
     \b
     Example:
+      foveate species triage cards --out triage
       foveate collect cards --out survey
       foveate species check survey
       foveate species boxes survey
@@ -30,7 +31,7 @@ def command() -> None:
 command.commands = LazyCommands(
     __name__,
     {
-        "survey": ("demo-frames", "check", "boxes", "build", "summary"),
+        "survey": ("demo-frames", "check", "triage", "boxes", "build", "summary"),
         "model": ("train", "predict", "decide", "evaluate", "explain", "review", "export"),
     },
 )

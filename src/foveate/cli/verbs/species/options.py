@@ -78,15 +78,23 @@ def decide_and_render(
     train_counts: Mapping[str, int] | None = None,
 ) -> tuple[SpeciesResult, Path, list[str]]:
     """Decide about a results folder, write its result.json, render its page, and return what the page says."""
+    from foveate.core.errors import UserError
     from foveate.core.files import write_json_atomically
     from foveate.core.recipes import validate
     from foveate.report.render import render_and_tell
     from foveate.species.decide_results import decide_results
+    from foveate.species.predictions import TRIAGE
     from foveate.species.settings import DecideSettings, PageSettings
     from foveate.species.summary import summarize
 
     where = "foveate species"
-    settings = build_stages(stages, Path(predictions.config["model"]["path"]))
+    model = Path(predictions.config["model"]["path"])
+    if model.name == TRIAGE:
+        raise UserError(
+            f"{predictions.folder}: results of foveate species triage have no species to decide about; run the same "
+            "triage with another --threshold"
+        )
+    settings = build_stages(stages, model)
     gap = validate(DecideSettings, dict(decision), where=where).gap_seconds
     decide_results(predictions, settings, gap_seconds=gap)
     look = validate(PageSettings, dict(page), where=where)

@@ -1,4 +1,4 @@
-"""The commands of `foveate species` about a survey: import demo frames, check it, propose boxes, build its graph."""
+"""The commands of `foveate species` about a survey: demo frames, checks, triage, boxes, graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import Call, common, path_option, workers_option
-from foveate.cli.verbs.species.options import MAX_LISTED, SETTINGS, list_labels
+from foveate.cli.verbs.species.options import MAX_LISTED, SETTINGS, list_labels, page_options
 
 # `foveate species demo-frames`: say where real images are published, or import them from a folder.
 
@@ -230,3 +230,61 @@ def summary_command(call: Call, source: Path, out: Path | None, settings: dict[s
     )
     content = {**asdict(result), "tables": {name: str(path) for name, path in result.tables.items()}}
     call.finish(content, result.lines(), {"tables": target})
+
+
+# `foveate species triage`: sort cards into blank, animal, human and vehicle, without a model of one's own.
+
+
+@click.command("triage", cls=FieldsCommand, short_help="Sort cards into blank, animal, human and vehicle.")
+@click.argument("cards", type=click.Path(path_type=Path))
+@path_option("--out", "Results folder; new, or one of the same cards.", required=True)
+@fields(
+    f"{SETTINGS}:TriageSettings",
+    "results",
+    "deployments",
+    "threshold",
+    "background",
+    "blur_people",
+    metavars={"results": "FILE", "deployments": "FILE"},
+)
+@page_options
+@workers_option
+@common(seed=False)
+def triage_command(call: Call, cards: Path, out: Path, settings: dict[str, Any], page: dict[str, Any]) -> None:
+    """Say of each image of CARDS whether it is blank or shows an animal, a person or a vehicle; no model is needed.
+
+    CARDS is a folder of cards, a collection, or a survey that `foveate collect` reads. MegaDetector's results decide
+    where they are there; else the shipped detector, whose measured error is printed. Writes a table (triage.csv) and a
+    page with images; `foveate species review` and `export` read the folder. The same command resumes, and with another
+    --threshold it decides anew in seconds.
+
+    \b
+    Example:
+      foveate species triage cards --out triage
+      foveate species triage cards --results md.json --blur-people --out triage
+      foveate species export triage --to megadetector
+    """
+    from foveate.core.files import write_json_atomically
+    from foveate.records.labeling import end_command
+    from foveate.report.render import render_and_tell
+    from foveate.species.predictions import Predictions
+    from foveate.species.settings import PageSettings, TriageSettings
+    from foveate.species.summary import summarize
+    from foveate.species.triage import BLURRED, TABLE, describe, triage
+
+    checked, look = call.check(TriageSettings, settings), call.check(PageSettings, page)
+    result = triage(cards, out, checked, device=call.device, workers=call.workers)
+    if result.stopped:
+        call.finish(asdict(result), ["stopped; run the same command to resume"], {"results": out})
+        end_command(result.find_failure(), stopped=True)
+    lines = describe(result)
+    predictions = Predictions.open(out)
+    page_result = summarize(predictions, out, digits=look.coordinate_digits, samples=look.samples, command=call.command)
+    title = f"Triage of {result.images:,} images"
+    page_result = page_result.model_copy(update={"title": title, "lead": " ".join(f"{line}." for line in lines)})
+    write_json_atomically(out / "result.json", page_result.to_json())
+    report, _ = render_and_tell(out)
+    paths = {"table": out / TABLE, "report": report, "results": out}
+    paths |= {"blurred": out / BLURRED} if result.blurred else {}
+    call.finish(asdict(result), lines, paths)
+    end_command(result.find_failure(), stopped=False)
