@@ -8,9 +8,6 @@ is left out. A crop shows an animal if it holds half of one's box, and animals a
 heron one frame counts. Animal-free scenes are few: so the largest part of each frame beside its animals is one, too.
 The threshold is chosen on every second frame, with its part, as the one with the most correct answers of animals and
 animal-free scenes in equal weight; all other frames are reported.
-
-No published set has many frames of one camera with its empty ones. So --worlds measures the background of a fixed
-camera on generated surveys, in which nothing but animals moves: what it gains there is more than on real cards.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +27,10 @@ from PIL import Image
 from benchmarks.common import machine
 from foveate.core.files import write_json_atomically
 from foveate.metrics.intervals import wilson_interval
-from foveate.records.collection import Collection
 from foveate.species.boxes import AnimalProposer, ScoredBoxes
 from foveate.species.crops import crop_view
-from foveate.species.predictions import Predictions
-from foveate.species.settings import BoxSettings, TriageSettings
-from foveate.species.triage import triage
+from foveate.species.settings import BoxSettings
 from foveate.vision.detectors import CLASS_NAMES, NanoDetProposer, ProposalSettings
-from foveate_labs.worlds.traps import TrapSettings, build_traps
 
 ANNOTATIONS = Path(__file__).with_suffix(".csv")
 _BURST, _FRAME_OF_BURST = "mica-", "RCNX0034"
@@ -59,7 +51,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=Path, required=True, help="folder with the frames of the set camera-traps")
     parser.add_argument("--animl", type=Path, help="folder with the frames of the set animl-py")
-    parser.add_argument("--worlds", type=int, default=0, help="generated surveys for the background")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     folders = {"camera-traps": options.frames} | ({"animl-py": options.animl} if options.animl else {})
@@ -96,7 +87,6 @@ def main() -> None:
     ]
     result["people and vehicles"] = [entry for entry in others if {"human", "vehicle"} & set(entry[1:])]
     print(result["people and vehicles"])
-    result["background"] = [measure_background(seed) for seed in range(options.worlds)]
     options.out.mkdir(parents=True, exist_ok=True)
     write_json_atomically(options.out / "species_triage.json", result)
 
@@ -147,29 +137,6 @@ def shows_animal(boxes: ScoredBoxes, scene: Scene) -> bool:
     area_A = (animals[:, 2:] - animals[:, :2]).prod(axis=1)
     area = float((corners[2:] - corners[:2]).prod())
     return bool((shared_A >= 0.5 * area_A).any() and shared_A.sum() >= 0.1 * area)
-
-
-def measure_background(seed: int) -> dict[str, Any]:
-    """Return animals found and false alarms of a generated camera, without and with a background."""
-    counts: dict[str, Any] = {"seed": seed}
-    with tempfile.TemporaryDirectory() as name:
-        traps = Path(name) / "traps"
-        settings = TrapSettings(train_cameras=1, validation_cameras=1, test_cameras=1)
-        build_traps(traps, train=60, validation=0, test=0, seed=seed, settings=settings)
-        with Collection.open(traps) as collection:
-            rows = collection.table("observations").to_pylist()
-        blank = {row["key"] for row in rows if row["kind"] == "blank"}
-        for title, background in (("without", False), ("with", True)):
-            out = Path(name) / title
-            triage(traps, out, TriageSettings(background=background), device="cpu")
-            decisions = Predictions.open(out).decisions.to_pylist()
-            called = {row["key"] for row in decisions if row["kind"] == "animal"}
-            keys = {row["key"] for row in decisions}
-            counts[title] = (
-                f"{len(called - blank)} of {len(keys - blank)} animals, {len(called & blank)} of {len(blank)} empty"
-            )
-    print(counts, flush=True)
-    return counts
 
 
 def format_interval(hits: int, count: int) -> str:

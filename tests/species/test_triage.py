@@ -23,13 +23,10 @@ from foveate.records.collection import Collection
 from foveate.records.record import Region
 from foveate.records.rows import region_row
 from foveate.records.tables import Provenance
-from foveate.species.background import normalize_frames, weigh_boxes
 from foveate.species.boxes import AnimalProposer, score_boxes
 from foveate.species.crops import NANODET
-from foveate.species.predictions import Predictions
 from foveate.species.settings import BoxSettings
 from foveate.species.triage import blur_boxes, safe_path
-from foveate_labs.worlds.traps import build_traps
 from foveate_labs.worlds.traps.survey_collection import draw_trap_row
 from foveate_labs.worlds.traps.world import TrapSettings
 
@@ -211,40 +208,6 @@ def test_wrong_input_is_named(card: Path, tmp_path: Path) -> None:
     assert "threshold" in refusal("triage", card, "--threshold", "1.5", "--out", tmp_path / "out", status=2)
     (tmp_path / "file").write_text("")
     assert "--out must be a directory" in refusal("triage", card, "--out", tmp_path / "file")
-
-
-def test_what_never_changes_at_a_camera_counts_half() -> None:
-    rng = np.random.default_rng(0)
-    scene = rng.uniform(60, 180, (60, 80)).repeat(1, axis=0)
-    frames = scene + rng.normal(0, 2, (9, 60, 80))
-    frames[8, 20:40, 30:50] = 20  # an animal
-    normalized = normalize_frames(frames)
-    median = np.median(normalized, axis=0)
-    animal, stone = [0.375, 0.33, 0.625, 0.66], [0.05, 0.1, 0.2, 0.3]
-    with_animal = weigh_boxes(normalized[8], median, [animal, stone])
-    assert with_animal[0] == 1
-    assert with_animal[1] == 0.5
-    assert (weigh_boxes(normalized[0], median, [animal, stone]) == 0.5).all()
-    assert weigh_boxes(normalized[0], median, [[0.5, 0.5, 0.5, 0.5], [1, 1, 1, 1]]).shape == (2,)
-
-
-def test_background_of_a_drawn_camera(tmp_path: Path) -> None:
-    settings = TrapSettings(train_cameras=1, validation_cameras=1, test_cameras=1)
-    build_traps(tmp_path / "traps", train=30, validation=0, test=0, seed=3, settings=settings)
-    with Collection.open(tmp_path / "traps") as collection:
-        kinds = collection.table("observations")
-        empty = {row["key"] for row in kinds.to_pylist() if row["kind"] == "blank"}
-    counts = []
-    for options in ((), ("--background",)):
-        arguments = ("triage", tmp_path / "traps", "--device", "cpu", "--workers", "1", *options, "--json")
-        result = json.loads(run(*arguments, "--out", tmp_path / f"out{len(options)}").stdout)
-        decisions = Predictions.open(tmp_path / f"out{len(options)}").decisions.to_pylist()
-        false = sum(row["key"] in empty and row["kind"] == "animal" for row in decisions)
-        counts.append((result["compared"], false))
-    assert empty
-    assert counts[0][0] == 0
-    assert counts[1][0] > 8
-    assert counts[1][1] <= counts[0][1]
 
 
 def test_a_box_scores_by_the_animals_in_its_crop() -> None:

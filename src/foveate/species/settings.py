@@ -82,11 +82,6 @@ class TriageSettings(Settings):
         description="score from which a box counts; 0.2 with MegaDetector's results, 0.34 with the shipped detector if "
         "unset",
     )
-    background: bool = Field(
-        False,
-        description="lower the score of boxes in which an image equals the median of its fixed camera's frames; only "
-        "with the shipped detector",
-    )
     blur_people: bool = Field(
         False, description="also write copies of the images with people, who are blurred; originals are not touched"
     )

@@ -31,7 +31,6 @@ from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
 from foveate.records.labeling import find_failure
 from foveate.records.region_sources import DETECTED
-from foveate.species.background import MIN_EVENTS, find_factors
 from foveate.species.boxes import DECODE_ERROR, NOTICE, SOURCE, BoxesResult, add_boxes
 from foveate.species.crops import choose_box
 from foveate.species.decide_results import decide_results
@@ -81,7 +80,6 @@ class TriageResult:
         images: readable or not. kinds: kind -> images, those of `KINDS` that occur.
         detector: "MegaDetector" or "NanoDet-g". threshold: score from which a box counted.
         blurred: copies with blurred people that were written.
-        compared: images that were compared with the background of their camera.
         failed: images that cannot be read, or that the detector's results do not have.
         unreachable: of those, images that could not be reached; the same call tries them again.
         stopped: by a signal; the same call resumes.
@@ -94,7 +92,6 @@ class TriageResult:
     blurred: int
     failed: int
     seconds: float
-    compared: int = 0
     stopped: bool = False
     unreachable: int = 0
     first_error: str = ""
@@ -134,7 +131,7 @@ def triage(
             is_judged = any(name_detectors(collection.table("observations"), collection.keys))
         detector = "MegaDetector" if is_judged else "NanoDet-g"
         threshold = THRESHOLDS[detector] if settings.threshold is None else settings.threshold
-        proposed, compared = None, 0
+        proposed = None
         if not is_judged:
             say(NOTICE)
             # Every image: boxes that a person drew say nothing about people and empty frames.
@@ -143,10 +140,7 @@ def triage(
                 seconds = round(time.monotonic() - start, 2)
                 return TriageResult(proposed.images, {}, detector, threshold, 0, 0, seconds, stopped=True)
         with Collection.open(path) as collection:
-            scores_B = collection.grouped("regions").array("score").astype(np.float64)
-            if settings.background:
-                scores_B, compared = _compare_background(collection, scores_B, is_judged=is_judged)
-            _write_results(collection, path, folder, detector, threshold, proposed, scores_B)
+            _write_results(collection, path, folder, detector, threshold, proposed)
         predictions = Predictions.open(folder)
         decisions = _decide(predictions, threshold)
         write_table(predictions, decisions, folder / TABLE, threshold=threshold)
@@ -161,7 +155,6 @@ def triage(
         detector=detector,
         threshold=threshold,
         blurred=blurred,
-        compared=compared,
         failed=len(reasons),
         seconds=round(time.monotonic() - start, 2),
         unreachable=len(uncollected) + (proposed.unreachable if proposed else 0),
@@ -174,7 +167,6 @@ def describe(result: TriageResult) -> list[str]:
     counts = ", ".join(f"{kind} {number:,}" for kind, number in result.kinds.items())
     lines = [f"{result.images:,} images: {counts}", f"{result.detector}, boxes from {result.threshold:g} on"]
     lines += [MEASURED] if result.detector == "NanoDet-g" else []
-    lines += [f"{result.compared:,} images were compared with their camera's background"] if result.compared else []
     lines += [f"{result.blurred:,} copies with blurred people"] if result.blurred else []
     lines += [f"{result.failed:,} images were not decided; the table says why"] if result.failed else []
     return lines
@@ -191,10 +183,9 @@ def _select_own(collection: Collection, detector: str) -> NDArray[np.bool_]:
 class _BestBoxes:
     """The best box of each image that counts, whatever it shows; `write_tables` marks it as the one that was used."""
 
-    def __init__(
-        self, collection: Collection, own_B: NDArray[np.bool_], scores_B: NDArray[np.float64], threshold: float
-    ) -> None:
+    def __init__(self, collection: Collection, own_B: NDArray[np.bool_], threshold: float) -> None:
         regions, corners = collection.grouped("regions"), collection.region_boxes
+        scores_B = regions.array("score").astype(np.float64)
         self._boxes: dict[int, NDArray[np.float64]] = {}
         for row in range(len(collection.keys)):
             first, last = regions.bounds(row)
@@ -213,13 +204,8 @@ def _write_results(
     detector: str,
     threshold: float,
     proposed: BoxesResult | None,
-    scores_B: NDArray[np.float64],
 ) -> None:
-    """Write the files of a results folder that `predict` would write of a model of kinds.
-
-    Args:
-        scores_B: of the regions of the collection, which the background may have lowered.
-    """
+    """Write the files of a results folder that `predict` would write of a model of kinds."""
     rows_N = np.arange(len(collection.keys))
     detectors = name_detectors(collection.table("observations"), collection.keys)
     failures = {}
@@ -231,7 +217,7 @@ def _write_results(
         failures = {row: _NOT_IN_FILE for row, name in enumerate(detectors) if not name}
     inside = path.resolve().is_relative_to(folder.resolve())
     own_B = _select_own(collection, detector)
-    boxes = _BestBoxes(collection, own_B, scores_B, threshold)
+    boxes = _BestBoxes(collection, own_B, threshold)
     write_config(
         folder,
         {
@@ -258,24 +244,7 @@ def _write_results(
     write_tables(collection, rows_N, boxes, detectors, folder)
     table = tables.read_table(folder / BOXES)
     # All regions are in it, in their order, because all images are in the folder.
-    table = table.set_column(table.column_names.index("score"), "score", pa.array(scores_B))
     tables.write_table(folder / BOXES, table.filter(pa.array(own_B)))
-
-
-def _compare_background(
-    collection: Collection, scores_B: NDArray[np.float64], *, is_judged: bool
-) -> tuple[NDArray[np.float64], int]:
-    """Return the scores of boxes with what the background says, and the number of images that have one."""
-    if is_judged:
-        say("--background has no effect with MegaDetector's results: it knows stones better than the background does")
-        return scores_B, 0
-    if not collection.has_survey:
-        say("--background has no effect: no camera and time of the images is known; give --deployments")
-        return scores_B, 0
-    factors_B, compared = find_factors(collection)
-    if not compared:
-        say(f"--background has no effect: no camera has {MIN_EVENTS} events of one light")
-    return scores_B * factors_B, compared
 
 
 def _find_failures(collection: Collection, proposed: BoxesResult) -> dict[int, str]:

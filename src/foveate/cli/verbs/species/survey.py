@@ -243,7 +243,6 @@ def summary_command(call: Call, source: Path, out: Path | None, settings: dict[s
     "results",
     "deployments",
     "threshold",
-    "background",
     "blur_people",
     metavars={"results": "FILE", "deployments": "FILE"},
 )
