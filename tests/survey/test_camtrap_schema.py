@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from made_surveys import FORMATS, copy_package
+from made_surveys import FORMATS, copy_package, read_rows, write_rows
 
 from foveate.core.errors import UserError
 from foveate.survey.camtrap_schema import (
@@ -24,6 +24,7 @@ from foveate.survey.camtrap_schema import (
     required_columns,
 )
 from foveate.survey.importers.camtrap_package import open_package
+from naming import raises_naming
 
 PUBLISHED = Path(__file__).parents[1] / "goldens" / "camtrap_dp"
 SCHEMAS = {name: json.loads((PUBLISHED / f"{name}-table-schema.json").read_text()) for name in TABLES}
@@ -127,6 +128,17 @@ def test_verdicts_of_malformed_packages(case: dict[str, Any], tmp_path: Path) ->
         with open_package(package) as opened:
             assert len(opened.warnings) == 1
             assert opened.warnings[0].file == next(iter(case["replaces"]))
+
+
+@pytest.mark.parametrize("name", ["deployments", "media"])
+def test_a_missing_id_that_other_rows_refer_to_is_one_sentence(name: str, tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package")
+    rows = read_rows(package, name)
+    first = next(iter(rows))
+    rows[first] = {**rows[first], KEYS[name]: ""}
+    write_rows(package, name, rows)
+    with raises_naming(UserError, f"{name}.csv, row 1", KEYS[name], "is missing"), open_package(package):
+        pass
 
 
 def test_a_problem_of_many_rows_is_listed_at_first_and_counted() -> None:

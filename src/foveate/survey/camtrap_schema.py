@@ -517,7 +517,8 @@ def check_references(tables: Mapping[str, pa.Table], files: Mapping[str, str]) -
             known = pc.call_function("is_in", [cells], pc.SetLookupOptions(value_set=targets))
             rows = _indices(pc.call_function("and_not", [cells.is_valid(), known]))
             # The ids are only for a hint, so take a few: comparing with all ids of a large survey would take minutes.
-            near = targets[:1000].to_pylist()
+            # A row without an id is a violation of its own.
+            near = targets[:1000].drop_null().to_pylist()
             problems = {
                 value: f"names no row of {files[other]} (got {value!r}){nearest(value, near)}"
                 for value in cells.take(pa.array(rows[:MAX_LISTED], pa.int64())).unique().to_pylist()
