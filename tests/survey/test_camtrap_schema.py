@@ -12,12 +12,12 @@ import pytest
 from made_surveys import FORMATS, copy_package, read_rows, write_rows
 
 from foveate.core.errors import UserError
+from foveate.survey.camtrap_profile import check_package
 from foveate.survey.camtrap_schema import (
     KEYS,
     MAX_LISTED,
     MISSING,
     TABLES,
-    check_package,
     check_table,
     columns,
     fill_missing,
@@ -196,7 +196,7 @@ def test_every_closed_list_of_the_descriptor_holds(field: str, value: object) ->
 
 
 def test_lists_of_the_descriptor_are_those_of_the_published_profile() -> None:
-    from foveate.survey import camtrap_schema as ours
+    from foveate.survey import camtrap_profile as ours
 
     profile = json.loads((PUBLISHED / "camtrap-dp-profile.json").read_text())["allOf"][1]
     fields = profile["properties"]
@@ -210,7 +210,7 @@ def test_lists_of_the_descriptor_are_those_of_the_published_profile() -> None:
         (ours.Temporal, fields["temporal"]),
     ):
         schema = model.model_json_schema()
-        assert set(part.get("required", ())) <= set(schema["required"])
+        assert set(part.get("required", ())) <= set(schema.get("required", ()))
         for name, rules in part["properties"].items():
             allowed = rules.get("enum") or rules.get("items", {}).get("enum")
             if allowed and name in schema["properties"]:
