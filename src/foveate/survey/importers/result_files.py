@@ -32,6 +32,7 @@ from foveate.survey.detections import (
     ScoredLabel,
     get_kind,
 )
+from foveate.survey.exporters.megadetector import BOX_SUFFIX, UNKNOWN, describe
 from foveate.survey.file_index import VIDEO_SUFFIXES, is_absolute, normalize_path
 from foveate.survey.verdicts import Judge, LeftOutError
 
@@ -39,8 +40,6 @@ from foveate.survey.verdicts import Judge, LeftOutError
 _MAX_CORNER = 2.0
 
 _WHOLE_FRAME = Box(0.0, 0.0, 1.0, 1.0)
-UNKNOWN = "unknown"
-"""Category of a box that no detector drew, as the public converter of SpeciesNet's results calls it."""
 
 
 class ResultsParser(Judge):
@@ -151,6 +150,7 @@ def parse_results(content: dict[str, Any], path: Path) -> DetectionResults:
     info = parser.get(content, "info", dict, where="the file")
     version = _parse_version(info, parser)
     categories = _parse_names(content, "detection_categories", parser)
+    categories = {number: name.removesuffix(BOX_SUFFIX) for number, name in categories.items()}
     labels: dict[str, ClassLabel] = {}
     if content.get("classification_categories") is not None:
         names = _parse_names(content, "classification_categories", parser)
@@ -198,6 +198,8 @@ def _make_label(name: str, description: str) -> ClassLabel:
     common = description.rpartition(";")[2]
     if description.count(";") == NUM_FIELDS - 1 and common and re.fullmatch(rf"{re.escape(common)} \(.+\)", name):
         name = common
+    # Descriptions of other forms become the seven fields, as they are written again.
+    description = describe(ClassLabel(name, description)) if description else ""
     # It also uses the name as the description of a class without one, because other tools require it.
     says_more = description != ClassLabel.from_lineage(name, "", {}).description
     return ClassLabel(name, description if says_more else "")

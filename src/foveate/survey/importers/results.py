@@ -277,11 +277,19 @@ def make_observations(key: str, deployment: str, image: DetectedImage, results: 
     if image.failure:
         return [observe("unclassified", extra={"failure": image.failure})]
     classified = list(classify_boxes(image))
+    prediction = image.prediction
+    decision = {"decision": prediction.source} if prediction is not None and prediction.source else {}
+    is_own = prediction is not None and not any(best and best[0] == prediction.label for _, best in classified)
+    # A species is never lost, and a class without a box is a row of its own where no box has one.
+    is_row = is_own and (prediction.label.is_species or not any(best for _, best in classified))
     for detection, best in classified:
         kind, category = get_kind(detection.category), detection.category
         extra = {"category": category, "detection_confidence": repr(detection.confidence)}
         if classes := detection.raw_classifications or detection.classifications or image.raw_prediction:
             extra["classifications"] = _format_classes(classes)
+        if prediction is not None and is_own and not is_row:
+            # What is said of the image, such as that it is empty, beside a box of something else.
+            extra |= {"image_class": _format_classes([(prediction.label, prediction.score)]), **decision}
         # A detector of one's species has their names as categories.
         taxon = category if kind == "animal" and category != "animal" else ""
         # If category and class differ, the class wins, such as for a person in a box of the category animal.
@@ -289,9 +297,8 @@ def make_observations(key: str, deployment: str, image: DetectedImage, results: 
         observations.append(
             observe(kind, best, taxon=taxon, score=detection.confidence, box=detection.box, extra=extra)
         )
-    if image.prediction is not None and not any(best for _, best in classified):
-        prediction = image.prediction
-        extra = {"decision": prediction.source} if prediction.source else {}
+    if prediction is not None and is_row:
+        extra = dict(decision)
         if image.raw_prediction:
             extra["classifications"] = _format_classes(image.raw_prediction)
         observations.append(observe(prediction.label.kind, (prediction.label, prediction.score), extra=extra))
