@@ -61,6 +61,17 @@ def read_rows(path: Path, *, pad: bool = False, limits: Limits = NO_LIMITS) -> R
     return RowTable(path, table.names, rows, table.delimiter)
 
 
+def iterate_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Return the columns of a text table and its rows one by one, for tables that no memory should hold.
+
+    Raises:
+        UserError: see `read_rows`; while the rows are read.
+    """
+    table = open_text(path)
+    table.refuse_damage()
+    return table.names, _read_text_rows(table, pad=False, limits=NO_LIMITS)
+
+
 def _read_text_rows(table: TextTable, *, pad: bool, limits: Limits) -> Iterator[tuple[int, list[str]]]:
     path, width, num_rows = table.path, len(table.names), 0
     # "utf-8-sig" drops the byte-order mark that Excel writes before the first name; newline="" leaves line breaks
