@@ -104,6 +104,14 @@ def test_a_genus_of_the_shipped_table_hangs_below_the_list_of_a_survey() -> None
     assert (taxa.parents < 0).sum() == 1
 
 
+def test_a_tree_with_a_root_of_its_own_stays_as_it_is() -> None:
+    beast = {"id": "beast", "name": "beast"}
+    own = Taxa.from_rows([beast, {"id": "f", "name": "Felis", "rank": "genus", "parent": "beast"}])
+    taxa, matching = hang_labels(["Macaca nemestrina", "Felis chaus"], own)
+    assert [match.status for match in matching.matches] == ["unmatched", "genus"]
+    assert taxa.names == ("beast", "Felis", "Felis chaus")
+
+
 def test_a_few_rows_are_added_to_the_shipped_table(tmp_path: Path) -> None:
     path = tmp_path / "more.csv"
     path.write_text("taxon,parent\nHelarctos malayanus,Helarctos\nHelarctos,Ursidae\nTragulus kanchil,Artiodactyla\n")

@@ -484,7 +484,8 @@ def _match(label: str, taxa: Taxa, kingdom: str, common: dict[str, list[int]]) -
 def hang_labels(labels: Iterable[str], taxa: Taxa, *, names: Mapping[str, str] | None = None) -> tuple[Taxa, Matching]:
     """Match labels to taxa as `match_labels`; a species without a match hangs below its genus.
 
-    The genus is one of the taxa, or else of the shipped table, with its ancestors. "Macaca sp." is the genus.
+    The genus is one of the taxa, or else, where these have the animals as their root, of the shipped table, with its
+    ancestors. "Macaca sp." is the genus.
 
     Returns:
         the taxa with those that were added behind them, and the matching to these.
@@ -499,13 +500,15 @@ def hang_labels(labels: Iterable[str], taxa: Taxa, *, names: Mapping[str, str] |
     labels, names, known = list(dict.fromkeys(labels)), names or {}, load_builtin_taxa()
     matching = match_labels(labels, taxa, names=names)
     rows, below, genera = taxa.to_rows(), {}, {}
+    # A tree of one's own with another root stays as it is: a second one beside it would have no common ancestor.
+    is_joinable = fold_name(_ROOT) in {fold_name(taxa.names[i]) for i in np.flatnonzero(taxa.parents < 0)}
     for match in matching.matches:
         name = names.get(match.label, match.label)
         if match.status != "unmatched" or not _SPECIES.fullmatch(name):
             continue
         genus = name.split()[0]
         index = taxa.find(genus, "genus", _ROOT)
-        if index < 0 and known.find(genus, "genus", _ROOT) < 0:
+        if index < 0 and not (is_joinable and known.find(genus, "genus", _ROOT) >= 0):
             continue
         if name.split()[1].rstrip(".") in ("sp", "spp"):
             genera[match.label] = genus
