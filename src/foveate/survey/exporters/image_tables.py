@@ -130,8 +130,9 @@ def export_wildlife_insights(
     """Write the labels of a survey's images for Wildlife Insights, atomically.
 
     Images without an identification (unknown, unclassified) and images without a time are left out: the site
-    identifies the former itself, and refuses the latter. So are rows that are empty and a species at once, by name. `number_of_objects` is 0 for a blank, else the count or 1;
-    `uncertainty` is one minus the probability. No coordinates are written.
+    identifies the former itself, and refuses the latter. So are rows that are empty and a species at once, by name.
+    `number_of_objects` is 0 for a blank, else the count or 1; `uncertainty` is one minus the probability. No
+    coordinates are written.
 
     Args:
         project: id of the project on the site.
