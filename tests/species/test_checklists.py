@@ -39,6 +39,8 @@ DARWIN_CORE = COLUMNS + (
     "20\t2\t\tHelarctos plantarum Author\tspecies\tdoubtful\t\n"
     "2\t\t\tPlantae\tkingdom\taccepted\t\n"
     "30\t4\t\tUnneeded\torder\taccepted\t\n"
+    # GBIF quotes no cell, and names may have quotes.
+    '31\t4\t\t"Ursus minor\tspecies\tdoubtful\t\n'
 )
 NODES = (
     "1 1 no rank,131567 1 no rank,33208 131567 kingdom,7711 33208 phylum,40674 7711 class,33554 40674 order,"
@@ -126,8 +128,10 @@ def test_a_few_rows_are_added_to_the_shipped_table(tmp_path: Path) -> None:
 def test_checklists_are_taxonomies_with_synonyms(form: str, tmp_path: Path) -> None:
     path = tmp_path / form
     if form.startswith("gbif"):
-        comma = (('"' + cell + '"' for cell in line.split("\t")) for line in DARWIN_CORE.splitlines())
-        path.write_text("\n".join(map(",".join, comma)) if form.endswith("csv") else DARWIN_CORE)
+        # A table with commas needs quotes, and doubles those of a cell.
+        rows = [[cell.replace('"', '""') for cell in line.split("\t")] for line in DARWIN_CORE.splitlines()]
+        text = "".join('"' + '","'.join(cells) + '"\n' for cells in rows)
+        path.write_text(text if form.endswith("csv") else DARWIN_CORE)
     else:
         path = write_ncbi(tmp_path) / ("" if form == "ncbi" else form)
     assert is_checklist(path)
@@ -150,7 +154,7 @@ def test_checklists_are_taxonomies_with_synonyms(form: str, tmp_path: Path) -> N
     [
         (DARWIN_CORE + "8\t7\t\tHelarctos malayanus\tspecies\taccepted\t\n", ["'8'", "twice"]),
         (DARWIN_CORE + "40\t\t99\tUrsus niger\tspecies\tsynonym\t\n", ["acceptedNameUsageID", "'99'"]),
-        (DARWIN_CORE + "\t\t\tUrsus niger\tspecies\taccepted\t\n", ["line 14", "taxonID"]),
+        (DARWIN_CORE + "\t\t\tUrsus niger\tspecies\taccepted\t\n", ["line 15", "taxonID"]),
         (COLUMNS.replace("parentNameUsageID", "parent") + "1\t\t\tA\tspecies\t\t\n", ["parentNameUsageID"]),
     ],
 )

@@ -160,6 +160,7 @@ class TaxonEntry(BaseModel):
     taxonRank: Rank | None = None
     kingdom: str | None = None
     phylum: str | None = None
+    class_: str | None = Field(None, alias="class")
     order: str | None = None
     family: str | None = None
     genus: str | None = None
