@@ -5,7 +5,8 @@
 
 First come the constructors of the federated estimators, which `write_signatures.py` writes and the reference shows.
 
-In a page, `<!-- options: adapt train -->` and `<!-- /options -->` enclose the table of a command, and
+In a page, `<!-- verdicts: MegaDetector, SpeciesNet -->` and `<!-- /verdicts -->` enclose the table of doubtful values
+of these formats, `<!-- options: adapt train -->` and `<!-- /options -->` enclose the table of a command, and
 `<!-- fields: federated.policy:Policy by SECTIONS -->` and `<!-- /fields -->` that of the fields of a settings
 model, in the order of a mapping of headings to fields beside it.
 """
@@ -28,10 +29,12 @@ from write_signatures import write_stale
 import foveate
 from foveate.cli.main import cli
 from foveate.core.recipes import Settings
+from foveate.survey.verdicts import verdicts_table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"(<!-- options: ([^\n]*?) -->\n).*?(<!-- /options -->)", re.DOTALL)
 _FIELDS = re.compile(r"(<!-- fields: ([\w.]+):(\w+) by (\w+) -->\n).*?(<!-- /fields -->)", re.DOTALL)
+_VERDICTS = re.compile(r"(<!-- verdicts: ([^\n]*?) -->\n).*?(<!-- /verdicts -->)", re.DOTALL)
 _COMMON = ("--json", "--quiet", "--device", "--seed", "--workers")
 """Options that mean the same everywhere and are listed in one row."""
 ROOMS = (
@@ -123,6 +126,7 @@ def fill_page(text: str) -> str:
         names = [name for section in getattr(module, match[4]).values() for name in section]
         return match[1] + fields_table(getattr(module, match[3]), names) + match[5]
 
+    text = _VERDICTS.sub(lambda match: match[1] + verdicts_table(match[2].split(", ")) + match[3], text)
     text = _BLOCK.sub(lambda match: match[1] + options_table(find_command(match[2])) + match[3], text)
     return _FIELDS.sub(fill_fields, text)
 

@@ -28,6 +28,7 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.importers.formats import detect_format
+from foveate.survey.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
 from foveate.survey.importers.camtrap_dp import (
     BOX_COLUMNS,
     NOT_THERE,
@@ -106,7 +107,24 @@ def test_images_that_are_empty_and_a_species_are_counted(tmp_path: Path) -> None
     write_rows(package, "observations", rows)
     summary = import_camtrap_dp(package, tmp_path / "two")
     assert summary.further[EMPTY_AND_SPECIES] == usual + 1
-    assert any(EMPTY_AND_SPECIES in line for line in summary.lines())
+    assert any(EMPTY_AND_SPECIES in line and row["scientificName"] in line for line in summary.notes)
+
+
+def test_a_row_that_is_empty_and_a_species_is_kept_named_and_no_label(tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package", images=True)
+    rows = read_rows(package, "observations")
+    number = next(number for number, row in rows.items() if row["mediaID"] and row["scientificName"])
+    media = read_rows(package, "media")[rows[number]["mediaID"]]
+    rows[number] |= {"observationType": "blank", "classificationMethod": "human", "classificationProbability": ""}
+    write_rows(package, "observations", rows)
+    summary = import_camtrap_dp(package, tmp_path / "survey")
+    assert any(f"{media['filePath']} ({rows[number]['scientificName']})" in line for line in summary.notes)
+    survey = Survey.open(tmp_path / "survey")
+    assert survey.labels()[survey.keys.index(media["filePath"].rsplit(".", 1)[0])] == ""
+    assert survey.label_counts()["called empty and a species at once"] == 1
+    export_camtrap_dp(survey.collection, tmp_path / "again", settings=CamtrapSettings(coordinate_digits="recorded"))
+    again = read_rows(tmp_path / "again", "observations")[number]
+    assert (again["observationType"], again["scientificName"]) == ("blank", rows[number]["scientificName"])
 
 
 @pytest.mark.parametrize("form", ["json", "zip", "nested zip", "csv.gz", "parquet"])

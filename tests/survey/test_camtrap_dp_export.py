@@ -30,6 +30,7 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import Box
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
+from foveate.survey.camtrap_schema import TABLES, columns, required_columns
 from foveate.survey.detections import Decision
 from foveate.survey.exporters.camtrap_dp import (
     CamtrapExport,
@@ -123,6 +124,25 @@ def test_any_cell_survives_a_round_trip(
         assert back == value if isinstance(value, str) else float(back) == pytest.approx(value, abs=1e-11)
         rows["o01"].pop(name)
     assert written == rows
+
+
+OPTIONAL = [(name, column) for name in TABLES for column in columns(name) if column not in required_columns(name)]
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(emptied=st.sets(st.sampled_from(OPTIONAL)))
+def test_any_subset_of_the_optional_columns_survives_a_round_trip(
+    emptied: set[tuple[str, str]], tmp_path_factory: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("columns")
+    package = copy_package(folder / "package")
+    for name in TABLES:
+        rows = read_rows(package, name)
+        gone = {column: "" for table, column in emptied if table == name}
+        write_rows(package, name, {key: row | gone for key, row in rows.items()})
+    export(import_package(package, folder / "collection"), folder / "out")
+    for name in TABLES:
+        assert read_rows(folder / "out", name) == read_rows(package, name), name
 
 
 def test_further_resources_survive_unless_they_hold_places(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_files import CASES, Case, write_case
 from made_surveys import FORMATS, GOLDEN, copy_package, import_package, read_rows
 
 from foveate.core.errors import UserError
@@ -21,6 +22,7 @@ from foveate.survey.exporters.camtrap_dp import CamtrapSettings, export_camtrap_
 from foveate.survey.exporters.image_tables import export_wildlife_insights
 from foveate.survey.importers.camtrap_package import check_written
 from foveate.survey.importers.cards import import_cards
+from foveate.survey.verdicts import CAMTRAP_DP
 from foveate_labs.worlds.traps import TrapSettings, write_cards
 
 frictionless = pytest.importorskip("frictionless")
@@ -55,6 +57,38 @@ def frictionless_errors(folder: Path) -> list[str]:
     package = frictionless.Package.from_descriptor({"name": "survey", "resources": resources}, basepath=str(folder))
     report = package.validate()
     return [f"{task.name}: {error.type}" for task in report.tasks for error in task.errors]
+
+
+def profile_errors(descriptor: dict[str, Any]) -> list[str]:
+    """What the published profile refuses in a descriptor; GeoJSON's schema is that of frictionless."""
+    validators, referencing = pytest.importorskip("jsonschema"), pytest.importorskip("referencing")
+    drafts = pytest.importorskip("referencing.jsonschema")
+    geojson = json.loads((Path(frictionless.__file__).parent / "assets" / "profiles" / "geojson.json").read_text())
+    resource = drafts.DRAFT7.create_resource(geojson)
+    registry = referencing.Registry().with_resource("http://json.schemastore.org/geojson.json", resource)
+    profile = json.loads((PUBLISHED / "camtrap-dp-profile.json").read_text())
+    # The first part is the profile of Data Package, which frictionless checks.
+    schema = {"$defs": profile["$defs"], **profile["allOf"][1]}
+    return [error.message for error in validators.Draft7Validator(schema, registry=registry).iter_errors(descriptor)]
+
+
+def descriptor_errors(descriptor: dict[str, Any], folder: Path) -> list[str]:
+    """What frictionless refuses in a descriptor, but for the profile and the schemas, which are at addresses."""
+    resources = [{**entry, "schema": {"fields": []}} for entry in descriptor["resources"]]
+    content = {key: value for key, value in descriptor.items() if key != "profile"} | {"resources": resources}
+    try:
+        frictionless.Package.from_descriptor(content, basepath=str(folder))
+    except frictionless.FrictionlessException as error:
+        return [str(error)]
+    return []
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.format == CAMTRAP_DP], ids=str)
+def test_the_public_validators_say_what_the_cases_state(case: Case, tmp_path: Path) -> None:
+    package = write_case(case, tmp_path)
+    descriptor = json.loads((package / "datapackage.json").read_text())
+    errors = profile_errors(descriptor) or descriptor_errors(descriptor, package) or frictionless_errors(package)
+    assert (not errors) == case.public, errors
 
 
 def test_frictionless_accepts_what_we_write(written: Path) -> None:

@@ -9,21 +9,22 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from made_surveys import FORMATS, copy_package
+from made_surveys import FORMATS, copy_package, read_rows, write_rows
 
 from foveate.core.errors import UserError
+from foveate.survey.camtrap_profile import check_package
 from foveate.survey.camtrap_schema import (
     KEYS,
     MAX_LISTED,
     MISSING,
     TABLES,
-    check_package,
     check_table,
     columns,
     fill_missing,
     required_columns,
 )
 from foveate.survey.importers.camtrap_package import open_package
+from naming import raises_naming
 
 PUBLISHED = Path(__file__).parents[1] / "goldens" / "camtrap_dp"
 SCHEMAS = {name: json.loads((PUBLISHED / f"{name}-table-schema.json").read_text()) for name in TABLES}
@@ -129,6 +130,17 @@ def test_verdicts_of_malformed_packages(case: dict[str, Any], tmp_path: Path) ->
             assert opened.warnings[0].file == next(iter(case["replaces"]))
 
 
+@pytest.mark.parametrize("name", ["deployments", "media"])
+def test_a_missing_id_that_other_rows_refer_to_is_one_sentence(name: str, tmp_path: Path) -> None:
+    package = copy_package(tmp_path / "package")
+    rows = read_rows(package, name)
+    first = next(iter(rows))
+    rows[first] = {**rows[first], KEYS[name]: ""}
+    write_rows(package, name, rows)
+    with raises_naming(UserError, f"{name}.csv, row 1", KEYS[name], "is missing"), open_package(package):
+        pass
+
+
 def test_a_problem_of_many_rows_is_listed_at_first_and_counted() -> None:
     table = make_table("media", [("timestamp", "2023-05-03T05:44:19")] * 100)
     violations = list(check_table("media", table, file="media.csv"))
@@ -184,7 +196,7 @@ def test_every_closed_list_of_the_descriptor_holds(field: str, value: object) ->
 
 
 def test_lists_of_the_descriptor_are_those_of_the_published_profile() -> None:
-    from foveate.survey import camtrap_schema as ours
+    from foveate.survey import camtrap_profile as ours
 
     profile = json.loads((PUBLISHED / "camtrap-dp-profile.json").read_text())["allOf"][1]
     fields = profile["properties"]
@@ -198,7 +210,7 @@ def test_lists_of_the_descriptor_are_those_of_the_published_profile() -> None:
         (ours.Temporal, fields["temporal"]),
     ):
         schema = model.model_json_schema()
-        assert set(part.get("required", ())) <= set(schema["required"])
+        assert set(part.get("required", ())) <= set(schema.get("required", ()))
         for name, rules in part["properties"].items():
             allowed = rules.get("enum") or rules.get("items", {}).get("enum")
             if allowed and name in schema["properties"]:

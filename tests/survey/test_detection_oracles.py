@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_files import CASES, Case, write_case
 
 from foveate.survey.detections import ClassLabel, DetectedImage, Prediction
 from foveate.survey.exporters.megadetector import ResultsInfo, export_megadetector
 from foveate.survey.importers.coco_camera_traps import read_camera_traps
 from foveate.survey.importers.results import read_results
+from foveate.survey.verdicts import CAMTRAP_DP, MEGADETECTOR, SPECIESNET
 
 FORMATS = Path(__file__).parent.parent / "goldens" / "cosmo" / "formats"
 NAMES = ["megadetector_1.6", "speciesnet_new", "speciesnet_old"]
@@ -29,6 +31,31 @@ def test_the_public_validator_takes_what_is_written(name: str, tmp_path: Path) -
     result = validation.validate_batch_results(str(export(name, tmp_path / "r.json")))["validation_results"]
     assert result["errors"] == []
     assert result["warnings"] == []
+
+
+def is_accepted(case: Case, path: Path) -> bool:
+    """Whether the public validator of a format takes a file."""
+    try:
+        if case.format == MEGADETECTOR:
+            validation = pytest.importorskip("megadetector.postprocessing.validate_batch_results")
+            return not validation.validate_batch_results(str(path))["validation_results"]["errors"]
+        if case.format == SPECIESNET:
+            taxonomy = pytest.importorskip("megadetector.utils.wi_taxonomy_utils")
+            taxonomy.generate_md_results_from_predictions_json(str(path), str(path.with_suffix(".converted")))
+            return True
+        check = pytest.importorskip("megadetector.data_management.integrity_check_json_db")
+        options = check.IntegrityCheckOptions()
+        options.verbose, options.bCheckImageSizes, options.bCheckImageExistence = False, False, False
+        options.validateBoxes = "error"
+        check.integrity_check_json_db(str(path), options)
+    except (AssertionError, ValueError, TypeError, KeyError, IndexError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.format != CAMTRAP_DP], ids=str)
+def test_the_public_validators_say_what_the_cases_state(case: Case, tmp_path: Path) -> None:
+    assert is_accepted(case, write_case(case, tmp_path)) == case.public
 
 
 def test_typical_thresholds_are_those_that_others_read(tmp_path: Path) -> None:

@@ -123,8 +123,9 @@ def test_repairs_leave_usable_rows(tmp_path: Path) -> None:
     # A box of nothing and one of the category "empty" are left out, and said.
     assert len(first.detections) == 1
     assert not results.images[1].detections
-    assert sum(results.repairs.values()) == 8
-    assert len(+results.repairs) == 8
+    # The first image has a fox and a box called empty.
+    assert sum(results.repairs.values()) == 9
+    assert len(+results.repairs) == 9
 
 
 def test_rows_keep_failures_videos_and_empty_images() -> None:
@@ -286,7 +287,7 @@ def test_paths_find_their_image(paths: list[str], rows: list[int], ambiguous: li
 
 
 def test_a_video_beside_a_photo_of_its_name_is_counted_once(survey: Path, tmp_path: Path) -> None:
-    content = change("images.5.file", "dep-A/IMG_0000.MP4")
+    content = change("images/5/file", "dep-A/IMG_0000.MP4")
     summary = add_results(survey, write(tmp_path, content))
     assert (summary.images, summary.videos, summary.missing, summary.ambiguous) == (5, 1, 0, 0)
     assert len(observations_of(survey)["dep-A/IMG_0000"]) == 3
@@ -315,22 +316,25 @@ def test_reading_and_writing_again_gives_equal_rows(name: str, tmp_path: Path) -
     assert not list_timelapse_faults(content)
     again = read_results(tmp_path / "again.json")
     assert not +again.repairs
-    if name == "megadetector_1.6":  # its descriptions have six fields, which CamTrapTools does not read
-        taxa = [[label.taxon for label, _ in box.classifications] for image in images for box in image.detections]
-        assert taxa == [
-            [label.taxon for label, _ in box.classifications] for image in again.images for box in image.detections
-        ]
-    else:
-        assert again.images == images
+    assert again.images == images
 
 
-NAMES = ("red fox", "Vulpes vulpes", "wild boar", "European roe deer", "Füchsin; alt")
+NAMES = (
+    *("red fox", "Vulpes vulpes", "wild boar", "European roe deer", "Füchsin; alt", "Red Fox", "cow", "snow"),
+    *("animal", "blank", "person", "human", "vehicle", "unknown", "Animal", "no cv result"),
+)
 LINEAGES = {
     "red fox": FOX,
-    "Vulpes vulpes": ";mammalia;carnivora;canidae;vulpes;vulpes;Vulpes vulpes",
+    "Vulpes vulpes": "animalia;chordata;mammalia;carnivora;canidae;vulpes vulpes",
     "wild boar": "a1;;;;sus;scrofa;wild boar",
     "European roe deer": ";mammalia;cetartiodactyla;cervidae;;;roe deer",
     "Füchsin; alt": ";;;;;;another name",
+    "Red Fox": ";;;;vulpes;macrotis;Red Fox",
+    "cow": ";;;;bos;taurus;cow",
+    "snow": ";;;;;;snow",
+    "human": "990a;mammalia;primates;hominidae;homo;sapiens;human",
+    "no cv result": "f2ef;no cv result;no cv result;no cv result;no cv result;no cv result;no cv result",
+    **{name: f"id;;;;;;{name}" for name in ("animal", "blank", "person", "vehicle", "unknown", "Animal")},
 }
 FRACTIONS = st.integers(0, 10**6).map(lambda number: number / 10**6)
 
@@ -339,6 +343,8 @@ FRACTIONS = st.integers(0, 10**6).map(lambda number: number / 10**6)
 def files_of_megadetector(draw: st.DrawFn) -> dict[str, Any]:
     """The content of a file: any subset of the optional fields."""
     names = dict(enumerate(draw(st.lists(st.sampled_from(NAMES), unique=True))))
+    further = draw(st.lists(st.sampled_from(["snow", "cow", "unknown", "red fox"]), unique=True))
+    categories = {"1": "animal", "2": "person", "3": "vehicle", **{str(n): name for n, name in enumerate(further, 4)}}
 
     def draw_pairs() -> list[list[Any]]:
         scores = draw(st.lists(FRACTIONS, max_size=3)) if names else []
@@ -348,7 +354,8 @@ def files_of_megadetector(draw: st.DrawFn) -> dict[str, Any]:
         x, y = (draw(st.integers(0, 10**6 - 1)) for _ in "xy")
         width, height = draw(st.integers(1, 10**6 - x)), draw(st.integers(1, 10**6 - y))
         box = [number / 10**6 for number in (x, y, width, height)]
-        detection = {"category": draw(st.sampled_from(["1", "2", "3", "4"])), "conf": draw(FRACTIONS), "bbox": box}
+        category = draw(st.sampled_from(list(categories)))
+        detection = {"category": category, "conf": draw(FRACTIONS), "bbox": box}
         return detection | {
             name: draw_pairs() for name in ("classifications", "raw_classifications") if draw(st.booleans())
         }
@@ -362,14 +369,15 @@ def files_of_megadetector(draw: st.DrawFn) -> dict[str, Any]:
             return image | {"failure": "Failure image access", "detections": None}
         image["detections"] = [draw_detection() for _ in range(draw(st.integers(0, 3)))]
         if is_video:
-            image |= {"frame_rate": 29.97, "frames_processed": [0, 30]}
+            image |= {"frame_rate": draw(st.sampled_from([0.0, 29.97])), "frames_processed": None}
+            image["frames_processed"] = draw(st.sampled_from([None, [], [0, 30]]))
             for detection in image["detections"]:
                 detection["frame_number"] = draw(st.sampled_from([0, 30]))
         return image
 
     content: dict[str, Any] = {
         "info": {"format_version": "1.6", "detector": "md"},
-        "detection_categories": {"1": "animal", "2": "person", "3": "vehicle", "4": "snow"},
+        "detection_categories": categories,
         "images": [draw_image(number) for number in range(draw(st.integers(0, 3)))],
     }
     if names:
@@ -390,6 +398,66 @@ def test_any_file_of_megadetector_survives_a_round_trip(content: dict[str, Any],
         again = read_results(tmp_path / "again.json")
         assert again.images == images
         assert not +again.repairs
+
+
+@st.composite
+def files_of_speciesnet(draw: st.DrawFn) -> dict[str, Any]:
+    """The content of a file, old or new: any subset of the optional fields."""
+    labels = [description for description in LINEAGES.values() if description.count(";") == 6]
+
+    def draw_classes() -> dict[str, Any]:
+        classes = draw(st.lists(st.sampled_from(labels), unique=True, max_size=4))
+        scores = sorted((draw(FRACTIONS) for _ in classes), reverse=True)
+        return {"classes": classes, "scores": scores}
+
+    def draw_box(label: str) -> dict[str, Any]:
+        box = {"category": {"animal": "1", "human": "2", "vehicle": "3"}[label], "label": label}
+        box |= {"conf": draw(FRACTIONS), "bbox": [0.1, 0.2, 0.3, 0.4]}
+        if draw(st.booleans()):
+            box["raw_classifications"] = draw_classes()
+        if draw(st.booleans()):
+            box["processed_classification"] = {"class": draw(st.sampled_from(labels)), "score": draw(FRACTIONS)}
+        return box
+
+    def draw_image(number: int) -> dict[str, Any]:
+        image: dict[str, Any] = {"filepath": f"A/{number}.JPG"}
+        if draw(st.booleans()):
+            image["detections"] = [draw_box(label) for label in draw(st.lists(st.sampled_from(["animal", "human"])))]
+        if draw(st.booleans()):
+            image["classifications"] = draw_classes()
+        if draw(st.booleans()):
+            image |= {"prediction": draw(st.sampled_from(labels)), "prediction_score": draw(FRACTIONS)}
+        return image
+
+    return {"predictions": [draw_image(number) for number in range(draw(st.integers(0, 3)))]}
+
+
+def list_species(images: list[DetectedImage]) -> list[set[str]]:
+    """The taxa that each image has as first class of a box or of itself."""
+    firsts = [[*(box.classifications[:1] for box in image.detections)] for image in images]
+    predictions = [[] if image.prediction is None else [image.prediction.label] for image in images]
+    return [
+        {label.taxon for label in (*(pair[0] for each in boxes for pair in each), *whole) if label.is_species}
+        for boxes, whole in zip(firsts, predictions, strict=True)
+    ]
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=files_of_speciesnet())
+def test_any_file_of_speciesnet_is_written_without_losing_a_species(content: dict[str, Any], tmp_path: Path) -> None:
+    images = read_results(write(tmp_path, content)).images
+    assert not list_timelapse_table_faults(export(tmp_path / "r.json", images))
+    written = read_results(tmp_path / "r.json").images
+    assert [now >= before for now, before in zip(list_species(written), list_species(images), strict=True)] == [
+        True for _ in images
+    ]
+    # What the other format has no place for stands beside boxes now, and stays there.
+    export(tmp_path / "s.json", written)
+    assert read_results(tmp_path / "s.json").images == written
+
+
+def list_timelapse_table_faults(content: dict[str, Any]) -> list[str]:
+    return [fault for fault in list_timelapse_faults(content) if not fault.endswith("too low to be kept")]
 
 
 def test_a_species_without_a_description_survives_every_way_through(tmp_path: Path) -> None:
@@ -428,11 +496,79 @@ def test_a_file_that_calls_an_image_empty_and_a_species_says_so(tmp_path: Path) 
     assert count(fox, empty) == count(empty | {"classifications": [["0", 0.8]]}) == 1
 
 
-def test_a_class_of_an_image_without_a_box_of_its_kind_is_counted(tmp_path: Path) -> None:
-    box = Detection("empty", 0.9, Box(0.1, 0.1, 0.2, 0.2))
+@pytest.mark.parametrize(("category", "detections", "left_out"), [("empty", 1, 1), ("person", 2, 0)])
+def test_a_species_without_a_box_of_its_kind_gets_one(
+    category: str, detections: int, left_out: int, tmp_path: Path
+) -> None:
+    box = Detection(category, 0.9, Box(0.1, 0.1, 0.2, 0.2))
     fox = Prediction(ClassLabel("red fox", FOX), 0.7)
-    written = export_megadetector(tmp_path / "r.json", [DetectedImage("a.jpg", (box,), prediction=fox)], INFO)
-    assert (written.detections, written.unboxed) == (1, 1)
+    image = DetectedImage("a.jpg", (box,), prediction=fox)
+    written = export_megadetector(tmp_path / "r.json", [image], INFO)
+    assert (written.detections, written.made_up, written.left_out) == (detections, 1, left_out)
+    whole = read_results(tmp_path / "r.json").images[0].detections[-1]
+    assert (whole.category, whole.confidence, whole.classifications) == ("unknown", 0.7, ((fox.label, 0.7),))
+
+
+def test_the_species_of_what_is_called_empty_is_kept_and_named(tmp_path: Path) -> None:
+    content = change("images/0/detections/0/category", "0")
+    collection = make_survey(tmp_path / "survey")
+    summary = add_results(collection, write(tmp_path, content))
+    assert summary.contradictions == 1
+    assert any("dep-A/IMG_0000.JPG (Vulpes vulpes)" in line for line in summary.lines())
+    row = observations_of(collection)["dep-A/IMG_0000"][0]
+    assert (row.kind, row.taxon, row.probability, row.extra["category"]) == ("animal", "Vulpes vulpes", 0.93, "unknown")
+    images = read_results(write(tmp_path, content)).images
+    assert not list_timelapse_faults(export(tmp_path / "again.json", images))
+    assert read_results(tmp_path / "again.json").images == images
+
+
+def test_the_own_scores_of_speciesnet_are_kept(tmp_path: Path) -> None:
+    """As the public converter writes them: beside every box, and a box that nobody drew is of an unknown kind."""
+    blank, animal = (
+        "f1856211-cfb7-4a5b-9158-c0f72fd09ee6;;;;;;blank",
+        "1f689929-883d-4dae-958c-3d57ab5b6c16;;;;;;animal",
+    )
+    raw = {"classes": [FOX, animal, blank], "scores": [0.6, 0.3, 0.1]}
+    box = {"category": "1", "label": "animal", "conf": 0.7, "bbox": [0.1, 0.1, 0.2, 0.2]}
+
+    def predict(file: str, label: str, *boxes: dict[str, Any]) -> dict[str, Any]:
+        decision = {"prediction": label, "prediction_score": 0.6, "prediction_source": "classifier"}
+        return {"filepath": file, "classifications": raw, "detections": list(boxes), **decision}
+
+    entries = [
+        predict("a.jpg", FOX),
+        predict("b.jpg", blank, box),
+        predict("c.jpg", animal),
+        predict("d.jpg", FOX, box),
+    ]
+    images = read_results(write(tmp_path, {"predictions": entries})).images
+    content = export(tmp_path / "again.json", images)
+    assert not list_timelapse_faults(content)
+    boxes, classes = content["detection_categories"], content["classification_categories"]
+    written = [entry["detections"][0] for entry in content["images"]]
+    assert [len(entry["detections"]) for entry in content["images"]] == [1, 1, 1, 1]
+    assert [boxes[each["category"]] for each in written] == ["unknown", "animal", "unknown", "animal"]
+    assert [classes[each["classifications"][0][0]] for each in written] == ["red fox", "blank", "animal", "red fox"]
+    for each in written:
+        assert [(classes[name], score) for name, score in each["raw_classifications"]] == [
+            ("red fox", 0.6),
+            ("animal", 0.3),
+            ("blank", 0.1),
+        ]
+    again = read_results(tmp_path / "again.json").images
+    export(tmp_path / "third.json", again)
+    assert read_results(tmp_path / "third.json").images == again
+
+
+def test_an_image_called_empty_by_speciesnet_keeps_its_box_and_that_it_is_empty(tmp_path: Path) -> None:
+    content = json.loads((FORMATS / "speciesnet_old.json").read_text())
+    content["predictions"][0] |= {"prediction": "f185;;;;;;blank", "prediction_score": 0.6}
+    content["predictions"][0]["detections"][0]["raw_classifications"] = {"classes": [FOX], "scores": [0.5]}
+    collection = make_survey(tmp_path / "survey")
+    summary = add_results(collection, write(tmp_path, content))
+    (row,) = observations_of(collection)["dep-A/IMG_0000"]
+    assert (row.taxon, json.loads(row.extra["image_class"])) == ("Vulpes vulpes", [["blank", "f185;;;;;;blank", 0.6]])
+    assert any("dep-A/IMG_0000.JPG (Vulpes vulpes)" in line for line in summary.lines())
 
 
 def test_written_speciesnet_is_the_published_conversion(tmp_path: Path) -> None:
@@ -479,7 +615,7 @@ def test_a_name_without_a_description_is_no_lineage(name: str) -> None:
     assert describe(ClassLabel("vulpes vulpes", "Vulpes vulpes")) == ";;;;vulpes;vulpes;vulpes vulpes"
 
 
-def test_no_class_repeats_the_box_and_names_are_unique(tmp_path: Path) -> None:
+def test_names_of_classes_are_unique_and_no_reason_to_refuse_the_file(tmp_path: Path) -> None:
     animal, blank = ClassLabel("animal", "1f68;;;;;;animal"), ClassLabel("blank", "f185;;;;;;blank")
     red = ClassLabel("fox", "a;mammalia;carnivora;canidae;vulpes;vulpes;fox")
     gray = ClassLabel("Fox", "b;mammalia;carnivora;canidae;urocyon;cinereoargenteus;Fox")
@@ -497,14 +633,21 @@ def test_no_class_repeats_the_box_and_names_are_unique(tmp_path: Path) -> None:
     content = export(tmp_path / "r.json", images)
     assert not list_timelapse_faults(content)
     names = content["classification_categories"]
+    # A name of a category is never that of the class with the lowest number, which makes Timelapse refuse the file.
     assert [names[number] for number, _ in content["images"][0]["detections"][0]["classifications"]] == [
+        "animal",
         "Fox",
         "fox (Vulpes vulpes)",
         "cow",
+        "person",
+        "blank",
     ]
+    assert names[min(names)] == "Fox"
     assert content["detection_categories"]["4"] == "cow (box)"
     assert isinstance(content["images"][0]["detections"][0]["conf"], float)
-    assert export_megadetector(tmp_path / "s.json", images, INFO).left_out == 3
+    again = read_results(tmp_path / "r.json").images
+    assert [label for label, _ in again[0].detections[0].classifications] == [animal, gray, red, cow, person, blank]
+    assert again[1] == images[1]
 
 
 def test_the_rules_of_timelapse_catch_what_breaks_one(tmp_path: Path) -> None:
@@ -549,12 +692,12 @@ def test_a_class_of_the_image_gets_a_box_only_where_there_is_none(tmp_path: Path
     ]
     made_up, boxed, blank, rolled_up = export(tmp_path / "r.json", images)["images"]
     assert made_up["detections"] == [
-        {"category": "1", "conf": 0.7, "bbox": [0, 0, 1, 1], "classifications": [["0", 0.7]]}
+        {"category": "4", "conf": 0.7, "bbox": [0, 0, 1, 1], "classifications": [["0", 0.7]]}
     ]
     assert boxed["detections"][0]["bbox"] == [0.1, 0.1, 0.3, 0.3]
     assert boxed["detections"][0]["classifications"] == [["0", 0.7]]
     assert blank["detections"] == []
-    assert "classifications" not in rolled_up["detections"][0]
+    assert rolled_up["detections"][0]["classifications"] == [["1000000", 0.9]]
 
 
 def test_boxes_stay_inside_after_rounding(tmp_path: Path) -> None:

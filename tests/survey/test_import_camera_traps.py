@@ -17,11 +17,6 @@ from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.importers.formats import detect_format
 from foveate.survey.importers.coco_camera_traps import (
-    BAD_TIMES,
-    CORRUPT,
-    INTEGER_IDS,
-    UNLABELED,
-    UNUSABLE,
     import_coco_camera_traps,
     import_wilds,
     read_camera_traps,
@@ -30,6 +25,7 @@ from foveate.survey.importers.coco_camera_traps import (
 from foveate.survey.store import EMPTY_AND_SPECIES, MOVED
 from foveate.survey.survey import Survey
 from foveate.survey.types import Deployment, Observation
+from foveate.survey.verdicts import RULES
 from naming import raises_naming
 
 FORMATS = Path(__file__).parent.parent / "goldens" / "cosmo" / "formats"
@@ -39,6 +35,9 @@ NAMED = {
     "cct_unknown_category": ["annotations[0]", "a0", "category_id", "99"],
     "cct_duplicate_image_id": ["images[5].id", "dep-A/IMG_0000"],
 }
+INTEGER_IDS, BAD_TIMES, UNLABELED, CORRUPT, UNUSABLE = (
+    RULES[name].outcome for name in ("integer-id", "time", "annotation-missing", "corrupt", "unusable-box")
+)
 WARNED = {"cct_int_ids": INTEGER_IDS, "cct_bad_datetime": BAD_TIMES, "cct_unannotated_image": UNLABELED}
 
 
@@ -334,4 +333,10 @@ def test_an_image_that_is_empty_and_a_species_is_counted(tmp_path: Path) -> None
     # The number 0 is reserved: a file that counts its species from 0 loses one of them, with a warning that names it.
     empty["name"] = "puma concolor"
     read = read_camera_traps(write(tmp_path / "cct.json", content))
-    assert [name for name in read.further if "'puma concolor': imported as empty" in name]
+    assert any("puma concolor" in name for names in read.named.values() for name in names)
+    assert all(
+        row.extra == {"category": "puma concolor"}
+        for each in read.images
+        for row in each.observations[-1:]
+        if row.kind == "blank"
+    )

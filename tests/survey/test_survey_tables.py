@@ -129,3 +129,19 @@ def test_the_flat_table_has_the_time_at_the_place(shift: int, tmp_path: Path) ->
     export_observations_csv(Collection.open(tmp_path / "c"), tmp_path / "observations.csv")
     expected = f"2021-06-01T00:{25 + shift // 60}:38+02:00"
     assert [row["datetime"] for row in read(tmp_path / "observations.csv")] == [expected, expected, ""]
+
+
+def test_a_row_that_is_empty_and_a_species_is_left_out_by_name(tmp_path: Path) -> None:
+    with CollectionWriter(tmp_path / "survey", source="test") as writer:
+        for number, taxon in enumerate(("", "Vulpes vulpes")):
+            medium = Medium(f"a/{number}", "a", time="2024-05-01T10:00:00", file=f"a/{number}.JPG")
+            seen = Observation(f"o{number}", "a", key=medium.key, kind="blank", taxon=taxon, method="human")
+            writer.add(medium.key, jpeg(number), extra=survey_rows(medium, [seen]))
+        write_survey(writer, deployments=[Deployment("a")])
+    survey = Collection.open(tmp_path / "survey")
+    export = export_wildlife_insights(survey, tmp_path / "images.csv", project="p", classifier="m")
+    assert export.lines == 1
+    assert list(export.left_out) == ["called empty and a species at once: a/1.JPG (Vulpes vulpes)"]
+    # The flat table has room for both.
+    export_observations_csv(survey, tmp_path / "flat.csv")
+    assert [row["taxon"] for row in read(tmp_path / "flat.csv")] == ["blank", "Vulpes vulpes"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from foveate.core.errors import UserError, nearest
 from foveate.core.files import atomic_file
@@ -63,13 +63,31 @@ def read_rows(path: Path, *, pad: bool = False, limits: Limits = NO_LIMITS) -> R
     return RowTable(path, table.names, rows, table.delimiter)
 
 
-def _read_text_rows(table: TextTable, *, pad: bool, limits: Limits) -> Iterator[tuple[int, list[str]]]:
+def iterate_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Return the columns of a text table and its rows one by one, for tables that no memory should hold.
+
+    Quotes in a table with tabs are plain characters, unless its header has some: publishers of large tables write none.
+
+    Raises:
+        UserError: see `read_rows`; while the rows are read.
+    """
+    table = open_text(path)
+    table.refuse_damage()
+    with table.open() as file:
+        is_quoted = table.delimiter != "\t" or b'"' in file.readline()
+    quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    return table.names, _read_text_rows(table, pad=False, limits=NO_LIMITS, quoting=quoting)
+
+
+def _read_text_rows(
+    table: TextTable, *, pad: bool, limits: Limits, quoting: Literal[0, 1, 2, 3, 4, 5] = csv.QUOTE_MINIMAL
+) -> Iterator[tuple[int, list[str]]]:
     path, width, num_rows = table.path, len(table.names), 0
     # "utf-8-sig" drops the byte-order mark that Excel writes before the first name; newline="" leaves line breaks
     # inside quotes to csv.
     with io.TextIOWrapper(table.open(), encoding="utf-8-sig", newline="") as file:
         # Strict: a quote that is never closed would otherwise take all rows behind it into one cell without an error.
-        reader = csv.reader(_refuse_nul(file, path), delimiter=table.delimiter, strict=True)
+        reader = csv.reader(_refuse_nul(file, path), delimiter=table.delimiter, strict=True, quoting=quoting)
         try:
             next(cells for cells in reader if cells)
             for cells in reader:

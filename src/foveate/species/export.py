@@ -213,8 +213,10 @@ def _mark_best(boxes: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, 
 def _detect(box: Mapping[str, Any], scored: tuple[ClassLabel, float] | None) -> Detection:
     kind = get_kind(box["label"])
     category = _CATEGORIES.get(kind, "animal")
-    # The class of the event goes to the box that the model saw, never to a person or vehicle next to the animal.
-    classes = (scored,) if scored is not None and box["used"] and scored[0].kind == kind else ()
+    # The class of the event goes to the box that the model saw, never to a person or vehicle next to the animal. Of
+    # people and vehicles, the category of the box says it all.
+    is_named = scored is not None and bool(scored[0].taxon) and scored[0].kind == kind
+    classes = (scored,) if scored is not None and is_named and box["used"] else ()
     corners = Box(box["x1"], box["y1"], box["x2"], box["y2"])
     return Detection(category, box["score"], corners, classifications=classes)
 

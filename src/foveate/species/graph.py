@@ -31,7 +31,7 @@ from foveate.species.taxonomy import (
     Match,
     Matching,
     PruneMode,
-    match_labels,
+    hang_labels,
     open_taxa,
     prune_edges,
     read_names,
@@ -137,7 +137,7 @@ class SpeciesGraph:
             raise UserError(f"{name}: no image has a label by a {source} observation; import or review some first")
         if not usable_N.any():
             raise UserError(f"{name}: no labeled image is in a split; collect it again with --split train=0.8,test=0.2")
-        matching = match_labels(labels_N[usable_N].tolist(), taxa, names=read_names(survey.collection))
+        taxa, matching = hang_labels(labels_N[usable_N].tolist(), taxa, names=read_names(survey.collection))
         # Labels of the same taxon, such as a name and its synonym, share an entity and so become one class.
         entity_of = {match.label: _name_entity(match, taxa) for match in matching.matches}
         table = make_table(
@@ -168,7 +168,7 @@ class SpeciesGraph:
         Raises:
             UserError: two labels are one taxon.
         """
-        matching = match_labels(labels, taxa)
+        taxa, matching = hang_labels(labels, taxa)
         entities = [_name_entity(match, taxa) for match in matching.matches]
         # Two columns of one taxon would compete for the same images, and their targets would be one row of the table.
         uses = Counter(normalize_id(entity) for entity in entities)
@@ -345,8 +345,7 @@ def build_graph(
     """Build the graph of a collection's survey and write it; the same call again replaces it.
 
     Args:
-        taxonomy: table with columns taxon and parent, or seven-field labels as .txt; that of the survey, or the shipped
-            one, by default.
+        taxonomy: see `taxonomy.open_taxa`; that of the survey, or the shipped one, by default.
         source, min_probability: whose observations are labels, see `Survey.labels`.
     """
     with Collection.open(collection) as opened:

@@ -42,8 +42,8 @@ class BuildSettings(Settings):
 
     taxonomy: str | None = Field(
         None,
-        description="table with columns taxon and parent, or SpeciesNet's seven-field labels as .txt; the survey's own "
-        "list, or the shipped table, if unset",
+        description="table with columns taxon and parent, a checklist (Darwin Core as of GBIF, NCBI's nodes.dmp), or "
+        "SpeciesNet's seven-field labels as .txt; the survey's own list, or the shipped table, if unset",
     )
     labels: Literal["human", "machine", "all"] = Field(
         "human", description="whose observations are labels; all: a machine's where no person looked at the image"

@@ -5,6 +5,7 @@ Pruning keeps what lies between classes and root. The two scripts of the release
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from foveate.core import tables
 from foveate.core.errors import UserError, choose, nearest
 from foveate.records.collection import Collection
+from foveate.species.checklists import is_checklist, read_checklist
 from foveate.survey.taxa import RANKS, Taxa, find_cycle, fold_name, load_builtin_taxa
 
 # Classes of a species model and their taxa.
@@ -90,6 +92,7 @@ _NO_PARENT = ("", "na", "nan", "none", "null")
 _ROOT = "Animalia"
 _NUM_FIELDS = 7  # fields in a label of SpeciesNet
 _NO_RESULT = "no cv result"  # SpeciesNet writes this into all fields of an image that it could not read
+_SPECIES = re.compile(r"[A-Z][a-z]+ [a-z-]+\.?( [a-z-]+)?")  # a scientific name of two or three words
 # A person should see the first few rows of a long list of mistakes; the rest repeats them.
 _MAX_NAMED = 10
 
@@ -98,20 +101,32 @@ def open_taxa(collection: Collection | None = None, path: str | Path | None = No
     """Return the taxa of a file, else those of a collection's survey, else the shipped table.
 
     Args:
-        path: a table with columns taxon and parent, or a text file with a seven-field label of SpeciesNet a line.
+        path: a table with columns taxon and parent; a checklist, see `checklists.read_checklist`; or a text file with a
+            seven-field label of SpeciesNet a line. Of a checklist only what the survey names is taken, with its
+            ancestors.
     """
     if path is not None:
         path = Path(path)
+        if is_checklist(path):
+            return complete_taxa(read_checklist(path, None if collection is None else _list_names(collection)))
         return read_labels(path) if path.suffix.lower() == ".txt" else read_taxa(path)
     rows = collection.dataset_table("taxa").to_pylist() if collection is not None else []
     return complete_taxa(Taxa.from_rows(rows)) if rows else load_builtin_taxa()
 
 
+def _list_names(collection: Collection) -> set[str]:
+    """Return the names in a survey's observations."""
+    rows = [collection.table("observations"), collection.dataset_table("event_observations")]
+    return {name for table in rows if table.num_rows for name in table["taxon"].unique().to_pylist() if name}
+
+
 def read_taxa(path: Path) -> Taxa:
     """Read a table with the columns `taxon` (or `id`) and `parent`; `name`, `rank`, `common`, `synonyms` may follow.
 
-    A row without a parent is the root. Without a column `name` taxa are their names. Where no rank is given, two words
-    are a species and three a subspecies, and other names have the rank of the shipped table.
+    A row without a parent is the root. A table whose parents are names of the shipped table adds its rows to it, so
+    that a few species can be placed by `Helarctos malayanus,Ursidae` and nothing else. Without a column `name` taxa are
+    their names. Where no rank is given, two words are a species and three a subspecies, and other names have the rank
+    of the shipped table.
 
     Raises:
         UserError: a column is missing, a taxon has two parents, a parent is no taxon, parents form a cycle, or there
@@ -130,14 +145,34 @@ def read_taxa(path: Path) -> Taxa:
             raise UserError(f"{path}: line {line}: taxon {row['id']!r} has two parents (got {parents}); expected one")
         if previous is row:
             lines.append(line)
-    parents = _check_tree(path, list(rows.values()), lines)
     for row in rows.values():
         row["name"] = row.get("name") or row["id"]
         row["rank"] = row.get("rank") or _find_rank(row["name"])
+    if (extended := _extend_shipped(rows)) is not None:
+        return extended
+    parents = _check_tree(path, list(rows.values()), lines)
     taxa = Taxa.from_rows(rows.values())
     # The checks above and the result must number the taxa alike, in the order of the rows.
     assert np.array_equal(taxa.parents, parents)
     return taxa
+
+
+def _extend_shipped(rows: Mapping[str, Mapping[str, str]]) -> Taxa | None:
+    """Return the shipped taxa with rows below them; None for a table that is no such addition."""
+    known = load_builtin_taxa()
+    outside = {row["parent"] for row in rows.values() if row["parent"] not in rows}
+    parents = {name: known.find(name, kingdom=_ROOT) for name in outside}
+    if not parents or any(index < 0 for index in parents.values()):
+        return None
+    # A taxon that the shipped table has, too, stays where it is there.
+    added = [row for row in rows.values() if known.find(row["name"], row["rank"] or None, _ROOT) < 0]
+    found = {
+        row["id"]: known.find(row["name"], row["rank"] or None, _ROOT) for row in rows.values() if row not in added
+    }
+    ids = {name: known.ids[index] for name, index in (parents | found).items()}
+    return Taxa.from_rows(
+        [*known.to_rows(), *({**row, "parent": ids.get(row["parent"], row["parent"])} for row in added)]
+    )
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -161,8 +196,8 @@ def _check_tree(path: Path, rows: Sequence[Mapping[str, str]], lines: Sequence[i
         first = rows[unknown[0]]["parent"]
         named = ", ".join(f"{rows[i]['parent']!r} in line {lines[i]}" for i in unknown[:_MAX_NAMED])
         raise UserError(
-            f"{path}: {len(unknown)} parents are no taxa of the table (got {named}); give each a row, the root one "
-            f"without a parent{nearest(first, index)}"
+            f"{path}: {len(unknown)} parents are no taxa of the table, nor all of the shipped one (got {named}); give "
+            f"each a row, the root one without a parent{nearest(first, [*index, *load_builtin_taxa().names])}"
         )
     parents = np.array([index.get(row["parent"], -1) for row in rows], dtype=np.int64)
     # Check cycles before roots: a cycle without a root would be reported as a missing root.
@@ -337,7 +372,7 @@ def prune_edges(edges: Iterable[Edge], labels: Iterable[str], mode: PruneMode = 
 # Match labels to taxa by id, or by name with rank and kingdom; list what is ambiguous or unknown.
 
 
-Status = Literal["id", "name", "synonym", "common name", "no animal", "homonym", "unmatched"]
+Status = Literal["id", "name", "synonym", "common name", "genus", "no animal", "homonym", "unmatched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +381,8 @@ class Match:
 
     Args:
         taxon: index into `Taxa`, -1 for none.
-        note: of a synonym the name in use, of a homonym its taxa, of an unmatched label the nearest name.
+        note: of a synonym the name in use, of a homonym its taxa, of a species that hangs below its genus the genus, of
+            an unmatched label what to write, and the nearest name.
     """
 
     label: str
@@ -438,4 +474,59 @@ def _match(label: str, taxa: Taxa, kingdom: str, common: dict[str, list[int]]) -
         where = ", ".join(f"id {taxa.ids[i]}" for i in others)
         return Match(label, -1, "unmatched", f"of another kingdom than {kingdom}: {where}")
     choices = [name for names in (taxa.names, *taxa.synonyms, taxa.common, taxa.ids) for name in names if name]
-    return Match(label, -1, "unmatched", nearest(label, choices).removeprefix(". "))
+    near = nearest(label, choices)
+    if not _SPECIES.fullmatch(label):
+        return Match(label, -1, "unmatched", near.removeprefix(". "))
+    advice = f"to place it, write the row {label},FAMILY (its genus or family) into a table taxon,parent: --taxonomy"
+    return Match(label, -1, "unmatched", advice + near)
+
+
+def hang_labels(labels: Iterable[str], taxa: Taxa, *, names: Mapping[str, str] | None = None) -> tuple[Taxa, Matching]:
+    """Match labels to taxa as `match_labels`; a species without a match hangs below its genus.
+
+    The genus is one of the taxa, or else, where these have the animals as their root, of the shipped table, with its
+    ancestors. "Macaca sp." is the genus.
+
+    Returns:
+        the taxa with those that were added behind them, and the matching to these.
+
+    Example:
+        >>> taxa, matching = hang_labels(["Macaca nemestrina"], load_builtin_taxa())
+        >>> print(*matching.matches)
+        'Macaca nemestrina': genus (below Macaca)
+        >>> [taxa.names[i] for i in taxa.lineage(matching.matches[0].taxon)][:3]
+        ['Macaca nemestrina', 'Macaca', 'Cercopithecidae']
+    """
+    labels, names, known = list(dict.fromkeys(labels)), names or {}, load_builtin_taxa()
+    matching = match_labels(labels, taxa, names=names)
+    rows, below, genera = taxa.to_rows(), {}, {}
+    # A tree of one's own with another root stays as it is: a second one beside it would have no common ancestor.
+    is_joinable = fold_name(_ROOT) in {fold_name(taxa.names[i]) for i in np.flatnonzero(taxa.parents < 0)}
+    for match in matching.matches:
+        name = names.get(match.label, match.label)
+        if match.status != "unmatched" or not _SPECIES.fullmatch(name):
+            continue
+        genus = name.split()[0]
+        index = taxa.find(genus, "genus", _ROOT)
+        if index < 0 and not (is_joinable and known.find(genus, "genus", _ROOT) >= 0):
+            continue
+        if name.split()[1].rstrip(".") in ("sp", "spp"):
+            genera[match.label] = genus
+            name = genus
+            if index >= 0:
+                continue
+        else:
+            below[match.label] = genus
+        row = {"id": match.label, "name": name, "rank": guess_rank(name) or "genus"}
+        # Without a parent here, `complete_taxa` takes the ancestors from the shipped table.
+        rows.append({**row, "parent": taxa.ids[index] if index >= 0 else ""})
+    if below or genera:
+        taxa = complete_taxa(Taxa.from_rows(rows))
+    hung = {label: (taxa.index(label), f"below {genus}") for label, genus in below.items()}
+    for label, genus in genera.items():
+        hung[label] = taxa.index(label) if label in taxa else taxa.find(genus, "genus", _ROOT), f"as {genus}"
+    matches = (
+        Match(match.label, hung[match.label][0], "genus", hung[match.label][1]) if match.label in hung else match
+        for match in matching.matches
+    )
+    return taxa, Matching(tuple(matches))

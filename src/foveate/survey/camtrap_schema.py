@@ -1,7 +1,8 @@
-"""The published schema of Camtrap DP 1.0.2 as pydantic models, and checks of tables and descriptors against it.
+"""The published schema of Camtrap DP 1.0.2 as pydantic models, and checks of tables against it.
 
-There are models of three tables of text cells, and of the descriptor. Field names are those of the standard. Errors
-that reading tolerates have the type "tolerated"; every violation names file, row and field.
+There are models of three tables of text cells; `camtrap_profile` has that of the descriptor. Field names are those of
+the standard. An error with the name of a rule of `foveate.survey.verdicts` gets its verdict, any other is refused;
+every violation names file, row and field.
 
 Source: https://camtrap-dp.tdwg.org, table schemas and profile 1.0.2.
 """
@@ -11,9 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from functools import cache
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,6 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -35,23 +35,35 @@ from foveate.core.errors import nearest
 from foveate.records.tables import positions
 from foveate.survey.hours import parse_times
 from foveate.survey.types import Level, ObservationKind
+from foveate.survey.verdicts import RULES
 
+BOX_COLUMNS = ("bboxX", "bboxY", "bboxWidth", "bboxHeight")
+# Written boxes are rounded: x + width may be a little above 1.
+BOX_TOLERANCE = 1e-3
 VERSION = "1.0.2"
 URL = f"https://raw.githubusercontent.com/tdwg/camtrap-dp/{VERSION}"
 MISSING = ("", "NA", "NaN", "nan")
 """Cells without a value."""
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?P<fraction>\.\d+)?(?P<offset>Z|[+-]\d\d:?\d\d)?")
-# This is the standard's pattern, stricter in one point: it refuses backslashes, which separate no path in a package.
-_PATH = re.compile(r"(?!.*\.\.)[^./~\\][^\\]*")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?P<fraction>\.\d+)?(?P<offset>Z|[+-]\d\d:?\d\d)?")
+_PATH = re.compile(r"(?!.*\.\.)[^./~\\].*")
 
 
-def _tolerate(expected: str) -> PydanticCustomError:
-    return PydanticCustomError("tolerated", "Input should be {expected}", {"expected": expected})
+def doubt(rule: str, expected: str) -> PydanticCustomError:
+    """Return the error of a value that a rule of `foveate.survey.verdicts` is about."""
+    assert rule in RULES, rule
+    # pydantic's types of errors are identifiers.
+    error: Any = PydanticCustomError  # its types want literal texts, which keys of a table are not
+    return error(rule.replace("-", "_"), "Input should be {expected}", {"expected": expected})
+
+
+def is_tolerated(error: str) -> bool:
+    rule = RULES.get(error.replace("_", "-"))
+    return rule is not None and rule.verdict != "refuse"
 
 
 def _check_time(text: str) -> str:
-    match = _TIME.fullmatch(text)
+    match = TIME.fullmatch(text)
     try:
         # The pattern also matches times that do not exist, such as 25:00.
         datetime.fromisoformat(text)
@@ -60,21 +72,24 @@ def _check_time(text: str) -> str:
     if match is None:
         raise ValueError("a time such as 2023-05-03T05:44:19+02:00")
     if match["offset"] is None:
-        raise _tolerate("a time with its offset from UTC, such as 2023-05-03T05:44:19+02:00")
+        raise doubt("no-offset", "a time with its offset from UTC, such as 2023-05-03T05:44:19+02:00")
     if match["fraction"] is not None:
-        raise _tolerate("a time in whole seconds")
+        raise doubt("fraction-of-second", "a time in whole seconds")
     return text
 
 
 def is_valid_time(text: str) -> bool:
     """Whether a text is a time as the standard writes it, with its offset from UTC."""
-    match = _TIME.fullmatch(text)
+    match = TIME.fullmatch(text)
     return match is not None and match["offset"] is not None and match["fraction"] is None
 
 
 def _check_path(text: str) -> str:
     if not _PATH.fullmatch(text):
         raise ValueError("a URL or a path below the package, without a leading '/', '~' or '.', and without '..'")
+    if "\\" in text:
+        # The published pattern lets it pass, but it separates no folders in a package.
+        raise doubt("backslashes", "a path with slashes")
     return text
 
 
@@ -82,7 +97,8 @@ def _parse_integer(cell: object) -> object:
     # Eighteen digits always fit a 64-bit integer, nineteen may not.
     if isinstance(cell, str) and not re.fullmatch(r"[+-]?\d{1,18}", cell):
         # As pandas writes a column of integers that has gaps.
-        raise _tolerate("a whole number") if re.fullmatch(r"[+-]?\d{1,15}\.0+", cell) else ValueError("a whole number")
+        is_fraction = re.fullmatch(r"[+-]?\d{1,15}\.0+", cell)
+        raise doubt("integer-as-fraction", "a whole number") if is_fraction else ValueError("a whole number")
     return cell
 
 
@@ -221,117 +237,6 @@ def required_columns(name: str) -> list[str]:
     return [column for column, info in TABLES[name].model_fields.items() if info.is_required()]
 
 
-class Contributor(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    title: str
-    role: Literal["contact", "principalInvestigator", "rightsHolder", "publisher", "contributor"] | None = None
-
-
-class License(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    scope: Literal["data", "media"]
-    name: str | None = None
-    path: str | None = None
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        if self.name is None and self.path is None:
-            raise ValueError("a license with a name or a path")
-        return self
-
-
-class Project(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    title: str
-    samplingDesign: Literal[
-        "simpleRandom", "systematicRandom", "clusteredRandom", "experimental", "targeted", "opportunistic"
-    ]
-    captureMethod: Annotated[list[Literal["activityDetection", "timeLapse"]], Field(min_length=1, max_length=2)]
-    individualAnimals: bool
-    observationLevel: list[Level]
-
-
-def _check_date(text: str) -> str:
-    if not re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-        raise ValueError("a date such as 2023-05-01")
-    # The pattern also matches dates that do not exist, such as February 30.
-    date.fromisoformat(text)
-    return text
-
-
-class Temporal(BaseModel):
-    start: Annotated[str, AfterValidator(_check_date)]
-    end: Annotated[str, AfterValidator(_check_date)]
-
-
-class Spatial(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    type: Literal[
-        "Point",
-        "MultiPoint",
-        "LineString",
-        "MultiLineString",
-        "Polygon",
-        "MultiPolygon",
-        "GeometryCollection",
-        "Feature",
-        "FeatureCollection",
-    ]
-
-
-Rank = Literal["kingdom", "phylum", "class", "order", "family", "genus", "species", "subspecies"]
-
-
-class TaxonEntry(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    scientificName: str
-    taxonID: str | None = None
-    taxonRank: Rank | None = None
-    # The keys are ISO 639-3 codes, such as eng.
-    vernacularNames: dict[Annotated[str, Field(pattern=r"^[a-z]{3}$")], str] = {}
-
-
-class Resource(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    name: str
-    path: Any = None
-    data: Any = None
-    profile: str | None = None
-    table_schema: Any = Field(None, alias="schema")
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.path is None and self.data is None:
-            raise ValueError("a resource with a path or with data")
-        if self.name in TABLES:
-            if not isinstance(self.path, str):
-                raise ValueError("a path of one file")
-            # Packages of other versions are read as far as they are understood.
-            if self.profile != "tabular-data-resource" or VERSION not in str(self.table_schema):
-                raise _tolerate(
-                    f"'{self.name}' by the schema of Camtrap DP {VERSION}, not {str(self.table_schema):.90}"
-                )
-        return self
-
-
-class Package(BaseModel):
-    """The descriptor `datapackage.json`; further fields are allowed."""
-
-    model_config = ConfigDict(extra="allow")
-    resources: Annotated[list[Resource], Field(min_length=3)]
-    profile: str
-    created: str
-    contributors: Annotated[list[Contributor], Field(min_length=1)]
-    project: Project
-    spatial: Spatial
-    temporal: Temporal
-    taxonomic: list[TaxonEntry]
-    name: Annotated[str, Field(pattern=r"^[-a-z0-9._/]+$")] | None = None
-    # If there are any, there is one for the data and one for the media.
-    licenses: Annotated[list[License], Field(min_length=2)] | None = None
-    coordinatePrecision: float | None = None
-
-
 MAX_LISTED = 20
 """Rows that are listed of one problem of one column."""
 
@@ -393,7 +298,22 @@ def check_table(name: str, table: pa.Table, *, file: str) -> Iterator[Violation]
     for column in table.column_names:
         if column not in known:
             hint = nearest(column, set(known) - set(table.column_names))
-            yield Violation(file, 0, column, f"is no column of {name} in Camtrap DP {VERSION}{hint}", tolerated=True)
+            yield Violation(
+                file,
+                0,
+                column,
+                f"is no column of {name} in Camtrap DP {VERSION}{hint}",
+                tolerated=is_tolerated("unknown-column"),
+            )
+    present = [column for column in table.column_names if column in known]
+    if (order := [column for column in known if column in present]) != present:
+        column = next(column for column, other in zip(present, order, strict=True) if column != other)
+        problem = "is in another place than in the standard"
+        yield Violation(file, 0, column, problem, tolerated=is_tolerated("column-order"))
+    optional = [column for column in known if column not in present and column not in required_columns(name)]
+    if optional:
+        problem = f"is missing{f', as are {len(optional) - 1} other optional columns' if len(optional) > 1 else ''}"
+        yield Violation(file, 0, optional[0], problem, tolerated=is_tolerated("column-order"))
     lacking = [column for column in required_columns(name) if column not in table.column_names]
     for column in lacking:
         hint = nearest(column, set(table.column_names) - set(known))
@@ -432,7 +352,7 @@ def _find_problems(name: str, column: str, values: pa.Array) -> dict[str, tuple[
         except ValidationError as error:
             for problem in error.errors(include_url=False):
                 text = describe_problem(dict(problem), repeats_value=column not in ("latitude", "longitude"))
-                problems[problem["input"]] = text, problem["type"] == "tolerated"
+                problems[problem["input"]] = text, is_tolerated(problem["type"])
     return problems
 
 
@@ -488,24 +408,6 @@ def _check_unique(name: str, table: pa.Table, file: str) -> Iterator[Violation]:
     yield from _Lister(name, table, file, KEYS[name]).list(repeated.tolist(), rows)
 
 
-def check_package(descriptor: object, *, file: str) -> Iterator[Violation]:
-    """Yield the violations of a descriptor (`datapackage.json`), among them tables that are missing."""
-    try:
-        Package.model_validate(descriptor)
-    except ValidationError as error:
-        for problem in error.errors():
-            field = ".".join(map(str, problem["loc"])) or "datapackage"
-            tolerated = problem["type"] == "tolerated"
-            text = describe_problem(dict(problem), repeats_value=not field.startswith("spatial"))
-            yield Violation(file, 0, field, text, tolerated=tolerated)
-    resources = descriptor.get("resources") if isinstance(descriptor, Mapping) else None
-    names = [entry.get("name") for entry in resources or () if isinstance(entry, Mapping)]
-    for name in TABLES:
-        if names.count(name) != 1:
-            problem = f"needs one resource named '{name}' (got {names.count(name)})"
-            yield Violation(file, 0, "resources", problem + nearest(name, map(str, names) if name not in names else ()))
-
-
 def check_references(tables: Mapping[str, pa.Table], files: Mapping[str, str]) -> Iterator[Violation]:
     """Yield the rows that refer to a deployment or medium that does not exist."""
     for name, others in REFERENCES.items():
@@ -517,7 +419,8 @@ def check_references(tables: Mapping[str, pa.Table], files: Mapping[str, str]) -
             known = pc.call_function("is_in", [cells], pc.SetLookupOptions(value_set=targets))
             rows = _indices(pc.call_function("and_not", [cells.is_valid(), known]))
             # The ids are only for a hint, so take a few: comparing with all ids of a large survey would take minutes.
-            near = targets[:1000].to_pylist()
+            # A row without an id is a violation of its own.
+            near = targets[:1000].drop_null().to_pylist()
             problems = {
                 value: f"names no row of {files[other]} (got {value!r}){nearest(value, near)}"
                 for value in cells.take(pa.array(rows[:MAX_LISTED], pa.int64())).unique().to_pylist()
@@ -528,7 +431,8 @@ def check_references(tables: Mapping[str, pa.Table], files: Mapping[str, str]) -
 def find_doubts(tables: Mapping[str, pa.Table], files: Mapping[str, str]) -> Iterator[Violation]:
     """Yield what the schema allows but hardly can be meant; the tables have passed `check_table`.
 
-    An event that ends before it starts, an event outside of its deployment, an animal without a name.
+    An event that ends before it starts, an event outside of its deployment, an animal without a name, a box that leaves
+    the image.
     """
     table, deployments = tables["observations"], tables["deployments"]
     starts, ends = (to_instants(table[column]) for column in ("eventStart", "eventEnd"))
@@ -537,17 +441,21 @@ def find_doubts(tables: Mapping[str, pa.Table], files: Mapping[str, str]) -> Ite
     kind = table["observationType"]
     # A comparison with NaN is false: a time that is missing or has no offset raises no doubt.
     doubts = {
-        ("eventEnd", "is before eventStart"): ends < starts,
-        ("eventStart", "is outside of its deployment"): (starts < opened) | (ends > closed),
+        ("event-times", "eventEnd", "is before eventStart"): ends < starts,
+        ("event-times", "eventStart", "is outside of its deployment"): (starts < opened) | (ends > closed),
     }
     if "scientificName" in table.column_names:
         animals = pc.call_function("equal", [kind, pa.scalar("animal", kind.type)])
         unnamed = pc.call_function("and", [animals, table["scientificName"].is_null()])
-        doubts["scientificName", "is empty, but the row is about an animal"] = unnamed.to_numpy()
-    for (column, problem), mask in doubts.items():
+        doubts["unnamed-animal", "scientificName", "is empty, but the row is about an animal"] = unnamed.to_numpy()
+    if {*BOX_COLUMNS} <= {*table.column_names}:
+        x, y, width, height = (np.array(table[name].to_pylist(), dtype=np.float64) for name in BOX_COLUMNS)
+        is_outside = np.maximum(x + width, y + height) > 1 + BOX_TOLERANCE
+        doubts["box-beyond-image", "bboxWidth", "ends outside of the image"] = is_outside
+    for (rule, column, problem), mask in doubts.items():
         rows_of_doubt = np.flatnonzero(mask).tolist()
         yield from _Lister("observations", table, files["observations"], column).list(
-            rows_of_doubt, problem, tolerated=True
+            rows_of_doubt, problem, tolerated=is_tolerated(rule)
         )
 
 

@@ -206,7 +206,7 @@ class DetectionResults:
         categories: the detector's names of its classes.
         labels: the classifier's classes, those without a score among them.
         repairs: what was doubtful and repaired, with the number of times.
-        contradictions: images that the file calls empty and a species at once.
+        named: outcome of `repairs` -> the images that are left out or contradict themselves.
     """
 
     images: list[DetectedImage]
@@ -218,7 +218,7 @@ class DetectionResults:
     categories: tuple[str, ...] = ()
     labels: tuple[ClassLabel, ...] = ()
     repairs: Counter[str] = field(default_factory=Counter)
-    contradictions: int = 0
+    named: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

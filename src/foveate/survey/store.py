@@ -19,12 +19,13 @@ from foveate.records.rows import check_row, context_row
 from foveate.records.tables import PROVENANCE_COLUMNS, Provenance, positions
 from foveate.records.writer import CollectionWriter
 from foveate.survey.types import Deployment, Medium, Observation, deployment_row, media_row, observation_row
+from foveate.survey.verdicts import RULES
 
 REVIEW_SOURCE = "review:"
 """Beginning of the source of a row that a person wrote in a review; the file of the answers follows."""
 
-EMPTY_AND_SPECIES = "images or events that are called empty and a species at once: see which is right"
-"""What an import counts with `count_contradictions`."""
+EMPTY_AND_SPECIES = RULES["empty-and-species"].outcome
+"""What an import counts and names with `find_contradictions`."""
 
 # A character that no id has: rows are cleaned of control characters.
 SEPARATOR = "\x1f"
@@ -35,22 +36,23 @@ def join_names(first: pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ChunkedArr
     return pc.call_function("binary_join_element_wise", [first, second, pa.scalar(SEPARATOR)])
 
 
-def count_contradictions(rows: Iterable[tuple[Hashable, str, str]]) -> int:
-    """Count images or events that one observer calls empty and a species at once.
+def find_contradictions(rows: Iterable[tuple[Hashable, str, str, str]]) -> list[str]:
+    """Name the images or events that one observer calls empty and a species at once, with the species.
 
     Args:
-        rows: what an observation is about and who made it, its kind, its taxon.
+        rows: what an observation is about and who made it, its name, its kind, its taxon.
 
-    >>> count_contradictions([("a", "blank", ""), ("a", "animal", "Vulpes vulpes"), ("b", "blank", "")])
-    1
+    >>> find_contradictions([("a", "a", "blank", ""), ("a", "a", "animal", "Vulpes vulpes"), ("b", "b", "blank", "")])
+    ['a (Vulpes vulpes)']
     """
-    empty, named = set(), set()
-    for about, kind, taxon in rows:
+    empty: set[Hashable] = set()
+    named: dict[Hashable, tuple[str, dict[str, None]]] = {}
+    for about, name, kind, taxon in rows:
         if kind == "blank":
             empty.add(about)
         if taxon:
-            named.add(about)
-    return len(empty & named)
+            named.setdefault(about, (name, {}))[1][taxon] = None
+    return [f"{name} ({', '.join(taxa)})" for about, (name, taxa) in named.items() if about in empty]
 
 
 def select_current(table: pa.Table) -> pa.Table:

@@ -462,13 +462,17 @@ def _reduce_labels(
     np.maximum.at(highest, rows, codes)
     several = (highest >= 0) & (lowest != highest) & ~setup
     # An unnamed animal beside a named kind is a second kind; setting up a camera never trains.
-    usable = (highest >= 0) & ~several & ~unnamed & ~setup
+    # A row that calls the image empty and names a species teaches neither.
+    is_both_O = _is(table["kind"], "blank").to_numpy() & ~_is(table["taxon"], "").to_numpy()
+    both = _mark(rows_O[keep_O & is_both_O], count) & ~several & ~unnamed & ~setup
+    usable = (highest >= 0) & ~several & ~unnamed & ~setup & ~both
     # The last value is the empty label, for all that have no usable one.
     values = np.array([*encoded.dictionary.to_pylist(), ""], dtype=object)
     masks = {
         "several kinds in one image": several,
         "animal without a name": unnamed & ~several & ~setup,
         "setting up the camera": setup,
+        "called empty and a species at once": both,
     }
     return values[np.where(usable, highest, len(values) - 1)], masks
 

@@ -30,12 +30,12 @@ from foveate.records.collection import Collection
 from foveate.records.images import SUFFIXES
 from foveate.records.importers.files import locate_file
 from foveate.records.importers.sample import Problem
-from foveate.survey.camtrap_schema import TABLES, URL, Violation, columns, is_valid_time
+from foveate.survey.camtrap_schema import BOX_COLUMNS, TABLES, URL, Violation, columns, is_valid_time
 from foveate.survey.deployments import describe_digits, round_deployments
 from foveate.survey.detections import Decision, format_comment
 from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows, format_time
 from foveate.survey.hours import TimeStatus, parse_offset, parse_times, stated_offset
-from foveate.survey.importers.camtrap_dp import BOX_COLUMNS, FILES_TABLE, NAME
+from foveate.survey.importers.camtrap_dp import FILES_TABLE, NAME
 from foveate.survey.importers.camtrap_package import DESCRIPTOR, check_written, refuse
 from foveate.survey.taxa import RANKS, Taxa
 from foveate.survey.types import LEVELS, Deployment, Medium, Observation
@@ -495,10 +495,11 @@ def merge_descriptors(descriptors: Sequence[Mapping[str, Any]]) -> dict[str, Any
     merged = dict(descriptors[0])
     for name, by in (("contributors", "title"), ("taxonomic", "scientificName"), ("resources", "name")):
         for descriptor in descriptors[1:]:
-            known = {entry[by] for entry in merged.get(name) or ()}
+            # A contributor may have no title.
+            known = {str(entry.get(by)) for entry in merged.get(name) or ()}
             merged[name] = [
                 *(merged.get(name) or ()),
-                *(entry for entry in descriptor.get(name) or () if entry[by] not in known),
+                *(entry for entry in descriptor.get(name) or () if str(entry.get(by)) not in known),
             ]
     precisions = {descriptor.get("coordinatePrecision") for descriptor in descriptors}
     if len(precisions) > 1:

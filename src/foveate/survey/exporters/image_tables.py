@@ -133,8 +133,9 @@ def export_wildlife_insights(
     """Write the labels of a survey's images for Wildlife Insights, atomically.
 
     Images without an identification (unknown, unclassified) and images without a time are left out: the site
-    identifies the former itself, and refuses the latter. `number_of_objects` is 0 for a blank, else the count or 1;
-    `uncertainty` is one minus the probability. No coordinates are written.
+    identifies the former itself, and refuses the latter. So are rows that are empty and a species at once, by name.
+    `number_of_objects` is 0 for a blank, else the count or 1; `uncertainty` is one minus the probability. No
+    coordinates are written.
 
     Args:
         project: id of the project on the site.
@@ -167,10 +168,11 @@ def export_wildlife_insights(
                 export.left_out["no identification" if label.kind in _UNIDENTIFIED else "no time"] += 1
                 continue
             key, file, deployment = (columns[name][label.row] for name in ("key", "file", "deployment"))
-            if label.kind == "blank" and label.taxon:
-                # The site has one label a line, and the survey calls the image empty.
-                export.left_out["species of an image that is called empty"] += 1
             location = (file or key).replace("\\", "/")
+            if label.kind == "blank" and label.taxon:
+                # The site has one label a line: either would hide the other, so that a person must say which is right.
+                export.left_out[f"called empty and a species at once: {location} ({label.taxon})"] += 1
+                continue
             writer.writerow(
                 dict.fromkeys(UPLOAD_COLUMNS, "")
                 | _name_taxon(label, known)

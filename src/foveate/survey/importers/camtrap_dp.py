@@ -29,13 +29,14 @@ from foveate.records.record import Region
 from foveate.records.rows import region_row
 from foveate.records.tables import positions
 from foveate.records.writer import CollectionWriter
+from foveate.survey.camtrap_schema import BOX_COLUMNS, BOX_TOLERANCE
 from foveate.survey.deployments import parse_shift
 from foveate.survey.hours import parse_offset, parse_times
 from foveate.survey.importers.camtrap_package import DESCRIPTOR, CamtrapPackage, Files, open_package
 from foveate.survey.store import (
     EMPTY_AND_SPECIES,
     MOVED,
-    count_contradictions,
+    find_contradictions,
     make_context,
     select_deployments,
     survey_rows,
@@ -44,6 +45,7 @@ from foveate.survey.store import (
 )
 from foveate.survey.taxa import RANKS, Taxa
 from foveate.survey.types import Deployment, Medium, Observation, media_row, observation_row
+from foveate.survey.verdicts import format_names
 
 NAME = "camtrap-dp"
 WITHOUT_IMAGE = ("media_without_image", "observations_without_image")
@@ -75,9 +77,6 @@ _OBSERVATION_FIELDS = {
     "event_start": "eventStart",
     "event_end": "eventEnd",
 }
-BOX_COLUMNS = ("bboxX", "bboxY", "bboxWidth", "bboxHeight")
-# Written boxes are rounded: x + width may be a little above 1.
-_BOX_TOLERANCE = 1e-3
 
 
 def import_camtrap_dp(
@@ -165,7 +164,8 @@ class _Survey:
         order = np.argsort(self.medium_O, kind="stable")
         self.order, self.sorted_media = order, self.medium_O[order]
         self.sequences = assign_sequences(media, observations, self.medium_O)
-        self.counts[EMPTY_AND_SPECIES] = _count_contradictions(observations)
+        self.named = {EMPTY_AND_SPECIES: names} if (names := _find_contradictions(media, observations)) else {}
+        self.counts[EMPTY_AND_SPECIES] = len(names)
 
     def samples(self) -> Iterator[Sample]:
         """Yield the sample of every image that is there."""
@@ -279,15 +279,16 @@ class _Survey:
         """Return a sentence per warning, the first few."""
         warnings = self.package.warnings
         further = [f"{len(warnings) - _LISTED} further warnings"] if len(warnings) > _LISTED else []
-        return [*map(str, warnings[:_LISTED]), *further]
+        return [*map(str, warnings[:_LISTED]), *further, *format_names(self.named)]
 
 
-def _count_contradictions(observations: pa.Table) -> int:
+def _find_contradictions(media: pa.Table, observations: pa.Table) -> list[str]:
     names = ("deploymentID", "mediaID", "eventID", "classificationMethod", "classifiedBy")
     columns = [_column(observations, name).to_pylist() for name in (*names, "observationType", "scientificName")]
-    return count_contradictions(
+    files = dict(zip(media["mediaID"].to_pylist(), media["filePath"].to_pylist(), strict=True))
+    return find_contradictions(
         # The key contains the observer: a machine that misses an animal which a person names is no contradiction.
-        ((deployment, medium or event, method, person), kind, taxon or "")
+        ((deployment, medium or event, method, person), files.get(medium) or event or "", kind, taxon or "")
         for deployment, medium, event, method, person, kind, taxon in zip(*columns, strict=True)
     )
 
@@ -433,7 +434,7 @@ def make_box(row: Mapping[str, Any]) -> Box | None:
         return None
     x, y, width, height = (float(cell) for cell in cells if cell is not None)
     # More than rounding: numbers in another unit, which clipping would hide.
-    if max(x + width, y + height) > 1 + _BOX_TOLERANCE:
+    if max(x + width, y + height) > 1 + BOX_TOLERANCE:
         return None
     corners = (x, y, min(1.0, x + width), min(1.0, y + height))
     # A box that begins at the edge, or whose size is lost in that of its corner, has no area.

@@ -22,10 +22,10 @@ from foveate.core.errors import UserError, nearest
 from foveate.records.images import BadImage
 from foveate.records.importers.files import check_file, file_sample, locate_file, make_key, read_annotations
 from foveate.records.importers.sample import MAX_BYTES, Problem, Sample
+from foveate.survey.camtrap_profile import check_package
 from foveate.survey.camtrap_schema import (
     TABLES,
     Violation,
-    check_package,
     check_references,
     check_table,
     fill_missing,
@@ -188,6 +188,11 @@ def read_descriptor(files: Files) -> tuple[dict[str, Any], list[Violation]]:
     """Read the descriptor of a package; return it with its violations."""
     with files.open(files.descriptor, max_bytes=MAX_TABLE_BYTES) as file:
         descriptor = _parse_descriptor(file, files)
+    resources = descriptor.get("resources") if isinstance(descriptor, dict) else None
+    for entry in resources if isinstance(resources, list) else ():
+        # Data Package allows a list of paths; a list of one file is that file.
+        if isinstance(entry, dict) and isinstance(entry.get("path"), list) and len(entry["path"]) == 1:
+            entry["path"] = entry["path"][0]
     return descriptor, list(check_package(descriptor, file=files.descriptor))
 
 

@@ -43,9 +43,8 @@ from foveate.survey.detections import get_kind
 from foveate.survey.file_index import normalize_path
 from foveate.survey.hours import TimeStatus, parse_times
 from foveate.survey.store import (
-    EMPTY_AND_SPECIES,
     MOVED,
-    count_contradictions,
+    find_contradictions,
     make_context,
     select_deployments,
     survey_rows,
@@ -53,6 +52,7 @@ from foveate.survey.store import (
     write_survey,
 )
 from foveate.survey.types import Deployment, Medium, Observation, ObservationKind
+from foveate.survey.verdicts import Judge, format_names
 
 NAME = "coco-camera-traps"
 _EMPTY = 0
@@ -64,17 +64,8 @@ _NAMES: Mapping[ObservationKind, tuple[str, ...]] = {
     "unknown": ("misfire", "unknown", "unidentified", "unidentifiable", *_SETUP),
 }
 
-UNLABELED = "images without an annotation: unlabeled, not empty"
-CORRUPT = "images marked as corrupt, left out"
-INTEGER_IDS = "ids written as integers"
-BAD_TIMES = "times that cannot be read: these images have no hour"
-NO_LOCATION = "images without a location: their folder is their camera"
 OF_BURSTS = "annotations of whole bursts: of events, not of images"
 NO_PLACE = "cameras without coordinates"
-NAMED_EMPTY = "annotations of category 0, which is empty in this format, though it is named {name!r}: imported as empty"
-CLIPPED = "boxes that left the image and were clipped"
-UNUSABLE = "boxes without any area in the image, left out"
-NO_SIZE = "boxes in pixels of images without width and height, left out"
 
 
 def classify_name(name: str, category: int | None = None) -> tuple[ObservationKind, str]:
@@ -152,7 +143,7 @@ def import_survey_file(
         # Unary plus drops what was counted 0 times.
         writer.summary.further = +writer.summary.further
 
-    return import_samples(
+    summary = import_samples(
         target,
         _make_samples(read, root, source=path.name),
         # Every release of WILDS has a metadata.csv, so the folder's name identifies the release.
@@ -164,6 +155,8 @@ def import_survey_file(
         finish=finish,
         **shared,
     )
+    summary.notes += format_names(read.named)
+    return summary
 
 
 @dataclass(slots=True)
@@ -187,13 +180,14 @@ class SurveyImage:
 
 @dataclass(slots=True)
 class SurveyFile:
-    """Content of an annotation file of a survey."""
+    """Content of an annotation file of a survey, with the doubts of `Judge`."""
 
     images: list[SurveyImage] = field(default_factory=list)
     deployments: dict[str, Deployment] = field(default_factory=dict)
     events: list[Observation] = field(default_factory=list)
     descriptor: dict[str, object] = field(default_factory=dict)
     further: Counter[str] = field(default_factory=Counter)
+    named: dict[str, list[str]] = field(default_factory=dict)
 
 
 def _make_samples(read: SurveyFile, root: Path, *, source: str) -> Iterator[Sample]:
@@ -260,10 +254,19 @@ def make_deployments(read: SurveyFile, table: str | Path | None) -> dict[str, De
     return deployments
 
 
-def count_bad_times(images: list[SurveyImage]) -> int:
-    """Count times that say nothing; they stay as written and give no hour."""
-    status_N = parse_times([image.medium.time for image in images]).status_N
-    return int(((status_N != TimeStatus.OK) & (status_N != TimeStatus.EMPTY)).sum())
+def _finish(read: SurveyFile, judge: Judge) -> None:
+    """Count the times that say nothing, which stay as written and give no hour, and what is empty and a species."""
+    status_N = parse_times([image.medium.time for image in read.images]).status_N
+    judge.count("time", int(((status_N != TimeStatus.OK) & (status_N != TimeStatus.EMPTY)).sum()))
+    observations = [*read.events, *(entry for image in read.images for entry in image.observations)]
+    rows = (
+        (entry.key or (entry.deployment, entry.event), entry.key or entry.event, entry.kind, entry.taxon)
+        for entry in observations
+    )
+    for name in find_contradictions(rows):
+        judge.count("empty-and-species", name=name)
+    read.further += judge.counts
+    read.named = judge.named
 
 
 def read_camera_traps(path: Path) -> SurveyFile:
@@ -273,86 +276,106 @@ def read_camera_traps(path: Path) -> SurveyFile:
         UserError: the file contradicts itself; the error names record and field.
     """
     content = read_annotations(path)
-    read = SurveyFile()
+    read, judge = SurveyFile(), Judge(path)
     by_id: dict[str, SurveyImage] = {}
     for position, entry in enumerate(get_list(content, "images", path)):
-        where = f"{path}: images[{position}]"
-        number = _parse_id(entry, "id", where, read.further)
+        where = f"images[{position}]"
+        number = _parse_id(entry, "id", where, judge)
         if number in by_id:
-            raise UserError(f"{where}.id: {number!r} occurs twice; ids must be unique")
-        by_id[number] = _parse_image(entry, where, read.further)
+            raise judge.reject("id-twice", f"{where}.id", f"{number!r} occurs twice; ids must be unique")
+        by_id[number] = _parse_image(entry, where, judge)
     read.images = list(by_id.values())
-    categories = _parse_categories(get_list(content, "categories", path), path)
+    categories = _parse_categories(get_list(content, "categories", path), judge)
     seen: set[str] = set()
     labeled: set[str] = set()
     for position, entry in enumerate(get_list(content, "annotations", path)):
-        where = f"{path}: annotations[{position}]"
-        number = _parse_id(entry, "id", where, read.further)
+        where = f"annotations[{position}]"
+        number = _parse_id(entry, "id", where, judge)
         if number in seen:
-            raise UserError(f"{where}.id: {number!r} occurs twice; ids must be unique")
+            raise judge.reject("id-twice", f"{where}.id", f"{number!r} occurs twice; ids must be unique")
         seen.add(number)
-        image_id = _parse_id(entry, "image_id", f"{where} ({number})", read.further)
+        where = f"{where} ({number})"
+        image_id = _parse_id(entry, "image_id", where, judge)
         if image_id not in by_id:
-            raise UserError(f"{where} ({number}).image_id: no image has the id {image_id!r}{nearest(image_id, by_id)}")
+            problem = f"no image has the id {image_id!r}{nearest(image_id, by_id)}"
+            raise judge.reject("reference", f"{where}.image_id", problem)
         category = entry.get("category_id")
         # JSON may contain any type here, such as a list, which is not hashable.
         if not isinstance(category, int | float) or category not in categories:
-            raise UserError(f"{where} ({number}).category_id: no category has the id {category!r}")
-        _add_annotation(entry, number, categories[category], by_id[image_id], image_id, read)
+            raise judge.reject("category", f"{where}.category_id", f"no category has the id {category!r}")
+        judge.count("fraction-as-category", isinstance(category, float))
+        _add_annotation(entry, number, categories[category], by_id[image_id], image_id, read, judge)
         labeled.add(image_id)
     read.events = list({observation.id: observation for observation in read.events}.values())
     info = content.get("info")
-    observations = [*read.events, *(entry for image in read.images for entry in image.observations)]
-    read.further[EMPTY_AND_SPECIES] += count_contradictions(
-        (entry.key or (entry.deployment, entry.event), entry.kind, entry.taxon) for entry in observations
-    )
     read.descriptor = {"info": info if isinstance(info, dict) else {}, "categories": content["categories"]}
-    read.further[BAD_TIMES] += count_bad_times(read.images)
-    read.further[UNLABELED] += len(by_id) - len(labeled)
-    read.further[CORRUPT] += sum(image.corrupt for image in read.images)
+    judge.count("annotation-missing", len(by_id) - len(labeled))
+    _finish(read, judge)
     return read
 
 
-def _parse_id(entry: object, name: str, where: str, further: Counter[str]) -> str:
+def _parse_id(entry: object, name: str, where: str, judge: Judge) -> str:
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected an object (got {type(entry).__name__})")
+        raise judge.reject("id", where, f"expected an object (got {type(entry).__name__})")
     value = entry.get(name)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise UserError(f"{where}.{name}: expected an id (got {str(value)[:40]}){nearest(name, map(str, entry))}")
+        problem = f"expected an id (got {str(value)[:40]}){nearest(name, map(str, entry))}"
+        raise judge.reject("id", f"{where}.{name}", problem)
     # Plain COCO has integers: as texts they are as unique.
-    further[INTEGER_IDS] += isinstance(value, int)
+    judge.count("integer-id", isinstance(value, int))
     return str(value)
 
 
-def _parse_image(entry: Mapping[str, Any], where: str, further: Counter[str]) -> SurveyImage:
+def _parse_image(entry: Mapping[str, Any], where: str, judge: Judge) -> SurveyImage:
     file = entry.get("file_name")
     if not isinstance(file, str) or not file.strip():
-        raise UserError(f"{where}.file_name: expected the path of an image (got {str(file)[:40]})")
-    location, frame, corrupt = entry.get("location"), entry.get("frame_num"), entry.get("corrupt")
-    if location is None or location == "":
-        further[NO_LOCATION] += 1
+        problem = f"expected the path of an image (got {str(file)[:40]})"
+        raise judge.reject("no-path", f"{where}.file_name", problem)
+    judge.count("backslashes", "\\" in file)
+    location, frame = entry.get("location"), entry.get("frame_num")
+    judge.count("no-location", location is None or location == "")
+    judge.count("number-as-location", is_number(location))
+    sequence = entry.get("seq_id")
+    for name in ("sequence_id", "sequence"):
+        judge.count("sequence-name", name in entry)
+        sequence = entry.get(name) if sequence is None else sequence
     # A frame number beyond the 32 bits of its column would stop the import; without one, file names break ties in time.
+    is_frame = isinstance(frame, int) and not isinstance(frame, bool) and 0 <= frame < 2**31
+    judge.count("frame", frame is not None and not is_frame)
     medium = Medium(
         key=make_key(normalize_path(file)),
         deployment="" if location is None else str(location),
-        sequence="" if entry.get("seq_id") is None else str(entry["seq_id"]),
-        frame_number=frame if isinstance(frame, int) and not isinstance(frame, bool) and 0 <= frame < 2**31 else None,
+        sequence="" if sequence is None else str(sequence),
+        frame_number=frame if is_frame else None,
         time="" if entry.get("datetime") is None else str(entry["datetime"]),
         file=file,
     )
-    return SurveyImage(file, medium, stated_size=get_stated_size(entry), corrupt=corrupt is True or corrupt == 1)
+    is_corrupt = _parse_flag(entry, "corrupt", judge)
+    judge.count("corrupt", is_corrupt, name=file)
+    return SurveyImage(file, medium, stated_size=get_stated_size(entry), corrupt=is_corrupt)
 
 
-def _parse_categories(entries: list[Any], path: Path) -> dict[int, tuple[ObservationKind, str, str]]:
+def _parse_flag(entry: Mapping[str, Any], name: str, judge: Judge) -> bool:
+    value = entry.get(name)
+    if isinstance(value, str):
+        # A burst's label that is taken for that of a frame, because its flag is a text, would be wrong in many frames.
+        judge.count("text-as-flag")
+        return value.strip().lower() in ("true", "1", "yes")
+    return value is True or value == 1
+
+
+def _parse_categories(entries: list[Any], judge: Judge) -> dict[int, tuple[ObservationKind, str, str]]:
     """Return kind, taxon and name by the number of the category."""
     categories: dict[int, tuple[ObservationKind, str, str]] = {}
     for position, entry in enumerate(entries):
-        where = f"{path}: categories[{position}]"
+        where = f"categories[{position}]"
         number = entry.get("id") if isinstance(entry, dict) else None
         if isinstance(number, bool) or not isinstance(number, int) or not isinstance(entry.get("name"), str):
-            raise UserError(f"{where}: expected an object with an integer 'id' and a 'name' (got {str(entry)[:60]})")
+            problem = f"expected an object with an integer 'id' and a 'name' (got {str(entry)[:60]})"
+            raise judge.reject("category", where, problem)
         if number in categories:
-            raise UserError(f"{where}.id: {number} occurs twice; ids must be unique")
+            raise judge.reject("id-twice", f"{where}.id", f"{number} occurs twice; ids must be unique")
+        judge.count("category-name-twice", entry["name"] in {name for *_, name in categories.values()})
         categories[number] = (*classify_name(entry["name"], number), entry["name"])
     return categories
 
@@ -364,14 +387,16 @@ def _add_annotation(
     image: SurveyImage,
     image_id: str,
     read: SurveyFile,
+    judge: Judge,
 ) -> None:
     (kind, taxon, name), medium = category, image.medium
-    if kind == "blank" and get_kind(name) != "blank":
-        read.further[NAMED_EMPTY.format(name=name[:80])] += 1
-    is_of_burst = entry.get("sequence_level_annotation") in (True, 1)
+    # The format reserves category 0, whatever it is called: the name is kept beside the row.
+    is_misnamed = kind == "blank" and get_kind(name) != "blank"
+    judge.count("empty-category-name", is_misnamed, name=f"{image.file} ({name[:80]})")
+    is_of_burst = _parse_flag(entry, "sequence_level_annotation", judge)
     count = entry.get("count")
     common: dict[str, Any] = {"deployment": medium.deployment, "kind": kind, "taxon": taxon, "method": "human"}
-    common["extra"] = describe_setup(name)
+    common["extra"] = describe_setup(name) | ({"category": name} if is_misnamed else {})
     if is_of_burst:
         # Every frame of a burst repeats the annotation: one row for the event and its species.
         event = medium.sequence or image_id
@@ -379,19 +404,20 @@ def _add_annotation(
         row_id = f"{medium.deployment}|{event}|{entry['category_id']}"
         read.events.append(Observation(row_id, event=event, level="event", **common))
         return
-    box = _parse_box(entry, image, read.further)
+    box = _parse_box(entry, image, judge)
     if box is not None:
         corners = [box.x1, box.y1, box.x2, box.y2]
         image.regions.append(
             {"box": corners, "format": "xyxy", "unit": "normalized", "phrase": name, "label": taxon or kind}
         )
     is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+    judge.count("count", count is not None and not is_count)
     image.observations.append(
         Observation(number, key=medium.key, event=medium.sequence, count=count if is_count else None, box=box, **common)
     )
 
 
-def _parse_box(entry: Mapping[str, Any], image: SurveyImage, further: Counter[str]) -> Box | None:
+def _parse_box(entry: Mapping[str, Any], image: SurveyImage, judge: Judge) -> Box | None:
     """Return the box of an annotation, clipped; None if it has none, or one that cannot be used."""
     # Fractions first: a box in pixels needs the size of its image, which a file may not state.
     relative = entry.get("bbox_relative")
@@ -399,19 +425,19 @@ def _parse_box(entry: Mapping[str, Any], image: SurveyImage, further: Counter[st
     if bbox is None:
         return None
     if scale is None:
-        further[NO_SIZE] += 1
+        judge.count("box-without-size")
         return None
     if not isinstance(bbox, list) or len(bbox) < 4 or not all(map(is_number, bbox[:4])):
-        further[UNUSABLE] += 1
+        judge.count("unusable-box")
         return None
     x, y, width, height = map(float, bbox[:4])
     corners = (x / scale[0], y / scale[1], (x + width) / scale[0], (y + height) / scale[1])
     # NaN passes through min and max when it comes first, and then fails the comparison below.
     clipped = [min(max(corner, 0.0), 1.0) for corner in corners]
     if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
-        further[UNUSABLE] += 1
+        judge.count("unusable-box")
         return None
-    further[CLIPPED] += max(-corners[0], -corners[1], corners[2] - 1, corners[3] - 1) > EDGE_ROUNDING
+    judge.count("clipped-box", max(-corners[0], -corners[1], corners[2] - 1, corners[3] - 1) > EDGE_ROUNDING)
     return Box(*clipped)
 
 
@@ -485,7 +511,7 @@ def read_wilds(path: Path) -> SurveyFile:
         # The file is the id, since the data set has one label for each file.
         observation = Observation(file, location, medium.key, sequence, **about)
         read.images.append(SurveyImage(file, medium, [observation], split=_SPLITS.get(split, split)))
-    read.further[BAD_TIMES] += count_bad_times(read.images)
+    _finish(read, Judge(path))
     return read
 
 

@@ -33,7 +33,9 @@ from foveate.records.tables import Provenance
 from foveate.survey.detections import ClassLabel, DetectedImage, DetectionResults, ScoredLabel, classify_boxes, get_kind
 from foveate.survey.file_index import FileIndex, is_video
 from foveate.survey.importers.result_files import parse_predictions, parse_results
+from foveate.survey.store import EMPTY_AND_SPECIES
 from foveate.survey.types import Observation, ObservationKind, observation_row
+from foveate.survey.verdicts import format_names
 
 _IMAGES_PER_PART = 5_000  # some 100 MB of rows in memory
 
@@ -90,7 +92,8 @@ class ResultsSummary:
         missing: files of the results that are not in the survey; videos are counted separately.
         ambiguous: files that fit several images, or an image that several files fit.
         without_results: images of the survey of which the file says nothing.
-        contradictions: images that the file calls empty and a species at once.
+        contradictions: images that the file calls empty and a species at once, also among `repairs`.
+        named: outcome of `repairs` -> images that were left out or contradict themselves.
     """
 
     format: str
@@ -104,11 +107,12 @@ class ResultsSummary:
     without_results: int = 0
     contradictions: int = 0
     repairs: Mapping[str, int] | None = None
+    named: Mapping[str, list[str]] | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return all counts as JSON values."""
-        counts = {name: getattr(self, name) for name in self.__slots__ if name != "repairs"}
-        return {**counts, "repairs": dict(self.repairs or {})}
+        counts = {name: getattr(self, name) for name in self.__slots__ if name not in ("repairs", "named")}
+        return {**counts, "repairs": dict(self.repairs or {}), "named": dict(self.named or {})}
 
     def lines(self) -> list[str]:
         """Format the counts for people, without zeros."""
@@ -119,11 +123,11 @@ class ResultsSummary:
             (self.videos, "videos of the results left out"),
             (self.ambiguous, "files of the results left out: they fit several images, or share one"),
             (self.without_results, "images of the survey are not in the results"),
-            (self.contradictions, "images are called empty and a species at once: see which is right"),
-            *((count, f"repaired: {what}") for what, count in (self.repairs or {}).items()),
+            *((count, f"doubtful: {what}") for what, count in (self.repairs or {}).items()),
         ]
         first = f"results: {self.format}, {self.images:,} images ({self.model or 'model not stated'})"
-        return [first, *(f"  {count:,} {what}" for count, what in rows if count)]
+        names = [f"  {line}" for line in format_names(self.named or {})]
+        return [first, *(f"  {count:,} {what}" for count, what in rows if count), *names]
 
 
 def add_results(collection: str | Path, path: str | Path, results: DetectionResults | None = None) -> ResultsSummary:
@@ -169,8 +173,9 @@ def add_results(collection: str | Path, path: str | Path, results: DetectionResu
         videos=videos,
         ambiguous=len(ambiguous),
         without_results=len(keys) - len(matched),
-        contradictions=results.contradictions,
+        contradictions=results.repairs[EMPTY_AND_SPECIES],
         repairs=+results.repairs,
+        named=results.named,
     )
     # Identify results by content: an equal file adds nothing, a different one of this detector replaces the first.
     digest = sha256_file(path)[:16]
@@ -272,11 +277,19 @@ def make_observations(key: str, deployment: str, image: DetectedImage, results: 
     if image.failure:
         return [observe("unclassified", extra={"failure": image.failure})]
     classified = list(classify_boxes(image))
+    prediction = image.prediction
+    decision = {"decision": prediction.source} if prediction is not None and prediction.source else {}
+    is_own = prediction is not None and not any(best and best[0] == prediction.label for _, best in classified)
+    # A species is never lost, and a class without a box is a row of its own where no box has one.
+    is_row = is_own and (prediction.label.is_species or not any(best for _, best in classified))
     for detection, best in classified:
         kind, category = get_kind(detection.category), detection.category
         extra = {"category": category, "detection_confidence": repr(detection.confidence)}
         if classes := detection.raw_classifications or detection.classifications or image.raw_prediction:
             extra["classifications"] = _format_classes(classes)
+        if prediction is not None and is_own and not is_row:
+            # What is said of the image, such as that it is empty, beside a box of something else.
+            extra |= {"image_class": _format_classes([(prediction.label, prediction.score)]), **decision}
         # A detector of one's species has their names as categories.
         taxon = category if kind == "animal" and category != "animal" else ""
         # If category and class differ, the class wins, such as for a person in a box of the category animal.
@@ -284,9 +297,8 @@ def make_observations(key: str, deployment: str, image: DetectedImage, results: 
         observations.append(
             observe(kind, best, taxon=taxon, score=detection.confidence, box=detection.box, extra=extra)
         )
-    if image.prediction is not None and not any(best for _, best in classified):
-        prediction = image.prediction
-        extra = {"decision": prediction.source} if prediction.source else {}
+    if prediction is not None and is_row:
+        extra = dict(decision)
         if image.raw_prediction:
             extra["classifications"] = _format_classes(image.raw_prediction)
         observations.append(observe(prediction.label.kind, (prediction.label, prediction.score), extra=extra))

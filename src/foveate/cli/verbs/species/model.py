@@ -35,7 +35,7 @@ from foveate.cli.verbs.species.options import (
     optional=True,
     source=True,
 )
-@path_option("--taxonomy", "Of a collection: table with columns taxon and parent.")
+@path_option("--taxonomy", "Of a collection: table with columns taxon and parent, or a checklist.")
 @click.option("--include-locations", is_flag=True, help="Write coordinates of cameras into the model folder.")
 @fields(
     RECIPE,
