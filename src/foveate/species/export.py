@@ -113,51 +113,59 @@ def _list_images(predictions: Predictions) -> Iterator[DetectedImage]:
     merged = merge_decisions(predictions)
     answers = merged.image_answers() if merged is not None else {}
     reviewed = merged.reviewed if merged is not None else {}
-    keys = predictions.collection_keys
-    owners_N = image_decisions(predictions, keys)
+    owners: dict[str, list[int]] = {}
+    owner_of_box: dict[int, int] = {}
+    for index, decision in enumerate(decisions):
+        owner_of_box |= dict.fromkeys(decision["boxes"], index)
+        for key in decision["keys"]:
+            owners.setdefault(key, []).append(index)
     boxes: dict[str, list[dict[str, Any]]] = {}
-    for box in predictions.boxes.to_pylist():
-        boxes.setdefault(box["key"], []).append(box)
+    for index, box in enumerate(predictions.boxes.to_pylist()):
+        # Only a box that the model saw has a class of its own.
+        owner = owner_of_box.get(index) if box["crop"] >= 0 else None
+        boxes.setdefault(box["key"], []).append({**box, "owner": owner})
     # A model of whole images has seen no box more than another.
     is_whole = predictions.config["view"]["view"] == "whole"
+    scored = [_label(decision, predictions.taxa) for decision in decisions]
     labels = predictions.classes.labels
     # The probability of "blank" is read only if there are no boxes, which otherwise show the empty frames.
     blank_N = predictions.class_probabilities(labels.index("blank")) if "blank" in labels and not boxes else None
     for number, row in enumerate(predictions.images.to_pylist()):
+        of_image = boxes.get(row["key"], [])
+        for owner in owners.get(row["key"], ()) if is_whole else ():
+            of_image = _mark_best(of_image, owner, decisions[owner]["kind"])
         if answer := answers.get(row["key"]):
             # A person saw more of an image that cannot be read any more, or has no box, than the detector.
-            detections = _answer_boxes(boxes.get(row["key"], ()), answer, predictions.taxa, row["key"] in reviewed)
+            detections = _answer_boxes(of_image, answer, predictions.taxa, row["key"] in reviewed)
             yield DetectedImage(row["file"], tuple(detections), time=row["time"])
             continue
         if row["status"] == FAILED:
             yield DetectedImage(row["file"], failure=row["failure"])
             continue
-        decision = decisions[int(owners_N[number])]
-        scored = _label(decision, predictions.taxa)
-        of_image = boxes.get(row["key"], [])
-        if is_whole and scored is not None:
-            of_image = _mark_best(of_image, scored[0].kind)
-        detections = [_detect(box, scored) for box in of_image]
+        if row["key"] not in owners:
+            image_decisions(predictions, [row["key"]])  # raises its error
+        detections = [_detect(box, None if box["owner"] is None else scored[box["owner"]]) for box in of_image]
         prediction = None
+        first = scored[owners[row["key"]][0]]
         # A frame without a box, of a survey with boxes, is one that the animal had left.
-        if not boxes and scored is not None:
+        if not boxes and first is not None:
             is_blank = blank_N is not None and blank_N[number] > _MIN_BLANK
-            prediction = None if is_blank else Prediction(*scored)
+            prediction = None if is_blank else Prediction(*first)
         yield DetectedImage(row["file"], tuple(detections), prediction=prediction, time=row["time"])
 
 
-def _mark_best(boxes: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Return the boxes of an image; the most confident one of each kind is marked as seen by the model."""
+def _mark_best(boxes: Sequence[Mapping[str, Any]], owner: int, kind: str) -> list[dict[str, Any]]:
+    """Return the boxes of an image; the most confident one of the kind of a decision shows that decision."""
     rivals = [index for index, box in enumerate(boxes) if get_kind(box["label"]) == kind]
     best = max(rivals, key=lambda index: boxes[index]["score"], default=-1)
-    return [{**box, "used": index == best} for index, box in enumerate(boxes)]
+    return [{**box, "owner": owner} if index == best else dict(box) for index, box in enumerate(boxes)]
 
 
 def _detect(box: Mapping[str, Any], scored: tuple[ClassLabel, float] | None) -> Detection:
     kind = get_kind(box["label"])
     category = _CATEGORIES.get(kind, "animal")
-    # The class of the event goes to the box that the model saw, never to a person or vehicle next to the animal.
-    classes = (scored,) if scored is not None and box["used"] and scored[0].kind == kind else ()
+    # A class of an event never goes to a person or vehicle next to the animal.
+    classes = (scored,) if scored is not None and scored[0].kind == kind else ()
     corners = Box(box["x1"], box["y1"], box["x2"], box["y2"])
     return Detection(category, box["score"], corners, classifications=classes)
 
