@@ -35,7 +35,14 @@ from foveate.vision.preprocess import Preprocess
 
 EVENTS, FRAMES = 4, 3
 CORNERS = [0.1, 0.1, 0.5, 0.5]
-FILES = [f"A/IMG_{number:04}.JPG" for number in range(EVENTS * FRAMES)]
+
+
+def name_file(number: int) -> str:
+    """Name the file of a frame."""
+    return f"A/IMG_{number:04}.JPG"
+
+
+FILES = [name_file(number) for number in range(EVENTS * FRAMES)]
 KEYS = [file.removesuffix(".JPG") for file in FILES]
 Boxes = Mapping[int, Sequence[tuple[Any, ...]]]
 
@@ -75,19 +82,34 @@ class ColorModel:
         return (weights_BK / weights_BK.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def draw_frame(number: int, boxes: Sequence[tuple[Any, ...]]) -> bytes:
+    """Draw a frame with boxes: category, confidence, (x, y, width, height), and the kind whose color the box has."""
+    rng = np.random.default_rng(number)
+    pixels = np.array(COLORS[3]) + rng.integers(-10, 10, size=(240, 360, 3))
+    for _, _, (x, y, width, height), kind in boxes:
+        rows, columns = slice(int(y * 240), int((y + height) * 240)), slice(int(x * 360), int((x + width) * 360))
+        shape = pixels[rows, columns].shape
+        pixels[rows, columns] = np.array(COLORS[kind]) + rng.integers(-10, 10, size=shape)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
 def write_card(folder: Path, images: Sequence[bytes] = ()) -> None:
     """Write the survey of the card: a burst an hour, a frame a second, without sequences of the camera.
 
     Args:
-        images: bytes of its 12 frames; plain ones by default.
+        images: bytes of its frames; 12 plain ones by default.
     """
     with CollectionWriter(folder, source="card") as writer:
         deployment = Deployment("A", "A", 48.137, 11.575, utc_offset="+02:00")
-        for number, (key, file) in enumerate(zip(KEYS, FILES, strict=True)):
-            time = f"2026-05-01 {8 + number // FRAMES:02}:00:{number % FRAMES:02}"
+        for number in range(len(images) or len(FILES)):
+            file = name_file(number)
+            key, hour = file.removesuffix(".JPG"), number // FRAMES
+            time = f"2026-05-{1 + hour // 12:02} {8 + hour % 12:02}:00:{number % FRAMES:02}"
             medium = Medium(key, "A", time=time, file=file)
             buffer = io.BytesIO()
-            Image.new("RGB", (60, 40), (20 * number, 90, 60)).save(buffer, "JPEG")
+            Image.new("RGB", (60, 40), (20 * number % 256, 90, 60)).save(buffer, "JPEG")
             context = make_context(medium, deployment)
             writer.add(key, images[number] if images else buffer.getvalue(), context=context, extra=survey_rows(medium))
         write_survey(writer, deployments=[deployment])
@@ -102,7 +124,7 @@ def write_boxes(path: Path, boxes: Boxes) -> Path:
             {"category": numbers[name], "conf": conf, "bbox": list(corners[0]) if corners else CORNERS}
             for name, conf, *corners in pairs
         ]
-        images.append({"file": FILES[number], "detections": detections})
+        images.append({"file": name_file(number), "detections": detections})
     content = {"info": {"format_version": "1.6", "detector": "MegaDetector v5a"}, "images": images}
     path.write_text(json.dumps({**content, "detection_categories": {n: name for name, n in numbers.items()}}))
     return path

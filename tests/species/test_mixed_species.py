@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from card_survey import FILES, KEYS, ColorModel, write_boxes, write_card
-from PIL import Image
-from training_survey import COLORS, KINDS
+from card_survey import FILES, KEYS, ColorModel, draw_frame, write_boxes, write_card
+from training_survey import KINDS
 
 from foveate.core.recipes import validate
 from foveate.species.decide_results import decide_results
@@ -47,23 +45,11 @@ FRAMES: list[list[tuple[str, float, tuple[float, float, float, float], int]]] = 
 ]
 
 
-def draw(number: int) -> bytes:
-    rng = np.random.default_rng(number)
-    pixels = np.array(COLORS[3]) + rng.integers(-10, 10, size=(240, 360, 3))
-    for _, _, (x, y, width, height), kind in FRAMES[number]:
-        rows, columns = slice(int(y * 240), int((y + height) * 240)), slice(int(x * 360), int((x + width) * 360))
-        shape = pixels[rows, columns].shape
-        pixels[rows, columns] = np.array(COLORS[kind]) + rng.integers(-10, 10, size=shape)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixed")
     model: Any = ColorModel(folder)
-    write_card(folder / "card", [draw(number) for number in range(12)])
+    write_card(folder / "card", [draw_frame(number, frame) for number, frame in enumerate(FRAMES)])
     boxes = {number: [box[:3] for box in frame] for number, frame in enumerate(FRAMES)}
     add_results(folder / "card", write_boxes(folder / "md.json", boxes))
     # Fewer images a pass than a frame has boxes.

@@ -240,7 +240,11 @@ class ReviewImage(ResultModel):
 
 
 class ReviewEntry(ResultModel):
-    """One event to review: its decision, the reasons to look at it, and its first images."""
+    """One event to review: its decision, the reasons to look at it, and its first images.
+
+    Attributes:
+        count: most boxes of the answer in one image; 0 where nothing was counted.
+    """
 
     event: str
     file: str
@@ -252,6 +256,7 @@ class ReviewEntry(ResultModel):
     alternatives: list[tuple[str, float]] = []
     reasons: list[str] = []
     num_images: int = 1
+    count: int = 0
     images: list[ReviewImage] = []
 
 
