@@ -266,6 +266,18 @@ def merge_decisions(predictions: Predictions) -> MergedObservations | None:
     return MergedObservations(SurveyRows(predictions.collection), *read_decisions(predictions))
 
 
+def list_decisions(predictions: Predictions, key: str) -> list[dict[str, Any]]:
+    """Return all decisions about an image: one of each species, people and vehicles that it shows.
+
+    Raises:
+        UserError: the image has none.
+    """
+    first = int(image_decisions(predictions, [key])[0])
+    members = predictions.decisions["keys"].slice(first)
+    rows = [first + index for index, keys in enumerate(members.to_pylist()) if key in keys]
+    return predictions.decisions.take(pa.array(rows)).to_pylist()
+
+
 def image_decisions(predictions: Predictions, keys: Sequence[str]) -> NDArray[np.int64]:
     """Return the row of the first decision about each image: an image of two species has two.
 

@@ -298,6 +298,7 @@ class SpeciesExplanation(RunResult):
     """Explanation of the answer for one image.
 
     Attributes:
+        also: further answers about the image, of other species, people and vehicles.
         classes: best classes of this image with their probabilities, before any stage.
         best_image: file of the image that represents the event, if it is a different one.
         taxa: classes whose vectors are nearest to that of the best class.
@@ -315,6 +316,7 @@ class SpeciesExplanation(RunResult):
     answer: str
     rank: str = ""
     score: float
+    also: list[str] = []
     classes: list[tuple[str, float]] = []
     steps: list[str] = []
     best_image: str = ""
