@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from foveate.species.predict import predict
 from foveate.species.predictions import Predictions
 from foveate.species.review import rank_events, write_review
 from foveate.species.settings import ExportSettings, PredictSettings
+from foveate.survey.exporters.camtrap_dp import CamtrapSettings, export_camtrap_dp
+from foveate.survey.exporters.image_tables import export_observations_csv
 from foveate.survey.importers.corrections import read_corrections
 from foveate.survey.importers.results import add_results
 from foveate.survey.survey import Survey
@@ -178,6 +181,20 @@ def test_random_answers_lose_nothing(results: Path, tmp_path: Path) -> None:
         again = write_review(Predictions.open(results), tmp_path / f"again-{turn}", max_events=300)
         asked = {(row["event"], row["answer"]) for row in read_csv(tmp_path / f"again-{turn}" / again.table)}
         assert asked == {(line["event"], line["answer"]) for line in lines} - set(answers)
+    # The survey alone, without decisions, has the answers, too.
+    count = export_observations_csv(survey := Predictions.open(results).collection, tmp_path / "survey.csv")
+    alone = read_csv(tmp_path / "survey.csv")
+    assert len(alone) == count
+    settings = validate(CamtrapSettings, {"coordinate_digits": 2, "contributor": ("A. Person",)}, where="test")
+    export_camtrap_dp(survey, tmp_path / "survey", settings=settings)
+    rows = read_csv(tmp_path / "survey/observations.csv")
+    names = {(event, name) for (event, _), of_line in answers.items() for name in of_line}
+    shown = {event for event, name in names if name != "blank"}
+    assert Counter(
+        (row["eventID"], row["scientificName"] or row["observationType"])
+        for row in rows
+        if row["observationLevel"] == "event"
+    ) == Counter({(event, name) for event, name in names if name != "blank" or event not in shown})
     # Other settings move events and decisions; answers stay with their images.
     before = {(row["file"], row["taxon"]) for row in read_csv(tmp_path / "after-3/csv") if row["source"] == "human"}
     decide_results(Predictions.open(results), validate(Stages, {"mixed": {"enabled": False}}, where="test"))

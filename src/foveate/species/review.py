@@ -38,7 +38,7 @@ _COLUMNS, _TILE, _LABEL = 6, 260, 40  # layout of the sheet; the last two in pix
 _BLANK_DETECTION = 0.5  # from this confidence on a detector contradicts "blank"
 COLUMNS = (
     "event", "key", "file", "images", "deployment", "time", "answer", "counted", "rank", "score", "alternatives",
-    "priority", "reason", "correction", "count", "remark",
+    "priority", "reason", "count", "correction", "remark",
 )  # fmt: skip
 
 

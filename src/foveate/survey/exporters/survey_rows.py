@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -237,9 +237,11 @@ class MergedObservations:
         self.decided_keys = set(self._about)
         self.decided_events = set(self._about_event)
         self._sequences = self.rows.media["sequence"].to_pylist()
-        for observation in self.rows.read_observations() if decided else ():
+        # Events of answers whose images have no decision here, as where a survey is exported without any.
+        self._answer_events = {key: row.event for row, keys in self.rows.event_answers for key in keys}
+        for observation in self.rows.read_observations() if decided or self._answer_events else ():
             if _is_reviewed(observation):
-                if observation.key in self.decided_keys:
+                if observation.key in self.decided_keys or observation.key in self._answer_events:
                     self.reviewed[observation.key].append(observation)
                 elif (observation.deployment, observation.event) in self.decided_events and not observation.key:
                     self._reviewed_events[observation.deployment, observation.event].append(observation)
@@ -286,7 +288,8 @@ class MergedObservations:
     def name_event(self, key: str) -> str:
         """Return the id of the event of an image: of its decision, else of its source; "" for none."""
         about = self._about.get(key)
-        return (self._decided[about[0]].event if about else "") or self._sequences[self.rows.keys[key]]
+        event = self._decided[about[0]].event if about else self._answer_events.get(key, "")
+        return event or self._sequences[self.rows.keys[key]]
 
     def _find_answers(self, index: int) -> list[Observation]:
         """Return what people say of a decision, one row for each kind; none where the decision stands."""
@@ -331,34 +334,29 @@ class MergedObservations:
         "blank" is left out where something else of the event stays: it says that one of several species is not there.
         """
         for event, indices in self._about_event.items():
-            joined: dict[tuple[str, str], list[tuple[Observation, Sequence[str]]]] = defaultdict(list)
-            for index in indices:
-                for row in self._found[index]:
-                    joined[row.kind, row.taxon].append((row, self.members(self._decided[index])))
+            pairs = [(row, self.members(self._decided[index])) for index in indices for row in self._found[index]]
             stays = {self._decided[index].kind for index in indices if not self.answered[index]}
-            is_empty = not (stays | {kind for kind, _ in joined}) - {"blank", "unclassified"}
+            is_line = any(index in self._event_answers for index in indices)
             event_keys = (self.events or {})[event[1]]
-            for (kind, _), pairs in joined.items():
-                if kind == "blank" and not is_empty:
-                    continue
-                keys = [*dict.fromkeys(key for _, members in pairs for key in members)]
-                row = pairs[0][0]
-                counts = [entry.count for entry, _ in pairs if entry.count is not None]
-                if len(counts) > 1 and any(index in self._event_answers for index in indices):
-                    # Two decisions of an event are animals side by side, which a person calls one species.
-                    row = replace(row, count=sum(counts))
+            for row, keys in _join_lines(pairs, stays, is_line=is_line):
                 yield EventAnswer(row, keys, event_keys, event not in self._reviewed_events)
+        loose: dict[tuple[str, str], list[tuple[Observation, Sequence[str]]]] = defaultdict(list)
         for row, keys in self._loose_answers:
-            (joined_row,) = _join_answers([row], row.deployment, row.event)
-            # The images have decisions of their own, or none at all.
-            yield EventAnswer(joined_row, [key for key in keys if key not in self._about], keys, True)
+            loose[row.deployment, row.event].append((*_join_answers([row], row.deployment, row.event), keys))
+        for pairs in loose.values():
+            event_keys = [*dict.fromkeys(key for _, keys in pairs for key in keys)]
+            for row, keys in _join_lines(pairs, set(), is_line=True):
+                # Images with decisions of their own are none of its images any more.
+                yield EventAnswer(row, [key for key in keys if key not in self._about], event_keys, True)
 
     def image_answers(self) -> dict[str, list[Observation]]:
         """Return what people say of each image that has a decision: rows of its own, and those about its events.
 
         An image of which a person says no more than that one of its species is not there has no entry.
         """
-        answers: dict[str, list[Observation]] = {key: [*rows] for key, rows in self.reviewed.items()}
+        answers: dict[str, list[Observation]] = {
+            key: [*rows] for key, rows in self.reviewed.items() if key in self._about
+        }
         for answer in self.read_answers():
             for key in answer.keys:
                 if key in self._about and self.says_more(answer, key):
@@ -389,6 +387,30 @@ class MergedObservations:
         if self.decisions is not None:
             done = self.labeled | self.decided_keys
             yield from (Decision(key=key, kind="unclassified") for key in self.rows.keys if key not in done)
+
+
+def _join_lines(
+    pairs: Sequence[tuple[Observation, Sequence[str]]], stays: Set[str], *, is_line: bool
+) -> Iterator[tuple[Observation, list[str]]]:
+    """Yield the answers about one event, each kind and taxon once with its images; see `read_answers`.
+
+    Args:
+        pairs: rows about an event, and the images of the decision that each is about.
+        stays: kinds of the decisions that nobody has answered.
+        is_line: whether rows of one taxon are about animals side by side, whose counts are added.
+    """
+    joined: dict[tuple[str, str], list[tuple[Observation, Sequence[str]]]] = defaultdict(list)
+    for row, keys in pairs:
+        joined[row.kind, row.taxon].append((row, keys))
+    is_empty = not (stays | {kind for kind, _ in joined}) - {"blank", "unclassified"}
+    for (kind, _), of_taxon in joined.items():
+        if kind == "blank" and not is_empty:
+            continue
+        row = of_taxon[0][0]
+        counts = [entry.count for entry, _ in of_taxon if entry.count is not None]
+        if len(counts) > 1 and is_line:
+            row = replace(row, count=sum(counts))
+        yield row, [*dict.fromkeys(key for _, keys in of_taxon for key in keys)]
 
 
 def _join_answers(rows: Sequence[Observation], deployment: str, event: str) -> list[Observation]:
