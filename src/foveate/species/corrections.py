@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -178,8 +179,8 @@ def apply_corrections(target: ReviewTarget, corrections: Sequence[Correction], p
     summary.images, summary.events = len(of_images), len({answer.event for answer in answers if answer.event})
     summary.new_names = {name: count for name, count in unknown.items() if name}
     rows = [observation_row(entry) for entry in entries]
-    # Names this call, by which its rows are told from earlier ones.
-    digest = hashlib.blake2b(json.dumps(rows, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    # Names this call, by which its rows are told from earlier ones, also from equal ones of the same second.
+    digest = f"{time.time_ns():016x}"
     with AnnotationAppender(collection.path, purpose="adding corrections") as appender:
         appender.append("observations", rows, Provenance(f"{REVIEW_SOURCE}{path.name}", recipe_hash=digest))
     # Only now: a run that is killed in between has both answers, and the same command removes the earlier ones.

@@ -342,7 +342,8 @@ class MergedObservations:
                 yield EventAnswer(row, keys, event_keys, event not in self._reviewed_events)
         loose: dict[tuple[str, str], list[tuple[Observation, Sequence[str]]]] = defaultdict(list)
         for row, keys in self._loose_answers:
-            loose[row.deployment, row.event].append((*_join_answers([row], row.deployment, row.event), keys))
+            (about_event,) = _join_answers([row], row.deployment, row.event)
+            loose[row.deployment, row.event].append((about_event, keys))
         for pairs in loose.values():
             event_keys = [*dict.fromkeys(key for _, keys in pairs for key in keys)]
             for row, keys in _join_lines(pairs, set(), is_line=True):
