@@ -13,7 +13,7 @@ from foveate.cli.main import cli
 from foveate.core.errors import UserError
 from foveate.records.collection import Collection
 from foveate.records.writer import CollectionWriter
-from foveate.species.review import CorrectionsSummary, ReviewTarget, apply_corrections, open_target
+from foveate.species.corrections import CorrectionsSummary, ReviewTarget, apply_corrections, open_target
 from foveate.survey.importers.corrections import Correction, read_corrections
 from foveate.survey.store import survey_rows
 from foveate.survey.survey import Survey

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from card_survey import CORNERS, FILES, KEYS, predict_card, train_model, write_card
+from card_survey import CORNERS, FILES, KEYS, draw_frame, predict_card, train_model, write_card
 from click.testing import CliRunner
+from training_survey import build_survey
 
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
@@ -24,9 +26,11 @@ from foveate.species.export import export_predictions
 from foveate.species.model import SpeciesModel
 from foveate.species.predict import _needs_boxes
 from foveate.species.predictions import Predictions
+from foveate.species.recipe import SpeciesRecipe
 from foveate.species.rows import BestDetections
 from foveate.species.settings import ExportSettings, PredictSettings
 from foveate.species.taxonomy import Classes
+from foveate.species.train import train_species
 from foveate.survey.importers.results import add_results
 from foveate.survey.store import name_detectors
 from foveate.survey.taxa import Taxa
@@ -249,3 +253,91 @@ def test_a_class_that_the_detector_answers_with_must_be_there() -> None:
     detections = BestDetections(np.array([1]), np.array([0.9]), np.ones(1, dtype=bool))
     with pytest.raises(UserError, match="class 'blank'"):
         decide([[1.0]], classes, taxa, prepare_stages(Stages(), classes, taxa), detections=detections)
+
+
+_BESIDE = Path(__file__).parents[3] / "shared" / "assets" / "camera-traps"
+REAL = Path(os.environ.get("FOVEATE_CAMERA_TRAPS", _BESIDE)) / "frames"
+LEFT, RIGHT = [0.05, 0.1, 0.35, 0.8], [0.6, 0.1, 0.35, 0.8]
+# Five frames, MegaDetector's boxes (category, confidence, corners), and the kinds that each shows.
+FIVE: dict[str, tuple[list[tuple[str, float, list[float]]], list[str]]] = {
+    "speciesnet-domestic_dog.jpg": ([("2", 0.84, LEFT), ("1", 0.21, LEFT)], ["human"]),
+    "speciesnet-vehicle.jpg": ([("3", 0.91, RIGHT)], ["vehicle"]),
+    "speciesnet-blank.jpg": ([("1", 0.06, LEFT)], ["blank"]),
+    "ena24-2480.jpg": ([("1", 0.93, LEFT)], ["animal"]),
+    "speciesnet-domestic_cattle.jpg": ([("2", 0.8, LEFT), ("1", 0.9, RIGHT)], ["animal", "human"]),
+}
+
+
+@pytest.fixture(scope="module")
+def pixel_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pixels")
+    survey = build_survey(folder / "train", images=32)
+    values = {"method": "linear_probe", "prior": "none", "encoder": {"kind": "lite0", "image_size": 64}}
+    recipe = validate(SpeciesRecipe, values, where="test")
+    train_species(survey.collection.path, folder / "run", recipe, device="cpu")
+    return folder / "run" / "model"
+
+
+def test_five_frames_of_a_card_through_the_command_line(pixel_model: Path, tmp_path: Path) -> None:
+    """Real frames where they are on this machine, drawn ones elsewhere."""
+    images = []
+    for number, (name, (boxes, _)) in enumerate(FIVE.items()):
+        file = tmp_path / "cards" / f"cam-{number}" / name
+        file.parent.mkdir(parents=True)
+        drawn = [("animal", conf, corners, 2) for category, conf, corners in boxes if category == "1"]
+        file.write_bytes((REAL / name).read_bytes() if REAL.is_dir() else draw_frame(number, drawn))
+        detections = [{"category": category, "conf": conf, "bbox": corners} for category, conf, corners in boxes]
+        images.append({"file": f"cam-{number}/{name}", "detections": detections})
+    categories = {"1": "animal", "2": "person", "3": "vehicle"}
+    content = {"info": {"format_version": "1.6", "detector": "MDV6"}, "detection_categories": categories}
+    (tmp_path / "md.json").write_text(json.dumps({**content, "images": images}))
+    rows = [f"cam-{number},{number}.1234,4.5678,2010-01-01,2026-12-31,+02:00" for number in range(len(FIVE))]
+    header = "deploymentID,latitude,longitude,deploymentStart,deploymentEnd,utc_offset"
+    (tmp_path / "cards/deployments.csv").write_text("\n".join([header, *rows, ""]))
+
+    def run(*arguments: object) -> dict[str, Any]:
+        texts = [*map(str, arguments), "--json", "--quiet"]
+        result = CliRunner().invoke(cli, ["species", *texts], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout.splitlines()[-1])
+
+    results = tmp_path / "results"
+    options = ("--results", tmp_path / "md.json", "--out", results, "--device", "cpu")
+    # Whatever the classifier thinks of the animals, it is asked.
+    done = run("predict", pixel_model, tmp_path / "cards", *options, "--threshold", 0)
+    # One of the crops is the weak animal on a person, which decides nothing.
+    assert (done["judged"], done["cropped"]) == (5, 3)
+    predictions = Predictions.open(results)
+    kinds: dict[str, list[str]] = {}
+    for row in predictions.decisions.to_pylist():
+        for key in row["keys"]:
+            kinds.setdefault(key.rpartition("/")[2], []).append(row["kind"])
+    assert {name: sorted(found) for name, found in kinds.items()} == {
+        Path(name).stem: expected for name, (_, expected) in FIVE.items()
+    }
+    for name, did in {
+        "speciesnet-domestic_dog.jpg": "human at 0.2 or above",
+        "speciesnet-vehicle.jpg": "vehicle at 0.2 or above",
+        "speciesnet-blank.jpg": "no box at 0.2 or above",
+        "ena24-2480.jpg": "animal at 0.2 or above: classified",
+    }.items():
+        steps = run("explain", results, name, "--device", "cpu")["steps"]
+        assert [step for step in steps if step.startswith(f"detector: {did}")], (name, steps)
+        names = [step.partition(":")[0] for step in steps]
+        assert names.index("detector") == names.index("model") + 1
+    both = run("explain", results, "speciesnet-domestic_cattle.jpg", "--device", "cpu")
+    assert both["also"] == ["human 0.80"]
+    run("export", results, "--to", "csv", "--out", tmp_path / "flat.csv")
+    flat = {(Path(row["file"]).name, row["taxon"]) for row in read_csv(tmp_path / "flat.csv")}
+    assert {("speciesnet-domestic_dog.jpg", "human"), ("speciesnet-blank.jpg", "blank")} <= flat
+    timed = [row for row in predictions.images.to_pylist() if row["time"]]
+    if timed:
+        package = ("export", results, "--to", "camtrap-dp", "--out", tmp_path / "package", "--coordinate-digits", 2)
+        run(*package, "--contributor", "A. Person")
+        types = {
+            row["eventID"].partition(":")[0]: set[str]() for row in read_csv(tmp_path / "package/observations.csv")
+        }
+        for row in read_csv(tmp_path / "package/observations.csv"):
+            types[row["eventID"].partition(":")[0]].add(row["observationType"])
+        expected = {f"cam-{number}": set(found) for number, (_, found) in enumerate(FIVE.values())}
+        assert types == {row["deployment"]: expected[row["deployment"]] for row in timed}

@@ -15,10 +15,11 @@ from click.testing import CliRunner
 
 from foveate.cli.main import cli
 from foveate.core.errors import UserError
+from foveate.species.corrections import apply_corrections, open_target
 from foveate.species.export import export_predictions
 from foveate.species.model import SpeciesModel
 from foveate.species.predictions import Predictions
-from foveate.species.review import apply_corrections, open_target, rank_events, write_review
+from foveate.species.review import rank_events, write_review
 from foveate.species.settings import ExportSettings
 from foveate.survey.importers.corrections import read_corrections
 from foveate.survey.survey import Survey

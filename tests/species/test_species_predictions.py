@@ -24,12 +24,13 @@ from click.testing import CliRunner
 from foveate.cli.main import cli
 from foveate.core.errors import NothingSucceededError, UserError
 from foveate.records.collection import Collection
+from foveate.species.corrections import apply_corrections, open_target
 from foveate.species.evaluate import Truth, evaluate_classes, judge, match_truth
 from foveate.species.export import export_predictions
 from foveate.species.folder import open_species
 from foveate.species.predict import _needs_boxes, predict
 from foveate.species.predictions import Predictions, read_part
-from foveate.species.review import _free_path, apply_corrections, open_target, rank_events, write_review
+from foveate.species.review import _free_path, rank_events, write_review
 from foveate.species.settings import ExportSettings, PredictSettings
 from foveate.species.summary import summarize
 from foveate.species.taxonomy import Classes

@@ -50,8 +50,17 @@ def test_our_own_table_has_keys_events_and_people(tmp_path: Path) -> None:
     text = "event;key;file;answer;correction;reviewer\ne1;a/1;a/1.JPG;fox;Meles meles;Ana\ne2;a/2;a/2.JPG;fox;;\n"
     path = write(tmp_path / "review.csv", text)
     assert read_corrections(path) == [
-        Correction(f"{path}, line 2", "Meles meles", key="a/1", file="a/1.JPG", event="e1", person="Ana")
+        Correction(
+            f"{path}, line 2", "Meles meles", key="a/1", file="a/1.JPG", event="e1", answered="fox", person="Ana"
+        )
     ]
+
+
+def test_a_count_alone_agrees_with_the_answer_of_our_own_table_only(tmp_path: Path) -> None:
+    path = write(tmp_path / "review.csv", "event,key,answer,correction,count\ne1,a/1,fox,,3\ne2,a/2,fox,,\n")
+    assert [(entry.label, entry.count) for entry in read_corrections(path)] == [("ok", 3)]
+    # Timelapse counts images that nobody has named.
+    assert read_corrections(write(tmp_path / "own.csv", "key,species,count\na/1,,3\n")) == []
 
 
 def test_human_rows_of_a_package_are_answers(tmp_path: Path) -> None:

@@ -149,7 +149,6 @@ foveate.survey.importers foveate.survey.importers.coco_camera_traps: wilds
 foveate.survey.importers foveate.survey.importers.result_files: megadetector results_parser speciesnet
 foveate.species foveate.species.links: baselines fold numeric
 foveate.species foveate.species.passes: task
-foveate.species foveate.species.review: corrections
 foveate.species foveate.species.sources: feature_files
 foveate.species foveate.species.stages.pooling: smoothing
 foveate.species foveate.species.taxonomy: classes matching

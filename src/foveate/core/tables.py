@@ -80,7 +80,7 @@ def iterate_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]
 
 
 def _read_text_rows(
-    table: TextTable, *, pad: bool, limits: Limits, quoting: Literal[0, 1, 2, 3, 4, 5] = csv.QUOTE_MINIMAL
+    table: TextTable, *, pad: bool, limits: Limits, quoting: Literal[0, 1, 2, 3] = csv.QUOTE_MINIMAL
 ) -> Iterator[tuple[int, list[str]]]:
     path, width, num_rows = table.path, len(table.names), 0
     # "utf-8-sig" drops the byte-order mark that Excel writes before the first name; newline="" leaves line breaks

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -21,13 +22,13 @@ from foveate.records.boxes import Box, areas, as_boxes
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import BadImage, decode
-from foveate.records.region_sources import detector_source
+from foveate.records.region_sources import DETECTED, detector_source
 from foveate.species.hints import group_repeated_boxes
 from foveate.survey.detections import get_kind
 from foveate.survey.survey import Survey
 
 NANODET = detector_source("nanodet")
-"""Source of the boxes of the shipped detector."""
+"""Source of the boxes of the shipped detector, which are neither counted nor told apart by species."""
 _SECONDS_OF_A_DAY = 86400
 
 # Frames of a camera that are compared for its strips: by day and by night, so that a dark sky is no strip.
@@ -199,6 +200,7 @@ class Views:
         if settings.view == "crop":
             self._boxes = collection_boxes(collection, row_list, settings) if boxes is None else boxes
         self.cropped = sum(row in self._boxes for row in row_list)
+        self._collection, self._rows = collection, row_list
         self.strips: dict[str, Strips] = {}
         if settings.strips == "crop" and not settings.strip_px:
             for group, members in _group_rows(self._groups, row_list).items():
@@ -207,14 +209,27 @@ class Views:
                 self.strips[group] = camera_strips(_readable(collection, [members[index] for index in sample]))
 
     def __getitem__(self, row: int) -> View:
+        return self._crop(row, self._boxes.get(row))
+
+    def further(self, row: int) -> list[View]:
+        """Return the views of the further animals of a row, in the order of `further_boxes`."""
+        return [self._crop(row, box) for box in self.further_boxes(row)]
+
+    def further_boxes(self, row: int) -> NDArray[np.float64]:
+        """Return the boxes [B, 4] of a row's further animals, the surest first."""
+        return self._further.get(row, np.zeros((0, 4)))
+
+    @cached_property
+    def _further(self) -> dict[int, NDArray[np.float64]]:
+        # Found when first asked for, because a training looks at one box an image.
+        if self._settings.view != "crop":
+            return {}
+        return further_boxes(self._collection, self._rows, self._settings, self._boxes)
+
+    def _crop(self, row: int, box: NDArray[np.float64] | None) -> View:
         width, height = int(self._widths[row]), int(self._heights[row])
-        return crop_view(
-            self._boxes.get(row),
-            width=width,
-            height=height,
-            margin=self._settings.margin,
-            strips=self._strips_of(row, height),
-        )
+        strips = self._strips_of(row, height)
+        return crop_view(box, width=width, height=height, margin=self._settings.margin, strips=strips)
 
     def view_of(self, row: int, view: int) -> View:
         """Return the view of a row, as `foveate.vision.feature_cache.FeatureCache` asks for it."""
@@ -279,6 +294,38 @@ def _find_repeated(collection: Collection, is_nanodet_B: NDArray[np.bool_]) -> N
     for members in spots:
         is_repeated_B[selected[members]] = True
     return is_repeated_B
+
+
+def further_boxes(
+    collection: Collection, rows: Iterable[int], settings: CropSettings, chosen: Mapping[int, NDArray[np.float64]]
+) -> dict[int, NDArray[np.float64]]:
+    """Return the boxes [B, 4] of further animals of each row, the surest first; rows without one are left out.
+
+    Boxes of a detector without categories are no further animals: of one animal it may have several, and of a stone.
+
+    Args:
+        chosen: box of each row by `collection_boxes`, which is not among them.
+    """
+    regions = collection.grouped("regions")
+    scores, corners = regions.array("score"), collection.region_boxes
+    columns = zip(regions.table["label"].to_pylist(), regions.table["source"].to_pylist(), strict=True)
+    is_animal = [
+        source.startswith(DETECTED) and source != NANODET and get_kind(label) == "animal" for label, source in columns
+    ]
+    eligible = np.array(is_animal, dtype=bool) & (scores >= settings.min_box_score)
+    boxes = {}
+    for row in rows:
+        start, end = regions.bounds(row)
+        if row not in chosen or eligible[start:end].sum() < 2:
+            continue
+        indices = start + np.flatnonzero(eligible[start:end])
+        indices = indices[np.argsort(-scores[indices], kind="stable")]
+        # One row may equal the chosen box twice; only the first is the image's view.
+        is_chosen = (corners[indices] == chosen[row]).all(axis=1)
+        rest = np.delete(indices, np.flatnonzero(is_chosen)[:1])
+        if len(rest):
+            boxes[row] = corners[rest].astype(np.float64)
+    return boxes
 
 
 def _group_rows(groups: NDArray[np.object_], rows: Iterable[int]) -> dict[str, list[int]]:

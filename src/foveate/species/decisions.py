@@ -87,7 +87,7 @@ class Decisions:
     Args:
         classes: those of the call, and after them those that a stage added.
         is_pooled: whether a decision is about an event.
-        decisions_N: decision of each image.
+        decisions_N: decision of each image, or of each row of the call.
         images_R: image of each decision; of an event the one that shows it best.
         answers_R: index of a taxon; or `len(taxa)` + index of a class without one; or -1 abstained, -2 failed.
         scores_R: probability of the answer; of the best class where it abstained.
@@ -180,6 +180,7 @@ def decide(
     stages: Sequence[Stage],
     *,
     events: ArrayLike | None = None,
+    frames: ArrayLike | None = None,
     places: ArrayLike | None = None,
     hours: ArrayLike | None = None,
     days: ArrayLike | None = None,
@@ -193,6 +194,7 @@ def decide(
             by their sums.
         stages: of `prepare_stages`.
         events: number [N] of the event of each image, -1 for an event of its own; each image by default.
+        frames: number [N] of the image of each row, where rows are animals of images; each row by default.
         places: degrees [N, 2] (latitude, longitude), NaN where unknown.
         hours: local hour [N] in [0, 24), NaN where unknown.
         days: day of the year [N] from 0, NaN where unknown.
@@ -218,6 +220,7 @@ def decide(
         raise UserError(f"probabilities: expected a column for each of {len(classes)} classes (got {matrix.shape})")
     count = matrix.shape[0]
     events_N = number_events(_column(events, count, "events", fill=-1).astype(np.int64))
+    frames_N = None if frames is None else _column(frames, count, "frames").astype(np.int64)
     places_N2 = _column(places, count, "places", width=2)
     hours_N, days_N = _column(hours, count, "hours"), _column(days, count, "days")
     if detections is None:
@@ -234,6 +237,7 @@ def decide(
             taxa=taxa,
             probabilities_RK=probabilities_RK,
             events_R=events_N[images],
+            frames_R=None if frames_N is None else frames_N[images],
             places_R2=places_N2[images],
             hours_R=hours_N[images],
             days_R=days_N[images],

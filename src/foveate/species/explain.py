@@ -20,7 +20,7 @@ from foveate.core.files import write_json_atomically
 from foveate.records.collection import Collection
 from foveate.records.images import save_thumbnail
 from foveate.species.crops import Views
-from foveate.species.decide_results import image_decisions
+from foveate.species.decide_results import list_decisions
 from foveate.species.evaluate import name_class
 from foveate.species.hints import ClockHint, PlaceHint, find_clock_hints, find_place_hints, match_places
 from foveate.species.predictions import Predictions
@@ -61,7 +61,7 @@ def explain(
         raise UserError(f"{model.folder}: other weights than those that made {predictions.folder}")
     index = predictions.find_image(name)
     key = predictions.collection_keys[index]
-    decision = predictions.decisions.to_pylist()[int(image_decisions(predictions, [key])[0])]
+    decision, *further = list_decisions(predictions, key)
     probabilities_K = predictions.probabilities_NK[index].astype(np.float64)
     if np.isnan(probabilities_K).any():
         raise UserError(f"{key}: the image cannot be read ({predictions.images['failure'][index].as_py()})")
@@ -83,6 +83,7 @@ def explain(
         answer=decision["name"],
         rank=decision["rank"],
         score=decision["score"],
+        also=[f"{row['name']} {row['score']:.2f}" for row in further],
         classes=[(name_class(predictions, column), float(probabilities_K[column])) for column in order],
         steps=[format_step(step) for step in json.loads(decision["source"])],
         # Decisions are made per event: another frame may be the one that shows the animal.

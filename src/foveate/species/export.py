@@ -168,93 +168,137 @@ def _list_images(predictions: Predictions, without: frozenset[str]) -> Iterator[
     merged = merge_decisions(predictions)
     answers = merged.image_answers() if merged is not None else {}
     reviewed = merged.reviewed if merged is not None else {}
-    keys = predictions.collection_keys
-    owners_N = image_decisions(predictions, keys)
+    owners: dict[str, list[int]] = {}
+    owner_of_box: dict[int, int] = {}
+    for index, decision in enumerate(decisions):
+        owner_of_box |= dict.fromkeys(decision["boxes"], index)
+        for key in decision["keys"]:
+            owners.setdefault(key, []).append(index)
     boxes: dict[str, list[dict[str, Any]]] = {}
-    for box in predictions.boxes.to_pylist():
-        boxes.setdefault(box["key"], []).append(box)
+    for index, box in enumerate(predictions.boxes.to_pylist()):
+        # Only a box that the model saw has a class of its own.
+        owner = owner_of_box.get(index) if box["crop"] >= 0 else None
+        boxes.setdefault(box["key"], []).append({**box, "owner": owner})
     # A model of whole images has seen no box more than another.
     is_whole = predictions.config["view"]["view"] == "whole"
+    scored = [_label(decision, predictions.taxa) for decision in decisions]
     labels = predictions.classes.labels
     # The probability of "blank" is read only if there are no boxes, which otherwise show the empty frames.
     blank_N = predictions.class_probabilities(labels.index("blank")) if "blank" in labels and not boxes else None
     for number, row in enumerate(predictions.images.to_pylist()):
         if row["key"] in without:
             continue
+        of_image = boxes.get(row["key"], [])
+        for owner in owners.get(row["key"], ()) if is_whole else ():
+            of_image = _mark_best(of_image, owner, decisions[owner]["kind"])
+        shown = [None if box["owner"] is None else scored[box["owner"]] for box in of_image]
         if answer := answers.get(row["key"]):
+            # A second species that nobody has answered stays on its boxes.
+            stays = set() if merged is None else set(merged.open_decisions(row["key"]))
+            shown = [of_box if box["owner"] in stays else None for box, of_box in zip(of_image, shown, strict=True)]
             # A person saw more of an image that cannot be read any more, or has no box, than the detector.
-            detections = _answer_boxes(boxes.get(row["key"], ()), answer, predictions.taxa, row["key"] in reviewed)
+            names = ["" if box["owner"] is None else decisions[box["owner"]]["name"] for box in of_image]
+            detections = _answer_boxes(of_image, shown, names, answer, predictions.taxa, row["key"] in reviewed)
             yield DetectedImage(row["file"], tuple(detections), time=row["time"])
             continue
         if row["status"] == FAILED:
             yield DetectedImage(row["file"], failure=row["failure"])
             continue
-        decision = decisions[int(owners_N[number])]
-        scored = _label(decision, predictions.taxa)
-        of_image = boxes.get(row["key"], [])
-        if is_whole and scored is not None:
-            of_image = _mark_best(of_image, scored[0].kind)
-        detections = [_detect(box, scored) for box in of_image]
+        if row["key"] not in owners:
+            image_decisions(predictions, [row["key"]])  # raises its error
+        detections = [_detect(box, of_box) for box, of_box in zip(of_image, shown, strict=True)]
         prediction = None
+        first = scored[owners[row["key"]][0]]
         # A frame without a box, of a survey with boxes, is one that the animal had left.
-        if not boxes and scored is not None:
+        if not boxes and first is not None:
             is_blank = blank_N is not None and blank_N[number] > _MIN_BLANK
-            prediction = None if is_blank else Prediction(*scored)
+            prediction = None if is_blank else Prediction(*first)
         yield DetectedImage(row["file"], tuple(detections), prediction=prediction, time=row["time"])
 
 
-def _mark_best(boxes: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Return the boxes of an image; the most confident one of each kind is marked as seen by the model."""
+def _mark_best(boxes: Sequence[Mapping[str, Any]], owner: int, kind: str) -> list[dict[str, Any]]:
+    """Return the boxes of an image; the most confident one of the kind of a decision shows that decision."""
     rivals = [index for index, box in enumerate(boxes) if get_kind(box["label"]) == kind]
     best = max(rivals, key=lambda index: boxes[index]["score"], default=-1)
-    return [{**box, "used": index == best} for index, box in enumerate(boxes)]
+    return [{**box, "owner": owner} if index == best else dict(box) for index, box in enumerate(boxes)]
 
 
 def _detect(box: Mapping[str, Any], scored: tuple[ClassLabel, float] | None) -> Detection:
     kind = get_kind(box["label"])
     category = _CATEGORIES.get(kind, "animal")
-    # The class of the event goes to the box that the model saw, never to a person or vehicle next to the animal. Of
-    # people and vehicles, the category of the box says it all.
+    # A class of an event never goes to a person or vehicle next to the animal, whose category says it all.
     is_named = scored is not None and bool(scored[0].taxon) and scored[0].kind == kind
-    classes = (scored,) if scored is not None and is_named and box["used"] else ()
+    classes = (scored,) if scored is not None and is_named else ()
     corners = Box(box["x1"], box["y1"], box["x2"], box["y2"])
     return Detection(category, box["score"], corners, classifications=classes)
 
 
 def _answer_boxes(
-    rows: Sequence[Mapping[str, Any]], answers: Sequence[Observation], taxa: Taxa, is_own: bool
+    rows: Sequence[Mapping[str, Any]],
+    shown: Sequence[tuple[ClassLabel, float] | None],
+    names: Sequence[str],
+    answers: Sequence[Observation],
+    taxa: Taxa,
+    is_own: bool,
 ) -> list[Detection]:
     """Return the boxes of an image with what people say of it, in place of the classes of the model.
 
-    A person's answer goes to the best box of its kind, else to the best of another kind, which becomes one of it. An
-    image without any finding of a person has no box, as the format writes an empty image.
+    A person's answer goes to the boxes of its kind that the model saw, else to the best one of its kind, else to the
+    best of another kind, which becomes one of it. Of several species each goes to the boxes that the model called so,
+    else to the best box that is left. An image without any finding of a person has no box, as the format writes an
+    empty image.
 
     Args:
+        shown: class of each box that stays, because nobody has answered its decision.
+        names: name that was decided for each box.
         is_own: whether the answers are about this image, which is certain then, and gets a box of the whole frame where
             it has none; in other frames of an event the animal may be missing.
     """
     if all(answer.kind == "blank" for answer in answers):
         return []
-    detections = [_detect(box, None) for box in rows]
+    detections = [_detect(box, of_box) for box, of_box in zip(rows, shown, strict=True)]
     order = sorted(range(len(rows)), key=lambda index: (-rows[index]["used"], -rows[index]["score"]))
+    order = [index for index in order if shown[index] is None]
     categories = {_CATEGORIES[answer.kind]: answer.kind for answer in answers if answer.kind in _CATEGORIES}
     for category, kind in categories.items():
         # Only animals get a class: for people and vehicles the category of the box is enough.
         named = [answer for answer in answers if answer.kind == kind == "animal" and answer.taxon]
-        classes = tuple((_name_class(answer.taxon, answer.taxon_id, taxa), 1.0) for answer in named)
-        index = next((index for index in order if detections[index].category == category), None)
-        if index is not None:
+        boxes = [index for index in order if detections[index].category == category]
+        if not boxes:
+            boxes = [index for index in order if detections[index].category not in categories][:1]
+            detections += [Detection(category, 1.0, Box(0.0, 0.0, 1.0, 1.0))] if is_own and not boxes else []
+            boxes = boxes or ([len(detections) - 1] if is_own else [])
+            for index in boxes:
+                detections[index] = replace(detections[index], category=category, confidence=1.0)
+        # Boxes that the model did not see are too weak to be the animals of the answer, but for the best.
+        seen = [index for index in boxes if index < len(rows) and rows[index]["owner"] is not None] or boxes[:1]
+        chosen = _deal_answers(named, seen, names) if named else {index: [] for index in boxes[:1]}
+        for index, of_box in chosen.items():
+            classes = tuple((_name_class(answer.taxon, answer.taxon_id, taxa), 1.0) for answer in of_box)
             box = replace(detections[index], classifications=classes)
             # Timelapse hides boxes of low confidence.
-            detections[index] = replace(box, confidence=1.0) if is_own else box
-            continue
-        index = next((index for index in order if detections[index].category not in categories), None)
-        if index is not None:
-            box = replace(detections[index], category=category, confidence=1.0, classifications=classes)
-            detections[index] = box
-        elif is_own:
-            detections.append(Detection(category, 1.0, Box(0.0, 0.0, 1.0, 1.0), classes))
+            detections[index] = replace(box, confidence=1.0) if is_own and index in boxes[:1] else box
     return detections
+
+
+def _deal_answers(
+    named: Sequence[Observation], boxes: Sequence[int], names: Sequence[str]
+) -> dict[int, list[Observation]]:
+    """Return the answers of each box; one species goes to all, of several each to its own."""
+    if len(named) == 1:
+        return {index: [named[0]] for index in boxes}
+    dealt: dict[int, list[Observation]] = {}
+    for answer in named:
+        for index in boxes:
+            if index < len(names) and names[index] == answer.taxon:
+                dealt[index] = [answer]
+    for answer in named:
+        if all(answer not in of_box for of_box in dealt.values()):
+            # More species than boxes share the best one.
+            index = next((index for index in boxes if index not in dealt), boxes[0] if boxes else -1)
+            if index >= 0:
+                dealt.setdefault(index, []).append(answer)
+    return dealt
 
 
 def _label(decision: Mapping[str, Any], taxa: Taxa) -> tuple[ClassLabel, float] | None:

@@ -309,7 +309,10 @@ def _compute_parts(
     row_list = rows_N.tolist()
     parts = [row_list[first : first + _IMAGES_PER_PART] for first in range(0, len(row_list), _IMAGES_PER_PART)]
     # With the view: an image whose box has changed is predicted anew.
-    hashes = [_hash_rows([(collection.keys[row], sha256[row], views[row]) for row in part]) for part in parts]
+    hashes = [
+        _hash_rows([(collection.keys[row], sha256[row], [views[row], *views.further(row)]) for row in part])
+        for part in parts
+    ]
     listed = [
         list_pending(folder, number, digest, len(part))
         for number, (digest, part) in enumerate(zip(hashes, parts, strict=True))
@@ -325,10 +328,10 @@ def _compute_parts(
     (folder / DECISIONS).unlink(missing_ok=True)
     device = choose_device(device_name or "auto")
     if settings.features is None:
-        read = _pixel_reader(model, collection, views, device)
+        read = _pixel_reader(model, collection, views, device, settings.batch)
     else:
         read = _feature_reader(settings.features, collection, rows_N)
-    compute = _make_compute(model, collection, read, place_columns_N)
+    compute = _make_compute(model, collection, views, read, place_columns_N)
 
     def compute_part(number: int) -> Iterator[tuple[int, list[int], ScorePart]]:
         rows = [parts[number][position] for position in pending[number]]
@@ -336,9 +339,13 @@ def _compute_parts(
         results = map_on_cores(compute, batches, device=device)
         failures = {rows.index(row): reason for *_, reasons in results for row, reason in reasons.items()}
         probabilities = np.concatenate([probabilities for probabilities, *_ in results])
-        names = results[0][1]
-        links = {name: np.concatenate([links[name] for _, links, _ in results]) for name in names}
-        yield number, pending[number], ScorePart(hashes[number], probabilities, failures, links)
+        boxes_BK = np.concatenate([boxes for _, boxes, *_ in results])
+        links = {name: np.concatenate([links[name] for _, _, links, _ in results]) for name in results[0][2]}
+        part = ScorePart(hashes[number], probabilities, failures, links)
+        if len(boxes_BK):
+            counts = [len(views.further_boxes(row)) for row in rows]
+            part = replace(part, box_rows_B=np.repeat(np.arange(len(rows)), counts), box_probabilities_BK=boxes_BK)
+        yield number, pending[number], part
 
     pending_rows = [parts[number][position] for number, positions in pending.items() for position in positions]
     watch = CardWatch(collection.can_reach, pending_rows)
@@ -396,30 +403,46 @@ class _threads:
         torch.set_num_threads(self._before)
 
 
-def _hash_rows(rows: Sequence[tuple[str, str, View]]) -> str:
-    text = "\0".join(f"{key}\1{sha256}\1{view!r}" for key, sha256, view in rows)
+def _hash_rows(rows: Sequence[tuple[str, str, Sequence[View]]]) -> str:
+    text = "\0".join("\1".join([key, sha256, *map(repr, views)]) for key, sha256, views in rows)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-# Vectors of the rows that can be read, in their order, and why others cannot.
+# Vectors of the rows that can be read, in their order; after them those of their further boxes; why others cannot.
 _Reader = Callable[[Sequence[int]], tuple[NDArray[np.float32], dict[int, str]]]
 
 
-def _pixel_reader(model: SpeciesModel, collection: Collection, views: Views, device: torch.device) -> _Reader:
+def _pixel_reader(
+    model: SpeciesModel, collection: Collection, views: Views, device: torch.device, batch: int
+) -> _Reader:
     encoder = model.load_encoder(device)
 
-    def read(rows: Sequence[int]) -> tuple[NDArray[np.float32], dict[int, str]]:
-        pixels, failures = [], {}
-        for row in rows:
-            try:
-                pixels.append(read_image(collection, row, encoder.preprocess, views[row])[0])
-            except BadImage as problem:
-                failures[row] = f"{problem.reason}: {problem}"
-        if not pixels:
-            return np.zeros((0, 0), np.float32), failures
+    def encode(pixels: list[torch.Tensor]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            batch = encoder.frozen_features(torch.stack(pixels).to(device))
-            return encoder.image_vectors(batch).float().cpu().numpy(), failures
+            features = encoder.frozen_features(torch.stack(pixels).to(device))
+            return encoder.image_vectors(features).float().cpu().numpy()
+
+    def read(rows: Sequence[int]) -> tuple[NDArray[np.float32], dict[int, str]]:
+        failures: dict[int, str] = {}
+        owners, pixels, vectors = list[int](), list[torch.Tensor](), list[NDArray[np.float32]]()
+        further = [(row, view) for row in rows for view in views.further(row)]
+        for row, view in [*((row, views[row]) for row in rows), *further]:
+            if row in failures:
+                continue
+            # A herd has more boxes than a batch has images: no more of them are in memory at once.
+            if len(pixels) == batch:
+                vectors.append(encode(pixels))
+                pixels = []
+            try:
+                pixels.append(read_image(collection, row, encoder.preprocess, view)[0])
+                owners.append(row)
+            except BadImage as problem:
+                # A card may be pulled out between two boxes of an image, which is tried again as a whole then.
+                failures[row] = f"{problem.reason}: {problem}"
+        vectors += [encode(pixels)] if pixels else []
+        if not vectors:
+            return np.zeros((0, 0), np.float32), failures
+        return np.concatenate(vectors)[[row not in failures for row in owners]], failures
 
     return read
 
@@ -444,10 +467,17 @@ def _match_places(model: SpeciesModel, collection: Collection) -> tuple[NDArray[
     return (columns_N, cameras) if (columns_N >= 0).any() else (None, [])
 
 
+_Computed = tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray[Any]], dict[int, str]]
+
+
 def _make_compute(
-    model: SpeciesModel, collection: Collection, read: _Reader, place_columns_N: NDArray[np.int64] | None
-) -> Callable[[Sequence[int]], tuple[NDArray[np.float32], dict[str, NDArray[Any]], dict[int, str]]]:
-    """Return the function from rows to probabilities, scores of links, and the reasons of failed rows."""
+    model: SpeciesModel,
+    collection: Collection,
+    views: Views,
+    read: _Reader,
+    place_columns_N: NDArray[np.int64] | None,
+) -> Callable[[Sequence[int]], _Computed]:
+    """Return the function from rows to probabilities of them and of their further boxes, links, and failures."""
     # MLP-concat alone reads place and hour of an image; of COSMO they are supervision.
     survey = Survey.open(collection) if model.info.method == "mlp_concat" else None
 
@@ -455,9 +485,11 @@ def _make_compute(
     if place_columns_N is not None:
         candidates["places"] = ("place", len(model.places_P2))
 
-    def compute(rows: Sequence[int]) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]], dict[int, str]]:
-        # Initialized to NaN: a row that failed stays NaN through all stages.
+    def compute(rows: Sequence[int]) -> _Computed:
+        # Initialized to NaN: a row that failed stays NaN through all stages, and its further boxes with it.
         probabilities = np.full((len(rows), len(model.classes)), np.nan, dtype=np.float32)
+        owners = np.repeat(np.arange(len(rows)), [len(views.further_boxes(row)) for row in rows])
+        boxes = np.full((len(owners), len(model.classes)), np.nan, dtype=np.float32)
         links: dict[str, NDArray[Any]] = {
             name: np.full((len(rows), count), np.nan, dtype=np.float32) for name, (_, count) in candidates.items()
         }
@@ -470,14 +502,16 @@ def _make_compute(
         failures |= dict.fromkeys(lacking, "no place or hour: the model reads both")
         readable = [position for position, row in enumerate(rows) if row not in failures]
         if readable:
+            is_readable = np.isin(owners, readable)
             context: dict[str, Any] = {}
             if survey is not None:
-                used = [rows[position] for position in readable]
+                used = [rows[position] for position in (*readable, *owners[is_readable])]
                 context = {"places_N2": survey.places_N2[used], "hours_N": survey.hour_N[used]}
-            probabilities[readable] = model.probabilities(vectors, **context)
+            scores = model.probabilities(vectors, **context)
+            probabilities[readable], boxes[is_readable] = np.split(scores, [len(readable)])
             for name, (relation, _) in candidates.items():
-                links[name][readable] = model.predict_links(vectors, relation)
-        return probabilities, links, failures
+                links[name][readable] = model.predict_links(vectors[: len(readable)], relation)
+        return probabilities, boxes, links, failures
 
     return compute
 
@@ -487,6 +521,10 @@ class UsedBoxes(Protocol):
 
     def box(self, row: int) -> NDArray[np.float64] | None:
         """Return the box of a row; None for the whole image."""
+        ...
+
+    def further_boxes(self, row: int) -> Sequence[NDArray[np.float64]]:
+        """Return the boxes of further animals of a row that were looked at, too."""
         ...
 
 
@@ -535,13 +573,17 @@ def _boxes_table(collection: Collection, rows_N: NDArray[np.int64], views: UsedB
     selected = np.flatnonzero(np.isin(regions.row_numbers, rows_N))
     rows = regions.row_numbers[selected]
     corners = collection.region_boxes[selected].astype(np.float64)
-    cropped_B4 = np.full((len(rows), 4), np.nan)
+    cropped_B4, crops_B = np.full((len(rows), 4), np.nan), np.full(len(rows), -1)
     for index, row in enumerate(rows.tolist()):
         if (box := views.box(row)) is not None:
             cropped_B4[index] = box
+            for number, further in enumerate(views.further_boxes(row), start=1):
+                if (further == corners[index]).all():
+                    crops_B[index] = number
     columns: dict[str, Any] = {"key": pa.array(collection.keys, pa.string()).take(pa.array(rows))}
     columns |= {name: corners[:, index] for index, name in enumerate(("x1", "y1", "x2", "y2"))}
     columns |= {"score": regions.array("score")[selected].astype(np.float64)}
     columns |= {name: regions.table[name].take(pa.array(selected)) for name in ("label", "source")}
     # NaN, of images without a crop, equals no corner.
-    return pa.table({**columns, "used": (cropped_B4 == corners).all(axis=1)})
+    is_used_B = (cropped_B4 == corners).all(axis=1)
+    return pa.table({**columns, "used": is_used_B, "crop": np.where(is_used_B, 0, crops_B)})

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class ScorePart:
         rows_hash: of keys, bytes and views of the images: a part of other images is computed again.
         probabilities_NK: NaN where an image failed.
         failures: position in the part -> reason.
+        box_rows_B: position in the part of the image of each further box, ascending; see `crops.further_boxes`.
+        box_probabilities_BK: of what these boxes show.
         links: scores of the model's candidates by the graph, "hours" [N, H] and "places" [N, P], and "place_columns"
             [N], the candidate that is the image's place, -1 for none; without those that the model has not.
     """
@@ -71,6 +73,14 @@ class ScorePart:
     probabilities_NK: NDArray[np.float32]
     failures: dict[int, str]
     links: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    box_rows_B: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    box_probabilities_BK: NDArray[np.float32] | None = None
+
+    @property
+    def all_probabilities_MK(self) -> NDArray[np.float32]:
+        """Probabilities of the images, and after them those of the further boxes."""
+        boxes_BK = self.box_probabilities_BK
+        return self.probabilities_NK if boxes_BK is None else np.concatenate([self.probabilities_NK, boxes_BK])
 
     def replace_rows(self, positions: Sequence[int], part: ScorePart) -> ScorePart:
         """Return this part with other values of some images; `part` has only those of `positions`."""
@@ -83,15 +93,24 @@ class ScorePart:
             values[rows] = part.links[name]
         failures = {row: reason for row, reason in self.failures.items() if row not in set(rows)}
         failures |= {rows[row]: reason for row, reason in part.failures.items()}
-        return ScorePart(self.rows_hash, probabilities_NK, dict(sorted(failures.items())), links)
+        joined = ScorePart(self.rows_hash, probabilities_NK, dict(sorted(failures.items())), links)
+        stays_B = ~np.isin(self.box_rows_B, rows)
+        box_rows_B = np.concatenate([self.box_rows_B[stays_B], np.array(rows, np.int64)[part.box_rows_B]])
+        scored = [] if self.box_probabilities_BK is None else [self.box_probabilities_BK[stays_B]]
+        scored += [] if part.box_probabilities_BK is None else [part.box_probabilities_BK]
+        if not scored:
+            return joined
+        order = np.argsort(box_rows_B, kind="stable")
+        return replace(joined, box_rows_B=box_rows_B[order], box_probabilities_BK=np.concatenate(scored)[order])
 
 
 def write_part(folder: Path, number: int, part: ScorePart) -> None:
     """Write a part whole or not at all."""
     failures = json.dumps({str(row): reason for row, reason in part.failures.items()})
-    data = save(
-        {"probabilities": part.probabilities_NK, **part.links}, metadata={"rows": part.rows_hash, "failures": failures}
-    )
+    tensors = {"probabilities": part.probabilities_NK, **part.links}
+    if part.box_probabilities_BK is not None:
+        tensors |= {"box_rows": part.box_rows_B, "box_probabilities": part.box_probabilities_BK}
+    data = save(tensors, metadata={"rows": part.rows_hash, "failures": failures})
     path = _part_path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(path, data)
@@ -127,7 +146,10 @@ def read_part(folder: Path, number: int) -> ScorePart:
             metadata = file.metadata() or {}
             failures = {int(row): reason for row, reason in json.loads(metadata.get("failures", "{}")).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return ScorePart(metadata.get("rows", ""), tensors.pop("probabilities"), failures, tensors)
+            boxes_BK = tensors.pop("box_probabilities", None)
+            box_rows_B = tensors.pop("box_rows", np.zeros(0, np.int64))
+            probabilities_NK = tensors.pop("probabilities")
+            return ScorePart(metadata.get("rows", ""), probabilities_NK, failures, tensors, box_rows_B, boxes_BK)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: missing or damaged; run foveate species predict again") from error
 
@@ -231,12 +253,29 @@ class Predictions:
     @cached_property
     def stored_probabilities(self) -> StoredRows:
         """The same on disk, for what needs some images at a time."""
-        return self.store_probabilities(len(self.classes))
+        return self._store(lambda part: part.probabilities_NK, len(self.classes))
 
-    def store_probabilities(self, num_classes: int) -> StoredRows:
-        """Return the probabilities on disk for the model's classes and further ones behind them, which have 0."""
+    def store_subjects(self, images_S: NDArray[np.int64], crops_S: NDArray[np.int64], num_classes: int) -> StoredRows:
+        """Return the probabilities [S, num_classes] on disk of what is seen on images.
+
+        Args:
+            images_S: position of the image of each row, ascending.
+            crops_S: 0 for what the image shows, n for its further box number n; see `boxes`.
+            num_classes: those of the model, and further ones behind them, which have 0.
+        """
+        size, count = self.config["images_per_part"], len(self.collection_keys)
         missing = ((0, 0), (0, num_classes - len(self.classes)))
-        return self._store(lambda part: np.pad(part.probabilities_NK, missing), num_classes)
+        starts_P = np.searchsorted(images_S, np.arange(0, max(count, 1), size))
+        ends_P = np.append(starts_P[1:], len(images_S))
+
+        def read(number: int) -> NDArray[Any]:
+            part = read_part(self.folder, number)
+            rows = slice(starts_P[number], ends_P[number])
+            positions, crops = images_S[rows] - number * size, crops_S[rows]
+            further = len(part.probabilities_NK) + np.searchsorted(part.box_rows_B, positions) + crops - 1
+            return np.pad(part.all_probabilities_MK[np.where(crops > 0, further, positions)], missing)
+
+        return StoredRows(read, (len(images_S), num_classes), starts_P)
 
     def stored_places(self) -> StoredRows:
         """Return the scores [N, P] of the candidate places on disk; `links("place_columns")` tests if there are any."""
@@ -245,7 +284,8 @@ class Predictions:
 
     def _store(self, select: Callable[[ScorePart], NDArray[Any]], columns: int) -> StoredRows:
         shape = (len(self.collection_keys), columns)
-        return StoredRows(lambda number: select(read_part(self.folder, number)), shape, self.config["images_per_part"])
+        starts_P = np.arange(0, max(shape[0], 1), self.config["images_per_part"])
+        return StoredRows(lambda number: select(read_part(self.folder, number)), shape, starts_P)
 
     def class_probabilities(self, column: int) -> NDArray[np.float32]:
         """Return the probabilities [N] of one class; NaN where an image failed."""
@@ -312,8 +352,15 @@ class Predictions:
 
     @cached_property
     def boxes(self) -> pa.Table:
-        """Boxes: key, x1, y1, x2, y2, score, label, source, and whether the image was cropped to it."""
-        return tables.read_table(self.folder / BOXES)
+        """Boxes: key, x1, y1, x2, y2, score, label, source, whether the image was cropped to it, and crop.
+
+        The column crop is 0 for this box, n for the further one number n of the image, -1 where it was not classified.
+        """
+        table = tables.read_table(self.folder / BOXES)
+        if "crop" not in table.column_names:
+            # Older folders have one classified box an image.
+            table = table.append_column("crop", pa.array(np.where(table["used"].to_numpy(), 0, -1), pa.int64()))
+        return table
 
     @cached_property
     def used_boxes(self) -> dict[str, BoxValues]:
@@ -322,6 +369,12 @@ class Predictions:
         used = self.boxes.filter(self.boxes["used"])
         keys, *corners = (used[name].to_pylist() for name in ("key", "x1", "y1", "x2", "y2"))
         return {key: (x1, y1, x2, y2) for key, x1, y1, x2, y2 in zip(keys, *corners, strict=True)}
+
+    @cached_property
+    def box_corners(self) -> list[BoxValues]:
+        """Corners of all boxes, in the order of `boxes`."""
+        columns = (self.boxes[name].to_pylist() for name in ("x1", "y1", "x2", "y2"))
+        return list(zip(*columns, strict=True))
 
     def find_image(self, name: str) -> int:
         """Return the row of an image in the scores by its key, its file, or the end of its file's path.
@@ -356,7 +409,15 @@ class Predictions:
         path = self.folder / DECISIONS
         if not path.is_file():
             raise UserError(f"{self.folder}: nothing is decided; run foveate species decide {self.folder}")
-        return tables.read_table(path)
+        table = tables.read_table(path)
+        if "count" in table.column_names:
+            return table
+        # Older folders count nothing, and have one box an image.
+        used = np.flatnonzero(self.boxes["crop"].to_numpy() == 0)
+        rows = dict(zip(self.boxes["key"].take(pa.array(used)).to_pylist(), used.tolist(), strict=True))
+        boxes = [[rows[key] for key in keys if key in rows] for keys in table["keys"].to_pylist()]
+        table = table.append_column("count", pa.array(np.zeros(len(table), dtype=np.int64)))
+        return table.append_column("boxes", pa.array(boxes, pa.list_(pa.int64())))
 
     @cached_property
     def decision_settings(self) -> dict[str, Any]:

@@ -241,7 +241,11 @@ class ReviewImage(ResultModel):
 
 
 class ReviewEntry(ResultModel):
-    """One event to review: its decision, the reasons to look at it, and its first images."""
+    """One event to review: its decision, the reasons to look at it, and its first images.
+
+    Attributes:
+        count: most boxes of the answer in one image; 0 where nothing was counted.
+    """
 
     event: str
     file: str
@@ -253,6 +257,7 @@ class ReviewEntry(ResultModel):
     alternatives: list[tuple[str, float]] = []
     reasons: list[str] = []
     num_images: int = 1
+    count: int = 0
     images: list[ReviewImage] = []
 
 
@@ -294,6 +299,7 @@ class SpeciesExplanation(RunResult):
     """Explanation of the answer for one image.
 
     Attributes:
+        also: further answers about the image, of other species, people and vehicles.
         classes: best classes of this image with their probabilities, before any stage.
         best_image: file of the image that represents the event, if it is a different one.
         taxa: classes whose vectors are nearest to that of the best class.
@@ -311,6 +317,7 @@ class SpeciesExplanation(RunResult):
     answer: str
     rank: str = ""
     score: float
+    also: list[str] = []
     classes: list[tuple[str, float]] = []
     steps: list[str] = []
     best_image: str = ""

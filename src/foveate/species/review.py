@@ -14,38 +14,22 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, sha256_file, write_bytes_atomically, write_json_atomically
 from foveate.core.results import BoxValues
-from foveate.records import layout, tables
-from foveate.records.annotate import remove_rows
-from foveate.records.appender import AnnotationAppender
-from foveate.records.collection import Collection
+from foveate.records import tables
 from foveate.records.images import BadImage, save_thumbnail
-from foveate.records.tables import Provenance
 from foveate.species.decide_results import best_detections, merge_decisions, open_survey
-from foveate.species.predictions import DECISIONS, Predictions
+from foveate.species.predictions import Predictions
 from foveate.species.results import ReviewEntry, ReviewImage, SpeciesReviewResult
 from foveate.species.rows import DETECTED
-from foveate.species.taxonomy import open_taxa
-from foveate.survey.detections import get_kind
 from foveate.survey.exporters.survey_rows import SurveyRows
-from foveate.survey.file_index import FileIndex
-from foveate.survey.importers.corrections import Correction
-from foveate.survey.store import REVIEW_SOURCE
-from foveate.survey.survey import Survey
-from foveate.survey.taxa import Taxa
-from foveate.survey.types import Observation, observation_row
 
 SHEET, TABLE, _RESULT = "sheet.png", "review.csv", "result.json"
 _MAX_FRAMES = 4  # frames of an event on the sheet
@@ -53,8 +37,8 @@ _SIDE = 420
 _COLUMNS, _TILE, _LABEL = 6, 260, 40  # layout of the sheet; the last two in pixels
 _BLANK_DETECTION = 0.5  # from this confidence on a detector contradicts "blank"
 COLUMNS = (
-    "event", "key", "file", "images", "deployment", "time", "answer", "rank", "score", "alternatives", "priority",
-    "reason", "correction", "remark",
+    "event", "key", "file", "images", "deployment", "time", "answer", "counted", "rank", "score", "alternatives",
+    "priority", "reason", "count", "correction", "remark",
 )  # fmt: skip
 
 
@@ -82,7 +66,7 @@ def rank_events(predictions: Predictions) -> list[ReviewEvent]:
     """
     decisions = predictions.decisions.to_pylist()
     merged = merge_decisions(predictions)
-    answered = [] if merged is None else [merged.is_answered(decision) for decision in merged.decisions or ()]
+    answered = [] if merged is None else merged.answered
     detections = best_detections(predictions)
     rows = tables.positions(predictions.decisions["key"], among=predictions.images["key"])
     uses = Counter(row["name"] for row in decisions if row["kind"] == "animal")
@@ -130,7 +114,8 @@ def write_review(
             number then.
     """
     decisions = predictions.decisions.to_pylist()
-    ranked = rank_events(predictions)
+    # An answer that is wrong is changed in its own table, which stays.
+    ranked = [event for event in rank_events(predictions) if not event.is_answered]
     events = ranked[:max_events]
     folder.mkdir(parents=True, exist_ok=True)
     table = _free_path(folder)
@@ -138,7 +123,7 @@ def write_review(
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     # Draws only the box that the model saw: the others had no part in the answer.
-    boxes = predictions.used_boxes
+    boxes = predictions.box_corners
     times: dict[str, str] = {}
     if open_survey(predictions) is not None:
         # As exports write it: ISO 8601, after the shift of the clock.
@@ -153,7 +138,8 @@ def write_review(
         line |= {"images": len(row["keys"]), "answer": row["name"], "score": f"{row['score']:.4f}"}
         line |= {"alternatives": "; ".join(f"{name} {score:.2f}" for name, score in best)}
         line |= {"priority": f"{event.priority:.4f}", "reason": "; ".join(event.reasons)}
-        writer.writerow({**line, "correction": "", "remark": ""})
+        line["counted"] = row["count"] or ""
+        writer.writerow({**line, **dict.fromkeys(("correction", "count", "remark"), "")})
         images = _save_frames(predictions, row, boxes, folder)
         frames.append([(folder / image.image, image.box) for image in images])
         entries.append(
@@ -168,6 +154,7 @@ def write_review(
                 alternatives=[(name, score) for name, score in best],
                 reasons=list(event.reasons),
                 num_images=len(row["keys"]),
+                count=row["count"],
                 images=images,
             )
         )
@@ -205,9 +192,12 @@ def _free_path(folder: Path) -> Path:
 
 
 def _save_frames(
-    predictions: Predictions, row: Mapping[str, Any], boxes: Mapping[str, BoxValues], folder: Path
+    predictions: Predictions, row: Mapping[str, Any], boxes: Sequence[BoxValues], folder: Path
 ) -> list[ReviewImage]:
-    """Write thumbnails of an event, the image that shows it best first."""
+    """Write thumbnails of an event, the image that shows it best first, each with the surest box of the answer."""
+    owners = predictions.boxes["key"]
+    # Backwards, so that the surest of an image remains.
+    best = {owners[index].as_py(): boxes[index] for index in reversed(row["boxes"])}
     keys = [row["key"], *(key for key in row["keys"] if key != row["key"])][:_MAX_FRAMES]
     frames = []
     for key in keys:
@@ -217,7 +207,7 @@ def _save_frames(
             save_thumbnail(predictions.collection.image_bytes(image_row), folder / path, longest_side=_SIDE)
         except BadImage:
             continue
-        frames.append(ReviewImage(image=path, box=boxes.get(key)))
+        frames.append(ReviewImage(image=path, box=best.get(key)))
     return frames
 
 
@@ -257,239 +247,3 @@ def _draw_sheet(entries: Sequence[ReviewEntry], frames: Sequence[Sequence[tuple[
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-# Add people's answers to a survey: our review table, any table, Timelapse or Camtrap DP.
-#
-# They become observations of the survey with the method "human", so that the next training learns from them. Imported
-# rows stay on disk; earlier answers of a review about the same images are removed, from whatever file they came. A
-# results folder says in addition what a confirmation ("ok") confirms and which images an event has; a survey alone is
-# enough for all other answers.
-
-
-_CONFIRMED = ("ok", "yes", "right", "correct")
-
-
-@dataclass(slots=True)
-class CorrectionsSummary:
-    """Counts of `apply_corrections`.
-
-    Attributes:
-        images: with a new answer. blank: of them empty.
-        replaced: earlier answers of a review about these images, of whatever file, which were removed.
-        unmatched: corrections of files that are not in the survey.
-        also_labeled: images that a person had labeled differently: the answer holds; an imported row stays on disk.
-        new_names: names that are no known taxon -> images.
-    """
-
-    images: int = 0
-    blank: int = 0
-    replaced: int = 0
-    unmatched: list[str] = field(default_factory=list)
-    also_labeled: int = 0
-    new_names: dict[str, int] = field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """Format the counts for people."""
-        lines = [f"{self.images:,} images have an answer of a person now, {self.blank:,} of them: blank"]
-        if self.replaced:
-            lines.append(f"{self.replaced:,} earlier answers about these images were replaced")
-        if self.unmatched:
-            lines.append(f"{len(self.unmatched):,} files are not in the survey, first {self.unmatched[0]!r}")
-        if self.also_labeled:
-            lines.append(f"{self.also_labeled:,} images had another label of a person, which the answer replaces")
-        for name, count in self.new_names.items():
-            lines.append(f"{name!r} is no known taxon ({count:,} images); the next training learns it as a class")
-        return lines
-
-
-@dataclass(frozen=True)
-class ReviewTarget:
-    """Target of a person's answers.
-
-    Attributes:
-        survey: gets the answers.
-        taxa: names are looked up in it.
-        decisions: table of a results folder; None where nothing was predicted.
-    """
-
-    survey: Survey
-    taxa: Taxa
-    decisions: pa.Table | None = None
-
-
-def open_target(folder: Path) -> ReviewTarget:
-    """Open a results folder, or a survey whose images were never predicted.
-
-    Raises:
-        UserError: the folder is neither.
-    """
-    # Only a collection has this file: a survey can be corrected before anything is predicted.
-    if (folder / layout.DESCRIPTION).is_file():
-        collection = Collection.open(folder)
-        return ReviewTarget(Survey.open(collection), open_taxa(collection, None))
-    predictions = Predictions.open(folder)
-    is_decided = (folder / DECISIONS).is_file()
-    return ReviewTarget(predictions.survey, predictions.taxa, predictions.decisions if is_decided else None)
-
-
-def apply_corrections(target: ReviewTarget, corrections: Sequence[Correction], path: Path) -> CorrectionsSummary:
-    """Add the answers to a survey as observations of a person.
-
-    An answer about an event of our review table belongs to the image that was shown first, since an animal leaves some
-    frames of its burst; "blank" belongs to all of its images.
-
-    Args:
-        path: file of the answers; the source of the rows.
-
-    Raises:
-        UserError: no correction fits any image of the survey, or one confirms what nothing answered.
-    """
-    survey, taxa = target.survey, target.taxa
-    collection = survey.collection
-    summary = CorrectionsSummary()
-    # Everything is resolved before the first write, so that a wrong row does not leave half of the answers behind.
-    answers = _resolve(target, corrections, summary)
-    if not answers:
-        raise UserError(f"{path}: no correction fits an image of {collection.path}, or all are known")
-    others = survey.labels()
-    rows = []
-    unknown = Counter[str]()
-    for key, entries in answers.items():
-        row = collection.find_row(key)
-        observations = [
-            _observe(key, number, survey, row, entry, taxa) for number, entry in enumerate(entries.values())
-        ]
-        unknown.update(entry.taxon for entry in observations if entry.kind == "animal" and not entry.taxon_id)
-        summary.images += 1
-        summary.blank += observations[0].kind == "blank"
-        # A label of the survey is an id, a name or a kind, so the same answer in another form is no change.
-        names = {name for entry in observations for name in (entry.taxon_id, entry.taxon, entry.kind) if name}
-        summary.also_labeled += bool(others[row]) and others[row] not in names
-        rows += [observation_row(entry) for entry in observations]
-    summary.new_names = {name: count for name, count in unknown.items() if name}
-    # Called before the new rows are written: it goes by key and review source, and would remove them as well.
-    summary.replaced = _remove_earlier(collection.path, set(answers))
-    with AnnotationAppender(collection.path, purpose="adding corrections") as appender:
-        appender.append("observations", rows, Provenance(source=f"{REVIEW_SOURCE}{path.name}"))
-    return summary
-
-
-def _resolve(
-    target: ReviewTarget, corrections: Sequence[Correction], summary: CorrectionsSummary
-) -> dict[str, dict[str, Correction]]:
-    """Return the answers about each image by their label; of one label the last, of a package their sum."""
-    survey = target.survey
-    keys = set(survey.keys)
-    corrections = _drop_unchanged(corrections, survey)
-    # Group by image: an event has an answer for its people, and another for its animals.
-    owners: dict[str, dict[str, Any]] = {}
-    decided: dict[str, str] = {}
-    # Rows are converted only if an answer needs them: a survey has far more decisions than answers.
-    if target.decisions is not None and any(entry.event or _confirms(entry.label) for entry in corrections):
-        for row in target.decisions.to_pylist():
-            owners |= dict.fromkeys(row["keys"], row)
-            decided |= dict.fromkeys(row["keys"], row["name"] if row["kind"] == "animal" else row["kind"])
-    index = FileIndex(survey.media["file"].to_pylist(), survey.keys)
-    # Each file once: an image with two kinds has two rows, and two paths of one image would be rivals.
-    files = list(dict.fromkeys(correction.file for correction in corrections))
-    row_of = dict(zip(files, index.find_all(files)[0], strict=True))
-    answers: dict[str, dict[str, Correction]] = {}
-    for correction in corrections:
-        row = row_of[correction.file]
-        key = correction.key if correction.key in keys else survey.keys[row] if row >= 0 else ""
-        if not key:
-            summary.unmatched.append(correction.file or correction.key)
-            continue
-        label = correction.label
-        if _confirms(label):
-            label = decided.get(key, "")
-            if label in ("", "unknown", "unclassified"):
-                raise UserError(f"{correction.where}: {correction.label!r} confirms no answer; expected a name")
-        owner = owners.get(key, {"event": "", "keys": (key,)})
-        is_blank_event = bool(correction.event) and owner["event"] == correction.event and get_kind(label) == "blank"
-        for member in owner["keys"] if is_blank_event else (key,):
-            # Key by label: two species on one image are two answers, the same one twice is a correction of it.
-            of_image, count = answers.setdefault(member, {}), correction.count
-            earlier = of_image.get(label)
-            if earlier is not None and earlier.id and correction.id not in ("", earlier.id):
-                # Rows of a package are individuals or groups, each with an id of its own.
-                count = (earlier.count or 1) + (count or 1)
-            of_image[label] = replace(correction, label=label, count=count)
-    return answers
-
-
-def _drop_unchanged(corrections: Sequence[Correction], survey: Survey) -> list[Correction]:
-    """Leave out images of a package whose rows all came back as the survey stores them: those are no new answers."""
-    names = ["id", "kind", "taxon", "count", "method", "classified_at", "source"]
-    table = survey.collection.table("observations").select(names)
-    rows = [row for row in table.to_pylist() if row["method"] == "human"]
-    stored = {
-        (row["id"], (row["taxon"] or row["kind"]) if row["kind"] == "animal" else row["kind"], row["count"])
-        for row in rows
-    }
-    # A package that was exported before an answer was corrected holds the earlier one under the same id.
-    answered = {row["id"]: row["classified_at"] for row in rows if row["source"].startswith(REVIEW_SOURCE)}
-    changed = set()
-    for entry in corrections:
-        is_stored = (entry.id, entry.label, -1 if entry.count is None else entry.count) in stored
-        if not entry.id or not (is_stored or _is_earlier(entry.time, answered.get(entry.id, ""))):
-            changed.add(entry.key)
-    # Return all entries of a changed image: an answer is about a whole image, so it would hide the unchanged rows
-    # beside an edited one.
-    return [entry for entry in corrections if entry.key in changed]
-
-
-def _is_earlier(time: str, than: str) -> bool:
-    """Whether one time as written is before another; not, where one of them is none."""
-    try:
-        return datetime.fromisoformat(time) < datetime.fromisoformat(than)
-    except (ValueError, TypeError):  # TypeError: only one has an offset
-        return False
-
-
-def _confirms(label: str) -> bool:
-    return label.strip().lower() in _CONFIRMED
-
-
-def _observe(key: str, number: int, survey: Survey, row: int, correction: Correction, taxa: Taxa) -> Observation:
-    label = correction.label
-    kind = get_kind(label)
-    taxon, taxon_id = "", ""
-    if kind == "animal" and label.lower() != "animal":
-        index = taxa.index(label) if label in taxa else taxa.find(label)
-        if index < 0:
-            # A common name shared by two taxa is ambiguous, so the label stays as it was written.
-            matches = [i for i, name in enumerate(taxa.common) if name and name.lower() == label.lower()]
-            index = matches[0] if len(matches) == 1 else -1
-        taxon, taxon_id = (taxa.names[index], taxa.ids[index]) if index >= 0 else (label, "")
-    deployment = int(survey.deployment_N[row])
-    return Observation(
-        # A pure function of the answer: a package that was exported is recognized when it comes back (`_resolve`).
-        id=hashlib.blake2b(f"{REVIEW_SOURCE}|{key}|{number}".encode(), digest_size=8).hexdigest(),
-        deployment=survey.deployments[deployment].id if deployment >= 0 else "",
-        key=key,
-        kind=kind,
-        taxon=taxon,
-        taxon_id=taxon_id,
-        count=correction.count,
-        method="human",
-        classifier=correction.person,
-        classified_at=correction.time or tables.now(),
-    )
-
-
-def _remove_earlier(path: Path, keys: set[str]) -> int:
-    """Remove earlier answers about these images; only rows of a review are ever removed."""
-
-    def select(part: pa.Table) -> NDArray[np.bool_]:
-        columns: Mapping[str, list[str]] = {name: part[name].to_pylist() for name in ("key", "source")}
-        return np.array(
-            [
-                source.startswith(REVIEW_SOURCE) and key in keys
-                for key, source in zip(columns["key"], columns["source"], strict=True)
-            ],
-            dtype=bool,
-        )
-
-    return remove_rows(path, "observations", select, purpose="replacing corrections")

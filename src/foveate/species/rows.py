@@ -89,6 +89,7 @@ class Rows:
         classes: a stage may add some after those that are there, so that answers keep their codes.
         probabilities_RK: each row sums to 1; one of NaN is an image that failed, or has nothing left to choose from.
         events_R: event of each row; the rows of an event follow one another.
+        frames_R: image of each row, where images have several, such as one for each animal; None where none has.
         places_R2: degrees (latitude, longitude), NaN where unknown.
         hours_R: local hour in [0, 24), NaN where unknown.
         days_R: day of the year from 0, NaN where unknown.
@@ -104,6 +105,7 @@ class Rows:
     taxa: Taxa
     probabilities_RK: Floats
     events_R: Integers
+    frames_R: Integers | None
     places_R2: Floats
     hours_R: Floats
     days_R: Floats
@@ -143,6 +145,7 @@ class Rows:
             self,
             probabilities_RK=self.probabilities_RK[order_R],
             events_R=self.events_R[order_R],
+            frames_R=None if self.frames_R is None else self.frames_R[order_R],
             places_R2=self.places_R2[order_R],
             hours_R=self.hours_R[order_R],
             days_R=self.days_R[order_R],
@@ -163,17 +166,18 @@ class StoredRows:
 
     Args:
         read: returns the probabilities of a part by its number.
-        rows_per_part: of all parts but the last.
+        starts_P: first row of each part.
     """
 
-    def __init__(self, read: Callable[[int], NDArray[Any]], shape: tuple[int, int], rows_per_part: int) -> None:
+    def __init__(self, read: Callable[[int], NDArray[Any]], shape: tuple[int, int], starts_P: Integers) -> None:
         # Events follow the order of the images, so that a block needs a few parts, and the next one the last of them.
         self._read = lru_cache(_CACHED_PARTS)(read)
-        self.shape, self._rows_per_part = shape, rows_per_part
+        self.shape, self._starts_P = shape, starts_P
 
     def __getitem__(self, rows_R: Integers) -> NDArray[Any]:
         values_RK = np.empty((len(rows_R), self.shape[1]), dtype=np.float32)
-        parts_R, offsets_R = np.divmod(rows_R, self._rows_per_part)
+        parts_R = np.searchsorted(self._starts_P, rows_R, side="right") - 1
+        offsets_R = rows_R - self._starts_P[parts_R]
         for part in np.unique(parts_R).tolist():
             is_inside_R = parts_R == part
             values_RK[is_inside_R] = self._read(part)[offsets_R[is_inside_R]]

@@ -196,6 +196,9 @@ class _BestBoxes:
     def box(self, row: int) -> NDArray[np.float64] | None:
         return self._boxes.get(row)
 
+    def further_boxes(self, row: int) -> tuple[NDArray[np.float64], ...]:
+        return ()
+
 
 def _write_results(
     collection: Collection,

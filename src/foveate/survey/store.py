@@ -24,6 +24,14 @@ from foveate.survey.verdicts import RULES
 REVIEW_SOURCE = "review:"
 """Beginning of the source of a row that a person wrote in a review; the file of the answers follows."""
 
+ANSWERED, FRAMES = "answered", "frames"
+"""Further fields of a row that a person wrote in a review of decisions.
+
+The name that was decided, and the keys of the images of the event as JSON, which only a row about the event has. The
+row about the event lies beside those of its images, with the key of the image that was shown: ids of events change with
+the settings that form them, images do not.
+"""
+
 EMPTY_AND_SPECIES = RULES["empty-and-species"].outcome
 """What an import counts and names with `find_contradictions`."""
 

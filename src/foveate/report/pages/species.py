@@ -334,7 +334,11 @@ def build_species_explain(result: Mapping[str, Any], run_folder: Path) -> Page:
         top=[
             Drawn(
                 _draw("explained", images, r, format_time(r.time), _overlays(r.box)),
-                [f"{r.answer} {r.rank} {r.score:.2f}", *(f"  {step}" for step in r.steps)],
+                [
+                    f"{r.answer} {r.rank} {r.score:.2f}",
+                    *(f"also {answer}" for answer in r.also),
+                    *(f"  {step}" for step in r.steps),
+                ],
             )
         ],
         sections=[

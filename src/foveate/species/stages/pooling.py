@@ -382,7 +382,8 @@ def prepare(settings: PoolingSettings, others: Mapping[str, Settings], classes: 
                 blank_mode=settings.blank_mode,
             )
         num_valid_E = np.add.reduceat(valid_R.astype(np.int64), starts_E)
-        notes, codes_E = _describe(settings, num_valid_E, lengths_E)
+        unit = "images" if rows.frames_R is None else "animals and frames"
+        notes, codes_E = _describe(settings, num_valid_E, lengths_E, unit)
         # The row of each event that is surest of the event's best class.
         best_R = pooled_EK.argmax(axis=1)[event_R]
         surest_R = np.take_along_axis(rows.probabilities_RK, best_R[:, None], axis=1)[:, 0]
@@ -400,6 +401,7 @@ def prepare(settings: PoolingSettings, others: Mapping[str, Settings], classes: 
         events = replace(
             rows,
             events_R=events_E,
+            frames_R=None,
             places_R2=rows.places_R2[best_E],
             hours_R=rows.hours_R[best_E],
             days_R=rows.days_R[best_E],
@@ -416,10 +418,12 @@ def prepare(settings: PoolingSettings, others: Mapping[str, Settings], classes: 
     return apply
 
 
-def _describe(settings: PoolingSettings, valid_E: Integers, total_E: Integers) -> tuple[tuple[str, ...], Integers]:
+def _describe(
+    settings: PoolingSettings, valid_E: Integers, total_E: Integers, unit: str
+) -> tuple[tuple[str, ...], Integers]:
     pairs, codes_E = np.unique(np.stack([valid_E, total_E], axis=1), axis=0, return_inverse=True)
     name = f"{settings.method}, {settings.blank_mode}"
-    notes = tuple(f"{name}: {valid} of {total} images" for valid, total in pairs.tolist())
+    notes = tuple(f"{name}: {valid} of {total} {unit}" for valid, total in pairs.tolist())
     return notes, codes_E.reshape(-1)
 
 

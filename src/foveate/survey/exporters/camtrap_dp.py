@@ -289,10 +289,12 @@ class _PackageWriter:
                 self.export.counts["observations of images without a time"] += 1
                 continue
             yield self._note(self._observation_row(observation, merged))
-        for answer, _, is_new in merged.read_answers():
-            if is_new:
-                self.export.counts["events with the answer of a person"] += 1
-                yield self._note(self._observation_row(answer, merged, (merged.events or {})[answer.event]))
+        answered: set[tuple[str, str]] = set()
+        for answer in merged.read_answers():
+            if answer.is_new:
+                answered.add((answer.row.deployment, answer.row.event))
+                yield self._note(self._observation_row(answer.row, merged, answer.event_keys))
+        self.export.counts["events with the answer of a person"] += len(answered)
         for decision in merged.new():
             # Several rows of one event have its times.
             members = (merged.events or {})[decision.event] if decision.event else (decision.key,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from foveate.records.tables import positions
 from foveate.survey.camtrap_schema import is_valid_time
 from foveate.survey.detections import Decision
 from foveate.survey.hours import Times, local_clock, parse_times, stated_offset
-from foveate.survey.store import REVIEW_SOURCE, list_deployments, select_current, select_last
+from foveate.survey.store import ANSWERED, FRAMES, REVIEW_SOURCE, list_deployments, select_current, select_last
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Deployment, Medium, Observation
 
@@ -132,8 +133,8 @@ class SurveyRows:
                 row += 1
 
     def read_observations(self) -> Iterator[Observation]:
-        """Yield observations of images, also of absent ones, then those of events."""
-        with_image = select_current(self.collection.table("observations"))
+        """Yield observations of images, also of absent ones, then those of events; without `event_answers`."""
+        with_image = self._current
         absent = self.collection.dataset_table("observations_without_image")
         if absent.num_rows:
             # Rows of absent images that came later are in the first table, too.
@@ -141,10 +142,26 @@ class SurveyRows:
         for table in (with_image, absent, self.collection.dataset_table("event_observations")):
             for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
                 for observation in map(Observation.from_row, batch.to_pylist()):
+                    if FRAMES in observation.extra:
+                        continue
                     if self.without is None or (
                         observation.key not in self.without and (observation.key or observation.kind != "human")
                     ):
                         yield observation
+
+    @cached_property
+    def _current(self) -> pa.Table:
+        return select_current(self.collection.table("observations"))
+
+    @cached_property
+    def event_answers(self) -> list[tuple[Observation, list[str]]]:
+        """Answers of a review about events, with the keys of their images that are still there."""
+        table = self._current.filter(pc.call_function("equal", [self._current["level"], pa.scalar("event")]))
+        rows = [Observation.from_row(row) for row in table.to_pylist()]
+        keys = [json.loads(row.extra.get(FRAMES, "[]")) for row in rows]
+        shown = self.keys.keys() - (self.without or frozenset())
+        pairs = [(row, [key for key in of_row if key in shown]) for row, of_row in zip(rows, keys, strict=True)]
+        return [(row, of_row) for row, of_row in pairs if of_row]
 
     @cached_property
     def review_ids(self) -> set[tuple[str, str]]:
@@ -164,13 +181,28 @@ class SurveyRows:
         return dict(sequences)
 
 
+@dataclass(frozen=True, slots=True)
+class EventAnswer:
+    """What people say of an event: one kind or taxon.
+
+    Args:
+        keys: images that it is about. event_keys: all images of the event.
+        is_new: whether `MergedObservations.read` lacks the row.
+    """
+
+    row: Observation
+    keys: Sequence[str]
+    event_keys: Sequence[str]
+    is_new: bool
+
+
 @dataclass
 class MergedObservations:
     """A survey's observations, with those of a machine replaced by new decisions and answers of people about events.
 
     Rows of people, rows without a stated method and rows about setting up the camera are never changed. They are the
-    answer about their event, in place of the decision. A frame that a person called empty does not change the decision
-    about the others.
+    answer about their event, in place of its decisions. A frame that a person called empty does not change the decision
+    about the others. An answer of a review is about one decision: others of its event, such as a second species, stay.
 
     Args:
         decisions: None leaves everything as it is.
@@ -178,6 +210,7 @@ class MergedObservations:
 
     Attributes:
         reviewed: rows of people about each image that has a decision.
+        answered: whether people have answered each decision.
         labeled: images with rows that stay, after `read`.
         num_skipped: decisions that gave way to a person, after `new`.
     """
@@ -198,22 +231,59 @@ class MergedObservations:
         self.labeled: set[str] = set()
         self.num_skipped = 0
         decided = self.decisions or ()
-        for decision in decided:
+        # Decisions about each image, and about each event.
+        self._about: dict[str, list[int]] = defaultdict(list)
+        self._about_event: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for index, decision in enumerate(decided):
             if decision.event and not self.events.get(decision.event):
                 raise UserError(f"decision about event {decision.event!r}: the survey has no such event")
-            # Called for its error about unknown images, before the first row is written.
             for key in self.members(decision):
+                # Called for its error about unknown images, before the first row is written.
                 self.rows.find_row(key)
-        self.decided_keys = {key for decision in decided for key in self.members(decision)}
-        self.decided_events = {self._event(decision) for decision in decided if decision.event}
-        self._event_of = {key: decision.event for decision in decided for key in self.members(decision)}
+                self._about[key].append(index)
+            if decision.event:
+                self._about_event[self._event(decision)].append(index)
+        self.decided_keys = set(self._about)
+        self.decided_events = set(self._about_event)
         self._sequences = self.rows.media["sequence"].to_pylist()
-        for observation in self.rows.read_observations() if decided else ():
+        # Events of answers whose images have no decision here, as where a survey is exported without any.
+        self._answer_events = {key: row.event for row, keys in self.rows.event_answers for key in keys}
+        for observation in self.rows.read_observations() if decided or self._answer_events else ():
             if _is_reviewed(observation):
-                if observation.key in self.decided_keys:
+                if observation.key in self.decided_keys or observation.key in self._answer_events:
                     self.reviewed[observation.key].append(observation)
                 elif (observation.deployment, observation.event) in self.decided_events and not observation.key:
                     self._reviewed_events[observation.deployment, observation.event].append(observation)
+        self._match_event_answers()
+        self._found = [self._find_answers(index) for index in range(len(decided))]
+        self.answered = [bool(answers) for answers in self._found]
+
+    def _match_event_answers(self) -> None:
+        """Find the decisions that each answer about an event is about, by their images and then by their name."""
+        self._event_answers: dict[int, list[Observation]] = defaultdict(list)
+        self._loose_answers: list[tuple[Observation, list[str]]] = []
+        # Rows of images that lie beside one about their event.
+        self._beside = {(key, row.extra.get(ANSWERED)) for row, keys in self.rows.event_answers for key in keys}
+        for row, keys in self.rows.event_answers:
+            touched = dict.fromkeys(index for key in keys for index in self._about.get(key, ()))
+            groups: dict[str, list[int]] = defaultdict(list)
+            for index in touched:
+                if event := self._decided[index].event:
+                    groups[event].append(index)
+            for group in groups.values():
+                for index in self._select_named(group, row):
+                    self._event_answers[index].append(row)
+            if not groups:
+                self._loose_answers.append((row, keys))
+
+    def _select_named(self, indices: Sequence[int], row: Observation) -> Sequence[int]:
+        """Return the decisions of an event or image that a row answers: that of its name, else all."""
+        named = [index for index in indices if self._decided[index].label == row.extra.get(ANSWERED)]
+        return named or indices
+
+    @property
+    def _decided(self) -> Sequence[Decision]:
+        return self.decisions or ()
 
     def _event(self, decision: Decision) -> tuple[str, str]:
         """Return deployment and id of the event that a decision is about."""
@@ -226,27 +296,36 @@ class MergedObservations:
 
     def name_event(self, key: str) -> str:
         """Return the id of the event of an image: of its decision, else of its source; "" for none."""
-        return self._event_of.get(key) or self._sequences[self.rows.keys[key]]
+        about = self._about.get(key)
+        event = self._decided[about[0]].event if about else self._answer_events.get(key, "")
+        return event or self._sequences[self.rows.keys[key]]
 
-    def is_answered(self, decision: Decision) -> bool:
-        """Whether a person has labeled the image or event of a decision."""
-        return bool(self.find_answers(decision)) if decision.event else decision.key in self.reviewed
-
-    def find_answers(self, decision: Decision) -> list[Observation]:
-        """Return what people say of the event of a decision, one row for each kind; none where the decision stands."""
-        if not decision.event or not (self.reviewed or self._reviewed_events):
+    def _find_answers(self, index: int) -> list[Observation]:
+        """Return what people say of a decision, one row for each kind; none where the decision stands."""
+        decision = self._decided[index]
+        if not decision.event:
+            rows = self.reviewed.get(decision.key, ())
+            return [row for row in rows if index in self._select_named(self._about[decision.key], row)]
+        if not (self.reviewed or self._reviewed_events or self._event_answers):
             return []
         deployment, event = self._event(decision)
+        if index in self._event_answers:
+            return _join_answers(self._event_answers[index], deployment, event)
         if (deployment, event) in self._reviewed_events:
             return self._reviewed_events[deployment, event]
         members = self.members(decision)
-        rows = [row for key in members for row in self.reviewed.get(key, ())]
+        own = {key: self.list_own_rows(key) for key in members}
+        rows = [row for of_image in own.values() for row in of_image]
         for kinds in (("animal", "human", "vehicle"), ("unknown",), ("blank",)):
             answers = [row for row in rows if row.kind in kinds]
             # An empty frame is no evidence about the others of its burst.
-            if answers and (kinds != ("blank",) or all(key in self.reviewed for key in members)):
+            if answers and (kinds != ("blank",) or all(own.values())):
                 return _join_answers(answers, deployment, event)
         return []
+
+    def list_own_rows(self, key: str) -> list[Observation]:
+        """Return the rows of people about an image alone: they say all of it, in place of every decision about it."""
+        return [row for row in self.reviewed.get(key, ()) if (key, row.extra.get(ANSWERED)) not in self._beside]
 
     def read(self) -> Iterator[Observation]:
         """Yield the observations of the survey that stay."""
@@ -258,31 +337,63 @@ class MergedObservations:
                 self.labeled.add(observation.key)
                 yield observation
 
-    def read_answers(self) -> Iterator[tuple[Observation, Sequence[str], bool]]:
-        """Yield the answers about events, the keys of the images, and whether `read` lacks the row."""
-        for decision in self.decisions or ():
-            if answers := self.find_answers(decision):
-                is_new = self._event(decision) not in self._reviewed_events
-                for answer in answers:
-                    yield answer, self.members(decision), is_new
+    def read_answers(self) -> Iterator[EventAnswer]:
+        """Yield the answers about events, each kind and taxon of an event once.
+
+        "blank" is left out where something else of the event stays: it says that one of several species is not there.
+        """
+        for event, indices in self._about_event.items():
+            pairs = [(row, self.members(self._decided[index])) for index in indices for row in self._found[index]]
+            stays = {self._decided[index].kind for index in indices if not self.answered[index]}
+            is_line = any(index in self._event_answers for index in indices)
+            event_keys = (self.events or {})[event[1]]
+            for row, keys in _join_lines(pairs, stays, is_line=is_line):
+                yield EventAnswer(row, keys, event_keys, event not in self._reviewed_events)
+        loose: dict[tuple[str, str], list[tuple[Observation, Sequence[str]]]] = defaultdict(list)
+        for row, keys in self._loose_answers:
+            (about_event,) = _join_answers([row], row.deployment, row.event)
+            loose[row.deployment, row.event].append((about_event, keys))
+        for pairs in loose.values():
+            event_keys = [*dict.fromkeys(key for _, keys in pairs for key in keys)]
+            for row, keys in _join_lines(pairs, set(), is_line=True):
+                # Images with decisions of their own are none of its images any more.
+                yield EventAnswer(row, [key for key in keys if key not in self._about], event_keys, True)
 
     def image_answers(self) -> dict[str, list[Observation]]:
-        """Return what people say of each image that has a decision: rows of its own, else those about its event."""
-        answers = dict(self.reviewed)
-        for answer, keys, _ in self.read_answers():
-            for key in keys:
-                if key not in self.reviewed:
-                    answers.setdefault(key, []).append(answer)
-        return answers
+        """Return what people say of each image that has a decision: rows of its own, and those about its events.
+
+        An image of which a person says no more than that one of its species is not there has no entry.
+        """
+        answers: dict[str, list[Observation]] = {
+            key: [*rows] for key, rows in self.reviewed.items() if key in self._about
+        }
+        for answer in self.read_answers():
+            for key in answer.keys:
+                if key in self._about and self.says_more(answer, key):
+                    answers.setdefault(key, []).append(answer.row)
+        for key, rows in [*answers.items()]:
+            shown = [row for row in rows if row.kind != "blank"]
+            if shown or (self.open_decisions(key) and not self.list_own_rows(key)):
+                answers[key] = shown
+        return {key: rows for key, rows in answers.items() if rows}
+
+    def open_decisions(self, key: str) -> list[int]:
+        """Return the decisions about an image that nobody has answered and that show something."""
+        return [
+            index
+            for index in self._about.get(key, ())
+            if not self.answered[index] and self._decided[index].kind not in ("blank", "unclassified")
+        ]
+
+    def says_more(self, answer: EventAnswer, key: str) -> bool:
+        """Whether an answer about an event says more of an image than the rows that a person wrote about it."""
+        known = {(row.kind, row.taxon) for row in self.reviewed.get(key, ())}
+        return (answer.row.kind, answer.row.taxon) not in known and not self.list_own_rows(key)
 
     def new(self) -> Iterator[Decision]:
         """Yield the decisions to write, then one "unclassified" for each image without any row; call after `read`."""
-        self.num_skipped = 0
-        for decision in self.decisions or ():
-            if self.is_answered(decision):
-                self.num_skipped += 1
-            else:
-                yield decision
+        self.num_skipped = sum(self.answered)
+        yield from (decision for decision, done in zip(self._decided, self.answered, strict=True) if not done)
         if self.decisions is not None:
             done = self.labeled | self.decided_keys
             yield from (Decision(key=key, kind="unclassified") for key in self.rows.keys if key not in done)
@@ -299,6 +410,30 @@ def leave_out(
             continue
         remaining.append(replace(decision, keys=members))
     return remaining, {event: [key for key in members if key not in keys] for event, members in events.items()}
+
+
+def _join_lines(
+    pairs: Sequence[tuple[Observation, Sequence[str]]], stays: Set[str], *, is_line: bool
+) -> Iterator[tuple[Observation, list[str]]]:
+    """Yield the answers about one event, each kind and taxon once with its images; see `read_answers`.
+
+    Args:
+        pairs: rows about an event, and the images of the decision that each is about.
+        stays: kinds of the decisions that nobody has answered.
+        is_line: whether rows of one taxon are about animals side by side, whose counts are added.
+    """
+    joined: dict[tuple[str, str], list[tuple[Observation, Sequence[str]]]] = defaultdict(list)
+    for row, keys in pairs:
+        joined[row.kind, row.taxon].append((row, keys))
+    is_empty = not (stays | {kind for kind, _ in joined}) - {"blank", "unclassified"}
+    for (kind, _), of_taxon in joined.items():
+        if kind == "blank" and not is_empty:
+            continue
+        row = of_taxon[0][0]
+        counts = [entry.count for entry, _ in of_taxon if entry.count is not None]
+        if len(counts) > 1 and is_line:
+            row = replace(row, count=sum(counts))
+        yield row, [*dict.fromkeys(key for _, keys in of_taxon for key in keys)]
 
 
 def _join_answers(rows: Sequence[Observation], deployment: str, event: str) -> list[Observation]:
@@ -393,13 +528,14 @@ def list_image_labels(merged: MergedObservations, *, taxa: Taxa | None, classifi
         row = rows.keys.get(entry.key, -1)
         if row >= 0:
             yield label(row, entry, entry.event or merged.name_event(entry.key))
-    for answer, keys, _ in merged.read_answers():
-        yield from (label(rows.find_row(key), answer, answer.event) for key in keys if key not in merged.reviewed)
+    for answer in merged.read_answers():
+        keys = [key for key in answer.keys if merged.says_more(answer, key)]
+        yield from (label(rows.find_row(key), answer.row, answer.row.event) for key in keys)
     for decision in merged.new():
         processed = classifier if decision.kind != "unclassified" else ""
         for key in merged.members(decision):
             # Called empty by a person, in an event whose other frames show something.
-            if key in merged.reviewed:
+            if merged.list_own_rows(key):
                 continue
             row = rows.find_row(key)
             taxon = (decision.kind, decision.taxon, decision.taxon_id, decision.rank)

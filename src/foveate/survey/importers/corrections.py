@@ -25,6 +25,8 @@ _PEOPLE = ("reviewer", "classifiedby", "analyst", "annotator")
 _TIMES = ("reviewedat", "classificationtimestamp")
 _EMPTY_FLAGS = ("empty", "blank")
 _TRUE = ("true", "yes", "1")
+CONFIRMATION = "ok"
+"""Answer that agrees with what was decided."""
 _MISSING = ("NA", "N/A", "NaN", "nan", "NULL", "null")
 
 
@@ -37,6 +39,7 @@ class Correction:
         label: as written: a taxon or common name, "blank", "human", ...
         key: of the image, where the table has it. file: its path with forward slashes, else.
         event: of our own table of events.
+        answered: name that was decided, in our own table: the answer is about this decision of the event.
         id: of the row in a Camtrap DP package, so that a row that comes back unchanged is no new answer.
         count: of individuals, at least 1.
         person, time: who answered and when, as written.
@@ -47,6 +50,7 @@ class Correction:
     key: str = ""
     file: str = ""
     event: str = ""
+    answered: str = ""
     id: str = ""
     count: int | None = None
     person: str = ""
@@ -132,6 +136,8 @@ def _find_columns(header: Sequence[str], column: str | None, path: Path) -> dict
         name = next((name for name in names if name in folded), None)
         if name is not None:
             columns[use] = folded.index(name)
+    if {"key", "event"} <= columns.keys() and "answer" in folded:
+        columns["answered"] = folded.index("answer")
     if "answer" not in columns:
         raise UserError(f"{path}: no column of answers (got {', '.join(header)}); expected one of {', '.join(ANSWERS)}")
     if "key" not in columns and "file" not in columns:
@@ -144,9 +150,12 @@ def _read_row(cells: Mapping[str, str], path: Path, line: int) -> Correction | N
     label = "" if cells["answer"] in _MISSING else cells["answer"]
     # Templates of Timelapse often have a flag for empty images besides the choice of a species.
     label = label or ("blank" if _is_empty(cells) else "")
+    folder, file, count = cells.get("folder", ""), cells.get("file", ""), cells.get("count", "")
+    if not label and "answered" in cells and count not in ("", *_MISSING):
+        # Whoever writes only a count into our table agrees with the answer beside it.
+        label = CONFIRMATION
     if not label:
         return None
-    folder, file, count = cells.get("folder", ""), cells.get("file", ""), cells.get("count", "")
     if count in ("", "0", *_MISSING):
         number = None
     elif count.isdecimal():
@@ -159,6 +168,7 @@ def _read_row(cells: Mapping[str, str], path: Path, line: int) -> Correction | N
         key=cells.get("key", ""),
         file=normalize_path(f"{folder}/{file}" if folder else file) if file else "",
         event=cells.get("event", ""),
+        answered=cells.get("answered", ""),
         count=number,
         person=cells.get("person", ""),
         time=cells.get("time", ""),

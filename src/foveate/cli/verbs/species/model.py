@@ -306,8 +306,9 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
     from foveate.core.errors import UserError
     from foveate.records import layout
     from foveate.report.render import render_and_tell
+    from foveate.species.corrections import apply_corrections, open_target
     from foveate.species.predictions import Predictions
-    from foveate.species.review import apply_corrections, open_target, write_review
+    from foveate.species.review import write_review
     from foveate.species.settings import ReviewSettings
     from foveate.survey.importers.corrections import read_corrections
 
