@@ -25,7 +25,20 @@ LETTERS = "ABCD"
 # True answers as those of the sets: short words, phrases, numbers, years, percentages and amounts of money.
 TRUTHS = (
     *("yes", "no", "red", "two dogs", "a stop sign", "skateboarding", "the left one", "black and white", "don't walk"),
-    *("coca-cola", "New York", "John O'Neil", "room B12", "3", "0", "12%", "45.5", "1,200", "1987", "$3.50", "10:15 am"),
+    *(
+        "coca-cola",
+        "New York",
+        "John O'Neil",
+        "room B12",
+        "3",
+        "0",
+        "12%",
+        "45.5",
+        "1,200",
+        "1987",
+        "$3.50",
+        "10:15 am",
+    ),
 )
 OTHERS = ("cat", "blue", "7", "London", "on the table", "2.5%")
 
@@ -57,7 +70,14 @@ def vary_choice(rng: random.Random, letter: str, choices: tuple[str, ...]) -> st
     letter = letter if rng.random() < 0.7 else rng.choice(LETTERS)
     choice = choices[LETTERS.index(letter)]
     forms = (letter, letter.lower(), f"{letter}.", f"({letter})", f"{letter}. {choice}", f"{letter} {choice}", choice)
-    longer = (f"The answer is {letter}.", f"Answer: {letter}", f" {letter}\n", choice.capitalize() + ".", "", "I see it")
+    longer = (
+        f"The answer is {letter}.",
+        f"Answer: {letter}",
+        f" {letter}\n",
+        choice.capitalize() + ".",
+        "",
+        "I see it",
+    )
     return rng.choice(forms + longer)
 
 
