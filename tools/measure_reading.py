@@ -176,7 +176,7 @@ class CharacterHead(nn.Module):
 
 def decode(logits_NC27: Tensor) -> list[str]:
     """Read the most probable class of each column: repeated ones are one letter, class 0 is none."""
-    texts = []
+    texts: list[str] = []
     for classes in logits_NC27.argmax(-1).tolist():
         new = [now for before, now in zip([0, *classes], classes, strict=False) if now not in (0, before)]
         texts.append("".join(string.ascii_lowercase[number - 1] for number in new))
@@ -272,9 +272,9 @@ def draw_batch(rng: np.random.Generator, backgrounds: Pixels, words: Sequence[st
                 drawn = rng.integers(26, size=int(rng.integers(shortest, longest + 1)))
                 word = "".join(string.ascii_lowercase[letter] for letter in drawn)
             else:
-                word = words[rng.integers(len(words))]
+                word = words[int(rng.integers(len(words)))]
                 while not shortest <= len(word) <= longest:
-                    word = words[rng.integers(len(words))]
+                    word = words[int(rng.integers(len(words)))]
             pasted = paste_word(rng, canvas, word, _draw_height(rng, heights), taken)
             if pasted:
                 written.append(pasted)
