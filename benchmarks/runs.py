@@ -120,12 +120,12 @@ RUNS = (
     ),
     Run(
         "sparse",
-        ("--threads", "1", "--repeats", "3"),
+        ("--threads", "1", "--repeats", "9"),
         (
             *(
-                Line("a sparse layer, forward", f"transformers, {way}", "sparse",
-                     f"mini, forward, foveate against {way}")
-                for way in ("eager", "grouped_mm")
+                Line(f"a sparse layer, {work}", f"transformers, {way}", "sparse",
+                     f"mini, {work}, foveate against {way}")
+                for work in ("forward", "forward and backward") for way in ("eager", "grouped_mm")
             ),
         ),
     ),

@@ -77,6 +77,18 @@ def test_gradients_of_outputs_and_losses(gated: bool, factor: float | None) -> N
     assert torch.autograd.gradcheck(run, (x, *module.parameters()), fast_mode=True)
 
 
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_without_a_gradient_are_the_same(gated: bool, dtype: torch.dtype) -> None:
+    # 50 experts for 21 tokens: most have none.
+    module = layer(gated=gated, num_experts=50, capacity_factor=1.0).to(dtype)
+    x = draw(3, 7, 8).to(dtype)
+    expected = module(x)
+    assert expected.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), expected.detach(), atol=1e-6, rtol=0)
+
+
 def test_an_expert_without_tokens_has_a_gradient_of_zero() -> None:
     module = layer(num_experts=50)
     module(draw(1, 3, 8)).sum().backward()

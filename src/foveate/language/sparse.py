@@ -7,6 +7,7 @@ Parameters have the names of transformers' `MixtralSparseMoeBlock`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -152,16 +153,26 @@ class _Experts(nn.Module):
         if torch.is_autocast_enabled(device):
             x_TD, up, down = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x_TD, up, down))
         # Each token has two experts: pair p is of token p // 2.
-        hidden_SH = _GroupedLinear.apply(x_TD.index_select(0, order // 2), up, counts)
+        x_SD = x_TD.index_select(0, order // 2)
+        if torch.is_grad_enabled():
+            y_SD = self._apply_mlp(x_SD, up, down, lambda x, weight: _GroupedLinear.apply(x, weight, counts))
+        else:
+            # No gradient needs the hidden values, so the experts go one by one: the values of one expert stay in the
+            # cache of a core, those of all pairs do not.
+            parts = zip(x_SD.split(counts), up, down, strict=True)
+            y_SD = torch.cat([self._apply_mlp(*part, F.linear) for part in parts])
+        y_SD = y_SD * routing.gates_T2.flatten().index_select(0, order).to(y_SD.dtype)[:, None]
+        # Back in the order of pairs, then a sum of two: the same bits on every run, as index_add on CUDA is not.
+        return y_SD.index_select(0, order.argsort()).view(len(x_TD), 2, -1).sum(1)
+
+    def _apply_mlp(self, x_SD: Tensor, up: Tensor, down: Tensor, linear: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        hidden_SH = linear(x_SD, up)
         if self.gated:
             gate_SH, linear_SH = hidden_SH.chunk(2, dim=-1)
             hidden_SH = self.act_fn(gate_SH) * linear_SH
         else:
             hidden_SH = self.act_fn(hidden_SH)
-        y_SD = _GroupedLinear.apply(hidden_SH, down, counts)
-        y_SD = y_SD * routing.gates_T2.flatten().index_select(0, order).to(y_SD.dtype)[:, None]
-        # Back in the order of pairs, then a sum of two: the same bits on every run, as index_add on CUDA is not.
-        return y_SD.index_select(0, order.argsort()).view(len(x_TD), 2, -1).sum(1)
+        return linear(hidden_SH, down)
 
 
 class SparseMlp(nn.Module):
