@@ -42,7 +42,7 @@ from foveate.training.distributed import World
 from foveate.training.loader import BadSample, Loader, MixtureLoader, Source
 from foveate.training.mixture_groups import check_groups, multiply_rows, plan_groups, weigh_sources
 from foveate.vision.canvas import boxes_in_view
-from foveate.vision.feature_cache import FeatureCache, TileCache
+from foveate.vision.feature_cache import CACHE, FeatureCache, TileCache
 from foveate.vision.preprocess import Preprocess, place_image
 from foveate.vision.tiling import OVERVIEW
 
@@ -352,18 +352,44 @@ def cache_features(
 ) -> FeatureCache:
     """Compute the frozen features of the images of sets, as far as they are not cached yet, on the run's device.
 
-    The image tower moves there before the rest of the model does, for that is where the cache sends its pixels.
-
     Args:
         run_path: where the cache lies if the collection cannot be written.
     """
-    rows = np.asarray(sorted({row for images in sets for row in images.rows}), dtype=np.int64)
     # Beside the images, so that the next run with this tower computes nothing.
-    folder = (collection.path if os.access(collection.path, os.W_OK) else run_path) / "cache"
+    folder = (collection.path if os.access(collection.path, os.W_OK) else run_path) / CACHE
+    features = _open_cache(model, collection, sets, folder=folder, here=here)
+    features.fill()
+    return features
+
+
+def rehearse_features(
+    model: MultimodalModel,
+    collection: Collection,
+    sets: Sequence[ImageSet],
+    rows: NDArray[np.int64],
+    *,
+    folder: Path,
+    here: World,
+) -> FeatureCache:
+    """Return a cache in a folder of its own, with the features of some rows and what the collection's cache has."""
+    features = _open_cache(model, collection, sets, folder=folder, here=here)
+    features.store.link(collection.path / CACHE)
+    features.fill(only=rows)
+    return features
+
+
+def _open_cache(
+    model: MultimodalModel, collection: Collection, sets: Sequence[ImageSet], *, folder: Path, here: World
+) -> FeatureCache:
+    """Return the cache of the images of sets, empty.
+
+    The image tower moves to the run's device before the rest of the model does, for that is where the cache sends its
+    pixels.
+    """
+    rows = np.asarray(sorted({row for images in sets for row in images.rows}), dtype=np.int64)
     tower, device, share = model.tower.to(here.device), here.device, (here.rank, here.size)
-    features: FeatureCache
     if model.settings.assembly is None:
-        features = FeatureCache(
+        return FeatureCache(
             tower,
             collection,
             rows,
@@ -373,8 +399,5 @@ def cache_features(
             device=device,
             share=share,
         )
-    else:
-        plans = plan_rows(sets, collection, rows, model.settings.assembly)
-        features = TileCache(tower, collection, rows, folder=folder, plans=plans, device=device, share=share)
-    features.fill()
-    return features
+    plans = plan_rows(sets, collection, rows, model.settings.assembly)
+    return TileCache(tower, collection, rows, folder=folder, plans=plans, device=device, share=share)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from foveate.core.devices import autocast_dtype
 from foveate.core.errors import UserError
 from foveate.language.packing import SLOT, PackedTexts
 from foveate.mllm.recipe import StageSettings
@@ -23,7 +20,6 @@ from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.names import NameTable
 from foveate.multimodal.referring import RegionPrompts
 from foveate.multimodal.views import ViewLayout, Visual
-from foveate.training.loader import Loader
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, Losses, Report, Task
 
@@ -260,23 +256,3 @@ def readable_tokens(texts: PackedTexts, row_N: Tensor, at_N: Tensor, region_id: 
     same_NT = texts.text_BT[row_N] == texts.text_BT[row_N, at_N][:, None]
     is_text_NT = (texts.ids_BT[row_N] != region_id) & (texts.ids_BT[row_N] != SLOT)
     return same_NT & (index_T < at_N[:, None]) & is_text_NT
-
-
-def measure_step(task: MllmTask, loader: Loader, device: torch.device) -> float:
-    """Measure the seconds of one step of a stage, forward and backward, of the second of two batches."""
-    settings = task.stage.training
-    task.model.require_gradients()
-    task.to(device).train()
-    dtype = autocast_dtype(settings.precision, device)
-    # Time two batches and drop the first, which includes one-time setup.
-    times = [time.perf_counter()]
-    with closing(loader.batches(0, min(2, settings.steps))) as batches:
-        for loaded in batches:
-            batch = task.prepare_batch(loaded, device)
-            with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                losses, _ = task.losses(batch)
-            losses["loss"].backward()
-            task.zero_grad(set_to_none=True)
-            losses["loss"].item()  # waits for the device
-            times.append(time.perf_counter())
-    return times[-1] - times[-2]

@@ -6,6 +6,7 @@ the same command goes on wherever it was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -38,14 +39,16 @@ from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import BoxScoreResult, MllmResult, StageResult
 from foveate.mllm.samples import MllmSamples, cache_features, open_loader
 from foveate.mllm.stages import StagedModel
-from foveate.mllm.task import MllmTask, measure_step
+from foveate.mllm.task import MllmTask
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import NAMES, TOKENIZER, LoadedModel, save_model
 from foveate.multimodal.model import MultimodalModel
 from foveate.records.collection import Collection
 from foveate.training.distributed import barrier
 from foveate.training.loader import Loader
+from foveate.training.loop import TrainingError
 from foveate.training.run import Run
+from foveate.training.timing import StepTimes, time_steps
 from foveate.vision.dual import DualConnector
 from foveate.vision.feature_cache import FeatureCache
 
@@ -215,23 +218,33 @@ class MllmTraining:
     def announce(self) -> None:
         """Say how long the stages that are left will take, before they start."""
         model, features = self.model, self._features
-        seconds = {
-            stage.name: stage.training.steps * self.measure_step(stage)
+        left = [
+            stage
             for number, stage in enumerate(self.recipe.stages)
             if not (self.run.path / f"stage-{number}-{stage.name}" / STAGE).is_file()
-        }
+        ]
+        seconds: dict[str, float] = {}
+        # A step that diverges is reported by the stage itself, with its folder.
+        with contextlib.suppress(TrainingError):
+            for stage in left:
+                seconds[stage.name] = self.time_stage(stage, self.samples(stage)).total(stage.training)
         # A stage with views of another size resizes positions, which there and back are no longer the same.
         self.staged.model, self._features = model, features
-        if seconds:
+        if seconds.keys() == {stage.name for stage in left} != set():
             stages = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
-            say(
-                f"about {duration(sum(seconds.values()))} in all ({stages}), by one batch of each stage on this machine"
-            )
+            total = duration(sum(seconds.values()))
+            say(f"about {total} in all ({stages}), by the first steps of each stage on this machine")
 
-    def measure_step(self, stage: StageSettings) -> float:
-        """Measure the seconds of one step of a stage."""
-        loader = self.loader(stage, self.samples(stage))
-        return measure_step(MllmTask(self.model, names=self.names, stage=stage), loader, self.here.device)
+    def time_stage(self, stage: StageSettings, samples: MllmSamples) -> StepTimes:
+        """Time the first steps of a stage, which change nothing."""
+        self.model.require_gradients()
+        evaluates = stage.training.evaluate_every is not None
+        return time_steps(self.task(stage), self.loader(stage, samples), stage.training, evaluate=evaluates)
+
+    def task(self, stage: StageSettings) -> MllmTask:
+        """Return the task of a stage, which trains the model."""
+        measure = partial(self.measure, self) if self.measure is not None else None
+        return MllmTask(self.model, names=self.names, stage=stage, measure=measure)
 
     def loader_seed(self, stage: StageSettings) -> int:
         """Return the seed of the order and the draws of a stage."""
@@ -276,8 +289,7 @@ class MllmTraining:
             self.model.connector.copy_projector()
         # A fresh wrapper per stage, so that what one stage froze is not frozen in the next.
         self.model.require_gradients()
-        measure = partial(self.measure, self) if self.measure is not None else None
-        task = MllmTask(self.model, names=self.names, stage=stage, measure=measure)
+        task = self.task(stage)
         started = time.process_time()
         outcome = self.run.train(task, loader, settings, stage=folder.name)
         processor_seconds = time.process_time() - started
