@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from foveate.core.errors import UserError
+from foveate.core.model_folder import shapes_alone
 from foveate.core.recipes import validate
 from foveate.language.settings import SparseOptions
 from foveate.mllm.recipe import MllmPriceSettings, MllmRecipe, StageSettings
@@ -65,7 +66,7 @@ def price_recipe(recipe: MllmRecipe, **assumed: Any) -> Price:
         training = resolve_training(stage.training, settings, name=stage.name)
         precision = training.precision
         # Build without memory: the largest recipes are priced on a laptop.
-        with torch.device("meta"):
+        with shapes_alone():
             model = build_stage_model(recipe, stage)
         tower = (model.tower.feature_shape, precision)
         if tower not in towers:

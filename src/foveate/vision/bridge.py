@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from foveate.core.devices import PRECISIONS, fast_precision, precision_of
 from foveate.core.errors import UserError, choose
@@ -246,6 +245,8 @@ class BridgeEncoder(ImageEncoder):
         if not confident_A.any():
             confident_A = score_A == score_A.max()
         boxes_K4, score_K, class_K = boxes_A4[confident_A], score_A[confident_A], class_A[confident_A]
+        from torchvision.ops import nms  # takes a second to import
+
         best = nms(boxes_K4, score_K, PROPOSAL_OVERLAP)[:MAX_PROPOSALS]
         return DetectedBoxes((boxes_K4[best] / detectors.SIDE).clamp(0, 1), score_K[best], class_K[best])
 

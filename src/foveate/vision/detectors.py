@@ -15,7 +15,6 @@ from PIL import Image
 from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
@@ -305,6 +304,8 @@ class NanoDetProposer:
             score_A, class_A = scores_AC.max(dim=-1)
             confident_A = score_A > self.settings.threshold
             score_K, boxes_K4 = score_A[confident_A], boxes_A4[confident_A]
+            from torchvision.ops import nms  # takes a second to import
+
             best = nms(boxes_K4, score_K, self.settings.overlap)[: self.settings.max_boxes]
             # In double precision, like every box that is stored.
             inside_K4 = (boxes_K4[best].double() / self.input_px).cpu().numpy()
