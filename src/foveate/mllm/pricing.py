@@ -24,7 +24,6 @@ from foveate.core.model_folder import shapes_alone
 from foveate.core.recipes import validate
 from foveate.language.settings import SparseOptions
 from foveate.mllm.recipe import MllmPriceSettings, MllmRecipe, StageSettings
-from foveate.mllm.samples import rehearse_features
 from foveate.mllm.stages import build_stage_model
 from foveate.mllm.train import prepare_training
 from foveate.multimodal.model import MultimodalModel
@@ -114,19 +113,13 @@ def price_training(recipe: MllmRecipe, collection: Collection, *, device: str | 
     priced, stages, encoded = price_recipe(recipe), list[PricedStage](), dict[str, tuple[float, int, int]]()
     with tempfile.TemporaryDirectory() as scratch, start(device or "auto"):
         training = prepare_training(recipe, collection, Path(scratch) / "run")
+        training.scratch = Path(scratch) / CACHE
         for stage, assumed in zip(recipe.stages, priced.stages, strict=True):
             samples = training.samples(stage, features=False)
             loader, started = training.loader(stage, samples), time.monotonic()
             draws = [loader.draws(step)[:, -2] for step in range(min(MAX_STEPS, stage.training.steps))]
             rows = {row for number in np.unique(np.concatenate(draws)).tolist() for row in samples.sets[number].rows}
-            samples.features = rehearse_features(
-                training.model,
-                collection,
-                training.sets,
-                np.array(sorted(rows), dtype=np.int64),
-                folder=Path(scratch) / CACHE,
-                here=training.here,
-            )
+            samples.features = training.cache_features(training.sets, rows=np.array(sorted(rows), dtype=np.int64))
             store = samples.features.store
             seconds, computed, _ = encoded.get(store.folder.name, (0.0, 0, 0))
             if store.computed:

@@ -109,8 +109,11 @@ class MllmSamples:
         self.tokens_of_view, self.settings = tokens_of_view, settings
         # Before any feature is computed: a stage without a usable set fails at once, not after hours of encoding.
         self.rows = find_usable_sets(sets, self.collection, texts=max_conversations > 0)
+
+    def check(self) -> None:
+        """Raise UserError if there is no usable set."""
         if not len(self.rows):
-            missing = "conversation of the stage's groups" if max_conversations else "region that a stage could align"
+            missing = "conversation of the stage's groups" if self.max_conversations else "region that it could align"
             raise UserError(f"collection {self.collection.path}: no {missing} in this split; leave the stage out")
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
@@ -348,33 +351,31 @@ def _multiply(rows: Mapping[str, Sequence[int]], stage: StageSettings, *, seed: 
 
 
 def cache_features(
-    model: MultimodalModel, collection: Collection, sets: Sequence[ImageSet], *, run_path: Path, here: World
+    model: MultimodalModel,
+    collection: Collection,
+    sets: Sequence[ImageSet],
+    *,
+    run_path: Path,
+    here: World,
+    scratch: Path | None = None,
+    only: NDArray[np.int64] | None = None,
 ) -> FeatureCache:
     """Compute the frozen features of the images of sets, as far as they are not cached yet, on the run's device.
 
     Args:
         run_path: where the cache lies if the collection cannot be written.
+        scratch: folder of new features in a dry run, which reads those of the collection as well.
+        only: rows, in a dry run; others that are not cached are zeros.
     """
+    if scratch is not None:
+        features = _open_cache(model, collection, sets, folder=scratch, here=here)
+        features.store.link(collection.path / CACHE)
+        features.fill(only=only)
+        return features
     # Beside the images, so that the next run with this tower computes nothing.
     folder = (collection.path if os.access(collection.path, os.W_OK) else run_path) / CACHE
     features = _open_cache(model, collection, sets, folder=folder, here=here)
     features.fill()
-    return features
-
-
-def rehearse_features(
-    model: MultimodalModel,
-    collection: Collection,
-    sets: Sequence[ImageSet],
-    rows: NDArray[np.int64],
-    *,
-    folder: Path,
-    here: World,
-) -> FeatureCache:
-    """Return a cache in a folder of its own, with the features of some rows and what the collection's cache has."""
-    features = _open_cache(model, collection, sets, folder=folder, here=here)
-    features.store.link(collection.path / CACHE)
-    features.fill(only=rows)
     return features
 
 

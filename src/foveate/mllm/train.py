@@ -13,9 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.core import seeds
@@ -28,10 +31,12 @@ from foveate.core.runs import RunFolder
 from foveate.mllm.calibrate import measure_box_scores
 from foveate.mllm.card import model_card
 from foveate.mllm.data import (
+    VALIDATION,
     ImageSet,
     hash_collection,
     list_training_words,
     read_sets,
+    read_validation,
     select_sets,
     write_vocabulary,
 )
@@ -45,9 +50,10 @@ from foveate.multimodal.folder import NAMES, TOKENIZER, LoadedModel, save_model
 from foveate.multimodal.model import MultimodalModel
 from foveate.records.collection import Collection
 from foveate.training.distributed import barrier
-from foveate.training.loader import Loader
+from foveate.training.loader import BadSample, Loader
 from foveate.training.loop import TrainingError
 from foveate.training.run import Run
+from foveate.training.task import Batch
 from foveate.training.timing import StepTimes, time_steps
 from foveate.vision.dual import DualConnector
 from foveate.vision.feature_cache import FeatureCache
@@ -56,6 +62,8 @@ from foveate.vision.feature_cache import FeatureCache
 _PREPARED = (TOKENIZER, NAMES, "imported")
 # What runs of 0.2 began with: a file for each part of what is now in data.json.
 _OLDER = {f"{part}.json": part for part in ("collection", "language", "initial", "tower")}
+# Most samples of the validation split, as an evaluation takes time.
+_VALIDATION_SAMPLES = 200
 STAGE, STAGE_WEIGHTS = "stage.json", "weights.safetensors"
 Measure = Callable[["MllmTraining"], Mapping[str, float]]
 
@@ -82,7 +90,8 @@ def train_mllm(
     """Train all stages of a recipe on a collection; the same call again resumes.
 
     Args:
-        measure: returns the metrics of an evaluation (`training.evaluate_every`), logged as `eval_NAME`.
+        measure: returns the metrics of an evaluation (`training.evaluate_every`), logged as `eval_NAME`; by default
+            the losses of the validation split.
 
     Raises:
         UserError: the recipe does not fit the collection, or the run folder holds another run.
@@ -176,6 +185,9 @@ class MllmTraining:
         self.recipe, self.collection, self.sets, self.run = recipe, collection, sets, run
         self.here = run.here
         self.measure: Measure | None = None
+        # Folder of the features of a dry run, which writes nowhere else.
+        self.scratch: Path | None = None
+        self._validation: dict[str, list[Batch]] = {}
         self.stages: list[StageResult] = []
         self.staged = StagedModel(recipe, collection.name, run)
         self.prompts, self.names = self.staged.prompts, self.staged.names
@@ -237,6 +249,7 @@ class MllmTraining:
 
     def time_stage(self, stage: StageSettings, samples: MllmSamples) -> StepTimes:
         """Time the first steps of a stage, which change nothing."""
+        stage = self.without_validation(stage)
         self.model.require_gradients()
         evaluates = stage.training.evaluate_every is not None
         return time_steps(self.task(stage), self.loader(stage, samples), stage.training, evaluate=evaluates)
@@ -244,7 +257,38 @@ class MllmTraining:
     def task(self, stage: StageSettings) -> MllmTask:
         """Return the task of a stage, which trains the model."""
         measure = partial(self.measure, self) if self.measure is not None else None
-        return MllmTask(self.model, names=self.names, stage=stage, measure=measure)
+        validation = partial(self.load_validation, stage)
+        return MllmTask(self.model, names=self.names, stage=stage, validation=validation, measure=measure)
+
+    def without_validation(self, stage: StageSettings) -> StageSettings:
+        """Return a stage without its evaluations and early stop where there is nothing to measure."""
+        if self.measure is not None or stage.training.evaluate_every is None or self.load_validation(stage):
+            return stage
+        say(f"stage {stage.name}: nothing in split '{VALIDATION}' can be measured; no evaluation, no early stop")
+        changes = {"evaluate_every": None, "monitor": None, "patience": None, "restore_best": False}
+        return stage.model_copy(update={"training": stage.training.model_copy(update=changes)})
+
+    def load_validation(self, stage: StageSettings) -> list[Batch]:
+        """Load the validation samples of a stage, the same for each of its evaluations."""
+        if stage.name not in self._validation:
+            self._validation[stage.name] = self._load_validation(stage)
+        return self._validation[stage.name]
+
+    def _load_validation(self, stage: StageSettings) -> list[Batch]:
+        sets = read_validation(self.recipe, self.collection)
+        samples = self._samples(stage, sets)
+        if not len(samples.rows):
+            return []
+        seed, size = self.loader_seed(stage), stage.training.batch_size
+        names = [str(row) for row in samples.rows.tolist()]
+        drawn = seeds.draw(names, _VALIDATION_SAMPLES, "validation", stage.training.seed, what="sample")
+        rows = [int(samples.rows[index]) for index in drawn]
+        samples.features = self.cache_features([samples.sets[row] for row in rows])
+        loaded: list[dict[str, Any]] = []
+        for row in rows:
+            with contextlib.suppress(BadSample):
+                loaded.append(samples.sample(row, 0, seed))
+        return [samples.collate(loaded[start : start + size]) for start in range(0, len(loaded), size)]
 
     def loader_seed(self, stage: StageSettings) -> int:
         """Return the seed of the order and the draws of a stage."""
@@ -258,8 +302,15 @@ class MllmTraining:
             features: compute them of all images; False leaves `MllmSamples.features` to the caller.
         """
         self.enter(stage)
-        samples = MllmSamples(
-            select_sets(self.sets, stage),
+        samples = self._samples(stage, self.sets)
+        samples.check()
+        if features:
+            samples.features = self._cached()
+        return samples
+
+    def _samples(self, stage: StageSettings, sets: Sequence[ImageSet]) -> MllmSamples:
+        return MllmSamples(
+            select_sets(sets, stage),
             self.collection,
             self.prompts,
             self.names,
@@ -272,15 +323,13 @@ class MllmTraining:
             point_share=stage.point_share,
             point_place=stage.point_place,
         )
-        if features:
-            samples.features = self._cached()
-        return samples
 
     def loader(self, stage: StageSettings, samples: MllmSamples) -> Loader:
         """Return the loader of a stage's samples; see `open_loader`."""
         return open_loader(stage, samples, seed=self.loader_seed(stage), here=self.here)
 
     def _run(self, stage: StageSettings, folder: Path) -> StageResult:
+        stage = self.without_validation(stage)
         loader, settings = self.loader(stage, self.samples(stage)), stage.training
         if self.here.is_main:
             say(f"stage {stage.name}: {len(loader.rows)} samples, {settings.steps} steps")
@@ -327,9 +376,15 @@ class MllmTraining:
             self._features = self.cache_features(self.sets)
         return self._features
 
-    def cache_features(self, sets: Sequence[ImageSet]) -> FeatureCache:
-        """Compute the frozen features of the images of sets, as far as they are not cached yet."""
-        return cache_features(self.model, self.collection, sets, run_path=self.run.path, here=self.here)
+    def cache_features(self, sets: Sequence[ImageSet], *, rows: NDArray[np.int64] | None = None) -> FeatureCache:
+        """Compute the frozen features of the images of sets, as far as they are not cached yet.
+
+        Args:
+            rows: in a dry run, the rows of the images that are looked at; by default all.
+        """
+        return cache_features(
+            self.model, self.collection, sets, run_path=self.run.path, here=self.here, scratch=self.scratch, only=rows
+        )
 
     def result(self, status: str) -> MllmResult:
         """Put the result together."""

@@ -290,6 +290,8 @@ def _read_plain(settings: MultimodalSettings, config: Any, vocabulary: int, name
 
 def _count_tower(vision: tuple[ImageEncoder, Connector]) -> float:
     """Count the FLOPs of an image through a tower and its connector."""
-    tower, connector = (module.eval() for module in vision)
+    tower, connector = vision
+    tower.eval()
+    connector.eval()
     pixels = torch.zeros(1, 3, tower.preprocess.height, tower.preprocess.width, dtype=torch.uint8)
     return count_forward(lambda: connector(tower(pixels).tokens))
