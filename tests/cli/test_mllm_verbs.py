@@ -170,6 +170,11 @@ def test_a_dry_run_prices_all_stages_and_writes_nothing(foveate: Any, recipe: Pa
         ("instruction", 4, 8),
     ]
     assert not run.exists()
+    # Samples and device are not assumed where they are there.
+    refused = foveate("mllm", "train", recipe, "--collection", tmp_path, "--dry-run", "--images", 2)
+    assert refused.code == 2
+    assert "--images" in refused.err
+    assert "--collection" in refused.err
 
 
 def test_what_is_asked_by_default_is_shipped() -> None:

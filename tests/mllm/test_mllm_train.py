@@ -35,6 +35,7 @@ from foveate.multimodal.assemble import plan_sample
 from foveate.multimodal.opening import open_mllm
 from foveate.records.collection import Collection
 from foveate.records.images import decode
+from foveate.records.splits import assign_splits
 from foveate.vision.canvas import render_input
 from foveate.vision.feature_cache import TileCache
 from foveate.vision.registry import build_image_encoder
@@ -69,8 +70,6 @@ def test_a_training_is_measured_while_it_runs(asked_collection: Path, tmp_path: 
 
     with Collection.open(asked_collection) as collection:
         trained = train_mllm(recipe, collection, tmp_path / "run", measure=measure)
-        with raises_naming(UserError, "alignment", "training.evaluate_every"):
-            train_mllm(recipe, collection, tmp_path / "other")
     curve = RunFolder(trained.run.path / "stage-0-alignment").read_metrics()
     assert [row["eval_calls"] for row in curve if "eval_calls" in row] == [1, 2]
     assert trained.result.stages[-1].last["eval_calls"] == len(calls) == 4
@@ -317,6 +316,87 @@ def test_a_run_that_was_stopped_ends_as_an_uninterrupted_one(
     assert expected.keys() == weights.keys()
     for name, value in expected.items():
         assert torch.equal(value, weights[name]), name
+
+
+def make_stopping_recipe() -> MllmRecipe:
+    """One stage that learns next to nothing, so that its token accuracy stays and the stage stops early."""
+    stage = make_recipe().stages[1].model_dump()
+    changes = {"learning_rate": 1e-9, "steps": 8, "evaluate_every": 1, "monitor": "token_accuracy"}
+    changes |= {"monitor_mode": "max", "patience": 3, "restore_best": True, "checkpoint_every": 1}
+    return make_recipe(stages=[{**stage, "training": stage["training"] | changes}])
+
+
+def copy_with_splits(collection: Path, folder: Path, **fractions: float) -> Path:
+    shutil.copytree(collection, folder, ignore=shutil.ignore_patterns("cache"))
+    assign_splits(folder, fractions=fractions, keep_imported=False)
+    return folder
+
+
+def test_without_a_validation_split_a_stage_is_not_stopped_early(
+    asked_collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Collection.open(copy_with_splits(asked_collection, tmp_path / "shapes", train=1.0)) as collection:
+        trained = train_mllm(make_stopping_recipe(), collection, tmp_path / "run")
+    assert "stage instruction: nothing in split 'validation'" in capsys.readouterr().err
+    assert trained.result.stages[0].steps == 8
+    assert not [name for name in trained.result.stages[0].last if name.startswith("eval_")]
+
+
+def test_the_loss_of_the_validation_split_ends_a_stage_wherever_it_was_stopped(
+    asked_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_stopping_recipe()
+    with Collection.open(
+        copy_with_splits(asked_collection, tmp_path / "shapes", train=0.6, validation=0.4)
+    ) as collection:
+        whole = train_mllm(recipe, collection, tmp_path / "whole")
+        (stage,) = whole.result.stages
+        # The best evaluation is the first; three more bring nothing.
+        assert (stage.status, stage.steps) == ("finished", 4)
+        rows = RunFolder(whole.run.path / "stage-0-instruction").read_metrics()
+        assert all(row["eval_loss"] > 0 and 0 <= row["eval_iou"] <= 1 for row in rows)
+        assert rows[0]["eval_loss"] == pytest.approx(
+            rows[0]["eval_token_loss"] + 0.3 * rows[0]["eval_alignment_loss"] + 0.5 * rows[0]["eval_box_loss"]
+        )
+        with monkeypatch.context() as patch:
+            # The first step, its evaluation and the second step each ask for the losses, one batch at a time.
+            patch.setattr(MllmTask, "losses", signal_in_call(4, MllmTask.losses))
+            part = train_mllm(recipe, collection, tmp_path / "parts")
+        assert part.result.status == "stopped"
+        resumed = train_mllm(recipe, collection, tmp_path / "parts")
+    assert resumed.result.stages[0].steps == 4
+    assert whole.model_folder is not None
+    assert resumed.model_folder is not None
+    expected, weights = (read_tensors(run.model_folder / WEIGHTS) for run in (whole, resumed))  # type: ignore[operator]
+    assert expected.keys() == weights.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_the_measured_loss_does_not_depend_on_batches(asked_collection: Path, tmp_path: Path) -> None:
+    recipe = make_stopping_recipe()
+    (stage,) = recipe.stages
+    with Collection.open(
+        copy_with_splits(asked_collection, tmp_path / "shapes", train=0.6, validation=0.4)
+    ) as collection:
+        training = prepare_training(recipe, collection, tmp_path / "run")
+        training.model.eval()
+        measured = []
+        for size in (2, 100):
+            changed = stage.model_copy(
+                update={
+                    "name": f"of-{size}",
+                    "max_conversations": 50,
+                    "training": stage.training.model_copy(update={"batch_size": size}),
+                }
+            )
+            batches = training.load_validation(changed)
+            # Each set has all of its conversations, whatever is drawn first.
+            with torch.no_grad():
+                measured.append((len(batches), training.task(changed).evaluate(1)))
+    (several, split), (one, whole) = measured
+    assert several > one == 1
+    assert split == pytest.approx(whole, rel=1e-4)
 
 
 @pytest.mark.parametrize("parts", [2, 4])

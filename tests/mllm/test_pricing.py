@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
 from foveate.core.devices import autocast_dtype
 from foveate.core.errors import UserError
 from foveate.language.settings import SparseOptions
-from foveate.mllm.pricing import count_language, count_stage, price_recipe
+from foveate.mllm.pricing import count_language, count_stage, price_recipe, price_training
 from foveate.mllm.stages import build_recipe_model
+from foveate.mllm.train import train_mllm
+from foveate.records.collection import Collection
 from foveate.training.costs import PartCost, count_layers, count_part, shorten_config
 from foveate.training.price import (
     PricedStage,
@@ -28,7 +32,7 @@ from foveate.training.price import (
 from foveate.training.settings import TrainingSettings
 from foveate.vision.connectors import Connector, build_connector
 from naming import raises_naming
-from tiny_mllm import make_recipe
+from tiny_mllm import make_recipe, make_tiled_recipe
 
 TOWER = CLIPVisionConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=2, image_size=56, patch_size=14
@@ -208,3 +212,34 @@ def test_what_does_not_fit_is_named() -> None:
     lines = "\n".join(format_price(long))
     assert "warning: needs " in lines
     assert "longer than" in lines
+
+
+def list_files(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("make", [make_recipe, make_tiled_recipe])
+def test_a_named_collection_is_timed_and_not_written_to(make: Any, asked_collection: Path, tmp_path: Path) -> None:
+    # Without the features that other tests have cached.
+    folder = shutil.copytree(asked_collection, tmp_path / "shapes", ignore=shutil.ignore_patterns("cache"))
+    recipe, before = make(), list_files(folder)
+    with Collection.open(folder) as collection:
+        timed = price_training(recipe, collection, device="cpu")
+        assert list_files(folder) == before
+        features, *stages = timed.stages
+        assert features.name == "features"
+        assert features.facts["views"] >= len(collection.rows("train"))
+        assert features.seconds > 0
+        for stage, settings in zip(stages, recipe.stages, strict=True):
+            assert stage.name == settings.name
+            assert stage.seconds == pytest.approx(settings.training.steps * stage.seconds_per_step)
+        assert timed.totals["seconds"] == pytest.approx(sum(stage.seconds for stage in timed.stages))
+        lines = "\n".join(format_price(timed))
+        assert "timed here" in lines
+        assert "on this machine" in lines
+        assert "MFU" not in lines
+        # What is in the cache is not encoded again.
+        trained = train_mllm(recipe, collection, tmp_path / "run", device="cpu")
+        assert trained.model_folder is not None
+        again = price_training(recipe, collection, device="cpu")
+    assert [stage.name for stage in again.stages] == [stage.name for stage in recipe.stages]

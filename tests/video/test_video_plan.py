@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_llavas
+import torch
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
 
 from foveate.core.errors import UserError
+from foveate.training.costs import count_forward, count_parameters
+from foveate.video.networks import open_network
 from foveate.video.plan import format_plan, plan_video, read_shape
 from foveate.video.strategies import SlowFast
+from foveate.vision.lite0 import load_lite0
 from naming import raises_naming
 
 
@@ -69,6 +76,40 @@ def test_the_shipped_model_is_planned() -> None:
     assert all(value > 0 for value in plan.flops.values())
     with raises_naming(UserError, "rope_factor", "2.0"):
         plan_video("mini", rope_factor=2.0)
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-ferret"])
+def test_a_model_of_ours_is_planned_as_it_is_opened(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shape, network = read_shape(name), open_network(name, device="cpu")
+        encoded = count_forward(lambda: network.encode(torch.zeros(1, 3, 224, 224, dtype=torch.uint8)))
+    parts = {"tower": network.tower, "projector": network.projector, "language": network.language}
+    assert shape.parameters == {part: count_parameters(module) for part, module in parts.items()}
+    assert (shape.limit, shape.width, shape.image_tokens) == (network.limit, network.width, network.tokens_per_frame)
+    assert shape.tower_flops == encoded
+    for length in (7, 600):
+        embeddings = torch.zeros(1, length, network.width)
+        language: Any = network.language
+        read = count_forward(
+            lambda: language(inputs_embeds=embeddings, use_cache=False, logits_to_keep=1)  # noqa: B023
+        )
+        assert shape.count_language(length) == read
+
+
+def test_fused_convolutions_count_as_all_others() -> None:
+    pixels = torch.zeros(1, 3, 64, 64)
+    plain, fused = (count_forward(lambda: network(pixels)) for network in (load_lite0(), load_lite0().fuse()))  # noqa: B023
+    assert plain == fused > 0
+
+
+def test_planning_a_shipped_model_loads_no_transformers() -> None:
+    code = (
+        "import sys, warnings; warnings.simplefilter('ignore'); from foveate.video.plan import plan_video; "
+        "plan_video('mini'); print(sorted({'transformers', 'torchvision'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_numbers_out_of_range() -> None:

@@ -7,8 +7,9 @@ or wrongly shaped tensor are errors, never random values.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,10 +166,23 @@ def check_header(path: Path, config: Mapping[str, Any], build: Callable[[], Any]
     Raises:
         UserError: the file is missing, damaged, or of another architecture.
     """
+    shapes = read_shapes(path)
+    # Checked before the network is built: a million layers take time and memory even on the meta device.
+    _check_layer_counts(config, len(shapes), where)
+    import torch
+
+    with shapes_alone():
+        expected = build().state_dict()
+    check_tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, expected, path)
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Build networks on the meta device, which has no values; initial ones are skipped within the block."""
     import torch
 
     class WithoutValues(torch.overrides.TorchFunctionMode):
-        """Skip initial values: the meta device has none, but torch imports its compiler, 1 s, to draw them there."""
+        """Skip initial values: torch imports its compiler, 1 s, to draw them on the meta device."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
@@ -181,12 +195,8 @@ def check_header(path: Path, config: Mapping[str, Any], build: Callable[[], Any]
                 return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
             return func(*args, **kwargs)
 
-    shapes = read_shapes(path)
-    # Checked before the network is built: a million layers take time and memory even on the meta device.
-    _check_layer_counts(config, len(shapes), where)
     with torch.device("meta"), WithoutValues():
-        expected = build().state_dict()
-    check_tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, expected, path)
+        yield
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:

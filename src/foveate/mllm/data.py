@@ -38,6 +38,8 @@ _POINTING_SOURCES = ("scenes: ", "image-sets", "study mllm", "shapes")
 # Of Ferret's training: sigma of a point in a box, in its sides, and drawn pixels of a mask.
 _SIGMA = 0.15
 _MAX_DRAWN = 1000
+# The split whose losses decide when a stage with `training.patience` ends.
+VALIDATION = "validation"
 # Texts from which the word pieces are learned; more change next to nothing.
 _TOKENIZER_TEXTS = 60_000
 
@@ -73,6 +75,15 @@ def read_sets(recipe: MllmRecipe, collection: Collection) -> list[ImageSet]:
     chat = source.chat if isinstance(source, SourceSettings) else None
     in_text = chat is not None and TEMPLATES[chat].behind_images is not None
     return group_by_images(conversations, collection, set(collection.rows(recipe.split).tolist()), in_text=in_text)
+
+
+def read_validation(recipe: MllmRecipe, collection: Collection) -> list[ImageSet]:
+    """Read the sets of images of the split `VALIDATION`; none where it has no conversations or is trained on."""
+    if recipe.split == VALIDATION or VALIDATION not in collection.splits:
+        return []
+    if next(iter(Conversations(collection, split=VALIDATION)), None) is None:
+        return []
+    return read_sets(recipe.model_copy(update={"split": VALIDATION}), collection)
 
 
 def _check_conversations(recipe: MllmRecipe, conversations: Sequence[Conversation]) -> None:

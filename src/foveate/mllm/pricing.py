@@ -7,25 +7,35 @@ from the layer's MLP.
 from __future__ import annotations
 
 import copy
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from foveate.core.errors import UserError
+from foveate.core.model_folder import shapes_alone
 from foveate.core.recipes import validate
 from foveate.language.settings import SparseOptions
 from foveate.mllm.recipe import MllmPriceSettings, MllmRecipe, StageSettings
 from foveate.mllm.stages import build_stage_model
+from foveate.mllm.train import prepare_training
 from foveate.multimodal.model import MultimodalModel
+from foveate.records.collection import Collection
 from foveate.training.costs import PartCost, count_layers, count_parameters, count_part, shorten_config
-from foveate.training.price import Price, Stage, price, resolve_training
+from foveate.training.distributed import start
+from foveate.training.price import Price, PricedStage, Stage, price, resolve_training
 from foveate.training.settings import TrainingSettings
+from foveate.training.timing import MAX_STEPS
 from foveate.vision.connectors import Connector
 from foveate.vision.encoder import ImageEncoder
+from foveate.vision.feature_cache import CACHE
 
 PARTS = ("tower", "connector", "regions", "language")
 # Assumed size of a dry run's images: photographs of most data sets are about that large.
@@ -55,7 +65,7 @@ def price_recipe(recipe: MllmRecipe, **assumed: Any) -> Price:
         training = resolve_training(stage.training, settings, name=stage.name)
         precision = training.precision
         # Build without memory: the largest recipes are priced on a laptop.
-        with torch.device("meta"):
+        with shapes_alone():
             model = build_stage_model(recipe, stage)
         tower = (model.tower.feature_shape, precision)
         if tower not in towers:
@@ -90,6 +100,55 @@ def price_recipe(recipe: MllmRecipe, **assumed: Any) -> Price:
     return price(stages, settings).model_copy(
         update={"facts": {"parameters_active": active, "view_tokens": model.connector.num_tokens}}
     )
+
+
+def price_training(recipe: MllmRecipe, collection: Collection, *, device: str | None = None) -> Price:
+    """Price a training on a collection: as `price_recipe`, but the first steps of each stage are timed here.
+
+    Nothing is written beside the system's temporary folder. FLOPs and memory are those of the assumed samples.
+
+    Raises:
+        UserError: the recipe does not fit the collection.
+    """
+    priced, stages, encoded = price_recipe(recipe), list[PricedStage](), dict[str, tuple[float, int, int]]()
+    with tempfile.TemporaryDirectory() as scratch, start(device or "auto"):
+        training = prepare_training(recipe, collection, Path(scratch) / "run")
+        training.scratch = Path(scratch) / CACHE
+        for stage, assumed in zip(recipe.stages, priced.stages, strict=True):
+            samples = training.samples(stage, features=False)
+            loader, started = training.loader(stage, samples), time.monotonic()
+            draws = [loader.draws(step)[:, -2] for step in range(min(MAX_STEPS, stage.training.steps))]
+            rows = {row for number in np.unique(np.concatenate(draws)).tolist() for row in samples.sets[number].rows}
+            samples.features = training.cache_features(training.sets, rows=np.array(sorted(rows), dtype=np.int64))
+            store = samples.features.store
+            seconds, computed, _ = encoded.get(store.folder.name, (0.0, 0, 0))
+            if store.computed:
+                seconds, computed = seconds + time.monotonic() - started, computed + store.computed
+            # Stages of one tower share its features.
+            encoded[store.folder.name] = (seconds, computed, len(store.list_missing()))
+            times = training.time_stage(stage, samples)
+            changes = {
+                "samples": round(stage.training.steps * loader.mean_batch_size()),
+                "seconds_per_step": times.step,
+                "samples_per_second": loader.mean_batch_size() / times.step,
+                "seconds": times.total(stage.training),
+            }
+            stages.append(assumed.model_copy(update=changes))
+    features, notes = _price_features(encoded)
+    stages = [*features, *stages]
+    note = "time: the first steps of each stage were taken on this machine; FLOPs and memory are of the assumed sample"
+    return priced.model_copy(update={"stages": stages, "mfu": None, "notes": [*priced.notes, note, *notes]})
+
+
+def _price_features(encoded: Mapping[str, tuple[float, int, int]]) -> tuple[list[PricedStage], list[str]]:
+    """Price the frozen features that no cache has: for each tower seconds, views encoded in them, and views left."""
+    views = sum(computed + missing for _, computed, missing in encoded.values())
+    seconds = sum(spent * (1 + missing / computed) for spent, computed, missing in encoded.values() if computed)
+    untimed = sum(missing for _, computed, missing in encoded.values() if not computed)
+    # Where the cache has all views of the first steps, nothing was encoded that could be timed.
+    notes = [f"features: the time of {untimed} views that the cache lacks is not known"] if untimed else []
+    stage = PricedStage(name="features", trainings=0, seconds=seconds, facts={"views": views})
+    return [stage] if views else [], notes
 
 
 def _list_trained(stage: StageSettings, model: MultimodalModel) -> list[str]:

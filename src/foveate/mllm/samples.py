@@ -42,7 +42,7 @@ from foveate.training.distributed import World
 from foveate.training.loader import BadSample, Loader, MixtureLoader, Source
 from foveate.training.mixture_groups import check_groups, multiply_rows, plan_groups, weigh_sources
 from foveate.vision.canvas import boxes_in_view
-from foveate.vision.feature_cache import FeatureCache, TileCache
+from foveate.vision.feature_cache import CACHE, FeatureCache, TileCache
 from foveate.vision.preprocess import Preprocess, place_image
 from foveate.vision.tiling import OVERVIEW
 
@@ -109,8 +109,11 @@ class MllmSamples:
         self.tokens_of_view, self.settings = tokens_of_view, settings
         # Before any feature is computed: a stage without a usable set fails at once, not after hours of encoding.
         self.rows = find_usable_sets(sets, self.collection, texts=max_conversations > 0)
+
+    def check(self) -> None:
+        """Raise UserError if there is no usable set."""
         if not len(self.rows):
-            missing = "conversation of the stage's groups" if max_conversations else "region that a stage could align"
+            missing = "conversation of the stage's groups" if self.max_conversations else "region that it could align"
             raise UserError(f"collection {self.collection.path}: no {missing} in this split; leave the stage out")
 
     def sample(self, row: int, epoch: int, seed: int) -> dict[str, Any]:
@@ -348,22 +351,46 @@ def _multiply(rows: Mapping[str, Sequence[int]], stage: StageSettings, *, seed: 
 
 
 def cache_features(
-    model: MultimodalModel, collection: Collection, sets: Sequence[ImageSet], *, run_path: Path, here: World
+    model: MultimodalModel,
+    collection: Collection,
+    sets: Sequence[ImageSet],
+    *,
+    run_path: Path,
+    here: World,
+    scratch: Path | None = None,
+    only: NDArray[np.int64] | None = None,
 ) -> FeatureCache:
     """Compute the frozen features of the images of sets, as far as they are not cached yet, on the run's device.
 
-    The image tower moves there before the rest of the model does, for that is where the cache sends its pixels.
-
     Args:
         run_path: where the cache lies if the collection cannot be written.
+        scratch: folder of new features in a dry run, which reads those of the collection as well.
+        only: rows, in a dry run; others that are not cached are zeros.
+    """
+    if scratch is not None:
+        features = _open_cache(model, collection, sets, folder=scratch, here=here)
+        features.store.link(collection.path / CACHE)
+        features.fill(only=only)
+        return features
+    # Beside the images, so that the next run with this tower computes nothing.
+    folder = (collection.path if os.access(collection.path, os.W_OK) else run_path) / CACHE
+    features = _open_cache(model, collection, sets, folder=folder, here=here)
+    features.fill()
+    return features
+
+
+def _open_cache(
+    model: MultimodalModel, collection: Collection, sets: Sequence[ImageSet], *, folder: Path, here: World
+) -> FeatureCache:
+    """Return the cache of the images of sets, empty.
+
+    The image tower moves to the run's device before the rest of the model does, for that is where the cache sends its
+    pixels.
     """
     rows = np.asarray(sorted({row for images in sets for row in images.rows}), dtype=np.int64)
-    # Beside the images, so that the next run with this tower computes nothing.
-    folder = (collection.path if os.access(collection.path, os.W_OK) else run_path) / "cache"
     tower, device, share = model.tower.to(here.device), here.device, (here.rank, here.size)
-    features: FeatureCache
     if model.settings.assembly is None:
-        features = FeatureCache(
+        return FeatureCache(
             tower,
             collection,
             rows,
@@ -373,8 +400,5 @@ def cache_features(
             device=device,
             share=share,
         )
-    else:
-        plans = plan_rows(sets, collection, rows, model.settings.assembly)
-        features = TileCache(tower, collection, rows, folder=folder, plans=plans, device=device, share=share)
-    features.fill()
-    return features
+    plans = plan_rows(sets, collection, rows, model.settings.assembly)
+    return TileCache(tower, collection, rows, folder=folder, plans=plans, device=device, share=share)

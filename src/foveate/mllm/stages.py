@@ -15,10 +15,10 @@ from foveate.core.files import read_json, sha256_file
 from foveate.core.model_folder import PREPROCESS, WEIGHTS, check_tensors, read_tensors
 from foveate.language.chat import Chat
 from foveate.language.lora import is_lora
-from foveate.language.open import LanguageModel, read_language_config
+from foveate.language.open import LanguageModel
 from foveate.language.vocabulary import WordTokenizer, read_tokenizer
 from foveate.mllm.recipe import MllmRecipe, StageSettings
-from foveate.multimodal.build import build_model, open_source, prepare_tuning
+from foveate.multimodal.build import build_model, build_untrained, open_source
 from foveate.multimodal.folder import (
     NAMES,
     TOKENIZER,
@@ -38,7 +38,6 @@ from foveate.vision.connectors import resize_positions
 from foveate.vision.hidden_layer import HiddenLayerEncoder
 from foveate.vision.localizer.folder import load_image_tower
 from foveate.vision.preprocess import check_preprocess
-from foveate.vision.registry import seeded
 
 
 def resize_weights(
@@ -78,19 +77,10 @@ def _resize(name: str, value: Tensor, target: Tensor, *, grid: tuple[int, int], 
 
 def build_recipe_model(recipe: MllmRecipe) -> MultimodalModel:
     """Build the untrained model of a recipe; a language model from elsewhere with random weights."""
-    source = recipe.model.language
-    if not isinstance(source, SourceSettings):
-        vocabulary = read_tokenizer(find_folder(recipe.start) / TOKENIZER).size if recipe.start else None
-        return build_model(recipe.model, vocabulary=vocabulary or recipe.vocabulary, region_id=0)
-    from transformers import AutoModelForCausalLM
-
-    config = read_language_config(source.source, revision=source.revision)
-    # `from_config` draws the weights from torch's global generator.
-    with seeded(0):
-        language_model = AutoModelForCausalLM.from_config(config)
-    prepare_tuning(language_model, source)
-    # Nothing is tokenized for this model, so any id may represent `<region>`.
-    return build_model(recipe.model, region_id=0, language_model=language_model)
+    vocabulary = recipe.vocabulary
+    if recipe.start and not isinstance(recipe.model.language, SourceSettings):
+        vocabulary = read_tokenizer(find_folder(recipe.start) / TOKENIZER).size
+    return build_untrained(recipe.model, vocabulary=vocabulary)
 
 
 def build_stage_model(recipe: MllmRecipe, stage: StageSettings) -> MultimodalModel:

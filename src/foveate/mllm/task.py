@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from foveate.core.devices import autocast_dtype
 from foveate.core.errors import UserError
 from foveate.language.packing import SLOT, PackedTexts
 from foveate.mllm.recipe import StageSettings
@@ -23,9 +21,11 @@ from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.names import NameTable
 from foveate.multimodal.referring import RegionPrompts
 from foveate.multimodal.views import ViewLayout, Visual
-from foveate.training.loader import Loader
 from foveate.training.optimizer import ParameterRule
 from foveate.training.task import Batch, Losses, Report, Task
+
+# Numbers of the log that are no losses.
+_REPORTED = frozenset({"token_accuracy", "nearest_name", "iou"})
 
 
 def box_loss(boxes_N4: Tensor, targets_N4: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,10 +62,11 @@ class MllmTask(Task):
         names: for embedding alignment.
         stage: weights and rates.
         export: writes the model folder.
-        measure: returns the metrics of an evaluation (`training.evaluate_every`).
+        validation: returns the batches whose losses an evaluation measures (`training.evaluate_every`).
+        measure: returns the metrics of an evaluation instead.
 
     Raises:
-        UserError: evaluations are asked for, and nothing measures.
+        UserError: evaluations are asked for, and there is nothing to measure.
     """
 
     # A stage that only aligns does not use the language model's layers, and a batch may hold no box.
@@ -78,15 +79,17 @@ class MllmTask(Task):
         names: NameTable,
         stage: StageSettings,
         export: Callable[[MultimodalModel, Path], object] | None = None,
+        validation: Callable[[], Iterable[Batch]] | None = None,
         measure: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         super().__init__()
-        if stage.training.evaluate_every is not None and measure is None:
+        if stage.training.evaluate_every is not None and measure is None and validation is None:
             raise UserError(
                 f"stage {stage.name}, training.evaluate_every: nothing is measured during a training (got "
                 f"{stage.training.evaluate_every}); leave it unset and use foveate mllm evaluate"
             )
-        self.model, self.stage, self._export, self._measure = model, stage, export, measure
+        self.model, self.stage, self._export = model, stage, export
+        self._validation, self._measure = validation, measure
         self.register_buffer("name_ids_NW", names.ids_NW, persistent=False)
         self.register_buffer("name_weight_NW", names.weight_NW, persistent=False)
 
@@ -220,9 +223,23 @@ class MllmTask(Task):
         return loss_N.mean(), iou_N.mean().detach()
 
     def evaluate(self, step: int) -> Mapping[str, float]:
-        """Return what `measure` measures."""
-        assert self._measure is not None
-        return self._measure()
+        """Return what `measure` measures, or the losses and the report of the validation, as means over all of it."""
+        if self._measure is not None:
+            return self._measure()
+        assert self._validation is not None
+        sums, counts = defaultdict[str, float](float), defaultdict[str, float](float)
+        for loaded in self._validation():
+            batch = self.prepare_batch(loaded, self.model.visual_gain.device)
+            terms, report = self.losses(batch)
+            targets = self.count_targets(batch)
+            for name, value in (terms | report).items():
+                count = targets.get(name, targets["loss"])
+                if name != "loss" and count:  # a mean over nothing is not a number
+                    sums[name] += float(value) * count
+                    counts[name] += count
+        means = {name: sums[name] / count for name, count in counts.items()}
+        losses = {name: torch.tensor(mean) for name, mean in means.items() if name not in _REPORTED}
+        return {**means, "loss": float(self.total(losses))}
 
     def parameter_groups(self) -> Sequence[ParameterRule]:
         """Return the rates of connector, table and language model in this stage."""
@@ -260,23 +277,3 @@ def readable_tokens(texts: PackedTexts, row_N: Tensor, at_N: Tensor, region_id: 
     same_NT = texts.text_BT[row_N] == texts.text_BT[row_N, at_N][:, None]
     is_text_NT = (texts.ids_BT[row_N] != region_id) & (texts.ids_BT[row_N] != SLOT)
     return same_NT & (index_T < at_N[:, None]) & is_text_NT
-
-
-def measure_step(task: MllmTask, loader: Loader, device: torch.device) -> float:
-    """Measure the seconds of one step of a stage, forward and backward, of the second of two batches."""
-    settings = task.stage.training
-    task.model.require_gradients()
-    task.to(device).train()
-    dtype = autocast_dtype(settings.precision, device)
-    # Time two batches and drop the first, which includes one-time setup.
-    times = [time.perf_counter()]
-    with closing(loader.batches(0, min(2, settings.steps))) as batches:
-        for loaded in batches:
-            batch = task.prepare_batch(loaded, device)
-            with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                losses, _ = task.losses(batch)
-            losses["loss"].backward()
-            task.zero_grad(set_to_none=True)
-            losses["loss"].item()  # waits for the device
-            times.append(time.perf_counter())
-    return times[-1] - times[-2]

@@ -6,15 +6,19 @@ the same command goes on wherever it was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.core import seeds
@@ -27,10 +31,12 @@ from foveate.core.runs import RunFolder
 from foveate.mllm.calibrate import measure_box_scores
 from foveate.mllm.card import model_card
 from foveate.mllm.data import (
+    VALIDATION,
     ImageSet,
     hash_collection,
     list_training_words,
     read_sets,
+    read_validation,
     select_sets,
     write_vocabulary,
 )
@@ -38,14 +44,17 @@ from foveate.mllm.recipe import MllmRecipe, StageSettings
 from foveate.mllm.results import BoxScoreResult, MllmResult, StageResult
 from foveate.mllm.samples import MllmSamples, cache_features, open_loader
 from foveate.mllm.stages import StagedModel
-from foveate.mllm.task import MllmTask, measure_step
+from foveate.mllm.task import MllmTask
 from foveate.multimodal.ask import Mllm
 from foveate.multimodal.folder import NAMES, TOKENIZER, LoadedModel, save_model
 from foveate.multimodal.model import MultimodalModel
 from foveate.records.collection import Collection
 from foveate.training.distributed import barrier
-from foveate.training.loader import Loader
+from foveate.training.loader import BadSample, Loader
+from foveate.training.loop import TrainingError
 from foveate.training.run import Run
+from foveate.training.task import Batch
+from foveate.training.timing import StepTimes, time_steps
 from foveate.vision.dual import DualConnector
 from foveate.vision.feature_cache import FeatureCache
 
@@ -53,6 +62,8 @@ from foveate.vision.feature_cache import FeatureCache
 _PREPARED = (TOKENIZER, NAMES, "imported")
 # What runs of 0.2 began with: a file for each part of what is now in data.json.
 _OLDER = {f"{part}.json": part for part in ("collection", "language", "initial", "tower")}
+# Most samples of the validation split, as an evaluation takes time.
+_VALIDATION_SAMPLES = 200
 STAGE, STAGE_WEIGHTS = "stage.json", "weights.safetensors"
 Measure = Callable[["MllmTraining"], Mapping[str, float]]
 
@@ -79,7 +90,8 @@ def train_mllm(
     """Train all stages of a recipe on a collection; the same call again resumes.
 
     Args:
-        measure: returns the metrics of an evaluation (`training.evaluate_every`), logged as `eval_NAME`.
+        measure: returns the metrics of an evaluation (`training.evaluate_every`), logged as `eval_NAME`; by default
+            the losses of the validation split.
 
     Raises:
         UserError: the recipe does not fit the collection, or the run folder holds another run.
@@ -173,6 +185,9 @@ class MllmTraining:
         self.recipe, self.collection, self.sets, self.run = recipe, collection, sets, run
         self.here = run.here
         self.measure: Measure | None = None
+        # Folder of the features of a dry run, which writes nowhere else.
+        self.scratch: Path | None = None
+        self._validation: dict[str, list[Batch]] = {}
         self.stages: list[StageResult] = []
         self.staged = StagedModel(recipe, collection.name, run)
         self.prompts, self.names = self.staged.prompts, self.staged.names
@@ -215,23 +230,65 @@ class MllmTraining:
     def announce(self) -> None:
         """Say how long the stages that are left will take, before they start."""
         model, features = self.model, self._features
-        seconds = {
-            stage.name: stage.training.steps * self.measure_step(stage)
+        left = [
+            stage
             for number, stage in enumerate(self.recipe.stages)
             if not (self.run.path / f"stage-{number}-{stage.name}" / STAGE).is_file()
-        }
+        ]
+        seconds: dict[str, float] = {}
+        # A step that diverges is reported by the stage itself, with its folder.
+        with contextlib.suppress(TrainingError):
+            for stage in left:
+                seconds[stage.name] = self.time_stage(stage, self.samples(stage)).total(stage.training)
         # A stage with views of another size resizes positions, which there and back are no longer the same.
         self.staged.model, self._features = model, features
-        if seconds:
+        if seconds.keys() == {stage.name for stage in left} != set():
             stages = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
-            say(
-                f"about {duration(sum(seconds.values()))} in all ({stages}), by one batch of each stage on this machine"
-            )
+            total = duration(sum(seconds.values()))
+            say(f"about {total} in all ({stages}), by the first steps of each stage on this machine")
 
-    def measure_step(self, stage: StageSettings) -> float:
-        """Measure the seconds of one step of a stage."""
-        loader = self.loader(stage, self.samples(stage))
-        return measure_step(MllmTask(self.model, names=self.names, stage=stage), loader, self.here.device)
+    def time_stage(self, stage: StageSettings, samples: MllmSamples) -> StepTimes:
+        """Time the first steps of a stage, which change nothing."""
+        stage = self.without_validation(stage)
+        self.model.require_gradients()
+        evaluates = stage.training.evaluate_every is not None
+        return time_steps(self.task(stage), self.loader(stage, samples), stage.training, evaluate=evaluates)
+
+    def task(self, stage: StageSettings) -> MllmTask:
+        """Return the task of a stage, which trains the model."""
+        measure = partial(self.measure, self) if self.measure is not None else None
+        validation = partial(self.load_validation, stage)
+        return MllmTask(self.model, names=self.names, stage=stage, validation=validation, measure=measure)
+
+    def without_validation(self, stage: StageSettings) -> StageSettings:
+        """Return a stage without its evaluations and early stop where there is nothing to measure."""
+        if self.measure is not None or stage.training.evaluate_every is None or self.load_validation(stage):
+            return stage
+        say(f"stage {stage.name}: nothing in split '{VALIDATION}' can be measured; no evaluation, no early stop")
+        changes = {"evaluate_every": None, "monitor": None, "patience": None, "restore_best": False}
+        return stage.model_copy(update={"training": stage.training.model_copy(update=changes)})
+
+    def load_validation(self, stage: StageSettings) -> list[Batch]:
+        """Load the validation samples of a stage, the same for each of its evaluations."""
+        if stage.name not in self._validation:
+            self._validation[stage.name] = self._load_validation(stage)
+        return self._validation[stage.name]
+
+    def _load_validation(self, stage: StageSettings) -> list[Batch]:
+        sets = read_validation(self.recipe, self.collection)
+        samples = self._samples(stage, sets)
+        if not len(samples.rows):
+            return []
+        seed, size = self.loader_seed(stage), stage.training.batch_size
+        names = [str(row) for row in samples.rows.tolist()]
+        drawn = seeds.draw(names, _VALIDATION_SAMPLES, "validation", stage.training.seed, what="sample")
+        rows = [int(samples.rows[index]) for index in drawn]
+        samples.features = self.cache_features([samples.sets[row] for row in rows])
+        loaded: list[dict[str, Any]] = []
+        for row in rows:
+            with contextlib.suppress(BadSample):
+                loaded.append(samples.sample(row, 0, seed))
+        return [samples.collate(loaded[start : start + size]) for start in range(0, len(loaded), size)]
 
     def loader_seed(self, stage: StageSettings) -> int:
         """Return the seed of the order and the draws of a stage."""
@@ -245,8 +302,15 @@ class MllmTraining:
             features: compute them of all images; False leaves `MllmSamples.features` to the caller.
         """
         self.enter(stage)
-        samples = MllmSamples(
-            select_sets(self.sets, stage),
+        samples = self._samples(stage, self.sets)
+        samples.check()
+        if features:
+            samples.features = self._cached()
+        return samples
+
+    def _samples(self, stage: StageSettings, sets: Sequence[ImageSet]) -> MllmSamples:
+        return MllmSamples(
+            select_sets(sets, stage),
             self.collection,
             self.prompts,
             self.names,
@@ -259,15 +323,13 @@ class MllmTraining:
             point_share=stage.point_share,
             point_place=stage.point_place,
         )
-        if features:
-            samples.features = self._cached()
-        return samples
 
     def loader(self, stage: StageSettings, samples: MllmSamples) -> Loader:
         """Return the loader of a stage's samples; see `open_loader`."""
         return open_loader(stage, samples, seed=self.loader_seed(stage), here=self.here)
 
     def _run(self, stage: StageSettings, folder: Path) -> StageResult:
+        stage = self.without_validation(stage)
         loader, settings = self.loader(stage, self.samples(stage)), stage.training
         if self.here.is_main:
             say(f"stage {stage.name}: {len(loader.rows)} samples, {settings.steps} steps")
@@ -276,8 +338,7 @@ class MllmTraining:
             self.model.connector.copy_projector()
         # A fresh wrapper per stage, so that what one stage froze is not frozen in the next.
         self.model.require_gradients()
-        measure = partial(self.measure, self) if self.measure is not None else None
-        task = MllmTask(self.model, names=self.names, stage=stage, measure=measure)
+        task = self.task(stage)
         started = time.process_time()
         outcome = self.run.train(task, loader, settings, stage=folder.name)
         processor_seconds = time.process_time() - started
@@ -315,9 +376,15 @@ class MllmTraining:
             self._features = self.cache_features(self.sets)
         return self._features
 
-    def cache_features(self, sets: Sequence[ImageSet]) -> FeatureCache:
-        """Compute the frozen features of the images of sets, as far as they are not cached yet."""
-        return cache_features(self.model, self.collection, sets, run_path=self.run.path, here=self.here)
+    def cache_features(self, sets: Sequence[ImageSet], *, rows: NDArray[np.int64] | None = None) -> FeatureCache:
+        """Compute the frozen features of the images of sets, as far as they are not cached yet.
+
+        Args:
+            rows: in a dry run, the rows of the images that are looked at; by default all.
+        """
+        return cache_features(
+            self.model, self.collection, sets, run_path=self.run.path, here=self.here, scratch=self.scratch, only=rows
+        )
 
     def result(self, status: str) -> MllmResult:
         """Put the result together."""

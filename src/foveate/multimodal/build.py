@@ -10,7 +10,7 @@ from torch import nn
 
 from foveate.core.errors import UserError, choose
 from foveate.language.lora import add_lora
-from foveate.language.open import LanguageModel, open_language_model
+from foveate.language.open import LanguageModel, open_language_model, read_language_config
 from foveate.language.sparse import make_sparse
 from foveate.multimodal.model import MultimodalModel
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
@@ -50,26 +50,13 @@ def build_model(
     Raises:
         UserError: a part cannot be built with these options.
     """
-    # A seed for each part: another connector leaves the start of the decoder as it is.
-    tower = build_tower(settings.tower, seed=seed)
     if isinstance(settings.language, dict):
         language_model = build_language_model(settings.language, vocabulary=vocabulary, seed=seed + 1)
         if settings.experts is not None:
             make_sparse(language_model, settings.experts, seed=seed + 4)
     assert language_model is not None, "a source is opened by open_source"
-    options = dict(settings.connector)
-    kind = choose(str(options.pop("kind", "")), connector_kinds(), "model.connector.kind")
-    out_width = int(language_model.config.hidden_size)
-
-    def connect(encoder: ImageEncoder, seed: int) -> Connector:
-        return build_connector(kind, options, in_width=encoder.width, out_width=out_width, grid=encoder.grid, seed=seed)
-
-    connector: Connector = connect(tower, seed + 2)
-    if settings.tiles_tower is not None:
-        tiles = build_tower(settings.tiles_tower, seed=seed + 6)
-        connector = DualConnector(connect(tower, seed + 2), connect(tiles, seed + 7))
-        adapters = settings.region_encoder is not None and settings.region_map == "tower"
-        tower = DualTower(tower, tiles, adapters=adapters, seed=seed + 8)
+    kind, out_width = settings.connector.get("kind"), int(language_model.config.hidden_size)
+    tower, connector = build_vision(settings, out_width=out_width, seed=seed)
     region_encoder = None
     if settings.region_encoder is not None:
         behind = settings.region_map == "connector"
@@ -93,6 +80,48 @@ def build_model(
             region_id=region_id,
             region_encoder=region_encoder,
         )
+
+
+def build_vision(settings: MultimodalSettings, *, out_width: int, seed: int = 0) -> tuple[ImageEncoder, Connector]:
+    """Build the untrained tower and connector of a model, both of them twice where tiles have their own.
+
+    Args:
+        out_width: of the language model.
+    """
+    # A seed for each part: another connector leaves the start of the decoder as it is.
+    tower = build_tower(settings.tower, seed=seed)
+    options = dict(settings.connector)
+    kind = choose(str(options.pop("kind", "")), connector_kinds(), "model.connector.kind")
+
+    def connect(encoder: ImageEncoder, seed: int) -> Connector:
+        return build_connector(kind, options, in_width=encoder.width, out_width=out_width, grid=encoder.grid, seed=seed)
+
+    connector: Connector = connect(tower, seed + 2)
+    if settings.tiles_tower is not None:
+        tiles = build_tower(settings.tiles_tower, seed=seed + 6)
+        connector = DualConnector(connect(tower, seed + 2), connect(tiles, seed + 7))
+        adapters = settings.region_encoder is not None and settings.region_map == "tower"
+        tower = DualTower(tower, tiles, adapters=adapters, seed=seed + 8)
+    return tower, connector
+
+
+def build_untrained(settings: MultimodalSettings, *, vocabulary: int) -> MultimodalModel:
+    """Build a model whose values do not matter; a language model from elsewhere from its config alone.
+
+    Args:
+        vocabulary: rows of the table of token embeddings of a new language model.
+    """
+    # Nothing is tokenized for this model, so any id may represent `<region>`.
+    if not isinstance(settings.language, SourceSettings):
+        return build_model(settings, vocabulary=vocabulary, region_id=0)
+    from transformers import AutoModelForCausalLM
+
+    config = read_language_config(settings.language.source, revision=settings.language.revision)
+    # `from_config` draws the weights from torch's global generator.
+    with seeded(0):
+        language_model = AutoModelForCausalLM.from_config(config)
+    prepare_tuning(language_model, settings.language)
+    return build_model(settings, region_id=0, language_model=language_model)
 
 
 def _build_regions(settings: MultimodalSettings, width: int, out: int, *, seed: int) -> RegionEncoder:

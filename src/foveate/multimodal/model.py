@@ -11,12 +11,12 @@ a head that reads the map of a phrase.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from foveate.core.errors import UserError
 from foveate.language.lora import is_lora
@@ -355,7 +355,7 @@ class MultimodalModel(nn.Module):
         states_BTE: Tensor | None = None
         self._router_losses = {}
         row_R = (texts.ids_BT == self.region_id).nonzero()[:, 0][: len(regions.boxes_R4)]
-        if any(isinstance(module, FSDPModule) for module in self.language_model.modules()):
+        if _is_sharded(self.language_model):
             # Each pass gathers the sharded weights, so that all processes must take equally many: one.
             groups = [torch.arange(len(lengths_B), device=lengths_B.device)]
         else:
@@ -462,3 +462,10 @@ def _check_assembly(assembly: AssemblyOptions, tower: ImageEncoder, connector: C
             raise UserError(
                 f"field model.assembly.{name}: not that of tower and connector (got {value}); expected {expected}"
             )
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Return whether a module is of FSDP2."""
+    # Not imported: that takes a second, and where it is not loaded nothing is sharded.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in model.modules())

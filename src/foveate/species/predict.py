@@ -523,7 +523,7 @@ class UsedBoxes(Protocol):
         """Return the box of a row; None for the whole image."""
         ...
 
-    def further_boxes(self, row: int) -> Sequence[NDArray[np.float64]]:
+    def further_boxes(self, row: int) -> Iterable[NDArray[np.float64]]:
         """Return the boxes of further animals of a row that were looked at, too."""
         ...
 

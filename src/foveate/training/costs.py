@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
+# Decoders whose only products are those of grouped attention, a gated MLP, and the head.
+PLAIN_DECODERS = frozenset({"llama", "mistral"})
 # Bytes per token and unit of width when only the inputs of the blocks are saved (checkpointing).
 _BLOCK_INPUT = 4
 
@@ -40,11 +42,20 @@ def _attention_backward_flops(
     return 2 * sdpa_flop_count(query, key, value)
 
 
+def _fused_convolution_flops(
+    pixels: tuple[int, ...], weight: tuple[int, ...], *rest: Any, out_shape: tuple[int, ...], **named: Any
+) -> int:
+    return conv_flop_count(list(pixels), list(weight), list(out_shape))
+
+
 # torch's counter knows only the fused kernels of CUDA.
-_FUSED_ATTENTION = {
+_FUSED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
+if hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    # A convolution with its activation; see `foveate.vision.lite0.Lite0.fuse`.
+    _FUSED[torch.ops.mkldnn._convolution_pointwise] = _fused_convolution_flops
 
 
 @dataclass(frozen=True)
@@ -208,7 +219,7 @@ def time_call(call: Callable[[], object], device: torch.device, *, repeats: int 
 
 def count_forward(call: Callable[[], object]) -> float:
     """Count the FLOPs of a forward pass in fake tensors, under the mode of `make_fake`."""
-    with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=_FUSED) as counter, torch.no_grad():
         call()
     return float(counter.get_total_flops())
 
@@ -235,6 +246,32 @@ def build_flop_counter(
     return count
 
 
+def count_decoder(config: Any, vocabulary: int) -> tuple[int, Callable[[int], float]]:
+    """Count a model of `PLAIN_DECODERS` with a tied head and no biases by its config alone, which loads no library.
+
+    With width D, inner width I, h query and g key heads of size s, a layer has 2Dhs + 2Dgs + 3DI weights and two norms
+    of D. Reading L tokens takes 2 FLOPs a weight and token, 4 L^2 hs in the attention of each layer, and 2DV for the
+    last token's logits.
+
+    Args:
+        config: with the fields of transformers' config, as attributes.
+
+    Returns:
+        Parameters, and a function from positions to the FLOPs of reading them.
+    """
+    width, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    head = getattr(config, "head_dim", None) or width // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    products = 2 * width * head * (heads + key_heads) + 3 * width * config.intermediate_size
+    parameters = layers * (products + 2 * width) + width + vocabulary * width
+
+    def count(length: int) -> float:
+        attention = 4.0 * length**2 * heads * head
+        return layers * (2.0 * length * products + attention) + 2.0 * width * vocabulary
+
+    return parameters, count
+
+
 def count_cache_values(config: Any) -> int:
     """Count the keys and values that a language model caches for a position."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -252,7 +289,7 @@ def _count_costs(call: Callable[[], Sequence[Tensor]]) -> tuple[float, float, fl
             saved[tensor.untyped_storage()._cdata] = tensor  # keyed by storage, so that views of a tensor count once
         return tensor
 
-    with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_FUSED) as counter:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             tensors = call()
         forward = counter.get_total_flops()

@@ -150,6 +150,20 @@ def train(
         TrainingError: loss or gradient are not finite; the weights are then those before that step.
         UserError: the checkpoint belongs to other data or settings, or a parameter rule is wrong.
     """
+    with open_session(task, loader, settings, run, content=content) as session:
+        return _run(session, resume=resume)
+
+
+@contextlib.contextmanager
+def open_session(
+    task: Task,
+    loader: BatchSource,
+    settings: TrainingSettings,
+    run: RunFolder,
+    *,
+    content: Mapping[str, str] | None = None,
+) -> Iterator[Session]:
+    """Prepare a task for its steps: check it, freeze, move, wrap, and make its optimizer; see `train`."""
     here = world()
     assert loader.batch_size == settings.batch_size, "the loader was made for another batch size"
     assert loader.world_size == here.size, "the loader was made for another number of processes"
@@ -169,10 +183,10 @@ def train(
     if uses_bf16 and here.is_main and emulates_bf16(here.device):
         say("precision bf16: this processor has no instructions for bfloat16; auto or fp32 is faster here")
     with frozen_in_bf16(task) if uses_bf16 and settings.frozen_precision == "bf16" else contextlib.nullcontext():
-        return _run(_Session(task, loader, settings, run, table=table, identity=identity), resume=resume)
+        yield Session(task, loader, settings, run, table=table, identity=identity)
 
 
-def _run(session: _Session, *, resume: bool) -> TrainingOutcome:
+def _run(session: Session, *, resume: bool) -> TrainingOutcome:
     """Find the checkpoint to start from, and take the steps."""
     loader, settings, outcome, here = session.loader, session.settings, session.outcome, session.here
     lock = FolderLock(session.folder, purpose="training") if here.is_main else contextlib.nullcontext()
@@ -221,7 +235,7 @@ class _Step(NamedTuple):
     stopping: bool
 
 
-class _Session:
+class Session:
     """What the steps of one session of a training share; one that was interrupted has several sessions.
 
     Attributes:
@@ -335,7 +349,7 @@ class _Session:
         }
         improved = False
         if evaluating:
-            metrics = _evaluate(outcome.model, task, outcome.ema, outcome.step, settings, self.here)
+            metrics = self.evaluate()
             outcome.last_row |= {f"eval_{name}": value for name, value in metrics.items()}
             if settings.monitor is not None:
                 monitored = _read_monitor(metrics, settings)
@@ -345,6 +359,10 @@ class _Session:
             self.run.append_metrics(outcome.last_row)
         self._logged = time.monotonic()  # an evaluation is no part of the rate of samples
         return improved
+
+    def evaluate(self) -> dict[str, float | None]:
+        """Evaluate the task as it is; return its metrics."""
+        return _evaluate(self.outcome.model, self.task, self.outcome.ema, self.outcome.step, self.settings, self.here)
 
     def save(self) -> None:
         """Write a checkpoint of the step that was taken last."""

@@ -202,8 +202,8 @@ class Price(_WithFacts):
     """What a run will take, stage by stage and in all; sizes in bytes.
 
     Attributes:
-        hardware: name, TFLOP/s and GB of a device; empty where this machine was timed.
-        mfu: share of the peak that is assumed. notes: how the numbers were made.
+        hardware: name, TFLOP/s and GB of a device; may be empty where this machine was timed.
+        mfu: share of the peak that is assumed; None where this machine was timed. notes: how the numbers were made.
     """
 
     parameters_by_part: dict[str, int]
@@ -389,7 +389,7 @@ def format_price(price: Price) -> list[str]:
     for stage in price.stages:
         lines += _format_stage(stage, price)
     totals, hardware = price.totals, price.hardware
-    machine = f"{price.devices} x {hardware['name']} at MFU {price.mfu:g}" if hardware else "this machine"
+    machine = f"{price.devices} x {hardware['name']} at MFU {price.mfu:g}" if price.mfu else "this machine"
     flops = f", {totals['flops']:.3g} FLOPs" if totals["flops"] else ""
     days = f", {totals['device_days']:,.4g} device-days" if price.devices > 1 else ""
     lines.append(f"in all: about {duration(totals['seconds'])} on {machine}{flops}{days}")
@@ -410,9 +410,10 @@ def _format_stage(stage: PricedStage, price: Price) -> Iterator[str]:
         forward = {part: flops / 1e9 for part, flops in stage.forward_per_sample.items() if part != "total"}
         total = stage.flops_per_sample["total"] / 1e9
         yield f"  GFLOPs per sample: {total:,.4g} with backward; forward {_join(forward, ',.3g')}"
+        rate = f" at {price.hardware['tflops']:,.4g} TFLOP/s each" if price.mfu else ", timed here"
         losses = f", {stage.loss_share:.0%} of it in the loss matrices" if stage.loss_share else ""
         yield (
-            f"  time: {stage.seconds_per_step:,.3g} s a step at {price.hardware['tflops']:,.4g} TFLOP/s each{losses}; "
+            f"  time: {stage.seconds_per_step:,.3g} s a step{rate}{losses}; "
             f"{stage.samples_per_second:,.4g} samples a second"
         )
     if stage.memory_per_device:

@@ -20,6 +20,7 @@ from foveate.language.tokenizer import BackendTokenizer
 from foveate.multimodal.answer_writer import MAX_REPEATS
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.picture_check import load_picture_check
+from foveate.multimodal.settings import MultimodalSettings
 from foveate.records.geometry import View
 from foveate.video.layout import Layout
 from foveate.vision.canvas import render_input
@@ -139,6 +140,19 @@ class Network:
         return table(torch.tensor(list(ids), dtype=torch.int64, device=table.weight.device))
 
 
+def count_square(settings: MultimodalSettings, tokens: int, *, name: str) -> int:
+    """Return the tokens of a frame; warn of what is left out.
+
+    Raises:
+        UserError: the tokens are no square.
+    """
+    if settings.phrase_maps or settings.box_head:
+        warnings.warn(f"{name}: phrase maps and boxes are of single images; a video is read without them", stacklevel=4)
+    if round(tokens**0.5) ** 2 != tokens:
+        raise UserError(f"{name}: {tokens} tokens a frame; expected a square grid")
+    return tokens
+
+
 def wrap_native(loaded: LoadedModel, *, name: str, scenes_alone: bool = False) -> Network:
     """Wrap a model of `foveate mllm train`; each frame is one view, which stands in front of the text as in training.
 
@@ -151,11 +165,7 @@ def wrap_native(loaded: LoadedModel, *, name: str, scenes_alone: bool = False) -
     preprocess, tokenizer = model.tower.preprocess, loaded.tokenizer
     if not isinstance(tokenizer, BackendTokenizer):
         raise UserError(f"{name}: its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json")
-    if model.phrase_maps is not None or model.box_head is not None:
-        warnings.warn(f"{name}: phrase maps and boxes are of single images; a video is read without them", stacklevel=3)
-    side = round(model.connector.num_tokens**0.5)
-    if side * side != model.connector.num_tokens:
-        raise UserError(f"{name}: {model.connector.num_tokens} tokens a frame; expected a square grid")
+    side = round(count_square(model.settings, model.connector.num_tokens, name=name) ** 0.5)
 
     warned = False
 

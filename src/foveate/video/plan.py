@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,22 +19,30 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from foveate.core.errors import UserError
 from foveate.core.hub import fetch, loading
-from foveate.language.positions import count_positions
-from foveate.multimodal.folder import load_model
+from foveate.core.model_folder import shapes_alone
+from foveate.language.positions import count_positions, find_context
+from foveate.language.vocabulary import read_tokenizer
+from foveate.multimodal.build import build_untrained, build_vision
+from foveate.multimodal.folder import TOKENIZER, read_settings
 from foveate.multimodal.opening import find_native_folder
+from foveate.multimodal.settings import MultimodalSettings
 from foveate.training.costs import (
+    PLAIN_DECODERS,
     build_flop_counter,
     count_cache_values,
+    count_decoder,
     count_forward,
     count_parameters,
     extend_layers,
     make_fake,
     shorten_config,
 )
-from foveate.video.adapter import wrap_native
+from foveate.video.adapter import count_square
 from foveate.video.networks import find_grid, read_config, refuse_factor, stretch_positions
 from foveate.video.splice import Room, list_fitting
 from foveate.video.strategies import SlowFast, Strategy, parse_how
+from foveate.vision.connectors import Connector
+from foveate.vision.encoder import ImageEncoder
 
 # The paper's 3,680 tokens leave as many of LLaVA's 4,096.
 TEXT_TOKENS = 416
@@ -226,27 +235,63 @@ def read_shape(source: str | Path, *, rope_factor: float | None = None) -> Model
 
 
 def _read_native(folder: Path, name: str) -> ModelShape:
+    settings, _ = read_settings(folder)
+    language, vocabulary = settings.language, 0
+    if isinstance(language, dict):
+        vocabulary = read_tokenizer(folder / TOKENIZER).size
+        # What ships: nothing of transformers is needed, whose import takes longer than all else.
+        if language.get("model_type") in PLAIN_DECODERS and settings.tiles_tower is None and settings.experts is None:
+            return _read_plain(settings, SimpleNamespace(**language), vocabulary, name)
     from transformers import AutoModelForCausalLM
 
-    loaded = load_model(folder)
-    network = wrap_native(loaded, name=name)
-    size = (3, network.preprocess.height, network.preprocess.width)
-    # A tower of ours may read its frozen part from a package: one image is encoded in earnest.
-    tower_flops = count_forward(lambda: network.encode(torch.zeros(1, *size, dtype=torch.uint8)))
-    config, mode, languages = network.language.config, FakeTensorMode(), []
+    with shapes_alone():
+        built = build_untrained(settings, vocabulary=vocabulary)
+    config, mode, languages = built.language_model.config, FakeTensorMode(), list[Any]()
+    # A tower may read its frozen part from a package: one image is encoded in earnest, by untrained weights.
+    tower_flops = _count_tower(build_vision(settings, out_width=config.hidden_size))
     for layers in (1, 2):
-        with torch.device("meta"):
+        with shapes_alone():
             languages.append(AutoModelForCausalLM.from_config(shorten_config(config, layers)).eval())
         make_fake(languages[-1], mode)
-    parts = {"tower": network.tower, "projector": network.projector, "language": network.language}
+    parts = {"tower": built.tower, "projector": built.connector, "language": built.language_model}
     return ModelShape(
         name=name,
-        image_tokens=network.tokens_per_frame,
-        limit=network.limit,
-        width=network.width,
+        image_tokens=count_square(settings, built.connector.num_tokens, name=name),
+        limit=find_context(built.language_model),
+        width=config.hidden_size,
         parameters={part: count_parameters(module) for part, module in parts.items()},
         tower_flops=tower_flops,
         count_language=build_flop_counter(languages, mode, config, torch.float32),
         cache_values=count_cache_values(config),
         bytes=torch.float32.itemsize,
     )
+
+
+def _read_plain(settings: MultimodalSettings, config: Any, vocabulary: int, name: str) -> ModelShape:
+    """Read the shape of a model whose language model is one of `PLAIN_DECODERS`."""
+    tower, connector = build_vision(settings, out_width=config.hidden_size)
+    language, count_language = count_decoder(config, vocabulary)
+    return ModelShape(
+        name=name,
+        image_tokens=count_square(settings, connector.num_tokens, name=name),
+        limit=count_positions(config),
+        width=config.hidden_size,
+        parameters={
+            "tower": count_parameters(tower),
+            "projector": count_parameters(connector),
+            "language": language,
+        },
+        tower_flops=_count_tower((tower, connector)),
+        count_language=count_language,
+        cache_values=count_cache_values(config),
+        bytes=torch.float32.itemsize,
+    )
+
+
+def _count_tower(vision: tuple[ImageEncoder, Connector]) -> float:
+    """Count the FLOPs of an image through a tower and its connector."""
+    tower, connector = vision
+    tower.eval()
+    connector.eval()
+    pixels = torch.zeros(1, 3, tower.preprocess.height, tower.preprocess.width, dtype=torch.uint8)
+    return count_forward(lambda: connector(tower(pixels).tokens))

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -137,12 +138,24 @@ class FeatureCache:
         cache.fill()
         return cache
 
-    def fill(self) -> None:
-        """Compute what does not exist yet."""
+    def fill(self, *, only: NDArray[np.int64] | None = None) -> None:
+        """Compute what does not exist yet.
+
+        Args:
+            only: rows that are computed; of others that do not exist, features are zeros, in the place of the image.
+        """
         sha256 = self.collection.index["sha256"]
         keys = keys_of(f"{sha256[row]} {text}" for row, text in self._list_entries())
         description = f"image features, parts of {PART}"
-        self.store.fill(keys, self._make, block=PART, description=description, share=self.share)
+        fill = partial(self.store.fill, keys, self._make, block=PART, description=description, share=self.share)
+        if only is None:
+            fill()
+        else:
+            rows_N = np.array([self._row(entry) for entry in range(len(keys))], dtype=np.int64)
+            fill(only=np.isin(rows_N, only))
+            # A sample that takes the place of a damaged one may need them.
+            index, unread_N = self.collection.index, self.store.sizes[:, 0] == 0
+            self.store.sizes[unread_N] = np.stack([index["width"], index["height"]], axis=1)[rows_N[unread_N]]
         self.bad = {self._row(entry): reason for entry, reason in self.store.bad.items()}
 
     def _list_entries(self) -> Iterator[tuple[int, str]]:

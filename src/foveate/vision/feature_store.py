@@ -69,6 +69,7 @@ class FeatureStore:
     Attributes:
         keys: [n, 2], of the entries that were passed to `fill`. sizes: [n, 2] int32.
         bad: entry number -> reason.
+        computed: entries that the last `fill` computed.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class FeatureStore:
         self._prefix, self._entry_bytes = f"{self.folder}/", math.prod(shape) * dtype.itemsize
         self.sizes = np.zeros((0, 2), np.int32)
         self.bad: dict[int, str] = {}
+        self.computed = 0
         self._passing: dict[int, str] = {}
         self._parts: dict[str, int] = {}
         self._names: list[str] = []
@@ -97,6 +99,7 @@ class FeatureStore:
         description: str,
         share: Share = (0, 1),
         patience: float = _PATIENCE_SECONDS,
+        only: NDArray[np.bool_] | None = None,
     ) -> None:
         """Compute the entries that do not exist yet.
 
@@ -105,7 +108,9 @@ class FeatureStore:
             make: called with at most `block` entry numbers.
             share: rank and number of processes. Each computes its blocks and waits for those of the others; after
                 `patience` seconds without a new part (they may have another disk) it computes theirs too.
+            only: [n], the entries that are computed; others that do not exist are read as zeros.
         """
+        self._only, self.computed = only, 0
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / ABOUT).is_file():
             # The folder's name is only a hash; this file is for whoever wants to know what lies in it.
@@ -147,8 +152,21 @@ class FeatureStore:
         return np.unique(self._untried() // block).tolist()
 
     def _untried(self) -> NDArray[np.int64]:
-        missing = self._first[self._part[self._first] < 0]
+        missing = self.list_missing()
+        missing = missing if self._only is None else missing[self._only[missing]]
         return missing[~np.isin(missing, list(self._passing))] if self._passing else missing
+
+    def list_missing(self) -> NDArray[np.int64]:
+        """List the entries that do not exist, of equal ones the first."""
+        return self._first[self._part[self._first] < 0]
+
+    def link(self, folder: Path) -> None:
+        """Read what exists in another folder of stores as well, which is not written to; called before `fill`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for pattern in (_PATTERN, "bad-*.json"):
+            for path in (folder / self.folder.name).glob(pattern):
+                if not (self.folder / path.name).exists():
+                    (self.folder / path.name).symlink_to(path.resolve())
 
     def _inside(self, number: int, block: int) -> list[int]:
         untried = self._untried()
@@ -165,6 +183,7 @@ class FeatureStore:
 
     def _make(self, inside: list[int], make: Make) -> None:
         features, sizes, failures = make(inside)
+        self.computed += len(inside)
         passing = {entry: failure.reason for entry, failure in failures.items() if failure.is_passing}
         if passing:
             self._passing |= passing

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +35,13 @@ from foveate.mllm.tuning.recipe import TuningRecipe
 from foveate.mllm.tuning.samples import TuningRow, TuningSamples, check_conversations, select_conversations
 from foveate.multimodal.foreign import BATCHED
 from foveate.records.collection import Collection
-from foveate.training.accumulation import forward_and_backward
 from foveate.training.costs import count_parameters
+from foveate.training.distributed import start
 from foveate.training.loader import BadSample, Loader
 from foveate.training.loop import TrainingOutcome
 from foveate.training.run import Run
 from foveate.training.task import Batch, Losses, Report, Task
+from foveate.training.timing import StepTimes, time_steps
 
 # Conversations that are written before the weights are loaded: their length decides the memory.
 _LOOKED_AT = 16
@@ -356,29 +355,21 @@ class Tuning:
             after=self._measure() if finished else {},
         )
 
-    def time_batch(self) -> float:
-        """Return the seconds of one step, forward and backward, of the second of two batches."""
-        task, training = self.load(), self.training
-        task.to(self.device).train()
-        precision = autocast_dtype(training.precision, self.device)
-        times = [time.perf_counter()]
-        with closing(self.loader().batches(0, min(2, training.steps))) as batches:
-            for loaded in batches:
-                batch = task.prepare_batch(loaded, self.device)
-                losses, _ = forward_and_backward(task, task, batch, parts=training.accumulate, precision=precision)
-                losses["loss"].item()  # waits for the device
-                task.zero_grad(set_to_none=True)
-                times.append(time.perf_counter())
-        return times[-1] - times[-2]
+    def time_steps(self) -> StepTimes:
+        """Load the base and time the first steps of the training, and an evaluation."""
+        return time_steps(self.load(), self.loader(), self.training, evaluate=self.validation is not None)
 
 
 def plan_tuning(
     recipe: TuningRecipe, collection: Collection, *, device: str | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return trainable parameters, memory and the time of one batch, and the same in lines; nothing is trained."""
+    """Return trainable parameters, memory and the time of the run, and the same in lines; nothing is trained."""
     tuning = Tuning(recipe, collection, choose_device(device or "auto"))
     memory = tuning.check()
-    seconds = tuning.time_batch()
+    with start(device or "auto"):
+        times = tuning.time_steps()
+    # Before and after the training, with the own image and with another one.
+    seconds = times.total(tuning.training, evaluations=4)
     steps, total = recipe.training.steps, count_parameters(tuning.base.model.model)
     result = {
         "kind": "tuning-plan",
@@ -389,14 +380,16 @@ def plan_tuning(
         "conversations": len(tuning.samples),
         "left_out": dict(tuning.left_out),
         "memory_bytes": {name: round(value) for name, value in memory.items()},
-        "seconds_per_step": seconds,
-        "seconds": seconds * steps,
+        "seconds_per_step": times.step,
+        "seconds_per_evaluation": times.evaluation,
+        "seconds": seconds,
     }
     lines = [
         f"base: {recipe.base}, {total:,} parameters; boxes: {tuning.base.model.unit}",
         f"trained: {tuning.base.trained:,} parameters, {recipe.adapter.method} on {len(tuning.base.targets)} layers",
         f"conversations: {len(tuning.samples)}, left out: {sum(tuning.left_out.values())}",
         f"memory: about {describe_memory(memory)}",
-        f"one batch of {recipe.training.batch_size}: {seconds:.2f} s; {steps} steps: about {duration(seconds * steps)}",
+        f"a step of {recipe.training.batch_size}: {times.step:.2f} s, an evaluation {times.evaluation:.1f} s; "
+        f"{steps} steps: about {duration(seconds)}",
     ]
     return result, lines

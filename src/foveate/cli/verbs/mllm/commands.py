@@ -127,7 +127,9 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
     """Train RECIPE (a shipped name or a YAML file), all stages in order, on a collection with conversations.
 
     The recipe own-vlm trains an adapter (LoRA) for --base, a vision-language model of transformers, and writes a folder
-    that PEFT opens. Its --dry-run needs --collection, and times one batch.
+    that PEFT opens. Its --dry-run needs --collection.
+
+    --dry-run with --collection takes the first steps of each stage, writes nothing, and prints the time of the run.
 
     FIELD=VALUE changes single fields, for example vocabulary=8192 or, of a stage,
     stages.instruction.training.steps=100. Ctrl-C or SIGTERM stops after a checkpoint; the same command resumes.
@@ -139,6 +141,7 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
       foveate mllm train ferret-on-mini --collection referring
       foveate mllm train ferret-on-llava --add-regions ./llava-1.5-7b-hf --collection lvis
       foveate mllm train mm15-3b --dry-run --devices 64 --hardware h100-80gb
+      foveate mllm train mllm-own --collection my-conversations --dry-run
       foveate mllm train own-vlm --base ./SmolVLM-256M-Instruct --collection my-conversations
     """
     if "adapter" in call.read():
@@ -155,10 +158,20 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
     base = None if add_regions is None else _import_base(add_regions, run, dry_run=call.dry_run)
     resolved = call.load(MllmRecipe, {"add_regions": base}).with_training(seed=call.seed, workers=call.workers)
     if call.dry_run:
-        from foveate.mllm.pricing import price_recipe
+        from foveate.mllm.pricing import price_recipe, price_training
+        from foveate.records.collection import Collection
         from foveate.training.price import format_price
 
-        priced = price_recipe(resolved, **pricing)
+        if call.collection is not None and pricing:
+            raise click.UsageError(
+                f"--{next(iter(pricing)).replace('_', '-')} is an assumption of a dry run without --collection, whose "
+                "batches are timed on this machine"
+            )
+        if call.collection is None:
+            priced = price_recipe(resolved, **pricing)
+        else:
+            with Collection.open(call.collection) as opened:
+                priced = price_training(resolved, opened, device=call.device)
         call.finish(priced.to_json(), format_price(priced))
         return
     call.refuse_pricing(pricing)
