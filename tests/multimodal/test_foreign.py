@@ -383,6 +383,55 @@ def test_answers_come_in_pieces_and_can_be_stopped(folders: dict[str, Path]) -> 
         list(model.stream(image, "disc " * 390))
 
 
+@pytest.mark.parametrize("error", [ArithmeticError, IndexError, TypeError, ValueError, KeyError])
+def test_an_error_of_an_observer_is_not_told_as_one_of_the_model(
+    error: type[Exception], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are raised within `generate`, which calls the observer."""
+    model, dialog = open_foreign(str(folders["llava"])), Dialog([draw(50, 40)], [Turn("user", QUESTION)])
+    raised = error("of ours")
+
+    class Faulty(Observer):
+        def __init__(self, name: str) -> None:
+            super().__init__({})
+            self.name = name
+
+        def step(self, number: int, read: Any) -> bool:
+            if self.name == "step":
+                raise raised
+            return super().step(number, read)
+
+        def end(self, number: int, answer: Answer) -> None:
+            raise raised
+
+    for name in ("step", "end"):
+        with pytest.raises(error, match="of ours") as caught:
+            model.answer_dialogs([dialog], generation=[GenerationSettings(max_new_tokens=3)], observer=Faulty(name))
+        assert caught.value is raised
+    sampled = GenerationSettings(max_new_tokens=3, temperature=1.0)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    with monkeypatch.context() as patched:
+        patched.setattr("foveate.multimodal.foreign_turns.draw_token", fail)
+        with pytest.raises(error) as caught:
+            model.answer_dialogs([dialog], generation=[sampled])
+        assert caught.value is raised
+    with monkeypatch.context() as patched:
+        patched.setattr("foveate.multimodal.foreign_turns.certain_text", fail)
+        with pytest.raises(error) as caught:
+            list(model.stream(dialog.images, QUESTION, max_tokens=3))
+        assert caught.value is raised
+    # The same error from a layer of the model is told as a sentence about its files.
+    monkeypatch.setattr(type(model.model.model.language_model), "forward", fail)
+    expected = KeyError if error is KeyError else UserError
+    for ask in (model.ask, lambda *question: model.choose(*question, ["red", "disc"])):
+        with pytest.raises(expected, match="of ours") as caught:
+            ask(dialog.images, QUESTION)
+        assert error is KeyError or "do not fit one another" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("written", "text", "box"),
     [
@@ -440,53 +489,6 @@ def test_options_are_compared_by_the_likelihood_of_their_tokens(folders: dict[st
     shares = model.choose(image, QUESTION, options)
     assert shares == pytest.approx(torch.tensor(expected, dtype=torch.float64).softmax(dim=0).tolist(), abs=1e-4)
     assert model.choose_all([(image, QUESTION)], [options]) == [shares]
-
-
-@pytest.mark.parametrize("ends_turns", [False, True])
-def test_letters_are_scored_with_their_end(
-    ends_turns: bool, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = open_varied(folders["llava"])
-    image, options = draw(40, 40), ["a red disc", "blue", "three"]
-    if ends_turns:
-        # As most templates do; no model writes what stands behind the end mark.
-        ending = "{% if message['role'] == 'assistant' %}</s> : {% endif %}{% endfor %}{% if add_generation"
-        head, tail = model.processor.chat_template.split("{% endfor %}{% if add_generation")
-        model.processor.chat_template = f"{head}{ending}{tail}"
-    # The same question as a user would write it.
-    lettered = (
-        f"{QUESTION} A. a red disc B. blue C. three Answer with the option's letter from the given choices directly."
-    )
-    ids = model.processor.tokenizer.convert_tokens_to_ids
-    expected = []
-    for letter in "ABC":
-        inputs = model._inputs([image], [("user", lettered)])
-        for name, value in (("input_ids", ids(letter)), ("attention_mask", 1)):
-            inputs[name] = torch.cat([inputs[name], torch.tensor([[value]])], dim=1)
-        with torch.no_grad():
-            logs_TV = model.model(**inputs).logits[0, -2:].double().log_softmax(dim=-1)
-        expected.append(float(logs_TV[0, ids(letter)] + logs_TV[1, ids("</s>")]))
-    shares_K = torch.tensor(expected, dtype=torch.float64).exp()
-    monkeypatch.setattr("foveate.multimodal.choose.MIN_LETTER_MASS", float(shares_K.sum()) * 0.99)
-    letters = model.decide(image, QUESTION, options)
-    assert (letters.mass, letters.scored_by) == (pytest.approx(float(shares_K.sum()), rel=1e-3), "letters")
-    assert letters.probabilities == pytest.approx((shares_K / shares_K.sum()).tolist(), abs=1e-4)
-    assert letters.letter == "ABC"[int(shares_K.argmax())]
-    # Below the floor, texts decide; the mass stays what it is.
-    monkeypatch.setattr("foveate.multimodal.choose.MIN_LETTER_MASS", float(shares_K.sum()) * 1.01)
-    texts = model.decide(image, QUESTION, options)
-    assert (texts.mass, texts.scored_by) == (letters.mass, "texts")
-    assert texts.probabilities == pytest.approx(model.choose(image, QUESTION, options), abs=1e-6)
-    assert texts.probabilities != letters.probabilities
-
-
-def test_texts_are_scored_where_letters_cannot_be(folders: dict[str, Path]) -> None:
-    model, image = open_foreign(str(folders["llava"])), draw(40, 40)
-    # The tokenizer has the letters A to C; all others are one unknown token.
-    for count in (5, 27):
-        options = [" ".join(["red"] * number) for number in range(1, count + 1)]
-        choice = model.decide(image, QUESTION, options)
-        assert (choice.mass, choice.scored_by, len(choice.probabilities)) == (None, "texts", count)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "smolvlm"])

@@ -45,6 +45,7 @@ from foveate.multimodal.foreign_turns import (
     ForeignChat,
     PrefixCache,
     TokenSampler,
+    called_back,
     check_question,
     encode_images_once,
     list_end_ids,
@@ -395,6 +396,7 @@ class ForeignMllm:
             return False
 
         # Ends each row at its own limit or when its observer says so; `max_new_tokens` below is the largest limit.
+        @called_back
         def stop(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
             stops = [row in results or not step(row, ids_T[length:]) for row, ids_T in enumerate(ids_BT)]
             return torch.tensor(stops, device=ids_BT.device)
@@ -426,7 +428,8 @@ class ForeignMllm:
         inputs = self._batch_inputs(rows[:1])
         self._check_context(inputs["input_ids"].shape[1], 1)
         # What one token takes to generate is the reading of its prompt.
-        output = self.model.generate(**inputs, return_dict_in_generate=True, max_new_tokens=1, do_sample=False)
+        with naming_model(self.name):
+            output = self.model.generate(**inputs, return_dict_in_generate=True, max_new_tokens=1, do_sample=False)
         prefix.keep(self.model, self.processor, prompts[0], inputs, output)
         return prefix.continue_rows(self.model, self.processor, prompts, room=room)
 
@@ -434,7 +437,9 @@ class ForeignMllm:
         self, ids_T: Tensor, images: Sequence[Image.Image], inputs: Any, *, first_image: int
     ) -> tuple[Answer, str]:
         """Read the answer of generated tokens; return it, and its text as the model wrote it."""
-        written = text = self.processor.tokenizer.decode(ids_T, skip_special_tokens=True).strip()
+        with naming_model(self.name):
+            # Some tokenizers have fewer tokens than the weights.
+            written = text = self.processor.tokenizer.decode(ids_T, skip_special_tokens=True).strip()
         boxes: tuple[PixelBox, ...] = ()
         points: tuple[Point, ...] = ()
         if len(images) == 1 and self.unit not in (None, "none"):

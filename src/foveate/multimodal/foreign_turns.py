@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from PIL import Image
@@ -35,6 +35,9 @@ from foveate.records.shapes import Shape
 
 if TYPE_CHECKING:
     from foveate.multimodal.foreign import ForeignMllm
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class PrefixCache:
@@ -350,25 +353,6 @@ class AnswerStream:
         return whole
 
 
-class TokenSampler:
-    """Makes greedy decoding draw tokens as `foveate.language.generate` does, each row from its own seed."""
-
-    def __init__(self, settings: Sequence[GenerationSettings]) -> None:
-        self.settings = settings
-        self.draws = [seeds.generator("generate", row.seed) for row in settings]
-
-    def __call__(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
-        drawn_BV = logits_BV.clone()
-        for row, (settings, draws) in enumerate(zip(self.settings, self.draws, strict=True)):
-            if settings.temperature > 0:
-                logits_V = logits_BV[row].double().cpu().numpy()
-                token = draw_token(logits_V, draws.random(), temperature=settings.temperature, top_p=settings.top_p)
-                # The drawn token alone stays possible, so that the greedy search of transformers takes it.
-                drawn_BV[row] = -torch.inf
-                drawn_BV[row, token] = 0.0
-        return drawn_BV
-
-
 def list_end_ids(model: Any) -> list[int]:
     """List the tokens that end an answer of a model of transformers."""
     ids = model.generation_config.eos_token_id
@@ -400,17 +384,60 @@ def _place_images(text: str) -> list[dict[str, str]]:
     return parts
 
 
+class _CallbackError(Exception):
+    """Carries an error of our own code through `generate` of transformers, which calls that code."""
+
+
+def called_back(function: Callable[P, R]) -> Callable[P, R]:
+    """Mark a function that transformers calls: `naming_model` raises its errors as they are."""
+
+    @functools.wraps(function)  # transformers reads its signature
+    def call(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return function(*arguments, **named)
+        except Exception as error:
+            raise _CallbackError from error
+
+    return call
+
+
 @contextlib.contextmanager
 def naming_model(name: str) -> Iterator[None]:
     """Raise UserError for what code of transformers raises in the block about files that do not fit one another."""
+    own: BaseException | None = None
     try:
         yield
+    except _CallbackError as carried:
+        # A bug of an observer is no fault of the model's files.
+        own = carried.__cause__
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         # UserError is a ValueError; its text is ours already.
         if isinstance(error, UserError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{name}: its config, processor and weights do not fit one another ({reason})") from error
+    if own is not None:
+        raise own
+
+
+class TokenSampler:
+    """Makes greedy decoding draw tokens as `foveate.language.generate` does, each row from its own seed."""
+
+    def __init__(self, settings: Sequence[GenerationSettings]) -> None:
+        self.settings = settings
+        self.draws = [seeds.generator("generate", row.seed) for row in settings]
+
+    @called_back
+    def __call__(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        drawn_BV = logits_BV.clone()
+        for row, (settings, draws) in enumerate(zip(self.settings, self.draws, strict=True)):
+            if settings.temperature > 0:
+                logits_V = logits_BV[row].double().cpu().numpy()
+                token = draw_token(logits_V, draws.random(), temperature=settings.temperature, top_p=settings.top_p)
+                # The drawn token alone stays possible, so that the greedy search of transformers takes it.
+                drawn_BV[row] = -torch.inf
+                drawn_BV[row, token] = 0.0
+        return drawn_BV
 
 
 def check_question(question: str, *, ground: bool = False) -> str:
