@@ -157,10 +157,24 @@ def test_options_are_compared_behind_images_that_are_encoded_once(
     assert len(calls) == 4
 
 
-def test_answers_depend_on_the_image(folders: dict[str, Path]) -> None:
-    model = open_foreign(str(folders["llava"]))
-    answers = {model.ask(draw(40, 40, seed=seed), QUESTION, max_tokens=8).text for seed in range(6)}
-    assert len(answers) > 1
+@pytest.mark.parametrize("family", BUILDERS)
+def test_answers_depend_on_question_and_image(
+    family: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without this, tests that compare answers would also pass with another question's, or another image's."""
+    model, ids = open_foreign(str(folders[family])), list[tuple[int, ...]]()
+    read = model._read
+    monkeypatch.setattr(
+        model, "_read", lambda ids_T, *rest, **named: ids.append(tuple(ids_T.tolist())) or read(ids_T, *rest, **named)
+    )
+
+    def ask(image: Image.Image, question: str) -> tuple[int, ...]:
+        model.ask(image, question, max_tokens=5)
+        return ids[-1]
+
+    questions = [QUESTION, "where is the red disc", "no", "is the disc big"]
+    assert len({ask(draw(50, 40), question) for question in questions}) > 1
+    assert len({ask(draw(50, 40, seed=seed), QUESTION) for seed in range(4)}) > 1
 
 
 # 50 x 40 pixels become 48 x 40 in patches of 4 pixels, two by two.
