@@ -404,6 +404,15 @@ def test_options_and_boxes_of_the_shipped_model(foveate: Any, tmp_path: Path) ->
     ended = foveate("ask", images[0], "Is there a star?", "--option", "yes", "--option", "no", "--json").json
     assert sum(ended["probabilities"]) == pytest.approx(1)
     assert ended["text"] == ended["options"][ended["probabilities"].index(max(ended["probabilities"]))]
+    # The shipped model was never trained on letters.
+    assert (ended["scored_by"], 0 < ended["mass"] < 1e-4) == ("texts", True)
+    page = foveate(
+        "ask", images[0], "Is there a star?", "--option", "yes", "--option", "no", "--out", tmp_path / "asked"
+    )
+    lines = page.out.splitlines()
+    assert "letters have" in lines[2]
+    assert "texts" in lines[2]
+    assert f"{ended['mass']:.2g}" in (tmp_path / "asked/report.html").read_text()
     shown = foveate("ask", *images, "Where is the baseball cap?", "--image-out", tmp_path / "out.png", "--ground")
     assert shown.code == 0, shown.err
     assert (tmp_path / "out-1.png").is_file()

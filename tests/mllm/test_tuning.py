@@ -25,7 +25,7 @@ from foveate.core.recipes import load
 from foveate.core.runs import RunFolder
 from foveate.mllm.evaluate import evaluate
 from foveate.mllm.settings import SuiteSettings
-from foveate.mllm.tuning.network import open_base
+from foveate.mllm.tuning.network import load_network, open_base
 from foveate.mllm.tuning.recipe import TuningRecipe
 from foveate.mllm.tuning.samples import NO_UNIT, TuningRow, encode_conversation
 from foveate.mllm.tuning.train import Tuning, TuningTask, measure, plan_tuning, stack_rows, tune
@@ -387,6 +387,10 @@ def test_unusable_bases_and_collections_are_named(
     cpu = torch.device("cpu")
     with raises_naming(UserError, "quantization", "4bit", "cpu"), Collection.open(collection) as opened:
         Tuning(make_recipe(folders["llava"], "quantization=4bit"), opened, cpu)
+    # On a GPU the weights are quantized where all other commands quantize them.
+    base = open_base(make_recipe(folders["llava"], "quantization=4bit"))
+    with raises_naming(UserError, "quantize", "4bit", "cpu"):
+        load_network(base, make_recipe(folders["llava"], "quantization=4bit"), cpu)
     empty = tiny.make_collection(tmp_path / "empty")
     with raises_naming(UserError, empty, "train", "no conversations"), Collection.open(empty) as opened:
         Tuning(make_recipe(folders["llava"]), opened, cpu)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from foveate.vision.registry import seeded
 
-WORDS = "what is in the image where red disc a user assistant yes no big small blue one two three".split()
+WORDS = "what is in the image where red disc a user assistant yes no big small blue one two three A B C".split()
 SPECIAL = ["<pad>", "</s>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
 IDEFICS = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
 TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
@@ -51,12 +51,25 @@ def template(mark: str) -> str:
     )
 
 
+# Seed, scale of all weights and of the projection of images, where answers do not depend on both question and image
+# with (0, 4, 1): many random models repeat one word. Found by trying; see test_answers_depend_on_question_and_image.
+DRAWS = {
+    "internvl": (24, 4, 1),
+    "kosmos-2": (2, 8, 40),
+    "llava_next": (3, 4, 1),
+    "llava_onevision": (1, 4, 1),
+    "paligemma": (1, 8, 1),
+    "qwen2_vl": (7, 4, 1),
+}
+
+
 def save(family: str, folder: Path) -> Path:
     """A model of a family with its processor and chat template."""
+    seed, scale, projection = DRAWS.get(family, (0, 4, 1))
     words = tokenizer()
     ids = words.convert_tokens_to_ids
     size = len(words)
-    with seeded(0):
+    with seeded(seed):
         model, processor = BUILDERS[family](words, ids, {**TEXT, "vocab_size": size})
         model = model.eval()
         with torch.no_grad():
@@ -64,7 +77,10 @@ def save(family: str, folder: Path) -> Path:
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     # Gemma 3's projection of images begins as zeros, and nothing of an image would be seen.
-                    parameter.mul_(4) if parameter.any() else parameter.normal_(std=0.1)
+                    parameter.mul_(scale) if parameter.any() else parameter.normal_(std=0.1)
+            for name, parameter in model.named_parameters():
+                if "projector" in name or "image_to_text_projection.dense" in name:
+                    parameter.mul_(projection)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_multimodal_model import loaded
+from test_multimodal_model import loaded, settings
 from test_tiled_model import load as load_tiled
 
 from foveate.core.errors import UserError
@@ -81,6 +81,28 @@ def test_a_model_answers_and_chooses_as_suites_ask_it() -> None:
     (answer,) = model.ask_all([request], max_tokens=2)
     assert answer.text == Mllm(loaded()).ask(IMAGES[0], request[1], regions=request[2], max_tokens=2).text
     assert sum(model.choose_all([request], [OPTIONS])[0]) == pytest.approx(1)
+
+
+def test_a_letter_is_chosen_where_the_model_answers_by_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Mllm(loaded(language={**settings().language, "max_position_embeddings": 400}))
+    question, region = "Is <1> red?", PixelBox(3, 4, 40, 44)
+    options = ["yes", "it is", "no"]
+    lettered = (
+        "Is <region> red?\nA. yes\nB. it is\nC. no\nAnswer with the option's letter from the given choices directly."
+    )
+    shares_K = torch.tensor(
+        [likelihood(model, Question(IMAGES[0], lettered, [region]), letter) for letter in "ABC"]
+    ).exp()
+    monkeypatch.setattr("foveate.multimodal.choose.MIN_LETTER_MASS", float(shares_K.sum()) * 0.9)
+    letters = model.decide(IMAGES[0], question, options, regions=[region])
+    assert (letters.mass, letters.scored_by) == (pytest.approx(float(shares_K.sum()), rel=1e-3), "letters")
+    assert letters.probabilities == pytest.approx((shares_K / shares_K.sum()).tolist(), abs=1e-4)
+    monkeypatch.setattr("foveate.multimodal.choose.MIN_LETTER_MASS", float(shares_K.sum()) * 1.1)
+    texts = model.decide(IMAGES[0], question, options, regions=[region])
+    assert (texts.mass, texts.scored_by) == (letters.mass, "texts")
+    assert texts.probabilities == pytest.approx(model.choose(IMAGES[0], question, options, regions=[region]), abs=1e-5)
+    # The name of a region in an option is text: no second region is meant.
+    assert len(model.decide(IMAGES[0], question, ["<1>", "<2>"], regions=[region]).probabilities) == 2
 
 
 @pytest.mark.parametrize(

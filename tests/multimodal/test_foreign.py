@@ -19,6 +19,7 @@ from foveate.multimodal.answers import Answer
 from foveate.multimodal.choose import to_probabilities
 from foveate.multimodal.foreign import BATCHED, ForeignMllm, open_foreign
 from foveate.multimodal.foreign_boxes import UNITS, read_boxes
+from foveate.multimodal.foreign_turns import score_texts
 from foveate.multimodal.opening import open_mllm
 from foveate.multimodal.prepare import Dialog
 from foveate.multimodal.settings import OpeningOptions
@@ -138,7 +139,7 @@ def test_options_are_compared_behind_images_that_are_encoded_once(
 ) -> None:
     ours = open_foreign(str(folders[family]))
     images, options = [draw(50, 40), draw(30, 60, seed=1)], ["red", "disc", "blue disc"]
-    alone = [ours._read_answer(images, QUESTION, option) for option in options]
+    alone = score_texts(ours, images, QUESTION, options)
     encode, calls = ours.model.model.get_image_features, []
 
     @functools.wraps(encode)  # generate reads its signature
@@ -156,10 +157,24 @@ def test_options_are_compared_behind_images_that_are_encoded_once(
     assert len(calls) == 4
 
 
-def test_answers_depend_on_the_image(folders: dict[str, Path]) -> None:
-    model = open_foreign(str(folders["llava"]))
-    answers = {model.ask(draw(40, 40, seed=seed), QUESTION, max_tokens=8).text for seed in range(6)}
-    assert len(answers) > 1
+@pytest.mark.parametrize("family", BUILDERS)
+def test_answers_depend_on_question_and_image(
+    family: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without this, tests that compare answers would also pass with another question's, or another image's."""
+    model, ids = open_foreign(str(folders[family])), list[tuple[int, ...]]()
+    read = model._read
+    monkeypatch.setattr(
+        model, "_read", lambda ids_T, *rest, **named: ids.append(tuple(ids_T.tolist())) or read(ids_T, *rest, **named)
+    )
+
+    def ask(image: Image.Image, question: str) -> tuple[int, ...]:
+        model.ask(image, question, max_tokens=5)
+        return ids[-1]
+
+    questions = [QUESTION, "where is the red disc", "no", "is the disc big"]
+    assert len({ask(draw(50, 40), question) for question in questions}) > 1
+    assert len({ask(draw(50, 40, seed=seed), QUESTION) for seed in range(4)}) > 1
 
 
 # 50 x 40 pixels become 48 x 40 in patches of 4 pixels, two by two.
@@ -363,14 +378,14 @@ def test_a_reading_that_cannot_be_continued_is_done_anew(folders: dict[str, Path
 
 def test_answers_come_in_pieces_and_can_be_stopped(folders: dict[str, Path]) -> None:
     model = open_foreign(str(folders["idefics3"]))
-    image = draw(50, 40, seed=1)
+    image = draw(50, 40, seed=2)
     whole = model.ask(image, QUESTION, max_tokens=12)
     assert whole.tokens == 12
     steps: list[int] = []
     read = model._read
     model._read = lambda ids_T, *rest, **named: steps.append(len(ids_T)) or read(ids_T, *rest, **named)  # type: ignore[method-assign]
     pieces = list(model.stream(image, QUESTION, max_tokens=12))
-    assert len(pieces) > 6
+    assert len(pieces) > 3
     assert "".join(pieces) == whole.text
     steps.clear()
     stream = model.stream(image, QUESTION, max_tokens=12)
@@ -380,6 +395,55 @@ def test_answers_come_in_pieces_and_can_be_stopped(folders: dict[str, Path]) -> 
     assert max(steps) < 12
     with raises_naming(UserError, 400, "context"):
         list(model.stream(image, "disc " * 390))
+
+
+@pytest.mark.parametrize("error", [ArithmeticError, IndexError, TypeError, ValueError, KeyError])
+def test_an_error_of_an_observer_is_not_told_as_one_of_the_model(
+    error: type[Exception], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are raised within `generate`, which calls the observer."""
+    model, dialog = open_foreign(str(folders["llava"])), Dialog([draw(50, 40)], [Turn("user", QUESTION)])
+    raised = error("of ours")
+
+    class Faulty(Observer):
+        def __init__(self, name: str) -> None:
+            super().__init__({})
+            self.name = name
+
+        def step(self, number: int, read: Any) -> bool:
+            if self.name == "step":
+                raise raised
+            return super().step(number, read)
+
+        def end(self, number: int, answer: Answer) -> None:
+            raise raised
+
+    for name in ("step", "end"):
+        with pytest.raises(error, match="of ours") as caught:
+            model.answer_dialogs([dialog], generation=[GenerationSettings(max_new_tokens=3)], observer=Faulty(name))
+        assert caught.value is raised
+    sampled = GenerationSettings(max_new_tokens=3, temperature=1.0)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    with monkeypatch.context() as patched:
+        patched.setattr("foveate.multimodal.foreign_turns.draw_token", fail)
+        with pytest.raises(error) as caught:
+            model.answer_dialogs([dialog], generation=[sampled])
+        assert caught.value is raised
+    with monkeypatch.context() as patched:
+        patched.setattr("foveate.multimodal.foreign_turns.certain_text", fail)
+        with pytest.raises(error) as caught:
+            list(model.stream(dialog.images, QUESTION, max_tokens=3))
+        assert caught.value is raised
+    # The same error from a layer of the model is told as a sentence about its files.
+    monkeypatch.setattr(type(model.model.model.language_model), "forward", fail)
+    expected = KeyError if error is KeyError else UserError
+    for ask in (model.ask, lambda *question: model.choose(*question, ["red", "disc"])):
+        with pytest.raises(expected, match="of ours") as caught:
+            ask(dialog.images, QUESTION)
+        assert error is KeyError or "do not fit one another" in str(caught.value)
 
 
 @pytest.mark.parametrize(

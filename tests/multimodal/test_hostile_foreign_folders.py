@@ -14,9 +14,11 @@ import foreign_models
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from foveate.core.errors import UserError
 from foveate.multimodal.opening import open_mllm
+from naming import raises_naming
 
 Edit = Callable[[Path], object]
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -76,8 +78,6 @@ def _bytes(change: Callable[[bytes], bytes]) -> Edit:
 
 def _tensors(change: Callable[[dict[str, Any]], None]) -> Edit:
     def edit(folder: Path) -> None:
-        from safetensors.torch import load_file, save_file
-
         tensors = load_file(folder / WEIGHTS)
         change(tensors)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -227,6 +227,59 @@ def test_a_hostile_folder_ends_in_a_sentence(
     edit: Edit, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    _check_refused(edit, folder, tmp_path)
+
+
+FAMILIES = ["internvl", "paligemma", "qwen2_vl", "smolvlm"]
+# Cases that every family reads by code of its own: config of its parts, weights, tokenizer, processor.
+OF_FAMILIES = [
+    "config: layers 10**6",
+    "config: width other than stored",
+    "weights: zeros",
+    "weights: tensor of another shape",
+    "weights: tensor missing",
+    "weights: unknown dtype",
+    "weights: a pickle",
+    "tokenizer: empty",
+    "tokenizer: missing",
+    "processor: no JSON",
+    "processor: size is text",
+    "processor: code of a repository",
+    "template: loops",
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {family: foreign_models.save(family, root / family) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", OF_FAMILIES)
+def test_a_hostile_folder_of_any_family_ends_in_a_sentence(
+    case: str, family: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _check_refused(REFUSED[case], folders[family], tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llava", *FAMILIES])
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(
+    family: str, folders: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    edited = shutil.copytree(folders.get(family, folder), tmp_path / "model")
+    weights = load_file(edited / WEIGHTS)
+    name = _widest(weights)
+    rows, *others = weights[name].shape
+    save_file(weights | {name: weights[name][:-1].clone()}, edited / WEIGHTS, metadata={"format": "pt"})
+    # Some releases of transformers name a tensor otherwise in the file than in the model.
+    with raises_naming(UserError, name.rpartition(".")[0].rpartition(".")[2], [rows - 1, *others], [rows, *others]):
+        open_mllm(edited)
+
+
+def _check_refused(edit: Edit, folder: Path, tmp_path: Path) -> None:
+    """Check that a folder, once edited, ends in one line."""
     edited = shutil.copytree(folder, tmp_path / "model")
     edit(edited)
     image = Image.fromarray(np.zeros((40, 48, 3), np.uint8))

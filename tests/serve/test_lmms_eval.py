@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from PIL import Image
 
 import foveate
 from foveate.core.errors import UserError
 from foveate_labs.worlds.scenes import draw_scene
+from multimodal.foreign_models import save
 from naming import raises_naming
 
 if TYPE_CHECKING:
@@ -170,3 +172,17 @@ def test_the_entry_point_names_the_class(adapter: Any) -> None:
     with raises_naming(UserError, "model_args", "pretrained", "max_tokens"):
         adapter.LmmsEvalModel(pretrained="x")
     assert isinstance(IMAGES[0], Image.Image)
+
+
+def test_opening_options_reach_the_model(adapter: Any, tmp_path: Path) -> None:
+    folder = save("llava", tmp_path / "llava")
+    opened = adapter.LmmsEvalModel(model=str(folder), device="cpu", dtype="bfloat16")
+    assert (opened.model.model.dtype, opened.model.model.device.type) == (torch.bfloat16, "cpu")
+    for given, named in (
+        ({"device": "cpu", "quantize": "4bit"}, ("quantize", "4bit", "GPU")),
+        ({"dtype": "bf16"}, ("dtype", "bf16", "bfloat16")),
+        ({"device": "cpu", "device_map": "auto"}, ("device", "device_map")),
+        ({"model": "mini", "dtype": "bfloat16"}, ("mini", "dtype", "bfloat16")),
+    ):
+        with raises_naming(UserError, *named):
+            adapter.LmmsEvalModel(**{"model": str(folder)} | given)

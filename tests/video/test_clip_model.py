@@ -58,7 +58,11 @@ def test_answers_are_those_of_each_clip_alone(network: Network, videos: Path) ->
     assert len({answer.text for answer in answers if not isinstance(answer, UserError)}) > 2
 
 
-def test_letters_are_scored_as_for_one_question(network: Network, videos: Path) -> None:
+@pytest.mark.parametrize(("floor", "scored_by"), [(0.0, "letters"), (1.0, "texts")])
+def test_options_are_scored_as_for_one_question(
+    network: Network, videos: Path, floor: float, scored_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foveate.multimodal.choose.MIN_LETTER_MASS", floor)
     how = parse_how(HOW, frames=4)
     clips = [videos / f"deep/clip{number}" for number in (0, 1, 1)]
     options = (("red", "blue"), ("a", "b", "c"), ("red", "red"))
@@ -66,12 +70,12 @@ def test_letters_are_scored_as_for_one_question(network: Network, videos: Path) 
     answers = ClipWatcher(network, how).ask_all([*requests, ClipRequest(clips[0], "what?", (), True)], max_tokens=2)
     for request, answer in zip(requests, answers, strict=False):
         assert not isinstance(answer, UserError)
-        assert len(answer.probabilities) == len(request.options)
-        if len(set(request.options)) > 1:
-            choice = watch(network, request.clip, how=how).choose("which?", request.options)
-            assert answer.probabilities == pytest.approx(choice.probabilities, abs=1e-5)
+        assert answer.choice is not None
+        choice = watch(network, request.clip, how=how).choose("which?", request.options, distinct=False)
+        assert answer.choice.probabilities == pytest.approx(choice.probabilities, abs=1e-5)
+        assert (answer.choice.mass, answer.choice.scored_by) == (pytest.approx(choice.mass, abs=1e-5), scored_by)
     assert not isinstance(answers[3], UserError)
-    assert answers[3].probabilities == ()
+    assert answers[3].choice is None
 
 
 def test_the_hash_of_weights_changes_with_them(model: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_choice_is_attributed_by_its_letter(network: Network) -> None:
     options = ["red", "blue"]
     choice = viewing.choose("which color?", options)
     occlusion = measure_occlusion(viewing, "which color?", choice, options)
-    _, prompt, endings = viewing.encode_letters("which color?", options)
+    prompt, endings = viewing.encode_letters("which color?", options)
     whole_LD = splice(network, prompt, viewing.video_LD)
     (log_T,) = score_tokens(network.language, whole_LD[None], endings[choice.index])
     assert float(log_T.sum().exp()) == pytest.approx(choice.probabilities[choice.index] * choice.mass, abs=1e-5)

@@ -14,6 +14,7 @@ from video_to_kill import HashModel, Reply, write_questions
 
 from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, read_json_lines
+from foveate.multimodal.choose import Choice
 from foveate.video.evaluate import ClipRequest, VideoEvaluationSettings, evaluate
 from foveate.video.score_table import ANSWERS
 from killing import Server, kill_at_random
@@ -133,7 +134,9 @@ class Doubtful(HashModel):
         for request, reply in zip(requests, replies, strict=True):
             reply.seen = {**reply.seen, "clip": str(request.clip), "warnings": [f"{request.clip}: cut off"]}
             if request.likelihood and request.options and len(request.text) < 20:
-                reply.probabilities = (0.2, 0.5, 0.3)
+                is_sure = len(request.text) % 8 == 0
+                mass, scored_by = (0.9, "letters") if is_sure else (1e-5, "texts")
+                reply.choice = Choice((0.2, 0.5, 0.3), mass=mass, scored_by=scored_by)
         return replies
 
 
@@ -149,6 +152,14 @@ def test_choices_are_scored_by_likelihood_too(folder: Path, tmp_path: Path) -> N
     assert values["likelihood"].value == pytest.approx(scored / 40)
     assert values["strict"].value == plain.table[0].values["strict"].value
     assert values["likelihood"].n == 40
+    assert {(row["mass"], row["scored_by"]) for row in rows if "probabilities" in row} == {
+        (0.9, "letters"),
+        (1e-5, "texts"),
+    }
+    by_texts = sum(row.get("scored_by") == "texts" for row in rows)
+    assert 0 < by_texts < scored
+    assert result.further["likeliest options found by their texts"] == pytest.approx(by_texts / scored)
+    assert "likeliest options found by their texts" not in plain.further
     with raises_naming(UserError, tmp_path / "plain"):
         ask(folder, tmp_path / "plain", likelihood=True)
 

@@ -186,7 +186,7 @@ def test_letters_have_the_probabilities_of_the_next_token(network: Network) -> N
 def test_texts_are_scored_where_letters_have_no_mass(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     viewing, options = watch(network, tiny_llavas.frames(3), how="mean"), ["red", "red and blue"]
     letters = viewing.choose("which?", options)
-    monkeypatch.setattr("foveate.video.viewing.MIN_LETTER_MASS", 1.0)
+    monkeypatch.setattr("foveate.multimodal.choose.MIN_LETTER_MASS", 1.0)
     texts = viewing.choose("which?", options)
     assert (letters.scored_by, texts.scored_by, texts.mass) == ("letters", "texts", pytest.approx(letters.mass))
     ids = encode_prompt(network, viewing.prompts.fill(network.frame, "which?"))
@@ -225,12 +225,12 @@ def test_every_strategy_answers(how: Strategy) -> None:
     assert sum(viewing.record["tokens"].values()) == len(viewing.video_LD)
 
 
-def test_letters_that_are_one_token_are_refused(network: Network) -> None:
+def test_texts_are_scored_where_letters_are_one_token(network: Network) -> None:
     assert network.tokenizer is not None
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     letterless = replace(network, tokenizer=replace(network.tokenizer, backend=backend))
-    with raises_naming(UserError, "options", "llava"):
-        watch(letterless, tiny_llavas.frames(3), how="mean").choose("which?", ["red", "blue"])
+    choice = watch(letterless, tiny_llavas.frames(3), how="mean").choose("which?", ["red", "red blue"])
+    assert (choice.mass, choice.scored_by) == (None, "texts")
 
 
 def test_frames_and_record(network: Network) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import UserError
+from foveate.multimodal.choose import Choice
 from foveate.video.evaluate import ClipRequest, VideoEvaluationSettings, evaluate
 from foveate.video.results import VideoScores
 
@@ -20,7 +21,7 @@ class Reply:
     text: str
     finished: bool = True
     seen: dict[str, Any] = field(default_factory=lambda: {"indices": [0, 4, 8], "slow": [1], "num_decoded": 9})
-    probabilities: tuple[float, ...] = ()
+    choice: Choice | None = None
 
 
 class HashModel:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from foveate.multimodal.answers import Answer
+    from foveate.multimodal.choose import Choice
     from foveate.multimodal.results import AskResult, Exchange
     from foveate.records.shapes import Shape
 
@@ -47,6 +48,16 @@ def make_exchange(
         finished=answer.finished,
         seconds=round(seconds, 3),
     )
+
+
+def describe_choice(choice: Choice, options: Sequence[str]) -> list[str]:
+    """Return a line for each option, the likeliest first, and one that says how they were scored."""
+    ranked = sorted(zip(choice.probabilities, options, strict=True), reverse=True)
+    lines = [f"{share:.3f}  {option}" for share, option in ranked]
+    if choice.mass is None:
+        return lines + ["letters cannot be scored, so texts of options were"] * (choice.scored_by == "texts")
+    by_texts = "; too little to choose by, so texts of options were scored" if choice.scored_by == "texts" else ""
+    return [*lines, f"letters have {choice.mass:.2g} of all{by_texts}"]
 
 
 def find_nearest_requests(

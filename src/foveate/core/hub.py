@@ -408,8 +408,11 @@ def check_loaded(report: dict[str, Any], *, name: str) -> None:
             "they would stay random"
         )
     if report.get("mismatched_keys"):
-        key = sorted(report["mismatched_keys"], key=str)[0]
-        raise UserError(f"{name}: the shape of tensor {key} does not match config.json")
+        key, stored, needed = min(report["mismatched_keys"], key=str)
+        raise UserError(
+            f"{name}: tensor '{key}' has the shape {list(stored)} in the weights; expected {list(needed)}, "
+            "as config.json has it"
+        )
 
 
 @contextmanager

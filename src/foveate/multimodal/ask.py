@@ -20,7 +20,18 @@ from foveate.language.generate import Completion, GenerationSettings, Prefix, ex
 from foveate.multimodal.answer_writer import AnswerWriter, PendingAnswer, limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, certain_text, with_placeholders
 from foveate.multimodal.assemble import SamplePlan
-from foveate.multimodal.choose import Choice, OptionRow, check_options, score_options, to_probabilities
+from foveate.multimodal.choose import (
+    LETTERS,
+    Choice,
+    OptionRow,
+    are_distinct,
+    check_options,
+    decide,
+    list_letters,
+    request_letter,
+    score_options,
+    to_probabilities,
+)
 from foveate.multimodal.folder import LoadedModel
 from foveate.multimodal.prepare import (
     Dialog,
@@ -336,17 +347,12 @@ class Mllm:
     def choose_all(
         self, questions: Sequence[tuple[Any, ...]], options: Sequence[Sequence[str]], *, per_token: bool = False
     ) -> list[tuple[float, ...]]:
-        """Return the probabilities of the options of each question, in batches; see `choose`."""
-        return [choice.probabilities for choice in self.decide_all(questions, options, per_token=per_token)]
+        """Return the probabilities of the options of each question, in batches; see `choose`.
 
-    def decide_all(
-        self, questions: Sequence[tuple[Any, ...]], options: Sequence[Sequence[str]], *, per_token: bool = False
-    ) -> list[Choice]:
-        """Choose from the options of each question, in batches, and say what decided; see `choose`.
-
-        Pictures unlike the scenes of the training are decided by what was recognized in them, or not at all.
+        Pictures unlike the scenes of the training are decided by what was recognized in them; where that cannot know,
+        all options are alike.
         """
-        choices: dict[int, Choice] = {}
+        shares: dict[int, tuple[float, ...]] = {}
         for start in range(0, len(questions), BATCH):
             part = [Question(*question) for question in questions[start : start + BATCH]]
             visual, pending = prepare_questions(self.loaded, part)
@@ -354,17 +360,56 @@ class Mllm:
             for number, question in enumerate(pending, start):
                 texts, (images, text, regions) = check_options(options[number]), part[number - start]
                 if self.pictures is not None and self.pictures.are_unlike(question.vectors):
-                    choices[number] = self.pictures.choose(list_images(images), text, texts, regions)
+                    shares[number] = self.pictures.choose(list_images(images), text, texts, regions).probabilities
                     continue
                 numbers.append(number)
-                ids = [self.loaded.prompts.write_answer(text) for text in texts]
-                # By the longest option: options are packed, but the positions of each start behind the images again.
-                check_length(self.loaded.model, question, more=max(map(len, ids)))
-                rows.append(OptionRow(question.views, question.layout, question.written, ids, question.in_text))
+                rows.append(self._list_endings(question, texts))
             scores = score_options(self.loaded, visual, rows) if rows else []
             for number, logs in zip(numbers, scores, strict=True):
-                choices[number] = Choice(to_probabilities(logs, per_token=per_token))
-        return [choices[number] for number in range(len(questions))]
+                shares[number] = to_probabilities(logs, per_token=per_token)
+        return [shares[number] for number in range(len(questions))]
+
+    def decide(
+        self,
+        images: Sequence[ImageInput] | ImageInput,
+        question: str,
+        options: Sequence[str],
+        *,
+        regions: Sequence[Shape] = (),
+    ) -> Choice:
+        """Choose an option by the probability of its letter, and say what decided.
+
+        Where letters have less than .001 together, each option is scored as the whole answer, as `choose` does.
+        Pictures unlike the scenes of the training are decided by what was recognized in them, or not at all.
+
+        Raises:
+            UserError: as `choose`.
+
+        Example:
+            >>> open_mllm("mini").decide(image_file, "Is there a red disc?", ["yes", "no"]).scored_by
+            'texts'
+        """
+        loaded, texts, inputs = self.loaded, check_options(options), list_images(images)
+        visual, encoded = encode_sample(loaded, inputs)
+        turns = ask_turns(loaded.read_question(question, num_images=len(inputs)), regions, images=len(inputs))
+        plain = prepare_turns(loaded, turns, encoded, numbered=regions)
+        if self.pictures is not None and self.pictures.are_unlike(plain.vectors):
+            return self.pictures.choose(inputs, question, texts, regions)
+        letters: Sequence[Tensor] = ()
+        if len(texts) <= len(LETTERS):
+            # As it was asked: the wordings of training have no options behind them.
+            (turn,) = ask_turns(question, regions, images=len(inputs))
+            turn = replace(turn, text=request_letter(turn.text, texts))
+            row = self._list_endings(prepare_turns(loaded, [turn], encoded, numbered=regions), list_letters(texts))
+            letters = score_options(loaded, visual, [row])[0] if are_distinct(row.options) else ()
+        return decide(letters, lambda: score_options(loaded, visual, [self._list_endings(plain, texts)])[0])
+
+    def _list_endings(self, question: PendingAnswer, options: Sequence[str]) -> OptionRow:
+        """Return a question with the tokens of its options; raise UserError where they do not fit behind it."""
+        ids = [self.loaded.prompts.write_answer(text) for text in options]
+        # By the longest option: options are packed, but the positions of each start behind the images again.
+        check_length(self.loaded.model, question, more=max(map(len, ids)))
+        return OptionRow(question.views, question.layout, question.written, ids, question.in_text)
 
     def chat(self, images: Sequence[ImageInput] | ImageInput) -> Chat:
         """Start a conversation about images, which are encoded once."""

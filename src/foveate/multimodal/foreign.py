@@ -19,16 +19,14 @@ from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
-from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.hub import loading
 from foveate.core.peft_folder import is_peft
-from foveate.language.decoding import draw_token
 from foveate.language.generate import GenerationSettings
 from foveate.language.positions import find_context
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
-from foveate.multimodal.choose import check_options, to_probabilities
+from foveate.multimodal.choose import Choice, check_options, decide, to_probabilities
 from foveate.multimodal.foreign_adapter import attach_adapter, read_base, read_unit
 from foveate.multimodal.foreign_boxes import (
     BOX,
@@ -46,10 +44,15 @@ from foveate.multimodal.foreign_turns import (
     AnswerStream,
     ForeignChat,
     PrefixCache,
+    TokenSampler,
+    called_back,
     check_question,
     encode_images_once,
+    list_end_ids,
     list_messages,
     naming_model,
+    score_letters,
+    score_texts,
 )
 from foveate.multimodal.prepare import Dialog, Question
 from foveate.multimodal.questions import ask_turns, ask_where, check_regions, find_phrase
@@ -177,7 +180,7 @@ class ForeignMllm:
         read, texts = read_images(images), check_options(options)
         text = self.write_regions(read, check_question(question), regions)
         with encode_images_once(self.model):
-            logs = [self._read_answer(read, text, option) for option in texts]
+            logs = score_texts(self, read, text, texts)
         return to_probabilities(logs, per_token=per_token)
 
     def choose_all(
@@ -189,23 +192,42 @@ class ForeignMllm:
             for (images, text, regions), texts in zip((Question(*each) for each in questions), options, strict=True)
         ]
 
-    @torch.inference_mode()
-    def _read_answer(self, images: list[Image.Image], text: str, option: str) -> Tensor:
-        """Return the log-likelihoods of the tokens of an answer behind a question."""
+    def decide(
+        self,
+        images: Sequence[ImageInput] | ImageInput,
+        question: str,
+        options: Sequence[str],
+        *,
+        regions: Sequence[Shape] = (),
+    ) -> Choice:
+        """Choose an option by its letter, or by its text where letters have no probability; see `Mllm.decide`."""
+        read, texts = read_images(images), check_options(options)
+        text = self.write_regions(read, check_question(question), regions)
+        with encode_images_once(self.model):
+            letters = score_letters(self, read, text, texts)
+            return decide(letters, lambda: score_texts(self, read, text, texts))
+
+    def encode_answers(
+        self, images: list[Image.Image], text: str, options: Sequence[str]
+    ) -> Generator[tuple[dict[str, Any], Tensor], None, None]:
+        """Yield the inputs of the model for each answer behind a question, and the tokens of the answer in them.
+
+        Raises:
+            UserError: an answer does not fit, or the chat template writes none behind the prompt for one.
+        """
         question_T = self._inputs(images, [("user", text)])["input_ids"][0]
-        inputs = self._inputs(images, [("user", text), ("assistant", option)])
-        length, all_T = len(question_T), inputs["input_ids"][0]
-        # Templates may write an answer elsewhere than where they let one begin, such as behind an empty thought.
-        if not torch.equal(all_T[:length], question_T):
-            raise UserError(
-                f"{self.name}: its chat template does not write an answer behind the prompt for one; options cannot be "
-                "scored"
-            )
-        ids_T = all_T[length:]
-        self._check_context(length, len(ids_T))
-        # The logits at a position predict the next token, so they start one position before the answer.
-        logs_TV = self.model(**inputs).logits[0, length - 1 : -1].float().log_softmax(dim=-1)
-        return logs_TV.gather(1, ids_T[:, None])[:, 0]
+        length = len(question_T)
+        for option in options:
+            inputs = self._inputs(images, [("user", text), ("assistant", option)])
+            all_T = inputs["input_ids"][0]
+            # Templates may write an answer elsewhere than where they let one begin, such as behind an empty thought.
+            if not torch.equal(all_T[:length], question_T):
+                raise UserError(
+                    f"{self.name}: its chat template does not write an answer behind the prompt for one; options "
+                    "cannot be scored"
+                )
+            self._check_context(length, len(all_T) - length)
+            yield inputs, all_T[length:]
 
     def write_regions(self, images: Sequence[Image.Image], text: str, regions: Sequence[Shape]) -> str:
         """Write regions into a question as coordinates in the unit of the family's boxes; warn that they are text."""
@@ -357,7 +379,7 @@ class ForeignMllm:
         rooms = [1 << 30 if context is None else context - each for each in lengths]
         limits = [min(row.max_new_tokens, room) for row, room in zip(settings, rooms, strict=True)]
         first_images = [0, *([0] * len(rows) if is_shared else accumulate(len(images) for images, _ in rows))]
-        results, ends = dict[int, tuple[Answer, str]](), _end_ids(self.model)
+        results, ends = dict[int, tuple[Answer, str]](), list_end_ids(self.model)
         sizes = inputs if prefix is None or not (is_shared or len(rows) == 1) else inputs | prefix.sizes
 
         def read(row: int, ids_T: Tensor) -> tuple[Answer, str]:
@@ -374,6 +396,7 @@ class ForeignMllm:
             return False
 
         # Ends each row at its own limit or when its observer says so; `max_new_tokens` below is the largest limit.
+        @called_back
         def stop(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
             stops = [row in results or not step(row, ids_T[length:]) for row, ids_T in enumerate(ids_BT)]
             return torch.tensor(stops, device=ids_BT.device)
@@ -385,7 +408,7 @@ class ForeignMllm:
                 max_new_tokens=max(limits),
                 # Many checkpoints sample by default; the same question must get the same answer.
                 do_sample=False,
-                logits_processor=[_Sampler(settings)] if any(row.temperature > 0 for row in settings) else None,
+                logits_processor=[TokenSampler(settings)] if any(row.temperature > 0 for row in settings) else None,
                 stopping_criteria=[stop],
             )
         if prefix is not None and len(rows) == 1:
@@ -405,7 +428,8 @@ class ForeignMllm:
         inputs = self._batch_inputs(rows[:1])
         self._check_context(inputs["input_ids"].shape[1], 1)
         # What one token takes to generate is the reading of its prompt.
-        output = self.model.generate(**inputs, return_dict_in_generate=True, max_new_tokens=1, do_sample=False)
+        with naming_model(self.name):
+            output = self.model.generate(**inputs, return_dict_in_generate=True, max_new_tokens=1, do_sample=False)
         prefix.keep(self.model, self.processor, prompts[0], inputs, output)
         return prefix.continue_rows(self.model, self.processor, prompts, room=room)
 
@@ -413,7 +437,9 @@ class ForeignMllm:
         self, ids_T: Tensor, images: Sequence[Image.Image], inputs: Any, *, first_image: int
     ) -> tuple[Answer, str]:
         """Read the answer of generated tokens; return it, and its text as the model wrote it."""
-        written = text = self.processor.tokenizer.decode(ids_T, skip_special_tokens=True).strip()
+        with naming_model(self.name):
+            # Some tokenizers have fewer tokens than the weights.
+            written = text = self.processor.tokenizer.decode(ids_T, skip_special_tokens=True).strip()
         boxes: tuple[PixelBox, ...] = ()
         points: tuple[Point, ...] = ()
         if len(images) == 1 and self.unit not in (None, "none"):
@@ -429,7 +455,7 @@ class ForeignMllm:
             phrases=phrases if len(phrases) == len(boxes) else ("",) * len(boxes),
             unboxed=unboxed,
             tokens=len(ids_T),
-            finished=bool(len(ids_T)) and int(ids_T[-1]) in _end_ids(self.model),
+            finished=bool(len(ids_T)) and int(ids_T[-1]) in list_end_ids(self.model),
             points=points,
         )
         return answer, written
@@ -558,27 +584,3 @@ def _identify(images: Sequence[ImageInput] | ImageInput) -> tuple[Any, ...]:
         str(image) if isinstance(image, str | Path) else image if isinstance(image, bytes) else id(image)
         for image in listed
     )
-
-
-class _Sampler:
-    """Makes greedy decoding draw tokens as `foveate.language.generate` does, each row from its own seed."""
-
-    def __init__(self, settings: Sequence[GenerationSettings]) -> None:
-        self.settings = settings
-        self.draws = [seeds.generator("generate", row.seed) for row in settings]
-
-    def __call__(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
-        drawn_BV = logits_BV.clone()
-        for row, (settings, draws) in enumerate(zip(self.settings, self.draws, strict=True)):
-            if settings.temperature > 0:
-                logits_V = logits_BV[row].double().cpu().numpy()
-                token = draw_token(logits_V, draws.random(), temperature=settings.temperature, top_p=settings.top_p)
-                # The drawn token alone stays possible, so that the greedy search of transformers takes it.
-                drawn_BV[row] = -torch.inf
-                drawn_BV[row, token] = 0.0
-        return drawn_BV
-
-
-def _end_ids(model: Any) -> set[int]:
-    ids = model.generation_config.eos_token_id
-    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)

@@ -97,6 +97,8 @@ def load_foreign(
             # As stored on an accelerator; processors compute float32 faster.
             dtype=opening.dtype or ("float32" if device.type == "cpu" else "auto"),
             output_loading_info=True,
+            # `check_loaded` names the tensor and both shapes, transformers' error does not.
+            ignore_mismatched_sizes=True,
             **placement,
         )
     check_loaded(report, name=checkpoint.name)
@@ -145,6 +147,10 @@ def _place_weights(opening: OpeningOptions, device: torch.device) -> dict[str, A
         from transformers import BitsAndBytesConfig
 
         placement["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            # The scales are quantized too, as in QLoRA (arXiv 2305.14314, section 3).
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
         )
     return placement

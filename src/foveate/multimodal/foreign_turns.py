@@ -16,21 +16,28 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from foveate.core import seeds
 from foveate.core.errors import UserError
+from foveate.language.decoding import draw_token
+from foveate.language.generate import GenerationSettings
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, certain_text
+from foveate.multimodal.choose import LETTERS, are_distinct, list_letters, request_letter
 from foveate.records.conversations import IMAGE
 from foveate.records.region_prompts import GROUNDING_REQUEST
 from foveate.records.shapes import Shape
 
 if TYPE_CHECKING:
     from foveate.multimodal.foreign import ForeignMllm
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class PrefixCache:
@@ -263,6 +270,47 @@ def _is_equal(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
+def score_texts(model: ForeignMllm, images: list[Image.Image], text: str, options: Sequence[str]) -> list[Tensor]:
+    """Return the log-likelihoods of the tokens of each option behind a question, those that end it included."""
+    return [
+        _predict(model, inputs, len(ids_T))[:-1].gather(1, ids_T[:, None])[:, 0]
+        for inputs, ids_T in model.encode_answers(images, text, options)
+    ]
+
+
+def score_letters(model: ForeignMllm, images: list[Image.Image], text: str, options: Sequence[str]) -> list[Tensor]:
+    """Return the log-likelihoods of each option's letter and of the end behind it; none where these are not known."""
+    ends = list_end_ids(model.model)
+    if len(options) > len(LETTERS) or not ends:
+        return []
+    letters, text = list_letters(options), request_letter(text, options)
+    # Templates write line breaks and more behind an answer, which no model does: what all share is not of the letter.
+    endings = _cut_end([ids_T.tolist() for _, ids_T in model.encode_answers(images, text, letters)])
+    if not are_distinct(endings):
+        return []
+    logs = []
+    for ending, (inputs, ids_T) in zip(endings, model.encode_answers(images, text, letters), strict=True):
+        logs_TV = _predict(model, inputs, len(ids_T))
+        of_letter_T = logs_TV[range(len(ending)), ending]
+        logs.append(torch.cat([of_letter_T, logs_TV[len(ending), ends].logsumexp(dim=0)[None]]))
+    return logs
+
+
+def _cut_end(endings: Sequence[list[int]]) -> list[list[int]]:
+    """Return answers without the tokens that end all of them."""
+    shared = 0
+    while shared < min(map(len, endings)) and len({ids[len(ids) - 1 - shared] for ids in endings}) == 1:
+        shared += 1
+    return [ids[: len(ids) - shared] for ids in endings]
+
+
+@torch.inference_mode()
+def _predict(model: ForeignMllm, inputs: dict[str, Any], count: int) -> Tensor:
+    """Return the log-probabilities [count + 1, V] of the last `count` tokens of inputs, and of the one behind them."""
+    with naming_model(model.name):
+        return model.model(**inputs).logits[0, -1 - count :].float().log_softmax(dim=-1)
+
+
 # What may still become a box: an open bracket with numbers, or a mark that has not ended.
 _UNCERTAIN = re.compile(
     r"(?:<(?:object|loc\d{4}|loc_\d+|patch_index_\d+)>\s*)*(?:<[^<>\s]*)?$|[\[(][\d\s.,()\[\]-]*$"
@@ -305,6 +353,12 @@ class AnswerStream:
         return whole
 
 
+def list_end_ids(model: Any) -> list[int]:
+    """List the tokens that end an answer of a model of transformers."""
+    ids = model.generation_config.eos_token_id
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
 def list_messages(turns: Sequence[tuple[str, str]], num_images: int) -> list[dict[str, Any]]:
     """Return turns as chat templates take them, with as many images as there are, see `ForeignMllm.write_prompt`."""
     messages: list[dict[str, Any]] = [
@@ -330,17 +384,60 @@ def _place_images(text: str) -> list[dict[str, str]]:
     return parts
 
 
+class _CallbackError(Exception):
+    """Carries an error of our own code through `generate` of transformers, which calls that code."""
+
+
+def called_back(function: Callable[P, R]) -> Callable[P, R]:
+    """Mark a function that transformers calls: `naming_model` raises its errors as they are."""
+
+    @functools.wraps(function)  # transformers reads its signature
+    def call(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return function(*arguments, **named)
+        except Exception as error:
+            raise _CallbackError from error
+
+    return call
+
+
 @contextlib.contextmanager
 def naming_model(name: str) -> Iterator[None]:
     """Raise UserError for what code of transformers raises in the block about files that do not fit one another."""
+    own: BaseException | None = None
     try:
         yield
+    except _CallbackError as carried:
+        # A bug of an observer is no fault of the model's files.
+        own = carried.__cause__
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         # UserError is a ValueError; its text is ours already.
         if isinstance(error, UserError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{name}: its config, processor and weights do not fit one another ({reason})") from error
+    if own is not None:
+        raise own
+
+
+class TokenSampler:
+    """Makes greedy decoding draw tokens as `foveate.language.generate` does, each row from its own seed."""
+
+    def __init__(self, settings: Sequence[GenerationSettings]) -> None:
+        self.settings = settings
+        self.draws = [seeds.generator("generate", row.seed) for row in settings]
+
+    @called_back
+    def __call__(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        drawn_BV = logits_BV.clone()
+        for row, (settings, draws) in enumerate(zip(self.settings, self.draws, strict=True)):
+            if settings.temperature > 0:
+                logits_V = logits_BV[row].double().cpu().numpy()
+                token = draw_token(logits_V, draws.random(), temperature=settings.temperature, top_p=settings.top_p)
+                # The drawn token alone stays possible, so that the greedy search of transformers takes it.
+                drawn_BV[row] = -torch.inf
+                drawn_BV[row, token] = 0.0
+        return drawn_BV
 
 
 def check_question(question: str, *, ground: bool = False) -> str:

@@ -27,6 +27,7 @@ class Exchange(ResultModel):
         source: what answered: the language model, or recognition for pictures unlike the scenes of its training.
         points: of the answer, in pixels, of families that point.
         options: answers to choose from, with their probabilities; `text` is the likeliest.
+        mass, scored_by: see `foveate.multimodal.choose.Choice`.
     """
 
     question: str
@@ -45,6 +46,8 @@ class Exchange(ResultModel):
     points: list[tuple[float, float]] = []
     options: list[str] = []
     probabilities: list[float] = []
+    mass: float | None = None
+    scored_by: Literal["letters", "texts", ""] = ""
     tokens: int
     finished: bool
     seconds: float

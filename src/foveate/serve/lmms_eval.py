@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from foveate.core.errors import UserError
+from foveate.core.recipes import validate
 from foveate.multimodal.opening import find_folder, open_mllm
+from foveate.multimodal.settings import OpeningOptions
 from foveate.records.conversations import IMAGE
 from foveate.serve.adapters.multimodal import wrap_model
 from foveate.video.adapter import Network
@@ -52,6 +54,7 @@ class LmmsEvalModel(_INTERFACE.lmms):
         max_tokens: longest answer, whatever a task allows.
         how: strategy of clips, see `foveate.watch`. frames: that it samples; by default the strategy's.
         batch_size: questions about images that are asked together.
+        dtype, device_map, quantize: see `OpeningOptions`, of a model of transformers.
         options: others are refused, as lmms-eval passes all that stands in --model_args.
     """
 
@@ -66,15 +69,23 @@ class LmmsEvalModel(_INTERFACE.lmms):
         how: str = "slowfast",
         frames: int | None = None,
         max_batch_size: int | None = None,
+        dtype: str | None = None,
+        device_map: str | None = None,
+        quantize: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         if options:
             raise UserError(
-                f"--model_args: unknown {', '.join(options)}; expected model, device, batch_size, max_tokens, how or "
-                "frames"
+                f"--model_args: unknown {', '.join(options)}; expected model, device, batch_size, max_tokens, how, "
+                f"frames, {', '.join(OpeningOptions.model_fields)}"
             )
-        self.source, self.model, self.max_tokens = model, open_mllm(model, device=device), int(max_tokens)
+        if device is not None and device_map is not None:
+            raise UserError("device: no effect with device_map, which chooses the devices; expected one of them")
+        given = {"dtype": dtype, "device_map": device_map, "quantize": quantize}
+        opening = validate(OpeningOptions, given, where="--model_args")
+        self.source, self.max_tokens = model, int(max_tokens)
+        self.model = open_mllm(model, device=device, opening=opening)
         # lmms-eval's "auto" measures memory, which is not done here.
         self.batch_size = int(batch_size) if str(batch_size).isdigit() else 1
         self.how: Strategy = parse_how(how) if frames is None else parse_how(how, frames=int(frames))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -25,6 +25,9 @@ from foveate.video.results import VideoScores
 from foveate.video.score_table import ANSWERS, read_recipe, refuse_missing, summarize
 from foveate.vision.video.sources import load_decoder
 
+if TYPE_CHECKING:
+    from foveate.multimodal.choose import Choice
+
 _NO_CLIP = "no such clip"
 # Fields of a row that name files.
 PATHS = {"error", "seen"}
@@ -34,7 +37,7 @@ class ClipAnswer(Protocol):
     """Answer about a clip: its text, whether it came to an end, and what was seen, ready for JSON.
 
     Attributes:
-        probabilities: of the letter of each option, if they were requested and fit behind the question.
+        choice: from the options, if their probabilities were requested and they fit behind the question.
     """
 
     @property
@@ -47,7 +50,7 @@ class ClipAnswer(Protocol):
     def seen(self) -> Mapping[str, Any]: ...
 
     @property
-    def probabilities(self) -> Sequence[float]: ...
+    def choice(self) -> Choice | None: ...
 
 
 def write_row(question: VideoQuestion, clips: Mapping[str, Path]) -> AnswerRow:
@@ -117,12 +120,13 @@ def describe_answers(answers: Sequence[ClipAnswer | UserError]) -> AnswerRow:
         return {"error": errors[0]}
     texts = [answer for answer in answers if not isinstance(answer, UserError)]
     # Only multiple choices have probabilities, and these have one wording each.
-    probabilities = list(texts[0].probabilities)
+    choice = texts[0].choice
+    scores = {} if choice is None else {"probabilities": list(choice.probabilities), "mass": choice.mass}
     return {
         # Models of images speak of an image, which the official evaluation mends for all.
         "predictions": [answer.text.replace("In the image", "In the video").strip() for answer in texts],
         "finished": [answer.finished for answer in texts],
-        **({"probabilities": probabilities} if probabilities else {}),
+        **(scores if choice is None else scores | {"scored_by": choice.scored_by}),
         "seen": dict(texts[0].seen),
     }
 
@@ -146,7 +150,10 @@ class VideoEvaluationSettings(Settings):
     limit: int | None = Field(None, ge=1, description="maximum number of questions, drawn by the seed")
     batch_size: int = Field(8, ge=1, le=1024, description="questions that are asked together")
     max_tokens: int = Field(128, ge=1, le=8192, description="longest answer")
-    likelihood: bool = Field(False, description="score multiple choices by the probabilities of their letters too")
+    likelihood: bool = Field(
+        False,
+        description="score multiple choices by probabilities too: of letters, or of texts if letters have below .001",
+    )
     seed: int = Field(0, ge=0, description="of the drawn questions and the intervals")
 
 
@@ -154,7 +161,7 @@ class ClipRequest(NamedTuple):
     """A question about a clip; with options it is a multiple choice.
 
     Attributes:
-        likelihood: the probabilities of its letters are needed, too.
+        likelihood: the probabilities of its options are needed, too.
     """
 
     clip: Path

@@ -17,9 +17,10 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.language.generate import score_tokens
+from foveate.multimodal.choose import Choice
 from foveate.video.layout import Layout
 from foveate.video.splice import PromptIds, splice
-from foveate.video.viewing import VideoAnswer, VideoChoice, Viewing
+from foveate.video.viewing import VideoAnswer, Viewing
 
 _BATCH = 8
 
@@ -40,7 +41,7 @@ class Occlusion(NamedTuple):
 def measure_occlusion(
     viewing: Viewing,
     question: str,
-    answer: VideoAnswer | VideoChoice,
+    answer: VideoAnswer | Choice,
     options: Sequence[str] = (),
     *,
     batch: int = _BATCH,
@@ -118,12 +119,12 @@ def shuffle_words(question: str) -> str | None:
 
 
 def _encode(
-    viewing: Viewing, question: str, answer: VideoAnswer | VideoChoice, options: Sequence[str]
+    viewing: Viewing, question: str, answer: VideoAnswer | Choice, options: Sequence[str]
 ) -> tuple[PromptIds, Sequence[int]]:
     """Return the ids of a prompt and of the answer that is scored behind it."""
-    if isinstance(answer, VideoChoice):
+    if isinstance(answer, Choice):
         if answer.scored_by == "letters":
-            _, prompt, endings = viewing.encode_letters(question, options)
+            prompt, endings = viewing.encode_letters(question, options)
         else:
             prompt, endings = viewing.encode_texts(question, options)
         return prompt, endings[answer.index]

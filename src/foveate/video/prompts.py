@@ -18,6 +18,7 @@ from typing import NamedTuple
 from foveate.core.errors import UserError
 from foveate.language.chat import ChatFrame
 from foveate.language.tokenizer import Piece
+from foveate.multimodal.choose import list_letters
 from foveate.records.rows import clean_text
 
 # Hash of each official template, filled with `_PROBE`.
@@ -136,13 +137,6 @@ def write_options(options: Sequence[str]) -> str:
     '(A) red\\n(B) blue\\n'
     """
     return "".join(f"({letter}) {option}\n" for letter, option in zip(list_letters(options), options, strict=True))
-
-
-def list_letters(options: Sequence[str]) -> list[str]:
-    """Return the letters of options; raise UserError where the alphabet ends before them."""
-    if len(options) > 26:
-        raise UserError(f"options: too many (got {len(options)}); expected at most 26")
-    return [chr(ord("A") + index) for index in range(len(options))]
 
 
 def find_prompts(source: str | Path, *, chatml: bool) -> Prompts:

@@ -21,7 +21,7 @@ class VideoExchange(ResultModel):
 
     Attributes:
         options: to choose from, with their probabilities; `text` is then the letter and the likeliest option.
-        mass: probability that the model continues with a letter at all. scored_by: what the probabilities are of.
+        mass, scored_by: see `foveate.multimodal.choose.Choice`.
         drops, control: occlusion of each frame, in nats, and that behind the shuffled question; empty where it was
             not measured.
     """

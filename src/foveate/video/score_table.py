@@ -154,7 +154,7 @@ _COLUMNS = [
     Column(key="official", title="Official", what="as the published evaluators count", role="baseline"),
 ]
 _LIKELIHOOD = Column(
-    key="likelihood", title="Likelihood", what="the likeliest letter; missing ones are wrong", role="ours"
+    key="likelihood", title="Likelihood", what="the likeliest option; missing ones are wrong", role="ours"
 )
 _ASPECT_TITLES = dict(zip(VCGBENCH_ASPECTS, ("correctness", "detail", "context", "time", "consistency"), strict=True))
 # A page with thousands of questions would not be read.
@@ -191,7 +191,7 @@ def summarize(
             further[_join("accuracy of readable replies", label)] = scores.parsed_accuracy
             further[_join("mean score without decimals", label)] = scores.mean_truncated_score
         table += _score_mean(table, question_set.title)
-    further |= _recall_evidence(rows)
+    further |= _recall_evidence(rows) | _count_by_texts(choices)
     dates = sorted({reply.date for reply in (replies or {}).values()})
     return VideoScores(
         title=question_set.title,
@@ -222,6 +222,12 @@ def list_reasons(rows: Sequence[AnswerRow]) -> list[str]:
         if "error" in row:
             first.setdefault(row["error"], row["id"])
     return [f"{error} (question {id})" for error, id in first.items()][:5]
+
+
+def _count_by_texts(rows: Sequence[AnswerRow]) -> dict[str, float | None]:
+    """Return the share of the likeliest options that were found by texts, because letters had no probability."""
+    scored_by = [row["scored_by"] for row in rows if "scored_by" in row]
+    return {"likeliest options found by their texts": scored_by.count("texts") / len(scored_by)} if scored_by else {}
 
 
 def _recall_evidence(rows: Sequence[AnswerRow]) -> dict[str, float | None]:

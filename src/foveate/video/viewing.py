@@ -12,13 +12,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from foveate.core.errors import UserError
 from foveate.core.recipes import validate
 from foveate.language.forbidden_words import WordFilter
 from foveate.language.generate import Completion, GenerationSettings, Prefix, predict, read_prefix, stream
@@ -26,11 +25,11 @@ from foveate.language.llama_forward import PlacedPrompt
 from foveate.language.positions import outgrows_training
 from foveate.language.tokenizer import Piece
 from foveate.multimodal.answers import NOT_FOUND, is_settled
-from foveate.multimodal.choose import to_probabilities
+from foveate.multimodal.choose import Choice, are_distinct, decide, list_letters
 from foveate.video.adapter import NativeVideo
 from foveate.video.layout import Layout, NativeLayout
 from foveate.video.networks import Network
-from foveate.video.prompts import Prompts, VideoPrompt, check_choices, check_question, list_letters
+from foveate.video.prompts import Prompts, VideoPrompt, check_choices, check_question
 from foveate.video.splice import PromptIds, Room, check_native, check_room, encode_prompt, splice
 from foveate.video.strategies import Strategy
 from foveate.vision.video.reading import ClipReader
@@ -58,7 +57,7 @@ class VideoAnswer:
         finished: False if it was cut at `max_tokens`.
         score: mean log-probability of the generated tokens.
         seen: record of what the model saw, ready for JSON.
-        probabilities: of the letter of each option, where they were scored too.
+        choice: from the options of the question, where they were scored too.
         ids: generated tokens, without the one that ends the answer.
     """
 
@@ -68,32 +67,11 @@ class VideoAnswer:
     finished: bool
     score: float
     seen: Mapping[str, Any]
-    probabilities: tuple[float, ...] = ()
+    choice: Choice | None = None
     ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class VideoChoice:
-    """A choice among options.
-
-    Attributes:
-        letter: of the likeliest option, "A" for the first. index: its number.
-        probabilities: of each option, among the options.
-        mass: probability that the model continues with one of the letters at all.
-        scored_by: what the probabilities are of: the letters, or the texts where `mass` is below `MIN_LETTER_MASS`.
-    """
-
-    letter: str
-    index: int
-    probabilities: tuple[float, ...]
-    mass: float
-    scored_by: Literal["letters", "texts"] = "letters"
-
-
 MAX_TOKENS = 128
-# The shipped models, which were not trained on letters, give all of them together 2e-7 to 6e-5 (measured on clips of
-# photographs). No model that was trained on letters has been measured: the floor lies a factor of 16 above these.
-MIN_LETTER_MASS = 1e-3
 T = TypeVar("T")
 
 
@@ -238,59 +216,43 @@ class Viewing:
         """
         return avoided is not None and not is_settled(f"{self.network.decode(completion.ids[:avoided])} ")
 
-    def choose(self, question: str, options: Sequence[str]) -> VideoChoice:
-        """Choose an option by the probability of its letter as the next token.
+    def choose(self, question: str, options: Sequence[str], *, distinct: bool = True) -> Choice:
+        """Choose an option by the probability of its letter as the next token, or by its text.
 
-        Where all letters together have less than `MIN_LETTER_MASS`, their order says nothing. Each option is then
-        scored as the whole answer to the question, as `Mllm.choose` does.
+        Where all letters have next to no probability, each option is scored as the whole answer to the question; see
+        `foveate.multimodal.choose.decide`.
+
+        Args:
+            distinct: refuse equal options, which some published questions have.
 
         Raises:
-            UserError: as `ask`; there are fewer than two different options, or the model's tokenizer lacks letters.
+            UserError: as `ask`; or there are fewer than two different options, or more than 26.
         """
-        check_choices(options)
-        letters, probabilities, mass = self.score_letters(question, options)
-        scored_by: Literal["letters", "texts"] = "letters"
-        if mass < MIN_LETTER_MASS:
-            ids, endings = self.encode_texts(question, options)
-            logs = self._score(ids, endings, self._read(ids, max(map(len, endings))))
-            probabilities, scored_by = to_probabilities(logs, per_token=False), "texts"
-        index = max(range(len(letters)), key=lambda number: probabilities[number])
-        return VideoChoice(letters[index], index, probabilities, mass, scored_by)
+        check_choices(options, distinct=distinct)
+        ids, endings = self.encode_letters(question, options)
+        letters = self._score(ids, endings) if are_distinct(endings) else ()
+        return decide(letters, lambda: self._score(*self.encode_texts(question, options)))
 
-    def score_letters(self, question: str, options: Sequence[str]) -> tuple[list[str], tuple[float, ...], float]:
-        """Return letters, their probabilities and their mass; see `VideoChoice`. Equal options are allowed."""
-        letters, ids, endings = self.encode_letters(question, options)
-        prefix = self._read(ids, max(map(len, endings)))
-        logs = self._score(ids, endings, prefix)
-        probabilities = to_probabilities(logs, per_token=False)
-        mass = float(torch.stack([log_T.double().sum() for log_T in logs]).exp().sum())
-        # A sum of rounded probabilities may pass 1 in its last bits.
-        return letters, probabilities, min(mass, 1.0)
-
-    def encode_letters(self, question: str, options: Sequence[str]) -> tuple[list[str], PromptIds, list[list[int]]]:
-        """Encode the letters of options, the prompt in front of them, and each letter behind it.
+    def encode_letters(self, question: str, options: Sequence[str]) -> tuple[PromptIds, list[list[int]]]:
+        """Encode the prompt in front of the letter of an option, and the letter of each behind it.
 
         Raises:
             UserError: as `choose`; equal options are allowed.
         """
-        letters = list_letters(options)
         choices = check_choices(options, distinct=False)
         prompt = self.prompts.choose.fill(self.network.frame, check_question(question), choices)
-        ids, endings = self._encode_endings(prompt, [Piece(letter) for letter in letters])
-        if not all(endings) or len(set(map(tuple, endings))) < len(letters):
-            raise UserError(f"options: letters up to {letters[-1]} are not different tokens of {self.network.name}")
-        return letters, ids, endings
+        return self._encode_endings(prompt, [Piece(letter) for letter in list_letters(choices)])
 
     def encode_texts(self, question: str, options: Sequence[str]) -> tuple[PromptIds, list[list[int]]]:
         """Encode the prompt of a question without its options, and each option as the whole answer behind it.
 
         Raises:
-            UserError: as `choose`.
+            UserError: as `choose`; equal options are allowed.
         """
         prompt = self.prompts.fill(self.network.frame, question)
         blank = "" if "".join(piece.text for piece in prompt.after)[-1:].isspace() else " "
         ids, endings = self._encode_endings(
-            prompt, [Piece(f"{blank}{option}", True) for option in check_choices(options)]
+            prompt, [Piece(f"{blank}{option}", True) for option in check_choices(options, distinct=False)]
         )
         # The end counts, so that an option which begins another one is not favored.
         end = [] if self.network.tokenizer is None else [self.network.tokenizer.end]
@@ -378,8 +340,9 @@ class Viewing:
             warnings.warn(f"{self.network.name}: {text}", stacklevel=4)
         self._warned = True
 
-    def _score(self, ids: PromptIds, answers: Sequence[Sequence[int]], prefix: Prefix | None) -> list[Tensor]:
+    def _score(self, ids: PromptIds, answers: Sequence[Sequence[int]]) -> list[Tensor]:
         """Return the log-likelihoods of the tokens of each answer behind a prompt."""
+        prefix = self._read(ids, max(map(len, answers)))
 
         def read(more: Sequence[int]) -> Tensor:
             after = PromptIds(ids.before, [*ids.after, *more])

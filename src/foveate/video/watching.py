@@ -393,10 +393,11 @@ def _ask(viewing: Viewing, request: ClipRequest, max_tokens: int) -> VideoAnswer
 
 
 def _add_likelihood(answer: VideoAnswer | UserError, viewing: Viewing, request: ClipRequest) -> VideoAnswer | UserError:
-    """Add the probabilities of the letters, where the request wants them and they fit behind the question."""
+    """Add the choice among the options, where the request wants it and they fit behind the question."""
     if isinstance(answer, UserError) or not (request.likelihood and request.options):
         return answer
     try:
-        return replace(answer, probabilities=viewing.score_letters(request.text, request.options)[1])
+        # Some published questions have two equal options.
+        return replace(answer, choice=viewing.choose(request.text, request.options, distinct=False))
     except UserError:
         return answer

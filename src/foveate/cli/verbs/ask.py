@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from foveate.cli.exchanges import find_nearest_requests, make_exchange, make_result, write_page
+from foveate.cli.exchanges import describe_choice, find_nearest_requests, make_exchange, make_result, write_page
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import (
     Call,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from foveate.multimodal.answers import Answer
+    from foveate.multimodal.choose import Choice
     from foveate.multimodal.prepare import Question
     from foveate.multimodal.results import Exchange
     from foveate.multimodal.settings import Unit
@@ -142,9 +143,9 @@ def command(
             result = make_result(model, name, loaded - start, exchanges)
             call.finish({}, [], write_page(call.run, images, result))
         return
-    shares: tuple[float, ...] = ()
+    choice: Choice | None = None
     if options:
-        answer, shares = _choose(model, asked, question, options, num_images=len(images))
+        answer, choice = _choose(model, asked, question, options, num_images=len(images))
     elif ground:
         # Boxes are added behind the text, which thus cannot be printed as it comes.
         answer = model.ask(asked.images, asked.text, regions=asked.regions, ground=True, max_tokens=checked.max_tokens)
@@ -158,7 +159,7 @@ def command(
     exchange = exchange.model_copy(
         update={
             "options": list(options),
-            "probabilities": list(shares),
+            **(_describe_scores(choice) if choice is not None else {}),
             "nearest_requests": find_nearest(question, exchange.read_as, source=exchange.source),
         }
     )
@@ -169,9 +170,10 @@ def command(
     if call.run is not None:
         paths |= write_page(call.run, images, result)
     printed = exchange.to_json() | result.model_dump(include={"seconds_to_open", "model", "description"})
-    lines = [f"{share:.3f}  {option}" for share, option in sorted(zip(shares, options, strict=False), reverse=True)]
-    lines = lines or ([answer.text] if options else [])
-    lines = lines or _describe_boxes(answer, images, ground=ground)
+    if choice is None:
+        lines = _describe_boxes(answer, images, ground=ground)
+    else:
+        lines = [choice.refusal] if choice.refusal else describe_choice(choice, options)
     call.finish(printed, lines, paths)
 
 
@@ -202,22 +204,24 @@ def _check_inputs(images: tuple[Path, ...]) -> None:
 
 def _choose(
     model: Any, asked: Question, question: str, options: tuple[str, ...], *, num_images: int
-) -> tuple[Answer, tuple[float, ...]]:
-    """Return the likeliest option as the answer, and the probabilities of all; none where nothing knows."""
-    from foveate.multimodal.answers import LANGUAGE_MODEL, Answer
+) -> tuple[Answer, Choice]:
+    """Return the likeliest option as the answer, or why there is none, and how it was chosen."""
+    from foveate.multimodal.answers import Answer
 
-    # Models of transformers answer by themselves, whatever they are asked about.
+    choice = model.decide(asked.images, asked.text, options, regions=asked.regions)
+    # Models of transformers are asked as the question is worded, and all models for a letter.
     loaded = getattr(model, "loaded", None)
-    if loaded is None:
-        shares = model.choose(asked.images, asked.text, options, regions=asked.regions)
-        return Answer(options[shares.index(max(shares))]), shares
-    (choice,) = model.decide_all([asked], [options])
-    if choice.refusal:
-        return Answer(choice.refusal, source=choice.source), ()
+    is_read = loaded is not None and choice.scored_by == "texts"
     # The answer that is chosen is none of `ask`, which would say how the question was read.
-    read_as = loaded.read_question(question, num_images=num_images) if choice.source == LANGUAGE_MODEL else question
-    best = options[choice.probabilities.index(max(choice.probabilities))]
-    return Answer(best, source=choice.source, read_as=read_as if read_as != question else ""), choice.probabilities
+    read_as = loaded.read_question(question, num_images=num_images) if is_read else question
+    text = choice.refusal or options[choice.index]
+    return Answer(text, source=choice.source, read_as=read_as if read_as != question else ""), choice
+
+
+def _describe_scores(choice: Choice) -> dict[str, Any]:
+    """Return the fields of an exchange that say how an option was chosen; where nothing knows, all are alike."""
+    probabilities = [] if choice.refusal else list(choice.probabilities)
+    return {"probabilities": probabilities, "mass": choice.mass, "scored_by": choice.scored_by}
 
 
 def _describe_boxes(answer: Answer, images: tuple[Path, ...], *, ground: bool) -> list[str]:

@@ -25,6 +25,7 @@ from foveate.multimodal.foreign import ForeignMllm
 from foveate.multimodal.foreign_adapter import NOTES, adding, require_peft
 from foveate.multimodal.foreign_loading import load_foreign, read_foreign
 from foveate.multimodal.opening import find_native_folder
+from foveate.multimodal.settings import OpeningOptions
 from foveate.training.costs import count_parameters
 from foveate.training.price import optimizer_bytes
 from foveate.vision.registry import seeded
@@ -192,17 +193,8 @@ def check_quantization(recipe: TuningRecipe, device: torch.device) -> None:
 def load_network(base: Base, recipe: TuningRecipe, device: torch.device) -> Any:
     """Load the base with a new adapter: a model of PEFT, whose base is frozen."""
     peft = require_peft()
-    config = copy.deepcopy(base.config)
-    if recipe.quantization == "4bit":
-        from transformers import BitsAndBytesConfig
-
-        config.quantization_config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    model = load_foreign(base.checkpoint, device=device, config=config)
+    opening = OpeningOptions(quantize=None if recipe.quantization == "none" else recipe.quantization)
+    model = load_foreign(base.checkpoint, device=device, opening=opening)
     adapter = recipe.adapter
     lora = peft.LoraConfig(
         task_type="CAUSAL_LM",

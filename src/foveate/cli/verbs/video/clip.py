@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from foveate.cli.exchanges import describe_choice
 from foveate.cli.options import check_opening, opening_options, path_option, print_stream
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from foveate.core.runs import RunFolder
+    from foveate.multimodal.choose import Choice
     from foveate.video.occlusion import Occlusion
     from foveate.video.results import ShownFrame, VideoExchange
     from foveate.video.strategies import Strategy
-    from foveate.video.viewing import SeenFrame, VideoAnswer, VideoChoice, Viewing
+    from foveate.video.viewing import SeenFrame, VideoAnswer, Viewing
     from foveate.vision.video.sampling import SampleRule
 
 
@@ -362,17 +364,15 @@ def ask_question(
     from foveate.video.results import VideoExchange
 
     start = time.perf_counter()
-    answer: VideoAnswer | VideoChoice
+    answer: VideoAnswer | Choice
     details: dict[str, Any] = {}
     if options:
         answer = choice = viewing.choose(question, options)
         text = f"{choice.letter}. {options[choice.index]}"
         if not silent:
             click.echo(text)
-            for option, share in zip(options, choice.probabilities, strict=True):
-                click.echo(f"  {share:.3f}  {option}")
-            by_texts = "; too little to choose by, so texts of options were scored"
-            click.echo(f"  letters have {choice.mass:.2g} of all{by_texts if choice.scored_by == 'texts' else ''}")
+            for line in describe_choice(choice, options):
+                click.echo(f"  {line}")
         details.update(options=list(options), probabilities=list(choice.probabilities))
         details.update(mass=choice.mass, scored_by=choice.scored_by)
     else:
