@@ -165,8 +165,8 @@ def triage(
 def describe(result: TriageResult) -> list[str]:
     """Return sentences about a triage, with the measured error of what decided."""
     counts = ", ".join(f"{kind} {number:,}" for kind, number in result.kinds.items())
-    lines = [f"{result.images:,} images: {counts}", f"{result.detector}, boxes from {result.threshold:g} on"]
-    lines += [MEASURED] if result.detector == "NanoDet-g" else []
+    measured = f"; {MEASURED}" if result.detector == "NanoDet-g" else ""
+    lines = [f"{result.images:,} images: {counts}", f"{result.detector}, boxes from {result.threshold:g} on{measured}"]
     lines += [f"{result.blurred:,} copies with blurred people"] if result.blurred else []
     lines += [f"{result.failed:,} images were not decided; the table says why"] if result.failed else []
     return lines
