@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import string
 import time
 from collections.abc import Iterator, Sequence
@@ -25,10 +24,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from safetensors import safe_open
+from safetensors.torch import save
 from scipy.ndimage import label
 from torch import Tensor, nn
 
 from foveate.core.errors import UserError
+from foveate.core.files import write_bytes_atomically
 from foveate.vision.lite0 import Lite0, load_lite0
 from foveate.vision.minilm import package_folder
 from foveate_labs.worlds.scenes.scene import draw_scene
@@ -289,20 +291,40 @@ def draw_batch(rng: np.random.Generator, backgrounds: Pixels, words: Sequence[st
     return batch
 
 
+def list_tensors(head: CharacterHead, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return weights as head.NAME, and moments as NUMBER.NAME in the order of the parameters."""
+    moments = optimizer.state_dict()["state"]
+    tensors = {f"{number}.{name}": tensor for number, of_one in moments.items() for name, tensor in of_one.items()}
+    return tensors | {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+
+
+def resume(
+    path: Path, head: CharacterHead, optimizer: torch.optim.Optimizer, options: list[int | bool]
+) -> tuple[float, int]:
+    """Load a checkpoint; return the seconds and steps behind it."""
+    with safe_open(path, "pt") as file:
+        state = json.loads(file.metadata()["state"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+    if state["options"] != options:
+        raise UserError(f"{path}: was trained with another --seed or --letters-first; expected another --run")
+    head.load_state_dict({name: tensors.pop(f"head.{name}") for name in head.state_dict()})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition(".")
+        moments.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    return state["used"], state["step"]
+
+
 def train(run: Path, *, seconds: float, seed: int, letters_first: bool) -> Iterator[tuple[Lite0, CharacterHead, int]]:
     """Train for processor seconds of one thread; yield the head after each 150 of them and at the end."""
     torch.manual_seed(seed)
     network, head = load_lite0().to(torch.bfloat16).fuse(), CharacterHead()
     optimizer = torch.optim.AdamW(head.parameters(), lr=RATE, weight_decay=0.01)
     words, backgrounds = load_words()[0], draw_backgrounds("train", 2000, 1)
-    path, used, step = run / "checkpoint.pt", 0.0, 0
+    path, used, step = run / "checkpoint.safetensors", 0.0, 0
     if path.is_file():
-        state = torch.load(path, weights_only=True)
-        if state["options"] != [seed, letters_first]:
-            raise UserError(f"{path}: was trained with another --seed or --letters-first; expected another --run")
-        head.load_state_dict(state["head"])
-        optimizer.load_state_dict(state["optimizer"])
-        used, step = state["used"], state["step"]
+        used, step = resume(path, head, optimizer, [seed, letters_first])
     start = saved = time.process_time() - used
     while used < seconds:
         rng = np.random.default_rng([seed, step])
@@ -325,10 +347,8 @@ def train(run: Path, *, seconds: float, seed: int, letters_first: bool) -> Itera
         optimizer.step()
         step, used = step + 1, time.process_time() - start
         if used >= seconds or time.process_time() - saved >= 150:
-            options = [seed, letters_first]
-            state = {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "used": used, "step": step}
-            torch.save(state | {"options": options}, path.with_suffix(".part"))
-            os.replace(path.with_suffix(".part"), path)
+            state = {"used": used, "step": step, "options": [seed, letters_first]}
+            write_bytes_atomically(path, save(list_tensors(head, optimizer), metadata={"state": json.dumps(state)}))
             yield network, head, step
             # What was spent between, on measuring, is not training.
             start, saved = time.process_time() - used, time.process_time()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from tools.measure_reading import (
     CELLS,
     CURRICULUM,
@@ -16,9 +19,14 @@ from tools.measure_reading import (
     decode,
     draw_batch,
     find_box,
+    list_tensors,
     load_words,
     paste_word,
+    resume,
 )
+
+from foveate.core.errors import UserError
+from naming import raises_naming
 
 
 def test_no_word_of_the_test_is_in_training() -> None:
@@ -65,3 +73,29 @@ def test_words_of_a_batch_fit_the_level(share: float | None) -> None:
     grid = head.trunk(torch.zeros(len(batch.pixels), 5, CELLS, CELLS))
     logits = head.read(grid, torch.tensor(batch.index), torch.tensor(batch.boxes, dtype=torch.float32))
     assert logits.shape == (len(batch.targets), 32, 1 + len(string.ascii_lowercase))
+
+
+def test_a_resumed_training_takes_the_same_next_step(tmp_path: Path) -> None:
+    def step(head: CharacterHead, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        optimizer.zero_grad()
+        sum((weight * torch.rand(weight.shape, generator=generator)).sum() for weight in head.parameters()).backward()
+        optimizer.step()
+
+    def make() -> tuple[CharacterHead, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        head = CharacterHead()
+        return head, torch.optim.AdamW(head.parameters(), lr=1e-3)
+
+    head, optimizer = make()
+    step(head, optimizer, 1)
+    state, path = {"used": 1.5, "step": 1, "options": [0, False]}, tmp_path / "checkpoint.safetensors"
+    path.write_bytes(save(list_tensors(head, optimizer), metadata={"state": json.dumps(state)}))
+    step(head, optimizer, 2)
+    resumed, its_optimizer = make()
+    assert resume(path, resumed, its_optimizer, [0, False]) == (1.5, 1)
+    step(resumed, its_optimizer, 2)
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name])
+    with raises_naming(UserError, "--letters-first"):
+        resume(path, *make(), [0, True])
