@@ -13,6 +13,7 @@ import inspect
 import queue
 import re
 import threading
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -384,19 +385,13 @@ def _place_images(text: str) -> list[dict[str, str]]:
     return parts
 
 
-class _CallbackError(Exception):
-    """Carries an error of our own code through `generate` of transformers, which calls that code."""
-
-
 def called_back(function: Callable[P, R]) -> Callable[P, R]:
     """Mark a function that transformers calls: `naming_model` raises its errors as they are."""
 
     @functools.wraps(function)  # transformers reads its signature
     def call(*arguments: P.args, **named: P.kwargs) -> R:
-        try:
-            return function(*arguments, **named)
-        except Exception as error:
-            raise _CallbackError from error
+        _is_called_back = True  # `naming_model` looks for this name in the frames of an error
+        return function(*arguments, **named)
 
     return call
 
@@ -404,20 +399,15 @@ def called_back(function: Callable[P, R]) -> Callable[P, R]:
 @contextlib.contextmanager
 def naming_model(name: str) -> Iterator[None]:
     """Raise UserError for what code of transformers raises in the block about files that do not fit one another."""
-    own: BaseException | None = None
     try:
         yield
-    except _CallbackError as carried:
-        # A bug of an observer is no fault of the model's files.
-        own = carried.__cause__
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
-        # UserError is a ValueError; its text is ours already.
-        if isinstance(error, UserError):
+        # UserError is a ValueError; its text is ours already. A bug of an observer is no fault of the model's files.
+        frames = traceback.walk_tb(error.__traceback__)
+        if isinstance(error, UserError) or any("_is_called_back" in frame.f_locals for frame, _ in frames):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{name}: its config, processor and weights do not fit one another ({reason})") from error
-    if own is not None:
-        raise own
 
 
 class TokenSampler:
