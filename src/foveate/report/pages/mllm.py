@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from foveate.core.results import parse_result
-from foveate.mllm.plan import PlannedImage, PlanResult
+from foveate.mllm.plan import MemoryEstimate, PlannedImage, PlanResult
 from foveate.mllm.results import (
     MllmResult,
     PreviewConversation,
@@ -25,7 +25,20 @@ from foveate.mllm.results import (
 from foveate.multimodal.results import AskedImage, AskResult, Exchange
 from foveate.records.boxes import PixelBox, normalize_box
 from foveate.report import numbers, parts, words
-from foveate.report.blocks import Block, Chips, Drawn, Facts, Notes, Section, Text, block_page, charts_of, measures_of
+from foveate.report.blocks import (
+    Block,
+    Cell,
+    Chips,
+    Drawn,
+    Facts,
+    Notes,
+    Section,
+    Table,
+    Text,
+    block_page,
+    charts_of,
+    measures_of,
+)
 from foveate.report.images import Overlay, RunImages
 from foveate.report.page import Page, draw
 
@@ -103,20 +116,44 @@ def build_mllm_plan(result: Mapping[str, Any], run_folder: Path) -> Page:
         f"Every image is resized into a canvas, cut into tiles and encoded view by view. {drawn}"
         "At a scale below 1 detail is lost."
     )
+    limit = r.options.get("max_split_images")
     whole = (
-        f"{len(r.images)} images are above max_split_images ({r.options.get('max_split_images')}): each is one view "
-        "and none is split."
+        "The model sees each image as one view."
+        if not limit
+        else f"{len(r.images)} images are above max_split_images ({limit}): each is one view and none is split."
     )
     return block_page(
         "What these images cost",
         eyebrow="Plan",
-        top=[Text(lead), Facts(facts), *([] if r.split else [Text(whole)])],
+        top=[Text(lead), Facts(facts), *([] if r.split else [Text(whole)]), *_show_memory(r.memory)],
         sections=[
             Section(f"image-{n}", image.file, _show_image(image, RunImages(run_folder)), link=f"Image {n}")
             for n, image in enumerate(r.images, 1)
         ],
         command=r.command,
     )
+
+
+def _show_memory(memory: MemoryEstimate | None) -> list[Block]:
+    """Return a table of the bytes of a training step and of an answer, with a column for each precision."""
+    if memory is None:
+        return [Text("Memory is that of a model: --recipe names one with its training.")]
+    uses = list(dict.fromkeys(use for step in memory.step.values() for use in step if use != "total"))
+
+    def row(name: str, values: Mapping[str, float]) -> list[str | Cell]:
+        return [name, *(f"{values[key] / 1e6:,.1f}" if key in values else "–" for key in memory.step)]
+
+    def by_precision(use: str) -> dict[str, float]:
+        return {key: step[use] for key, step in memory.step.items() if use in step}
+
+    rows = [row(use.replace("_", " ").capitalize(), by_precision(use)) for use in uses]
+    rows.append(row("A training step in all", by_precision("total")))
+    rows.append(row("Keys and values of an answer", memory.cache))
+    lead = (
+        f"Memory of one device in MB, estimated: a step of stage {memory.stage} with {memory.samples} samples of "
+        f"{memory.positions:,} tokens each, and the answer to one question."
+    )
+    return [Text(lead), Table(["Use", *memory.step], rows, printed=True)]
 
 
 def _show_image(image: PlannedImage, images: RunImages) -> list[Block]:
