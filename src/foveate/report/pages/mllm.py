@@ -19,6 +19,7 @@ from foveate.mllm.results import (
     PreviewSample,
     PreviewToken,
     PreviewView,
+    ScorePair,
     SuiteResult,
     SuiteSample,
 )
@@ -37,6 +38,7 @@ from foveate.report.blocks import (
     Text,
     block_page,
     charts_of,
+    columns_of,
     measures_of,
 )
 from foveate.report.images import Overlay, RunImages
@@ -421,6 +423,14 @@ def build_mllm_evaluate(result: Mapping[str, Any], run_folder: Path) -> Page:
     if measured and further:
         shares = [(name.capitalize(), "none" if share is None else f"{share:.3g}") for name, share in further]
         measured.append(Facts(shares))
+    if r.official:
+        columns: list[tuple[str, Callable[[ScorePair], str]]] = [
+            ("Score", lambda pair: pair.name.capitalize()),
+            ("Ours", lambda pair: numbers.decimal(pair.ours, 3)),
+            ("Official", lambda pair: numbers.decimal(pair.official, 3)),
+        ]
+        note = "Official: as the published evaluator reads the same answers, with its flaws."
+        measured.append(columns_of(r.official, columns, note=note, printed=True))
     return block_page(
         r.title,
         eyebrow="Evaluate",

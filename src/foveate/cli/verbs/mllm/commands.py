@@ -392,6 +392,7 @@ def label_command(
     "judge_key_env",
     "training_words",
     "region_prompt",
+    "official",
 )
 @unit_of_boxes_option
 @opening_options
