@@ -28,7 +28,6 @@ from foveate.records.boxes import PixelBox, normalize_box
 from foveate.report import numbers, parts, words
 from foveate.report.blocks import (
     Block,
-    Cell,
     Chips,
     Drawn,
     Facts,
@@ -140,22 +139,21 @@ def _show_memory(memory: MemoryEstimate | None) -> list[Block]:
     """Return a table of the bytes of a training step and of an answer, with a column for each precision."""
     if memory is None:
         return [Text("Memory is that of a model: --recipe names one with its training.")]
-    uses = list(dict.fromkeys(use for step in memory.step.values() for use in step if use != "total"))
-
-    def row(name: str, values: Mapping[str, float]) -> list[str | Cell]:
-        return [name, *(f"{values[key] / 1e6:,.1f}" if key in values else "–" for key in memory.step)]
-
-    def by_precision(use: str) -> dict[str, float]:
-        return {key: step[use] for key, step in memory.step.items() if use in step}
-
-    rows = [row(use.replace("_", " ").capitalize(), by_precision(use)) for use in uses]
-    rows.append(row("A training step in all", by_precision("total")))
-    rows.append(row("Keys and values of an answer", memory.cache))
+    steps = memory.step
+    uses = [*dict.fromkeys(use for step in steps.values() for use in step if use != "total"), "total"]
+    measured = {use: {name: step[use] for name, step in steps.items() if use in step} for use in uses}
+    names = {use: use.replace("_", " ").capitalize() for use in uses} | {"total": "A training step in all"}
+    measured["cache"], names["cache"] = memory.cache, "Keys and values of an answer"
+    # Megabytes are 10^6 bytes, as in a dry run.
+    rows = [
+        [names[use], *(f"{values[key] / 1e6:,.1f}" if key in values else "–" for key in steps)]
+        for use, values in measured.items()
+    ]
     lead = (
         f"Memory of one device in MB, estimated: a step of stage {memory.stage} with {memory.samples} samples of "
         f"{memory.positions:,} tokens each, and the answer to one question."
     )
-    return [Text(lead), Table(["Use", *memory.step], rows, printed=True)]
+    return [Text(lead), Table(["Use", *steps], rows, printed=True)]
 
 
 def _show_image(image: PlannedImage, images: RunImages) -> list[Block]:
