@@ -214,6 +214,7 @@ def estimate_memory(
     conversations = stage.max_conversations if stage.texts else 0
     length = image_tokens + conversations * text_tokens
     trained = _list_trained(stage, model)
+    num_trained = _count_trained(trained, model)
     # As `language.packing.quick_backward` chooses, on this machine.
     keeps_weights = not torch.cuda.is_available() and length <= SHORT
     steps = {}
@@ -239,7 +240,7 @@ def estimate_memory(
             runs_language=stage.texts,
             logits=8.0 * language.vocab_size * conversations * answer_tokens,
         )
-        counted = replace(counted, trained=_count_trained(trained, model) + heads * stage.texts)
+        counted = replace(counted, trained=num_trained + heads * stage.texts)
         steps[precision] = {name: value for name, value in memory_per_device(counted, 1).items() if value}
     values = (image_tokens + text_tokens) * count_cache_values(language)
     return MemoryEstimate(
