@@ -185,6 +185,8 @@ def test_options_without_a_model_are_refused(tmp_path: Path) -> None:
     assert (refused.exit_code, "--text-tokens" in refused.output) == (2, True)
     with raises_naming(UserError, "own-vlm", "model.assembly"):
         resolve_options({}, recipe="own-vlm")
+    with raises_naming(UserError, "tokens_per_view", "mllm-own"):
+        resolve_options({"tokens_per_view": 64}, recipe="mllm-own")
 
 
 def test_lora_has_gradients_of_its_own_weights_alone(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_official_scores_stand_beside_ours_where_they_differ(tmp_path: Path, col
     assert scores["accuracy"] == (1, 0.5)
     assert scores["yes_share"] == (0, 0.5)
     text = "\n".join(print_lines(build_mllm_evaluate(result.to_json(), tmp_path / "run")))
-    assert re.search(r"Accuracy +1\.000 +0\.500", text)
+    assert re.search(r"accuracy +1\.000 +0\.500", text)
     # The flag changes what is printed alone: the answered run goes on without it.
     again = evaluate(model, "pope", folder, run=tmp_path / "run")
     assert (again.official, again.table) == ([], result.table)

@@ -126,13 +126,17 @@ def resolve_options(values: Mapping[str, Any], *, recipe: str | None = None) -> 
         # The other models split each image of a sample, however many there are.
         base |= {"indicator": "none", "max_split_images": _ALL_IMAGES}
     if recipe is not None:
-        base = _read_assembly(recipe)
+        base = _read_assembly(recipe, overrides)
     merged = {**base, **overrides, "tiling": {**base.get("tiling", {}), **overrides.get("tiling", {})}}
     return preset, validate(AssemblyOptions, merged, where=f"recipe '{recipe}'" if recipe else "foveate mllm plan")
 
 
-def _read_assembly(recipe: str) -> dict[str, Any]:
-    """Return the `model.assembly` of a recipe; without one, that of a model whose images are one view each."""
+def _read_assembly(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `model.assembly` of a recipe; without one, that of a model whose images are one view each.
+
+    Raises:
+        UserError: it has neither, or there are `overrides` of what it does not have.
+    """
     content = read(recipe)
     assembly = (content.get("model") or {}).get("assembly")
     if assembly is not None:
@@ -143,8 +147,11 @@ def _read_assembly(recipe: str) -> dict[str, Any]:
     from foveate.mllm.recipe import MllmRecipe
     from foveate.mllm.stages import build_recipe_model  # loads torch, which tiles alone do not need
 
+    loaded = load(MllmRecipe, recipe)
+    if loaded.model.assembly is None and overrides:
+        raise UserError(f"{next(iter(overrides))}: no effect with recipe '{recipe}', whose images are one view each")
     with shapes_alone():
-        return build_recipe_model(load(MllmRecipe, recipe)).assembly.model_dump()
+        return build_recipe_model(loaded).assembly.model_dump()
 
 
 def plan_memory(

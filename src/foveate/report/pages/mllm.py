@@ -423,7 +423,7 @@ def build_mllm_evaluate(result: Mapping[str, Any], run_folder: Path) -> Page:
         measured.append(Facts(shares))
     if r.official:
         columns: list[tuple[str, Callable[[ScorePair], str]]] = [
-            ("Score", lambda pair: pair.name.capitalize()),
+            ("Score", lambda pair: pair.name.replace("_", " ")),
             ("Ours", lambda pair: numbers.decimal(pair.ours, 3)),
             ("Official", lambda pair: numbers.decimal(pair.official, 3)),
         ]
