@@ -105,7 +105,7 @@ def test_a_command_parses(page: str, arguments: list[str]) -> None:
         recipe = context.params["recipe"]
         shipped = next(one for one in recipe_names() if verb_of_recipe(RECIPES / f"{one}.yaml") == arguments[0])
         chosen = shipped if recipe.endswith(".yaml") else recipe
-        load(model_of_recipe(arguments[0], chosen), chosen, context.params["overrides"])
+        load(model_of_recipe(arguments[0], chosen), chosen, context.params.get("overrides", ()))
     if arguments[0] == "recipes" and context.params["name"]:
         assert context.params["name"] in recipe_names(), page
 

@@ -83,7 +83,9 @@ def test_refcoco(refcoco: Path, tmp_path: Path) -> None:
             return Reply(f"a dog {other}, man left {right}.", (wrong, box))
         return "I see no box."
 
-    result = evaluate(Table(answer), "refcoco", refcoco, run=tmp_path / "run", settings=SuiteSettings(split="val"))
+    result = evaluate(
+        Table(answer), "refcoco", refcoco, run=tmp_path / "run", settings=SuiteSettings(split="val", official=True)
+    )
     assert result.questions == 2
     assert value(result, "image") == 0.5
     assert value(result, "no_image") == 0
@@ -91,6 +93,8 @@ def test_refcoco(refcoco: Path, tmp_path: Path) -> None:
     # The first box of the answer belongs to another phrase.
     assert (further["official k=1"], further["corrected k=1"], further["official upper bound"]) == (0, 0.5, 0.5)
     assert further["corrected k=1 refcoco"] == 1
+    pairs = {pair.name: (pair.ours, pair.official) for pair in result.official}
+    assert (pairs["k=1"], pairs["k=1 refcoco"]) == ((0.5, 0), (1, 0))
     assert (further["missed, no box"], further["missed, wrong box"]) == (0.5, 0)
     rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
     assert {row["miss"] for row in rows if row["condition"] == "image"} == {"", "no box"}

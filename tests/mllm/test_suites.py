@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from foveate.mllm.suite import StoredAnswer, SuiteData, SuiteQuestion
 from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn, add_conversations
 from foveate.records.shapes import Point
+from foveate.report.blocks import print_lines
+from foveate.report.pages.mllm import build_mllm_evaluate
 from naming import raises_naming
 
 
@@ -227,6 +230,39 @@ def test_pope_reports_f1_by_kind_of_negatives(tmp_path: Path) -> None:
     assert result.further["image"] == scores | {f"corrected {name}": share for name, share in scores.items()}
     assert result.further["no image"]["yes_share"] == 1
     assert result.table[0].chance == 0.5
+
+
+def test_official_scores_stand_beside_ours_where_they_differ(tmp_path: Path, collection: Path) -> None:
+    folder = tmp_path / "pope"
+    lines = [{"question_id": n, "image": f"{n}.png", "text": f"A cat {n}?", "label": "no"} for n in range(2)]
+    write(folder / "coco_pope_random.json", "\n".join(map(json.dumps, lines)).encode())
+    for number in range(2):
+        write(folder / "val2014" / f"{number}.png", png(10 + number))
+    # POPE's evaluator knows "No" and "no"; "NO" is a yes.
+    model = Table(lambda sizes, text, regions: "NO" if "1" in text else "No.")
+    settings = SuiteSettings(official=True)
+    result = evaluate(model, "pope", folder, run=tmp_path / "run", settings=settings)
+    scores = {pair.name: (pair.ours, pair.official) for pair in result.official}
+    assert scores["accuracy"] == (1, 0.5)
+    assert scores["yes_share"] == (0, 0.5)
+    text = "\n".join(print_lines(build_mllm_evaluate(result.to_json(), tmp_path / "run")))
+    assert re.search(r"accuracy +1\.000 +0\.500", text)
+    # The flag changes what is printed alone: the answered run goes on without it.
+    again = evaluate(model, "pope", folder, run=tmp_path / "run")
+    assert (again.official, again.table) == ([], result.table)
+
+    answers = [f"a{n}" for n in range(10)]
+    for id, answer, references in (("1", "Yes.", ["yes"] * 10), ("2", "a1", answers)):
+        add(collection, conversation(id, f"Which {id}?", answer, images=("test-00",), answers=tuple(references)))
+    model = Table(lambda sizes, text, regions: "Yes." if "1" in text else "a1")
+    (pair,) = evaluate(model, "vqa", collection, run=tmp_path / "vqa", settings=settings).official
+    # Where ten people agree, VQA's evaluator normalizes nothing; one of ten scores .3 by both.
+    assert (pair.name, pair.ours, pair.official) == ("VQA accuracy", pytest.approx(0.65), pytest.approx(0.15))
+    model = Table(lambda sizes, text, regions: "Yes.")
+    (pair,) = evaluate(model, "chartqa", collection, run=tmp_path / "chartqa", settings=settings).official
+    assert (pair.ours, pair.official) == (0.5, 0)
+    with pytest.warns(UserWarning, match="official.*docvqa"):
+        assert evaluate(model, "docvqa", collection, run=tmp_path / "docvqa", settings=settings).official == []
 
 
 def test_digits_of_boxes_are_scored_beside_the_boxes(collection: Path, tmp_path: Path) -> None:

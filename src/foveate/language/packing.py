@@ -95,7 +95,7 @@ def attention_and_positions(texts: PackedTexts, prefix_B: Tensor, prefix: int) -
 
 
 # Above it, matrices of all pairs take more memory than they save time.
-_SHORT = 1024
+SHORT = 1024
 
 
 def quick_backward(position_BL: Tensor) -> AbstractContextManager[object]:
@@ -104,6 +104,6 @@ def quick_backward(position_BL: Tensor) -> AbstractContextManager[object]:
     PyTorch's fused kernel for processors is slow backward: of SmolLM2 with LoRA, 8 rows of 130 positions, it takes a
     quarter of a training step, and plain matrix products a tenth.
     """
-    if position_BL.device.type == "cpu" and torch.is_grad_enabled() and position_BL.shape[1] <= _SHORT:
+    if position_BL.device.type == "cpu" and torch.is_grad_enabled() and position_BL.shape[1] <= SHORT:
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()

@@ -24,7 +24,7 @@ from foveate.language.forbidden_words import split_words
 from foveate.mllm.results import SuiteResult
 from foveate.mllm.settings import SuiteSettings
 from foveate.mllm.suite import LETTER_ANSWER, Suite, SuiteData, SuiteJudge, SuiteQuestion, move_answer
-from foveate.mllm.suite_summary import CONDITIONS, pick_samples, summarize
+from foveate.mllm.suite_summary import CONDITIONS, pair_scores, pick_samples, summarize
 from foveate.multimodal.answers import AskableModel, ModelAnswer, WordLimitedModel
 from foveate.multimodal.evaluation import AnswerRow, EvaluationRun, cut_batches
 from foveate.multimodal.pointing import prompt_regions
@@ -86,6 +86,8 @@ def evaluate(
     """
     settings = settings or SuiteSettings()
     plugin = load_suite(suite)
+    if settings.official and plugin.official is None:
+        warnings.warn(f"official: no effect with suite '{suite}': it has no second, published score", stacklevel=2)
     if settings.judge:
         check_judge_address(settings.judge)
     # The batch size is not part of the identity: answers do not depend on it, so a run may resume with a smaller one.
@@ -97,8 +99,10 @@ def evaluate(
         try:
             questions = draw_questions(contents.questions, limit=settings.limit, seed=settings.seed)
             rows = _ask_all(model, plugin, contents, questions, evaluation, settings)
-            result = summarize(plugin, questions, rows, seed=settings.seed).model_copy(
+            result = summarize(plugin, questions, rows, seed=settings.seed)
+            result = result.model_copy(
                 update={"suite": suite, "model": name, "data": str(data), "split": settings.split}
+                | {"official": pair_scores(plugin, result.further.get("image", {})) if settings.official else []}
                 | {"samples": pick_samples(questions, rows, contents, evaluation.path), "command": command or ""}
             )
             evaluation.write_result(result)
@@ -117,9 +121,10 @@ def _locate(data: str | Path, run: Path) -> str:
 
 
 def _identify(settings: SuiteSettings) -> dict[str, Any]:
+    # Which scores are printed decides no answer.
     # Without a judge its settings decide nothing; runs of earlier versions have no rule for words.
     default = SuiteSettings.model_fields["training_words"].default
-    left_out = {"training_words"} if settings.training_words == default else set[str]()
+    left_out = {"official"} | ({"training_words"} if settings.training_words == default else set())
     left_out |= {"region_prompt"} if settings.region_prompt is None else set[str]()
     values = settings.model_dump(exclude=left_out)
     return {name: value for name, value in values.items() if value or not name.startswith("judge")}

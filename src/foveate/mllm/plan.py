@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from foveate.core.errors import UserError
-from foveate.core.recipes import read, validate
+from foveate.core.recipes import load, read, validate
 from foveate.core.results import ResultModel, RunResult
 from foveate.multimodal.assemble import AssemblyOptions, plan_sample
 from foveate.records.images import BadImage, encode_input, read_image_info
@@ -71,8 +71,24 @@ class PlannedImage(ResultModel):
     note: str = ""
 
 
+class MemoryEstimate(ResultModel):
+    """Bytes that a recipe's model takes, by precision ("fp32", "bf16") and use.
+
+    Attributes:
+        stage: of the recipe, whose settings a step has. samples: in memory at a time, each of `positions` tokens.
+        step: of training: weights, gradients, optimizer, narrow_weights (copies in bfloat16), activations, logits,
+            total. cache: keys and values of one question with its answer.
+    """
+
+    stage: str
+    samples: int
+    positions: int
+    step: dict[str, dict[str, float]]
+    cache: dict[str, float]
+
+
 class PlanResult(RunResult):
-    """result.json of `foveate mllm plan`: all images are one sample."""
+    """result.json of `foveate mllm plan`: all images are one sample; memory where a recipe names the model."""
 
     kind: str = "mllm_plan"
     preset: str = ""
@@ -82,6 +98,7 @@ class PlanResult(RunResult):
     num_tokens: int
     megapixels: float
     split: bool
+    memory: MemoryEstimate | None = None
 
 
 def resolve_options(values: Mapping[str, Any], *, recipe: str | None = None) -> tuple[Preset, AssemblyOptions]:
@@ -109,11 +126,57 @@ def resolve_options(values: Mapping[str, Any], *, recipe: str | None = None) -> 
         # The other models split each image of a sample, however many there are.
         base |= {"indicator": "none", "max_split_images": _ALL_IMAGES}
     if recipe is not None:
-        base = read(recipe).get("model", {}).get("assembly")
-        if base is None:
-            raise UserError(f"recipe '{recipe}': no field 'model.assembly'; its images are one view each")
+        base = _read_assembly(recipe, overrides)
     merged = {**base, **overrides, "tiling": {**base.get("tiling", {}), **overrides.get("tiling", {})}}
     return preset, validate(AssemblyOptions, merged, where=f"recipe '{recipe}'" if recipe else "foveate mllm plan")
+
+
+def _read_assembly(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `model.assembly` of a recipe; without one, that of a model whose images are one view each.
+
+    Raises:
+        UserError: it has neither, or there are `overrides` of what it does not have.
+    """
+    content = read(recipe)
+    assembly = (content.get("model") or {}).get("assembly")
+    if assembly is not None:
+        return assembly
+    if "adapter" in content or "stages" not in content:
+        raise UserError(f"recipe '{recipe}': no field 'model.assembly' and no stages; expected one of mllm train")
+    from foveate.core.model_folder import shapes_alone
+    from foveate.mllm.recipe import MllmRecipe
+    from foveate.mllm.stages import build_recipe_model  # loads torch, which tiles alone do not need
+
+    loaded = load(MllmRecipe, recipe)
+    if loaded.model.assembly is None and overrides:
+        raise UserError(f"{next(iter(overrides))}: no effect with recipe '{recipe}', whose images are one view each")
+    with shapes_alone():
+        return build_recipe_model(loaded).assembly.model_dump()
+
+
+def plan_memory(
+    result: PlanResult, options: AssemblyOptions, recipe: str, *, text_tokens: int = 30, answer_tokens: int = 8
+) -> MemoryEstimate | None:
+    """Estimate the memory of a recipe's model with the planned images; see `foveate.mllm.pricing.estimate_memory`.
+
+    None where the recipe has tiles alone and nothing that could be trained.
+
+    Raises:
+        UserError: the recipe cannot be trained, or its tower and connector have other views than the plan.
+    """
+    if "stages" not in read(recipe):
+        return None
+    from foveate.mllm.pricing import estimate_memory
+    from foveate.mllm.recipe import MllmRecipe
+
+    return estimate_memory(
+        load(MllmRecipe, recipe),
+        options,
+        views=result.num_views,
+        image_tokens=result.num_tokens,
+        text_tokens=text_tokens,
+        answer_tokens=answer_tokens,
+    )
 
 
 def plan_images(paths: Sequence[Path], options: AssemblyOptions, *, preset: Preset = "mm15") -> PlanResult:

@@ -22,15 +22,26 @@ from transformers import AutoModelForCausalLM
 from foveate.core.errors import UserError
 from foveate.core.model_folder import shapes_alone
 from foveate.core.recipes import validate
+from foveate.language.packing import SHORT
 from foveate.language.settings import SparseOptions
+from foveate.mllm.plan import MemoryEstimate
 from foveate.mllm.recipe import MllmPriceSettings, MllmRecipe, StageSettings
 from foveate.mllm.stages import build_stage_model
 from foveate.mllm.train import prepare_training
+from foveate.multimodal.assemble import AssemblyOptions
 from foveate.multimodal.model import MultimodalModel
 from foveate.records.collection import Collection
-from foveate.training.costs import PartCost, count_layers, count_parameters, count_part, shorten_config
+from foveate.training.costs import (
+    PartCost,
+    count_cache_values,
+    count_decoder_activations,
+    count_layers,
+    count_parameters,
+    count_part,
+    shorten_config,
+)
 from foveate.training.distributed import start
-from foveate.training.price import Price, PricedStage, Stage, price, resolve_training
+from foveate.training.price import Price, PricedStage, Stage, memory_per_device, price, resolve_training
 from foveate.training.settings import TrainingSettings
 from foveate.training.timing import MAX_STEPS
 from foveate.vision.connectors import Connector
@@ -89,6 +100,7 @@ def price_recipe(recipe: MllmRecipe, **assumed: Any) -> Price:
             # Logits are float32, only of the answers' tokens, with their gradient.
             logits=8.0 * language.vocab_size * conversations * settings.answer_tokens,
         )
+        counted = replace(counted, trained=_count_trained(_list_trained(stage, model), model))
         limit = getattr(language, "max_position_embeddings", None)
         too_long = limit is not None and length > limit
         facts = {"image_tokens": image_tokens, "sequence": length, "too_long": too_long}
@@ -160,6 +172,84 @@ def _list_trained(stage: StageSettings, model: MultimodalModel) -> list[str]:
         "language": stage.language_rate if stage.texts else 0,
     }
     return [name for name in PARTS if rates[name]]
+
+
+def _count_trained(trained: Sequence[str], model: MultimodalModel) -> int:
+    """Count the parameters of the trained parts; of a language model from elsewhere, those that are tuned."""
+    model.require_gradients()
+    modules = {
+        "tower": model.tower,
+        "connector": model.connector,
+        "regions": model.region_reader,
+        "language": model.language_model,
+    }
+    parts = [module for name in trained if (module := modules[name]) is not None]
+    return sum(weight.numel() for part in parts for weight in part.parameters() if weight.requires_grad)
+
+
+def estimate_memory(
+    recipe: MllmRecipe, options: AssemblyOptions, *, views: int, image_tokens: int, text_tokens: int, answer_tokens: int
+) -> MemoryEstimate:
+    """Estimate the memory of a training step of a recipe's last stage on one device, and of an answer, without values.
+
+    Every sample of the batch is taken to be the planned one, with as many conversations as the stage takes. Left out
+    are the activations of heads, phrase maps and regions, and what the process itself needs. Precisions are those in
+    which the recipe may train: both where it says "auto". See `price_recipe` for a whole training.
+
+    Args:
+        options: how the images were planned. views: of them, `image_tokens` in all.
+        text_tokens: of a conversation, `answer_tokens` of them in the answer.
+
+    Raises:
+        UserError: tower and connector have other views than the options, or the language model has no gated MLP.
+    """
+    stage = recipe.stages[-1]
+    with shapes_alone():
+        model = build_stage_model(
+            recipe, stage.model_copy(update={"assembly": options}) if recipe.model.assembly else stage
+        )
+    language = model.language_model.config
+    if not hasattr(language, "intermediate_size"):
+        raise UserError(f"model.language: no memory is known of {language.model_type}; expected a decoder like llama")
+    conversations = stage.max_conversations if stage.texts else 0
+    length = image_tokens + conversations * text_tokens
+    trained = _list_trained(stage, model)
+    num_trained = _count_trained(trained, model)
+    # As `language.packing.quick_backward` chooses, on this machine.
+    keeps_weights = not torch.cuda.is_available() and length <= SHORT
+    steps = {}
+    sizes = {"fp32": 4, "bf16": 2}
+    for precision in sizes if stage.training.precision == "auto" else (stage.training.precision,):
+        size = sizes[precision]
+        parts = count_vision(model.tower, model.connector, precision)
+        if model.region_reader is not None:
+            parts["regions"] = PartCost(*[count_parameters(model.region_reader)] * 3)
+        saved = count_decoder_activations(language, length, product_bytes=size, keeps_weights=keeps_weights)
+        if recipe.model.experts is not None:
+            # In every second layer a token passes two experts in place of the MLP.
+            wider = 2 * (language.intermediate_size // recipe.model.experts.width_divisor) - language.intermediate_size
+            saved += length * (language.num_hidden_layers // 2) * 4 * size * wider
+        parts["language"] = replace(PartCost(*[count_parameters(model.language_model)] * 3), saved=saved)
+        heads = count_parameters(model) - sum(part.parameters for part in parts.values())
+        parts["heads"] = PartCost(heads, heads, 0)
+        counted = count_stage(
+            parts,
+            stage.training.model_copy(update={"precision": precision}),
+            views=views,
+            trained=trained,
+            runs_language=stage.texts,
+            logits=8.0 * language.vocab_size * conversations * answer_tokens,
+        )
+        counted = replace(counted, trained=num_trained + heads * stage.texts)
+        steps[precision] = {name: value for name, value in memory_per_device(counted, 1).items() if value}
+    values = (image_tokens + text_tokens) * count_cache_values(language)
+    return MemoryEstimate(
+        stage=stage.name,
+        samples=-(-stage.training.batch_size // stage.training.accumulate),
+        positions=length,
+        step=steps,
+        cache={"fp32": 4 * values, "bf16": 2 * values},
+    )
 
 
 def count_stage(

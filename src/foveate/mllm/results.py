@@ -29,6 +29,14 @@ class SuiteSample(ResultModel):
     slice: str = ""
 
 
+class ScorePair(ResultModel):
+    """One score twice: read as we read answers, and as the published evaluator does, with its flaws."""
+
+    name: str
+    ours: float | None
+    official: float | None
+
+
 class SuiteResult(Evaluation, RunResult):
     """`foveate mllm evaluate`: a row for the suite and each of its slices, a column for each condition.
 
@@ -36,6 +44,7 @@ class SuiteResult(Evaluation, RunResult):
         questions: counted, of `images` images. unreadable: questions left out because an image
             could not be read or the model refused them.
         further: condition -> further metrics of the suite.
+        official: our scores beside the published evaluator's, of the answers with the image; empty without --official.
         samples: right and wrong ones alike.
     """
 
@@ -50,6 +59,7 @@ class SuiteResult(Evaluation, RunResult):
     unreadable: int = 0
     unfinished: int = 0
     further: dict[str, dict[str, float | None]] = {}
+    official: list[ScorePair] = []
     samples: list[SuiteSample] = []
 
 

@@ -32,6 +32,9 @@ class SuiteSettings(Settings):
         "where a reference or choice has one, as in few-shot episodes; never forbids them, as about a user's images",
     )
     region_prompt: RegionPrompt | None = Field(None, description=REGION_PROMPT)
+    official: bool = Field(
+        False, description="print the published evaluator's scores beside ours, where they differ on purpose"
+    )
     seed: int = Field(0, ge=0, description="of the drawn questions, the other images and the intervals")
 
 

@@ -23,6 +23,8 @@ from foveate.records.conversations import IMAGE, Conversation, Conversations
 from foveate.records.shapes import Shape
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
+# How the names of our scores and of a published evaluator's begin in what a suite summarizes.
+CORRECTED, OFFICIAL = "corrected ", "official "
 LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
 
 
@@ -108,6 +110,8 @@ class Suite:
         explain: why an answer misses, "" for a hit.
         answer: answers in the place of the model, which then is not asked; there are no controls.
         judge: settings -> a judge, whose verdict replaces `score`.
+        official: how the names of the published evaluator's scores begin in `summarize`, where ours, which begin with
+            "corrected ", deviate on purpose; None where there is no such score.
     """
 
     title: str
@@ -120,6 +124,7 @@ class Suite:
     explain: Callable[[SuiteQuestion, ModelAnswer], str] | None = None
     answer: Callable[[SuiteQuestion], ModelAnswer] | None = None
     judge: Callable[[SuiteSettings], SuiteJudge] | None = None
+    official: str | None = None
 
 
 def read_conversations(path: Path, split: str) -> SuiteData:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.files import write_bytes_atomically
 from foveate.core.results import BoxValues, Column, Row, Value
-from foveate.mllm.results import SuiteResult, SuiteSample
-from foveate.mllm.suite import StoredAnswer, Suite, SuiteData, SuiteQuestion
+from foveate.mllm.results import ScorePair, SuiteResult, SuiteSample
+from foveate.mllm.suite import CORRECTED, StoredAnswer, Suite, SuiteData, SuiteQuestion
 from foveate.multimodal.evaluation import AnswerRow, average
 from foveate.records.boxes import PixelBox, normalize_box
 from foveate.records.conversations import IMAGE
@@ -74,6 +74,18 @@ def summarize(suite: Suite, questions: Sequence[SuiteQuestion], rows: Sequence[A
         unfinished=sum(not row["finished"] for row in by_condition["image"].values() if row["id"] not in damaged),
         further=further,
     )
+
+
+def pair_scores(suite: Suite, further: Mapping[str, float | None]) -> list[ScorePair]:
+    """Pair our scores in `further` with the published evaluator's; see `Suite.official`."""
+    if suite.official is None:
+        return []
+    names = [name.removeprefix(CORRECTED) for name in further if name.startswith(CORRECTED)]
+    return [
+        ScorePair(name=name, ours=further[CORRECTED + name], official=further[suite.official + name])
+        for name in names
+        if suite.official + name in further
+    ]
 
 
 def _row(

@@ -280,6 +280,37 @@ def count_cache_values(config: Any) -> int:
     return 2 * config.num_hidden_layers * heads * head
 
 
+def count_decoder_activations(
+    config: Any, length: int, *, product_bytes: int = 4, keeps_weights: bool = False
+) -> float:
+    """Return the bytes that a decoder with gated MLPs saves of `length` tokens for its backward pass, without the head.
+
+    With width D, inner width I and h query heads of size s, a layer saves of each token, in values:
+
+        norms      2 D float32 before and behind the scaling, D for the products; twice: 6 D
+        attention  queries, keys, values (repeated for all query heads) and their sum: 4 h s; a kernel that keeps the
+                   weights computes in float32 and saves length h of them, too
+        MLP        gate, its activation, the other factor, their product: 4 I
+
+    and the last norm 2 D float32. Nothing is dropped out.
+
+    Source: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models" (arXiv 2205.05198),
+    section 4.1, here with RMSNorm and a gated MLP, and counted per tensor that autograd keeps.
+
+    Args:
+        config: with the fields of transformers' config, as attributes.
+        product_bytes: of a value in matrix products: 4 in float32, 2 under autocast to bfloat16.
+        keeps_weights: the attention kernel saves its weights, as plain matrix products do; fused ones do not.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads
+    inner = heads * (getattr(config, "head_dim", None) or width // heads)
+    norms = 2 * (2 * 4 + product_bytes) * width
+    attention = 3 * (4 if keeps_weights else product_bytes) * inner + product_bytes * inner
+    weights = 4 * heads * length if keeps_weights else 0
+    mlp = 4 * product_bytes * config.intermediate_size
+    return float(length * (config.num_hidden_layers * (norms + attention + weights + mlp) + 2 * 4 * width))
+
+
 def _count_costs(call: Callable[[], Sequence[Tensor]]) -> tuple[float, float, float, float]:
     """Return FLOPs forward, FLOPs forward and backward, those of attention, and bytes saved for backward."""
     saved: dict[int, Tensor] = {}

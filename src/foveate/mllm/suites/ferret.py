@@ -451,6 +451,7 @@ SUITES = {
         score_by(_explain_ui),
         max_tokens=64,
         summarize=summarize_ui,
+        official="as published ",
         explain=_explain_ui,
     ),
 }

@@ -18,6 +18,7 @@ from foveate.core.errors import UserError
 from foveate.core.json_fields import get_field, read_lines
 from foveate.metrics.referring import Mode, PhraseScores, TruePhrase, score_name, score_phrases
 from foveate.mllm.suite import (
+    OFFICIAL,
     ModelAnswer,
     StoredAnswer,
     Suite,
@@ -345,6 +346,7 @@ SUITES = {
         score_by(explain_box),
         max_tokens=64,
         summarize=summarize_refcoco,
+        official=OFFICIAL,
         explain=explain_box,
     ),
     "self_check": Suite(
@@ -363,6 +365,7 @@ SUITES = {
         _score_sentence,
         max_tokens=256,
         summarize=summarize_flickr,
+        official=OFFICIAL,
         explain=_explain_sentence,
     ),
     "lvis_refer": Suite(
@@ -372,6 +375,7 @@ SUITES = {
         score_by(_explain_pair),
         max_tokens=64,
         summarize=summarize_lvis,
+        official=OFFICIAL,
         explain=_explain_pair,
     ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from foveate.core.errors import UserError, choose
@@ -16,7 +17,9 @@ from foveate.core.json_fields import get_field, read_lines, read_table
 from foveate.metrics.referring import score_presence
 from foveate.metrics.text_answers import anls, normalize_textvqa, parse_pope, relaxed_accuracy, vqa_accuracy
 from foveate.mllm.suite import (
+    CORRECTED,
     LETTER_ANSWER,
+    OFFICIAL,
     SHORT_ANSWER,
     ModelAnswer,
     StoredAnswer,
@@ -33,14 +36,31 @@ _AI2D_TEST_IDS = "ai2d_test_ids.csv"
 _AI2D_LABELED = "abc_images"
 
 
-def _ask_for_words(title: str, metric: str, score: Callable[[str, Sequence[str]], float]) -> Suite:
-    """Return the suite of a collection whose answers are compared with all accepted ones."""
+def _ask_for_words(
+    title: str,
+    metric: str,
+    score: Callable[[str, Sequence[str]], float],
+    official: Callable[[str, Sequence[str]], float] | None = None,
+) -> Suite:
+    """Return the suite of a collection whose answers are compared with all accepted ones.
+
+    Args:
+        official: the published evaluator's score of a raw answer, where ours reads it otherwise.
+    """
+
+    def summarize(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> dict[str, float | None]:
+        pairs = [(answer.text, question.references) for question, answer in answered]
+        scores = {CORRECTED: score, OFFICIAL: official or score}
+        return {mode + metric: fmean(read(*pair) for pair in pairs) for mode, read in scores.items()}
+
     return Suite(
         title,
         metric,
         read_conversations,
         lambda question, answer: score(answer.text, question.references),
         instruction=SHORT_ANSWER,
+        summarize=summarize if official else None,
+        official=OFFICIAL if official else None,
     )
 
 
@@ -175,16 +195,25 @@ def summarize_pope(answered: Sequence[tuple[SuiteQuestion, StoredAnswer]]) -> di
     truth = [question.references[0] == "yes" for question, _ in answered]
     texts = [answer.text for _, answer in answered]
     corrected = score_presence(texts, truth)
-    return score_presence(texts, truth, mode="official") | {f"corrected {name}": v for name, v in corrected.items()}
+    return score_presence(texts, truth, mode="official") | {CORRECTED + name: v for name, v in corrected.items()}
 
 
 SUITES = {
-    "vqa": _ask_for_words("VQA v2", "VQA accuracy", _score_vqa),
+    "vqa": _ask_for_words("VQA v2", "VQA accuracy", _score_vqa, official=vqa_accuracy),
     "textvqa": _ask_for_words("TextVQA", "VQA accuracy", partial(vqa_accuracy, rule="textvqa")),
     "docvqa": _ask_for_words("DocVQA", "ANLS", anls),
     "infovqa": _ask_for_words("InfoVQA", "ANLS", anls),
-    "chartqa": _ask_for_words("ChartQA", "relaxed accuracy", _score_chartqa),
+    "chartqa": _ask_for_words("ChartQA", "relaxed accuracy", _score_chartqa, official=relaxed_accuracy),
     "scienceqa": Suite("ScienceQA", "accuracy", read_scienceqa, score_choice, instruction=LETTER_ANSWER),
     "ai2d": Suite("AI2D", "accuracy", read_ai2d, score_choice, instruction=LETTER_ANSWER),
-    "pope": Suite("POPE", "accuracy", read_pope, _score_pope, instruction=SHORT_ANSWER, summarize=summarize_pope),
+    "pope": Suite(
+        "POPE",
+        "accuracy",
+        read_pope,
+        _score_pope,
+        instruction=SHORT_ANSWER,
+        summarize=summarize_pope,
+        # POPE's own scores stand in our table, too, under their own names.
+        official="",
+    ),
 }

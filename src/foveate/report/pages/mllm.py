@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from foveate.core.results import parse_result
-from foveate.mllm.plan import PlannedImage, PlanResult
+from foveate.mllm.plan import MemoryEstimate, PlannedImage, PlanResult
 from foveate.mllm.results import (
     MllmResult,
     PreviewConversation,
@@ -19,13 +19,27 @@ from foveate.mllm.results import (
     PreviewSample,
     PreviewToken,
     PreviewView,
+    ScorePair,
     SuiteResult,
     SuiteSample,
 )
 from foveate.multimodal.results import AskedImage, AskResult, Exchange
 from foveate.records.boxes import PixelBox, normalize_box
 from foveate.report import numbers, parts, words
-from foveate.report.blocks import Block, Chips, Drawn, Facts, Notes, Section, Text, block_page, charts_of, measures_of
+from foveate.report.blocks import (
+    Block,
+    Chips,
+    Drawn,
+    Facts,
+    Notes,
+    Section,
+    Table,
+    Text,
+    block_page,
+    charts_of,
+    columns_of,
+    measures_of,
+)
 from foveate.report.images import Overlay, RunImages
 from foveate.report.page import Page, draw
 
@@ -103,20 +117,43 @@ def build_mllm_plan(result: Mapping[str, Any], run_folder: Path) -> Page:
         f"Every image is resized into a canvas, cut into tiles and encoded view by view. {drawn}"
         "At a scale below 1 detail is lost."
     )
+    limit = r.options.get("max_split_images")
     whole = (
-        f"{len(r.images)} images are above max_split_images ({r.options.get('max_split_images')}): each is one view "
-        "and none is split."
+        "The model sees each image as one view."
+        if not limit
+        else f"{len(r.images)} images are above max_split_images ({limit}): each is one view and none is split."
     )
     return block_page(
         "What these images cost",
         eyebrow="Plan",
-        top=[Text(lead), Facts(facts), *([] if r.split else [Text(whole)])],
+        top=[Text(lead), Facts(facts), *([] if r.split else [Text(whole)]), *_show_memory(r.memory)],
         sections=[
             Section(f"image-{n}", image.file, _show_image(image, RunImages(run_folder)), link=f"Image {n}")
             for n, image in enumerate(r.images, 1)
         ],
         command=r.command,
     )
+
+
+def _show_memory(memory: MemoryEstimate | None) -> list[Block]:
+    """Return a table of the bytes of a training step and of an answer, with a column for each precision."""
+    if memory is None:
+        return [Text("Memory is that of a model: --recipe names one with its training.")]
+    steps = memory.step
+    uses = [*dict.fromkeys(use for step in steps.values() for use in step if use != "total"), "total"]
+    measured = {use: {name: step[use] for name, step in steps.items() if use in step} for use in uses}
+    names = {use: use.replace("_", " ").capitalize() for use in uses} | {"total": "A training step in all"}
+    measured["cache"], names["cache"] = memory.cache, "Keys and values of an answer"
+    # Megabytes are 10^6 bytes, as in a dry run.
+    rows = [
+        [names[use], *(f"{values[key] / 1e6:,.1f}" if key in values else "–" for key in steps)]
+        for use, values in measured.items()
+    ]
+    lead = (
+        f"Memory of one device in MB, estimated: a step of stage {memory.stage} with {memory.samples} samples of "
+        f"{memory.positions:,} tokens each, and the answer to one question."
+    )
+    return [Text(lead), Table(["Use", *steps], rows, printed=True)]
 
 
 def _show_image(image: PlannedImage, images: RunImages) -> list[Block]:
@@ -384,6 +421,14 @@ def build_mllm_evaluate(result: Mapping[str, Any], run_folder: Path) -> Page:
     if measured and further:
         shares = [(name.capitalize(), "none" if share is None else f"{share:.3g}") for name, share in further]
         measured.append(Facts(shares))
+    if r.official:
+        columns: list[tuple[str, Callable[[ScorePair], str]]] = [
+            ("Score", lambda pair: pair.name.replace("_", " ")),
+            ("Ours", lambda pair: numbers.decimal(pair.ours, 3)),
+            ("Official", lambda pair: numbers.decimal(pair.official, 3)),
+        ]
+        note = "Official: as the published evaluator reads the same answers, with its flaws."
+        measured.append(columns_of(r.official, columns, note=note, printed=True))
     return block_page(
         r.title,
         eyebrow="Evaluate",

@@ -49,29 +49,46 @@ _TILING = (
     "tokens_per_view",
     "max_split_images",
 )
-@click.option("--recipe", metavar="NAME|FILE", help="Recipe whose `model.assembly` gives the options.")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help="Recipe whose `model.assembly` gives the options, and whose memory is estimated.",
+)
+@fields("foveate.mllm.recipe:MllmPriceSettings", "text_tokens", "answer_tokens", into="texts")
 @click.option("--page", is_flag=True, help="Also write a page that draws the tiles and their order.")
 @run_option("runs/mllm-plan", "Folder for the page")
 @common(seed=False, device=False)
 def plan_command(
-    call: Call, images: tuple[Path, ...], settings: dict[str, Any], recipe: str | None, page: bool
+    call: Call,
+    images: tuple[Path, ...],
+    settings: dict[str, Any],
+    recipe: str | None,
+    texts: dict[str, Any],
+    page: bool,
 ) -> None:
     """Print the grid, views, visual tokens and megapixels of IMAGES as one sample, read from their headers alone.
+
+    With --recipe also the memory of a training step, and of the keys and values of an answer.
 
     \b
     Example:
       foveate mllm plan scan.png
       foveate mllm plan scan.png --min-tiles 1 --max-tiles 16 --page
       foveate mllm plan scan.png --preset llava-next
+      foveate mllm plan scan.png --recipe mllm-own
     """
-    from foveate.mllm.plan import plan_images, resolve_options
+    from foveate.mllm.plan import plan_images, plan_memory, resolve_options
     from foveate.report.blocks import print_lines
     from foveate.report.pages.mllm import build_mllm_plan
 
     if call.run is not None and not page:
         raise click.UsageError("--out has no effect without --page")
+    if texts and recipe is None:
+        raise click.UsageError(f"--{next(iter(texts)).replace('_', '-')} has no effect without --recipe")
     preset, options = resolve_options(settings, recipe=recipe)
     result = plan_images(images, options, preset=preset)
+    if recipe is not None:
+        result = result.model_copy(update={"memory": plan_memory(result, options, recipe, **texts)})
     paths: dict[str, Path] = {}
     # Only the page decodes pixels: for the numbers, the headers are enough, however large the images are.
     if page:
@@ -375,6 +392,7 @@ def label_command(
     "judge_key_env",
     "training_words",
     "region_prompt",
+    "official",
 )
 @unit_of_boxes_option
 @opening_options
