@@ -364,11 +364,11 @@ def _check_ends(survey: Survey) -> Iterator[Finding]:
         last_day = np.floor((end - 1) / DAY)
         if is_silent(np.unique(day_R), last_day):
             nights = int(last_day - day_R[-1])
-            detail = f"last image {_format(survey.clock_N[rows[-1]])}, {nights} nights before the end of the deployment"
+            detail = f"{nights} nights without an image at the end, the last one at {_format(survey.clock_N[rows[-1]])}"
             last = rows[day_R == day_R[-1]][::-1]
             examples = _examples(survey, last)
             days = (DayImages(format_day(day_R[-1]), len(last), examples),)
-            yield Finding("stopped early", survey.deployments[index].id, nights, detail, examples, days)
+            yield Finding("stopped early", survey.deployments[index].id, len(last), detail, examples, days)
 
 
 def _check_deployments(survey: Survey) -> Iterator[Finding]:

@@ -44,6 +44,7 @@ MAX_BLACK = 30.0
 # Standard deviation of the differences of color channels: 0 to 1.5 in 25 infra-red frames, 7.1 and more in 15 others.
 MAX_INFRARED = 4.0
 _DAYLIGHT = (9, 15)  # hours of the clock at which a black image means a covered lens, even with a clock 3 hours off
+_MAX_BY_DAY = 0.1  # share of a run of black images: no flash is needed by day
 _MIN_RUN = 3  # images in a row that are black, before it is a finding: a flash that recharges misses one or two
 
 # Of the upper quartile of the camera's own images of the same light; see docs/surveys.md for the false alarms.
@@ -54,6 +55,7 @@ _MIN_USUAL = 8  # images from which a camera has a usual
 # Cosine of the median backgrounds before and after a change, beside that of the two halves of each side.
 _WINDOW, _MIN_WINDOW = 8, 4  # images on each side
 MAX_TURNED, MIN_STEADY = 0.3, 0.4
+MAX_SAG = 2  # pixels of the view: a strap that gives way a little shows the same place
 _MIN_LASTING_HOURS = 6.0  # a cow that rests in front of the camera leaves sooner
 _SAME_CHANGE_HOURS = 36.0  # the change is seen once by day and once by night
 _WEAK_EDGE = 4.0  # levels; an edge counts fully from there, so that the strength of the light does not matter
@@ -172,7 +174,7 @@ def find_black_runs(frames: CameraFrames) -> Iterator[tuple[str, NDArray[np.int6
     for run in find_runs(frames.is_black_F[dark], min_length=_MIN_RUN):
         hours = hours_of_day(frames.clock_F[dark[run]])
         by_day = ((hours >= _DAYLIGHT[0]) & (hours < _DAYLIGHT[1])).mean()
-        yield "fogged or covered" if by_day > 0.2 else "no flash at night", dark[run]
+        yield "fogged or covered" if by_day > _MAX_BY_DAY else "no flash at night", dark[run]
 
 
 def find_dull_runs(frames: CameraFrames) -> Iterator[NDArray[np.int64]]:
@@ -197,6 +199,19 @@ def cosine(first_E: NDArray[np.floating], second_E: NDArray[np.floating]) -> flo
     return float(first_E @ second_E) / length if length else 0.0
 
 
+def compare_shifted(first_E: NDArray[np.floating], second_E: NDArray[np.floating]) -> float:
+    """Return the highest cosine of two outlines over shifts by up to 2 pixels of their views, 3 % of the width."""
+    width, height = _VIEW[0] - 1, _VIEW[1] - 1
+    first, second = (outline.reshape(2, height, width) for outline in (first_E, second_E))
+    reach = range(-MAX_SAG, MAX_SAG + 1)
+    best = -1.0
+    for down, right in ((down, right) for down in reach for right in reach):
+        rows, columns = slice(max(down, 0), height + min(down, 0)), slice(max(right, 0), width + min(right, 0))
+        back = slice(max(-down, 0), height + min(-down, 0)), slice(max(-right, 0), width + min(-right, 0))
+        best = max(best, cosine(first[:, rows, columns].ravel(), second[:, back[0], back[1]].ravel()))
+    return best
+
+
 def _compare_halves(outlines_WE: NDArray[np.float32]) -> float:
     """Return how steady a window is: the cosine of the medians of its even and odd frames."""
     return cosine(np.median(outlines_WE[::2], axis=0), np.median(outlines_WE[1::2], axis=0))
@@ -218,12 +233,15 @@ def find_turns(outlines_FE: NDArray[np.floating], clock_F: NDArray[np.float64]) 
     for run in find_runs(similarity_F < MAX_TURNED, min_length=1):
         split = int(run[similarity_F[run].argmin()])
         before, after = outlines_FE[max(0, split - _WINDOW) : split], outlines_FE[split : split + _WINDOW]
+        similarity = compare_shifted(np.median(before, axis=0), np.median(after, axis=0))
+        if similarity >= MAX_TURNED:
+            continue
         # Leaves that move, or a mixture of several cameras, have no background that could change.
         if min(_compare_halves(before), _compare_halves(after)) < MIN_STEADY:
             continue
         last = _find_last_like(outlines_FE, split, np.median(before, axis=0), np.median(after, axis=0))
         if (clock_F[last] - clock_F[split]) / 3600 >= _MIN_LASTING_HOURS:
-            turns.append((split, float(similarity_F[split])))
+            turns.append((split, similarity))
     return turns
 
 
@@ -255,12 +273,11 @@ def find_camera_turns(frames: CameraFrames) -> list[_Turn]:
             turns += [_Turn(int(members[at - 1]), int(members[at]), similarity) for at, similarity in found]
     merged: list[_Turn] = []
     for turn in sorted(turns, key=lambda turn: turn.after):
-        if merged and frames.hours_between(merged[-1].after, turn.after) <= _SAME_CHANGE_HOURS:
-            # Both lights saw it; it happened after the later of the frames before, and before the earlier one after.
+        if merged and frames.hours_between(merged[-1].after, turn.before) <= _SAME_CHANGE_HOURS:
+            # Both lights saw it: it happened after the later of the frames before, and before the earlier one after.
             first = merged[-1]
-            later = max(first.before, turn.before)
-            before = later if later < first.after else first.before
-            merged[-1] = _Turn(before, first.after, min(first.similarity, turn.similarity))
+            before = turn.before if turn.before < first.after else first.before
+            merged[-1] = _Turn(max(first.before, before), first.after, min(first.similarity, turn.similarity))
         else:
             merged.append(turn)
     return merged
@@ -395,6 +412,7 @@ def check_images(survey: Survey, *, only: Iterable[str] = (), workers: int | Non
         faults = find_faults(survey, survey.deployments[deployment].id, camera)
         findings += [finding for finding in faults if finding.code in codes]
     counts = result.counts | {"looked at for the health of cameras": len(rows) - unreadable}
-    if unreadable:
-        counts["not looked at: they cannot be read"] = unreadable
+    absent = len(survey) - len(survey.collection)
+    counts |= {"not looked at: they cannot be read": unreadable} if unreadable else {}
+    counts |= {"not looked at: they are not here": absent} if absent else {}
     return CheckResult(counts, sort_findings(findings))
