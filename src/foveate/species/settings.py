@@ -18,7 +18,9 @@ class CheckSettings(Settings):
     images: bool = Field(
         True,
         description="look at thumbnails for the health of cameras",
-        json_schema_extra={"off": "read no image: leave out the checks of black nights, turned cameras and fogged lenses"},
+        json_schema_extra={
+            "off": "read no image: leave out the checks of black nights, turned cameras and fogged lenses"
+        },
     )
 
 

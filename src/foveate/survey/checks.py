@@ -52,14 +52,14 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "camera must not count as effort",
     ),
     "stopped early": (
-        "no image on the last nights before deploymentEnd, far longer than the camera was ever silent: the battery died, "
-        "the card was full, or the camera was stolen or blocked",
+        "no image on the last nights before deploymentEnd, far longer than the camera was ever silent: the battery "
+        "died, the card was full, or the camera was blocked",
         "set deploymentEnd to the day of the last image, so that the nights behind it are no effort; if the camera was "
         "still working at pick-up, leave it",
     ),
     "no night images": (
-        "the last nights have no infra-red image while the camera still worked by day: batteries are often too weak for "
-        "the flash long before they are empty",
+        "the last nights have no infra-red image while the camera still worked by day: batteries are often too weak "
+        "for the flash long before they are empty",
         "leave these nights out of an analysis of nocturnal species; check the batteries",
     ),
     "no flash at night": (
@@ -68,12 +68,12 @@ MEANINGS: dict[str, tuple[str, str]] = {
     ),
     "turned": (
         "the background changes from one image to the next and stays so: the camera was knocked over, turned or moved",
-        "look at the images before and after; if it shows another area since, give what follows a folder and a row of its "
-        "own, or end the deployment there",
+        "look at the images before and after; if it shows another area since, give what follows a folder and a row of "
+        "its own, or end the deployment there",
     ),
     "fogged or covered": (
-        "images in a row are far more blurred and flat than this camera's others: the lens was fogged, dirty or covered, "
-        "or there was fog for hours",
+        "images in a row are far more blurred and flat than this camera's others: the lens was fogged, dirty or "
+        "covered, or there was fog for hours",
         "do not count these images as empty; leave their days out of the effort if nothing could be recognized",
     ),
     "stuck clock": ("many images have the same second: the clock stood still, or a program rewrote the times", _SHIFT),

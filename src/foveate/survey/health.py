@@ -1,7 +1,7 @@
 """Check the health of cameras by thumbnails: black nights, weak batteries, turned cameras, fogged lenses.
 
-Each camera is compared with its own usual images, because places differ more than faults. The thresholds were measured
-on 40 real frames and on generated cameras with planted faults (docs/surveys.md). A finding is a doubt: it names the days
+Each camera is compared with its own usual images, because places differ more than faults. Thresholds were measured
+on 40 real frames and on generated cameras with planted faults (docs/surveys.md). A finding is a doubt: it names days
 and images, and nothing is changed.
 """
 
@@ -138,18 +138,24 @@ class CameraFrames:
         return self.brightest_F < MAX_BLACK
 
     @property
+    def is_blurred_F(self) -> NDArray[np.bool_]:
+        """Whether a frame has far fewer edges than this camera's other frames of the same light."""
+        return self._is_below(self.edges_F, MAX_FOGGED_EDGES)
+
+    @property
     def is_dull_F(self) -> NDArray[np.bool_]:
-        """Whether a frame has far fewer edges and less contrast than this camera's other frames of the same light."""
-        is_dull_F = np.zeros(len(self), np.bool_)
+        """Whether a frame is blurred and flat, beside this camera's other frames of the same light."""
+        # Both: a far meadow has few edges, an overcast day little contrast.
+        return self.is_blurred_F & self._is_below(self.contrast_F, MAX_FOGGED_CONTRAST)
+
+    def _is_below(self, values_F: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+        is_below_F = np.zeros(len(self), np.bool_)
         for mode_F in (self.is_infrared_F, ~self.is_infrared_F):
             usual_F = mode_F & ~self.is_black_F
-            if usual_F.sum() < _MIN_USUAL:
-                continue
-            # The upper quartile: also a camera that was fogged for half of its time has clear images.
-            edges, contrast = (np.percentile(values[usual_F], 75) for values in (self.edges_F, self.contrast_F))
-            is_blurred_F = self.edges_F < MAX_FOGGED_EDGES * edges
-            is_dull_F |= usual_F & is_blurred_F & (self.contrast_F < MAX_FOGGED_CONTRAST * contrast)
-        return is_dull_F
+            if usual_F.sum() >= _MIN_USUAL:
+                # The upper quartile: also a camera that was fogged for half of its time has clear images.
+                is_below_F |= usual_F & (values_F < share * np.percentile(values_F[usual_F], 75))
+        return is_below_F
 
     def hours_between(self, first: int, last: int) -> float:
         """Return the hours from one frame to another; NaN if a clock is unknown."""
@@ -231,27 +237,31 @@ def find_turns(outlines_FE: NDArray[np.floating], clock_F: NDArray[np.float64]) 
         similarity_F[split] = cosine(np.median(before, axis=0), np.median(after, axis=0))
     turns = []
     for run in find_runs(similarity_F < MAX_TURNED, min_length=1):
-        split = int(run[similarity_F[run].argmin()])
-        before, after = outlines_FE[max(0, split - _WINDOW) : split], outlines_FE[split : split + _WINDOW]
-        similarity = compare_shifted(np.median(before, axis=0), np.median(after, axis=0))
-        if similarity >= MAX_TURNED:
-            continue
+        # Medians of windows that lie beside all candidates: the change itself may be at any of them.
+        start, stop = max(0, int(run[0]) - _WINDOW), min(num, int(run[-1]) + _WINDOW)
+        before, after = outlines_FE[start : run[0]], outlines_FE[run[-1] : stop]
+        before_E, after_E = np.median(before, axis=0), np.median(after, axis=0)
+        similarity = compare_shifted(before_E, after_E)
         # Leaves that move, or a mixture of several cameras, have no background that could change.
-        if min(_compare_halves(before), _compare_halves(after)) < MIN_STEADY:
+        if similarity >= MAX_TURNED or min(_compare_halves(before), _compare_halves(after)) < MIN_STEADY:
             continue
-        last = _find_last_like(outlines_FE, split, np.median(before, axis=0), np.median(after, axis=0))
-        if (clock_F[last] - clock_F[split]) / 3600 >= _MIN_LASTING_HOURS:
-            turns.append((split, similarity))
+        is_new_F = np.array([cosine(outline, after_E) > cosine(outline, before_E) for outline in outlines_FE])
+        split = start + _split_best(is_new_F[start:stop])
+        old, new = find_runs(~is_new_F[:split], min_length=1), find_runs(is_new_F[split:], min_length=1)
+        if old and new:
+            # Both views must last: what comes and goes is an animal that lies in front of the camera.
+            spans = clock_F[split - 1] - clock_F[old[-1][0]], clock_F[split + new[0][-1]] - clock_F[split]
+            if min(spans) >= 3600 * _MIN_LASTING_HOURS:
+                turns.append((split, similarity))
     return turns
 
 
-def _find_last_like(
-    outlines_FE: NDArray[np.floating], split: int, before_E: NDArray[np.floating], after_E: NDArray[np.floating]
-) -> int:
-    """Return the last frame from `split` on up to which all but single ones are more like what follows the split."""
-    like_F = np.array([cosine(outline, after_E) > cosine(outline, before_E) for outline in outlines_FE[split:]])
-    run = find_runs(like_F, min_length=1)
-    return split + int(run[0][-1]) if run and run[0][0] <= 1 else split
+def _split_best(is_new_F: NDArray[np.bool_]) -> int:
+    """Return the position before which the fewest frames are new, and behind which the fewest are old."""
+    old_before = np.concatenate([[0], np.cumsum(~is_new_F)])
+    new_behind = np.concatenate([np.cumsum(is_new_F[::-1])[::-1], [0]])
+    # At least one frame on each side: a change has a last frame before it and a first one behind it.
+    return 1 + int((old_before + new_behind)[1:-1].argmax())
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +275,8 @@ def find_camera_turns(frames: CameraFrames) -> list[_Turn]:
     """Return the changes of a camera's background: positions of the last frame before, the first one after."""
     turns: list[_Turn] = []
     for mode_F in (frames.is_infrared_F, ~frames.is_infrared_F):
-        # Without images that show nothing: their outlines are noise.
-        members = np.flatnonzero(mode_F & ~frames.is_black_F & ~frames.is_dull_F)
+        # Without images that show little: their outlines are noise, and fog is no other view.
+        members = np.flatnonzero(mode_F & ~frames.is_black_F & ~frames.is_blurred_F)
         if len(members) >= 2 * _MIN_WINDOW:
             outlines = compute_outlines(frames.views_FHW[members])
             found = find_turns(outlines, frames.clock_F[members])
@@ -297,7 +307,9 @@ def find_faults(survey: Survey, subject: str, frames: CameraFrames) -> Iterator[
             positions = np.unique(np.concatenate(members))
             yield _describe(survey, code, subject, frames, positions, _span(frames, positions))
     for turn in find_camera_turns(frames):
-        detail = f"{_span(frames, np.array([turn.before, turn.after]))}; the backgrounds have cosine {turn.similarity:.2f}"
+        detail = (
+            f"{_span(frames, np.array([turn.before, turn.after]))}; the backgrounds have cosine {turn.similarity:.2f}"
+        )
         # The last image of the old view, then the first ones of the new: the pair shows it.
         positions = np.array([turn.before, *range(turn.after, min(turn.after + MAX_EXAMPLES - 1, len(frames)))])
         finding = _describe(survey, "turned", subject, frames, positions, detail)

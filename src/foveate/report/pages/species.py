@@ -374,7 +374,9 @@ def build_species_check(result: Mapping[str, Any], run_folder: Path) -> Page:
         groups.setdefault(finding.code, []).append(finding)
     images = RunImages(run_folder)
     return block_page(
-        f"{count(len(r.findings))} finding{'' if len(r.findings) == 1 else 's'}" if r.findings else "Nothing is doubtful",
+        f"{count(len(r.findings))} finding{'' if len(r.findings) == 1 else 's'}"
+        if r.findings
+        else "Nothing is doubtful",
         eyebrow=f"Check of {r.collection}",
         top=[
             Text("For a person who knows the cameras. Nothing was changed."),
