@@ -138,6 +138,7 @@ _MAX_EVENT_IMAGES, _MAX_EVENT_SECONDS = 500, 6 * 3600
 _MIN_GAP_DAYS = 60  # longer than quiet weeks of a working camera, shorter than the pause between two seasons
 _MAX_CHANCE = 1e-3  # that a working camera is silent for so long, see `is_silent`: one deployment in a thousand
 _MIN_SILENCE, _MIN_SILENCE_AT_ONCE = 3, 14  # nights, however often the camera was triggered before
+_MIN_SILENT_IMAGES = 5
 _FAR_KM, _NEAR_KM = 500.0, 1.0
 _MAX_NAMES = 3000  # comparing names of one genus is quadratic in their number
 
@@ -356,7 +357,8 @@ def _check_ends(survey: Survey) -> Iterator[Finding]:
     for index in range(survey.num_listed):
         end = survey.bounds_D2[index, 1]
         rows = np.flatnonzero((survey.deployment_N == index) & ~np.isnan(survey.clock_N))
-        if np.isnan(end) or not len(rows):
+        # A few images may be a sample that somebody selected.
+        if np.isnan(end) or len(rows) < _MIN_SILENT_IMAGES:
             continue
         rows = rows[np.argsort(survey.clock_N[rows], kind="stable")]
         day_R = np.floor(survey.clock_N[rows] / DAY)

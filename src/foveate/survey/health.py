@@ -191,7 +191,7 @@ def find_dull_runs(frames: CameraFrames) -> Iterator[NDArray[np.int64]]:
             yield run
 
 
-def compute_outlines(views_FHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+def compute_outlines(views_FHW: NDArray[np.uint8]) -> NDArray[np.floating]:
     """Return the directions of edges (F, 2 (H - 1) (W - 1)) of gray views: light changes them less than gray levels."""
     levels = views_FHW.astype(np.float32)
     down, right = np.diff(levels, axis=1)[:, :, 1:], np.diff(levels, axis=2)[:, 1:]
@@ -218,7 +218,7 @@ def compare_shifted(first_E: NDArray[np.floating], second_E: NDArray[np.floating
     return best
 
 
-def _compare_halves(outlines_WE: NDArray[np.float32]) -> float:
+def _compare_halves(outlines_WE: NDArray[np.floating]) -> float:
     """Return how steady a window is: the cosine of the medians of its even and odd frames."""
     return cosine(np.median(outlines_WE[::2], axis=0), np.median(outlines_WE[1::2], axis=0))
 
