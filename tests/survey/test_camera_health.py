@@ -313,3 +313,54 @@ def test_no_real_frame_is_black_and_infrared_ones_are_told() -> None:
     assert not camera.is_black_F.any()
     assert measures["speciesnet-blank2.jpg"].is_infrared is False  # at dusk, nearly without colors
     assert all(entry.is_infrared for name, entry in measures.items() if name.startswith("mica"))
+
+
+def shift(share: float) -> Callable[[Image.Image], Image.Image]:
+    return lambda image: image.rotate(0, translate=(round(share * image.width), 0), fillcolor=(60, 60, 60))
+
+
+# Name -> the finding that it should give, its least count among 24 cameras, and how it changes a frame.
+RATES: dict[str, tuple[str, int, Plant]] = {
+    "nothing": ("", 0, lambda image, share, night: image),
+    "no flash": (
+        "no flash at night",
+        18,
+        lambda image, share, night: blacken(image) if night and share > 0.6 else image,
+    ),
+    "turned by 25 degrees": ("turned", 22, lambda image, share, night: turn(image) if share > 0.5 else image),
+    "shifted by 10 %": ("turned", 22, lambda image, share, night: shift(0.1)(image) if share > 0.5 else image),
+    "shifted by 3 %": ("", 0, lambda image, share, night: shift(0.03)(image) if share > 0.5 else image),
+    "fogged": ("fogged or covered", 18, lambda image, share, night: fog(image) if 0.5 < share < 0.7 else image),
+    "covered": ("fogged or covered", 18, lambda image, share, night: blacken(image) if 0.5 < share < 0.7 else image),
+    "no night images": ("no night images", 7, lambda image, share, night: None if night and share > 0.6 else image),
+}
+
+
+@pytest.mark.slow
+def test_rates_on_24_generated_cameras(tmp_path: Path) -> None:
+    """Prints the rates of docs/surveys.md: of each fault, cameras where it is found, and other findings."""
+    settings = TrapSettings(train_cameras=1, validation_cameras=1, test_cameras=8)
+    hits, others = dict.fromkeys(RATES, 0), dict.fromkeys(RATES, 0)
+    for seed in (1, 2, 3):
+        build_traps(tmp_path / str(seed), train=0, test=1200, seed=seed, settings=settings)
+        survey = Survey.open(tmp_path / str(seed))
+        rows = select_rows(survey)
+        for index in range(len(survey.deployments)):
+            members = rows[survey.deployment_N[rows] == index]
+            data = [survey.collection.image_bytes(int(row)) for row in members]
+            for name, (code, _, plant) in RATES.items():
+                planted = [
+                    plant(decode(each), position / len(data), measure_frame(each).is_infrared)
+                    for position, each in enumerate(data)
+                ]
+                present = [position for position, image in enumerate(planted) if image is not None]
+                measures = [measure_frame(encode(image)) for image in planted if image is not None]
+                camera = CameraFrames.stack(members[present].tolist(), survey.clock_N[members[present]], measures)
+                codes = {entry.code for entry in find_faults(survey, "", camera)}
+                hits[name] += code in codes
+                others[name] += bool(codes - {code})
+    for name in RATES:
+        print(f"{name}: found at {hits[name]} of 24 cameras, other findings at {others[name]}")
+    assert all(hits[name] >= minimum for name, (_, minimum, _) in RATES.items())
+    # A covered lens by night looks like a flash that failed.
+    assert all(count == 0 or name == "covered" for name, count in others.items())
