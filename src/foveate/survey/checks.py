@@ -228,7 +228,7 @@ class CheckResult:
 def check_survey(survey: Survey, *, only: Iterable[str] = ()) -> CheckResult:
     """Look for what is doubtful in a survey; nothing is changed.
 
-    What images show of the health of a camera is found by `foveate.survey.health.check_images`.
+    What images show of the health of a camera is found by `foveate.survey.check_images`.
 
     Args:
         only: codes of `MEANINGS`; all by default.
