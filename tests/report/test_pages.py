@@ -253,6 +253,7 @@ def test_kinds_are_the_modules() -> None:
             "mllm_preview",
             "mllm_train",
             "species",
+            "species_check",
             "species_explain",
             "species_review",
             "species_train",

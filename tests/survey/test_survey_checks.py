@@ -16,6 +16,7 @@ from foveate.cli.verbs.species.survey import check_command as command
 from foveate.core.errors import UserError
 from foveate.records.writer import CollectionWriter
 from foveate.survey.checks import MEANINGS, CheckResult, check_survey, measure_km
+from foveate.survey.health import HEALTH_CODES
 from foveate.survey.hours import find_clock_faults, find_set_back, parse_times
 from foveate.survey.store import survey_rows, write_survey
 from foveate.survey.survey import Survey
@@ -197,7 +198,7 @@ EXPECTED = {
 
 def test_every_planted_fault_and_no_other_is_reported(result: CheckResult) -> None:
     assert {(entry.code, entry.subject, entry.count) for entry in result.findings} == EXPECTED
-    elsewhere = {"years off", "outside the deployment", "later than the import"}
+    elsewhere = {"years off", "outside the deployment", "later than the import", "stopped early", *HEALTH_CODES}
     assert {entry.code for entry in result.findings} == set(MEANINGS) - elsewhere
     order = [list(MEANINGS).index(entry.code) for entry in result.findings]
     assert order == sorted(order)

@@ -233,6 +233,37 @@ class SpeciesResult(RunResult):
     notes: list[str] = []
 
 
+class CheckDay(ResultModel):
+    """What shows a finding on one day: the number of images, keys of a few, and key -> thumbnail of those."""
+
+    day: str
+    count: int
+    examples: list[str] = []
+    images: dict[str, str] = {}
+
+
+class CheckFinding(ResultModel):
+    """A finding of `foveate species check`, see `foveate.survey.checks.Finding`."""
+
+    code: str
+    subject: str
+    count: int
+    detail: str = ""
+    examples: list[str] = []
+    days: list[CheckDay] = []
+    meaning: str = ""
+    repair: str = ""
+
+
+class SpeciesCheckResult(RunResult):
+    """What is doubtful in a survey."""
+
+    kind: str = "species_check"
+    collection: str = ""
+    counts: dict[str, int] = {}
+    findings: list[CheckFinding] = []
+
+
 class ReviewImage(ResultModel):
     """A thumbnail of an event, and the box that the model saw."""
 

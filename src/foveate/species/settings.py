@@ -15,6 +15,13 @@ class CheckSettings(Settings):
 
     only: tuple[str, ...] = Field((), description="only this check, by its name as printed; may be repeated")
     max_listed: int = Field(10, ge=1, description="findings of a check that are listed; further ones are counted")
+    images: bool = Field(
+        True,
+        description="look at thumbnails for the health of cameras",
+        json_schema_extra={
+            "off": "read no image: leave out the checks of black nights, turned cameras and fogged lenses"
+        },
+    )
 
 
 class BoxSettings(Settings):

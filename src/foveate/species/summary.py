@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from foveate.core.errors import UserError
 from foveate.core.results import Histogram
 from foveate.records import tables
 from foveate.records.images import BadImage, save_thumbnail
@@ -38,13 +39,23 @@ from foveate.species.hints import (
     find_repeated_boxes,
 )
 from foveate.species.predictions import FAILED, Predictions
-from foveate.species.results import CameraRow, SampleImage, SpeciesResult, SurveyFinding, TaxonRow
-from foveate.survey.checks import check_survey
+from foveate.species.results import (
+    CameraRow,
+    CheckDay,
+    CheckFinding,
+    SampleImage,
+    SpeciesCheckResult,
+    SpeciesResult,
+    SurveyFinding,
+    TaxonRow,
+)
+from foveate.survey.checks import CheckResult, check_survey
 from foveate.survey.survey import Survey
 
 _IMAGES = "images"
 _NUM_SAMPLES = 24
 _ALTERNATIVES = 3
+_MAX_DAYS, _DAY_SIDE = 8, 256  # days of a finding with thumbnails, and pixels of their longer side
 _MAX_HINTS = 12  # on the page: further deployments are the least doubtful
 _STAGE_NAMES = {"classifier": "model", "rollup": "roll-up"}
 
@@ -216,6 +227,42 @@ def list_findings(survey: Survey) -> list[SurveyFinding]:
         SurveyFinding(subject=entry.subject, text=entry.detail or entry.meaning, count=entry.count)
         for entry in check_survey(survey).findings
     ]
+
+
+def summarize_check(
+    survey: Survey, result: CheckResult, folder: Path, *, command: Sequence[str] = ()
+) -> SpeciesCheckResult:
+    """Build the result of a check for its page; thumbnails of what shows each finding are written into `folder`."""
+    findings, number = [], 0
+    for entry in result.findings:
+        days = []
+        for index, day in enumerate(entry.days):
+            images: dict[str, str] = {}
+            for key in day.examples if index < _MAX_DAYS else ():
+                path, number = f"{_IMAGES}/{number:06d}.webp", number + 1
+                try:
+                    data = survey.collection.image_bytes(survey.collection.find_row(key))
+                    save_thumbnail(data, folder / path, longest_side=_DAY_SIDE)
+                # An image that is at an address, or was deleted since, has its key alone.
+                except UserError:
+                    continue
+                images[key] = path
+            days.append(CheckDay(day=day.day, count=day.count, examples=list(day.examples), images=images))
+        findings.append(
+            CheckFinding(
+                code=entry.code,
+                subject=entry.subject,
+                count=entry.count,
+                detail=entry.detail,
+                examples=list(entry.examples),
+                days=days,
+                meaning=entry.meaning,
+                repair=entry.repair,
+            )
+        )
+    return SpeciesCheckResult(
+        command=list(command), collection=survey.collection.name, counts=result.counts, findings=findings
+    )
 
 
 def rank_links(predictions: Predictions, survey: Survey | None) -> tuple[list[ClockHint], list[PlaceHint]]:

@@ -15,6 +15,7 @@ _LAZY = {
     "Survey": "foveate.survey.survey",
     "Taxa": "foveate.survey.taxa",
     "add_results": "foveate.survey.importers.results",
+    "check_images": "foveate.survey.health",
     "check_survey": "foveate.survey.checks",
     "export_camtrap_dp": "foveate.survey.exporters.camtrap_dp",
     "export_megadetector": "foveate.survey.exporters.megadetector",

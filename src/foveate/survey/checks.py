@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from foveate.core.errors import choose
-from foveate.survey.hours import TimeStatus
+from foveate.survey.hours import DAY, TimeStatus, format_day
 from foveate.survey.store import SEPARATOR, join_names
 from foveate.survey.survey import Survey
 
@@ -50,6 +50,31 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "no image for 60 days or more between others of the deployment: two seasons in one row, or the camera failed",
         "give each season a folder and a row with its deploymentStart and deploymentEnd; nights without a working "
         "camera must not count as effort",
+    ),
+    "stopped early": (
+        "no image on the last nights before deploymentEnd, far longer than the camera was ever silent: the battery "
+        "died, the card was full, or the camera was blocked",
+        "set deploymentEnd to the day of the last image, so that the nights behind it are no effort; if the camera was "
+        "still working at pick-up, leave it",
+    ),
+    "no night images": (
+        "the last nights have no infra-red image while the camera still worked by day: batteries are often too weak "
+        "for the flash long before they are empty",
+        "leave these nights out of an analysis of nocturnal species; check the batteries",
+    ),
+    "no flash at night": (
+        "images of the night are black: the flash failed, was switched off, or the battery was too weak for it",
+        "do not count these images as empty; leave their nights out of an analysis of nocturnal species",
+    ),
+    "turned": (
+        "the background changes from one image to the next and stays so: the camera was knocked over, turned or moved",
+        "look at the images before and after; if it shows another area since, give what follows a folder and a row of "
+        "its own, or end the deployment there",
+    ),
+    "fogged or covered": (
+        "images in a row are far more blurred and flat than this camera's others: the lens was fogged, dirty or "
+        "covered, or there was fog for hours",
+        "do not count these images as empty; leave their days out of the effort if nothing could be recognized",
     ),
     "stuck clock": ("many images have the same second: the clock stood still, or a program rewrote the times", _SHIFT),
     "timestamp issues": ("timestampIssues is true: no hour is used", "state clock_shift and false if it is known"),
@@ -111,8 +136,20 @@ MEANINGS: dict[str, tuple[str, str]] = {
 _MIN_STUCK = 20
 _MAX_EVENT_IMAGES, _MAX_EVENT_SECONDS = 500, 6 * 3600
 _MIN_GAP_DAYS = 60  # longer than quiet weeks of a working camera, shorter than the pause between two seasons
+_MAX_CHANCE = 1e-3  # that a working camera is silent for so long, see `is_silent`: one deployment in a thousand
+_MIN_SILENCE, _MIN_SILENCE_AT_ONCE = 3, 14  # nights, however often the camera was triggered before
+_MIN_SILENT_IMAGES = 5
 _FAR_KM, _NEAR_KM = 500.0, 1.0
 _MAX_NAMES = 3000  # comparing names of one genus is quadratic in their number
+
+
+@dataclass(frozen=True, slots=True)
+class DayImages:
+    """The images of one day that show a finding: their number, and keys of a few; `day` as 2026-05-31, or ""."""
+
+    day: str
+    count: int
+    examples: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +162,7 @@ class Finding:
         count: images, or rows where there are no images.
         detail: values, in one sentence; "" if the code is enough.
         examples: keys of a few images.
+        days: of a finding about a camera's health, what shows it on each day.
     """
 
     code: str
@@ -132,6 +170,7 @@ class Finding:
     count: int
     detail: str = ""
     examples: tuple[str, ...] = ()
+    days: tuple[DayImages, ...] = ()
 
     @property
     def meaning(self) -> str:
@@ -163,7 +202,7 @@ class CheckResult:
         """Format the result for people: each finding, its meaning, and the repair.
 
         Args:
-            max_per_code: further findings of a code are counted.
+            max_per_code: further findings of a code, and further days of a finding, are counted.
         """
         width = max((len(f"{count:,}") for count in self.counts.values()), default=1)
         lines = [f"{count:>{width},} {name}" for name, count in self.counts.items()]
@@ -177,6 +216,10 @@ class CheckResult:
                 parts = [f"{entry.subject}: {entry.count:,}" if entry.subject else f"{entry.count:,}", entry.detail]
                 example = f"e.g. {entry.examples[0]}" if entry.examples else ""
                 lines.append("  " + "; ".join(part for part in (*parts, example) if part))
+                for images in entry.days[:max_per_code]:
+                    lines.append(f"    {images.day or 'day unknown'}: {images.count:,}, e.g. {images.examples[0]}")
+                if len(entry.days) > max_per_code:
+                    lines.append(f"    and {len(entry.days) - max_per_code} more days")
             if len(entries) > max_per_code:
                 lines.append(f"  and {len(entries) - max_per_code} more")
         return lines if self.findings else [*lines, "", "nothing is doubtful"]
@@ -184,6 +227,8 @@ class CheckResult:
 
 def check_survey(survey: Survey, *, only: Iterable[str] = ()) -> CheckResult:
     """Look for what is doubtful in a survey; nothing is changed.
+
+    What images show of the health of a camera is found by `foveate.survey.check_images`.
 
     Args:
         only: codes of `MEANINGS`; all by default.
@@ -198,13 +243,21 @@ def check_survey(survey: Survey, *, only: Iterable[str] = ()) -> CheckResult:
         >>> [(finding.code, finding.count) for finding in result.findings]
         []
     """
-    codes = [choose(code, MEANINGS, "check") for code in only] or list(MEANINGS)
-    order = {code: number for number, code in enumerate(MEANINGS)}
+    codes = select_codes(only)
     # A check finds several codes in one pass, so all of them run and what was not asked for is dropped.
     findings = [entry for check in _CHECKS for entry in check(survey) if entry.code in codes]
-    # The largest of a code first, since `lines` shows only some of them.
-    findings.sort(key=lambda entry: (order[entry.code], -entry.count, entry.subject))
-    return CheckResult(dict(survey.describe()), tuple(findings))
+    return CheckResult(dict(survey.describe()), sort_findings(findings))
+
+
+def select_codes(only: Iterable[str]) -> list[str]:
+    """Return codes of `MEANINGS` as they are, or all if there are none; raise UserError for an unknown one."""
+    return [choose(code, MEANINGS, "check") for code in only] or list(MEANINGS)
+
+
+def sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Order findings as `MEANINGS`, the largest of a code first, since `CheckResult.lines` shows only some of them."""
+    order = {code: number for number, code in enumerate(MEANINGS)}
+    return tuple(sorted(findings, key=lambda entry: (order[entry.code], -entry.count, entry.subject)))
 
 
 def _by_deployment(
@@ -276,6 +329,48 @@ def _check_clocks(survey: Survey) -> Iterator[Finding]:
     stuck_N = np.zeros(len(survey), np.bool_)
     stuck_N[known[counts[inverse.ravel()] >= _MIN_STUCK]] = True
     yield from _by_deployment(survey, "stuck clock", stuck_N, lambda rows: f"at {_format(clock_N[rows[0]])}")
+
+
+def is_silent(active_days: NDArray[np.float64], last_day: float) -> bool:
+    """Return whether a camera was silent until `last_day` for longer than its own gaps explain.
+
+    If images came at random, the silence would be one more gap. Of n gaps with exponential lengths, one more is c times
+    the longest of them or longer with the probability prod k / (k + c), k = 1 to n; below .001 it is a finding. Days
+    instead of images are counted, because images of one visit are not independent.
+
+    Args:
+        active_days: numbers of the days with images, in ascending order.
+
+    >>> is_silent(np.arange(20.0), 21), is_silent(np.arange(20.0), 22)
+    (False, True)
+    """
+    silence = last_day - active_days[-1]
+    gaps = np.diff(active_days)
+    if len(gaps) < 2:
+        # One or two days say nothing about gaps: an animal a fortnight is less than most places have.
+        return bool(silence >= _MIN_SILENCE_AT_ONCE)
+    factor, ranks = silence / gaps.max(), np.arange(1, len(gaps) + 1)
+    return bool(silence >= _MIN_SILENCE and np.prod(ranks / (ranks + factor)) < _MAX_CHANCE)
+
+
+def _check_ends(survey: Survey) -> Iterator[Finding]:
+    for index in range(survey.num_listed):
+        end = survey.bounds_D2[index, 1]
+        rows = np.flatnonzero((survey.deployment_N == index) & ~np.isnan(survey.clock_N))
+        # A few images may be a sample that somebody selected.
+        if np.isnan(end) or len(rows) < _MIN_SILENT_IMAGES:
+            continue
+        rows = rows[np.argsort(survey.clock_N[rows], kind="stable")]
+        day_R = np.floor(survey.clock_N[rows] / DAY)
+        # The day of the pick-up itself: a mere date ends it, and nobody knows the hour.
+        last_day = np.floor((end - 1) / DAY)
+        if is_silent(np.unique(day_R), last_day):
+            nights = int(last_day - day_R[-1])
+            detail = f"{nights} nights without an image at the end, the last one at {_format(survey.clock_N[rows[-1]])}"
+            last = rows[day_R == day_R[-1]][::-1]
+            examples = _examples(survey, last)
+            days = (DayImages(format_day(day_R[-1]), len(last), examples),)
+            yield Finding("stopped early", survey.deployments[index].id, len(last), detail, examples, days)
 
 
 def _check_deployments(survey: Survey) -> Iterator[Finding]:
@@ -443,6 +538,7 @@ def _check_bursts(survey: Survey) -> Iterator[Finding]:
 _CHECKS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
     _check_times,
     _check_clocks,
+    _check_ends,
     _check_deployments,
     _check_places,
     _check_files,

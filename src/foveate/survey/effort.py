@@ -21,7 +21,7 @@ from foveate.core.errors import UserError, choose
 from foveate.core.tables import csv_rows
 from foveate.survey.detections import Decision
 from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows, list_image_labels
-from foveate.survey.hours import DAY, hours_of_day
+from foveate.survey.hours import DAY, format_day, hours_of_day
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
 
@@ -189,11 +189,6 @@ def count_active_days(days_D2: NDArray[np.float64], occasions: NDArray[np.float6
     starts_DO = np.maximum(days_D2[:, :1], occasions[None])
     ends_DO = np.minimum(days_D2[:, 1:], occasions[None] + length - 1)
     return np.clip(np.nan_to_num(ends_DO - starts_DO + 1), 0, None).astype(np.int64)
-
-
-def format_day(day: float) -> str:
-    """Return a day since 1970 as 2026-05-31; "" for NaN."""
-    return "" if np.isnan(day) else str(np.datetime64(int(day), "D"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,11 @@ def hours_of_day(clock_N: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.floor(np.mod(clock_N, DAY) / 3600)
 
 
+def format_day(day: float) -> str:
+    """Return a day since 1970 as 2026-05-31; "" for NaN."""
+    return "" if np.isnan(day) else str(np.datetime64(int(day), "D"))
+
+
 def months(clock_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the month 1 to 12 of seconds of a clock; NaN stays."""
     return _calendar(clock_N)[0]

@@ -1,4 +1,4 @@
-"""Pages of `foveate species`: predictions, explanations, events to review, trainings."""
+"""Pages of `foveate species`: predictions, checks, explanations, events to review, trainings."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from foveate.report.page import Page, draw
 from foveate.report.parts import table_groups
 from foveate.species.results import (
     CameraRow,
+    CheckFinding,
+    SpeciesCheckResult,
     SpeciesExplanation,
     SpeciesResult,
     SpeciesReviewResult,
@@ -361,6 +363,38 @@ def build_species_explain(result: Mapping[str, Any], run_folder: Path) -> Page:
     )
 
 
+# Page of a check: findings by kind, and the images that show them.
+
+
+def build_species_check(result: Mapping[str, Any], run_folder: Path) -> Page:
+    """Build the page of a check (`SpeciesCheckResult`)."""
+    r = parse_result(SpeciesCheckResult, result)
+    groups: dict[str, list[CheckFinding]] = {}
+    for finding in r.findings:
+        groups.setdefault(finding.code, []).append(finding)
+    images = RunImages(run_folder)
+    return block_page(
+        f"{count(len(r.findings))} finding{'' if len(r.findings) == 1 else 's'}"
+        if r.findings
+        else "Nothing is doubtful",
+        eyebrow=f"Check of {r.collection}",
+        top=[
+            Text("For a person who knows the cameras. Nothing was changed."),
+            Facts([(name[:1].upper() + name[1:], count(number)) for name, number in r.counts.items()]),
+        ],
+        sections=[
+            Section(
+                re.sub(r"\W+", "-", code),
+                code[:1].upper() + code[1:],
+                [Drawn(_draw("checked", images, findings))],
+                f"{findings[0].meaning[:1].upper()}{findings[0].meaning[1:]}. Repair: {findings[0].repair}.",
+            )
+            for code, findings in groups.items()
+        ],
+        command=r.command,
+    )
+
+
 # Contact sheet of events to look at first, with the reasons.
 
 
@@ -427,6 +461,7 @@ def build_species_train(result: Mapping[str, Any], run_folder: Path) -> Page:
 
 PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "species": build_species,
+    "species_check": build_species_check,
     "species_explain": build_species_explain,
     "species_review": build_species_review,
     "species_train": build_species_train,

@@ -51,34 +51,45 @@ def demo_frames_command(call: Call, folder: Path | None, out: Path | None) -> No
 
 @click.command("check", cls=FieldsCommand, short_help="List what is doubtful in a survey, before any training.")
 @click.argument("collection", type=click.Path(path_type=Path))
-@fields(f"{SETTINGS}:CheckSettings", "only", "max_listed", repeat=("only",), metavars={"only": "CHECK"})
+@fields(f"{SETTINGS}:CheckSettings", "only", "max_listed", "images", repeat=("only",), metavars={"only": "CHECK"})
 @path_option("--table", "New file: the deployments as a table to complete.")
 @path_option("--model", "Model folder: also ranks hours, and places that it knows, by what the images show.")
+@path_option("--out", "Folder of a page with the images that show each finding.")
+@workers_option
 @common(seed=False)
 def check_command(
-    call: Call, collection: Path, settings: dict[str, Any], table: Path | None, model: Path | None
+    call: Call, collection: Path, settings: dict[str, Any], table: Path | None, model: Path | None, out: Path | None
 ) -> None:
-    """List what is doubtful in the survey COLLECTION: clocks, deployments, places, names, copied files, bursts.
+    """List what is doubtful in the survey COLLECTION: clocks, deployments, places, names, files, health of cameras.
 
     Each finding says what it means and how to repair it. Nothing is changed: images with a doubtful clock have no hour,
     and the table of deployments is yours to correct. --table writes a first one, with folders, cameras and times of the
     first and last image; add places and dates, and collect the cards again with --deployments.
+
+    Thumbnails show black nights, weak batteries, turned cameras and fogged lenses, by deployment and day. At most two
+    images of an hour are looked at; images that are not here, such as those at addresses, are left out.
 
     \b
     Example:
       foveate species check survey
       foveate species check survey --only "set back" --json
       foveate species check survey --table deployments.csv
+      foveate species check survey --out check
+      foveate species check survey --no-images
       foveate species check survey --model runs/species/model
     """
     from foveate.species.settings import CheckSettings
     from foveate.survey.checks import check_survey
     from foveate.survey.deployments import write_first_table
+    from foveate.survey.health import check_images
     from foveate.survey.survey import Survey
 
     checked = call.check(CheckSettings, settings)
     survey = Survey.open(collection, without_images=True)
-    result = check_survey(survey, only=checked.only)
+    if checked.images:
+        result = check_images(survey, only=checked.only, workers=call.workers)
+    else:
+        result = check_survey(survey, only=checked.only)
     content, lines = result.as_dict(), result.lines(max_per_code=checked.max_listed)
     if model is not None:
         from foveate.species.explain import hint_survey
@@ -94,6 +105,14 @@ def check_command(
             other = f", likelier {hint.likelier} on {hint.share:.0%} of the images" if hint.likelier else ""
             lines.append(f"  place of {hint.deployment}: rank {hint.rank:.2f}{other}")
     paths = {"collection": collection}
+    if out is not None:
+        from foveate.core.files import write_json_atomically
+        from foveate.report.render import render
+        from foveate.species.summary import summarize_check
+
+        page = summarize_check(survey, result, out, command=call.command)
+        write_json_atomically(out / "result.json", page.to_json())
+        paths |= {"report": render(out)}
     if table is not None:
         paths |= {"table": write_first_table(survey, table)}
     call.finish(content, lines, paths)
