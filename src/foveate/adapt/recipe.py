@@ -164,6 +164,10 @@ class AdaptRecipe(Settings):
     head: str | None = Field(
         None, description="start from the head of this adapter folder, such as a linear probe of the same classes"
     )
+    keep: Literal["better", "tuned"] = Field(
+        "better",
+        description="adapter to save: better = untuned features with a solved head if validation accuracy is higher",
+    )
     data: AdaptData = AdaptData()
     training: AdaptTraining = AdaptTraining()
 

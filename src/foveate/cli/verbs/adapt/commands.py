@@ -64,6 +64,7 @@ modules_option = click.option(
     "training.epochs",
     ("head", "--head-from"),
     "training.head_init",
+    "keep",
     metavars={"head": "FOLDER"},
 )
 def train_command(
