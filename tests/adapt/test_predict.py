@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, pixels in enumerate(test):
         Image.fromarray(pixels).save(folder / "photos" / f"{number:02}.png")
     backbone = {"kind": "timm", "source": str(folder / "vit")}
-    recipe = build_recipe(backbone, "lora", ["rank=2", "training.epochs=3"])
+    recipe = build_recipe(backbone, "lora", ["rank=2", "training.epochs=3"], keep="tuned")
     train_adapter(recipe, data, folder / "run", device="cpu")
     return folder
 

@@ -186,6 +186,7 @@ def build_recipe(
     *,
     content: Mapping[str, Any] | None = None,
     head: str | None = None,
+    keep: str | None = None,
     **sections: Mapping[str, Any],
 ) -> AdaptRecipe:
     """Check a recipe from a file's content, `part.field=value` overrides and options; a bare field is the method's.
@@ -201,7 +202,7 @@ def build_recipe(
     Raises:
         UserError: unknown fields or methods; the nearest is named.
     """
-    options = {"backbone": dict(backbone or {}), "head": head, **sections}
+    options = {"backbone": dict(backbone or {}), "head": head, "keep": keep, **sections}
     if method is not None:
         options["method"] = {"method": method}
     recipe = copy.deepcopy(dict(content or {}))

@@ -117,7 +117,9 @@ class AdaptResult(RunResult):
                 f"Saved: the untuned features with the solved head, better on {gain.split} ({features}, {tuned}); the "
                 f"tuned adapter is in {self.tuned}"
             )
-        return f"Saved: the tuned model, {'better' if gain.gain > 0 else 'as good'} on {gain.split} ({tuned}, {features})"
+        return (
+            f"Saved: the tuned model, {'better' if gain.gain > 0 else 'as good'} on {gain.split} ({tuned}, {features})"
+        )
 
     @property
     def loss(self) -> str:

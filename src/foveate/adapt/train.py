@@ -27,12 +27,11 @@ from foveate.core.results import Column, Evaluation, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.metrics.classification import class_accuracies
-from foveate.metrics.intervals import paired_difference, wilson_interval
+from foveate.metrics.intervals import accuracy_interval, paired_difference
 from foveate.training.classification import LabeledImages, Predictions, Rows, predict
 from foveate.training.linear_probe import SolvedHead
 from foveate.training.logit_files import write_logits
 from foveate.training.run import Run
-
 
 TUNED = "tuned"  # folder of the tuned adapter in the run folder, where the untuned features are kept
 
@@ -111,6 +110,19 @@ def select_training_rows(recipe: AdaptRecipe, images: LabeledImages) -> Rows:
     return images.draw_shots(pool, recipe.data.shots, seed=recipe.training.seed, allow_missing=True)
 
 
+def warn_of_untested_classes(recipe: AdaptRecipe, images: LabeledImages) -> None:
+    """Print that classes have no test image although they have enough images for one."""
+    test = np.flatnonzero((images.splits == recipe.data.test) & (images.labels_N >= 0))
+    counts_K = np.bincount(images.labels_N[images.labels_N >= 0], minlength=len(images.classes))
+    untested = [name for name in images.missing_classes(test) if counts_K[images.classes.index(name)] > 2]
+    if untested:
+        say(
+            f"{images.name}: {len(untested)} of {len(images.classes)} classes have no image in the split "
+            f"'{recipe.data.test}' (first '{untested[0]}'), so its accuracy says little; data without splits are "
+            "divided class by class: a folder per class, a CSV table, or a collection of `foveate collect --split none`"
+        )
+
+
 def train_adapter(
     recipe: AdaptRecipe,
     data: str | Path,
@@ -139,6 +151,7 @@ def train_adapter(
         network = load_backbone(recipe.backbone, seed=training.seed, drop_path=training.drop_path)
         images = load_images(data, recipe.data, network.preprocess)
         rows = select_training_rows(recipe, images)
+        warn_of_untested_classes(recipe, images)
         missing = images.missing_classes(rows)
         adapted = build_adapted(recipe, network, images, rows)
         # A solved head never reaches the training loop, which compares the rows of its checkpoint only.
@@ -331,17 +344,12 @@ def measure_splits(
             if chooses and split == recipe.data.validation and gain.gain < 0:
                 measured.kept = "features"
             kept_NK = features_NK if measured.kept == "features" else kept_NK
-        write_logits(
-            folder / f"logits-{split}.npz", logits=kept_NK, labels=labels, class_names=list(images.classes)
-        )
+        write_logits(folder / f"logits-{split}.npz", logits=kept_NK, labels=labels, class_names=list(images.classes))
         # Chance of the accuracy is the largest class; with each class counted alike it is one of K.
         largest_class = float(np.bincount(labels).max() / len(labels))
         accuracies, means = dict[str, Value](), dict[str, Value]()
         for way, predicted_N in predicted.items():
-            # Wilson's: a bootstrap of few images that are all right has the interval 1 to 1.
-            interval = wilson_interval(int((predicted_N == labels).sum()), len(labels))
-            assert interval is not None, "a split has at least one image"
-            accuracies[way] = interval.to_value()
+            accuracies[way] = accuracy_interval(predicted_N == labels).to_value()
             means[way] = Value(value=float(class_accuracies(predicted_N, labels).accuracy_C.mean()))
         for question, chance, values in (
             ("Which class? (accuracy)", largest_class, accuracies),
@@ -364,7 +372,7 @@ def measure_gain(split: str, tuned_N: NDArray[np.bool_], features_N: NDArray[np.
     """
     difference = paired_difference(tuned_N.astype(float), features_N.astype(float), seed=("adapt", split))
     # A bootstrap cannot tell how certain it is where all images have the same difference.
-    varies = difference.low is not None and difference.low < difference.high
+    varies = difference.low != difference.high
     return TuningGain(
         split=split,
         tuned=float(tuned_N.mean()),

@@ -51,7 +51,7 @@ modules_option = click.option(
 @recipe_command(
     "runs/adapt-METHOD",
     dry_run="Print what would be trained and the estimated time; train and write nothing.",
-    collection="Collection folder, or an npz file with the arrays images, labels and split.",
+    collection="Collection; or a folder per class, a CSV table (image, label), an npz file (images, labels, split).",
     optional=True,
 )
 @backbone_option(required=False)
@@ -79,6 +79,7 @@ def train_command(
     \b
     Example:
       foveate adapt train --backbone my-vit --collection my-images --field category --method lora rank=16
+      foveate adapt train --backbone lite0 --collection folder-per-class --method linear
       foveate adapt train --backbone timm:resnet50.a1_in1k --collection mine.npz --method bitfit --shots 10
       foveate adapt train runs/adapt-lora/recipe.yaml rank=4 --collection my-images --out runs/adapt-lora-4
     """
