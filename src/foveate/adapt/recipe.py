@@ -285,7 +285,10 @@ class MergeSettings(Settings):
 
 
 class PredictSettings(Settings):
-    """The calibration of predictions."""
+    """The calibration of predictions, and their columns."""
+
+    top: int = Field(1, ge=1, description="number of most probable classes to write for each image")
+    each_class: bool = Field(False, description="also write the probability of each class, in a column of its own")
 
     gamma: float | None = Field(None, description="value to add to the logits of classes without training images")
     calibration: Path | None = Field(

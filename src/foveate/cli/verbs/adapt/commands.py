@@ -284,7 +284,7 @@ _MAX_LISTED = 10  # classes and unreadable images that are printed
 @click.argument("tuned", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @path_option("--out", "CSV file of the predictions, one row per image; replaced if it exists.", required=True)
-@fields(f"{SETTINGS}:PredictSettings", "gamma", "calibration", metavars={"calibration": "FOLDER"})
+@fields(f"{SETTINGS}:PredictSettings", "top", "each_class", "gamma", "calibration", metavars={"calibration": "FOLDER"})
 @moved_option
 @common(seed=False)
 def predict_command(
@@ -299,14 +299,17 @@ def predict_command(
     \b
     Example:
       foveate adapt predict runs/adapt-lora photos --out answers.csv
+      foveate adapt predict runs/adapt-lora photos --out answers.csv --top 3 --each-class
       foveate adapt predict runs/adapt-full a.jpg b.jpg --calibration runs/calibrate --out answers.csv --json
     """
     from foveate.adapt.predictor import open_adapter, predict_files
     from foveate.adapt.recipe import PredictSettings
 
     checked = call.check(PredictSettings, settings)
-    predictor = open_adapter(tuned, device=call.device, backbone=backbone, **checked.model_dump())
-    result = predict_files(predictor, images, out)
+    predictor = open_adapter(
+        tuned, device=call.device, backbone=backbone, gamma=checked.gamma, calibration=checked.calibration
+    )
+    result = predict_files(predictor, images, out, top=checked.top, each_class=checked.each_class)
     call.finish(result.to_json(), _format_predictions(result), {"answers": out})
 
 
