@@ -83,6 +83,16 @@ def test_copies_of_an_image_share_a_split(trees: Path) -> None:
     assert len(copies) == 1
 
 
+def test_a_class_behind_a_link_is_said_to_be_left_out(
+    trees: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(quiet=False)
+    (trees / "oak").rename(tmp_path / "elsewhere")
+    (trees / "oak").symlink_to(tmp_path / "elsewhere")
+    assert load_images(trees, AdaptData(), HALF).classes == ("ash", "beech", "elm")
+    assert "1 links to folders are not followed, such as 'oak'" in " ".join(capsys.readouterr().err.split())
+
+
 def test_folders_of_splits_are_taken_as_they_are(trees: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         shutil.copytree(trees, tmp_path / "all" / split)

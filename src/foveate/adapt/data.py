@@ -172,7 +172,11 @@ def _open_folder(folder: Path, data: AdaptData, preprocess: Preprocess) -> Label
         UserError: no image lies in a folder of a class.
     """
     _refuse_field(folder, data, "the names of its folders")
-    names = [name for name in list_names(folder, folder / "?")[0] if Path(name).suffix[1:].lower() in IMAGE_SUFFIXES]
+    # Nothing is written here, so that no target inside the folder is to be left out.
+    files, links, _ = list_names(folder, folder / "?")
+    names = [name for name in files if Path(name).suffix[1:].lower() in IMAGE_SUFFIXES]
+    if links:
+        say(f"{folder}: {len(links)} links to folders are not followed, such as {links[0]!r}")
     parts = [name.split("/") for name in names]
     # ImageFolder takes one split at a time; here all of them are below one folder.
     has_splits = {part[0].casefold() for part in parts if len(part) > 1} <= set(SPLITS)
