@@ -6,12 +6,18 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from benchmarks.__main__ import execute, find_ratio, write_page
+from benchmarks.adapt_heads import METHODS, draw_rows, format_table
 from benchmarks.captioning import best_seconds
 from benchmarks.common import Ratio, Timing, compare, machine, publish, ratio
 from benchmarks.runs import RUNS, Line
+
+from foveate_labs.studies.petl_worlds import labeled_pixels
 
 
 def test_order_alternates_and_warmup_does_not_count() -> None:
@@ -109,3 +115,32 @@ def test_a_benchmark_that_fails_is_named_and_one_that_ended_is_not_run_again(
     state = {"commit": machine()["commit"], "arguments": ["--no-such-option"]}
     (tmp_path / "caption_server.done.json").write_text(json.dumps(state))
     assert execute(wrong, tmp_path, 1)
+
+
+@pytest.mark.parametrize("has_test", [True, False])
+def test_heads_are_tested_on_other_images_than_they_learn_from(has_test: bool) -> None:
+    labels = np.arange(1300) % 13
+    labels[labels == 12] = np.arange(100) % 12  # the last class is the smallest
+    labels[:20] = 12
+    splits = np.where(np.arange(1300) % 2 == 0, "pool", "test" if has_test else "pool")
+    images = labeled_pixels(
+        "numbers", [str(number) for number in range(13)], labels, splits, torch.zeros(1300, 1, 2, 2)
+    )
+    chosen, rows = draw_rows(images, 5, 0)
+    assert chosen.classes == tuple(str(number) for number in range(12))
+    assert len(rows["train"]) == 5 * 12
+    assert len(rows["validation"]) == 10 * 12
+    assert sum(map(len, rows.values())) == len(set(np.concatenate(list(rows.values())).tolist()))
+    assert (splits[rows["train"]] == "pool").all()
+    assert (splits[rows["test"]] == ("test" if has_test else "pool")).all()
+    assert (chosen.labels_N[rows["test"]] >= 0).all()
+
+
+def test_the_table_of_heads_has_means_over_draws() -> None:
+    def cell(value: float) -> dict[str, Any]:
+        methods = {name: {"random": value, "solved": value, "saved": value + 0.1} for name in METHODS}
+        return {"features": value, "methods": methods}
+
+    lines = format_table({"digits-5-0": cell(0.5), "digits-5-1": cell(0.7)}, ["digits"], [5], 2)
+    assert lines[2] == "| digits | 5 | lora | 0.600 | 0.600 | 0.600 | 0.700 |"
+    assert len(lines) == 2 + len(METHODS)

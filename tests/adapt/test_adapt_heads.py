@@ -193,3 +193,71 @@ def test_a_head_that_is_given_or_solved_makes_the_option_useless(backbone: Path,
         "--head-init", "solved",
     )  # fmt: skip
     assert "training.head_init has no effect: this run starts from the head of --head-from" in done.output
+
+
+@pytest.fixture(scope="module")
+def split_digits(digits: Path) -> Path:
+    """The same digits with half of the test images as validation images."""
+    arrays = dict(np.load(digits))
+    arrays["split"] = np.array(["train"] * 100 + ["validation", "test"] * 150)
+    path = digits.parent / "split-digits.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_the_better_of_tuned_model_and_features_is_saved(backbone: Path, split_digits: Path, tmp_path: Path) -> None:
+    probe = train(backbone, split_digits, tmp_path / "linear", "--method", "linear")
+    assert (probe["kept"], probe["tuned"]) == ("tuned", "")
+    folder = tmp_path / "lost"
+    arguments = (
+        "train", "--backbone", backbone, "--collection", split_digits, "--epochs", 4, "--device", "cpu", "--quiet",
+        "--method", "lora", "--head-init", "random",
+    )  # fmt: skip
+    done = run(*arguments, "--out", folder)
+    assert done.exit_code == 0, (done.output, done.exception)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    validation, test = result["gains"]
+    assert (validation["split"], test["split"]) == ("validation", "test")
+    assert validation["gain"] < 0
+    sentence = (
+        f"Saved: the untuned features with the solved head, better on validation ({validation['features']:.3f} for the "
+        f"untuned features, {validation['tuned']:.3f} tuned); the tuned adapter is in tuned/."
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("Tuning lost ")
+    assert lines[1] == sentence
+    assert sentence in (folder / "report.html").read_text(encoding="utf-8")
+    assert (result["kept"], result["adapter"], result["tuned"]) == ("features", "adapter/", "tuned/")
+    methods = {name: open_adapted(folder / name)[0].adapter().settings.method for name in ("adapter", "tuned")}
+    assert methods == {"adapter": "linear", "tuned": "lora"}
+    # The logits on disk are those of the saved model, which is the one that `linear` trains.
+    for split in ("validation", "test"):
+        name = f"logits-{split}.npz"
+        expected, saved = (read_logits(path / name).logits for path in (tmp_path / "linear", folder))
+        assert np.allclose(saved, expected, atol=0.01)
+    expected, saved = (load_file(path / "adapter" / "adapter.safetensors") for path in (tmp_path / "linear", folder))
+    assert expected.keys() == saved.keys()
+    # A stopped run may go on with another choice; nothing is trained anew.
+    again = run(*arguments, "--out", folder, "--keep", "tuned")
+    assert again.exit_code == 0, (again.output, again.exception)
+    assert "Saved" not in again.stdout
+    assert open_adapted(folder)[0].adapter().settings.method == "lora"
+
+
+def test_validation_alone_decides_what_is_saved(backbone: Path, split_digits: Path, tmp_path: Path) -> None:
+    """Wrong labels of the test images change nothing; a split that is both gives no choice."""
+    arrays = dict(np.load(split_digits))
+    is_test = arrays["split"] == "test"
+    arrays["labels"] = np.where(is_test, (arrays["labels"] + 1) % 10, arrays["labels"])
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    options = ("--keep", "better", "--method", "lora", "--head-init", "random")
+    assert train(backbone, tmp_path / "wrong.npz", tmp_path / "wrong", *options)["kept"] == "features"
+    both = train(backbone, split_digits, tmp_path / "both", *options, "data.validation=test")
+    assert both["kept"] == "tuned"
+    assert "no validation images decide" in (tmp_path / "both" / "report.html").read_text(encoding="utf-8")
+    # Equal accuracies: the tuned model, which was asked for.
+    still = ("training.learning_rate=1e-30", "training.weight_decay=0")
+    same = train(backbone, split_digits, tmp_path / "same", "--keep", "better", "--method", "lora", *still)
+    assert same["kept"] == "tuned"
+    page = (tmp_path / "same" / "report.html").read_text(encoding="utf-8")
+    assert "Saved: the tuned model, as good on validation" in page

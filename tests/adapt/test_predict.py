@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, pixels in enumerate(test):
         Image.fromarray(pixels).save(folder / "photos" / f"{number:02}.png")
     backbone = {"kind": "timm", "source": str(folder / "vit")}
-    recipe = build_recipe(backbone, "lora", ["rank=2", "training.epochs=3"])
+    recipe = build_recipe(backbone, "lora", ["rank=2", "training.epochs=3"], keep="tuned")
     train_adapter(recipe, data, folder / "run", device="cpu")
     return folder
 
@@ -219,3 +219,28 @@ def test_the_example_of_the_docs_runs(
     exec(compile(block, "python.md", "exec"), names)
     assert isinstance(names["predictor"], Predictor)
     assert "(2, 3)" in capsys.readouterr().out
+
+
+def test_further_classes_and_columns_on_request(world: Path, tmp_path: Path) -> None:
+    expected = softmax(read_logits(world / "run" / "logits-test.npz").logits.astype(np.float64))
+    out = tmp_path / "a.csv"
+    done = predict(world / "run", world / "photos", "--out", out, "--top", 3, "--each-class")
+    assert done.exit_code == 0, (done.output, done.exception)
+    rows, names = read_rows(out), ("low", "middle", "top")
+    ranked = ("class", "probability"), ("top2_class", "top2_probability"), ("top3_class", "top3_probability")
+    columns = [name for pair in ranked for name in pair]
+    assert list(rows[0]) == ["image", *columns, *(f"probability_{name}" for name in names), "error"]
+    for row, values in zip(rows, expected, strict=True):
+        assert [float(row[f"probability_{name}"]) for name in names] == values.tolist()
+        assert [float(row[column]) for _, column in ranked] == sorted(values.tolist(), reverse=True)
+        assert all(float(row[f"probability_{row[name]}"]) == float(row[column]) for name, column in ranked)
+    assert "top" in str(predict(world / "run", world / "photos", "--out", out, "--top", 4).exception)
+
+
+def test_file_names_are_no_formulas(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "=1+1.png").write_bytes((world / "photos" / "00.png").read_bytes())
+    (tmp_path / "@cut.png").write_bytes(b"nothing")
+    done = predict(world / "run", "=1+1.png", "@cut.png", "--out", "a.csv")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert [row["image"] for row in read_rows(tmp_path / "a.csv")] == ["'=1+1.png", "'@cut.png"]

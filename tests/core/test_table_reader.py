@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from foveate.core.arrow_tables import (
     read_typed_csv,
 )
 from foveate.core.errors import UserError
-from foveate.core.tables import find_column, need_column, read_rows
+from foveate.core.tables import csv_rows, find_column, need_column, read_rows
 from foveate.core.text_tables import Limits, iterate_json_lines, open_text
 from naming import raises_naming
 
@@ -184,3 +185,21 @@ def test_rows_are_read_without_pyarrow(tmp_path: Path) -> None:
         f"read_rows(Path({str(path)!r})); assert not {{'pyarrow', 'torch', 'numpy'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=HYPERLINK(A1)", "+1+1", "-a", "@SUM(A1)", "\t=1", "'=1", "''-x", "oak", "-1.5", "+2", "1e-3", "'oak", "-", ""],
+)
+def test_no_cell_is_run_by_a_spreadsheet_and_all_come_back(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cells.csv"
+    with csv_rows(path, ["name", "cell"]) as writer:
+        writer.writerow({"name": "a", "cell": text})
+        writer.writerows([{"name": "b", "cell": text}])
+    with path.open(encoding="utf-8", newline="") as file:
+        written = {row["cell"] for row in csv.DictReader(file)}
+    (cell,) = written
+    is_number = text in ("-1.5", "+2")
+    assert is_number or not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert not is_number or cell == text
+    assert [row["cell"] for row in read_rows(path).to_dicts()] == [text, text]

@@ -9,8 +9,6 @@ answers.labels, answers.probabilities
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -28,9 +26,10 @@ from foveate.adapt.folder import CONFIG, find_adapter_folder
 from foveate.adapt.results import AdaptResult, PredictResult
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, choose
-from foveate.core.files import read_json, write_bytes_atomically
+from foveate.core.files import read_json
 from foveate.core.hub import find
 from foveate.core.results import CalibrateResult, parse_result
+from foveate.core.tables import csv_rows
 from foveate.metrics.agreement import softmax
 from foveate.records import layout
 from foveate.records.collection import Collection
@@ -110,24 +109,39 @@ class ImagePredictions:
         probabilities = self.calibrated_probabilities
         return None if probabilities is None else [self.classes[index] for index in probabilities.argmax(axis=1)]
 
-    def write_csv(self, path: Path) -> None:
-        """Write a row for each image: image, class, probability, the calibrated ones where there are any, error."""
-        columns = ["class", "probability"]
-        pairs = [(self.labels, self.probabilities.max(axis=1))]
-        calibrated = self.calibrated_probabilities
-        if calibrated is not None:
-            columns += ["calibrated_class", "calibrated_probability"]
-            pairs.append((self.calibrated_labels or [], calibrated.max(axis=1)))
-        buffer = io.StringIO()
-        # "\n" on every system: a file that is written again must not differ.
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["image", *columns, "error"])
-        for row, image in enumerate(self.images):
-            cells = [cell for labels, values in pairs for cell in (labels[row], repr(float(values[row])))]
-            writer.writerow([image, *cells, ""])
-        writer.writerows([image, *[""] * len(columns), reason] for image, reason in self.unreadable.items())
-        # File names on Linux are bytes; what is not UTF-8 in them comes out as it went in.
-        write_bytes_atomically(path, buffer.getvalue().encode("utf-8", "surrogateescape"))
+    def write_csv(self, path: Path, *, top: int = 1, each_class: bool = False) -> None:
+        """Write a row for each image: image, class, probability, the calibrated ones where there are any, error.
+
+        Args:
+            path: of the file.
+            top: also write the further most probable classes, as top2_class, top2_probability and so on.
+            each_class: also write a column probability_CLASS for each class.
+
+        Raises:
+            UserError: `top` is not between 1 and the number of classes.
+        """
+        if not 1 <= top <= len(self.classes):
+            raise UserError(f"top: out of range (got {top}); expected 1 to {len(self.classes)}, the number of classes")
+        probabilities_NK, calibrated_NK = self.probabilities, self.calibrated_probabilities
+        # Stable, so that of equal classes the first is first, as `argmax` has it.
+        order_NK = np.argsort(-probabilities_NK, axis=1, kind="stable")
+        columns = {"class": self.labels, "probability": probabilities_NK.max(axis=1).tolist()}
+        if calibrated_NK is not None:
+            columns["calibrated_class"] = self.calibrated_labels or []
+            columns["calibrated_probability"] = calibrated_NK.max(axis=1).tolist()
+        for rank in range(1, top):
+            chosen_N = order_NK[:, rank]
+            columns[f"top{rank + 1}_class"] = [self.classes[number] for number in chosen_N.tolist()]
+            values_N = np.take_along_axis(probabilities_NK, chosen_N[:, None], axis=1)[:, 0]
+            columns[f"top{rank + 1}_probability"] = values_N.tolist()
+        if each_class:
+            columns |= {
+                f"probability_{name}": probabilities_NK[:, number].tolist() for number, name in enumerate(self.classes)
+            }
+        with csv_rows(path, ["image", *columns, "error"]) as writer:
+            for row, image in enumerate(self.images):
+                writer.writerow({"image": image, **{name: values[row] for name, values in columns.items()}})
+            writer.writerows({"image": image, "error": reason} for image, reason in self.unreadable.items())
 
 
 @dataclass(frozen=True)
@@ -366,8 +380,10 @@ def _positions(names: Sequence[str], classes: Sequence[str], where: Path) -> tup
     return tuple(classes.index(choose(name, list(classes), f"class in {where}")) for name in names)
 
 
-def predict_files(predictor: Predictor, paths: Sequence[Path], to: Path) -> PredictResult:
-    """Classify the images of files, folders and collections, and write a CSV file.
+def predict_files(
+    predictor: Predictor, paths: Sequence[Path], to: Path, *, top: int = 1, each_class: bool = False
+) -> PredictResult:
+    """Classify the images of files, folders and collections, and write a CSV file; see `ImagePredictions.write_csv`.
 
     Raises:
         UserError: see `list_sources` and `Predictor.predict`; `to` is a folder.
@@ -377,7 +393,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], to: Path) -> Pred
     sources, others = list_sources(paths)
     # One damaged file among thousands must not cost the others: it gets a row with the reason instead.
     answers = predictor.predict_sources(sources, skip_unreadable=True)
-    answers.write_csv(to)
+    answers.write_csv(to, top=top, each_class=each_class)
     calibrated = answers.calibrated_labels
     counts = {name: answers.labels.count(name) for name in answers.classes}
     changed = None if calibrated is None else sum(a != b for a, b in zip(answers.labels, calibrated, strict=True))

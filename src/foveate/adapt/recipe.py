@@ -164,6 +164,10 @@ class AdaptRecipe(Settings):
     head: str | None = Field(
         None, description="start from the head of this adapter folder, such as a linear probe of the same classes"
     )
+    keep: Literal["better", "tuned"] = Field(
+        "better",
+        description="adapter to save: better = untuned features with a solved head if validation accuracy is higher",
+    )
     data: AdaptData = AdaptData()
     training: AdaptTraining = AdaptTraining()
 
@@ -182,6 +186,7 @@ def build_recipe(
     *,
     content: Mapping[str, Any] | None = None,
     head: str | None = None,
+    keep: str | None = None,
     **sections: Mapping[str, Any],
 ) -> AdaptRecipe:
     """Check a recipe from a file's content, `part.field=value` overrides and options; a bare field is the method's.
@@ -197,7 +202,7 @@ def build_recipe(
     Raises:
         UserError: unknown fields or methods; the nearest is named.
     """
-    options = {"backbone": dict(backbone or {}), "head": head, **sections}
+    options = {"backbone": dict(backbone or {}), "head": head, "keep": keep, **sections}
     if method is not None:
         options["method"] = {"method": method}
     recipe = copy.deepcopy(dict(content or {}))
@@ -280,7 +285,10 @@ class MergeSettings(Settings):
 
 
 class PredictSettings(Settings):
-    """The calibration of predictions."""
+    """The calibration of predictions, and their columns."""
+
+    top: int = Field(1, ge=1, description="number of most probable classes to write for each image")
+    each_class: bool = Field(False, description="also write the probability of each class, in a column of its own")
 
     gamma: float | None = Field(None, description="value to add to the logits of classes without training images")
     calibration: Path | None = Field(

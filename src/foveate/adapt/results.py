@@ -6,7 +6,7 @@ Accuracies lie in [0, 1], those of a calibration in percent.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from foveate.core.results import Evaluation, ResultModel, RunResult, Value
 
@@ -72,7 +72,10 @@ class AdaptResult(RunResult):
         matched: modules or tensors that the method changes.
         bad_samples: key -> reason, of images that cannot be read.
         probe: the solved head: of the adapter where the method is linear, else of the column "features alone".
-        adapter: its folder, relative to the run folder; "" where training was stopped.
+        adapter: the saved folder, relative to the run folder; "" where training was stopped.
+        kept: what `adapter` holds: "tuned", or "features" for the solved head on the untuned features, which is kept
+            where it is the better one on validation images.
+        tuned: folder of the tuned adapter where `kept` is "features"; else "".
         gains: of each held-out split, against the untuned features; empty where the method is linear and solved, or a
             class has no training image.
     """
@@ -94,8 +97,29 @@ class AdaptResult(RunResult):
     revision: str = ""
     probe: ProbeResult | None = None
     adapter: str = ""
+    kept: Literal["tuned", "features"] = "tuned"
+    tuned: str = ""
     evaluation: Evaluation | None = None
     gains: list[TuningGain] = []
+
+    @property
+    def choice(self) -> str:
+        """Which of tuned model and untuned features was saved, and why; "" where there was nothing to choose."""
+        if not self.gains or self.recipe.get("keep", "tuned") != "better":
+            return ""
+        data = self.recipe.get("data", {})
+        gain = next((gain for gain in self.gains if gain.split == data.get("validation")), None)
+        if gain is None or data.get("validation") == data.get("test"):
+            return "Saved: the tuned model; no validation images decide between it and the untuned features"
+        tuned, features = f"{gain.tuned:.3f} tuned", f"{gain.features:.3f} for the untuned features"
+        if self.kept == "features":
+            return (
+                f"Saved: the untuned features with the solved head, better on {gain.split} ({features}, {tuned}); the "
+                f"tuned adapter is in {self.tuned}"
+            )
+        return (
+            f"Saved: the tuned model, {'better' if gain.gain > 0 else 'as good'} on {gain.split} ({tuned}, {features})"
+        )
 
     @property
     def loss(self) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
+from torch import nn
 
 from foveate.adapt.adapter import group_names
 from foveate.adapt.data import load_images
@@ -25,11 +27,13 @@ from foveate.core.results import Column, Evaluation, Row, Value
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.metrics.classification import class_accuracies
-from foveate.metrics.intervals import bootstrap_interval, paired_difference
+from foveate.metrics.intervals import accuracy_interval, paired_difference
 from foveate.training.classification import LabeledImages, Predictions, Rows, predict
 from foveate.training.linear_probe import SolvedHead
 from foveate.training.logit_files import write_logits
 from foveate.training.run import Run
+
+TUNED = "tuned"  # folder of the tuned adapter in the run folder, where the untuned features are kept
 
 
 @dataclass
@@ -106,6 +110,19 @@ def select_training_rows(recipe: AdaptRecipe, images: LabeledImages) -> Rows:
     return images.draw_shots(pool, recipe.data.shots, seed=recipe.training.seed, allow_missing=True)
 
 
+def warn_of_untested_classes(recipe: AdaptRecipe, images: LabeledImages) -> None:
+    """Print that classes have no test image although they have enough images for one."""
+    test = np.flatnonzero((images.splits == recipe.data.test) & (images.labels_N >= 0))
+    counts_K = np.bincount(images.labels_N[images.labels_N >= 0], minlength=len(images.classes))
+    untested = [name for name in images.missing_classes(test) if counts_K[images.classes.index(name)] > 2]
+    if untested:
+        say(
+            f"{images.name}: {len(untested)} of {len(images.classes)} classes have no image in the split "
+            f"'{recipe.data.test}' (first '{untested[0]}'), so its accuracy says little; data without splits are "
+            "divided class by class: a folder per class, a CSV table, or a collection of `foveate collect --split none`"
+        )
+
+
 def train_adapter(
     recipe: AdaptRecipe,
     data: str | Path,
@@ -128,11 +145,13 @@ def train_adapter(
         UserError: recipe, backbone and data do not fit, or the run folder holds another run, or one on other data.
     """
     recipe, recipe_text = match_earlier_run(recipe, run_path)
-    with Run(recipe, run_path, device=device, command=command, text=recipe_text) as run:
+    # What is saved in the end changes nothing of the training: a stopped run may go on with another `keep`.
+    with Run(recipe, run_path, device=device, command=command, text=recipe_text, free=("keep",)) as run:
         here, training = run.here, recipe.training
         network = load_backbone(recipe.backbone, seed=training.seed, drop_path=training.drop_path)
         images = load_images(data, recipe.data, network.preprocess)
         rows = select_training_rows(recipe, images)
+        warn_of_untested_classes(recipe, images)
         missing = images.missing_classes(rows)
         adapted = build_adapted(recipe, network, images, rows)
         # A solved head never reaches the training loop, which compares the rows of its checkpoint only.
@@ -152,19 +171,26 @@ def train_adapter(
             evaluate=None if training.evaluate_every is None else evaluate_validation,
         )
         outcome, probe = fitted.outcome, fitted.probe
-        folder = save_adapter(adapted, run.path / "adapter") if run.saves(outcome) else None
-        evaluation, gains = None, list[TuningGain]()
-        if folder is not None and evaluate:
+        saves = run.saves(outcome)
+        measured = Measured()
+        if saves and evaluate:
             if probe is None and not missing:
                 probe = cache.probe(adapted, rows, training)
             # A solved adapter is the probe itself.
             alone = None if fitted.solved else probe
-            evaluation, gains = measure_splits(adapted.eval(), recipe, network, images, run.path, alone=alone)
+            measured = measure_splits(adapted.eval(), recipe, network, images, run.path, alone=alone)
             if missing:
                 # What `foveate calibrate` needs to bring these classes back.
                 write_predictions(adapted, network, images, rows, run.path / "logits-training.npz", "training images")
                 seen = [name for name in images.classes if name not in missing]
                 write_text_atomically(run.path / "seen.txt", "".join(f"{name}\n" for name in seen))
+        folder = run.path / "adapter"
+        if saves and measured.kept == "features":
+            assert probe is not None, "compared with the tuned model"
+            save_adapter(adapted, run.path / TUNED)
+            save_probe(adapted, probe, folder)
+        elif saves:
+            save_adapter(adapted, folder)
         result = AdaptResult(
             **run.describe(outcome),
             title=f"{recipe.method['method']} on {network.title}",
@@ -182,12 +208,28 @@ def train_adapter(
                 C=probe.C, folds=probe.folds, accuracies={f"{C:g}": value for C, value in probe.accuracies.items()}
             ),
             revision=code_revision(),
-            adapter="" if folder is None else "adapter/",
-            evaluation=evaluation,
-            gains=gains,
+            adapter="adapter/" if saves else "",
+            kept=measured.kept,
+            tuned=f"{TUNED}/" if measured.kept == "features" else "",
+            evaluation=measured.evaluation,
+            gains=measured.gains,
         )
         run.write_result(result)
-    return AdaptRun(run.folder, result, folder, here.is_main)
+    return AdaptRun(run.folder, result, folder if saves else None, here.is_main)
+
+
+def save_probe(adapted: AdaptedModel, probe: SolvedHead, folder: Path) -> None:
+    """Write the solved head on the untuned features as an adapter of the method linear."""
+    before, name = adapted.active, "features"
+    with silent():
+        adapted.add("linear", classes=len(probe.bias_K), name=name)
+    try:
+        assert isinstance(adapted.head, nn.Linear), "a new head is linear"
+        probe.copy_to(adapted.head)
+        adapted.info[name] = adapted.info[before]
+        save_adapter(adapted, folder)
+    finally:
+        adapted.remove(name, use=before)
 
 
 def match_earlier_run(recipe: AdaptRecipe, run_path: Path) -> tuple[AdaptRecipe, str]:
@@ -254,6 +296,21 @@ def held_out_splits(recipe: AdaptRecipe, images: LabeledImages) -> list[str]:
     return [split for split in splits if images.has_split(split) and split not in recipe.data.train]
 
 
+@dataclass
+class Measured:
+    """Accuracies on held-out splits.
+
+    Attributes:
+        evaluation: the table; None where nothing was measured.
+        gains: of each split, what tuning gained over the untuned features; none where these were not measured.
+        kept: the better of tuned model and untuned features on validation images, the tuned one of equals.
+    """
+
+    evaluation: Evaluation | None = None
+    gains: list[TuningGain] = field(default_factory=list)
+    kept: Literal["tuned", "features"] = "tuned"
+
+
 def measure_splits(
     adapted: AdaptedModel,
     recipe: AdaptRecipe,
@@ -262,42 +319,38 @@ def measure_splits(
     folder: Path,
     *,
     alone: SolvedHead | None,
-) -> tuple[Evaluation, list[TuningGain]]:
-    """Measure the held-out splits that exist; their logits are written into the run folder.
+) -> Measured:
+    """Measure the held-out splits that exist; write the logits of the kept model into the run folder.
 
     Args:
         alone: a head on the features of the network as it came, for the column beside the adapter's.
-
-    Returns:
-        The table, and for each split what tuning gained over `alone`; none without it.
     """
     table: list[Row] = []
-    gains: list[TuningGain] = []
+    measured = Measured()
+    # One split for both would choose on test images.
+    chooses = recipe.keep == "better" and recipe.data.validation != recipe.data.test
+    # Validation comes first, so that what is kept is known before the logits of the test images are written.
     for split in held_out_splits(recipe, images):
-        path = folder / f"logits-{split}.npz"
-        predictions = write_predictions(adapted, network, images, images.rows(split), path, split)
-        labels = predictions.labels
+        rows = images.rows(split)
+        predictions = predict_adapted(adapted, network, images, rows, description=f"measuring {split}")
+        labels, kept_NK = predictions.labels, predictions.logits
         predicted = {"adapted": predictions.logits.argmax(axis=1)}
         if alone is not None:
-            features_ND, _ = original_features(adapted, network, images, images.rows(split), f"features of {split}")
-            predicted["features"] = alone.logits(features_ND).argmax(axis=1)
+            features_ND, _ = original_features(adapted, network, images, rows, f"features of {split}")
+            features_NK = alone.logits(features_ND)
+            predicted["features"] = features_NK.argmax(axis=1)
+            gain = measure_gain(split, predicted["adapted"] == labels, predicted["features"] == labels)
+            measured.gains.append(gain)
+            if chooses and split == recipe.data.validation and gain.gain < 0:
+                measured.kept = "features"
+            kept_NK = features_NK if measured.kept == "features" else kept_NK
+        write_logits(folder / f"logits-{split}.npz", logits=kept_NK, labels=labels, class_names=list(images.classes))
         # Chance of the accuracy is the largest class; with each class counted alike it is one of K.
         largest_class = float(np.bincount(labels).max() / len(labels))
         accuracies, means = dict[str, Value](), dict[str, Value]()
         for way, predicted_N in predicted.items():
-            correct_N = (predicted_N == labels).astype(float)
-            accuracies[way] = bootstrap_interval(correct_N, seed=("adapt", split)).to_value()
+            accuracies[way] = accuracy_interval(predicted_N == labels).to_value()
             means[way] = Value(value=float(class_accuracies(predicted_N, labels).accuracy_C.mean()))
-        if alone is not None:
-            correct = [(predicted[way] == labels).astype(float) for way in ("adapted", "features")]
-            difference = paired_difference(*correct, seed=("adapt", split))
-            tuned, untuned = accuracies["adapted"].value, accuracies["features"].value
-            gains.append(
-                TuningGain(
-                    split=split, tuned=tuned, features=untuned, gain=difference.value, low=difference.low,
-                    high=difference.high, n=difference.n,
-                )
-            )  # fmt: skip
         for question, chance, values in (
             ("Which class? (accuracy)", largest_class, accuracies),
             ("Which class, each class alike? (mean of classes)", 1 / len(images.classes), means),
@@ -307,4 +360,25 @@ def measure_splits(
     if alone is not None:
         what = "logistic regression on the features of the network as it came"
         columns.append(Column(key="features", title="features alone", what=what, role="baseline"))
-    return Evaluation(columns=columns, table=table), gains
+    measured.evaluation = Evaluation(columns=columns, table=table)
+    return measured
+
+
+def measure_gain(split: str, tuned_N: NDArray[np.bool_], features_N: NDArray[np.bool_]) -> TuningGain:
+    """Return what tuning gained on a split.
+
+    Args:
+        tuned_N, features_N: whether each image is classified correctly.
+    """
+    difference = paired_difference(tuned_N.astype(float), features_N.astype(float), seed=("adapt", split))
+    # A bootstrap cannot tell how certain it is where all images have the same difference.
+    varies = difference.low != difference.high
+    return TuningGain(
+        split=split,
+        tuned=float(tuned_N.mean()),
+        features=float(features_N.mean()),
+        gain=difference.value,
+        low=difference.low if varies else None,
+        high=difference.high if varies else None,
+        n=difference.n,
+    )

@@ -44,10 +44,9 @@ from foveate.adapt.registry import get_method
 from foveate.adapt.results import SavedModel, WisePoint, WiseRecommendation, WiseResult, WiseSet
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
-from foveate.core.results import Value
 from foveate.core.runs import RunFolder
 from foveate.metrics.agreement import operating_points
-from foveate.metrics.intervals import bootstrap_interval
+from foveate.metrics.intervals import accuracy_interval
 from foveate.training.classification import LabeledImages, Rows, readable_batches
 from foveate.training.distributed import start
 
@@ -379,7 +378,7 @@ def _check_unseen(trained_on: list[dict[str, Any]] | None, name: str, path: Path
 def _open_shifted(task: CompareTask, network: LoadedBackbone, classes: list[str]) -> CurveImages:
     """Open a shifted set: classes that it lacks are no answers there, images of other classes are left out."""
     # Opened twice: first with all its classes, to see which ones the adapter knows; then with these alone.
-    whole = load_images(task.path, AdaptData(field=task.field), network.preprocess)
+    whole = load_images(task.path, AdaptData(field=task.field), network.preprocess, draw_splits=False)
     known = [name for name in classes if name in whole.classes]
     if not known:
         hint = nearest(whole.classes[0], classes)
@@ -388,7 +387,9 @@ def _open_shifted(task: CompareTask, network: LoadedBackbone, classes: list[str]
         )
     if len(known) < 2:
         raise UserError(f"shifted set '{task.name}': only the class '{known[0]}' is one of the adapter's; expected two")
-    images = load_images(task.path, AdaptData(field=task.field, classes=known), network.preprocess)
+    selected = AdaptData(field=task.field, classes=known)
+    # A shifted set without splits was seen by no training, so all its images are tested.
+    images = load_images(task.path, selected, network.preprocess, draw_splits=False)
     has_test = images.has_split("test")
     rows = images.rows("test") if has_test else images.labeled_rows()
     candidates = whole.rows("test") if has_test else whole.labeled_rows()
@@ -436,7 +437,7 @@ def _measure_curves(
             unreadable=len(unreadable),
             # A model that always names the largest class is right this often.
             chance=float(np.bincount(labels_N).max() / len(labels_N)),
-            accuracy=[_interval(values, image_set.key) for values in whole],
+            accuracy=[accuracy_interval(values).to_value() for values in whole],
         )
     return curves
 
@@ -444,10 +445,6 @@ def _measure_curves(
 def _predict(adapted: AdaptedModel, alpha: float, inputs: Tensor, *, keep: bool) -> NDArray[np.float32]:
     with interpolated(adapted, alpha, head="keep" if keep else "interpolate") as model:
         return model(inputs).float().cpu().numpy()
-
-
-def _interval(correct_N: NDArray[np.float64], key: str) -> Value:
-    return bootstrap_interval(correct_N, seed=("wise", key)).to_value()
 
 
 def _find_peeking_points(alphas: Sequence[float], curves: Mapping[str, WiseSet]) -> dict[str, WisePoint] | None:

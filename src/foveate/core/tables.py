@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,7 @@ def _read_text_rows(
                 num_rows += 1
                 if limits.max_rows is not None and num_rows > limits.max_rows:
                     raise UserError(f"{path} has more than {limits.max_rows:,} rows")
-                yield reader.line_num, cells + [""] * (width - len(cells))
+                yield reader.line_num, [restore_text(cell) for cell in cells] + [""] * (width - len(cells))
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: cannot be read as CSV ({error})") from error
 
@@ -158,14 +158,60 @@ def need_column(
     raise UserError(f"{where} has no column {' or '.join(usual[:4])}; choose one of {listed} with {option}{near}")
 
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def escape_formula(cell: object) -> object:
+    """Return a cell that no spreadsheet runs: text that begins like a formula gets a leading apostrophe.
+
+    A file may be named `=HYPERLINK(...)`. Numbers such as -1.5 stay. `restore_text` is the inverse.
+
+    Source: OWASP, "CSV Injection".
+
+    Example:
+        >>> [escape_formula(cell) for cell in ("=1+1", "-1.5", "oak", "'=1", 3)]
+        ["'=1+1", '-1.5', 'oak', "''=1", 3]
+    """
+    # Text that looks escaped gets another apostrophe, so that reading gives back what was written.
+    if not isinstance(cell, str) or not cell.lstrip("'").startswith(_FORMULA_STARTS):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def restore_text(cell: str) -> str:
+    """Return the text of a cell that `escape_formula` wrote."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA_STARTS) else cell
+
+
+class SafeWriter:
+    """Writes rows by column to an open text file, each cell through `escape_formula`."""
+
+    def __init__(self, file: IO[str], columns: Sequence[str]) -> None:
+        # "\n" on every system: a file that is written again must not differ.
+        self._writer = csv.DictWriter(file, columns, lineterminator="\n")
+        self._writer.writeheader()
+
+    def writerow(self, row: Mapping[str, object]) -> None:
+        """Write a row; missing cells are empty."""
+        self._writer.writerow({name: escape_formula(value) for name, value in row.items()})
+
+    def writerows(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Write rows."""
+        for row in rows:
+            self.writerow(row)
+
+
 @contextmanager
-def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[csv.DictWriter[str]]:
-    """Open a CSV file that appears whole at a clean exit; its header is written."""
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[SafeWriter]:
+    """Open a CSV file that appears whole at a clean exit; its header is written, and no cell is run as a formula."""
     with atomic_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        yield writer
+        # File names on Linux are bytes; what is not UTF-8 in them comes out as it went in.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        yield SafeWriter(text, columns)
         text.flush()
         # Closing the wrapper would close the file before it is renamed.
         text.detach()

@@ -218,6 +218,26 @@ def wilson_interval(hits: int, n: int, *, level: float = 0.95) -> Interval | Non
     return Interval(share, 0.0 if hits == 0 else center - half, 1.0 if hits == n else center + half, n, level)
 
 
+def accuracy_interval(correct_N: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Return the share of independent samples that are right with Wilson's interval.
+
+    A bootstrap of samples that are all right would claim 1 to 1.
+
+    Raises:
+        UserError: no values, or one that is neither 0 nor 1.
+
+    Example:
+        >>> str(accuracy_interval([True, True]))
+        '1.000 [0.342, 1.000]'
+    """
+    correct = _checked(correct_N, level)
+    if not np.isin(correct, (0, 1)).all():
+        raise UserError("an accuracy needs values that are 0 or 1")
+    interval = wilson_interval(int(correct.sum()), len(correct), level=level)
+    assert interval is not None, "there is a value"
+    return interval
+
+
 def interval_by_slice(
     values_N: ArrayLike,
     slices_N: Sequence[str] | NDArray[np.str_],

@@ -7,7 +7,6 @@ detector's confidence in an animal where the answer is blank.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -23,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, sha256_file, write_bytes_atomically, write_json_atomically
 from foveate.core.results import BoxValues
+from foveate.core.tables import SafeWriter
 from foveate.records import tables
 from foveate.records.images import BadImage, save_thumbnail
 from foveate.species.decide_results import best_detections, merge_decisions, open_survey
@@ -120,8 +120,7 @@ def write_review(
     folder.mkdir(parents=True, exist_ok=True)
     table = _free_path(folder)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = SafeWriter(buffer, COLUMNS)
     # Draws only the box that the model saw: the others had no part in the answer.
     boxes = predictions.box_corners
     times: dict[str, str] = {}

@@ -7,7 +7,6 @@ model knows nothing but kinds, so that `review` and `export` read it. A killed r
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import time
@@ -26,6 +25,7 @@ from foveate.core.errors import UserError
 from foveate.core.files import FolderLock, write_bytes_atomically
 from foveate.core.progress import say
 from foveate.core.recipes import validate
+from foveate.core.tables import csv_rows
 from foveate.records import tables
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage, decode
@@ -308,16 +308,12 @@ def write_table(predictions: Predictions, decisions: pa.Table, path: Path, *, th
         row: Mapping[str, Any] = decided.get(image["key"], {"kind": "unclassified", "score": 0.0})
         lines.append((KINDS.index(row["kind"]), row["score"], image))
     lines.sort(key=lambda line: (line[0], -np.nan_to_num(line[1]), line[2]["file"]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "kind", "score", "boxes", "camera", "time", "failure"))
-    for kind, score, image in lines:
-        # An empty cell, because an image that was not looked at has no score.
-        shown = "" if KINDS[kind] in ("unclassified", "unknown") else f"{score:.3f}"
-        writer.writerow(
-            (image["file"], KINDS[kind], shown, counts[image["key"]], image["camera"], image["time"], image["failure"])
-        )
-    write_bytes_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    with csv_rows(path, ("file", "kind", "score", "boxes", "camera", "time", "failure")) as writer:
+        for kind, score, image in lines:
+            row = {name: image[name] for name in ("file", "camera", "time", "failure")}
+            # An empty cell, because an image that was not looked at has no score.
+            shown = "" if KINDS[kind] in ("unclassified", "unknown") else f"{score:.3f}"
+            writer.writerow({**row, "kind": KINDS[kind], "score": shown, "boxes": counts[image["key"]]})
 
 
 def blur_people(predictions: Predictions, folder: Path, *, threshold: float) -> int:

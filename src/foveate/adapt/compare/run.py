@@ -62,7 +62,7 @@ from foveate.metrics.agreement import (
     relative_spread,
 )
 from foveate.metrics.classification import class_accuracies
-from foveate.metrics.intervals import bootstrap_interval, seed_interval
+from foveate.metrics.intervals import accuracy_interval, bootstrap_interval, seed_interval
 from foveate.training.classification import LabeledImages, Rows
 from foveate.training.logit_files import read_logits, write_logits
 from foveate.training.loop import TrainingError
@@ -204,8 +204,7 @@ def _accuracy(
     else:
         path = next(path for (key, name, _), path in paths.items() if (key, name) == (task, variant))
         file = read_logits(path)
-        correct = file.logits.argmax(axis=1) == file.labels
-        interval = bootstrap_interval(correct.astype(float), seed=("compare", task))
+        interval = accuracy_interval(file.logits.argmax(axis=1) == file.labels)
     # A t-interval of few seeds may reach beyond what an accuracy can be.
     low, high = (None if end is None else min(1.0, max(0.0, end)) for end in (interval.low, interval.high))
     return {"value": interval.value, "low": low, "high": high, "n": interval.n}

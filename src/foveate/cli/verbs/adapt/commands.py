@@ -51,7 +51,7 @@ modules_option = click.option(
 @recipe_command(
     "runs/adapt-METHOD",
     dry_run="Print what would be trained and the estimated time; train and write nothing.",
-    collection="Collection folder, or an npz file with the arrays images, labels and split.",
+    collection="Collection; or a folder per class, a CSV table (image, label), an npz file (images, labels, split).",
     optional=True,
 )
 @backbone_option(required=False)
@@ -64,6 +64,7 @@ modules_option = click.option(
     "training.epochs",
     ("head", "--head-from"),
     "training.head_init",
+    "keep",
     metavars={"head": "FOLDER"},
 )
 def train_command(
@@ -78,6 +79,7 @@ def train_command(
     \b
     Example:
       foveate adapt train --backbone my-vit --collection my-images --field category --method lora rank=16
+      foveate adapt train --backbone lite0 --collection folder-per-class --method linear
       foveate adapt train --backbone timm:resnet50.a1_in1k --collection mine.npz --method bitfit --shots 10
       foveate adapt train runs/adapt-lora/recipe.yaml rank=4 --collection my-images --out runs/adapt-lora-4
     """
@@ -282,7 +284,7 @@ _MAX_LISTED = 10  # classes and unreadable images that are printed
 @click.argument("tuned", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @path_option("--out", "CSV file of the predictions, one row per image; replaced if it exists.", required=True)
-@fields(f"{SETTINGS}:PredictSettings", "gamma", "calibration", metavars={"calibration": "FOLDER"})
+@fields(f"{SETTINGS}:PredictSettings", "top", "each_class", "gamma", "calibration", metavars={"calibration": "FOLDER"})
 @moved_option
 @common(seed=False)
 def predict_command(
@@ -297,14 +299,17 @@ def predict_command(
     \b
     Example:
       foveate adapt predict runs/adapt-lora photos --out answers.csv
+      foveate adapt predict runs/adapt-lora photos --out answers.csv --top 3 --each-class
       foveate adapt predict runs/adapt-full a.jpg b.jpg --calibration runs/calibrate --out answers.csv --json
     """
     from foveate.adapt.predictor import open_adapter, predict_files
     from foveate.adapt.recipe import PredictSettings
 
     checked = call.check(PredictSettings, settings)
-    predictor = open_adapter(tuned, device=call.device, backbone=backbone, **checked.model_dump())
-    result = predict_files(predictor, images, out)
+    predictor = open_adapter(
+        tuned, device=call.device, backbone=backbone, gamma=checked.gamma, calibration=checked.calibration
+    )
+    result = predict_files(predictor, images, out, top=checked.top, each_class=checked.each_class)
     call.finish(result.to_json(), _format_predictions(result), {"answers": out})
 
 

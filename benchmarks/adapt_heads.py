@@ -1,0 +1,177 @@
+"""What a solved head and the choice on validation images give few-label tuning: accuracies on three small tasks.
+
+    python -m benchmarks.adapt_heads --out DIR
+
+Each cell trains `foveate adapt train`'s defaults (AdamW, peak rate 0.001, 50 epochs or 300 steps) on drawn images:
+digits of scikit-learn and turned characters on a ViT that has read characters, emoji by subcategory on a ViT that was
+distilled from EfficientNet-Lite0. "features" is the linear probe on the untuned network, "random" starts from a random
+head, "solved" from that probe, and "saved" is the better of solved and features on validation images, the tuned one of
+equals. Test images decide nothing. Networks and images come from the package; a run that is stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from threadpoolctl import threadpool_limits
+
+from foveate.adapt.compare.bench import Bench
+from foveate.adapt.load_backbone import LoadedBackbone
+from foveate.adapt.recipe import AdaptTraining
+from foveate.core.files import read_json, write_json_atomically
+from foveate.core.seeds import generator
+from foveate.metrics.intervals import seed_interval
+from foveate.training.classification import LabeledImages
+from foveate_labs.studies import petl_worlds as worlds
+
+METHODS = ("lora", "full", "bitfit")
+VALIDATION, TEST, MAX_CLASSES = 10, 50, 12  # images of a class; classes of a task
+
+
+def open_digits(folder: Path) -> tuple[LoadedBackbone, LabeledImages]:
+    """Open scikit-learn's digits, bilinear to the size of the characters that the network has read."""
+    from sklearn.datasets import load_digits
+
+    source: Any = load_digits()
+    side = worlds.builtin.SIZE
+    scaled = [Image.fromarray(image.astype(np.float32) / 8 - 1) for image in source.images]
+    pixels = np.stack([np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))[None] for image in scaled])
+    names = [str(number) for number in range(10)]
+    splits = np.full(len(pixels), "pool")
+    network = worlds.open_rotation(folder / "rotation", folder / "glyphs" / "before.safetensors").opened
+    return network, worlds.labeled_pixels("digits", names, source.target, splits, torch.from_numpy(pixels))
+
+
+def open_rotation(folder: Path) -> tuple[LoadedBackbone, LabeledImages]:
+    """Open characters by their rotation, which the network has never been asked for."""
+    world = worlds.open_rotation(folder / "rotation", folder / "glyphs" / "before.safetensors")
+    return world.opened, world.data
+
+
+def open_emoji(folder: Path) -> tuple[LoadedBackbone, LabeledImages]:
+    """Open emoji by subcategory."""
+    world = worlds.open_emoji(folder / "emoji")
+    return world.opened, world.data
+
+
+TASKS: dict[str, Callable[[Path], tuple[LoadedBackbone, LabeledImages]]] = {
+    "digits": open_digits,
+    "rotation": open_rotation,
+    "emoji": open_emoji,
+}
+
+
+def prepare(folder: Path) -> None:
+    """Make what is missing of the study's networks and images; the emoji network in a third of its epochs."""
+    worlds.prepare_glyph_world(folder / "glyphs", source_per_class=300, pool_per_class=20, epochs=8)
+    worlds.prepare_rotation(folder / "rotation")
+    worlds.prepare_emoji(folder / "emoji", epochs=8)
+
+
+def draw_rows(images: LabeledImages, shots: int, seed: int) -> tuple[LabeledImages, dict[str, NDArray[np.int64]]]:
+    """Draw images of each class to learn from, to choose on and to test on; of the largest classes where many."""
+    in_pool = (images.labels_N >= 0) & (images.splits == "pool")
+    counts = np.bincount(images.labels_N[in_pool], minlength=len(images.classes))
+    numbers = np.sort(np.argsort(-counts, kind="stable")[:MAX_CLASSES]).tolist()
+    labels_N = np.array([numbers.index(label) if label in numbers else -1 for label in images.labels_N.tolist()])
+    chosen = LabeledImages(
+        images.name,
+        tuple(images.classes[number] for number in numbers),
+        images.keys,
+        labels_N,
+        images.splits,
+        images.load,
+    )
+    parts: dict[str, list[NDArray[np.int64]]] = {"train": [], "validation": [], "test": []}
+    has_test = "test" in images.splits
+    for number in range(len(numbers)):
+        in_class = labels_N == number
+        order = generator("adapt heads", images.name, seed, number).permutation(
+            np.flatnonzero(in_class & (images.splits == "pool"))
+        )
+        # The world's own test where it has one: no network has seen its images, not even without a label.
+        test = np.flatnonzero(in_class & (images.splits == "test")) if has_test else order[shots + VALIDATION :]
+        for name, part in zip(parts, (order[:shots], order[shots : shots + VALIDATION], test[:TEST]), strict=True):
+            parts[name].append(part)
+    return chosen, {name: np.sort(np.concatenate(part)) for name, part in parts.items()}
+
+
+def measure(folder: Path, task: str, shots: int, seed: int) -> dict[str, Any]:
+    """Return the test accuracies of one draw, and by which method each was reached."""
+    network, images = TASKS[task](folder)
+    images, rows = draw_rows(images, shots, seed)
+    bench, held = Bench(network, device="cpu"), np.concatenate([rows["validation"], rows["test"]])
+
+    def accuracies(method: str, head_init: Literal["solved", "random"]) -> dict[str, float]:
+        training = AdaptTraining(seed=seed, head_init=head_init, workers=0, checkpoint_every=10_000, log_every=10_000)
+        done = bench.fit(
+            images, rows["train"], {"method": method}, training, folder=folder / "training", test=held
+        )  # fmt: skip
+        correct = dict(zip(done.rows.tolist(), done.logits.argmax(axis=1) == done.labels, strict=True))
+        return {name: float(np.mean([correct[row] for row in rows[name].tolist()])) for name in ("validation", "test")}
+
+    features = accuracies("linear", "solved")
+    found: dict[str, Any] = {"n": len(rows["test"]), "features": features["test"], "methods": {}}
+    for method in METHODS:
+        random, solved = accuracies(method, "random"), accuracies(method, "solved")
+        keeps = solved["validation"] >= features["validation"]
+        found["methods"][method] = {
+            "random": random["test"],
+            "solved": solved["test"],
+            "saved": solved["test"] if keeps else features["test"],
+            "kept": "tuned" if keeps else "features",
+        }
+    return found
+
+
+def format_table(cells: dict[str, dict[str, Any]], tasks: Sequence[str], shots: Sequence[int], seeds: int) -> list[str]:
+    """Return a Markdown table of means over seeds."""
+    lines = ["| task | images a class | method | features | random head | solved head | saved |", "|---" * 7 + "|"]
+    for task in tasks:
+        for number in shots:
+            draws = [cells[f"{task}-{number}-{seed}"] for seed in range(seeds)]
+            features = seed_interval([draw["features"] for draw in draws]).value
+            for method in METHODS:
+                rows = [draw["methods"][method] for draw in draws]
+                means = [seed_interval([row[key] for row in rows]).value for key in ("random", "solved", "saved")]
+                values = " | ".join(f"{value:.3f}" for value in (features, *means))
+                lines.append(f"| {task} | {number} | {method} | {values} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of networks, images and results")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--shots", nargs="+", type=int, default=[5, 20], help="training images of each class")
+    parser.add_argument("--seeds", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        given.out.mkdir(parents=True, exist_ok=True)
+        prepare(given.out)
+        cells: dict[str, dict[str, Any]] = {}
+        for name, task, shots, seed in (
+            (f"{task}-{shots}-{seed}", task, shots, seed)
+            for seed in range(given.seeds)
+            for task in given.tasks
+            for shots in given.shots
+        ):
+            path = given.out / "cells" / f"{name}.json"
+            if not path.is_file():
+                path.parent.mkdir(exist_ok=True)
+                write_json_atomically(path, measure(given.out, task, shots, seed))
+            cells[name] = read_json(path)
+            print(name, cells[name], flush=True)
+    print("\n".join(format_table(cells, given.tasks, given.shots, given.seeds)))
+
+
+if __name__ == "__main__":
+    main()
