@@ -184,7 +184,7 @@ def test_paths_of_referenced_files(foveate: Run, place: Path, tmp_path: Path) ->
     record = Collection.open("mine")[best["key"]]
     assert record.path == best["path"]
     assert record.open().size == (42, 30)
-    assert f"{images / 'redBoat1.png'}  A boat. de=Ein Boot.\n" in foveate("search", "mine-index", "red boat 1").out
+    assert "photos/redBoat1.png  A boat. de=Ein Boot.\n" in foveate("search", "mine-index", "red boat 1").out
 
 
 def test_hostile_words(foveate: Run, index: Path) -> None:

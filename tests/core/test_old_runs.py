@@ -162,10 +162,12 @@ def test_predictions_resume(unpack: Any, folders: Any, monkeypatch: pytest.Monke
     # As the stopped run, whose few images are one part otherwise.
     monkeypatch.setattr(species_predict, "_IMAGES_PER_PART", 2)
     command = unpack("species-predict")
-    before = {path: path.read_bytes() for path in Path().resolve().glob("results/scores/*")}
-    assert before
+    assert list(Path().resolve().glob("results/scores/*"))
     stopped, whole = folders(command)
-    assert not [path for path, content in before.items() if path.exists() and path.read_bytes() != content]
+    # Release 0.2 chose other boxes to crop, so what it computed of this part is computed anew: once.
+    times = {path: path.stat().st_mtime_ns for path in Path().resolve().glob("results/scores/*")}
+    folders(command)
+    assert {path: path.stat().st_mtime_ns for path in Path().resolve().glob("results/scores/*")} == times
     resumed, expected = (Predictions.open(folder / "results") for folder in (stopped, whole))
     assert resumed.collection_keys == expected.collection_keys
     assert resumed.probabilities_NK == pytest.approx(expected.probabilities_NK, abs=1e-3)
@@ -221,7 +223,12 @@ def test_labeling_adds_no_row_twice(
 
     work()
     resumed = [table(name, collection) for name in tables]
-    assert all(path.read_bytes() == content for path, content in stored.items())
+    if kind == "species-boxes":
+        # Boxes of release 0.2 had another score, so they are replaced: once.
+        work()
+        assert [table(name, collection) for name in tables] == resumed
+    else:
+        assert all(path.read_bytes() == content for path, content in stored.items())
     # From the start, by the present code.
     for path in Path(collection).rglob("added-*.parquet"):
         path.unlink()

@@ -172,7 +172,7 @@ def test_processes_share_the_work(collection: Collection, tmp_path: Path, monkey
     for row in datasets[0].rows.tolist():
         assert torch.equal(datasets[0].sample(row, 0, 0)["image"], datasets[1].sample(row, 0, 0)["image"])
     made.clear()
-    monkeypatch.setattr(features.FeatureStore.fill, "__kwdefaults__", {"share": (0, 1), "patience": 0.05})
+    monkeypatch.setattr(features.FeatureStore.fill, "__kwdefaults__", {"share": (0, 1), "patience": 0.05, "only": None})
     build_dataset(settings, collection, models[1], device=torch.device("cpu"), cache=tmp_path / "one", share=(1, 2))
     assert len(made) == 4
 

@@ -22,7 +22,7 @@ from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.records.collection import Collection
-from foveate.training.costs import _FUSED_ATTENTION
+from foveate.training.costs import _FUSED
 from foveate.training.price import format_price, memory_per_device, parse_hardware
 from foveate.vision.prompter import BoxHead, Prompter
 from naming import raises_naming
@@ -85,7 +85,7 @@ def test_counting_leaves_real_numbers_as_they_are() -> None:
     recipe = tiny.recipe()
     cost, model = counted(recipe), build_model(recipe)
     pixels = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
-    with FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_FUSED) as counter:
         tokens = model.image_encoder(pixels)
         forward = counter.get_total_flops()
         (tokens.tokens.sum() + tokens.pooled.sum()).backward()

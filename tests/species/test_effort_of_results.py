@@ -9,7 +9,7 @@ from card_survey import FILES, predict_card, train_model
 from click.testing import CliRunner
 
 from foveate.cli.main import cli
-from foveate.species.review import apply_corrections, open_target
+from foveate.species.corrections import apply_corrections, open_target
 from foveate.survey.importers.corrections import Correction
 
 

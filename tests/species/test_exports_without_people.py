@@ -11,9 +11,9 @@ from card_survey import FILES, KEYS, predict_card, train_model
 from click.testing import CliRunner
 
 from foveate.cli.main import cli
+from foveate.species.corrections import apply_corrections, open_target
 from foveate.species.export import find_people
 from foveate.species.predictions import Predictions
-from foveate.species.review import apply_corrections, open_target
 from foveate.survey.importers.corrections import Correction
 
 # A person decides the second burst; one stands behind the animal of the third; a weak one is none.

@@ -47,7 +47,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "wrong one",
     ),
     "gap of months": (
-        "no image for 60 days or more between others of the deployment: two seasons in one row, or the camera failed",
+        "no image for 90 days or more between others of the deployment: two seasons in one row, or the camera failed",
         "give each season a folder and a row with its deploymentStart and deploymentEnd; nights without a working "
         "camera must not count as effort",
     ),
@@ -135,7 +135,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
 # Number of images in one second; a fast burst puts a few there as well.
 _MIN_STUCK = 20
 _MAX_EVENT_IMAGES, _MAX_EVENT_SECONDS = 500, 6 * 3600
-_MIN_GAP_DAYS = 60  # longer than quiet weeks of a working camera, shorter than the pause between two seasons
+_MIN_GAP_DAYS = 90  # longer than quiet months of a working camera, shorter than the pause between two seasons
 _MAX_CHANCE = 1e-3  # that a working camera is silent for so long, see `is_silent`: one deployment in a thousand
 _MIN_SILENCE, _MIN_SILENCE_AT_ONCE = 3, 14  # nights, however often the camera was triggered before
 _MIN_SILENT_IMAGES = 5
