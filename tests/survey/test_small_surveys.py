@@ -90,11 +90,11 @@ def test_a_camera_that_was_reset_before_its_first_image_is_compared_with_the_oth
 
 
 def test_two_seasons_in_one_row_are_told(tmp_path: Path) -> None:
-    seasons = ["2026-03-01 08:00:00", "2026-04-01 08:00:00", "2026-06-20 08:00:00", "2026-07-01 08:00:00"]
+    seasons = ["2026-03-01 08:00:00", "2026-04-01 08:00:00", "2026-07-20 08:00:00", "2026-08-01 08:00:00"]
     survey = write_cameras(tmp_path / "survey", [seasons, ["2026-05-01 08:00:00", "2026-06-15 08:00:00"]])
     (finding,) = check_survey(survey, only=["gap of months"]).findings
     assert (finding.subject, finding.count) == ("d0", 4)
-    assert "80 days, from 2026-04-01 08:00:00 to 2026-06-20 08:00:00" in finding.detail
+    assert "110 days, from 2026-04-01 08:00:00 to 2026-07-20 08:00:00" in finding.detail
     assert finding.examples == ("0/001", "0/002")
     # The hours are those of a clock that runs well.
     assert survey.hour_N.tolist() == [8.0] * 6

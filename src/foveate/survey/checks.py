@@ -138,7 +138,7 @@ _MAX_EVENT_IMAGES, _MAX_EVENT_SECONDS = 500, 6 * 3600
 _MIN_GAP_DAYS = 90  # longer than quiet months of a working camera, shorter than the pause between two seasons
 _MAX_CHANCE = 1e-3  # that a working camera is silent for so long, see `is_silent`: one deployment in a thousand
 _MIN_SILENCE, _MIN_SILENCE_AT_ONCE = 3, 14  # nights, however often the camera was triggered before
-_MIN_SILENT_IMAGES = 5
+_MIN_SILENT_IMAGES = 10
 _FAR_KM, _NEAR_KM = 500.0, 1.0
 _MAX_NAMES = 3000  # comparing names of one genus is quadratic in their number
 
@@ -347,8 +347,8 @@ def is_silent(active_days: NDArray[np.float64], last_day: float) -> bool:
     silence = last_day - active_days[-1]
     gaps = np.diff(active_days)
     if len(gaps) < 2:
-        # One or two days say nothing about gaps: an animal a fortnight is less than most places have.
-        return bool(silence >= _MIN_SILENCE_AT_ONCE)
+        # Two days say nothing about gaps. One is that of the set-up: the camera may have died at once.
+        return bool(not len(gaps) and silence >= _MIN_SILENCE_AT_ONCE)
     factor, ranks = silence / gaps.max(), np.arange(1, len(gaps) + 1)
     return bool(silence >= _MIN_SILENCE and np.prod(ranks / (ranks + factor)) < _MAX_CHANCE)
 
