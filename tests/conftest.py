@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from foveate.core import progress
 from foveate.core.devices import keep_freed_memory
@@ -16,6 +17,9 @@ from foveate.core.errors import UserError
 
 # `processes` starts the processes of distributed tests; it lives beside the first tests that needed it.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "training"))
+# A busy machine, on which drawing an example takes a second, is no fault of a test.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 # As in every command; before a test starts a thread.
 keep_freed_memory()
 # Collection makes a million objects that stay: looking for cycles among them took a quarter of its time.
