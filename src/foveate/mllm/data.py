@@ -35,7 +35,7 @@ from foveate.vision.tiling import ImageSize, TilePlan
 _INVENTING_SOURCES = ("image-sets: episode", "study mllm")
 # Generators of questions that draw points, strokes and masks themselves.
 _POINTING_SOURCES = ("scenes: ", "image-sets", "study mllm", "shapes")
-# Of Ferret's training: sigma of a point in a box, in its sides, and drawn pixels of a mask.
+# As in Ferret's training: sigma of a point in a box, in its sides, and drawn pixels of a mask.
 _SIGMA = 0.15
 _MAX_DRAWN = 1000
 # The split whose losses decide when a stage with `training.patience` ends.

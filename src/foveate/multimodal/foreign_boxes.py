@@ -95,7 +95,7 @@ FAMILIES = {
         "0-1000", "boxes", "InternVL 2.0, grounding", "<box>[[{x1:.0f}, {y1:.0f}, {x2:.0f}, {y2:.0f}]]</box>"
     ),
     "kosmos-2": Family(PATCHES, "boxes", "transformers, Kosmos2Processor"),
-    # Of the square that the processor shows, which transformers cuts out of the image unless `do_pad` is set.
+    # The unit is the square that the processor shows, which transformers cuts out of the image unless `do_pad` is set.
     "llava": Family("0-1-padded", "boxes", "haotian-liu/LLaVA, docs of LLaVA-1.5's data"),
     "llava_next": Family("none", "", _NONE),
     "llava_onevision": Family("none", "", _NONE),
@@ -108,7 +108,7 @@ FAMILIES = {
     "smolvlm": Family("none", "", _NONE),
 }
 UNITS = {name: family.unit for name, family in FAMILIES.items()}
-# Of families that exist only as code in a repository, which is never run.
+# These families exist only as code in a repository, which is never run.
 WITHOUT_CLASS = {
     "deepseek_vl_v2": "DeepSeek-VL2",
     "hf_moondream": "Moondream",

@@ -279,7 +279,7 @@ def _compile_wordings(pairs: tuple[tuple[str, str], ...]) -> re.Pattern[str]:
         for index in range(1, len(parts), 2):
             masks = _mask_of(form, parts[index])
             texts[index] = f"(?:{_FIELD_PATTERNS.get(masks[0], _THING_PATTERN)})"
-            # Of "two dogs", the number and the name.
+            # "two dogs" is a number and a name.
             texts[index] += f" {_THING_PATTERN}" if masks == (NUMBER, THING) else ""
         patterns.append("".join(texts))
     return re.compile("|".join(patterns))
@@ -517,7 +517,7 @@ def _join_colors(spans: Sequence[_Span]) -> list[_Span]:
 
 
 def _is_plural(name: str) -> bool:
-    # Of "face with closed eyes" there is one.
+    # "face with closed eyes" is one face: the name ends before "with".
     last = re.split(r" (?:with|of|in|on|without) ", name)[0].split()[-1]
     return singular(last) != last
 

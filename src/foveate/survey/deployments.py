@@ -36,7 +36,7 @@ CAMTRAP_COLUMNS = (
     *("cameraDepth", "cameraTilt", "cameraHeading", "detectionDistance", "timestampIssues", "baitUse"),
     *("featureType", "habitat", "deploymentGroups", "deploymentTags", "deploymentComments"),
 )
-# Of a first table: what helps a person to complete it, and is not stored.
+# Columns of a first table that help a person to complete it; they are not stored.
 NOTES = ("images", "first_image", "last_image")
 # Folders that cameras make on a card: DCIM, and below it those of the standard DCF, such as 100RECNX.
 _CARD_FOLDER = re.compile(r"[1-9]\d\d(?P<free>[A-Z0-9_]{5})", re.IGNORECASE)
@@ -211,7 +211,7 @@ def derive_table(folders: Iterable[str], *, name: str) -> DeploymentTable:
         parent, match = _split_card_folder(camera)
         named.add(parent if match and len(letters[parent]) == 1 else camera)
     joined = {folder: folder.replace("/", "-") or name for folder in sorted(named)}
-    # Of a/b and a-b each keeps its path.
+    # Where a/b and a-b would be one name, each keeps its path.
     ids = {folder: text if list(joined.values()).count(text) == 1 else folder or "." for folder, text in joined.items()}
     return DeploymentTable(tuple(map(Deployment, ids.values())), ids)
 
@@ -267,7 +267,7 @@ def _format_time(seconds: float) -> str:
 
 
 def _read_serial(survey: Survey, row: int) -> str:
-    # Of a package whose images are not there only rows are known.
+    # A package without its images has rows alone.
     if row >= len(survey.collection):
         return ""
     try:

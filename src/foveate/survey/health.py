@@ -47,7 +47,7 @@ _DAYLIGHT = (9, 15)  # hours of the clock at which a black image means a covered
 _MAX_BY_DAY = 0.1  # share of a run of black images: no flash is needed by day
 _MIN_RUN = 3  # images in a row that are black, before it is a finding: a flash that recharges misses one or two
 
-# Of the upper quartile of the camera's own images of the same light; see docs/surveys.md for the false alarms.
+# Shares of the upper quartile of the camera's own images of the same light; see docs/surveys.md for the false alarms.
 MAX_FOGGED_EDGES, MAX_FOGGED_CONTRAST = 0.45, 0.6
 _MIN_FOGGED, _MIN_FOGGED_HOURS = 4, 6.0
 _MIN_USUAL = 8  # images from which a camera has a usual

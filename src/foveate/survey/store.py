@@ -89,7 +89,7 @@ def select_last(table: pa.Table) -> pa.Table:
     """
     codes = pc.call_function("dictionary_encode", [table["key"].combine_chunks()]).indices.to_numpy()
     last = np.zeros(codes.max(initial=-1) + 1, np.int64)
-    # Of repeated indices NumPy keeps the last assignment, and so the last row of each image.
+    # Where indices repeat, NumPy keeps the last assignment, and so the last row of each image.
     last[codes] = np.arange(len(codes))
     return table if len(last) == len(table) else table.take(pa.array(np.sort(last)))
 

@@ -108,7 +108,7 @@ _RULES_WITH = {
     "grids": ("static", "llava"),
     "longest_side": ("idefics3",),
 }
-# Of grids that fit equally well the first one wins, so their order is part of the rule.
+# The first of several grids that fit equally well wins, so their order is part of the rule.
 _LLAVA_GRIDS = ("2x1", "1x2", "2x2", "1x3", "3x1")
 # All 14 grids of Ferret-v2 (arXiv 2404.07973), of at most six tiles.
 _FERRET_GRIDS = ("1x1", *(f"{n}x1" for n in range(2, 7)), *(f"1x{n}" for n in range(2, 7)), "2x2", "3x2", "2x3")

@@ -235,7 +235,7 @@ def run_part(name: str, run_path: Path, seed: int, device: str | None, short: bo
         "result": result,
         "seconds": round(time.monotonic() - wall, 1),
         "processor_seconds": round(time.process_time() - processor, 1),
-        # Of this process, until the one that started it knows what all had at once.
+        # The memory of this process alone, until the one that started it knows what all had at once.
         "memory_gb": round(peak_gigabytes(), 3),
     }
     write_json_atomically(_part_path(run_path, name), content)

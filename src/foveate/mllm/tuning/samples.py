@@ -151,7 +151,7 @@ def _check_marked(model: ForeignMllm, turns: Turns, num_images: int, spans: Sequ
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
     )
-    # Of one conversation: its text, and where each marked part of it begins and ends.
+    # One conversation: its text, and where each marked part of it begins and ends.
     (text,), (marked,) = rendered
     answers = [(len(before), len(behind)) for before, behind, _ in spans]
     fits = len(marked) == len(answers) and all(
