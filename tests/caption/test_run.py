@@ -19,6 +19,8 @@ from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.records.record import Caption
 from foveate.records.writer import CollectionWriter
+from foveate.report.blocks import print_lines
+from foveate.report.pages.captions import build_caption
 from naming import raises_naming
 
 
@@ -47,6 +49,7 @@ def test_every_image_gets_every_format_with_its_provenance(tmp_path: Path) -> No
         assert details["n_words"] == len(row["text"].split())
         assert (details["tokens_in"], details["tokens_out"]) == (100, 20)
         assert details["latency_ms"] > 0
+        assert details["answered_by"] == "m"
         assert details["run_id"] == done.result.to_json()["run_id"]
         assert bool(details["alt_hash"]) == (row["kind"] == "afc")
     alts = [row["text"] for row in Collection.open(collection).table("captions").to_pylist() if not row["request"]]
@@ -54,6 +57,20 @@ def test_every_image_gets_every_format_with_its_provenance(tmp_path: Path) -> No
     assert done.result.to_json()["cost"]["total"] == pytest.approx((48 * 100 + 2 * 48 * 20) / 1e6)
     usage = [json.loads(line) for line in (tmp_path / "run" / "usage.jsonl").read_text().splitlines()]
     assert sum(entry["tokens_in"] for entry in usage) == 4800
+
+
+def test_another_model_that_answers_is_named(tmp_path: Path) -> None:
+    collection = make(tmp_path / "c", 3)
+    with ChatServer() as server:
+        done = ask(collection, server.url, formats=("ssc", "dsc"), http_model="large")
+    assert {row["details"]["answered_by"] for row in rows(collection)} == {"m"}
+    assert {row["model"] for row in rows(collection)} == {"large"}
+    result = done.result.to_json()
+    assert [tally["answered_by"] for tally in result["formats"].values()] == [{"m": 3}, {"m": 3}]
+    answered = " ".join("\n".join(print_lines(build_caption(result, tmp_path / "run"))).split())
+    assert "Answered by: m (6)" in answered
+    same = "\n".join(print_lines(build_caption({**result, "model": "m"}, tmp_path / "run")))
+    assert "Answered by" not in same
 
 
 def test_usage_names_collection_and_model(tmp_path: Path) -> None:

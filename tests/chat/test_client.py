@@ -69,6 +69,43 @@ def test_passing_errors_are_tried_again(status: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"code": 503, "message": "the model is loading"}},
+        {"error": {"code": "503"}, "choices": []},
+        {"id": "x", "choices": [{"error": {"code": 503}, "finish_reason": "error", "message": {"content": ""}}]},
+    ],
+)
+def test_an_error_inside_a_response_is_that_error(body: dict[str, Any]) -> None:
+    reply = parse_reply(200, {"retry-after": "7"}, json.dumps(body).encode())
+    assert (reply.error, reply.wait) == ("http_503", 7)
+    assert (reply.retry, reply.overload, reply.unreachable) == (True, True, True)
+    with ChatServer(after(2, Say(body=json.dumps(body).encode()))) as server:
+        answer = once(server)
+    assert (answer.error, answer.attempts) == ("", 3)
+
+
+@pytest.mark.parametrize("code", ["rate_limit_exceeded", 200, 50300, True, None, [503]])
+def test_other_codes_inside_a_response_are_no_status(code: Any) -> None:
+    reply = parse_reply(200, {}, json.dumps({"error": {"code": code}}).encode())
+    assert (reply.error, reply.retry) == ("bad_response", True)
+
+
+def test_a_response_with_text_beside_an_empty_error_is_one() -> None:
+    body = {"error": None, "model": "other", "choices": [{"error": None, "message": {"content": "a fox"}}]}
+    reply = parse_reply(200, {}, json.dumps(body).encode())
+    assert (reply.text, reply.error, reply.model) == ("a fox", "", "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("llama", "llama"), (5, ""), (None, ""), ("x" * 999, "x" * 200), ("\ud800", "?")]
+)
+def test_who_answered_is_kept(name: Any, kept: str) -> None:
+    body = {"model": name, "choices": [{"message": {"content": "a fox"}}]}
+    assert parse_reply(200, {}, json.dumps(body).encode()).model == kept
+
+
+@pytest.mark.parametrize(
     ("first", "attempts"),
     [
         (Say(close=True), 3),

@@ -72,6 +72,7 @@ class CaptionResponse:
         attempts: tries that this response took.
         latency_ms: of the last try.
         tokens_in, tokens_out: 0 where the backend does not count.
+        model: who answered, where a server says so; a gateway may choose another model than the one asked.
         score: the backend's own confidence.
         finished: False where the backend knows that the text was cut at `max_tokens`.
         flags: of the backend's own, stored with the caption.
@@ -84,6 +85,7 @@ class CaptionResponse:
     latency_ms: float = 0.0
     tokens_in: int = 0
     tokens_out: int = 0
+    model: str = ""
     score: float | None = None
     finished: bool = True
     flags: tuple[str, ...] = ()

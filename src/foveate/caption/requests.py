@@ -168,6 +168,7 @@ async def request_caption(
     finally:
         # `details` is shared with the result that is returned: it gets the usage of all responses, errors included.
         details |= {
+            "answered_by": response.model,
             "attempts": usage.attempts,
             "latency_ms": round(usage.latency_ms, 1),
             "tokens_in": usage.tokens_in,

@@ -18,6 +18,7 @@ class RequestTally(ResultModel):
         errors, skipped, flags: reason -> count.
         requested: requests that were sent in this run.
         attempts: tries of them.
+        answered_by: model -> its responses, where the server names it.
     """
 
     # "in" is a keyword of Python, and the word of the equation above.
@@ -27,6 +28,7 @@ class RequestTally(ResultModel):
     errors: dict[str, int] = {}
     skipped: dict[str, int] = {}
     flags: dict[str, int] = {}
+    answered_by: dict[str, int] = {}
     requested: int = 0
     attempts: int = 0
     tokens_in: int = 0

@@ -51,6 +51,7 @@ class _FormatCounts:
     errors: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
+    answered_by: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: CaptionResult) -> None:
         if result.status == SKIPPED:
@@ -58,6 +59,8 @@ class _FormatCounts:
             return
         self.usage.update(requested=1, **{name: result.details[name] for name in _USAGE})
         self.flags.update(result.flags)
+        if model := result.details["answered_by"]:
+            self.answered_by[model] += 1
         if result.status == ERROR:
             self.errors[result.error] += 1
         else:
@@ -73,6 +76,7 @@ class _FormatCounts:
             errors=dict(sorted(self.errors.items())),
             skipped=dict(sorted(skipped.items())),
             flags=dict(sorted(self.flags.items())),
+            answered_by=dict(sorted(self.answered_by.items())),
             **{name: self.usage[name] for name in (OK, REPAIRED, "requested", *_USAGE)},
         )
         assert tally.balanced, f"{total} requests, {num_results} accounted for"

@@ -41,6 +41,7 @@ _FATAL = (401, 403, 404)
 _SCHEMA_WORDS = re.compile(r"response_format|json_schema|guided|structured|grammar", re.IGNORECASE)
 _MAX_WAIT_SECONDS = 600.0
 _MAX_ERROR_BYTES = 2000
+_MAX_NAME_LETTERS = 200
 _MAX_TOKEN_COUNT = 2**40  # larger counts are nonsense, and would not fit the sums that are reported
 
 
@@ -50,7 +51,7 @@ class Reply:
 
     `error` is "" where `text` is the response. `retry`: a later try may help. `overload`: the server has too much to
     do. `unreachable`: no server answers. `fatal`: no request can succeed. `schema`: the server may not take the JSON
-    schema. `wait`: seconds after which the server asked to be tried again.
+    schema. `wait`: seconds after which the server asked to be tried again. `model`: who answered, as the server says.
     """
 
     text: str = ""
@@ -63,6 +64,7 @@ class Reply:
     wait: float = 0.0
     tokens_in: int = 0
     tokens_out: int = 0
+    model: str = ""
 
 
 def parse_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
@@ -84,12 +86,16 @@ def parse_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         )
     try:
         content = json.loads(body)
+        # Gateways (OpenRouter) have sent status 200 by the time the server behind them fails.
+        if code := _find_error_code(content):
+            return parse_reply(code, headers, body)
         choice = content["choices"][0]
         message = choice["message"]
         usage = content.get("usage") or {}
         spent = {
             "tokens_in": _token_count(usage, "prompt_tokens"),
             "tokens_out": _token_count(usage, "completion_tokens"),
+            "model": _clean_name(content.get("model")),
         }
         text = message.get("content")
         refusal = message.get("refusal")
@@ -106,6 +112,25 @@ def parse_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
     if (isinstance(refusal, str) and refusal) or reason == "content_filter":
         return Reply(text=str(refusal or text or ""), error="refused", **spent)
     return Reply(text=text if isinstance(text, str) else "", **spent)
+
+
+def _clean_name(value: Any) -> str:
+    # A lone surrogate, which JSON can write, is no text that a table stores.
+    return value[:_MAX_NAME_LETTERS].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _find_error_code(content: Any) -> int:
+    """Return the HTTP status of an error inside a response, or inside its first choice; 0 for none."""
+    if not isinstance(content, dict):
+        return 0
+    choices = content.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    for error in (content.get("error"), choice.get("error")):
+        code = error.get("code") if isinstance(error, dict) else None
+        # Vendors also write names ("rate_limit_exceeded"); such a response has no choices, and so is tried again.
+        if isinstance(code, (int, str)) and re.fullmatch(r"[45][0-9]{2}", str(code)):
+            return int(code)
+    return 0
 
 
 def _decode(body: bytes) -> str:
@@ -392,6 +417,7 @@ class ChatClient:
                     latency_ms=1000 * seconds,
                     tokens_in=reply.tokens_in,
                     tokens_out=reply.tokens_out,
+                    model=reply.model,
                 )
             unreachable_since = min(unreachable_since, sent) if reply.unreachable else math.inf
             # Nobody got a response since then: the server is away, which is not this request's fault.

@@ -26,12 +26,16 @@ _OPTIONS = {"--endpoint": "--judge-url", "--model": "--judge-model", "option api
 
 @dataclass(frozen=True)
 class JudgeReply:
-    """What a judge replied: its text, or the reason why there is none ("timeout", "refused", ...)."""
+    """What a judge replied: its text, or the reason why there is none ("timeout", "refused", ...).
+
+    `answered_by` is the model that its server names.
+    """
 
     judge: str
     date: str
     text: str
     error: str = ""
+    answered_by: str = ""
 
 
 @contextlib.contextmanager
@@ -90,7 +94,7 @@ class ServerJudge:
         # Date the requests, not a later score: snapshots of judges differ by many points.
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
         return [
-            JudgeReply(self.name, date, response.text[:_MAX_REPLY_LETTERS], response.error)
+            JudgeReply(self.name, date, response.text[:_MAX_REPLY_LETTERS], response.error, response.model)
             for response in self._send(requests)
         ]
 
@@ -121,7 +125,7 @@ def collect_replies(judge: Judge, tasks: Sequence[JudgeTask], path: Path) -> dic
     """
     stored: dict[tuple[str, str, str], JudgeReply] = {}
     for row in repair_json_lines(path):
-        reply = JudgeReply(row["judge"], row["date"], row["text"], row["error"])
+        reply = JudgeReply(row["judge"], row["date"], row["text"], row["error"], row.get("answered_by", ""))
         if reply.judge == judge.name and reply.error in ("", "refused"):
             stored[row["id"], row["aspect"], row["request"]] = reply
     keys = [(id, aspect, _hash_request(request)) for id, aspect, request in tasks]

@@ -86,6 +86,7 @@ class ChatResponse:
     `error` is "" for a response, else a short code: "timeout", "http_429", "connection", ... (`text` then is what the
     server said). `final` says that another attempt cannot help. `attempts` counts the tries of this request;
     `latency_ms` is the time of the last one. `tokens_in` and `tokens_out` are 0 where the server does not count.
+    `model` is who answered, as the server says ("" where it does not): a gateway may choose another than the one asked.
     """
 
     text: str = ""
@@ -95,3 +96,4 @@ class ChatResponse:
     latency_ms: float = 0.0
     tokens_in: int = 0
     tokens_out: int = 0
+    model: str = ""

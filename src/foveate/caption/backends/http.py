@@ -51,6 +51,7 @@ class HttpCaptioner:
             latency_ms=response.latency_ms,
             tokens_in=response.tokens_in,
             tokens_out=response.tokens_out,
+            model=response.model,
         )
 
     async def close(self) -> None:

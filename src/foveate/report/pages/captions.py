@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,7 @@ def build_caption(result: Mapping[str, Any], run_folder: Path) -> Page:
     }
     facts = [
         ("Model", r.model),
+        ("Answered by", _name_other_models(r)),
         ("Backend", r.backend),
         ("Images", count(r.images)),
         ("Requests", count(sum(tally.requested for tally in tallies))),
@@ -180,6 +182,12 @@ def build_caption(result: Mapping[str, Any], run_folder: Path) -> Page:
         ],
         command=r.command,
     )
+
+
+def _name_other_models(r: CaptionRunResult) -> str:
+    """Name who answered, with counts, unless that was only the requested model."""
+    answered = sum((Counter(tally.answered_by) for tally in r.formats.values()), Counter[str]())
+    return ", ".join(f"{name} ({count(n)})" for name, n in answered.items()) if set(answered) - {r.model} else ""
 
 
 def _draw_example(example: ExampleImage, images: RunImages) -> Markup:
