@@ -65,10 +65,22 @@ def test_the_oracle_is_named(foveate: Run, shapes: Path, tmp_path: Path) -> None
     assert "This detector is an oracle" in (tmp_path / "runs" / "regions" / "report.html").read_text("utf-8")
 
 
-def test_without_a_model_the_shipped_detector_is_named(foveate: Run, tiny_collection: Path) -> None:
-    dry = foveate("regions", tiny_collection, "--captions", "alt", "--dry-run")
+@pytest.mark.parametrize(
+    ("options", "said", "detector"),
+    [
+        ((), "the shipped mini is asked", "mllm"),
+        (("--model", "mini"), "", "mllm"),
+        (("--model", "names"), "", "nanodet"),
+        (("--detector", "nanodet"), "NanoDet-g", "nanodet"),
+    ],
+)
+def test_a_detector_that_is_not_named_follows_from_the_model(
+    options: tuple[str, ...], said: str, detector: str, foveate: Run, tiny_collection: Path
+) -> None:
+    dry = foveate("regions", tiny_collection, *options, "--captions", "alt", "--dry-run")
     assert dry.code == 0, dry.err
-    assert "NanoDet-g" in dry.err
+    assert said in dry.err
+    assert f"left to label by {detector}" in dry.out
 
 
 def test_an_unknown_recipe_is_a_wrong_argument(foveate: Run, tiny_collection: Path) -> None:
@@ -81,7 +93,7 @@ def test_an_unknown_recipe_is_a_wrong_argument(foveate: Run, tiny_collection: Pa
     ("options", "sentence"),
     [
         (("--detector", "nanodot"), "unknown detector 'nanodot': .*Did you mean 'nanodet'"),
-        (("--set", "treshold=0.1"), "unknown field 'treshold'.*Did you mean 'threshold'"),
+        (("--detector", "nanodet", "--set", "treshold=0.1"), "unknown field 'treshold'.*Did you mean 'threshold'"),
         (("--set", "threshold"), "override 'threshold': expected name.of.field=value"),
         (("--model", "none", "--captions", "dsc"), "kinds dsc .*alt, title"),
         (("--model", "none", "--captions", "alt"), "no such folder"),

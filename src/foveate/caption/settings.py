@@ -129,10 +129,10 @@ class RegionRunSettings(Settings):
     the control `shuffle_phrases` is another recipe then, because other images have other partners.
     """
 
-    detector: str = Field(
-        "nanodet",
-        description="detector to use: nanodet (photographs), mllm, owlv2, cloc, or annotations (an oracle: boxes that "
-        "exist)",
+    detector: str | None = Field(
+        None,
+        description="detector to use: mllm (default, with the shipped mini), nanodet (default with another --model), "
+        "owlv2, cloc, or annotations (an oracle: boxes that exist)",
     )
     model: str | None = Field(
         None, description="the detector's model: a folder, OWNER/NAME on the hub, or a name of open_clip for nanodet"

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from foveate.caption.vesl.phrases import STOP_WORDS
 from foveate.core.errors import UserError, choose
+from foveate.core.hub import KINDS
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
 from foveate.records.region_sources import is_pseudo_label
@@ -185,6 +186,14 @@ DETECTORS: dict[str, str] = {
     "nanodet": "foveate.caption.vesl.embedding_detectors:NANODET",
     "owlv2": "foveate.caption.vesl.query_detectors:OWLV2",
 }
+
+
+def choose_detector(model: str | None) -> str:
+    """Return the detector of a run that names none: `mllm` with the shipped `mini`, `nanodet` with an encoder.
+
+    Chosen by `python -m benchmarks.vesl_detectors`: `mini` finds more on photographs, and far more on drawn scenes.
+    """
+    return "mllm" if model is None or model in KINDS["multimodal"].shipped else "nanodet"
 
 
 def find_detector(name: str) -> DetectorKind:

@@ -258,4 +258,5 @@ MLLM = DetectorKind(
     settings=MllmSettings,
     open=lambda settings, _, device: MllmDetector(settings, device),
     note="asks a multimodal model, such as the shipped mini, where each phrase is",
+    without_model="the shipped mini is asked where each phrase is; photographs are decided by what it recognizes",
 )

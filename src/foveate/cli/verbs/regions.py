@@ -54,7 +54,7 @@ def command(call: Call, collection: Path, selected: dict[str, Any], settings: di
     """
     from foveate.caption.settings import RegionLabelSettings, RegionRunSettings
     from foveate.caption.summary import build_gallery
-    from foveate.caption.vesl.detection import find_detector
+    from foveate.caption.vesl.detection import choose_detector, find_detector
     from foveate.caption.vesl.run import estimate_labeling, label_regions
     from foveate.core.progress import say
     from foveate.core.recipes import parse_overrides, validate
@@ -66,13 +66,14 @@ def command(call: Call, collection: Path, selected: dict[str, Any], settings: di
     options = call.check(RegionRunSettings, selected)
     # Only the detector knows its own fields; --model is one of them that nearly all have.
     content = parse_overrides(options.options) | ({} if options.model is None else {"model": options.model})
-    where = f"detector '{options.detector}' (--model, --set)"
-    kind = find_detector(options.detector)
+    detector = options.detector or choose_detector(content.get("model"))
+    where = f"detector '{detector}' (--model, --set)"
+    kind = find_detector(detector)
     detector_settings = validate(kind.settings, content, where=where)
     if kind.without_model and content.get("model") is None:
         say(f"no --model: {kind.without_model}")
     run_options: dict[str, Any] = {
-        "detector": options.detector,
+        "detector": detector,
         "detector_settings": detector_settings,
         "split": options.split,
         "limit": options.limit,
