@@ -1,7 +1,7 @@
 """Search of many vectors: ours (exact) against faiss's IndexFlatIP, in one run, on the same vectors and threads.
 
     python -m benchmarks.search --out bench
-    python -m benchmarks.search --out bench --lists --width 128    # faiss's inverted lists instead
+    python -m benchmarks.search --out bench --factories SQ8 IVF256,Flat   # of faiss, against exact search
 
 Grows with the number of vectors (10,000, 100,000, 1,000,000) and with queries per call (1, 16, 256). The limit of one
 query is reading every vector once: bytes over the measured rate of a plain copy; that of many is the matrix product.
@@ -22,7 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import compare, publish, ratio
-from foveate.search.nearest import PROBES, inverted_lists, nearest, nearest_by_faiss
+from foveate.search.nearest import build_faiss, choose_factory, nearest, nearest_by_faiss
 
 COUNT = 20
 
@@ -103,35 +103,36 @@ def _product(stored: np.ndarray, queries: np.ndarray) -> None:
         stored[start : start + 8192] @ table
 
 
-def lists(out: Path, *, sizes: list[int], width: int, repeats: int, threads: int) -> None:
-    """One query after the other: seconds to make inverted lists, seconds a query, share of the nearest found."""
+def measure_factory(out: Path, factory: str, *, sizes: list[int], width: int, repeats: int, threads: int) -> None:
+    """One query after the other: seconds to make an index, seconds a query, share of the nearest found."""
     for size in sizes:
         stored = vectors(size, width=width, seed=0)
         began = time.perf_counter()
-        index = inverted_lists([stored])
+        index = build_faiss([stored], factory or choose_factory(size))
         made = time.perf_counter() - began
         queries = vectors(20, width=width, seed=2).astype(np.float64)
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
         candidates = {
             "exact": partial(_exact, stored, queries),
-            "inverted lists": partial(_by_lists, stored, queries, index),
+            "approximate": partial(_by_lists, stored, queries, index),
         }
         timings = compare(candidates, repeats=repeats, warmup=1)
         exact, found = _exact(stored, queries), _by_lists(stored, queries, index)
-        saved = timings["exact"].median - timings["inverted lists"].median
+        saved = timings["exact"].median - timings["approximate"].median
         extra = {
             "vectors": size,
             "width": width,
             "threads": threads,
-            "probes": PROBES,
+            "factory": factory or choose_factory(size),
+            "probes": getattr(index, "nprobe", None),
             "seconds_to_make": made,
             "recall_at_10": _shared([rows[:10] for rows in exact], found),
             "recall_at_20": _shared(exact, found),
             "queries_to_pay_for_it": len(queries) * made / saved if saved > 0 else None,
         }
-        speedup = {"lists over exact": ratio(timings, "inverted lists", "exact")}
+        speedup = {"approximate over exact": ratio(timings, "approximate", "exact")}
         publish(
-            f"search-lists-{size}-{width}",
+            f"search-{(factory or 'lists').replace(',', '-')}-{size}-{width}",
             timings,
             out=out,
             ratios=speedup,
@@ -161,15 +162,17 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=["float32", "float16"], default=["float32", "float16"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--lists", action="store_true", help="measure inverted lists against exact search instead")
+    parser.add_argument("--factories", nargs="*", help="measure indexes of faiss's index_factory against exact search")
     asked = vars(parser.parse_args())
     threads = asked["threads"]
     faiss.omp_set_num_threads(threads)
     torch.set_num_threads(threads)
     with threadpool_limits(threads):
-        if asked.pop("lists"):
-            lists(**{name: asked[name] for name in ("out", "sizes", "width", "repeats", "threads")})
-        else:
+        factories = asked.pop("factories")
+        for factory in factories or [""] if factories is not None else ():
+            names = ("out", "sizes", "width", "repeats", "threads")
+            measure_factory(factory=factory, **{name: asked[name] for name in names})
+        if factories is None:
             run(**asked)
 
 

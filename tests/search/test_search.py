@@ -259,6 +259,50 @@ def test_faiss_finds_the_same(lists_from: int, folder: Path, tmp_path: Path, mon
     assert kept == (["image", "region"] if lists_from == 10 else []), "one kind's lists must not push out the other's"
 
 
+@pytest.mark.parametrize("factory", ["IVF2,Flat", "IVF2,SQ8", "HNSW8", "IVF2,PQ4x4", "PCA8,SQ8"])
+def test_any_index_of_faiss_gives_scores_of_the_vectors(factory: str, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    opened = foveate.open_index(copy / "my-index")
+    exact = {(hit.key, hit.box): hit for hit in opened.search("a red disc", count=50, kind="regions", per_image=50)}
+    for _ in range(2):  # built, then read from its file
+        hits = opened.search("a red disc", count=5, kind="regions", per_image=50, backend=f"faiss:{factory}")
+        assert len(hits) == 5
+        assert all(hit == exact[hit.key, hit.box] for hit in hits)
+        opened = foveate.open_index(copy / "my-index")
+    (stored,) = (copy / "my-index" / "faiss").iterdir()
+    opened.search("a red disc", kind="regions", backend="faiss:HNSW4")
+    assert stored not in (copy / "my-index" / "faiss").iterdir(), "an index of another factory takes its place"
+
+
+def test_the_effort_of_an_approximate_index_is_chosen_by_its_recall(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("faiss")
+    # Without clusters a neighbor may be in any list, so that nearly all must be searched.
+    vectors = np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = nearest.build_faiss([vectors[:1000], vectors[1000:]], "IVF64,Flat")
+    assert index.nprobe > 8
+    queries = np.random.default_rng(1).normal(size=(50, 16))
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    _, exact_QK = nearest.nearest([vectors], queries, count=20)
+    excluded = np.zeros(0, np.int64)
+    found = [
+        nearest.nearest_by_faiss([vectors], query, count=20, excluded=excluded, index=index)[1] for query in queries
+    ]
+    recall = np.mean([len(np.intersect1d(ours, theirs)) for ours, theirs in zip(found, exact_QK, strict=True)]) / 20
+    assert recall > 0.97
+    assert "nprobe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("factory", ["IVF", "nonsense", "IVF99999,Flat", "PQ7", "Flat,,,", "PQ99999999999x8"])
+def test_what_faiss_cannot_make_is_refused(factory: str, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    with raises_naming(UserError, factory, "IVF256,Flat"):
+        foveate.open_index(copy / "my-index").search("red", backend=f"faiss:{factory}")
+    assert not list((copy / "my-index").glob("faiss/*.faiss"))
+
+
 def test_without_faiss_it_says_what_to_install(index: foveate.SearchIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with raises_naming(UserError, "foveate[faiss]"):

@@ -207,7 +207,7 @@ class SearchIndex:
             negative: a text that the hits should be unlike.
             weights: of the parts "text", "image", "box" and "negative"; 1 by default.
             kind: "images", "regions" or "both". per_image: maximum of hits from one image.
-            backend: "exact", or "faiss" with the extra of that name.
+            backend: "exact", or with the extra of that name "faiss" or "faiss:FACTORY", as in "faiss:IVF4096,PQ64".
             text_weight: of the text's words in captions and file names; 0 ignores them.
 
         Raises:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
+import re
 import timeit
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -298,19 +300,23 @@ def take(parts: Sequence[NDArray[np.floating]], rows_C: NDArray[np.int64]) -> ND
     return np.concatenate(vectors)
 
 
-# Search by faiss (the extra `faiss`): a flat index of few vectors, inverted lists of many.
+# Search by faiss (the extra `faiss`): a flat index of few vectors, inverted lists of many, or any index of its factory.
 #
 # Used only when the user asks for it. The results of faiss are scored again as in `nearest`, so that scores and order
-# are the same; with inverted lists a neighbor can be missing.
+# are the same; with an approximate index a neighbor can be missing.
 
 
-# From this many rows on an approximate index. Measured (docs/verbs/search.md): of 10,000 rows the lists find .76 of the
-# 20 nearest, of 100,000 and of a million all.
+# From this many rows on an approximate index. Measured (docs/verbs/search.md): of 10,000 rows lists miss neighbors.
 LISTS_FROM = 100_000
-PROBES = 32
-_TRAIN_PER_LIST = 64  # vectors for each list
+_TRAIN_ROWS = 2**16  # vectors that an index is trained on at most
 # Rows that are copied at a time as float32, the only type that faiss takes.
 _ADD_ROWS = 2**15
+# An index of shortened vectors orders the nearest ones wrongly: so many times more are scored again by their own.
+_REFINED = 4
+# How the effort of a search is chosen: as many nearest of so many of the index's own vectors must be found.
+_ASKED, _NEAREST, MIN_RECALL = 200, 20, 0.99
+# What faiss calls the effort of inverted lists and of graphs.
+_EFFORTS = ("nprobe", "efSearch")
 
 
 def library() -> Any:
@@ -336,7 +342,7 @@ def nearest_by_faiss(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the `count` rows nearest to a unit-length query by faiss; scores and order as in `nearest`."""
     # faiss does not know which rows are excluded, so that many more are requested.
-    request = min(count + len(excluded), index.ntotal)
+    request = min(_REFINED * count + len(excluded), index.ntotal)
     _, rows_1K = index.search(query_E[None].astype(np.float32), request)
     # faiss pads the result with -1 where the lists that it searched hold fewer rows.
     rows = np.setdiff1d(rows_1K[0][rows_1K[0] >= 0].astype(np.int64), excluded)
@@ -345,58 +351,109 @@ def nearest_by_faiss(
     return rank_rows(parts, query_E, rows, count=count)
 
 
-def open_faiss(parts: Sequence[NDArray[np.floating]], segments: Sequence[Segment], folder: Path) -> Any:
-    """Return a faiss index: flat in memory, or inverted lists in `folder`/faiss, built when missing.
+def choose_factory(total: int) -> str:
+    """Return faiss's factory string for so many rows: a flat index, or about sqrt(N) inverted lists.
+
+    >>> choose_factory(1000), choose_factory(100_000), choose_factory(1_000_000)
+    ('Flat', 'IVF256,Flat', 'IVF1024,Flat')
+    """
+    # A power of two near sqrt(N): four times as many, faiss's guideline, take sixteen times as long to make.
+    return "Flat" if total < LISTS_FROM else f"IVF{2 ** round(math.log2(total**0.5))},Flat"
+
+
+def open_faiss(
+    parts: Sequence[NDArray[np.floating]], segments: Sequence[Segment], folder: Path, *, factory: str = ""
+) -> Any:
+    """Return a faiss index: flat in memory, or another in `folder`/faiss, built when missing.
 
     Args:
-        segments: of the parts, all of one kind; their names decide the file of the inverted lists.
+        segments: of the parts, all of one kind; their names decide the file of the index.
+        factory: string of `faiss.index_factory`, as "IVF4096,PQ64"; by the number of rows where it is "".
+
+    Raises:
+        UserError: faiss is not installed, or cannot make such an index of these vectors.
     """
     faiss = library()
-    total, width = sum(map(len, parts)), parts[0].shape[1]
-    if total < LISTS_FROM:
-        flat = faiss.IndexFlatIP(width)
-        _add(flat, parts)
-        return flat
-    kind, names = segments[0].kind, "\n".join(segment.name for segment in segments)
-    # A hash of the segments' names is part of the file name, so lists of an earlier state are never mistaken for these.
+    factory = factory or choose_factory(sum(map(len, parts)))
+    if factory == "Flat":
+        return build_faiss(parts, factory)
+    kind, names = segments[0].kind, "\n".join([factory, *(segment.name for segment in segments)])
+    # A hash of the segments' names is part of the file name, so an index of an earlier state is never taken for this.
     path = folder / "faiss" / f"{kind}-{hashlib.blake2b(names.encode(), digest_size=8).hexdigest()}.faiss"
     if not path.is_file():
         with FolderLock(folder, purpose="faiss lists"):
             path.parent.mkdir(exist_ok=True)
-            # Lists of an earlier state; those of the other kind stay.
+            # That of an earlier state, or of another factory; those of the other kind stay.
             for old in path.parent.glob(f"{kind}-*"):
                 old.unlink()
             temporary = path.with_suffix(".tmp")
-            faiss.write_index(inverted_lists(parts), str(temporary))
+            faiss.write_index(build_faiss(parts, factory), str(temporary))
             commit_atomically(temporary, path)
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-    index.nprobe = PROBES
-    return index
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
 
 
-def inverted_lists(parts: Sequence[NDArray[np.floating]]) -> Any:
-    """Build an IndexIVFFlat with 4 sqrt(N) lists for N rows."""
+def build_faiss(parts: Sequence[NDArray[np.floating]], factory: str) -> Any:
+    """Build a faiss index, and choose its effort by its recall of the nearest of its own vectors.
+
+    Raises:
+        UserError: faiss knows no such index, or cannot make it of so many vectors of this width.
+    """
     faiss = library()
     total, width = sum(map(len, parts)), parts[0].shape[1]
-    # Faiss's guideline for up to a million vectors: 4 to 16 times sqrt(N).
-    lists = int(4 * total**0.5)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-    say(f"faiss: {lists} inverted lists for {total:,} vectors, built once")
-    train_rows = np.sort(
-        np.random.default_rng(0).choice(total, size=min(total, _TRAIN_PER_LIST * lists), replace=False)
-    )
-    first, sample = 0, []
-    for part in parts:
-        inside = train_rows[(train_rows >= first) & (train_rows < first + len(part))] - first
-        sample.append(part[inside].astype(np.float32))
-        first += len(part)
-    index.train(np.concatenate(sample))
-    _add(index, parts)
-    index.nprobe = PROBES
+    try:
+        index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+        if factory != "Flat":
+            say(f"faiss: {factory} of {total:,} vectors, built once")
+        if not index.is_trained:
+            index.train(_sample(parts, _TRAIN_ROWS))
+        for part in parts:
+            for start in range(0, len(part), _ADD_ROWS):
+                index.add(np.ascontiguousarray(part[start : start + _ADD_ROWS], dtype=np.float32))
+    except RuntimeError as error:
+        # faiss's messages begin with the function, the line of its source, and the condition in it.
+        reason = re.sub(r"^.* at \S+:[0-9]+: (Error: )?('.*' failed: )?", "", str(error), flags=re.DOTALL).strip()
+        raise UserError(
+            f"backend 'faiss:{factory}': faiss cannot make it of {total:,} vectors of {width} numbers ({reason}); "
+            f"allowed are strings of its index_factory, such as {choose_factory(LISTS_FROM)}"
+        ) from error
+    if factory != "Flat":
+        _choose_effort(index, parts)
     return index
 
 
-def _add(index: Any, parts: Sequence[NDArray[np.floating]]) -> None:
-    for part in parts:
-        for start in range(0, len(part), _ADD_ROWS):
-            index.add(np.ascontiguousarray(part[start : start + _ADD_ROWS], dtype=np.float32))
+def _sample(parts: Sequence[NDArray[np.floating]], count: int) -> NDArray[np.float32]:
+    total = sum(map(len, parts))
+    rows = np.random.default_rng(0).choice(total, size=min(total, count), replace=False)
+    return np.ascontiguousarray(take(parts, np.sort(rows)), dtype=np.float32)
+
+
+def _choose_effort(index: Any, parts: Sequence[NDArray[np.floating]]) -> None:
+    """Double the effort of an index until it finds what `MIN_RECALL` asks for, or no more is found."""
+    space, queries_QE = library().ParameterSpace(), _sample(parts, _ASKED)
+    _, exact_QK = nearest(parts, queries_QE, count=_NEAREST)
+    name = next((name for name in _EFFORTS if _set(space, index, name, 1)), None)
+    none, counts = np.zeros(0, np.int64), list[int]()
+    # Not less than 16: texts lie farther from their neighbors than an index's own vectors do from theirs.
+    for effort in (2**power for power in range(4, 13)):
+        if name is not None:
+            _set(space, index, name, effort)
+        found = (
+            nearest_by_faiss(parts, query_E, count=_NEAREST, excluded=none, index=index)[1]
+            for query_E in queries_QE.astype(np.float64)
+        )
+        counts.append(sum(len(np.intersect1d(*pair)) for pair in zip(found, exact_QK, strict=True)))
+        recall = counts[-1] / exact_QK.size
+        # What three efforts do not change is lost by the shortened vectors.
+        if recall >= MIN_RECALL or name is None or counts[-3:] == 3 * counts[-1:]:
+            break
+    setting = "" if name is None else f" with {name} {effort}"
+    say(f"faiss: finds {recall:.3f} of the {_NEAREST} nearest of the index's own vectors{setting}")
+
+
+def _set(space: Any, index: Any, name: str, value: int) -> bool:
+    """Set a parameter of a faiss index; return whether it has one of that name."""
+    try:
+        space.set_index_parameter(index, name, value)
+    except RuntimeError:
+        return False
+    return True

@@ -45,7 +45,7 @@ from foveate.search.index_folder import (
 )
 from foveate.search.nearest import nearest, nearest_by_faiss, open_faiss, rank_rows
 from foveate.search.query import Query, embed_query
-from foveate.search.settings import TEXT_WEIGHT, HitSettings
+from foveate.search.settings import FAISS, TEXT_WEIGHT, HitSettings
 from foveate.vision.localizer.model import LocalizingModel
 from foveate.vision.localizer.sources import find_model
 
@@ -185,7 +185,7 @@ class Index:
 
         Args:
             kind: "images", "regions" or "both". per_image: maximum of hits from one image.
-            backend: "exact", or "faiss" (approximate from `faiss_backend.LISTS_FROM` rows on).
+            backend: "exact", "faiss" (approximate from `nearest.LISTS_FROM` rows on), or "faiss:FACTORY".
             terms: parts that the vector is the sum of, see `EmbeddedQuery`. With them scores are calibrated: hits are
                 ordered by z, not by the cosine.
             text: words to look for in captions and file names. text_weight: z of a complete match.
@@ -386,6 +386,7 @@ class KindRows:
     def __init__(self, folder: Path, segments: list[Segment], collection: Collection) -> None:
         self.folder, self.segments, self.collection = folder, segments, collection
         self.vectors = [segment.embeddings(folder) for segment in segments]
+        self._faiss: tuple[str, Any] | None = None  # the factory and its index
 
     @cached_property
     def rows(self) -> pa.Table:
@@ -405,9 +406,11 @@ class KindRows:
     def available(self) -> int:
         return sum(segment.rows for segment in self.segments) - (len(self.removed) if self.segments else 0)
 
-    @cached_property
-    def _faiss(self) -> Any:
-        return open_faiss(self.vectors, self.segments, self.folder)
+    def _open_faiss(self, factory: str) -> Any:
+        # One at a time: the indexes of several factories would fill the memory.
+        if self._faiss is None or self._faiss[0] != factory:
+            self._faiss = factory, open_faiss(self.vectors, self.segments, self.folder, factory=factory)
+        return self._faiss[1]
 
     def score(self, query_E: NDArray[np.float64], rows: NDArray[np.int64]) -> list[tuple[float, int]]:
         """Return (cosine, row) of rows that the collection has not removed."""
@@ -426,9 +429,11 @@ class KindRows:
         is_region = any(segment.kind == REGION for segment in self.segments)
         request = min(_MORE * count, self.available) if is_region else count
         while True:
-            if backend == "faiss":
+            name, _, factory = backend.partition(":")
+            if name == FAISS:
+                index = self._open_faiss(factory)
                 scores, rows = nearest_by_faiss(
-                    self.vectors, query_E, count=request, excluded=self.removed, index=self._faiss
+                    self.vectors, query_E, count=request, excluded=self.removed, index=index
                 )
             else:
                 scores, rows = (

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from foveate.core.errors import nearest
 from foveate.core.recipes import Settings, parse_pairs
 from foveate.records.region_sources import RegionSources
 
 RegionRule = Literal["auto", "boxes", "grid", "both", "none"]
 Precision = Literal["float32", "float16"]
 LocateRule = Literal["head", "candidates"]
+FAISS = "faiss"
 LOCATE_RULES: tuple[str, ...] = get_args(LocateRule)
 
 
@@ -53,9 +55,18 @@ class HitSettings(Settings):
         description="weight of the query's words in captions and file names, in standard deviations of the cosine; 0 "
         "ignores captions and names",
     )
-    backend: Literal["exact", "faiss"] = Field(
-        "exact", description="search exactly, or with faiss (extra), which is approximate for large indexes"
+    backend: str = Field(
+        "exact",
+        description="exact; or faiss (extra), which is approximate for large indexes; or faiss:FACTORY, an index of "
+        "faiss's index_factory, such as faiss:IVF4096,PQ64",
     )
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, value: str) -> str:
+        if value != "exact" and value.partition(":")[0] != FAISS:
+            raise ValueError(f"allowed are exact, faiss and faiss:FACTORY{nearest(value, ('exact', FAISS))}")
+        return value
 
 
 def _parse_corners(value: Any) -> Any:
