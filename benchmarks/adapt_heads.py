@@ -1,17 +1,20 @@
-"""What a solved head and the choice on validation images give few-label tuning: accuracies on three small tasks.
+"""What a solved head and the choice on validation images give few-label tuning: accuracies on six small tasks.
 
-    python -m benchmarks.adapt_heads --out DIR
+    python -m benchmarks.adapt_heads --packages FOLDER --out DIR
 
 Each cell trains `foveate adapt train`'s defaults (AdamW, peak rate 0.001, 50 epochs or 300 steps) on drawn images:
-digits of scikit-learn and turned characters on a ViT that has read characters, emoji by subcategory on a ViT that was
-distilled from EfficientNet-Lite0. "features" is the linear probe on the untuned network, "random" starts from a random
+characters in other fonts, digits of scikit-learn and turned characters on a ViT that has read characters; emoji by
+subcategory, stamps and photographs by folder (see benchmarks/search_folders.py) on a ViT that was distilled from
+EfficientNet-Lite0. "features" is the linear probe on the untuned network, "random" starts from a random
 head, "solved" from that probe, and "saved" is the better of solved and features on validation images, the tuned one of
-equals. Test images decide nothing. Networks and images come from the package; a run that is stopped goes on.
+equals. Test images decide nothing. All but stamps and photographs comes from the package; a run that is stopped goes
+on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from benchmarks.search_folders import find_folder
 from foveate.adapt.compare.bench import Bench
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.recipe import AdaptTraining
@@ -29,13 +33,15 @@ from foveate.core.files import read_json, write_json_atomically
 from foveate.core.seeds import generator
 from foveate.metrics.intervals import seed_interval
 from foveate.training.classification import LabeledImages
+from foveate.vision.preprocess import render_file
 from foveate_labs.studies import petl_worlds as worlds
 
-METHODS = ("lora", "full", "bitfit")
+METHODS = ("lora", "full", "bitfit")  # beside linear, the features alone
+MIN_IMAGES = 25  # of a folder that is a class
 VALIDATION, TEST, MAX_CLASSES = 10, 50, 12  # images of a class; classes of a task
 
 
-def open_digits(folder: Path) -> tuple[LoadedBackbone, LabeledImages]:
+def open_digits(folder: Path, packages: Path) -> tuple[LoadedBackbone, LabeledImages]:
     """Open scikit-learn's digits, bilinear to the size of the characters that the network has read."""
     from sklearn.datasets import load_digits
 
@@ -49,22 +55,48 @@ def open_digits(folder: Path) -> tuple[LoadedBackbone, LabeledImages]:
     return network, worlds.labeled_pixels("digits", names, source.target, splits, torch.from_numpy(pixels))
 
 
-def open_rotation(folder: Path) -> tuple[LoadedBackbone, LabeledImages]:
+def open_rotation(folder: Path, packages: Path) -> tuple[LoadedBackbone, LabeledImages]:
     """Open characters by their rotation, which the network has never been asked for."""
     world = worlds.open_rotation(folder / "rotation", folder / "glyphs" / "before.safetensors")
     return world.opened, world.data
 
 
-def open_emoji(folder: Path) -> tuple[LoadedBackbone, LabeledImages]:
+def open_characters(folder: Path, packages: Path) -> tuple[LoadedBackbone, LabeledImages]:
+    """Open characters in fonts that the network has not read, with a new head."""
+    world = worlds.open_glyph_world(folder / "glyphs")
+    network: Any = world.opened.model
+    network.reset_classifier(len(world.data.classes))
+    return world.opened, world.data
+
+
+def open_folder(name: str, folder: Path, packages: Path) -> tuple[LoadedBackbone, LabeledImages]:
+    """Open the images of a package by folder, squeezed to the side of the distilled network."""
+    opened = worlds.open_emoji(folder / "emoji").opened
+    root = find_folder(name, packages, folder)
+    if root is None:
+        raise SystemExit(f"{name}: the package is not below {packages} (--packages)")
+    paths = sorted(path for path in root.rglob("*") if path.suffix in (".png", ".webp"))
+    of_path = [path.relative_to(root).parts[0] for path in paths]
+    classes = sorted({each for each in of_path if of_path.count(each) >= MIN_IMAGES})
+    members = [(path, classes.index(each)) for path, each in zip(paths, of_path, strict=True) if each in classes]
+    pixels = torch.stack([render_file(path.read_bytes(), opened.preprocess)[0] for path, _ in members])
+    splits, labels = np.full(len(members), "pool"), np.array([label for _, label in members])
+    return opened, worlds.labeled_pixels(name, classes, labels, splits, pixels)
+
+
+def open_emoji(folder: Path, packages: Path) -> tuple[LoadedBackbone, LabeledImages]:
     """Open emoji by subcategory."""
     world = worlds.open_emoji(folder / "emoji")
     return world.opened, world.data
 
 
-TASKS: dict[str, Callable[[Path], tuple[LoadedBackbone, LabeledImages]]] = {
+TASKS: dict[str, Callable[[Path, Path], tuple[LoadedBackbone, LabeledImages]]] = {
+    "characters": open_characters,
     "digits": open_digits,
     "rotation": open_rotation,
     "emoji": open_emoji,
+    "stamps": functools.partial(open_folder, "stamps"),
+    "photographs": functools.partial(open_folder, "photographs"),
 }
 
 
@@ -103,9 +135,9 @@ def draw_rows(images: LabeledImages, shots: int, seed: int) -> tuple[LabeledImag
     return chosen, {name: np.sort(np.concatenate(part)) for name, part in parts.items()}
 
 
-def measure(folder: Path, task: str, shots: int, seed: int) -> dict[str, Any]:
+def measure(folder: Path, packages: Path, task: str, shots: int, seed: int, methods: Sequence[str]) -> dict[str, Any]:
     """Return the test accuracies of one draw, and by which method each was reached."""
-    network, images = TASKS[task](folder)
+    network, images = TASKS[task](folder, packages)
     images, rows = draw_rows(images, shots, seed)
     bench, held = Bench(network, device="cpu"), np.concatenate([rows["validation"], rows["test"]])
 
@@ -119,7 +151,7 @@ def measure(folder: Path, task: str, shots: int, seed: int) -> dict[str, Any]:
 
     features = accuracies("linear", "solved")
     found: dict[str, Any] = {"n": len(rows["test"]), "features": features["test"], "methods": {}}
-    for method in METHODS:
+    for method in methods:
         random, solved = accuracies(method, "random"), accuracies(method, "solved")
         keeps = solved["validation"] >= features["validation"]
         found["methods"][method] = {
@@ -131,27 +163,32 @@ def measure(folder: Path, task: str, shots: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def format_table(cells: dict[str, dict[str, Any]], tasks: Sequence[str], shots: Sequence[int], seeds: int) -> list[str]:
-    """Return a Markdown table of means over seeds."""
-    lines = ["| task | images a class | method | features | random head | solved head | saved |", "|---" * 7 + "|"]
-    for task in tasks:
-        for number in shots:
-            draws = [cells[f"{task}-{number}-{seed}"] for seed in range(seeds)]
+def format_table(cells: dict[str, dict[str, Any]], given: argparse.Namespace) -> list[str]:
+    """Return a Markdown table of means over seeds, with the interval of what saved gains over the features."""
+    names = ("task", "images a class", "method", "features", "random head", "solved head", "saved", "saved - features")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for task in given.tasks:
+        for number in given.shots:
+            draws = [cells[f"{task}-{number}-{seed}"] for seed in range(given.seeds)]
             features = seed_interval([draw["features"] for draw in draws]).value
-            for method in METHODS:
+            for method in given.methods:
                 rows = [draw["methods"][method] for draw in draws]
                 means = [seed_interval([row[key] for row in rows]).value for key in ("random", "solved", "saved")]
+                gain = seed_interval([row["saved"] - draw["features"] for row, draw in zip(rows, draws, strict=True)])
                 values = " | ".join(f"{value:.3f}" for value in (features, *means))
-                lines.append(f"| {task} | {number} | {method} | {values} |")
+                interval = f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
+                lines.append(f"| {task} | {number} | {method} | {values} | {interval} |")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of networks, images and results")
+    parser.add_argument("--packages", type=Path, default=Path("/"), help="folder of installed or unpacked packages")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--shots", nargs="+", type=int, default=[5, 20], help="training images of each class")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with threadpool_limits(1):
@@ -167,10 +204,10 @@ def main() -> None:
             path = given.out / "cells" / f"{name}.json"
             if not path.is_file():
                 path.parent.mkdir(exist_ok=True)
-                write_json_atomically(path, measure(given.out, task, shots, seed))
+                write_json_atomically(path, measure(given.out, given.packages, task, shots, seed, given.methods))
             cells[name] = read_json(path)
             print(name, cells[name], flush=True)
-    print("\n".join(format_table(cells, given.tasks, given.shots, given.seeds)))
+    print("\n".join(format_table(cells, given)))
 
 
 if __name__ == "__main__":
