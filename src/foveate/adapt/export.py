@@ -24,10 +24,12 @@ from foveate.adapt.load_backbone import LoadedBackbone, load_backbone, parse_bac
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.peft_format import add_peft, export_peft, has_head
 from foveate.adapt.results import ImportResult, MergeResult, TrainedParameters
+from foveate.adapt.tasks import Answers, single_label_only
 from foveate.core.errors import UserError
 from foveate.core.export_folder import staged_folder
 from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.core.peft_folder import CONFIG, is_peft
+from foveate.vision.classifier import LABELS_FILE
 
 _MAX_DIFFERENCE = 1e-3  # relative to the largest output; merging in float32 stays below 1e-5
 IMAGES = 4
@@ -79,6 +81,7 @@ def export_merged(
         if not difference <= _MAX_DIFFERENCE * max(1.0, float(before.abs().max())):
             raise UserError(f"{path}: the exported model has other outputs (largest difference {difference:.3g})")
         write_text_atomically(stage / "README.md", _card(adapted, difference))
+        write_labels(adapted.info[adapted.active], stage)
     return path, difference
 
 
@@ -295,6 +298,13 @@ def import_peft(
     )
 
 
+def write_labels(info: dict[str, Any], folder: Path) -> None:
+    """Write what the outputs of a model are beside its weights, unless they are logits of one class per image."""
+    labels = Answers.from_info(info).to_info()
+    if labels:
+        write_json_atomically(folder / LABELS_FILE, {"classes": list(info.get("classes", ())), **labels})
+
+
 def check_empty(to: Path) -> None:
     """Raise UserError for a folder that holds something."""
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
@@ -314,9 +324,11 @@ def merge_adapter(path: Path, to: Path, *, format: str, backbone: str | None = N
         UserError: `to` is not empty, or see `export_merged` and `export_peft`.
     """
     check_empty(to)
-    adapted, network, _ = open_adapted(path, backbone=backbone)
+    adapted, network, info = open_adapted(path, backbone=backbone)
     difference = None
     if format == "peft":
+        # PEFT's folder has no place for thresholds and units, and its readers take logits for those of classes.
+        single_label_only(Answers.from_info(info).task, "--format peft")
         with staged_folder(to) as stage:
             export_peft(adapted, stage, backbone=network.settings)
     else:

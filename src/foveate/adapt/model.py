@@ -175,8 +175,9 @@ class AdaptedModel(nn.Module):
             if isinstance(classifier, nn.Linear):
                 return copy.deepcopy(classifier), True
             raise UserError("classes is missing: this backbone has no classifier of its own to start from")
-        if classes < 2:
-            raise UserError(f"classes must be at least 2 (got {classes})")
+        # One output is a head of values; of a single class nothing can be learned.
+        if classes < 1:
+            raise UserError(f"classes must be at least 1, the outputs of the head (got {classes})")
         return new_head(width, classes), False
 
     def adapter(self, name: str | None = None) -> Adapter[Any]:

@@ -85,13 +85,14 @@ class Column(ResultModel):
 
 
 class Row(ResultModel):
-    """A row of a results table: one question on one set of data, a value per column."""
+    """A row of a results table: one question on one set of data, a value per column; `best` says which value is."""
 
     question: str
     data: str = ""
     chance: float | None = None
     n: int | None = None
     unit: str = "fraction"
+    best: Literal["highest", "lowest"] = "highest"
     values: dict[str, Value | None]
 
 

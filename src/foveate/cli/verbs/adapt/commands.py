@@ -60,6 +60,7 @@ modules_option = click.option(
 @fields(
     "foveate.adapt.recipe:AdaptRecipe",
     "data.field",
+    "data.task",
     "data.shots",
     "training.epochs",
     ("head", "--head-from"),
@@ -80,6 +81,7 @@ def train_command(
     Example:
       foveate adapt train --backbone my-vit --collection my-images --field category --method lora rank=16
       foveate adapt train --backbone lite0 --collection folder-per-class --method linear
+      foveate adapt train --backbone my-vit --collection tags.csv --task multi-label --method lora
       foveate adapt train --backbone timm:resnet50.a1_in1k --collection mine.npz --method bitfit --shots 10
       foveate adapt train runs/adapt-lora/recipe.yaml rank=4 --collection my-images --out runs/adapt-lora-4
     """
@@ -290,7 +292,7 @@ _MAX_LISTED = 10  # classes and unreadable images that are printed
 def predict_command(
     call: Call, tuned: Path, images: tuple[Path, ...], out: Path, settings: dict[str, Any], backbone: str | None
 ) -> None:
-    """Classify IMAGES (files, folders, collections) with RUN and write their classes and probabilities.
+    """Classify IMAGES (files, folders, collections) with RUN and write their classes, labels or values.
 
     RUN is a run folder of `adapt train`, an adapter folder, or a classifier folder that `adapt merge` or `calibrate`
     wrote. With a calibration the answers are written without and with it. Images that cannot be read have a reason
@@ -318,6 +320,10 @@ def _format_predictions(result: PredictResult) -> list[str]:
     common_classes = [f"{name} {count}" for name, count in counts if count][:_MAX_LISTED]
     more = sum(count > 0 for _, count in counts) - len(common_classes)
     lines = [f"{result.images} images: {', '.join(common_classes)}" + (f" and {more} more classes" if more else "")]
+    if result.values is not None:
+        least, mean, largest = result.values
+        values = f"values from {least:.4g} to {largest:.4g}, mean {mean:.4g}"
+        lines = [f"{result.images} images: {values} {result.unit}".rstrip()]
     if result.gamma is not None:
         lines.append(f"gamma {result.gamma:+.4f} changes the class of {result.changed} images")
     if result.ignored_files:
