@@ -160,13 +160,14 @@ def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> Opened:
         if name not in arrays:
             raise UserError(f"{path}: array '{name}' is missing; expected images, labels and, if drawn, split")
     names = arrays["classes"].astype(str).tolist() if "classes" in arrays else None
-    labels = read_label_array(arrays["labels"], data, path.name, what=f"{path}: array 'labels'", names=names)
     pixels = arrays["images"]
     splits = arrays["split"].astype(str) if "split" in arrays else np.full(len(pixels), "")
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
         raise UserError(f"{path}: array 'images' is {pixels.dtype} {list(pixels.shape)}; expected uint8 [N, H, W, 3]")
-    if not len(pixels) == len(labels.labels_N) == len(splits):
-        raise UserError(f"{path}: {len(pixels)} images, {len(labels.labels_N)} labels and {len(splits)} splits")
+    counts = [len(np.atleast_1d(array)) for array in (pixels, arrays["labels"], splits)]
+    if len(set(counts)) > 1:
+        raise UserError(f"{path}: {counts[0]} images, {counts[1]} labels and {counts[2]} splits")
+    labels = read_label_array(arrays["labels"], data, path.name, what=f"{path}: array 'labels'", names=names)
     _refuse_field(path, data, "an array")
 
     def load(row: int, view: View) -> Tensor:
