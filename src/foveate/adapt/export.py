@@ -119,7 +119,7 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
             reloaded = type(model).from_pretrained(path, dtype=pixels.dtype).eval()
         preprocess = adapted.info[adapted.active].get("preprocess")
         if preprocess is not None:
-            config = _processor_config(preprocess, model.config.model_type)
+            config = processor_config(preprocess, model.config.model_type)
             write_json_atomically(path / "preprocessor_config.json", config)
     elif isinstance(model, LocalizingModel):
         from foveate.vision.localizer.folder import load_model, save_model
@@ -134,7 +134,7 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
     return adapted.head(map_backbone(reloaded.to(pixels.device)).features(pixels))
 
 
-def _processor_config(preprocess: dict[str, Any], kind: str) -> dict[str, Any]:
+def processor_config(preprocess: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return a preprocessing as an image processor of transformers declares it."""
     # It has no padding: a letterbox becomes the center crop that comes nearest (the card says so).
     size = preprocess["size"]
