@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from foveate.adapt.export import open_adapted
 from foveate.adapt.folder import CONFIG, find_adapter_folder
 from foveate.adapt.labels import count_names
-from foveate.adapt.results import AdaptResult, PredictResult
+from foveate.adapt.results import AdaptResult, PredictResult, SheetGroup, SheetImage
+from foveate.adapt.scores import write_thumbnail
 from foveate.adapt.tasks import SINGLE_LABEL, Answers, read_answers
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, choose
 from foveate.core.files import read_json
 from foveate.core.hub import find
 from foveate.core.results import CalibrateResult, parse_result
+from foveate.core.runs import RunFolder
 from foveate.core.tables import csv_rows
 from foveate.metrics.agreement import softmax
 from foveate.records import layout
@@ -44,6 +46,9 @@ from foveate.vision.preprocess import Preprocess, read_image, render_file
 
 FOLDED = "calibration.json"  # written by `fold` into a calibrated checkpoint
 CALIBRATION = "calibration"  # run folder of `foveate calibrate` inside a run of `adapt train`
+SHEET = "images"  # folder of thumbnails in the folder of a page
+MAX_GROUPS, MAX_PER_GROUP = 24, 12  # of a contact sheet
+_NUM_RANGES = 5  # of values, with as many images each
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,7 @@ class Predictor:
     """A tuned network with its classes and preprocessing. Use `foveate.open_adapter`.
 
     Attributes:
+        name: of the folder that it was opened from.
         classes: names, in the order of the logits.
         preprocess: how images become pixels.
         gamma: of the calibration; None where there is none.
@@ -224,12 +230,12 @@ class Predictor:
         network: nn.Module | None = None,
         answers: Answers | None = None,
     ) -> None:
-        self._logits, self._name, self._device, self.network = logits, name, device, network
+        self._logits, self.name, self._device, self.network = logits, name, device, network
         self.classes, self.preprocess, self.gamma = tuple(classes), preprocess, gamma
         self.answers = answers or Answers(classes=self.classes)
 
     def __repr__(self) -> str:
-        return f"Predictor({self._name!r}, {self.answers.task}, {len(self.classes)} classes)"
+        return f"Predictor({self.name!r}, {self.answers.task}, {len(self.classes)} classes)"
 
     def predict(self, images: Iterable[ImageInput], *, skip_unreadable: bool = False) -> ImagePredictions:
         """Classify images: paths, bytes, Pillow images or arrays uint8 [H, W, 3].
@@ -263,7 +269,7 @@ class Predictor:
         names = [source.name for source in sources]
         splits = np.full(len(rows), "")
         # `predict` takes labeled images; -1 means "no label", and nothing here reads it.
-        labeled = LabeledImages(self._name, self.classes, names, np.full(len(rows), -1), splits, load)
+        labeled = LabeledImages(self.name, self.classes, names, np.full(len(rows), -1), splits, load)
         outputs = predict(self._logits, labeled, rows, device=self._device, description="classifying")
         unreadable = {names[row]: reason for row, reason in outputs.unreadable.items()}
         read = tuple(names[row] for row in outputs.rows.tolist())
@@ -433,16 +439,28 @@ def _positions(names: Sequence[str], classes: Sequence[str], where: Path) -> tup
 
 
 def predict_files(
-    predictor: Predictor, paths: Sequence[Path], to: Path, *, top: int = 1, each_class: bool = False
+    predictor: Predictor,
+    paths: Sequence[Path],
+    to: Path,
+    *,
+    top: int = 1,
+    each_class: bool = False,
+    page: Path | None = None,
+    command: list[str] | None = None,
 ) -> PredictResult:
     """Classify the images of files, folders and collections, and write a CSV file; see `ImagePredictions.write_csv`.
 
+    Args:
+        page: folder for a contact sheet: thumbnails and a result.json, of which the report makes a page.
+        command: command line, for the page.
+
     Raises:
-        UserError: see `list_sources` and `Predictor.predict`; `to` is a folder.
+        UserError: see `list_sources` and `Predictor.predict`; `to` is a folder, or `page` holds another run.
     """
     if to.is_dir():
         raise UserError(f"{to}: is a folder; expected the name of a CSV file")
     sources, others = list_sources(paths)
+    folder = None if page is None else RunFolder.create(page, command=command)
     # One damaged file among thousands must not cost the others: it gets a row with the reason instead.
     answers = predictor.predict_sources(sources, skip_unreadable=True)
     answers.write_csv(to, top=top, each_class=each_class)
@@ -450,7 +468,11 @@ def predict_files(
     is_value = answers.answers.task == "regression"
     spread = None if values is None or not is_value else (values.min(), values.mean(), values.max())
     changed = None if calibrated is None else sum(a != b for a, b in zip(answers.labels, calibrated, strict=True))
-    return PredictResult(
+    result = PredictResult(
+        title=f"Answers for {len(answers.images):,} images",
+        command=command or "",
+        model=predictor.name,
+        table=str(to),
         images=len(answers.images),
         task=answers.answers.task,
         unit=answers.answers.unit,
@@ -461,3 +483,73 @@ def predict_files(
         gamma=None if answers.gamma is None else answers.gamma.value,
         changed=changed,
     )
+    if folder is not None:
+        sheet = write_sheet(predictor, {source.name: source for source in sources}, answers, folder.path)
+        result = result.model_copy(update={"sheet": sheet, "per_group": MAX_PER_GROUP})
+        folder.write_result(result.to_json())
+    return result
+
+
+# The contact sheet of predictions.
+
+
+def write_sheet(
+    predictor: Predictor, sources: Mapping[str, ImageSource], answers: ImagePredictions, folder: Path
+) -> list[SheetGroup]:
+    """Write thumbnails of some images of each answer, as the network sees them, and return the groups.
+
+    The most frequent classes come first. In a group images stand from the surest to the least sure; of more than
+    `MAX_PER_GROUP` some evenly between the two.
+    """
+    saved: dict[int, str] = {}
+
+    def thumbnail(row: int) -> str:
+        # An image with several labels is in several groups, and written once.
+        if row not in saved:
+            saved[row] = f"{SHEET}/{row}.webp"
+            write_thumbnail(sources[answers.images[row]].render(predictor.preprocess), folder / saved[row])
+        return saved[row]
+
+    groups = []
+    for title, rows, texts in _group_answers(answers)[:MAX_GROUPS]:
+        shown = np.unique(np.linspace(0, len(rows) - 1, min(MAX_PER_GROUP, len(rows))).astype(int)).tolist()
+        images = [
+            SheetImage(image=thumbnail(rows[place]), key=answers.images[rows[place]], text=texts[place])
+            for place in shown
+        ]
+        groups.append(SheetGroup(title=title, count=len(rows), images=images))
+    return groups
+
+
+def _group_answers(answers: ImagePredictions) -> list[tuple[str, list[int], list[str]]]:
+    """Return title, rows in the order of the sheet, and text of each row, by group."""
+    values, unit = answers.values, answers.answers.unit
+    if answers.answers.task == "regression" and values is not None:
+        order = np.argsort(values, kind="stable")
+        parts = [part for part in np.array_split(order, min(_NUM_RANGES, len(order))) if len(part)]
+        return [
+            (
+                f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} {unit}".strip(),
+                part.tolist(),
+                [f"{values[row]:.4g} {unit}".strip() for row in part],
+            )
+            for part in parts
+        ]
+    members: dict[str, list[int]] = {}
+    for row, names in enumerate(answers.label_sets):
+        for name in names or ("none of the labels",):
+            members.setdefault(name, []).append(row)
+    groups = []
+    for name, rows in sorted(members.items(), key=lambda item: -len(item[1])):
+        number = answers.classes.index(name) if name in answers.classes else None
+        if values is not None and number is not None:  # ordered classes: near the class is sure
+            sure_N, texts = -np.abs(values - number), [f"{value:.2f}" for value in values]
+        elif number is None:  # the highest of what was not enough
+            sure_N = 1 - answers.probabilities.max(axis=1)
+            texts = [f"highest {probability:.2f}" for probability in answers.probabilities.max(axis=1)]
+        else:
+            sure_N = answers.probabilities[:, number]
+            texts = [f"{probability:.2f}" for probability in sure_N]
+        ordered = sorted(rows, key=lambda row: -sure_N[row])
+        groups.append((name, ordered, [texts[row] for row in ordered]))
+    return groups

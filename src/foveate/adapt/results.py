@@ -230,10 +230,28 @@ class ImportResult(ResultModel):
     parameters: TrainedParameters
 
 
-class PredictResult(ResultModel):
+class SheetImage(ResultModel):
+    """An image of a contact sheet: its thumbnail in the folder of the page, its name, and its answer as text."""
+
+    image: str
+    key: str
+    text: str
+
+
+class SheetGroup(ResultModel):
+    """Images of one answer, or of a range of values; `count` is how many there are, of which some are shown."""
+
+    title: str
+    count: int
+    images: list[SheetImage]
+
+
+class PredictResult(RunResult):
     """What `adapt predict` wrote.
 
     Attributes:
+        model: folder of the tuned model. table: file of the predictions.
+        sheet: of the page, at most `per_group` images of each group; none without a page.
         images: that were classified.
         task: kind of the labels. unit: of values.
         counts: class or label -> images, without calibration; none of values.
@@ -244,6 +262,11 @@ class PredictResult(ResultModel):
         changed: images whose class the calibration changed; None without one.
     """
 
+    kind: str = "adapt_predict"
+    model: str = ""
+    table: str = ""
+    sheet: list[SheetGroup] = []
+    per_group: int = 0
     images: int
     task: str = "single-label"
     unit: str = ""

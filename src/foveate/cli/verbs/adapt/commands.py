@@ -286,11 +286,18 @@ _MAX_LISTED = 10  # classes and unreadable images that are printed
 @click.argument("tuned", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @path_option("--out", "CSV file of the predictions, one row per image; replaced if it exists.", required=True)
+@path_option("--page", "Folder of a page with a contact sheet by class; none by default.")
 @fields(f"{SETTINGS}:PredictSettings", "top", "each_class", "gamma", "calibration", metavars={"calibration": "FOLDER"})
 @moved_option
 @common(seed=False)
 def predict_command(
-    call: Call, tuned: Path, images: tuple[Path, ...], out: Path, settings: dict[str, Any], backbone: str | None
+    call: Call,
+    tuned: Path,
+    images: tuple[Path, ...],
+    out: Path,
+    page: Path | None,
+    settings: dict[str, Any],
+    backbone: str | None,
 ) -> None:
     """Classify IMAGES (files, folders, collections) with RUN and write their classes, labels or values.
 
@@ -301,6 +308,7 @@ def predict_command(
     \b
     Example:
       foveate adapt predict runs/adapt-lora photos --out answers.csv
+      foveate adapt predict runs/adapt-lora photos --out answers.csv --page sheet
       foveate adapt predict runs/adapt-lora photos --out answers.csv --top 3 --each-class
       foveate adapt predict runs/adapt-full a.jpg b.jpg --calibration runs/calibrate --out answers.csv --json
     """
@@ -311,8 +319,14 @@ def predict_command(
     predictor = open_adapter(
         tuned, device=call.device, backbone=backbone, gamma=checked.gamma, calibration=checked.calibration
     )
-    result = predict_files(predictor, images, out, top=checked.top, each_class=checked.each_class)
-    call.finish(result.to_json(), _format_predictions(result), {"answers": out})
+    columns = {"top": checked.top, "each_class": checked.each_class}
+    result = predict_files(predictor, images, out, **columns, page=page, command=call.command)
+    paths = {"answers": out}
+    if page is not None:
+        from foveate.report.render import render
+
+        paths["page"] = render(page)
+    call.finish(result.to_json(), _format_predictions(result), paths)
 
 
 def _format_predictions(result: PredictResult) -> list[str]:
