@@ -355,3 +355,119 @@ def test_adapters_without_a_task_are_of_one_class() -> None:
     answers = Answers("multi-label", ("a", "b"), (0.2, 0.7))
     assert Answers.from_info({"classes": ["a", "b"], **answers.to_info()}) == answers
     assert answers.decide(np.array([[0.0, 0.0], [-9.0, -9.0]])) == [("a",), ()]
+
+
+# Pages.
+
+
+def read_page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "headings"),
+    [
+        ("tags.csv", (), ("By label", "Can its confidence be believed?", "Most confident mistakes")),
+        ("tags.csv", ("--field", "count"), ("By class", "Mistaken for each other", "Most confident mistakes")),
+        (
+            "tags.csv",
+            ("--field", "count", "--task", "ordinal"),
+            ("By class", "Mistaken for each other", "Largest errors"),
+        ),
+        ("angles.csv", ("--field", "degrees"), ("Predicted and true", "Largest errors")),
+    ],
+)
+def test_the_page_says_where_the_model_is_wrong(
+    table: str, options: tuple[str, ...], headings: tuple[str, ...], backbone: Path, drawn: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    said = train(backbone, drawn / table, folder, "--method", "linear", *options)
+    page = read_page(folder)
+    for heading in headings:
+        assert f">{heading}</h2>" in page
+    details = said["details"]
+    assert details["split"] == "test"
+    # Every mistake that is counted has its picture inside the page, which loads nothing else.
+    assert page.count('src="data:image/webp') >= len(details["mistakes"]) > 0
+    if details["confusion"]:
+        confusion = np.array(details["confusion"])
+        assert confusion.sum() == details["n"]
+        assert confusion.diagonal().tolist() == [score["right"] for score in details["classes"]]
+        assert confusion.sum(axis=1).tolist() == [score["n"] for score in details["classes"]]
+        assert len(details["mistakes"]) == min(12, details["n"] - confusion.trace())
+    if details["bins"]:
+        total = sum(entry["count"] for entry in details["bins"])
+        error = sum(entry["count"] * abs(entry["confidence"] - entry["right"]) for entry in details["bins"]) / total
+        # Fewer bins than the error has, which can only cancel some of it.
+        assert error <= details["calibration_error"] + 1e-9
+    if details["points"]:
+        assert len(details["points"]) == details["n"]
+
+
+def test_many_classes_have_a_list_instead_of_a_matrix() -> None:
+    from foveate.adapt.results import ClassScore, SplitDetails
+    from foveate.report.blocks import Charts, Table
+    from foveate.report.pages.tuned import MAX_CONFUSED, MAX_PAIRS, _confusion
+
+    def blocks(count: int) -> list[Any]:
+        confusion = np.eye(count, dtype=int) + np.eye(count, k=1, dtype=int)
+        scores = [ClassScore(name=f"c{k}", n=2, predicted=2, right=1) for k in range(count)]
+        return _confusion(SplitDetails(split="test", n=2 * count, classes=scores, confusion=confusion.tolist()))
+
+    few, many = blocks(MAX_CONFUSED), blocks(MAX_CONFUSED + 1)
+    assert isinstance(few[0], Charts)
+    assert [type(block) for block in many] == [Table]
+    assert len(many[0].rows) == MAX_PAIRS
+
+
+def test_the_page_of_predictions_shows_a_bounded_number_of_each_answer(
+    backbone: Path, drawn: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train(backbone, drawn / "tags.csv", folder, "--method", "linear")
+    said = predict(folder, drawn / "images", tmp_path / "a.csv", "--page", tmp_path / "sheet")
+    page = (tmp_path / "sheet" / "report.html").read_text(encoding="utf-8")
+    rows = read_csv(tmp_path / "a.csv")
+    counts = {name: sum(name in row["labels"].split(";") for row in rows) for name in SHAPES}
+    counts["none of the labels"] = sum(not row["labels"] for row in rows)
+    groups = {group["title"]: group for group in said["sheet"]}
+    assert {title: group["count"] for title, group in groups.items()} == {k: v for k, v in counts.items() if v}
+    shown = [image for group in groups.values() for image in group["images"]]
+    assert all(len(group["images"]) == min(12, group["count"]) for group in groups.values())
+    assert page.count('src="data:image/webp') == len(shown)
+    # From the surest to the least sure.
+    for name in set(groups) - {"none of the labels"}:
+        texts = [float(image["text"]) for image in groups[name]["images"]]
+        assert texts == sorted(texts, reverse=True)
+    # A folder of another run is not overwritten, and without --page there is none.
+    assert run("predict", folder, drawn / "images", "--out", tmp_path / "b.csv", "--page", folder).exit_code != 0
+
+
+def test_what_is_served_is_one_class_per_image(backbone: Path, drawn: Path, tmp_path: Path) -> None:
+    from foveate.serve.adapters.classifier import open_adapter as serve
+
+    train(backbone, drawn / "angles.csv", tmp_path / "run", "--method", "linear", "--field", "degrees")
+    with raises_naming(UserError, "regression"):
+        serve(tmp_path / "run", name="a", device="cpu", precision="auto", max_tokens=1)
+
+
+def test_a_run_of_an_earlier_version_resumes(backbone: Path, drawn: Path, tmp_path: Path) -> None:
+    """Its recipe has no fields of labels, losses and layers, and its adapter no task."""
+    import yaml
+
+    folder, data = tmp_path / "run", drawn / "tags.csv"
+    train(backbone, data, folder, "--method", "bitfit", "--field", "count", "--epochs", 1)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    for section, names in {
+        "data": ("task", "unit"), "training": ("loss", "class_weights", "focal_gamma", "layer_decay"),
+    }.items():  # fmt: skip
+        for name in names:
+            del recipe[section][name]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    assert "labels" not in json.loads((folder / "adapter" / "adapter.json").read_text(encoding="utf-8"))["info"]
+    train(backbone, data, folder, "--method", "bitfit", "--field", "count", "--epochs", 1)
+    other = run(
+        "train", "--backbone", backbone, "--collection", data, "--out", folder, "--method", "bitfit", "--field",
+        "count", "--epochs", 1, "--keep", "tuned", "training.focal_gamma=2", "--quiet",
+    )  # fmt: skip
+    assert "run of another recipe" in str(other.exception)

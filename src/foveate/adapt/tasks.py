@@ -361,4 +361,4 @@ def read_answers(folder: Path) -> Answers:
 def single_label_only(task: str, what: str) -> None:
     """Raise UserError for labels that `what`, a verb or a format, does not take."""
     if task != SINGLE_LABEL:
-        raise UserError(f"{what}: takes models of one class per image (got task '{task}')")
+        raise UserError(f"{what} takes models of one class per image (got task '{task}')")

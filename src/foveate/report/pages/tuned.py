@@ -33,7 +33,8 @@ from foveate.report.page import Page, draw
 MAX_NAMES = 6
 MAX_CONFUSED = 25  # classes of a matrix; of more the pairs are listed
 MAX_ROWS = 40  # classes of a chart; of more the worst are shown
-MAX_PAIRS = 20
+MAX_PAIRS = 10
+MAX_NAME = 16  # letters of a class beside a chart
 
 
 def _list_names(names: list[str]) -> str:
@@ -112,7 +113,7 @@ def _details(r: AdaptResult, details: SplitDetails, images: RunImages) -> list[S
             "mistakes",
             "Largest errors" if r.task in ("regression", "ordinal") else "Most confident mistakes",
             _mistakes(details, images),
-            "Look here first: a confident mistake is often a wrong label, or a kind of image that training lacked.",
+            "Look here first: such a mistake is often a wrong label, or a kind of image that training lacked.",
             "Mistakes",
         ),
     ]
@@ -132,8 +133,7 @@ def _by_class(r: AdaptResult, details: SplitDetails) -> list[Block]:
             continue
         assert interval.low is not None, "Wilson's interval always has ends"
         assert interval.high is not None, "Wilson's interval always has ends"
-        name = f"{score.name} ({score.n})"
-        rows.append(ForestRow(name, 100 * interval.value, 100 * interval.low, 100 * interval.high))
+        rows.append(ForestRow(_row_name(score), 100 * interval.value, 100 * interval.low, 100 * interval.high))
     if not rows:
         return []
     # The worst first: of many classes these are the ones to look at.
@@ -142,14 +142,19 @@ def _by_class(r: AdaptResult, details: SplitDetails) -> list[Block]:
     drawn = [plot(title, forest(rows[:MAX_ROWS], title=title))]
     notes = [f"{len(rows) - MAX_ROWS} classes with a higher accuracy are not drawn"] if len(rows) > MAX_ROWS else []
     notes += [f"{left_out} classes have no image in this split"] if left_out else []
-    return [*charts_of(drawn), *(Text(f"{'; '.join(notes)}.", "note") for _ in notes[:1])]
+    return [*charts_of(drawn), *([Text(f"{'; '.join(notes)}.", "note")] if notes else [])]
+
+
+def _row_name(score: ClassScore) -> str:
+    name = score.name if len(score.name) <= MAX_NAME else f"{score.name[: MAX_NAME - 1]}…"
+    return f"{name} ({score.n})"
 
 
 def _average_precisions(details: SplitDetails) -> list[Block]:
     known = [score for score in details.classes if score.precision is not None]
     known.sort(key=lambda score: score.precision or 0.0)
     rows = [
-        ForestRow(f"{score.name} ({score.n})", 100 * (score.precision or 0.0), None, None, without="no interval")
+        ForestRow(_row_name(score), 100 * (score.precision or 0.0), None, None, without="no interval")
         for score in known[:MAX_ROWS]
     ]
     title = "Average precision (%) by label (images)"
