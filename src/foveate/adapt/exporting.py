@@ -47,7 +47,7 @@ class _Source:
 
 
 def export_tuned(
-    folder: Path, *, to: str, out: Path | None = None, device: str | None = None, dry_run: bool = False
+    folder: Path, *, to: str, out: Path | None = None, dry_run: bool = False
 ) -> tuple[Path, ExportResult, list[str]]:
     """Export a run of `adapt train`, an adapter folder, or a merged or calibrated classifier folder.
 
@@ -65,7 +65,7 @@ def export_tuned(
     check, write = _TARGETS[choose(to, _TARGETS, f"target of the tuned model {folder}")]
     target = out or default_folder(folder, to)
     check_empty_folder(target)
-    source = _open(folder, device)
+    source = _open(folder)
     planned = check(source)
     if dry_run:
         result = ExportResult(source=str(folder), to=to, files=planned, dry_run=True)
@@ -77,8 +77,9 @@ def export_tuned(
     return target, result, [f"largest difference of the outputs on {IMAGES} images: {difference:.3g}"]
 
 
-def _open(folder: Path, device: str | None) -> _Source:
-    predictor = open_adapter(folder, device=device or "cpu")
+def _open(folder: Path) -> _Source:
+    # On the CPU, where the exports are run for the comparison.
+    predictor = open_adapter(folder, device="cpu")
     assert predictor.network is not None, "opened from a folder"
     network = predictor.network
     is_adapter = (find_adapter_folder(folder) / CONFIG).is_file()
@@ -115,7 +116,7 @@ def _check_difference(ours: Tensor, theirs: Tensor, what: str) -> float:
 # ONNX: a graph from pixels to outputs, and a script that needs no torch.
 
 
-class OutputGraph(nn.Module):
+class _OutputGraph(nn.Module):
     """Pixels uint8 [B, 3, S, S] to outputs, and to probabilities where the task has some."""
 
     def __init__(self, source: _Source) -> None:
@@ -144,13 +145,13 @@ def _write_onnx(source: _Source, folder: Path) -> float:
     predictor, adapted = source.predictor, source.adapted
     pixels = probe_images(predictor.preprocess)
     with torch.no_grad():
-        ours = OutputGraph(source)(pixels)[0].float()
+        ours = _OutputGraph(source)(pixels)[0].float()
     if adapted is not None and not adapted.adapter().why_not_mergeable:
         # The graph of the network itself: no branch beside it costs time.
         adapted.merge()
     outputs = ["outputs"] + ["probabilities"] * (predictor.answers.task in (SINGLE_LABEL, "multi-label"))
     # Traced with two images and compared with more, so that no size of a batch is written into the graph.
-    write_graph(OutputGraph(source).eval(), (pixels[:2],), {"pixels": "batch"}, outputs, folder / GRAPH)
+    write_graph(_OutputGraph(source).eval(), (pixels[:2],), {"pixels": "batch"}, outputs, folder / GRAPH)
     difference = _check_difference(ours, run_graph(folder / GRAPH, pixels=pixels)[0], str(source.folder))
     info = {"classes": list(predictor.classes), "labels": {"task": SINGLE_LABEL}, **predictor.answers.to_info()}
     write_json_atomically(folder / LABELS_FILE, info)

@@ -97,6 +97,14 @@ class Mistake(ResultModel):
     confidence: float | None = None
 
 
+class ConfusedClasses(ResultModel):
+    """How many images of one class got another one as their answer."""
+
+    truth: str
+    answer: str
+    count: int
+
+
 class ConfidenceBin(ResultModel):
     """Answers of about one probability: their number, mean probability, and the share that is right."""
 
@@ -111,7 +119,9 @@ class SplitDetails(ResultModel):
     Attributes:
         n: images.
         classes: of each class or label; none of values.
-        confusion: images by true class (row) and answer (column), in the order of `classes`; none of labels and values.
+        confusion: images by true class (row) and answer (column), in the order of `classes`; none of labels and values,
+            and of more than 100 classes.
+        confused: the most frequent mistakes, the most frequent first.
         bins: confidence of answers (of decisions about a label) against how often they are right.
         calibration_error: expected calibration error over them; None of values and ordered classes.
         points: true and predicted value of images, at most 2,000; none of classes.
@@ -122,6 +132,7 @@ class SplitDetails(ResultModel):
     n: int
     classes: list[ClassScore] = []
     confusion: list[list[int]] = []
+    confused: list[ConfusedClasses] = []
     bins: list[ConfidenceBin] = []
     calibration_error: float | None = None
     points: list[tuple[float, float]] = []

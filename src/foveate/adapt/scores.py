@@ -5,6 +5,7 @@ What is kept is decided on validation images, and so are the thresholds of sever
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,14 @@ from foveate.adapt.fit import original_features
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.recipe import AdaptRecipe
-from foveate.adapt.results import ClassScore, ConfidenceBin, Mistake, SplitDetails, TuningGain
+from foveate.adapt.results import (
+    ClassScore,
+    ConfidenceBin,
+    ConfusedClasses,
+    Mistake,
+    SplitDetails,
+    TuningGain,
+)
 from foveate.adapt.tasks import LabelTask, MultiLabel, nearest_classes, sigmoid
 from foveate.core.files import atomic_file
 from foveate.core.progress import silent
@@ -43,6 +51,8 @@ from foveate.training.logit_files import write_logits
 
 MISTAKES = "mistakes"  # folder of thumbnails in the run folder
 _MAX_MISTAKES, _MAX_POINTS, _NUM_BINS = 12, 2000, 10
+# A matrix of a thousand classes would be megabytes of zeros in result.json.
+_MAX_MATRIX, _MAX_CONFUSED = 100, 50
 _THUMBNAIL = 160  # pixels of the longest side
 
 
@@ -366,6 +376,7 @@ def describe_outputs(
     confusion_KK = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(confusion_KK, (truth_N, predicted_N), 1)
     wrong_N = np.flatnonzero(predicted_N != truth_N)
+    pairs = Counter(zip(truth_N[wrong_N].tolist(), predicted_N[wrong_N].tolist(), strict=True))
     worst = wrong_N[np.argsort(-severity_N[wrong_N], kind="stable")][:_MAX_MISTAKES]
     return SplitDetails(
         split=split,
@@ -376,7 +387,11 @@ def describe_outputs(
                 images.classes, counts.support_K, counts.predicted_K, counts.correct_K, strict=True
             )
         ],
-        confusion=confusion_KK.tolist(),
+        confusion=confusion_KK.tolist() if num_classes <= _MAX_MATRIX else [],
+        confused=[
+            ConfusedClasses(truth=images.classes[true], answer=images.classes[answer], count=count)
+            for (true, answer), count in pairs.most_common(_MAX_CONFUSED)
+        ],
         bins=[] if confidence_N is None else bin_confidences(confidence_N, predicted_N == truth_N),
         calibration_error=None
         if confidence_N is None

@@ -312,11 +312,14 @@ class Answers:
     @classmethod
     def from_info(cls, info: Mapping[str, Any]) -> Answers:
         """Read what `to_info` wrote; older adapters have one class per image and no entry."""
-        saved = info.get("labels") or {}
+        saved, classes = info.get("labels") or {}, tuple(info.get("classes") or ())
+        task = str(saved.get("task", SINGLE_LABEL))
+        # A model that was not measured has no chosen ones.
+        unchosen = (0.5,) * len(classes) if task == "multi-label" else ()
         return cls(
-            task=str(saved.get("task", SINGLE_LABEL)),
-            classes=tuple(info.get("classes") or ()),
-            thresholds=tuple(saved.get("thresholds", ())),
+            task=task,
+            classes=classes,
+            thresholds=tuple(saved.get("thresholds", unchosen)),
             unit=str(saved.get("unit", "")),
         )
 

@@ -110,6 +110,8 @@ def select_training_rows(recipe: AdaptRecipe, images: LabeledImages) -> Rows:
 
 def warn_of_untested_classes(recipe: AdaptRecipe, images: LabeledImages) -> None:
     """Print that classes have no test image although they have enough images for one."""
+    if images.task not in ("single-label", "ordinal"):
+        return
     test = np.flatnonzero((images.splits == recipe.data.test) & (images.labels_N >= 0))
     counts_K = np.bincount(images.labels_N[images.labels_N >= 0], minlength=len(images.classes))
     untested = [name for name in images.missing_classes(test) if counts_K[images.classes.index(name)] > 2]

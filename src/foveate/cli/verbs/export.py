@@ -10,6 +10,7 @@ import click
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import Call, common, dry_run_option, path_option
 from foveate.core.errors import UserError
+from foveate.core.progress import say
 
 
 @click.command("export", cls=FieldsCommand, short_help="Write a model or a collection for other libraries.")
@@ -51,7 +52,9 @@ def command(call: Call, source: Path, out: Path | None, settings: dict[str, Any]
         if settings:
             option = next(iter(settings)).replace("_", "-").removesuffix("s")
             raise UserError(f"--{option} has no effect on {source}, a tuned model; it belongs to `--to embeddings`")
-        folder, result, lines = export_tuned(source, to=target, out=out, device=call.device, dry_run=call.dry_run)
+        if call.device is not None:
+            say(f"--device has no effect on {source}, a tuned model, which is exported and compared on the CPU")
+        folder, result, lines = export_tuned(source, to=target, out=out, dry_run=call.dry_run)
     else:
         # What a target takes is known only to its module, so `export` refuses options that have no effect.
         folder, result, lines = export(source, out=out, device=call.device, dry_run=call.dry_run, **settings)

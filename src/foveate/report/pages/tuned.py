@@ -14,7 +14,6 @@ from foveate.metrics.intervals import wilson_interval
 from foveate.report import numbers, parts, sections
 from foveate.report.blocks import (
     Block,
-    Cell,
     Charts,
     Drawn,
     Facts,
@@ -189,32 +188,26 @@ def _values(r: AdaptResult, details: SplitDetails) -> list[Block]:
 
 
 def _confusion(details: SplitDetails) -> list[Block]:
-    if not details.confusion:
-        return []
-    names = [score.name for score in details.classes]
-    pairs = [
-        (count, names[row], names[column], details.classes[row].n)
-        for row, counts in enumerate(details.confusion)
-        for column, count in enumerate(counts)
-        if count and row != column
-    ]
-    pairs.sort(key=lambda pair: -pair[0])
+    if not details.confused:
+        # No matrix either: all that it could show is its diagonal.
+        return [Text("No image got a wrong answer.", "note")] if details.confusion else []
+    sizes = {score.name: score.n for score in details.classes}
     table = columns_of(
-        pairs[:MAX_PAIRS],
+        details.confused[:MAX_PAIRS],
         [
-            ("True class", lambda pair: pair[1]),
-            ("Answer", lambda pair: pair[2]),
-            ("Images", lambda pair: numbers.count(pair[0])),
-            ("Of the class", lambda pair: Cell(numbers.percent(pair[0] / pair[3]))),
+            ("True class", lambda pair: pair.truth),
+            ("Answer", lambda pair: pair.answer),
+            ("Images", lambda pair: numbers.count(pair.count)),
+            ("Of the class", lambda pair: numbers.percent(pair.count / sizes[pair.truth])),
         ],
         left=(1,),
-        title="Most frequent mistakes" if len(names) <= MAX_CONFUSED else f"Most frequent of {len(pairs):,} mistakes",
+        title="Most frequent mistakes",
     )
-    tables: list[Block] = [table] if pairs else [Text("No image got a wrong answer.", "note")]
+    names = list(sizes)
     if len(names) > MAX_CONFUSED:
-        return tables
+        return [table]
     title = "Images by true class and answer"
-    return [Charts([confusion_chart(names, details.confusion, title=title)], "wide", title), *tables]
+    return [Charts([confusion_chart(names, details.confusion, title=title)], "wide", title), table]
 
 
 def _calibration(r: AdaptResult, details: SplitDetails) -> list[Block]:

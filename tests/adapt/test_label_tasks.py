@@ -395,6 +395,7 @@ def test_the_page_says_where_the_model_is_wrong(
         assert confusion.diagonal().tolist() == [score["right"] for score in details["classes"]]
         assert confusion.sum(axis=1).tolist() == [score["n"] for score in details["classes"]]
         assert len(details["mistakes"]) == min(12, details["n"] - confusion.trace())
+        assert sum(pair["count"] for pair in details["confused"]) == details["n"] - confusion.trace()
     if details["bins"]:
         total = sum(entry["count"] for entry in details["bins"])
         error = sum(entry["count"] * abs(entry["confidence"] - entry["right"]) for entry in details["bins"]) / total
@@ -405,14 +406,16 @@ def test_the_page_says_where_the_model_is_wrong(
 
 
 def test_many_classes_have_a_list_instead_of_a_matrix() -> None:
-    from foveate.adapt.results import ClassScore, SplitDetails
+    from foveate.adapt.results import ClassScore, ConfusedClasses, SplitDetails
     from foveate.report.blocks import Charts, Table
     from foveate.report.pages.tuned import MAX_CONFUSED, MAX_PAIRS, _confusion
 
     def blocks(count: int) -> list[Any]:
         confusion = np.eye(count, dtype=int) + np.eye(count, k=1, dtype=int)
         scores = [ClassScore(name=f"c{k}", n=2, predicted=2, right=1) for k in range(count)]
-        return _confusion(SplitDetails(split="test", n=2 * count, classes=scores, confusion=confusion.tolist()))
+        pairs = [ConfusedClasses(truth=f"c{k}", answer=f"c{k + 1}", count=1) for k in range(count - 1)]
+        details = SplitDetails(split="test", n=2 * count, classes=scores, confusion=confusion.tolist(), confused=pairs)
+        return _confusion(details)
 
     few, many = blocks(MAX_CONFUSED), blocks(MAX_CONFUSED + 1)
     assert isinstance(few[0], Charts)
