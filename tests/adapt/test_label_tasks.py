@@ -160,6 +160,47 @@ def test_the_loss_of_several_labels_with_weights_and_focus() -> None:
     assert_allclose(focal, sigmoid_focal_loss(logits, truth, alpha=-1, gamma=2, reduction="mean"), rtol=1e-5)
 
 
+def test_the_loss_of_classes_with_weights_and_focus() -> None:
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    images = LabeledImages(
+        "mine", ("a", "b", "c"), list("uvwxyz"), labels, np.full(6, "train"), lambda row, view: torch.zeros(3, 8, 8)
+    )
+    task, rows = open_task(images, np.arange(6)), np.arange(6)
+    logits, truth = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor(labels)
+    weights = torch.tensor([6 / 9, 2.0, 1.0])  # N / (K n), as scikit-learn's "balanced"
+    weighted, report = task.criterion(AdaptTraining(class_weights="balanced"), rows)(logits, truth)
+    assert_allclose(weighted, torch.nn.CrossEntropyLoss(weight=weights)(logits, truth), rtol=1e-5)
+    assert_allclose(report["accuracy"], (logits.argmax(1) == truth).float().mean())
+    focal, _ = task.criterion(AdaptTraining(focal_gamma=2.0), rows)(logits, truth)
+    right = logits.softmax(1)[torch.arange(6), truth]
+    assert_allclose(focal, (-((1 - right) ** 2) * right.log()).mean(), rtol=1e-5)
+    both, _ = task.criterion(AdaptTraining(focal_gamma=2.0, class_weights="balanced"), rows)(logits, truth)
+    each = -((1 - right) ** 2) * right.log() * weights[truth]
+    assert_allclose(both, each.sum() / weights[truth].sum(), rtol=1e-5)
+
+
+def test_the_rate_falls_from_block_to_block_towards_the_input() -> None:
+    from adapt.towers import tower
+    from foveate.adapt.fit import _layer_rules
+    from foveate.adapt.model import adapt
+    from foveate.training.optimizer import parameter_table
+
+    class Holder(torch.nn.Module):  # a task has the adapted model as its `model`
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+    adapted = adapt(tower("timm"), "full", classes=3)
+    rules = _layer_rules(adapted, 0.5, 1e-4)
+    table = parameter_table(Holder(adapted), rules=rules, settings=AdaptTraining(epochs=1).resolve(10))
+    scales = {row.name.removeprefix("model.model."): row.learning_rate_scale for row in table if not row.frozen}
+    assert scales["blocks.2.mlp.fc1.weight"] == 0.5
+    assert scales["blocks.0.norm1.bias"] == scales["patch_embed.proj.weight"] == 0.125
+    assert scales["norm.weight"] == scales["model.heads.default.weight"] == 1
+    with raises_naming(UserError, "training.layer_decay", "lora"):
+        _layer_rules(adapt(tower("timm"), "lora", classes=3), 0.5, 1e-4)
+
+
 def test_a_head_of_values_learns_standardized_ones_and_answers_in_their_unit() -> None:
     targets = np.array([[100.0], [300.0], [200.0], [400.0]])
     rows = np.arange(4)

@@ -345,6 +345,7 @@ def _write_transformers(source: _Source, folder: Path) -> float:
 
     adapted, predictor = source.adapted, source.predictor
     assert adapted is not None, "checked"
+    assert isinstance(adapted.head, nn.Linear), "checked"
     pixels = predictor.preprocess.normalize(probe_images(predictor.preprocess))
     with torch.no_grad(), quiet():
         ours = adapted(pixels).float()
@@ -390,7 +391,11 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], head: nn.Linear, network
         raise UserError(f"{type(model).__name__} of transformers needs a tensor '{missing[0]}'; use --to onnx")
     model.load_state_dict({name: renamed.get(name, value) for name, value in state.items()})
     layer = model.get_submodule(classifier)
-    assert isinstance(layer, nn.Linear), type(layer)
+    if not isinstance(layer, nn.Linear) or layer.bias is None or layer.in_features < head.in_features:
+        raise UserError(
+            f"{type(model).__name__} of transformers has another head ({layer}) than the {head.in_features} features "
+            "that this one reads; use --to onnx"
+        )
     layer.weight.zero_()
     # DINOv2's class reads the mean of the patches behind the class token; weights of 0 leave it out.
     layer.weight[:, : head.in_features] = head.weight

@@ -155,7 +155,7 @@ def choose_targets(settings: MethodSettings, backbone: Backbone) -> MethodSettin
         return settings
     say(f"lora: a {type(backbone.model).__name__} has no q, k and v; taken: targets=[{','.join(targets)}]")
     # Named from here on, so that the saved adapter has them.
-    return type(settings)(**{**settings.model_dump(exclude_unset=True), "targets": targets})
+    return settings.model_copy(update={"targets": targets})
 
 
 def check_carried(settings: MethodSettings, backbone: Backbone) -> None:
