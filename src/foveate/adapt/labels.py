@@ -115,7 +115,7 @@ def read_label_array(
         rows = [[columns[k] for k in np.flatnonzero(row)] for row in array]
         return _read_names(rows, data, name, reason, order=columns, has_label=np.ones(len(array), dtype=bool))
     is_float = array.ndim == 1 and array.dtype.kind == "f"
-    fractions = is_float and bool((array != np.floor(array)).any())
+    fractions = is_float and bool((array != np.floor(array))[np.isfinite(array)].any())
     if task == "regression" or (task == "auto" and fractions):
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]

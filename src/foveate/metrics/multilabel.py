@@ -54,7 +54,12 @@ def average_precision(scores_NK: ArrayLike, truth_NK: ArrayLike) -> NDArray[np.f
 
 
 def mean_average_precision(scores_NK: ArrayLike, truth_NK: ArrayLike) -> float:
-    """Return mAP in [0, 1]: the mean over the labels that some image has; NaN where no image has any."""
+    """Return mAP in [0, 1]: the mean over the labels that some image has; NaN where no image has any.
+
+    Example:
+        >>> round(mean_average_precision([[0.9, 0.1], [0.8, 0.7], [0.1, 0.6]], [[1, 0], [0, 1], [1, 0]]), 3)
+        0.917
+    """
     precision_K = average_precision(scores_NK, truth_NK)
     known_K = ~np.isnan(precision_K)
     return float(precision_K[known_K].mean()) if known_K.any() else float("nan")
@@ -64,6 +69,10 @@ def count_labels(predicted_NK: ArrayLike, truth_NK: ArrayLike) -> ClassCounts:
     """Count right, predicted and true images of each label.
 
     `f1_K` of the result has F1 by label, `macro_f1("all")` its mean over all labels as scikit-learn averages columns.
+
+    Example:
+        >>> count_labels([[1, 1], [0, 1]], [[1, 0], [1, 1]]).f1_K.round(3).tolist()
+        [0.667, 0.667]
     """
     predicted, truth = _checked(predicted_NK, truth_NK)
     positive = predicted.astype(bool)
@@ -71,7 +80,12 @@ def count_labels(predicted_NK: ArrayLike, truth_NK: ArrayLike) -> ClassCounts:
 
 
 def micro_f1(counts: ClassCounts) -> float:
-    """Return F1 of all decisions about an image and a label together; NaN where nothing is true or predicted."""
+    """Return F1 of all decisions about an image and a label together; NaN where nothing is true or predicted.
+
+    Example:
+        >>> round(micro_f1(count_labels([[1, 1], [0, 1]], [[1, 0], [1, 1]])), 3)
+        0.667
+    """
     total = int(counts.predicted_K.sum() + counts.support_K.sum())
     return 2 * int(counts.correct_K.sum()) / total if total else float("nan")
 
@@ -85,6 +99,10 @@ def best_thresholds(probabilities_NK: ArrayLike, truth_NK: ArrayLike, *, default
     Args:
         probabilities_NK: of images that were not trained on.
         truth_NK: whether each image has each label.
+
+    Example:
+        >>> best_thresholds([[0.9], [0.4], [0.1]], [[1], [1], [0]]).tolist()
+        [0.25]
     """
     probabilities, truth = _checked(probabilities_NK, truth_NK)
     if probabilities.min() < 0 or probabilities.max() > 1:

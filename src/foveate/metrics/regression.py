@@ -21,13 +21,23 @@ def _checked(predicted_N: ArrayLike, truth_N: ArrayLike) -> tuple[NDArray[np.flo
 
 
 def mean_absolute_error(predicted_N: ArrayLike, truth_N: ArrayLike) -> float:
-    """Return the mean absolute error, in the unit of the truth."""
+    """Return the mean absolute error, in the unit of the truth.
+
+    Example:
+        >>> mean_absolute_error([1.0, 4.0], [2.0, 2.0])
+        1.5
+    """
     predicted, truth = _checked(predicted_N, truth_N)
     return float(np.abs(predicted - truth).mean())
 
 
 def root_mean_squared_error(predicted_N: ArrayLike, truth_N: ArrayLike) -> float:
-    """Return the root of the mean squared error, in the unit of the truth."""
+    """Return the root of the mean squared error, in the unit of the truth.
+
+    Example:
+        >>> round(root_mean_squared_error([1.0, 4.0], [2.0, 2.0]), 4)
+        1.5811
+    """
     predicted, truth = _checked(predicted_N, truth_N)
     return float(np.sqrt(np.square(predicted - truth).mean()))
 
