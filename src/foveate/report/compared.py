@@ -180,7 +180,8 @@ def confusion_chart(names: Sequence[str], counts: Sequence[Sequence[int]], *, ti
         counts: [K][K].
     """
     labels = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in names]
-    cell, side = 34, 9 + 7 * max(len(label) for label in labels)
+    # 8: a wide letter in pixels; a name must not be cut at the edge.
+    cell, side = 34, 9 + 8 * max(len(label) for label in labels)
     size = side + cell * len(names) + 4
     right = sum(row[number] for number, row in enumerate(counts))
     total = sum(map(sum, counts))
