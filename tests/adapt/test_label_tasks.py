@@ -222,6 +222,11 @@ def test_a_head_of_values_learns_standardized_ones_and_answers_in_their_unit() -
     assert_allclose(huber, torch.nn.HuberLoss()(standard, values), rtol=1e-4)
 
 
+def test_equal_values_have_nothing_to_learn() -> None:
+    with raises_naming(UserError, "mine", "2.5", "two different"):
+        open_task(images_of("regression", np.full((4, 1), 2.5)), np.arange(4))
+
+
 @pytest.mark.parametrize(
     ("task", "field", "value"),
     [

@@ -208,8 +208,13 @@ class Values(LabelTask):
         super().__init__(images)
         self.num_outputs = 1
         values_N = self.truth(rows).astype(np.float64)
-        # Equal values have no deviation to divide by; the head then learns their mean.
-        self.scale = Scale(float(values_N.mean()), float(values_N.std()) or 1.0)
+        # As of a single class: equal values have nothing to learn, and no deviation to divide by.
+        if values_N.min() == values_N.max():
+            raise UserError(
+                f"{images.name}: all {len(values_N)} training images have the value {values_N[0]:g}; expected at least "
+                "two different ones"
+            )
+        self.scale = Scale(float(values_N.mean()), float(values_N.std()))
 
     def truth(self, rows: Rows) -> NDArray[Any]:
         """Return values [N]."""
@@ -283,6 +288,9 @@ def open_task(images: LabeledImages, rows: Rows) -> LabelTask:
 
     Args:
         rows: of the training images, whose values set the scale.
+
+    Raises:
+        UserError: all values are equal.
     """
     if images.task == "multi-label":
         return MultiLabel(images)
