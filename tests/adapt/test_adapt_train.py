@@ -31,7 +31,7 @@ from foveate.core.errors import UserError
 from foveate.core.progress import configure
 from foveate.records.geometry import View
 from foveate.records.writer import CollectionWriter
-from foveate.report.pages.adapt import build_adapt as build_page
+from foveate.report.pages.tuned import build_adapt as build_page
 from foveate.training import linear_probe
 from foveate.training.classification import ClassificationTask
 from foveate.training.logit_files import read_logits

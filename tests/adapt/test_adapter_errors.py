@@ -62,8 +62,8 @@ def test_models_and_heads() -> None:
         adapt(nn.Linear(2, 2), "linear", classes=2)
     with pytest.raises(UserError, match="classes is missing"):
         adapt(tower("timm"), "linear")
-    with raises_naming(UserError, "2"):
-        adapt(tower("timm"), "linear", classes=1)
+    with raises_naming(UserError, "classes", "0"):
+        adapt(tower("timm"), "linear", classes=0)
     with raises_naming(UserError, "9", "32"):
         adapt(tower("timm"), "linear", head=nn.Linear(9, 3))
     with raises_naming(UserError, "3"):
@@ -100,9 +100,21 @@ def test_convolutional_networks_take_what_has_no_blocks() -> None:
         with adapted.disable():
             assert torch.equal(adapted.eval()(images), expected)
     model = timm.create_model("resnet10t", num_classes=4)
-    with raises_naming(UserError, "ResNet"):
-        adapt(model, "lora")
+    with raises_naming(UserError, "ResNet", "targets=[conv]"):
+        adapt(model, {"method": "lora", "targets": ["q", "v"]})
     adapt(model, {"method": "subset", "pattern": "layer4.*"})
+
+
+def test_lora_takes_convolutions_where_nobody_named_layers_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    import timm
+
+    adapted = adapt(timm.create_model("resnet10t", num_classes=4).eval(), {"method": "lora", "rank": 2})
+    settings = adapted.adapter().settings
+    # Named, so that the folder of the adapter says what was taken.
+    assert settings.model_dump()["targets"] == ["conv"]
+    assert settings.model_dump()["rank"] == 2
+    assert "targets=[conv]" in capsys.readouterr().err
+    assert any(name.endswith("conv1.0") or "conv" in name for name in adapted.adapter().matched_names(adapted.backbone))
 
 
 def test_square_projections_are_refused_where_a_block_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_a_convolutional_network_is_tuned_merged_and_calibrated(method: str, tmp
 
 
 def test_what_needs_blocks_is_refused(tmp_path: Path) -> None:
-    done = train(tmp_path, CNN, "lora")
+    done = train(tmp_path, CNN, "adaptformer")
     assert "a ResNet has none" in str(done.exception)
 
 

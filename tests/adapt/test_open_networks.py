@@ -82,9 +82,11 @@ QUICK = ("timm-convnext", "timm-swin", "transformers-vit", "transformers-convnex
 @pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one not in QUICK)) for one in FOLDERS])
 def test_a_folder_is_tuned_and_merged(name: str, tmp_path: Path) -> None:
     FOLDERS[name](tmp_path / "network")
-    targets = ["targets=[conv]"] if "convnext" in name else []
-    done = train(tmp_path, tmp_path / "network", "--method", "lora", "rank=2", *targets)
+    # Without q, k and v the convolutions are taken.
+    done = train(tmp_path, tmp_path / "network", "--method", "lora", "rank=2", "--keep", "tuned")
     assert done.exit_code == 0, (done.output, done.exception)
+    saved = json.loads((tmp_path / "run" / "adapter" / "adapter.json").read_text(encoding="utf-8"))["settings"]
+    assert saved["targets"] == (["conv"] if "convnext" in name else ["q", "k", "v"])
     done = run("merge", tmp_path / "run", "--out", tmp_path / "merged", "--json", "--quiet")
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(done.stdout)["difference"] < 1e-4

@@ -76,7 +76,8 @@ def test_texts_and_integers_stay_as_they_are(labels: Any) -> None:
     assert array.tolist() == np.asarray(labels).tolist()
 
 
-@pytest.mark.parametrize("case", [name for name in REFUSED if name != "one label"])
+# `adapt` learns several labels and values, and refuses what may be meant in two ways.
+@pytest.mark.parametrize("case", sorted(set(REFUSED) - {"one label", "multi-hot", "fractions"}))
 def test_npz_files_of_images(tmp_path: Path, case: str) -> None:
     labels, names = REFUSED[case]
     path = tmp_path / "mine.npz"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 METHODS = {
     "linear": 0, "full": 85_798_656, "vpt-shallow": 38_400, "vpt-deep": 460_800, "bitfit": 102_912, "difffit": 140_544,
@@ -71,6 +72,77 @@ def train(folder: Path) -> dict[str, Any]:
         "matched": [f"blocks.{number}.attn.qkv, q and v of it" for number in range(12)],
         "evaluation": evaluation(random),
         "adapter": "adapter/",
+        "details": details(random, folder),
+    }
+
+
+def thumbnail(folder: Path, name: str) -> str:
+    """Write a small image; return its path in the folder."""
+    path = folder / "mistakes" / f"{name}.webp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (96, 96), (120, 90, 60)).save(path)
+    return str(path.relative_to(folder))
+
+
+def details(random: np.random.Generator, folder: Path) -> dict[str, Any]:
+    """Counts of 20 classes, one of them with a long name and one that would be code, and mistakes with pictures."""
+    names = [HOSTILE, "a class with a name that no chart has room for", *(f"class {number}" for number in range(18))]
+    confusion = np.diag(random.integers(5, 90, 20)) + random.integers(0, 4, (20, 20))
+    scores = [
+        {
+            "name": name,
+            "n": int(confusion[number].sum()),
+            "predicted": int(confusion[:, number].sum()),
+            "right": int(confusion[number, number]),
+        }
+        for number, name in enumerate(names)
+    ]
+    return {
+        "split": "test",
+        "n": int(confusion.sum()),
+        "classes": scores,
+        "confusion": confusion.tolist(),
+        "confused": [{"truth": names[0], "answer": names[1], "count": int(confusion[0, 1]) + 1}],
+        "bins": [{"count": 90, "confidence": 0.45 + 0.1 * k, "right": 0.4 + 0.1 * k} for k in range(6)],
+        "calibration_error": 0.051,
+        "mistakes": [
+            {
+                "key": f"images/a/very/long/path/{HOSTILE}/{number}.jpg",
+                "image": thumbnail(folder, str(number)),
+                "truth": names[number % 20],
+                "answer": names[(number + 1) % 20],
+                "confidence": 0.99 - 0.01 * number,
+            }
+            for number in range(12)
+        ],
+    }
+
+
+def predict(folder: Path) -> dict[str, Any]:
+    """Answers with a contact sheet of two groups."""
+    group = [
+        {
+            "image": thumbnail(folder, f"sheet{number}"),
+            "key": f"photos/{HOSTILE}/{number}.jpg",
+            "text": f"0.{9 - number}",
+        }
+        for number in range(5)
+    ]
+    return {
+        "kind": "adapt_predict",
+        "title": "Answers for 240 images",
+        "command": ["foveate", "adapt", "predict", "runs/adapt-lora", "photos", "--out", "a.csv", "--page", "sheet"],
+        "model": "runs/adapt-lora",
+        "table": "a.csv",
+        "images": 240,
+        "task": "multi-label",
+        "counts": {HOSTILE: 130, "oak": 90},
+        "per_group": 12,
+        "unreadable": {"photos/broken.jpg": "truncated"},
+        "sheet": [
+            {"title": HOSTILE, "count": 130, "images": group},
+            {"title": "none of the labels", "count": 20, "images": group[:2]},
+        ],
     }
 
 

@@ -15,7 +15,10 @@ from foveate.report import render
 
 pytestmark = NEEDED
 FIGURES = {
-    "adapt": ["total loss", "gradient norm", "samples per second"],
+    "adapt": [
+        *("total loss", "gradient norm", "samples per second"),
+        *("Accuracy (%) by class", "Images by true class and answer", "Share of answers that are right (%)"),
+    ],
     "adapt_compare": [
         *(f"Mean accuracy (%) by {cost}: " for cost in ("size", "memory", "time")),
         *(f"{title}: accuracy (%), 2,160 test images" for title, *_ in made_adapt.TASKS),

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -235,11 +236,23 @@ def test_every_other_kind_renders(kind: str, tmp_path: Path) -> None:
     check_accessible(html)
 
 
+@pytest.mark.parametrize("make", [made_adapt.train, made_adapt.predict])
+def test_names_of_classes_and_images_of_a_tuned_model_are_no_code(
+    make: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    html = render(made_run.write_run(tmp_path, make(tmp_path))).read_text(encoding="utf-8")
+    check_self_contained(html)
+    check_accessible(html)
+    assert made_adapt.HOSTILE not in html
+    assert made_adapt.HOSTILE in Reader(html).text
+
+
 def test_kinds_are_the_modules() -> None:
     assert kinds() == sorted(
         [
             "adapt",
             "adapt_compare",
+            "adapt_predict",
             "adapt_wise",
             "ask",
             "audit",

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
 from foveate.adapt.recipe import MIN_STEPS, AdaptTraining
 from foveate.core.errors import UserError
-from foveate.training.linear_probe import CANDIDATES, DEFAULT_C, solve_head
+from foveate.training.linear_probe import CANDIDATES, DEFAULT_C, solve_head, solve_multi_label, solve_values
 from naming import raises_naming
 
 
@@ -57,6 +57,35 @@ def test_single_images_and_missing_classes() -> None:
     features[0, 0] = np.nan
     with raises_naming(UserError, "finite"):
         solve_head(features, labels, num_classes=10)
+
+
+def test_several_labels_are_a_logistic_regression_each() -> None:
+    features, digits = _digits()
+    targets = np.stack([digits % 2 == 0, digits > 4, digits == 3], axis=1).astype(np.float32)
+    standard = (features - features.mean(axis=0)) / np.sqrt(features.var(axis=0).mean())
+    solved = solve_multi_label(features, targets, C=0.1)
+    sigmoid = torch.from_numpy(solved.logits(features)).sigmoid().numpy()
+    for label in range(3):
+        peer = LogisticRegression(C=0.1, max_iter=1000).fit(standard, targets[:, label])
+        np.testing.assert_allclose(sigmoid[:, label], peer.predict_proba(standard)[:, 1], atol=5e-3)
+    chosen = solve_multi_label(features, targets, seed=1)
+    assert (chosen.folds, list(chosen.accuracies)) == (5, list(CANDIDATES))
+    assert chosen.accuracies[chosen.C] == max(chosen.accuracies.values())
+    with raises_naming(UserError, "label 1"):
+        solve_multi_label(features, targets * [1, 0, 1])
+
+
+def test_a_value_is_a_ridge_regression() -> None:
+    features, digits = _digits()
+    values = (digits - 4.5).astype(np.float32)
+    standard = (features - features.mean(axis=0)) / np.sqrt(features.var(axis=0).mean())
+    peer = Ridge(alpha=10.0).fit(standard.astype(np.float64), values)
+    solved = solve_values(features, values, C=0.1)
+    np.testing.assert_allclose(solved.logits(features)[:, 0], peer.predict(standard), atol=1e-3)
+    chosen = solve_values(features, values, seed=1)
+    assert (chosen.folds, list(chosen.accuracies)) == (5, list(CANDIDATES))
+    assert 0.5 < chosen.accuracies[chosen.C] < 1
+    assert solve_values(features[:1], values[:1]).C == DEFAULT_C
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from foveate.adapt.labels import Labels, read_label_array, read_text_labels, split_groups
 from foveate.adapt.recipe import AdaptData
+from foveate.adapt.tasks import SINGLE_LABEL
 from foveate.adapt.vtab import image_loader, image_sizes, is_vtab, read_lists
 from foveate.core import seeds
-from foveate.core.errors import UserError, nearest
-from foveate.core.labels import as_class_labels
+from foveate.core.errors import UserError
 from foveate.core.npz_files import read_npz
 from foveate.core.progress import say
 from foveate.core.tables import find_column, need_column, read_rows
@@ -33,12 +34,12 @@ from foveate.records.importers.files import list_names
 from foveate.records.importers.sample import IMAGE_SUFFIXES
 from foveate.records.importers.table import PATHS
 from foveate.training.classification import LabeledImages
-from foveate.training.labeled_images import label_collection, number_labels
+from foveate.training.labeled_images import label_collection
 from foveate.vision.preprocess import Preprocess, place_image, read_image, render_file, render_image
 
 # Files with a row per image, as `foveate.core.tables` reads them.
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
-LABELS = ("label", "class", "class_name", "category", "species")
+LABELS = ("label", "labels", "class", "classes", "class_name", "category", "species", "target", "value")
 # Usual names of folders and of values of a column, to those of the recipe's defaults.
 SPLITS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
@@ -48,47 +49,71 @@ HELD_OUT = 0.1  # of the images of a class for validation, and as many for the t
 
 
 def load_images(
-    path: str | Path, data: AdaptData, preprocess: Preprocess, *, draw_splits: bool = True
+    path: str | Path,
+    data: AdaptData,
+    preprocess: Preprocess,
+    *,
+    draw_splits: bool = True,
+    single_label_for: str = "",
 ) -> LabeledImages:
     """Open a collection folder, a folder per class, a table of paths, an npz file, or a VTAB-1K task with its lists.
 
     Args:
         draw_splits: give images splits by class where no image has one; see `draw_class_splits`.
+        single_label_for: a verb that takes images of one class alone; else the kind of labels is printed.
 
     Raises:
-        UserError: it is none of these, or a field is missing.
+        UserError: it is none of these, or a field is missing; labels of another kind than a verb takes.
     """
     path = Path(path)
     if path.suffix == ".npz":
-        images = _open_npz(path, data, preprocess)
+        images, labels = _open_npz(path, data, preprocess)
     elif path.suffix.lower() in TABLES:
-        images = _open_table(path, data, preprocess)
+        images, labels = _open_table(path, data, preprocess)
     elif is_vtab(path):
-        images = _open_vtab(path, data, preprocess)
+        images, labels = _open_vtab(path, data, preprocess)
     elif path.is_dir() and not (path / layout.DESCRIPTION).is_file():
-        images = _open_folder(path, data, preprocess)
+        images, labels = _open_folder(path, data, preprocess)
     else:
-        images = open_collection(Collection.open(path), data, preprocess)
+        images, labels = open_collection(Collection.open(path), data, preprocess)
+    if single_label_for and labels.task != SINGLE_LABEL:
+        raise UserError(
+            f"{images.name}: labels are {labels.describe()}; {single_label_for} takes images of one class alone"
+        )
+    if not single_label_for:
+        say(
+            f"task: {labels.describe()}; --task says otherwise" if data.task == "auto" else f"task: {labels.describe()}"
+        )
+    images = dataclasses.replace(
+        images, task=labels.task, targets_NT=labels.targets_NT, unit=data.unit if labels.task == "regression" else ""
+    )
+    if data.unit and labels.task != "regression":
+        raise UserError(f"data.unit '{data.unit}' has no effect on {images.name}, whose task is {labels.task}")
     if not draw_splits or (images.splits != "").any():
         return images
-    images = dataclasses.replace(images, splits=draw_class_splits(images))
+    images = dataclasses.replace(images, splits=draw_class_splits(images, split_groups(labels)))
     counts = ", ".join(f"{count} {split}" for split, count in sorted(Counter(images.splits.tolist()).items()) if split)
-    say(f"{images.name} has no splits; drawn by class: {counts} images")
+    by = {"multi-label": "rarest label", "regression": "value"}.get(labels.task, "class")
+    say(f"{images.name} has no splits; drawn by {by}: {counts} images")
     return images
 
 
-def draw_class_splits(images: LabeledImages) -> NDArray[Any]:
+def draw_class_splits(images: LabeledImages, groups_N: NDArray[np.int64] | None = None) -> NDArray[Any]:
     """Draw a split for each image with a class: from 3 images of a class on one is tested, from 4 on one validates.
 
     Equal images share a split. The draw depends only on an image's bytes and on how many images its class has.
 
+    Args:
+        groups_N: what counts as classes, -1 for none; see `foveate.adapt.labels.split_groups`.
+
     Returns:
         Names [N] of `train`, `validation`, `test`; "" without a class.
     """
+    groups_N = images.labels_N if groups_N is None else groups_N
     digests: list[str] = [""] * len(images.keys)
     split_of: dict[str, str] = {}
-    for number in range(len(images.classes)):
-        rows = np.flatnonzero(images.labels_N == number).tolist()
+    for number in np.unique(groups_N[groups_N >= 0]).tolist():
+        rows = np.flatnonzero(groups_N == number).tolist()
         for row in rows:
             assert images.content is not None, "all images of this module have content"
             digests[row] = hashlib.blake2b(images.content(row), digest_size=16).hexdigest()
@@ -102,7 +127,11 @@ def draw_class_splits(images: LabeledImages) -> NDArray[Any]:
     return np.array([split_of.get(digest, "") for digest in digests])
 
 
-def open_collection(collection: Collection, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
+Opened = tuple[LabeledImages, Labels]
+"""Images with their splits, whose task and targets `load_images` fills in, and what was read of their labels."""
+
+
+def open_collection(collection: Collection, data: AdaptData, preprocess: Preprocess) -> Opened:
     """Open the images of a collection with their values of `data.field`.
 
     Raises:
@@ -115,57 +144,60 @@ def open_collection(collection: Collection, data: AdaptData, preprocess: Preproc
             f"{', '.join(fields) or 'there are none'}"
         )
     values = collection.label_values(data.field)
-    classes = _select_classes(values, data.classes, collection.name)
+    labels = read_text_labels(values, data, collection.name)
 
     def load(row: int, view: View) -> Tensor:
         return read_image(collection, row, preprocess, view)[0]
 
-    return label_collection(collection, values, classes, load)
+    images = label_collection(collection, values, labels.classes, load)
+    return dataclasses.replace(images, labels_N=labels.labels_N), labels
 
 
-def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
-    """Open arrays images [N, H, W, 3] or [N, H, W] uint8, labels [N] (integers or names), maybe split [N]."""
+def _open_npz(path: Path, data: AdaptData, preprocess: Preprocess) -> Opened:
+    """Open arrays images [N, H, W, 3] or [N, H, W] uint8, labels [N] or [N, K], maybe split [N] and classes [K]."""
     arrays = read_npz(path)
     for name in ("images", "labels"):
         if name not in arrays:
             raise UserError(f"{path}: array '{name}' is missing; expected images, labels and, if drawn, split")
-    labels = as_class_labels(arrays["labels"], what=f"{path}: array 'labels'").astype(str)
+    names = arrays["classes"].astype(str).tolist() if "classes" in arrays else None
     pixels = arrays["images"]
     splits = arrays["split"].astype(str) if "split" in arrays else np.full(len(pixels), "")
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
         raise UserError(f"{path}: array 'images' is {pixels.dtype} {list(pixels.shape)}; expected uint8 [N, H, W, 3]")
-    if not len(pixels) == len(labels) == len(splits):
-        raise UserError(f"{path}: {len(pixels)} images, {len(labels)} labels and {len(splits)} splits")
+    counts = [len(np.atleast_1d(array)) for array in (pixels, arrays["labels"], splits)]
+    if len(set(counts)) > 1:
+        raise UserError(f"{path}: {counts[0]} images, {counts[1]} labels and {counts[2]} splits")
+    labels = read_label_array(arrays["labels"], data, path.name, what=f"{path}: array 'labels'", names=names)
     _refuse_field(path, data, "an array")
 
     def load(row: int, view: View) -> Tensor:
         image = Image.fromarray(pixels[row]).convert("RGB")
         return render_image(preprocess, image, place_image(preprocess, image.size, view))
 
-    classes = _select_classes(labels, data.classes, path.name)
     keys = [str(row) for row in range(len(pixels))]
     height, width = pixels.shape[1:3]
-    labels_N = number_labels(labels, classes)
-    return LabeledImages(
+    images = LabeledImages(
         path.name,
-        tuple(classes),
+        labels.classes,
         keys,
-        labels_N,
+        labels.labels_N,
         splits,
         load,
         size=lambda row: (width, height),
         content=lambda row: pixels[row].tobytes(),
     )
+    return images, labels
 
 
-def _open_vtab(folder: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
+def _open_vtab(folder: Path, data: AdaptData, preprocess: Preprocess) -> Opened:
     """Open a task of VTAB-1K: splits train (800), validation (200) and test."""
     _refuse_field(folder, data, "in its lists")
-    keys, labels, splits = read_lists(folder)
-    return _open_files(folder.name, folder, keys, labels, splits, data, image_loader(folder, keys, preprocess))
+    keys, texts, splits = read_lists(folder)
+    labels = read_text_labels(np.array(texts, dtype=object), data, folder.name, infer=False)
+    return _open_files(folder.name, folder, keys, labels, splits, image_loader(folder, keys, preprocess))
 
 
-def _open_folder(folder: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
+def _open_folder(folder: Path, data: AdaptData, preprocess: Preprocess) -> Opened:
     """Open a folder per class, as torchvision's ImageFolder; below folders train, val and test where there are such.
 
     Raises:
@@ -189,13 +221,14 @@ def _open_folder(folder: Path, data: AdaptData, preprocess: Preprocess) -> Label
         )
     if len(used) < len(names):
         say(f"{folder}: {len(names) - len(used)} images lie in no folder of a class and are left out")
-    keys, labels = [name for name, _ in used], [part[depth - 1] for _, part in used]
+    keys, texts = [name for name, _ in used], [part[depth - 1] for _, part in used]
     splits = [SPLITS[part[0].casefold()] if has_splits else "" for _, part in used]
-    load = _file_loader(folder, keys, preprocess)
-    return _open_files(folder.resolve().name, folder, keys, labels, splits, data, load)
+    load, name = _file_loader(folder, keys, preprocess), folder.resolve().name
+    labels = read_text_labels(np.array(texts, dtype=object), data, name, infer=False)
+    return _open_files(name, folder, keys, labels, splits, load)
 
 
-def _open_table(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledImages:
+def _open_table(path: Path, data: AdaptData, preprocess: Preprocess) -> Opened:
     """Open a table with a row per image: its path, from the folder of the table on, its label, maybe its split.
 
     Raises:
@@ -215,8 +248,9 @@ def _open_table(path: Path, data: AdaptData, preprocess: Preprocess) -> LabeledI
         if rows.setdefault(key, row) != row:
             raise UserError(f"{path}, line {line}: {key} has another label or split before; expected one of each")
     keys, load = list(rows), _file_loader(path.parent, list(rows), preprocess)
-    labels, splits = [value for value, _ in rows.values()], [value for _, value in rows.values()]
-    return _open_files(path.name, path.parent, keys, labels, splits, data, load)
+    texts, splits = [value for value, _ in rows.values()], [value for _, value in rows.values()]
+    labels = read_text_labels(np.array(texts, dtype=object), data, path.name)
+    return _open_files(path.name, path.parent, keys, labels, splits, load)
 
 
 def _file_loader(folder: Path, keys: Sequence[str], preprocess: Preprocess) -> Callable[[int, View], Tensor]:
@@ -234,50 +268,25 @@ def _open_files(
     name: str,
     folder: Path,
     keys: list[str],
-    labels: Sequence[str],
+    labels: Labels,
     splits: Sequence[str],
-    data: AdaptData,
     load: Callable[[int, View], Tensor],
-) -> LabeledImages:
+) -> Opened:
     """Return the images of files; `keys` are their paths from `folder` on."""
-    values = np.array(labels, dtype=object)
-    classes = _select_classes(values, data.classes, name)
-    return LabeledImages(
+    images = LabeledImages(
         name,
-        tuple(classes),
+        labels.classes,
         keys,
-        number_labels(values, classes),
+        labels.labels_N,
         np.array(splits),
         load,
         image_sizes(folder, keys),
         content=lambda row: (folder / keys[row]).read_bytes(),
     )
+    return images, labels
 
 
 def _refuse_field(path: Path, data: AdaptData, where: str) -> None:
     # An option without effect is refused: the user would believe that the labels of that field were learned.
     if data.field is not None:
         raise UserError(f"data.field '{data.field}' has no effect on {path}, whose labels are {where}")
-
-
-def _select_classes(values: NDArray[Any], requested: Sequence[str] | None, name: str) -> list[str]:
-    """Return the classes to tell apart: all values of the labels, or those requested.
-
-    Raises:
-        UserError: a requested class has no image or is named twice, or there are fewer than two classes.
-    """
-    known = sorted({str(value) for value in values.tolist()} - {""}, key=_sort_key)
-    classes = known if requested is None else list(requested)
-    for label in classes:
-        if label not in known:
-            raise UserError(f"class '{label}' has no image in {name}{nearest(label, known)}")
-    if len(set(classes)) < len(classes):
-        raise UserError("data.classes names a class twice")
-    if len(classes) < 2:
-        raise UserError(f"{name}: expected at least two classes (got {len(classes)})")
-    return classes
-
-
-def _sort_key(name: str) -> tuple[int, str]:
-    # Numbers by value, so that class "10" follows "9"; names before them, by letters.
-    return (int(name), name) if name.isdecimal() else (-1, name)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from foveate.adapt.data import load_images
 from foveate.adapt.fit import is_solved
@@ -16,10 +15,12 @@ from foveate.adapt.load_backbone import LoadedBackbone, load_backbone
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.prefix import FrozenPrefix
 from foveate.adapt.recipe import AdaptRecipe
-from foveate.adapt.train import build_adapted, held_out_splits, select_training_rows
+from foveate.adapt.scores import held_out_splits
+from foveate.adapt.tasks import open_task
+from foveate.adapt.train import build_adapted, select_training_rows
 from foveate.core.errors import UserError
 from foveate.core.progress import silent
-from foveate.training.classification import LabeledImages, Rows, readable_batches
+from foveate.training.classification import Criterion, LabeledImages, Rows, readable_batches
 from foveate.training.costs import time_call
 from foveate.training.distributed import start
 from foveate.training.price import Price, PricedStage, optimizer_bytes
@@ -48,8 +49,9 @@ def estimate_training(recipe: AdaptRecipe, data: str | Path, *, device: str | No
     # As `train_adapter`: a linear probe of the network as it came stands beside every other method.
     beside_probe = not solved and not missing
     with start(device or "auto") as here:
+        criterion = None if solved else open_task(images, rows).criterion(recipe.training, rows)
         passing, freezing, stepping = _time_image(
-            adapted, network, images, rows, device=here.device, prefix=prefix if caches else None, trains=not solved
+            adapted, network, images, rows, criterion, device=here.device, prefix=prefix if caches else None
         )
     steps, trained = (0, 0) if solved else (settings.steps, counts.trained + counts.head)
     held_out = sum(len(images.rows(split)) for split in held_out_splits(recipe, images))
@@ -79,6 +81,7 @@ def estimate_training(recipe: AdaptRecipe, data: str | Path, *, device: str | No
         facts={
             "method": recipe.method["method"],
             "trained_in_backbone": counts.trained,
+            "task": images.task,
             "classes": len(images.classes),
             "images": len(rows),
             "cached": prefix.describe() if caching else _NOT_CACHED,
@@ -93,16 +96,16 @@ def _time_image(
     network: LoadedBackbone,
     images: LabeledImages,
     rows: Rows,
+    criterion: Criterion | None,
     *,
     device: torch.device,
     prefix: FrozenPrefix | None,
-    trains: bool,
 ) -> tuple[float, float, float]:
     """Return about how many seconds it takes to predict an image, to cache it, and to train a step with it.
 
     Args:
+        criterion: the loss; None of a solved head, which has no steps.
         prefix: what is computed once for each image; None where nothing is.
-        trains: whether there are steps; a solved head has none.
     """
     adapted.to(device)
     picked = rows[np.linspace(0, len(rows) - 1, min(_TIMED_IMAGES, len(rows))).astype(int)]
@@ -125,13 +128,14 @@ def _time_image(
         if prefix is not None:
             cached = prefix.compute(pixels)
             caching = reading + time_call(lambda: prefix.compute(pixels), device) / len(picked)
-    if trains:
-        labels = torch.from_numpy(images.labels_N[read["rows"]]).to(device)
+    if criterion is not None:
+        targets = images.labels_N if images.targets_NT is None else images.targets_NT
+        labels = torch.from_numpy(targets[read["rows"]]).to(device)
         adapted.train()
 
         def step() -> None:
             logits = adapted(pixels) if prefix is None or cached is None else prefix.logits(cached)
-            cross_entropy(logits.float(), labels).backward()
+            criterion(logits.float(), labels)[0].backward()
 
         stepping = time_call(step, device) / len(picked) + (reading if prefix is None else 0.0)
     return passing, caching, stepping

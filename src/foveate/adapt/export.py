@@ -24,10 +24,12 @@ from foveate.adapt.load_backbone import LoadedBackbone, load_backbone, parse_bac
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.peft_format import add_peft, export_peft, has_head
 from foveate.adapt.results import ImportResult, MergeResult, TrainedParameters
+from foveate.adapt.tasks import Answers, single_label_only
 from foveate.core.errors import UserError
 from foveate.core.export_folder import staged_folder
 from foveate.core.files import write_bytes_atomically, write_json_atomically, write_text_atomically
 from foveate.core.peft_folder import CONFIG, is_peft
+from foveate.vision.classifier import LABELS_FILE
 
 _MAX_DIFFERENCE = 1e-3  # relative to the largest output; merging in float32 stays below 1e-5
 IMAGES = 4
@@ -79,6 +81,7 @@ def export_merged(
         if not difference <= _MAX_DIFFERENCE * max(1.0, float(before.abs().max())):
             raise UserError(f"{path}: the exported model has other outputs (largest difference {difference:.3g})")
         write_text_atomically(stage / "README.md", _card(adapted, difference))
+        write_labels(adapted.info[adapted.active], stage)
     return path, difference
 
 
@@ -116,7 +119,7 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
             reloaded = type(model).from_pretrained(path, dtype=pixels.dtype).eval()
         preprocess = adapted.info[adapted.active].get("preprocess")
         if preprocess is not None:
-            config = _processor_config(preprocess, model.config.model_type)
+            config = processor_config(preprocess, model.config.model_type)
             write_json_atomically(path / "preprocessor_config.json", config)
     elif isinstance(model, LocalizingModel):
         from foveate.vision.localizer.folder import load_model, save_model
@@ -131,7 +134,7 @@ def _write(adapted: AdaptedModel, path: Path, pixels: Tensor, model_args: dict[s
     return adapted.head(map_backbone(reloaded.to(pixels.device)).features(pixels))
 
 
-def _processor_config(preprocess: dict[str, Any], kind: str) -> dict[str, Any]:
+def processor_config(preprocess: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return a preprocessing as an image processor of transformers declares it."""
     # It has no padding: a letterbox becomes the center crop that comes nearest (the card says so).
     size = preprocess["size"]
@@ -295,6 +298,13 @@ def import_peft(
     )
 
 
+def write_labels(info: dict[str, Any], folder: Path) -> None:
+    """Write what the outputs of a model are beside its weights, unless they are logits of one class per image."""
+    labels = Answers.from_info(info).to_info()
+    if labels:
+        write_json_atomically(folder / LABELS_FILE, {"classes": list(info.get("classes", ())), **labels})
+
+
 def check_empty(to: Path) -> None:
     """Raise UserError for a folder that holds something."""
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]):
@@ -314,9 +324,11 @@ def merge_adapter(path: Path, to: Path, *, format: str, backbone: str | None = N
         UserError: `to` is not empty, or see `export_merged` and `export_peft`.
     """
     check_empty(to)
-    adapted, network, _ = open_adapted(path, backbone=backbone)
+    adapted, network, info = open_adapted(path, backbone=backbone)
     difference = None
     if format == "peft":
+        # PEFT's folder has no place for thresholds and units, and its readers take logits for those of classes.
+        single_label_only(Answers.from_info(info).task, "--format peft")
         with staged_folder(to) as stage:
             export_peft(adapted, stage, backbone=network.settings)
     else:

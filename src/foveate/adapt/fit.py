@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from foveate.adapt.adapter import find_first_block
 from foveate.adapt.folder import save_adapter
 from foveate.adapt.load_backbone import LoadedBackbone
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.prefix import FrozenPrefix
 from foveate.adapt.recipe import AdaptTraining
+from foveate.adapt.tasks import LabelTask, open_task
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.records.geometry import View
@@ -43,7 +46,7 @@ from foveate.training.classification import (
     training_loader,
 )
 from foveate.training.distributed import world
-from foveate.training.linear_probe import SolvedHead, solve_head
+from foveate.training.linear_probe import SolvedHead
 from foveate.training.loader import Loader
 from foveate.training.loop import TrainingOutcome
 from foveate.training.optimizer import ParameterRule
@@ -64,6 +67,7 @@ class FitOutcome:
     Attributes:
         outcome: of the training loop; of no step where the head was solved.
         solved: whether `probe` is the adapter's head.
+        task: kind of labels; the head of the model answers in their unit, `probe` as `task.in_units` takes it.
         prefix: what was computed once of each training image; None where nothing was.
         probe: head on the untuned features, where the fit solved one.
         step_bytes: memory of one step, where it was measured; see `measure_step_bytes`.
@@ -71,6 +75,7 @@ class FitOutcome:
 
     outcome: TrainingOutcome
     solved: bool
+    task: LabelTask
     prefix: FrozenPrefix | None
     probe: SolvedHead | None
     step_bytes: int = 0
@@ -148,13 +153,11 @@ class FrozenCache:
         key = rows.tobytes(), training.head_c, training.seed
         if key not in self._probes:
             images = self.images
-            features_ND, labels_N = original_features(adapted, self.network, images, rows, "features alone")
-            missing = sorted(set(range(len(images.classes))) - set(labels_N.tolist()))
+            features_ND, readable = original_features(adapted, self.network, images, rows, "features alone")
+            missing = images.missing_classes(readable)
             if missing:
-                raise UserError(f"{images.name}: no training image of class '{images.classes[missing[0]]}' can be read")
-            self._probes[key] = solve_head(
-                features_ND, labels_N, num_classes=len(images.classes), C=training.head_c, seed=training.seed
-            )
+                raise UserError(f"{images.name}: no training image of class '{missing[0]}' can be read")
+            self._probes[key] = open_task(images, rows).solve(features_ND, readable, training)
         return self._probes[key]
 
 
@@ -181,6 +184,8 @@ def fit_adapted(
         measure_memory: also measure what a step holds (one forward pass more).
     """
     network, images, device = cache.network, cache.images, adapted.backbone.device
+    labels = open_task(images, rows)
+    labels.check(training)
     settings, missing = training.resolve(len(rows)), images.missing_classes(rows)
     prefix = find_prefix(adapted, training)
     if prefix is not None and not cache.fill(rows, prefix, device):
@@ -198,7 +203,9 @@ def fit_adapted(
     if "head_init" in training.model_fields_set and (solved or adapted.active in adapted.first_heads):
         reason = "solves its head" if solved else "starts from the head of --head-from"
         say(f"training.head_init has no effect: this run {reason}")
-    task = _build_task(adapted, network, training, prefix=prefix, num_images=len(rows))
+    if adapted.active in adapted.first_heads:
+        labels.from_units(adapted.head)
+    task = _build_task(adapted, network, training, labels, rows, prefix=prefix)
     if evaluate is not None:
         task.evaluate_with(evaluate, images_per_epoch=len(rows) if each_epoch else None)
 
@@ -221,8 +228,7 @@ def fit_adapted(
         # Sorted, because the cross-validation folds depend on row order, and the cache has the order it was filled in.
         cached = {row: cache.tensors(prefix)[row] for row in sorted(rows.tolist()) if row in cache.tensors(prefix)}
         features_ND = torch.stack(list(cached.values())).float().numpy()
-        labels_N, classes = images.labels_N[list(cached)], len(images.classes)
-        probe = solve_head(features_ND, labels_N, num_classes=classes, C=training.head_c, seed=training.seed)
+        probe = labels.solve(features_ND, np.array(list(cached), dtype=np.int64), training)
         assert isinstance(adapted.head, nn.Linear), "a new head is linear"
         probe.copy_to(adapted.head)
         seconds = time.monotonic() - began
@@ -237,11 +243,15 @@ def fit_adapted(
             assert isinstance(adapted.head, nn.Linear), "a new head is linear"
             probe.copy_to(adapted.head)
             # As of any head that was trained before: `adapt wise` needs it for the model at alpha 0.
-            adapted.first_heads[adapted.active] = copy.deepcopy(adapted.head).requires_grad_(False)
+            first_head = copy.deepcopy(adapted.head).requires_grad_(False)
+            labels.to_units(first_head)
+            adapted.first_heads[adapted.active] = first_head
         outcome = loop(task, open_loader(), settings)
     if measure_memory:
         step_bytes = measure_step_bytes(task, task.prepare_batch(next(open_loader().batches(0, 1)), device))
-    return FitOutcome(outcome, solved, prefix, probe, step_bytes)
+    # After the last checkpoint: a resumed training finds the head in the scale that its optimizer knows.
+    labels.to_units(adapted.head)
+    return FitOutcome(outcome, solved, labels, prefix, probe, step_bytes)
 
 
 def find_prefix(adapted: AdaptedModel, training: AdaptTraining) -> FrozenPrefix | None:
@@ -256,28 +266,59 @@ def _build_task(
     adapted: AdaptedModel,
     network: LoadedBackbone,
     training: AdaptTraining,
+    labels: LabelTask,
+    rows: Rows,
     *,
     prefix: FrozenPrefix | None,
-    num_images: int,
 ) -> ClassificationTask:
     """Build the task of the training loop.
 
     Args:
+        rows: of the images of an epoch.
         prefix: batches hold what it cached; None: they hold pixels.
-        num_images: of an epoch.
     """
     logits = prefix.logits if prefix is not None else (lambda pixels: adapted(network.normalize(pixels)))
-    # One rule for everything: biases and norms too, which the loop's own rule leaves without decay.
-    rules = (ParameterRule(".*", weight_decay=training.weight_decay),) if training.decay == "all" else ()
+    decay = training.weight_decay if training.decay == "all" else None
+    if training.layer_decay < 1:
+        rules = _layer_rules(adapted, training.layer_decay, decay)
+    else:
+        # One rule for everything: biases and norms too, which the loop's own rule leaves without decay.
+        rules = () if decay is None else (ParameterRule(".*", weight_decay=decay),)
     return ClassificationTask(
         adapted,
         logits=logits,
-        label_smoothing=training.label_smoothing,
+        criterion=labels.criterion(training, rows),
         rules=rules,
         shard_units=[block.module for block in adapted.backbone.blocks],
-        schedule=training.step_schedule(num_images),
+        schedule=training.step_schedule(len(rows)),
         save=lambda folder: save_adapter(adapted, folder),
     )
+
+
+def _layer_rules(adapted: AdaptedModel, factor: float, weight_decay: float | None) -> tuple[ParameterRule, ...]:
+    """Return a rule for each trained tensor of the backbone, then one for the rest: the rate falls towards the input.
+
+    The last block has `factor` of the head's rate, each block before it `factor` of the next one's.
+
+    Raises:
+        UserError: the method trains no tensors of the backbone, or it has no blocks.
+
+    Source: Bao et al. 2022, BEiT, arXiv 2106.08254, as in timm's `param_groups_layer_decay`.
+    """
+    backbone, swap = adapted.backbone, adapted.adapter().parameter_swap
+    if swap is None or not backbone.blocks:
+        why = "adds parameters of its own" if swap is None else "is on a network without blocks"
+        raise UserError(
+            f"training.layer_decay: needs a method that trains the tensors of a network with blocks, such as full; "
+            f"'{adapted.adapter().settings.method}' {why} (got {factor:g})"
+        )
+    depth = len(backbone.blocks)
+    rules = []
+    for name in swap.names:
+        scale = factor ** max(0, depth - find_first_block([name], backbone))
+        # Named from the task on: task.model is the adapted model, whose model is the network.
+        rules.append(ParameterRule(re.escape(f"model.model.{name}"), scale, weight_decay))
+    return (*rules, ParameterRule(".*", weight_decay=weight_decay))
 
 
 def is_solved(
@@ -295,8 +336,11 @@ def is_solved(
         # A solved head would forget what the given one knows, of classes without an image above all.
         say("linear: the head was trained before, so it is trained on by steps instead of solved")
         return False
-    if training.balanced or training.label_smoothing:
-        say("linear: balanced and label_smoothing belong to steps, so the head is trained by steps instead of solved")
+    of_steps = {"balanced": False, "label_smoothing": 0.0, "class_weights": "none", "focal_gamma": 0.0, "loss": "mse"}
+    changed = [name for name, idle in of_steps.items() if getattr(training, name) != idle]
+    if changed:
+        belong = "belongs" if len(changed) == 1 else "belong"
+        say(f"linear: {' and '.join(changed)} {belong} to steps, so the head is trained by steps instead of solved")
         return False
     if not cached:
         say("linear: features are not cached, so the head is trained by steps instead of solved")
@@ -307,7 +351,7 @@ def is_solved(
 def original_features(
     adapted: AdaptedModel, network: LoadedBackbone, images: LabeledImages, rows: Rows, description: str
 ) -> tuple[NDArray[np.float32], Rows]:
-    """Return features [N, D] of the network without the adapter, and labels, of the rows that can be read."""
+    """Return features [N, D] of the network without the adapter, and the rows [N] that can be read."""
     device, readable, features = adapted.backbone.device, list[int](), list[NDArray[np.float32]]()
     adapted.eval()
     with adapted.disable():
@@ -316,7 +360,7 @@ def original_features(
             features.append(adapted.backbone.features(network.normalize(pixels.to(device))).float().cpu().numpy())
     if not features:
         raise UserError(f"{images.name}: none of {len(rows)} images can be read")
-    return np.concatenate(features), images.labels_N[readable]
+    return np.concatenate(features), np.array(readable, dtype=np.int64)
 
 
 def measure_step_bytes(task: Task, batch: Batch) -> int:

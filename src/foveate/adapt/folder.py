@@ -19,6 +19,7 @@ from foveate.adapt.heads import build_head, describe_head
 from foveate.adapt.model import AdaptedModel
 from foveate.adapt.peft_format import add_peft
 from foveate.adapt.registry import parse_settings
+from foveate.adapt.tasks import SINGLE_LABEL, Answers
 from foveate.core.errors import UserError
 from foveate.core.model_folder import check_tensors, read_config, read_tensors, write_model_folder
 from foveate.core.peft_folder import is_peft
@@ -153,13 +154,16 @@ def add_adapter(
     say(f"loaded {len(tensors)} tensors from {path} ({count:,} parameters without the head): {matches}")
 
 
-def read_head(folder: str | Path, classes: Sequence[str]) -> nn.Module:
+def read_head(folder: str | Path, classes: Sequence[str], *, task: str = SINGLE_LABEL) -> nn.Module:
     """Read the head of a saved adapter, to start another one from.
 
     Raises:
-        UserError: it has other classes.
+        UserError: it has other classes, or was trained on labels of another kind.
     """
     path, config = Path(folder), read_adapter_config(folder)
+    saved = Answers.from_info(config["info"]).task
+    if saved != task:
+        raise UserError(f"{path}: its head was trained on {saved} labels; these are {task}")
     known = config["info"].get("classes", [])
     if list(known) != list(classes):
         unknown = next((name for name in classes if name not in known), "")

@@ -31,7 +31,7 @@ from foveate.adapt.adapter import (
 )
 from foveate.adapt.backbones import map_backbone
 from foveate.adapt.heads import describe_head, head_width, new_head, num_classes
-from foveate.adapt.registry import check_carried, get_method, parse_settings
+from foveate.adapt.registry import check_carried, choose_targets, get_method, parse_settings
 from foveate.core import seeds
 from foveate.core.errors import UserError, choose
 from foveate.core.progress import say
@@ -114,7 +114,7 @@ class AdaptedModel(nn.Module):
             raise UserError(f"adapter name '{name}' is in use; give another name")
         if self.is_merged:
             raise UserError("the model is merged: unmerge it before another adapter is added")
-        settings = parse_settings(config)
+        settings = choose_targets(parse_settings(config), self.backbone)
         check_carried(settings, self.backbone)
         with self._original():
             value = next(iter(self.backbone.tower_parameters().values()))
@@ -175,8 +175,9 @@ class AdaptedModel(nn.Module):
             if isinstance(classifier, nn.Linear):
                 return copy.deepcopy(classifier), True
             raise UserError("classes is missing: this backbone has no classifier of its own to start from")
-        if classes < 2:
-            raise UserError(f"classes must be at least 2 (got {classes})")
+        # One output is a head of values; of a single class nothing can be learned.
+        if classes < 1:
+            raise UserError(f"classes must be at least 1, the outputs of the head (got {classes})")
         return new_head(width, classes), False
 
     def adapter(self, name: str | None = None) -> Adapter[Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,16 @@ from torch import Tensor, nn
 
 from foveate.adapt.export import open_adapted
 from foveate.adapt.folder import CONFIG, find_adapter_folder
-from foveate.adapt.results import AdaptResult, PredictResult
+from foveate.adapt.labels import count_names
+from foveate.adapt.results import AdaptResult, PredictResult, SheetGroup, SheetImage
+from foveate.adapt.scores import write_thumbnail
+from foveate.adapt.tasks import SINGLE_LABEL, Answers, read_answers
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, choose
 from foveate.core.files import read_json
 from foveate.core.hub import find
 from foveate.core.results import CalibrateResult, parse_result
+from foveate.core.runs import RunFolder
 from foveate.core.tables import csv_rows
 from foveate.metrics.agreement import softmax
 from foveate.records import layout
@@ -42,6 +46,9 @@ from foveate.vision.preprocess import Preprocess, read_image, render_file
 
 FOLDED = "calibration.json"  # written by `fold` into a calibrated checkpoint
 CALIBRATION = "calibration"  # run folder of `foveate calibrate` inside a run of `adapt train`
+SHEET = "images"  # folder of thumbnails in the folder of a page
+MAX_GROUPS, MAX_PER_GROUP = 24, 12  # of a contact sheet
+_NUM_RANGES = 5  # of values, with as many images each
 
 
 @dataclass(frozen=True)
@@ -67,14 +74,15 @@ class Gamma:
 
 @dataclass(frozen=True)
 class ImagePredictions:
-    """Answers of a classifier, a row for each image that could be read, in the order given.
+    """Answers of a tuned model, a row for each image that could be read, in the order given.
 
     Attributes:
-        classes: K names, in the order of the columns.
+        classes: K names, in the order of the columns; none of values.
         images: names of the images: path, key in a collection, or position.
-        logits: [N, K], as the network gives them.
+        logits: [N, K], as the network gives them; of values and ordered classes [N, 1], in their unit.
         gamma: of the calibration; None where there is none.
         unreadable: image -> reason, of images that were skipped.
+        answers: how the logits are read: task, thresholds of several labels, unit of values.
     """
 
     classes: tuple[str, ...]
@@ -82,10 +90,13 @@ class ImagePredictions:
     logits: NDArray[np.float32]
     gamma: Gamma | None = None
     unreadable: dict[str, str] = field(default_factory=dict)
+    answers: Answers = field(default_factory=Answers)
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        """Probabilities [N, K] without calibration."""
+        """Probabilities [N, K] without calibration; of several labels each for itself; [N, 0] without any."""
+        if self.answers.task != SINGLE_LABEL:
+            return self.answers.probabilities(self.logits)
         folded = self.gamma is not None and self.gamma.folded
         # A folded gamma is in the bias already: without it are the answers before calibration.
         logits = self.gamma.shift(self.logits, -1.0) if folded and self.gamma else self.logits.astype(np.float64)
@@ -93,8 +104,22 @@ class ImagePredictions:
 
     @property
     def labels(self) -> list[str]:
-        """The most probable class of each image, without calibration."""
-        return [self.classes[index] for index in self.probabilities.argmax(axis=1)]
+        """The most probable class of each image, without calibration; several labels with ; between them."""
+        if self.answers.task == SINGLE_LABEL:
+            return [self.classes[index] for index in self.probabilities.argmax(axis=1)]
+        return [";".join(names) for names in self.label_sets]
+
+    @property
+    def label_sets(self) -> list[tuple[str, ...]]:
+        """The labels of each image from their thresholds on; one class of other tasks, none of values."""
+        if self.answers.task == SINGLE_LABEL:
+            return [(label,) for label in self.labels]
+        return self.answers.decide(self.logits)
+
+    @property
+    def values(self) -> NDArray[np.float64] | None:
+        """The value of each image [N], in its unit, of ordered classes their number; None of other tasks."""
+        return self.logits[:, 0].astype(np.float64) if self.answers.task in ("regression", "ordinal") else None
 
     @property
     def calibrated_probabilities(self) -> NDArray[np.float64] | None:
@@ -112,14 +137,23 @@ class ImagePredictions:
     def write_csv(self, path: Path, *, top: int = 1, each_class: bool = False) -> None:
         """Write a row for each image: image, class, probability, the calibrated ones where there are any, error.
 
+        Several labels: `labels` with ; between them, and a column probability_LABEL for each. Values: `value`, and
+        `unit` where it is known. Ordered classes: `class`, and `value`, the number that was rounded to it.
+
         Args:
             path: of the file.
             top: also write the further most probable classes, as top2_class, top2_probability and so on.
             each_class: also write a column probability_CLASS for each class.
 
         Raises:
-            UserError: `top` is not between 1 and the number of classes.
+            UserError: `top` is not between 1 and the number of classes, or there is no most probable class.
         """
+        if self.answers.task != SINGLE_LABEL:
+            if top > 1 or (each_class and not self.probabilities.shape[1]):
+                option = "top" if top > 1 else "each_class"
+                raise UserError(f"{option}: has no effect on a model of task '{self.answers.task}'")
+            self._write_rows(path, self._columns_of_task())
+            return
         if not 1 <= top <= len(self.classes):
             raise UserError(f"top: out of range (got {top}); expected 1 to {len(self.classes)}, the number of classes")
         probabilities_NK, calibrated_NK = self.probabilities, self.calibrated_probabilities
@@ -138,6 +172,20 @@ class ImagePredictions:
             columns |= {
                 f"probability_{name}": probabilities_NK[:, number].tolist() for number, name in enumerate(self.classes)
             }
+        self._write_rows(path, columns)
+
+    def _columns_of_task(self) -> dict[str, list[Any]]:
+        """Return the columns of several labels, values or ordered classes."""
+        if self.answers.task == "multi-label":
+            by_label = {f"probability_{name}": self.probabilities[:, k].tolist() for k, name in enumerate(self.classes)}
+            return {"labels": self.labels, **by_label}
+        assert self.values is not None, "the other tasks have values"
+        if self.answers.task == "ordinal":
+            return {"class": self.labels, "value": self.values.tolist()}
+        unit = {"unit": [self.answers.unit] * len(self.images)} if self.answers.unit else {}
+        return {"value": self.values.tolist(), **unit}
+
+    def _write_rows(self, path: Path, columns: dict[str, list[Any]]) -> None:
         with csv_rows(path, ["image", *columns, "error"]) as writer:
             for row, image in enumerate(self.images):
                 writer.writerow({"image": image, **{name: values[row] for name, values in columns.items()}})
@@ -156,10 +204,12 @@ class Predictor:
     """A tuned network with its classes and preprocessing. Use `foveate.open_adapter`.
 
     Attributes:
+        name: of the folder that it was opened from.
         classes: names, in the order of the logits.
         preprocess: how images become pixels.
         gamma: of the calibration; None where there is none.
         network: the module behind it; None where only its logits are known.
+        answers: how the logits are read.
 
     Example:
         >>> predictor = open_adapter(adapter_run)
@@ -178,12 +228,14 @@ class Predictor:
         device: torch.device | str = "cpu",
         gamma: Gamma | None = None,
         network: nn.Module | None = None,
+        answers: Answers | None = None,
     ) -> None:
-        self._logits, self._name, self._device, self.network = logits, name, device, network
+        self._logits, self.name, self._device, self.network = logits, name, device, network
         self.classes, self.preprocess, self.gamma = tuple(classes), preprocess, gamma
+        self.answers = answers or Answers(classes=self.classes)
 
     def __repr__(self) -> str:
-        return f"Predictor({self._name!r}, {len(self.classes)} classes)"
+        return f"Predictor({self.name!r}, {self.answers.task}, {len(self.classes)} classes)"
 
     def predict(self, images: Iterable[ImageInput], *, skip_unreadable: bool = False) -> ImagePredictions:
         """Classify images: paths, bytes, Pillow images or arrays uint8 [H, W, 3].
@@ -217,11 +269,11 @@ class Predictor:
         names = [source.name for source in sources]
         splits = np.full(len(rows), "")
         # `predict` takes labeled images; -1 means "no label", and nothing here reads it.
-        labeled = LabeledImages(self._name, self.classes, names, np.full(len(rows), -1), splits, load)
+        labeled = LabeledImages(self.name, self.classes, names, np.full(len(rows), -1), splits, load)
         outputs = predict(self._logits, labeled, rows, device=self._device, description="classifying")
         unreadable = {names[row]: reason for row, reason in outputs.unreadable.items()}
         read = tuple(names[row] for row in outputs.rows.tolist())
-        return ImagePredictions(self.classes, read, outputs.logits, self.gamma, unreadable)
+        return ImagePredictions(self.classes, read, outputs.logits, self.gamma, unreadable, self.answers)
 
 
 def _describe_input(image: ImageInput, number: int) -> ImageSource:
@@ -303,24 +355,30 @@ def open_adapter(
     folded = None
     if (find_adapter_folder(path) / CONFIG).is_file():
         adapted, network, info = open_adapted(path, backbone=backbone)
-        classes = info.get("classes")
-        if not classes:
+        classes, answers = info.get("classes"), Answers.from_info(info)
+        if not classes and answers.task != "regression":
             raise UserError(f"{path}: the adapter does not say which classes its head has; expected info.classes")
         module = adapted.to(here).eval()
         preprocess, logits = network.preprocess, lambda pixels: adapted(network.normalize(pixels))
     else:
         if backbone is not None:
             raise UserError(f"backbone: has no effect on {path}, which is no adapter but a classifier")
-        classifier: Classifier = open_classifier(path, device=str(here))
+        answers = read_answers(path)
+        classifier: Classifier = open_classifier(path, device=str(here), any_task=True)
         module = classifier
-        classes, logits = classifier.names, classifier
+        classes, logits = (() if answers.task == "regression" else answers.classes or classifier.names), classifier
         if classifier.preprocess is None:
             raise UserError(f"{path}: this classifier takes arrays of floating-point values, not images")
         preprocess = classifier.preprocess
         if (path / FOLDED).is_file():
             folded = _read_folded(path / FOLDED, num_classes=len(classes))
-    in_use = _choose_gamma(path, classes, gamma, None if calibration is None else Path(calibration), folded)
-    return Predictor(logits, classes, preprocess, name=str(path), device=here, gamma=in_use, network=module)
+    if answers.task != SINGLE_LABEL and (gamma is not None or calibration is not None):
+        option = "gamma" if gamma is not None else "calibration"
+        raise UserError(f"{option}: shifts one class against another; {path} is a model of task '{answers.task}'")
+    in_use = _choose_gamma(path, classes or (), gamma, None if calibration is None else Path(calibration), folded)
+    return Predictor(
+        logits, classes or (), preprocess, name=str(path), device=here, gamma=in_use, network=module, answers=answers
+    )
 
 
 def _read_folded(path: Path, *, num_classes: int) -> Gamma:
@@ -381,27 +439,117 @@ def _positions(names: Sequence[str], classes: Sequence[str], where: Path) -> tup
 
 
 def predict_files(
-    predictor: Predictor, paths: Sequence[Path], to: Path, *, top: int = 1, each_class: bool = False
+    predictor: Predictor,
+    paths: Sequence[Path],
+    to: Path,
+    *,
+    top: int = 1,
+    each_class: bool = False,
+    page: Path | None = None,
+    command: list[str] | None = None,
 ) -> PredictResult:
     """Classify the images of files, folders and collections, and write a CSV file; see `ImagePredictions.write_csv`.
 
+    Args:
+        page: folder for a contact sheet: thumbnails and a result.json, of which the report makes a page.
+        command: command line, for the page.
+
     Raises:
-        UserError: see `list_sources` and `Predictor.predict`; `to` is a folder.
+        UserError: see `list_sources` and `Predictor.predict`; `to` is a folder, or `page` holds another run.
     """
     if to.is_dir():
         raise UserError(f"{to}: is a folder; expected the name of a CSV file")
     sources, others = list_sources(paths)
+    folder = None if page is None else RunFolder.create(page, command=command)
     # One damaged file among thousands must not cost the others: it gets a row with the reason instead.
     answers = predictor.predict_sources(sources, skip_unreadable=True)
     answers.write_csv(to, top=top, each_class=each_class)
-    calibrated = answers.calibrated_labels
-    counts = {name: answers.labels.count(name) for name in answers.classes}
+    calibrated, values = answers.calibrated_labels, answers.values
+    is_value = answers.answers.task == "regression"
+    spread = None if values is None or not is_value else (values.min(), values.mean(), values.max())
     changed = None if calibrated is None else sum(a != b for a, b in zip(answers.labels, calibrated, strict=True))
-    return PredictResult(
+    result = PredictResult(
+        title=f"Answers for {len(answers.images):,} images",
+        command=command or "",
+        model=predictor.name,
+        table=str(to),
         images=len(answers.images),
-        counts=counts,
+        task=answers.answers.task,
+        unit=answers.answers.unit,
+        counts=count_names(answers.label_sets, answers.classes),
+        values=spread,
         unreadable=answers.unreadable,
         ignored_files=others,
         gamma=None if answers.gamma is None else answers.gamma.value,
         changed=changed,
     )
+    if folder is not None:
+        sheet = write_sheet(predictor, {source.name: source for source in sources}, answers, folder.path)
+        result = result.model_copy(update={"sheet": sheet, "per_group": MAX_PER_GROUP})
+        folder.write_result(result.to_json())
+    return result
+
+
+# The contact sheet of predictions.
+
+
+def write_sheet(
+    predictor: Predictor, sources: Mapping[str, ImageSource], answers: ImagePredictions, folder: Path
+) -> list[SheetGroup]:
+    """Write thumbnails of some images of each answer, as the network sees them, and return the groups.
+
+    The most frequent classes come first. In a group images stand from the surest to the least sure; of more than
+    `MAX_PER_GROUP` some evenly between the two.
+    """
+    saved: dict[int, str] = {}
+
+    def thumbnail(row: int) -> str:
+        # An image with several labels is in several groups, and written once.
+        if row not in saved:
+            saved[row] = f"{SHEET}/{row}.webp"
+            write_thumbnail(sources[answers.images[row]].render(predictor.preprocess), folder / saved[row])
+        return saved[row]
+
+    groups = []
+    for title, rows, texts in _group_answers(answers)[:MAX_GROUPS]:
+        shown = np.unique(np.linspace(0, len(rows) - 1, min(MAX_PER_GROUP, len(rows))).astype(int)).tolist()
+        images = [
+            SheetImage(image=thumbnail(rows[place]), key=answers.images[rows[place]], text=texts[place])
+            for place in shown
+        ]
+        groups.append(SheetGroup(title=title, count=len(rows), images=images))
+    return groups
+
+
+def _group_answers(answers: ImagePredictions) -> list[tuple[str, list[int], list[str]]]:
+    """Return title, rows in the order of the sheet, and text of each row, by group."""
+    values, unit = answers.values, answers.answers.unit
+    if answers.answers.task == "regression" and values is not None:
+        order = np.argsort(values, kind="stable")
+        parts = [part for part in np.array_split(order, min(_NUM_RANGES, len(order))) if len(part)]
+        return [
+            (
+                f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} {unit}".strip(),
+                part.tolist(),
+                [f"{values[row]:.4g} {unit}".strip() for row in part],
+            )
+            for part in parts
+        ]
+    members: dict[str, list[int]] = {}
+    for row, names in enumerate(answers.label_sets):
+        for name in names or ("none of the labels",):
+            members.setdefault(name, []).append(row)
+    groups = []
+    for name, rows in sorted(members.items(), key=lambda item: -len(item[1])):
+        number = answers.classes.index(name) if name in answers.classes else None
+        if values is not None and number is not None:  # ordered classes: near the class is sure
+            sure_N, texts = -np.abs(values - number), [f"{value:.2f}" for value in values]
+        elif number is None:  # the highest of what was not enough
+            sure_N = 1 - answers.probabilities.max(axis=1)
+            texts = [f"highest {probability:.2f}" for probability in answers.probabilities.max(axis=1)]
+        else:
+            sure_N = answers.probabilities[:, number]
+            texts = [f"{probability:.2f}" for probability in sure_N]
+        ordered = sorted(rows, key=lambda row: -sure_N[row])
+        groups.append((name, ordered, [texts[row] for row in ordered]))
+    return groups

@@ -21,7 +21,12 @@ DEFAULT_EPOCHS, MIN_STEPS = 50, 300
 class AdaptData(Settings):
     """Images, their labels, and the splits to train, select and test on."""
 
-    field: str | None = Field(None, description="label field of the collection")
+    field: str | None = Field(None, description="label field of the collection, or column of a table")
+    task: Literal["auto", "single-label", "multi-label", "regression", "ordinal"] = Field(
+        "auto",
+        description="labels: one class, several, a value, ordered classes; auto = what the labels look like, printed",
+    )
+    unit: str = Field("", description="unit of a regression's values, for tables, such as degrees")
     train: list[str] = Field(["train"], min_length=1, description="splits that are trained on")
     validation: str = Field("validation", description="split of the accuracies during training and of comparisons")
     test: str = Field("test", description="split that is measured at the end; never used to choose")
@@ -63,6 +68,18 @@ class AdaptTraining(ClassificationSettings):
         ge=0,
         description="at the start, of the schedule osu_release; 0 = a first epoch at rest",
         json_schema_extra=REFERENCE,
+    )
+    loss: Literal["mse", "huber"] = Field(
+        "mse", description="of regression and ordinal: squared error, or Huber's, which outliers move less"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced = a class counts inversely to its number of images, a label to its share"
+    )
+    focal_gamma: float = Field(
+        0.0, ge=0, description="exponent of the focal loss, for rare classes; 2 is usual, 0 = none"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor of the learning rate from each block to the one before it; 1 = none"
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="rate at the last block, rising from 0; timm's networks")
     cache: bool = Field(True, description="compute frozen parts in front of the first change once for each image")

@@ -12,6 +12,7 @@ from foveate.adapt.backbone import Backbone, TransformerBlock, get_tensor
 from foveate.adapt.methods import METHODS
 from foveate.adapt.methods.lora import LoraSettings, MissingLayersError, find_targets
 from foveate.core.errors import UserError, choose
+from foveate.core.progress import say
 from foveate.core.recipes import validate
 
 
@@ -120,15 +121,10 @@ def list_carried(backbone: Backbone) -> list[str]:
     carried = []
     for name in method_names():
         if name == "lora":
-            # The default comes first, then targets for networks without q, k and v.
-            for settings in (LoraSettings(), LoraSettings(targets=["mlp"]), LoraSettings(targets=["conv"])):
-                try:
-                    find_targets(backbone, settings)
-                except MissingLayersError:
-                    continue
-                is_default = settings == LoraSettings()
-                carried.append("lora" if is_default else f"lora with targets=[{settings.targets[0]}]")
-                break
+            targets = find_default_targets(backbone)
+            if targets is not None:
+                is_default = targets == LoraSettings().targets
+                carried.append("lora" if is_default else f"lora with targets=[{','.join(targets)}]")
         elif name == "subset" and not backbone.blocks:
             carried.append("subset with a pattern")
         # Both methods need nothing from the map, but without biases or norms there is nothing to tune.
@@ -137,6 +133,29 @@ def list_carried(backbone: Backbone) -> list[str]:
         elif not find_obstacle(get_method(name), backbone):
             carried.append(name)
     return carried
+
+
+def find_default_targets(backbone: Backbone) -> list[str] | None:
+    """Return the layers that LoRA changes unless they are named: q, k and v, else MLPs, else convolutions."""
+    for targets in (LoraSettings().targets, ["mlp"], ["conv"]):
+        try:
+            find_targets(backbone, LoraSettings(targets=targets))
+        except MissingLayersError:
+            continue
+        return targets
+    return None
+
+
+def choose_targets(settings: MethodSettings, backbone: Backbone) -> MethodSettings:
+    """Return the settings for this network: LoRA whose targets nobody named takes what there is, and prints it."""
+    if not isinstance(settings, LoraSettings) or "targets" in settings.model_fields_set:
+        return settings
+    targets = find_default_targets(backbone)
+    if targets is None or targets == settings.targets:
+        return settings
+    say(f"lora: a {type(backbone.model).__name__} has no q, k and v; taken: targets=[{','.join(targets)}]")
+    # Named from here on, so that the saved adapter has them.
+    return settings.model_copy(update={"targets": targets})
 
 
 def check_carried(settings: MethodSettings, backbone: Backbone) -> None:

@@ -20,12 +20,12 @@ class TrainedParameters(ResultModel):
 
 
 class ProbeResult(ResultModel):
-    """Logistic regression on the features of the network as it came.
+    """The solved head on the features of the network as it came: logistic regression, of values ridge regression.
 
     Attributes:
         C: inverse of its L2 penalty, on centered features of mean variance 1.
         folds: of the cross-validation that chose C; 0 where it was set, or a class has a single image.
-        accuracies: candidate of C -> cross-validated accuracy.
+        accuracies: candidate of C -> cross-validated score; see `foveate.training.linear_probe`.
     """
 
     C: float
@@ -34,13 +34,15 @@ class ProbeResult(ResultModel):
 
 
 class TuningGain(ResultModel):
-    """Accuracy of the tuned model on one split, beside that of the untuned features (a solved linear probe).
+    """Score of the tuned model on one split, beside that of the untuned features (a solved linear probe).
 
     Attributes:
+        score: accuracy; mAP of several labels, R2 of values, quadratic_kappa of ordered classes. Higher is better.
         gain: tuned minus features; negative where tuning lost.
         low, high: its 95 % interval, a bootstrap over images with both answers of an image drawn together.
     """
 
+    score: str = "accuracy"
     split: str
     tuned: float
     features: float
@@ -55,10 +57,86 @@ class TuningGain(ResultModel):
             return ""
         interval = "" if self.low is None else f", 95% interval of the difference {self.low:.3f} to {self.high:.3f}"
         chance = "" if self.high is None or self.high < 0 else ", which may be chance"
+        of = "" if self.score == "accuracy" else f" of {self.score.replace('_', ' ')}"
         return (
-            f"tuning lost {-self.gain:.3f} on {self.split}{chance}: {self.tuned:.3f} tuned, {self.features:.3f} for "
-            f"the untuned features (n {self.n}{interval})"
+            f"tuning lost {-self.gain:.3f}{of} on {self.split}{chance}: {self.tuned:.3f} tuned, {self.features:.3f} "
+            f"for the untuned features (n {self.n}{interval})"
         )
+
+
+class ClassScore(ResultModel):
+    """How one class or label was answered on a split.
+
+    Attributes:
+        n: images that have it. predicted: images that got it. right: images of both kinds.
+        precision: average precision of a label; None of a class, or where no image has the label.
+        threshold: of a label.
+    """
+
+    name: str
+    n: int
+    predicted: int
+    right: int
+    precision: float | None = None
+    threshold: float | None = None
+
+
+class Mistake(ResultModel):
+    """A wrong answer.
+
+    Attributes:
+        key: of the image. image: its thumbnail in the run folder, "" where it has no pixels.
+        truth, answer: names of classes, or values with their unit.
+        confidence: probability of the answer; None of values.
+    """
+
+    key: str
+    image: str = ""
+    truth: str
+    answer: str
+    confidence: float | None = None
+
+
+class ConfusedClasses(ResultModel):
+    """How many images of one class got another one as their answer."""
+
+    truth: str
+    answer: str
+    count: int
+
+
+class ConfidenceBin(ResultModel):
+    """Answers of about one probability: their number, mean probability, and the share that is right."""
+
+    count: int
+    confidence: float
+    right: float
+
+
+class SplitDetails(ResultModel):
+    """Where the saved model is right and wrong on one split.
+
+    Attributes:
+        n: images.
+        classes: of each class or label; none of values.
+        confusion: images by true class (row) and answer (column), in the order of `classes`; none of labels and values,
+            and of more than 100 classes.
+        confused: the most frequent mistakes, the most frequent first.
+        bins: confidence of answers (of decisions about a label) against how often they are right.
+        calibration_error: expected calibration error over them; None of values and ordered classes.
+        points: true and predicted value of images, at most 2,000; none of classes.
+        mistakes: the most confident first; of values the largest errors.
+    """
+
+    split: str
+    n: int
+    classes: list[ClassScore] = []
+    confusion: list[list[int]] = []
+    confused: list[ConfusedClasses] = []
+    bins: list[ConfidenceBin] = []
+    calibration_error: float | None = None
+    points: list[tuple[float, float]] = []
+    mistakes: list[Mistake] = []
 
 
 class AdaptResult(RunResult):
@@ -66,6 +144,8 @@ class AdaptResult(RunResult):
 
     Attributes:
         status: "finished", or "stopped" by a signal.
+        task: kind of the labels. unit: of values.
+        details: of the test split, else of the validation split; None where neither was measured.
         absent: classes without a training image.
         images: that were trained on.
         cached: what of the network was computed once.
@@ -84,6 +164,8 @@ class AdaptResult(RunResult):
     status: str = "finished"
     recipe: dict[str, Any] = {}
     data: str = ""
+    task: str = "single-label"
+    unit: str = ""
     classes: list[str] = []
     absent: list[str] = []
     images: int = 0
@@ -101,6 +183,7 @@ class AdaptResult(RunResult):
     tuned: str = ""
     evaluation: Evaluation | None = None
     gains: list[TuningGain] = []
+    details: SplitDetails | None = None
 
     @property
     def choice(self) -> str:
@@ -158,20 +241,48 @@ class ImportResult(ResultModel):
     parameters: TrainedParameters
 
 
-class PredictResult(ResultModel):
+class SheetImage(ResultModel):
+    """An image of a contact sheet: its thumbnail in the folder of the page, its name, and its answer as text."""
+
+    image: str
+    key: str
+    text: str
+
+
+class SheetGroup(ResultModel):
+    """Images of one answer, or of a range of values; `count` is how many there are, of which some are shown."""
+
+    title: str
+    count: int
+    images: list[SheetImage]
+
+
+class PredictResult(RunResult):
     """What `adapt predict` wrote.
 
     Attributes:
+        model: folder of the tuned model. table: file of the predictions.
+        sheet: of the page, at most `per_group` images of each group; none without a page.
         images: that were classified.
-        counts: class -> images, without calibration.
+        task: kind of the labels. unit: of values.
+        counts: class or label -> images, without calibration; none of values.
+        values: least, mean and largest value; None of classes.
         unreadable: image -> reason.
         ignored_files: in the folders, that are no images.
         gamma: of the calibration; None without one.
         changed: images whose class the calibration changed; None without one.
     """
 
+    kind: str = "adapt_predict"
+    model: str = ""
+    table: str = ""
+    sheet: list[SheetGroup] = []
+    per_group: int = 0
     images: int
-    counts: dict[str, int]
+    task: str = "single-label"
+    unit: str = ""
+    counts: dict[str, int] = {}
+    values: tuple[float, float, float] | None = None
     unreadable: dict[str, str] = {}
     ignored_files: int = 0
     gamma: float | None = None

@@ -42,6 +42,7 @@ from foveate.adapt.model import AdaptedModel
 from foveate.adapt.recipe import AdaptData, WiseSettings
 from foveate.adapt.registry import get_method
 from foveate.adapt.results import SavedModel, WisePoint, WiseRecommendation, WiseResult, WiseSet
+from foveate.adapt.tasks import SINGLE_LABEL, Answers, single_label_only
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import say
 from foveate.core.runs import RunFolder
@@ -228,6 +229,7 @@ RULES = {
     "branch": "the branch is multiplied by alpha",
     "merged": "merged weights are interpolated",
 }
+WISE = "foveate adapt wise"
 RULE = (
     "the smallest alpha whose accuracy on validation images is at most one standard error below the best; test and "
     "shifted images took no part"
@@ -296,6 +298,7 @@ def measure_robustness(
     settings = settings or WiseSettings()
     validation, test = settings.validation, settings.test
     adapted, network, info = open_adapted(path, backbone=backbone)
+    single_label_only(Answers.from_info(info).task, WISE)
     adapter = check_alpha(adapted, settings.at or 0.0)
     keep = settings.head == "keep" or (settings.head == "auto" and adapted.active not in adapted.first_heads)
     if keep and settings.head == "auto":
@@ -340,7 +343,8 @@ def _open_splits(
     task: CompareTask, network: LoadedBackbone, classes: list[str], path: Path, *, validation: str, test: str
 ) -> list[CurveImages]:
     """Open the splits of the user's own data: one to select by, one to test on."""
-    images = load_images(task.path, AdaptData(field=task.field, classes=classes or None), network.preprocess)
+    fields = AdaptData(field=task.field, task=SINGLE_LABEL, classes=classes or None)
+    images = load_images(task.path, fields, network.preprocess, single_label_for=WISE)
     if not classes:
         raise UserError(f"{path} does not name its classes; only adapters of `foveate adapt train` do")
     if validation == test:
@@ -378,7 +382,8 @@ def _check_unseen(trained_on: list[dict[str, Any]] | None, name: str, path: Path
 def _open_shifted(task: CompareTask, network: LoadedBackbone, classes: list[str]) -> CurveImages:
     """Open a shifted set: classes that it lacks are no answers there, images of other classes are left out."""
     # Opened twice: first with all its classes, to see which ones the adapter knows; then with these alone.
-    whole = load_images(task.path, AdaptData(field=task.field), network.preprocess, draw_splits=False)
+    fields = AdaptData(field=task.field, task=SINGLE_LABEL)
+    whole = load_images(task.path, fields, network.preprocess, draw_splits=False, single_label_for=WISE)
     known = [name for name in classes if name in whole.classes]
     if not known:
         hint = nearest(whole.classes[0], classes)
@@ -387,9 +392,9 @@ def _open_shifted(task: CompareTask, network: LoadedBackbone, classes: list[str]
         )
     if len(known) < 2:
         raise UserError(f"shifted set '{task.name}': only the class '{known[0]}' is one of the adapter's; expected two")
-    selected = AdaptData(field=task.field, classes=known)
+    selected = AdaptData(field=task.field, task=SINGLE_LABEL, classes=known)
     # A shifted set without splits was seen by no training, so all its images are tested.
-    images = load_images(task.path, selected, network.preprocess, draw_splits=False)
+    images = load_images(task.path, selected, network.preprocess, draw_splits=False, single_label_for=WISE)
     has_test = images.has_split("test")
     rows = images.rows("test") if has_test else images.labeled_rows()
     candidates = whole.rows("test") if has_test else whole.labeled_rows()

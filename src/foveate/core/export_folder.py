@@ -28,6 +28,11 @@ def check_empty_folder(target: Path) -> None:
         raise UserError(f"{target}: exists and is not an empty folder; choose another one with --out")
 
 
+def list_files(folder: Path) -> list[str]:
+    """Return the files of a folder, at any depth, sorted and relative to it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 @contextmanager
 def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path]:
     """Yield a folder to write in, which is moved to `target` on a clean exit; killed or failed, nothing is there.

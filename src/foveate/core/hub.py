@@ -148,6 +148,23 @@ KINDS = {
 INNER = ("model", "adapter", "index")
 
 
+def is_tuned(folder: Path) -> bool:
+    """Whether a folder holds a tuned model: a run of `adapt train`, its adapter, or a classifier with its head."""
+    if any((folder / file).is_file() for file in KINDS["adapter"].files if file != _CONFIG):
+        return True
+    if not (folder / _CONFIG).is_file():
+        return False
+    config = read_json(folder / _CONFIG)
+    if not isinstance(config, dict):
+        return False
+    # Of Foveate, of timm, of transformers.
+    classes = config.get("architectures") or []
+    is_timm = "architecture" in config and "num_classes" in config
+    return (
+        config.get("kind") == "classifier" or is_timm or any("ForImageClassification" in str(name) for name in classes)
+    )
+
+
 def find(kind: str, name: str | Path, *, names: Sequence[str] = (), **options: Any) -> Checkpoint:
     """Return the folder of a model by its name; see `locate` for the order, and `fetch` for `options` and errors."""
     folder = locate(kind, name, names=names)

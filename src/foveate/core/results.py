@@ -85,13 +85,14 @@ class Column(ResultModel):
 
 
 class Row(ResultModel):
-    """A row of a results table: one question on one set of data, a value per column."""
+    """A row of a results table: one question on one set of data, a value per column; `best` says which value is."""
 
     question: str
     data: str = ""
     chance: float | None = None
     n: int | None = None
     unit: str = "fraction"
+    best: Literal["highest", "lowest"] = "highest"
     values: dict[str, Value | None]
 
 
@@ -209,6 +210,25 @@ class Machine(ResultModel):
     cores: int | None = None
     python: str = ""
     torch: str = ""
+
+
+class ExportResult(RunResult):
+    """`foveate export`.
+
+    Attributes:
+        to: the target. files: written, or to be written in a dry run.
+        differences: largest absolute differences to Foveate's own outputs, measured with the foreign library.
+        counts: of rows, images or regions. notes: sentences for the user.
+    """
+
+    kind: Literal["export"] = "export"
+    source: str
+    to: str
+    dry_run: bool = False
+    files: list[str] = []
+    differences: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    notes: list[str] = []
 
 
 M = TypeVar("M", bound=ResultModel)

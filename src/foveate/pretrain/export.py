@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from foveate.core.errors import UserError, choose
-from foveate.core.export_folder import check_empty_folder, default_folder, staged_folder
+from foveate.core.export_folder import check_empty_folder, default_folder, list_files, staged_folder
 from foveate.core.files import read_json, write_text_atomically
 from foveate.core.hub import KINDS
 from foveate.core.paths import DATA
 from foveate.core.plugins import load_all, load_module, load_plugin, module_names
 from foveate.core.recipes import Settings, validate
-from foveate.pretrain.results import ExportResult
+from foveate.core.results import ExportResult
 from foveate.records.collection import Collection
 from foveate.records.layout import DESCRIPTION
 from foveate.records.region_sources import OWN_SOURCES, RegionSources, SelectedRegions
@@ -43,7 +43,10 @@ IMAGES = 2
 class ExportSettings(Settings):
     """Settings of an export: its target, and what the target "embeddings" reads and writes."""
 
-    to: str = Field(description="a model: open_clip, transformers, onnx, embeddings; a collection: webdataset, coco")
+    to: str = Field(
+        description="a model: open_clip, transformers, onnx, embeddings; a tuned classifier: onnx, timm, transformers; "
+        "a collection: webdataset, coco"
+    )
     collection: Path | None = Field(None, description="collection whose images, regions and texts become embeddings")
     split: str | None = Field(None, description="only this split of --collection; all images by default")
     region_sources: RegionSources = None
@@ -192,7 +195,7 @@ def _export_model(
     result = ExportResult(
         source=str(source),
         to=to,
-        files=_list_files(target),
+        files=list_files(target),
         differences=report.differences,
         counts=report.counts,
         notes=report.notes,
@@ -226,7 +229,7 @@ def _export_collection(
     if unreadable:
         counts |= {"images": counts["images"] - len(unreadable), "unreadable images": len(unreadable)}
         skipped += _describe_unreadable(unreadable)
-    result = ExportResult(source=str(source), to=to, counts=counts, files=_list_files(target), notes=skipped)
+    result = ExportResult(source=str(source), to=to, counts=counts, files=list_files(target), notes=skipped)
     return target, result, [f"images: {counts['images']}", *skipped]
 
 
@@ -235,10 +238,6 @@ def _describe_unreadable(reasons: dict[str, str]) -> list[str]:
     listed = list(reasons.items())[:_MAX_LISTED]
     lines = [f"{len(reasons):,} images cannot be read and were left out:", *(f"  {key}: {why}" for key, why in listed)]
     return lines if len(reasons) == len(listed) else [*lines, f"  and {len(reasons) - len(listed):,} more"]
-
-
-def _list_files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 # What the targets of models share: inputs that the export is compared on, and the card of the export.

@@ -25,8 +25,9 @@ from foveate.vision.encoder import ImageEncoder, TextEncoder
 from foveate.vision.layers import encode_points, patch_centers
 from foveate.vision.lite0 import Lite0Encoder, load_lite0, pack_maps
 from foveate.vision.minilm import MiniLMEncoder, mean_of_real_tokens
+from foveate.vision.onnx_graphs import read_pixels_script
 from foveate.vision.open_clip.towers import OpenClipTextEncoder
-from foveate.vision.preprocess import DRAFT_PIXELS, Preprocess
+from foveate.vision.preprocess import Preprocess
 from foveate.vision.prompter import BoxHead, Prompted, Prompter
 
 
@@ -204,8 +205,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 def write_script(path: Path, preprocess: Preprocess) -> None:
     """Write the script for the geometry of a model input."""
-    text = _SCRIPT.replace("FIT", _FIT[preprocess.geometry].strip()).replace("DRAFT_PIXELS", str(DRAFT_PIXELS))
-    path.write_text(text, encoding="utf-8")
+    path.write_text(_SCRIPT.replace("READ_PIXELS", read_pixels_script(preprocess)), encoding="utf-8")
 
 
 _SCRIPT = '''"""Embed images and texts: `python embed.py photo.jpg "a red boat"` prints the cosine of each text.
@@ -221,23 +221,12 @@ from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
 PREPROCESS = json.loads((HERE / "preprocess.json").read_text())
-SIDE, FILL = PREPROCESS["size"], tuple(PREPROCESS["fill"])
-RESAMPLE = Image.Resampling[PREPROCESS["interpolation"].upper()]
 
 def run(graph, **inputs):
     session = onnxruntime.InferenceSession(str(HERE / graph), providers=["CPUExecutionProvider"])
     return session.run(None, {node.name: inputs[node.name] for node in session.get_inputs()})
 
-def read_pixels(path):  # uint8 [1, 3, SIDE, SIDE]
-    image = Image.open(path)
-    FIT
-    return np.asarray(image).transpose(2, 0, 1)[None]
-
-def upright(image):  # RGB on white
-    layers = ImageOps.exif_transpose(image).convert("RGBA")
-    image = Image.new("RGB", layers.size, "white")
-    image.paste(layers, mask=layers.getchannel("A"))
-    return image
+READ_PIXELS
 
 def embed_image(path):  # unit vector [1, E]
     return run("image.onnx", pixels=read_pixels(path))[0]
@@ -251,38 +240,3 @@ if __name__ == "__main__":
     for text, cosine in zip(sys.argv[2:], embed_texts(sys.argv[2:]) @ embed_image(sys.argv[1])[0]):
         print(f"{cosine:+.3f} {text}")
 '''
-# A JPEG is decoded at a fraction, as Foveate does: `step` is how much smaller it is than the whole image.
-_FIT = {
-    "letterbox": """
-    width, height = image.size
-    scale = min(1.0, math.ceil(DRAFT_PIXELS * SIDE) / max(width, height))
-    image.draft(None, (max(1, round(width * scale)), max(1, round(height * scale))))
-    if image.getexif().get(274, 1) > 4:
-        width, height = height, width
-    image = upright(image)
-    step = round(max(width, height) / max(image.size))
-    size, corner = (SIDE, height * SIDE // width), (0, SIDE * (width - height) // (2 * width))
-    if height > width:
-        size, corner = (width * SIDE // height, SIDE), (SIDE * (height - width) // (2 * height), 0)
-    content = image.resize(size, RESAMPLE, box=(0, 0, width / step, height / step), reducing_gap=3.0)
-    image = Image.new("RGB", (SIDE, SIDE), FILL)
-    image.paste(content, corner)
-""",
-    "center_crop": """
-    width, height = image.size
-    scale = min(1.0, math.ceil(DRAFT_PIXELS * SIDE * max(width, height) / min(width, height)) / max(width, height))
-    image.draft(None, (max(1, round(width * scale)), max(1, round(height * scale))))
-    if image.getexif().get(274, 1) > 4:
-        width, height = height, width
-    image = upright(image)
-    step, crop = round(max(width, height) / max(image.size)), min(width, height)
-    left, top = (width - crop) // 2, (height - crop) // 2
-    box = (left / step, top / step, (left + crop) / step, (top + crop) / step)
-    image, box = (image.crop(box), None) if step == 1 else (image, box)
-    image = image.resize((SIDE, SIDE), RESAMPLE, box=box, reducing_gap=3.0)
-""",
-    "stretch": """
-    image = upright(image)
-    image = image.resize((SIDE, image.height), RESAMPLE).resize((SIDE, SIDE), RESAMPLE)
-""",
-}

@@ -91,25 +91,6 @@ class PretrainResult(RunResult):
     samples: list[Example] = []
 
 
-class ExportResult(RunResult):
-    """`foveate export`.
-
-    Attributes:
-        to: the target. files: written, or to be written in a dry run.
-        differences: largest absolute differences to Foveate's own outputs, measured with the foreign library.
-        counts: of rows, images or regions. notes: sentences for the user.
-    """
-
-    kind: Literal["export"] = "export"
-    source: str
-    to: str
-    dry_run: bool = False
-    files: list[str] = []
-    differences: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    notes: list[str] = []
-
-
 class MetricsTable:
     """Rows (question, data) of one value per column; intervals are drawn with `seed`."""
 

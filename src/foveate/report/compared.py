@@ -1,4 +1,4 @@
-"""Charts of comparisons: cost against value with the Pareto front, and a matrix of agreement between methods."""
+"""Charts of comparisons: cost against value, agreement of methods, classes mistaken for each other, values."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from foveate.report.charts import Scale, nice_ticks, svg_text, tick_below
 from foveate.report.numbers import short
 
 _LINE = 15  # pixels between two labels
+_MAX_NAME = 18  # letters of a class beside a matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,5 +168,73 @@ def matrix_chart(names: Sequence[str], matrix: Sequence[Sequence[float]], *, tit
             )
             if column != number:
                 parts.append(svg_text(x + cell / 2, y + cell / 2 + 4, f"{100 * value:.0f}", style="name"))
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
+
+def confusion_chart(names: Sequence[str], counts: Sequence[Sequence[int]], *, title: str) -> Markup:
+    """Draw counts by true class (row) and answer (column), darker where more of a row; right answers in another color.
+
+    Args:
+        names: of the classes; long ones are cut.
+        counts: [K][K].
+    """
+    labels = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in names]
+    # 8: a wide letter in pixels; a name must not be cut at the edge.
+    cell, side = 34, 9 + 8 * max(len(label) for label in labels)
+    size = side + cell * len(names) + 4
+    right = sum(row[number] for number, row in enumerate(counts))
+    total = sum(map(sum, counts))
+    parts = [
+        f'<svg class="chart matrix" viewBox="0 0 {size} {size}" role="img" '
+        f'style="min-width:{min(size, 640)}px;max-width:{size}px" '
+        f'aria-label="{escape(title)}: {right:,} of {total:,} on the diagonal">'
+    ]
+    for number, row in enumerate(counts):
+        at = side + cell * (number + 0.5)
+        parts.append(svg_text(side - 6, at + 4, labels[number], anchor="end", style="name"))
+        parts.append(
+            f'<text class="name" x="{at + 4:.1f}" y="{side - 6}" text-anchor="start" '
+            f'transform="rotate(-90 {at + 4:.1f} {side - 6})">{escape(labels[number])}</text>'
+        )
+        total_of_row = sum(row) or 1
+        for column, value in enumerate(row):
+            x, y = side + cell * column, side + cell * number
+            told = escape(f"{names[number]}, answered {names[column]}: {value:,} of {sum(row):,}")
+            strength = 0.05 + 0.65 * value / total_of_row if value else 0.03
+            parts.append(
+                f'<rect class="{"p1" if column == number else "p3"}" x="{x + 1}" y="{y + 1}" width="{cell - 2}" '
+                f'height="{cell - 2}" fill-opacity="{strength:.2f}"><title>{told}</title></rect>'
+            )
+            if value:
+                parts.append(svg_text(x + cell / 2, y + cell / 2 + 4, short(value), style="name"))
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
+
+def value_chart(points: Sequence[tuple[float, float]], *, title: str, unit: str = "", size: int = 400) -> Markup:
+    """Draw predicted against true values as dots, and the line on which both are equal; empty without a point."""
+    if not points:
+        return Markup("")
+    values = [value for point in points for value in point]
+    # One scale for both axes: only then is equality the diagonal.
+    ticks = nice_ticks(min(values), max(values), num_ticks=5)
+    left, bottom = 58, size - 40
+    x_of, y_of = Scale(ticks[0], ticks[-1], left, size - 14), Scale(ticks[0], ticks[-1], bottom, 12)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {size} {size}" role="img" '
+        f'aria-label="{escape(f"{title}: {len(points):,} images from {short(min(values))} to {short(max(values))}")}">'
+    ]
+    for tick in ticks:
+        parts.append(f'<line class="rule" x1="{left}" x2="{size - 14}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>')
+        parts.append(svg_text(left - 8, y_of(tick) + 4, short(tick), anchor="end"))
+        parts.append(tick_below(x_of(tick), bottom + 18, tick, width=size))
+    ends = f'x1="{left}" y1="{bottom}" x2="{size - 14}" y2="12"'
+    parts.append(f'<line class="series s2" {ends}/>')
+    width = min(8.0, max(3.0, 120 / math.sqrt(len(points))))
+    drawn = "".join(f"M{x_of(true):.1f} {y_of(predicted):.1f}h0" for true, predicted in points)
+    parts.append(f'<path class="pts g0" style="stroke-width:{width:.1f}" d="{drawn}"/>')
+    axes = f"true{f' ({unit})' if unit else ''}, predicted upwards"
+    parts.append(svg_text(size - 14, size - 5, axes, anchor="end", style="axis"))
     parts.append("</svg>")
     return Markup("".join(parts))

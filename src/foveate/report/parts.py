@@ -98,7 +98,7 @@ def table_groups(rows: Sequence[Row], columns: Sequence[Column]) -> list[TableGr
 def _table_line(row: Row, columns: Sequence[Column]) -> TableLine:
     values = {column.key: row.values.get(column.key) for column in columns}
     measured = [value.value for value in values.values() if value is not None]
-    best = max(measured, default=None)
+    best = (max if row.best == "highest" else min)(measured, default=None)
     # The bars of a row share a scale, which must hold the ends of intervals and chance as well as the values.
     highs = [v.high if v.high is not None else v.value for v in values.values() if v is not None]
     # Never 0: bars are drawn as shares of it.

@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,21 +42,27 @@ from foveate.training.transforms import mix_batch
 BATCH_SIZE = 64  # for prediction: large enough to fill a core, small enough for any memory
 
 Rows = NDArray[np.int64]
+TaskName = Literal["single-label", "multi-label", "regression", "ordinal"]
 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images with one class each.
+    """Images with one class each, or with several labels or a value.
 
     Attributes:
         name: of the data, for errors and results.
-        classes: names; a label is an index into them.
+        classes: names; a label is an index into them. None of a regression.
         keys: one per image, for errors.
-        labels_N: class of each image, -1 where it has none of the classes.
+        labels_N: class of each image, -1 where it has none of the classes. Of several labels or a value: 0 where they
+            are known, else -1.
         splits: name of each image's split, "" where it has none.
         load: row and view to the model's input, uint8 pixels [C, S, S] or floating-point values; raises BadImage.
         size: row to width and height in pixels; None where images cannot be cropped.
         content: row to bytes that tell its image from any other, such as its file or a hash of it.
+        task: what the labels are.
+        targets_NT: what is learned instead of a class: 1 and 0 for each of K labels, or one value (of ordered classes
+            the number of the class); None of a single label.
+        unit: of the value, for tables.
     """
 
     name: str
@@ -67,9 +73,13 @@ class LabeledImages:
     load: Callable[[int, View], Tensor]
     size: Callable[[int], tuple[int, int]] | None = None
     content: Callable[[int], bytes] | None = None
+    task: TaskName = "single-label"
+    targets_NT: NDArray[np.float32] | None = None
+    unit: str = ""
 
     def __post_init__(self) -> None:
         as_class_labels(self.labels_N, what=f"{self.name}: labels", numbers=True)
+        assert (self.targets_NT is None) == (self.task == "single-label"), self.task
 
     def rows(self, *splits: str) -> Rows:
         """Return the labeled images of these splits, ascending.
@@ -103,13 +113,20 @@ class LabeledImages:
         for row in rows.tolist():
             # As JSON, so that where a key ends and its label begins is unambiguous.
             digest.update(json.dumps([self.keys[row], int(self.labels_N[row])]).encode())
+            if self.targets_NT is not None:
+                digest.update(self.targets_NT[row].astype("<f4").tobytes())
             if self.content is not None:
                 digest.update(self.content(row))
-        return {"name": self.name, "classes": list(self.classes), "images": len(rows), "hash": digest.hexdigest()}
+        named = {"name": self.name, "classes": list(self.classes), "images": len(rows), "hash": digest.hexdigest()}
+        # Not of a single label: runs that were begun before there were others have no such entry.
+        return named if self.task == "single-label" else {**named, "task": self.task}
 
     def missing_classes(self, rows: Rows) -> list[str]:
         """Return the names of classes that none of `rows` has."""
-        present = set(self.labels_N[rows].tolist())
+        if self.task == "multi-label" and self.targets_NT is not None:
+            present = set(np.flatnonzero(self.targets_NT[rows].any(axis=0)).tolist())
+        else:
+            present = set(self.labels_N[rows].tolist())
         return [name for number, name in enumerate(self.classes) if number not in present]
 
     def draw_shots(self, rows: Rows, shots: int | None, *, seed: int, allow_missing: bool = False) -> Rows:
@@ -119,8 +136,10 @@ class LabeledImages:
             allow_missing: classes may have no image, because the head that training starts from knows them.
 
         Raises:
-            UserError: a class has no image.
+            UserError: a class has no image, or images have several labels or a value.
         """
+        if shots is not None and self.task in ("multi-label", "regression"):
+            raise UserError(f"data.shots: counts images per class; {self.name} is {self.task} (got {shots})")
         missing = self.missing_classes(rows)
         if missing and not allow_missing:
             raise UserError(f"{self.name}: class '{missing[0]}' has no training image ({len(missing)} such classes)")
@@ -192,13 +211,14 @@ class ClassificationDataset:
         except BadImage as problem:
             # The loader counts and replaces only samples that raise BadSample.
             raise BadSample(self.images.keys[row], str(problem)) from problem
-        label, key = int(self.images.labels_N[row]), self.images.keys[row]
-        return {"inputs": inputs, "label": label, "key": key, "draw": (seed, row, epoch)}
+        targets_NT = self.images.targets_NT
+        label = int(self.images.labels_N[row]) if targets_NT is None else torch.from_numpy(targets_NT[row])
+        return {"inputs": inputs, "label": label, "key": self.images.keys[row], "draw": (seed, row, epoch)}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Stack samples to a batch; labels are class numbers [B], or soft targets [B, K] where samples are mixed."""
-        inputs = torch.stack([sample["inputs"] for sample in samples])
-        labels = torch.tensor([sample["label"] for sample in samples])
+        """Stack samples to a batch; labels are class numbers [B], or targets [B, T], soft where samples are mixed."""
+        inputs, drawn = torch.stack([sample["inputs"] for sample in samples]), [sample["label"] for sample in samples]
+        labels = torch.stack(drawn) if isinstance(drawn[0], Tensor) else torch.tensor(drawn)
         if self.mixup:
             # No two steps begin with the same sample of the same epoch: its seeds are those of the batch.
             classes, draw = len(self.images.classes), samples[0]["draw"]
@@ -248,13 +268,48 @@ def training_loader(
     return MixtureLoader(sources, **options)
 
 
+Criterion = Callable[[Tensor, Tensor], tuple[Tensor, Report]]
+"""Outputs [B, K] in float32 and labels of a batch to the loss, and to what the log says of the batch."""
+
+
+def cross_entropy_criterion(
+    *, label_smoothing: float = 0.0, weight_K: Tensor | None = None, focal_gamma: float = 0.0
+) -> Criterion:
+    """Return the cross-entropy over classes, and the share of the batch that is classified correctly.
+
+    Args:
+        label_smoothing: share of each target that is spread over all classes.
+        weight_K: of the classes; alike by default.
+        focal_gamma: exponent of the focal loss, which weighs images by (1 - p)^gamma; 0 = none.
+
+    Source: Lin et al. 2017, arXiv 1708.02002, equation 4.
+    """
+
+    def compute(logits_BK: Tensor, labels: Tensor) -> tuple[Tensor, Report]:
+        # A mixed sample counts as the class with the larger share.
+        classes_B = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        accuracy = (logits_BK.detach().argmax(dim=1) == classes_B).float().mean()
+        weight = None if weight_K is None else weight_K.to(logits_BK)
+        if not focal_gamma:
+            loss = F.cross_entropy(logits_BK, labels, weight=weight, label_smoothing=label_smoothing)
+            return loss, {"accuracy": accuracy}
+        # p of the true class, without weights and smoothing: it says how hard the image is.
+        p_B = logits_BK.softmax(dim=1).gather(1, classes_B[:, None])[:, 0]
+        each_B = F.cross_entropy(logits_BK, labels, weight=weight, label_smoothing=label_smoothing, reduction="none")
+        total = len(each_B) if weight is None else weight[classes_B].sum()
+        return ((1 - p_B) ** focal_gamma * each_B).sum() / total, {"accuracy": accuracy}
+
+    return compute
+
+
 class ClassificationTask(Task):
-    """Cross-entropy of a model over its classes.
+    """Loss of a model on labeled images: the cross-entropy over its classes by default.
 
     Args:
         model: holds the trained parameters; maps the inputs of a batch to logits [B, K].
         logits: how inputs become logits instead, such as from cached tokens; reads the parameters of `model`.
-        label_smoothing: share of each target that is spread over all classes.
+        label_smoothing: of the cross-entropy.
+        criterion: another loss than the cross-entropy.
         rules: learning rates, decay and frozen parts, by parameter names that begin with "model.".
         shard_units: modules that FSDP2 shards one by one.
         schedule: step (from 0) -> share of the peak learning rate; that of the settings by default.
@@ -267,6 +322,7 @@ class ClassificationTask(Task):
         *,
         logits: Callable[[Tensor], Tensor] | None = None,
         label_smoothing: float = 0.0,
+        criterion: Criterion | None = None,
         rules: Sequence[ParameterRule] = (),
         shard_units: Sequence[nn.Module] = (),
         schedule: Callable[[int], float] | None = None,
@@ -277,7 +333,7 @@ class ClassificationTask(Task):
         # Behind a function: as an attribute, a module would be registered a second time.
         self._logits = (lambda inputs: model(inputs)) if logits is None else logits
         self._rules, self._schedule, self._save = rules, schedule, save
-        self._label_smoothing = label_smoothing
+        self._criterion = criterion or cross_entropy_criterion(label_smoothing=label_smoothing)
         self._shard_units = tuple(shard_units)
         self._evaluation: Callable[[], Mapping[str, float]] | None = None
         self._images_per_epoch: int | None = None
@@ -287,14 +343,11 @@ class ClassificationTask(Task):
         return self._logits(inputs)
 
     def losses(self, batch: Batch) -> tuple[Losses, Report]:
-        """Return the cross-entropy, and the share of the batch that is classified correctly."""
+        """Return the loss of a batch, and what the log says of it."""
         self.batch_keys = batch["keys"]
         # The softmax in float32, also where autocast gives bfloat16 logits.
-        logits, labels = self.logits(batch["inputs"]).float(), batch["labels"]
-        # A mixed sample counts as the class with the larger share.
-        classes_B = labels if labels.ndim == 1 else labels.argmax(dim=1)
-        accuracy = (logits.detach().argmax(dim=1) == classes_B).float().mean()
-        return {"loss": F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)}, {"accuracy": accuracy}
+        loss, report = self._criterion(self.logits(batch["inputs"]).float(), batch["labels"])
+        return {"loss": loss}, report
 
     def learning_rate_factor(self, step: int, *, settings: TrainingSettings) -> float:
         """Return the share of the peak learning rate for a step."""

@@ -24,6 +24,8 @@ from foveate.core.plugins import load_module, module_names
 from foveate.vision.preprocess import Preprocess
 
 _FORMATS = "foveate.vision.classifiers"
+# Beside a network whose outputs are no logits of one class per image; see `foveate.adapt.tasks.Answers`.
+LABELS_FILE = "labels.json"
 
 
 class Classifier(nn.Module):
@@ -109,8 +111,11 @@ def classifier_formats() -> dict[str, Any]:
     return {name: load_module(_FORMATS, name, label="classifier format") for name in module_names(_FORMATS)}
 
 
-def open_classifier(folder: str | Path, *, device: str | None = None) -> Classifier:
+def open_classifier(folder: str | Path, *, device: str | None = None, any_task: bool = False) -> Classifier:
     """Open a classifier in evaluation mode, strictly: every tensor must be there and fit.
+
+    Args:
+        any_task: also open networks of several labels or of values, whose outputs are no logits of one class per image.
 
     Raises:
         UserError: no folder with config.json, an unknown format, or weights missing or left over.
@@ -121,6 +126,8 @@ def open_classifier(folder: str | Path, *, device: str | None = None) -> Classif
         ('disc', 'square', 'triangle')
     """
     folder = find("classifier", folder).folder
+    if (folder / LABELS_FILE).is_file() and not any_task:
+        raise UserError(f"{folder}: is no model of one class per image; {LABELS_FILE} says what its outputs are")
     config_path = folder / "config.json"
     config = read_json(config_path)
     if not isinstance(config, dict):

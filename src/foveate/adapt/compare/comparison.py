@@ -200,7 +200,12 @@ class Comparison:
             recipe = self.recipe
             images = self._in_memory.get(task.key) or self._in_memory.get(task.name)
             if images is None:
-                images = load_images(task.path, AdaptData(field=task.field), self.network.preprocess)
+                images = load_images(
+                    task.path,
+                    AdaptData(field=task.field),
+                    self.network.preprocess,
+                    single_label_for="foveate adapt compare",
+                )
             rows = split_rows(
                 images,
                 train=recipe.train,

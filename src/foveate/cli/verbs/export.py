@@ -9,6 +9,8 @@ import click
 
 from foveate.cli.fields import FieldsCommand, fields
 from foveate.cli.options import Call, common, dry_run_option, path_option
+from foveate.core.errors import UserError
+from foveate.core.progress import say
 
 
 @click.command("export", cls=FieldsCommand, short_help="Write a model or a collection for other libraries.")
@@ -27,7 +29,7 @@ from foveate.cli.options import Call, common, dry_run_option, path_option
 @dry_run_option("Print what would be written, or why it cannot be; write nothing.")
 @common(seed=False)
 def command(call: Call, source: Path, out: Path | None, settings: dict[str, Any]) -> None:
-    """Write the model folder or the collection SOURCE in a format that other libraries load, into a new folder.
+    """Write the model folder, tuned classifier or collection SOURCE in a format that other libraries load.
 
     Each export of a model is loaded again with the library it is for, and the differences found are printed and
     written into its README.md. The folder appears whole or not at all.
@@ -36,10 +38,24 @@ def command(call: Call, source: Path, out: Path | None, settings: dict[str, Any]
     Example:
       foveate export runs/study-tour/cloc-seed0/model --to onnx
       foveate export runs/study-tour/cloc-seed0/model --to embeddings --collection runs/study-tour/collection
+      foveate export runs/adapt-lora --to onnx
+      foveate export runs/adapt-lora --to timm --out for-timm
       foveate export my-images --to webdataset --out shards
     """
+    from foveate.core.hub import is_tuned
     from foveate.pretrain.export import export
 
-    # What a target takes is known only to its module, so `export` refuses options that have no effect.
-    folder, result, lines = export(source, out=out, device=call.device, dry_run=call.dry_run, **settings)
+    if is_tuned(source):
+        from foveate.adapt.exporting import export_tuned
+
+        target = settings.pop("to")
+        if settings:
+            option = next(iter(settings)).replace("_", "-").removesuffix("s")
+            raise UserError(f"--{option} has no effect on {source}, a tuned model; it belongs to `--to embeddings`")
+        if call.device is not None:
+            say(f"--device has no effect on {source}, a tuned model, which is exported and compared on the CPU")
+        folder, result, lines = export_tuned(source, to=target, out=out, dry_run=call.dry_run)
+    else:
+        # What a target takes is known only to its module, so `export` refuses options that have no effect.
+        folder, result, lines = export(source, out=out, device=call.device, dry_run=call.dry_run, **settings)
     call.finish(result.to_json(), lines, {} if call.dry_run else {"export": folder})

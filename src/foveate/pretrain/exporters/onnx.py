@@ -7,19 +7,9 @@ and texts with these files. Written with PyTorch's `torch.export`-based exporter
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.core.files import write_json_atomically
@@ -47,12 +37,9 @@ from foveate.pretrain.onnx_parts import (
 from foveate.vision.lite0 import Lite0Encoder
 from foveate.vision.localizer.folder import CARD, PREPROCESS
 from foveate.vision.minilm import MiniLMEncoder
+from foveate.vision.onnx_graphs import check_packages, run_graph, write_graph
 
 IMAGE, REGIONS, PHRASES = "image.onnx", "regions.onnx", "phrases.onnx"
-# The lowest that PyTorch's exporter targets without conversion, for old runtimes.
-OPSET = 18
-# A protobuf file ends at 2 GB; some room for the graph itself.
-_LARGEST_FILE = 1_800_000_000
 _LOADING = """```python
 import numpy as np
 import onnxruntime
@@ -121,9 +108,7 @@ def check(job: Job) -> list[str]:
     Raises:
         UserError: when the libraries of the extra are missing, or the encoder cannot be a graph.
     """
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"`--to onnx` needs the package {name}: run `pip install 'foveate[onnx]'`")
+    check_packages()
     encoder = job.model.image_encoder
     if encoder.fingerprint() and not isinstance(encoder, Lite0Encoder):
         raise UserError(
@@ -148,8 +133,8 @@ def export(job: Job) -> ExportReport:
             encoder.precision = "float32"  # the graph's
         tokens = model.encode_image_tokens(pixels)
         embedding_BE, tokens_BLD = model.encode_image(tokens), tokens.tokens
-    _write(ImageGraph(encoder).eval(), (pixels,), {"pixels": "batch"}, ["embedding", "tokens"], job.folder / IMAGE)
-    theirs = _run(job.folder / IMAGE, pixels=_add_row(pixels))
+    write_graph(ImageGraph(encoder).eval(), (pixels,), {"pixels": "batch"}, ["embedding", "tokens"], job.folder / IMAGE)
+    theirs = run_graph(job.folder / IMAGE, pixels=_add_row(pixels))
     differences = {
         "image embeddings (unit length)": largest_difference(_add_row(embedding_BE), theirs[0]),
         "tokens": largest_difference(_add_row(tokens_BLD), theirs[1]),
@@ -193,13 +178,13 @@ def _texts(job: Job) -> tuple[dict[str, float], str]:
     longest = encoder.max_tokens if isinstance(encoder, MiniLMEncoder) else None
     graph, axes = TextGraph(encoder).eval(), {"ids": "batch", "mask": "batch"}
     # Not "embedding", the name of a node inside: the exporter would write a graph with that name twice.
-    _write(graph, (ids_TL, mask_TL), axes, ["text_embedding", "text"], job.folder / TEXT, max_length=longest)
+    write_graph(graph, (ids_TL, mask_TL), axes, ["text_embedding", "text"], job.folder / TEXT, max_length=longest)
     tokenizer.save(str(job.folder / TOKENIZER))
     write_script(job.folder / SCRIPT, model.image_encoder.preprocess)
-    theirs = _run(job.folder / TEXT, ids=ids_TL, mask=mask_TL)
+    theirs = run_graph(job.folder / TEXT, ids=ids_TL, mask=mask_TL)
     # A single text has a different length and batch size than the graph was traced with.
     first_ids_1L, first_mask_1L = encode(tokenizer, TEXTS[:1])
-    first = _run(job.folder / TEXT, ids=first_ids_1L, mask=first_mask_1L)
+    first = run_graph(job.folder / TEXT, ids=first_ids_1L, mask=first_mask_1L)
     differences = {
         "text embeddings (unit length)": max(
             largest_difference(embedding_TE, theirs[0]), largest_difference(embedding_TE[:1], first[0])
@@ -226,10 +211,10 @@ def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
     grid = model.image_encoder.grid
     axes = {"tokens": "batch", "boxes": "regions", "image": "regions"}
     regions = RegionGraph(model.prompter, grid).eval()
-    _write(regions, (tokens_BLD, boxes_R4, image_R), axes, ["embedding"], job.folder / REGIONS)
+    write_graph(regions, (tokens_BLD, boxes_R4, image_R), axes, ["embedding"], job.folder / REGIONS)
     axes = {"tokens": "batch", "texts": "regions", "image": "regions"}
     phrases = PhraseGraph(model.prompter, model.box_head, grid).eval()
-    _write(phrases, (tokens_BLD, texts_RE, image_R), axes, ["boxes"], job.folder / PHRASES)
+    write_graph(phrases, (tokens_BLD, texts_RE, image_R), axes, ["boxes"], job.folder / PHRASES)
     with torch.no_grad():
         prepared = model.prompter.prepare(tokens_BLD, grid)
         z_RE = F.normalize(model.prompter.boxes(prepared, boxes_R4, image_R).embedding_RE, dim=-1)
@@ -237,10 +222,10 @@ def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
     # Other numbers of images and of regions than the graphs were traced with.
     few = {"tokens": tokens_BLD[:1], "image": torch.zeros(3, dtype=torch.int64)}
     of_first = image_R == 0
-    theirs_RE = _run(job.folder / REGIONS, tokens=tokens_BLD, boxes=boxes_R4, image=image_R)[0]
-    theirs_R4 = _run(job.folder / PHRASES, tokens=tokens_BLD, texts=texts_RE, image=image_R)[0]
-    first_RE = _run(job.folder / REGIONS, **few, boxes=boxes_R4[of_first][:3])[0]
-    first_R4 = _run(job.folder / PHRASES, **few, texts=texts_RE[of_first][:3])[0]
+    theirs_RE = run_graph(job.folder / REGIONS, tokens=tokens_BLD, boxes=boxes_R4, image=image_R)[0]
+    theirs_R4 = run_graph(job.folder / PHRASES, tokens=tokens_BLD, texts=texts_RE, image=image_R)[0]
+    first_RE = run_graph(job.folder / REGIONS, **few, boxes=boxes_R4[of_first][:3])[0]
+    first_R4 = run_graph(job.folder / PHRASES, **few, texts=texts_RE[of_first][:3])[0]
     return {
         "region embeddings (unit length)": max(
             largest_difference(z_RE, theirs_RE), largest_difference(z_RE[of_first][:3], first_RE)
@@ -254,61 +239,3 @@ def _regions(job: Job, tokens_BLD: Tensor) -> dict[str, float]:
 def _add_row(rows: Tensor) -> Tensor:
     """Append the first row again: another batch size than the graph was traced with."""
     return torch.cat((rows, rows[:1]))
-
-
-def _write(
-    graph: nn.Module,
-    inputs: tuple[Tensor, ...],
-    first_axes: dict[str, str],
-    outputs: list[str],
-    path: Path,
-    *,
-    max_length: int | None = None,
-) -> None:
-    """Write a graph with dynamic first axes; weights above the 2 GB of a protobuf go to a file of their own.
-
-    Args:
-        first_axes: name of the first axis of each input of `graph`, in its order; equal names are equal sizes.
-        max_length: of the second axis, which is dynamic as well, then.
-    """
-    graph.requires_grad_(False)
-    axes = {axis: torch.export.Dim(axis, min=1) for axis in first_axes.values()}
-    second_axis = {} if max_length is None else {1: torch.export.Dim("length", min=2, max=max_length)}
-    large = sum(weight.numel() * weight.element_size() for weight in graph.state_dict().values()) > _LARGEST_FILE
-    with _quiet():
-        torch.onnx.export(
-            graph,
-            inputs,
-            str(path),
-            input_names=list(first_axes),
-            output_names=outputs,
-            dynamic_shapes={name: {0: axes[axis], **second_axis} for name, axis in first_axes.items()},
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=large,
-            verbose=False,
-        )
-
-
-def _run(path: Path, **inputs: Tensor) -> list[Tensor]:
-    """Run a graph in onnxruntime on the CPU."""
-    import onnxruntime
-
-    # Foveate's side of the comparison also runs on the CPU.
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    # A graph has no input that it does not read, such as the mask of a causal text tower.
-    outputs: Any = session.run(None, {node.name: inputs[node.name].numpy() for node in session.get_inputs()})
-    return [torch.from_numpy(np.asarray(output)) for output in outputs]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter, which reports its steps on standard output, as warnings and in the log."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

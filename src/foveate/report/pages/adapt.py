@@ -1,4 +1,4 @@
-"""Pages of `foveate adapt`: one adapter, a comparison of methods, a line between two models."""
+"""Pages of `foveate adapt`: a comparison of methods, a line between two models; see `tuned` for one model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from typing import Any
 from markupsafe import Markup
 
 from foveate.adapt.results import (
-    AdaptResult,
     ComparedEnsemble,
     ComparedEntry,
     ComparedLine,
     ComparedResult,
     ComparedTask,
-    ProbeResult,
     WiseResult,
     WiseSet,
 )
 from foveate.core.results import parse_result
-from foveate.report import numbers, parts, sections
+from foveate.report import numbers
 from foveate.report.blocks import (
     Block,
     Cell,
@@ -38,56 +36,6 @@ from foveate.report.blocks import (
 from foveate.report.charts import ForestRow, Mark, Series, forest, line_chart, plot, tradeoff_chart
 from foveate.report.compared import Point, amount, cost_chart, matrix_chart
 from foveate.report.page import Page
-
-MAX_NAMES = 6
-
-
-def _list_names(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
-
-
-def _describe_probe(probe: ProbeResult) -> str:
-    how = f"chosen by {probe.folds}-fold cross-validation" if probe.folds else "not cross-validated"
-    return f"logistic regression, C {probe.C:g}, {how}"
-
-
-def build_adapt(result: Mapping[str, Any], run_folder: Path) -> Page:
-    """Build the page of an adapter's result.json (`AdaptResult`)."""
-    r = parse_result(AdaptResult, result)
-    counts = r.parameters
-    share = counts.trained / max(counts.backbone, 1)
-    facts = [
-        ("Data", f"{r.data}: {numbers.count(r.images)} training images, {len(r.classes)} classes"),
-        ("Trained in the backbone", f"{counts.trained:,} of {counts.backbone:,} parameters ({share:.2%})"),
-        *([("Where", _list_names(r.matched))] if r.matched else []),
-        ("Trained in the head", f"{counts.head:,} parameters"),
-        ("Cached", r.cached),
-        ("Steps", numbers.count(r.steps) if r.steps else "none: the head is solved"),
-        *([("Linear probe", _describe_probe(r.probe))] if r.probe else []),
-        ("Time", numbers.duration(r.seconds)),
-    ]
-    rows = {"this run": parts.read_metrics(run_folder, r.curves)} if r.curves else {}
-    return block_page(
-        r.title or "An adapted model",
-        eyebrow="Adaptation",
-        top=[
-            # The terminal begins with it: whoever reads no further must not take the tuned model for the better one.
-            *([Text(f"{r.loss[0].upper()}{r.loss[1:]}.", "strong")] if r.loss else []),
-            *([Text(f"{r.choice}.", "strong")] if r.choice else []),
-            Text(
-                "The last epoch's model, measured on images that took no part in training; test images decide nothing."
-            ),
-            Facts(facts),
-        ],
-        sections=[
-            sections.numbers_section(r.evaluation),
-            sections.charts_section(parts.curves(rows)),
-            sections.recipe_section(r.recipe),
-        ],
-        command=r.command,
-    )
-
 
 # Page of a comparison of methods: accuracy and its cost, how alike they are, ensembles, what was selected.
 
@@ -555,7 +503,6 @@ def build_adapt_wise(result: Mapping[str, Any], run_folder: Path) -> Page:
 
 
 PAGES: Mapping[str, Callable[[Mapping[str, Any], Path], Page]] = {
-    "adapt": build_adapt,
     "adapt_compare": build_adapt_compare,
     "adapt_wise": build_adapt_wise,
 }

@@ -9,6 +9,7 @@ from typing import Any
 from foveate.adapt.folder import CONFIG, find_adapter_folder
 from foveate.adapt.predictor import Predictor
 from foveate.adapt.predictor import open_adapter as open_predictor
+from foveate.adapt.tasks import single_label_only
 from foveate.serve.adapters import count_bytes, read_folder_config, use_precision
 from foveate.serve.calls import Call, Classified, ClassifyCall, Endpoint
 from foveate.vision.classifier import classifier_formats
@@ -67,4 +68,7 @@ def matches(folder: Path) -> bool:
 
 def open_adapter(folder: Path, *, name: str, device: str | None, precision: str, max_tokens: int) -> ClassifierAdapter:
     """Open the classifier of a folder."""
-    return ClassifierAdapter(open_predictor(folder, device=device), name=name, precision=precision)
+    predictor = open_predictor(folder, device=device)
+    # An answer of the protocol is a list of classes with their probabilities, which add up to 1.
+    single_label_only(predictor.answers.task, f"{folder}: the classifier of foveate serve")
+    return ClassifierAdapter(predictor, name=name, precision=precision)

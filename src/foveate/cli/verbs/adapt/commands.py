@@ -60,6 +60,7 @@ modules_option = click.option(
 @fields(
     "foveate.adapt.recipe:AdaptRecipe",
     "data.field",
+    "data.task",
     "data.shots",
     "training.epochs",
     ("head", "--head-from"),
@@ -80,6 +81,7 @@ def train_command(
     Example:
       foveate adapt train --backbone my-vit --collection my-images --field category --method lora rank=16
       foveate adapt train --backbone lite0 --collection folder-per-class --method linear
+      foveate adapt train --backbone my-vit --collection tags.csv --task multi-label --method lora
       foveate adapt train --backbone timm:resnet50.a1_in1k --collection mine.npz --method bitfit --shots 10
       foveate adapt train runs/adapt-lora/recipe.yaml rank=4 --collection my-images --out runs/adapt-lora-4
     """
@@ -284,13 +286,20 @@ _MAX_LISTED = 10  # classes and unreadable images that are printed
 @click.argument("tuned", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @path_option("--out", "CSV file of the predictions, one row per image; replaced if it exists.", required=True)
+@path_option("--page", "Folder of a page with a contact sheet by class; none by default.")
 @fields(f"{SETTINGS}:PredictSettings", "top", "each_class", "gamma", "calibration", metavars={"calibration": "FOLDER"})
 @moved_option
 @common(seed=False)
 def predict_command(
-    call: Call, tuned: Path, images: tuple[Path, ...], out: Path, settings: dict[str, Any], backbone: str | None
+    call: Call,
+    tuned: Path,
+    images: tuple[Path, ...],
+    out: Path,
+    page: Path | None,
+    settings: dict[str, Any],
+    backbone: str | None,
 ) -> None:
-    """Classify IMAGES (files, folders, collections) with RUN and write their classes and probabilities.
+    """Classify IMAGES (files, folders, collections) with RUN and write their classes, labels or values.
 
     RUN is a run folder of `adapt train`, an adapter folder, or a classifier folder that `adapt merge` or `calibrate`
     wrote. With a calibration the answers are written without and with it. Images that cannot be read have a reason
@@ -299,6 +308,7 @@ def predict_command(
     \b
     Example:
       foveate adapt predict runs/adapt-lora photos --out answers.csv
+      foveate adapt predict runs/adapt-lora photos --out answers.csv --page sheet
       foveate adapt predict runs/adapt-lora photos --out answers.csv --top 3 --each-class
       foveate adapt predict runs/adapt-full a.jpg b.jpg --calibration runs/calibrate --out answers.csv --json
     """
@@ -309,8 +319,14 @@ def predict_command(
     predictor = open_adapter(
         tuned, device=call.device, backbone=backbone, gamma=checked.gamma, calibration=checked.calibration
     )
-    result = predict_files(predictor, images, out, top=checked.top, each_class=checked.each_class)
-    call.finish(result.to_json(), _format_predictions(result), {"answers": out})
+    columns = {"top": checked.top, "each_class": checked.each_class}
+    result = predict_files(predictor, images, out, **columns, page=page, command=call.command)
+    paths = {"answers": out}
+    if page is not None:
+        from foveate.report.render import render
+
+        paths["page"] = render(page)
+    call.finish(result.to_json(), _format_predictions(result), paths)
 
 
 def _format_predictions(result: PredictResult) -> list[str]:
@@ -318,6 +334,10 @@ def _format_predictions(result: PredictResult) -> list[str]:
     common_classes = [f"{name} {count}" for name, count in counts if count][:_MAX_LISTED]
     more = sum(count > 0 for _, count in counts) - len(common_classes)
     lines = [f"{result.images} images: {', '.join(common_classes)}" + (f" and {more} more classes" if more else "")]
+    if result.values is not None:
+        least, mean, largest = result.values
+        values = f"values from {least:.4g} to {largest:.4g}, mean {mean:.4g}"
+        lines = [f"{result.images} images: {values} {result.unit}".rstrip()]
     if result.gamma is not None:
         lines.append(f"gamma {result.gamma:+.4f} changes the class of {result.changed} images")
     if result.ignored_files:
