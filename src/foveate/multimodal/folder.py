@@ -59,6 +59,8 @@ TOKENIZER = "tokenizer.json"
 NAMES = "names.json"
 MIN_BOX_SCORE = "min_box_score"
 TRAINING_WORDS = "training_words"
+# Settings of the character head, of a model that reads words.
+READING = "reading"
 
 
 @dataclass(frozen=True)
