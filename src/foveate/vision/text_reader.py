@@ -43,6 +43,8 @@ ROWS, COLUMNS = 4, 32  # points of a word's box that its letters are read from
 _BLOCKS = {2: 24, 4: 40, 10: 112}
 _FINE, _COARSE = 24, 40 + 112
 _MIN_MASK = 0.5
+# Fewer letters are no word: nearly all that is read where nothing is written is an "i" or an "l".
+MIN_LETTERS = 2
 # Most words of an image; a page of text is not what the head is for.
 MAX_WORDS = 16
 _BATCH = 8  # images that stay in the cache of a core
@@ -235,7 +237,7 @@ class TextReader:
         boxes_N4 = torch.tensor(np.array([box.to_array() for box in boxes]), dtype=torch.float32, device=self.device)
         logits = self.head.read(grid_BDHW, maps, boxes_N4, torch.tensor(image_N, device=self.device))
         for index, box, (text, score) in zip(image_N, boxes, decode_letters(logits), strict=True):
-            if text and score >= self.min_score:
+            if len(text) >= MIN_LETTERS and score >= self.min_score:
                 words[index].append(ReadWord(text, _to_pixels(box, placements[index]), score))
         return [sort_words(of_image) for of_image in words]
 
