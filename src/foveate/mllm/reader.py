@@ -290,20 +290,23 @@ def score_reading(read: Sequence[ReadImage], min_score: float) -> Reading:
     )
 
 
-def choose_min_score(read: Sequence[ReadImage], max_false_rate: float) -> float:
-    """Return the lowest score, of four digits, from which on words are read in few enough images without one.
+def choose_min_score(read: Sequence[ReadImage], max_false_rate: float, *, max_lost: float = 0.01) -> float:
+    """Return the score from which on a word counts as read, of four digits.
+
+    It is the highest that loses at most `max_lost` of the words that are read rightly, since most of what scores below
+    is wrong; or a higher one, from which on words are read in few enough images without one.
 
     Raises:
         UserError: every image has a word, so that nothing tells how often one is read where there is none.
     """
-    scores = sorted(
-        (max((word.score for word in image.words), default=0.0) for image in read if not image.truth), reverse=True
-    )
-    if not scores:
+    empty = [max((word.score for word in image.words), default=0.0) for image in read if not image.truth]
+    if not empty:
         raise UserError("validation split: no image without a word; expected some, which set the lowest score")
-    allowed = int(max_false_rate * len(scores))
-    # Just above the first score that is one too many.
-    return min(math.floor(scores[allowed] * 1e4 + 1) / 1e4, 1.0) if allowed < len(scores) else 0.0
+    allowed = sorted(empty, reverse=True)[min(int(max_false_rate * len(empty)), len(empty) - 1)]
+    right = sorted(word.score for image in read for word in image.words if word.text in image.truth)
+    kept = right[int(max_lost * len(right))] if right else 0.0
+    # Just above the first score that is one too many, and not above the last one that is kept.
+    return min(max(math.floor(allowed * 1e4 + 1) / 1e4, math.floor(kept * 1e4) / 1e4), 1.0)
 
 
 @dataclass
