@@ -23,11 +23,12 @@ from torch import Tensor
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.core.files import read_json, write_json_atomically
-from foveate.core.model_folder import CONFIG
+from foveate.core.files import read_json, write_json_atomically, write_text_atomically
+from foveate.core.model_folder import CARD, CONFIG
 from foveate.core.progress import track
 from foveate.core.recipes import Settings
 from foveate.core.runs import RunFolder
+from foveate.mllm.card import put_reading
 from foveate.mllm.data import hash_collection
 from foveate.mllm.results import MllmResult, StageResult
 from foveate.multimodal.folder import READING, hash_model
@@ -390,6 +391,8 @@ def save_reading(
             shutil.copyfile(path, folder / path.name)
     save_head(folder / READER, head)
     described = {**settings.model_dump(mode="json"), "provenance": dict(notes)}
+    if (folder / CARD).is_file():
+        write_text_atomically(folder / CARD, put_reading((folder / CARD).read_text(encoding="utf-8"), described))
     write_json_atomically(folder / CONFIG, read_json(base / CONFIG) | {READING: described})
     return folder
 
