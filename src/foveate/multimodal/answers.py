@@ -20,6 +20,7 @@ from foveate.records.shapes import Point, Shape
 
 NOT_FOUND = "not found"
 LANGUAGE_MODEL = "language model"
+CHARACTER_HEAD = "character head"
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
 _YES = re.compile(r"\W*yes\b", re.IGNORECASE)
 # The word boundary keeps "north" and "nothing" from counting as "no".
@@ -46,7 +47,8 @@ class Answer:
             found" stands in the text instead of a box, or is the whole text.
         digits: what the digits behind each box say, of models that write both; None where there are none.
         score: mean log-probability of the generated tokens.
-        source: what answered: the "language model", or "recognition" for pictures unlike the scenes of its training.
+        source: what answered: the "language model", "recognition" for pictures unlike the scenes of its training, or
+            the "character head" for written words.
         read_as: the question in a wording of training, where it was asked so and not as it was worded; else "".
         points: of the answer in order, in pixels of the original image, of families that point.
 

@@ -47,6 +47,7 @@ from foveate.multimodal.prepare import (
 from foveate.multimodal.questions import ask_turns, ask_where
 from foveate.multimodal.recognition import PictureReader
 from foveate.multimodal.views import Visual
+from foveate.multimodal.written_words import answer_words, asks_to_read
 from foveate.records.conversations import Turn
 from foveate.records.images import ImageInput
 from foveate.records.shapes import Shape
@@ -208,13 +209,14 @@ class Mllm:
         ends_repeats: bool = False,
         observer: AnswerObserver | None = None,
     ) -> list[Answer]:
-        """Answer questions by the model, or by what recognizes pictures that the model does not know."""
+        """Answer questions by the model, or by what reads words and recognizes pictures that it does not know."""
         answers: dict[int, Answer] = {}
         for number, (question, each) in enumerate(zip(questions, pending, strict=True)):
-            if self.pictures is not None and self.pictures.are_unlike(each.vectors):
-                answers[number] = self.pictures.answer(list_images(question.images), question.text, question.regions)
+            answer = self._answer_without(question, each)
+            if answer is not None:
+                answers[number] = answer
                 if observer is not None:
-                    observer.end(number, answers[number])
+                    observer.end(number, answer)
         numbers = [number for number in range(len(pending)) if number not in answers]
         if numbers:
             writer = AnswerWriter(self.loaded, visual, [pending[number] for number in numbers])
@@ -225,6 +227,15 @@ class Mllm:
             )
             answers |= zip(numbers, rows, strict=True)
         return [answers[number] for number in range(len(pending))]
+
+    def _answer_without(self, question: Question, pending: PendingAnswer) -> Answer | None:
+        """Answer a question that is not for the language model: about written words, or about an unlike picture."""
+        images, text, regions = list_images(question.images), question.text, question.regions
+        if self.loaded.reader is not None and images and asks_to_read(text):
+            return answer_words(self.loaded.reader, images, regions)
+        if self.pictures is not None and self.pictures.are_unlike(pending.vectors):
+            return self.pictures.answer(images, text, regions)
+        return None
 
     def _generate(
         self,
@@ -277,10 +288,10 @@ class Mllm:
     ) -> Generator[str, None, Answer]:
         """Yield the text of an answer as it is generated; joined, it is `ask(...).text`. Return the answer."""
         visual, pending = prepare_questions(self.loaded, [Question(images, question, regions)])
-        if self.pictures is not None and self.pictures.are_unlike(pending[0].vectors):
-            answer = self.pictures.answer(list_images(images), question, regions)
-            yield answer.text
-            return answer
+        other = self._answer_without(Question(images, question, regions), pending[0])
+        if other is not None:
+            yield other.text
+            return other
         writer = AnswerWriter(self.loaded, visual, pending)
         written = ""
         pieces = stream(
@@ -460,15 +471,16 @@ class Chat:
         """
         loaded, end = self.loaded, self.loaded.prompts.chat.end
         text = loaded.read_question(question, num_images=len(self.images))
-        new_turns = ask_turns(
-            request_boxes(loaded, text, ground=ground), regions, images=0 if self.turns else len(self.images)
-        )
         length = 0 if self._history_LE is None else len(self._history_LE)
+        # By what the model has read: turns that something else answered are none of its prompt.
+        request = request_boxes(loaded, text, ground=ground)
+        new_turns = ask_turns(request, regions, images=0 if length else len(self.images))
         read = length and length + len(self._unread)
         pending = prepare_turns(loaded, new_turns, self.images, numbered=regions, read=read)
-        if self.pictures is not None:
-            answer = self.pictures.answer(self.inputs, question, regions)
-            self.turns += [*new_turns, Turn("assistant", with_placeholders(answer), answer.boxes)]
+        noted = ask_turns(request, regions, images=0 if self.turns else len(self.images))
+        answer = self._answer_without(question, regions)
+        if answer is not None:
+            self.turns += [*noted, Turn("assistant", with_placeholders(answer), answer.boxes)]
             return answer
         pending.before, pending.unread = self._ids, self._unread
         pending.read_as = text if text != question else ""
@@ -497,5 +509,11 @@ class Chat:
         self._ids = [*self._ids, *pending.unread, *pending.written.tokens.ids, *pending.answer]
         self._ids += [end] if completion.finished else []
         self._unread = [] if completion.finished else [end]
-        self.turns += [*new_turns, Turn("assistant", with_placeholders(answer), answer.boxes)]
+        self.turns += [*noted, Turn("assistant", with_placeholders(answer), answer.boxes)]
         return answer
+
+    def _answer_without(self, question: str, regions: Sequence[Shape]) -> Answer | None:
+        """Answer a question that is not for the language model; see `Mllm.ask`."""
+        if self.loaded.reader is not None and self.inputs and asks_to_read(question):
+            return answer_words(self.loaded.reader, self.inputs, regions)
+        return None if self.pictures is None else self.pictures.answer(self.inputs, question, regions)

@@ -51,6 +51,7 @@ from foveate.multimodal.questions import RequestForms, read_request_forms
 from foveate.multimodal.settings import MultimodalSettings, SourceSettings
 from foveate.records.conversations import REGION
 from foveate.vision.preprocess import check_preprocess
+from foveate.vision.text_reader import READER, ReaderSettings, TextReader, load_reader
 
 KIND = "multimodal"
 FORMAT = 1
@@ -59,6 +60,8 @@ TOKENIZER = "tokenizer.json"
 NAMES = "names.json"
 MIN_BOX_SCORE = "min_box_score"
 TRAINING_WORDS = "training_words"
+# Settings of the character head, of a model that reads words.
+READING = "reading"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class LoadedModel:
         training_words: words that were invented for its training, which no answer about an image of a user may have.
         names: of regions, that it was aligned with.
         reads: questions that people word freely are asked in a wording of training.
+        reader: of written words; None where the folder has no character head.
     """
 
     model: MultimodalModel
@@ -86,6 +90,7 @@ class LoadedModel:
     training_words: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     reads: bool = True
+    reader: TextReader | None = None
 
     def read_question(self, text: str, *, num_images: int) -> str:
         """Return a question in a wording of training, if it has none and is understood; else as it is."""
@@ -216,7 +221,21 @@ def load_model(folder: Path, *, device: torch.device | None = None) -> LoadedMod
         read_request_forms(folder),
         read_training_words(folder),
         tuple(_list_names(folder)),
+        reader=_open_reader(folder, config, device=device),
     )
+
+
+def _open_reader(folder: Path, config: Mapping[str, Any], *, device: torch.device | None) -> TextReader | None:
+    """Open the character head of a folder; None where its config names none."""
+    described = config.get(READING)
+    if described is None:
+        return None
+    where = f"{folder / CONFIG}: field '{READING}'"
+    if not isinstance(described, dict):
+        raise UserError(f"{where}: no settings of a character head (got {str(described)[:60]}); expected an object")
+    # Where it comes from is for people.
+    settings = validate(ReaderSettings, {k: v for k, v in described.items() if k != "provenance"}, where=where)
+    return load_reader(folder / READER, settings, device=device)
 
 
 def _read_names(folder: Path) -> list[str]:
@@ -281,9 +300,9 @@ def read_settings(folder: Path) -> tuple[MultimodalSettings, dict[str, Any]]:
 
 
 def hash_model(folder: Path) -> str:
-    """Hash what decides the answers of a model folder: config, weights and tokenizer, not card and metrics."""
+    """Hash what decides the answers of a model folder: config, weights, tokenizer and character head, not its card."""
     # Names are read as words by a model with visual words; of any other they decide no answer.
-    deciding = (CONFIG, WEIGHTS, TOKENIZER, *([NAMES] if read_settings(folder)[0].visual_words else []))
+    deciding = (CONFIG, WEIGHTS, TOKENIZER, READER, *([NAMES] if read_settings(folder)[0].visual_words else []))
     files = [folder / name for name in deciding if (folder / name).is_file()]
     return hashlib.sha256("".join(f"{sha256_file(file)}  {file.name}\n" for file in files).encode()).hexdigest()
 

@@ -24,7 +24,8 @@ class Exchange(ResultModel):
         box_scores: how well each box matches, of models with a box head. rejected: scores of what was not found.
         read_as: the question in a wording of training, where it was asked so; "" where it was asked as it was worded.
         nearest_requests: forms nearest to a question that has none of those that the model was trained on.
-        source: what answered: the language model, or recognition for pictures unlike the scenes of its training.
+        source: what answered: the language model, recognition for pictures unlike the scenes of its training, or the
+            character head for written words.
         points: of the answer, in pixels, of families that point.
         options: answers to choose from, with their probabilities; `text` is the likeliest.
         mass, scored_by: see `foveate.multimodal.choose.Choice`.

@@ -61,6 +61,12 @@ def _documents(target: Path, workers: int, seed: int) -> None:
     build_documents(target, train=2000, validation=200, test=400, seed=seed, workers=workers)
 
 
+def _words(target: Path, workers: int, seed: int) -> None:
+    from foveate_labs.worlds.words import build_words
+
+    build_words(target, train=10_000, validation=800, test=1_600, seed=seed, workers=workers)
+
+
 def _screens(target: Path, workers: int, seed: int) -> None:
     from foveate_labs.worlds.screens import build_screens
 
@@ -83,5 +89,6 @@ BUILDERS: Mapping[str, Builder] = {
     "image-sets": Builder(_image_sets),
     "documents": Builder(_documents),
     "screens": Builder(_screens),
+    "words": Builder(_words),
     "traps": Builder(_traps),
 }

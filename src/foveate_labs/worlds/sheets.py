@@ -20,6 +20,9 @@ FONTS = {
     "mono": ("DejaVuSansMono", "DejaVuSansMono-Bold"),
     "pillow": ("", ""),
 }
+# For tests of reading alone: neither training nor documents and screens have this font.
+UNSEEN_FONT = "stix"
+_FILES = {**FONTS, UNSEEN_FONT: ("STIXGeneral", "STIXGeneralBol")}
 _MAX_FONT_SIZE = 399
 Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont
@@ -27,12 +30,12 @@ Font = ImageFont.FreeTypeFont
 
 @functools.lru_cache(maxsize=256)
 def load_font(name: str, size: int, *, bold: bool = False) -> Font:
-    """Load a font of FONTS at a size in pixels.
+    """Load a font of FONTS, or UNSEEN_FONT, at a size in pixels.
 
     Raises:
         UserError: matplotlib, which ships all but one, is not installed.
     """
-    file = FONTS[name][bold]
+    file = _FILES[name][bold]
     if not file:
         font = ImageFont.load_default(size=size)
         # For the type checker: with a size Pillow always returns this type.

@@ -226,8 +226,11 @@ def _describe_scores(choice: Choice) -> dict[str, Any]:
 
 def _describe_boxes(answer: Answer, images: tuple[Path, ...], *, ground: bool) -> list[str]:
     """Return a line for what was not found, each box whose image the text does not tell, what lacks box or phrase."""
+    from foveate.multimodal.answers import CHARACTER_HEAD
+
     lines = [f"not found: its best match scores {score:.2f}" for score in answer.rejected]
-    if len(images) == 1 and not ground:
+    # Boxes of words that were read are in no text.
+    if len(images) == 1 and not ground and answer.source != CHARACTER_HEAD:
         return lines
     for box, image, phrase in zip(answer.boxes, answer.images, answer.phrases, strict=True):
         corners = " ".join(f"{edge:.0f}" for edge in (box.x1, box.y1, box.x2, box.y2))

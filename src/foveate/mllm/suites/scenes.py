@@ -29,7 +29,7 @@ from foveate.records.conversations import Conversation
 
 KINDS = (
     *("name", "where", "is there", "color", "count", "position", "compare", "which image", "episode"),
-    *("refer", "relation", "ground", "ground all", "detect"),
+    *("refer", "relation", "ground", "ground all", "detect", "read"),
 )
 _SETS = "image-sets: "
 _YES_NO = {"yes": True, "no": False}

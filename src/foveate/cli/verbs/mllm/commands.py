@@ -161,6 +161,12 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
       foveate mllm train mllm-own --collection my-conversations --dry-run
       foveate mllm train own-vlm --base ./SmolVLM-256M-Instruct --collection my-conversations
     """
+    if "head" in call.read():
+        if add_regions is not None or tuning or call.dry_run:
+            raise click.UsageError("--add-regions, --base and --dry-run have no effect on a character head")
+        call.refuse_pricing(pricing)
+        _train_reader(call)
+        return
     if "adapter" in call.read():
         if add_regions is not None:
             raise click.UsageError("--add-regions has no effect with an adapter; --base names the model")
@@ -230,6 +236,24 @@ def _tune(call: RecipeCall, options: dict[str, Any]) -> None:
         call.stop(tuned.result.to_json(), run)
     report, lines = render_and_tell(run)
     call.finish(tuned.result.to_json(), lines, {"run": run, "adapter": tuned.adapter, "report": report})
+
+
+def _train_reader(call: RecipeCall) -> None:
+    """Train the character head of a model."""
+    from foveate.mllm.reader import ReadingRecipe, train_reader
+    from foveate.records.collection import Collection
+    from foveate.report.render import render_and_tell
+
+    run = call.run or Path("runs") / f"mllm-{call.name}"
+    recipe = call.load(ReadingRecipe, call.options())
+    with Collection.open(call.data) as collection:
+        trained = train_reader(recipe, collection, run, device=call.device, command=call.command)
+    if not trained.is_main:
+        return
+    if trained.model_folder is None:
+        call.stop(trained.result.to_json(), run)
+    report, lines = render_and_tell(run)
+    call.finish(trained.result.to_json(), lines, {"run": run, "model": trained.model_folder, "report": report})
 
 
 def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
