@@ -44,8 +44,9 @@ TALK = (
     Turn("user", f"<image>\n{QUESTION}"), Turn("assistant", "a red disc"),
     Turn("user", "is the disc big"), Turn("assistant", "yes"),
 )  # fmt: skip
-# Kosmos-2 answers single questions: its template has no place for an answer that is learned.
-FAMILIES = tuple(sorted(BUILDERS.keys() - {"kosmos-2"}))
+FAMILIES = tuple(sorted(BUILDERS))
+# Families of single questions.
+SINGLE = ("kosmos-2", "paligemma")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def read_learned(model: ForeignMllm, row: TuningRow) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_alone_are_learned(family: str, folders: dict[str, Path]) -> None:
     model = open_foreign(str(folders[family]))
-    turns = TALK[:2] if family == "paligemma" else TALK
+    turns = TALK[:2] if family in SINGLE else TALK
     row = encode(model, *turns)
     # The templates of the tests write no end; without one a model would never learn to stop.
     assert read_learned(model, row) == ["a", "red", "disc", *(["yes"] if len(turns) > 2 else []), "</s>"]

@@ -18,7 +18,6 @@ REASONS = {
     "alone": "its processor counts other tokens in a batch than alone, so questions are answered one after another",
     "none": "its makers document no boxes; `--unit-of-boxes` reads them, if a model was tuned on some",
     "video": "its tokens of an image are no grid, so nothing is pooled",
-    "tune": "its template has no place for an answer that is learned",
     "export": "it is in the format of transformers already; nothing is written anew",
 }
 
@@ -38,7 +37,7 @@ MATRIX = {
     "internvl": Row("InternVL2, InternVL3", _MADE),
     "kosmos-2": Row(
         "Kosmos-2",
-        {"chat": "single", "batch": "padding", "image sets": "one", "video": "video", "tune": "tune", **_MADE},
+        {"chat": "single", "batch": "padding", "image sets": "one", "video": "video", **_MADE},
     ),
     "llava": Row("LLaVA-1.5", _MADE),
     "llava_next": Row("LLaVA-NeXT", {"boxes": "none", **_MADE}),
