@@ -20,6 +20,18 @@ REASONS = {
     "video": "its tokens of an image are no grid, so nothing is pooled",
     "export": "it is in the format of transformers already; nothing is written anew",
 }
+# Families with a unit of boxes of which no test builds a model.
+UNTRIED = {
+    "florence2": "Florence-2",
+    "gemma4": "Gemma 4",
+    "gemma4_unified": "Gemma 4 (unified)",
+    "glm46v": "GLM-4.6V",
+    "glm4v_moe": "GLM-4.5V",
+    "molmo2": "Molmo2",
+    "qwen3_vl_moe": "Qwen3-VL with experts",
+}
+# Families that tests/video asks about clips, and that are not asked about images.
+CLIPS_ALONE = {"llava_next_video": "LLaVA-NeXT-Video", "vipllava": "ViP-LLaVA"}
 
 
 class Row(NamedTuple):
@@ -59,7 +71,11 @@ def write_matrix() -> str:
         cells = [f"no ({letters[row.no[column]]})" if column in row.no else "yes" for column in COLUMNS]
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
     notes = [f"- ({letters[reason]}) {REASONS[reason]}." for reason in used]
-    return "\n".join([*lines, "", *notes])
+    others = [
+        f"Tried with clips alone: {', '.join(CLIPS_ALONE.values())}.",
+        f"Not tried, as no test has a model of them: {', '.join(UNTRIED.values())}.",
+    ]
+    return "\n".join([*lines, "", *notes, "", *others])
 
 
 def fill_page(text: str) -> str:
