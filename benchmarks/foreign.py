@@ -182,6 +182,7 @@ def evaluated(out: Path, ours: ForeignMllm, *, questions: int, per_image: int, t
             evaluate(model, "benchmark", name, run=Path(name) / f"run{next(numbers)}", settings=settings)
 
         timings = compare({"foveate": lambda: run(ours), "pipeline": lambda: run(peer)}, repeats=repeats, warmup=0)
+        # Runs alternate: the first is ours, the second the pipeline's.
         rows = [read_answers(Path(name) / f"run{number}") for number in range(2)]
     differ = sum(rows[0][key] != answer for key, answer in rows[1].items())
     print(f"{len(rows[0])} answers, {differ} of them differ")
@@ -230,7 +231,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--side", type=int, default=SMOL.side, help="of the tower's input; 256 tokens at 256 pixels")
     parser.add_argument("--tokens", type=int, default=16, help="of each answer")
-    parser.add_argument("--questions", type=int, default=200, help="of the evaluation, 5 an image")
+    parser.add_argument("--questions", type=int, default=200, help="of the evaluation")
+    parser.add_argument("--per-image", type=int, default=8, help="questions of the evaluation about each image")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--evaluations", type=int, default=2)
     parser.add_argument("--short", type=int, default=4, help="tokens of each answer of the evaluation")
@@ -252,8 +254,8 @@ def main() -> None:
             options.out,
             ours,
             questions=options.questions,
-            per_image=5,
-            tokens=options.tokens,
+            per_image=options.per_image,
+            tokens=options.short,
             repeats=options.evaluations,
         )
 

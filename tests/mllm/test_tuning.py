@@ -34,6 +34,7 @@ from foveate.multimodal.opening import hash_source, open_mllm
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Turn, add_conversations
+from foveate.training.distributed import World
 from multimodal.foreign_matrix import MATRIX
 from multimodal.foreign_models import BUILDERS, save
 from multimodal.test_foreign import draw
@@ -44,8 +45,9 @@ TALK = (
     Turn("user", f"<image>\n{QUESTION}"), Turn("assistant", "a red disc"),
     Turn("user", "is the disc big"), Turn("assistant", "yes"),
 )  # fmt: skip
-# Kosmos-2 answers single questions: its template has no place for an answer that is learned.
-FAMILIES = tuple(sorted(BUILDERS.keys() - {"kosmos-2"}))
+FAMILIES = tuple(sorted(BUILDERS))
+# Families of single questions.
+SINGLE = ("kosmos-2", "paligemma")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def read_learned(model: ForeignMllm, row: TuningRow) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_alone_are_learned(family: str, folders: dict[str, Path]) -> None:
     model = open_foreign(str(folders[family]))
-    turns = TALK[:2] if family == "paligemma" else TALK
+    turns = TALK[:2] if family in SINGLE else TALK
     row = encode(model, *turns)
     # The templates of the tests write no end; without one a model would never learn to stop.
     assert read_learned(model, row) == ["a", "red", "disc", *(["yes"] if len(turns) > 2 else []), "</s>"]
@@ -356,6 +358,52 @@ def test_the_command_line_prices_trains_and_asks(folders: dict[str, Path], colle
     # Boxes are written, and read, in the unit of the training.
     assert open_foreign(adapter).unit == "0-1000"
     assert hash_source(adapter) != hash_source(str(folders["llava"]))
+
+
+def test_the_base_is_opened_as_it_is_when_it_is_asked(
+    folders: dict[str, Path], collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = folders["llava"]
+    runner, line = CliRunner(), ["mllm", "train", "own-vlm", "--collection", str(collection), "--base", str(base)]
+    plans = [
+        json.loads(runner.invoke(cli, [*line, "--dry-run", "--json", "--quiet", *more], catch_exceptions=False).stdout)
+        for more in ([], ["--dtype", "bfloat16", "--device-map", "auto"])
+    ]
+    first, second = (plan["memory_bytes"] for plan in plans)
+    assert (first["base"], first["adapter"]) == (2 * second["base"], second["adapter"])
+    for more, words in (
+        (["--dtype", "bf16"], ("dtype", "bfloat16")),
+        (["--device-map", "auto", "--device", "cpu"], ("--device", "device map")),
+        (["--quantization", "4bit", "--device", "cpu"], ("quantization", "4bit", "GPU")),
+    ):
+        refused = runner.invoke(cli, [*line, "--dry-run", "--quiet", *more])
+        said = f"{refused.output} {refused.exception}"
+        assert refused.exit_code
+        assert all(word in said for word in words), said
+    with Collection.open(collection) as opened:
+        recipe = make_recipe(base, "dtype=bfloat16", "device_map=auto")
+        tuning = Tuning(recipe, opened, torch.device("cpu"))
+        task = tuning.load()
+        dtypes = {weight.requires_grad: weight.dtype for weight in task.parameters()}
+        assert dtypes == {True: torch.float32, False: torch.bfloat16}
+        # As accelerate notes it where there are GPUs: parts on several devices are left where they are.
+        placed: Any = task.model
+        placed.get_base_model().hf_device_map = {"model.vision_tower": 0, "model.language_model": 1}
+        assert task.to("meta") is task
+        assert next(task.parameters()).device.type == "cpu"
+        tuned = tune(recipe, opened, tmp_path / "run", device="cpu")
+        assert tuned.result.after["own image"]["loss"] < tuned.result.before["own image"]["loss"]
+        assert tuned.adapter is not None
+        monkeypatch.setattr("foveate.mllm.tuning.network.world", lambda: World(0, 2, torch.device("cpu")))
+        with raises_naming(UserError, "device_map", "auto", "torchrun"):
+            Tuning(recipe, opened, torch.device("cpu"))
+    state = load_file(tuned.adapter / "adapter_model.safetensors")
+    assert {value.dtype for value in state.values()} == {torch.float32}
+    loaded = open_foreign(str(base)).model
+    loaded.hf_device_map = {"model.vision_tower": 0, "model.language_model": "cpu"}
+    monkeypatch.setattr("foveate.mllm.tuning.network.load_foreign", lambda *_, **__: loaded)
+    with raises_naming(UserError, "device_map", base, "cpu", "4bit"):
+        load_network(open_base(recipe), recipe, torch.device("cpu"))
 
 
 def test_an_adapter_is_evaluated_with_its_controls(folders: dict[str, Path], collection: Path, tmp_path: Path) -> None:

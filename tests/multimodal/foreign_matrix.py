@@ -18,9 +18,20 @@ REASONS = {
     "alone": "its processor counts other tokens in a batch than alone, so questions are answered one after another",
     "none": "its makers document no boxes; `--unit-of-boxes` reads them, if a model was tuned on some",
     "video": "its tokens of an image are no grid, so nothing is pooled",
-    "tune": "its template has no place for an answer that is learned",
     "export": "it is in the format of transformers already; nothing is written anew",
 }
+# Families with a unit of boxes of which no test builds a model.
+UNTRIED = {
+    "florence2": "Florence-2",
+    "gemma4": "Gemma 4",
+    "gemma4_unified": "Gemma 4 (unified)",
+    "glm46v": "GLM-4.6V",
+    "glm4v_moe": "GLM-4.5V",
+    "molmo2": "Molmo2",
+    "qwen3_vl_moe": "Qwen3-VL with experts",
+}
+# Families that tests/video asks about clips, and that are not asked about images.
+CLIPS_ALONE = {"llava_next_video": "LLaVA-NeXT-Video", "vipllava": "ViP-LLaVA"}
 
 
 class Row(NamedTuple):
@@ -38,7 +49,7 @@ MATRIX = {
     "internvl": Row("InternVL2, InternVL3", _MADE),
     "kosmos-2": Row(
         "Kosmos-2",
-        {"chat": "single", "batch": "padding", "image sets": "one", "video": "video", "tune": "tune", **_MADE},
+        {"chat": "single", "batch": "padding", "image sets": "one", "video": "video", **_MADE},
     ),
     "llava": Row("LLaVA-1.5", _MADE),
     "llava_next": Row("LLaVA-NeXT", {"boxes": "none", **_MADE}),
@@ -60,7 +71,11 @@ def write_matrix() -> str:
         cells = [f"no ({letters[row.no[column]]})" if column in row.no else "yes" for column in COLUMNS]
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
     notes = [f"- ({letters[reason]}) {REASONS[reason]}." for reason in used]
-    return "\n".join([*lines, "", *notes])
+    others = [
+        f"Tried with clips alone: {', '.join(CLIPS_ALONE.values())}.",
+        f"Not tried, as no test has a model of them: {', '.join(UNTRIED.values())}.",
+    ]
+    return "\n".join([*lines, "", *notes, "", *others])
 
 
 def fill_page(text: str) -> str:

@@ -3,18 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_foreign import QUESTION, draw, open_varied
 
+from foveate.core.errors import UserError
 from foveate.multimodal.foreign import open_foreign
-from multimodal.foreign_models import save
+from foveate.multimodal.foreign_turns import score_letters, score_texts
+from multimodal.foreign_models import BUILDERS, save
+from naming import raises_naming
 
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save("llava", tmp_path_factory.mktemp("llava"))
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_texts_have_the_likelihood_with_which_generate_writes_them(family: str, tmp_path: Path) -> None:
+    model, image = open_foreign(str(save(family, tmp_path / family))), draw(50, 40)
+    inputs = model._inputs([image], [("user", QUESTION)])
+    start, options = inputs["input_ids"].shape[1], ["red disc", "blue", "no big disc"]
+    scores = score_texts(model, [image], QUESTION, options)
+    for (_, ids_T), logs_T in zip(model.encode_answers([image], QUESTION, options), scores, strict=True):
+
+        def force(ids_BT: torch.Tensor, logits_BV: torch.Tensor, forced_T: torch.Tensor = ids_T) -> torch.Tensor:
+            only_BV = torch.full_like(logits_BV, -torch.inf)
+            only_BV[:, forced_T[ids_BT.shape[1] - start]] = 0
+            return only_BV
+
+        output: Any = model.model.generate(
+            **inputs, max_new_tokens=len(ids_T), do_sample=False, logits_processor=[force], output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        assert output.sequences[0, start:].tolist() == ids_T.tolist()
+        theirs_TV = torch.cat(output.logits).log_softmax(dim=-1)
+        theirs_T = theirs_TV.gather(1, ids_T[:, None])[:, 0]
+        torch.testing.assert_close(logs_T, theirs_T, rtol=1e-3, atol=1e-3)
+    assert sum(model.decide(image, QUESTION, options).probabilities) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("family", ["kosmos-2", "paligemma"])
+def test_answers_of_families_without_turns_end(family: str, tmp_path: Path) -> None:
+    model, image = open_foreign(str(save(family, tmp_path / family))), draw(50, 40)
+    ids = model.processor.tokenizer.convert_tokens_to_ids
+    encoded = [ids_T.tolist() for _, ids_T in model.encode_answers([image], QUESTION, ["red disc", "A"])]
+    assert encoded == [[ids("red"), ids("disc"), ids("</s>")], [ids("A"), ids("</s>")]]
+    # One token of the letter, and the end behind it.
+    assert [len(logs_T) for logs_T in score_letters(model, [image], QUESTION, ["red", "blue"])] == [2, 2]
+    for turns in (["user", "assistant", "user"], ["system", "user"], ["user", "user"]):
+        with raises_naming(UserError, "single questions"):
+            model.write_prompt([(role, "red") for role in turns], 1)
 
 
 @pytest.mark.parametrize("ends_turns", [False, True])

@@ -15,7 +15,7 @@ from foveate.core.errors import UserError
 from foveate.language.generate import GenerationSettings
 from foveate.mllm.tuning.samples import encode_conversation
 from foveate.multimodal.foreign import BATCHED, ForeignMllm, open_foreign
-from foveate.multimodal.foreign_boxes import FAMILIES, read_boxes, write_values
+from foveate.multimodal.foreign_boxes import FAMILIES, UNITS, read_boxes, write_values
 from foveate.multimodal.opening import find_native_folder
 from foveate.multimodal.pointing import choose_region_prompt, prompt_regions
 from foveate.multimodal.prepare import Dialog
@@ -23,8 +23,11 @@ from foveate.records.boxes import PixelBox
 from foveate.records.conversations import Conversation, Turn
 from foveate.records.importers.coordinates import CoordinateFrame
 from foveate.serve.adapters.multimodal import open_adapter
+from foveate.video.families import GRIDS
+from foveate.video.networks import FAMILIES as VIDEO_FAMILIES
 from foveate.video.networks import open_network
-from multimodal.foreign_matrix import COLUMNS, MATRIX, PAGE, REASONS, fill_page
+from foveate.video.watching import watch
+from multimodal.foreign_matrix import CLIPS_ALONE, COLUMNS, MATRIX, PAGE, REASONS, UNTRIED, fill_page
 from multimodal.foreign_models import BUILDERS, save
 
 QUESTION = "what is in the image"
@@ -113,7 +116,10 @@ def image_sets(opened: Opened) -> None:
 
 
 def video(opened: Opened) -> None:
-    assert open_network(opened.folder, device="cpu")
+    # That frames are read and answered as transformers does is tried in tests/video/test_video_families.py.
+    viewing = watch(open_network(opened.folder, device="cpu"), opened.images, fit=True)
+    assert viewing.ask(QUESTION, max_tokens=3).tokens
+    assert sum(viewing.record["tokens"].values()) == len(viewing.video_LD)
 
 
 def serve(opened: Opened) -> None:
@@ -121,7 +127,9 @@ def serve(opened: Opened) -> None:
     assert isinstance(adapter.model, ForeignMllm)
     dialog = Dialog(opened.images[:1], [Turn("user", f"<image>\n{QUESTION}")])
     (answer,) = adapter.model.answer_dialogs([dialog], generation=[GenerationSettings(max_new_tokens=3)])
-    assert answer.tokens
+    assert answer.text == opened.model.ask(opened.images[0], QUESTION, max_tokens=3).text
+    # Over HTTP, and about clips: tests/serve/test_served_clips.py.
+    assert adapter.answers_clips is ("video" not in MATRIX[opened.family].no)
 
 
 def tune(opened: Opened) -> None:
@@ -154,6 +162,9 @@ def test_cell(family: str, column: str, folders: dict[str, Path], monkeypatch: p
 
 def test_the_page_shows_the_matrix_of_all_families() -> None:
     assert MATRIX.keys() == BUILDERS.keys()
+    # A family that gets a unit of boxes or a path for clips gets a row, or is named below the table.
+    named = [*MATRIX, *UNTRIED, *CLIPS_ALONE]
+    assert sorted(named) == sorted(UNITS.keys() | VIDEO_FAMILIES.keys() | GRIDS.keys())
     assert CHECKS.keys() == set(COLUMNS)
     text = PAGE.read_text(encoding="utf-8")
     assert fill_page(text) == text, "run python tests/multimodal/foreign_matrix.py"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import abc
 import importlib
+import json
+import os
+import subprocess
 import sys
 import tomllib
 import types
@@ -186,3 +189,63 @@ def test_opening_options_reach_the_model(adapter: Any, tmp_path: Path) -> None:
     ):
         with raises_naming(UserError, *named):
             adapter.LmmsEvalModel(**{"model": str(folder)} | given)
+
+
+# lmms-eval needs packages of its own, in an environment whose Python this names.
+PYTHON = os.environ.get("LMMS_EVAL_PYTHON", sys.executable)
+TASK = """
+task: own_scenes
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.doc_to_visual
+doc_to_text: question
+doc_to_target: answer
+generation_kwargs: {{max_new_tokens: 6}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+UTILS = """
+from PIL import Image
+
+def doc_to_visual(doc):
+    return [Image.open(doc["image"])]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("source", ["mini", "llava"])
+def test_lmms_eval_itself_asks_a_task_of_its_own_files(source: str, tmp_path: Path) -> None:
+    if subprocess.run([PYTHON, "-P", "-c", "import lmms_eval"], capture_output=True, check=False).returncode:
+        pytest.skip("it is tried where lmms-eval 0.7.3 is installed, or where LMMS_EVAL_PYTHON names a Python with it")
+    source = "mini" if source == "mini" else str(save("llava", tmp_path / source))
+    tasks, model, docs, answers = tmp_path / "tasks", foveate.open_mllm(source, device="cpu"), [], []
+    tasks.mkdir()
+    for index, image in enumerate(IMAGES):
+        file = tasks / f"{index}.png"
+        image.save(file)
+        answers.append(model.ask(file, "what is in the image", max_tokens=6).text)
+        # The first is right, the others are not.
+        docs.append({"image": str(file), "question": "what is in the image", "answer": "no" if index else answers[0]})
+    (tasks / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    (tasks / "utils.py").write_text(UTILS)
+    (tasks / "own_scenes.yaml").write_text(TASK.format(file=tasks / "docs.jsonl"))
+    command = [
+        PYTHON, "-P", "-m", "lmms_eval", "--model", "foveate", "--model_args", f"model={source},device=cpu",
+        "--tasks", "own_scenes", "--include_path", str(tasks), "--batch_size", "2", "--log_samples",
+        "--output_path", str(tmp_path / "out"),
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"),
+    }  # fmt: skip
+    finished = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=550, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    (samples,) = (tmp_path / "out").rglob("*_samples_own_scenes.jsonl")
+    rows = sorted((json.loads(line) for line in samples.read_text().splitlines()), key=lambda row: row["doc_id"])
+    assert [row["filtered_resps"] for row in rows] == answers
+    (results,) = (tmp_path / "out").rglob("*_results.json")
+    assert json.loads(results.read_text())["results"]["own_scenes"]["exact_match,none"] == pytest.approx(1 / len(docs))

@@ -26,7 +26,7 @@ from foveate.serve.media import read_clip_url
 from foveate.video.networks import open_network
 from foveate.video.watching import count_text, watch
 from foveate.vision.video.sources import Source
-from multimodal.foreign_models import save
+from multimodal.foreign_models import BUILDERS, save
 from naming import raises_naming
 from video_files import moving_square, write_clip
 
@@ -56,7 +56,7 @@ def ask(clip: Source, text: str = QUESTION, **changes: Any) -> ChatCall:
 @pytest.fixture(scope="module", params=["llava"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clips") / request.param
-    return save_captioner(path) if request.param == "native" else save("llava", path)
+    return save_captioner(path) if request.param == "native" else save(request.param, path)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,45 @@ def test_an_answer_and_its_frames_are_those_of_watch(
             assert image.format == "WEBP"
             assert abs(np.asarray(image.convert("L"), float).mean() - np.asarray(seen.image.convert("L")).mean()) < 6
     assert "image" not in recorder.replies[1].clip["frames"][0]
+
+
+def ask_about_an_image(adapter: MultimodalAdapter) -> Any:
+    recorder = Recorder()
+    adapter.write([ChatCall((ChatTurn("user", "<image>\nwhat is in the image", (draw(0),)),), max_tokens=6)], recorder)
+    return recorder.replies[0]
+
+
+@pytest.mark.parametrize("family", sorted(BUILDERS.keys() - {"kosmos-2"}))
+def test_every_family_with_a_grid_answers_clips(family: str, tmp_path: Path) -> None:
+    folder = save(family, tmp_path / "secret")
+    served = open_served(folder, device="cpu", name=family)
+    assert isinstance(served, MultimodalAdapter)
+    assert served.answers_clips
+    before, question, recorder = ask_about_an_image(served), "where is the red disc", Recorder()
+    # Of one frame nothing is left to sample.
+    calls = [ask(read(url_of(animate(count))), question) for count in (4, 1)]
+    for call in calls:
+        served.check(call)
+    served.write(calls, recorder)
+    network = open_network(folder, device="cpu")
+    for number, call in enumerate(calls):
+        room = count_text(network, [(question, ())], max_tokens=8)
+        expected = watch(network, call.turns[0].clips[0], fit=True, text_tokens=room).ask(question, max_tokens=8)
+        reply = recorder.replies[number]
+        assert (reply.text, reply.num_tokens) == (expected.text, expected.tokens)
+        assert [frame["index"] for frame in reply.clip["frames"]] == expected.seen["indices"]
+    # One network answers about images and clips: neither leaves positions or masks for the other.
+    assert ask_about_an_image(served) == before
+
+
+def test_a_family_without_a_grid_refuses_clips_in_a_sentence(tmp_path: Path) -> None:
+    served = open_served(save("kosmos-2", tmp_path / "secret"), device="cpu", name="kosmos")
+    assert isinstance(served, MultimodalAdapter)
+    assert not served.answers_clips
+    with raises_naming(Refused, "video_url", "kosmos-2", "qwen2_vl", "llava") as refusal:
+        served.check(ask(CLIP))
+    assert "secret" not in str(refusal.value)
+    assert ask_about_an_image(served).num_tokens
 
 
 MANY, LARGE = animate(9), animate(2, size=(200, 100))
@@ -216,27 +255,13 @@ def test_what_has_no_effect_on_a_clip_is_refused(adapter: MultimodalAdapter, nam
         adapter.check(call)
 
 
-def test_a_model_without_clips_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save("qwen2_vl", tmp_path / "secret")
-    answering = open_served(folder, device="cpu", name="qwen")
-    assert isinstance(answering, MultimodalAdapter)
-    assert answering.answers_clips
-    # A family of which nobody knows how its images become grids.
-    monkeypatch.setattr("foveate.video.networks.GRIDS", {"gemma3": {}})
-    qwen = open_served(folder, device="cpu", name="qwen")
-    assert isinstance(qwen, MultimodalAdapter)
-    assert not qwen.answers_clips
-    with raises_naming(Refused, "video_url", "qwen", "qwen2_vl", "llava") as refusal:
-        qwen.check(ask(CLIP))
-    assert "secret" not in str(refusal.value)
-
-
 @pytest.fixture(scope="module")
 def address(adapter: MultimodalAdapter) -> Iterator[str]:
     with serving(adapter, FakeAdapter(), max_clip_frames=20) as url:  # type: ignore[arg-type]
         yield url
 
 
+@pytest.mark.parametrize("folder", ["llava", "qwen2_vl"], indirect=True)
 def test_clips_over_http(address: str, adapter: MultimodalAdapter) -> None:
     models = {each["id"]: each["foveate"].get("clips") for each in HTTP.get(f"{address}/v1/models").json()["data"]}
     assert models == {"tiny": True, "fake": False}

@@ -475,9 +475,12 @@ class ForeignMllm:
 
     def _batch_inputs(self, rows: Sequence[_Row]) -> Any:
         """Prepare rows as the checkpoint's processor does, padded on the left, where no answer goes on."""
+        options: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(rows) > 1 else {}
+        if self.model.config.model_type in WHOLE_PROMPTS and rows[0][1][-1][0] == "assistant":
+            options["suffix"] = [turns[-1][1] for _, turns in rows]
+            rows = [(images, turns[:-1]) for images, turns in rows]
         prompts = [self.write_prompt(turns, len(images)) for images, turns in rows]
         images: Any = [images for images, _ in rows] if len(rows) > 1 else rows[0][0]
-        padding = {"padding": True, "padding_side": "left"} if len(rows) > 1 else {}
         with loading(self.name, kind="the question"):
             inputs = self.processor(
                 # The first row stands for all: `answer_dialogs` puts rows with images and rows without any into
@@ -485,7 +488,7 @@ class ForeignMllm:
                 images=images if rows[0][0] else None,
                 text=prompts if len(rows) > 1 else prompts[0],
                 return_tensors="pt",
-                **padding,
+                **options,
             )
         device, dtype = self.model.device, self.model.dtype
         if device.type == "meta":

@@ -18,9 +18,10 @@ from foveate.multimodal.settings import OpeningOptions
 _TEMPLATES = {
     # As in transformers' documentation of Kosmos-2; its processor writes the image in front of all text itself.
     "kosmos-2": (
-        "{% if messages | length > 1 %}{{ raise_exception('Kosmos-2 answers single questions') }}{% endif %}"
+        "{% if messages | map(attribute='role') | join(' ') not in ('user', 'user assistant') %}"
+        "{{ raise_exception('Kosmos-2 answers single questions') }}{% endif %}"
         "<grounding> Question:{% for part in messages[0]['content'] if part['type'] == 'text' %} {{ part['text'] }}"
-        "{% endfor %} Answer:"
+        "{% endfor %} Answer:{% for message in messages[1:] %} {{ message['content'][0]['text'] }}</s>{% endfor %}"
     ),
     "paligemma": (
         "{% if messages | length > 1 %}{{ raise_exception('PaliGemma answers single questions') }}{% endif %}"

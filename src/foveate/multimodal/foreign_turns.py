@@ -159,7 +159,8 @@ class PrefixCache:
         self._ids_T = ids_T
 
 
-# Families whose images see the question behind them: keys and values of an image are of one question alone.
+# Families whose images see the question behind them: keys and values of an image are of one question alone, and an
+# answer, which must not be seen from in front of it, is the suffix that their processors take.
 WHOLE_PROMPTS = {"paligemma"}
 # Inputs with a number for each token that say which of them are of images; new text has zeros.
 _TYPES = ("mm_token_type_ids", "token_type_ids")

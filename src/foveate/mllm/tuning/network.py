@@ -25,8 +25,8 @@ from foveate.multimodal.foreign import ForeignMllm
 from foveate.multimodal.foreign_adapter import NOTES, adding, require_peft
 from foveate.multimodal.foreign_loading import load_foreign, read_foreign
 from foveate.multimodal.opening import find_native_folder
-from foveate.multimodal.settings import OpeningOptions
 from foveate.training.costs import count_parameters
+from foveate.training.distributed import world
 from foveate.training.price import optimizer_bytes
 from foveate.vision.registry import seeded
 
@@ -143,8 +143,10 @@ def estimate_memory(base: Base, recipe: TuningRecipe, device: torch.device, *, t
         tokens: of the longest conversation that was looked at.
     """
     shapes, text = base.model.model, base.config.get_text_config()
+    dtype = recipe.dtype or ("float32" if device.type == "cpu" else "auto")
+    # Checkpoints that do not say how they are stored are float32.
+    width = ((base.config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)).itemsize
     linear = sum(base.model.model.get_submodule(name).weight.numel() for name in base.targets)
-    width = 4 if device.type == "cpu" else 2
     weights = width * (count_parameters(shapes) - linear) + (_NF4 if recipe.quantization == "4bit" else width) * linear
     training, layers, hidden = recipe.training, text.num_hidden_layers, text.hidden_size
     # What a layer saves for its backward pass: about ten vectors of its width, and four of its inner width.
@@ -162,9 +164,11 @@ def estimate_memory(base: Base, recipe: TuningRecipe, device: torch.device, *, t
     return memory | {"total": sum(memory.values())}
 
 
-def check_memory(memory: Mapping[str, float], device: torch.device) -> None:
-    """Raise UserError if a training needs more memory than is free."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+def check_memory(memory: Mapping[str, float], device: torch.device, *, is_spread: bool = False) -> None:
+    """Raise UserError if a training needs more memory than is free on its device, or, if it is spread, on all GPUs."""
+    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())] if is_spread else [device]
+    on_gpus = sum(torch.cuda.mem_get_info(each)[0] for each in devices if each.type == "cuda")
+    free = on_gpus or available_memory()
     if memory["total"] > free:
         raise UserError(
             f"not enough memory: about {describe_memory(memory)} (got {free / 1e9:.1f} GB free); expected a smaller "
@@ -180,8 +184,10 @@ def describe_memory(memory: Mapping[str, float]) -> str:
     return f"{memory['total'] / scale:.2f} {unit} ({parts})"
 
 
-def check_quantization(recipe: TuningRecipe, device: torch.device) -> None:
-    """Raise UserError where the base cannot be held in 4 bits."""
+def check_opening(recipe: TuningRecipe, device: torch.device) -> None:
+    """Raise UserError where the base cannot be spread over GPUs, or held in 4 bits."""
+    if recipe.device_map is not None and world().size > 1:
+        raise UserError(f"device_map: {recipe.device_map} is of one process; expected none under torchrun")
     if recipe.quantization == "none":
         return
     if device.type != "cuda":
@@ -193,8 +199,14 @@ def check_quantization(recipe: TuningRecipe, device: torch.device) -> None:
 def load_network(base: Base, recipe: TuningRecipe, device: torch.device) -> Any:
     """Load the base with a new adapter: a model of PEFT, whose base is frozen."""
     peft = require_peft()
-    opening = OpeningOptions(quantize=None if recipe.quantization == "none" else recipe.quantization)
-    model = load_foreign(base.checkpoint, device=device, opening=opening)
+    model = load_foreign(base.checkpoint, device=device, opening=recipe.opening)
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    # Weights that accelerate keeps elsewhere are loaded for a forward pass alone.
+    if left := places & {"cpu", "disk"} if len(places) > 1 else places & {"disk"}:
+        raise UserError(
+            f"device_map: {recipe.base} does not fit the GPUs (got parts on {', '.join(sorted(left))}); expected "
+            "--quantization 4bit or a smaller base"
+        )
     adapter = recipe.adapter
     lora = peft.LoraConfig(
         task_type="CAUSAL_LM",

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from foveate.core.recipes import Settings
+from foveate.multimodal.settings import OpeningOptions
 from foveate.training.settings import TrainingSettings
 
 
@@ -50,6 +51,13 @@ class TuningRecipe(Settings):
     quantization: Literal["none", "4bit"] = Field(
         default="none", description="of the base's weights; 4bit = NF4 of bitsandbytes, on a CUDA GPU alone"
     )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
+        default=None,
+        description="number format of the base's weights, as in foveate ask; the adapter's stay float32",
+    )
+    device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+        default=None, description="spread the base over all GPUs of one process, as in foveate ask"
+    )
     recompute: bool = Field(
         default=False, description="compute activations again in the backward pass: less memory, a third more time"
     )
@@ -59,6 +67,12 @@ class TuningRecipe(Settings):
     )
     validation_conversations: int = Field(default=200, ge=1, description="most of them, drawn by the seed")
     training: TrainingSettings
+
+    @property
+    def opening(self) -> OpeningOptions:
+        """How the base is opened."""
+        quantize = None if self.quantization == "none" else self.quantization
+        return OpeningOptions(dtype=self.dtype, device_map=self.device_map, quantize=quantize)
 
     @model_validator(mode="after")
     def _check_parallel(self) -> TuningRecipe:

@@ -20,14 +20,12 @@ from torch import Tensor
 from foveate.core.errors import UserError
 from foveate.core.hub import loading
 from foveate.multimodal.foreign import ForeignMllm
-from foveate.multimodal.foreign_turns import list_messages
+from foveate.multimodal.foreign_turns import WHOLE_PROMPTS, list_messages
 from foveate.records.collection import Collection
 from foveate.records.conversations import IMAGE, KIND, Conversation, Conversations
 from foveate.records.images import BadImage, decode
 from foveate.training.loader import BadSample
 
-# Families without a template for answers: their processors take an answer as the suffix of a question.
-_SUFFIXED = ("paligemma",)
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NO_UNIT = "region without a unit of boxes"
 Turns = list[tuple[str, str]]
@@ -81,7 +79,7 @@ def encode_conversation(model: ForeignMllm, images: list[Image.Image], conversat
             image or region is wrong.
     """
     turns = model.write_turns(images, conversation.turns, numbered=())
-    if model.model.config.model_type in _SUFFIXED:
+    if model.model.config.model_type in WHOLE_PROMPTS:
         return _encode_suffix(model, images, turns)
     spans = _list_answers(model, images, turns)
     whole = _end_with_mark(model, spans[-1])

@@ -23,7 +23,7 @@ from foveate.mllm.results import MllmResult, StageResult
 from foveate.mllm.tuning.network import (
     Base,
     check_memory,
-    check_quantization,
+    check_opening,
     describe_memory,
     estimate_memory,
     load_network,
@@ -63,6 +63,11 @@ class TuningTask(Task):
         base: Any = model
         self._is_batched = base.config.model_type in BATCHED
         self._dtype = base.get_base_model().dtype
+
+    def to(self, *arguments: Any, **named: Any) -> TuningTask:
+        """Move the model, unless a device map has placed its parts."""
+        base: Any = self.model
+        return self if getattr(base.get_base_model(), "hf_device_map", None) else super().to(*arguments, **named)
 
     def prepare_batch(self, batch: Batch, device: torch.device) -> Batch:
         """Move the rows to the device, pixels in the dtype of the base's weights."""
@@ -180,7 +185,7 @@ def tune(
         UserError: the base is no vision-language model or does not fit the memory, the collection has no conversation
             for it, or the run folder holds another run.
     """
-    with Run(recipe, run_path, device=device, command=command, prepared=(BEFORE,)) as run:
+    with Run(recipe, run_path, device=device, command=command, free=("device_map",), prepared=(BEFORE,)) as run:
         tuning = Tuning(recipe, collection, run.here.device)
         tuning.check()
         run.open({"collection": {"name": collection.name, "sha256": hash_collection(collection)}})
@@ -210,7 +215,7 @@ class Tuning:
     """
 
     def __init__(self, recipe: TuningRecipe, collection: Collection, device: torch.device) -> None:
-        check_quantization(recipe, device)
+        check_opening(recipe, device)
         self.recipe, self.collection, self.device = recipe, collection, device
         self.base: Base = open_base(recipe)
         # A family whose way with boxes is not known learns what has none.
@@ -254,7 +259,7 @@ class Tuning:
             f"{self.base.trained:,} parameters trained beside {count_parameters(self.base.model.model):,}; memory "
             f"about {describe_memory(memory)}"
         )
-        check_memory(memory, self.device)
+        check_memory(memory, self.device, is_spread=self.recipe.device_map is not None)
         return memory
 
     def _longest(self) -> int:

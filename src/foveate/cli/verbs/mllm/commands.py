@@ -136,6 +136,8 @@ def plan_command(
     "adapter.method",
     "unit_of_boxes",
     "quantization",
+    "dtype",
+    "device_map",
     into="tuning",
     metavars={"base": "MODEL"},
     of_recipe=True,
@@ -225,6 +227,8 @@ def _tune(call: RecipeCall, options: dict[str, Any]) -> None:
 
     run = call.run or Path("runs") / f"mllm-{call.name}"
     recipe = call.load(TuningRecipe, call.options(options))
+    if recipe.device_map is not None and call.device is not None:
+        raise click.UsageError("--device has no effect with a device map, which chooses the devices")
     with Collection.open(call.data) as collection:
         if call.dry_run:
             call.finish(*plan_tuning(recipe, collection, device=call.device))
