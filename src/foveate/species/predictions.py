@@ -37,6 +37,7 @@ from foveate.species.rows import StoredRows
 from foveate.species.taxonomy import Classes
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
+from foveate.survey.videos import find_video
 
 KIND, FORMAT = "species-results", 1
 CONFIG, CLASSES, TAXA, IMAGES, BOXES, DECISIONS = (
@@ -386,12 +387,12 @@ class Predictions:
         path = name.replace("\\", "/").removeprefix("./")
         for names in (self.collection_keys, files):
             matches = [row for row, other in enumerate(names) if other == path]
-            if len(matches) == 1:
-                return matches[0]
+            if len(matches) == 1 or (matches and find_video(self.collection_keys[matches[0]])):
+                return matches[0]  # all frames of a video have its path
         # The path as the shell knows it, which begins with the folder of the cards; else the end of the file's path.
         matches = [row for row, file in enumerate(files) if file and f"/{path}".endswith(f"/{file}")]
         matches = matches or [row for row, file in enumerate(files) if f"/{file}".endswith(f"/{path}")]
-        if len(matches) == 1:
+        if len({files[row] for row in matches}) == 1:
             return matches[0]
         if matches:
             raise UserError(
