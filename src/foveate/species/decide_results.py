@@ -226,7 +226,8 @@ def join_frames(predictions: Predictions, table: pa.Table) -> pa.Table:
     for video, rows in of_videos.items():
         shown = select_shown(dict.fromkeys((row["kind"], row["name"]) for row in rows))
         groups = {name: [row for row in rows if (row["kind"], row["name"]) == name] for name in shown}
-        best = {name: max(of_name, key=rate) for name, of_name in groups.items()}
+        # A video is as blank as its least blank frame.
+        best = {name: (min if name[0] == "blank" else max)(of_name, key=rate) for name, of_name in groups.items()}
         first = max(best, key=lambda name: rate(best[name]))
         members = {name: {key for row in of_name for key in row["keys"]} for name, of_name in groups.items()}
         silent = {key for row in rows for key in row["keys"]} - set().union(*members.values())

@@ -35,6 +35,7 @@ from foveate.records.collection import Collection
 from foveate.records.images import is_passing
 from foveate.species.rows import StoredRows
 from foveate.species.taxonomy import Classes
+from foveate.survey.deployments import TABLE
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
 from foveate.survey.videos import find_video
@@ -52,7 +53,8 @@ DECIDE = "decide.json"  # the settings of the decisions
 _SCORES = "scores"
 SURVEY = "survey"  # cards, collected by reference
 TRIAGE = "triage"  # name of the model in a folder of `foveate species triage`, which has none
-_BEFORE = ("writer.lock", SURVEY)
+# What a killed run may leave before `predict.json`: the lock, the survey, and a first table of its deployments.
+_BEFORE = ("writer.lock", SURVEY, TABLE)
 OK, FAILED = "ok", "failed"
 
 
@@ -180,8 +182,9 @@ def check_folder(folder: Path) -> None:
     """Raise UserError for a folder that is neither new nor one of results."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; --out must be a directory")
-    # Besides the lock, and the cards that a killed run collected into it.
-    foreign = [entry.name for entry in folder.iterdir() if entry.name not in _BEFORE] if folder.is_dir() else []
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    # A kill while a file is written leaves a hidden one.
+    foreign = [name for name in names if name not in _BEFORE and not name.startswith(".")]
     if foreign and not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: not empty and no results folder (it has {foreign[0]!r}); choose another with --out")
 
