@@ -121,7 +121,8 @@ def _export(
         )
         recorded = describe_digits(list_deployments(predictions.collection))
         rows = ", ".join(f"{count:,} {table}" for table, count in package.rows.items())
-        return {"rows": package.rows, **package.counts}, [rows, recorded, *package.notes]
+        counted = [f"{count:,} {what}" for what, count in package.counts.items()]
+        return {"rows": package.rows, **package.counts}, [rows, recorded, *counted, *package.notes]
     if settings.format == "wildlife-insights":
         from foveate.survey.exporters.image_tables import export_wildlife_insights
 

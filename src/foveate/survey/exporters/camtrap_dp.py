@@ -275,7 +275,10 @@ class _PackageWriter:
             yield self._note(self._observation_row(observation, merged))
         answered: set[tuple[str, str]] = set()
         for answer in merged.read_answers():
-            if answer.is_new:
+            if answer.is_new and not any(key in self.media_ids for key in answer.event_keys):
+                # Its images have no rows, and an event without a time is none of the standard's.
+                self.export.counts["observations of images without a time"] += 1
+            elif answer.is_new:
                 answered.add((answer.row.deployment, answer.row.event))
                 yield self._note(self._observation_row(answer.row, merged, answer.event_keys))
         self.export.counts["events with the answer of a person"] += len(answered)
