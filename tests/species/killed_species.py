@@ -1,4 +1,4 @@
-"""The training that `test_species_kills.py` kills."""
+"""The training that `test_species_kills.py` kills, and the triage of `test_videos.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 from foveate.core.recipes import validate
 from foveate.species.recipe import SpeciesRecipe
+from foveate.species.settings import TriageSettings
 from foveate.species.train import train_species
+from foveate.species.triage import triage
 
 TRAINING = {
     "epochs": 3,
@@ -23,3 +25,8 @@ def species_train(survey: str, features: str, run: str) -> None:
     fields = {"graph": {"dim": 24}, "view": {"view": "whole"}, "data": {"features": features}, "training": TRAINING}
     outcome = train_species(Path(survey), Path(run), validate(SpeciesRecipe, fields, where="test"), device="cpu")
     assert outcome.model is not None
+
+
+def triage_videos(cards: str, results: str, out: str) -> None:
+    """Collect cards with videos, and triage them by MegaDetector's results."""
+    triage(Path(cards), Path(out), TriageSettings(results=Path(results)), workers=1)

@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from foveate.adapt.module_map import parse_modules
 from foveate.adapt.networks import LITE0_OPTIONS, open_lite0, open_network, open_torchvision, open_transformers
 from foveate.core.errors import UserError, choose
-from foveate.core.files import read_json
-from foveate.core.hub import HUB_ID, find
 from foveate.core.progress import say
-from foveate.vision.hf.towers import KIND_OF_TYPE
 from foveate.vision.preprocess import Preprocess
-from foveate.vision.registry import build_image_encoder, encoder_kinds
+from foveate.vision.registry import build_image_encoder, detect_kind, encoder_kinds, parse_name
 
 # Encoders of `foveate.vision` whose networks are adapted, and libraries whose networks are no encoders here.
 _INNER = ("timm", "dinov2", "clip", "open_clip")
@@ -62,41 +59,15 @@ def parse_backbone(text: str, modules: Sequence[str] = ()) -> dict[str, Any]:
     """
     if modules:
         return {**parse_backbone(text), "modules": parse_modules(modules)}
-    kind, _, name = text.partition(":")
     known = encoder_kinds("IMAGE_ENCODER")
     kinds = [*(candidate for candidate in (*_INNER, "lite0") if candidate in known), *_LIBRARIES]
-    if kind not in kinds or Path(text).is_dir():
-        path = Path(text).expanduser()
-        if not path.exists() and HUB_ID.fullmatch(text.removeprefix("hf-hub:")):
-            named = ", ".join(f"{inner}:{text.removeprefix('hf-hub:')}" for inner in _INNER)
-            raise UserError(
-                f"backbone: no such folder (got '{text}'); a model of the hub is named with the kind of its files: "
-                f"{named}"
-            )
-        path = find("backbone", text, names=[each if each == "lite0" else f"{each}:NAME" for each in kinds]).folder
-        return {"source": str(path), "kind": _detect_kind(path)}
-    if not name:
-        return {"kind": kind}
-    # A bare name is an architecture; NAME.TAG (timm) and OWNER/NAME are trained weights on the hub.
-    by_name = kind in ("timm", "open_clip", "torchvision") and "/" not in name and "." not in name
-    return {"kind": kind, ("model" if by_name else "source"): name}
+    return parse_name(text, kinds, field="backbone", detect=_detect_kind)
 
 
 def _detect_kind(path: Path) -> str:
-    if (path / "open_clip_config.json").is_file():
-        return "open_clip"
-    config = read_json(path / "config.json")
-    if isinstance(config, dict):
-        if config.get("kind") == "localizing-encoder":
-            return "foveate"
-        # timm writes `architecture` into its config.json, transformers `model_type`.
-        if "architecture" in config:
-            return "timm"
-        kind = KIND_OF_TYPE.get(str(config.get("model_type")))
-        if kind in _INNER:
-            return kind
-        if config.get("model_type"):
-            return "transformers"
+    if kind := detect_kind(path):
+        # Of transformers' own towers only those that have a map of their modules.
+        return kind if kind in (*_INNER, "foveate") else "transformers"
     raise UserError(
         f"{path / 'config.json'}: not a model that can be adapted; expected a model of Foveate, timm or open_clip, or "
         "a vision model of transformers"

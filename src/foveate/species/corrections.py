@@ -31,12 +31,13 @@ from foveate.records.tables import Provenance
 from foveate.species.predictions import DECISIONS, Predictions
 from foveate.species.taxonomy import open_taxa
 from foveate.survey.detections import get_kind
-from foveate.survey.file_index import FileIndex
+from foveate.survey.file_index import FileIndex, is_video
 from foveate.survey.importers.corrections import CONFIRMATION, Correction
 from foveate.survey.store import ANSWERED, FRAMES, REVIEW_SOURCE
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Observation, observation_row
+from foveate.survey.videos import find_video
 
 _CONFIRMED = (CONFIRMATION, "yes", "right", "correct")
 
@@ -116,6 +117,7 @@ class _Answer:
         event: id of the event; "" for an image.
         answered: name that was decided; None for an answer that is about no decision.
         others: images of `keys` that other decisions of the event are about, too.
+        has_shown: whether `shown` is known to show what is answered; not, of a video that was watched elsewhere.
         by_label: of one label the last, of a package their sum.
     """
 
@@ -124,6 +126,7 @@ class _Answer:
     event: str = ""
     answered: str | None = None
     others: frozenset[str] = frozenset()
+    has_shown: bool = True
     by_label: dict[str, Correction] = field(default_factory=dict)
 
     def images(self, kind: str) -> list[str]:
@@ -133,7 +136,7 @@ class _Answer:
         those of another species.
         """
         if kind != "blank" or not self.event:
-            return [self.shown]
+            return [self.shown] if self.has_shown else []
         return [key for key in self.keys if key not in self.others]
 
 
@@ -196,10 +199,15 @@ def _resolve(target: ReviewTarget, corrections: Sequence[Correction], summary: C
     # Group by image: an event has an answer for its people, and another for its animals.
     about: dict[str, list[dict[str, Any]]] = {}
     # Rows are converted only if an answer needs them: a survey has far more decisions than answers.
-    if target.decisions is not None and any(entry.event or _confirms(entry.label) for entry in corrections):
+    needs_decisions = any(entry.event or _confirms(entry.label) or is_video(entry.file) for entry in corrections)
+    if target.decisions is not None and needs_decisions:
         for row in target.decisions.to_pylist():
             for key in row["keys"]:
                 about.setdefault(key, []).append(row)
+    videos: dict[str, list[str]] = {}
+    for key in survey.keys:
+        if video := find_video(key):
+            videos.setdefault(video, []).append(key)
     index = FileIndex(survey.media["file"].to_pylist(), survey.keys)
     # Each file once: an image with two kinds has two rows, and two paths of one image would be rivals.
     files = list(dict.fromkeys(correction.file for correction in corrections))
@@ -219,7 +227,10 @@ def _resolve(target: ReviewTarget, corrections: Sequence[Correction], summary: C
             count = count or confirmed["count"] or None
             if label in ("", "unknown", "unclassified"):
                 raise UserError(f"{correction.where}: {correction.label!r} confirms no answer; expected a name")
-        answer = _start_answer(key, decision, correction, about)
+        if decision is None and correction.key not in keys and find_video(key):
+            answer = _answer_video(videos[find_video(key)], about)
+        else:
+            answer = _start_answer(key, decision, correction, about)
         # Lines of one decision are one answer, however often its frame changed since they were written.
         answer = answers.setdefault((answer.event, answer.shown, answer.answered), answer)
         # Key by label: two species on one image are two answers, the same one twice is a correction of it.
@@ -261,6 +272,18 @@ def _start_answer(
         if row["event"] == decision["event"] and row["name"] != decision["name"]
     }
     return _Answer(decision["keys"], key, decision["event"], decision["name"], frozenset(others))
+
+
+def _answer_video(frames: Sequence[str], about: Mapping[str, Sequence[dict[str, Any]]]) -> _Answer:
+    """Return the answer about a whole video, as of a table that has its path: which frame shows it, nobody said.
+
+    That is the frame of the surest decision about an animal; without one, no frame gets a label.
+    """
+    rows = [row for key in frames for row in about.get(key, ()) if row["kind"] not in ("blank", "unclassified")]
+    best = max(rows, key=lambda row: row["score"], default=None)
+    event = next((row["event"] for key in frames for row in about.get(key, ())), "") or find_video(frames[0])
+    shown = frames[0] if best is None else best["key"]
+    return _Answer([*frames], shown, event, "", has_shown=best is not None)
 
 
 def _drop_unchanged(corrections: Sequence[Correction], survey: Survey) -> list[Correction]:

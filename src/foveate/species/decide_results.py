@@ -29,6 +29,7 @@ from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows
 from foveate.survey.hours import GAP_SECONDS, Events
 from foveate.survey.survey import Survey
 from foveate.survey.types import ObservationKind
+from foveate.survey.videos import find_video, select_shown
 
 
 def decide_results(predictions: Predictions, stages: Settings, *, gap_seconds: float = GAP_SECONDS) -> pa.Table:
@@ -71,6 +72,8 @@ def decide_results(predictions: Predictions, stages: Settings, *, gap_seconds: f
         **context,
     )
     table = _to_table(predictions, decisions, subjects, survey, events)
+    if not decisions.is_pooled:
+        table = join_frames(predictions, table)
     tables.write_table(predictions.folder / DECISIONS, table)
     settings = {"stages": stages.model_dump(mode="json"), "gap_seconds": gap_seconds, "events": decisions.is_pooled}
     write_json_atomically(predictions.folder / DECIDE, {**settings, "created": tables.now()})
@@ -197,6 +200,45 @@ def _to_table(
     # Most boxes of the answer in one image; 0 where no detector with categories counted.
     counts = {"count": np.where(is_counted_R, counts_R, 0), "boxes": pa.array(boxes, pa.list_(pa.int64()))}
     return pa.table({**columns, "kind": kinds, **answers, **counts})
+
+
+def join_frames(predictions: Predictions, table: pa.Table) -> pa.Table:
+    """Join the decisions about frames of a video into those of the video, one for each answer, behind all photos.
+
+    Frames that show nothing say nothing where another one shows something: they belong to the surest answer.
+
+    Args:
+        table: decisions of single images.
+    """
+    is_frame = np.array([bool(find_video(key)) for key in table["key"].to_pylist()], dtype=bool)
+    if not is_frame.any():
+        return table
+    scores = predictions.boxes["score"].to_pylist()
+
+    def rate(row: dict[str, Any]) -> tuple[float, float]:
+        # A model of kinds is equally sure of all animals, so that the box decides.
+        return row["score"], max((scores[box] for box in row["boxes"]), default=0.0)
+
+    of_videos: dict[str, list[dict[str, Any]]] = {}
+    for row in table.filter(pa.array(is_frame)).to_pylist():
+        of_videos.setdefault(find_video(row["key"]), []).append(row)
+    joined = []
+    for video, rows in of_videos.items():
+        shown = select_shown(dict.fromkeys((row["kind"], row["name"]) for row in rows))
+        groups = {name: [row for row in rows if (row["kind"], row["name"]) == name] for name in shown}
+        # A video is as blank as its least blank frame.
+        best = {name: (min if name[0] == "blank" else max)(of_name, key=rate) for name, of_name in groups.items()}
+        first = max(best, key=lambda name: rate(best[name]))
+        members = {name: {key for row in of_name for key in row["keys"]} for name, of_name in groups.items()}
+        silent = {key for row in rows for key in row["keys"]} - set().union(*members.values())
+        for name, of_name in groups.items():
+            keys = members[name] | (silent if name == first else set())
+            boxes = [box for row in of_name for box in row["boxes"]]
+            count = max(row["count"] for row in of_name)
+            ordered = [row["key"] for row in rows if row["key"] in keys]
+            joined.append({**best[name], "event": video, "keys": ordered, "boxes": boxes, "count": count})
+    photos = table.filter(pa.array(~is_frame))
+    return pa.concat_tables([photos, pa.Table.from_pylist(joined, schema=table.schema)])
 
 
 def _join_equal(decisions: Decisions, event_S: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

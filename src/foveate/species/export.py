@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from foveate.survey.exporters.survey_rows import leave_out
 from foveate.survey.store import list_deployments
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Observation
+from foveate.survey.videos import FRAME_RATE, find_video, join_videos
 
 _RANKS = ("class", "order", "family", "genus", "species")
 _OPTIONS_OF = {
@@ -65,7 +67,7 @@ def export_predictions(
 def find_people(predictions: Predictions) -> frozenset[str]:
     """Return the keys of images that show a person: by an answer, a decision, or a detection of at least 0.2.
 
-    Where a person has said what an image shows, only that counts.
+    Where a person has said what an image shows, only that counts. One frame with a person is enough for a whole video.
     """
     merged = merge_decisions(predictions)
     answers = {} if merged is None else merged.image_answers()
@@ -79,7 +81,9 @@ def find_people(predictions: Predictions) -> frozenset[str]:
     columns = zip(*(predictions.boxes[name].to_pylist() for name in ("key", "label", "score")), strict=True)
     people |= {key for key, label, score in columns if score >= _MIN_PERSON and get_kind(label) == "human"}
     answered = {key for key, rows in answers.items() if any(row.kind == "human" for row in rows)}
-    return frozenset(people - answers.keys() | answered)
+    people = people - answers.keys() | answered
+    videos = set(map(find_video, people)) - {""}
+    return frozenset(people.union(key for key in predictions.collection_keys if find_video(key) in videos))
 
 
 def _export(
@@ -117,7 +121,8 @@ def _export(
         )
         recorded = describe_digits(list_deployments(predictions.collection))
         rows = ", ".join(f"{count:,} {table}" for table, count in package.rows.items())
-        return {"rows": package.rows, **package.counts}, [rows, recorded, *package.notes]
+        counted = [f"{count:,} {what}" for what, count in package.counts.items()]
+        return {"rows": package.rows, **package.counts}, [rows, recorded, *counted, *package.notes]
     if settings.format == "wildlife-insights":
         from foveate.survey.exporters.image_tables import export_wildlife_insights
 
@@ -160,10 +165,21 @@ def write_megadetector(
         detected_at=predictions.config["created"][:19].replace("T", " "),
         classified_at=decided,
     )
-    return export_megadetector(path, _list_images(predictions, without), info)
+    return export_megadetector(path, join_videos(_list_images(predictions, without), _find_frames(predictions)), info)
 
 
-def _list_images(predictions: Predictions, without: frozenset[str]) -> Iterator[DetectedImage]:
+def _find_frames(predictions: Predictions) -> dict[str, tuple[int, float]]:
+    """Return number and frame rate of each frame of a video, by its key."""
+    if not any(map(find_video, predictions.collection_keys)):
+        return {}
+    survey = predictions.survey
+    columns = (survey.media[name].to_pylist() for name in ("frame_number", "extra"))
+    rows = zip(survey.keys, *columns, strict=True)
+    return {key: (number, float(json.loads(extra)[FRAME_RATE])) for key, number, extra in rows if find_video(key)}
+
+
+def _list_images(predictions: Predictions, without: frozenset[str]) -> Iterator[tuple[str, DetectedImage]]:
+    """Yield what is known of each image, with its key."""
     decisions = predictions.decisions.to_pylist()
     merged = merge_decisions(predictions)
     answers = merged.image_answers() if merged is not None else {}
@@ -199,10 +215,10 @@ def _list_images(predictions: Predictions, without: frozenset[str]) -> Iterator[
             # A person saw more of an image that cannot be read any more, or has no box, than the detector.
             names = ["" if box["owner"] is None else decisions[box["owner"]]["name"] for box in of_image]
             detections = _answer_boxes(of_image, shown, names, answer, predictions.taxa, row["key"] in reviewed)
-            yield DetectedImage(row["file"], tuple(detections), time=row["time"])
+            yield row["key"], DetectedImage(row["file"], tuple(detections), time=row["time"])
             continue
         if row["status"] == FAILED:
-            yield DetectedImage(row["file"], failure=row["failure"])
+            yield row["key"], DetectedImage(row["file"], failure=row["failure"])
             continue
         if row["key"] not in owners:
             image_decisions(predictions, [row["key"]])  # raises its error
@@ -213,7 +229,7 @@ def _list_images(predictions: Predictions, without: frozenset[str]) -> Iterator[
         if not boxes and first is not None:
             is_blank = blank_N is not None and blank_N[number] > _MIN_BLANK
             prediction = None if is_blank else Prediction(*first)
-        yield DetectedImage(row["file"], tuple(detections), prediction=prediction, time=row["time"])
+        yield row["key"], DetectedImage(row["file"], tuple(detections), prediction=prediction, time=row["time"])
 
 
 def _mark_best(boxes: Sequence[Mapping[str, Any]], owner: int, kind: str) -> list[dict[str, Any]]:

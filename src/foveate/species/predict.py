@@ -56,6 +56,7 @@ from foveate.survey.store import name_detectors
 from foveate.survey.survey import Survey
 from foveate.vision.feature_cache import map_on_cores
 from foveate.vision.preprocess import read_image
+from foveate.vision.video.stills import read_stills
 
 if TYPE_CHECKING:
     from foveate.species.model import SpeciesModel
@@ -264,6 +265,8 @@ def prepare_collection(
             if "deployments" not in importer.options:
                 raise UserError(f"--deployments has no effect on the format {importer.name!r} of {source}")
             options["deployments"] = settings.deployments
+        if importer.videos:
+            options["frames_of"] = read_stills
         summary = importer.run(str(source), path, name=source.name, license=None, workers=workers, **options)
         for line in summary.lines():
             say(line)

@@ -35,8 +35,10 @@ from foveate.records.collection import Collection
 from foveate.records.images import is_passing
 from foveate.species.rows import StoredRows
 from foveate.species.taxonomy import Classes
+from foveate.survey.deployments import TABLE
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
+from foveate.survey.videos import find_video
 
 KIND, FORMAT = "species-results", 1
 CONFIG, CLASSES, TAXA, IMAGES, BOXES, DECISIONS = (
@@ -51,7 +53,8 @@ DECIDE = "decide.json"  # the settings of the decisions
 _SCORES = "scores"
 SURVEY = "survey"  # cards, collected by reference
 TRIAGE = "triage"  # name of the model in a folder of `foveate species triage`, which has none
-_BEFORE = ("writer.lock", SURVEY)
+# What a killed run may leave before `predict.json`: the lock, the survey, and a first table of its deployments.
+_BEFORE = ("writer.lock", SURVEY, TABLE)
 OK, FAILED = "ok", "failed"
 
 
@@ -179,8 +182,9 @@ def check_folder(folder: Path) -> None:
     """Raise UserError for a folder that is neither new nor one of results."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; --out must be a directory")
-    # Besides the lock, and the cards that a killed run collected into it.
-    foreign = [entry.name for entry in folder.iterdir() if entry.name not in _BEFORE] if folder.is_dir() else []
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    # A kill while a file is written leaves a hidden one.
+    foreign = [name for name in names if name not in _BEFORE and not name.startswith(".")]
     if foreign and not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: not empty and no results folder (it has {foreign[0]!r}); choose another with --out")
 
@@ -386,12 +390,12 @@ class Predictions:
         path = name.replace("\\", "/").removeprefix("./")
         for names in (self.collection_keys, files):
             matches = [row for row, other in enumerate(names) if other == path]
-            if len(matches) == 1:
-                return matches[0]
+            if len(matches) == 1 or (matches and find_video(self.collection_keys[matches[0]])):
+                return matches[0]  # all frames of a video have its path
         # The path as the shell knows it, which begins with the folder of the cards; else the end of the file's path.
         matches = [row for row, file in enumerate(files) if file and f"/{path}".endswith(f"/{file}")]
         matches = matches or [row for row, file in enumerate(files) if f"/{file}".endswith(f"/{path}")]
-        if len(matches) == 1:
+        if len({files[row] for row in matches}) == 1:
             return matches[0]
         if matches:
             raise UserError(

@@ -143,7 +143,11 @@ class SpeciesRecipe(Settings):
         description="cosmo = the paper's method; baselines: erm = linear head, linear_probe = solved, not trained, "
         "mlp_concat = place and hour as inputs",
     )
-    encoder: dict[str, Any] = Field(_ENCODER, description="`kind` and the fields of that encoder")
+    encoder: dict[str, Any] = Field(
+        _ENCODER,
+        description="`kind` and the fields of that encoder, or its name: a folder, or KIND:NAME such as "
+        "open_clip:OWNER/NAME, dinov2:OWNER/NAME or timm:NAME.TAG",
+    )
     train_encoder: bool = Field(False, description="train the encoder as well (official), instead of cached features")
     graph: GraphSettings = GraphSettings()
     view: CropSettings = CropSettings()
@@ -156,7 +160,12 @@ class SpeciesRecipe(Settings):
     @field_validator("encoder", mode="before")
     @classmethod
     def _keep_kind(cls, value: Any) -> Any:
-        """Fields without a kind (encoder.image_size=64 and nothing else) are those of the default encoder."""
+        """Resolve a name; fields without a kind (encoder.image_size=64 and nothing else) are of the default encoder."""
+        if isinstance(value, str):
+            # Only a name needs the encoders, and with them torch.
+            from foveate.vision.registry import parse_encoder
+
+            return {**_ENCODER} if value == "lite0" else parse_encoder(value)
         return {**_ENCODER, **value} if isinstance(value, dict) and "kind" not in value else value
 
     @property

@@ -11,7 +11,7 @@ import hashlib
 import io
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,6 +54,7 @@ from foveate.species.taxonomy import Classes
 from foveate.survey.detections import get_kind
 from foveate.survey.store import name_detectors
 from foveate.survey.taxa import Taxa
+from foveate.survey.videos import find_video
 
 TABLE, BLURRED = "triage.csv", "blurred"
 # The order of the table: what is looked at first, and what is to be deleted last.
@@ -77,7 +78,8 @@ class TriageResult:
     """Counts of a triage.
 
     Attributes:
-        images: readable or not. kinds: kind -> images, those of `KINDS` that occur.
+        images: photos, and files that cannot be read. videos: with readable frames.
+        kinds: kind -> images and videos, those of `KINDS` that occur; a video has each of its kinds.
         detector: "MegaDetector" or "NanoDet-g". threshold: score from which a box counted.
         blurred: copies with blurred people that were written.
         failed: images that cannot be read, or that the detector's results do not have.
@@ -95,12 +97,13 @@ class TriageResult:
     stopped: bool = False
     unreachable: int = 0
     first_error: str = ""
+    videos: int = 0
 
     def find_failure(self) -> UserError | None:
         """Return the error that the command ends with: no image could be read, or some could not be reached."""
         return find_failure(
-            self.images,
-            succeeded=self.failed < self.images,
+            self.images + self.videos,
+            succeeded=self.failed < self.images + self.videos,
             failed={"unclassified": self.failed},
             unreachable=self.unreachable,
             first_error=self.first_error,
@@ -149,8 +152,11 @@ def triage(
     reasons = failures["failure"].to_pylist()
     counts = Counter(decisions["kind"].to_pylist())
     counts["unclassified"] += len(predictions.images) - len(predictions.collection_keys)
+    videos = Counter(map(find_video, predictions.collection_keys))
+    num_frames = videos.total() - videos.pop("", 0)
     return TriageResult(
-        images=len(predictions.images),
+        images=len(predictions.images) - num_frames,
+        videos=len(videos),
         kinds={kind: counts[kind] for kind in KINDS if counts[kind]},
         detector=detector,
         threshold=threshold,
@@ -166,7 +172,11 @@ def describe(result: TriageResult) -> list[str]:
     """Return sentences about a triage, with the measured error of what decided."""
     counts = ", ".join(f"{kind} {number:,}" for kind, number in result.kinds.items())
     measured = f"; {MEASURED}" if result.detector == "NanoDet-g" else ""
-    lines = [f"{result.images:,} images: {counts}", f"{result.detector}, boxes from {result.threshold:g} on{measured}"]
+    videos = f" and {result.videos:,} videos" if result.videos else ""
+    lines = [
+        f"{result.images:,} images{videos}: {counts}",
+        f"{result.detector}, boxes from {result.threshold:g} on{measured}",
+    ]
     lines += [f"{result.blurred:,} copies with blurred people"] if result.blurred else []
     lines += [f"{result.failed:,} images were not decided; the table says why"] if result.failed else []
     return lines
@@ -278,8 +288,8 @@ def _decide(predictions: Predictions, threshold: float) -> pa.Table:
     best = _best_scores(predictions)
     # The model's own probability of an animal is 1, because it knows no other class.
     scores = [
-        best.get(key, 0.0) if kind == "animal" else score
-        for key, kind, score in zip(*(decisions[name].to_pylist() for name in ("key", "kind", "score")), strict=True)
+        max(best.get(key, 0.0) for key in keys) if kind == "animal" else score
+        for keys, kind, score in zip(*(decisions[name].to_pylist() for name in ("keys", "kind", "score")), strict=True)
     ]
     decisions = decisions.set_column(decisions.column_names.index("score"), "score", pa.array(scores, pa.float64()))
     tables.write_table(predictions.folder / DECISIONS, decisions)
@@ -296,30 +306,40 @@ def _best_scores(predictions: Predictions) -> dict[str, float]:
 def write_table(predictions: Predictions, decisions: pa.Table, path: Path, *, threshold: float) -> None:
     """Write a CSV with a line an image: file, kind, score, boxes, camera, time and failure, animals first.
 
+    A video has a line for each kind that its frames show; its boxes are the most in one frame, its time that of its
+    start.
+
     Args:
         decisions: one of each image, as `foveate.species.decide_results` writes them.
         threshold: score from which a box counts.
     """
     images = predictions.images.to_pylist()
-    decided = {row["key"]: row for row in decisions.to_pylist()}
+    decided: dict[str, list[dict[str, Any]]] = {}
+    for row in decisions.to_pylist():
+        decided.setdefault(find_video(row["key"]) or row["key"], []).append(row)
     counts = Counter(box["key"] for box in predictions.boxes.to_pylist() if box["score"] >= threshold)
-    lines = []
+    most: dict[str, int] = {}
     for image in images:
-        row: Mapping[str, Any] = decided.get(image["key"], {"kind": "unclassified", "score": 0.0})
-        lines.append((KINDS.index(row["kind"]), row["score"], image))
+        name = image["name"] = find_video(image["key"]) or image["key"]
+        most[name] = max(most.get(name, 0), counts[image["key"]])
+    lines = []
+    # Of a video the first frame.
+    for name, image in {image["name"]: image for image in reversed(images)}.items():
+        for row in decided.get(name, [{"kind": "unclassified", "score": 0.0}]):
+            lines.append((KINDS.index(row["kind"]), row["score"], image))
     lines.sort(key=lambda line: (line[0], -np.nan_to_num(line[1]), line[2]["file"]))
     with csv_rows(path, ("file", "kind", "score", "boxes", "camera", "time", "failure")) as writer:
         for kind, score, image in lines:
             row = {name: image[name] for name in ("file", "camera", "time", "failure")}
             # An empty cell, because an image that was not looked at has no score.
             shown = "" if KINDS[kind] in ("unclassified", "unknown") else f"{score:.3f}"
-            writer.writerow({**row, "kind": KINDS[kind], "score": shown, "boxes": counts[image["key"]]})
+            writer.writerow({**row, "kind": KINDS[kind], "score": shown, "boxes": most[image["name"]]})
 
 
 def blur_people(predictions: Predictions, folder: Path, *, threshold: float) -> int:
     """Write copies of images with people whose boxes are blurred; return their number. Originals are not touched.
 
-    A copy has no EXIF: a camera's thumbnail in it would show the person.
+    A copy has no EXIF: a camera's thumbnail in it would show the person. Of videos the frames are copied, not the film.
 
     Args:
         folder: of the copies, by the files' own paths.
@@ -330,6 +350,8 @@ def blur_people(predictions: Predictions, folder: Path, *, threshold: float) -> 
         if get_kind(box["label"]) == "human" and box["score"] >= threshold:
             people.setdefault(box["key"], []).append([box[name] for name in ("x1", "y1", "x2", "y2")])
     files = dict(zip(predictions.images["key"].to_pylist(), predictions.images["file"].to_pylist(), strict=True))
+    # Frames of a video have its file; their keys differ. The suffix is replaced below.
+    files |= {key: f"{key}.jpg" for key in files if find_video(key)}
     written = 0
     for key, boxes in people.items():
         try:

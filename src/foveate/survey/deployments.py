@@ -383,6 +383,32 @@ def describe_digits(deployments: Sequence[Deployment]) -> str:
     )
 
 
+def state_offsets(deployments: Mapping[str, Deployment], offsets: Sequence[str]) -> dict[str, Deployment]:
+    """Return the deployments with an offset from UTC where they state none.
+
+    Args:
+        offsets: "+02:00" for all, or "DEPLOYMENT=+02:00", which goes before it.
+
+    Raises:
+        UserError: a text is no offset, or no deployment has that name.
+    """
+    general, named = "", {}
+    for text in offsets:
+        # Split from the right: an id may hold "=" itself, an offset never does.
+        name, _, offset = text.rpartition("=")
+        parse_offset(offset, where="utc_offset")
+        if not name:
+            general = offset
+        elif name in deployments:
+            named[name] = offset
+        else:
+            raise UserError(f"utc_offset: no deployment {name!r}{nearest(name, deployments)}")
+    return {
+        name: replace(entry, utc_offset=entry.utc_offset or named.get(name, general))
+        for name, entry in deployments.items()
+    }
+
+
 def round_deployments(
     deployments: Sequence[Deployment],
     *,

@@ -24,6 +24,7 @@ from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows,
 from foveate.survey.hours import DAY, format_day, hours_of_day
 from foveate.survey.survey import Survey
 from foveate.survey.taxa import Taxa
+from foveate.survey.videos import find_video
 
 ComparedTo = Literal["lastIndependentRecord", "lastRecord"]
 _NIGHTS = 100  # of the index
@@ -301,7 +302,9 @@ def _write_effort(
     nights_D: NDArray[np.float64],
     sources: Sequence[str],
 ) -> None:
-    images_D = np.bincount(survey.deployment_N + 1, minlength=len(survey.deployments) + 1)[1:]
+    # A video is one medium, however many of its frames are images here.
+    media = {find_video(key) or key: row for row, key in enumerate(survey.keys)}
+    images_D = np.bincount(survey.deployment_N[[*media.values()]] + 1, minlength=len(survey.deployments) + 1)[1:]
     owners = survey.deployment_N[records.rows_R[kept]]
     records_D = np.bincount(owners + 1, minlength=len(survey.deployments) + 1)[1:]
     rows = []

@@ -20,6 +20,7 @@ from foveate.records.tables import PROVENANCE_COLUMNS, Provenance, positions
 from foveate.records.writer import CollectionWriter
 from foveate.survey.types import Deployment, Medium, Observation, deployment_row, media_row, observation_row
 from foveate.survey.verdicts import RULES
+from foveate.survey.videos import FRAME_MARK, find_video
 
 REVIEW_SOURCE = "review:"
 """Beginning of the source of a row that a person wrote in a review; the file of the answers follows."""
@@ -263,6 +264,18 @@ def update_images(
             changed += [new] if tuple(new[name] for name in columns) != values[row] else []
     _annotate(writer, "context", changed, num_before=len(contexts))
     return len(moved)
+
+
+def read_videos(writer: CollectionWriter) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the frames of videos that were imported: path of the video -> key -> further fields; removed ones, too."""
+    parts = layout.annotation_parts(writer.path, "media", set(layout.committed_shards(writer.path)))
+    table = tables.read_annotations(parts, "media").select(["key", "extra"])
+    is_frame = pc.call_function("match_substring", [table["key"]], pc.MatchSubstringOptions(FRAME_MARK))
+    videos: dict[str, dict[str, dict[str, str]]] = {}
+    for row in table.filter(is_frame).to_pylist():
+        if video := find_video(row["key"]):
+            videos.setdefault(video, {})[row["key"]] = json.loads(row["extra"])
+    return videos
 
 
 def _read_last(writer: CollectionWriter, kind: str) -> tuple[pa.Table, dict[str, int]]:

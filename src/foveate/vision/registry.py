@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from foveate.core.errors import UserError, choose, nearest
+from foveate.core.files import read_json
+from foveate.core.hub import HUB_ID, find
 from foveate.core.plugins import module_names
 from foveate.vision.encoder import ImageEncoder, TextEncoder
 
@@ -41,6 +44,82 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+# Kinds whose networks have names of their own: architectures, folders, repositories of the hub.
+NAMED_KINDS = ("timm", "dinov2", "clip", "open_clip", "siglip")
+
+
+def parse_name(text: str, kinds: Sequence[str], *, field: str, detect: Callable[[Path], str]) -> dict[str, Any]:
+    """Return the settings of a network by its name: a folder, KIND:NAME such as timm:vit_small_patch16_224, or KIND.
+
+    Args:
+        kinds: that the opener takes. field: for the error. detect: kind of a folder.
+
+    Raises:
+        UserError: it is neither; the kinds are listed.
+    """
+    kind, _, name = text.partition(":")
+    if kind not in kinds or Path(text).is_dir():
+        path = Path(text).expanduser()
+        if not path.exists() and HUB_ID.fullmatch(text.removeprefix("hf-hub:")):
+            named = [f"{each}:{text.removeprefix('hf-hub:')}" for each in kinds if each in NAMED_KINDS]
+            raise UserError(
+                f"{field}: no such folder (got '{text}'); a model of the hub is named with the kind of its files: "
+                f"{', '.join(named)}"
+            )
+        path = find("backbone", text, names=[each if each == "lite0" else f"{each}:NAME" for each in kinds]).folder
+        return {"source": str(path), "kind": detect(path)}
+    if not name:
+        return {"kind": kind}
+    # A bare name is an architecture; NAME.TAG (timm) and OWNER/NAME are trained weights on the hub.
+    by_name = kind in ("timm", "open_clip", "torchvision") and "/" not in name and "." not in name
+    return {"kind": kind, ("model" if by_name else "source"): name}
+
+
+def detect_kind(path: Path) -> str:
+    """Return the kind of the network in a folder: one of `NAMED_KINDS`, "foveate", "transformers", or "" for none."""
+    # Reading the table of transformers' types loads the towers, which only a folder needs.
+    from foveate.vision.hf.towers import KIND_OF_TYPE
+
+    if (path / "open_clip_config.json").is_file():
+        return "open_clip"
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict):
+        return ""
+    if config.get("kind") == "localizing-encoder":
+        return "foveate"
+    # timm writes `architecture` into its config.json, transformers `model_type`.
+    if "architecture" in config:
+        return "timm"
+    model_type = str(config.get("model_type") or "")
+    return KIND_OF_TYPE.get(model_type, "transformers" if model_type else "")
+
+
+def parse_encoder(text: str) -> dict[str, Any]:
+    """Return the settings of an image encoder by its name, for `build_image_encoder`; see `parse_name`.
+
+    Raises:
+        UserError: no encoder has this name, or the folder has none.
+
+    >>> parse_encoder("dinov2:facebook/dinov2-small")
+    {'kind': 'dinov2', 'source': 'facebook/dinov2-small', 'embed_dim': 8}
+    """
+    known = encoder_kinds("IMAGE_ENCODER")
+    kinds = [*(kind for kind in (*NAMED_KINDS, "lite0") if kind in known)]
+
+    def detect(path: Path) -> str:
+        if (kind := detect_kind(path)) not in kinds:
+            got = f" (got a model of {kind})" if kind else ""
+            expected = "expected a vision model of open_clip, timm, CLIP, SigLIP or DINOv2"
+            raise UserError(f"{path / 'config.json'}: no image encoder{got}; {expected}")
+        return kind
+
+    settings = parse_name(text, kinds, field="encoder", detect=detect)
+    # A projection to a joint space takes no part where vectors are read: the network's own are. It is made small.
+    if settings["kind"] in ("timm", "dinov2"):
+        settings["embed_dim"] = 8
+    return settings
 
 
 def encoder_kinds(attribute: str) -> list[str]:

@@ -122,6 +122,10 @@ def command(call: Call, source: str, out: Path, settings: dict[str, Any]) -> Non
     shared: dict[str, Any] = {**options, "max_pixels": resolved.max_pixels}
     if resolved.source_name is not None:
         shared["source_name"] = resolved.source_name
+    if importer.videos:
+        from foveate.vision.video.stills import read_stills
+
+        shared["frames_of"] = read_stills
     summary = importer.run(source, out, name=resolved.name, license=resolved.license, workers=call.workers, **shared)
     result: dict[str, Any] = {"format": importer.name, **summary.as_dict()}
     lines = [f"format: {importer.name}", *summary.lines()]

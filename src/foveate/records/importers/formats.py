@@ -138,6 +138,7 @@ class Format:
         by_option: an option that only such a source needs: given, it is evidence of this format
             unless a recognized one takes it, too.
         survey: images come from camera traps; near-duplicates stay.
+        videos: `run` takes the keyword `frames_of`, which reads frames of videos; the floor above has the decoder.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Format:
     fallback: bool = False
     by_option: str = ""
     survey: bool = False
+    videos: bool = False
 
 
 def load_formats() -> dict[str, Format]:

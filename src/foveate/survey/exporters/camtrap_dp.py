@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from foveate.core.errors import UserError, nearest
+from foveate.core.errors import UserError
 from foveate.core.export_folder import check_empty_folder, staged_folder
 from foveate.core.recipes import Settings
 from foveate.core.version import __version__
@@ -31,14 +31,15 @@ from foveate.records.images import SUFFIXES
 from foveate.records.importers.files import locate_file
 from foveate.records.importers.sample import Problem
 from foveate.survey.camtrap_schema import BOX_COLUMNS, TABLES, URL, Violation, columns, is_valid_time
-from foveate.survey.deployments import describe_digits, round_deployments
+from foveate.survey.deployments import describe_digits, round_deployments, state_offsets
 from foveate.survey.detections import Decision, format_comment
 from foveate.survey.exporters.survey_rows import MergedObservations, SurveyRows, format_time
-from foveate.survey.hours import TimeStatus, parse_offset, parse_times, stated_offset
+from foveate.survey.hours import TimeStatus, parse_times, stated_offset
 from foveate.survey.importers.camtrap_dp import FILES_TABLE, NAME
 from foveate.survey.importers.camtrap_package import DESCRIPTOR, check_written, refuse
 from foveate.survey.taxa import RANKS, Taxa
 from foveate.survey.types import LEVELS, Deployment, Medium, Observation
+from foveate.survey.videos import find_video, join_frames, media_type
 
 CoordinateDigits = Annotated[
     Literal[1, 2, 3, "recorded", "drop"],
@@ -151,32 +152,6 @@ def export_camtrap_dp(
     return export
 
 
-def state_offsets(deployments: Mapping[str, Deployment], offsets: Sequence[str]) -> dict[str, Deployment]:
-    """Return the deployments with an offset from UTC where they state none.
-
-    Args:
-        offsets: "+02:00" for all, or "DEPLOYMENT=+02:00", which goes before it.
-
-    Raises:
-        UserError: a text is no offset, or no deployment has that name.
-    """
-    general, named = "", {}
-    for text in offsets:
-        # Split from the right: an id may hold "=" itself, an offset never does.
-        name, _, offset = text.rpartition("=")
-        parse_offset(offset, where="utc_offset")
-        if not name:
-            general = offset
-        elif name in deployments:
-            named[name] = offset
-        else:
-            raise UserError(f"utc_offset: no deployment {name!r}{nearest(name, deployments)}")
-    return {
-        name: replace(entry, utc_offset=entry.utc_offset or named.get(name, general))
-        for name, entry in deployments.items()
-    }
-
-
 @dataclass
 class _PackageWriter:
     rows: SurveyRows
@@ -197,11 +172,13 @@ class _PackageWriter:
         self.files = {row["path"] for row in self.rows.collection.dataset_table(FILES_TABLE).to_pylist()}
         # Ids of the media that are written; a medium without a time is left out.
         self.media_ids: dict[str, str] = {}
+        # Times of the first and last frame of each video.
+        self.videos: dict[str, tuple[str, str]] = {}
 
     def write(self, merged: MergedObservations) -> None:
         deployments = self._write_deployments()
         self._write_table("media", self._media_rows())
-        self._write_table("observations", self._observation_rows(merged))
+        self._write_table("observations", self._note_levels(join_frames(self._observation_rows(merged), self.videos)))
         self._write_further()
         descriptor = self._describe(deployments, decided=merged.decisions is not None)
         text = json.dumps(descriptor, indent=2, ensure_ascii=False, allow_nan=False)
@@ -264,7 +241,14 @@ class _PackageWriter:
             if not self.rows.times[row]:
                 self.export.counts["images without a time, which Camtrap DP has no row for"] += 1
                 continue
-            identity = self.media_ids[medium.key] = medium.extra.get("mediaID") or medium.key
+            video = find_video(medium.key)
+            identity = self.media_ids[medium.key] = video or medium.extra.get("mediaID") or medium.key
+            if video in self.videos:
+                # The video is the medium, not its frames.
+                self.videos[video] = self.videos[video][0], self.rows.times[row]
+                continue
+            if video:
+                self.videos[video] = self.rows.times[row], self.rows.times[row]
             format = formats.get(medium.key, "JPEG")
             extra = dict(medium.extra)
             if self.settings.coordinate_digits != "recorded" and extra.pop("exifData", None) is not None:
@@ -273,7 +257,7 @@ class _PackageWriter:
             yield {
                 "filePublic": "false",
                 "fileName": PurePosixPath(path).name,
-                "fileMediatype": f"image/{format.lower()}",
+                "fileMediatype": media_type(video) if video else f"image/{format.lower()}",
                 # A medium from a package keeps its cells as they were, even empty ones.
                 **(dict.fromkeys(("fileName",), "") if "mediaID" in extra else {}),
                 **extra,
@@ -291,7 +275,10 @@ class _PackageWriter:
             yield self._note(self._observation_row(observation, merged))
         answered: set[tuple[str, str]] = set()
         for answer in merged.read_answers():
-            if answer.is_new:
+            if answer.is_new and not any(key in self.media_ids for key in answer.event_keys):
+                # Its images have no rows, and an event without a time is none of the standard's.
+                self.export.counts["observations of images without a time"] += 1
+            elif answer.is_new:
                 answered.add((answer.row.deployment, answer.row.event))
                 yield self._note(self._observation_row(answer.row, merged, answer.event_keys))
         self.export.counts["events with the answer of a person"] += len(answered)
@@ -307,9 +294,13 @@ class _PackageWriter:
         skipped = merged.num_skipped
         self.export.counts["decisions left out: a person reviewed the image or event"] += skipped
 
+    def _note_levels(self, rows: Iterable[dict[str, object]]) -> Iterator[dict[str, object]]:
+        for row in rows:
+            self.levels.add(str(row["observationLevel"]))
+            yield row
+
     def _note(self, row: dict[str, object], decision: Decision | None = None) -> dict[str, object]:
-        """Note level, id and taxon of a row for the descriptor and for later ids."""
-        self.levels.add(str(row["observationLevel"]))
+        """Note id and taxon of a row for the descriptor and for later ids."""
         self.ids.add(str(row["observationID"]))
         name = str(row["scientificName"])
         if name:

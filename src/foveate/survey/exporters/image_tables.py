@@ -24,6 +24,7 @@ from foveate.survey.exporters.survey_rows import (
     list_image_labels,
 )
 from foveate.survey.taxa import Taxa
+from foveate.survey.videos import find_video
 
 CSV_COLUMNS = ("file", "sequence", "deployment", "datetime", "taxon", "rank", "score", "source")
 
@@ -179,7 +180,7 @@ def export_wildlife_insights(
                 | {
                     "project_id": project,
                     "deployment_id": deployment,
-                    "image_id": key,
+                    "image_id": find_video(key) or key,
                     "location": location,
                     "identified_by": label.classifier,
                     "uncertainty": "" if label.probability is None else f"{1 - label.probability:.6g}",

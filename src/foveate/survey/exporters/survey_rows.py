@@ -22,6 +22,7 @@ from foveate.survey.hours import Times, local_clock, parse_times, stated_offset
 from foveate.survey.store import ANSWERED, FRAMES, REVIEW_SOURCE, list_deployments, select_current, select_last
 from foveate.survey.taxa import Taxa
 from foveate.survey.types import Deployment, Medium, Observation
+from foveate.survey.videos import find_video, select_shown
 
 _BATCH_ROWS = 10_000
 
@@ -508,12 +509,26 @@ def list_image_labels(merged: MergedObservations, *, taxa: Taxa | None, classifi
     """Yield what is known of each image, in the order of the survey's rows and then of the decisions.
 
     A decision or answer about an event is one about each of its images that has no row of a person. Imported rows about
-    events that have no decision are left out: an animal leaves some frames of its burst.
+    events that have no decision are left out: an animal leaves some frames of its burst. A video has each of its labels
+    once, behind those of all photos.
 
     Args:
         taxa: for the ranks of imported rows; by default the collection's.
         classifier: name and version of the model that decided.
     """
+    keys = [*merged.rows.keys]
+    of_videos: dict[str, dict[tuple[str, str], ImageLabel]] = {}
+    for label in _list_labels(merged, taxa, classifier):
+        if video := find_video(keys[label.row]):
+            of_videos.setdefault(video, {}).setdefault((label.kind, label.taxon), label)
+        else:
+            yield label
+    for labels in of_videos.values():
+        for kind, taxon in select_shown(labels):
+            yield labels[kind, taxon]
+
+
+def _list_labels(merged: MergedObservations, taxa: Taxa | None, classifier: str) -> Iterator[ImageLabel]:
     rows = merged.rows
     known = taxa or Taxa.from_rows(rows.collection.dataset_table("taxa").to_pylist())
 

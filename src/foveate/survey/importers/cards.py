@@ -1,16 +1,17 @@
 """Import the cards of a camera-trap survey: a folder per camera, EXIF times, and a table of deployments.
 
 The folder of a deployment is the cell `folder` of its row, or else its id; images may lie at any depth below it.
-Without a table each camera's folder is a deployment without a place. Times come only from EXIF: no file name, file date
-or folder replaces a missing one.
+Without a table each camera's folder is a deployment without a place. Times of photos come only from EXIF: no file name,
+file date or folder replaces a missing one. Videos become frames (`foveate.survey.videos`), with times of their own.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Unpack
@@ -23,13 +24,14 @@ from foveate.records.import_summary import ImportSummary
 from foveate.records.importers.files import check_file, count_kinds, get_suffix, list_names, make_reader, make_refusal
 from foveate.records.importers.formats import Format
 from foveate.records.importers.ingest import check_source, import_samples
-from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Sample, SharedOptions
+from foveate.records.importers.sample import IMAGE_SUFFIXES, REFUSED_SUFFIXES, Problem, Sample, SharedOptions
 from foveate.records.writer import CollectionWriter
 from foveate.survey.deployments import TABLE, DeploymentTable, derive_table, read_deployments
 from foveate.survey.store import (
     MOVED,
     list_deployments,
     make_context,
+    read_videos,
     says_nothing,
     select_deployments,
     survey_rows,
@@ -37,14 +39,28 @@ from foveate.survey.store import (
     write_survey,
 )
 from foveate.survey.types import Deployment, Medium
+from foveate.survey.videos import (
+    BY_FILE_DATE,
+    FRAME_RATE,
+    MEDIA_TYPES,
+    NUM_BYTES,
+    NUM_FRAMES,
+    TIME_SOURCE,
+    FramesOf,
+    VideoStills,
+    find_video,
+    format_frame_time,
+    make_frame_key,
+    read_video_time,
+)
 
 NAME = "cards"
-_VIDEO_SUFFIXES = frozenset("avi mp4 mov mts m4v mkv 3gp wmv".split())
 _DATE_TIME, _DATE_TIME_ORIGINAL, _OFFSET_TIME, _OFFSET_TIME_ORIGINAL = 0x0132, 0x9003, 0x9010, 0x9011
 _SUB_SECONDS_ORIGINAL = 0x9291
 _OFFSET = re.compile(r"[+-]\d{2}:?\d{2}|Z")
 _MAX_TEXT = 64  # letters of an EXIF time; damaged tags may be long
 _LISTED = 5
+_VIDEOS_AHEAD = 4  # files that are decoded before their turn
 
 
 def import_cards(
@@ -53,18 +69,22 @@ def import_cards(
     *,
     deployments: str | Path | None = None,
     reference: bool = False,
+    frames_of: FramesOf | None = None,
     **shared: Unpack[SharedOptions],
 ) -> ImportSummary:
-    """Import all images below `source` as a survey into the collection `target`.
+    """Import all images below `source`, and frames of videos, as a survey into the collection `target`.
 
-    Importing again adds only what is new, and corrected rows of deployments take the place of old ones.
+    Importing again adds only what is new, and corrected rows of deployments take the place of old ones. A video is
+    known by its path and size: its frames are not decoded again.
 
     Args:
         source: folder with a folder per camera.
         target: collection folder; created if it does not exist.
         deployments: table of deployments, see `read_deployments`; by default `deployments.csv` in `source`, and else
             the folders themselves, see `derive_table`.
-        reference: leave the files where they are and only refer to them.
+        reference: leave the files where they are and only refer to them; frames of videos are packed.
+        frames_of: reads the frames of a video, such as `foveate.vision.video.stills.read_stills`; by default videos are
+            counted and left out.
         shared: see `SharedOptions`.
 
     Raises:
@@ -86,30 +106,31 @@ def import_cards(
     table = DeploymentTable(()) if is_derived else read_deployments(table_path)
     names, links, hidden = list_names(source, Path(target))
     files = [source / name for name in sorted([*names, *links], key=os.fsencode)]
-    images = [path for path in files if get_suffix(path) in IMAGE_SUFFIXES | REFUSED_SUFFIXES]
+    used = IMAGE_SUFFIXES | REFUSED_SUFFIXES | (frozenset() if frames_of is None else MEDIA_TYPES.keys())
+    images = [path for path in files if get_suffix(path) in used]
     if not images:
-        raise UserError(f"{source} has no images; expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise UserError(f"{source} has no images; expected files that end in {', '.join(sorted(used))}")
     if is_derived:
         table = derive_table(
             (path.parent.relative_to(source).as_posix() for path in images), name=source.resolve().name
         )
         _check_untold(Path(target))
-    cards = _Cards(source, table, is_derived=is_derived)
+    cards = _Cards(source, table, is_derived=is_derived, frames_of=frames_of)
     cards.match_folders(images)
-    videos = sum(get_suffix(path) in _VIDEO_SUFFIXES for path in files)
-    used = IMAGE_SUFFIXES | REFUSED_SUFFIXES | set(_VIDEO_SUFFIXES)
-    others = (get_suffix(path) for path in files if get_suffix(path) not in used and path != table_path)
+    videos = sum(get_suffix(path) in MEDIA_TYPES for path in files)
+    others = (
+        get_suffix(path) for path in files if get_suffix(path) not in used | MEDIA_TYPES.keys() and path != table_path
+    )
     summary = import_samples(
         target,
         cards.samples(images),
         default_source=source.resolve().name,
-        total=len(images),
+        # How many frames a video has is known when it was read.
+        total=None if frames_of is not None and videos else len(images),
         ignored=count_kinds(others, hidden=hidden),
         reference=reference,
-        further=Counter({"videos, which are not read": videos}),
-        # Check deployments before the first image: a second season with the ids of the first is refused, and the survey
-        # stays unchanged.
-        begin=lambda writer: select_deployments(writer, table.deployments),
+        further=Counter({"videos" if frames_of is not None else "videos, which are not read": videos}),
+        begin=cards.begin,
         finish=cards.finish,
         **shared,
     )
@@ -122,10 +143,14 @@ class _Cards:
     source: Path
     table: DeploymentTable
     is_derived: bool = False
+    frames_of: FramesOf | None = None
     deployment_of: dict[str, str] = field(default_factory=dict)  # folder of images -> id of its deployment
     unlisted: Counter[str] = field(default_factory=Counter)  # images of folders that no row has
     key_deployments: dict[str, str] = field(default_factory=dict)
-    times: dict[str, str] = field(default_factory=dict)  # EXIF times of the images that were read
+    times: dict[str, str] = field(default_factory=dict)  # times of the images that were read, as written
+    # Frames of earlier imports by their video: key -> further fields of its row.
+    known_frames: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    num_by_file_date: int = 0  # videos whose time is that of their file
 
     def match_folders(self, images: list[Path]) -> None:
         """Find the deployment of each folder with images.
@@ -150,28 +175,104 @@ class _Cards:
                 f"{nearest(top, self.table.ids)}"
             )
 
+    def begin(self, writer: CollectionWriter) -> None:
+        """Check the deployments before the first image: a refused second season leaves the survey unchanged."""
+        select_deployments(writer, self.table.deployments)
+        if self.frames_of is not None:
+            self.known_frames = read_videos(writer)
+
     def samples(self, images: list[Path]) -> Iterator[Sample]:
-        """Yield the sample of each image; its time is read with its bytes."""
+        """Yield the sample of each image, whose time is read with its bytes, and those of the frames of each video."""
         root = self.source.resolve()
         deployments = {deployment.id: deployment for deployment in self.table.deployments}
-        for path in images:
-            relative = path.relative_to(self.source)
-            identity = self.deployment_of[relative.parent.as_posix()]
-            deployment = deployments.get(identity)
-            sample = Sample(
-                key=relative.with_suffix("").as_posix(),
-                source=relative.as_posix(),
-                load=None,
-                location=path,
-                group=identity if deployment is None else deployment.camera,
-            )
-            self.key_deployments[sample.key] = identity
-            problem = check_file(path, root)
-            if problem is None:
-                self._load_with_time(sample, path, identity, deployment)
-            else:
-                sample.load = make_refusal(problem)
+        # Videos are decoded in threads, a few files before their turn; samples stay in the order of the files.
+        pending: deque[tuple[Sample, Path, Future[VideoStills] | None]] = deque()
+        with ThreadPoolExecutor(max_workers=min(_VIDEOS_AHEAD, os.cpu_count() or 1)) as pool:
+            for path in images:
+                relative = path.relative_to(self.source)
+                identity = self.deployment_of[relative.parent.as_posix()]
+                deployment = deployments.get(identity)
+                is_video = get_suffix(path) in MEDIA_TYPES
+                sample = Sample(
+                    key=(relative if is_video else relative.with_suffix("")).as_posix(),
+                    source=relative.as_posix(),
+                    load=None,
+                    location=path,
+                    group=identity if deployment is None else deployment.camera,
+                )
+                self.key_deployments[sample.key] = identity
+                problem, stills = check_file(path, root), None
+                if problem is None and is_video:
+                    problem = self._find_other_video(sample.key, path)
+                if problem is not None:
+                    sample.load = make_refusal(problem)
+                elif not is_video:
+                    self._load_with_time(sample, path, identity, deployment)
+                elif self.frames_of is not None and not self._is_complete(sample.key):
+                    stills = pool.submit(self.frames_of, path)
+                pending.append((sample, path, stills))
+                if len(pending) > _VIDEOS_AHEAD:
+                    yield from self._finish_sample(*pending.popleft(), deployments)
+            while pending:
+                yield from self._finish_sample(*pending.popleft(), deployments)
+
+    def _find_other_video(self, video: str, path: Path) -> Problem | None:
+        """Return the problem of a video whose path another one had in an earlier import, as of a second season."""
+        known = self.known_frames.get(video, {})
+        size = str(path.stat().st_size)
+        if all(extra[NUM_BYTES] == size for extra in known.values()):
+            return None
+        return Problem("image", "duplicate key", f"{video!r} belongs to a different video, whose frames are kept")
+
+    def _is_complete(self, video: str) -> bool:
+        """Whether all frames of a video were imported; a run that was killed may have left some out."""
+        known = self.known_frames.get(video, {})
+        return any(int(extra[NUM_FRAMES]) == len(known) for extra in known.values())
+
+    def _finish_sample(
+        self, sample: Sample, path: Path, stills: Future[VideoStills] | None, deployments: Mapping[str, Deployment]
+    ) -> Iterator[Sample]:
+        """Yield a photo or what was refused as it is, and the frames of a video."""
+        if sample.load is not None:
             yield sample
+            return
+        video, identity = sample.key, self.key_deployments.pop(sample.key)
+        known = self.known_frames.get(video, {})
+        for key in known:
+            self.key_deployments[key] = identity
+            yield Sample(key=key, source=sample.source, load=None, unchanged=True)
+        if stills is None:
+            return
+        try:
+            read = stills.result()
+        except BadImage as problem:
+            sample.load = make_refusal(Problem("image", problem.reason, str(problem)))
+            yield sample
+            return
+        if read.damage:
+            finding = Problem("video", "damaged, of which some frames are used", read.damage)
+            yield Sample(key=video, source=sample.source, load=None, problems=[finding], only_problems=True)
+        start, time_source = read_video_time(read.tags, path)
+        self.num_by_file_date += time_source == BY_FILE_DATE
+        extra = {FRAME_RATE: f"{read.frame_rate:g}", NUM_FRAMES: str(len(read.stills)), TIME_SOURCE: time_source}
+        extra[NUM_BYTES] = str(path.stat().st_size)
+        for still in read.stills:
+            key = make_frame_key(video, still.seconds)
+            if key in known:
+                continue
+            self.key_deployments[key] = identity
+            time = self.times[key] = format_frame_time(start, still.seconds)
+            # The video is the sequence, and so one event.
+            medium = Medium(key, identity, video, still.number, time, sample.source, extra)
+            deployment = deployments.get(identity)
+            yield Sample(
+                key=key,
+                source=sample.source,
+                load=_make_loader(still.data),
+                group=sample.group,
+                extra=survey_rows(medium),
+                context=make_context(medium, deployment),
+            )
 
     def _load_with_time(self, sample: Sample, path: Path, identity: str, deployment: Deployment | None) -> None:
         # EXIF is read from bytes that a thread of the import loads anyway; the sample's rows are used only afterwards.
@@ -196,6 +297,9 @@ class _Cards:
         # Count only imported images: the others have another reason.
         timeless = sum(not time and writer.known_sha256(key) is not None for key, time in self.times.items())
         further["images without a time in EXIF: they have no hour"] += timeless
+        frames = sum(bool(find_video(key)) and writer.known_sha256(key) is not None for key in self.key_deployments)
+        further["frames of videos"] += frames
+        further["videos whose time is that of their file's last change"] += self.num_by_file_date
         further[MOVED] += moved
         further["images of folders that are in no row of the deployments"] += sum(self.unlisted.values())
         # Unary plus drops what was counted 0 times.
@@ -222,6 +326,10 @@ class _Cards:
             more = f" and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
             notes.append(f"rows of the deployments without a folder of images: {', '.join(absent[:_LISTED])}{more}")
         return notes
+
+
+def _make_loader(data: bytes) -> Callable[[], bytes]:
+    return lambda: data
 
 
 def _check_untold(target: Path) -> None:
@@ -297,5 +405,6 @@ FORMATS = (
         options=("deployments", "reference"),
         by_option="deployments",
         survey=True,
+        videos=True,
     ),
 )

@@ -36,6 +36,7 @@ from foveate.survey.importers.result_files import parse_predictions, parse_resul
 from foveate.survey.store import EMPTY_AND_SPECIES
 from foveate.survey.types import Observation, ObservationKind, observation_row
 from foveate.survey.verdicts import format_names
+from foveate.survey.videos import find_video, split_video
 
 _IMAGES_PER_PART = 5_000  # some 100 MB of rows in memory
 
@@ -150,9 +151,10 @@ def add_results(collection: str | Path, path: str | Path, results: DetectionResu
     """
     collection, path = Path(collection), Path(path)
     results = results or read_results(path)
-    files, keys, deployments = _read_media(collection)
+    files, keys, deployments, numbers = _read_media(collection)
     rows, ambiguous = FileIndex(files, keys).find_all([image.file for image in results.images])
     matched = [(row, image) for row, image in zip(rows, results.images, strict=True) if row >= 0]
+    matched = _split_videos(matched, keys, numbers)
     # Results of another survey would add nothing and look like a success.
     if not matched:
         example = results.images[0].file if results.images else ""
@@ -204,17 +206,37 @@ def add_results(collection: str | Path, path: str | Path, results: DetectionResu
     return summary
 
 
-def _read_media(collection: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return file, key and deployment of each image of a survey; the last row of an image holds."""
+def _split_videos(
+    matched: Sequence[tuple[int, DetectedImage]], keys: Sequence[str], numbers: Sequence[int]
+) -> list[tuple[int, DetectedImage]]:
+    """Replace the results of each video by those of its frames in the survey."""
+    rows_of: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        if video := find_video(key):
+            rows_of.setdefault(video, []).append(row)
+    split: list[tuple[int, DetectedImage]] = []
+    for row, image in matched:
+        rows = rows_of.get(find_video(keys[row]))
+        if rows is None:
+            split.append((row, image))
+        else:
+            split += zip(rows, split_video(image, [numbers[each] for each in rows]), strict=True)
+    return split
+
+
+def _read_media(collection: Path) -> tuple[list[str], list[str], list[str], list[int]]:
+    """Return file, key, deployment and frame number of each image of a survey; the last row of an image holds."""
     with Collection.open(collection) as opened:
         present = set(opened.keys)
-    media: dict[str, tuple[str, str]] = {}
-    for part in read_parts(collection, "media", ["key", "file", "deployment"]):
-        columns = (part[name].to_pylist() for name in ("key", "file", "deployment"))
-        media |= {key: (file, name) for key, file, name in zip(*columns, strict=True) if key in present}
+    media: dict[str, tuple[str, str, int]] = {}
+    names = ["key", "file", "deployment", "frame_number"]
+    for part in read_parts(collection, "media", names):
+        columns = (part[name].to_pylist() for name in names)
+        media |= {key: (file, name, number) for key, file, name, number in zip(*columns, strict=True) if key in present}
     if not media:
         raise UserError(f"{collection} is no camera-trap survey: its images have no deployments (table 'media')")
-    return [file for file, _ in media.values()], list(media), [name for _, name in media.values()]
+    files, deployments, numbers = (list(column) for column in zip(*media.values(), strict=True))
+    return files, list(media), deployments, numbers
 
 
 def _remove_earlier(collection: Path, keys: set[str], provenance: Provenance) -> None:

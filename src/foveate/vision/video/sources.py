@@ -203,7 +203,12 @@ def load_decoder(path: Path | str) -> Any:
 
 
 class VideoFile:
-    """A video file, or its bytes, read by PyAV."""
+    """A video file, or its bytes, read by PyAV.
+
+    Attributes:
+        tags: metadata of the container, and of its stream where the container has none of a name.
+        frame_rate: mean frames a second by the header; 0 where it does not say.
+    """
 
     def __init__(self, source: Path | bytes) -> None:
         self.source, self.name = source, "clip" if isinstance(source, bytes) else str(source)
@@ -212,6 +217,8 @@ class VideoFile:
         self.header_frames, self.size = 0, (0, 0)
         with self._open() as container:
             stream = self._find_stream(container)
+            self.tags: dict[str, str] = {**stream.metadata, **container.metadata}
+            self.frame_rate = float(stream.average_rate or stream.guessed_rate or 0)
             self.header_frames = max(0, stream.frames)
             self.size = (stream.codec_context.width, stream.codec_context.height)
 

@@ -37,6 +37,12 @@ from foveate.cli.verbs.species.options import (
 )
 @path_option("--taxonomy", "Of a collection: table with columns taxon and parent, or a checklist.")
 @click.option("--include-locations", is_flag=True, help="Write coordinates of cameras into the model folder.")
+@click.option(
+    "--encoder",
+    default=None,
+    metavar="FOLDER|KIND:NAME",
+    help="Image encoder: a folder, open_clip:OWNER/NAME, dinov2:OWNER/NAME, timm:NAME.TAG, ...; lite0 if unset.",
+)
 @fields(
     RECIPE,
     "method",
@@ -53,7 +59,9 @@ from foveate.cli.verbs.species.options import (
     "prior",
     metavars={"data.features": "FILE"},
 )
-def train_command(call: RecipeCall, taxonomy: Path | None, include_locations: bool, settings: dict[str, Any]) -> None:
+def train_command(
+    call: RecipeCall, taxonomy: Path | None, include_locations: bool, encoder: str | None, settings: dict[str, Any]
+) -> None:
     """Train on a survey or a graph, and write a model folder.
 
     RECIPE is a shipped name or a YAML file; without one, the defaults, which are those of `species`. FIELD=VALUE
@@ -64,11 +72,19 @@ def train_command(call: RecipeCall, taxonomy: Path | None, include_locations: bo
     Example:
       foveate species train --collection graph --contexts taxonomy,place,time --out runs/species
       foveate species train --collection survey --method erm --view whole --out runs/erm
+      foveate species train --collection graph --encoder open_clip:imageomics/bioclip-2 --out runs/bioclip
       foveate species train cosmo-iwildcam --collection graph --out runs/paper
     """
     from foveate.species.recipe import SpeciesRecipe
 
-    recipe = call.load(SpeciesRecipe, call.options(settings))
+    options = call.options(settings)
+    if encoder is not None:
+        from foveate.core.errors import UserError
+
+        if clash := [text for text in call.overrides if text.startswith("encoder")]:
+            raise UserError(f"--encoder: {clash[0]} has no effect beside it; write encoder.kind= and encoder.source=")
+        options["encoder"] = encoder
+    recipe = call.load(SpeciesRecipe, options)
     if call.dry_run:
         from foveate.species.estimate import estimate_training, format_estimate
 
