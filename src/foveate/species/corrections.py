@@ -196,9 +196,11 @@ def _resolve(target: ReviewTarget, corrections: Sequence[Correction], summary: C
     corrections = _drop_unchanged(corrections, survey)
     # Group by image: an event has an answer for its people, and another for its animals.
     about: dict[str, list[dict[str, Any]]] = {}
+    members: dict[str, dict[str, None]] = {}  # images of each event
     # Rows are converted only if an answer needs them: a survey has far more decisions than answers.
     if target.decisions is not None and any(entry.event or is_confirmation(entry.label) for entry in corrections):
         for row in target.decisions.to_pylist():
+            members.setdefault(row["event"], {}).update(dict.fromkeys(row["keys"]))
             for key in row["keys"]:
                 about.setdefault(key, []).append(row)
     index = FileIndex(survey.media["file"].to_pylist(), survey.keys)
@@ -220,7 +222,7 @@ def _resolve(target: ReviewTarget, corrections: Sequence[Correction], summary: C
             count = count or confirmed["count"] or None
             if label in ("", "unknown", "unclassified"):
                 raise UserError(f"{correction.where}: {correction.label!r} confirms no answer; expected a name")
-        answer = _start_answer(key, decision, correction, about)
+        answer = _start_answer(key, decision, correction, about, members)
         # Lines of one decision are one answer, however often its frame changed since they were written.
         answer = answers.setdefault((answer.event, answer.shown, answer.answered), answer)
         if not label:
@@ -246,17 +248,15 @@ def _start_answer(
     decision: dict[str, Any] | None,
     correction: Correction,
     about: Mapping[str, Sequence[dict[str, Any]]],
+    members: Mapping[str, Mapping[str, None]],
 ) -> _Answer:
     if decision is None:
         return _Answer((key,), key)
     if not decision["event"]:
         return _Answer((key,), key, answered=decision["name"])
     # A table without the column "answer" answers all decisions of the event.
-    of_event = dict.fromkeys(
-        member for row in about[key] if row["event"] == decision["event"] for member in row["keys"]
-    )
     if not correction.answered:
-        return _Answer([*of_event], key, decision["event"], "")
+        return _Answer([*members[decision["event"]]], key, decision["event"], "")
     others = {
         member
         for member in decision["keys"]

@@ -5,7 +5,7 @@ import { access, readImage, readReply } from "./server.js";
 
 const KEYS = [
   ["Enter", "save the species below, or accept the model's answer", () => submit()],
-  ["s", "type a species; Enter adds it, Enter again saves", () => by("name").focus()],
+  ["s", "type a species; Enter adds it, Enter again saves"],
   ["b h v u", "blank, human, vehicle, unknown", (key) => saveKind({ b: "blank", h: "human", v: "vehicle", u: "unknown" }[key])],
   ["1 2 3 4 5 6 7 8 9", "count of the last species", (key) => setCount(Number(key))],
   ["+ -", "one more, one fewer", (key) => setCount((state.draft.at(-1)?.count ?? 1) + (key === "+" ? 1 : -1))],
@@ -35,8 +35,8 @@ const write = (names) => names.map(({ name, count }) => (count ? `${name} × ${c
 const titles = (event) => (chosen(event) ?? { names: event.answers }).names;
 
 // One thing after the other: a key that comes while an answer is being saved must find the next event.
-function run(action, keepsProblem = false) {
-  by("problem").hidden ||= !keepsProblem;
+function run(action) {
+  by("problem").hidden = true;
   work = work.then(action).catch((error) => {
     by("problem").textContent = error.message.startsWith("authorization") ? "The server was started again: open the address that it printed." : error.message;
     by("problem").hidden = false;
@@ -59,6 +59,8 @@ async function send(answers) {
 }
 
 function take({ number, events }) {
+  // A reply that was overtaken by that to an answer.
+  if (number < state.number) return;
   state.number = number;
   for (const [index, people] of Object.entries(events)) state.events[index].people = people;
 }
@@ -75,8 +77,6 @@ async function save(namesOf, insists = false) {
   say(`Saved: ${events.length > 1 ? `${events.length} events` : write(titles(events[0]))}`);
   state.selected.clear();
   Object.assign(state, { draft: [], insists: "" });
-  // Out of the field: the keys of the next answer are no text.
-  if (by("form").contains(document.activeElement)) by("title").focus({ preventScroll: true });
   const place = state.visible.indexOf(state.event);
   const next = [...state.visible.slice(place + 1), ...state.visible.slice(0, place)].find((index) => isOpen(state.events[index]));
   if (next === undefined) show(); else open(next);
@@ -129,8 +129,8 @@ function setCount(count) {
 function open(index) {
   const event = state.events[index];
   Object.assign(state, { event: index, frame: event.answers[0].frame, insists: "", draft: own(event)?.names.map((entry) => ({ ...entry })) ?? [] });
-  by("name").value = "";
-  complete();
+  // What is being typed is for the event that comes.
+  if (document.activeElement !== by("name")) { by("name").value = ""; complete(); }
   show();
 }
 
@@ -320,7 +320,12 @@ by("name").addEventListener("keydown", (event) => {
 
 // ---- the start ----
 
-by("form").addEventListener("submit", (event) => { event.preventDefault(); run(submit); });
+by("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  // Out of the field at once: the keys after Enter are no text.
+  if (!by("name").value.trim()) by("title").focus({ preventScroll: true });
+  run(submit);
+});
 for (const button of document.querySelectorAll("[data-kind]")) button.addEventListener("click", () => run(() => saveKind(button.dataset.kind)));
 for (const [id, action] of [["undo", () => turnBack(state.done, state.undone, "before")], ["redo", () => turnBack(state.undone, state.done, "number")], ["previous", () => move(-1)], ["next", () => move(1)], ["help", () => by("keys").showModal()]]) by(id).addEventListener("click", () => run(action));
 for (const id of ["by-state", "by-camera", "by-name", "by-score"]) by(id).addEventListener("change", filter);
@@ -331,7 +336,8 @@ document.addEventListener("keydown", (event) => {
   const match = KEYS.find(([keys]) => keys.split(" ").includes(event.key));
   if (!match) return;
   event.preventDefault();
-  run(() => match[2](event.key));
+  // Not after an answer that is being saved: the letters that follow "s" would be keys.
+  if (event.key === "s") by("name").focus(); else run(() => match[2](event.key));
 });
 by("key-list").append(...KEYS.flatMap(([keys, text]) => [make("dt", {}, keys.replace("1 2 3 4 5 6 7 8 9", "1 … 9").replaceAll("Arrow", "")), make("dd", {}, text)]));
 const root = document.documentElement, wish = matchMedia("(prefers-color-scheme: dark)");
@@ -350,10 +356,10 @@ async function askReviewer() {
 }
 
 async function poll() {
-  const before = state.number, { reviewer } = state;
-  try { take(await readReply(`review/answers?since=${state.number}`)); } catch { return; }
+  const before = state.number;
+  try { take(await readReply(`review/answers?since=${before}`)); } catch { return; }
   // The draft and the place stay; only what others say is new.
-  if (state.number !== before && reviewer) show();
+  if (state.number !== before) show();
 }
 
 run(async () => {
@@ -365,5 +371,5 @@ run(async () => {
   fillFilters();
   filter();
   if (state.visible.length) open(state.visible[0]); else { by("by-state").value = ""; filter(); }
-  setInterval(() => run(poll, true), POLL);
+  setInterval(poll, POLL);
 });
