@@ -1,11 +1,24 @@
-"""The training that `test_species_kills.py` kills."""
+"""The training, the prediction and the review page that `test_species_kills.py` kills."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from card_survey import ColorModel
+
+from foveate.core.files import FolderLock
 from foveate.core.recipes import validate
+from foveate.serve import review
+from foveate.serve.run import serve
+from foveate.serve.settings import ServeSettings
+from foveate.species import predict as predict_module
+from foveate.species.answers import ReviewSession
+from foveate.species.decide_results import decide_results
+from foveate.species.decisions import Stages
+from foveate.species.predictions import Predictions
 from foveate.species.recipe import SpeciesRecipe
+from foveate.species.settings import PredictSettings
 from foveate.species.train import train_species
 
 TRAINING = {
@@ -23,3 +36,21 @@ def species_train(survey: str, features: str, run: str) -> None:
     fields = {"graph": {"dim": 24}, "view": {"view": "whole"}, "data": {"features": features}, "training": TRAINING}
     outcome = train_species(Path(survey), Path(run), validate(SpeciesRecipe, fields, where="test"), device="cpu")
     assert outcome.model is not None
+
+
+def species_predict(cards: str, results: str) -> None:
+    """Collect cards, predict them in parts of four images, and decide."""
+    predict_module._IMAGES_PER_PART = 4
+    model: Any = ColorModel(Path(cards))
+    predict_module.predict(model, Path(cards), Path(results), PredictSettings(detect=False), device="cpu", workers=1)
+    decide_results(Predictions.open(Path(results)), Stages())
+
+
+def species_review(results: str, port_file: str, key: str) -> None:
+    """Serve the review page, and store answers in the survey many times a second."""
+    review._STORE_SECONDS = 0.02
+    with FolderLock(Path(results), purpose="reviewing on a page"):
+        session = ReviewSession(Path(results))
+        settings = ServeSettings(port=0, port_file=Path(port_file), max_body_mb=1)
+        serve(review.ReviewApplication(session, settings, key=key), ready=lambda port: None)
+        session.store()
