@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -52,5 +53,5 @@ def species_review(results: str, port_file: str, key: str) -> None:
     with FolderLock(Path(results), purpose="reviewing on a page"):
         session = ReviewSession(Path(results))
         settings = ServeSettings(port=0, port_file=Path(port_file), max_body_mb=1)
-        serve(review.ReviewApplication(session, settings, key=key), ready=lambda port: None)
+        serve(review.ReviewApplication(session, settings, key=key), ready=lambda port: None, log_level=logging.WARNING)
         session.store()

@@ -117,6 +117,7 @@ class AnswerJournal:
 
     def __init__(self, folder: Path) -> None:
         self.path, self.answers, self.stored = folder / ANSWERS, list[Answer](), 0
+        self._lock = threading.Lock()
         data = self.path.read_bytes() if self.path.is_file() else b""
         self._size = data.rfind(b"\n") + 1
         for number, line in enumerate(data[: self._size].split(b"\n")[:-1], start=1):
@@ -140,16 +141,16 @@ class AnswerJournal:
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         data = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
-        is_new = not self.path.exists()
-        with name_in_errors(self.path), self.path.open("ab") as file:
+        # Answers come while another thread notes what is stored.
+        with self._lock, name_in_errors(self.path), self.path.open("ab") as file:
             # Cuts what a kill or a full disk left of a line that was never acknowledged.
             file.truncate(self._size)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if is_new:
-            fsync_path(self.path.parent)
-        self._size += len(data)
+            if not self._size:
+                fsync_path(self.path.parent)
+            self._size += len(data)
 
 
 Answers = dict[str, Answer]
