@@ -126,7 +126,7 @@ class ReviewSettings(Settings):
     def _check(self) -> Self:
         given = self.model_fields_set
         if wrong := sorted(given & ({"max_events", "corrections"} if self.page else {"reviewer", "blur_people", "port"})):
-            raise ValueError(f"{wrong[0]}: no effect {'with' if self.page else 'without'} page")
+            raise ValueError(f"{wrong[0]}: no effect {'with' if self.page else 'without'} --page")
         if self.column is not None and self.corrections is None:
             raise ValueError(
                 f"column: no effect without corrections (got {self.column!r}); expected --corrections FILE"
