@@ -126,6 +126,8 @@ class AnswerJournal:
                 self.stored = content.get("stored", self.stored)
                 if "stored" not in content:
                     self.answers.append(Answer(**content))
+                    if self.answers[-1].number != len(self.answers):
+                        raise ValueError("an answer is missing")
             except (ValueError, TypeError, AttributeError) as error:
                 raise UserError(f"{self.path}, line {number}: damaged; restore the file from a backup") from error
 
@@ -230,18 +232,21 @@ def store_pending(folder: Path) -> None:
 
 
 class NameList:
-    """Names of species that a reviewer may mean: those of the taxonomy, and classes that it lacks."""
+    """Names that a reviewer may mean: of the taxonomy, of classes that it lacks, and new ones that were answered.
 
-    def __init__(self, predictions: Predictions) -> None:
+    Attributes:
+        names: name and common name, those that the model knows first.
+    """
+
+    def __init__(self, predictions: Predictions, answers: Sequence[Answer]) -> None:
         taxa, classes = predictions.taxa, predictions.classes
-        of_classes = list(zip(classes.labels, classes.taxa_K.tolist(), strict=True))
-        own = [(label, "") for label, taxon in of_classes if taxon < 0 and label not in NON_ANIMALS]
-        first = [taxon for _, taxon in of_classes if taxon >= 0]
-        common = taxa.common or ("",) * len(taxa)
-        named = [(taxa.names[taxon], common[taxon]) for taxon in dict.fromkeys([*first, *range(len(taxa))])]
-        self._taxa, self._labels = taxa, {label.lower(): label for label, _ in own}
-        self.names = [*dict.fromkeys([*own, *named])]
-        """Name and common name, those that the model knows first."""
+        labels = [label for label in classes.labels if label not in NON_ANIMALS]
+        labels += [name.name for answer in answers for name in answer.names if get_kind(name.name) == "animal"]
+        found = [find_taxon(taxa, label) for label in labels]
+        own = {label.lower(): label for label, taxon in zip(labels, found, strict=True) if taxon < 0}
+        order = dict.fromkeys([*(taxon for taxon in found if taxon >= 0), *range(len(taxa))])
+        self._taxa, self._own = taxa, own
+        self.names = [*((label, "") for label in own.values()), *((taxa.names[i], taxa.common[i]) for i in order)]
 
     def check(self, text: str, *, takes_new: bool) -> str:
         """Return the name that a text means: a taxon, a class, or "blank", "human", "vehicle" and "unknown".
@@ -258,8 +263,8 @@ class NameList:
             return kind
         if (index := find_taxon(self._taxa, name)) >= 0:
             return self._taxa.names[index]
-        if name.lower() in self._labels or takes_new:
-            return self._labels.get(name.lower(), name)
+        if name.lower() in self._own or takes_new:
+            return self._own.setdefault(name.lower(), name)
         known = [text for pair in self.names for text in pair if text]
         raise UnknownNameError(f"name {name!r}: no taxon or class of the run{nearest(name, known)}")
 
@@ -290,7 +295,7 @@ class ReviewSession:
         self._groups = _group_images(self.predictions.decisions)
         self._answers = _group_answers(self.journal.answers, self._groups)
         self._lock, self._storing = threading.Lock(), threading.Lock()
-        self.names = NameList(self.predictions)
+        self.names = NameList(self.predictions, self.journal.answers)
         self._list_events()
         self._numbers = {self._groups[event.keys[0]]: number for number, event in enumerate(self.events)}
         self._take_over()
@@ -325,7 +330,7 @@ class ReviewSession:
             self.events.append(SessionEvent(keys, {**head, "answers": answers, "frames": frames}))
 
     def _list_boxes(self, decisions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-        """Return the boxes of each image that an answer is about or that a detector is sure of: corners, label, score."""
+        """Return the boxes of each image that a decision counted or that have a score: corners, label, score."""
         names = {box: row["name"] for row in decisions for box in row["boxes"]}
         boxes: dict[str, list[Any]] = {}
         columns = (self.predictions.boxes[name].to_pylist() for name in ("key", "label", "score"))
@@ -479,5 +484,3 @@ def _describe(answers: Answers, keys: Sequence[str]) -> dict[str, Any]:
     ]
     is_done = chosen is not None and not chosen.is_partial
     return {"answers": listed, "is_done": is_done, "differs": have_disagreement(answers)}
-
-

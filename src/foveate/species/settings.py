@@ -125,7 +125,9 @@ class ReviewSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         given = self.model_fields_set
-        if wrong := sorted(given & ({"max_events", "corrections"} if self.page else {"reviewer", "blur_people", "port"})):
+        if wrong := sorted(
+            given & ({"max_events", "corrections"} if self.page else {"reviewer", "blur_people", "port"})
+        ):
             raise ValueError(f"{wrong[0]}: no effect {'with' if self.page else 'without'} --page")
         if self.column is not None and self.corrections is None:
             raise ValueError(

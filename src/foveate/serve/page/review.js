@@ -17,6 +17,7 @@ const KEYS = [
   ["Escape", "deselect all", () => { state.selected.clear(); show(); }],
   ["z", "undo", () => turnBack(state.done, state.undone, "before")],
   ["y Z", "redo", () => turnBack(state.undone, state.done, "number")],
+  ["o", "hide or show the boxes", () => { by("layer").hidden = !by("layer").hidden; }],
   ["?", "these keys", () => by("keys").showModal()],
 ];
 const WINDOW = 40; // events in the list at once: a survey has thousands
@@ -74,6 +75,8 @@ async function save(namesOf, insists = false) {
   const numbers = await send(answers);
   state.done.push(events.map((event, i) => ({ event: event.index, before: before[i], number: numbers[i] })));
   state.undone = [];
+  // A name that was insisted on is a known one from now on.
+  if (insists) state.names.push(...state.draft.filter(({ name }) => !state.names.some(([known]) => known === name)).map(({ name }) => [name, ""]));
   say(`Saved: ${events.length > 1 ? `${events.length} events` : write(titles(events[0]))}`);
   state.selected.clear();
   Object.assign(state, { draft: [], insists: "" });
@@ -329,6 +332,7 @@ by("form").addEventListener("submit", (event) => {
 for (const button of document.querySelectorAll("[data-kind]")) button.addEventListener("click", () => run(() => saveKind(button.dataset.kind)));
 for (const [id, action] of [["undo", () => turnBack(state.done, state.undone, "before")], ["redo", () => turnBack(state.undone, state.done, "number")], ["previous", () => move(-1)], ["next", () => move(1)], ["help", () => by("keys").showModal()]]) by(id).addEventListener("click", () => run(action));
 for (const id of ["by-state", "by-camera", "by-name", "by-score"]) by(id).addEventListener("change", filter);
+by("by-name").addEventListener("focus", fillFilters);
 by("all").addEventListener("click", () => { for (const index of state.visible) state.selected.add(state.events[index]); say(`${state.selected.size} selected`); show(); });
 document.addEventListener("keydown", (event) => {
   const { target } = event, isText = target.closest("input:not([type=checkbox]), select, dialog");
