@@ -23,11 +23,12 @@ EXAMPLE = "Take the example"
 
 @contextmanager
 def opened(
-    browser: Any, server: FakeServer, *, size: str = "desktop", problems: int = 0, **options: Any
+    browser: Any, server: FakeServer, *, size: str = "desktop", problems: int = 0, fragment: str = "", **options: Any
 ) -> Iterator[Any]:
     """Open the page; at the end no request has left the origin, and the console has that many errors.
 
     Args:
+        fragment: of the page's address, with its "#".
         options: `bypass_csp` lets the test's own JavaScript run, which the page's policy forbids.
     """
     width, height = SIZES[size]
@@ -40,7 +41,7 @@ def opened(
     page.on("console", lambda message: console.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: console.append(str(error)))
     page.on("request", lambda request: addresses.append(request.url))
-    page.goto(server.url)
+    page.goto(f"{server.url}{fragment}")
     try:
         yield page
         assert [address for address in addresses if not address.startswith((server.url, "blob:", "data:"))] == []

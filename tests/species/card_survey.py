@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,7 +107,8 @@ def write_card(folder: Path, images: Sequence[bytes] = ()) -> None:
         for number in range(len(images) or len(FILES)):
             file = name_file(number)
             key, hour = file.removesuffix(".JPG"), number // FRAMES
-            time = f"2026-05-{1 + hour // 12:02} {8 + hour % 12:02}:00:{number % FRAMES:02}"
+            day = date(2026, 5, 1) + timedelta(days=hour // 12)
+            time = f"{day} {8 + hour % 12:02}:00:{number % FRAMES:02}"
             medium = Medium(key, "A", time=time, file=file)
             buffer = io.BytesIO()
             Image.new("RGB", (60, 40), (20 * number % 256, 90, 60)).save(buffer, "JPEG")

@@ -145,7 +145,7 @@ class Answerer:
         record = request.scope["foveate"]
         self._num_reading += 1
         try:
-            data = await _read_body(request.receive, self.settings.max_body_bytes)
+            data = await read_body(request.receive, self.settings.max_body_bytes)
             read = functools.partial(bodies.parse_body, model, data)
             body = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
             worker = self._find_worker(body.model, endpoint)
@@ -287,7 +287,7 @@ class Answerer:
             record["reply"] = reply.text
 
 
-async def _read_body(receive: Receive, max_bytes: int) -> bytes:
+async def read_body(receive: Receive, max_bytes: int) -> bytes:
     """Read a body whose declared length has been checked; another server may let it be longer."""
     parts, length = [], 0
     while True:

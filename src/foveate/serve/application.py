@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mimetypes
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -44,18 +44,17 @@ class Application:
             Route("/images/{key:path}", self._image),
         ]
         if settings.page:
-            # Read once: no path of a request ever opens a file.
-            folder = files("foveate.serve") / "page"
-            self.page = {file.name: file.read_bytes() for file in folder.iterdir()} if folder.is_dir() else {}
-            routes += [Route("/", self._page_file), Route("/page/{name}", self._page_file)]
+            routes += page_routes("index.html")
         self.paths = [route.path for route in routes]
-        handlers = {Refused: _refuse, HTTPException: self._refuse_path, Exception: _fail}
-        starlette = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
-        starlette.router.redirect_slashes = False
+        starlette = build_starlette(routes, self._lifespan)
         self._guard = Guard(starlette, settings, key=key, finished=self._finished)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._guard(scope, receive, send)
+
+    async def close(self) -> None:
+        """Take no more calls, and let those at work end within the grace time."""
+        await self.answerer.close()
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -108,23 +107,6 @@ class Application:
         reading = self.answerer.in_thread(lambda: source.thumbnail(key))
         return Response(await self.answerer.while_connected(reading, request.receive), media_type="image/webp")
 
-    async def _page_file(self, request: Request) -> Response:
-        name = request.path_params.get("name", "index.html")
-        # Looked up among the files read at startup, so that no name in a request can lead to another file.
-        if name not in self.page:
-            raise HTTPException(404)
-        return Response(self.page[name], media_type=mimetypes.guess_type(name)[0])
-
-    async def _refuse_path(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        path = request.scope["path"][:80]
-        message = (
-            f"'{path}': nothing is served here; expected one of {', '.join(self.paths)}{nearest(path, self.paths)}"
-        )
-        if error.status_code == 405:
-            message = f"'{path}' takes {(error.headers or {}).get('Allow')} (got {request.method[:20]})"
-        return to_json(replies.error_body(Refused(message, status=error.status_code)), error.status_code, error.headers)
-
     def _finished(self, record: dict[str, Any]) -> None:
         # Paths that do not exist share a label, or a client could make any number of them.
         path = record["path"] if record["path"] in self.paths else "other"
@@ -134,6 +116,40 @@ class Application:
         for kind in ("prompt", "completion"):
             if (number := record.get(f"{kind}_tokens")) is not None:
                 self.metrics.count("foveate_tokens_total", number, model=record["model"], kind=kind)
+
+
+def page_routes(index: str) -> list[Route]:
+    """Return the routes of a page's files, with `index` at /."""
+    # Read once: no path of a request ever opens a file.
+    folder = files("foveate.serve") / "page"
+    page = {file.name: file.read_bytes() for file in folder.iterdir()} if folder.is_dir() else {}
+
+    async def send(request: Request) -> Response:
+        name = request.path_params.get("name", index)
+        # Looked up among the files read at startup, so that no name in a request can lead to another file.
+        if name not in page:
+            raise HTTPException(404)
+        return Response(page[name], media_type=mimetypes.guess_type(name)[0])
+
+    return [Route("/", send), Route("/page/{name}", send)]
+
+
+def build_starlette(routes: Sequence[Route], lifespan: Callable[[Starlette], Any]) -> Starlette:
+    """Return an application of these routes whose errors are JSON."""
+    paths = [route.path for route in routes]
+
+    async def refuse_path(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.scope["path"][:80]
+        message = f"'{path}': nothing is served here; expected one of {', '.join(paths)}{nearest(path, paths)}"
+        if error.status_code == 405:
+            message = f"'{path}' takes {(error.headers or {}).get('Allow')} (got {request.method[:20]})"
+        return to_json(replies.error_body(Refused(message, status=error.status_code)), error.status_code, error.headers)
+
+    handlers = {Refused: _refuse, HTTPException: refuse_path, Exception: _fail}
+    starlette = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    starlette.router.redirect_slashes = False
+    return starlette
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -220,7 +220,7 @@ _BASE64 = re.compile(rb";base64,", re.IGNORECASE)
 # A string without an end is read to the end of the body: to try again at each of its quotes would take quadratic time.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=BaseModel)
 
 
 def check_bounds(data: bytes) -> None:

@@ -17,15 +17,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import uvicorn
 
 from foveate.core.errors import UserError
 from foveate.core.files import write_text_atomically
-from foveate.serve.application import Application
 from foveate.serve.framing import FramingProtocol
-from foveate.serve.guard import LOG
+from foveate.serve.guard import LOG, Receive, Scope, Send
 from foveate.serve.settings import ServeSettings
 
 # Lines of the server's log, written in a thread: a pipe that nobody reads holds up whoever writes into it.
@@ -108,6 +107,18 @@ def make_protocol(settings: ServeSettings, *, parser: str = "auto") -> type[Any]
     return type("Protocol", (FramingProtocol, Parser), {"clients": Counter[str](), **limits})
 
 
+class Served(Protocol):
+    """An ASGI application with limits, and with calls that may be at work when it is to end."""
+
+    settings: ServeSettings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    async def close(self) -> None:
+        """Let the calls at work end within the grace time."""
+        ...
+
+
 class Server(uvicorn.Server):
     """uvicorn that drains on the first SIGTERM or SIGINT and ends at once on the second.
 
@@ -115,7 +126,7 @@ class Server(uvicorn.Server):
         started: called once connections are taken.
     """
 
-    def __init__(self, application: Application, *, parser: str = "auto", started: Callable[[], None]) -> None:
+    def __init__(self, application: Served, *, parser: str = "auto", started: Callable[[], None]) -> None:
         protocol = make_protocol(application.settings, parser=parser)
         super().__init__(
             uvicorn.Config(
@@ -158,7 +169,7 @@ class Server(uvicorn.Server):
         """Let the calls at work end within the grace time, then stop."""
 
         async def close() -> None:
-            await self.application.answerer.close()
+            await self.application.close()
             self.should_exit = True
 
         self._drain = self._drain or asyncio.get_running_loop().create_task(close())
@@ -170,11 +181,14 @@ class Server(uvicorn.Server):
                 self.application.settings.port_file.unlink()
 
 
-def serve(application: Application, *, ready: Callable[[int], None], parser: str = "auto") -> None:
+def serve(
+    application: Served, *, ready: Callable[[int], None], parser: str = "auto", log_level: int = logging.INFO
+) -> None:
     """Serve until a signal.
 
     Args:
         ready: called with the port once connections are taken; the port file is written before.
+        log_level: of the lines on stderr; at INFO each request is one.
 
     Raises:
         UserError: the address cannot be listened on.
@@ -185,7 +199,7 @@ def serve(application: Application, *, ready: Callable[[int], None], parser: str
     handler, logs = LogWriter(sys.stderr), (LOG, logging.getLogger("uvicorn.error"))
     for log in logs:
         log.addHandler(handler)
-    LOG.setLevel(logging.INFO)
+    LOG.setLevel(log_level)
 
     def started() -> None:
         if settings.port_file is not None:

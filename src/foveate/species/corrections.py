@@ -147,6 +147,7 @@ def apply_corrections(target: ReviewTarget, corrections: Sequence[Correction], p
     the image that was shown first, since an animal leaves some frames of its burst; "blank" is a row of all its images.
 
     Args:
+        corrections: one without a label takes an earlier answer of a review back.
         path: file of the answers; the source of the rows.
 
     Raises:
@@ -198,10 +199,12 @@ def _resolve(target: ReviewTarget, corrections: Sequence[Correction], summary: C
     corrections = _drop_unchanged(corrections, survey)
     # Group by image: an event has an answer for its people, and another for its animals.
     about: dict[str, list[dict[str, Any]]] = {}
+    members: dict[str, dict[str, None]] = {}  # images of each event
     # Rows are converted only if an answer needs them: a survey has far more decisions than answers.
-    needs_decisions = any(entry.event or _confirms(entry.label) or is_video(entry.file) for entry in corrections)
+    needs_decisions = any(entry.event or is_confirmation(entry.label) or is_video(entry.file) for entry in corrections)
     if target.decisions is not None and needs_decisions:
         for row in target.decisions.to_pylist():
+            members.setdefault(row["event"], {}).update(dict.fromkeys(row["keys"]))
             for key in row["keys"]:
                 about.setdefault(key, []).append(row)
     videos: dict[str, list[str]] = {}
@@ -221,7 +224,7 @@ def _resolve(target: ReviewTarget, corrections: Sequence[Correction], summary: C
             continue
         decision = _find_decision(about.get(key, ()), correction)
         label, count = correction.label, correction.count
-        if _confirms(label):
+        if is_confirmation(label):
             confirmed = decision or next(iter(about.get(key, ())), {"kind": "", "name": "", "count": 0})
             label = confirmed["name"] if confirmed["kind"] == "animal" else confirmed["kind"]
             count = count or confirmed["count"] or None
@@ -230,9 +233,11 @@ def _resolve(target: ReviewTarget, corrections: Sequence[Correction], summary: C
         if decision is None and correction.key not in keys and find_video(key):
             answer = _answer_video(videos[find_video(key)], about)
         else:
-            answer = _start_answer(key, decision, correction, about)
+            answer = _start_answer(key, decision, correction, about, members)
         # Lines of one decision are one answer, however often its frame changed since they were written.
         answer = answers.setdefault((answer.event, answer.shown, answer.answered), answer)
+        if not label:
+            continue
         # Key by label: two species on one image are two answers, the same one twice is a correction of it.
         earlier = answer.by_label.get(label)
         if earlier is not None and earlier.id and correction.id not in ("", earlier.id):
@@ -254,17 +259,15 @@ def _start_answer(
     decision: dict[str, Any] | None,
     correction: Correction,
     about: Mapping[str, Sequence[dict[str, Any]]],
+    members: Mapping[str, Mapping[str, None]],
 ) -> _Answer:
     if decision is None:
         return _Answer((key,), key)
     if not decision["event"]:
         return _Answer((key,), key, answered=decision["name"])
     # A table without the column "answer" answers all decisions of the event.
-    of_event = dict.fromkeys(
-        member for row in about[key] if row["event"] == decision["event"] for member in row["keys"]
-    )
     if not correction.answered:
-        return _Answer([*of_event], key, decision["event"], "")
+        return _Answer([*members[decision["event"]]], key, decision["event"], "")
     others = {
         member
         for member in decision["keys"]
@@ -315,8 +318,19 @@ def _is_earlier(time: str, than: str) -> bool:
         return False
 
 
-def _confirms(label: str) -> bool:
+def is_confirmation(label: str) -> bool:
+    """Whether a label agrees with what was decided, and names nothing."""
     return label.strip().lower() in _CONFIRMED
+
+
+def find_taxon(taxa: Taxa, label: str) -> int:
+    """Return the index of the taxon that a person means by its id, name or common name; -1 for none."""
+    index = taxa.index(label) if label in taxa else taxa.find(label)
+    if index >= 0:
+        return index
+    # A common name shared by two taxa is ambiguous, so the label stays as it was written.
+    matches = [i for i, name in enumerate(taxa.common) if name and name.lower() == label.lower()]
+    return matches[0] if len(matches) == 1 else -1
 
 
 def _observe(
@@ -333,11 +347,7 @@ def _observe(
     kind = get_kind(label)
     taxon, taxon_id = "", ""
     if kind == "animal" and label.lower() != "animal":
-        index = taxa.index(label) if label in taxa else taxa.find(label)
-        if index < 0:
-            # A common name shared by two taxa is ambiguous, so the label stays as it was written.
-            matches = [i for i, name in enumerate(taxa.common) if name and name.lower() == label.lower()]
-            index = matches[0] if len(matches) == 1 else -1
+        index = find_taxon(taxa, label)
         taxon, taxon_id = (taxa.names[index], taxa.ids[index]) if index >= 0 else (label, "")
     deployment = int(survey.deployment_N[survey.collection.find_row(key)])
     name, extra = f"{REVIEW_SOURCE}|{key}|{number}", dict[str, str]()

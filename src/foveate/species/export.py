@@ -32,7 +32,8 @@ _OPTIONS_OF = {
     "wildlife-insights": ("project",),
 }
 _CATEGORIES = {"animal": "animal", "human": "person", "vehicle": "vehicle"}  # kind -> category of MegaDetector
-_MIN_PERSON = 0.2  # MegaDetector's typical threshold of a detection
+MIN_PERSON = 0.2
+"""Score from which a box shows a person: MegaDetector's typical threshold of a detection."""
 _MIN_BLANK = 0.5  # without boxes: from this probability on an image of an animal's event is one of its empty frames
 
 
@@ -79,7 +80,7 @@ def find_people(predictions: Predictions) -> frozenset[str]:
         if kind == "human"
     }
     columns = zip(*(predictions.boxes[name].to_pylist() for name in ("key", "label", "score")), strict=True)
-    people |= {key for key, label, score in columns if score >= _MIN_PERSON and get_kind(label) == "human"}
+    people |= {key for key, label, score in columns if score >= MIN_PERSON and get_kind(label) == "human"}
     answered = {key for key, rows in answers.items() if any(row.kind == "human" for row in rows)}
     people = people - answers.keys() | answered
     videos = set(map(find_video, people)) - {""}

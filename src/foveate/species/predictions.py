@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from foveate.core.errors import UserError, nearest
-from foveate.core.files import read_json, write_bytes_atomically, write_json_atomically
+from foveate.core.files import read_json, sweep, write_bytes_atomically, write_json_atomically
 from foveate.core.model_folder import read_config
 from foveate.core.results import BoxValues
 from foveate.core.version import __version__
@@ -182,20 +182,24 @@ def check_folder(folder: Path) -> None:
     """Raise UserError for a folder that is neither new nor one of results."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; --out must be a directory")
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    # A kill while a file is written leaves a hidden one.
-    foreign = [name for name in names if name not in _BEFORE and not name.startswith(".")]
+    # Besides the lock, the cards that a killed run collected into it, and the file that it was writing.
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
+    foreign = sorted(names - {*_BEFORE, *(path.name for path in folder.glob(f".{CONFIG}.*.tmp"))})
     if foreign and not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: not empty and no results folder (it has {foreign[0]!r}); choose another with --out")
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write `predict.json`, or check that the folder's one is of the same model and view.
+    """Write `predict.json`, or check that the folder's one is of the same model and view; remove what a kill left.
 
     Raises:
         UserError: the folder holds results of another model, collection or view.
     """
     path = folder / CONFIG
+    for name in (CONFIG, CLASSES, TAXA, IMAGES, BOXES):
+        sweep(folder / name)
+    for leftover in (folder / _SCORES).glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
     if path.is_file():
         stored = read_json(path)
         for name in ("kind", "collection", "split", "model", "view", "features"):

@@ -117,9 +117,18 @@ class ReviewSettings(Settings):
         None, description="table or Camtrap DP package with a person's answers, read instead of writing a sheet"
     )
     column: str | None = Field(None, description="column of the corrections that holds the answers")
+    page: bool = Field(False, description="serve a page on 127.0.0.1 to review all events in a browser, until Ctrl-C")
+    reviewer: str = Field("", max_length=200, description="with --page: who answers; the page asks if unset")
+    blur_people: bool = Field(False, description="with --page: blur people on the images; files are not touched")
+    port: int = Field(0, ge=0, le=65535, description="with --page: port to listen on; 0 = any free port")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        given = self.model_fields_set
+        if wrong := sorted(
+            given & ({"max_events", "corrections"} if self.page else {"reviewer", "blur_people", "port"})
+        ):
+            raise ValueError(f"{wrong[0]}: no effect {'with' if self.page else 'without'} --page")
         if self.column is not None and self.corrections is None:
             raise ValueError(
                 f"column: no effect without corrections (got {self.column!r}); expected --corrections FILE"

@@ -211,6 +211,7 @@ class MergedObservations:
 
     Attributes:
         reviewed: rows of people about each image that has a decision.
+        answers: what people say of each decision; nothing where it stands.
         answered: whether people have answered each decision.
         labeled: images with rows that stay, after `read`.
         num_skipped: decisions that gave way to a person, after `new`.
@@ -256,8 +257,8 @@ class MergedObservations:
                 elif (observation.deployment, observation.event) in self.decided_events and not observation.key:
                     self._reviewed_events[observation.deployment, observation.event].append(observation)
         self._match_event_answers()
-        self._found = [self._find_answers(index) for index in range(len(decided))]
-        self.answered = [bool(answers) for answers in self._found]
+        self.answers = [self._find_answers(index) for index in range(len(decided))]
+        self.answered = [bool(answers) for answers in self.answers]
 
     def _match_event_answers(self) -> None:
         """Find the decisions that each answer about an event is about, by their images and then by their name."""
@@ -344,11 +345,19 @@ class MergedObservations:
         "blank" is left out where something else of the event stays: it says that one of several species is not there.
         """
         for event, indices in self._about_event.items():
-            pairs = [(row, self.members(self._decided[index])) for index in indices for row in self._found[index]]
+            pairs: list[tuple[Observation, Sequence[str]]] = []
+            lines: dict[int, tuple[Observation, list[str]]] = {}
+            for index in indices:
+                members = self.members(self._decided[index])
+                # A row about several decisions is found at each of them, and is one row: its count is not added.
+                for row in self._event_answers.get(index, ()):
+                    lines.setdefault(id(row), (row, []))[1].extend(members)
+                if index not in self._event_answers:
+                    pairs += [(row, members) for row in self.answers[index]]
+            pairs += [(about, keys) for row, keys in lines.values() for about in _join_answers([row], *event)]
             stays = {self._decided[index].kind for index in indices if not self.answered[index]}
-            is_line = any(index in self._event_answers for index in indices)
             event_keys = (self.events or {})[event[1]]
-            for row, keys in _join_lines(pairs, stays, is_line=is_line):
+            for row, keys in _join_lines(pairs, stays, is_line=bool(lines)):
                 yield EventAnswer(row, keys, event_keys, event not in self._reviewed_events)
         loose: dict[tuple[str, str], list[tuple[Observation, Sequence[str]]]] = defaultdict(list)
         for row, keys in self._loose_answers:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +26,9 @@ from foveate.cli.verbs.species.options import (
     page_options,
     stage_options,
 )
+
+if TYPE_CHECKING:
+    from foveate.species.settings import ReviewSettings
 
 # `foveate species train`: train a model on a graph or a survey.
 
@@ -303,7 +309,17 @@ def explain_command(call: Call, results: Path, image: str, training: Path | None
 @click.command("review", cls=FieldsCommand, short_help="List what a person should look at first; read answers back.")
 @RESULTS_ARGUMENT
 @path_option("--out", "Folder of sheet and table; RESULTS/review by default.")
-@fields(f"{SETTINGS}:ReviewSettings", "max_events", "corrections", "column", metavars={"corrections": "FILE|FOLDER"})
+@fields(
+    f"{SETTINGS}:ReviewSettings",
+    "max_events",
+    "corrections",
+    "column",
+    "page",
+    "reviewer",
+    "blur_people",
+    "port",
+    metavars={"corrections": "FILE|FOLDER", "reviewer": "NAME"},
+)
 @common(seed=False, device=False)
 def review_command(call: Call, results: Path, out: Path | None, settings: dict[str, Any]) -> None:
     """Write a contact sheet and a table of the events of RESULTS that a look would change most, or read answers back.
@@ -311,17 +327,19 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
     Answers come from the column "correction" of that table, from any CSV with a column of files and one of species,
     from Timelapse's CSV, or from the human rows of a Camtrap DP package. They are labels of the next `foveate species
     train`; later answers about the same image replace them. With --corrections RESULTS may be a survey that nothing was
-    predicted for.
+    predicted for. With --page the events are reviewed in a browser; each answer is on disk at once.
 
     \b
     Example:
       foveate species review results --max-events 300
+      foveate species review results --page --reviewer Ada
       foveate species review results --corrections results/review/review.csv
       foveate species review survey --corrections TimelapseData.csv
     """
     from foveate.core.errors import UserError
     from foveate.records import layout
     from foveate.report.render import render_and_tell
+    from foveate.species.answers import store_pending
     from foveate.species.corrections import apply_corrections, open_target
     from foveate.species.predictions import Predictions
     from foveate.species.review import write_review
@@ -329,6 +347,16 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
     from foveate.survey.importers.corrections import read_corrections
 
     checked = call.check(ReviewSettings, settings)
+    if (results / layout.DESCRIPTION).is_file() and checked.corrections is None:
+        raise UserError(
+            f"{results} is a collection, no results of foveate species predict; expected --corrections FILE"
+        )
+    if checked.page:
+        if out is not None:
+            raise click.UsageError("--out has no effect with --page")
+        _serve_page(call, results, checked)
+        return
+    store_pending(results)
     if checked.corrections is not None:
         corrections = read_corrections(checked.corrections, column=checked.column)
         reviewed = open_target(results)
@@ -336,10 +364,6 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
         paths = {"collection": reviewed.survey.collection.path}
         call.finish(asdict(summary), summary.lines(), paths)
         return
-    if (results / layout.DESCRIPTION).is_file():
-        raise UserError(
-            f"{results} is a collection, no results of foveate species predict; expected --corrections FILE"
-        )
     predictions = Predictions.open(results)
     target = out or results / "review"
     result = write_review(predictions, target, max_events=checked.max_events, command=call.command)
@@ -347,6 +371,39 @@ def review_command(call: Call, results: Path, out: Path | None, settings: dict[s
     paths = {"table": target / result.table, "report": report}
     paths |= {"sheet": target / result.sheet} if result.sheet else {}
     call.finish({"decisions": result.decisions, "events": len(result.events)}, lines, paths)
+
+
+def _serve_page(call: Call, results: Path, settings: ReviewSettings) -> None:
+    """Serve the review page until Ctrl-C, then store what was answered."""
+    from foveate.core.files import FolderLock
+    from foveate.serve.adapters import check_extra
+    from foveate.species.answers import ReviewSession
+    from foveate.species.predictions import Predictions
+
+    check_extra()
+    Predictions.open(results)  # an error about the folder, before a lock is made in it
+    from foveate.core.recipes import validate
+    from foveate.serve.review import ReviewApplication
+    from foveate.serve.run import serve
+    from foveate.serve.settings import ServeSettings
+
+    with FolderLock(results, purpose="reviewing on a page"):
+        session, key = ReviewSession(results, blur_people=settings.blur_people), secrets.token_urlsafe(32)
+        limits = validate(ServeSettings, {"port": settings.port, "max_body_mb": 1.0}, where="foveate species review")
+
+        def ready(port: int) -> None:
+            # Behind "#", which browsers send to no server and write into no log.
+            address = f"http://{limits.host}:{port}/#{key}"
+            call.finish({"address": address, "port": port, "events": len(session.events)}, [f"review page: {address}"])
+            click.echo("Ctrl-C stops; each answer is saved at once", err=True)
+            # A pipe is block-buffered: whoever waits for this line would wait until the server ends.
+            sys.stdout.flush()
+
+        application = ReviewApplication(session, limits, key=key, reviewer=settings.reviewer)
+        serve(application, ready=ready, log_level=logging.WARNING)
+        session.store()
+        for line in session.summarize():
+            click.echo(line, err=True)
 
 
 # `foveate species export`: write decisions in a format of others.
@@ -379,11 +436,13 @@ def export_command(call: Call, results: Path, out: Path | None, settings: dict[s
       foveate species export results --to megadetector --exclude-humans
       foveate species export results --to camtrap-dp --coordinate-digits 2 --contributor "A. Person"
     """
+    from foveate.species.answers import store_pending
     from foveate.species.export import export_predictions
     from foveate.species.predictions import Predictions
     from foveate.species.settings import ExportSettings
 
     checked = call.check(ExportSettings, settings)
+    store_pending(results)
     name = {"camtrap-dp": "camtrap-dp", "megadetector": "megadetector.json", "csv": "decisions.csv"}.get(checked.format)
     target = out or results / (name or f"{checked.format}.csv")
     counts, lines = export_predictions(Predictions.open(results), target, checked)
