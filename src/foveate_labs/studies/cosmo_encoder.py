@@ -75,7 +75,7 @@ DESIGN = Design(
         "Animals are drawn: 48 species with two to four drawings each; accuracies say nothing of real images.",
         "5 of the 16 blocks of EfficientNet-Lite0 are trained, with folded batch norms and without augmentation; the "
         "paper trains a whole ResNet-50.",
-        "300 training images and 12 passes over them, where the study cosmo has 400 and 36: a step costs a hundred times "
+        "160 training images and 12 passes over them, where the study cosmo has 400 and 36: a step costs a hundred times "
         "as much.",
         "Nothing is corrected for the number of comparisons.",
     ),
@@ -95,7 +95,7 @@ class EncoderScale:
 
 
 # Fewer training images and passes than `cosmo`, because a step on maps costs a hundred times as much.
-FULL = EncoderScale(train=300, held_out=150, test=300, dim=128, passes=12, seeds=5)
+FULL = EncoderScale(train=160, held_out=80, test=200, dim=128, passes=12, seeds=5)
 QUICK = EncoderScale(train=240, held_out=80, test=80, dim=32, passes=3, seeds=2)
 
 
