@@ -183,6 +183,6 @@ def test_defaults_are_those_of_the_recipe() -> None:
     """They are written out for editors and type checkers, which see nothing of a signature that is made at runtime."""
     fields = {**GraphSettings.model_fields, **LinkTraining.model_fields}
     # In memory a width of 128 trains in seconds; `random_state` is scikit-learn's name for the seed.
-    own = {"dim": 128, "image_learning_rate": 1e-3, "random_state": None}
+    own = {"dim": 128, "image_learning_rate": 1e-3, "encoder": None, "random_state": None}
     for name, parameter in inspect.signature(LinkClassifier).parameters.items():
         assert parameter.default == (own[name] if name in own else fields[name].default), name

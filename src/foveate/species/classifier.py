@@ -163,6 +163,9 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
             inputs = FeatureInputs(torch.from_numpy(X))
             task = build_task(model, data, inputs, training, image_learning_rate=self.image_learning_rate)
             outcome = train(*task, RunFolder(Path(folder)))
+        if outcome.status == "stopped":
+            # The loop ends at a signal with what it has; a caller would take half a training for a whole one.
+            raise KeyboardInterrupt
         self.model_ = model.eval()
         self.n_iter_ = outcome.step // order_passes(model, data, training).steps_per_epoch
         self.contexts_, self.taxa_ = data.present_contexts, data.taxa
