@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -203,3 +204,28 @@ def test_fused_convolutions_run_in_bfloat16_on_older_processors(monkeypatch: pyt
     monkeypatch.undo()
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert load_lite0().bfloat16().fuse().stem.fused is not None
+
+
+def test_last_stages_are_trained_behind_the_cached_part(coffee: torch.Tensor) -> None:
+    options: dict[str, Any] = {"image_size": 64, "width": 8, "embed_dim": 8, "precision": "float32"}
+    frozen, trained = Lite0Encoder(**options), Lite0Encoder(**options, train_last_stages=True)
+    trained.load_state_dict(frozen.state_dict(), strict=False)
+    pixels = F.interpolate(coffee.float(), 64).to(torch.uint8)
+    features = trained.frozen_features(pixels)
+    assert features.shape == (1, *trained.feature_shape) == (1, 4 * 4 * 112)
+    assert frozen.fingerprint() != trained.fingerprint()
+    # Untrained, the stages give what the frozen network does; both round their cached features to float16.
+    close = {"atol": 2e-2, "rtol": 0.0}
+    torch.testing.assert_close(trained.image_vectors(pixels), frozen.image_vectors(pixels), **close)
+    torch.testing.assert_close(trained(features).tokens, frozen(pixels).tokens, **close)
+    for layer in (-1, -2):
+        one, other = (each.hidden_features(pixels, layer=layer).tokens for each in (frozen, trained))
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    before = {name: value.clone() for name, value in trained.unnamed_weights().items()}
+    assert len(before) == 2 * 3 * 5  # weight and bias of three convolutions in each of five blocks
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    trained.image_vectors(features).square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(before[name], value) for name, value in trained.unnamed_weights().items())
+    assert torch.equal(trained.frozen_features(pixels), features)
+    assert not torch.equal(trained.hidden_features(pixels, layer=-1).tokens, one)

@@ -23,7 +23,9 @@ from foveate_labs.studies.study import Claim, Condition, Design, GridStudy, Meas
 FROZEN = "frozen"
 CONTEXTS = ("taxonomy", "place", "time", "all")
 TRAINED = ("none", *(f"{name}{suffix}" for name in CONTEXTS for suffix in ("", "-shuffled")))
-CONDITIONS = (Condition(TRAPS, "Traps", "48 species, 4 regions that share few of them, 40 training and 16 unseen cameras"),)
+CONDITIONS = (
+    Condition(TRAPS, "Traps", "48 species, 4 regions that share few of them, 40 training and 16 unseen cameras"),
+)
 MEASURES = (
     Measure("accuracy", "Accuracy, unseen cameras"),
     Measure("accuracy_unseen", "Accuracy, unseen cameras and drawings"),
