@@ -144,7 +144,11 @@ class SpeciesRecipe(Settings):
         "mlp_concat = place and hour as inputs",
     )
     encoder: dict[str, Any] = Field(_ENCODER, description="`kind` and the fields of that encoder")
-    train_encoder: bool = Field(False, description="train the encoder as well (official), instead of cached features")
+    train_encoder: bool = Field(
+        False,
+        description="train the encoder as well (official), instead of cached features; of lite0 with "
+        "encoder.train_last_stages=true the last two stages, on cached maps",
+    )
     graph: GraphSettings = GraphSettings()
     view: CropSettings = CropSettings()
     data: SpeciesData = SpeciesData()

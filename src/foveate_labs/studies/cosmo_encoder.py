@@ -77,8 +77,8 @@ DESIGN = Design(
         "Animals are drawn: 48 species with two to four drawings each; accuracies say nothing of real images.",
         "5 of the 16 blocks of EfficientNet-Lite0 are trained, with folded batch norms and without augmentation; the "
         "paper trains a whole ResNet-50.",
-        "160 training images and 12 passes over them, where the study cosmo has 400 and 36: a step costs a hundred times "
-        "as much.",
+        "160 training images and 12 passes over them, where the study cosmo has 400 and 36: a step costs a hundred "
+        "times as much.",
         "Nothing is corrected for the number of comparisons.",
     ),
 )
