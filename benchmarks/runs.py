@@ -244,6 +244,12 @@ RUNS = (
         needs=("megadetector",),
     ),
     Run(
+        "lite0",
+        ("--repeats", "9"),
+        (Line("features of Lite0 in float32", "onnxruntime, the same weights", "lite0", "onnxruntime / ours"),),
+        needs=("onnxruntime",),
+    ),
+    Run(
         "species_predict",
         ("--images", "32", "--width", "1024", "--repeats", "3"),
         (Line("species predict", "decoding the same files", "species_predict", "decode / predict", is_limit=True),),

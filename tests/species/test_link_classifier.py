@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -12,10 +13,13 @@ from numpy.typing import NDArray
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from foveate.core.errors import UserError
+from foveate.species import classifier
 from foveate.species.classifier import LinkClassifier
 from foveate.species.links import Relation, fold_species
 from foveate.species.recipe import GraphSettings, LinkTraining
 from foveate.survey.taxa import Taxa
+from foveate.training.loop import TrainingOutcome
+from foveate.vision.registry import build_image_encoder
 from naming import raises_naming
 
 
@@ -179,10 +183,32 @@ def test_widths_that_would_vanish_are_refused() -> None:
         small(dim=2, place_input="sphere").fit(**data)
 
 
+def test_an_encoder_is_trained_in_a_copy() -> None:
+    encoder = build_image_encoder({"kind": "lite0", "image_size": 32, "train_last_stages": True, "width": 4})
+    before = copy.deepcopy(dict(encoder.unnamed_weights()))
+    X, y = np.random.default_rng(0).normal(size=(24, *encoder.feature_shape)), np.array(KINDS[:2] * 12)
+    X[::2, ::2] += 3.0
+    fitted = small(encoder=encoder, epochs=20, image_learning_rate=3e-4, random_state=0).fit(X, y)
+    assert (fitted.predict(X) == y).mean() > 0.9
+    assert fitted.coef_ is None
+    after = fitted.model_.image.encoder.unnamed_weights()
+    assert all(torch.equal(before[name], value) for name, value in encoder.unnamed_weights().items())
+    assert any(not torch.equal(before[name], value) for name, value in after.items())
+
+
+def test_a_training_that_a_signal_stops_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: Any) -> TrainingOutcome:
+        return TrainingOutcome("stopped", 1, 0.0, model=arguments[0].model, ema=None)
+
+    monkeypatch.setattr(classifier, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        small().fit(**world(), taxa=FOREST)
+
+
 def test_defaults_are_those_of_the_recipe() -> None:
     """They are written out for editors and type checkers, which see nothing of a signature that is made at runtime."""
     fields = {**GraphSettings.model_fields, **LinkTraining.model_fields}
     # In memory a width of 128 trains in seconds; `random_state` is scikit-learn's name for the seed.
-    own = {"dim": 128, "image_learning_rate": 1e-3, "random_state": None}
+    own = {"dim": 128, "image_learning_rate": 1e-3, "encoder": None, "random_state": None}
     for name, parameter in inspect.signature(LinkClassifier).parameters.items():
         assert parameter.default == (own[name] if name in own else fields[name].default), name

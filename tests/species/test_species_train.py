@@ -23,12 +23,15 @@ from foveate.core.stopping import StopRequest
 from foveate.species.estimate import estimate_training, format_estimate
 from foveate.species.folder import open_species
 from foveate.species.graph import SpeciesGraph, build_graph
+from foveate.species.predict import predict
 from foveate.species.priors import PRIOR
 from foveate.species.priors.histogram import load_histogram
 from foveate.species.recipe import SpeciesRecipe
+from foveate.species.settings import PredictSettings
 from foveate.species.sources import read_features
 from foveate.species.train import SpeciesRun, train_species
 from foveate.survey.survey import Survey
+from foveate.vision.registry import build_image_encoder
 from naming import raises_naming
 
 SMALL: dict[str, Any] = {
@@ -356,6 +359,26 @@ def test_encoders_frozen_and_trained(
         (model.folder / "config.json").write_text(json.dumps(config))
         with raises_naming(UserError, "config.json", "0000-32px-vectors"):
             open_species(model.folder).load_encoder()
+
+
+def test_the_last_stages_of_lite0_are_trained_on_cached_maps(survey: Survey, tmp_path: Path) -> None:
+    """Maps are computed once, the folder stores the trained blocks, and opened it predicts from pixels."""
+    options = {"kind": "lite0", "image_size": 32, "width": 4, "embed_dim": 4, "train_last_stages": True}
+    training = {**SMALL["training"], "epochs": 1}
+    chosen = recipe(encoder=options, train_encoder=True, training=training)
+    model = train_species(survey.collection.path, tmp_path / "run", chosen).model
+    assert model is not None
+    encoder, untrained = model.load_encoder(), build_image_encoder(options)
+    trained = dict(encoder.unnamed_weights())
+    assert trained.keys() == untrained.unnamed_weights().keys()
+    assert any(not torch.equal(value, untrained.unnamed_weights()[name]) for name, value in trained.items())
+    pixels = torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        vectors = encoder.image_vectors(encoder.frozen_features(pixels))
+        scores = model.network(pixels)
+    np.testing.assert_allclose(model.logits(vectors), scores.numpy(), atol=1e-4)
+    settings = PredictSettings(detect=False)
+    assert predict(model, survey.collection.path, tmp_path / "results", settings, device="cpu").failed == 0
 
 
 def test_a_frozen_network_cannot_be_trained(survey: Survey, tmp_path: Path) -> None:

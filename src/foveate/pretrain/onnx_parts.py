@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from foveate.vision.backbones import BackboneTextEncoder
 from foveate.vision.encoder import ImageEncoder, TextEncoder
 from foveate.vision.layers import encode_points, patch_centers
-from foveate.vision.lite0 import Lite0Encoder, load_lite0, pack_maps
+from foveate.vision.lite0 import Lite0Encoder, load_lite0
 from foveate.vision.minilm import MiniLMEncoder, mean_of_real_tokens
 from foveate.vision.onnx_graphs import read_pixels_script
 from foveate.vision.open_clip.towers import OpenClipTextEncoder
@@ -43,7 +43,7 @@ class ImageGraph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         features = self.encoder.normalized(pixels)
         if self.frozen is not None:
-            features = pack_maps(*self.frozen(features))
+            features = cast(Lite0Encoder, self.encoder).pack_features(self.frozen, features)
         tokens = self.encoder(features)
         return F.normalize(tokens.pooled, dim=-1), tokens.tokens
 

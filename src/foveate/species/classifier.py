@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from foveate.species.recipe import CONTEXTS, Context, GraphSettings, LinkTrainin
 from foveate.survey.taxa import Taxa
 from foveate.training.distributed import start
 from foveate.training.loop import train
+from foveate.vision.encoder import ImageEncoder
 
 
 class LinkClassifier(ClassifierMixin, BaseEstimator):
@@ -41,11 +43,13 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
         dim, start, place_input, hour_input: see `graph` of `SpeciesRecipe`.
         epochs, batch_size, learning_rate, image_learning_rate, schedule, taxonomy_passes, balance, tau, patience: see
             `training` of `SpeciesRecipe`.
+        encoder: an encoder with a frozen part, whose copy is trained along with the graph at `image_learning_rate`; X
+            are its `frozen_features` then. None: X are final.
         random_state: seed, generator or None.
 
     Attributes:
         classes_: labels, sorted. n_features_in_: as in scikit-learn.
-        coef_, intercept_: the folded linear head [K, F] and [K]; None with "conve".
+        coef_, intercept_: the folded linear head [K, F] and [K]; None with "conve" or an encoder.
         entity_vectors_: [E, D] of classes and their ancestors. class_entities_: row of each class.
         entities_: their taxa as indices of `taxa_`, -1 for a label without one.
         places_, hours_: candidates of `predict_links`, in the order of its columns.
@@ -83,6 +87,7 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
         balance: str = "none",
         tau: float = 1.0,
         patience: int | None = 5,
+        encoder: ImageEncoder | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.score = score
@@ -101,6 +106,7 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
         self.balance = balance
         self.tau = tau
         self.patience = patience
+        self.encoder = encoder
         self.random_state = random_state
 
     def fit(
@@ -148,12 +154,18 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
             contexts=tuple(self.contexts),
             validation=is_validation,
         )
-        model = build_link_model(data, graph, lambda: ImageNetwork(X.shape[1], self.dim), seed=seed)
+        # A copy: `fit` must not change its parameters.
+        encoder = copy.deepcopy(self.encoder)
+        width = X.shape[1] if encoder is None else encoder.vector_width
+        model = build_link_model(data, graph, lambda: ImageNetwork(width, self.dim, encoder), seed=seed)
         # The training loop keeps the best epoch as a checkpoint on disk, so a run folder is needed even here.
         with tempfile.TemporaryDirectory() as folder, silent(), start("cpu"):
             inputs = FeatureInputs(torch.from_numpy(X))
             task = build_task(model, data, inputs, training, image_learning_rate=self.image_learning_rate)
             outcome = train(*task, RunFolder(Path(folder)))
+        if outcome.status == "stopped":
+            # The loop ends at a signal with what it has; a caller would take half a training for a whole one.
+            raise KeyboardInterrupt
         self.model_ = model.eval()
         self.n_iter_ = outcome.step // order_passes(model, data, training).steps_per_epoch
         self.contexts_, self.taxa_ = data.present_contexts, data.taxa
@@ -162,7 +174,7 @@ class LinkClassifier(ClassifierMixin, BaseEstimator):
         self.entity_vectors_ = model.entities.weight.detach().numpy().copy()
         self.places_, self.hours_ = data.candidate_places_P2, data.candidate_hours_H
         self.coef_, self.intercept_ = None, None
-        if graph.score != "conve":
+        if graph.score != "conve" and encoder is None:
             head = fold_head(model)
             self.coef_, self.intercept_ = head.weight_KF.numpy(), head.bias_K.numpy()
         return self

@@ -168,7 +168,8 @@ class ImageNetwork(nn.Module):
 
     Args:
         features: width of the encoder's vector of an image, or of the features.
-        encoder: trained along with the graph; None where features were computed before.
+        encoder: trained along with the graph, on pixels or on what its frozen part made of them; None where features
+            were computed before.
     """
 
     def __init__(self, features: int, dim: int, encoder: ImageEncoder | None = None) -> None:
@@ -179,7 +180,7 @@ class ImageNetwork(nn.Module):
         nn.init.xavier_uniform_(self.fc.weight)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Return features [B, F] of pixels [B, 3, H, W], or of features themselves."""
+        """Return features [B, F] of pixels [B, 3, H, W], of an encoder's frozen features, or of features themselves."""
         return inputs if self.encoder is None else self.encoder.image_vectors(inputs)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -148,7 +148,11 @@ class SpeciesRecipe(Settings):
         description="`kind` and the fields of that encoder, or its name: a folder, or KIND:NAME such as "
         "open_clip:OWNER/NAME, dinov2:OWNER/NAME or timm:NAME.TAG",
     )
-    train_encoder: bool = Field(False, description="train the encoder as well (official), instead of cached features")
+    train_encoder: bool = Field(
+        False,
+        description="train the encoder as well (official), instead of cached features; of lite0 with "
+        "encoder.train_last_stages=true the last two stages, on cached maps",
+    )
     graph: GraphSettings = GraphSettings()
     view: CropSettings = CropSettings()
     data: SpeciesData = SpeciesData()

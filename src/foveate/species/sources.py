@@ -146,41 +146,62 @@ def open_sources(
     strips = recipe.view.strips if not views.strips else f"crop, found on {num_found} of {len(views.strips)} cameras"
     if recipe.view.strips == "crop" and recipe.view.strip_px:
         strips = f"crop, {recipe.view.strip_px} pixels"
-    if recipe.train_encoder:
-        if encoder.fingerprint():
+    if recipe.train_encoder and encoder.fingerprint():
+        if not encoder.partly_trained:
             raise UserError(
                 f"encoder '{recipe.encoder.get('kind')}': its network is frozen, so it cannot be trained (got "
-                "train_encoder: true); set frozen: false or choose another kind, such as timm"
+                "train_encoder: true); set frozen: false (train_last_stages: true of lite0) or choose another kind, "
+                "such as timm"
             )
+        return _cache_inputs(encoder, encoder, "", collection, rows, views, strips, run_path, device)
+    if recipe.train_encoder:
 
         def load(row: int) -> Tensor:
             return read_image(collection, row, encoder.preprocess, views[row])[0]
 
         inputs: Inputs = PixelInputs(load, collection.keys)
         return Sources(inputs, encoder.vector_width, encoder, "", views.cropped, strips, {})
-    # A frozen encoder sees each image once; later epochs and trainings read the cache.
-    frozen = VectorEncoder(encoder).to(device)
-    cache = fill_cache(frozen, collection, rows, views, run_path, device)
+    frozen = VectorEncoder(encoder)
+    return _cache_inputs(frozen, encoder, frozen.fingerprint(), collection, rows, views, strips, run_path, device)
+
+
+def _cache_inputs(
+    frozen: ImageEncoder,
+    encoder: ImageEncoder,
+    fingerprint: str,
+    collection: Collection,
+    rows: NDArray[np.int64],
+    views: Views,
+    strips: str,
+    run_path: Path,
+    device: torch.device,
+) -> Sources:
+    """Return the features of an encoder's frozen part, which sees each image once; later epochs read the cache.
+
+    Args:
+        frozen: computes what is cached: vectors, or what the trained layers of `encoder` read.
+        fingerprint: of `Sources`.
+    """
+    cache = fill_cache(frozen.to(device), collection, rows, views, run_path, device)
     # By row of the collection, as links name images; rows without a link are never read.
-    features_NF = torch.zeros(len(collection), frozen.vector_width)
+    features_NF = torch.zeros(len(collection), *frozen.feature_shape, dtype=frozen.feature_dtype)
     for row in rows.tolist():
         features_NF[row] = cache.features(row, 0)
     unreadable = {collection.keys[row]: reason for row, reason in cache.bad.items()}
-    fingerprint = frozen.fingerprint()
     return Sources(
-        FeatureInputs(features_NF), frozen.vector_width, encoder, fingerprint, views.cropped, strips, unreadable
+        FeatureInputs(features_NF), encoder.vector_width, encoder, fingerprint, views.cropped, strips, unreadable
     )
 
 
 def fill_cache(
-    encoder: VectorEncoder,
+    encoder: ImageEncoder,
     collection: Collection,
     rows: NDArray[np.int64],
     views: Views,
     folder: Path,
     device: torch.device,
 ) -> FeatureCache:
-    """Return the cache of the vectors of a frozen encoder, with those of `rows`.
+    """Return the cache of the features of a frozen encoder, with those of `rows`.
 
     Args:
         folder: for the cache of a collection that cannot be written.

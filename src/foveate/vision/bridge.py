@@ -32,7 +32,6 @@ DETECTOR_WEIGHT = 0.6  # of the squared score of a detected class
 # Rows and columns of a window of the map, .57 of its sides, and where windows start; one more lies in the center.
 _WINDOW, _STARTS, _MIDDLE = 8, (0, 6), 3
 _GRID = MAP // 32
-_BATCH = 8
 IMAGES_AT_ONCE = (
     2  # of a block: a map has four times the pixels of a view, and its first layers need most of the memory
 )
@@ -127,10 +126,9 @@ class BridgeEncoder(ImageEncoder):
         """Return the network's maps at strides 16 and 32 of pixels in 0 to 255 (float)."""
         network = self.open_networks(pixels_B3HW.device)[0]
         dtype = next(network.parameters()).dtype
-        # Small blocks stay in the cache of a core.
         parts = [
             network((block / 127.5 - 1).to(dtype=dtype, memory_format=torch.channels_last))
-            for block in pixels_B3HW.split(_BATCH if pixels_B3HW.device.type == "cpu" else 256)
+            for block in pixels_B3HW.split(lite0.split_size(pixels_B3HW, dtype))
         ]
         fine, coarse = zip(*parts, strict=True)
         return torch.cat(fine), torch.cat(coarse)

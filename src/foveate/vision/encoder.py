@@ -98,12 +98,14 @@ class ImageEncoder(nn.Module, ABC):
         trained_scale, trained_bias: 1 / temperature and bias that came with trained weights, if any did.
         fresh_parts: prefixes of the weights that were not trained before; None: all of them.
         has_box_head: whether `ground` gives boxes.
+        partly_trained: whether `image_vectors` have trained layers behind a frozen part.
     """
 
     trained_scale: float | None = None
     trained_bias: float | None = None
     fresh_parts: tuple[str, ...] | None = None
     has_box_head = False
+    partly_trained = False
 
     def __init__(self, *, width: int, embed_dim: int, grid: tuple[int, int], preprocess: Preprocess) -> None:
         super().__init__()

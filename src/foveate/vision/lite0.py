@@ -54,6 +54,7 @@ _STAGES = (
     (5, 2, 6, 112, 192, 4),
     (3, 1, 6, 192, 320, 1),
 )
+_SIDE = 224  # of the input that oneDNN's memory layout is chosen for
 _LAST_STRIDE_16_BLOCK = 10  # of blocks 0 to 15: the next one has stride 2
 
 
@@ -68,21 +69,46 @@ class _Convolution(nn.Module):
         # TensorFlow's rule where the stride divides the sides.
         total = kernel - stride
         self.padding = (total // 2, total - total // 2) * 2 if stride > 1 else None
-        self.fused: Callable[..., Tensor] | None = None
-        self.fused_types: frozenset[torch.dtype] = frozenset()
+        # A closure and no tensor: `copy.deepcopy` of a model shares it, and could not copy oneDNN's layout.
+        self.fused: Callable[[Tensor, bool], Tensor] | None = None
 
     def forward(self, x: Tensor, *, relu6: bool = False) -> Tensor:
         """Convolve, with min(max(x, 0), 6) after it where `relu6`."""
+        if self.fused is not None:
+            return self.fused(x, relu6)
         if self.padding is not None:
             x = F.pad(x, self.padding)
-        if not relu6:
-            return self.convolution(x)
-        if self.fused is None or x.dtype not in self.fused_types:
-            return F.relu6(self.convolution(x), inplace=True)
+        x = self.convolution(x)
+        return F.relu6(x, inplace=True) if relu6 else x
+
+    def fuse(self, side: int) -> int:
+        """Convolve by oneDNN's fused operator from now on, with weights laid out once; return the output's side.
+
+        Args:
+            side: of the input, for which oneDNN chooses its layout; other sides give the same numbers.
+        """
         layer = self.convolution
-        sizes = (layer.padding, layer.stride, layer.dilation, layer.groups)
-        # The fused operator has no ReLU6; hardtanh from 0 to 6 is the same function.
-        return self.fused(x, layer.weight, layer.bias, *sizes, "hardtanh", [0.0, 6.0], "")
+        before, after = (self.padding or layer.padding * 2)[:2]
+        # The operator pads both sides alike, and a pass that pads before it costs a seventh of the network's time:
+        # zeros in front of the kernel take the odd pixel instead.
+        weight = F.pad(layer.weight.detach(), (after - before, 0) * 2)
+        sizes = ((after, after), layer.stride, layer.dilation, layer.groups)
+        shape = (split_size(weight), layer.in_channels, side, side)
+        # Each call would lay out the weights anew: a fifth of the network's time in batches of 8.
+        weight, bias = torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, shape), layer.bias
+
+        def run(x: Tensor, relu6: bool) -> Tensor:
+            # The fused operator has no ReLU6; hardtanh from 0 to 6 is the same function.
+            activation = ("hardtanh", [0.0, 6.0]) if relu6 else ("none", [])
+            return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *sizes, *activation, "")
+
+        self.fused = run
+        return side // layer.stride[0]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> _Convolution:
+        # `to` and its like change the weights, of which the fused operator has a copy.
+        self.fused = None
+        return super()._apply(fn, recurse)
 
 
 class _InvertedBottleneck(nn.Module):
@@ -116,30 +142,46 @@ class Lite0(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return maps at stride 16 [B, 112, H/16, W/16] and stride 32 [B, 320, H/32, W/32]."""
-        x = self.stem(pixels_B3HW, relu6=True)
-        for block in self.blocks[: _LAST_STRIDE_16_BLOCK + 1]:
-            x = block(x)
-        stride_16 = x
+        x = stride_16 = self.run_to_stride_16(pixels_B3HW)
         for block in self.blocks[_LAST_STRIDE_16_BLOCK + 1 :]:
             x = block(x)
         return stride_16, x
 
-    def fuse(self) -> Lite0:
-        """Fuse activations into their convolutions where this build of torch can (oneDNN on a processor).
+    def run_to_stride_16(self, pixels_B3HW: Tensor) -> Tensor:
+        """Return the map at stride 16 alone."""
+        x = self.stem(pixels_B3HW, relu6=True)
+        for block in self.blocks[: _LAST_STRIDE_16_BLOCK + 1]:
+            x = block(x)
+        return x
 
-        Same numbers in 6/7 of the time, one pass over memory less. Not for networks that are exported.
+    def fuse(self) -> Lite0:
+        """Fuse paddings and activations into the convolutions where this build of torch can (oneDNN on a processor).
+
+        The same numbers but for the order of sums, in 2/3 of the time. Not for networks that are exported, and after
+        `to`, which undoes it.
         """
-        fused = (
-            getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
-        )
-        types = {torch.float32}
+        if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):
+            return self
         # The fused operator raises where the processor lacks AVX-512; the plain convolution has a slower path there.
-        if fused is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            types.add(torch.bfloat16)
-        for module in self.modules():
-            if isinstance(module, _Convolution):
-                module.fused, module.fused_types = fused, frozenset(types)
+        if self.stem.convolution.weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return self
+        # Not in a caller's inference mode, whose tensors other threads could not use outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            side = self.stem.fuse(_SIDE)
+            for module in self.blocks.modules():
+                # In the order of the forward pass, as each block lists them.
+                if isinstance(module, _Convolution):
+                    side = module.fuse(side)
         return self
+
+
+def split_size(x: Tensor, dtype: torch.dtype | None = None) -> int:
+    """Return how many images of 224 pixels pass through the network at once, on a tensor's device and in its dtype."""
+    if x.device.type != "cpu":
+        return 256
+    # Maps that stay in the cache of a core: measured on a busy machine, 2 images take 13 ms each in float32 and 8 take
+    # 16; in bfloat16 8 take 6.7 ms each and 2 take 7.8, because calls of the kernels count for more.
+    return 2 if (dtype or x.dtype) == torch.float32 else 8
 
 
 def read_state() -> dict[str, Tensor]:
@@ -230,7 +272,6 @@ def _fold(state: dict[str, Tensor], convolution: str, norm: str, target: _Convol
 
 POSITIONS = ("learned", "sincos", "none")
 POOLS = ("mean", "attention")
-_BATCH = 8
 _LOADING = threading.Lock()  # several threads may ask for the first features
 
 
@@ -310,7 +351,7 @@ class Lite0Encoder(ImageEncoder):
     """Frozen EfficientNet-Lite0, linear projections of two strides, `layers` transformer layers, final norm.
 
     The frozen network is no submodule: it is loaded at first use, is not trained, saved or sharded, and its checksum is
-    part of `fingerprint()`.
+    part of `fingerprint()`. With `train_last_stages` it ends at stride 16, and the blocks behind are a submodule.
 
     Args:
         width: D of the tokens. embed_dim: E.
@@ -321,6 +362,8 @@ class Lite0Encoder(ImageEncoder):
         pool: "mean" over tokens, or "attention" with one learned query; then a bias-free projection to E.
         geometry: of the input, see `Preprocess`.
         precision: of the frozen part: "auto" (bfloat16 where the hardware has it), "bfloat16" or "float32".
+        train_last_stages: train the last two stages of the network, 5 of its 16 blocks, which make the map of stride
+            32. Their batch norms stay folded: a batch of 16 images has no statistics worth following.
     """
 
     def __init__(
@@ -335,6 +378,7 @@ class Lite0Encoder(ImageEncoder):
         pool: str = "mean",
         geometry: str = "letterbox",
         precision: str = "auto",
+        train_last_stages: bool = False,
     ) -> None:
         if image_size < 32 or image_size % 32:
             raise UserError(f"image_size of 'lite0': not a multiple of 32 (got {image_size})")
@@ -349,7 +393,8 @@ class Lite0Encoder(ImageEncoder):
         self.position = choose(position, POSITIONS, "position of 'lite0'")
         self.pool = choose(pool, POOLS, "pool of 'lite0'")
         self.precision = choose(precision, PRECISIONS, "precision of 'lite0'")
-        self.feature_shape = (packed_length(self.grid),)
+        self.partly_trained = train_last_stages
+        self.feature_shape = (side * side * STRIDE_16_CHANNELS if train_last_stages else packed_length(self.grid),)
         self.feature_dtype = torch.float16
         self._frozen: list[Lite0] = []  # in a list, so that nn.Module does not register it
         self.fine_in = nn.Linear(STRIDE_16_CHANNELS, width)
@@ -365,12 +410,16 @@ class Lite0Encoder(ImageEncoder):
         self.final_ln = nn.LayerNorm(width)
         self.pool_query_D = nn.Parameter(0.02 * torch.randn(width)) if self.pool == "attention" else None
         self.proj = nn.Linear(width, embed_dim, bias=False)
+        self.last_stages: nn.Sequential | None = None
+        if train_last_stages:
+            self.last_stages = nn.Sequential(*load_lite0().blocks[_LAST_STRIDE_16_BLOCK + 1 :]).requires_grad_(True)
 
     def fingerprint(self) -> str:
         """Name weights, input size, normalization and precision of cached features."""
         # "packed2" is the version of `pack_maps`: raise it when the packed numbers change.
-        dtype = self._precision(torch.device("cpu"))
-        return f"lite0-{WEIGHTS_SHA256[:8]}-{self.preprocess.size_name}-{str(dtype).removeprefix('torch.')}-packed2"
+        dtype = str(self._precision(torch.device("cpu"))).removeprefix("torch.")
+        content = "stride16" if self.partly_trained else "packed2"
+        return f"lite0-{WEIGHTS_SHA256[:8]}-{self.preprocess.size_name}-{dtype}-{content}"
 
     def _precision(self, device: torch.device) -> torch.dtype:
         return precision_of(self.precision, device)
@@ -387,20 +436,28 @@ class Lite0Encoder(ImageEncoder):
 
     @torch.no_grad()
     def frozen_features(self, pixels_B3HW: Tensor) -> Tensor:
-        """Compute packed features [B, F] in float16 of pixels (uint8, or normalized to [-1, 1])."""
+        """Compute packed features [B, F] in float16 of pixels (uint8, or normalized to [-1, 1]).
+
+        With `train_last_stages` they are the map at stride 16 as it is, which the trained blocks read.
+        """
         dtype = self._precision(pixels_B3HW.device)
         network = self._network(pixels_B3HW.device, dtype)
         packed = []
-        # Small blocks stay in the cache of a core: a batch of 32 takes 1.5 times as long an image as one of 8.
-        for block in pixels_B3HW.split(_BATCH if pixels_B3HW.device.type == "cpu" else 256):
+        for block in pixels_B3HW.split(split_size(pixels_B3HW, dtype)):
             # Without autocast, which has another precision and on CPUs cannot join float16 tensors.
             with torch.autocast(device_type=block.device.type, enabled=False):
                 x = self.normalized(block).to(dtype=dtype, memory_format=torch.channels_last)
-                packed.append(pack_maps(*network(x)))
+                packed.append(self.pack_features(network, x))
         if not packed:
             return pixels_B3HW.new_zeros((0, *self.feature_shape), dtype=torch.float16)
         with torch.autocast(device_type=pixels_B3HW.device.type, enabled=False):
             return torch.cat(packed)
+
+    def pack_features(self, network: Lite0, x_B3HW: Tensor) -> Tensor:
+        """Run the frozen part of `network` on normalized pixels; return packed features [B, F]."""
+        if self.last_stages is None:
+            return pack_maps(*network(x_B3HW))
+        return network.run_to_stride_16(x_B3HW).permute(0, 2, 3, 1).to(torch.float16).flatten(1)
 
     def forward(self, features: Tensor) -> ImageFeatures:
         """Encode packed features [B, F], or pixels [B, 3, H, W], for which the frozen part runs first."""
@@ -410,7 +467,7 @@ class Lite0Encoder(ImageEncoder):
         if not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.proj.weight.dtype)
         # Whole, because a product with a strided view sums in another order where its weights are frozen.
-        fine, coarse = (part.contiguous() for part in unpack_maps(features, self.grid))
+        fine, coarse = (part.contiguous() for part in self._maps(features))
         x_BLD = self.fine_in(fine).flatten(1, 2)
         # Projection and upsampling are both linear: projecting the coarse map first costs a quarter.
         coarse_BCD = self.coarse_in(coarse).flatten(1, 2)
@@ -427,19 +484,28 @@ class Lite0Encoder(ImageEncoder):
         tokens_BLD = layer_norm(x_BLD, self.final_ln)
         return ImageFeatures(tokens_BLD, self.grid, self.proj(self._pooled(tokens_BLD)))
 
+    def _maps(self, features_BF: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both maps [B, rows, columns, channels] of frozen features, their channels normalized."""
+        if self.last_stages is None:
+            return unpack_maps(features_BF, self.grid)
+        fine_BHWC = features_BF.to(self.proj.weight.dtype).view(-1, *self.grid, STRIDE_16_CHANNELS)
+        coarse_BHWC = self.last_stages(fine_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # As `pack_maps` has them, so that blocks which were not trained yet give the frozen network's vectors.
+        return F.layer_norm(fine_BHWC, (STRIDE_16_CHANNELS,)), F.layer_norm(coarse_BHWC, (STRIDE_32_CHANNELS,))
+
     @property
     def vector_width(self) -> int:
-        """Channels of both maps of the frozen network."""
+        """Channels of both maps of the network."""
         return STRIDE_16_CHANNELS + STRIDE_32_CHANNELS
 
     def unnamed_weights(self) -> Mapping[str, Tensor]:
-        """Return none: the vectors are those of the frozen network."""
-        return {}
+        """Return those of the trained blocks: all other weights behind the vectors are frozen."""
+        return {} if self.last_stages is None else self.last_stages.state_dict()
 
     def image_vectors(self, features: Tensor) -> Tensor:
         """Return the means of both maps over positions: the layers behind them start untrained."""
         packed = features if features.dim() == 2 else self.frozen_features(features)
-        return torch.cat([part.flatten(1, 2).float().mean(1) for part in unpack_maps(packed, self.grid)], dim=1)
+        return torch.cat([part.flatten(1, 2).float().mean(1) for part in self._maps(packed)], dim=1)
 
     def hidden_features(
         self, pixels_B3HW: Tensor, *, layer: int = -2, norm: bool = False, prefix: bool = False
@@ -457,6 +523,9 @@ class Lite0Encoder(ImageEncoder):
         network = self._network(pixels_B3HW.device, dtype)
         with torch.no_grad(), torch.autocast(device_type=pixels_B3HW.device.type, enabled=False):
             x = self.normalized(pixels_B3HW).to(dtype=dtype, memory_format=torch.channels_last)
+            if self.last_stages is not None and index == 1:
+                # In the precision of the trained weights, not in that of the frozen part.
+                return ImageFeatures.from_map(self.last_stages(network.run_to_stride_16(x).float()))
             return ImageFeatures.from_map(network(x)[index].float())
 
     def project(self, pooled_RD: Tensor) -> Tensor:

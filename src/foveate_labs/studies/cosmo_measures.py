@@ -43,6 +43,7 @@ TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 LIST_SHARE = 0.002  # of a region's events: a person knows the species that pass
 BATCH = 16
 _BASELINE_RATE = 1e-3
+TRAINED_RATE = 1e-4  # of an encoder's trained layers: at 1e-3 a few passes over places make all vectors alike
 Method = Literal["graph", "erm", "probe", "concat"]
 
 
@@ -139,7 +140,7 @@ def measure_contexts(world: TrapWorld, *, dim: int, passes: int, seed: int) -> d
     return {
         f"{key}/{name}": value
         for key, arm in ARMS.items()
-        for name, value in _measure_arm(world, arm, dim=dim, passes=passes, seed=seed).items()
+        for name, value in measure_arm(world, arm, dim=dim, passes=passes, seed=seed).items()
     }
 
 
@@ -148,7 +149,7 @@ def measure_views(world: TrapWorld, *, dim: int, passes: int, seed: int) -> dict
     values = {}
     for view in world.views:
         for key in ("none", "all"):
-            measured = _measure_arm(world, ARMS[key], dim=dim, passes=passes, seed=seed, view=view)
+            measured = measure_arm(world, ARMS[key], dim=dim, passes=passes, seed=seed, view=view)
             values |= {f"{view}-{key}/{name}": value for name, value in measured.items()}
     return values
 
@@ -319,6 +320,8 @@ def _fit_graph(
         balance="logit_adjustment" if arm.balanced else "none",
         # No early stopping: arms are compared at equal steps.
         patience=None,
+        encoder=world.encoder,
+        image_learning_rate=_BASELINE_RATE if world.encoder is None else TRAINED_RATE,
         random_state=seed,
         **inputs,  # pyrefly: ignore[bad-argument-type]
     ).fit(
@@ -375,9 +378,8 @@ def _fit_baseline(
     return _Trained(world, view, labels, score, None)
 
 
-def _measure_arm(
-    world: TrapWorld, arm: Arm, *, dim: int, passes: int, seed: int, view: str = EXACT
-) -> dict[str, float]:
+def measure_arm(world: TrapWorld, arm: Arm, *, dim: int, passes: int, seed: int, view: str = EXACT) -> dict[str, float]:
+    """Train an arm on a view and measure it at unseen cameras, and what it learned of its contexts."""
     trained = _fit(world, arm, dim=dim, passes=passes, seed=seed, view=view)
     predicted_N = trained.predict(world.test)
     correct_N = predicted_N == world.test.kinds_N
@@ -395,7 +397,7 @@ def _measure_arm(
         values |= _measure_links(world, trained.classifier, view)
         if "taxonomy" in arm.contexts:
             values["siblings"] = _sibling_cosine(trained.classifier, world.taxa)
-        if "place" in arm.contexts:
+        if "place" in arm.contexts and world.encoder is None:
             values |= _first_losses(world, arm, view, dim=dim, seed=seed)
     return values
 

@@ -20,6 +20,7 @@ from foveate.records.geometry import View
 from foveate.species.crops import choose_box, crop_view
 from foveate.survey.taxa import Taxa
 from foveate.vision.detectors import NanoDetProposer, ProposalSettings
+from foveate.vision.encoder import ImageEncoder
 from foveate.vision.preprocess import place_image, render_image
 from foveate.vision.registry import build_image_encoder
 from foveate_labs.worlds.traps.image import TrapImage, render_frame
@@ -71,6 +72,7 @@ class TrapWorld:
     Args:
         train, held_out: of the same cameras, other events. test: of cameras that are in neither.
         taxa: right taxonomy. shuffled_taxa: the same species under each other's parents.
+        encoder: whose trained layers read the features; None where they are vectors.
     """
 
     world: World
@@ -80,6 +82,7 @@ class TrapWorld:
     test: TrapImages
     taxa: Taxa
     shuffled_taxa: Taxa
+    encoder: ImageEncoder | None = None
 
     def features(self, images: TrapImages, view: str) -> NDArray[np.float32]:
         """Return the features [N, F] of one view."""
@@ -87,12 +90,21 @@ class TrapWorld:
 
 
 def open_world(
-    folder: Path, settings: TrapSettings, seed: int, *, views: Sequence[str], train: int, held_out: int, test: int
+    folder: Path,
+    settings: TrapSettings,
+    seed: int,
+    *,
+    views: Sequence[str],
+    train: int,
+    held_out: int,
+    test: int,
+    train_last_stages: bool = False,
 ) -> TrapWorld:
     """Open a world whose images were encoded before, or draw and encode them.
 
     Args:
         train, held_out, test: images with an animal in each part.
+        train_last_stages: the encoder's are trained, so that features are the maps which they read.
     """
     world = load_world(settings, seed)
     shuffled = load_world(settings.model_copy(update={"shuffled_taxonomy": True}), seed)
@@ -102,8 +114,12 @@ def open_world(
     # An event that is cut in two would be in both parts.
     last = parts["train"][-1].event.id
     parts["held_out"] = [frame for frame in parts["held_out"] if frame.event.id != last]
-    encoded = {name: _open_images(folder / f"{name}.npz", world, part, tuple(views)) for name, part in parts.items()}
-    return TrapWorld(world, tuple(views), **encoded, taxa=world.taxa, shuffled_taxa=shuffled.taxa)
+    encoder = build_image_encoder({**ENCODER, "train_last_stages": train_last_stages})
+    encoded = {
+        name: _open_images(folder / f"{name}.npz", world, part, tuple(views), encoder) for name, part in parts.items()
+    }
+    trained = encoder if train_last_stages else None
+    return TrapWorld(world, tuple(views), **encoded, taxa=world.taxa, shuffled_taxa=shuffled.taxa, encoder=trained)
 
 
 def list_frames(world: World, split: str, count: int) -> list[Frame]:
@@ -119,9 +135,11 @@ def list_frames(world: World, split: str, count: int) -> list[Frame]:
     return list(itertools.islice(frames(), count))
 
 
-def _open_images(path: Path, world: World, frames: Sequence[Frame], views: tuple[str, ...]) -> TrapImages:
+def _open_images(
+    path: Path, world: World, frames: Sequence[Frame], views: tuple[str, ...], encoder: ImageEncoder
+) -> TrapImages:
     if not path.is_file():
-        images = _encode(world, frames, views)
+        images = _encode(world, frames, views, encoder)
         with atomic_file(path) as file:
             # Not `allow_pickle=False`: NumPy 1.26 would store it as an array of that name.
             np.savez(file, **{field.name: getattr(images, field.name) for field in fields(images)})
@@ -130,8 +148,7 @@ def _open_images(path: Path, world: World, frames: Sequence[Frame], views: tuple
 
 
 @torch.inference_mode()
-def _encode(world: World, frames: Sequence[Frame], views: tuple[str, ...]) -> TrapImages:
-    encoder = build_image_encoder(ENCODER)
+def _encode(world: World, frames: Sequence[Frame], views: tuple[str, ...], encoder: ImageEncoder) -> TrapImages:
     proposer = NanoDetProposer(ProposalSettings(threshold=MIN_SCORE), "cpu") if NANODET in views else None
     drawn: list[TrapImage] = []
     features: list[list[torch.Tensor]] = [[] for _ in views]
@@ -147,7 +164,8 @@ def _encode(world: World, frames: Sequence[Frame], views: tuple[str, ...]) -> Tr
                 for each, part in zip(images, _choose_views(images, view, proposer), strict=True)
             ]
             if pixels:
-                features[number].append(encoder.image_vectors(encoder.frozen_features(torch.stack(pixels))))
+                frozen = encoder.frozen_features(torch.stack(pixels))
+                features[number].append(frozen if encoder.partly_trained else encoder.image_vectors(frozen))
     events = {name: number for number, name in enumerate(dict.fromkeys(each.frame.event.id for each in drawn))}
     cameras = {camera.name: number for split in world.cameras.values() for number, camera in enumerate(split)}
     moments = [each.frame.event for each in drawn]
