@@ -67,15 +67,13 @@ class FitOutcome:
     Attributes:
         outcome: of the training loop; of no step where the head was solved.
         solved: whether `probe` is the adapter's head.
-        task: kind of labels; the head of the model answers in their unit, `probe` as `task.in_units` takes it.
         prefix: what was computed once of each training image; None where nothing was.
-        probe: head on the untuned features, where the fit solved one.
+        probe: head on the untuned features, where the fit solved one; of values, of standardized ones.
         step_bytes: memory of one step, where it was measured; see `measure_step_bytes`.
     """
 
     outcome: TrainingOutcome
     solved: bool
-    task: LabelTask
     prefix: FrozenPrefix | None
     probe: SolvedHead | None
     step_bytes: int = 0
@@ -251,7 +249,7 @@ def fit_adapted(
         step_bytes = measure_step_bytes(task, task.prepare_batch(next(open_loader().batches(0, 1)), device))
     # After the last checkpoint: a resumed training finds the head in the scale that its optimizer knows.
     labels.to_units(adapted.head)
-    return FitOutcome(outcome, solved, labels, prefix, probe, step_bytes)
+    return FitOutcome(outcome, solved, prefix, probe, step_bytes)
 
 
 def find_prefix(adapted: AdaptedModel, training: AdaptTraining) -> FrozenPrefix | None:
