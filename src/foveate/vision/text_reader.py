@@ -154,7 +154,7 @@ def decode_letters(logits_NCL: Tensor) -> list[tuple[str, float]]:
     """Return the letters of the likeliest class of each column, repeated ones once, and the probability of them all."""
     log_NC, class_NC = logits_NCL.float().log_softmax(dim=-1).max(dim=-1)
     rows = zip(class_NC.tolist(), log_NC.sum(dim=1).exp().tolist(), strict=True)
-    texts = []
+    texts: list[tuple[str, float]] = []
     for classes, probability in rows:
         new = [now for before, now in zip([0, *classes], classes, strict=False) if now not in (0, before)]
         texts.append(("".join(LETTERS[number - 1] for number in new), probability))

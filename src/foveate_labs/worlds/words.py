@@ -104,7 +104,8 @@ def paste_word(
         heights: bounds of the height of a capital, in pixels. font: as of `load_font`.
         taken: boxes of other words, which are left alone.
     """
-    height = round(math.exp(rng.uniform(*map(math.log, heights))))
+    lowest, highest = map(math.log, heights)
+    height = round(math.exp(rng.uniform(lowest, highest)))
     face = load_font(font, find_font_size(font, height), bold=bool(rng.random() < 0.4))
     case = rng.random()
     text = word if case < 0.5 else word.capitalize() if case < 0.7 else word.upper()

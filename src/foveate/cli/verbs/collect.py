@@ -80,10 +80,10 @@ def command(call: Call, source: str, out: Path, settings: dict[str, Any]) -> Non
     of paths and texts, a data set of Hugging Face, conversations of LLaVA, Ferret, chat messages or Qwen-VL,
     grounded captions of GRIT or Flickr30k Entities, expressions of RefCOCO, questions of VQA, TextVQA, DocVQA,
     InfographicVQA or ChartQA, a survey of camera traps (cards, Camtrap DP, COCO Camera Traps, iWildCam-WILDS), or a
-    built-in collection (clipart, emoji, scenes, questions, wordings, referring, image-sets, documents, screens, words, traps).
-    What cannot be imported is counted and listed in the collection's quarantine table with its reason. Repeated, the
-    command adds only what is new and counts what changed, which --update takes; stopped, it resumes. Near-duplicates
-    stay in one split.
+    built-in collection (clipart, emoji, scenes, questions, wordings, referring, image-sets, documents, screens, words,
+    traps). What cannot be imported is counted and listed in the collection's quarantine table with its reason.
+    Repeated, the command adds only what is new and counts what changed, which --update takes; stopped, it resumes.
+    Near-duplicates stay in one split.
 
     \b
     Example:

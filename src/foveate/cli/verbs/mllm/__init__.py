@@ -10,7 +10,10 @@ from foveate.cli.options import LazyCommands
 RECIPE = "foveate.mllm.recipe:MllmRecipe"
 MODEL = "foveate.mllm.stages:build_recipe_model"
 # Recipes of adapters, which have a model of their own.
-OTHER_RECIPES = {"own-vlm": "foveate.mllm.tuning.recipe:TuningRecipe"}
+OTHER_RECIPES = {
+    "own-vlm": "foveate.mllm.tuning.recipe:TuningRecipe",
+    "reader": "foveate.mllm.reader:ReadingRecipe",
+}
 
 
 @click.group("mllm", short_help="Plan and build multimodal language models.")
