@@ -354,3 +354,16 @@ def test_times_of_real_containers(tmp_path: Path) -> None:
     assert (media["A/V.AVI"].time, media["A/V.AVI"].extra[TIME_SOURCE]) == (by_file, BY_FILE_DATE)
     with Image.open(io.BytesIO(survey.collection.image_bytes(0))) as image:
         assert (image.format, image.size) == ("JPEG", (64, 48))
+
+
+def test_the_time_of_an_avi_is_its_chunk_idit(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "v.avi", moving_square(12), codec="mjpeg", pixel_format="yuvj420p")
+    data, text = bytearray(path.read_bytes()), b"SUN MAR 03 10:22:33 2024\n\0"
+    chunk = b"IDIT" + struct.pack("<I", len(text)) + text
+    # Before the first stream in the list of headers; the sizes of the list and of the file grow with it.
+    for place in (4, data.index(b"hdrl") - 4):
+        struct.pack_into("<I", data, place, struct.unpack_from("<I", data, place)[0] + len(chunk))
+    first = data.index(b"strl") - 8
+    data[first:first] = chunk
+    path.write_bytes(data)
+    assert read_video_time(read(path).tags, path) == (datetime(2024, 3, 3, 10, 22, 33), "container")

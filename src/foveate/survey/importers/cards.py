@@ -83,8 +83,8 @@ def import_cards(
         deployments: table of deployments, see `read_deployments`; by default `deployments.csv` in `source`, and else
             the folders themselves, see `derive_table`.
         reference: leave the files where they are and only refer to them; frames of videos are packed.
-        frames_of: reads the frames of a video, such as `foveate.vision.video.stills.read_stills`; by default videos are
-            counted and left out.
+        frames_of: reads the frames of a video, as commands do with PyAV; see the module `videos`.
+            By default videos are counted and left out.
         shared: see `SharedOptions`.
 
     Raises:
