@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import torch
@@ -50,7 +51,7 @@ def main() -> None:
 
 def open_session() -> onnxruntime.InferenceSession:
     """Export the folded network and open it for one thread."""
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()
     arguments = (torch.zeros(1, 3, 224, 224),)
     names = {"input_names": ["pixels"], "output_names": ["stride_16", "stride_32"]}
     # The older exporter: the newer one takes half a minute for the same graph.

@@ -128,13 +128,14 @@ def freeze(world: TrapWorld) -> TrapWorld:
 
     @torch.no_grad()
     def encode(maps_NF: NDArray[np.float32]) -> NDArray[np.float32]:
+        assert encoder is not None, "checked above"
         return torch.cat([encoder.image_vectors(part) for part in torch.from_numpy(maps_NF).split(64)]).numpy()
 
     def encode_images(images: TrapImages) -> TrapImages:
         return replace(images, features_VNF=np.stack([encode(maps_NF) for maps_NF in images.features_VNF]))
 
-    parts = {name: encode_images(getattr(world, name)) for name in ("train", "held_out", "test")}
-    return replace(world, **parts, encoder=None)
+    train, held_out, test = map(encode_images, (world.train, world.held_out, world.test))
+    return replace(world, train=train, held_out=held_out, test=test, encoder=None)
 
 
 STUDY = CosmoEncoderStudy
