@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from foveate.core.errors import UserError
 from foveate.multimodal.opening import open_mllm
+from foveate.video.networks import open_network
+from foveate.video.watching import watch
 from naming import raises_naming
 
 Edit = Callable[[Path], object]
@@ -276,6 +278,37 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(
     # Some releases of transformers name a tensor otherwise in the file than in the model.
     with raises_naming(UserError, name.rpartition(".")[0].rpartition(".")[2], [rows - 1, *others], [rows, *others]):
         open_mllm(edited)
+
+
+# Family and what is wrong with its folder, where code of the family itself fails on an image or a frame.
+OF_IMAGES: dict[str, tuple[str, Edit]] = {
+    "merged by 0": ("qwen2_vl", _json("processor_config.json", image_processor__merge_size=0)),
+    "merged by 3": ("qwen2_vl", _json("processor_config.json", image_processor__merge_size=3)),
+    "patches of 4000": ("qwen2_vl", _json("processor_config.json", image_processor__patch_size=4000)),
+    "another image token": ("qwen2_vl", _json("config.json", image_token_id=9999)),
+    "an unknown attribute": ("qwen2_vl", _template("{{ messages[0].nothing.nothing }}")),
+    "another number of tokens": ("internvl", _json("processor_config.json", image_seq_length=5)),
+    "no square": ("paligemma", _json("processor_config.json", image_processor__size={"height": 16, "width": 48})),
+}
+
+
+@pytest.mark.parametrize(("family", "edit"), OF_IMAGES.values(), ids=OF_IMAGES)
+def test_a_hostile_folder_is_refused_for_clips_as_for_images(
+    family: str, edit: Edit, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _check_refused(edit, folders[family], tmp_path)
+    with pytest.raises(UserError) as refused:
+        open_network(tmp_path / "model", device="cpu")
+    assert str(tmp_path / "model") in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_layer_that_the_tower_lacks_is_refused_with_the_first_frame(folder: Path, tmp_path: Path) -> None:
+    edited = shutil.copytree(folder, tmp_path / "model")
+    _json("config.json", vision_feature_layer=77)(edited)
+    with raises_naming(UserError, edited, "frames"):
+        watch(open_network(edited, device="cpu"), [Image.new("RGB", (40, 40))], fit=True)
 
 
 def _check_refused(edit: Edit, folder: Path, tmp_path: Path) -> None:

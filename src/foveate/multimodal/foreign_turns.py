@@ -402,10 +402,13 @@ def naming_model(name: str) -> Iterator[None]:
     """Raise UserError for what code of transformers raises in the block about files that do not fit one another."""
     try:
         yield
-    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
-        # UserError is a ValueError; its text is ours already. A bug of an observer is no fault of the model's files.
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        # UserError is a ValueError; its text is ours already. A bug of an observer is no fault of the model's files, nor
+        # is a GPU that is too small.
         frames = traceback.walk_tb(error.__traceback__)
-        if isinstance(error, UserError) or any("_is_called_back" in frame.f_locals for frame, _ in frames):
+        if isinstance(error, UserError | torch.OutOfMemoryError) or any(
+            "_is_called_back" in frame.f_locals for frame, _ in frames
+        ):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{name}: its config, processor and weights do not fit one another ({reason})") from error

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
@@ -80,7 +81,7 @@ def wrap_family(model: Any, checkpoint: Checkpoint, *, name: str) -> Network:
     @torch.inference_mode()
     def encode(pixels_T3HW: Tensor) -> Tensor:
         frames = [Image.fromarray(frame.permute(1, 2, 0).cpu().numpy()) for frame in pixels_T3HW]
-        text = _write(processor, "image", len(frames))
+        text = _write(processor, "image", len(frames), name)
         inputs = _process(model, processor, name, images=frames, text=text, **options)
         is_image_L = inputs["input_ids"][0] == image_id
         rows_LW = _capture(model, inputs).rows_LW[is_image_L]
@@ -130,7 +131,7 @@ def add_native(network: Network, processor: Any) -> Network:
     model, tokenizer, name = network.language, processor.tokenizer, network.name
     template, mark = processor.chat_template, tokenizer.convert_tokens_to_ids(processor.video_token)
     frame = frame_of_template(tokenizer, template, image=mark, name=name, part="video")
-    has_mark = processor.video_token in _write(processor, "video", 1)
+    has_mark = processor.video_token in _write(processor, "video", 1, name)
     if not has_mark:
         # Templates that write images alone: the video takes the place of one.
         image = tokenizer.convert_tokens_to_ids(processor.image_token)
@@ -229,10 +230,13 @@ def _frame(model: Any, processor: Any, kind: str, name: str, options: Mapping[st
     return frame_of_template(tokenizer, processor.chat_template, image=mark, name=name, around=around)
 
 
-def _write(processor: Any, kind: str, count: int) -> str:
-    """Write a turn of images or videos in the chat template."""
+def _write(processor: Any, kind: str, count: int, name: str) -> str:
+    """Write a turn of images or videos in the chat template; raise UserError if it fails on one."""
     messages = [{"role": "user", "content": [{"type": kind}] * count + [{"type": "text", "text": " "}]}]
-    return processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+    try:
+        return processor.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+    except TemplateError as error:
+        raise UserError(f"{name}: its chat template fails on an {kind} with a text ({error})") from error
 
 
 def _process(model: Any, processor: Any, name: str, **arguments: Any) -> dict[str, Any]:

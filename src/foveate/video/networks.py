@@ -83,7 +83,7 @@ def open_network(
     if is_grid(checkpoint):
         refuse_factor(rope_factor, owner=checkpoint.name)
         model = load_foreign(checkpoint, device=torch_device, opening=opening)
-        return wrap_family(model, checkpoint, name=str(source))
+        return wrap_foreign(model, checkpoint, name=str(source))
     config = read_config(checkpoint)
     # Before the model is built, since it computes its rotary frequencies from the config.
     stretch_positions(config.get_text_config(), rope_factor)
@@ -95,10 +95,12 @@ def wrap_foreign(model: Any, checkpoint: Checkpoint, *, name: str) -> Network:
     """Wrap a model of transformers with the tokenizer and the rule of pixels of its checkpoint.
 
     Raises:
-        UserError: it is of none of `FAMILIES` or `families.GRIDS`.
+        UserError: it is of none of `FAMILIES` or `families.GRIDS`, or its files do not fit one another.
     """
     if is_grid(checkpoint):
-        return wrap_family(model, checkpoint, name=name)
+        # A frame is tried: sizes of zero, wrong token ids and images of another size show here.
+        with loading(name, kind="the frames"):
+            return wrap_family(model, checkpoint, name=name)
     preprocess = _read_preprocess(checkpoint, read_config(checkpoint))
     tokenizer, template = _read_tokenizer(checkpoint)
     network = wrap_llava(model, name=name, preprocess=preprocess, tokenizer=tokenizer, template=template)
@@ -136,8 +138,9 @@ def wrap_llava(
     def encode(pixels_T3HW: Tensor) -> Tensor:
         # Normalized in float32, as in the official code, and only then cast to the dtype of the tower's weights.
         pixels = preprocess.normalize(pixels_T3HW.to(device)).to(dtype)
-        hidden = inner.vision_tower(pixels, output_hidden_states=True).hidden_states
-        features = torch.cat([hidden[layer] for layer in ([layers] if isinstance(layers, int) else layers)], dim=-1)
+        with loading(name, kind="the frames"):
+            hidden = inner.vision_tower(pixels, output_hidden_states=True).hidden_states
+            features = torch.cat([hidden[layer] for layer in ([layers] if isinstance(layers, int) else layers)], dim=-1)
         # The patches are last: a class token, which has no place in the grid, is dropped as LLaVA's "default" does.
         if features.shape[1] < side * side:
             raise UserError(f"{name}: its tower gives {features.shape[1]} tokens; expected a grid of {side} x {side}")
