@@ -73,7 +73,7 @@ def main() -> None:
     folder, images, num_classes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     survey, results = folder / "survey", folder / "results"
     if not survey.is_dir():
-        script = ROOT / "tests/records/big_survey.py"
+        script = ROOT / "tests/survey/big_survey.py"
         subprocess.run([sys.executable, script, folder, str(images), "coco-camera-traps"], check=True)
     # In another process: its memory is not that of the decision.
     writer = multiprocessing.get_context("fork").Process(target=write_results, args=(survey, results, num_classes))

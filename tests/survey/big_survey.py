@@ -1,6 +1,6 @@
 """Import a survey of many rows in this process; print the peak of its memory in MB.
 
-    python tests/records/big_survey.py FOLDER ROWS [camtrap-dp|coco-camera-traps|wilds|megadetector|speciesnet]
+    python tests/survey/big_survey.py FOLDER ROWS [camtrap-dp|coco-camera-traps|wilds|megadetector|speciesnet]
 
 camtrap-dp is exported again; megadetector and speciesnet add results to the survey that coco-camera-traps left in
 FOLDER, or to one that is imported first.
