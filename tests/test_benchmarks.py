@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from dataclasses import replace
@@ -141,6 +142,7 @@ def test_the_table_of_heads_has_means_over_draws() -> None:
         methods = {name: {"random": value, "solved": value, "saved": value + 0.1} for name in METHODS}
         return {"features": value, "methods": methods}
 
-    lines = format_table({"digits-5-0": cell(0.5), "digits-5-1": cell(0.7)}, ["digits"], [5], 2)
-    assert lines[2] == "| digits | 5 | lora | 0.600 | 0.600 | 0.600 | 0.700 |"
+    given = argparse.Namespace(tasks=["digits"], shots=[5], seeds=2, methods=METHODS)
+    lines = format_table({"digits-5-0": cell(0.5), "digits-5-1": cell(0.7)}, given)
+    assert lines[2] == "| digits | 5 | lora | 0.600 | 0.600 | 0.600 | 0.700 | +0.100 (+0.100 to +0.100) |"
     assert len(lines) == 2 + len(METHODS)

@@ -3,8 +3,9 @@
 foveate collect words --out words
 python tools/measure_reading.py mini --data words --frames FOLDER
 
-Controls: what is read against the word of the next image, and against words dealt at random. None of these images had
-a part in choosing the model's lowest score, nor had photographs in its training.
+Controls: what is read against the word of the next image, and against words dealt at random. None of these images
+chose the model's lowest score; its rule was changed once after a look at photographs, some of which are grounds of
+training images.
 """
 
 from __future__ import annotations

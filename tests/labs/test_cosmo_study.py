@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from foveate.report import render
-from foveate_labs.studies import cosmo, cosmo_measures
+from foveate_labs.studies import cosmo, cosmo_encoder, cosmo_measures
 from foveate_labs.studies.cosmo_worlds import EXACT, TrapWorld, list_frames, open_world
 from foveate_labs.studies.published import write_published
 from foveate_labs.studies.runner import run_study
@@ -84,3 +85,22 @@ def test_all_parts_run_and_make_a_page(tmp_path: Path) -> None:
     }
     assert "The prior of place raises accuracy" in render(tmp_path / "study").read_text(encoding="utf-8")
     write_published(result, tmp_path / "data")
+
+
+def test_the_encoder_is_trained_or_frozen_in_the_same_world(tmp_path: Path) -> None:
+    """Untrained, the last stages give the vectors of the frozen network; training changes what is decided."""
+    world = open_world(tmp_path, FEW_CAMERAS, 0, views=[EXACT], train=16, held_out=4, test=4, train_last_stages=True)
+    assert world.encoder is not None
+    frozen = cosmo_encoder.freeze(world)
+    assert frozen.encoder is None
+    maps_NF = torch.from_numpy(world.train.features_VNF[0])
+    with torch.no_grad():
+        expected_NF = world.encoder.image_vectors(maps_NF)
+    np.testing.assert_allclose(frozen.train.features_VNF[0], expected_NF.numpy(), rtol=1e-4, atol=1e-5)
+    arms = ("none", "place")
+    sizes = {"dim": 8, "passes": 1, "seed": 0}
+    for name in arms:
+        values = cosmo_measures.measure_arm(world, cosmo_measures.ARMS[name], **sizes)
+        assert 0 <= values["accuracy"] <= 1
+        assert ("place_loss" in values) == (name == "place")
+    assert cosmo_encoder.CosmoEncoderStudy.variants == ("frozen", *cosmo_encoder.TRAINED)

@@ -403,8 +403,8 @@ def naming_model(name: str) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        # UserError is a ValueError; its text is ours already. A bug of an observer is no fault of the model's files, nor
-        # is a GPU that is too small.
+        # UserError is a ValueError; its text is ours already. A bug of an observer is no fault of the model's files,
+        # nor is a GPU that is too small.
         frames = traceback.walk_tb(error.__traceback__)
         if isinstance(error, UserError | torch.OutOfMemoryError) or any(
             "_is_called_back" in frame.f_locals for frame, _ in frames

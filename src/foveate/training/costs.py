@@ -45,7 +45,9 @@ def _attention_backward_flops(
 def _fused_convolution_flops(
     pixels: tuple[int, ...], weight: tuple[int, ...], *rest: Any, out_shape: tuple[int, ...], **named: Any
 ) -> int:
-    return conv_flop_count(list(pixels), list(weight), list(out_shape))
+    # Kernels of Lite0 have odd sides; an even one has a row and a column of zeros, which are no work of the model.
+    outputs, inputs, *sides = weight
+    return conv_flop_count(list(pixels), [outputs, inputs, *(side - 1 + side % 2 for side in sides)], list(out_shape))
 
 
 # torch's counter knows only the fused kernels of CUDA.
