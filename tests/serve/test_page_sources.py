@@ -53,8 +53,10 @@ def test_scripts_use_ids_that_exist_and_nothing_that_reads_html_or_outlives_the_
     ids = set(re.findall(r'\bby\("([\w-]+)"\)', script))
     assert ids <= set(Page("review.html" if name == "review.js" else "index.html").ids)
     # The storage of a session ends with its tab.
-    banned = r"innerHTML|outerHTML|insertAdjacent|DOMParser|document\.write|\beval\b|Function\(|localStorage"
-        r"|indexedDB|cookie"
+    banned = (
+        r"innerHTML|outerHTML|insertAdjacent|DOMParser|document\.write|\beval\b|Function\(|localStorage|indexedDB"
+        r"|cookie"
+    )
     assert re.findall(banned, script) == []
 
 
