@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,14 +135,18 @@ def draw_rows(images: LabeledImages, shots: int, seed: int) -> tuple[LabeledImag
     return chosen, {name: np.sort(np.concatenate(part)) for name, part in parts.items()}
 
 
-def measure(folder: Path, packages: Path, task: str, shots: int, seed: int, methods: Sequence[str]) -> dict[str, Any]:
+def measure(given: argparse.Namespace, task: str, shots: int, seed: int) -> dict[str, Any]:
     """Return the test accuracies of one draw, and by which method each was reached."""
-    network, images = TASKS[task](folder, packages)
+    folder = given.out
+    network, images = TASKS[task](folder, given.packages)
     images, rows = draw_rows(images, shots, seed)
     bench, held = Bench(network, device="cpu"), np.concatenate([rows["validation"], rows["test"]])
 
     def accuracies(method: str, head_init: Literal["solved", "random"]) -> dict[str, float]:
-        training = AdaptTraining(seed=seed, head_init=head_init, workers=0, checkpoint_every=10_000, log_every=10_000)
+        options: dict[str, Any] = {} if given.rate is None else {"learning_rate": given.rate}
+        training = AdaptTraining(
+            seed=seed, head_init=head_init, workers=0, checkpoint_every=10_000, log_every=10_000, **options
+        )
         done = bench.fit(
             images, rows["train"], {"method": method}, training, folder=folder / "training", test=held
         )  # fmt: skip
@@ -151,7 +155,7 @@ def measure(folder: Path, packages: Path, task: str, shots: int, seed: int, meth
 
     features = accuracies("linear", "solved")
     found: dict[str, Any] = {"n": len(rows["test"]), "features": features["test"], "methods": {}}
-    for method in methods:
+    for method in given.methods:
         random, solved = accuracies(method, "random"), accuracies(method, "solved")
         keeps = solved["validation"] >= features["validation"]
         found["methods"][method] = {
@@ -187,6 +191,7 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, default=Path("/"), help="folder of installed or unpacked packages")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--shots", nargs="+", type=int, default=[5, 20], help="training images of each class")
+    parser.add_argument("--rate", type=float, help="peak learning rate instead of the default")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
@@ -201,10 +206,11 @@ def main() -> None:
             for task in given.tasks
             for shots in given.shots
         ):
-            path = given.out / "cells" / f"{name}.json"
+            folder = "cells" if given.rate is None else f"cells-{given.rate:g}"
+            path = given.out / folder / f"{name}.json"
             if not path.is_file():
                 path.parent.mkdir(exist_ok=True)
-                write_json_atomically(path, measure(given.out, given.packages, task, shots, seed, given.methods))
+                write_json_atomically(path, measure(given, task, shots, seed))
             cells[name] = read_json(path)
             print(name, cells[name], flush=True)
     print("\n".join(format_table(cells, given)))
