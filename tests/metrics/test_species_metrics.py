@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from foveate.core.errors import UserError
 from foveate.metrics.classification import bhattacharyya_distance, count_classes
-from foveate.metrics.confidence import coverage_at, coverage_curve, expected_calibration_error
+from foveate.metrics.confidence import (
+    coverage_at,
+    coverage_curve,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+)
 from foveate.metrics.intervals import wilson_interval
 from foveate.metrics.retrieval import link_ranks
 from foveate.metrics.taxonomy import ClassTree
@@ -128,3 +135,26 @@ def test_the_distance_of_histograms_is_symmetric_and_zero_for_equal_shares(
     assert bhattacharyya_distance(first, second) == pytest.approx(bhattacharyya_distance(second, first))
     tripled = {name: 3 * count for name, count in first.items()}
     assert bhattacharyya_distance(first, tripled) == pytest.approx(0, abs=1e-7)
+
+
+def test_a_fitted_temperature_undoes_the_one_that_was_drawn_with() -> None:
+    rng = np.random.default_rng(0)
+    logits_NK = rng.normal(scale=3, size=(4000, 5))
+    shares_NK = scipy.special.softmax(logits_NK / 2, axis=1)
+    truth_N = (shares_NK.cumsum(axis=1) < rng.random((4000, 1))).sum(axis=1)
+    found = fit_temperature(logits_NK, truth_N)
+    assert found == pytest.approx(2, rel=0.1)
+    # No temperature beside it is likelier.
+    losses = [
+        negative_log_likelihood(scipy.special.softmax(logits_NK / T, axis=1), truth_N)
+        for T in (found, 0.98 * found, 1.02 * found)
+    ]
+    assert min(losses) == losses[0]
+
+
+@pytest.mark.parametrize("count", [5, 100])
+def test_nothing_is_fitted_to_few_samples_or_without_a_mistake(count: int) -> None:
+    truth_N = np.arange(count) % 3
+    assert fit_temperature(4 * np.eye(3)[truth_N], truth_N) is None
+    if count == 5:
+        assert fit_temperature(4 * np.eye(3)[truth_N], truth_N[::-1]) is None

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from training_survey import KINDS, PLACES, build_survey, write_features
 
+from foveate.cli.verbs.species.options import build_stages
 from foveate.core.errors import UserError
+from foveate.core.files import read_json, write_json_atomically
 from foveate.core.model_folder import CARD
 from foveate.core.recipes import validate
 from foveate.core.stopping import StopRequest
+from foveate.species import fit
 from foveate.species.estimate import estimate_training, format_estimate
 from foveate.species.folder import open_species
 from foveate.species.graph import SpeciesGraph, build_graph
@@ -524,3 +527,18 @@ def test_a_validation_split_that_is_unknown_or_trained_on(survey: Survey, featur
     assert not run.exists()
     chosen = recipe(method="linear_probe", data={**options, "validation": ""})
     assert train_species(survey.collection.path, run, chosen).result.validation_images == 0
+
+
+def test_a_command_divides_logits_by_the_temperature_of_the_model(
+    survey: Survey, features: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "fit_temperature", lambda logits, truth: 1.5)
+    run = train_species(survey.collection.path, tmp_path / "run", recipe(data={"features": str(features[0])}))
+    model = run.run.path / "model"
+    assert read_json(model / "metrics.json")["temperature"] == 1.5
+    assert build_stages({}, model).temperature.temperature == 1.5
+    assert build_stages({"temperature": {"temperature": 1.0}}, model).temperature.temperature == 1.0
+    # A model that was trained before, and one that is not there any more.
+    write_json_atomically(model / "metrics.json", {"accuracy": 0.5})
+    assert build_stages({}, model).temperature.temperature == 1.0
+    assert build_stages({}, tmp_path / "nothing").temperature.temperature == 1.0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from foveate.core.errors import UserError
 from foveate.core.progress import say
 from foveate.metrics.classification import count_classes
+from foveate.metrics.confidence import fit_temperature
 from foveate.records.images import BadImage
 from foveate.species.link_data import LinkData, link_arrays
 from foveate.species.links import (
@@ -206,3 +207,10 @@ def measure(model: nn.Module, data: LinkData, inputs: Inputs) -> Mapping[str, fl
     predicted_N, truth_N = logits.argmax(dim=1).numpy(), data.labels_N[rows]
     counts = count_classes(predicted_N, truth_N, len(data.classes))
     return {"accuracy": float((predicted_N == truth_N).mean()), "macro_f1": counts.macro_f1("present")}
+
+
+@torch.no_grad()
+def fit_validation_temperature(model: nn.Module, data: LinkData, inputs: Inputs) -> float | None:
+    """Return the temperature of the validation images, see `foveate.metrics.confidence.fit_temperature`."""
+    logits, rows = inputs.apply(model, data.validation_rows, next(model.parameters()).device)
+    return fit_temperature(logits.float().numpy(), data.labels_N[rows])

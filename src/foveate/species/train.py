@@ -16,7 +16,7 @@ from foveate.core.progress import say
 from foveate.core.runs import RunFolder
 from foveate.core.version import code_revision
 from foveate.records.collection import Collection
-from foveate.species.fit import build_task, measure, order_passes
+from foveate.species.fit import build_task, fit_validation_temperature, measure, order_passes
 from foveate.species.folder import check_locations, open_species, save_species
 from foveate.species.graph import SpeciesGraph, is_graph, open_collection
 from foveate.species.link_data import LinkData, link_graph
@@ -102,6 +102,11 @@ def train_species(
         model = None
         if finished:
             info = _inform(recipe, data, sources, result)
+            # What predictions divide logits by, unless --temperature says otherwise.
+            temperature = fit_validation_temperature(network, data, sources.inputs) if metrics else None
+            if temperature is not None:
+                say(f"temperature of the validation images: {temperature:g}")
+                metrics["temperature"] = temperature
             folder = save_species(run.path / MODEL, network, info, include_locations=include_locations, metrics=metrics)
             model = open_species(folder)
             if recipe.prior != "none":

@@ -30,7 +30,11 @@ class TemperatureSettings(Settings):
     """Options of the temperature."""
 
     temperature: float = Field(
-        1.0, gt=0, le=100, description="divides the logits: above 1 the model is less sure, 1 changes nothing"
+        1.0,
+        gt=0,
+        le=100,
+        description="divides the logits: above 1 the model is less sure, 1 changes nothing; a command takes by default "
+        "the one that training fitted on validation images",
     )
 
 

@@ -41,11 +41,15 @@ page_options = fields(f"{SETTINGS}:PageSettings", "coordinate_digits", "samples"
 
 
 def build_stages(values: Mapping[str, Any], model: Path | None) -> Settings:
-    """Check the options of the stages; a prior that is asked for without a folder is the one beside the model.
+    """Check the options of the stages; a temperature that is not given is the model's own.
+
+    A prior that is asked for without a folder is the one beside the model.
 
     Args:
         model: folder of the model, None where it is not known.
     """
+    from foveate.core.files import read_json
+    from foveate.core.model_folder import METRICS
     from foveate.core.recipes import validate
     from foveate.species.decisions import Stages
     from foveate.species.priors import PRIOR
@@ -56,7 +60,13 @@ def build_stages(values: Mapping[str, Any], model: Path | None) -> Settings:
         folder = model.parent / PRIOR
         if folder.is_dir():
             prior["source"] = folder
-    return validate(Stages, {**values, **({"prior": prior} if prior else {})}, where="foveate species")
+    temperature = dict(values.get("temperature", {}))
+    if model is not None and (model / METRICS).is_file():
+        # Models that were trained before have none.
+        fitted = read_json(model / METRICS).get("temperature")
+        temperature = {"temperature": fitted, **temperature} if fitted is not None else temperature
+    given = {"prior": prior, "temperature": temperature}
+    return validate(Stages, {**values, **{name: own for name, own in given.items() if own}}, where="foveate species")
 
 
 def check_stages(values: Mapping[str, Any], model: SpeciesModel) -> None:
