@@ -403,12 +403,10 @@ def naming_model(name: str) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        # UserError is a ValueError; its text is ours already. A bug of an observer is no fault of the model's files,
-        # nor is a GPU that is too small.
-        frames = traceback.walk_tb(error.__traceback__)
-        if isinstance(error, UserError | torch.OutOfMemoryError) or any(
-            "_is_called_back" in frame.f_locals for frame, _ in frames
-        ):
+        # UserError is a ValueError; its text is ours already. Neither a bug of an observer nor a GPU that is too small
+        # is a fault of the model's files.
+        is_other = isinstance(error, UserError | torch.OutOfMemoryError)
+        if is_other or any("_is_called_back" in frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{name}: its config, processor and weights do not fit one another ({reason})") from error
