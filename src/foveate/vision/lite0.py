@@ -88,7 +88,7 @@ class _Convolution(nn.Module):
             side: of the input, for which oneDNN chooses its layout; other sides give the same numbers.
         """
         layer = self.convolution
-        before, after = (self.padding or layer.padding * 2)[:2]
+        before, after = self.padding[:2] if self.padding is not None else (layer.kernel_size[0] // 2,) * 2
         # The operator pads both sides alike, and a pass that pads before it costs a seventh of the network's time:
         # zeros in front of the kernel take the odd pixel instead.
         weight = F.pad(layer.weight.detach(), (after - before, 0) * 2)

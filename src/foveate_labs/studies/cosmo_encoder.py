@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from foveate.core.experiment_grid import Cell
+from foveate.vision.encoder import ImageEncoder
 from foveate_labs.studies.cosmo import CONTEXT_PAPER_CLAIMS, SETTINGS, TRAPS, claims_of_contexts
 from foveate_labs.studies.cosmo_measures import ARMS, TRAINED_RATE, measure_arm
 from foveate_labs.studies.cosmo_worlds import ENCODER, EXACT, TrapImages, TrapWorld, open_world
@@ -123,18 +123,18 @@ class CosmoEncoderStudy(GridStudy):
 
 def freeze(world: TrapWorld) -> TrapWorld:
     """Return a world whose features are the vectors of its encoder as it is."""
-    encoder = world.encoder
-    assert encoder is not None, "the world has maps"
+    assert world.encoder is not None, "the world has maps"
+    train, held_out, test = (_encode(part, world.encoder) for part in (world.train, world.held_out, world.test))
+    return replace(world, train=train, held_out=held_out, test=test, encoder=None)
 
-    @torch.no_grad()
-    def encode(maps_NF: NDArray[np.float32]) -> NDArray[np.float32]:
-        return torch.cat([encoder.image_vectors(part) for part in torch.from_numpy(maps_NF).split(64)]).numpy()
 
-    def encode_images(images: TrapImages) -> TrapImages:
-        return replace(images, features_VNF=np.stack([encode(maps_NF) for maps_NF in images.features_VNF]))
-
-    parts = {name: encode_images(getattr(world, name)) for name in ("train", "held_out", "test")}
-    return replace(world, **parts, encoder=None)
+@torch.no_grad()
+def _encode(images: TrapImages, encoder: ImageEncoder) -> TrapImages:
+    vectors = [
+        torch.cat([encoder.image_vectors(part) for part in torch.from_numpy(maps_NF).split(64)]).numpy()
+        for maps_NF in images.features_VNF
+    ]
+    return replace(images, features_VNF=np.stack(vectors))
 
 
 STUDY = CosmoEncoderStudy
