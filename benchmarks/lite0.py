@@ -50,14 +50,20 @@ def main() -> None:
 
 def open_session() -> onnxruntime.InferenceSession:
     """Export the folded network and open it for one thread."""
-    arguments = (torch.zeros(1, 3, 224, 224),)
-    names: dict[str, list[str]] = {"input_names": ["pixels"], "output_names": ["stride_16", "stride_32"]}
-    # The older exporter: the newer one takes half a minute for the same graph.
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/lite0.onnx"
-        torch.onnx.export(load_lite0(), arguments, path, dynamo=False, dynamic_axes={"pixels": {0: "batch"}}, **names)
+        # The older exporter: the newer one takes half a minute for the same graph.
+        torch.onnx.export(
+            load_lite0(),
+            (torch.zeros(1, 3, 224, 224),),
+            path,
+            dynamo=False,
+            input_names=["pixels"],
+            output_names=["stride_16", "stride_32"],
+            dynamic_axes={"pixels": {0: "batch"}},
+        )
         return onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
 
 
