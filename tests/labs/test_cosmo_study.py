@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from foveate.core.experiment_grid import Cell
 from foveate.report import render
 from foveate_labs.studies import cosmo, cosmo_encoder, cosmo_measures
 from foveate_labs.studies.cosmo_worlds import EXACT, TrapWorld, list_frames, open_world
@@ -70,6 +71,22 @@ def test_hints_are_measured_at_cameras_with_enough_images(world: TrapWorld) -> N
     values = cosmo_measures.measure_hints(world, dim=8, passes=3, seed=0)
     assert {"hints/auc_1h", "hints/precision_1h"} <= set(values)
     assert all(0 <= value <= 1 for value in values.values())
+
+
+def test_contexts_train_the_encoder_of_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cosmo_encoder.SETTINGS, cosmo.TRAPS, FEW_CAMERAS)
+    scale = cosmo_encoder.EncoderScale(train=8, held_out=4, test=24, dim=8, passes=3, seeds=1)
+    study = cosmo_encoder.CosmoEncoderStudy(tmp_path, scale)
+    frozen, trained = (study.measure(Cell(0, cosmo.TRAPS, name)) for name in (cosmo_encoder.FROZEN, "all"))
+    assert {"accuracy", "held_out"} <= frozen.keys() & trained.keys()
+    assert {"place_loss", "time_loss"} <= trained.keys() - frozen.keys()
+    world = open_world(
+        tmp_path / "worlds" / "traps-0", FEW_CAMERAS, 0, views=[EXACT], train=8, held_out=4, test=24,
+        train_last_stages=True,
+    )  # fmt: skip
+    # Maps of 10 x 10 positions at stride 16, and the vectors of both of the encoder's maps.
+    assert world.train.features_VNF.shape[2] == 10 * 10 * 112
+    assert cosmo_encoder.freeze(world).train.features_VNF.shape[2] == 112 + 320
 
 
 @pytest.mark.slow

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from foveate.core.experiment_grid import Cell
-from foveate_labs.studies import cosmo, ferret, slowfast, tour
+from foveate_labs.studies import cosmo, cosmo_encoder, ferret, slowfast, tour
 from foveate_labs.studies.runner import run_study
 from foveate_labs.studies.study import judge
 
-DESIGNS = pytest.mark.parametrize("module", [cosmo, ferret, slowfast], ids=lambda module: module.__name__)
+DESIGNS = pytest.mark.parametrize(
+    "module", [cosmo, cosmo_encoder, ferret, slowfast], ids=lambda module: module.__name__
+)
 
 
 @DESIGNS
