@@ -21,7 +21,7 @@ from foveate.federated.flower import transport as over_flower
 from foveate.federated.flower.app import CONFIG
 from foveate.federated.flower.transport import from_records, to_records
 from foveate.federated.messages import Message
-from foveate.federated.reasons import DATA_MISSING, FAILURE
+from foveate.federated.reasons import DATA_MISSING, FAILURE, INTERNAL_ERROR
 from foveate.report import render
 
 RANDOM = np.random.default_rng(0)
@@ -138,6 +138,19 @@ def test_a_client_without_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         message, SimpleNamespace(node_config={"partition-id": 0, "min-count": 1, "jobs": "features"})
     )
     assert dict(from_records(content).values) == {FAILURE: DATA_MISSING}
+
+
+def test_a_fault_outside_the_protocol_stays_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("row 7: 36.6")
+
+    monkeypatch.setattr(client_app, "FlowerMessage", lambda content, reply_to: content)
+    monkeypatch.setattr(client_app, "answer_request", fail)
+    content = client_app.answer(SimpleNamespace(content=to_records(Message(SIZE))), SimpleNamespace(node_config={}))
+    assert dict(from_records(content).values) == {FAILURE: INTERNAL_ERROR}
+    assert "RuntimeError: row 7: 36.6" in capsys.readouterr().err
 
 
 def test_flower_knows_each_kind() -> None:

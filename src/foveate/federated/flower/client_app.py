@@ -7,10 +7,13 @@ not loaded for clustering: every task is a new process.
 
 from __future__ import annotations
 
+import traceback
+
 from flwr.app import Context  # pyrefly: ignore[missing-import]
 from flwr.app import Message as FlowerMessage  # pyrefly: ignore[missing-import]
 from flwr.clientapp import ClientApp  # pyrefly: ignore[missing-import]
 
+from foveate.core.progress import say
 from foveate.federated.flower.records import from_records, to_records
 from foveate.federated.messages import Message
 from foveate.federated.node import KINDS, UNREADABLE, answer_request
@@ -31,7 +34,8 @@ def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
             records = answer_stage(message, context)
         else:
             records = to_records(answer_request(context.node_config, lambda: from_records(message.content)))
-    except Exception:  # the log of the node has the reason; whatever it is, it stays there
+    except Exception:  # of any kind, since its text must stay at the node, whose log has it
+        say(traceback.format_exc())
         records = to_records(Message(UNREADABLE, values=failure_values(INTERNAL_ERROR)))
     return FlowerMessage(records, reply_to=message)
 
