@@ -102,8 +102,11 @@ class Task(nn.Module, ABC):
         The loop calls it on every rank in evaluation mode, without gradient, with the averaged weights where there
         are some, and with a random state of its own. The metrics of rank 0 count, so a task that splits the work over
         ranks combines its results itself (`foveate.training.distributed.all_sum`).
+
+        Raises:
+            NotImplementedError: by default; a task without an evaluation is trained with `evaluate_every` None.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no evaluate(); train it with evaluate_every=None")
 
     def parameter_groups(self) -> Sequence[ParameterRule]:
         """Return rules for learning rates, decay and frozen parts; the first that matches a parameter applies."""

@@ -7,6 +7,7 @@ allows.
 from __future__ import annotations
 
 import shutil
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,9 +140,9 @@ class TrainedStudy(GridStudy):
             variants[key] = {name: _plain(getattr(variant, name)) for name in fields}
         return {"recipe": RECIPE, "batch": BATCH, "variants": variants}
 
+    @abstractmethod
     def build_collection(self, variant: Variant, target: Path) -> None:
         """Write the images and questions of a variant; those that are there stay."""
-        raise NotImplementedError
 
     def collection_path(self, variant: Variant) -> Path:
         """Return the collection that a variant is trained on; the test images of a condition are the same in all."""

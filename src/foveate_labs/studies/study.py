@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -225,7 +226,7 @@ def summary(design: Design, values: Values) -> dict[str, Any]:
 SELECTORS = ("seeds", "conditions", "variants")
 
 
-class GridStudy:
+class GridStudy(ABC):
     """A study; a module of `foveate_labs.studies` that has one as `STUDY` is found by its name.
 
     A subclass has a `design`, the scales `full` and `quick` (frozen dataclasses with a field `seeds`), its variants,
@@ -310,12 +311,12 @@ class GridStudy:
         """Map (condition, row) to seed to measure to value."""
         return row_values(cls.design.rows, finished.items())
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - not every study has something to share
         """Make what all cells share; repeated, only what is missing."""
 
+    @abstractmethod
     def measure(self, cell: Cell) -> dict[str, float]:
         """Train and measure one cell."""
-        raise NotImplementedError
 
     def further_tables(self) -> list[dict[str, Any]]:
         """Return tables for the page besides the grid: title, note, columns, lines of texts."""
