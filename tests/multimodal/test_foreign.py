@@ -150,7 +150,7 @@ def test_options_are_compared_behind_images_that_are_encoded_once(
     monkeypatch.setattr(ours.model.model, "get_image_features", count)
     assert ours.choose(images, QUESTION, options) == to_probabilities(alone, per_token=False)
     assert len(calls) == 1
-    # Of other images nothing is reused, nor outside of a comparison.
+    # Nothing is reused for other images, nor outside of a comparison.
     other = [draw(50, 40, seed=2), images[1]]
     assert ours.choose(other, QUESTION, options) != ours.choose(images, QUESTION, options)
     ours.ask(images, QUESTION, max_tokens=1)

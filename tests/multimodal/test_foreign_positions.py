@@ -24,7 +24,7 @@ def record_positions(model: ForeignMllm, ask: Callable[[], Any]) -> list[torch.T
     positions: list[torch.Tensor] = []
 
     def note(_: Any, __: Any, named: dict[str, Any]) -> None:
-        # Of a text, time, row and column are alike; some passes have the one, others all of them.
+        # Time, row and column of a text are alike; some passes have the one, others all of them.
         positions.append(named["position_ids"][-1, :, -1].clone())
 
     hook = model.model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)

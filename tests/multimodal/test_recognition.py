@@ -73,7 +73,7 @@ def test_every_other_question_is_refused_with_a_remedy(mini: Mllm) -> None:
         answer = mini.ask(CAT, question)
         assert (answer.text, answer.source) == (UNKNOWN, SOURCE)
     assert "--model OWNER/NAME" in UNKNOWN
-    # Of several images one is enough: nothing here compares images.
+    # One of several images is enough: nothing here compares images.
     assert mini.ask([CAT, scene_file(0)], "Do both images show a cat?").text == UNKNOWN
 
 
@@ -182,7 +182,7 @@ def test_the_check_measures_the_distance_from_what_it_was_fitted_to() -> None:
     assert float(check.measure(-near_BD).min()) > float(near_B.max())
     limited = check.choose_limit(near_BD, share=0.9)
     assert float((limited.measure(near_BD) > 1).float().mean()) == pytest.approx(0.1, abs=0.01)
-    # Of two kinds the nearer one counts.
+    # The nearer of two kinds counts.
     other = PictureCheck.fit(-near_BD, directions=4)
     both = PictureCheck([*limited.kinds, *other.kinds])
     assert float(both.measure(-near_BD).mean()) < 1.1

@@ -402,7 +402,7 @@ def test_rows_of_videos_are_quarantined_by_name(tmp_path: Path, name: str) -> No
     text = source.read_text(encoding="utf-8")
     good = [json.loads(line) for line in text.splitlines()] if is_lines else json.loads(text)
     if name == "vqa":
-        # Of the layouts of questions, the one of a plain list.
+        # A plain list is one of the layouts of questions.
         write_images(source.parent, "0.jpg")
         good = [{"image": "0.jpg", "questionId": 1, "question": "What?", "answers": ["x"]}]
     videos = [{"id": f"clip-{number}", **row} for number, row in enumerate(VIDEO_ROWS[name])]

@@ -31,5 +31,5 @@ def test_the_fraction_is_drawn_by_seed_and_group_with_replacement() -> None:
     assert draw(0, "general") == draw(0, "general")
     assert draw(0, "general") != draw(1, "general")
     assert draw(0, "general") != draw(0, "math")
-    # Of 90 draws with replacement from 100 rows about 60 are distinct.
+    # 90 draws with replacement from 100 rows give about 60 distinct ones.
     assert 45 <= len(set(draw(0, "general"))) <= 75

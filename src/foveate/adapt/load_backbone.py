@@ -66,7 +66,7 @@ def parse_backbone(text: str, modules: Sequence[str] = ()) -> dict[str, Any]:
 
 def _detect_kind(path: Path) -> str:
     if kind := detect_kind(path):
-        # Of transformers' own towers only those that have a map of their modules.
+        # Only these of transformers' towers have a map of their modules.
         return kind if kind in (*_INNER, "foveate") else "transformers"
     raise UserError(
         f"{path / 'config.json'}: not a model that can be adapted; expected a model of Foveate, timm or open_clip, or "

@@ -419,7 +419,7 @@ def _describe_labels(
     probabilities_NK, is_true_NK = sigmoid(logits_NK), truth_NK > 0.5
     predicted_NK = probabilities_NK >= thresholds_K
     counts, precision_K = count_labels(predicted_NK, truth_NK), average_precision(logits_NK, truth_NK)
-    # Of a decision against a label the confidence is that it is absent.
+    # A decision against a label is as confident as the label is improbable.
     confidence_NK = np.where(is_true_NK, 1 - probabilities_NK, probabilities_NK)
     wrong = np.argwhere(predicted_NK != is_true_NK)
     order = np.argsort(-confidence_NK[wrong[:, 0], wrong[:, 1]], kind="stable")

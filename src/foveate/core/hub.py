@@ -157,7 +157,7 @@ def is_tuned(folder: Path) -> bool:
     config = read_json(folder / _CONFIG)
     if not isinstance(config, dict):
         return False
-    # Of Foveate, of timm, of transformers.
+    # The marks of Foveate's, timm's and transformers' configurations.
     classes = config.get("architectures") or []
     is_timm = "architecture" in config and "num_classes" in config
     return (

@@ -323,7 +323,7 @@ def write_table(predictions: Predictions, decisions: pa.Table, path: Path, *, th
         name = image["name"] = find_video(image["key"]) or image["key"]
         most[name] = max(most.get(name, 0), counts[image["key"]])
     lines = []
-    # Of a video the first frame.
+    # The first frame stands for its video.
     for name, image in {image["name"]: image for image in reversed(images)}.items():
         for row in decided.get(name, [{"kind": "unclassified", "score": 0.0}]):
             lines.append((KINDS.index(row["kind"]), row["score"], image))

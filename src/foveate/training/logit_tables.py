@@ -1,10 +1,8 @@
 """Tables of logits: CSV and Parquet with a row per sample and a column per class.
 
-The column `label` (or `labels`) has class names or numbers. Every other column is a class, named after it, except:
-
-- where columns begin with `logit_`, only they are classes, by what follows;
-- columns that begin with `feature_` are features;
-- columns that name a sample (`id`, `key`, `image`, `path`, ...) are left out, with a note.
+The column `label` (or `labels`) has class names or numbers. Columns that begin with `feature_` are features, and
+columns that name a sample (`id`, `key`, `image`, `path`, ...) are left out, with a note. Every other column is a class,
+named after the column; where columns begin with `logit_`, only they are classes, named by what follows.
 """
 
 from __future__ import annotations
