@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,11 @@ from foveate.cli.options import (
     unit_of_boxes_option,
 )
 from foveate.cli.recipe_call import RecipeCall, recipe_command
+
+if TYPE_CHECKING:
+    from foveate.mllm.reader import TrainedReader
+    from foveate.mllm.train import Trained
+    from foveate.mllm.tuning.train import Tuned
 
 # `foveate mllm plan`: what images cost, before a pixel is read.
 
@@ -205,17 +210,21 @@ def train_command(call: RecipeCall, add_regions: str | None, pricing: dict[str, 
     from foveate.records.collection import Collection
 
     trained = train_mllm(resolved, Collection.open(collection), run, device=call.device, command=call.command)
+    _end_training(call, trained, "model", trained.model_folder)
+
+
+def _end_training(call: RecipeCall, trained: Trained | Tuned | TrainedReader, name: str, path: Path | None) -> None:
+    """Print the result and the paths of a training, or that it was stopped, where `path` is None."""
+    from foveate.report.render import render_and_tell
+
     # Under torchrun every process gets here; only one prints.
     if not trained.is_main:
         return
-    result: dict[str, Any] = trained.result.to_json()
-    if trained.model_folder is None:
+    result, run = trained.result.to_json(), trained.run.path
+    if path is None:
         call.stop(result, run)
-    from foveate.report.render import render_and_tell
-
     report, lines = render_and_tell(run)
-    paths = {"run": run, "model": trained.model_folder, "report": report}
-    call.finish(result, lines, paths)
+    call.finish(result, lines, {"run": run, name: path, "report": report})
 
 
 def _tune(call: RecipeCall, options: dict[str, Any]) -> None:
@@ -223,7 +232,6 @@ def _tune(call: RecipeCall, options: dict[str, Any]) -> None:
     from foveate.mllm.tuning.recipe import TuningRecipe
     from foveate.mllm.tuning.train import plan_tuning, tune
     from foveate.records.collection import Collection
-    from foveate.report.render import render_and_tell
 
     run = call.run or Path("runs") / f"mllm-{call.name}"
     recipe = call.load(TuningRecipe, call.options(options))
@@ -234,30 +242,19 @@ def _tune(call: RecipeCall, options: dict[str, Any]) -> None:
             call.finish(*plan_tuning(recipe, collection, device=call.device))
             return
         tuned = tune(recipe, collection, run, device=call.device, command=call.command)
-    if not tuned.is_main:
-        return
-    if tuned.adapter is None:
-        call.stop(tuned.result.to_json(), run)
-    report, lines = render_and_tell(run)
-    call.finish(tuned.result.to_json(), lines, {"run": run, "adapter": tuned.adapter, "report": report})
+    _end_training(call, tuned, "adapter", tuned.adapter)
 
 
 def _train_reader(call: RecipeCall) -> None:
     """Train the character head of a model."""
     from foveate.mllm.reader import ReadingRecipe, train_reader
     from foveate.records.collection import Collection
-    from foveate.report.render import render_and_tell
 
     run = call.run or Path("runs") / f"mllm-{call.name}"
     recipe = call.load(ReadingRecipe, call.options())
     with Collection.open(call.data) as collection:
         trained = train_reader(recipe, collection, run, device=call.device, command=call.command)
-    if not trained.is_main:
-        return
-    if trained.model_folder is None:
-        call.stop(trained.result.to_json(), run)
-    report, lines = render_and_tell(run)
-    call.finish(trained.result.to_json(), lines, {"run": run, "model": trained.model_folder, "report": report})
+    _end_training(call, trained, "model", trained.model_folder)
 
 
 def _import_base(model: str, run: Path, *, dry_run: bool) -> str:
