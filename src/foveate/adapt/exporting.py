@@ -227,13 +227,7 @@ Labels: {answers.task}: {names}{more}{how}, by Foveate. Loaded with {library} an
 
 
 def _check_timm(source: _Source) -> list[str]:
-    adapted = source.adapted
-    if adapted is None:
-        raise UserError(
-            f"{source.folder}: is a classifier folder already; --to timm takes the run folder of `adapt train`, or "
-            "its adapter folder"
-        )
-    _check_mergeable(adapted)
+    adapted = _find_mergeable(source, "timm")
     name = (getattr(adapted.model, "pretrained_cfg", None) or {}).get("architecture")
     if adapted.backbone.family not in ("timm", "cnn") or not name:
         raise UserError(
@@ -274,26 +268,27 @@ def _model_args(source: _Source) -> dict[str, Any]:
     return dict(source.info.get("model_args") or {})
 
 
-def _check_mergeable(adapted: AdaptedModel) -> None:
-    adapter = adapted.adapter()
+def _find_mergeable(source: _Source, target: str) -> AdaptedModel:
+    """Return the adapted model, which `target` takes only merged."""
+    if source.adapted is None:
+        raise UserError(
+            f"{source.folder}: is a classifier folder already; --to {target} takes the run folder of `adapt train`, or "
+            "its adapter folder"
+        )
+    adapter = source.adapted.adapter()
     if adapter.why_not_mergeable:
         raise UserError(
             f"method '{adapter.settings.method}' cannot be merged: {adapter.why_not_mergeable}; use --to onnx, whose "
             "graph holds its branches"
         )
+    return source.adapted
 
 
 # transformers: the same weights under the library's own classification class, with id2label.
 
 
 def _check_transformers(source: _Source) -> list[str]:
-    adapted = source.adapted
-    if adapted is None:
-        raise UserError(
-            f"{source.folder}: is a classifier folder already; --to transformers takes the run folder of `adapt "
-            "train`, or its adapter folder"
-        )
-    _check_mergeable(adapted)
+    adapted = _find_mergeable(source, "transformers")
     if not _is_of_transformers(adapted.model):
         raise UserError(
             f"{source.folder}: a {type(adapted.model).__name__} is no network of transformers; use --to onnx"
