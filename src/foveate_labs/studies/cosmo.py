@@ -50,7 +50,7 @@ CONDITIONS = (
     Condition(CONTROL, "Control", "species depend on neither place nor hour"),
     Condition(BARE, "No strips", "images without date, hour and camera name"),
 )
-MEASURES = (
+CONTEXT_MEASURES = (
     Measure("accuracy", "Accuracy, unseen cameras"),
     Measure("accuracy_unseen", "Accuracy, unseen cameras and drawings"),
     Measure("macro_f1", "Macro-F1 over present species"),
@@ -61,6 +61,9 @@ MEASURES = (
     Measure("place_chance", "Loss of places by chance", control=True),
     Measure("time_loss", "Loss of hours, held-out images", control=True),
     Measure("time_chance", "Loss of hours by chance", control=True),
+)
+MEASURES = (
+    *CONTEXT_MEASURES,
     # As log 10: the official start's losses, 1,062 to 29,923, differ by factors; a t-interval of them says nothing.
     Measure("first_place_loss", "Loss of places before training, log 10", control=True),
     # Constants as measures, because a claim compares two measures.

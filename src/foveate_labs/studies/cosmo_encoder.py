@@ -15,28 +15,16 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.core.experiment_grid import Cell
-from foveate_labs.studies.cosmo import CONTEXT_PAPER_CLAIMS, SETTINGS, TRAPS, claims_of_contexts
+from foveate_labs.studies.cosmo import CONTEXT_MEASURES, CONTEXT_PAPER_CLAIMS, SETTINGS, TRAPS, claims_of_contexts
 from foveate_labs.studies.cosmo_measures import ARMS, TRAINED_RATE, measure_arm
 from foveate_labs.studies.cosmo_worlds import ENCODER, EXACT, TrapImages, TrapWorld, open_world
-from foveate_labs.studies.study import Claim, Condition, Design, GridStudy, Measure, Row
+from foveate_labs.studies.study import Claim, Condition, Design, GridStudy, Row
 
 FROZEN = "frozen"
 CONTEXTS = ("taxonomy", "place", "time", "all")
 TRAINED = ("none", *(f"{name}{suffix}" for name in CONTEXTS for suffix in ("", "-shuffled")))
 CONDITIONS = (
     Condition(TRAPS, "Traps", "48 species, 4 regions that share few of them, 40 training and 16 unseen cameras"),
-)
-MEASURES = (
-    Measure("accuracy", "Accuracy, unseen cameras"),
-    Measure("accuracy_unseen", "Accuracy, unseen cameras and drawings"),
-    Measure("macro_f1", "Macro-F1 over present species"),
-    Measure("held_out", "Accuracy, training cameras"),
-    Measure("lca", "LCA height of errors", control=True),
-    Measure("siblings", "Cosine within families"),
-    Measure("place_loss", "Loss of places, held-out images", control=True),
-    Measure("place_chance", "Loss of places by chance", control=True),
-    Measure("time_loss", "Loss of hours, held-out images", control=True),
-    Measure("time_chance", "Loss of hours by chance", control=True),
 )
 ROWS = (
     Row("none", "image only", "the graph without contexts, last stages trained", "none", role="reference"),
@@ -69,7 +57,7 @@ DESIGN = Design(
     reference="none",
     conditions=CONDITIONS,
     rows=ROWS,
-    measures=MEASURES,
+    measures=CONTEXT_MEASURES,
     claims=CLAIMS,
     paper_claims=[replace(claim, text=f"{claim.text}, last stages trained") for claim in CONTEXT_PAPER_CLAIMS],
     headline=[(TRAPS, name) for name in ("accuracy", "macro_f1", "accuracy_unseen", "held_out", "lca", "place_loss")],
