@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import torch
 from torchvision.ops import roi_align
 
@@ -31,6 +34,23 @@ def test_equals_torchvision_on_the_patch_map() -> None:
         expected = roi_align(one, roi, 1, 1.0, -1, aligned=True).flatten()
         found = roi_pool(tokens, (3, 4), boxes, image_index)[row]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0.0)
+
+
+def test_without_a_gradient_the_package_stays_unloaded_and_the_values_are_the_same() -> None:
+    script = """
+import sys, torch
+from foveate.vision.regions.roi import align_boxes
+maps = torch.randn(2, 5, 9, 7, generator=torch.Generator().manual_seed(0))
+boxes, index = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.3, 1.0, 0.8]]), torch.tensor([1, 0])
+found = align_boxes(maps, boxes, index, side=3)
+assert "torchvision" not in sys.modules
+trained = align_boxes(maps.requires_grad_(), boxes, index, side=3)
+assert "torchvision" in sys.modules
+trained.sum().backward()
+assert maps.grad is not None and maps.grad.abs().sum() > 0
+assert torch.equal(found, trained)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_pooler_projects_and_accepts_half_precision_and_no_box() -> None:

@@ -6,7 +6,12 @@ its layout. Points, strokes and masks are read as their box.
 
 from __future__ import annotations
 
+import functools
+import importlib.machinery
+import importlib.util
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from pydantic import Field
@@ -44,16 +49,36 @@ def roi_pool(tokens_BLD: Tensor, grid: tuple[int, int], boxes_R4: Tensor, image_
 
 def align_boxes(map_BDHW: Tensor, boxes_R4: Tensor, image_index_R: Tensor, *, side: int = 1) -> Tensor:
     """RoI-Align boxes of feature maps to [R, D, side, side], as many samples as a box has cells; see `roi_pool`."""
-    from torchvision.ops import roi_align
-
     # Half precision is widened, since box corners need more than 8 bits.
     exact = map_BDHW if map_BDHW.dtype == torch.float64 else map_BDHW.float()
     rows, columns = map_BDHW.shape[2:]
     cells = torch.tensor((columns, rows, columns, rows), dtype=exact.dtype, device=exact.device)
     rois_R5 = torch.cat((image_index_R[:, None].to(exact.dtype), boxes_R4.to(exact.dtype) * cells), dim=1)
     # sampling_ratio -1: as many samples as the box has cells, so that large boxes see all of their patches.
-    pooled = roi_align(exact, rois_R5, output_size=side, spatial_scale=1.0, sampling_ratio=-1, aligned=True)
-    return pooled.to(map_BDHW.dtype)
+    if (torch.is_grad_enabled() and exact.requires_grad) or torch.compiler.is_compiling():
+        # The package adds the operator's gradient and its shapes for a compiler.
+        from torchvision.ops import roi_align
+
+        return roi_align(exact, rois_R5, side, 1.0, -1, aligned=True).to(map_BDHW.dtype)
+    _load_roi_align()
+    return torch.ops.torchvision.roi_align(exact, rois_R5, 1.0, side, side, -1, True).to(map_BDHW.dtype)
+
+
+@functools.cache
+def _load_roi_align() -> None:
+    """Load torchvision's operator without its package, whose import takes longer than that of torch (0.28).
+
+    Where its library is not found, the package is imported, which loads it or says why not.
+    """
+    package = importlib.util.find_spec("torchvision")
+    folder = Path(package.origin).parent if package and package.origin else None
+    suffixes = importlib.machinery.EXTENSION_SUFFIXES
+    library = next((path for suffix in suffixes if folder and (path := folder / f"_C{suffix}").is_file()), None)
+    # On Windows the package registers folders of DLLs first.
+    if library is None or os.name == "nt":
+        import torchvision.ops  # noqa: F401 - registers the operator
+    else:
+        torch.ops.load_library(str(library))
 
 
 class RoiPooler(nn.Module):
