@@ -168,7 +168,7 @@ def measure_splits(
         measured.details = describe_outputs(task, split, outputs.rows, kept_NT, measured.thresholds[kept])
     if measured.details is not None:
         measured.details = save_thumbnails(images, measured.details, folder)
-    columns = [Column(key="adapted", title="adapted", what="the last epoch's model", role="ours")]
+    columns = [Column(key="adapted", title="adapted", what="the model after training", role="ours")]
     if alone is not None:
         how = "ridge" if images.task in ("regression", "ordinal") else "logistic"
         what = f"{how} regression on the features of the network as it came"

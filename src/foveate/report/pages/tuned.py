@@ -78,9 +78,7 @@ def build_adapt(result: Mapping[str, Any], run_folder: Path) -> Page:
             # The terminal begins with it: whoever reads no further must not take the tuned model for the better one.
             *([Text(f"{r.loss[0].upper()}{r.loss[1:]}.", "strong")] if r.loss else []),
             *([Text(f"{r.choice}.", "strong")] if r.choice else []),
-            Text(
-                "The last epoch's model, measured on images that took no part in training; test images decide nothing."
-            ),
+            Text("Measured on images that took no part in training; test images decide nothing."),
             Facts(facts),
         ],
         sections=[
