@@ -238,7 +238,9 @@ def build_video_find(result: Mapping[str, Any], run_folder: Path) -> Page:
         f"{card['time']:>8}  frame {frame.index:>6}  {card['score']}  px {card['pixels']}"
         for card, frame in zip(cards, best, strict=True)
     ]
-    chart = charts.plot(title, charts.line_chart(series, title=title, x_label="seconds", width=640))
+    # The score at the clip's end says nothing about the phrase.
+    lines_over_time = charts.line_chart(series, title=title, x_label="seconds", width=640, end_values=False)
+    chart = charts.plot(title, lines_over_time)
     best_frames: list[Block] = [Drawn(_draw("found", RunImages(run_folder), r.phrase, cards), lines)]
     return block_page(
         r.title,
