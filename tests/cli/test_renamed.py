@@ -114,7 +114,7 @@ def test_one_process_of_torchrun_names_the_new_option(foveate: Run, monkeypatch:
     [
         ("foveate adapt train --run x --met", ["plain,--method"]),
         ("foveate adapt train --ru", []),
-        ("foveate species train --re", []),
+        ("foveate species train --rec", []),
         ("foveate unknown --re", []),
     ],
 )

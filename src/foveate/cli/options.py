@@ -51,6 +51,14 @@ workers_option = click.option(
     "--workers", type=click.IntRange(1, 256), default=None, help="Threads or processes that read and decode."
 )
 
+report_option = click.option(
+    "--report-to",
+    "trackers",
+    multiple=True,
+    metavar="TRACKER",
+    help="Also log to tensorboard, trackio, wandb or mlflow; repeatable.",
+)
+
 # How a model of transformers is opened; for commands of class `FieldsCommand`, whose argument `opening` gets what was
 # given.
 opening_options = fields(

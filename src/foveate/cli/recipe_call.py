@@ -10,11 +10,13 @@ An option beats the same field among the overrides, and both beat the recipe.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -28,6 +30,7 @@ from foveate.cli.options import (
     dry_run_option,
     find_command,
     path_option,
+    report_option,
     run_option,
     workers_option,
 )
@@ -147,12 +150,18 @@ def recipe_command(
                 recipe, overrides = None, (recipe, *overrides)
             if source:
                 recipe, collection = _read_old_form(recipe, values.pop("old_recipe"), collection)
-            function(RecipeCall(**vars(call), recipe=recipe, overrides=overrides, collection=collection), **values)
+            filled = RecipeCall(**vars(call), recipe=recipe, overrides=overrides, collection=collection)
+            with _reporting(values.pop("trackers", ())):
+                function(filled, **values)
 
         # Click lists what is applied last first: the command's own options stand between the two groups of shared ones.
         own = command.__dict__.pop("__click_params__", [])
         command = common()(command)
-        for add, is_used in ((workers_option, workers), (dry_run_option(dry_run or ""), dry_run is not None)):
+        for add, is_used in (
+            (report_option, workers),
+            (workers_option, workers),
+            (dry_run_option(dry_run or ""), dry_run is not None),
+        ):
             if is_used:
                 add(command)
         run_option(run, what)(command)
@@ -165,6 +174,14 @@ def recipe_command(
         return click.argument("recipe", required=not optional)(command)
 
     return decorate
+
+
+def _reporting(trackers: tuple[str, ...]) -> AbstractContextManager[None]:
+    if not trackers:
+        return contextlib.nullcontext()
+    from foveate.training.trackers import report_to
+
+    return report_to(*trackers)
 
 
 def _is_override(text: str) -> bool:

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,14 @@ class RunFolder:
     Attributes:
         resumed: whether the folder held work when it was opened.
         identity: name -> JSON value of what the run was begun on, as in data.json.
+        listeners: called with each row that is appended to metrics.jsonl.
     """
 
     def __init__(self, path: Path, *, new: bool = False, prepared: Sequence[str] = ()) -> None:
         self.path, self._new, self._prepared = path, new, tuple(prepared)
         self.resumed = False
         self.identity: dict[str, Any] = {}
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
 
     @classmethod
     def create(
@@ -166,6 +168,8 @@ class RunFolder:
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl."""
         append_json_lines(self.metrics_path, [row])
+        for listen in self.listeners:
+            listen(row)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the rows of metrics.jsonl up to a line that a kill cut off."""

@@ -36,6 +36,8 @@ from foveate.training.loader import BatchSource
 from foveate.training.loop import WITHOUT_INFLUENCE, TrainingOutcome, train
 from foveate.training.settings import TrainingSettings
 from foveate.training.task import Task
+from foveate.training.trackers import FOLDER as TRACKERS
+from foveate.training.trackers import Trackers
 
 # The folder of frozen features in the run folder, where the collection cannot be written. They are named by a hash of
 # image and network, so that those of another recipe are never taken for them.
@@ -75,9 +77,10 @@ class Run:
         self.command = None if command is None else list(command)
         self.folder = RunFolder(path)
         self._free = (*(f"{training}.{name}" for name in WITHOUT_INFLUENCE), *free)
-        self._prepared, self._older = (CACHE, *prepared), dict(older or {})
+        self._prepared, self._older = (CACHE, TRACKERS, *prepared), dict(older or {})
         self._text = dump(recipe) if text is None else text
         self._exits = contextlib.ExitStack()
+        self._trackers: Trackers | None = None  # of the last stage
 
     def __enter__(self) -> Run:
         self._exits.enter_context(start(self.device or "auto"))
@@ -156,7 +159,12 @@ class Run:
             stage: folder in the run folder for checkpoints and log of one of several trainings; "": the run folder.
             content: name -> hash of the content of each data set.
         """
-        return train(task, loader, settings, self.stage_folder(stage), content=content)
+        folder = self.stage_folder(stage)
+        if self.here.is_main:
+            self._trackers = Trackers(folder)
+            self._exits.callback(self._trackers.close)
+            folder.listeners.append(self._trackers.log_row)
+        return train(task, loader, settings, folder, content=content)
 
     def stage_folder(self, stage: str) -> RunFolder:
         """Return the folder of one of several trainings of the run; "": that of the run."""
@@ -196,3 +204,5 @@ class Run:
         """Write result.json on rank 0: last, so that a run with a result has everything that the result names."""
         if self.here.is_main:
             self.folder.write_result(result.to_json())
+            if self._trackers is not None:
+                self._trackers.log_result(result.to_json())
