@@ -12,14 +12,17 @@ from foveate.adapt.backbone import Backbone, TransformerBlock, get_tensor
 from foveate.adapt.methods import METHODS
 from foveate.adapt.methods.lora import LoraSettings, MissingLayersError, find_targets
 from foveate.core.errors import UserError, choose
+from foveate.core.plugins import find_plugins, load_from_plugin
 from foveate.core.progress import say
 from foveate.core.recipes import validate
+
+_PACKAGE = "foveate.adapt.methods"
 
 
 @cache
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods, as a user writes them."""
-    return tuple(sorted(METHODS))
+    return tuple(sorted({*METHODS, *find_plugins(_PACKAGE)}))
 
 
 def get_method(name: str) -> Method:
@@ -29,8 +32,11 @@ def get_method(name: str) -> Method:
         UserError: there is no such method; the nearest is named.
     """
     # Chosen among names with `-`, so that the error lists them as a user writes them.
-    module, _, attribute = METHODS[choose(name.replace("_", "-"), method_names(), "method")].partition(":")
-    method: Method = getattr(importlib.import_module(f"foveate.adapt.methods.{module}"), attribute)
+    chosen = choose(name.replace("_", "-"), method_names(), "method")
+    if chosen not in METHODS:
+        return load_from_plugin(_PACKAGE, chosen, "METHOD")
+    module, _, attribute = METHODS[chosen].partition(":")
+    method: Method = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), attribute)
     return method
 
 

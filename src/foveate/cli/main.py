@@ -10,7 +10,7 @@ import click
 from foveate.cli.renamed import rename_options
 from foveate.core.devices import keep_freed_memory
 from foveate.core.errors import STANDARD_OUTPUT, UserError, explain_os_error, nearest
-from foveate.core.plugins import load_plugin, module_names
+from foveate.core.plugins import load_all, load_plugin, module_names
 from foveate.core.version import __version__
 
 _VERBS = "foveate.cli.verbs"
@@ -36,6 +36,13 @@ class Verbs(click.Group):
             return None
         command: click.Command = load_plugin(_VERBS, cmd_name, "command", label="command")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Not click's own, which asks for each by its name, where a plug-in that is broken is an error.
+        commands: dict[str, click.Command] = load_all(_VERBS, "command")
+        limit = formatter.width - 6 - max(map(len, commands))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit)) for name, command in commands.items()])
 
     def invoke(self, ctx: click.Context) -> object:
         try:

@@ -6,7 +6,6 @@ changes.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import torch
 from foveate.core.errors import UserError, choose, nearest
 from foveate.core.files import read_json
 from foveate.core.hub import HUB_ID, find
-from foveate.core.plugins import module_names
+from foveate.core.plugins import load_all, load_module, module_names
 from foveate.vision.encoder import ImageEncoder, TextEncoder
 
 _PACKAGES = ("foveate.vision", "foveate.vision.hf")
@@ -124,7 +123,7 @@ def parse_encoder(text: str) -> dict[str, Any]:
 
 def encoder_kinds(attribute: str) -> list[str]:
     """List the kinds whose module defines `attribute` ("IMAGE_ENCODER" or "TEXT_ENCODER")."""
-    return sorted(kind for kind in _modules() if hasattr(_import_kind(kind), attribute))
+    return sorted({kind for package in _PACKAGES for kind in load_all(package, attribute)})
 
 
 def tower_options(kind: str, tower: str) -> list[str]:
@@ -153,18 +152,10 @@ def build_text_encoder(settings: Mapping[str, Any], *, seed: int = 0) -> TextEnc
     return cast(TextEncoder, _build(settings, "TEXT_ENCODER", "text", seed))
 
 
-def _modules() -> dict[str, str]:
-    """Map kind to dotted module name, for all modules that may define an encoder."""
-    return {name: f"{package}.{name}" for package in _PACKAGES for name in module_names(package)}
-
-
-def _import_kind(kind: str) -> Any:
-    return importlib.import_module(_modules()[kind])
-
-
 def find_encoder(kind: str, attribute: str) -> Any:
     """Return the class that a kind offers as `attribute`, or None."""
-    return getattr(_import_kind(kind), attribute, None) if kind in _modules() else None
+    package = next((package for package in _PACKAGES if kind in module_names(package)), None)
+    return None if package is None else getattr(load_module(package, kind, label="kind"), attribute, None)
 
 
 def _build(settings: Mapping[str, Any], attribute: str, field: str, seed: int) -> Any:

@@ -23,6 +23,7 @@ from pydantic import Field
 from foveate.caption.vesl.phrases import STOP_WORDS
 from foveate.core.errors import UserError, choose
 from foveate.core.hub import KINDS
+from foveate.core.plugins import find_plugins, load_from_plugin
 from foveate.core.recipes import Settings
 from foveate.records.collection import Collection
 from foveate.records.region_sources import is_pseudo_label
@@ -206,6 +207,8 @@ def find_detector(name: str) -> DetectorKind:
         >>> find_detector("owlv2").settings.__name__
         'Owlv2Settings'
     """
-    module, _, attribute = DETECTORS[choose(name, DETECTORS, "detector")].partition(":")
+    if choose(name, sorted({*DETECTORS, *find_plugins(__name__)}), "detector") not in DETECTORS:
+        return load_from_plugin(__name__, name, "DETECTOR")
+    module, _, attribute = DETECTORS[name].partition(":")
     kind: DetectorKind = getattr(importlib.import_module(module), attribute)
     return kind

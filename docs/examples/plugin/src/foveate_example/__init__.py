@@ -1,0 +1,1 @@
+"""A method and an import format for Foveate."""
