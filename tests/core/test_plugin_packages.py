@@ -127,6 +127,13 @@ def test_damaged_metadata_of_a_stranger_break_nothing(entries: str, tmp_path: Pa
     assert told.returncode == 0, told.stderr
 
 
+def test_a_dangling_link_breaks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "gone-1.dist-info").mkdir()
+    (tmp_path / "gone-1.dist-info" / "entry_points.txt").symlink_to(tmp_path / "nowhere")
+    assert run(tmp_path, "--version").returncode == 0
+    assert run(tmp_path, "--help").stderr == ""
+
+
 def test_each_group_has_its_package() -> None:
     for package in plugins.GROUPS.values():
         assert plugins.find_plugins(package) == {}

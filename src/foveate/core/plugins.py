@@ -82,7 +82,10 @@ def _read_entry_points(paths: tuple[str, ...]) -> Mapping[str, Mapping[str, Plug
     """Return group -> name -> plug-in of the distributions in folders of modules."""
     groups: dict[str, dict[str, Plugin]] = {}
     for file in sorted(file for path in paths for file in Path(path).glob("*.dist-info/entry_points.txt")):
-        content = file.read_bytes()
+        try:
+            content = file.read_bytes()
+        except OSError:  # such as a link that leads nowhere, which Python's own import passes over
+            continue
         # Most distributions have none, and parsing all metadata takes longer than `foveate --help` may.
         if b"[foveate." in content:
             parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
