@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from foveate.cli.main import cli
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "camera-traps.md"
-_TAXA = re.compile(r"\w+( \w+)?( (–|[a-z]+) #( #)?$|: test-)|(model|pooling|prior|roll-up|threshold|near)")
+_TAXA = re.compile(r"\w+( \w+)?( (–|[a-z]+) #( #)?$|: test-)|(model|temperature|pooling|prior|roll-up|threshold|near)")
 _BLOCKS = re.compile(r"^```(bash|python)\n(.*?)^```(?:\n\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 
 

@@ -144,8 +144,8 @@ def evaluate_classes(
         untrained_K = np.array([not train_counts.get(label, 0) for label in classes.labels]) & (counts.support_K > 0)
         if untrained_K.any():
             notes.append(
-                f"{int(counts.support_K[untrained_K].sum())} images are of {int(untrained_K.sum())} classes without a "
-                "training image, which the model cannot know; they count as errors"
+                f"images of classes without a training image: {int(counts.support_K[untrained_K].sum())} (classes: "
+                f"{int(untrained_K.sum())}); the model cannot know them, and they count as errors"
             )
     heights = ClassTree(classes.taxa_K, predictions.taxa.parents).lca_heights_of_errors(answers_N, truth_N)
     if heights.num_errors > heights.num_excluded:
