@@ -251,8 +251,13 @@ RUNS = (
     ),
     Run(
         "species_predict",
-        ("--images", "32", "--width", "1024", "--repeats", "3"),
-        (Line("species predict", "decoding the same files", "species_predict", "decode / predict", is_limit=True),),
+        ("--images", "256", "--repeats", "5"),
+        (
+            Line("species predict, 256 images", "decoding the same files", "species_predict", "decode / predict",
+                 is_limit=True),
+            Line("species predict, 256 images", "decoding and the network", "species_predict", "needed / predict",
+                 is_limit=True),
+        ),
     ),
     Run(
         "serve_requests",

@@ -4,7 +4,8 @@
 
 A small generated survey; a linear head on the shipped encoder. `predict` is the whole call into a new results folder:
 reading, encoding, parts and tables. `decode` reads and decodes the same files to the encoder's size and does nothing
-else: no prediction can be faster. `whole` decodes every pixel, as a program does that does not reduce while it decodes.
+else: no prediction can be faster. `needed` runs the network on them as well: no prediction with this network can be
+faster. `whole` decodes every pixel, as a program does that does not reduce while it decodes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--width", type=int, default=2048, help="of an image in pixels; its height is 3/4")
+    parser.add_argument("--width", type=int, default=1280, help="of an image in pixels; its height is 3/4")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -47,11 +48,22 @@ def main() -> None:
         recipe = validate(SpeciesRecipe, values, where="benchmark")
         train_species(folder / "survey", folder / "run", recipe, device="cpu")
         model = open_species(folder / "run/model")
-        preprocess = model.load_encoder().preprocess
+        encoder = model.load_encoder()
+        preprocess = encoder.preprocess
         number = itertools.count()
         with Collection.open(folder / "survey") as collection:
             rows = collection.rows("test").tolist()
             views = Views(collection, rows, model.view)
+
+            def read() -> list[torch.Tensor]:
+                return [read_image(collection, row, preprocess, views[row])[0] for row in rows]
+
+            def encode() -> None:
+                batch = PredictSettings().batch
+                pixels = torch.stack(read())
+                for first in range(0, len(rows), batch):
+                    encoder.frozen_features(pixels[first : first + batch])
+
             candidates = {
                 "predict": lambda: predict(
                     model,
@@ -61,11 +73,13 @@ def main() -> None:
                     device="cpu",
                     workers=1,
                 ),
-                "decode": lambda: [read_image(collection, row, preprocess, views[row]) for row in rows],
+                "decode": read,
+                "needed": encode,
                 "whole": lambda: [decode(collection.image_bytes(row)).load() for row in rows],
             }
             timings = compare(candidates, repeats=options.repeats)
-    ratios = {f"{peer} / predict": ratio(timings, "predict", peer, processor=True) for peer in ("decode", "whole")}
+    peers = ("decode", "needed", "whole")
+    ratios = {f"{peer} / predict": ratio(timings, "predict", peer, processor=True) for peer in peers}
     publish(
         "species_predict",
         timings,

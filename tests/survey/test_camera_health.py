@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from made_surveys import CAMERA_TRAPS, EXAMPLE, needs_example
@@ -15,6 +18,7 @@ from PIL import Image, ImageFilter
 
 from foveate.cli.verbs.species.survey import check_command
 from foveate.core.errors import UserError
+from foveate.pretrain.caches import list_caches
 from foveate.records.collection import Collection
 from foveate.records.images import decode
 from foveate.records.writer import CollectionWriter
@@ -179,7 +183,35 @@ def test_no_image_is_read_where_none_is_wanted(
         check_images(broken, only=["turnt"])
 
 
+def test_a_second_check_decodes_nothing_and_finds_the_same(
+    broken: Survey, result: CheckResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foveate.survey.health.decode", None)
+    assert check_images(broken) == result
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 cut off", None])
+def test_a_damaged_cache_is_measured_again(content: bytes | None, tmp_path: Path) -> None:
+    build_traps(tmp_path / "world", train=0, test=60, seed=1, settings=SETTINGS)
+    survey = Survey.open(tmp_path / "world")
+    before = check_images(survey)
+    (kept,) = (tmp_path / "world" / "cache").glob("thumbnails-*/*.parquet")
+    if content is None:
+        pq.write_table(pa.table({"sha256": ["ab"]}), kept)
+    else:
+        kept.write_bytes(content)
+    assert check_images(survey) == before
+    assert pq.read_table(kept).num_rows == before.counts["looked at for the health of cameras"]
+
+
+def test_thumbnails_are_a_cache_of_the_collection(healthy: Survey) -> None:
+    check_images(healthy)
+    (cache,) = list_caches(healthy.collection.path / "cache")
+    assert (cache.kind, cache.parts, cache.readable) == ("thumbnails", 2, True)
+
+
 def test_images_that_cannot_be_read_are_counted(healthy: Survey, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(healthy.collection.path / "cache")
     monkeypatch.setattr(Collection, "image_bytes", lambda self, row: b"")
     counts = check_images(healthy).counts
     assert counts["looked at for the health of cameras"] == 0

@@ -16,6 +16,8 @@ from foveate.core.errors import UserError
 from foveate.core.recipes import Settings, validate
 
 KINDS = ("images", "texts")
+# What `foveate species check` keeps of thumbnails; it has no releases.
+_THUMBNAILS = "thumbnails"
 # Prefixes of earlier releases, which cached one file or folder for each set of images or texts.
 _FORMER = ("features-", "texts-")
 _REMOVED = ".removed"
@@ -35,7 +37,7 @@ class Cache:
     """One folder (or a file of an older release) of frozen features.
 
     Attributes:
-        kind: "images" or "texts". encoder: what its features depend on, abbreviated; empty for older releases.
+        kind: "images", "texts" or "thumbnails". encoder: what features depend on, abbreviated; "" for older releases.
         parts: files of features in it. size: bytes on disk. days: since a run last opened it.
         readable: whether this release can read it.
     """
@@ -103,6 +105,8 @@ def _describe(path: Path) -> Cache | None:
     name = path.name.lstrip(".")
     kind = next((kind for kind in KINDS if name.startswith(f"{kind}-v")), None)
     readable = not _is_leftover(path) and name.startswith(tuple(f"{kind}-v{VERSION}-" for kind in KINDS))
+    if name.startswith(f"{_THUMBNAILS}-"):
+        kind, readable = _THUMBNAILS, not _is_leftover(path)
     if kind is None and not name.startswith(_FORMER):
         return None
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
@@ -112,7 +116,7 @@ def _describe(path: Path) -> Cache | None:
         path=path,
         kind=kind or ("texts" if name.startswith("texts-") else "images"),
         encoder=_encoder(path / ABOUT) if readable else "",
-        parts=sum(file.name.startswith("part-") for file in files),
+        parts=sum(file.name.startswith("part-") or file.suffix == ".parquet" for file in files),
         size=sum(file.stat().st_size for file in files),
         days=max(0.0, time.time() - opened.stat().st_mtime) / 86_400,
         readable=readable,

@@ -7,16 +7,26 @@ and images, and nothing is changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import PIL
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from foveate.core.arrow_tables import read_parquet
+from foveate.core.errors import UserError
+from foveate.core.files import atomic_file
 from foveate.core.progress import track
 from foveate.records.images import BadImage, decode
+from foveate.records.layout import CACHE_FOLDER
+from foveate.records.source_files import hash_text
 from foveate.survey.checks import (
     MAX_EXAMPLES,
     CheckResult,
@@ -377,6 +387,60 @@ def select_rows(survey: Survey) -> NDArray[np.int64]:
     return np.concatenate(chosen) if chosen else rows
 
 
+class _Kept:
+    """Measures of frames that earlier checks of a collection made, and those of this one, by the image's hash.
+
+    They lie with the collection's other caches, so that `foveate remove` and `foveate cache` know them.
+    """
+
+    _SCHEMA = pa.schema(
+        [("sha256", pa.string()), *((name, pa.float64()) for name in ("brightest", "contrast", "edges"))]
+        + [("is_infrared", pa.bool_()), ("view", pa.binary(_VIEW[0] * _VIEW[1]))]
+    )
+
+    def __init__(self, collection: Path) -> None:
+        # With the release of Pillow, which decides how a JPEG is reduced.
+        rule = hash_text(f"{_SIDE} {_STRIP} {_VIEW} {PIL.__version__}")[:12]
+        self._folder = collection / CACHE_FOLDER / f"thumbnails-{rule}"
+        self._of: dict[str, FrameMeasures] = {}
+        for path in sorted(self._folder.glob("*.parquet")):
+            try:
+                table = read_parquet(path)
+            except UserError:  # damaged: what it held is measured again
+                continue
+            if table.schema.equals(self._SCHEMA):
+                for sha256, brightest, contrast, edges, is_infrared, view in zip(
+                    *(column.to_pylist() for column in table.columns), strict=True
+                ):
+                    view_HW = np.frombuffer(view, np.uint8).reshape(_VIEW[::-1])
+                    self._of[sha256] = FrameMeasures(brightest, contrast, edges, is_infrared, view_HW)
+
+    def get(self, sha256: str) -> FrameMeasures | None:
+        """Return the measures of an image, or None."""
+        return self._of.get(sha256)
+
+    def add(self, measures: Mapping[str, FrameMeasures]) -> None:
+        """Keep measures by hash, in a file of their own; a collection that cannot be written keeps none."""
+        fresh = {name: entry for name, entry in measures.items() if name not in self._of}
+        if not fresh:
+            return
+        self._of |= fresh
+        rows = [
+            {
+                "sha256": name,
+                **{field: getattr(entry, field) for field in self._SCHEMA.names[1:-1]},
+                "view": entry.view_HW.tobytes(),
+            }
+            for name, entry in fresh.items()
+        ]
+        path = self._folder / f"{hash_text(' '.join(fresh))[:16]}.parquet"
+        # A card or an archive may be read-only: the check itself needs nothing kept.
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                pq.write_table(pa.Table.from_pylist(rows, self._SCHEMA), file, compression="zstd")
+
+
 def _measure(survey: Survey, row: int) -> FrameMeasures | None:
     try:
         return measure_frame(survey.collection.image_bytes(row))
@@ -386,6 +450,8 @@ def _measure(survey: Survey, row: int) -> FrameMeasures | None:
 
 def check_images(survey: Survey, *, only: Iterable[str] = (), workers: int | None = None) -> CheckResult:
     """Check a survey as `check_survey` does, and the health of its cameras by thumbnails.
+
+    What an image shows is kept in the collection's cache: a second check decodes the new images alone.
 
     Args:
         only: see `check_survey`; without one of `HEALTH_CODES` no image is read.
@@ -411,13 +477,20 @@ def check_images(survey: Survey, *, only: Iterable[str] = (), workers: int | Non
     rows, unreadable = select_rows(survey), 0
     frames: dict[int, list[tuple[int, FrameMeasures]]] = {}
     chunks = np.split(rows, range(_CHUNK, len(rows), _CHUNK))
+    kept, hashes = _Kept(survey.collection.path), survey.collection.index["sha256"]
+
+    def measure(row: int) -> FrameMeasures | None:
+        return kept.get(hashes[row]) or _measure(survey, row)
+
     with ThreadPoolExecutor(workers or 2) as pool:
         for chunk in track(chunks, description="thumbnails"):
-            for row, measures in zip(chunk, pool.map(lambda row: _measure(survey, int(row)), chunk), strict=True):
-                if measures is None:
+            found = {int(row): entry for row, entry in zip(chunk, pool.map(measure, chunk.tolist()), strict=True)}
+            kept.add({hashes[row]: entry for row, entry in found.items() if entry is not None})
+            for row, entry in found.items():
+                if entry is None:
                     unreadable += 1
                 else:
-                    frames.setdefault(int(survey.deployment_N[row]), []).append((int(row), measures))
+                    frames.setdefault(int(survey.deployment_N[row]), []).append((row, entry))
     findings = list(result.findings)
     for deployment, pairs in frames.items():
         members = [row for row, _ in pairs]
