@@ -15,6 +15,7 @@ from PIL import Image
 
 from foveate.records.boxes import Box
 from foveate.records.images import BadImage, decode
+from foveate.survey.checks import check_survey
 from foveate.survey.detections import ClassLabel, DetectedImage, Detection, Prediction
 from foveate.survey.importers.cards import import_cards
 from foveate.survey.survey import Survey
@@ -352,6 +353,10 @@ def test_times_of_real_containers(tmp_path: Path) -> None:
     assert (media["A/V.MP4"].time, media["A/V.MP4"].extra[TIME_SOURCE]) == ("2026-05-31T08:25:38", "container")
     by_file = datetime.fromtimestamp(1_700_000_000).isoformat()
     assert (media["A/V.AVI"].time, media["A/V.AVI"].extra[TIME_SOURCE]) == (by_file, BY_FILE_DATE)
+    (finding,) = check_survey(survey, only=["dated by file"]).findings
+    # Of both videos two frames were read; those of the dated one are named.
+    assert (finding.count, len(survey)) == (2, 4)
+    assert all(key.startswith("A/V.AVI#") for key in finding.examples)
     with Image.open(io.BytesIO(survey.collection.image_bytes(0))) as image:
         assert (image.format, image.size) == ("JPEG", (64, 48))
 

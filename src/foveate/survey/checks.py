@@ -20,6 +20,7 @@ from foveate.core.errors import choose
 from foveate.survey.hours import DAY, TimeStatus, format_day
 from foveate.survey.store import SEPARATOR, join_names
 from foveate.survey.survey import Survey
+from foveate.survey.videos import BY_FILE_DATE, TIME_SOURCE
 
 MAX_EXAMPLES = 5
 _SHIFT = (
@@ -32,6 +33,12 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "no time": (
         "the images have no time: no hour and no season is learned from them, and each is an event of its own",
         "copy the files with a tool that keeps EXIF; images saved by an editor or a messenger have lost it",
+    ),
+    "dated by file": (
+        "the videos state no time, neither in the file nor in its name: they have that of the file's last change, "
+        "which copying with some tools replaces",
+        "compare with the time that the camera prints on the frames; if it differs, copy the card again with a tool "
+        "that keeps the times of files, or name the files by their time (VID_20260531_082538.MP4)",
     ),
     "impossible time": ("the time is no date that exists", _SHIFT),
     "factory date": ("the clock was reset, probably by new batteries, and begins in the first days of a year", _SHIFT),
@@ -295,6 +302,10 @@ def _check_times(survey: Survey) -> Iterator[Finding]:
     missing_N = status_N == TimeStatus.EMPTY
     yield from _by_deployment(survey, "no time", missing_N)
     yield from _by_deployment(survey, "no time", status_N == TimeStatus.DATE_ONLY, quote)
+    by_file_N = pc.call_function(
+        "match_substring", [survey.media["extra"]], pc.MatchSubstringOptions(f'"{TIME_SOURCE}": "{BY_FILE_DATE}"')
+    ).to_numpy()
+    yield from _by_deployment(survey, "dated by file", by_file_N)
     wrong_N = (status_N == TimeStatus.UNREADABLE) | (status_N == TimeStatus.IMPOSSIBLE)
     yield from _by_deployment(survey, "impossible time", wrong_N, quote)
     yield from _by_deployment(survey, "timestamp issues", survey.has_issues_N)
