@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -12,14 +13,15 @@ class Line:
 
     Attributes:
         file: name of the JSON file without its suffix. ratio: name of the ratio in it.
-        is_limit: the other side is no peer but what nothing could do faster; the ratio is our share of it.
+        kind: what the other side is. peer: another program that people use; own: our own slower form, or a baseline
+            that was written for the benchmark; limit: what nothing could do faster, and the ratio is our share of it.
     """
 
     job: str
     other: str
     file: str
     ratio: str
-    is_limit: bool = False
+    kind: Literal["peer", "own", "limit"] = "peer"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ RUNS = (
             ),
             Line(
                 "one query among 100,000 vectors of 512", "the matrix product alone", "search-100000-1",
-                f"foveate float32 over matrix product alone{_TIME}", is_limit=True,
+                f"foveate float32 over matrix product alone{_TIME}", kind="limit",
             ),
         ),
         needs=("faiss",),
@@ -64,7 +66,7 @@ RUNS = (
         (
             Line(
                 "folder of 1,000 images to the first answer", "open_clip + faiss script, the same model",
-                "first_answer", "ours against open_clip + faiss",
+                "first_answer", "ours against open_clip + faiss", kind="own"
             ),
         ),
         needs=("faiss",),
@@ -75,7 +77,7 @@ RUNS = (
         (
             Line(
                 "a warm question to 100,000 vectors, with its verdict", "embedding its text alone", "warm_question",
-                "question over embedding its text", is_limit=True,
+                "question over embedding its text", kind="limit",
             ),
         ),
     ),
@@ -84,12 +86,13 @@ RUNS = (
         ("--workers", "1", "--counts", "256", "--large", "64", "--repeats", "5"),
         (
             *(
-                Line("decoded images from shards", peer, "loader-small-256", f"foveate, whole images over {peer}")
+                Line("decoded images from shards", f"{peer}, whose worker is a process", "loader-small-256",
+                     f"foveate, whole images over {peer}")
                 for peer in ("webdataset", "datasets")
             ),
             Line(
                 "decoded images from shards", "decoding alone", "loader-small-256",
-                f"foveate, whole images, share of decoding alone{_TIME}", is_limit=True,
+                f"foveate, whole images, share of decoding alone{_TIME}", kind="limit",
             ),
         ),
         needs=("webdataset", "datasets"),
@@ -105,13 +108,17 @@ RUNS = (
         "regions",
         ("--counts", "20", "--threads", "1", "--repeats", "3"),
         (Line("20 boxes of an image embedded", "cutting out and encoding each", "regions",
-              "20 regions, Prompter (all) against crops"),),
+              "20 regions, Prompter (all) against crops", kind="own"),),
     ),
     Run(
         "region_sampler",
-        ("--repeats", "1", "--side", "24", "--width", "512", "--vector", "1024"),
-        (Line("Ferret's sampler, 64 regions", "the official algorithm, region by region", "region-sampler",
-              "all at once against region by region"),),
+        ("--repeats", "5", "--side", "24", "--width", "512", "--vector", "1024"),
+        (
+            Line("Ferret's sampler, 64 regions", "the official algorithm, all regions together", "region-sampler",
+                 "all regions at once against official order", kind="own"),
+            Line("Ferret's sampler, 64 regions", "the official algorithm, region by region", "region-sampler",
+                 "all regions at once against region by region", kind="own"),
+        ),
     ),
     Run(
         "tiles",
@@ -143,13 +150,15 @@ RUNS = (
          "--size", "640", "--repeats", "5"),
         (
             Line("training on 8 questions an image", "one question a row", "ask-packed-144-8",
-                 f"packed over one each{_TIME}"),
-            Line("a second question", "asking anew", "ask-second-1", f"kept over anew{_TIME}"),
-            Line("20 regions of an image", "asking each anew", "ask-regions-20", f"together over anew{_TIME}"),
-            Line("10 things detected", "a question for each", "ask-dense-10", f"dense over one each{_TIME}"),
+                 f"packed over one each{_TIME}", kind="own"),
+            Line("a second question", "asking anew", "ask-second-1", f"kept over anew{_TIME}", kind="own"),
+            Line("20 regions of an image", "asking each anew", "ask-regions-20", f"together over anew{_TIME}",
+                 kind="own"),
+            Line("10 things detected", "a question for each", "ask-dense-10", f"dense over one each{_TIME}",
+                 kind="own"),
             Line(
                 "10 things detected", "the image and the products of the decoder's weights", "ask-dense-10",
-                f"dense over products{_TIME}", is_limit=True,
+                f"dense over products{_TIME}", kind="limit",
             ),
         ),
     ),
@@ -162,7 +171,7 @@ RUNS = (
             Line("a second question to a model of transformers", "its pipeline", "foreign-second-256",
                  f"foveate over pipeline anew{_TIME}"),
             Line("a second question to a model of transformers", "a script that keeps the cache", "foreign-second-256",
-                 f"foveate over kept cache{_TIME}"),
+                 f"foveate over kept cache{_TIME}", kind="own"),
             Line("8 questions on an image to a model of transformers", "its pipeline", "foreign-eight-256-16",
                  f"foveate over pipeline{_TIME}"),
             Line("`mllm evaluate` of a model of transformers, 5 questions an image", "its pipeline",
@@ -172,7 +181,7 @@ RUNS = (
     Run(
         "referring",
         ("--answers", "20000", "--repeats", "3"),
-        (Line("RefCOCO scores of 20,000 answers", "a loop over answers", "referring", "refcoco"),),
+        (Line("RefCOCO scores of 20,000 answers", "a loop over answers", "referring", "refcoco", kind="own"),),
     ),
     Run(
         "video_reading",
@@ -187,34 +196,35 @@ RUNS = (
         "video_aggregation",
         ("--sizes", "50", "576", "1024", "--repeats", "3"),
         (Line("SlowFast tokens of 50 frames", "the official order, all frames at once", "video-aggregation",
-              "frame by frame against the official order"),),
+              "frame by frame against the official order", kind="own"),),
     ),
     Run(
         "video_asking",
         ("--repeats", "3"),
         (Line("a later question about a clip", "watching again", "video-asking-*",
-              f"later over watched again{_TIME}"),),
+              f"later over watched again{_TIME}", kind="own"),),
     ),
     Run(
         "video_evaluate",
         ("--questions", "100"),
         tuple(
             Line(f"questions about clips, {per_clip}", "one after the other", f"video-evaluate-{count}",
-                 "processor time")
+                 "processor time", kind="own")
             for count, per_clip in ((1, "8 together"), (2, "two a clip, 8 together"))
         ),
     ),
     Run(
         "calibration",
         ("--timed", "2", "--compare-samples", "500", "--repeats", "3"),
-        (Line("the exact S/U curve, 50,000 x 1,000", "a grid over gamma", "calibration", "exact over whole grid"),),
+        (Line("the exact S/U curve, 50,000 x 1,000", "a grid over gamma", "calibration", "exact over whole grid",
+              kind="own"),),
     ),
     Run(
         "adapt",
         ("--parts", "peft", "merged", "--repeats", "3"),
         (
             Line("a step of LoRA, ViT-Ti/16", "PEFT", "adapt-peft", "lora"),
-            Line("a merged LoRA model", "the network alone", "adapt-merged", "lora, merged", is_limit=True),
+            Line("a merged LoRA model", "the network alone", "adapt-merged", "lora, merged", kind="limit"),
         ),
         needs=("peft",),
     ),
@@ -228,7 +238,7 @@ RUNS = (
         "species_epoch",
         ("--images", "96", "--repeats", "3"),
         (Line("an epoch of COSMO on cached features", "the structure of the released loop", "species_epoch",
-              "cached against released structure"),),
+              "cached against released structure", kind="own"),),
     ),
     Run(
         "species_ranks",
@@ -254,9 +264,9 @@ RUNS = (
         ("--images", "256", "--repeats", "5"),
         (
             Line("species predict, 256 images", "decoding the same files", "species_predict", "decode / predict",
-                 is_limit=True),
+                 kind="limit"),
             Line("species predict, 256 images", "decoding and the network", "species_predict", "needed / predict",
-                 is_limit=True),
+                 kind="limit"),
         ),
     ),
     Run(
@@ -264,11 +274,11 @@ RUNS = (
         ("--requests", "200", "--memory-requests", "10000", "--repeats", "5"),
         (
             Line("the server's work for a request", "a FastAPI copy of the route", "serve-requests",
-                 "fastapi over foveate, JSON"),
+                 "fastapi over foveate, JSON", kind="own"),
             Line("the server's work for a stream of 32 tokens", "a FastAPI copy of the route", "serve-requests",
-                 "fastapi over foveate, stream"),
+                 "fastapi over foveate, stream", kind="own"),
             Line("the server's work for a request", "uvicorn that does nothing with it", "serve-requests",
-                 "uvicorn over foveate, JSON", is_limit=True),
+                 "uvicorn over foveate, JSON", kind="limit"),
         ),
         needs=("fastapi",),
     ),
@@ -277,13 +287,13 @@ RUNS = (
         ("--repeats", "5"),
         (
             Line("16 answers to 16 clients at once", "one client after the other", "serve-clients",
-                 "one after the other over 16 at once"),
+                 "one after the other over 16 at once", kind="own"),
             Line("the first piece of an answer", "transformers serve", "serve-first-piece",
                  "transformers over foveate, 1 clients"),
             Line("the first piece of 16 answers at once", "transformers serve", "serve-first-piece",
                  "transformers over foveate, 16 clients"),
             Line("8 answers over HTTP", "the same in the process", "serve-batch", "in the process over HTTP",
-                 is_limit=True),
+                 kind="limit"),
         ),
         needs=("uvicorn",),
     ),

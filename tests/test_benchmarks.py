@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.__main__ import execute, find_ratio, write_page
+from benchmarks.__main__ import announce, execute, find_ratio, write_page
 from benchmarks.adapt_heads import METHODS, draw_rows, format_table
 from benchmarks.captioning import best_seconds
 from benchmarks.common import Ratio, Timing, compare, machine, publish, ratio
@@ -77,14 +77,31 @@ def test_the_page_of_all_has_the_slowest_comparison_first(tmp_path: Path) -> Non
     for number, line in enumerate(lines):
         save_ratio(tmp_path, line, 3.0 - 2.5 * number / len(lines))
     page = write_page(tmp_path)
-    against, limits = page.split("## How far the limit is")
-    values = [float(row.split("|")[3].strip(" *")) for row in against.splitlines() if row.endswith("| abc1234 |")]
-    assert len(values) == sum(not line.is_limit for line in lines)
-    assert values == sorted(values)
-    assert values[0] < 1, "the numbers above hold a comparison that is lost"
-    assert f"{sum(value < 1 for value in values)} of them below 1" in against
-    assert limits.count("abc1234") == sum(line.is_limit for line in lines)
+    _, peers, own, limits = page.split("\n## ")
+    for kind, part in (("peer", peers), ("own", own), ("limit", limits)):
+        cells = [row.split(" | ") for row in part.splitlines() if row.endswith("| abc1234 |")]
+        values = [float(row[2].strip("*")) for row in cells]
+        assert len(values) == sum(line.kind == kind for line in lines)
+        assert values == sorted(values)
+        assert {row[5] for row in cells} == {"not recorded"}
+    lost = [row for row in peers.splitlines() if "**" in row]
+    assert lost, "the numbers above hold a comparison that is lost"
+    assert f"{len(lost)} of them below 1" in peers
+    assert "**" not in own + limits
     assert "Not measured" not in page
+
+
+def test_a_whole_run_says_how_long_it_took(tmp_path: Path) -> None:
+    assert "None of them has ended" in announce(RUNS, tmp_path)
+    for run, seconds in zip(RUNS, (3600, 1500), strict=False):
+        state = {"commit": "old", "arguments": [], "seconds": seconds}
+        (tmp_path / f"{run.module}.done.json").write_text(json.dumps(state))
+    assert "2 of them took 1 h 25 min" in announce(RUNS, tmp_path)
+
+
+def test_no_line_of_the_page_is_measured_in_fewer_than_three_rounds() -> None:
+    repeated = [run for run in RUNS if "--repeats" in run.arguments]
+    assert not [run.module for run in repeated if int(run.arguments[run.arguments.index("--repeats") + 1]) < 3]
 
 
 def test_the_page_names_what_was_not_measured_and_refuses_unknown_ratios(tmp_path: Path) -> None:
