@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import io
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,7 +166,7 @@ def eight(out: Path, ours: ForeignMllm, *, tokens: int, repeats: int) -> None:
 def evaluated(out: Path, ours: ForeignMllm, *, questions: int, per_image: int, tokens: int, repeats: int) -> None:
     """`mllm evaluate` of a suite under its three conditions, against the same with the pipeline's loop in it."""
     peer = Pipeline(ours)
-    images = [encode(number) for number in range(questions // per_image)]
+    images = [encode(number) for number in range(math.ceil(questions / per_image))]
     listed = [
         SuiteQuestion(str(number), (str(number // per_image),), f"{QUESTION} {_WORDS[number % 16]}", ("bab",))
         for number in range(questions)
