@@ -130,19 +130,16 @@ KINDS = {
     "multimodal": _MULTIMODAL,
     "localizer": _LOCALIZER,
     "language": ModelKind("language model", shipped=("smollm2",), files=(_CONFIG,)),
-    "species": ModelKind(folder="a model folder of `species train`", files=(_CONFIG,), on_hub=False),
-    "classifier": ModelKind("classifier", "a folder with config.json and model.safetensors", (), (_CONFIG,), False),
+    "species": ModelKind(folder="a model folder of `species train`", files=(_CONFIG,)),
+    "classifier": ModelKind("classifier", "a folder with config.json and model.safetensors", (), (_CONFIG,)),
     "adapter": ModelKind(
         "adapter",
         "a run folder of `adapt train`, an adapter folder, or a classifier folder with config.json and "
         "model.safetensors",
         files=("adapter.json", "adapter/adapter.json", _CONFIG),
-        on_hub=False,
     ),
     "backbone": ModelKind("backbone", files=(_CONFIG, _OPEN_CLIP_CONFIG), on_hub=False),
-    "served": ModelKind(
-        folder="a folder of a model or an index", shipped=(*_MULTIMODAL.shipped, *_LOCALIZER.shipped), on_hub=False
-    ),
+    "served": ModelKind(folder="a folder of a model or an index", shipped=(*_MULTIMODAL.shipped, *_LOCALIZER.shipped)),
 }
 # Folders that hold the model of a run: the run folder is easily mistaken for it.
 INNER = ("model", "adapter", "index")
@@ -169,7 +166,9 @@ def find(kind: str, name: str | Path, *, names: Sequence[str] = (), **options: A
     """Return the folder of a model by its name; see `locate` for the order, and `fetch` for `options` and errors."""
     folder = locate(kind, name, names=names)
     if folder is None or options.get("revision") is not None:
-        return fetch(str(name), field=KINDS[kind].field, **options)
+        checkpoint = fetch(str(name), field=KINDS[kind].field, **options)
+        check_folder(checkpoint.folder, KINDS[kind], name=str(name))
+        return checkpoint
     return Checkpoint(str(name), folder)
 
 
@@ -194,7 +193,9 @@ def locate(kind: str | ModelKind, name: str | Path, *, names: Sequence[str] = ()
     if text and path.is_dir():
         check_folder(path, rule)
         return path
-    if rule.on_hub and not path.exists() and HUB_ID.fullmatch(text.partition("@")[0]):
+    # `runs/model` beside a folder `runs` is a path with a mistake, whatever the hub may have of this name.
+    is_local = path.exists() or ("@" not in text and path.parent.is_dir())
+    if rule.on_hub and not is_local and HUB_ID.fullmatch(text.partition("@")[0]):
         return None
     expected = [*rule.shipped, *names, rule.folder, *(["OWNER/NAME on the hub"] if rule.on_hub else [])]
     choices = " or ".join([", ".join(expected[:-1]), expected[-1]] if len(expected) > 1 else expected)
@@ -211,20 +212,25 @@ def locate(kind: str | ModelKind, name: str | Path, *, names: Sequence[str] = ()
     raise UserError(f"{rule.field}: {problem} (got '{text}'); expected {choices}{near}")
 
 
-def check_folder(path: Path, rule: ModelKind) -> None:
-    """Raise UserError unless a folder exists and has one of the files of its kind; the error names an inner folder."""
+def check_folder(path: Path, rule: ModelKind, *, name: str = "") -> None:
+    """Raise UserError unless a folder exists and has one of the files of its kind; the error names an inner folder.
+
+    Args:
+        name: of the repository that the folder was downloaded from.
+    """
 
     def holds(folder: Path) -> bool:
         return not rule.files or any((folder / file).is_file() for file in rule.files)
 
     if holds(path):
         return
-    if not path.is_dir():
+    # A repository without any file that is read leaves no folder.
+    if not path.is_dir() and not name:
         raise UserError(f"{rule.field}: no such folder (got '{path}'); expected {rule.folder}")
     inner = [path / each for each in INNER if (path / each).is_dir() and holds(path / each)]
     near = f". Did you mean '{inner[0]}'?" if inner else f"; expected {rule.folder}"
     names = " or ".join(name for name in rule.files if "/" not in name)
-    raise UserError(f"{rule.field} '{path}': not a model folder: it has no {names}{near}")
+    raise UserError(f"{rule.field} '{name or path}': not a model folder: it has no {names}{near}")
 
 
 def fetch(
