@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def read_pins(name: str) -> dict[str, Version]:
@@ -21,10 +22,24 @@ def read_pins(name: str) -> dict[str, Version]:
     return {canonicalize_name(package): Version(version) for package, version in pins}
 
 
+def read_extra(name: str) -> list[Requirement]:
+    """Requirements of an extra, with those of the extras that it names."""
+    listed = [Requirement(line) for line in PROJECT["optional-dependencies"][name]]
+    own = [extra for requirement in listed if requirement.name == "foveate" for extra in sorted(requirement.extras)]
+    others = [requirement for requirement in listed if requirement.name != "foveate"]
+    return [*others, *(requirement for extra in own for requirement in read_extra(extra))]
+
+
 def read_requirements(*extras: str) -> list[Requirement]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    listed = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
-    return [Requirement(line) for line in listed]
+    listed = [Requirement(line) for line in PROJECT["dependencies"]]
+    return [*listed, *(requirement for extra in extras for requirement in read_extra(extra))]
+
+
+def test_the_extra_all_has_every_extra_that_any_machine_can_use() -> None:
+    libraries = {name: set(map(str, read_extra(name))) for name in PROJECT["optional-dependencies"]}
+    left_out = {name for name, listed in libraries.items() if not listed <= libraries["all"]}
+    assert left_out == {"dev", "docs", "flower", "gpu", "qlora", "test"}
+    assert libraries["all"] | libraries["test"] < libraries["dev"]
 
 
 def test_lower_bounds_are_those_that_were_run() -> None:
