@@ -36,6 +36,35 @@ def test_weights_and_images_are_shipped_with_their_notices(wheel: dict[str, Path
     assert sha256_file(wheel["foveate/data/nanodet-g.safetensors"]) == SHA256
 
 
+def list_unnoticed(names: set[str], notice: str) -> list[str]:
+    """Files of data without a line in NOTICE, by their own name or that of their folder."""
+    texts = {name for name in names if Path(name).name.startswith(("NOTICE", "LICENSE")) or name.endswith(".md")}
+    named = set(re.findall(r"[\w-]+(?:/|\.\w+)", notice))
+    return sorted(name for name in names - texts if not {Path(name).parts[0] + "/", Path(name).name} & named)
+
+
+def test_every_shipped_file_of_data_has_a_line_in_the_notice(wheel: dict[str, Path]) -> None:
+    data = {name.removeprefix("foveate/data/") for name in wheel if name.startswith("foveate/data/")}
+    # Images and weights of other folders, too; code and pages are ours.
+    codes = (".css", ".html", ".j2", ".js", ".py", ".typed", ".yaml")
+    others = {Path(name).name for name in wheel if not name.startswith("foveate/data/") and not name.endswith(codes)}
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    assert {"mini/model.safetensors", "taxa.csv", "example.jpg"} <= data | others
+    assert list_unnoticed(data | others, notice) == []
+    assert list_unnoticed(data, notice.replace("  mini/ ", "")) == sorted(
+        name for name in data if name.startswith("mini/") and not name.endswith(".md")
+    )
+
+
+def test_every_shipped_model_has_a_card_that_names_its_license(wheel: dict[str, Path]) -> None:
+    models = {str(Path(name).parent) for name in wheel if name.endswith("/config.json") and "/data/" in name}
+    assert {Path(model).name for model in models} == {"bridge", "mini", "mini-ferret", "small", "smollm2-mini"}
+    for model in models:
+        card = wheel[f"{model}/README.md"].read_text(encoding="utf-8")
+        assert card.startswith("---\nlicense: apache-2.0\n")
+        assert "Apache-2.0" in card or "NOTICE-wordnet.md" in card, "and those of what it is made of"
+
+
 def test_recipes_pages_and_every_module_are_shipped(wheel: dict[str, Path]) -> None:
     assert {f"foveate/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")} <= set(wheel)
     package = ROOT / "src" / "foveate"
