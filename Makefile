@@ -15,7 +15,7 @@ RUN ?= runs/tour
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install install-dev tour test test-processors test-slow test-flower test-species-oracles test-lowest test-newest dist \
-  check-tag test-wheel bench lint types docs clean
+  check-tag test-wheel bench lint types docs constraints clean
 .DEFAULT_GOAL := tour
 
 $(VENV)/.made:
@@ -149,6 +149,22 @@ types: install-dev
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt '.[docs]'
 	$(BIN)/zensical build --clean
+
+# Files of versions, from pyproject.toml: those that are listed stay, and NEW=1 takes the newest that are allowed. The files
+# `locked` have every library of every system with the hashes of its files. Constraints are the same versions without CUDA's
+# libraries, which belong to one build of torch, and without extras and hashes, which pip refuses in constraints.
+LOCK = $(BUILD)/bin/uv pip compile pyproject.toml -q --universal --python-version 3.11.5 --generate-hashes --no-strip-extras \
+  --no-annotate --custom-compile-command "make constraints"
+UNLOCK = sed -nE '/^(nvidia-|cuda-|triton=)/d; s/^([a-z0-9-]+)(\[.*\])?(==[^ ]+) .*/\1\3/p'
+
+constraints:
+	rm -rf $(BUILD)
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install -q uv
+	$(LOCK) --extra dev --extra docs $(if $(NEW),--upgrade,-c requirements/constraints.txt) -o requirements/locked.txt
+	$(LOCK) --extra flower $(if $(NEW),--upgrade,-c requirements/flower.txt) -o requirements/locked-flower.txt
+	pins="$$(grep '^#' requirements/constraints.txt; $(UNLOCK) requirements/locked.txt)" && echo "$$pins" > requirements/constraints.txt
+	pins="$$(grep '^#' requirements/flower.txt; $(UNLOCK) requirements/locked-flower.txt)" && echo "$$pins" > requirements/flower.txt
 
 clean:
 	rm -rf $(VENV) $(FLOWER) $(SPECIES_ORACLES) $(LOWEST) $(NEWEST) $(BUILD) $(WHEEL) dist build site
