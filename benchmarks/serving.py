@@ -72,7 +72,7 @@ class Server:
 
     def resident_bytes(self) -> int:
         """Return the memory that the process holds."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{self.pid}/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager
@@ -234,7 +234,7 @@ def _serve_fastapi(port_file: Path) -> None:
     chat.__annotations__ = {"body": bodies.ChatBody, "request": Request}
     app.post(CHAT, response_model=None)(chat)
     listener = listen("127.0.0.1", 0)
-    port_file.write_text(f"{listener.getsockname()[1]}\n")
+    port_file.write_text(f"{listener.getsockname()[1]}\n", encoding="utf-8")
     uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run([listener])
 
 
@@ -254,7 +254,7 @@ def _serve_uvicorn(port_file: Path) -> None:
         await send({"type": "http.response.body", "body": content})
 
     listener = listen("127.0.0.1", 0)
-    port_file.write_text(f"{listener.getsockname()[1]}\n")
+    port_file.write_text(f"{listener.getsockname()[1]}\n", encoding="utf-8")
     config = uvicorn.Config(answer, access_log=False, log_level="warning", lifespan="off")
     uvicorn.Server(config).run([listener])
 

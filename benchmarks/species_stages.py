@@ -224,7 +224,11 @@ def prepare_peer(
     options.modify_in_place, options.add_pre_smoothing_description = True, False
 
     def smooth() -> dict[str, Any]:
-        with open(os.devnull, "w") as null, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(null):
+        with (
+            open(os.devnull, "w", encoding="utf-8") as null,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(null),
+        ):
             return peer.smooth_classification_results_sequence_level(inputs.pop(), sequences, options=options)
 
     return smooth

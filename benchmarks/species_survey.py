@@ -170,7 +170,10 @@ def write_detections(path: Path, events_N: np.ndarray) -> Path:
         file = f"camera-{event * _CAMERAS // num_events:02}/IMG_{number:06}.PNG"
         images.append({"file": file, "detections": boxes})
     content = {"info": {"format_version": "1.6", "detector": "MegaDetector v5a"}, "images": images}
-    path.write_text(json.dumps({**content, "detection_categories": {"1": "animal", "2": "person", "3": "vehicle"}}))
+    path.write_text(
+        json.dumps({**content, "detection_categories": {"1": "animal", "2": "person", "3": "vehicle"}}),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -186,7 +189,7 @@ def list_boxes(keys: pa.Array) -> pa.Table:
 
 def write_answers(path: Path, keys: list[str], events: list[int], name: str) -> None:
     """Write answers about the first image of one event in twenty, as a table of files and species."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("file", "species"))
         for number, event in enumerate(events):

@@ -35,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.fsync = lambda descriptor: None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what Windows has no calls for."""
+    if os.name == "nt":
+        for item in items:
+            if item.get_closest_marker("posix"):
+                item.add_marker(pytest.mark.skip("needs pipes, limits or signals that Windows lacks"))
+
+
 # In the process that hands tests out this hook runs too; it collects nothing itself.
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop() -> None:

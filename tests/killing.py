@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
+
 _SERVER = """
 import importlib, json, os, sys, traceback
 from pathlib import Path
@@ -107,6 +109,8 @@ class Server:
     """
 
     def __init__(self, module: str, *prepare: object) -> None:
+        if not hasattr(os, "fork"):
+            pytest.skip("needs fork, which Windows lacks")
         folders = [TESTS, *TESTS.glob("*/"), *TESTS.glob("*/*/"), TESTS.parent / "src"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
         self.told: dict[str, Any] = {}

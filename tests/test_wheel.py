@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,12 +36,63 @@ def test_weights_and_images_are_shipped_with_their_notices(wheel: dict[str, Path
     assert sha256_file(wheel["foveate/data/nanodet-g.safetensors"]) == SHA256
 
 
+def list_unnoticed(names: set[str], notice: str) -> list[str]:
+    """Files of data without a line in NOTICE, by their own name or that of their folder."""
+    texts = {name for name in names if Path(name).name.startswith(("NOTICE", "LICENSE")) or name.endswith(".md")}
+    named = set(re.findall(r"[\w-]+(?:/|\.\w+)", notice))
+    return sorted(name for name in names - texts if not {Path(name).parts[0] + "/", Path(name).name} & named)
+
+
+def test_every_shipped_file_of_data_has_a_line_in_the_notice(wheel: dict[str, Path]) -> None:
+    data = {name.removeprefix("foveate/data/") for name in wheel if name.startswith("foveate/data/")}
+    # Images and weights of other folders, too; code and pages are ours.
+    codes = (".css", ".html", ".j2", ".js", ".py", ".typed", ".yaml")
+    others = {Path(name).name for name in wheel if not name.startswith("foveate/data/") and not name.endswith(codes)}
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    assert {"mini/model.safetensors", "taxa.csv", "example.jpg"} <= data | others
+    assert list_unnoticed(data | others, notice) == []
+    assert list_unnoticed(data, notice.replace("  mini/ ", "")) == sorted(
+        name for name in data if name.startswith("mini/") and not name.endswith(".md")
+    )
+
+
+def test_every_shipped_model_has_a_card_that_names_its_license(wheel: dict[str, Path]) -> None:
+    models = {str(Path(name).parent) for name in wheel if name.endswith("/config.json") and "/data/" in name}
+    assert {Path(model).name for model in models} == {"bridge", "mini", "mini-ferret", "small", "smollm2-mini"}
+    for model in models:
+        card = wheel[f"{model}/README.md"].read_text(encoding="utf-8")
+        assert card.startswith("---\nlicense: apache-2.0\n")
+        assert "Apache-2.0" in card or "NOTICE-wordnet.md" in card, "and those of what it is made of"
+
+
 def test_recipes_pages_and_every_module_are_shipped(wheel: dict[str, Path]) -> None:
     assert {f"foveate/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")} <= set(wheel)
     package = ROOT / "src" / "foveate"
     ours = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert {f"foveate/{path.relative_to(package)}" for path in ours} <= set(wheel)
     assert not [name for name in wheel if name.startswith(("tests", "benchmarks", "tools"))]
+
+
+def list_relative_links(text: str) -> list[str]:
+    targets = re.findall(r"\]\(([^)\s]+)|(?:src|href)=\"([^\"]+)", text)
+    return [link for link in map("".join, targets) if not re.match(r"https?:|#", link)]
+
+
+def test_links_of_the_readme_lead_to_files_from_anywhere() -> None:
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "metadata"]
+    metadata = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    readme, source = metadata["readme"]["text"], (ROOT / "README.md").read_text(encoding="utf-8")
+    assert list_relative_links(source), "otherwise nothing is tested"
+    assert list_relative_links(readme) == []
+    base = f"{metadata['urls']['Repository']}/(?:blob|raw)/v{metadata['version']}/"
+    paths = re.findall(rf"\]\({base}([^)#]+)", readme)
+    assert len(paths) == len([link for link in list_relative_links(source) if not link.startswith("#")])
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    # Only a raw file is shown as an image.
+    images = re.findall(rf"!\[[^]]*\]\({base}(\S+?)\)", readme)
+    assert images == ["docs/images/locate.webp"]
+    assert f"/raw/v{metadata['version']}/{images[0]})" in readme
 
 
 def build(source: Path, target: Path, *kinds: str) -> None:
@@ -68,6 +121,16 @@ def test_the_source_archive_builds_the_same_wheel(built: Path, tmp_path: Path) -
     (first,), (second,) = built.glob("*.whl"), (tmp_path / "dist").glob("*.whl")
     assert first.name == second.name
     assert sha256_file(first) == sha256_file(second)
+
+
+@pytest.mark.slow
+def test_the_wheel_has_no_relative_link(built: Path) -> None:
+    (path,) = built.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        text = wheel.read(name).decode("utf-8")
+    assert "# Foveate" in text
+    assert list_relative_links(text) == []
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +165,8 @@ def test_the_wheel_works_in_any_folder_without_the_checkout(installed: Path, tmp
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     answer = json.loads(run([foveate, "ask", "red.png", "What is in the image?", "--json"], tmp_path))
     assert answer["text"]
+    run([foveate, "samples", "samples"], tmp_path)
+    run([foveate, "index", "samples/photographs"], tmp_path)
+    search = [foveate, "search", "samples/photographs-index", "something to drink", "--count", "2"]
+    assert "coffee.jpg" in run(search, tmp_path)
+    assert run([foveate, "ask", "samples/labeled/car/02.jpg", "Where is the taxi?"], tmp_path).strip()

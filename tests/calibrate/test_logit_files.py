@@ -37,7 +37,7 @@ def write(path: Path, *, texts: bool = True) -> Path:
         comma = "," if path.suffix == ".csv" else "\t"
         lines = [comma.join(["label", *NAMES])]
         lines += [comma.join([str(label), *map(repr, row.tolist())]) for label, row in zip(labels, LOGITS, strict=True)]
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     elif path.suffix == ".parquet":
         pq.write_table(pa.table({"label": labels, **columns}), path)
     elif path.suffix == ".npy":

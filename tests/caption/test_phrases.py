@@ -143,7 +143,7 @@ def test_nltks_tagger_reads_its_own_format(tmp_path: Path, monkeypatch: pytest.M
         ("tagdict", trained.tagdict),
         ("classes", sorted(trained.classes)),
     ):
-        Path(f"{prefix}.{part}.json").write_text(json.dumps(content))
+        Path(f"{prefix}.{part}.json").write_text(json.dumps(content), encoding="utf-8")
     extract = open_extractor(PhraseSettings(tagger="nltk", recipe="paper", tagger_data=str(tmp_path)))
     predicted = [extract(case["caption"]).phrases for case in cases["cases"]]
     for case, phrases in zip(cases["cases"], predicted, strict=True):

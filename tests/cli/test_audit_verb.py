@@ -28,7 +28,7 @@ def test_audit_of_scenes(foveate: Run, scenes: Path) -> None:
     assert "24 images that have every format" in ended.out
     assert "Assertions that hold (of all)" in ended.out
     assert ended.out.splitlines()[-1] == "report: run/report.html"
-    page = Path("run/report.html").read_text()
+    page = Path("run/report.html").read_text(encoding="utf-8")
     for said in ("Side by side", "mark-supported", "not decidable", "of other images"):
         assert said in page
     key = Collection.open(scenes).keys[0]

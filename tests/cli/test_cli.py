@@ -144,7 +144,7 @@ def test_collect_and_inspect(foveate: Run, images: Path, tmp_path: Path) -> None
     assert sum(row["count"] for row in inspected.json["quarantine"]) == 3
     assert len(inspected.json["samples"]) == 5
     page = Path(inspected.json["paths"]["report"])
-    assert "<html" in page.read_text()
+    assert "<html" in page.read_text(encoding="utf-8")
     assert json.loads((tmp_path / "look" / "result.json").read_text())["kind"] == "inspect"
     words = foveate("inspect", "mine", "--out", "look-2", "--samples", "0")
     assert words.code == 0
@@ -284,7 +284,7 @@ def test_a_process_ends_with_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_standard_output_is_named(unbuffered: str) -> None:
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         process = subprocess.run(  # noqa: PLW1510
             [sys.executable, "-m", "foveate", "recipes"],
             # An empty value counts as not set: the interpreter then flushes once more at its end.

@@ -159,7 +159,9 @@ def test_an_option_beats_an_override_and_both_beat_the_recipe(
     command: str, resolve: Any, tiny_collection: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, recipe, stage = TRAININGS[command]
-    Path("adapt.yaml").write_text("{backbone: {kind: lite0}, method: {method: linear}, training: {seed: 5}}\n")
+    Path("adapt.yaml").write_text(
+        "{backbone: {kind: lite0}, method: {method: linear}, training: {seed: 5}}\n", encoding="utf-8"
+    )
 
     def trained(*arguments: object) -> tuple[int, int]:
         resolved = resolve(command, recipe, *arguments, "--collection", tiny_collection)
@@ -186,7 +188,8 @@ def test_training_commands_share_their_grammar(command: str) -> None:
 
 def test_a_recipe_of_an_adapter_is_changed_by_options(resolve: Any, tiny_collection: Path) -> None:
     Path("adapt.yaml").write_text(
-        "{backbone: {kind: lite0}, method: {method: lora, rank: 4}, training: {epochs: 3, checkpoint_every: 200}}\n"
+        "{backbone: {kind: lite0}, method: {method: lora, rank: 4}, training: {epochs: 3, checkpoint_every: 200}}\n",
+        encoding="utf-8",
     )
     shared = ("adapt.yaml", "--collection", tiny_collection)
     assert resolve("adapt train", *shared).method == {"method": "lora", "rank": 4}
@@ -211,7 +214,7 @@ def test_a_recipe_of_an_adapter_is_changed_by_options(resolve: Any, tiny_collect
     ],
 )
 def test_mistakes_in_a_recipe_of_an_adapter(foveate: Run, content: str, words: tuple[str, ...]) -> None:
-    Path("mine.yaml").write_text(content)
+    Path("mine.yaml").write_text(content, encoding="utf-8")
     ended = foveate("adapt", "train", "mine.yaml", "--collection", "c")
     for word in words:
         assert word in ended.sentence
@@ -266,7 +269,7 @@ def test_an_override_stands_where_a_recipe_may_be_left_out(resolve: Any, tiny_co
         assert resolve("adapt train", f"data.field={value}", *ADAPTER, *data).data.field == value
     # An existing file is a recipe, whatever its name.
     content = "{backbone: {kind: lite0}, method: {method: linear}, training: {epochs: 7}}\n"
-    Path("data.field=x").write_text(content)
+    Path("data.field=x").write_text(content, encoding="utf-8")
     assert resolve("adapt train", "data.field=x", *data).training.epochs == 7
 
 
@@ -281,22 +284,22 @@ def test_what_is_no_recipe_is_named(foveate: Run, recipe: str) -> None:
 def test_a_file_does_not_hide_a_shipped_recipe(resolve: Any, tiny_collection: Path) -> None:
     data = ("--collection", tiny_collection)
     shipped = resolve("species train", "species", *data)
-    Path("species").write_text("{training: {epochs: 7}}\n")
-    Path("species.yaml").write_text("{training: {epochs: 7}}\n")
+    Path("species").write_text("{training: {epochs: 7}}\n", encoding="utf-8")
+    Path("species.yaml").write_text("{training: {epochs: 7}}\n", encoding="utf-8")
     assert resolve("species train", "species", *data) == shipped
     assert resolve("species train", "species.yaml", *data).training.epochs == 7
 
 
 @pytest.mark.parametrize("command", TRAININGS)
 def test_a_training_needs_data(foveate: Run, command: str) -> None:
-    Path("adapt.yaml").write_text("{backbone: {kind: lite0}, method: {method: linear}}\n")
+    Path("adapt.yaml").write_text("{backbone: {kind: lite0}, method: {method: linear}}\n", encoding="utf-8")
     ended = foveate(*command.split(), TRAININGS[command][1])
     assert ended.code == 2
     assert "Missing option '--collection'" in ended.err
 
 
 def test_what_a_recipe_lacks_is_asked_for(foveate: Run) -> None:
-    Path("adapt.yaml").write_text("{backbone: {kind: lite0}}\n")
+    Path("adapt.yaml").write_text("{backbone: {kind: lite0}}\n", encoding="utf-8")
     for command, option in (
         (("adapt", "train"), "--backbone"),
         (("adapt", "train", "adapt.yaml"), "--method"),

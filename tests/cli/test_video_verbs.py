@@ -51,7 +51,7 @@ def test_a_set_is_evaluated_and_scored_by_commands(foveate: Any, tmp_path: Path)
     arguments += ["--how", HOW, "--frames", 3, "--max-tokens", 4, "--device", "cpu"]
     result = foveate("video", "evaluate", "mini", *arguments, "--json").json
     assert (result["questions"], result["unjudged"], result["missing"]) == (8, 4, 0)
-    assert "Own questions" in Path(result["paths"]["report"]).read_text()
+    assert "Own questions" in Path(result["paths"]["report"]).read_text(encoding="utf-8")
     rows = (run / ANSWERS).read_bytes()
     (run / ANSWERS).write_bytes(rows[: len(rows) // 2])
     foveate("video", "evaluate", "mini", *arguments)

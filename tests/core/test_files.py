@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from foveate.core import files
 from foveate.core.errors import UserError
 from foveate.core.files import (
     FolderLock,
     atomic_file,
     commit_atomically,
+    fsync_path,
+    open_descriptor,
+    read_at,
     read_json,
     sha256_file,
     sweep,
@@ -140,10 +144,10 @@ def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_kill_9_frees_the_lock(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate()
     with FolderLock(tmp_path, purpose="training"):
-        assert f"process {os.getpid()} on" in (tmp_path / "writer.lock").read_text()
+        assert f"process {os.getpid()} on" in (tmp_path / "writer.owner").read_text()
 
 
 def test_the_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
@@ -151,7 +155,43 @@ def test_the_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
         raise RuntimeError
     with FolderLock(tmp_path / "new", purpose="two"):
         pass
-    assert (tmp_path / "new" / "writer.lock").read_text() == "", "no owner is named who has left"
+    assert not (tmp_path / "new" / "writer.owner").exists(), "no owner is named who has left"
+
+
+def test_a_lock_is_freed_by_another_thread(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path, purpose="one").__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lock.__exit__, None, None, None).result()
+    with FolderLock(tmp_path, purpose="two"):
+        pass
+
+
+def test_threads_read_a_file_without_pread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The bytes end lines, and a file, where one is read as text on Windows.
+    content = b"\r\n\x1a\n" * 5000
+    (tmp_path / "file").write_bytes(content)
+    monkeypatch.delattr(os, "pread")
+    descriptor = open_descriptor(tmp_path / "file")
+    places = [(offset % 20_000, 1 + offset % 97) for offset in range(0, 200_000, 37)]
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda place: read_at(descriptor, place[1], place[0]), places))
+    os.close(descriptor)
+    assert parts == [content[offset : offset + length] for offset, length in places]
+
+
+def test_windows_flushes_files_that_may_be_written_and_no_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    opened = list[tuple[str, int]]()
+    open_path = os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, flags: opened.append((Path(path).name, flags)) or open_path(path, flags)
+    )
+    monkeypatch.setattr(files, "_IS_WINDOWS", True)
+    fsync_path(tmp_path)
+    fsync_path(tmp_path / "file")
+    assert opened == [("file", os.O_RDWR)]
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:

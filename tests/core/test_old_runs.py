@@ -46,7 +46,7 @@ def unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], l
             shutil.rmtree(run_folder, ignore_errors=True)
         monkeypatch.chdir(tmp_path / "stopped")
         command = Path("command.json")
-        return json.loads(command.read_text()) if command.exists() else []
+        return json.loads(command.read_text(encoding="utf-8")) if command.exists() else []
 
     return run
 
@@ -71,7 +71,7 @@ def call(*command: str) -> str:
 
 
 def steps(path: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in path.read_text().splitlines() if '"loss"' in line]
+    return [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines() if '"loss"' in line]
 
 
 def assert_same_training(stopped: Path, whole: Path, weights: str, log: str, before: str, count: int) -> None:
@@ -94,7 +94,9 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 def metrics(path: str, *, last: int) -> str:
     """Rows of the log up to the step of the checkpoint."""
-    return "".join(line + "\n" for line in Path(path).read_text().splitlines() if json.loads(line)["step"] <= last)
+    return "".join(
+        line + "\n" for line in Path(path).read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= last
+    )
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_labeling_adds_no_row_twice(
 
 def test_an_evaluation_goes_on_after_its_last_answer(unpack: Any) -> None:
     unpack("mllm-evaluate")
-    before = Path("run/rows.jsonl").read_text()
+    before = Path("run/rows.jsonl").read_text(encoding="utf-8")
 
     def evaluate(run: str) -> tuple[Any, int]:
         model = test_suites.Table(lambda sizes, text, regions: "x" if sizes and int(text[5]) % 2 else "y")
@@ -258,7 +260,7 @@ def test_an_evaluation_goes_on_after_its_last_answer(unpack: Any) -> None:
 
     (resumed, asked), (expected, all_asked) = evaluate("run"), evaluate("other")
     assert (resumed, asked + before.count("\n")) == (expected, all_asked)
-    assert Path("run/rows.jsonl").read_text().startswith(before)
+    assert Path("run/rows.jsonl").read_text(encoding="utf-8").startswith(before)
     with pytest.raises(UserError, match=r"run holds a run of another recipe .*choose another folder with --out"):
         test_suites.evaluate(test_suites.Table(str), "vqa", Path("shapes"), run="run", name="other")
 

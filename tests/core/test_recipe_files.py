@@ -133,7 +133,7 @@ def test_shipped_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "tour" in recipe_names()
     assert recipe_path("tour").name == "tour.yaml"
     monkeypatch.chdir(tmp_path)
-    Path("tour").write_text("steps: 1\n")
+    Path("tour").write_text("steps: 1\n", encoding="utf-8")
     assert recipe_path("tour").name == "tour.yaml", "a shipped name is not shadowed by a file of the same name"
     assert recipe_path("./tour") == Path("./tour")
 

@@ -49,7 +49,7 @@ def running(
     """A process in a group of its own, which is ended with all that it started."""
     program = shutil.which(command[0], path=env["PATH"])
     assert program is not None, command[0]
-    with log.open("w") as out:
+    with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             [program, *command[1:]], env=env, stdout=out, stderr=out, start_new_session=True, cwd=folder
         )

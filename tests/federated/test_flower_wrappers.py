@@ -188,6 +188,6 @@ def test_an_encoder_by_the_commands_of_a_user(tmp_path: Path) -> None:
 
 def command_of(number: int) -> str:
     try:
-        return Path(f"/proc/{number}/cmdline").read_text().replace("\0", " ")
+        return Path(f"/proc/{number}/cmdline").read_text(encoding="utf-8").replace("\0", " ")
     except OSError:
         return ""

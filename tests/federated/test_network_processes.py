@@ -84,7 +84,7 @@ def free_port() -> int:
 def ended(number: int) -> bool:
     """Whether a process has ended; one whose status nobody has asked for counts."""
     try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
 

@@ -77,7 +77,7 @@ def test_all_that_a_model_had_stays_and_the_encoder_is_new(
 
 
 def write(path: Path, text: str) -> Path:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

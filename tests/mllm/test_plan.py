@@ -135,7 +135,7 @@ def test_files_that_are_no_image_are_named(tmp_path: Path) -> None:
 def test_a_page_shows_tiles_in_order(tmp_path: Path) -> None:
     paths = [save(tmp_path, "a<b>.png", (480, 640)), save(tmp_path, "long.png", (30, 4000))]
     result = run(*paths, "--page", "--out", tmp_path / "run")
-    page = Path(result["paths"]["report"]).read_text()
+    page = Path(result["paths"]["report"]).read_text(encoding="utf-8")
     assert page.count('class="tiling"') == 4
     assert "a&lt;b&gt;.png" in page
     assert "<b>.png" not in page

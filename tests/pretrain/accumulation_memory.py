@@ -19,7 +19,7 @@ IMAGES = 64
 
 def peak_kb() -> int:
     """The most memory of this process in KiB. Not ru_maxrss, which begins with that of the process that made it."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    return int(Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1].split()[0])
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -144,7 +143,8 @@ def test_a_read_only_disk_is_read_and_said(disk: Disk, tmp_path: Path, capsys: p
         assert "the disk is read-only" in said
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
+@pytest.mark.posix
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="permissions do not bind the superuser")
 def test_a_folder_without_permission_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_folder(tmp_path / "source", 3)
     (tmp_path / "closed").mkdir(mode=0o555)
@@ -187,11 +187,14 @@ def test_a_refusal_at_any_write_loses_nothing(tmp_path: Path, monkeypatch: pytes
         assert _contents(target) == _contents(tmp_path / "whole" / "c")
 
 
+@pytest.mark.posix
 def test_a_limit_on_the_size_of_files_is_said(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for number in range(30):
         Image.effect_noise((100, 100), 50 + number).save(source / f"p{number}.png")
+
+    import resource
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))

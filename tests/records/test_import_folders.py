@@ -39,6 +39,7 @@ def test_files_of_one_stem_are_images_of_their_own_whose_keys_stay(tmp_path: Pat
     assert reasons(tmp_path / "c") == {}
 
 
+@pytest.mark.posix
 def test_links_pipes_and_hidden_files_in_a_folder(tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("password")

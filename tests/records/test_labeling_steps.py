@@ -101,6 +101,7 @@ def test_rows_without_a_status_are_counted_by_image(path: Path) -> None:
     assert find_unfinished(path, labeling(), KEYS[1:]) == {"train-01": 1}
 
 
+@pytest.mark.posix
 def test_a_signal_ends_a_run_after_its_batch(path: Path) -> None:
     def label_batch(batch: Sequence[str]) -> Iterator[LabeledImage]:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -114,6 +115,7 @@ def test_a_signal_ends_a_run_after_its_batch(path: Path) -> None:
     assert progress.now.status == {"ok": 4}
 
 
+@pytest.mark.posix
 def test_a_signal_reaches_the_caller_whose_work_goes_on_after_the_labels(path: Path) -> None:
     def label_batch(batch: Sequence[str]) -> Iterator[LabeledImage]:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 from made_images import jpeg
 
 from foveate.core.errors import UserError
@@ -59,6 +60,7 @@ def test_the_next_writer_leaves_all_of_it(tmp_path: Path) -> None:
     assert before == {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
+@pytest.mark.posix
 def test_a_vanished_or_changed_file_is_a_bad_image(tmp_path: Path) -> None:
     path = _mixed(tmp_path)
     file = tmp_path / "mine" / "p1.jpg"

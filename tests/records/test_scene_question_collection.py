@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foveate.core.errors import UserError
-from foveate.records import layout
+from foveate.core.files import LOCK_FILES
 from foveate.records.collection import Collection
 from foveate.records.conversations import Conversation, Conversations, add_conversations, check_conversation
 from foveate.records.writer import CollectionWriter
@@ -57,7 +57,7 @@ def test_built_again_nothing_changes_and_more_is_added_behind(built: Path, tmp_p
 
 
 def test_a_run_that_was_killed_at_its_start_is_repeated(tmp_path: Path) -> None:
-    (tmp_path / layout.LOCK_FILE).touch()
+    (tmp_path / LOCK_FILES[0]).touch()
     build_questions(tmp_path, train=1, size=SIZE)
     assert read(tmp_path)
     (tmp_path / "other").mkdir()

@@ -412,6 +412,30 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
     assert fake.timers == []
 
 
+def test_where_the_kernel_does_not_tell_a_client_has_the_time_of_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parser:
+        def pause_writing(self) -> None: ...
+
+        def resume_writing(self) -> None: ...
+
+    monkeypatch.setattr(framing, "_KERNEL_TELLS", False)
+    with socket.socket() as kernel:
+        room = kernel.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        fake = FakeLoop()
+        monkeypatch.setattr(fake, "get_extra_info", lambda name: kernel)
+        connection: Any = type("Connection", (framing.FramingProtocol, Parser), {})()
+        connection.loop = connection.transport = fake
+        connection._send_timer = None
+        connection.pause_writing()
+        (timer,) = fake.timers
+        assert timer.seconds == framing.SEND_SECONDS + (100_000 + room) / framing.MIN_BYTES_PER_SECOND
+        connection.resume_writing()
+        assert fake.timers == [], "the client made room in time"
+        connection.pause_writing()
+        fake.fire(99_999)
+        assert fake.is_aborted
+
+
 def test_a_client_that_reads_steadily_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     # asyncio's own buffer stands still meanwhile: the kernel holds megabytes, which go first.
     monkeypatch.setattr(framing, "SEND_SECONDS", 1.0)

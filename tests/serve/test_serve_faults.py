@@ -361,7 +361,7 @@ def start(**settings: Any) -> tuple[subprocess.Popen[str], int]:
     path = os.pathsep.join([str(tests.parents[1] / "src"), str(tests)])
     command = [sys.executable, str(tests / "fakes.py"), json.dumps(settings)]
     # A pipe that nobody reads would fill with lines of log, and stop the server.
-    log = tempfile.NamedTemporaryFile("w+", suffix=".log")
+    log = tempfile.NamedTemporaryFile("w+", encoding="utf-8", suffix=".log")
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "PYTHONPATH": path}
     )

@@ -128,7 +128,9 @@ def write_boxes(path: Path, boxes: Boxes) -> Path:
         ]
         images.append({"file": name_file(number), "detections": detections})
     content = {"info": {"format_version": "1.6", "detector": "MegaDetector v5a"}, "images": images}
-    path.write_text(json.dumps({**content, "detection_categories": {n: name for name, n in numbers.items()}}))
+    path.write_text(
+        json.dumps({**content, "detection_categories": {n: name for name, n in numbers.items()}}), encoding="utf-8"
+    )
     return path
 
 

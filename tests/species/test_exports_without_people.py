@@ -52,7 +52,7 @@ def test_people_are_found(predictions: Predictions) -> None:
 
 def list_files(path: Path, format: str) -> set[str]:
     if format == "megadetector":
-        return {image["file"] for image in json.loads(path.read_text())["images"]}
+        return {image["file"] for image in json.loads(path.read_text(encoding="utf-8"))["images"]}
     table = path / "media.csv" if format == "camtrap-dp" else path
     column = {"camtrap-dp": "filePath", "csv": "file", "wildlife-insights": "location"}[format]
     with table.open(newline="") as file:

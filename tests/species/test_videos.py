@@ -82,7 +82,7 @@ def write_results(path: Path) -> Path:
         images.append(entry)
     categories = {"1": "animal", "2": "person", "3": "vehicle"}
     content = {"info": {"format_version": "1.6", "detector": "MegaDetector v1000"}, "images": images}
-    path.write_text(json.dumps({**content, "detection_categories": categories}))
+    path.write_text(json.dumps({**content, "detection_categories": categories}), encoding="utf-8")
     return path
 
 

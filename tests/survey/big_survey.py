@@ -85,7 +85,9 @@ def make_coco(path: Path, rows: int) -> Path:
         annotation = {"id": f"a{number}", "image_id": f"i{number}", "category_id": number % _SPECIES}
         annotations.append({**annotation, "bbox": [4, 4, 12, 12]})
     categories = [{"id": number, "name": f"genus species{number}" if number else "empty"} for number in range(_SPECIES)]
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories}), encoding="utf-8"
+    )
     return path
 
 
@@ -128,7 +130,7 @@ def make_results(path: Path, rows: int, format: str) -> Path:
         content["classification_categories"] = {str(number): name.split(";")[-1] for number, name in enumerate(names)}
         content["classification_category_descriptions"] = {str(number): name for number, name in enumerate(names)}
         content["images"] = images
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 

@@ -69,7 +69,10 @@ def run_processes(script: Path, *arguments: object, world_size: int = 1, timeout
         forkserver.ensure_running()
     port, deadline = free_port(), time.monotonic() + timeout
     with ExitStack() as stack:
-        files = [stack.enter_context(tempfile.NamedTemporaryFile("r", suffix=".txt")) for _ in range(world_size)]
+        files = [
+            stack.enter_context(tempfile.NamedTemporaryFile("r", encoding="utf-8", suffix=".txt"))
+            for _ in range(world_size)
+        ]
         processes = [
             _FORKS.Process(
                 target=_run_script,

@@ -272,7 +272,7 @@ def test_clips_are_files_or_folders_of_images(tmp_path: Path) -> None:
 
 
 def _write_lines(path: Path, video: str) -> Path:
-    path.write_text(json.dumps({"video": video, "question": "q", "answer": "a"}))
+    path.write_text(json.dumps({"video": video, "question": "q", "answer": "a"}), encoding="utf-8")
     return path
 
 

@@ -364,7 +364,7 @@ def _build_gallery(
                 continue
             images.append(
                 AuditImage(
-                    image=str(path.relative_to(run)),
+                    image=path.relative_to(run).as_posix(),
                     data=name,
                     key=collection.keys[row],
                     captions=[_gallery_caption(judged, index) for judged in captions[name].values()],

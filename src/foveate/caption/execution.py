@@ -253,7 +253,6 @@ def _import_ray() -> Any:
     # processes end with the reader's thread, and 60 seconds later end this process.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
-        import ray
         import ray.data
     except ImportError as error:
         raise UserError("--executor ray needs Ray Data: run `pip install 'foveate[ray]'`") from error

@@ -193,7 +193,7 @@ def build_gallery(
             captions = source.get(row)
             samples.append(
                 Example(
-                    image=str(thumbnail.relative_to(run)),
+                    image=thumbnail.relative_to(run).as_posix(),
                     caption=" ".join(captions.texts),
                     kind=captions.kind,
                     regions=_sample_regions(grouped, row),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
-import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +21,12 @@ def peak_gigabytes() -> float:
     status = Path("/proc/self/status")
     if status.is_file():
         return int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 2**20
+    if os.name == "nt":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
@@ -45,12 +49,16 @@ def tree_gigabytes() -> float:
 
 def available_memory() -> int:
     """Return the bytes that are available without swapping: the kernel's estimate where there is one."""
-    facts = Path("/proc/meminfo")
-    if facts.is_file():
-        line = re.search(r"^MemAvailable:\s+(\d+) kB", facts.read_text(encoding="utf-8"), re.MULTILINE)
-        if line:
-            return int(line[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def total_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    import psutil
+
+    return psutil.virtual_memory().total
 
 
 def usable_cores() -> int:

@@ -30,7 +30,7 @@ def check_empty_folder(target: Path) -> None:
 
 def list_files(folder: Path) -> list[str]:
     """Return the files of a folder, at any depth, sorted and relative to it."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 @contextmanager
@@ -77,7 +77,8 @@ def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path
             raise UserError(f"{target}: cannot be written ({error})") from error
         finally:
             if finished or identity is None:
-                shutil.rmtree(stage)
+                # On Windows the lock, which is open, stays; the next export takes it.
+                shutil.rmtree(stage, ignore_errors=os.name == "nt")
 
 
 def _find_file_outside(stage: Path, error: OSError) -> Path | None:

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import json
 import os
+import platform
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from foveate.core.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+_IS_WINDOWS = os.name == "nt"
+_READING = threading.Lock()
 
 
 def fsync_path(path: Path) -> None:
     """Flush a file's content, or a folder's renames and deletions, to the disk."""
-    # Read-only is enough for fsync, and the only way to open a folder.
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows opens no folder, and NTFS writes names to its own journal.
+    if _IS_WINDOWS and path.is_dir():
+        return
+    # Read-only is enough for fsync, and the only way to open a folder; Windows flushes only what may be written.
+    descriptor = os.open(path, os.O_RDWR if _IS_WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_descriptor(path: str | Path) -> int:
+    """Open a file for `read_at`; the caller closes the descriptor."""
+    # Windows would turn line ends of a file into others, and end it at a Ctrl-Z.
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Read up to `length` bytes at an offset of a file that several threads may read; fewer at its end."""
+    if hasattr(os, "pread"):
+        # It has no file position that threads would share.
+        return os.pread(descriptor, length, offset)
+    with _READING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, length)
 
 
 def commit_atomically(temporary: Path, path: Path) -> None:
@@ -149,6 +175,28 @@ def sha256_folder(folder: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+LOCK_FILES = ("writer.lock", "writer.owner")
+"""What `FolderLock` leaves in a folder: the lock, and who holds it."""
+
+
+def file_lock(path: Path, *, waits: bool = True, mode: int = 0o644) -> BaseFileLock:
+    """Return a lock of a file, for a `with` block: for one process, and one thread of it, at a time.
+
+    The system frees it when its owner ends, even by kill -9. A lock file holds nothing, since on Windows nobody can
+    read a locked file.
+
+    Args:
+        path: of the lock file, which is created.
+        waits: until the lock is free; otherwise `filelock.Timeout` is raised.
+        mode: permissions of a new file.
+    """
+    # Loaded here, for every start of the command line imports this module.
+    from filelock import FileLock
+
+    # Not the thread's own: a lock may be freed by another thread than took it.
+    return FileLock(path, timeout=-1 if waits else 0, mode=mode, thread_local=False)
+
+
 class FolderLock:
     """Lock a folder for one writer at a time.
 
@@ -157,37 +205,41 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, *, purpose: str) -> None:
-        self.path = folder / "writer.lock"
+        self.path, self._owner = (folder / name for name in LOCK_FILES)
         self.purpose = purpose
-        self._handle: Any = None
+        self._lock: BaseFileLock | None = None
 
     def __enter__(self) -> FolderLock:
+        from filelock import Timeout
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # "a+" neither truncates the owner's name nor fails if the file exists.
-        handle = self.path.open("a+", encoding="utf-8")
+        lock = file_lock(self.path, waits=False)
         try:
-            # The kernel releases a flock when its owner ends, even by kill -9: no stale lock ever needs removing.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read().strip() or "another process"
-            handle.close()
+            lock.acquire()
+        except Timeout:
+            owner = ""
+            # Between its lock and its name, or on its way out, the owner has no file.
+            with contextlib.suppress(OSError):
+                owner = self._owner.read_text(encoding="utf-8").strip()
+            owner = owner or "another process"
             raise UserError(
                 f"{self.path.parent} is being written by {owner}; wait for it to finish, or stop it"
             ) from None
-        handle.seek(0)
-        handle.truncate()
-        handle.write(f"process {os.getpid()} on {os.uname().nodename} ({self.purpose})\n")
-        handle.flush()
-        self._handle = handle
+        try:
+            name = f"process {os.getpid()} on {platform.node()} ({self.purpose})\n"
+            self._owner.write_text(name, encoding="utf-8")
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The file stays: if it were deleted, a process that has it open already and one that creates it anew would both
-        # hold a lock.
-        self._handle.seek(0)
-        self._handle.truncate()
-        self._handle.close()
-        self._handle = None
+        assert self._lock is not None
+        # The folder may be gone by now; on Windows a process that was refused may be reading the name.
+        with contextlib.suppress(OSError):
+            self._owner.unlink()
+        self._lock.release()
+        self._lock = None

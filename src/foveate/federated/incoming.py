@@ -124,7 +124,7 @@ class IncomingWeights:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with atomic_file(self.path(run)) as handle:
                 # An average of a few clients says something about their rows.
-                os.fchmod(handle.fileno(), 0o600)
+                os.chmod(handle.name, 0o600)
                 handle.write(content)
             self._forget()
         except OSError as problem:

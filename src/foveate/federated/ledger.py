@@ -12,7 +12,6 @@ Data that share most of their rows have one account (`foveate.federated.sketches
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import json
 import os
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.core.files import fsync_path
+from foveate.core.files import file_lock, fsync_path
 from foveate.federated import reasons
 from foveate.federated.limits import ClientLimits
 from foveate.federated.messages import MAX_NUMBER, Message
@@ -72,7 +71,7 @@ class Spent:
 
 
 class Ledger:
-    """One file per data set: `DIGEST.jsonl`, a line per question.
+    """One file per data set: `DIGEST.jsonl`, a line per question, and beside it the lock of the file.
 
     Args:
         folder: of all ledgers of this client.
@@ -123,16 +122,14 @@ class Ledger:
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[io.FileIO]:
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        except OSError as problem:
-            raise self._refuse(path, problem) from problem
-        # Unbuffered: bytes that wait in a buffer would be written after a failed write was taken back.
-        with io.FileIO(descriptor, "r+") as file:
+        with ExitStack() as stack:
             try:
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 # Waits: two servers that ask at the same moment must not both be the first.
-                fcntl.flock(file, fcntl.LOCK_EX)
+                stack.enter_context(file_lock(path.with_suffix(".lock"), mode=0o600))
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+                # Unbuffered: bytes that wait in a buffer would be written after a failed write was taken back.
+                file = stack.enter_context(io.FileIO(os.open(path, flags, 0o600), "r+"))
             except OSError as problem:
                 raise self._refuse(path, problem) from problem
             yield file

@@ -14,7 +14,6 @@ its key lies beside it, readable by the owner only.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.core.files import commit_atomically, sweep
+from foveate.core.files import commit_atomically, file_lock, sweep
 from foveate.federated import reasons
 from foveate.federated.reasons import Refusal
 
@@ -207,19 +206,16 @@ def _read_key(folder: Path) -> bytes:
 def _locked(folder: Path) -> Iterator[None]:
     """Lock the sketches of a folder; held for reading and writing them only, never for an answer."""
     path = folder / _LOCK
+    lock = file_lock(path, mode=0o600)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        lock.acquire()
     except OSError as problem:
         raise refuse_file(path, "the lock", problem) from problem
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as problem:
-            raise refuse_file(path, "the lock", problem) from problem
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _read_file(path: Path) -> bytes:
@@ -238,7 +234,7 @@ def _write(path: Path, data: bytes) -> None:
     try:
         # What a kill left is removed: under the lock nobody else writes it.
         sweep(path)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
         commit_atomically(temporary, path)

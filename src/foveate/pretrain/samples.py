@@ -71,7 +71,7 @@ def write_samples(
         caption = record.captions[drawn] if record.captions else None
         samples.append(
             {
-                "image": str(path.relative_to(run)),
+                "image": path.relative_to(run).as_posix(),
                 "caption": caption.text if caption else "",
                 "kind": caption.kind if caption else "",
                 "source": record.labels.get("source", ""),

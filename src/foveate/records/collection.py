@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from foveate.core.errors import UserError, choose, nearest
-from foveate.core.files import read_json
+from foveate.core.files import open_descriptor, read_at, read_json
 from foveate.records import layout, tables
 from foveate.records.boxes import Box
 from foveate.records.images import BadImage
@@ -187,8 +187,7 @@ class Collection:
         descriptor, stays_open = self._descriptor(shard)
         tar = layout.tar_path(self.path, shard)
         try:
-            # pread has no shared file position, so threads may read one descriptor at the same time.
-            data = os.pread(descriptor, length, int(columns["offset"][row]))
+            data = read_at(descriptor, length, int(columns["offset"][row]))
         except OSError as error:
             raise BadImage("unreadable", f"{tar} cannot be read: {error.strerror or error}") from error
         finally:
@@ -225,7 +224,7 @@ class Collection:
             if shard not in self._descriptors:
                 path = layout.tar_path(self.path, shard)
                 try:
-                    descriptor = os.open(path, os.O_RDONLY)
+                    descriptor = open_descriptor(path)
                 except FileNotFoundError as error:
                     raise BadImage("missing shard", f"{path} is missing") from error
                 except OSError as error:

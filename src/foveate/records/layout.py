@@ -18,7 +18,6 @@ SPLITS_FILE = "splits.parquet"
 DRAWN_FILE = "splits.json"  # fractions and seed of the splits
 REMOVED_FILE = "removed.parquet"
 QUARANTINE_FILE = "quarantine.parquet"
-LOCK_FILE = "writer.lock"
 CACHE_FOLDER = "cache"
 DATASET_FOLDER = "dataset"
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
 import tarfile
 from collections import Counter
@@ -24,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
-from foveate.core.files import commit_atomically, fsync_path, name_in_errors
+from foveate.core.files import commit_atomically, fsync_path, name_in_errors, read_at
 from foveate.records import layout, tables
 from foveate.records.images import SUFFIXES
 from foveate.records.layout import member_name
@@ -231,7 +230,7 @@ def _copy_members(
         raise UserError(f"{tar} is missing: {_NOT_PURGED}") from error
     with source:
         for row, start, end in zip(rows[copied].tolist(), starts[copied].tolist(), ends[copied].tolist(), strict=True):
-            data = os.pread(source.fileno(), end - start, start)
+            data = read_at(source.fileno(), end - start, start)
             if len(data) != end - start:
                 raise UserError(f"{tar} is truncated: {_NOT_PURGED}")
             offsets[row] += target.tell() - start

@@ -90,8 +90,9 @@ def read_reference(
     """
     target = collection / path
     try:
-        # Non-blocking: opening a pipe that took the place of the file would wait for ever.
-        descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # Non-blocking: opening a pipe that took the place of the file would wait for ever. Windows has no such pipes,
+        # and would read a file as text.
+        descriptor = os.open(target, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):

@@ -18,7 +18,14 @@ from typing import Any, Self
 import pyarrow as pa
 
 from foveate.core.errors import UserError
-from foveate.core.files import FolderLock, commit_atomically, name_in_errors, read_json, write_json_atomically
+from foveate.core.files import (
+    LOCK_FILES,
+    FolderLock,
+    commit_atomically,
+    name_in_errors,
+    read_json,
+    write_json_atomically,
+)
 from foveate.records import layout, tables
 from foveate.records.collection import check_description, check_writable
 from foveate.records.images import MAX_PIXELS, BadImage, Examined, examine
@@ -60,7 +67,7 @@ def refuse_foreign_folder(path: Path) -> None:
         return
     others = [entry.name for entry in path.iterdir()]
     # A lock and temporary files are what a killed first run leaves, and the next one goes on there.
-    others = sorted(name for name in others if name != layout.LOCK_FILE and not name.endswith(".tmp"))
+    others = sorted(name for name in others if name not in LOCK_FILES and not name.endswith(".tmp"))
     if others:
         raise UserError(
             f"{path} holds other files ({others[0]!r}) and no {layout.DESCRIPTION}; choose a new folder for the "

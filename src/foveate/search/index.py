@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.core.errors import UserError
-from foveate.core.files import FolderLock
+from foveate.core.files import LOCK_FILES, FolderLock
 from foveate.core.progress import say, track
 from foveate.core.recipes import validate
 from foveate.records import layout
@@ -242,7 +242,7 @@ def _describe_target(
 
 def _check_new(out: Path) -> None:
     """Raise UserError if `out` is neither an index, nor empty, nor what a killed first run leaves."""
-    leftovers = {out / "writer.lock", out / COLLECTION, *out.glob(f".{DESCRIPTION}.*.tmp")}
+    leftovers = {*(out / name for name in LOCK_FILES), out / COLLECTION, *out.glob(f".{DESCRIPTION}.*.tmp")}
     if (out / DESCRIPTION).is_file() or not out.is_dir() or leftovers.issuperset(out.iterdir()):
         return
     raise UserError(f"{out}: is neither empty nor an index; give another folder with --out")

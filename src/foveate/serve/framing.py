@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import re
 import socket
 import struct
-import termios
+import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,15 @@ from typing import TYPE_CHECKING, Any
 from foveate.serve.calls import Refused
 from foveate.serve.guard import LOG, read_headers, read_length
 from foveate.serve.replies import error_body, error_headers
+
+try:
+    import fcntl
+    import termios
+
+    # macOS has the modules, but its kernel does not answer this for sockets.
+    _KERNEL_TELLS = sys.platform == "linux"
+except ImportError:  # Windows
+    _KERNEL_TELLS = False
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol as Parser
@@ -169,13 +177,17 @@ class FramingProtocol(Parser):
         super().resume_writing()
 
     def _watch_sending(self) -> None:
-        self._num_unsent = self._count_unsent()
-        self._send_timer = self.loop.call_later(SEND_SECONDS, self._check_sending)
+        self._num_unsent, seconds = self._count_unsent(), SEND_SECONDS
+        if not _KERNEL_TELLS:
+            # asyncio's buffer may stand still while a client reads what the kernel holds: the client has as long as all
+            # of it takes at the slowest speed that is allowed, and then must have made room.
+            seconds += self._num_unsent / MIN_BYTES_PER_SECOND
+        self._send_timer = self.loop.call_later(seconds, self._check_sending)
 
     def _check_sending(self) -> None:
         """End a connection whose client hardly reads: the reply that waits for it holds memory and a place."""
         self._send_timer = None
-        if self._num_unsent - self._count_unsent() < MIN_BYTES_PER_SECOND * SEND_SECONDS:
+        if not _KERNEL_TELLS or self._num_unsent - self._count_unsent() < MIN_BYTES_PER_SECOND * SEND_SECONDS:
             self.transport.abort()
         else:
             self._watch_sending()
@@ -184,12 +196,16 @@ class FramingProtocol(Parser):
         """Count the bytes that wait for the client, here and in the kernel.
 
         The kernel holds megabytes, and takes more only when a third of its buffer is free: asyncio's own buffer stays
-        as it is for a long time while a client reads steadily.
+        as it is for a long time while a client reads steadily. Outside Linux the kernel does not tell what it holds:
+        there the size of its buffer counts.
         """
         num_bytes = self.transport.get_write_buffer_size()
         with contextlib.suppress(OSError, ValueError):  # a socket that was closed has no number
             connection = self.transport.get_extra_info("socket")
-            num_bytes += struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+            if _KERNEL_TELLS:
+                num_bytes += struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+            else:
+                num_bytes += connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         return num_bytes
 
     def _stop_send_timer(self) -> None:

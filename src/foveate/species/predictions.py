@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from foveate.core.errors import UserError, nearest
-from foveate.core.files import read_json, sweep, write_bytes_atomically, write_json_atomically
+from foveate.core.files import LOCK_FILES, read_json, sweep, write_bytes_atomically, write_json_atomically
 from foveate.core.model_folder import read_config
 from foveate.core.results import BoxValues
 from foveate.core.version import __version__
@@ -54,7 +54,7 @@ _SCORES = "scores"
 SURVEY = "survey"  # cards, collected by reference
 TRIAGE = "triage"  # name of the model in a folder of `foveate species triage`, which has none
 # What a killed run may leave before `predict.json`: the lock, the survey, and a first table of its deployments.
-_BEFORE = ("writer.lock", SURVEY, TABLE)
+_BEFORE = (*LOCK_FILES, SURVEY, TABLE)
 OK, FAILED = "ok", "failed"
 
 

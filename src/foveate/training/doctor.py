@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.core.devices import available_memory, choose_device, fast_precision, usable_cores
+from foveate.core.devices import available_memory, choose_device, fast_precision, total_memory, usable_cores
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
 from foveate.training.loader import BadSample, Loader
@@ -38,7 +38,6 @@ _SEPARATE_EXTRAS = ("flower",)
 
 def machine(folder: Path) -> dict[str, Any]:
     """Describe the machine: cores, memory, disk at `folder`, accelerators, fast precision, versions, hub off or not."""
-    page = os.sysconf("SC_PAGE_SIZE")
     accelerators = [
         {
             "name": torch.cuda.get_device_name(number),
@@ -49,7 +48,7 @@ def machine(folder: Path) -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": usable_cores(),
-        "memory_bytes": page * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": total_memory(),
         "memory_free_bytes": available_memory(),
         "disk_free_bytes": shutil.disk_usage(_existing(folder)).free,
         "accelerators": accelerators,

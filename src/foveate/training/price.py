@@ -8,14 +8,13 @@ of that share. Loads torch only for the hardware "cpu".
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, computed_field, model_serializer
 
-from foveate.core.devices import TrainingPrecision, fast_precision, usable_cores
+from foveate.core.devices import TrainingPrecision, fast_precision, total_memory, usable_cores
 from foveate.core.errors import UserError, nearest
 from foveate.core.progress import duration
 from foveate.core.recipes import Settings
@@ -97,7 +96,7 @@ def parse_hardware(text: str) -> Hardware:
             import torch
 
             cores, rate = usable_cores(), usable_cores() * _CORE_TFLOPS
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+            memory = total_memory() / 1e9
             # Both rates are alike for want of a number; what a training would choose here is known.
             precision = "bf16" if fast_precision(torch.device("cpu")) == torch.bfloat16 else "fp32"
             return Hardware(f"cpu ({cores} cores)", rate, rate, memory, precision)

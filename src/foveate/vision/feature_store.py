@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -260,16 +259,12 @@ class FeatureStore:
             # As the stored features of an image that is damaged.
             return torch.zeros(self.shape, dtype=self.dtype)
         path = f"{self._prefix}{self._names[part]}"
-        # Read, not mapped: the pages of a mapping would count as this process's memory. Opened each time, in three
-        # calls to the system: there may be more parts than a process may have open files, and many threads read.
+        # Read, not mapped: the pages of a mapping would count as this process's memory. Opened each time: there
+        # may be more parts than a process may have open files, and many threads read.
         features = torch.empty(size, dtype=torch.uint8)
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            read = os.preadv(
-                handle, [memoryview(features.numpy().data)], self._offsets[part] + int(self._place[entry]) * size
-            )
-        finally:
-            os.close(handle)
+        with open(path, "rb", buffering=0) as handle:
+            handle.seek(self._offsets[part] + int(self._place[entry]) * size)
+            read = handle.readinto(memoryview(features.numpy().data))
         if read != size:
             raise UserError(f"{path}: truncated feature part; remove it and start again")
         return features.view(self.dtype).view(self.shape)

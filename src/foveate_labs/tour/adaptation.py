@@ -143,7 +143,7 @@ def _draw_examples(
         titles = [caption.text for caption in collection.read_captions(row) if caption.kind == "title"]
         examples.append(
             AdaptedExample(
-                image=str(path.relative_to(run)),
+                image=path.relative_to(run).as_posix(),
                 title=titles[0] if titles else "",
                 label=images.classes[int(images.labels_N[row])],
                 answers={name: images.classes[int(answers[position])] for name, answers in predicted.items()},

@@ -111,7 +111,7 @@ def ask_photographs(
                     true_box=tuple(photograph.box.to_array().tolist()) if photograph.box and kind == "where" else None,
                 )
             )
-        scenes.append(AskedScene(image=str(path.relative_to(run)), questions=questions))
+        scenes.append(AskedScene(image=path.relative_to(run).as_posix(), questions=questions))
     asked = [question for scene in scenes for question in scene.questions]
     return scenes, [
         PhotographTally(kind=kind, n=len(group), right=sum(question.right for question in group))
@@ -175,7 +175,7 @@ def _collect_scenes(
             _describe(first[kind], rows[first[kind].id], (info.width, info.height)) for kind in KINDS if kind in first
         ]
         scenes.append(
-            AskedScene(image=str(path.relative_to(run)), questions=descriptions, regions=regions.get(key, []))
+            AskedScene(image=path.relative_to(run).as_posix(), questions=descriptions, regions=regions.get(key, []))
         )
     return scenes
 

@@ -159,7 +159,7 @@ def _examples(
             titles = [caption.text for caption in collection.read_captions(row) if caption.kind == "title"]
             examples.append(
                 {
-                    "image": str(path.relative_to(run)),
+                    "image": path.relative_to(run).as_posix(),
                     "title": titles[0] if titles else "",
                     "group": name,
                     "label": world.before.names[int(tested.labels[position])],

@@ -108,7 +108,7 @@ def _examples(
         path = save_thumbnail(image, run / "images" / f"captions-{number:02d}.webp", longest_side=360)
         about = {"key": collection.keys[row], "captions": texts_of_image, "regions": labeled.get(row, [])}
         rejected = {TITLES[kind]: text for kind, text in unusable.get(row, {}).items()}
-        examples.append({"image": str(path.relative_to(run)), **about, "unusable": rejected})
+        examples.append({"image": path.relative_to(run).as_posix(), **about, "unusable": rejected})
     counts = []
     for kind, judged in verdicts.items():
         # A format without a usable caption is a row as well: left out, it would look as if it had not been asked for.

@@ -299,7 +299,7 @@ def _examples(collection: Collection, run: Path, emoji: Emoji, grouping: Groupin
         for position in members[np.argsort(gap_N[members], kind="stable")][:IMAGES]:
             path = run / "images" / f"federated-{int(rows[position]):06d}.webp"
             save_thumbnail(collection.image_bytes(int(rows[position])), path, longest_side=96)
-            images.append({"image": str(path.relative_to(run)), "kind": str(labels[position])})
+            images.append({"image": path.relative_to(run).as_posix(), "kind": str(labels[position])})
         examples.append(
             {
                 "group": number,

@@ -131,7 +131,7 @@ class Thumbnails:
         path = self.run / "images" / f"picture-{self.collection.keys[row]}.webp"
         if not path.is_file():
             save_thumbnail(self.collection.image_bytes(row), path, longest_side=448)
-        return str(path.relative_to(self.run))
+        return path.relative_to(self.run).as_posix()
 
     def read_contents(self) -> list[tuple[frozenset[str], list[str]]]:
         """Return words and subcategories of each picture: its title and keywords, or those of what a scene shows."""

@@ -182,7 +182,7 @@ def compare(
             path = run.path / "images" / f"lesson-{row:04d}.webp"
             save_thumbnail(collection.image_bytes(row), path, longest_side=360)
             of_scene = [box for owner, box in zip(owner_R, taught, strict=True) if owner == row]
-            images.append(TaughtImage(image=str(path.relative_to(run.path)), data=split, boxes=of_scene))
+            images.append(TaughtImage(image=path.relative_to(run.path).as_posix(), data=split, boxes=of_scene))
     return Lesson(
         names=names,
         scenes=size.train,

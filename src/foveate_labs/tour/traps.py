@@ -37,7 +37,7 @@ def tour_traps(run: RunFolder, *, seed: int, device: str | None = None, count: i
         path = run.path / "images" / f"traps-{row:03d}.webp"
         save_thumbnail(collection.image_bytes(row), path, longest_side=360)
         corners = {"truth": truths[row].round(5).tolist(), "boxes": boxes[row].round(5).tolist()}
-        examples.append(TrapBoxes(image=str(path.relative_to(run.path)), **corners))
+        examples.append(TrapBoxes(image=path.relative_to(run.path).as_posix(), **corners))
     return TourTraps(
         animals=len(animals),
         boxed=sum(_is_boxed(truths[row], boxes[row]) for row in animals),

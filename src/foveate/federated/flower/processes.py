@@ -7,7 +7,6 @@ and ends when it is not. Here they are asked to end, waited for, and killed if t
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import socket
@@ -19,19 +18,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import psutil
 
 from foveate.core.errors import UserError
 from foveate.core.progress import say
-
-if TYPE_CHECKING:
-    import psutil
 
 _POLL_SECONDS, _LOOK_SECONDS = 0.2, 2.0
 _LINES = 100
 _PATIENCE_SECONDS = 15.0
 """How long processes may take to end when they are asked to."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @dataclass
@@ -88,10 +86,8 @@ def started(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[Ch
     """Start a program of this Python's environment; its lines go to standard error. At the end nothing of it is left.
 
     Raises:
-        UserError: there is no such program, or no psutil, by which its kin is found.
+        UserError: there is no such program.
     """
-    if importlib.util.find_spec("psutil") is None:
-        raise UserError("psutil is missing, which is needed to end what Flower starts: run `pip install psutil`")
     # The environment's own programs come first in PATH: Flower starts further ones by name.
     process = subprocess.Popen(
         [program(command[0]), *command[1:]],
@@ -134,9 +130,6 @@ def _programs() -> Path:
 
 def end(child: Child) -> None:
     """Ask the program to end, wait for it and its kin, and kill what stays."""
-    # The package belongs to the extra `flower`; without it this module still loads, and `started` names the remedy.
-    import psutil
-
     # Processes in sessions of their own do not get the signal that the program gets.
     kin = child.kin | family(child.process.pid)
     with contextlib.suppress(ProcessLookupError):
@@ -156,8 +149,6 @@ def end(child: Child) -> None:
 
 def family(root: int) -> set[psutil.Process]:
     """A process and all its descendants; empty if it has ended."""
-    import psutil
-
     try:
         process = psutil.Process(root)
         return {process, *process.children(recursive=True)}
@@ -170,8 +161,6 @@ def _left(kin: set[psutil.Process]) -> list[psutil.Process]:
 
     psutil compares start times, so that a process that got the number of an ended one is never killed.
     """
-    import psutil
-
     alive = []
     for process in kin:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -142,7 +142,8 @@ def list_names(source: Path, target: Path) -> tuple[list[str], list[str], int]:
             for sub in subfolders
             if not sub.startswith(".") and (sub != inside.name or Path(folder, sub).resolve() != inside)
         ]
-        prefix = os.path.join(folder, "")[len(base) :]
+        # Keys of images have slashes on every system.
+        prefix = os.path.join(folder, "")[len(base) :].replace(os.sep, "/")
         links.extend(prefix + sub for sub in subfolders if os.path.islink(os.path.join(folder, sub)))
         visible = [file for file in files if not file.startswith(".")]
         hidden += len(files) - len(visible)
