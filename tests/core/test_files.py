@@ -158,6 +158,19 @@ def test_the_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
     assert not (tmp_path / "new" / "writer.owner").exists(), "no owner is named who has left"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of files")
+def test_a_group_that_shares_a_folder_shares_its_lock(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        with FolderLock(tmp_path, purpose="one"):
+            modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in files.LOCK_FILES}
+        with files.file_lock(tmp_path / "own.lock", mode=0o600):
+            assert (tmp_path / "own.lock").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(files.LOCK_FILES, 0o664)
+
+
 def test_a_lock_is_freed_by_another_thread(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path, purpose="one").__enter__()
     with ThreadPoolExecutor(1) as pool:

@@ -179,7 +179,7 @@ LOCK_FILES = ("writer.lock", "writer.owner")
 """What `FolderLock` leaves in a folder: the lock, and who holds it."""
 
 
-def file_lock(path: Path, *, waits: bool = True, mode: int = 0o644) -> BaseFileLock:
+def file_lock(path: Path, *, waits: bool = True, mode: int | None = None) -> BaseFileLock:
     """Return a lock of a file, for a `with` block: for one process, and one thread of it, at a time.
 
     The system frees it when its owner ends, even by kill -9. A lock file holds nothing, since on Windows nobody can
@@ -188,13 +188,16 @@ def file_lock(path: Path, *, waits: bool = True, mode: int = 0o644) -> BaseFileL
     Args:
         path: of the lock file, which is created.
         waits: until the lock is free; otherwise `filelock.Timeout` is raised.
-        mode: permissions of a new file.
+        mode: permissions of a new file; otherwise the umask decides, as for the files beside it.
     """
     # Loaded here, for every start of the command line imports this module.
     from filelock import FileLock
 
+    timeout = -1 if waits else 0
     # Not the thread's own: a lock may be freed by another thread than took it.
-    return FileLock(path, timeout=-1 if waits else 0, mode=mode, thread_local=False)
+    if mode is None:
+        return FileLock(path, timeout=timeout, thread_local=False)
+    return FileLock(path, timeout=timeout, mode=mode, thread_local=False)
 
 
 class FolderLock:
