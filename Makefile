@@ -150,21 +150,24 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt '.[docs]'
 	$(BIN)/zensical build --clean
 
-# Files of versions, from pyproject.toml: those that are listed stay, and NEW=1 takes the newest that are allowed. The files
-# `locked` have every library of every system with the hashes of its files. Constraints are the same versions without CUDA's
-# libraries, which belong to one build of torch, and without extras and hashes, which pip refuses in constraints.
+# Files of versions, from pyproject.toml: those that are listed stay, and NEW=1 takes the newest that are allowed. Constraints are
+# the versions without CUDA's libraries, which belong to one build of torch, and without extras and hashes, which pip refuses in
+# constraints. The files `locked` have the hashes of every library's files, for every system, but of torch and torchvision, whose
+# build is chosen by the machine.
 LOCK = $(BUILD)/bin/uv pip compile pyproject.toml -q --universal --python-version 3.11.5 --generate-hashes --no-strip-extras \
   --no-annotate --custom-compile-command "make constraints"
 UNLOCK = sed -nE '/^(nvidia-|cuda-|triton=)/d; s/^([a-z0-9-]+)(\[.*\])?(==[^ ]+) .*/\1\3/p'
+WITHOUT_TORCH = awk '/^[a-z0-9]/ { keep = !/^(nvidia-|cuda-|triton=|torch=|torchvision=)/ } /^\#/ || keep'
 
 constraints:
 	rm -rf $(BUILD)
 	$(PYTHON) -m venv $(BUILD)
 	$(BUILD)/bin/python -m pip install -q uv
-	$(LOCK) --extra dev --extra docs $(if $(NEW),--upgrade,-c requirements/constraints.txt) -o requirements/locked.txt
-	$(LOCK) --extra flower $(if $(NEW),--upgrade,-c requirements/flower.txt) -o requirements/locked-flower.txt
-	pins="$$(grep '^#' requirements/constraints.txt; $(UNLOCK) requirements/locked.txt)" && echo "$$pins" > requirements/constraints.txt
-	pins="$$(grep '^#' requirements/flower.txt; $(UNLOCK) requirements/locked-flower.txt)" && echo "$$pins" > requirements/flower.txt
+	$(LOCK) --extra dev --extra docs $(if $(NEW),--upgrade,-c requirements/constraints.txt) -o $(BUILD)/locked.txt
+	$(LOCK) --extra flower $(if $(NEW),--upgrade,-c requirements/flower.txt) -o $(BUILD)/locked-flower.txt
+	pins="$$(grep '^#' requirements/constraints.txt; $(UNLOCK) $(BUILD)/locked.txt)" && echo "$$pins" > requirements/constraints.txt
+	pins="$$(grep '^#' requirements/flower.txt; $(UNLOCK) $(BUILD)/locked-flower.txt)" && echo "$$pins" > requirements/flower.txt
+	for file in locked locked-flower; do $(WITHOUT_TORCH) $(BUILD)/$$file.txt > requirements/$$file.txt; done
 
 clean:
 	rm -rf $(VENV) $(FLOWER) $(SPECIES_ORACLES) $(LOWEST) $(NEWEST) $(BUILD) $(WHEEL) dist build site
