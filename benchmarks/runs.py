@@ -164,7 +164,7 @@ RUNS = (
     ),
     Run(
         "foreign",
-        ("--questions", "20", "--repeats", "3", "--evaluations", "1"),
+        ("--questions", "20", "--repeats", "3", "--evaluations", "3"),
         (
             Line("a first question to a model of transformers", "its pipeline", "foreign-first-256-16",
                  f"foveate over pipeline{_TIME}"),
@@ -174,8 +174,8 @@ RUNS = (
                  f"foveate over kept cache{_TIME}", kind="own"),
             Line("8 questions on an image to a model of transformers", "its pipeline", "foreign-eight-256-16",
                  f"foveate over pipeline{_TIME}"),
-            Line("`mllm evaluate` of a model of transformers, 5 questions an image", "its pipeline",
-                 "foreign-evaluate-256-20-5", f"foveate over pipeline{_TIME}"),
+            Line("`mllm evaluate` of a model of transformers, 8 questions an image", "its pipeline",
+                 "foreign-evaluate-256-20-8", f"foveate over pipeline{_TIME}"),
         ),
     ),
     Run(
