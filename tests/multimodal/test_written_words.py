@@ -78,6 +78,14 @@ def test_questions_about_anything_else(question: str) -> None:
     assert not asks_to_read(question)
 
 
+@pytest.mark.parametrize(
+    "question", ["What is written" + " in a" * 60 + " !x", "Which word" + " this image" * 60 + " !x"]
+)
+def test_long_questions_are_decided_without_trying_every_split(question: str) -> None:
+    # Does not return where the number of splits grows exponentially with the length.
+    assert not asks_to_read(question)
+
+
 def test_the_words_of_a_sign_are_the_answer(model: Mllm) -> None:
     answer = model.ask(SIGN, QUESTION)
     assert answer == Answer("old mill", (OLD.box, MILL.box), (0, 0), ("old", "mill"), source=CHARACTER_HEAD)

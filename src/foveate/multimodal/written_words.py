@@ -24,9 +24,11 @@ _SIGN = (
     r"title|image|picture|photo|photograph)s?)"
 )
 _THE = r"(?:(?:the|this|that|these|those|any|all|all the|every) )?"
-# "On the red sign", "here", "in <1>", "above the dog": where the words are; the head reads them all.
+# "On the red sign", "here", "in <1>", "above the dog": where the words are; the head reads them all. At most four,
+# since one may contain the next: without a bound the ways to split a long question grow exponentially.
 _PLACE = (
-    r"(?: (?:here|there|aloud|out|(?:to|for) me|(?:in|on|of|at|within|inside|above|below|under|by) [\w <>'-]{1,40}))*"
+    r"(?: (?:here|there|aloud|out|(?:to|for) me|"
+    r"(?:in|on|of|at|within|inside|above|below|under|by) [\w <>'-]{1,40})){0,4}"
 )
 _POLITE = (
     r"(?:(?:please|hey|hi|hello|ok|so|now|kindly)[ ,]+)*(?:(?:can|could|would|will) (?:you|we) (?:please |kindly )?)?"
@@ -41,7 +43,7 @@ _FORMS = (
     # What is written on the sign? What text is written here? Which word is it?
     rf"what(?:'s| is| are| was) (?:the )?(?:{_TEXT} )?(?:written|printed|spelled)(?: down)?{_PLACE}",
     rf"(?:what|which)(?:'s| is| are)? (?:the )?{_TEXT}(?: (?:is|are|do|does|can|you|i|we|see|read|it|this|that|there|"
-    rf"here|shown|visible|written|printed|have|has|contain|show|{_THE}(?:sign|image|picture|photo)))*{_PLACE}",
+    rf"here|shown|visible|written|printed|have|has|contain|show|{_THE}(?:sign|image|picture|photo))){{0,8}}{_PLACE}",
     # Read the sign. Transcribe all text in the image.
     rf"(?:read|transcribe|spell|decipher)(?: out)?(?: me)? (?:{_THE}(?:[\w-]+ )?{_SIGN}|it|this|that|<1>|what it says)"
     rf"(?: says?)?{_PLACE}",
