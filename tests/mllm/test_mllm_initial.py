@@ -14,15 +14,18 @@ from test_stages import make_toy
 
 import tiny_models
 from foveate.core.errors import UserError
+from foveate.core.files import read_json
 from foveate.core.model_folder import read_tensors
 from foveate.core.recipes import dump, load, validate
 from foveate.mllm.pricing import price_recipe
+from foveate.mllm.reader import save_reading
 from foveate.mllm.recipe import MllmRecipe
 from foveate.mllm.stages import build_recipe_model
 from foveate.mllm.task import MllmTask
 from foveate.mllm.train import Trained, prepare_training, train_mllm
-from foveate.multimodal.folder import NAMES, TOKENIZER, hash_model, stored_state
+from foveate.multimodal.folder import NAMES, TOKENIZER, hash_model, load_model, stored_state
 from foveate.records.collection import Collection
+from foveate.vision.text_reader import READER, CharacterHead, ReaderSettings
 from naming import raises_naming
 from tiny_mllm import make_recipe
 
@@ -59,6 +62,24 @@ def test_a_training_starts_from_weights_tokenizer_and_names(
     assert (tmp_path / "run" / TOKENIZER).read_bytes() == (folder / TOKENIZER).read_bytes()
     assert "zebra crossing" in training.names.index
     assert training.names.ids_NW.max() < len(training.model.embeddings_VE)
+
+
+def test_a_character_head_stays_with_the_model_that_is_trained_further(
+    asked_collection: Path, folder: Path, tmp_path: Path
+) -> None:
+    notes = {"exact": 0.8, "another_image": 0.0, "false_rate": 0.0, "num_written": 5, "num_empty": 5}
+    notes |= {"collection": "words", "command": ["foveate"], "revision": "abc"}
+    head = CharacterHead(width=8, hidden=16)
+    (folder / "of an editor").mkdir(exist_ok=True)  # no file of the model, and no reason to fail
+    base = save_reading(folder, tmp_path / "reads", head, ReaderSettings(width=8, hidden=16, min_score=0.5), notes)
+    with Collection.open(asked_collection) as collection:
+        trained = train_mllm(start_from(base), collection, tmp_path / "run")
+    assert trained.model_folder is not None
+    assert (trained.model_folder / READER).read_bytes() == (base / READER).read_bytes()
+    assert read_json(trained.model_folder / "config.json")["reading"] == read_json(base / "config.json")["reading"]
+    assert "## Written words" in (trained.model_folder / "README.md").read_text(encoding="utf-8")
+    opened = load_model(trained.model_folder)
+    assert opened.reader is not None
 
 
 def test_stages_of_another_view_start_from_resized_positions(asked_collection: Path, tmp_path: Path) -> None:

@@ -98,6 +98,11 @@ class WrittenImages:
         self.collection = collection
         self.rows = collection.rows(split)
 
+    def count_with_words(self) -> int:
+        """Count the images that have a region of a word."""
+        of_rows = (self.collection.read_regions(row) for row in self.rows.tolist())
+        return sum(any(region.label == WRITTEN for region in regions) for regions in of_rows)
+
     def read(self, row: int) -> tuple[Tensor, list[Word]]:
         """Return the pixels [3, 224, 224] and the words of a row; raise BadSample where it cannot be read."""
         try:
@@ -340,11 +345,17 @@ def train_reader(
             f"base: '{recipe.base}' is a model of transformers, which reads by itself; expected one of ours"
         )
     images, validation = (WrittenImages(collection, split) for split in (recipe.split, recipe.validation_split))
-    count = sum(region.label == WRITTEN for row in images.rows.tolist() for region in collection.read_regions(row))
-    if not count:
+    # Both before the first step: after the last one, a split without such images would cost the training.
+    if not images.count_with_words():
         raise UserError(
             f"collection {collection.path}: no region of split '{recipe.split}' is a '{WRITTEN}'; expected words such "
             "as foveate collect words draws"
+        )
+    num_written = validation.count_with_words()
+    if not 0 < num_written < len(validation.rows):
+        raise UserError(
+            f"collection {collection.path}: of {len(validation.rows)} images of split '{recipe.validation_split}' "
+            f"{num_written} have a '{WRITTEN}'; expected images with words and without, which set the lowest score"
         )
     with Run(recipe, run_path, device=device, command=command) as run:
         run.open({"collection": {"name": collection.name, "sha256": hash_collection(collection)}})
@@ -387,7 +398,7 @@ def save_reading(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     for path in sorted(base.iterdir()):
-        if path.name != CONFIG:
+        if path.name != CONFIG and path.is_file():
             shutil.copyfile(path, folder / path.name)
     save_head(folder / READER, head)
     described = {**settings.model_dump(mode="json"), "provenance": dict(notes)}

@@ -29,7 +29,7 @@ from foveate.core.progress import duration, say
 from foveate.core.recipes import dump
 from foveate.core.runs import RunFolder
 from foveate.mllm.calibrate import measure_box_scores
-from foveate.mllm.card import model_card
+from foveate.mllm.card import model_card, put_reading
 from foveate.mllm.data import (
     VALIDATION,
     ImageSet,
@@ -46,8 +46,9 @@ from foveate.mllm.samples import MllmSamples, cache_features, open_loader
 from foveate.mllm.stages import StagedModel
 from foveate.mllm.task import MllmTask
 from foveate.multimodal.ask import Mllm
-from foveate.multimodal.folder import NAMES, TOKENIZER, LoadedModel, save_model
+from foveate.multimodal.folder import NAMES, TOKENIZER, LoadedModel, read_stored_reader, save_model
 from foveate.multimodal.model import MultimodalModel
+from foveate.multimodal.opening import find_folder
 from foveate.records.collection import Collection
 from foveate.training.distributed import barrier
 from foveate.training.loader import BadSample, Loader
@@ -193,6 +194,7 @@ class MllmTraining:
         self.prompts, self.names = self.staged.prompts, self.staged.names
         # Not at the end of the training, when the initial model may have been moved.
         self.training_words = list_training_words(sets, recipe.start)
+        self.reader = read_stored_reader(find_folder(recipe.start)) if recipe.start else None
         self.box_scores: BoxScoreResult | None = None
         self._features: FeatureCache | None = None
 
@@ -436,6 +438,9 @@ class MllmTraining:
             provenance["initial"] = {"source": self.recipe.start, "sha256": self.staged.initial_sha256}
         if self.recipe.tower_weights:
             provenance["tower"] = self.run.folder.identity["tower"]
+        card = model_card(self.recipe, result.parameters, provenance, box_scores=self.box_scores)
+        if self.reader is not None:
+            card = put_reading(card, self.reader.described)
         return save_model(
             self.run.path / "model",
             settings=self.recipe.model,
@@ -444,11 +449,12 @@ class MllmTraining:
             language=self.staged.language,
             names=list(self.names.index),
             preprocess=self.model.tower.preprocess.to_dict(),
-            card=model_card(self.recipe, result.parameters, provenance, box_scores=self.box_scores),
+            card=card,
             metrics=self.box_scores.to_metrics() if self.box_scores else {},
             provenance=provenance,
             min_box_score=self.box_scores.min_box_score if self.box_scores else None,
             training_words=self.training_words,
+            reader=self.reader,
             # What is trained in bf16 is stored in it.
             dtype=autocast_dtype(self.recipe.stages[-1].training.precision, self.here.device) or torch.float32,
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,6 +130,19 @@ class LoadedModel:
         return getattr(self.tokenizer, "name_ids", frozenset())
 
 
+class StoredReader(NamedTuple):
+    """A character head as a folder has it: its settings and provenance, and the bytes of its weights."""
+
+    described: Mapping[str, Any]
+    weights: bytes
+
+
+def read_stored_reader(folder: Path) -> StoredReader | None:
+    """Return the character head of a model folder, for a folder that is trained from it; None where it has none."""
+    described = read_settings(folder)[1].get(READING)
+    return None if described is None else StoredReader(described, (folder / READER).read_bytes())
+
+
 def save_model(
     folder: Path,
     *,
@@ -144,6 +157,7 @@ def save_model(
     provenance: Mapping[str, Any] | None = None,
     min_box_score: float | None = None,
     training_words: Sequence[str] = (),
+    reader: StoredReader | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write a model folder file by file, the config last; return it.
@@ -154,6 +168,7 @@ def save_model(
         language: the opened source of the language model, where the settings name one.
         names: of regions, that embedding alignment was trained with.
         min_box_score, training_words: see `LoadedModel`.
+        reader: character head, which reads with a frozen network of its own and so goes with any weights.
         dtype: of the stored weights; bfloat16 halves the file.
     """
     tensors = {name: value.to(dtype) for name, value in stored_state(weights, settings).items()}
@@ -171,6 +186,9 @@ def save_model(
         config["model"]["language"] |= {"revision": language.commit} if language.commit else {}
     elif tokenizer_json is not None:
         files = {TOKENIZER: tokenizer_json, **files}
+    if reader is not None:
+        config |= {READING: reader.described}
+        files |= {READER: reader.weights}
     if names:
         files |= {NAMES: json.dumps(list(names), ensure_ascii=False)}
     return write_model_folder(folder, kind=KIND, format=FORMAT, config=config, tensors=tensors, files=files)
