@@ -125,10 +125,16 @@ def test_the_loss_counts_images_and_words(words: Path) -> None:
         assert all(parameter.grad is not None for parameter in task.parameters())
 
 
-def test_a_split_that_cannot_set_the_score_is_refused_before_the_training(words: Path, tmp_path: Path) -> None:
-    recipe = load(ReadingRecipe, "reader", [*SMALL, "validation_split=nowhere"])
-    with Collection.open(words) as collection, raises_naming(UserError, words, "of 0 images", "nowhere", "without"):
-        train_reader(recipe, collection, tmp_path / "run", device="cpu")
+def test_a_split_that_cannot_set_the_score_is_refused_before_the_training(
+    words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load(ReadingRecipe, "reader", SMALL)
+    with Collection.open(words) as collection:
+        validation = WrittenImages(collection, "validation")
+        assert 0 < validation.count_with_words() < len(validation.rows)
+        monkeypatch.setattr(WrittenImages, "count_with_words", lambda self: len(self.rows))
+        with raises_naming(UserError, words, f"of {len(validation.rows)} images of split 'validation'", "without"):
+            train_reader(recipe, collection, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
