@@ -114,6 +114,8 @@ class ModelKind:
         shipped: names of models that come with the package.
         files: one of them is in every folder of the kind; empty where the opener looks itself.
         on_hub: whether a name may be OWNER/NAME or OWNER/NAME@REVISION.
+        of_runs: runs make its folders, so that `runs/model` beside a folder `runs` is a path with a mistake, whatever
+            the hub may have of this name; `runs/model@main` is the hub's.
     """
 
     field: str = "model"
@@ -121,6 +123,7 @@ class ModelKind:
     shipped: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     on_hub: bool = True
+    of_runs: bool = False
 
 
 _CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
@@ -130,16 +133,23 @@ KINDS = {
     "multimodal": _MULTIMODAL,
     "localizer": _LOCALIZER,
     "language": ModelKind("language model", shipped=("smollm2",), files=(_CONFIG,)),
-    "species": ModelKind(folder="a model folder of `species train`", files=(_CONFIG,)),
-    "classifier": ModelKind("classifier", "a folder with config.json and model.safetensors", (), (_CONFIG,)),
+    "species": ModelKind(folder="a model folder of `species train`", files=(_CONFIG,), of_runs=True),
+    "classifier": ModelKind(
+        "classifier", "a folder with config.json and model.safetensors", files=(_CONFIG,), of_runs=True
+    ),
     "adapter": ModelKind(
         "adapter",
         "a run folder of `adapt train`, an adapter folder, or a classifier folder with config.json and "
         "model.safetensors",
         files=("adapter.json", "adapter/adapter.json", _CONFIG),
+        of_runs=True,
     ),
     "backbone": ModelKind("backbone", files=(_CONFIG, _OPEN_CLIP_CONFIG), on_hub=False),
-    "served": ModelKind(folder="a folder of a model or an index", shipped=(*_MULTIMODAL.shipped, *_LOCALIZER.shipped)),
+    "served": ModelKind(
+        folder="a folder of a model or an index",
+        shipped=(*_MULTIMODAL.shipped, *_LOCALIZER.shipped),
+        of_runs=True,
+    ),
 }
 # Folders that hold the model of a run: the run folder is easily mistaken for it.
 INNER = ("model", "adapter", "index")
@@ -193,8 +203,7 @@ def locate(kind: str | ModelKind, name: str | Path, *, names: Sequence[str] = ()
     if text and path.is_dir():
         check_folder(path, rule)
         return path
-    # `runs/model` beside a folder `runs` is a path with a mistake, whatever the hub may have of this name.
-    is_local = path.exists() or ("@" not in text and path.parent.is_dir())
+    is_local = path.exists() or (rule.of_runs and "@" not in text and path.parent.is_dir())
     if rule.on_hub and not is_local and HUB_ID.fullmatch(text.partition("@")[0]):
         return None
     expected = [*rule.shipped, *names, rule.folder, *(["OWNER/NAME on the hub"] if rule.on_hub else [])]

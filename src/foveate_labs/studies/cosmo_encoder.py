@@ -26,6 +26,7 @@ TRAINED = ("none", *(f"{name}{suffix}" for name in CONTEXTS for suffix in ("", "
 CONDITIONS = (
     Condition(TRAPS, "Traps", "48 species, 4 regions that share few of them, 40 training and 16 unseen cameras"),
 )
+MEASURES = CONTEXT_MEASURES
 ROWS = (
     Row("none", "image only", "the graph without contexts, last stages trained", "none", role="reference"),
     Row(FROZEN, "image only, frozen encoder", "no part of the encoder is trained", FROZEN, role="baseline"),
@@ -57,7 +58,7 @@ DESIGN = Design(
     reference="none",
     conditions=CONDITIONS,
     rows=ROWS,
-    measures=CONTEXT_MEASURES,
+    measures=MEASURES,
     claims=CLAIMS,
     paper_claims=[replace(claim, text=f"{claim.text}, last stages trained") for claim in CONTEXT_PAPER_CLAIMS],
     headline=[(TRAPS, name) for name in ("accuracy", "macro_f1", "accuracy_unseen", "held_out", "lca", "place_loss")],
