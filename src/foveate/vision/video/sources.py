@@ -202,6 +202,11 @@ def load_decoder(path: Path | str) -> Any:
     return av
 
 
+def _to_unicode(text: str) -> str:
+    """Replace bytes that are not UTF-8, which PyAV 19 gives as surrogates: no file and no page could hold them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 class VideoFile:
     """A video file, or its bytes, read by PyAV.
 
@@ -217,7 +222,8 @@ class VideoFile:
         self.header_frames, self.size = 0, (0, 0)
         with self._open() as container:
             stream = self._find_stream(container)
-            self.tags: dict[str, str] = {**stream.metadata, **container.metadata}
+            tags = {**stream.metadata, **container.metadata}
+            self.tags: dict[str, str] = {_to_unicode(name): _to_unicode(value) for name, value in tags.items()}
             self.frame_rate = float(stream.average_rate or stream.guessed_rate or 0)
             self.header_frames = max(0, stream.frames)
             self.size = (stream.codec_context.width, stream.codec_context.height)
@@ -229,8 +235,9 @@ class VideoFile:
         options = {"protocol_whitelist": "file" if is_file else "none", "format_whitelist": _CONTAINERS}
         try:
             file = f"file:{self.source}" if isinstance(self.source, Path) else io.BytesIO(self.source)
-            # By default PyAV refuses a file whose tags are not UTF-8.
-            return self._av.open(file, format=self._find_demuxer(), options=options, metadata_errors="replace")
+            # Before 19, PyAV refused a file whose tags are not UTF-8; since then it keeps their bytes as surrogates.
+            lenient = {} if int(self._av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+            return self._av.open(file, format=self._find_demuxer(), options=options, **lenient)
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             # A truncated MP4 lacks its index, which usually stands at the end.
             sentence = f"{self.name}: not a video, or one that is cut off ({_describe(error)})"
