@@ -72,8 +72,9 @@ def _load_roi_align() -> None:
     """
     package = importlib.util.find_spec("torchvision")
     folder = Path(package.origin).parent if package and package.origin else None
-    suffixes = importlib.machinery.EXTENSION_SUFFIXES
-    library = next((path for suffix in suffixes if folder and (path := folder / f"_C{suffix}").is_file()), None)
+    # The second is its name since 0.29.
+    names = [f"{stem}{suffix}" for stem in ("_C", "_C_stable") for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    library = next((path for name in names if folder and (path := folder / name).is_file()), None)
     # On Windows the package registers folders of DLLs first.
     if library is None or os.name == "nt":
         import torchvision.ops  # noqa: F401 - registers the operator
