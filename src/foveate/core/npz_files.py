@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 
-# What `zipfile` and NumPy's parser of headers raise on damaged bytes: most of it is not BadZipFile.
+# What `zipfile` and NumPy's parser of headers raise on damaged bytes: most of it is not BadZipFile. SystemError comes
+# from Python 3.13's tokenizer.
 DAMAGE = (
-    ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
-    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, SystemError, TypeError,
+    ValueError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -33,6 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 from foveate.core.errors import UserError
 from foveate.core.files import atomic_file, read_json, write_json_atomically
 from foveate.core.model_folder import CONFIG
+from foveate.core.npz_files import DAMAGE
 from foveate.records.bm25 import TextIndex
 from foveate.records.collection import Collection
 from foveate.records.ocr import FILE, recognize_text
@@ -243,8 +243,7 @@ def read_vectors(path: Path) -> NDArray[np.floating]:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    # NumPy parses the header as Python, so a damaged one raises errors of Python's parser, too.
-    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: cannot be read as an array of embeddings ({error}); build the index again") from error
     if array.ndim != 2 or array.dtype not in PRECISIONS.values():
         raise UserError(f"{path}: expected embeddings (got {array.dtype} of shape {list(array.shape)})")

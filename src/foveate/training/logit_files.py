@@ -19,7 +19,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +146,7 @@ def _load_npy(path: Path) -> NDArray[Any]:
     try:
         # Mapped first: a header that promises more than the file holds is then an error, and no memory is taken for it.
         return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, OSError, EOFError, AttributeError, OverflowError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: not an npy file of a plain array ({_shorten(error)})") from error
 
 
