@@ -22,7 +22,7 @@ ROOMS = (
 WITHOUT_POSIX = """
 import builtins, importlib, json, os, pkgutil, sys
 from pathlib import Path
-import numpy, psutil  # choose their code by the system, once
+import numpy, psutil, torch  # choose their code by the system, once
 
 refused, rooms, folder = set(json.loads(sys.argv[1])), json.loads(sys.argv[2]), Path(sys.argv[3])
 import_module = builtins.__import__
