@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from adapt.compared import stripes
-from adapt.local_hub import COMMIT, Hub, serving
 from foveate.adapt.load_backbone import parse_backbone
 from foveate.core.errors import UserError
+from local_hub import COMMIT, Hub, serving
 from naming import raises_naming
 from vision.foreign import save_clip, save_dinov2, save_open_clip
 

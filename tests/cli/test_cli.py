@@ -68,7 +68,7 @@ def test_completion_lists_values_without_torch() -> None:
     [
         ("study nosuch", "unknown study 'nosuch'"),
         ("audit empty", "empty is not a collection"),
-        ("search empty dog", "empty: not an index"),
+        ("search empty dog", "not an index"),
         ("cache empty", "empty: is neither a collection"),
         ("caption empty --format haiku", "expected one of afc, dsc, dsc_plus, ssc"),
     ],

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adapt.local_hub import Hub, serving_this_process
 from foveate.core.errors import UserError
 from foveate.core.hub import find, locate
+from local_hub import Hub, serving_this_process
 from naming import raises_naming
 
 FILES = {

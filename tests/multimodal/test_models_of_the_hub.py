@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from adapt.local_hub import COMMIT, Hub, serving_this_process
 from foveate.core.errors import UserError
 from foveate.multimodal.foreign import open_foreign
 from foveate.multimodal.opening import open_mllm
+from local_hub import COMMIT, Hub, serving_this_process
 from multimodal.foreign_models import BUILDERS, save
 from naming import raises_naming
 

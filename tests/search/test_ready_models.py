@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 import foveate
-from adapt.local_hub import COMMIT, Hub, serving_this_process
 from foveate.core.errors import UserError
 from foveate.core.recipes import load
 from foveate.pretrain.initialization import resolve_initial
@@ -25,6 +24,7 @@ from foveate.records.collection import Collection
 from foveate.search.index import build_index
 from foveate.search.index_folder import Description
 from foveate.vision.localizer.sources import find_model
+from local_hub import COMMIT, Hub, serving_this_process
 from naming import raises_naming
 from vision.foreign import SIZE, save_clip, save_dinov2, save_open_clip, save_siglip
 

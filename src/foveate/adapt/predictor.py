@@ -31,6 +31,7 @@ from foveate.core.devices import choose_device
 from foveate.core.errors import UserError, choose
 from foveate.core.files import read_json
 from foveate.core.hub import find
+from foveate.core.hub_upload import HubMixin
 from foveate.core.results import CalibrateResult, parse_result
 from foveate.core.runs import RunFolder
 from foveate.core.tables import csv_rows
@@ -200,11 +201,11 @@ class ImageSource:
     render: Callable[[Preprocess], Tensor]
 
 
-class Predictor:
+class Predictor(HubMixin):
     """A tuned network with its classes and preprocessing. Use `foveate.open_adapter`.
 
     Attributes:
-        name: of the folder that it was opened from.
+        folder: that it was opened from. name: of it, for errors.
         classes: names, in the order of the logits.
         preprocess: how images become pixels.
         gamma: of the calibration; None where there is none.
@@ -217,6 +218,9 @@ class Predictor:
         >>> answers.labels[0] in predictor.classes, answers.probabilities.shape == (1, len(predictor.classes))
         (True, True)
     """
+
+    _opener = "foveate.adapt.predictor:open_adapter"
+    folder: Path | None = None
 
     def __init__(
         self,
@@ -376,9 +380,11 @@ def open_adapter(
         option = "gamma" if gamma is not None else "calibration"
         raise UserError(f"{option}: shifts one class against another; {path} is a model of task '{answers.task}'")
     in_use = _choose_gamma(path, classes or (), gamma, None if calibration is None else Path(calibration), folded)
-    return Predictor(
+    predictor = Predictor(
         logits, classes or (), preprocess, name=str(path), device=here, gamma=in_use, network=module, answers=answers
     )
+    predictor.folder = path
+    return predictor
 
 
 def _read_folded(path: Path, *, num_classes: int) -> Gamma:

@@ -29,7 +29,10 @@ DEFAULT_ENCODER = "small"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Configuration, weights, tokenizer files and chat templates of the repository's top folder.
-_FILE_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+FILE_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+# An index is the one kind with folders in it.
+INDEX_FILE = "index.json"
+INDEX_PATTERNS = (INDEX_FILE, "embeddings/*.npy", "rows/*.parquet", "texts-*.parquet", "random-*.npy")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _BLOCK = 1 << 22
 # Seconds to wait for a connection: the hub's own client tries again for a minute, during which nothing is said.
@@ -110,7 +113,7 @@ class ModelKind:
     """The names that an opener takes.
 
     Attributes:
-        field: what the errors call a name. folder: what they call its folder.
+        field: what the errors call a name. folder: what they call its folder. noun: what a folder without files is not.
         shipped: names of models that come with the package.
         files: one of them is in every folder of the kind; empty where the opener looks itself.
         on_hub: whether a name may be OWNER/NAME or OWNER/NAME@REVISION.
@@ -120,6 +123,7 @@ class ModelKind:
 
     field: str = "model"
     folder: str = "a model folder"
+    noun: str = "a model folder"
     shipped: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     on_hub: bool = True
@@ -144,6 +148,7 @@ KINDS = {
         files=("adapter.json", "adapter/adapter.json", _CONFIG),
         of_runs=True,
     ),
+    "index": ModelKind("index", "a folder of `foveate index`", noun="an index", files=(INDEX_FILE,), of_runs=True),
     "backbone": ModelKind("backbone", files=(_CONFIG, _OPEN_CLIP_CONFIG), on_hub=False),
     "served": ModelKind(
         folder="a folder of a model or an index",
@@ -177,6 +182,9 @@ def find(kind: str, name: str | Path, *, names: Sequence[str] = (), **options: A
     folder = locate(kind, name, names=names)
     if folder is None or options.get("revision") is not None:
         checkpoint = fetch(str(name), field=KINDS[kind].field, **options)
+        if (checkpoint.folder / INDEX_FILE).is_file():
+            options["patterns"] = INDEX_PATTERNS
+            checkpoint = fetch(str(name), field=KINDS[kind].field, **options)
         check_folder(checkpoint.folder, KINDS[kind], name=str(name))
         return checkpoint
     return Checkpoint(str(name), folder)
@@ -239,7 +247,7 @@ def check_folder(path: Path, rule: ModelKind, *, name: str = "") -> None:
     inner = [path / each for each in INNER if (path / each).is_dir() and holds(path / each)]
     near = f". Did you mean '{inner[0]}'?" if inner else f"; expected {rule.folder}"
     names = " or ".join(name for name in rule.files if "/" not in name)
-    raise UserError(f"{rule.field} '{name or path}': not a model folder: it has no {names}{near}")
+    raise UserError(f"{rule.field} '{name or path}': not {rule.noun}: it has no {names}{near}")
 
 
 def fetch(
@@ -249,7 +257,7 @@ def fetch(
     offline: bool = False,
     field: str = "source",
     cache_dir: str | None = None,
-    patterns: Sequence[str] = _FILE_PATTERNS,
+    patterns: Sequence[str] = FILE_PATTERNS,
 ) -> Checkpoint:
     """Return the folder of `source`, downloaded into the hub's cache if need be.
 
@@ -291,10 +299,11 @@ def fetch(
     options: dict[str, Any] = {
         "revision": revision,
         "allow_patterns": list(patterns),
-        "ignore_patterns": ["*/*"],  # exports to other formats lie in folders, often several gigabytes
+        # Exports to other formats lie in folders, often several gigabytes, and a pattern "*.json" takes those in them.
+        "ignore_patterns": [] if any("/" in pattern for pattern in patterns) else ["*/*"],
         "cache_dir": cache_dir,
     }
-    with _quiet():
+    with quiet_hub():
         try:
             # Looked up first, so that a cached model neither says that it is fetched nor needs the hub.
             if not only_local and not _is_cached(source, options):
@@ -408,7 +417,7 @@ def _why(error: Exception, source: str, *, revision: str | None, offline: bool) 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_hub() -> Iterator[None]:
     """Silence the progress bars and warnings of the hub's client, some of which are a page long."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity, set_verbosity_error

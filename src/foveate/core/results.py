@@ -219,6 +219,7 @@ class ExportResult(RunResult):
         to: the target. files: written, or to be written in a dry run.
         differences: largest absolute differences to Foveate's own outputs, measured with the foreign library.
         counts: of rows, images or regions. notes: sentences for the user.
+        repository, address: of an upload to the hub, OWNER/NAME and the address of its commit.
     """
 
     kind: Literal["export"] = "export"
@@ -229,6 +230,8 @@ class ExportResult(RunResult):
     differences: dict[str, float] = {}
     counts: dict[str, int] = {}
     notes: list[str] = []
+    repository: str = ""
+    address: str = ""
 
 
 M = TypeVar("M", bound=ResultModel)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foveate.core.hub_upload import HubMixin
 from foveate.language.generate import Completion, GenerationSettings, Prefix, extend, generate, read_prefix, stream
 from foveate.multimodal.answer_writer import AnswerWriter, PendingAnswer, limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, certain_text, with_placeholders
@@ -72,11 +74,12 @@ class _Watch:
         self.observer.end(self.numbers[row], self.complete(row, completion))
 
 
-class Mllm:
+class Mllm(HubMixin):
     """A multimodal model that can be asked. Use `foveate.open_mllm`.
 
     Attributes:
         loaded: model, prompts and tokenizer behind it.
+        folder: that it was opened from; None of one that was built in memory.
         pictures: answers about pictures unlike the scenes of its training; None: the model answers about all.
 
     Example:
@@ -84,6 +87,9 @@ class Mllm:
         >>> [answer.finished for answer in model.ask_all([(image_file, "What is in the image?")])]
         [True]
     """
+
+    _opener = "foveate.multimodal.opening:open_mllm"
+    folder: Path | None = None
 
     def __init__(self, loaded: LoadedModel, pictures: PictureReader | None = None) -> None:
         self.loaded, self.pictures = loaded, pictures

@@ -9,7 +9,7 @@ from typing import Any
 from foveate.core.devices import choose_device
 from foveate.core.errors import UserError
 from foveate.core.files import read_json, sha256_file
-from foveate.core.hub import KINDS, locate
+from foveate.core.hub import KINDS, fetch, locate
 from foveate.core.model_folder import CONFIG
 from foveate.core.paths import DATA
 from foveate.core.peft_folder import is_peft
@@ -82,7 +82,9 @@ def open_mllm(
             "none, or a model of transformers"
         )
     pictures = PictureReader(device=device) if knows_scenes_alone(folder) else None
-    return Mllm(load_model(folder, device=torch_device), pictures)
+    model = Mllm(load_model(folder, device=torch_device), pictures)
+    model.folder = folder
+    return model
 
 
 def knows_scenes_alone(folder: Path) -> bool:
@@ -97,8 +99,11 @@ def refuse_opening(source: str | Path, opening: OpeningOptions | None) -> None:
         raise UserError(f"{source}: a model of Foveate (got {names}); expected these options with one of transformers")
 
 
-def find_native_folder(source: str | Path) -> Path | None:
+def find_native_folder(source: str | Path, *, revision: str | None = None) -> Path | None:
     """Return the folder of a model of foveate mllm train; None for one of transformers or an adapter of such.
+
+    Args:
+        revision: of a repository of the hub, whose config is fetched to see what it holds.
 
     Raises:
         UserError: there is no such model, or the folder holds another kind.
@@ -107,7 +112,9 @@ def find_native_folder(source: str | Path) -> Path | None:
         return None
     folder = locate("multimodal", source)
     if folder is None:
-        return None
+        known = fetch(str(source), revision=revision, field="model", patterns=[CONFIG])
+        is_native = _read_config(known.folder).get("kind") == KIND
+        return fetch(str(source), revision=revision, field="model").folder if is_native else None
     config = _read_config(folder)
     # Before `_is_foreign`: these configs have a model_type too, but transformers cannot read their layout.
     if "mm_projector_type" in config or str(config.get("model_type")).lower().startswith("ferret"):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.core.hub import DEFAULT_ENCODER
+from foveate.core.hub_upload import HubMixin
 from foveate.records.boxes import Box, PixelBox
 from foveate.records.images import BadImage, DecodedImage, ImageInput, encode_input, is_single_image
 from foveate.search.index import unit
@@ -24,7 +25,7 @@ from foveate.search.search import search as search_in
 from foveate.search.settings import TEXT_WEIGHT
 from foveate.vision.localizer.inference import embed_phrases
 from foveate.vision.localizer.model import LocalizingModel
-from foveate.vision.localizer.sources import open_localizer
+from foveate.vision.localizer.sources import find_model
 
 _BATCH = 32  # images in one pass of the encoder, as many as an evaluation takes
 
@@ -61,11 +62,11 @@ class Location:
     unknown_words: tuple[str, ...] = ()
 
 
-class Model:
+class Model(HubMixin):
     """A trained encoder: arrays and typed boxes in and out. Use `foveate.open_model`.
 
     Attributes:
-        network: the PyTorch module behind it.
+        network: the PyTorch module behind it. folder: that it was opened from, if any.
 
     Example:
         >>> model = open_model(model_folder)
@@ -73,8 +74,10 @@ class Model:
         True
     """
 
-    def __init__(self, network: LocalizingModel) -> None:
-        self.network = network
+    _opener = "foveate.search.api:open_model"
+
+    def __init__(self, network: LocalizingModel, *, folder: Path | None = None) -> None:
+        self.network, self.folder = network, folder
 
     def __repr__(self) -> str:
         return f"Model({self.network.recipe.regions.method!r}, embed_dim={self.embed_dim})"
@@ -165,7 +168,7 @@ def _box_or_none(corners: Sequence[float]) -> Box | None:
     return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-class SearchIndex:
+class SearchIndex(HubMixin):
     """An index with its model. Use `foveate.open_index`.
 
     Attributes:
@@ -177,8 +180,10 @@ class SearchIndex:
         5
     """
 
+    _opener = "foveate.search.api:open_index"
+
     def __init__(self, index: Index, model: Model) -> None:
-        self.index, self.model = index, model
+        self.index, self.model, self.folder = index, model, index.folder
 
     def __repr__(self) -> str:
         return repr(self.index)
@@ -255,7 +260,8 @@ def open_model(name: str | os.PathLike[str] = DEFAULT_ENCODER, *, device: str | 
         >>> open_model(model_folder).encode_text(["a red disc", "a blue square"]).shape
         (2, 32)
     """
-    return Model(open_localizer(os.fspath(name), device=device))
+    source = find_model(os.fspath(name))
+    return Model(source.load(device=device), folder=source.folder)
 
 
 def open_index(
@@ -265,9 +271,10 @@ def open_index(
     collection: str | os.PathLike[str] | None = None,
     device: str | None = None,
 ) -> SearchIndex:
-    """Open an index folder with its model and collection.
+    """Open an index with its model and collection.
 
     Args:
+        folder: of `foveate index`, or OWNER/NAME of the hub, which needs `collection`.
         model, collection: their folders, if they are no longer where they were when the index was made.
 
     Raises:
@@ -277,7 +284,7 @@ def open_index(
         >>> [hit.kind for hit in open_index(index_folder).search("a red disc", count=2, kind="images")]
         ['images', 'images']
     """
-    index = Index.open(Path(folder), collection=None if collection is None else Path(collection))
+    index = Index.open(folder, collection=None if collection is None else Path(collection))
     return SearchIndex(index, Model(index.open_model(None if model is None else Path(model), device=device)))
 
 

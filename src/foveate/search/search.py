@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
+from foveate.core.hub import find
 from foveate.core.progress import say
 from foveate.core.recipes import validate
 from foveate.records.bm25 import TextIndex
@@ -113,16 +115,17 @@ class Index:
         self.text_cache = TextCache()
 
     @classmethod
-    def open(cls, folder: str | Path, *, collection: str | Path | None = None) -> Index:
-        """Open an index folder.
+    def open(cls, folder: str | os.PathLike[str], *, collection: str | Path | None = None) -> Index:
+        """Open an index folder, or an index on the hub.
 
         Args:
+            folder: the folder, or OWNER/NAME.
             collection: folder of the collection, if it is no longer where it was when the index was made.
 
         Raises:
             UserError: not an index, an empty or unfinished one, a collection that is missing or another one.
         """
-        folder = Path(folder)
+        folder = find("index", os.fspath(folder)).folder
         description = Description.read(folder)
         if not description.segments:
             why = "it is empty" if description.finished else "its first run has not finished: repeat `foveate index`"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError, choose
 from foveate.core.files import sha256_file
+from foveate.core.hub_upload import HubMixin
 from foveate.core.model_folder import CONFIG, WEIGHTS
 from foveate.species.crops import CropSettings
 from foveate.species.links import (
@@ -69,7 +70,7 @@ class SpeciesInfo:
     provenance: Mapping[str, Any]
 
 
-class SpeciesModel:
+class SpeciesModel(HubMixin):
     """A trained model, opened from its folder.
 
     Attributes:
@@ -85,6 +86,8 @@ class SpeciesModel:
         >>> model.probabilities(np.zeros((3, 4), np.float32)).shape
         (3, 2)
     """
+
+    _opener = "foveate.species.folder:open_species"
 
     def __init__(self, folder: Path, info: SpeciesInfo, network: SpeciesNetwork, head: LinearHead | None) -> None:
         self.folder, self.info, self.head = folder, info, head

@@ -73,7 +73,7 @@ def open_network(
     Raises:
         UserError: no such model, one of another kind, without a tower or with a Q-Former, or an incomplete one.
     """
-    folder, torch_device = find_native_folder(source), choose_device(device or "auto")
+    folder, torch_device = find_native_folder(source, revision=revision), choose_device(device or "auto")
     if folder is not None:
         refuse_factor(rope_factor)
         refuse_opening(source, opening)
@@ -117,7 +117,7 @@ def is_grid(checkpoint: Checkpoint) -> bool:
 
 def hash_weights(source: str | Path, *, revision: str | None = None) -> str:
     """Hash the weights of what `open_network` opens."""
-    folder = find_native_folder(source)
+    folder = find_native_folder(source, revision=revision)
     return fetch(str(source), revision=revision, field="model").digest() if folder is None else hash_model(folder)[:16]
 
 

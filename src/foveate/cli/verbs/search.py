@@ -66,14 +66,17 @@ def command(
     Example:
       foveate search my-index "a red boat"
       foveate search my-index --interactive
+      foveate search OWNER/NAME "a red boat" --collection my-images
       foveate search my-index --image holiday.jpg --box 0.1,0.2,0.5,0.6 --negative "a person"
     """
+    from foveate.core.hub import find
     from foveate.search.index_folder import Description
     from foveate.search.settings import SearchSettings
 
     resolved = call.check(SearchSettings, settings)
     if interactive and (resolved.image or resolved.box or call.run):
         raise click.UsageError("--interactive reads texts: --image, --box and --out have no effect")
+    index = find("index", index).folder
     Description.read(index)
     # Torch is loaded from here on: a mistake in a path or a name must not wait for it.
     from foveate.search.locate import read_image
