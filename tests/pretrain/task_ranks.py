@@ -21,6 +21,7 @@ from batches import build_task, make_batch, reordered
 
 from foveate.training import distributed
 from foveate.training.accumulation import forward_and_backward
+from foveate.training.settings import TrainingSettings
 
 
 def main() -> None:
@@ -37,7 +38,8 @@ def one_case(case: str, world: distributed.World) -> dict[str, torch.Tensor]:
     half = len(whole["image"]) // world.size
     mine = reordered(whole, list(range(world.rank * half, (world.rank + 1) * half)))
     assert bool(len(mine["boxes_R4"])) == (world.rank == 0)
-    model = distributed.wrap(task, parallel=parallel)
+    settings = TrainingSettings(steps=1, batch_size=8, learning_rate=0.1, parallel=parallel)
+    model = distributed.wrap(task, settings)
     assert isinstance(model, DistributedDataParallel if parallel == "ddp" else FSDPModule), type(model)
     assert parallel == "ddp" or all(isinstance(unit, FSDPModule) for unit in task.shard_units())
     assert len(task.shard_units()) == 2

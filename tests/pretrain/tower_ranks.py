@@ -25,6 +25,7 @@ from foveate.pretrain.recipe import PretrainRecipe
 from foveate.pretrain.task import PretrainTask
 from foveate.pretrain.train import build_model
 from foveate.training import distributed
+from foveate.training.settings import TrainingSettings
 
 
 def task_of(kind: str, folder: Path) -> PretrainTask:
@@ -47,7 +48,8 @@ def main() -> None:
             half = len(whole["image"]) // world.size
             mine = reordered(whole, list(range(world.rank * half, (world.rank + 1) * half)))
             assert bool(len(mine["boxes_R4"])) == (world.rank == 0)
-            model = distributed.wrap(task, parallel=parallel)
+            settings = TrainingSettings(steps=1, batch_size=8, learning_rate=0.1, parallel=parallel)
+            model = distributed.wrap(task, settings)
             assert isinstance(model, DistributedDataParallel if parallel == "ddp" else FSDPModule), type(model)
             assert len(task.shard_units()) == 4
             losses, _ = model(task.prepare_batch(mine, world.device))

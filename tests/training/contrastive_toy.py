@@ -198,17 +198,19 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--evaluate-every", type=int)
     parser.add_argument("--frozen-bf16", action="store_true")
+    parser.add_argument("--settings", type=json.loads, default={})
     options = parser.parse_args(words)
     with distributed.start("cpu") as world:
-        settings = toy_settings(
-            steps=options.steps,
-            parallel=options.parallel,
-            checkpoint_every=options.checkpoint_every,
-            evaluate_every=options.evaluate_every,
-            precision="bf16" if options.frozen_bf16 else "fp32",
-            frozen_precision="bf16" if options.frozen_bf16 else "fp32",
-            monitor=options.evaluate_every and "loss",
-        )
+        given = {
+            "steps": options.steps,
+            "parallel": options.parallel,
+            "checkpoint_every": options.checkpoint_every,
+            "evaluate_every": options.evaluate_every,
+            "precision": "bf16" if options.frozen_bf16 else "fp32",
+            "frozen_precision": "bf16" if options.frozen_bf16 else "fp32",
+            "monitor": options.evaluate_every and "loss",
+        }
+        settings = toy_settings(**given | options.settings)
         task = ContrastiveToy(dropout=options.dropout)
         loader: Any = toy_loader(rank=world.rank, world_size=world.size)
         if options.stop_in_step is not None and world.rank == world.size - 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contrastive_toy import ContrastiveToy
+from contrastive_toy import ContrastiveToy, toy_settings
 from processes import run_processes
 from safetensors.torch import load_file
 from torch import nn
@@ -97,7 +97,7 @@ def test_everything_is_the_identity_in_one_process() -> None:
     assert distributed.any_rank(True, False) == (True, False)
     assert distributed.broadcast_json({"a": [1, None]}) == {"a": [1, None]}
     task = ContrastiveToy()
-    assert distributed.wrap(task, parallel="fsdp") is task
+    assert distributed.wrap(task, toy_settings(parallel="fsdp")) is task
 
 
 def test_scalar_parameters_are_named_before_sharding() -> None:

@@ -229,7 +229,8 @@ def estimate_memory(
             # In every second layer a token passes two experts in place of the MLP.
             wider = 2 * (language.intermediate_size // recipe.model.experts.width_divisor) - language.intermediate_size
             saved += length * (language.num_hidden_layers // 2) * 4 * size * wider
-        parts["language"] = replace(PartCost(*[count_parameters(model.language_model)] * 3), saved=saved)
+        layers = {"blocks": language.num_hidden_layers, "length": length, "width": language.hidden_size}
+        parts["language"] = replace(PartCost(*[count_parameters(model.language_model)] * 3), saved=saved, **layers)
         heads = count_parameters(model) - sum(part.parameters for part in parts.values())
         parts["heads"] = PartCost(heads, heads, 0)
         counted = count_stage(
@@ -273,13 +274,19 @@ def count_stage(
         logits: bytes of a sample's logits.
     """
     runs = {"tower": views, "connector": views, "regions": 1.0, "language": float(runs_language)}
-    forward, backward, saved = {}, {}, 0.0
+    forward, backward = {}, {}
+    saved = {False: 0.0, True: 0.0}  # without recomputed blocks of the language model, and with them
     for name in (name for name in PARTS if name in parts):
         passes = any(PARTS.index(other) < PARTS.index(name) for other in trained)
         share = 1.0 if name in trained else 0.5 if passes else 0.0
         forward[name] = runs[name] * parts[name].forward
         backward[name] = runs[name] * share * parts[name].backward
-        saved += runs[name] * parts[name].saved * (share > 0)
+        for recomputes in saved:
+            checkpointed = recomputes and name == "language" and name in trained
+            saved[recomputes] += runs[name] * parts[name].activations(checkpointed=checkpointed) * (share > 0)
+    recomputes = training.activation_checkpointing
+    repeated = forward["language"] if recomputes and "language" in trained and "language" in forward else 0.0
+    option = "training.activation_checkpointing=true"
     return Stage(
         training=training,
         parameters={name: part.parameters for name, part in parts.items()},
@@ -287,7 +294,9 @@ def count_stage(
         largest_unit=max(part.largest_unit for part in parts.values()),
         forward=forward,
         backward=backward,
-        saved={"activations": saved, "logits": logits},
+        saved={"activations": saved[recomputes], "logits": logits},
+        options={} if recomputes else {option: {"activations": saved[True], "logits": logits}},
+        repeated=repeated,
     )
 
 

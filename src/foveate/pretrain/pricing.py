@@ -103,7 +103,8 @@ def price_recipe(recipe: PretrainRecipe, *, collection: Collection | None = None
 def count_stage(recipe: PretrainRecipe, cost: ModelCost) -> Stage:
     """Return the parts of a step, for `price`: towers with checkpointing where the recipe says so."""
     training, regions = recipe.training, _regions(recipe)
-    checkpointed = [name for name in TOWERS if getattr(recipe, name).get("checkpointing")]
+    recomputes = training.activation_checkpointing
+    checkpointed = [name for name in TOWERS if recomputes or getattr(recipe, name).get("checkpointing")]
     flops = flops_per_image(recipe, cost)
     # Cached embeddings (Gao et al. 2021): with parts every image goes forward twice.
     repeated = sum(flops[part] for name in checkpointed for part in TOWERS[name])

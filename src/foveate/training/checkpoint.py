@@ -7,9 +7,11 @@ written under another name, synchronized to disk, then renamed.
 
 Sharded tensors are gathered one by one and written by rank 0; loading reads on rank 0 and shards again. So a
 run that began with FSDP2 on eight processes goes on with one, or the other way round, and the files can be
-opened by anything that reads safetensors. torch.distributed.checkpoint saves shards in parallel instead,
-which is wanted once the whole state no longer fits the memory of rank 0's host or the time to write it hurts;
-its `.metadata` file is a pickle (torch 2.13, `FileSystemWriter.finish`), which is why it is not used here.
+opened by anything that reads safetensors.
+
+Once the whole state no longer fits the memory of rank 0's host, or the time to write it hurts, each process writes its
+own shards instead (`training.checkpoints=sharded`): torch.distributed.checkpoint, in safetensors files. The three files
+are then folders `weights`, `optimizer` and `average`. Its other format, whose `.metadata` is a pickle, is not used.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,14 +34,14 @@ from foveate.core.errors import UserError
 from foveate.core.files import commit_atomically, fsync_path, name_in_errors, read_json, sha256_file
 from foveate.core.progress import say
 from foveate.training.adafactor import ShardedAdafactor, new_moment
-from foveate.training.distributed import broadcast_json, full_tensor, place_full, world
+from foveate.training.distributed import barrier, broadcast_json, full_tensor, place_full, world
 from foveate.training.ema import ExponentialAverage
 
 _WEIGHTS, _OPTIMIZER, _AVERAGE = "weights.safetensors", "optimizer.safetensors", "average.safetensors"
 _STATE, _COMPLETE = "state.json", "complete.json"
 _PREFIX = "step-"
-# 2: the weights name the frozen base that they belong to.
-FORMAT = 2
+# 2: the weights name their frozen base. 3: a folder of shards for each file; `_COMPLETE` has the base.
+FORMAT, SHARDED = 2, 3
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -127,6 +130,7 @@ def save(
     keep: int,
     base: str,
     best_step: int = 0,
+    sharded: bool = False,
 ) -> None:
     """Write the checkpoint of `state["step"]` and remove all but the newest `keep`. A collective.
 
@@ -137,34 +141,43 @@ def save(
         state: JSON values, with the number of updates done under "step".
         base: `frozen_hash` of the module in full precision; `load` refuses another base.
         best_step: step of a checkpoint that is not removed: that of the best evaluation. 0: none.
+        sharded: every rank writes its shards, to a disk that all share; otherwise rank 0 gathers and writes.
     """
-    parts = {
-        _WEIGHTS: _gather(trained_tensors(module)),
-        _OPTIMIZER: _gather(_optimizer_tensors(module, optimizer)),
-    }
+    parts = {_WEIGHTS: trained_tensors(module), _OPTIMIZER: _optimizer_tensors(module, optimizer)}
     if ema is not None:
-        parts[_AVERAGE] = _gather(ema.averages)
-    # The other ranks were needed to gather; one of them writes.
-    if not world().is_main:
-        return
+        parts[_AVERAGE] = ema.averages
     final = folder_of_step(folder, state["step"])
     temporary = folder / f".{final.name}.tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    # Remove what sessions left that were killed while they wrote.
-    for leftover in folder.glob(".*.tmp"):
-        shutil.rmtree(leftover)
-    temporary.mkdir()
-    with name_in_errors(final):
+    if not sharded:
+        parts = {name: _gather(tensors) for name, tensors in parts.items()}
+    if world().is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Remove what sessions left that were killed while they wrote.
+        for leftover in folder.glob(".*.tmp"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+    if sharded:
+        # The others write into the folder that rank 0 has made.
+        barrier()
         for name, tensors in parts.items():
+            _write_shards(temporary / Path(name).stem, tensors)
+        barrier()
+    # The other ranks were needed to gather or to write shards; one of them completes the checkpoint.
+    if not world().is_main:
+        return
+    with name_in_errors(final):
+        for name, tensors in parts.items() if not sharded else ():
             save_file(tensors, temporary / name, metadata={"frozen_hash": base} if name == _WEIGHTS else None)
         (temporary / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            for path in sorted(temporary.iterdir())
+            path.relative_to(temporary).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
         }
-        (temporary / _COMPLETE).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1), encoding="utf-8")
+        complete = {"format": SHARDED if sharded else FORMAT, "files": files, "frozen_hash": base}
+        (temporary / _COMPLETE).write_text(json.dumps(complete, indent=1), encoding="utf-8")
     # Every file before the folder, the folder before the rename: a checkpoint that can be seen is complete.
-    for path in [*temporary.iterdir(), temporary]:
+    for path in [*temporary.rglob("*"), temporary]:
         fsync_path(path)
     if final.exists():  # of a session that was killed behind it, or damaged
         shutil.rmtree(final)
@@ -213,9 +226,10 @@ def newest(folder: Path) -> Path | None:
     for checkpoint in _newest_first(folder):
         problem = damage(checkpoint)
         # An error, not skipped: a run that silently began anew would cost more than the message.
-        if not problem and (saved := read_json(checkpoint / _COMPLETE).get("format")) != FORMAT:
+        if not problem and (saved := read_json(checkpoint / _COMPLETE).get("format")) not in (FORMAT, SHARDED):
             raise UserError(
-                f"{checkpoint}: checkpoint format {saved}; this version reads {FORMAT}. Use another run folder"
+                f"{checkpoint}: checkpoint format {saved}; this version reads {FORMAT} and {SHARDED}. Use another run "
+                "folder"
             )
         if not problem:
             return checkpoint
@@ -244,7 +258,7 @@ def load(
 ) -> None:
     """Load module, optimizer and average from a checkpoint, whatever layout wrote it. A collective.
 
-    Only rank 0 reads the files, so that they need not lie on a shared disk.
+    Only rank 0 reads whole files, which need not lie on a shared disk; every rank reads what it needs of shards.
 
     Args:
         base: `frozen_hash` of the module, where its frozen parameters are not in full precision now.
@@ -255,21 +269,21 @@ def load(
     """
     base = frozen_hash(module) if base is None else base
     # Every rank judges the same header: an error on rank 0 alone would leave the others waiting in a collective.
-    header = broadcast_json(_header(checkpoint / _WEIGHTS) if world().is_main else None)
+    header = _broadcast_header(checkpoint, _WEIGHTS)
     if not header["problem"] and header["metadata"].get("frozen_hash") != base:
         raise UserError(
             f"{checkpoint}: the frozen weights differ from those it was trained with; open the base that it belongs to"
         )
-    _load_file(checkpoint / _WEIGHTS, trained_tensors(module))
+    _load_part(checkpoint, _WEIGHTS, trained_tensors(module))
     if optimizer is not None:
-        _load_file(checkpoint / _OPTIMIZER, _prepared_moments(checkpoint, module, optimizer))
+        _load_part(checkpoint, _OPTIMIZER, _prepared_moments(checkpoint, module, optimizer))
     if ema is not None:
-        _load_file(checkpoint / _AVERAGE, ema.averages)
+        _load_part(checkpoint, _AVERAGE, ema.averages)
 
 
 def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Create empty moments for parameters that have some in the checkpoint, and return them as targets to fill."""
-    header = broadcast_json(_header(checkpoint / _OPTIMIZER) if world().is_main else None)
+    header = _broadcast_header(checkpoint, _OPTIMIZER)
     parameters = dict(module.named_parameters())
     fused = bool(optimizer.defaults.get("fused"))
     # PyTorch creates moments in the first step; a new optimizer has none that could be filled.
@@ -290,6 +304,48 @@ def _prepared_moments(checkpoint: Path, module: nn.Module, optimizer: torch.opti
     return _optimizer_tensors(module, optimizer)
 
 
+def _write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write what this rank has of tensors, sharded or whole, into a safetensors file of its own. A collective."""
+    # Loaded here: it takes half a second, and most runs gather.
+    import torch.distributed.checkpoint as dcp
+
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with warnings.catch_warnings():
+        # Of one process it says that it is one.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.save(dict(tensors), storage_writer=writer, no_dist=world().size == 1)
+
+
+def _read_shards(folder: Path, targets: Mapping[str, Tensor]) -> None:
+    """Fill tensors, sharded in any way, from shards that any number of ranks have written. A collective."""
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        dcp.load(dict(targets), storage_reader=reader, no_dist=world().size == 1)
+
+
+def _broadcast_header(checkpoint: Path, part: str) -> dict[str, Any]:
+    """Read the header of a part of a checkpoint on rank 0, for all; see `_header`."""
+    if not world().is_main:
+        return broadcast_json(None)
+    folder = checkpoint / Path(part).stem
+    return broadcast_json(_shards_header(checkpoint, folder) if folder.is_dir() else _header(checkpoint / part))
+
+
+def _shards_header(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    import torch.distributed.checkpoint as dcp
+
+    try:
+        described = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        return {"problem": f"{folder} cannot be read ({error})", "shapes": {}, "metadata": {}}
+    # Everything is a tensor: what is none is in `_STATE`.
+    shapes = {name: list(getattr(tensor, "size", ())) for name, tensor in described.items()}
+    return {"problem": "", "shapes": shapes, "metadata": read_json(checkpoint / _COMPLETE)}
+
+
 def _header(path: Path) -> dict[str, Any]:
     """Read names, shapes and metadata of a safetensors file, or the reason why it has none, as JSON values."""
     if not path.is_file():
@@ -303,12 +359,15 @@ def _header(path: Path) -> dict[str, Any]:
     return {"problem": "", "shapes": shapes, "metadata": metadata}
 
 
-def _load_file(path: Path, targets: Mapping[str, Tensor]) -> None:
-    header = broadcast_json(_header(path) if world().is_main else None)
+def _load_part(checkpoint: Path, part: str, targets: Mapping[str, Tensor]) -> None:
+    header, path = _broadcast_header(checkpoint, part), checkpoint / part
     expected = {name: list(tensor.shape) for name, tensor in targets.items()}
     problem = header["problem"] or _difference(header["shapes"], expected)
     if problem:
         raise UserError(f"{path}: cannot resume: {problem}. Use another run folder")
+    if path.with_suffix("").is_dir():
+        _read_shards(path.with_suffix(""), targets)
+        return
     for (_, target), full in zip(targets.items(), _read(path, list(targets)), strict=True):
         place_full(full, into=target)
 

@@ -6,24 +6,29 @@ With one process every function is the identity and no process group is needed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from foveate.core.devices import choose_device
+from foveate.core.errors import UserError
+from foveate.core.progress import say
+from foveate.training.settings import TrainingSettings
 from foveate.training.task import Task
 
 
@@ -283,17 +288,23 @@ def distribute_like(full: Tensor, *, like: DTensor) -> DTensor:
     return distribute_tensor(full, like.device_mesh, like.placements)
 
 
-def wrap(task: Task, *, parallel: Literal["ddp", "fsdp"]) -> nn.Module:
-    """Wrap the task for several processes; the weights of rank 0 are used.
+def wrap(task: Task, settings: TrainingSettings) -> nn.Module:
+    """Wrap the task for several processes, its blocks compiled if the settings say so; rank 0's weights are used.
 
     Returns:
         The module to call: the task itself, a DistributedDataParallel of it, or (in place) the task sharded by FSDP2
         unit by unit and then as a whole.
+
+    Raises:
+        UserError: `shard_size` does not divide the number of processes.
     """
     here = world()
+    # Before FSDP2, whose hooks gather the weights around what is compiled.
+    for unit in _inner_units(task) if settings.compile else ():
+        unit.compile()
     if here.size == 1:
         return task
-    if parallel == "ddp":
+    if settings.parallel == "ddp":
         return DistributedDataParallel(
             task,
             # DDP refuses device ids for modules on the CPU.
@@ -304,12 +315,51 @@ def wrap(task: Task, *, parallel: Literal["ddp", "fsdp"]) -> nn.Module:
     # DDP broadcasts rank 0's weights itself, fully_shard does not.
     for tensor in task.state_dict().values():
         dist.broadcast(tensor, 0)
-    mesh = init_device_mesh(here.device.type, (here.size,))
+    options: dict[str, Any] = {"mesh": _make_mesh(here, settings.shard_size)}
+    if settings.gathered_precision == "bf16":
+        # Inputs are left alone: autocast casts them where an operation wants it.
+        options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    if settings.offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=here.device.type == "cuda")
     # Inner modules first: FSDP2 leaves to the outer one only the parameters that no inner one has taken.
     for unit in task.shard_units():
-        fully_shard(unit, mesh=mesh)
-    fully_shard(task, mesh=mesh)
+        fully_shard(unit, **options)
+    fully_shard(task, **options)
     return task
+
+
+def _make_mesh(here: World, shard_size: int | None) -> DeviceMesh:
+    """Arrange the processes: in a line that shares one copy of the weights, or in several such lines (HSDP)."""
+    if shard_size is None or shard_size == here.size:
+        return init_device_mesh(here.device.type, (here.size,))
+    if here.size % shard_size:
+        raise UserError(f"training.shard_size: {shard_size} does not divide {here.size} processes; expected a divisor")
+    shape = (here.size // shard_size, shard_size)
+    return init_device_mesh(here.device.type, shape, mesh_dim_names=("replicas", "shards"))
+
+
+@contextlib.contextmanager
+def recomputing(task: Task) -> Iterator[None]:
+    """Let the trained blocks of a task compute their activations again in the backward pass, within the block."""
+    trained = [unit for unit in _inner_units(task) if any(each.requires_grad for each in unit.parameters())]
+    if not trained:
+        say("training.activation_checkpointing has no effect: the task has no trained blocks")
+    for unit in trained:
+        # The module's own forward, not a module around it: names of parameters stay as they are. Hooks, by which FSDP2
+        # gathers the weights, surround it.
+        unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for unit in trained:
+            # The instance's attribute alone: that of its class is uncovered.
+            del unit.forward
+
+
+def _inner_units(task: Task) -> list[nn.Module]:
+    """List the units without further units in them: nothing is computed a third time, or compiled twice."""
+    units = task.shard_units()
+    return [unit for unit in units if not any(other is not unit and other in set(unit.modules()) for other in units)]
 
 
 def check_shardable(module: nn.Module) -> None:

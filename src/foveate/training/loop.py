@@ -31,6 +31,7 @@ from foveate.training.distributed import (
     barrier,
     broadcast_json,
     mean_over_ranks,
+    recomputing,
     world,
     wrap,
 )
@@ -50,7 +51,10 @@ from foveate.training.task import Report, Task
 # Both decide which samples a step sees.
 _MUST_NOT_CHANGE = ("seed", "batch_size")
 # Settings that change neither weights nor metrics; a run may be resumed with other ones, silently.
-WITHOUT_INFLUENCE = ("log_every", "checkpoint_every", "keep_checkpoints", "parallel", "workers")
+WITHOUT_INFLUENCE = (
+    "log_every", "checkpoint_every", "keep_checkpoints", "checkpoints", "parallel", "shard_size", "offload",
+    "activation_checkpointing", "workers",
+)  # fmt: skip
 _MAX_KEYS = 64  # named in an error
 
 
@@ -182,7 +186,11 @@ def open_session(
     uses_bf16 = autocast_dtype(settings.precision, here.device) is not None
     if uses_bf16 and here.is_main and emulates_bf16(here.device):
         say("precision bf16: this processor has no instructions for bfloat16; auto or fp32 is faster here")
-    with frozen_in_bf16(task) if uses_bf16 and settings.frozen_precision == "bf16" else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if uses_bf16 and settings.frozen_precision == "bf16":
+            stack.enter_context(frozen_in_bf16(task))
+        if settings.activation_checkpointing:
+            stack.enter_context(recomputing(task))
         yield Session(task, loader, settings, run, table=table, identity=identity)
 
 
@@ -259,7 +267,7 @@ class Session:
         ema = ExponentialAverage(task, decay=settings.ema_decay) if settings.ema_decay is not None else None
         if settings.parallel == "fsdp" and self.here.size == 1:
             say("parallel 'fsdp' has no effect with one process")
-        model = wrap(task, parallel=settings.parallel)
+        model = wrap(task, settings)
         if ema is not None:
             ema.shard_like(task)
         self.optimizer = build_optimizer(task, table=table, settings=settings)
@@ -380,6 +388,7 @@ class Session:
             keep=settings.keep_checkpoints,
             base=self.identity["frozen_hash"],
             best_step=outcome.best.step,
+            sharded=settings.checkpoints == "sharded",
             state={
                 "step": outcome.step,
                 "seconds": outcome.seconds,

@@ -281,9 +281,13 @@ def _price_stage(stage: Stage, assumed: PriceSettings, device: Hardware) -> Pric
             f"needs {memory['total'] / 1e9:,.1f} GB on each device, {device.name} has {device.gigabytes:,.4g} GB; "
             + _advise(stage, devices, limit)
         )
+    if training.shard_size and devices % training.shard_size:
+        raise UserError(f"training.shard_size: {training.shard_size} does not divide {devices} devices")
     if training.parallel == "fsdp" and devices == 1:
         warnings.append("training.parallel=fsdp has no effect with one device")
     others = {f"training.parallel={parallel}": stage.change(parallel=parallel) for parallel in ("ddp", "fsdp")}
+    if training.parallel == "fsdp":
+        others["training.offload=true"] = stage.change(offload=True)
     others |= {name: replace(stage, saved=saved) for name, saved in stage.options.items()}
     return PricedStage(
         name=stage.name,
@@ -328,7 +332,10 @@ def memory_per_device(stage: Stage, devices: int) -> dict[str, float]:
     training, trained = stage.training, float(stage.trained)
     frozen = float(sum(stage.parameters.values())) - trained
     sharded = training.parallel == "fsdp" and devices > 1
-    share = devices if sharded else 1
+    share = (training.shard_size or devices) if sharded else 1
+    # What waits in the host's memory takes none here but the units that compute.
+    kept = 0 if sharded and training.offload else 1
+    gathered = 2 if training.gathered_precision == "bf16" else 4
     # FSDP2 gathers a whole unit for its pass, and already prefetches the next one: two are in memory below.
     unit = float(stage.largest_unit) if sharded else 0.0
     narrow = training.precision == "bf16"
@@ -337,12 +344,12 @@ def memory_per_device(stage: Stage, devices: int) -> dict[str, float]:
     samples = training.batch_size / devices / training.accumulate
     memory = {
         # FSDP2 gathers whole units for their pass: one computes while the next is on its way, hence two.
-        "weights": (4 * trained + frozen_bytes * frozen) / share + 2 * 4 * unit,
-        "gradients": 4 * trained / share + 2 * 4 * unit,
-        "optimizer": optimizer_bytes(training, stage.trained) / share,
-        "average": 4 * trained / share if training.ema_decay is not None else 0.0,
+        "weights": kept * (4 * trained + frozen_bytes * frozen) / share + 2 * gathered * unit,
+        "gradients": kept * 4 * trained / share + 2 * gathered * unit,
+        "optimizer": kept * optimizer_bytes(training, stage.trained) / share,
+        "average": kept * 4 * trained / share if training.ema_decay is not None else 0.0,
         "ddp_buckets": 4 * trained if training.parallel == "ddp" and devices > 1 else 0.0,
-        "narrow_weights": 2 * (unit if sharded else trained) if narrow else 0.0,
+        "narrow_weights": 2 * (unit if sharded else trained) if narrow and gathered == 4 else 0.0,
         **{use: samples * size for use, size in stage.saved.items()},
         **stage.loss_bytes(devices),
     }

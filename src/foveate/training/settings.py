@@ -78,6 +78,32 @@ class TrainingSettings(Settings):
         default="ddp",
         description="several processes: ddp = full copies; fsdp = weights and optimizer sharded",
     )
+    shard_size: int | None = Field(
+        default=None,
+        ge=2,
+        description="fsdp: processes that share one copy of the weights, such as those of a node; all by default",
+    )
+    gathered_precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="fsdp: of weights while their block computes; bf16 halves traffic and memory of a gather; "
+        "gradients are summed in fp32",
+    )
+    offload: bool = Field(
+        default=False, description="fsdp: weights, gradients and optimizer wait in the host's memory; slower"
+    )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="compute the activations of each trained block again in the backward pass: less memory, about a "
+        "third more time",
+    )
+    compile: bool = Field(
+        default=False, description="compile each block with torch.compile, which takes minutes at the start"
+    )
+    checkpoints: Literal["gathered", "sharded"] = Field(
+        default="gathered",
+        description="gathered = one process writes whole tensors; sharded = each process writes its own part, on a "
+        "disk that all share",
+    )
     workers: int = Field(default=2, ge=0, description="loader threads per process; 0 = load in the main thread")
 
     @model_validator(mode="after")
@@ -90,6 +116,8 @@ class TrainingSettings(Settings):
             raise ValueError(
                 "frozen_precision: bf16 needs precision bf16 or auto (got fp32); dtypes do not match without autocast"
             )
+        if self.gathered_precision == "bf16" and self.precision == "fp32":
+            raise ValueError("gathered_precision: bf16 needs precision bf16 or auto (got fp32)")
         # Compare with defaults: a saved recipe lists all fields as set, most of them with their defaults.
         changed = {
             name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default
@@ -97,6 +125,9 @@ class TrainingSettings(Settings):
         for name, owner in (("betas", "adamw"), ("eps", "adamw"), ("momentum", "sgd")):
             if name in changed and self.optimizer != owner:
                 warnings.warn(f"{name} has no effect with optimizer '{self.optimizer}'", stacklevel=2)
+        for name in ("shard_size", "gathered_precision", "offload"):
+            if name in changed and self.parallel != "fsdp":
+                warnings.warn(f"{name} has no effect with parallel '{self.parallel}'", stacklevel=2)
         if "decay_fraction" in changed and self.schedule != "wsd":
             warnings.warn(f"decay_fraction has no effect with schedule '{self.schedule}'", stacklevel=2)
         if "final_learning_rate_fraction" in changed and self.schedule == "constant":
