@@ -13,12 +13,13 @@ from captioned import ALL, make, rows, texts
 
 from chat_server import ChatServer, Say, fails, good, says
 from foveate.caption import execution
-from foveate.caption.execution import EXECUTORS, _import_ray, find_executor
+from foveate.caption.execution import EXECUTORS, find_executor
 from foveate.caption.pending_requests import CaptionSettings
 from foveate.caption.run import CaptionRun, caption
 from foveate.chat.client import ChatSettings
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
+from foveate.records.ray_work import import_ray
 from naming import raises_naming
 
 installed = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: foveate[ray]")
@@ -66,7 +67,7 @@ def test_two_workers_write_what_one_process_writes(tmp_path: Path) -> None:
 @installed
 @pytest.mark.slow
 def test_what_ends_a_run_in_a_worker_ends_it_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = _import_ray()
+    ray = import_ray()
     shutdown, threads = ray.shutdown, []
 
     def watched_shutdown() -> None:
@@ -101,7 +102,7 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
             raise UserError("far enough")
 
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(execution, "_import_ray", Ray)
+    monkeypatch.setattr(execution, "import_ray", Ray)
     with ChatServer() as server:
         done = ask(make(tmp_path / "c", 2), server.url, "ray")
     assert str(done.failure) == "far enough"
@@ -109,7 +110,7 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
 
 
 def test_nothing_is_started_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_import_ray", object)  # whatever of Ray is used fails
+    monkeypatch.setattr(execution, "import_ray", object)  # whatever of Ray is used fails
     with ChatServer() as server:
         ask(make(tmp_path / "c", 2), server.url, "local")
         done = ask(tmp_path / "c", server.url, "ray")
@@ -120,7 +121,7 @@ def test_nothing_is_started_where_nothing_is_left(tmp_path: Path, monkeypatch: p
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with raises_naming(UserError, "foveate[ray]"):
-        _import_ray()
+        import_ray()
 
 
 def test_executors_are_rows() -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +36,7 @@ from foveate.core.errors import UserError, choose
 from foveate.core.recipes import validate
 from foveate.records.collection import Collection
 from foveate.records.images import BadImage
+from foveate.records.ray_work import import_ray, start_cluster
 
 # Interval in which a stop is noticed and an executor gives a sign of life.
 _TICK_SECONDS = 0.5
@@ -210,15 +210,10 @@ async def stream_from_ray(
     job: CaptionJob, pending: PendingRequests, captioner: Captioner, stopping: Callable[[], bool]
 ) -> AsyncGenerator[list[CaptionResult], None]:
     """See `Executor.run`."""
-    ray = _import_ray()
+    ray = import_ray()
     if not pending.pending:
         return
-    # A cluster that the caller started is not ours to shut down.
-    started = not ray.is_initialized()
-    if started:
-        # An existing cluster (RAY_ADDRESS) has its own processors; Ray refuses their number as an argument.
-        cluster = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": job.processes, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
+    started = start_cluster(job.processes)
     blocks, reading = _iterate_blocks(ray, job, pending), None
     try:
         while not stopping():
@@ -244,19 +239,6 @@ async def stream_from_ray(
             await asyncio.to_thread(blocks.close)
         if started:
             await asyncio.to_thread(ray.shutdown)
-
-
-def _import_ray() -> Any:
-    # Ray reports usage statistics to its maker unless they are disabled.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A reader that a stop leaves behind may call Ray once more. Ray would start a second cluster for it, whose
-    # processes end with the reader's thread, and 60 seconds later end this process.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    try:
-        import ray.data
-    except ImportError as error:
-        raise UserError("--executor ray needs Ray Data: run `pip install 'foveate[ray]'`") from error
-    return ray
 
 
 def _iterate_blocks(ray: Any, job: CaptionJob, pending: PendingRequests) -> Generator[pa.Table, None, None]:

@@ -11,6 +11,7 @@ from foveate.caption.lengths import CLIP_WINDOW
 from foveate.caption.vesl.phrases import PhraseSettings
 from foveate.core.recipes import Settings
 from foveate.records.captions import ALT_KINDS
+from foveate.records.ray_work import ExecutorSettings
 
 # The field `prefer` of every settings model that reads current captions.
 PreferredModels = Annotated[tuple[str, ...], Field(description="captioners to prefer, best first")]
@@ -122,7 +123,7 @@ class RegionLabelSettings(Settings):
     shuffle_phrases: bool = Field(False, description="negative control: every image gets the phrases of another")
 
 
-class RegionRunSettings(Settings):
+class RegionRunSettings(ExecutorSettings):
     """A run of region labeling: its detector and its images.
 
     Apart from `RegionLabelSettings`, whose hash names the recipe of every row: other images, same recipe. Only

@@ -20,10 +20,11 @@ from foveate.core.files import read_json, write_text_atomically
 from foveate.core.hub import KINDS
 from foveate.core.paths import DATA
 from foveate.core.plugins import load_all, load_module, load_plugin, module_names
-from foveate.core.recipes import Settings, validate
+from foveate.core.recipes import validate
 from foveate.core.results import ExportResult
 from foveate.records.collection import Collection
 from foveate.records.layout import DESCRIPTION
+from foveate.records.ray_work import ExecutorSettings
 from foveate.records.region_sources import OWN_SOURCES, RegionSources, SelectedRegions
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ TEXTS = ("a red boat", "Ein großer Hund läuft über die Straße", "красн�
 IMAGES = 2
 
 
-class ExportSettings(Settings):
+class ExportSettings(ExecutorSettings):
     """Settings of an export: its target, and what the target "embeddings" reads and writes."""
 
     to: str = Field(
@@ -60,7 +61,7 @@ class Job:
     Attributes:
         source: the model folder. model: opened. config, metrics: contents of its JSON files.
         folder: where to write; empty, or with what a stopped run of the same target left.
-        collection, split, region_sources, format: for targets that read images; see
+        collection, split, region_sources, format, work: for targets that read images; see
             `foveate.pretrain.exporters.embeddings`.
     """
 
@@ -73,6 +74,7 @@ class Job:
     split: str | None = None
     region_sources: tuple[str, ...] = (OWN_SOURCES,)
     format: str = "parquet"
+    work: ExecutorSettings = field(default_factory=ExecutorSettings)
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def export(
     split: str | None = None,
     region_sources: Sequence[str] | None = None,
     format: str = "parquet",
+    executor: str = "local",
+    processes: int = 2,
     device: str | None = None,
     dry_run: bool = False,
 ) -> tuple[Path, ExportResult, list[str]]:
@@ -120,6 +124,7 @@ def export(
         collection, split, format: what "embeddings" reads and how it writes.
         region_sources: whose regions "embeddings" or a collection's export takes: "own" (those that no detector made,
             the default), "all", or sources such as "vesl:nanodet".
+        executor: where "embeddings" reads images: "local", or "ray" (extra) in `processes` of them.
         dry_run: check, list what would be written, and write nothing.
 
     Returns:
@@ -138,6 +143,7 @@ def export(
         # Into the working folder, not beside the weights in the package.
         source, out = DATA / source, out or Path(f"{source}-{to}")
     content = {"to": to, "collection": collection, "split": split, "region_sources": region_sources, "format": format}
+    content |= {"executor": executor, "processes": processes}
     settings = validate(ExportSettings, content, where="foveate export")
     sources = settings.region_sources or (OWN_SOURCES,)
     if (source / DESCRIPTION).is_file():
@@ -148,8 +154,8 @@ def export(
                 f"--to {to} writes decisions about a survey, no collection: run foveate species export RESULTS"
             )
         choose(to, targets, f"target of the collection {source}")
-        if collection is not None or split is not None or format != "parquet":
-            raise UserError("--collection, --split and --format belong to `--to embeddings` of a model")
+        if collection is not None or split is not None or format != "parquet" or executor != "local":
+            raise UserError("--collection, --split, --format and --executor belong to `--to embeddings` of a model")
         return _export_collection(source, to, out, targets[to], sources, dry_run)
     folder = source if (source / _CONFIG).is_file() or not (source / "model" / _CONFIG).is_file() else source / "model"
     if not (folder / _CONFIG).is_file():
@@ -158,12 +164,13 @@ def export(
         )
     choose(to, module_names(MODEL_TARGETS), f"target of the model {folder}")
     reads_images = collection is not None or split is not None or region_sources or format != "parquet"
-    if to != "embeddings" and reads_images:
+    if to != "embeddings" and (reads_images or executor != "local"):
         raise UserError(
-            f"--collection, --split, --region-source and --format belong to `--to embeddings`, not to `--to {to}`"
+            "--collection, --split, --region-source, --format and --executor belong to `--to embeddings`, not to "
+            f"`--to {to}`"
         )
     opened = Collection.open(collection) if collection is not None else None
-    options = {"split": split, "region_sources": sources, "format": format}
+    options = {"split": split, "region_sources": sources, "format": format, "work": settings}
     return _export_model(folder, to, out, {"collection": opened, **options}, device, dry_run)
 
 

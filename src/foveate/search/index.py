@@ -8,10 +8,11 @@ the collection has since removed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from foveate.core.errors import UserError
 from foveate.core.files import LOCK_FILES, FolderLock
-from foveate.core.progress import say, track
+from foveate.core.progress import say
 from foveate.core.recipes import validate
 from foveate.records import layout
 from foveate.records.boxes import Box
@@ -35,6 +36,7 @@ from foveate.records.folder_collection import FolderChanges, check_images, refer
 from foveate.records.geometry import Placement
 from foveate.records.images import BadImage
 from foveate.records.ocr import INSTALL, has_ocr
+from foveate.records.ray_work import ExecutorSettings, run_to_end, share_work
 from foveate.records.record import Region
 from foveate.records.region_sources import OWN_SOURCES, SelectedRegions, is_pseudo_label
 from foveate.records.tables import write_table
@@ -136,6 +138,8 @@ def build_index(
     device: str | None = None,
     workers: int = 2,
     retry: bool = False,
+    executor: str = "local",
+    processes: int = 2,
     dry_run: bool = False,
 ) -> tuple[Description, IndexPlan]:
     """Build the index `out`, or bring it up to date with its collection.
@@ -151,6 +155,7 @@ def build_index(
             "float32".
         ocr: words that are read in the images find them, as captions do; an index keeps to it.
         retry: also try the quarantined images again.
+        executor: where images are embedded: "local", or "ray" (extra) in `processes` of them.
         dry_run: only plan.
 
     Raises:
@@ -158,7 +163,7 @@ def build_index(
             region; too little room on the disk; `ocr` without the extra of that name.
     """
     content = {"regions": regions, "region_sources": region_sources or None, "precision": precision}
-    content |= {"ocr": ocr, "retry": retry}
+    content |= {"ocr": ocr, "retry": retry, "executor": executor, "processes": processes}
     settings = validate(IndexSettings, content, where="foveate index")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; expected a folder for --out")
@@ -209,7 +214,10 @@ def build_index(
                 network = network or source.load(device=device)
                 if missing:
                     write_random_texts(network, out)
-                _embed_parts(network, collection, source_regions, target, out, plan.todo, workers=workers)
+                _embed_parts(
+                    network, collection, source_regions, target, out, plan.todo,
+                    source=source, device=device, workers=workers, work=settings,
+                )  # fmt: skip
             target = merge_parts(target, out, contents=contents) if outdated else target
             target = replace(target, spreads=measure_spreads(out, target))
             target = replace(target, floor=measure_floor(out, target))
@@ -367,17 +375,25 @@ def _embed_parts(
     out: Path,
     todo: NDArray[np.int64],
     *,
+    source: ModelSource,
+    device: str | None,
     workers: int,
+    work: ExecutorSettings,
 ) -> None:
     folder = out / BUILDING
     numbers_of_parts = [int(path.stem) for path in _building(out)]
     # Numbering continues after the parts of a killed run, which are merged with the new ones.
     number = max(numbers_of_parts, default=-1) + 1
-    starts = range(0, len(todo), PART)
+    items = [(number + index, todo[start : start + PART]) for index, start in enumerate(range(0, len(todo), PART))]
     with ThreadPoolExecutor(workers) as pool:
-        for start in track(starts, description=f"images, parts of {PART}"):
-            rows = todo[start : start + PART]
-            table, vectors = _embed(model, collection, source_regions, rows, target, pool)
+        executor = share_work(
+            functools.partial(_embed, model, collection, source_regions, target, pool),
+            functools.partial(_open_embedder, source, collection.path, target, device, workers),
+            items,
+            work,
+            description=f"images, parts of {PART}",
+        )
+        for number, table, vectors in run_to_end(executor):
             # The table last: with it the part is complete, and a killed run has it whole or not at all.
             for kind, parts in vectors.items():
                 path, count = folder / f"{number:05d}-{kind}.npy", sum(map(len, parts))
@@ -385,7 +401,20 @@ def _embed_parts(
                     for part in parts:
                         handle.write(part.tobytes())
             write_table(folder / f"{number:05d}.parquet", table)
-            number += 1
+
+
+def _open_embedder(
+    source: ModelSource, collection: Path, target: Description, device: str | None, workers: int
+) -> Callable[[_Part], Iterator[_Embedded]]:
+    """Open model and collection in a process of its own; return what embeds a part there."""
+    opened = Collection.open(collection)
+    regions = SelectedRegions(opened, target.region_sources)
+    return functools.partial(_embed, source.load(device=device), opened, regions, target, ThreadPoolExecutor(workers))
+
+
+# Number and rows of a part; its number, rows of tables (images, regions, unreadable images), vectors of each kind.
+_Part = tuple[int, NDArray[np.int64]]
+_Embedded = tuple[int, pa.Table, dict[str, list[NDArray[np.floating]]]]
 
 
 @torch.inference_mode()
@@ -393,11 +422,12 @@ def _embed(
     model: LocalizingModel,
     collection: Collection,
     source_regions: SelectedRegions,
-    rows: NDArray[np.int64],
     target: Description,
     pool: ThreadPoolExecutor,
-) -> tuple[pa.Table, dict[str, list[NDArray[np.floating]]]]:
-    """Embed one part; return its rows (images, regions and unreadable images) and the vectors of each kind."""
+    part: _Part,
+) -> Iterator[_Embedded]:
+    """Embed one part."""
+    number, rows = part
     preprocess, rule, dtype = model.image_encoder.preprocess, target.regions, target.dtype
     rows_of_part: list[dict[str, Any]] = []
     vectors: dict[str, list[NDArray[np.floating]]] = {IMAGE: [], REGION: []}
@@ -466,7 +496,7 @@ def _embed(
             }
             for row, reason in sorted(bad.items())
         ]
-    return pa.Table.from_pylist(rows_of_part, schema=_PART_ROWS), vectors
+    yield number, pa.Table.from_pylist(rows_of_part, schema=_PART_ROWS), vectors
 
 
 def _embedded_regions(

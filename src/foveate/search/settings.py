@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from foveate.core.errors import nearest
 from foveate.core.recipes import Settings, parse_pairs
+from foveate.records.ray_work import ExecutorSettings
 from foveate.records.region_sources import RegionSources
 
 RegionRule = Literal["auto", "boxes", "grid", "both", "none"]
@@ -19,7 +20,7 @@ FAISS = "faiss"
 LOCATE_RULES: tuple[str, ...] = get_args(LocateRule)
 
 
-class IndexSettings(Settings):
+class IndexSettings(ExecutorSettings):
     """Settings of an index. A field that is None is that of the existing index, or the default of a new one."""
 
     regions: RegionRule | None = Field(

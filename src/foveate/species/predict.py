@@ -6,13 +6,14 @@ Images that cannot be reached, because a card or disk is away, count as failed, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,8 @@ from foveate.records import layout, tables
 from foveate.records.collection import Collection
 from foveate.records.geometry import View
 from foveate.records.images import NEEDS_EXTRA, BadImage, is_passing
-from foveate.records.labeling import CardWatch, execute, find_failure, in_order, say_resumed
+from foveate.records.labeling import CardWatch, execute, find_failure, say_resumed
+from foveate.records.ray_work import share_work
 from foveate.species.boxes import NOTICE, SOURCE, BoxesResult, add_boxes
 from foveate.species.crops import CropSettings, Views
 from foveate.species.hints import match_places
@@ -144,8 +146,7 @@ def predict(
         with Collection.open(collection_path) as collection:
             inside = collection_path.resolve().is_relative_to(folder.resolve())
             rows = collection.rows(settings.split)
-            # Features are of whatever view they were computed from.
-            view = model.view if settings.features is None else CropSettings(view="whole")
+            view = _choose_view(model, settings)
             views = Views(collection, rows, view)
             place_columns_N, cameras = _match_places(model, collection)
             detectors = name_detectors(collection.table("observations"), [collection.keys[row] for row in rows])
@@ -188,6 +189,11 @@ def predict(
         away=away,
         first_error=first_error or next(iter([*failed, *refused]), ""),
     )
+
+
+def _choose_view(model: SpeciesModel, settings: PredictSettings) -> CropSettings:
+    # Features are of whatever view they were computed from.
+    return model.view if settings.features is None else CropSettings(view="whole")
 
 
 def _count_unreachable(
@@ -330,35 +336,81 @@ def _compute_parts(
     # Decisions about other images: beside the new table, new images would have none.
     (folder / DECISIONS).unlink(missing_ok=True)
     device = choose_device(device_name or "auto")
+    items = [
+        _Part(number, hashes[number], positions, [parts[number][position] for position in positions])
+        for number, positions in pending.items()
+    ]
+    score = _make_scorer(model, collection, rows_N, views, place_columns_N, settings, device)
+    pending_rows = [parts[number][position] for number, positions in pending.items() for position in positions]
+    watch = CardWatch(collection.can_reach, pending_rows)
+    writer = _ScoreWriter(folder, [len(part) for part in parts], watch)
+    with _threads(workers, device):
+        description = f"predicting, {_IMAGES_PER_PART} images at a time"
+        opener = functools.partial(_open_scorer, model.folder, collection.path, settings, device_name)
+        executor = share_work(score, opener, items, settings, description=description)
+        execute(executor, writer, stop=stop, watch=watch)
+    left = [number for number in pending if number not in writer.numbers] if watch.is_away else []
+    failures = writer.failures + [writer.failures[-1] for number in left for _ in pending[number]]
+    return writer.num_images, failures if left else []
+
+
+class _Part(NamedTuple):
+    """Images to compute of a part: their positions in it, and their rows in the collection."""
+
+    number: int
+    digest: str
+    positions: list[int]
+    rows: list[int]
+
+
+_Scored = tuple[int, list[int], ScorePart]
+"""Number of a part, positions of the images that were computed, and their scores."""
+
+
+def _open_scorer(
+    model_folder: Path, path: Path, settings: PredictSettings, device_name: str | None
+) -> Callable[[_Part], Iterator[_Scored]]:
+    """Open model and collection in a process of its own; return what scores a part there."""
+    from foveate.species.folder import open_species  # it needs torch's networks, which the settings do not
+
+    model, collection = open_species(model_folder), Collection.open(path)
+    rows_N = collection.rows(settings.split)
+    place_columns_N, _ = _match_places(model, collection)
+    views, device = Views(collection, rows_N, _choose_view(model, settings)), choose_device(device_name or "auto")
+    return _make_scorer(model, collection, rows_N, views, place_columns_N, settings, device)
+
+
+def _make_scorer(
+    model: SpeciesModel,
+    collection: Collection,
+    rows_N: NDArray[np.int64],
+    views: Views,
+    place_columns_N: NDArray[np.int64] | None,
+    settings: PredictSettings,
+    device: torch.device,
+) -> Callable[[_Part], Iterator[_Scored]]:
+    """Return what scores the images of a part, on all cores that torch may use."""
     if settings.features is None:
         read = _pixel_reader(model, collection, views, device, settings.batch)
     else:
         read = _feature_reader(settings.features, collection, rows_N)
     compute = _make_compute(model, collection, views, read, place_columns_N)
 
-    def compute_part(number: int) -> Iterator[tuple[int, list[int], ScorePart]]:
-        rows = [parts[number][position] for position in pending[number]]
+    def score(part: _Part) -> Iterator[_Scored]:
+        rows = part.rows
         batches = [rows[first : first + settings.batch] for first in range(0, len(rows), settings.batch)]
         results = map_on_cores(compute, batches, device=device)
         failures = {rows.index(row): reason for *_, reasons in results for row, reason in reasons.items()}
         probabilities = np.concatenate([probabilities for probabilities, *_ in results])
         boxes_BK = np.concatenate([boxes for _, boxes, *_ in results])
         links = {name: np.concatenate([links[name] for _, _, links, _ in results]) for name in results[0][2]}
-        part = ScorePart(hashes[number], probabilities, failures, links)
+        scores = ScorePart(part.digest, probabilities, failures, links)
         if len(boxes_BK):
             counts = [len(views.further_boxes(row)) for row in rows]
-            part = replace(part, box_rows_B=np.repeat(np.arange(len(rows)), counts), box_probabilities_BK=boxes_BK)
-        yield number, pending[number], part
+            scores = replace(scores, box_rows_B=np.repeat(np.arange(len(rows)), counts), box_probabilities_BK=boxes_BK)
+        yield part.number, part.positions, scores
 
-    pending_rows = [parts[number][position] for number, positions in pending.items() for position in positions]
-    watch = CardWatch(collection.can_reach, pending_rows)
-    writer = _ScoreWriter(folder, [len(part) for part in parts], watch)
-    with _threads(workers, device):
-        description = f"predicting, {_IMAGES_PER_PART} images at a time"
-        execute(in_order(compute_part, [*pending], description=description), writer, stop=stop, watch=watch)
-    left = [number for number in pending if number not in writer.numbers] if watch.is_away else []
-    failures = writer.failures + [writer.failures[-1] for number in left for _ in pending[number]]
-    return writer.num_images, failures if left else []
+    return score
 
 
 class _ScoreWriter:

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from foveate.core.recipes import Settings
+from foveate.records.ray_work import ExecutorSettings
 
 
 class CheckSettings(Settings):
@@ -58,7 +59,7 @@ class BuildSettings(Settings):
     min_probability: float = Field(0.0, ge=0, le=1, description="of a machine's observations that are labels")
 
 
-class PredictSettings(Settings):
+class PredictSettings(ExecutorSettings):
     """`foveate species predict MODEL SOURCE`."""
 
     deployments: Path | None = Field(None, description="table of deployments of a folder of cards")

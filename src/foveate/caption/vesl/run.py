@@ -10,7 +10,7 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +41,10 @@ from foveate.records.labeling import (
     find_progress,
     find_unfinished,
     hash_recipe,
-    in_batches,
     label_images,
     say_resumed,
 )
+from foveate.records.ray_work import ExecutorSettings, share_work
 from foveate.records.record import Region
 from foveate.records.region_sources import pseudo_label_source
 from foveate.records.rows import region_row
@@ -300,6 +300,7 @@ def label_regions(
     *,
     batch: int = REGION_BATCH,
     workers: int = 2,
+    work: ExecutorSettings | None = None,
     **options: Unpack[PlanOptions],
 ) -> LabelingRun:
     """Label regions of a collection's images; the same call again resumes.
@@ -308,6 +309,7 @@ def label_regions(
         path: of the collection.
         batch: images per pass of the detector.
         workers: threads that decode images.
+        work: where images are labeled: by default in this process.
         options: see `plan_labeling`.
 
     Raises:
@@ -328,8 +330,12 @@ def label_regions(
         progress = plan.progress
         say_resumed(len(progress.done), len(plan.rows))
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            executor = in_batches(
-                functools.partial(_label_batch, plan, pool), plan.pending, batch, description="labeling"
+            executor = share_work(
+                functools.partial(_label_batch, plan, pool),
+                functools.partial(_open_labeler, path, settings, workers, options),
+                [plan.pending[start : start + batch] for start in range(0, len(plan.pending), batch)],
+                work or ExecutorSettings(),
+                description=f"labeling, {batch} images at a time",
             )
             stopped = label_images(appender, executor, progress, images_per_part=_IMAGES_PER_PART)
     new_regions = progress.now.rows + progress.now.recovered
@@ -384,6 +390,14 @@ def estimate_labeling(
             {"text": " ".join(captions.texts)[:200], "phrases": phrases} for captions, phrases in examined[:3]
         ],
     }
+
+
+def _open_labeler(
+    path: Path, settings: RegionLabelSettings, workers: int, options: PlanOptions
+) -> Callable[[Sequence[int]], Iterator[LabeledImage]]:
+    """Open collection and detector in a process of its own; return what labels a batch there."""
+    plan = plan_labeling(Collection.open(path), settings, **options)
+    return functools.partial(_label_batch, plan, ThreadPoolExecutor(max(1, workers)))
 
 
 def _label_batch(plan: LabelingPlan, pool: ThreadPoolExecutor, rows: Sequence[int]) -> Iterator[LabeledImage]:

@@ -23,6 +23,8 @@ from foveate.core.progress import say
     "split",
     ("region_sources", "--region-source"),
     "format",
+    "executor",
+    "processes",
     repeat=("region_sources",),
     metavars={"to": "TARGET", "region_sources": "NAME"},
 )

@@ -23,6 +23,8 @@ from foveate.cli.options import Call, common, dry_run_option, model_first, path_
     "precision",
     "ocr",
     "retry",
+    "executor",
+    "processes",
     repeat=("region_sources",),
     metavars={"region_sources": "NAME"},
 )

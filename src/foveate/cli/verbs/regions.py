@@ -22,6 +22,8 @@ from foveate.cli.options import Call, common, dry_run_option, run_option, worker
     "limit",
     "batch",
     "samples",
+    "executor",
+    "processes",
     into="selected",
     repeat=("options",),
     metavars={"detector": "NAME", "model": "MODEL", "options": "NAME=VALUE"},
@@ -87,7 +89,9 @@ def command(call: Call, collection: Path, selected: dict[str, Any], settings: di
     made_by = call.command
     # Detector and options are checked by now, so that a mistake leaves no folder.
     folder = RunFolder.create(call.run or Path("runs/regions"), command=made_by)
-    labeling = label_regions(collection, resolved, batch=options.batch, workers=call.workers or 2, **run_options)
+    labeling = label_regions(
+        collection, resolved, batch=options.batch, workers=call.workers or 2, work=options, **run_options
+    )
     gallery = build_gallery(
         collection,
         resolved,

@@ -6,9 +6,10 @@ with the collection.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from foveate.core.progress import say, track
 from foveate.pretrain.embed import visible_regions
 from foveate.pretrain.export import ExportReport, Job
 from foveate.records.collection import Collection
+from foveate.records.ray_work import run_to_end, share_work
 from foveate.records.region_sources import SelectedRegions
 from foveate.vision.encoder import ImageFeatures
 from foveate.vision.feature_cache import ImageBatch, read_batches
-from foveate.vision.localizer.folder import CARD, METHODS, WEIGHTS
+from foveate.vision.localizer.folder import CARD, METHODS, WEIGHTS, load_model
 from foveate.vision.localizer.inference import embed_phrases
+from foveate.vision.localizer.model import LocalizingModel
 
 IMAGES, REGIONS, TEXTS = "images", "regions", "texts"
 UNREADABLE = "unreadable.json"
@@ -145,37 +148,62 @@ def _images(job: Job, collection: Collection, source_regions: SelectedRegions, r
     left = [part for part in range(len(starts)) if not _done(job, IMAGES, part).is_file()]
     if len(left) < len(starts):
         say(f"{len(starts) - len(left)} of {len(starts)} parts of the images already done")
-    part_of_row = {int(row): number // IMAGES_PER_PART for number, row in enumerate(rows)}
-    bad: dict[int, str] = {}
-    rows_left = rows[np.isin(np.arange(len(rows)) // IMAGES_PER_PART, left)]
-    batches = read_batches(
-        job.model.image_encoder,
-        collection,
-        rows_left,
-        device=job.model.device,
+    items = [(part, rows[starts[part] : starts[part] + IMAGES_PER_PART]) for part in left]
+    executor = share_work(
+        functools.partial(_embed_part, job.model, collection, source_regions),
+        functools.partial(_open_embedder, job.source, collection.path, job.region_sources, str(job.model.device)),
+        items,
+        job.work,
         description="embedding images",
-        bad=bad,
-        batch=BATCH,
     )
-    current = next(batches, None) if left else None
-    for part in left:
-        images, regions, hidden = EmbeddingRows(), EmbeddingRows(), 0
-        while current is not None and part_of_row[current[0][0]] == part:
-            assert part_of_row[current[0][-1]] == part, "a part has whole batches"
-            hidden += _embed(job, collection, source_regions, current, images, regions)
-            current = next(batches, None)
+    for part in run_to_end(executor):
         # Regions first, the note last: a part counts only when all of it is there.
-        _write(job, REGIONS, part, regions)
-        _write(job, IMAGES, part, images)
-        note = {
-            "unreadable": {collection.keys[row]: why for row, why in bad.items() if part_of_row[row] == part},
-            "counts": {IMAGES: len(images.key), REGIONS: len(regions.key), "regions out of view": hidden},
-        }
-        write_json_atomically(_done(job, IMAGES, part), note)
+        _write(job, REGIONS, part.number, part.regions)
+        _write(job, IMAGES, part.number, part.images)
+        counts = {IMAGES: len(part.images.key), REGIONS: len(part.regions.key), "regions out of view": part.hidden}
+        write_json_atomically(_done(job, IMAGES, part.number), {"unreadable": part.unreadable, "counts": counts})
+
+
+@dataclass
+class _EmbeddedPart:
+    """Rows of a part; `hidden` counts the regions that the encoder's view does not show."""
+
+    number: int
+    images: EmbeddingRows = field(default_factory=EmbeddingRows)
+    regions: EmbeddingRows = field(default_factory=EmbeddingRows)
+    hidden: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def _open_embedder(
+    source: Path, path: Path, region_sources: tuple[str, ...], device: str
+) -> Callable[[tuple[int, NDArray[np.int64]]], Iterator[_EmbeddedPart]]:
+    """Open model and collection in a process of its own; return what embeds a part there."""
+    collection = Collection.open(path)
+    regions = SelectedRegions(collection, region_sources)
+    return functools.partial(_embed_part, load_model(source, device=device), collection, regions)
+
+
+@torch.inference_mode()
+def _embed_part(
+    model: LocalizingModel,
+    collection: Collection,
+    source_regions: SelectedRegions,
+    item: tuple[int, NDArray[np.int64]],
+) -> Iterator[_EmbeddedPart]:
+    number, rows = item
+    part, bad = _EmbeddedPart(number), dict[int, str]()
+    batches = read_batches(
+        model.image_encoder, collection, rows, device=model.device, description=f"part {number}", bad=bad, batch=BATCH
+    )
+    for batch in batches:
+        part.hidden += _embed(model, collection, source_regions, batch, part.images, part.regions)
+    part.unreadable = {collection.keys[row]: why for row, why in bad.items()}
+    yield part
 
 
 def _embed(
-    job: Job,
+    model: LocalizingModel,
     collection: Collection,
     source_regions: SelectedRegions,
     batch: ImageBatch,
@@ -184,7 +212,7 @@ def _embed(
 ) -> int:
     """Add the rows of a batch; return how many regions the encoder's view does not show."""
     batch_rows, placements, pixels = batch
-    tokens: ImageFeatures = job.model.encode_image_tokens(pixels)
+    tokens: ImageFeatures = model.encode_image_tokens(pixels)
     images.vectors.append(tokens.pooled.float().cpu().numpy())
     images.key += [collection.keys[row] for row in batch_rows]
     images.kind += ["image"] * len(batch_rows)
@@ -197,9 +225,9 @@ def _embed(
     regions.box += [by_image[index][number].box.to_array().tolist() for index, number in visible]
     regions.phrase += [by_image[index][number].phrase for index, number in visible]
     if visible:
-        device = job.model.device
+        device = model.device
         owner_R = torch.tensor([index for index, _ in visible], device=device)
-        z_RE = job.model.encode_regions(tokens, torch.from_numpy(inside_R4).to(device), owner_R)
+        z_RE = model.encode_regions(tokens, torch.from_numpy(inside_R4).to(device), owner_R)
         regions.vectors.append(z_RE.float().cpu().numpy())
     return sum(map(len, by_image)) - len(visible)
 

@@ -132,7 +132,10 @@ def train_command(
 @MODEL_ARGUMENT
 @click.argument("source", type=click.Path(path_type=Path))
 @path_option("--out", "Results folder; new, or one of the same model and source.", required=True)
-@fields(f"{SETTINGS}:PredictSettings", "deployments", "results", "detect", "features", "split", "batch")
+@fields(
+    f"{SETTINGS}:PredictSettings",
+    *("deployments", "results", "detect", "features", "split", "batch", "executor", "processes"),
+)
 @stage_options
 @page_options
 @workers_option
