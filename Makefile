@@ -98,7 +98,7 @@ test-slow: install-dev
 
 # Fast and slow: where Flower is missing, all of them are skipped.
 test-flower: $(FLOWER)/.installed
-	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest tests/federated/test_flower*.py
+	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest tests/federated/test_flower*.py tests/federated/test_network_*.py
 
 # Where a library is missing (trap-schema before Python 3.12), its tests are skipped by name.
 test-species-oracles: $(SPECIES_ORACLES)/.installed

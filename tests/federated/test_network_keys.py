@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
+import time
+from datetime import timedelta
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -15,9 +19,8 @@ from foveate.core.errors import UserError
 from foveate.federated.flower import keys
 from naming import raises_naming
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("openssl") is None or shutil.which("ssh-keygen") is None, reason="openssl or ssh-keygen is missing"
-)
+# With Flower, which depends on it: `make test-flower`.
+x509 = pytest.importorskip("cryptography.x509")
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,10 @@ def test_what_is_made_is_good_and_the_owner_s_only(made: Path) -> None:
         ["ca.key", "ca.crt", "server.key", "server.pem", "client0", "client0.pub", "runtime.key", "runtime.pem"]
     )
     for name in ("ca.key", "server.key", "client0", "runtime.key"):
-        assert (made / name).stat().st_mode & 0o077 == 0, name
+        assert (made / name).stat().st_mode & 0o777 == 0o600, name
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is missing")
 def test_certificates_are_strict_enough_for_new_pythons(made: Path) -> None:
     for authority, certificate in (("ca.crt", "server.pem"), ("runtime.pem", "runtime.pem")):
         command = ["openssl", "verify", "-x509_strict", "-CAfile", authority, certificate]
@@ -54,13 +58,61 @@ def test_certificates_are_strict_enough_for_new_pythons(made: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "names"),
     [
-        ("ward.example.org", "DNS:ward.example.org,IP:127.0.0.1"),
-        ("10.0.0.5", "IP:10.0.0.5,IP:127.0.0.1"),
-        ("127.0.0.1", "IP:127.0.0.1"),
+        ("Ward.example.org", ["ward.example.org", IPv4Address("127.0.0.1")]),
+        ("10.0.0.5", [IPv4Address("10.0.0.5"), IPv4Address("127.0.0.1")]),
+        ("127.0.0.1", [IPv4Address("127.0.0.1")]),
+        ("2001:DB8::1", [IPv6Address("2001:db8::1"), IPv4Address("127.0.0.1")]),
+        ("node_7", ["node_7", IPv4Address("127.0.0.1")]),
     ],
 )
-def test_the_names_of_a_server(address: str, names: str) -> None:
-    assert keys.alternative_names(address) == f"subjectAltName={names}"
+def test_the_names_of_a_server(address: str, names: list[object], tmp_path: Path) -> None:
+    keys.make_server_keys(tmp_path, address)
+    keys.check_server(tmp_path, address, "0.0.0.0")
+    certificate = x509.load_pem_x509_certificate((tmp_path / "server.pem").read_bytes())
+    extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert [name.value for name in extension.value] == names
+    assert certificate.not_valid_after_utc - certificate.not_valid_before_utc == timedelta(days=365)
+
+
+def test_an_address_that_no_certificate_can_hold(tmp_path: Path) -> None:
+    with raises_naming(UserError, "wärter.example.org"):
+        keys.make_server_keys(tmp_path, "wärter.example.org")
+    assert not (tmp_path / "server.pem").exists()
+
+
+def test_an_expired_certificate(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(keys, "_VALID", timedelta(seconds=1))
+    keys.make_server_keys(tmp_path, "ward.example.org")
+    time.sleep(2)
+    with raises_naming(UserError, "server.pem", "not valid at validation time", "--make-keys"):
+        keys.check_server(tmp_path, "ward.example.org", "0.0.0.0")
+
+
+@pytest.mark.skipif(
+    shutil.which("openssl") is None or shutil.which("ssh-keygen") is None, reason="openssl or ssh-keygen is missing"
+)
+def test_folders_made_by_the_programs_of_the_page_are_opened(tmp_path: Path) -> None:
+    """Earlier releases made all keys with these commands."""
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "federated-network.md"
+    section = page.read_text(encoding="utf-8").partition("\n## Keys\n")[2].partition("\n## ")[0]
+    for block in section.split("```bash\n")[1:]:
+        subprocess.run(["sh", "-ec", block.partition("```")[0]], cwd=tmp_path, check=True, capture_output=True)
+    keys.check_server(tmp_path, "server.example.org", "0.0.0.0")
+    keys.check_client(tmp_path, 0)
+    keys.check_public_key(tmp_path / "client0.pub")
+    # A new certificate is signed by the authority that is there.
+    for name in ("server.key", "server.pem"):
+        (tmp_path / name).unlink()
+    keys.make_server_keys(tmp_path, "new.example.org")
+    keys.check_server(tmp_path, "new.example.org", "0.0.0.0")
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is missing")
+def test_ssh_finds_the_public_key_in_the_node_s(made: Path) -> None:
+    command = ["ssh-keygen", "-y", "-f", str(made / "client0")]
+    public = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert (made / "client0.pub").read_text().split()[:2] == public.split()[:2]
+    assert (made / "client0.pub").read_text().split()[2] == "client0"
 
 
 def test_a_numbered_server_and_a_long_name(tmp_path: Path) -> None:
@@ -155,11 +207,12 @@ def test_a_server_of_another_name_keeps_its_authority(copied: Path) -> None:
     keys.check_server(copied, "new.example.org", "0.0.0.0")
 
 
-def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(keys.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="ssh-keygen is missing: install the package openssh-client"):
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.x509", None)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.ec", None)
+    with raises_naming(UserError, "cryptography", "foveate[flower]"):
         keys.make_client_keys(tmp_path / "client", 0)
-    assert not list((tmp_path / "client").iterdir())
+    assert not (tmp_path / "client").exists()
 
 
 def test_the_command_makes_keys(tmp_path: Path) -> None:
