@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 import gguf_files
 from foveate.core.errors import UserError
-from foveate.language.gguf import GGUFFile
+from foveate.language.gguf import LIBRARY_TYPES, GGUFFile
 from foveate.language.llama_gguf import read_llama_config, read_llama_weights, read_tokenizer
 from gguf_files import ARRAY, F32, STRING, TYPES, U32, gguf_bytes, llama_fields, llama_tensors
 from naming import raises_naming
@@ -38,6 +39,50 @@ def test_values_are_those_of_ggmls_reader(kind: str, tmp_path: Path) -> None:
     assert file.read("w").dtype == np.float32
     # Bits, not values: a zero's sign counts as well.
     assert np.array_equal(file.read("w").view(np.int32), expected.view(np.int32))
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", *LIBRARY_TYPES])
+def test_random_blocks_of_more_types(kind: str, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    from gguf.quants import dequantize
+
+    rng, (weights, size) = np.random.default_rng(6), gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    blocks = rng.integers(0, 256, (3 * 512 // weights, size), dtype=np.uint8)
+    if kind in LIBRARY_TYPES:
+        # Scales are at the front or the end of a block; random bytes would be infinite ones.
+        halves = rng.normal(size=(2, len(blocks), 2)).astype("<f2").view(np.uint8)
+        blocks[:, :4], blocks[:, -4:] = halves
+    else:
+        blocks = rng.normal(size=3 * 512).astype("<f4").view(np.uint8).reshape(-1, 4)[:, -2:]
+        blocks = blocks if kind == "BF16" else rng.normal(size=3 * 512).astype("<f2").view(np.uint8)
+    path = write(tmp_path / "a.gguf", gguf_bytes([], [("w", (3, 512), TYPES[kind], blocks.tobytes())]))
+    reference = gguf.GGUFReader(path).tensors[0]
+    expected = dequantize(reference.data, reference.tensor_type)
+    values = GGUFFile(path).read("w")
+    assert values.shape == (3, 512)
+    assert values.dtype == np.float32
+    assert np.array_equal(values.view(np.int32), expected.view(np.int32))
+    assert len(np.unique(values)) > 100
+
+
+def test_a_block_by_hand(tmp_path: Path) -> None:
+    """Q6_K: weights of 6 bits (low and high parts), less 32, times 16 scales, times one half-precision scale."""
+    pytest.importorskip("gguf")
+    block = bytes([0x21] * 128) + bytes([0b01010101] * 64) + bytes([3] * 16) + np.float16(0.5).tobytes()
+    path = write(tmp_path / "a.gguf", gguf_bytes([], [("w", (256,), TYPES["Q6_K"], block)]))
+    low = np.repeat([1, 1, 2, 2], 32)
+    assert np.array_equal(GGUFFile(path).read("w"), np.tile(((low | 1 << 4) - 32) * 3 * 0.5, 2))
+
+
+def test_a_type_of_the_library_without_it_and_damaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    content = gguf_bytes([], [("w", (1, 256), TYPES["Q6_K"], b"\xff" * 210)])
+    path = write(tmp_path / "a.gguf", content)
+    with raises_naming(UserError, path, "'w'", "NaN"):
+        GGUFFile(path).read("w")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with raises_naming(UserError, path, "'w'", "Q6_K", "foveate[gguf]"):
+        GGUFFile(path)
 
 
 def test_fields_of_every_type_are_read(tmp_path: Path) -> None:
@@ -137,8 +182,8 @@ def patched(position: int, data: bytes) -> bytes:
         (gguf_bytes([("a", U32, 1), ("a", U32, 1)], []), ["'a'", "twice"]),
         (gguf_bytes([("general.alignment", U32, 24)], []), ["general.alignment"]),
         (gguf_bytes([("a", STRING, b"\xff")], []), ["'a'", "UTF-8"]),
-        (gguf_bytes([], [("w", (1, 256), TYPES["Q6_K"], bytes(210))]), ["'w'", "Q6_K", "Q4_1"]),
-        (gguf_bytes([], [("w", (2,), TYPES["F16"], bytes(4))]), ["'w'", "F16"]),
+        (gguf_bytes([], [("w", (1, 256), TYPES["TQ1_0"], bytes(54))]), ["'w'", "TQ1_0", "Q4_1"]),
+        (gguf_bytes([], [("w", (1, 64), TYPES["F16"], bytes(126))]), ["'w'", "cut short"]),
         (gguf_bytes([], [("w", (2,), 99, bytes(4))]), ["'w'", 99]),
         (gguf_bytes([], [("w", (1,) * 5, 0, bytes(4))]), ["'w'", "5 dimensions"]),
         (gguf_bytes([], [("w", (2, 33), TYPES["Q8_0"], bytes(68))]), ["'w'", "(2, 33)", 32]),

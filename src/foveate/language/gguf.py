@@ -1,4 +1,6 @@
-"""Read GGUF files with numpy, and write them: metadata, and tensors of type F32, Q8_0, Q4_0 and Q4_1.
+"""Read GGUF files with numpy, and write them: metadata, and tensors of type F32, F16, BF16, Q8_0, Q4_0 and Q4_1.
+
+Tensors of `LIBRARY_TYPES` are read with the package gguf: its formulas, and nothing else of it.
 
 The header is checked before memory is taken for what it announces: every length against the bytes that are left, every
 tensor against the size of the file.
@@ -115,7 +117,7 @@ class GGUFFile:
             UserError: they hold NaN or infinity: the file is damaged.
         """
         info = self.tensors[name]
-        values = _DECODERS[info.type](self._data, info)
+        values = _DECODERS.get(info.type, _decode_with_library)(self._data, info)
         if values is None:
             raise UserError(f"{self.path}: tensor '{name}' holds NaN or infinity; the file is damaged")
         return values.reshape(info.shape)
@@ -200,10 +202,9 @@ class _Header:
         shape = self._unpack(f"<{num_dimensions}Q", what)[::-1]
         code, offset = self._unpack("<IQ", what)
         kind = _TYPE_NAMES.get(code, f"number {code}")
-        if kind not in _DECODERS:
-            raise UserError(
-                f"{self.path}: {what} is of type {kind}, which is not read; expected {', '.join(_DECODERS)}"
-            )
+        if kind not in (*_DECODERS, *LIBRARY_TYPES):
+            expected = ", ".join((*_DECODERS, *LIBRARY_TYPES))
+            raise UserError(f"{self.path}: {what} is of type {kind}, which is not read; expected {expected}")
         return name, shape, kind, offset
 
     def _number(self, kind: int, what: str) -> np.dtype[Any]:
@@ -236,7 +237,7 @@ def _place_tensors(
     for name, shape, kind, offset in listed:
         if name in tensors:
             raise UserError(f"{path}: tensor '{name}' occurs twice")
-        block, size_of_block = (1, 4) if kind == "F32" else (_BLOCK, _BLOCKS[kind].itemsize)
+        block, size_of_block = _block_sizes(kind, f"{path}: tensor '{name}'")
         # Python's integers do not overflow: a product beyond 2**64 is compared as it is.
         count = math.prod(shape)
         if count == 0 or shape[-1] % block:
@@ -263,9 +264,41 @@ _BLOCKS = {
 }
 
 
-def _decode_f32(data: mmap.mmap, info: TensorInfo) -> NDArray[np.float32] | None:
-    # `astype` copies: an array on a read-only map cannot be written to, and torch warns about it.
-    values = np.frombuffer(data, "<f4", count=info.size // 4, offset=info.start).astype(np.float32)
+_SIZES = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2)} | {name: (_BLOCK, b.itemsize) for name, b in _BLOCKS.items()}
+LIBRARY_TYPES = ("Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+"""Types whose formulas are those of the package gguf."""
+
+
+def _block_sizes(kind: str, what: str) -> tuple[int, int]:
+    """Weights and bytes of one block of a type."""
+    if kind in _SIZES:
+        return _SIZES[kind]
+    # Loaded here: it takes a second, and most files have none of its types.
+    try:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    except ImportError as error:
+        raise UserError(f"{what} is of type {kind}, which needs gguf; run `pip install 'foveate[gguf]'`") from error
+    return GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+
+
+def _decode_with_library(data: mmap.mmap, info: TensorInfo) -> NDArray[np.float32] | None:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    rows = np.frombuffer(data, np.uint8, count=info.size, offset=info.start).reshape(math.prod(info.shape[:-1]), -1)
+    # Damaged scales are infinite; the values say so.
+    with np.errstate(all="ignore"):
+        values = dequantize(rows, GGMLQuantizationType[info.type])
+    return values if np.isfinite(values).all() else None
+
+
+def _decode_floats(data: mmap.mmap, info: TensorInfo) -> NDArray[np.float32] | None:
+    dtype = np.dtype({"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[info.type])
+    values = np.frombuffer(data, dtype, count=info.size // dtype.itemsize, offset=info.start)
+    # A bfloat16 is the upper half of a float32. Both ways copy: an array on a read-only map cannot be written to, and
+    # torch warns about it.
+    is_half = info.type == "BF16"
+    values = (values.astype("<u4") << np.uint32(16)).view("<f4") if is_half else values.astype(np.float32)
     return values if np.isfinite(values).all() else None
 
 
@@ -306,7 +339,9 @@ def _decode_q4_1(data: mmap.mmap, info: TensorInfo) -> NDArray[np.float32] | Non
 
 
 _DECODERS: dict[str, Callable[[mmap.mmap, TensorInfo], NDArray[np.float32] | None]] = {
-    "F32": _decode_f32,
+    "F32": _decode_floats,
+    "F16": _decode_floats,
+    "BF16": _decode_floats,
     "Q8_0": _decode_q8_0,
     "Q4_0": _decode_q4_0,
     "Q4_1": _decode_q4_1,
