@@ -121,7 +121,7 @@ def test_show_says_in_one_screen_what_may_leave_to_whom_and_at_which_epsilon(tmp
     for job in ("embed", "features"):
         (line,) = [line for line in lines if line.startswith(f"job {job}: ")]
         assert "always with noise of 15 times" in line
-        assert "which some 472 answers use up" in line
+        assert "which some 553 answers use up" in line
         assert line.endswith(MEASURED[job])
         generous = call("policy", "show", policy_file(tmp_path, jobs=list(JOBS), max_epsilon=30.0)).output
         assert MEASURED[job] not in generous, "not measured"

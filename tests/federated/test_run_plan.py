@@ -416,7 +416,7 @@ def test_earlier_runs_are_counted_where_the_clients_log_is_at_hand(tmp_path: Pat
         assert refusal["code"] == "max-partitions"
         assert "uses 1 (2 with earlier runs)" in refusal["reason"]
     # With noise the epsilon counts instead, over all runs.
-    fits = [call(*asked, *state, "--set", f"noise={noise}", "--set", "clip=90").exit_code for noise in (4.5, 20)]
+    fits = [call(*asked, *state, "--set", f"noise={noise}", "--set", "clip=90").exit_code for noise in (3.9, 20)]
     assert fits == [1, 0]
     np.save(tmp_path / "points.npy", 5 + 100 * np.random.default_rng(1).normal(size=(POINTS, FEATURES)))
     assert "data: 0 questions" in call(*asked, *state).output, "other data have an account of their own"
