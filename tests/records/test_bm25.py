@@ -95,6 +95,8 @@ def test_plural_and_singular_match() -> None:
         scores = index.score(query)
         assert scores[:2].tolist() == [1, 1]
         assert 0 < scores[2] < 1
+    # Words of four letters: a tie is no "ty".
+    assert TextIndex.build([["red ties"], ["boat"]]).score("tie").tolist() == [1, 0]
     # Where no document has "panel", the word says nothing, and every "solar" is a complete match.
     assert TextIndex.build([["solar4.webp"], ["boat"]]).score("solar panels").tolist() == [1, 0]
 

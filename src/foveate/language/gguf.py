@@ -273,7 +273,7 @@ def _block_sizes(kind: str, what: str) -> tuple[int, int]:
     """Weights and bytes of one block of a type."""
     if kind in _SIZES:
         return _SIZES[kind]
-    # Loaded here: it takes a second, and most files have none of its types.
+    # Loaded here: most files have none of its types, and it takes up to a second.
     try:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     except ImportError as error:

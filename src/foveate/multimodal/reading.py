@@ -35,8 +35,8 @@ from foveate.multimodal.question_words import (
     THING,
 )
 from foveate.multimodal.wordings import SEEN, load_wordings
-from foveate.records.builtin.families import singular
 from foveate.records.conversations import IMAGE, REGION
+from foveate.records.text import singular
 
 # A wording of training for each form: the one that a question is rewritten to.
 CANONICAL: Mapping[str, str] = {

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from foveate.core.errors import UserError
 from foveate.records.tables import read_table, write_table
+from foveate.records.text import singular
 
 # These are Lucene's defaults.
 K1, B = 1.2, 0.75
@@ -46,7 +47,7 @@ def split_terms(text: str) -> list[str]:
     """
     # NFKC makes full-width letters and ligatures equal to the plain letters of a query.
     cut = _HASH.sub(" ", unicodedata.normalize("NFKC", text))
-    terms = [_singular(term.casefold()) for term in _TERMS.findall(cut)]
+    terms = [singular(term.casefold()) for term in _TERMS.findall(cut)]
     # A text of stop words alone keeps them: without any term it could not be found.
     return [term for term in terms if term not in STOP_WORDS] or terms
 
@@ -63,21 +64,8 @@ def split_document(text: str) -> list[str]:
     joined = []
     for name in _NAMES.findall(cut):
         terms = [term.casefold() for term in _TERMS.findall(name) if len(term) > 1 and term.isalpha()]
-        joined += [_singular(first + second) for first, second in itertools.pairwise(terms)]
+        joined += [singular(first + second) for first, second in itertools.pairwise(terms)]
     return [*split_terms(text), *joined]
-
-
-def _singular(term: str) -> str:
-    """Drop the ending of an English plural.
-
-    Source: Harman, How Effective Is Suffixing? (1991), the S stemmer.
-    """
-    if len(term) < 4 or not term.endswith("s") or term.endswith(("ss", "us", "is")):
-        return term
-    if term.endswith("ies") and not term.endswith(("eies", "aies")):
-        return f"{term[:-3]}y"
-    # "boxes", "dishes", "churches": the e belongs to the ending.
-    return term[:-2] if term.endswith(("xes", "shes", "ches", "sses")) else term[:-1]
 
 
 class TextIndex:

@@ -186,3 +186,19 @@ def _is_inside(text: str, start: int, match: re.Match[str], rules: _SentenceRule
     if folded in rules.abbreviations:
         return folded not in rules.may_end or not rest[0].isupper()
     return rules.dotted_initials and _DOTTED.fullmatch(folded) is not None and not rest[0].isupper()
+
+
+def singular(word: str) -> str:
+    """Drop the ending of an English plural, well enough to match "apples" and "apple".
+
+    Source: Harman, How Effective Is Suffixing? (1991), the S stemmer, and short words: "pies" is "pie", not "py".
+
+    >>> singular("berries"), singular("pies"), singular("boxes"), singular("glass"), singular("gas")
+    ('berry', 'pie', 'box', 'glass', 'gas')
+    """
+    if not word.endswith("s") or len(word) < 4 or word.endswith(("ss", "us", "is")):
+        return word
+    for ending, replacement in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss"), ("xes", "x")):
+        if word.endswith(ending) and len(word) > len(ending) + 1:
+            return word[: -len(ending)] + replacement
+    return word[:-1]

@@ -294,7 +294,7 @@ def sweep(folder: Path, description: Description) -> None:
 SEGMENT_ROWS = 2**18
 _COPY_ROWS = 2**14
 # Raised whenever texts are split into other terms, so that the next run writes the texts of an older index again.
-_TERMS_VERSION = 2
+_TERMS_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from foveate.core.files import read_json
 from foveate.core.paths import DATA
 from foveate.records.boxes import Box, pairwise_iou
-from foveate.records.builtin.families import singular
+from foveate.records.text import singular
 from foveate.vision import lite0
 from foveate.vision.bridge import BridgeEncoder
 from foveate.vision.encoder import BoxProposals

@@ -13,10 +13,9 @@ from foveate.core.hub import DEFAULT_ENCODER
 from foveate.core.results import Hit, LocatedPhrase, Query, Search
 from foveate.core.runs import RunFolder
 from foveate.records.boxes import intersection_over_union
-from foveate.records.builtin.families import singular
 from foveate.records.collection import Collection
 from foveate.records.images import save_thumbnail
-from foveate.records.text import split_words
+from foveate.records.text import singular, split_words
 from foveate.search.api import Model, SearchIndex
 from foveate.search.index import build_index
 from foveate.search.locate import locate_phrases

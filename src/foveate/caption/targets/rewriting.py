@@ -29,9 +29,8 @@ from foveate.core.files import name_in_errors
 from foveate.core.progress import track
 from foveate.core.recipes import validate
 from foveate.core.text_tables import iterate_json_lines
-from foveate.records.builtin.families import singular
 from foveate.records.caption_formats import CAPTION_FORMATS
-from foveate.records.text import split_sentences, split_words
+from foveate.records.text import singular, split_sentences, split_words
 
 # Words of layout and grammar, not of content: a rewriter may use them although no input has them.
 FRAME_WORDS = frozenset(

@@ -16,7 +16,7 @@ from typing import Any
 
 from foveate.core.arrow_tables import read_parquet
 from foveate.core.paths import DATA
-from foveate.records.text import split_words
+from foveate.records.text import singular, split_words
 
 SOURCES = ("clipart", "emoji")
 
@@ -163,14 +163,6 @@ def names_a_side(phrase: str) -> bool:
 
 
 SPLITTERS = frozenset("with of in on for and at from to by behind between against over without getting wearing".split())
-
-
-def singular(word: str) -> str:
-    """Return a crude singular, good enough to match "apples" and "apple"."""
-    for ending, replacement in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss"), ("xes", "x")):
-        if word.endswith(ending) and len(word) > len(ending) + 1:
-            return word[: -len(ending)] + replacement
-    return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3 else word
 
 
 def head_noun(phrase: str) -> str:

@@ -13,8 +13,8 @@ from collections import defaultdict
 import numpy as np
 
 from foveate.records.builtin import families
-from foveate.records.builtin.families import PEOPLE_WORDS, VARIANT_WORDS, own_words, singular
-from foveate.records.text import split_words
+from foveate.records.builtin.families import PEOPLE_WORDS, VARIANT_WORDS, own_words
+from foveate.records.text import singular, split_words
 from foveate_labs.worlds.scenes import grounds, pools
 from foveate_labs.worlds.scenes.counting import load_countable
 from foveate_labs.worlds.scenes.grounds import list_ground_names

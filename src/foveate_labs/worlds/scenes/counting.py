@@ -14,8 +14,8 @@ import numpy as np
 
 from foveate.core.errors import UserError, choose
 from foveate.core.seeds import generator
-from foveate.records.builtin.families import PEOPLE_WORDS, singular
-from foveate.records.text import split_words
+from foveate.records.builtin.families import PEOPLE_WORDS
+from foveate.records.text import singular, split_words
 from foveate_labs.worlds.builtin import SEEN, UNSEEN, Cutout
 from foveate_labs.worlds.scenes import pools
 from foveate_labs.worlds.scenes.compose import Finish, Layer, put_in_cell

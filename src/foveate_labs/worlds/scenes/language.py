@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from foveate.records.boxes import Box
-from foveate.records.builtin.families import SPLITTERS, head_noun, singular
-from foveate.records.text import split_words
+from foveate.records.builtin.families import SPLITTERS, head_noun
+from foveate.records.text import singular, split_words
 
 # Relations between the boxes of a scene: left of, above, inside, overlapping.
 

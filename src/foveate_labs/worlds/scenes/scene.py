@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from foveate.core.errors import UserError, choose
 from foveate.core.seeds import generator
 from foveate.records.boxes import Box, PixelBox
-from foveate.records.builtin.families import head_noun, names_a_side, singular
+from foveate.records.builtin.families import head_noun, names_a_side
 from foveate.records.record import Caption
 from foveate.records.shapes import mask_bounds
-from foveate.records.text import split_words
+from foveate.records.text import singular, split_words
 from foveate_labs.worlds.builtin import SEEN, UNSEEN, UNSEEN_KIND, Cutout
 from foveate_labs.worlds.scenes import language, pools
 from foveate_labs.worlds.scenes.compose import Finish, Layer, compose, make_layer
