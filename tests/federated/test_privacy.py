@@ -227,6 +227,8 @@ def test_epsilon_that_was_published() -> None:
 
 def test_epsilon_of_nothing_and_of_everything() -> None:
     assert (privacy.epsilon(0.0), privacy.epsilon(math.inf), privacy.max_rho(0.0)) == (0.0, math.inf, 0.0)
+    assert (privacy.max_rho(1e-20), privacy.max_rho(math.inf)) == (0.0, math.inf)
+    assert privacy.epsilon(privacy.max_rho(1e-6)) == pytest.approx(1e-6, rel=1e-6)
     values = [privacy.epsilon(10.0**power) for power in range(-300, 301, 20)]
     assert values == sorted(values)
     assert all(0 <= value < math.inf for value in values)

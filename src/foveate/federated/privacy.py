@@ -193,14 +193,19 @@ def max_rho(epsilon: float, *, delta: float = DELTA) -> float:
     >>> round(max_rho(epsilon(0.5)), 6)
     0.5
     """
-    from scipy.optimize import brentq
+    from scipy.optimize import root_scalar
 
     # Proposition 1.3 gives too small a rho; epsilon grows without bound in rho, so that some multiple of it is enough.
     root = math.sqrt(-math.log(delta))
     low = high = (math.sqrt(root**2 + epsilon) - root) ** 2
+    # Nothing, no bound, or less than floating-point numbers can tell from nothing.
+    if not 0 < low < math.inf:
+        return low
     while _epsilon(high, delta=delta) < epsilon:
         high *= 2
-    return brentq(lambda rho: _epsilon(rho, delta=delta) - epsilon, low, high, xtol=low * 1e-12) if high > low else low
+    if high == low:
+        return low
+    return root_scalar(lambda rho: _epsilon(rho, delta=delta) - epsilon, bracket=(low, high), xtol=low * 1e-12).root
 
 
 # `max_rho` has an argument of that name.
