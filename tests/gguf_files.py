@@ -102,6 +102,11 @@ def block_bytes(random: np.random.Generator, kind: str, count: int) -> bytes:
     """`count` random values as they lie in a file."""
     if kind == "F32":
         return random.normal(0, 0.1, count).astype("<f4").tobytes()
+    if kind == "F16":
+        return random.normal(0, 0.1, count).astype("<f2").tobytes()
+    if kind == "BF16":
+        # The upper half of each float32.
+        return random.normal(0, 0.1, count).astype("<f4").view("<u2")[1::2].tobytes()
     halves = {"Q8_0": 1, "Q4_0": 1, "Q4_1": 2}[kind]
     quants = 32 if kind == "Q8_0" else 16
     scales = random.normal(0, 0.01, (count // 32, halves)).astype("<f2").view(np.uint8)
@@ -109,10 +114,10 @@ def block_bytes(random: np.random.Generator, kind: str, count: int) -> bytes:
 
 
 def llama_tensors(seed: int = 0) -> list[Tensor]:
-    """Random weights; every type that is read occurs."""
+    """Random weights; every type that is read without a library occurs."""
     random, tensors = np.random.default_rng(seed), []
     for index, (name, shape) in enumerate(llama_shapes().items()):
-        kind = "F32" if len(shape) == 1 else ("Q8_0", "Q4_0", "Q4_1")[index % 3]
+        kind = "F32" if len(shape) == 1 else ("Q8_0", "Q4_0", "Q4_1", "F16", "BF16")[index % 5]
         tensors.append((name, shape, TYPES[kind], block_bytes(random, kind, int(np.prod(shape)))))
     return tensors
 
