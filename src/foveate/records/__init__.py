@@ -22,6 +22,7 @@ _LAZY = {
     "Turn": "foveate.records.conversations",
     "add_conversations": "foveate.records.conversations",
     "export_coco": "foveate.records.exporters.coco",
+    "export_datasets": "foveate.records.exporters.datasets",
     "export_webdataset": "foveate.records.exporters.webdataset",
     "format_region": "foveate.records.box_text",
     "intersection_over_union": "foveate.records.boxes",

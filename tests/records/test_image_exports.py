@@ -1,0 +1,133 @@
+"""Exports for other programs: files, names, boxes and refusals, read back without the programs where it can be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_exports import CLASSES, GONE, KEYS, make_difficult
+
+from foveate.core.errors import UserError
+from foveate.records.collection import Collection
+from foveate.records.exporters.datasets import export_datasets
+from foveate.records.image_export import ExportSummary, ImageExport, make_unique_names
+from foveate.records.images import decode
+from foveate.records.region_sources import ALL_SOURCES
+from naming import raises_naming
+
+EXPORTERS = [export_datasets]
+Exporter = Callable[..., ExportSummary]
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    return make_difficult(tmp_path_factory.mktemp("difficult") / "c")
+
+
+def test_names_are_unique_short_and_safe() -> None:
+    names = make_unique_names([*KEYS, "e\u0301", "é", "É", "..", "x" * 300], keep=".-")
+    folded = {name.casefold() for name in names}
+    assert len(folded) == len(names)
+    for name in names:
+        assert len(name.encode()) < 200
+        assert not set(name) & set('/\\<>:"|?*% \n')
+        assert name[0] not in ".-"
+        assert name.upper() != "CON"
+    assert make_unique_names(["plain", "IMG-1.x"], keep=".-") == ["plain", "IMG-1.x"]
+
+
+def test_classes_are_those_of_the_selected_sources_and_of_all_rows(collection: Collection) -> None:
+    export = ImageExport(collection, [0])
+    # "" is "object", a class of its own as well; a collection stores " blank" without the blank.
+    assert export.classes == sorted(set(CLASSES) - {"", " blank"})
+    assert "猫" in ImageExport(collection, [0], (ALL_SOURCES,)).classes
+
+
+@pytest.mark.parametrize("export", EXPORTERS)
+def test_an_export_appears_whole_and_overwrites_nothing(
+    collection: Collection, export: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = export(collection, tmp_path / "out")
+    expected = [collection.record(row) for row in range(len(collection))]
+    assert (summary.images, summary.unreadable) == (len(KEYS), {})
+    assert summary.captions in (0, sum(len(record.captions) for record in expected))
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(GONE in path.read_bytes().decode(errors="ignore") for path in files if path.suffix != ".parquet")
+    with raises_naming(UserError, tmp_path / "out"):
+        export(collection, tmp_path / "out")
+    with raises_naming(UserError, "nothing to export"):
+        export(collection, tmp_path / "none", rows=[])
+    with raises_naming(UserError, "vesl:other"):
+        export(collection, tmp_path / "none", region_sources=("vesl:other",))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ImageExport, "finish", fail)
+    with raises_naming(UserError, "No space left"):
+        export(collection, tmp_path / "none")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("export", EXPORTERS)
+def test_unreadable_images_are_left_out_and_named(export: Exporter, tmp_path: Path) -> None:
+    collection = make_difficult(tmp_path / "c")
+    (collection.path / "images" / "00001.tar").unlink()
+    summary = export(collection, tmp_path / "out")
+    assert (summary.images, len(summary.unreadable)) == (len(KEYS) - 5, 5)
+    assert "missing shard" in summary.unreadable["x/images/y"] or "is missing" in summary.unreadable["x/images/y"]
+    with raises_naming(UserError, "none of 5 images can be read"):
+        export(collection, tmp_path / "none", rows=range(5, 10))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "out"]
+
+
+def test_datasets_opens_images_texts_and_boxes(collection: Collection, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    export_datasets(collection, tmp_path / "out")
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    counts = {"train": 3, "validation": 3, "test": 3, "unassigned": 3}
+    assert {name: len(rows) for name, rows in loaded.items()} == counts
+    names = loaded["train"].features["objects"]["category"].feature.names
+    assert names == ImageExport(collection, None).classes
+    rows = {row["key"]: row for split in loaded.values() for row in split}
+    assert set(rows) == set(KEYS)
+    for number in range(len(collection)):
+        record, row = collection.record(number), rows[collection.keys[number]]
+        assert np.array_equal(
+            np.asarray(row["image"].convert("RGB")), np.asarray(decode(collection.image_bytes(number)))
+        )
+        assert [tuple(caption.values()) for caption in row["captions"]] == [
+            (caption.text, caption.kind, caption.source) for caption in record.captions
+        ]
+        assert {label["field"]: label["value"] for label in row["labels"]} == record.labels
+        regions = [region for region in record.regions if region.source != "vesl:nanodet"]
+        size = (row["width"], row["height"])
+        assert size == (record.width, record.height) == row["image"].size
+        boxes = [region.box.to_xywh(*size) for region in regions]
+        assert row["objects"]["bbox"] == [[box.x, box.y, box.width, box.height] for box in boxes]
+        assert [names[number] for number in row["objects"]["category"]] == [
+            region.label or "object" for region in regions
+        ]
+        for name in ("phrase", "score", "slice", "source"):
+            assert row["objects"][name] == [getattr(region, name) for region in regions]
+
+
+def test_datasets_has_files_of_bounded_size_and_splits_of_any_name(
+    tmp_path: Path, tiny_collection: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    from foveate.records.exporters import datasets as module
+
+    monkeypatch.setattr(module, "_MAX_GROUP_ROWS", 3)
+    monkeypatch.setattr(module, "_MAX_FILE_BYTES", 1)
+    collection = Collection.open(tiny_collection)
+    monkeypatch.setattr(Collection, "splits", np.array(["a-b", "a_b"] * (len(collection) // 2), dtype=object))
+    export_datasets(collection, tmp_path / "out")
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert [len(rows) for rows in loaded.values()] == [len(collection) // 2] * 2
+    files = sorted(path.name for path in (tmp_path / "out" / "data").iterdir())
+    assert len(files) == 2 * -(-len(collection) // 6)
+    keys = [key for rows in loaded.values() for key in rows["key"]]
+    assert sorted(keys) == sorted(collection.keys)
