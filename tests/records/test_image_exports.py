@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from made_exports import CLASSES, GONE, KEYS, make_difficult
+from made_images import jpeg
 
 from foveate.core.errors import UserError
+from foveate.records.boxes import Box, CenterBox
 from foveate.records.collection import Collection
 from foveate.records.exporters.datasets import export_datasets
+from foveate.records.exporters.yolo import export_yolo
 from foveate.records.image_export import ExportSummary, ImageExport, make_unique_names
 from foveate.records.images import decode
+from foveate.records.record import Region
 from foveate.records.region_sources import ALL_SOURCES
+from foveate.records.writer import CollectionWriter
 from naming import raises_naming
 
-EXPORTERS = [export_datasets]
+EXPORTERS = [export_datasets, export_yolo]
 Exporter = Callable[..., ExportSummary]
 
 
@@ -131,3 +138,47 @@ def test_datasets_has_files_of_bounded_size_and_splits_of_any_name(
     assert len(files) == 2 * -(-len(collection) // 6)
     keys = [key for rows in loaded.values() for key in rows["key"]]
     assert sorted(keys) == sorted(collection.keys)
+
+
+def test_yolo_gives_the_boxes_again(collection: Collection, tmp_path: Path) -> None:
+    summary = export_yolo(collection, tmp_path / "out")
+    data = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text(encoding="utf-8"))
+    assert {name: data[name] for name in ("train", "val", "test")} == {
+        name: f"images/{name}" for name in ("train", "val", "test")
+    }
+    assert summary.notes == ["images/unassigned: data.yaml has no key for this split"]
+    keys = json.loads((tmp_path / "out" / "keys.json").read_text(encoding="utf-8"))
+    assert sorted(keys.values()) == sorted(KEYS)
+    assert len({file.casefold() for file in keys}) == len(KEYS)
+    count = 0
+    for file, key in keys.items():
+        row = collection.find_row(key)
+        assert (tmp_path / "out" / "images" / file).read_bytes() == collection.image_bytes(row)
+        lines = (tmp_path / "out" / "labels" / file).with_suffix(".txt").read_text(encoding="utf-8").splitlines()
+        regions = [region for region in collection.read_regions(row) if region.source != "vesl:nanodet"]
+        assert len(lines) == len(regions)
+        count += len(lines)
+        for line, region in zip(lines, regions, strict=True):
+            number, *values = line.split()
+            assert data["names"][int(number)] == (region.label or "object")
+            box = Box.from_center(CenterBox(*map(float, values)))
+            assert np.abs(box.to_array() - region.box.to_array()).max() <= 1e-9
+    assert summary.regions == count > 0
+
+
+def test_yolo_names_the_splits_that_ultralytics_requires_and_leaves_out_crowds(
+    tiny_collection: Path, tmp_path: Path
+) -> None:
+    collection = Collection.open(tiny_collection)
+    rows = collection.rows("test")
+    summary = export_yolo(collection, tmp_path / "out", rows=rows)
+    data = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text(encoding="utf-8"))
+    assert {data[name] for name in ("train", "val", "test")} == {"images/test"}
+    assert len(summary.notes) == 2
+    assert data["names"] == dict(enumerate(ImageExport(collection, None).classes))
+    with CollectionWriter(tmp_path / "c", source="tests") as writer:
+        writer.add("a", jpeg(0), regions=[Region(Box(0, 0, 1, 1), "", slice="crowd"), Region(Box(0, 0, 1, 0.5), "")])
+    summary = export_yolo(Collection.open(tmp_path / "c"), tmp_path / "none")
+    assert summary.regions == 1
+    assert summary.notes[0] == "1 crowd boxes are left out"
+    assert (tmp_path / "none" / "labels" / "train" / "a.txt").read_text() == "0 0.5 0.25 1 0.5\n"

@@ -24,6 +24,7 @@ _LAZY = {
     "export_coco": "foveate.records.exporters.coco",
     "export_datasets": "foveate.records.exporters.datasets",
     "export_webdataset": "foveate.records.exporters.webdataset",
+    "export_yolo": "foveate.records.exporters.yolo",
     "format_region": "foveate.records.box_text",
     "intersection_over_union": "foveate.records.boxes",
     "pairwise_iou": "foveate.records.boxes",
