@@ -13,8 +13,10 @@ import pytest
 from made_exports import KEYS, make_difficult
 
 from foveate.records.collection import Collection
+from foveate.records.exporters.label_studio import export_label_studio
 from foveate.records.exporters.yolo import export_yolo
 from foveate.records.image_export import ImageExport
+from foveate.records.region_sources import ALL_SOURCES
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +49,45 @@ def test_supervision_opens_yolo(collection: Collection, tmp_path: Path) -> None:
             # supervision has float32 pixels.
             assert np.allclose(detections.xyxy, boxes * scale, rtol=0, atol=1e-5)
     assert seen == set(KEYS)
+
+
+def test_label_studio_parses_validates_and_converts(
+    collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("label_studio_sdk")
+    from label_studio_sdk.converter import Converter
+    from label_studio_sdk.label_interface import LabelInterface
+
+    out = tmp_path / "out"
+    export_label_studio(collection, out, region_sources=(ALL_SOURCES,))
+    config = (out / "labeling.xml").read_text(encoding="utf-8")
+    interface = LabelInterface(config)
+    interface.validate()
+    assert list(interface.get_control("box").labels) == ImageExport(collection, None, (ALL_SOURCES,)).classes
+    tasks = json.loads((out / "tasks.json").read_text(encoding="utf-8"))
+    for task in tasks:
+        assert interface.validate_task({"data": task["data"]})
+        for prediction in (*task.get("annotations", []), *task.get("predictions", [])):
+            assert interface.validate_prediction(prediction, return_errors=True) == []
+    # A project's export has ids, which the server gives on import.
+    for number, task in enumerate(tasks):
+        task["id"] = number
+        task["annotations"] = [{"id": number, **annotation} for annotation in task.get("annotations", [])]
+    (tmp_path / "project.json").write_text(json.dumps(tasks), encoding="utf-8")
+    monkeypatch.setenv("LOCAL_FILES_SERVING_ENABLED", "true")
+    monkeypatch.setenv("LOCAL_FILES_DOCUMENT_ROOT", str(out))
+    converter = Converter(config, str(tmp_path), download_resources=False)
+    converter.convert_to_coco(str(tmp_path / "project.json"), str(tmp_path / "coco"), is_dir=False)
+    found = json.loads((tmp_path / "coco" / "result.json").read_text(encoding="utf-8"))
+    names = {category["id"]: category["name"] for category in found["categories"]}
+    assert len(found["images"]) == len(KEYS)
+    for row in range(len(collection)):
+        record = collection.record(row)
+        annotations = [entry for entry in found["annotations"] if entry["image_id"] == row]
+        regions = [region for region in record.regions if region.source != "vesl:nanodet"]
+        assert [names[entry["category_id"]] for entry in annotations] == [
+            region.label or "object" for region in regions
+        ]
+        for entry, region in zip(annotations, regions, strict=True):
+            box = region.box.to_xywh(record.width, record.height)
+            assert entry["bbox"] == pytest.approx([box.x, box.y, box.width, box.height], rel=0, abs=1e-10)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import Box, CenterBox
 from foveate.records.collection import Collection
 from foveate.records.exporters.datasets import export_datasets
+from foveate.records.exporters.label_studio import export_label_studio
 from foveate.records.exporters.yolo import export_yolo
 from foveate.records.image_export import ExportSummary, ImageExport, make_unique_names
 from foveate.records.images import decode
@@ -24,7 +27,7 @@ from foveate.records.region_sources import ALL_SOURCES
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
 
-EXPORTERS = [export_datasets, export_yolo]
+EXPORTERS = [export_datasets, export_label_studio, export_yolo]
 Exporter = Callable[..., ExportSummary]
 
 
@@ -166,9 +169,7 @@ def test_yolo_gives_the_boxes_again(collection: Collection, tmp_path: Path) -> N
     assert summary.regions == count > 0
 
 
-def test_yolo_names_the_splits_that_ultralytics_requires_and_leaves_out_crowds(
-    tiny_collection: Path, tmp_path: Path
-) -> None:
+def test_yolo_names_required_splits_and_leaves_out_crowds(tiny_collection: Path, tmp_path: Path) -> None:
     collection = Collection.open(tiny_collection)
     rows = collection.rows("test")
     summary = export_yolo(collection, tmp_path / "out", rows=rows)
@@ -182,3 +183,38 @@ def test_yolo_names_the_splits_that_ultralytics_requires_and_leaves_out_crowds(
     assert summary.regions == 1
     assert summary.notes[0] == "1 crowd boxes are left out"
     assert (tmp_path / "none" / "labels" / "train" / "a.txt").read_text() == "0 0.5 0.25 1 0.5\n"
+
+
+def test_label_studio_has_annotations_predictions_and_files(collection: Collection, tmp_path: Path) -> None:
+    summary = export_label_studio(collection, tmp_path / "out", region_sources=(ALL_SOURCES,))
+    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text(encoding="utf-8"))
+    assert [task["data"]["key"] for task in tasks] == list(KEYS)
+    interface = ElementTree.parse(tmp_path / "out" / "labeling.xml")
+    names = [label.get("value") for label in interface.iter("Label")]
+    assert names == ImageExport(collection, None, (ALL_SOURCES,)).classes
+    assert (summary.images, summary.regions) == (len(KEYS), sum(len(record.regions) for record in collection))
+    for row, task in enumerate(tasks):
+        record = collection.record(row)
+        name = unquote(task["data"]["image"].removeprefix("/data/local-files/?d="))
+        assert (tmp_path / "out" / name).read_bytes() == collection.image_bytes(row)
+        assert (task["data"].get("labels", {}), task["data"].get("split", "")) == (record.labels, record.split)
+        results = [
+            (origin.get("model_version", ""), result)
+            for origin in (*task.get("annotations", []), *task.get("predictions", []))
+            for result in origin["result"]
+        ]
+        texts = [result["value"]["text"] for _, result in results if result["from_name"] == "caption"]
+        assert texts == ([[caption.text for caption in record.captions]] if record.captions else [])
+        phrases = {result["id"]: result["value"]["text"] for _, result in results if result["from_name"] == "phrase"}
+        boxes = [(version, result) for version, result in results if result["type"] == "rectanglelabels"]
+        assert len(boxes) == len(record.regions)
+        for (version, result), region in zip(boxes, record.regions, strict=True):
+            assert version == ("vesl:nanodet" if region.source == "vesl:nanodet" else "")
+            assert phrases.get(result["id"], [""]) == [region.phrase]
+            value = result["value"]
+            assert (value["rectanglelabels"], result["score"]) == ([region.label or "object"], region.score)
+            assert (result["original_width"], result["original_height"]) == (record.width, record.height)
+            corner, size = (value["x"], value["y"]), (value["width"], value["height"])
+            assert all(0 <= number <= 100 for number in (*corner, *size))
+            found = np.array([*corner, corner[0] + size[0], corner[1] + size[1]]) / 100
+            assert np.allclose(found, region.box.to_array(), rtol=0, atol=1e-15)

@@ -16,7 +16,7 @@ import yaml
 from foveate.core.export_folder import staged_folder
 from foveate.core.files import write_json_atomically
 from foveate.records.collection import Collection
-from foveate.records.image_export import ExportSummary, ImageExport, make_unique_names
+from foveate.records.image_export import UNLABELED, ExportSummary, ImageExport, make_unique_names
 from foveate.records.importers.coco import CROWD
 from foveate.records.record import Region
 from foveate.records.region_sources import OWN_SOURCES
@@ -91,5 +91,6 @@ def _make_yaml(export: ImageExport, splits: list[str]) -> str:
         if role not in folders:
             folders[role] = f"images/{next((name for name in _ROLES if name in splits), splits[0])}"
             notes.append(f"no image is in the split {role}, which Ultralytics requires: it is {folders[role]} here")
-    content = {**folders, "names": dict(enumerate(export.classes))}
+    # Ultralytics refuses a data set without classes, such as one of backgrounds alone.
+    content = {**folders, "names": dict(enumerate(export.classes or [UNLABELED]))}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
