@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from made_images import encoded, noise
 from PIL import Image
 
@@ -28,6 +29,7 @@ KEYS = (
     "long/" + "n" * 401,
     "-rf",
     "plain",
+    "many",
 )
 CLASSES = ("", "a,b", "new\nline", "Größe 猫", 'it\'s "1": #x', "null", "object", "{{x}}", " blank", "blank")
 SPLITS = ("train", "validation", "test", "")
@@ -35,7 +37,10 @@ GONE = "gone"
 
 
 def make_difficult(folder: Path) -> Collection:
-    """Write the collection and open it; image 0 has no annotation, image 1 is rotated by its EXIF tag."""
+    """Write the collection and open it.
+
+    Image 0 has no annotation, image 1 is rotated by its EXIF tag, and the last has many random boxes.
+    """
     with CollectionWriter(folder, source="tests", images_per_shard=5) as writer:
         for number, key in enumerate((*KEYS, GONE)):
             data = encoded(noise(number), ("JPEG", "PNG", "WEBP")[number % 3])
@@ -47,7 +52,7 @@ def make_difficult(folder: Path) -> Collection:
                 key,
                 data,
                 captions=[Caption(f"alt {number}\n二 & <b>", "alt"), Caption("title", "title", "shop")][: number % 3],
-                regions=_regions(number),
+                regions=_regions(number) if key != "many" else _random_regions(300),
                 labels={"place": f"p,{number}"} if number % 2 else {},
                 group=f"g{number // 3}",
                 split="" if number % 4 == 3 else SPLITS[number % 4],
@@ -64,3 +69,16 @@ def _regions(number: int) -> list[Region]:
         Region(Box(1 / 7, 0.25, 1 / 7 + 1e-4, 0.5), "thin", label="猫", source="vesl:nanodet"),
     ]
     return regions[: 1 + number % 3 if number else 0]
+
+
+def _random_regions(count: int) -> list[Region]:
+    """Boxes of all sizes, down to a millionth of the image, some at its edges."""
+    rng = np.random.default_rng(0)
+    size_R2 = 10 ** rng.uniform(-6, 0, (count, 2))
+    start_R2 = rng.choice([0.0, 0.5, 1.0], (count, 2)) * (1 - size_R2)
+    start_R2[count // 2 :] = rng.uniform(0, 1 - size_R2[count // 2 :])
+    corners_R4 = np.concatenate([start_R2, start_R2 + size_R2], axis=1)
+    return [
+        Region(Box.from_array(corners), f"box {number}", label=CLASSES[number % 10])
+        for number, corners in enumerate(corners_R4)
+    ]

@@ -13,6 +13,7 @@ import pytest
 from made_exports import KEYS, make_difficult
 
 from foveate.records.collection import Collection
+from foveate.records.exporters.fiftyone import export_fiftyone
 from foveate.records.exporters.label_studio import export_label_studio
 from foveate.records.exporters.yolo import export_yolo
 from foveate.records.image_export import ImageExport
@@ -91,3 +92,38 @@ def test_label_studio_parses_validates_and_converts(
         for entry, region in zip(annotations, regions, strict=True):
             box = region.box.to_xywh(record.width, record.height)
             assert entry["bbox"] == pytest.approx([box.x, box.y, box.width, box.height], rel=0, abs=1e-10)
+
+
+def test_fiftyone_imports_samples(collection: Collection, tmp_path: Path) -> None:
+    fiftyone = pytest.importorskip("fiftyone")
+    try:
+        fiftyone.list_datasets()
+    except fiftyone.core.config.FiftyOneConfigError as error:
+        pytest.skip(f"FiftyOne has no MongoDB here: {error}")
+    export_fiftyone(collection, tmp_path / "out", region_sources=(ALL_SOURCES,))
+    dataset = fiftyone.Dataset.from_dir(str(tmp_path / "out"), dataset_type=fiftyone.types.FiftyOneDataset)
+    try:
+        assert dataset.default_classes == ImageExport(collection, None, (ALL_SOURCES,)).classes
+        assert dataset.distinct("key") == sorted(KEYS)
+        assert dataset.count("ground_truth.detections") + dataset.count("predictions.detections") == sum(
+            len(record.regions) for record in collection
+        )
+        for sample in dataset:
+            record = collection[sample["key"]]
+            assert Path(sample.filepath).read_bytes() == collection.image_bytes(collection.find_row(record.key))
+            assert (sample.metadata.width, sample.metadata.height) == (record.width, record.height)
+            assert (sample.tags, sample["group_name"]) == ([record.split] if record.split else [], record.group)
+            texts = zip(sample["captions"], sample["caption_kinds"], sample["caption_sources"], strict=True)
+            assert [*texts] == [(caption.text, caption.kind, caption.source) for caption in record.captions]
+            labels = sample["labels"].classifications if sample["labels"] else []
+            assert {label["field"]: label.label for label in labels} == record.labels
+            lists = [sample[name].detections if sample[name] else [] for name in ("ground_truth", "predictions")]
+            assert {box["source"] for box in lists[1]} <= {"vesl:nanodet"}
+            for box, region in zip([*lists[0], *lists[1]], record.regions, strict=True):
+                corners = region.box
+                assert box.bounding_box == [corners.x1, corners.y1, corners.width, corners.height]
+                assert (box.label, box.confidence) == (region.label or "object", region.score)
+                assert (box["phrase"], box["slice"], box["source"]) == (region.phrase, region.slice, region.source)
+                assert box["iscrowd"] is False
+    finally:
+        dataset.delete()

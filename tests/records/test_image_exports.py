@@ -18,6 +18,7 @@ from foveate.core.errors import UserError
 from foveate.records.boxes import Box, CenterBox
 from foveate.records.collection import Collection
 from foveate.records.exporters.datasets import export_datasets
+from foveate.records.exporters.fiftyone import export_fiftyone
 from foveate.records.exporters.label_studio import export_label_studio
 from foveate.records.exporters.yolo import export_yolo
 from foveate.records.image_export import ExportSummary, ImageExport, make_unique_names
@@ -27,7 +28,7 @@ from foveate.records.region_sources import ALL_SOURCES
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
 
-EXPORTERS = [export_datasets, export_label_studio, export_yolo]
+EXPORTERS = [export_datasets, export_fiftyone, export_label_studio, export_yolo]
 Exporter = Callable[..., ExportSummary]
 
 
@@ -97,7 +98,7 @@ def test_datasets_opens_images_texts_and_boxes(collection: Collection, tmp_path:
     datasets = pytest.importorskip("datasets")
     export_datasets(collection, tmp_path / "out")
     loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
-    counts = {"train": 3, "validation": 3, "test": 3, "unassigned": 3}
+    counts = {"train": 4, "validation": 3, "test": 3, "unassigned": 3}
     assert {name: len(rows) for name, rows in loaded.items()} == counts
     names = loaded["train"].features["objects"]["category"].feature.names
     assert names == ImageExport(collection, None).classes
@@ -218,3 +219,21 @@ def test_label_studio_has_annotations_predictions_and_files(collection: Collecti
             assert all(0 <= number <= 100 for number in (*corner, *size))
             found = np.array([*corner, corner[0] + size[0], corner[1] + size[1]]) / 100
             assert np.allclose(found, region.box.to_array(), rtol=0, atol=1e-15)
+
+
+def test_fiftyone_has_samples_with_boxes_and_tags(collection: Collection, tmp_path: Path) -> None:
+    export_fiftyone(collection, tmp_path / "out", region_sources=(ALL_SOURCES,))
+    # A `version` would make FiftyOne expect the fields of a release.
+    assert set(json.loads((tmp_path / "out" / "metadata.json").read_text(encoding="utf-8"))) == {"media_type", "info"}
+    samples = json.loads((tmp_path / "out" / "samples.json").read_text(encoding="utf-8"))["samples"]
+    assert [sample["key"] for sample in samples] == list(KEYS)
+    for row, sample in enumerate(samples):
+        record = collection.record(row)
+        assert (tmp_path / "out" / sample["filepath"]).read_bytes() == collection.image_bytes(row)
+        assert sample["tags"] == ([record.split] if record.split else [])
+        lists = [sample.get(name, {"detections": []})["detections"] for name in ("ground_truth", "predictions")]
+        assert {box["source"] for box in lists[1]} <= {"vesl:nanodet"}
+        for box, region in zip([*lists[0], *lists[1]], record.regions, strict=True):
+            corners = region.box
+            assert box["bounding_box"] == [corners.x1, corners.y1, corners.width, corners.height]
+            assert (box["label"], box["phrase"]) == (region.label or "object", region.phrase)

@@ -45,7 +45,7 @@ class ExportSettings(Settings):
 
     to: str = Field(
         description="a model: open_clip, transformers, onnx, embeddings; a tuned classifier: onnx, timm, transformers; "
-        "a collection: webdataset, coco, datasets, label-studio, yolo"
+        "a collection: webdataset, coco, datasets, fiftyone, label-studio, yolo"
     )
     collection: Path | None = Field(None, description="collection whose images, regions and texts become embeddings")
     split: str | None = Field(None, description="only this split of --collection or of SOURCE; all images by default")

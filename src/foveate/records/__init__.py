@@ -23,6 +23,7 @@ _LAZY = {
     "add_conversations": "foveate.records.conversations",
     "export_coco": "foveate.records.exporters.coco",
     "export_datasets": "foveate.records.exporters.datasets",
+    "export_fiftyone": "foveate.records.exporters.fiftyone",
     "export_label_studio": "foveate.records.exporters.label_studio",
     "export_webdataset": "foveate.records.exporters.webdataset",
     "export_yolo": "foveate.records.exporters.yolo",
