@@ -94,7 +94,10 @@ def test_label_studio_parses_validates_and_converts(
             assert entry["bbox"] == pytest.approx([box.x, box.y, box.width, box.height], rel=0, abs=1e-10)
 
 
-def test_fiftyone_imports_samples(collection: Collection, tmp_path: Path) -> None:
+def test_fiftyone_imports_samples(collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Read when it is imported: no database of the user, no message to its makers.
+    monkeypatch.setenv("FIFTYONE_DATABASE_DIR", str(tmp_path / "database"))
+    monkeypatch.setenv("FIFTYONE_DO_NOT_TRACK", "true")
     fiftyone = pytest.importorskip("fiftyone")
     try:
         fiftyone.list_datasets()

@@ -43,6 +43,7 @@ def command(call: Call, source: Path, out: Path | None, settings: dict[str, Any]
       foveate export runs/adapt-lora --to onnx
       foveate export runs/adapt-lora --to timm --out for-timm
       foveate export my-images --to webdataset --out shards
+      foveate export my-images --to yolo --out for-ultralytics
       foveate export runs/adapt-lora --to tensorboard
     """
     from foveate.core.hub import is_tuned
