@@ -56,11 +56,21 @@ def test_one_split_of_a_collection(foveate: Run, tiny_collection: Path, tmp_path
     expected = len(Collection.open(tiny_collection).rows("test"))
     planned = foveate("export", tiny_collection, "--to", "coco", "--split", "test", "--dry-run")
     assert f"would write {expected} images to" in planned.out
-    for target, files in (("coco", "images/*"), ("webdataset", "*.tar"), ("datasets", "data/test-00000.parquet")):
+    targets = {
+        "coco": "images/*",
+        "datasets": "data/test-00000.parquet",
+        "fiftyone": "data/*",
+        "label-studio": "tasks.json",
+        "webdataset": "*.tar",
+        "yolo": "labels/test/*.txt",
+    }
+    for target, files in targets.items():
         told = foveate("export", tiny_collection, "--to", target, "--split", "test", "--out", target, "--json")
         assert told.code == 0, told.err
         assert told.json["counts"]["images"] == expected
+        assert told.json["to"] == target
         assert list((tmp_path / target).glob(files))
+    assert "Ultralytics requires" in told.json["notes"][0]  # of the last target, YOLO
 
 
 def test_coco_where_there_is_an_exporter(foveate: Run, tiny_collection: Path, tmp_path: Path) -> None:
@@ -81,6 +91,8 @@ def test_mistakes(foveate: Run, trained: Path, tiny_collection: Path, tmp_path: 
     assert "--collection" in foveate("export", trained / "model", "--to", "embeddings").sentence
     format = foveate("export", tiny_collection, "--to", "webdataset", "--format", "npz").sentence
     assert "belong to `--to embeddings`" in format
+    hyphen = foveate("export", tiny_collection, "--to", "label_studio").sentence
+    assert "Did you mean 'label-studio'?" in hyphen
     split = foveate("export", tiny_collection, "--to", "coco", "--split", "tests").sentence
     assert "split of the collection" in split
     assert "Did you mean 'test'?" in split

@@ -23,6 +23,7 @@ from foveate.records.exporters.label_studio import export_label_studio
 from foveate.records.exporters.yolo import export_yolo
 from foveate.records.image_export import ExportSummary, ImageExport, make_unique_names
 from foveate.records.images import decode
+from foveate.records.importers.datasets import import_datasets
 from foveate.records.record import Region
 from foveate.records.region_sources import ALL_SOURCES
 from foveate.records.writer import CollectionWriter
@@ -123,6 +124,20 @@ def test_datasets_opens_images_texts_and_boxes(collection: Collection, tmp_path:
         ]
         for name in ("phrase", "score", "slice", "source"):
             assert row["objects"][name] == [getattr(region, name) for region in regions]
+
+
+def test_our_importer_reads_images_captions_and_splits_of_datasets(collection: Collection, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    export_datasets(collection, tmp_path / "out")
+    summary = import_datasets(tmp_path / "out", tmp_path / "again", key_column="key")
+    assert (summary.imported, len(summary.quarantined)) == (len(KEYS), 0)
+    again = Collection.open(tmp_path / "again")
+    assert sorted(again.keys) == sorted(KEYS)
+    for record in collection:
+        row = again.find_row(record.key)
+        assert again.image_bytes(row) == collection.image_bytes(collection.find_row(record.key))
+        assert [caption.text for caption in again.read_captions(row)] == [caption.text for caption in record.captions]
+        assert again.splits[row] == record.split
 
 
 def test_datasets_has_files_of_bounded_size_and_splits_of_any_name(

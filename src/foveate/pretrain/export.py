@@ -145,7 +145,8 @@ def export(
     if (source / DESCRIPTION).is_file():
         targets = collection_targets()
         # The same package has exporters of survey decisions, so the error names the command that they belong to.
-        if to not in targets and load_all(COLLECTION_TARGETS, f"export_{to.replace('-', '_')}"):
+        module = to.replace("-", "_")
+        if module.replace("_", "-") not in targets and load_all(COLLECTION_TARGETS, f"export_{module}"):
             raise UserError(
                 f"--to {to} writes decisions about a survey, no collection: run foveate species export RESULTS"
             )
