@@ -25,7 +25,7 @@ from foveate.records.image_export import ExportSummary, ImageExport, make_unique
 from foveate.records.images import decode
 from foveate.records.importers.datasets import import_datasets
 from foveate.records.record import Region
-from foveate.records.region_sources import ALL_SOURCES
+from foveate.records.region_sources import ALL_SOURCES, SelectedRegions
 from foveate.records.writer import CollectionWriter
 from naming import raises_naming
 
@@ -55,6 +55,14 @@ def test_classes_are_those_of_the_selected_sources_and_of_all_rows(collection: C
     # "" is "object", a class of its own as well; a collection stores " blank" without the blank.
     assert export.classes == sorted(set(CLASSES) - {"", " blank"})
     assert "猫" in ImageExport(collection, [0], (ALL_SOURCES,)).classes
+
+
+def test_regions_of_other_sources_are_counted_for_the_selected_images(collection: Collection) -> None:
+    regions = SelectedRegions(collection)
+    expected = [sum(region.source == "vesl:nanodet" for region in record.regions) for record in collection]
+    assert [regions.count_left_out([row]) for row in range(len(collection))] == expected
+    assert regions.count_left_out(range(len(collection))) == regions.left_out == sum(expected) > 0
+    assert regions.describe_left_out([0]) == ""
 
 
 @pytest.mark.parametrize("export", EXPORTERS)

@@ -119,7 +119,7 @@ class SelectedRegions:
 
     def count_left_out(self, rows: Iterable[int]) -> int:
         """Count the regions of other sources of some images."""
-        return sum(int((~self._mask_R[slice(*self._grouped.bounds(row))]).sum()) for row in rows)
+        return int((~self._mask_R & np.isin(self._grouped.row_numbers, list(rows))).sum())
 
     def read_numbered(self, row: int) -> list[tuple[int, Region]]:
         """Return the selected regions of an image, each with its position among all regions of the image."""
