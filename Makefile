@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FLOWER := .venv-flower
 SPECIES_ORACLES := .venv-species-oracles
+EXPORT_ORACLES := .venv-export-oracles
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
 BUILD := .venv-build
@@ -14,8 +15,8 @@ RUN ?= runs/tour
 # Container images often set it; every process that a test or the tour starts would then compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install install-dev tour test test-processors test-slow test-flower test-species-oracles test-lowest test-newest dist \
-  check-tag test-wheel bench lint types docs constraints clean
+.PHONY: install install-dev tour test test-processors test-slow test-flower test-species-oracles test-export-oracles \
+  test-lowest test-newest dist check-tag test-wheel bench lint types docs constraints clean
 .DEFAULT_GOAL := tour
 
 $(VENV)/.made:
@@ -51,6 +52,14 @@ $(SPECIES_ORACLES)/.installed: $(VENV)/.installed-dev requirements/oracles-speci
 	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
 	  > "$$($(SPECIES_ORACLES)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/rest.pth"
 	$(SPECIES_ORACLES)/bin/python -m pip install -q -r requirements/oracles-species.txt
+	@touch $@
+
+# FiftyOne and label-studio-sdk bring some 100 packages and an older NumPy.
+$(EXPORT_ORACLES)/.installed: $(VENV)/.installed-dev requirements/oracles-export.txt
+	$(BIN)/python -m venv $(EXPORT_ORACLES)
+	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+	  > "$$($(EXPORT_ORACLES)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/rest.pth"
+	$(EXPORT_ORACLES)/bin/python -m pip install -q -r requirements/oracles-export.txt
 	@touch $@
 
 # The oldest releases that pyproject.toml allows; what tests need besides is read from $(VENV). pip warns that some of it wants
@@ -95,6 +104,7 @@ test-slow: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 	$(MAKE) test-flower
 	$(MAKE) test-species-oracles
+	$(MAKE) test-export-oracles
 
 # Fast and slow: where Flower is missing, all of them are skipped.
 test-flower: $(FLOWER)/.installed
@@ -103,6 +113,9 @@ test-flower: $(FLOWER)/.installed
 # Where a library is missing (trap-schema before Python 3.12), its tests are skipped by name.
 test-species-oracles: $(SPECIES_ORACLES)/.installed
 	OMP_NUM_THREADS=1 $(SPECIES_ORACLES)/bin/python -m pytest tests/*/test_*_oracles.py
+
+test-export-oracles: $(EXPORT_ORACLES)/.installed
+	OMP_NUM_THREADS=1 $(EXPORT_ORACLES)/bin/python -m pytest tests/records/test_image_export_oracles.py
 
 # The rooms whose code calls the most of other packages, without the extra `datasets`, which needs a newer pyarrow.
 test-lowest: $(LOWEST)/.installed
@@ -173,4 +186,4 @@ constraints:
 	for file in locked locked-flower; do $(WITHOUT_TORCH) $(BUILD)/$$file.txt > requirements/$$file.txt; done
 
 clean:
-	rm -rf $(VENV) $(FLOWER) $(SPECIES_ORACLES) $(LOWEST) $(NEWEST) $(BUILD) $(WHEEL) dist build site
+	rm -rf $(VENV) $(FLOWER) $(SPECIES_ORACLES) $(EXPORT_ORACLES) $(LOWEST) $(NEWEST) $(BUILD) $(WHEEL) dist build site

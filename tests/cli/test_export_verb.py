@@ -10,6 +10,8 @@ import pytest
 from command_line import Run
 from PIL import Image
 
+from foveate.records.collection import Collection
+
 
 def test_a_model_in_words_as_json_and_dry(foveate: Run, trained: Path, tmp_path: Path) -> None:
     planned = foveate("export", trained / "model", "--to", "open_clip", "--out", "out", "--dry-run")
@@ -50,6 +52,27 @@ def test_a_collection(foveate: Run, tiny_collection: Path, tmp_path: Path) -> No
     assert not list(tmp_path.glob(".*partial*"))
 
 
+def test_one_split_of_a_collection(foveate: Run, tiny_collection: Path, tmp_path: Path) -> None:
+    expected = len(Collection.open(tiny_collection).rows("test"))
+    planned = foveate("export", tiny_collection, "--to", "coco", "--split", "test", "--dry-run")
+    assert f"would write {expected} images to" in planned.out
+    targets = {
+        "coco": "images/*",
+        "datasets": "data/test-00000.parquet",
+        "fiftyone": "data/*",
+        "label-studio": "tasks.json",
+        "webdataset": "*.tar",
+        "yolo": "labels/test/*.txt",
+    }
+    for target, files in targets.items():
+        told = foveate("export", tiny_collection, "--to", target, "--split", "test", "--out", target, "--json")
+        assert told.code == 0, told.err
+        assert told.json["counts"]["images"] == expected
+        assert told.json["to"] == target
+        assert list((tmp_path / target).glob(files))
+    assert "Ultralytics requires" in told.json["notes"][0]  # of the last target, YOLO
+
+
 def test_coco_where_there_is_an_exporter(foveate: Run, tiny_collection: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("foveate.records.exporters.coco") is None:
         pytest.skip("no exporter to COCO in this release")
@@ -66,8 +89,13 @@ def test_mistakes(foveate: Run, trained: Path, tiny_collection: Path, tmp_path: 
     assert "webdataset" in wrong
     assert "Did you mean 'transformers'?" in foveate("export", trained / "model", "--to", "transformer").sentence
     assert "--collection" in foveate("export", trained / "model", "--to", "embeddings").sentence
-    split = foveate("export", tiny_collection, "--to", "webdataset", "--split", "test").sentence
-    assert "belong to `--to embeddings`" in split
+    format = foveate("export", tiny_collection, "--to", "webdataset", "--format", "npz").sentence
+    assert "belong to `--to embeddings`" in format
+    hyphen = foveate("export", tiny_collection, "--to", "label_studio").sentence
+    assert "Did you mean 'label-studio'?" in hyphen
+    split = foveate("export", tiny_collection, "--to", "coco", "--split", "tests").sentence
+    assert "split of the collection" in split
+    assert "Did you mean 'test'?" in split
     assert foveate("export", tiny_collection).code == 2
 
 

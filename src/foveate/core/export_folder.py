@@ -45,6 +45,7 @@ def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path
         UserError: when another process exports to the same folder, the folder cannot be written, or a file that the
             block opens elsewhere cannot be read.
     """
+    check_empty_folder(target)  # here too, so that a refused export leaves no lock beside the folder
     # Absolute: "." has no name.
     final = target.absolute()
     # Next to the target, because a rename is atomic only within one file system.
@@ -68,6 +69,8 @@ def staged_folder(target: Path, *, identity: str | None = None) -> Iterator[Path
         finished = False
         try:
             yield content
+            if os.name == "nt" and final.is_dir():
+                final.rmdir()  # it is empty; Windows renames a folder to no other that exists
             commit_atomically(content, final)
             finished = True
         except OSError as error:

@@ -46,10 +46,10 @@ class ExportSettings(ExecutorSettings):
 
     to: str = Field(
         description="a model: open_clip, transformers, onnx, embeddings; a tuned classifier: onnx, timm, transformers; "
-        "a collection: webdataset, coco; any of them: hub"
+        "a collection: webdataset, coco, datasets, fiftyone, label-studio, yolo; a model or an index: hub"
     )
     collection: Path | None = Field(None, description="collection whose images, regions and texts become embeddings")
-    split: str | None = Field(None, description="only this split of --collection; all images by default")
+    split: str | None = Field(None, description="only this split of --collection or of SOURCE; all images by default")
     region_sources: RegionSources = None
     format: Literal["parquet", "npz"] = Field("parquet", description="file format of embeddings")
 
@@ -94,8 +94,9 @@ class ExportReport:
 def collection_targets() -> dict[str, Callable[..., object]]:
     """Return the exporters of collections by name; others of the package export decisions about surveys."""
     declared = load_all(COLLECTION_TARGETS, "COLLECTION_TARGET")
+    # A target is written with hyphens, as options are; the name of a module cannot have one.
     return {
-        name: load_plugin(COLLECTION_TARGETS, name, f"export_{name}", label="target")
+        name.replace("_", "-"): load_plugin(COLLECTION_TARGETS, name, f"export_{name}", label="target")
         for name, is_target in declared.items()
         if is_target
     }
@@ -121,7 +122,8 @@ def export(
         source: a model folder, the name of a localizer that ships, a run folder with one in it, or a collection.
         to: a target that fits it.
         out: a folder that does not exist or is empty; SOURCE-TARGET by default.
-        collection, split, format: what "embeddings" reads and how it writes.
+        collection, format: what "embeddings" reads and how it writes.
+        split: only images of this split, of `collection` or of a collection as the source.
         region_sources: whose regions "embeddings" or a collection's export takes: "own" (those that no detector made,
             the default), "all", or sources such as "vesl:nanodet".
         executor: where "embeddings" reads images: "local", or "ray" (extra) in `processes` of them.
@@ -149,14 +151,15 @@ def export(
     if (source / DESCRIPTION).is_file():
         targets = collection_targets()
         # The same package has exporters of survey decisions, so the error names the command that they belong to.
-        if to not in targets and load_all(COLLECTION_TARGETS, f"export_{to.replace('-', '_')}"):
+        module = to.replace("-", "_")
+        if module.replace("_", "-") not in targets and load_all(COLLECTION_TARGETS, f"export_{module}"):
             raise UserError(
                 f"--to {to} writes decisions about a survey, no collection: run foveate species export RESULTS"
             )
         choose(to, targets, f"target of the collection {source}")
-        if collection is not None or split is not None or format != "parquet" or executor != "local":
-            raise UserError("--collection, --split, --format and --executor belong to `--to embeddings` of a model")
-        return _export_collection(source, to, out, targets[to], sources, dry_run)
+        if collection is not None or format != "parquet" or executor != "local":
+            raise UserError("--collection, --format and --executor belong to `--to embeddings` of a model")
+        return _export_collection(source, to, out, targets[to], split, sources, dry_run)
     folder = source if (source / _CONFIG).is_file() or not (source / "model" / _CONFIG).is_file() else source / "model"
     if not (folder / _CONFIG).is_file():
         raise UserError(
@@ -217,20 +220,25 @@ def _export_collection(
     to: str,
     out: Path | None,
     function: Callable[..., object],
+    split: str | None,
     region_sources: tuple[str, ...],
     dry_run: bool,
 ) -> tuple[Path, ExportResult, list[str]]:
     target = out or default_folder(source, to)
     check_empty_folder(target)
     with Collection.open(source) as opened:
+        rows = opened.rows(split)
         regions = SelectedRegions(opened, region_sources)
-        counts = {"images": len(opened), "regions of other sources": regions.left_out}
-        skipped = [note] if (note := regions.describe_left_out()) else []
+        counts = {"images": len(rows), "regions of other sources": regions.count_left_out(rows)}
+        skipped = [note] if (note := regions.describe_left_out(rows)) else []
         if dry_run:
             result = ExportResult(source=str(source), to=to, counts=counts, dry_run=True)
-            return target, result, [f"would write {len(opened)} images to {target}", *skipped]
+            return target, result, [f"would write {len(rows)} images to {target}", *skipped]
+        # All rows are an exporter's own default, so that a plug-in needs `rows` only for --split.
+        options: dict[str, Any] = {} if split is None else {"rows": rows}
         with staged_folder(target) as folder:
-            outcome = function(opened, folder, region_sources=region_sources)
+            outcome = function(opened, folder, region_sources=region_sources, **options)
+    skipped += getattr(outcome, "notes", [])
     # An exporter that leaves out images lists them here; the others raise.
     unreadable: dict[str, str] = getattr(outcome, "unreadable", {})
     if unreadable:

@@ -6,7 +6,7 @@ index and an export leave pseudo-labels out by default; evaluations never use th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -107,10 +107,19 @@ class SelectedRegions:
         self._collection, self._grouped = collection, collection.grouped("regions")
         self._mask_R = select_region_rows(self._grouped.table, sources, where=where)
 
+    def labels(self) -> list[str]:
+        """Return the different labels of the selected regions, "" included where a region has none."""
+        labels: list[str] = self._grouped.table["label"].filter(pa.array(self._mask_R)).unique().to_pylist()
+        return labels
+
     @property
     def left_out(self) -> int:
         """Number of regions of other sources."""
         return int((~self._mask_R).sum())
+
+    def count_left_out(self, rows: Iterable[int]) -> int:
+        """Count the regions of other sources of some images."""
+        return int((~self._mask_R & np.isin(self._grouped.row_numbers, list(rows))).sum())
 
     def read_numbered(self, row: int) -> list[tuple[int, Region]]:
         """Return the selected regions of an image, each with its position among all regions of the image."""
@@ -123,7 +132,7 @@ class SelectedRegions:
         """Return the selected regions of an image, in the order in which they were added."""
         return [region for _, region in self.read_numbered(row)]
 
-    def describe_left_out(self) -> str:
-        """Describe what is left out in a sentence; "" if nothing is."""
-        count = self.left_out
+    def describe_left_out(self, rows: Iterable[int] | None = None) -> str:
+        """Describe what is left out, of all images or of some, in a sentence; "" if nothing is."""
+        count = self.left_out if rows is None else self.count_left_out(rows)
         return f"{count:,} regions of other sources are left out; --region-source all takes them" if count else ""

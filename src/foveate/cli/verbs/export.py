@@ -55,6 +55,7 @@ def command(
       foveate export runs/adapt-lora --to onnx
       foveate export runs/adapt-lora --to timm --out for-timm
       foveate export my-images --to webdataset --out shards
+      foveate export my-images --to yolo --out for-ultralytics
       foveate export runs/adapt-lora --to tensorboard
       foveate export runs/adapt-lora --to hub my-name/my-model --private
     """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,20 +18,18 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import pyarrow.compute as pc
 
-from foveate.core.errors import UserError
-from foveate.core.files import commit_atomically
+from foveate.core.export_folder import staged_folder
 from foveate.core.progress import track
 from foveate.records import layout
 from foveate.records.boxes import PixelBox
 from foveate.records.collection import Collection
+from foveate.records.image_export import UNLABELED, select_rows
 from foveate.records.images import SUFFIXES, BadImage
 from foveate.records.importers.coco import CROWD, Category, make_category
 from foveate.records.importers.files import make_key
 from foveate.records.record import Caption, Region
 from foveate.records.region_sources import OWN_SOURCES, SelectedRegions
 
-# Category of regions without label.
-UNLABELED = "object"
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,16}")
 
 
@@ -173,20 +170,12 @@ def export_coco(
         32
     """
     folder = Path(folder)
-    selected = list(range(len(collection))) if rows is None else [int(row) for row in rows]
-    if not selected:
-        raise UserError(f"nothing to export: no image of the collection {collection.name!r} is selected")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder; choose a new one")
+    selected = select_rows(collection, rows)
     regions = SelectedRegions(collection, region_sources)
-    # Beside the target, as a folder is renamed atomically only within one file system; absolute, as "." has no name.
-    final = folder.absolute()
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by an export that was killed
     paths = {name: folder / "annotations" / f"{name}.json" for name in ("instances", "captions")}
     export = CocoExport({**paths, "images": folder / "images"})
-    try:
-        (temporary / "annotations").mkdir(parents=True)
+    with staged_folder(folder) as temporary:
+        (temporary / "annotations").mkdir()
         names = ImageNames(collection)
         selected = [
             # An image that cannot be read must be left out of the annotations as well.
@@ -198,11 +187,6 @@ def export_coco(
             _write_instances(file, regions, selected, names, export)
         with (temporary / "annotations" / "captions.json").open("w", encoding="utf-8") as file:
             _write_captions(file, collection, selected, names, export)
-        commit_atomically(temporary, final)
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return export
 
 

@@ -15,9 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from foveate.core.errors import UserError
+from foveate.core.export_folder import check_empty_folder
 from foveate.core.files import commit_atomically, name_in_errors
 from foveate.core.progress import track
 from foveate.records.collection import Collection
+from foveate.records.image_export import select_rows
 from foveate.records.images import SUFFIXES
 from foveate.records.layout import member_name
 from foveate.records.record import Record
@@ -51,13 +53,10 @@ def export_webdataset(
         ['00000.tar']
     """
     target = Path(target)
-    selected = list(range(len(collection))) if rows is None else [int(row) for row in rows]
-    if not selected:
-        raise UserError(f"nothing to export: no image of the collection {collection.name!r} is selected")
+    selected = select_rows(collection, rows)
     if images_per_shard < 1:
         raise UserError(f"images_per_shard must be at least 1 (got {images_per_shard})")
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError(f"{target} exists and is not an empty folder; choose a new one")
+    check_empty_folder(target)
     regions = SelectedRegions(collection, region_sources)
     target.mkdir(parents=True, exist_ok=True)
     shards = [selected[start : start + images_per_shard] for start in range(0, len(selected), images_per_shard)]
