@@ -98,6 +98,16 @@ def test_a_hidden_request_is_never_answered(address: str, request_bytes: bytes, 
     assert error_of(reply)["message"]
 
 
+@pytest.mark.parametrize("length", [10_486, 20_000, 2**40, 10**17])
+def test_a_body_that_is_too_large_is_refused_by_its_true_size(address: str, length: int) -> None:
+    error = error_of(send(address, post("/v1/locate", b"x", f"Content-Length: {length}")))
+    assert f"got {length:,}" in error["message"]
+    assert "10,485 bytes" in error["message"]
+    # Of a number that no parser reads, its length is what can be said.
+    error = error_of(send(address, post("/v1/locate", b"x", f"Content-Length: {'9' * 5000}")))
+    assert "a number of 5000 digits" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
