@@ -157,7 +157,7 @@ def test_sigterm_in_the_middle_leaves_nothing_half_answered() -> None:
     asyncio.run(main())
     assert process.wait(60) == 0
     print(dict(outcomes))
-    assert outcomes["200"] > 100
+    assert outcomes["200"] > 20
     # What was at work is answered; what came later is refused, or finds a connection that was closed before its reply.
     assert outcomes["closed"] <= NUM_CLIENTS
     lines = [json.loads(line) for line in read_log(process).splitlines()]

@@ -9,6 +9,7 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -115,6 +116,7 @@ class Answerer:
         self._num_reading = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self.decoder = ImageDecoder(max_pixels=settings.max_pixels)
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
 
     def start(self) -> None:
         """Start the threads of the models; within the event loop that serves, which is always the same."""
@@ -137,6 +139,7 @@ class Answerer:
         self.is_closing = True
         grace = self.settings.grace_seconds
         await asyncio.gather(*(worker.close(grace_seconds=grace) for worker in self.workers.values()))
+        self._compiler.shutdown(wait=False)
 
     async def answer(self, request: Request) -> Response:
         """Answer a POST to one of `ENDPOINTS`."""
@@ -161,8 +164,9 @@ class Answerer:
             if isinstance(call, ChatCall) and (call.json_schema or call.is_json):
                 adapter = worker.adapter
                 assert isinstance(adapter, ChatAdapter), "calls go to an endpoint of their model"
-                # In a thread: a large schema takes a second to compile.
-                await self.in_thread(functools.partial(adapter.compile, call))
+                # In a thread of its own: a large schema takes a second to compile, and images must not wait for it.
+                loop, compile_schema = asyncio.get_running_loop(), functools.partial(adapter.compile, call)
+                await self.while_connected(loop.run_in_executor(self._compiler, compile_schema), request.receive)
         finally:
             self._num_reading -= 1
         if self.settings.log_content:
