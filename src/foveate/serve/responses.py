@@ -202,6 +202,10 @@ def _message(role: Any, content: Sequence[bodies.Part]) -> bodies.Message:
 class CompletionWriter(ChatWriter):
     """Write an answer as a text completion; see `ChatWriter`."""
 
+    def __init__(self, model: str, images: Any, *, request_id: str, include_usage: bool = False) -> None:
+        super().__init__(model, images, request_id=request_id, include_usage=include_usage)
+        self.id = f"cmpl-{request_id}"
+
     def completion(self, reply: ChatReply) -> dict[str, Any]:
         """Return a whole answer."""
         return self._completion(reply.text, reply, usage=usage_body(reply), foveate=self.extras(reply))
