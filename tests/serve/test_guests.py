@@ -199,6 +199,26 @@ def test_wrong_requests_are_named(address: str, body: Any, names: tuple[str, ...
     assert "Traceback" not in reply.text
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param", "name"),
+    [
+        ("completions", {"prompt": "see <image>"}, "prompt", "prompt: '<image>'"),
+        ("completions", {"prompt": ["a", "b"]}, "prompt", "'prompt'"),
+        ("responses", {"input": "see <image>", "instructions": "a"}, "input", "input: '<image>'"),
+        ("responses", {"input": [{"role": "assistant", "content": "a"}]}, "input", "input: the last one"),
+        ("responses", {"input": "a", "text": {"format": {"type": "json_schema"}}}, "text.format", "text.format: "),
+        ("responses", {"input": "a", "previous_response_id": "b"}, "previous_response_id", "previous_response_id"),
+        ("responses", {"input": "a", "store": True}, "store", "nothing is stored"),
+    ],
+)
+def test_fields_have_the_names_of_their_endpoint(
+    address: str, path: str, body: dict[str, Any], param: str, name: str
+) -> None:
+    error = HTTP.post(f"{address}/v1/{path}", json={"model": "fake", **body}).json()["error"]
+    assert error["param"] == param
+    assert name in error["message"]
+
+
 def cut(url: str) -> str:
     return url[: len(url) // 2 // 4 * 4]
 

@@ -143,6 +143,12 @@ class Answerer:
 
     async def answer(self, request: Request) -> Response:
         """Answer a POST to one of `ENDPOINTS`."""
+        try:
+            return await self._answer(request)
+        except Refused as refusal:
+            raise responses.rename_field(refusal, request.scope["path"]) from refusal
+
+    async def _answer(self, request: Request) -> Response:
         if self.is_closing:
             raise Refused("the server is stopping", status=503, code="stopping", retry_after=5)
         self.start()  # some servers run no lifespan

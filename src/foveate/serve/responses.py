@@ -6,6 +6,7 @@ A prompt is one message of the user. What a chat cannot answer is refused as it 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -357,6 +358,23 @@ class ResponseWriter(ChatWriter):
 
 
 OtherBody = CompletionsBody | ResponsesBody
+# What a field of the chat is called where it was asked in another way.
+_NAMES: dict[str, dict[str, str]] = {
+    "/v1/completions": {"messages": "prompt"},
+    "/v1/responses": {"messages": "input", "response_format": "text.format", "max_tokens": "max_output_tokens"},
+}
+_FIELD = re.compile(r"(messages|response_format|max_tokens)(?:\.\d+\.content)?(?=:|$)")
+
+
+def rename_field(refusal: Refused, path: str) -> Refused:
+    """Return a refusal whose field has the name that it has at the endpoint of a path."""
+    names = _NAMES.get(path, {})
+    message, param = (
+        _FIELD.sub(lambda match: names.get(match[1], match[0]), text, count=1) if _FIELD.match(text) else text
+        for text in (str(refusal), refusal.param or "")
+    )
+    fields = {"status": refusal.status, "code": refusal.code, "retry_after": refusal.retry_after}
+    return Refused(message, param=param or None, **fields)
 
 
 def make_writer(body: object, chat: bodies.ChatBody, images: Any, *, request_id: str) -> ChatWriter:
