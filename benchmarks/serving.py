@@ -44,6 +44,9 @@ class InstantAdapter:
     def check(self, call: Call) -> None:
         """Every call can be answered."""
 
+    def compile(self, call: Call) -> None:
+        """Answers are texts without a schema."""
+
     def group(self, call: Call) -> None:
         """All calls may share a batch."""
 

@@ -30,6 +30,7 @@ from foveate.serve.calls import (
     Refused,
     SearchCall,
     SearchReply,
+    TokenLogprob,
 )
 from foveate.serve.run import Server, listen, serve
 from foveate.serve.settings import ServeSettings
@@ -55,6 +56,10 @@ class FakeAdapter:
     def check(self, call: Any) -> None:
         if isinstance(call, ChatCall) and sum(len(turn.images) for turn in call.turns) > 4:
             raise Refused("messages: at most 4 images", param="messages")
+
+    def compile(self, call: ChatCall) -> None:
+        if "refused" in call.json_schema:
+            raise Refused("response_format: the schema cannot be followed", param="response_format")
 
     def group(self, call: Any) -> Any:
         return None
@@ -95,7 +100,10 @@ class FakeAdapter:
                 if rows[row] == count or listener.is_gone(row):
                     del rows[row]
                     boxes = (ChatBox(PixelBox(2, 0, 10, 5), 0, "disc", 0.5),) if last.images else ()
-                    listener.end(row, ChatReply(texts[row], count == 5, len(last.text), count, boxes))
+                    tokens = [TokenLogprob(f"word{number} ", -0.5, (("a", -0.5),)) for number in range(count)]
+                    logprobs = None if call.top_logprobs is None else tuple(tokens)
+                    reply = ChatReply(texts[row], count == 5, len(last.text), count, boxes, logprobs=logprobs)
+                    listener.end(row, reply)
                     continue
                 piece = f"word{rows[row]} "
                 texts[row] += piece

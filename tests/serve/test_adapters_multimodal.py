@@ -239,7 +239,8 @@ def test_texts_are_held_back_until_they_are_certain() -> None:
     [
         (ask("x", IMAGES[0], draw(2), draw(3)), ("3 images", "2")),
         (ask("x", max_tokens=41), ("41", "40")),
-        (ask("x", IMAGES[0], is_json=True), ("response_format",)),
+        (ask("x", IMAGES[0], caption={"format": "dsc"}, json_schema="{}"), ("response_format", "captions")),
+        (ask("x", IMAGES[0], caption={"format": "dsc"}, top_logprobs=1), ("logprobs", "captions")),
         (ask(" "), ("question", "empty")),
         (ask("x" * 33_000), ("33,000", "32,768")),
         (ask("<image> is <image>", IMAGES[0]), ("2 <image>",)),

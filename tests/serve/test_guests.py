@@ -98,6 +98,16 @@ def test_a_hidden_request_is_never_answered(address: str, request_bytes: bytes, 
     assert error_of(reply)["message"]
 
 
+@pytest.mark.parametrize("length", [10_486, 20_000, 2**40, 10**17])
+def test_a_body_that_is_too_large_is_refused_by_its_true_size(address: str, length: int) -> None:
+    error = error_of(send(address, post("/v1/locate", b"x", f"Content-Length: {length}")))
+    assert f"got {length:,}" in error["message"]
+    assert "10,485 bytes" in error["message"]
+    # Of a number that no parser reads, its length is what can be said.
+    error = error_of(send(address, post("/v1/locate", b"x", f"Content-Length: {'9' * 5000}")))
+    assert "a number of 5000 digits" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -154,8 +164,19 @@ def test_a_page_that_is_allowed_may_ask_first(address: str) -> None:
         ({"seed": 2**63}, ("seed",)),
         ({"n": 2}, ("n", "2", "expected 1")),
         ({"frequency_penalty": 0.5}, ("frequency_penalty", "expected 0")),
-        ({"tools": []}, ("tools",)),
-        ({"response_format": {"type": "json_schema"}}, ("response_format", "json_object")),
+        ({"tools": [{"type": "function"}]}, ("tools", "tool_choice 'none'")),
+        ({"tool_choice": "required"}, ("tool_choice", "expected 'none'")),
+        ({"functions": [{"name": "f"}]}, ("functions", "calls functions")),
+        ({"store": True}, ("store", "nothing is stored")),
+        ({"service_tier": "flex"}, ("service_tier", "auto")),
+        ({"logit_bias": {"1": 5}}, ("logit_bias", "expected {}")),
+        ({"reasoning_effort": "much"}, ("reasoning_effort", "much")),
+        ({"metadata": {"a": 1}}, ("metadata.a",)),
+        ({"top_logprobs": 2}, ("top_logprobs", "'logprobs' true")),
+        ({"logprobs": True, "top_logprobs": 21}, ("top_logprobs", "20")),
+        ({"response_format": {"type": "json_schema"}}, ("response_format", "json_schema")),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"const": "refused"}}}},
+         ("response_format", "cannot be followed")),
         ({"stop": ""}, ("stop",)),
         ({"model": "fakes"}, ("fakes", "Did you mean 'fake'")),
         ({"messages": user("see <image>")}, ("messages.0.content", "<image>")),
@@ -176,6 +197,26 @@ def test_wrong_requests_are_named(address: str, body: Any, names: tuple[str, ...
     for name in names:
         assert name in error["message"]
     assert "Traceback" not in reply.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "name"),
+    [
+        ("completions", {"prompt": "see <image>"}, "prompt", "prompt: '<image>'"),
+        ("completions", {"prompt": ["a", "b"]}, "prompt", "'prompt'"),
+        ("responses", {"input": "see <image>", "instructions": "a"}, "input", "input: '<image>'"),
+        ("responses", {"input": [{"role": "assistant", "content": "a"}]}, "input", "input: the last one"),
+        ("responses", {"input": "a", "text": {"format": {"type": "json_schema"}}}, "text.format", "text.format: "),
+        ("responses", {"input": "a", "previous_response_id": "b"}, "previous_response_id", "previous_response_id"),
+        ("responses", {"input": "a", "store": True}, "store", "nothing is stored"),
+    ],
+)
+def test_fields_have_the_names_of_their_endpoint(
+    address: str, path: str, body: dict[str, Any], param: str, name: str
+) -> None:
+    error = HTTP.post(f"{address}/v1/{path}", json={"model": "fake", **body}).json()["error"]
+    assert error["param"] == param
+    assert name in error["message"]
 
 
 def cut(url: str) -> str:

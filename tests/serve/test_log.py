@@ -9,7 +9,7 @@ import os
 import threading
 import time
 
-from foveate.serve.run import LogWriter
+from foveate.serve.run import JsonFormatter, LogWriter
 
 
 def open_log(writer: LogWriter) -> logging.Logger:
@@ -54,3 +54,28 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody_and_what_was_dropped_is_counte
     assert written == sorted(set(written))
     assert 8 <= len(written) < 200
     assert sum(counts) + writer.num_dropped == 200 + num_last - (len(lines) - len(counts))
+
+
+def test_every_line_is_json() -> None:
+    stream = io.StringIO()
+    writer = LogWriter(stream)
+    writer.setFormatter(JsonFormatter())
+    request = json.dumps({"status": 200, "path": "/health"})
+    for name, level, text in (
+        ("foveate.serve", logging.INFO, request),
+        ("foveate.serve", logging.WARNING, 'a call failed: "x"\nand more'),
+        ("uvicorn.error", logging.INFO, "Started server process [%d]"),
+    ):
+        writer.handle(logging.LogRecord(name, level, "", 0, text, (7,) if "%d" in text else (), None))
+    try:
+        raise LookupError("of the application")
+    except LookupError as error:
+        information = (LookupError, error, error.__traceback__)
+        writer.handle(logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "Exception", (), information))
+    writer.close()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert lines[0] == json.loads(request)
+    assert lines[1] == {"level": "warning", "message": 'a call failed: "x"', "trace": "and more"}
+    assert lines[2] == {"level": "info", "message": "Started server process [7]"}
+    assert (lines[3]["level"], lines[3]["message"]) == ("error", "Exception")
+    assert "of the application" in lines[3]["trace"]

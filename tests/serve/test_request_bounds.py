@@ -137,8 +137,8 @@ def test_a_body_without_images_has_at_most_a_megabyte(address: Address) -> None:
         (b"[" * 20_000, "20,000 lists"),
         (b"{" + b'"a":1,' * 20_000, "20,000 fields"),
         (b"[" + b"1," * 90_000, "90,000 values"),
-        (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "16 levels"),
-        (b'{"a":' * (MAX_DEPTH + 1) + b"1" + b"}" * (MAX_DEPTH + 1), "16 levels"),
+        (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "32 levels"),
+        (b'{"a":' * (MAX_DEPTH + 1) + b"1" + b"}" * (MAX_DEPTH + 1), "32 levels"),
         (b'"' + b"a" * MAX_TEXT_BYTES + b'"', "1,048,576 bytes"),
         (b'{"' + b'x;base64,":"' * 100_000, "1,048,576 bytes"),
         # A string without an end, each quote of which could begin another one.

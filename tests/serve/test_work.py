@@ -33,6 +33,8 @@ class FakeAdapter:
         if isinstance(call, ChatCall) and call.turns[0].text == "refused":
             raise Refused("never")
 
+    def compile(self, call: Any) -> None: ...
+
     def group(self, call: Any) -> Any:
         return call.temperature if isinstance(call, ChatCall) else None
 

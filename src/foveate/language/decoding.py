@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,15 @@ from numpy.typing import NDArray
 _REPLACEMENT = "\ufffd"
 # Tokens of the longest phrase that counts as a loop; longer ones are sentences, which `until_repeated` compares.
 _MAX_LOOP = 12
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token that was written, with its log-probability and the likeliest tokens in its place, the likeliest first."""
+
+    id: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 class TextStream:
@@ -109,3 +119,10 @@ def select_nucleus(shares_V: NDArray[np.float64], top_p: float) -> NDArray[np.bo
     # does.
     mask_V[ordered[before < top_p]] = True
     return mask_V
+
+
+def score_token(logs_V: NDArray[np.float32], token: int, count: int) -> TokenScore:
+    """Return the log-probability of a token and the likeliest `count`, without those that cannot be written."""
+    order = np.argsort(-logs_V, kind="stable")[:count].tolist()
+    likeliest = [(id, float(logs_V[id])) for id in order if logs_V[id] > -np.inf]
+    return TokenScore(token, float(logs_V[token]), tuple(likeliest))

@@ -21,9 +21,10 @@ from torch import Tensor
 from foveate.core import seeds
 from foveate.core.errors import UserError
 from foveate.core.recipes import Settings
-from foveate.language.decoding import TextStream, draw_token, is_loop, until_repeated
+from foveate.language.decoding import TextStream, TokenScore, draw_token, is_loop, score_token, until_repeated
 from foveate.language.forbidden_words import WordFilter
-from foveate.language.llama_forward import LlamaForward, PlacedPrompt, Prefix, can_crop, crop, place_prompt
+from foveate.language.grammar import GrammarCompiler, hold_to_grammars
+from foveate.language.llama_forward import LlamaForward, PlacedPrompt, Prefix, can_crop, crop, pad_left, place_prompt
 from foveate.language.positions import find_context, find_dynamic_rope, outgrows_training, restore_rope
 
 BATCH = 32
@@ -43,6 +44,10 @@ class GenerationSettings(Settings):
     max_repeats: int = Field(
         default=0, ge=0, le=1000, description="a few tokens this many times in a row end a text; 0 = they do not"
     )
+    json_schema: str = Field(default="", description="JSON schema that the text follows; none by default")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="likeliest tokens to note beside each token; none are noted by default"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +57,14 @@ class Completion:
     Attributes:
         ids: new tokens without the stop token. finished: it reached a stop token, not a limit.
         num_prompt_tokens: positions read, the prefix among them. score: mean log-probability of the tokens written.
+        token_scores: of `ids`, where the settings have `top_logprobs`.
     """
 
     ids: tuple[int, ...]
     finished: bool
     num_prompt_tokens: int
     score: float
+    token_scores: tuple[TokenScore, ...] = ()
 
 
 class RowObserver(Protocol):
@@ -105,6 +112,7 @@ def generate(
     embed: EmbedTokens | None = None,
     draft: DraftTokens | None = None,
     observer: RowObserver | None = None,
+    grammars: GrammarCompiler | None = None,
     batch: int = BATCH,
 ) -> list[Completion]:
     """Generate one completion per prompt, in the same order.
@@ -123,10 +131,11 @@ def generate(
         draft: guesses tokens of a greedy row that is generated alone. They are read in one pass; those that the model
             would have written stay, so that the answer is the same.
         observer: watches the rows, by their numbers among the prompts, and may end them.
+        grammars: of the tokenizer, for rows whose settings have a `json_schema`.
         batch: maximum number of rows generated together.
 
     Raises:
-        UserError: a prompt is longer than the context; nothing is cut.
+        UserError: a prompt is longer than the context; nothing is cut. Or a schema cannot be followed.
     """
     settings_of_rows = _expand_settings(settings, len(prompts))
     # All prompts before the first batch: one that is too long stops the call at once, not behind the answers to others.
@@ -141,6 +150,7 @@ def generate(
             model,
             prefix,
             None if words is None else (words, indices),
+            grammars,
         )
         for _ in rows.steps(
             model,
@@ -330,8 +340,11 @@ class _GenerationBatch:
         model: Any,
         prefix: Prefix | None,
         words: tuple[WordFilter, Sequence[int]] | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self.prefix, self.settings, self.words = prefix, settings, words
+        self.grammars = [grammars.start(row.json_schema) if grammars and row.json_schema else None for row in settings]
+        self.token_scores: list[list[TokenScore]] = [[] for _ in prompts]
         before = prefix.length if prefix else 0
         self.lengths = [before + len(prompt) for prompt in prompts]
         rooms = [_count_room(model, length) for length in self.lengths]
@@ -342,7 +355,7 @@ class _GenerationBatch:
         self.scores = [0.0] * len(prompts)
         self.finished = [False] * len(prompts)
         placed = [place_prompt(prompt, prefix) for prompt in prompts]
-        self.embeddings_BTD, self.mask_BL = _pad_left([each.embeddings_LD for each in placed], before)
+        self.embeddings_BTD, self.mask_BL = pad_left([each.embeddings_LD for each in placed], before)
         # Positions count what is read and not the padding, so that a row has those that it has alone. Padding itself
         # gets 0, which the mask hides.
         longest = self.embeddings_BTD.shape[1]
@@ -439,7 +452,8 @@ class _GenerationBatch:
         return is_greedy and not ragged and can_crop(cache)
 
     def _choose(self, active: Sequence[int], logits_BV: Tensor) -> list[int]:
-        logits_BV = self._ban_words(active, logits_BV)
+        grammars = [self.grammars[index] for index in active]
+        logits_BV = hold_to_grammars(grammars, logits_BV, self._ban_words(active, logits_BV))
         logs_BV = logits_BV.float().log_softmax(dim=-1)
         tokens: list[int] = logs_BV.argmax(dim=-1).tolist()
         for row, index in enumerate(active):
@@ -449,9 +463,13 @@ class _GenerationBatch:
                 number = self.draws[index].random()
                 tokens[row] = draw_token(logits_V, number, temperature=settings.temperature, top_p=settings.top_p)
         scores: list[float] = logs_BV[torch.arange(len(tokens)), tokens].tolist()
-        for index, token, score in zip(active, tokens, scores, strict=True):
+        for row, (index, token, score) in enumerate(zip(active, tokens, scores, strict=True)):
             self.ids[index].append(token)
             self.scores[index] += score
+            if (grammar := self.grammars[index]) is not None:
+                grammar.accept(token)
+            if (count := self.settings[index].top_logprobs) is not None:
+                self.token_scores[index].append(score_token(logs_BV[row].cpu().numpy(), token, count))
         return tokens
 
     def _ban_words(self, active: Sequence[int], logits_BV: Tensor) -> Tensor:
@@ -494,9 +512,9 @@ class _GenerationBatch:
     def _complete(self, index: int) -> Completion:
         ids, finished = self.ids[index], self.finished[index]
         # The score counts the stop token: to end there was a choice of the model as well.
-        return Completion(
-            tuple(ids[:-1] if finished else ids), finished, self.lengths[index], self.scores[index] / len(ids)
-        )
+        written = ids[:-1] if finished else ids
+        token_scores = tuple(self.token_scores[index][: len(written)])
+        return Completion(tuple(written), finished, self.lengths[index], self.scores[index] / len(ids), token_scores)
 
 
 def cache_argument(model: Any) -> str:
@@ -567,21 +585,6 @@ def _new_cache(model: Any) -> Any:
 
     # With the config each layer gets the kind of cache that it needs, such as a sliding window.
     return DynamicCache(config=model.config)
-
-
-def _pad_left(prompts: Sequence[Tensor], before: int) -> tuple[Tensor, Tensor]:
-    """Pad prompts on the left: embeddings [B, T, D]; mask [B, P + T] with the P positions of a prefix before them.
-
-    Generation goes on at the right end of each row, so no padding may stand there.
-    """
-    longest = max(map(len, prompts))
-    embeddings_BTD = prompts[0].new_zeros((len(prompts), longest, prompts[0].shape[1]))
-    mask_BL = torch.ones((len(prompts), before + longest), dtype=torch.int64, device=prompts[0].device)
-    for row, prompt_LD in enumerate(prompts):
-        padding = longest - len(prompt_LD)
-        embeddings_BTD[row, padding:] = prompt_LD
-        mask_BL[row, before : before + padding] = 0
-    return embeddings_BTD, mask_BL
 
 
 def _expand_settings(

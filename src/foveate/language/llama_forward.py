@@ -6,7 +6,7 @@ Whatever is not a plain Llama in float32 is left to transformers: other families
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -248,3 +248,18 @@ def _is_changed(part: nn.Module) -> bool:
 def _take_linear(parent: nn.Module, name: str) -> _Linear:
     parameters = _take(parent, name, nn.Linear)._parameters
     return _Linear(parameters["weight"], parameters["bias"])
+
+
+def pad_left(prompts: Sequence[Tensor], before: int) -> tuple[Tensor, Tensor]:
+    """Pad prompts on the left: embeddings [B, T, D]; mask [B, P + T] with the P positions of a prefix before them.
+
+    Generation goes on at the right end of each row, so no padding may stand there.
+    """
+    longest = max(map(len, prompts))
+    embeddings_BTD = prompts[0].new_zeros((len(prompts), longest, prompts[0].shape[1]))
+    mask_BL = torch.ones((len(prompts), before + longest), dtype=torch.int64, device=prompts[0].device)
+    for row, prompt_LD in enumerate(prompts):
+        padding = longest - len(prompt_LD)
+        embeddings_BTD[row, padding:] = prompt_LD
+        mask_BL[row, before : before + padding] = 0
+    return embeddings_BTD, mask_BL

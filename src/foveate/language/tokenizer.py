@@ -168,6 +168,14 @@ def list_start_ids(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
     return ()
 
 
+def write_token(backend: tokenizers.Tokenizer, id: int) -> str:
+    """Return the text of one token behind another one, its blank included; of a special token its name."""
+    # Some tokenizers drop the blank of the first token.
+    before = _encode(backend, "a", begin=False)
+    start = len(backend.decode(before, skip_special_tokens=False))
+    return backend.decode([*before, id], skip_special_tokens=False)[start:]
+
+
 @cache
 def _find_marks(backend: tokenizers.Tokenizer) -> re.Pattern[str]:
     """Return a pattern that matches, without consuming it, each text that is a special token."""

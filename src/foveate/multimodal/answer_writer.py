@@ -85,6 +85,7 @@ class PendingAnswer:
         written: the tokens of the question. in_text: the images stand within it. answer: generated ids.
         before: tokens of the conversation in front of the question. unread: behind them, read with the question.
         boxes: of the answer's region tokens. vectors: of its images, see `EncodedImage`. read_as: see `Answer`.
+        is_plain: the answer is its text as it is written, such as JSON, without boxes.
     """
 
     views: list[int]
@@ -99,6 +100,7 @@ class PendingAnswer:
     finished: bool = False
     vectors: list[Tensor] = field(default_factory=list)
     read_as: str = ""
+    is_plain: bool = False
 
 
 class AnswerWriter:
@@ -224,6 +226,9 @@ class AnswerWriter:
             is_whole: it has ended. The text of one that is being written is "" as long as it may become "not found".
         """
         question, prompts, tokenizer = self.pending[number], self.loaded.prompts, self.loaded.tokenizer
+        if question.is_plain:
+            tokens, text = len(question.answer), tokenizer.decode(question.answer)
+            return Answer(text, tokens=tokens, finished=question.finished, read_as=question.read_as)
         # A region token that had no image to point at has no box and stays in the text.
         positions = [position for position, id in enumerate(question.answer) if id == prompts.region_id]
         pointed = {position: (position + 1, box) for position, box in zip(positions, question.boxes, strict=False)}
@@ -370,7 +375,7 @@ class AnswerWriter:
         return RegionPrompts.create(regions).to(self.visual.full_VLE.device)
 
 
-def limit_tokens(max_tokens: int, **sampling: float) -> GenerationSettings:
+def limit_tokens(max_tokens: int, **sampling: Any) -> GenerationSettings:
     """Return the settings of an answer, greedy by default; raise UserError for a limit out of bounds.
 
     A loop ends the answer of a model of Foveate; those of transformers write as they do there.

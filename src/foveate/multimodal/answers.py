@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image, ImageDraw
 
+from foveate.language.decoding import TokenScore
 from foveate.multimodal.frames import CoordinateFrame
 from foveate.records.box_text import parse_boxes, parse_regions
 from foveate.records.boxes import Box, PixelBox
@@ -51,6 +52,7 @@ class Answer:
             the "character head" for written words.
         read_as: the question in a wording of training, where it was asked so and not as it was worded; else "".
         points: of the answer in order, in pixels of the original image, of families that point.
+        token_scores: of the generated tokens, where `top_logprobs` of the generation asks for them.
 
     Example:
         >>> answer = open_mllm("mini").ask(image_file, "Where is the red disc?")
@@ -74,6 +76,7 @@ class Answer:
     source: str = LANGUAGE_MODEL
     read_as: str = ""
     points: tuple[Point, ...] = ()
+    token_scores: tuple[TokenScore, ...] = field(default=(), compare=False)
 
     @property
     def reason(self) -> str:

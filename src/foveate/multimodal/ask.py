@@ -217,8 +217,12 @@ class Mllm(HubMixin):
     ) -> list[Answer]:
         """Answer questions by the model, or by what reads words and recognizes pictures that it does not know."""
         answers: dict[int, Answer] = {}
+        rows = [settings] * len(pending) if isinstance(settings, GenerationSettings) else settings
         for number, (question, each) in enumerate(zip(questions, pending, strict=True)):
-            answer = self._answer_without(question, each)
+            # Only the language model follows a schema, and only its tokens have probabilities.
+            each.is_plain = bool(rows[number].json_schema)
+            is_written = each.is_plain or rows[number].top_logprobs is not None
+            answer = None if is_written else self._answer_without(question, each)
             if answer is not None:
                 answers[number] = answer
                 if observer is not None:
@@ -226,12 +230,11 @@ class Mllm(HubMixin):
         numbers = [number for number in range(len(pending)) if number not in answers]
         if numbers:
             writer = AnswerWriter(self.loaded, visual, [pending[number] for number in numbers])
-            if not isinstance(settings, GenerationSettings):
-                settings = [settings[number] for number in numbers]
-            rows = self._generate(
+            settings = [rows[number] for number in numbers]
+            written = self._generate(
                 writer, settings, numbers, ground=ground, ends_repeats=ends_repeats, observer=observer
             )
-            answers |= zip(numbers, rows, strict=True)
+            answers |= zip(numbers, written, strict=True)
         return [answers[number] for number in range(len(pending))]
 
     def _answer_without(self, question: Question, pending: PendingAnswer) -> Answer | None:
@@ -246,7 +249,7 @@ class Mllm(HubMixin):
     def _generate(
         self,
         writer: AnswerWriter,
-        settings: GenerationSettings | Sequence[GenerationSettings],
+        settings: Sequence[GenerationSettings],
         numbers: Sequence[int],
         *,
         ground: bool = False,
@@ -259,7 +262,12 @@ class Mllm(HubMixin):
             question = writer.pending[number]
             question.answer, question.finished = list(completion.ids), completion.finished
             answer = writer.answer(number, ground=ground)
-            return replace(answer, num_prompt_tokens=completion.num_prompt_tokens, score=completion.score)
+            return replace(
+                answer,
+                num_prompt_tokens=completion.num_prompt_tokens,
+                score=completion.score,
+                token_scores=completion.token_scores,
+            )
 
         completions = generate(
             self.loaded.model.language_model,
@@ -275,6 +283,7 @@ class Mllm(HubMixin):
             embed=writer.embed,
             draft=writer.draft,
             observer=None if observer is None else _Watch(writer, observer, complete, numbers),
+            grammars=self.loaded.grammars if any(row.json_schema for row in settings) else None,
             batch=len(writer.pending),
         )
         return [complete(number, completion) for number, completion in enumerate(completions)]

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import tokenizers
 import torch
 from torch import Tensor
 
@@ -39,9 +40,10 @@ from foveate.core.model_folder import (
 from foveate.core.recipes import validate
 from foveate.language.chat import Chat
 from foveate.language.forbidden_words import INVENTED_WORDS, ForbiddenWords, split_words
+from foveate.language.grammar import GrammarCompiler
 from foveate.language.lora import is_lora
 from foveate.language.open import LanguageModel
-from foveate.language.tokenizer import Tokenizer
+from foveate.language.tokenizer import BackendTokenizer, Tokenizer
 from foveate.language.vocabulary import read_tokenizer
 from foveate.multimodal.build import build_model, open_source
 from foveate.multimodal.model import MultimodalModel
@@ -110,6 +112,18 @@ class LoadedModel:
             size=len(self.model.embeddings_VE),
             allowed=sorted(split_words(self.names)),
         )
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """What holds answers to JSON schemas; see `GrammarCompiler` for errors."""
+        size, end = len(self.model.embeddings_VE), self.prompts.chat.end
+        return GrammarCompiler(self.backend, size=size, end=[end], name="the model")
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The tokenizer as the library `tokenizers` has it."""
+        assert isinstance(self.tokenizer, BackendTokenizer), "all tokenizers here are ones of `tokenizers`"
+        return self.tokenizer.backend
 
     @cached_property
     def encoded_names(self) -> frozenset[tuple[int, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from foveate.core.errors import UserError
 from foveate.core.hub import loading
 from foveate.core.peft_folder import is_peft
 from foveate.language.generate import GenerationSettings
+from foveate.language.grammar import GrammarCompiler
 from foveate.language.positions import find_context
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, AnswerObserver, pair_phrases
@@ -47,7 +49,9 @@ from foveate.multimodal.foreign_turns import (
     TokenSampler,
     called_back,
     check_question,
+    create_grammars,
     encode_images_once,
+    identify_images,
     list_end_ids,
     list_messages,
     naming_model,
@@ -83,6 +87,11 @@ class ForeignMllm:
 
     def __init__(self, model: Any, processor: Any, *, name: str, unit: str | None) -> None:
         self.model, self.processor, self.name, self.unit = model, processor, name, unit
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """What holds answers to JSON schemas."""
+        return create_grammars(self)
 
     def __repr__(self) -> str:
         return f"ForeignMllm({type(self.model).__name__}, {self.name!r}, boxes={self.unit!r})"
@@ -136,7 +145,7 @@ class ForeignMllm:
         settings, asked = limit_tokens(max_tokens), [Question(*question) for question in questions]
         groups: dict[Any, list[int]] = {}
         for number, (images, _, _) in enumerate(asked):
-            groups.setdefault(_identify(images), []).append(number)
+            groups.setdefault(identify_images(images), []).append(number)
         answers: dict[int, Answer] = {}
 
         def answer(numbers: Sequence[int], images: list[Image.Image] | None, prefix: PrefixCache | None = None) -> None:
@@ -380,17 +389,24 @@ class ForeignMllm:
         limits = [min(row.max_new_tokens, room) for row, room in zip(settings, rooms, strict=True)]
         first_images = [0, *([0] * len(rows) if is_shared else accumulate(len(images) for images, _ in rows))]
         results, ends = dict[int, tuple[Answer, str]](), list_end_ids(self.model)
+        is_plain = [bool(row.json_schema) for row in settings]
+        sampler = TokenSampler(settings, self.grammars if any(is_plain) else None)
         sizes = inputs if prefix is None or not (is_shared or len(rows) == 1) else inputs | prefix.sizes
 
         def read(row: int, ids_T: Tensor) -> tuple[Answer, str]:
-            answer, written = self._read(ids_T, rows[row][0], sizes, first_image=first_images[row])
-            return replace(answer, num_prompt_tokens=lengths[row]), written
+            # What follows a schema is left as it is written: its numbers are no boxes.
+            images = [] if is_plain[row] else rows[row][0]
+            answer, written = self._read(ids_T, images, sizes, first_image=first_images[row])
+            scores = tuple(sampler.token_scores[row][: len(ids_T) - answer.finished])
+            return replace(answer, num_prompt_tokens=lengths[row], token_scores=scores), written
 
         def step(row: int, ids_T: Tensor) -> bool:
+            sampler.note(row, int(ids_T[-1]))
             may_go_on = observer is None or observer.step(row_ids[row], lambda: read(row, ids_T)[0])
             if may_go_on and len(ids_T) < limits[row] and int(ids_T[-1]) not in ends:
                 return True
             results[row] = read(row, ids_T)
+            sampler.end(row)
             if observer is not None:
                 observer.end(row_ids[row], replace(results[row][0], unboxed=()))
             return False
@@ -408,7 +424,7 @@ class ForeignMllm:
                 max_new_tokens=max(limits),
                 # Many checkpoints sample by default; the same question must get the same answer.
                 do_sample=False,
-                logits_processor=[TokenSampler(settings)] if any(row.temperature > 0 for row in settings) else None,
+                logits_processor=[sampler] if sampler.is_needed else None,
                 stopping_criteria=[stop],
             )
         if prefix is not None and len(rows) == 1:
@@ -577,13 +593,3 @@ def read_images(images: Sequence[ImageInput] | ImageInput) -> list[Image.Image]:
             name = image if isinstance(image, str | Path) else f"image {number + 1}"
             raise UserError(f"{name}: cannot be read: {problem}") from problem
     return decoded
-
-
-def _identify(images: Sequence[ImageInput] | ImageInput) -> tuple[Any, ...]:
-    """Return a key that is the same for questions about the same images: by path, bytes or object."""
-    listed = [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
-    # An evaluation reads the bytes of an image for each question anew.
-    return tuple(
-        str(image) if isinstance(image, str | Path) else image if isinstance(image, bytes) else id(image)
-        for image in listed
-    )

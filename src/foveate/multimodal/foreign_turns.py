@@ -17,7 +17,8 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -25,12 +26,14 @@ from torch import Tensor
 
 from foveate.core import seeds
 from foveate.core.errors import UserError
-from foveate.language.decoding import draw_token
+from foveate.language.decoding import TokenScore, draw_token, score_token
 from foveate.language.generate import GenerationSettings
+from foveate.language.grammar import GrammarCompiler, hold_to_grammars
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import Answer, certain_text
 from foveate.multimodal.choose import LETTERS, are_distinct, list_letters, request_letter
 from foveate.records.conversations import IMAGE
+from foveate.records.images import ImageInput, is_single_image
 from foveate.records.region_prompts import GROUNDING_REQUEST
 from foveate.records.shapes import Shape
 
@@ -361,6 +364,15 @@ def list_end_ids(model: Any) -> list[int]:
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
+def create_grammars(model: ForeignMllm) -> GrammarCompiler:
+    """Return what holds answers to JSON schemas; raise UserError where the tokenizer has no tokenizer.json."""
+    backend = getattr(model.processor.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"{model.name}: its tokenizer has no tokenizer.json; its answers cannot follow a schema")
+    size = model.model.config.get_text_config().vocab_size
+    return GrammarCompiler(backend, size=size, end=list_end_ids(model.model), name=model.name)
+
+
 def list_messages(turns: Sequence[tuple[str, str]], num_images: int) -> list[dict[str, Any]]:
     """Return turns as chat templates take them, with as many images as there are, see `ForeignMllm.write_prompt`."""
     messages: list[dict[str, Any]] = [
@@ -413,15 +425,47 @@ def naming_model(name: str) -> Iterator[None]:
 
 
 class TokenSampler:
-    """Makes greedy decoding draw tokens as `foveate.language.generate` does, each row from its own seed."""
+    """Makes greedy decoding choose tokens as `foveate.language.generate` does: by schemas, each row by its own seed.
 
-    def __init__(self, settings: Sequence[GenerationSettings]) -> None:
+    Attributes:
+        token_scores: of each row, as far as it was written.
+
+    Args:
+        grammars: of the tokenizer, for rows whose settings have a `json_schema`.
+    """
+
+    def __init__(self, settings: Sequence[GenerationSettings], grammars: GrammarCompiler | None = None) -> None:
         self.settings = settings
         self.draws = [seeds.generator("generate", row.seed) for row in settings]
+        self.grammars = [grammars.start(row.json_schema) if grammars and row.json_schema else None for row in settings]
+        self.token_scores: list[list[TokenScore]] = [[] for _ in settings]
+        self._ended = [False] * len(settings)
+        self._logits_BV: Tensor | None = None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a row is not simply greedy."""
+        return any(row.temperature > 0 or row.json_schema or row.top_logprobs is not None for row in self.settings)
+
+    def note(self, row: int, token: int) -> None:
+        """Note the token that a row was given; it is called once for each token until the row ends."""
+        if (grammar := self.grammars[row]) is not None:
+            grammar.accept(token)
+        if (count := self.settings[row].top_logprobs) is not None and self._logits_BV is not None:
+            logs_V = self._logits_BV[row].float().log_softmax(dim=-1)
+            self.token_scores[row].append(score_token(logs_V.cpu().numpy(), token, count))
+
+    def end(self, row: int) -> None:
+        """Leave a row alone: transformers goes on to fill it."""
+        self._ended[row] = True
 
     @called_back
     def __call__(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
-        drawn_BV = logits_BV.clone()
+        grammars = [
+            None if has_ended else grammar for grammar, has_ended in zip(self.grammars, self._ended, strict=True)
+        ]
+        logits_BV = hold_to_grammars(grammars, logits_BV, logits_BV)
+        self._logits_BV, drawn_BV = logits_BV, logits_BV.clone()
         for row, (settings, draws) in enumerate(zip(self.settings, self.draws, strict=True)):
             if settings.temperature > 0:
                 logits_V = logits_BV[row].double().cpu().numpy()
@@ -460,3 +504,13 @@ class ForeignChat:
         # As it was written: in pixels the model would read its boxes in a unit that is not its own.
         self.turns = [*turns, ("assistant", written)]
         return answer if ground else replace(answer, unboxed=())
+
+
+def identify_images(images: Sequence[ImageInput] | ImageInput) -> tuple[Any, ...]:
+    """Return a key that is the same for questions about the same images: by path, bytes or object."""
+    listed = [cast(ImageInput, images)] if is_single_image(images) else list(cast(Sequence[ImageInput], images))
+    # An evaluation reads the bytes of an image for each question anew.
+    return tuple(
+        str(image) if isinstance(image, str | Path) else image if isinstance(image, bytes) else id(image)
+        for image in listed
+    )

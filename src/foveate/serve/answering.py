@@ -9,14 +9,15 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from foveate.core.errors import nearest
-from foveate.serve import bodies, replies
-from foveate.serve.calls import Adapter, ChatCall, ChatReply, Endpoint, Refused, ServedImage
+from foveate.serve import bodies, replies, responses
+from foveate.serve.calls import Adapter, ChatAdapter, ChatCall, ChatReply, Endpoint, Refused, ServedImage
 from foveate.serve.guard import Receive
 from foveate.serve.media import ImageDecoder
 from foveate.serve.settings import ServeSettings
@@ -90,8 +91,10 @@ _MAX_LOOP_BYTES = 64 * 1024
 _MAX_LOOP_VALUES = {"float": 4 * 1024, "base64": 256 * 1024}
 # In ASCII: a text may hold a lone surrogate, which UTF-8 cannot. No NaN, which JSON has not.
 _ENCODER = json.JSONEncoder(allow_nan=False)
-ENDPOINTS: dict[str, tuple[Endpoint, type[bodies.Body], str]] = {
+ENDPOINTS: dict[str, tuple[Endpoint, type[bodies.Body | responses.OtherBody], str]] = {
     "/v1/chat/completions": ("chat", bodies.ChatBody, "messages"),
+    "/v1/completions": ("chat", responses.CompletionsBody, "prompt"),
+    "/v1/responses": ("chat", responses.ResponsesBody, "input"),
     "/v1/embeddings": ("embeddings", bodies.EmbeddingsBody, "images"),
     "/v1/locate": ("locate", bodies.LocateBody, "image"),
     "/v1/search": ("search", bodies.SearchBody, "image"),
@@ -113,6 +116,7 @@ class Answerer:
         self._num_reading = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self.decoder = ImageDecoder(max_pixels=settings.max_pixels)
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
 
     def start(self) -> None:
         """Start the threads of the models; within the event loop that serves, which is always the same."""
@@ -135,9 +139,16 @@ class Answerer:
         self.is_closing = True
         grace = self.settings.grace_seconds
         await asyncio.gather(*(worker.close(grace_seconds=grace) for worker in self.workers.values()))
+        self._compiler.shutdown(wait=False)
 
     async def answer(self, request: Request) -> Response:
         """Answer a POST to one of `ENDPOINTS`."""
+        try:
+            return await self._answer(request)
+        except Refused as refusal:
+            raise responses.rename_field(refusal, request.scope["path"]) from refusal
+
+    async def _answer(self, request: Request) -> Response:
         if self.is_closing:
             raise Refused("the server is stopping", status=503, code="stopping", retry_after=5)
         self.start()  # some servers run no lifespan
@@ -147,7 +158,8 @@ class Answerer:
         try:
             data = await read_body(request.receive, self.settings.max_body_bytes)
             read = functools.partial(bodies.parse_body, model, data)
-            body = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
+            given = read() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(read)
+            body = given.to_chat() if isinstance(given, responses.OtherBody) else given
             worker = self._find_worker(body.model, endpoint)
             record["model"] = body.model
             # Thousands of images take minutes, for which nobody may wait.
@@ -155,12 +167,18 @@ class Answerer:
             images, clips = await self.while_connected(reading, request.receive)
             make = functools.partial(bodies.make_call, body, images, clips)
             call = make() if len(data) <= _MAX_LOOP_BYTES else await self.in_thread(make)
+            if isinstance(call, ChatCall) and (call.json_schema or call.is_json):
+                adapter = worker.adapter
+                assert isinstance(adapter, ChatAdapter), "calls go to an endpoint of their model"
+                # In a thread of its own: a large schema takes a second to compile, and images must not wait for it.
+                loop, compile_schema = asyncio.get_running_loop(), functools.partial(adapter.compile, call)
+                await self.while_connected(loop.run_in_executor(self._compiler, compile_schema), request.receive)
         finally:
             self._num_reading -= 1
         if self.settings.log_content:
             record["request"] = bodies.without_images(body)
         if isinstance(body, bodies.ChatBody) and isinstance(call, ChatCall):
-            writer = replies.ChatWriter(body.model, images, request_id=record["id"], include_usage=body.includes_usage)
+            writer = responses.make_writer(given, body, images, request_id=record["id"])
             if body.stream:
                 pieces = worker.write(call, timeout_seconds=self.settings.timeout_seconds)
                 return await self._stream(request, writer, pieces)
@@ -194,21 +212,26 @@ class Answerer:
         record["first_piece_seconds"] = round(seconds, 4)
 
         async def events() -> AsyncIterator[bytes]:
-            yield _event(writer.start())
-            # Chunks differ in their text only.
-            head, tail = _event(writer.piece("")).rsplit(b'""', 1)
+            # Chunks of a chat differ in their text only; named events have numbers as well.
+            chunk, _, tail = (b"", b"", b"") if writer.is_named else _event(writer.piece("")).rpartition(b'""')
             piece = first
             try:
+                for event in writer.start():
+                    yield _event(event, is_named=writer.is_named)
                 while isinstance(piece, str):
-                    yield head + json.dumps(piece).encode() + tail
+                    if writer.is_named:
+                        yield _event(writer.piece(piece), is_named=True)
+                    else:
+                        yield chunk + json.dumps(piece).encode() + tail
                     piece = await anext(pieces)
                 self._count(record, piece)
-                for chunk in writer.end(piece):
-                    yield _event(chunk)
-                yield b"data: [DONE]\n\n"
+                for event in writer.end(piece):
+                    yield _event(event, is_named=writer.is_named)
+                if not writer.is_named:
+                    yield b"data: [DONE]\n\n"
             except Refused as refusal:
                 record["status"] = refusal.status
-                yield _event(replies.error_body(refusal))
+                yield _event(writer.fail(refusal), is_named=writer.is_named)
             finally:
                 await pieces.aclose()
 
@@ -306,5 +329,6 @@ def to_json(content: Mapping[str, Any], status: int = 200, headers: Mapping[str,
     return Response(_ENCODER.encode(content), status, headers, "application/json")
 
 
-def _event(content: Mapping[str, Any]) -> bytes:
-    return b"data: " + _ENCODER.encode(content).encode() + b"\n\n"
+def _event(content: Mapping[str, Any], *, is_named: bool = False) -> bytes:
+    name = f"event: {content['type']}\n".encode() if is_named else b""
+    return name + b"data: " + _ENCODER.encode(content).encode() + b"\n\n"

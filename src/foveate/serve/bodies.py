@@ -5,6 +5,7 @@ Unknown fields are refused, so that no client believes that an option had an eff
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,7 +28,7 @@ from foveate.serve.calls import (
 from foveate.vision.video.sources import Source
 
 
-class _Body(BaseModel):
+class RequestBody(BaseModel):
     # Strict: "5" is no number and true no 1. JSON may still write a float's 1 without a point.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -36,11 +37,11 @@ def _as_parts(content: object) -> object:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _as_list(value: object) -> object:
+def as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _neutral(*values: object, expected: str) -> BeforeValidator:
+def neutral(*values: object, expected: str) -> BeforeValidator:
     """Accept a field of OpenAI's that has no effect here only with a value that asks for none."""
 
     def check(value: object) -> object:
@@ -61,29 +62,41 @@ Label = Annotated[str, Field(max_length=512)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 # A data URL in a text is no image: it may not be longer than a text.
 Text = Annotated[str, Field(max_length=2**20)]
-Texts = Annotated[list[Text], FailFast(), BeforeValidator(_as_list)]
+Texts = Annotated[list[Text], FailFast(), BeforeValidator(as_list)]
 
 
-class ImageAddress(_Body):
+One = Annotated[int | None, neutral(1, expected="1")]
+Zero = Annotated[float | None, neutral(0, 0.0, expected="0")]
+NoBias = Annotated[dict[str, float] | None, neutral({}, expected="{}")]
+Tier = Annotated[str | None, neutral("auto", "default", expected='"auto"')]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+# With the limits of OpenAI.
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+Tools = Annotated[list[dict[str, Any]], Field(max_length=128)]
+
+
+class ImageAddress(RequestBody):
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class TextPart(_Body):
+class TextPart(RequestBody):
     type: Literal["text"]
     text: Text
 
 
-class ImagePart(_Body):
+class ImagePart(RequestBody):
     type: Literal["image_url"]
     image_url: ImageAddress
 
 
-class ClipAddress(_Body):
+class ClipAddress(RequestBody):
     url: str
 
 
-class ClipPart(_Body):
+class ClipPart(RequestBody):
     type: Literal["video_url"]
     video_url: ClipAddress
 
@@ -91,28 +104,37 @@ class ClipPart(_Body):
 Part = Annotated[TextPart | ImagePart | ClipPart, Field(discriminator="type")]
 
 
-class Message(_Body):
+class Message(RequestBody):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)] = Field(max_length=4096)
     name: Label | None = None
     # Clients send an answer back as they got it.
     refusal: None = None
-    annotations: Annotated[list[Any] | None, _neutral([], expected="null or []")] = None
+    annotations: Annotated[list[Any] | None, neutral([], expected="null or []")] = None
     audio: None = None
     function_call: None = None
     tool_calls: None = None
 
 
-class StreamOptions(_Body):
+class StreamOptions(RequestBody):
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class ResponseFormat(_Body):
-    type: Literal["text", "json_object"]
+class JsonSchema(RequestBody):
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    content: dict[str, Any] = Field(alias="schema")
+    description: Text | None = None
+    # It is followed in either case.
+    strict: bool | None = None
 
 
-class Extras(_Body):
+class ResponseFormat(RequestBody):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Extras(RequestBody):
     """The request's field `foveate`: boxes of `<1>`, `<2>` in the last message, and how a captioner writes.
 
     Attributes:
@@ -131,7 +153,7 @@ class Extras(_Body):
         return self.model_dump(include={"format", "alt", "length"}, exclude_none=True) or None
 
 
-class ChatBody(_Body):
+class ChatBody(RequestBody):
     """`POST /v1/chat/completions`."""
 
     model: Name
@@ -143,14 +165,30 @@ class ChatBody(_Body):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[list[Stop] | None, BeforeValidator(_as_list)] = Field(None, max_length=16)
+    stop: Annotated[list[Stop] | None, BeforeValidator(as_list)] = Field(None, max_length=16)
     response_format: ResponseFormat | None = None
     foveate: Extras = Field(default_factory=Extras)  # pydantic would copy a default deeply for each request
     user: Label | None = None
-    n: Annotated[int | None, _neutral(1, expected="1")] = None
-    logprobs: Annotated[bool | None, _neutral(False, expected="false")] = None
-    frequency_penalty: Annotated[float | None, _neutral(0, 0.0, expected="0")] = None
-    presence_penalty: Annotated[float | None, _neutral(0, 0.0, expected="0")] = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    n: One = None
+    frequency_penalty: Zero = None
+    presence_penalty: Zero = None
+    # What frameworks send unasked: these change no answer here.
+    metadata: Metadata | None = None
+    reasoning_effort: Effort | None = None
+    parallel_tool_calls: bool | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    service_tier: Tier = None
+    store: Annotated[bool | None, neutral(False, expected="false: nothing is stored")] = None
+    logit_bias: NoBias = None
+    modalities: Annotated[list[str] | None, neutral(["text"], expected='["text"]')] = None
+    verbosity: Annotated[str | None, neutral("medium", expected='"medium"')] = None
+    tools: Tools | None = None
+    tool_choice: Any = None
+    functions: Annotated[list[Any] | None, neutral([], expected="[]: no model here calls functions")] = None
+    function_call: Annotated[str | None, neutral("none", "auto", expected='"none"')] = None
 
     @property
     def includes_usage(self) -> bool:
@@ -158,7 +196,7 @@ class ChatBody(_Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class EmbeddingsBody(_Body):
+class EmbeddingsBody(RequestBody):
     """`POST /v1/embeddings`: texts in `input`, or data URLs in `images`, or `boxes` of one image."""
 
     model: Name
@@ -169,7 +207,7 @@ class EmbeddingsBody(_Body):
     user: Label | None = None
 
 
-class LocateBody(_Body):
+class LocateBody(RequestBody):
     """`POST /v1/locate`."""
 
     model: Name
@@ -177,7 +215,7 @@ class LocateBody(_Body):
     phrases: Annotated[Texts, Field(min_length=1, max_length=256)]
 
 
-class SearchBody(_Body):
+class SearchBody(RequestBody):
     """`POST /v1/search`."""
 
     model: Name
@@ -189,12 +227,20 @@ class SearchBody(_Body):
     kind: Literal["both", "images", "regions"] = "both"
 
 
-class ClassifyBody(_Body):
+class ClassifyBody(RequestBody):
     """`POST /v1/classify`."""
 
     model: Name
     image: str
     count: int = Field(5, ge=1, le=10_000)
+
+
+def check_tools(tools: Sequence[Any] | None, choice: object) -> None:
+    """Raise `Refused` for tools that a model may be asked to call."""
+    if choice not in (None, "none", "auto"):
+        raise Refused("tool_choice: no model here calls tools; expected 'none'", param="tool_choice")
+    if tools and choice != "none":
+        raise Refused("tools: no model here calls tools; expected tool_choice 'none' with them", param="tools")
 
 
 Body = ChatBody | EmbeddingsBody | LocateBody | SearchBody | ClassifyBody
@@ -212,7 +258,8 @@ _MAX_PARAM_LETTERS = 100
 _MAX_SENTENCE_LETTERS = 1000
 # All but images and clips. More JSON than this takes so long to read that other requests notice.
 MAX_TEXT_BYTES = 2**20
-MAX_DEPTH = 16
+# A schema of ten levels, as OpenAI takes it, has two for each, within four of the request.
+MAX_DEPTH = 32
 # By the sign that each costs: above what the limits of fields let pass together, below what takes 0.1 s.
 _MAX_SIGNS = {b"{": (8192, "objects"), b"[": (17_000, "lists"), b":": (17_000, "fields"), b",": (85_000, "values")}
 _MAX_STRINGS = 70_000
@@ -353,6 +400,9 @@ def make_call(body: Body, images: Sequence[ServedImage], clips: Sequence[Source]
 
 
 def _make_chat_call(body: ChatBody, images: Sequence[ServedImage], clips: Sequence[Source]) -> ChatCall:
+    check_tools(body.tools, body.tool_choice)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise Refused("top_logprobs: expected 'logprobs' true with it", param="top_logprobs")
     iterator, clip_iterator, turns = iter(images), iter(clips), []
     for number, message in enumerate(body.messages):
         param, parts, turn_images, turn_clips = f"messages.{number}.content", [], [], []
@@ -388,8 +438,20 @@ def _make_chat_call(body: ChatBody, images: Sequence[ServedImage], clips: Sequen
         regions=tuple(box.to_pixels(last.width, last.height) for box in boxes) if last else (),
         caption=body.foveate.caption(),
         is_json=body.response_format is not None and body.response_format.type == "json_object",
+        json_schema=_write_schema(body.response_format),
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         frame_images=body.foveate.frame_images,
     )
+
+
+def _write_schema(response_format: ResponseFormat | None) -> str:
+    """Return the JSON schema of a request as text, "" without one."""
+    if response_format is None:
+        return ""
+    if (response_format.type == "json_schema") != (response_format.json_schema is not None):
+        text = "response_format: expected the field json_schema with type 'json_schema', and with no other type"
+        raise Refused(text, param="response_format", code="invalid_value")
+    return "" if response_format.json_schema is None else json.dumps(response_format.json_schema.content)
 
 
 def _read_boxes(boxes: Sequence[Sequence[float]], param: str) -> tuple[Box, ...]:

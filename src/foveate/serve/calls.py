@@ -90,7 +90,8 @@ class ChatCall:
         max_tokens: None = the server's limit. stop: texts that end the answer and are not part of it.
         regions: boxes of `<1>`, `<2>` in the last turn, in pixels of its last image.
         caption: the request's own field `foveate` for captions: format, alt, length.
-        is_json: the reply must be a JSON object.
+        is_json: the reply must be a JSON object. json_schema: that the reply follows, as text; "" for none.
+        top_logprobs: likeliest tokens to return beside each token; None: no probabilities.
         frame_images: the reply has thumbnails of the frames of a clip.
     """
 
@@ -104,6 +105,8 @@ class ChatCall:
     regions: tuple[PixelBox, ...] = ()
     caption: Mapping[str, Any] | None = None
     is_json: bool = False
+    json_schema: str = ""
+    top_logprobs: int | None = None
     frame_images: bool = False
 
     @property
@@ -123,12 +126,22 @@ class ChatBox:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer as text, with its log-probability and the likeliest tokens in its place."""
+
+    text: str
+    logprob: float
+    likeliest: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ChatReply:
     """A whole answer; the pieces of its stream, joined, are `text`.
 
     Attributes:
         source: what answered, in the words of `foveate.multimodal.answers.Answer`.
         clip: the frames that it saw of a clip.
+        logprobs: of its tokens, where the call asks for them.
     """
 
     text: str
@@ -138,6 +151,7 @@ class ChatReply:
     boxes: tuple[ChatBox, ...] = ()
     source: str = LANGUAGE_MODEL
     clip: Mapping[str, Any] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +298,10 @@ class ChatAdapter(Adapter, Protocol):
     """An adapter that also chats; `answers_clips` says whether about clips, too."""
 
     answers_clips: bool
+
+    def compile(self, call: ChatCall) -> None:
+        """Raise `Refused` for JSON that the answer cannot follow; called from any thread, before the call is queued."""
+        ...
 
     def write(self, calls: Sequence[ChatCall], listener: Listener) -> None:
         """Write the answers of a batch of one group; each row ends once, with a reply or an exception."""

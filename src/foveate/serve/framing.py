@@ -47,8 +47,8 @@ _MAX_GATHERED_BYTES = 32 * 1024
 _LINGER_SECONDS = 2.0
 _REQUEST_LINE = re.compile(rb"[A-Z]{1,20} [\x21-\x7e]+ HTTP/1\.[01]")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*)")
-_PHRASES = {400: "Bad Request", 408: "Request Timeout", 429: "Too Many Requests", 431: "Header Fields Too Large"}
-_PHRASES[503] = "Service Unavailable"
+_PHRASES = {400: "Bad Request", 408: "Request Timeout", 429: "Too Many Requests", 413: "Content Too Large"}
+_PHRASES |= {431: "Header Fields Too Large", 503: "Service Unavailable"}
 
 
 def split_head(head: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
@@ -73,6 +73,11 @@ def split_head(head: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     if b"host" not in read_headers(headers):
         raise Refused("host: required", code="invalid_header")
     return first, headers
+
+
+def _is_readable(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Return whether a parser reads the length of a body as a number of 64 bits."""
+    return all(len(value) <= 18 for name, value in headers if name == b"content-length")
 
 
 class GatheringTransport:
@@ -275,11 +280,11 @@ class FramingProtocol(Parser):
         try:
             return read_length(dict(headers), max_bytes=self.max_body_bytes, is_required=False)
         except Refused as refusal:
-            if refusal.status not in (411, 413):
+            if refusal.status not in (411, 413) or not _is_readable(headers):
                 raise
-            # The application refuses it, in its order of checks; nothing of the body reaches the parser, and nothing
+            # The application refuses it, in its order of checks; nothing of the body reaches the parser, and no coding
             # that it would stumble over itself.
-            plain = {b"content-length": b"9" * 15, b"transfer-encoding": b"chunked"}
+            plain = {b"transfer-encoding": b"chunked"}
             headers[:] = [(name, plain.get(name, value)) for name, value in headers]
             self.has_rest = True
             return 0

@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.records.boxes import normalize_box
-from foveate.serve.calls import ChatBox, ChatReply, Classified, Located, Refused, SearchReply, ServedImage
+from foveate.serve.calls import (
+    ChatBox,
+    ChatReply,
+    Classified,
+    Located,
+    Refused,
+    SearchReply,
+    ServedImage,
+    TokenLogprob,
+)
 
 if TYPE_CHECKING:
     from foveate.search.search import Verdict
@@ -42,9 +51,14 @@ def error_headers(refusal: Refused) -> dict[str, str]:
 class ChatWriter:
     """Write one answer as OpenAI's object, or as the chunks of its stream.
 
+    Attributes:
+        is_named: events of the stream have names and numbers, and no mark ends it.
+
     Args:
         images: of the call, by which boxes in pixels become fractions. request_id: as in the log.
     """
+
+    is_named = False
 
     def __init__(
         self, model: str, images: Sequence[ServedImage], *, request_id: str, include_usage: bool = False
@@ -55,27 +69,31 @@ class ChatWriter:
     def completion(self, reply: ChatReply) -> dict[str, Any]:
         """Return a whole answer."""
         message = {"role": "assistant", "content": reply.text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(reply)}
-        return self._object("chat.completion", [choice], usage=_usage(reply), foveate=self._extras(reply))
+        choice = {"index": 0, "message": message, "logprobs": _logprobs(reply), "finish_reason": finish_reason(reply)}
+        return self._object("chat.completion", [choice], usage=usage_body(reply), foveate=self.extras(reply))
 
-    def start(self) -> dict[str, Any]:
+    def start(self) -> list[dict[str, Any]]:
         """Return the first chunk, without text."""
-        return self._chunk({"role": "assistant", "content": ""})
+        return [self._chunk({"role": "assistant", "content": ""})]
 
     def piece(self, text: str) -> dict[str, Any]:
         """Return a chunk with text."""
         return self._chunk({"content": text})
 
     def end(self, reply: ChatReply) -> list[dict[str, Any]]:
-        """Return the last chunks: the reason, the boxes and the frames, and the usage where the client wants it."""
-        chunks = [self._chunk({}, _finish_reason(reply)) | {"foveate": self._extras(reply)}]
+        """Return the last chunks: reason, probabilities, boxes and frames, and the usage where the client wants it."""
+        chunks = [self._chunk({}, finish_reason(reply), _logprobs(reply)) | {"foveate": self.extras(reply)}]
         if self.include_usage:
             # As in OpenAI: the usage comes in a further chunk without choices.
-            chunks.append(self._object("chat.completion.chunk", [], usage=_usage(reply)))
+            chunks.append(self._object("chat.completion.chunk", [], usage=usage_body(reply)))
         return chunks
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def fail(self, refusal: Refused) -> dict[str, Any]:
+        """Return the event of an error in the middle of a stream."""
+        return error_body(refusal)
+
+    def _chunk(self, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         # As in OpenAI: if usage was requested, every other chunk has the field as null.
         return self._object("chat.completion.chunk", [choice], **({"usage": None} if self.include_usage else {}))
 
@@ -83,17 +101,37 @@ class ChatWriter:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
         return {**head, "choices": choices, **fields}
 
-    def _extras(self, reply: ChatReply) -> dict[str, Any]:
+    def extras(self, reply: ChatReply) -> dict[str, Any]:
+        """Return the field `foveate`."""
         clip = {} if reply.clip is None else {"clip": reply.clip}
         boxes = [_chat_box(box, self.images[box.image]) for box in reply.boxes]
         return {"boxes": boxes, "source": reply.source, **clip}
 
 
-def _finish_reason(reply: ChatReply) -> str:
+def finish_reason(reply: ChatReply) -> str:
+    """Return "stop", or "length" for an answer that was cut."""
     return "stop" if reply.finished else "length"
 
 
-def _usage(reply: ChatReply) -> dict[str, int]:
+def token_bodies(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Return tokens with their probabilities; `bytes` is null for a part of a character."""
+    return [
+        _token_body(token.text, token.logprob) | {"top_logprobs": [_token_body(*each) for each in token.likeliest]}
+        for token in logprobs
+    ]
+
+
+def _token_body(text: str, logprob: float) -> dict[str, Any]:
+    is_whole = "\N{REPLACEMENT CHARACTER}" not in text
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if is_whole else None}
+
+
+def _logprobs(reply: ChatReply) -> dict[str, Any] | None:
+    return None if reply.logprobs is None else {"content": token_bodies(reply.logprobs), "refusal": None}
+
+
+def usage_body(reply: ChatReply) -> dict[str, int]:
+    """Return the numbers of tokens."""
     total = reply.num_prompt_tokens + reply.num_tokens
     return {"prompt_tokens": reply.num_prompt_tokens, "completion_tokens": reply.num_tokens, "total_tokens": total}
 

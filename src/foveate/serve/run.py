@@ -35,6 +35,19 @@ _CLOSE_SECONDS = 0.5
 _GATHER_SECONDS = 0.02
 
 
+class JsonFormatter(logging.Formatter):
+    """Write each record as one line of JSON: requests as they are, everything else with its level and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        text = super().format(record)
+        # The server's own lines of requests are JSON already.
+        if record.name == LOG.name and record.levelno == logging.INFO:
+            return text
+        message, _, trace = text.partition("\n")
+        return json.dumps({"level": record.levelname.lower(), "message": message} | ({"trace": trace} if trace else {}))
+
+
 class LogWriter(logging.Handler):
     """Write lines to a stream in a thread of its own.
 
@@ -197,6 +210,7 @@ def serve(
     listener = listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     handler, logs = LogWriter(sys.stderr), (LOG, logging.getLogger("uvicorn.error"))
+    handler.setFormatter(JsonFormatter())
     for log in logs:
         log.addHandler(handler)
     LOG.setLevel(log_level)

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from foveate.caption.chat_requests import read_request
 from foveate.core.errors import UserError
 from foveate.core.hub import fetch
 from foveate.language.generate import GenerationSettings
+from foveate.language.grammar import ANY_OBJECT, GrammarCompiler
 from foveate.language.positions import find_context
+from foveate.language.tokenizer import write_token
 from foveate.multimodal.answer_writer import limit_tokens
 from foveate.multimodal.answers import NOT_FOUND, Answer, certain_text, write_corners
 from foveate.multimodal.ask import Mllm
@@ -45,6 +48,7 @@ from foveate.serve.calls import (
     Located,
     Refused,
     ServedImage,
+    TokenLogprob,
 )
 from foveate.video.adapter import Network, wrap_native
 from foveate.video.networks import wrap_foreign
@@ -186,8 +190,10 @@ class ClipWriter:
             param, problem = "foveate", "foveate: boxes and captions are of images (got a clip)"
         elif call.temperature > 0:
             param, problem = "temperature", "temperature: answers about clips are greedy; expected 0"
-        elif call.is_json:
-            param, problem = "response_format", "response_format: JSON is certain for captions of images only"
+        elif call.is_json or call.json_schema:
+            param, problem = "response_format", "response_format: answers about clips are text"
+        elif call.top_logprobs is not None:
+            param, problem = "logprobs", "logprobs: answers about clips have none; expected false"
         if problem:
             raise Refused(problem, param=param, code="unsupported_value")
         try:
@@ -340,9 +346,32 @@ class MultimodalAdapter:
         except UserError as error:
             param = "messages" if call.caption is None else "foveate"
             raise Refused(str(error), param=param, code="invalid_value") from error
-        if call.is_json and (request is None or self.captioner is None or not self.captioner.reads_requests):
-            text = f"response_format: {self.name} writes text; JSON is certain for captions of a captioner only"
+        if request is None or self.captioner is None:
+            return
+        # Captions are written by rules of their own, as text or as the JSON object that a captioner was trained on.
+        if call.json_schema or (call.is_json and not self.captioner.reads_requests):
+            text = f"response_format: captions of {self.name} follow no schema; expected "
+            text += "'json_object' or 'text'" if self.captioner.reads_requests else "'text'"
             raise Refused(text, param="response_format", code="unsupported_value")
+        if call.top_logprobs is not None:
+            raise Refused("logprobs: captions have none; expected false", param="logprobs", code="unsupported_value")
+
+    def compile(self, call: ChatCall) -> None:
+        """Raise `Refused` for JSON that the answer cannot follow."""
+        if schema := self._find_schema(call):
+            try:
+                self._grammars.check(schema)
+            except UserError as error:
+                raise Refused(str(error), param="response_format", code="invalid_value") from None
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        return self.model.loaded.grammars if isinstance(self.model, Mllm) else self.model.grammars
+
+    def _find_schema(self, call: ChatCall) -> str:
+        """Return the schema that an answer follows, "" for text and for captions, which have their own JSON."""
+        is_caption = self.captioner is not None and call.is_json and self._read_caption(call) is not None
+        return call.json_schema or (ANY_OBJECT if call.is_json and not is_caption else "")
 
     def group(self, call: Call) -> Hashable:
         """Return whether a clip is asked about, or a caption is asked for, which ends before it repeats itself."""
@@ -375,7 +404,7 @@ class MultimodalAdapter:
         images = {image.data: image.data for call in calls for turn in call.turns for image in turn.images}
         requests = [self._read_caption(call) for call in calls]
         captions = [request for request in requests if request is not None]
-        rows = _Rows(calls, listener)
+        rows = _Rows(calls, listener, self._write_token)
         with use_precision(self.precision, self._network):
             if isinstance(self.model, Mllm) and self.captioner is not None and captions:
                 rows.captioner, rows.captions = self.captioner, captions
@@ -393,8 +422,16 @@ class MultimodalAdapter:
             self.model.answer_dialogs(dialogs, generation=[self._limit(call) for call in calls], observer=rows)
 
     def _limit(self, call: ChatCall) -> GenerationSettings:
-        sampling = {"temperature": call.temperature, "top_p": call.top_p, "seed": call.seed % 2**63}
-        return limit_tokens(call.max_tokens or self.max_tokens, **sampling)
+        options = {"temperature": call.temperature, "top_p": call.top_p, "seed": call.seed % 2**63}
+        options |= {"json_schema": self._find_schema(call), "top_logprobs": call.top_logprobs}
+        # JSON may hold the same number many times.
+        options |= {"max_repeats": 0} if options["json_schema"] else {}
+        return limit_tokens(call.max_tokens or self.max_tokens, **options)
+
+    def _write_token(self, token: int) -> str:
+        if isinstance(self.model, Mllm):
+            return write_token(self.model.loaded.backend, token)
+        return write_token(self.model.processor.tokenizer.backend_tokenizer, token)
 
     def _read_caption(self, call: ChatCall) -> CaptionRequest | None:
         """Return the caption that a call asks for: by the field `foveate`, or by a prompt of Foveate's."""
@@ -421,6 +458,7 @@ class _Rows:
 
     calls: Sequence[ChatCall]
     listener: Listener
+    write_token: Callable[[int], str]
     captioner: MllmCaptioner | None = None
     captions: Sequence[CaptionRequest] = ()
     sent: dict[int, str] = field(default_factory=dict)
@@ -432,7 +470,10 @@ class _Rows:
         # A caption is written as a JSON object, once it is whole.
         if self.captioner is not None or not (stop or self.listener.is_streamed(number)):
             return True
-        text = certain_text(read().text)
+        answer, call = read(), self.calls[number]
+        # What follows a schema has no boxes that may still change.
+        is_plain = call.is_json or call.json_schema
+        text = answer.text.rstrip("\N{REPLACEMENT CHARACTER}") if is_plain else certain_text(answer.text)
         whole, is_cut = cut_text(text, stop)
         self._push(number, whole if is_cut else hold_back(whole, stop))
         return not is_cut
@@ -447,8 +488,24 @@ class _Rows:
         self._push(number, text)
         phrase = find_phrase(self.calls[number].turns[-1].text)
         boxes = list_boxes(answer, text, phrase=phrase)
+        logprobs = None
+        if self.calls[number].top_logprobs is not None:
+            logprobs = tuple(
+                TokenLogprob(
+                    self.write_token(score.id),
+                    score.logprob,
+                    tuple((self.write_token(id), logprob) for id, logprob in score.likeliest),
+                )
+                for score in answer.token_scores
+            )
         reply = ChatReply(
-            text, answer.finished or is_cut, answer.num_prompt_tokens, answer.tokens, boxes, answer.source
+            text,
+            answer.finished or is_cut,
+            answer.num_prompt_tokens,
+            answer.tokens,
+            boxes,
+            answer.source,
+            logprobs=logprobs,
         )
         self.listener.end(number, reply)
 
