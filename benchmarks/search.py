@@ -22,7 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common import compare, publish, ratio
-from foveate.search.nearest import build_faiss, choose_factory, nearest, nearest_by_faiss
+from foveate.search.nearest import build_faiss, choose_factory, nearest, nearest_among
 
 COUNT = 20
 
@@ -150,7 +150,7 @@ def _exact(stored: np.ndarray, queries: np.ndarray) -> list[np.ndarray]:
 
 def _by_lists(stored: np.ndarray, queries: np.ndarray, index: Any) -> list[np.ndarray]:
     none = np.zeros(0, np.int64)
-    return [nearest_by_faiss([stored], query, count=COUNT, excluded=none, index=index)[1] for query in queries]
+    return [nearest_among([stored], query, count=COUNT, excluded=none, index=index)[1] for query in queries]
 
 
 def main() -> None:

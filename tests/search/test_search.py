@@ -286,9 +286,7 @@ def test_the_effort_of_an_approximate_index_is_chosen_by_its_recall(capsys: pyte
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     _, exact_QK = nearest.nearest([vectors], queries, count=20)
     excluded = np.zeros(0, np.int64)
-    found = [
-        nearest.nearest_by_faiss([vectors], query, count=20, excluded=excluded, index=index)[1] for query in queries
-    ]
+    found = [nearest.nearest_among([vectors], query, count=20, excluded=excluded, index=index)[1] for query in queries]
     recall = np.mean([len(np.intersect1d(ours, theirs)) for ours, theirs in zip(found, exact_QK, strict=True)]) / 20
     assert recall > 0.97
     assert "nprobe" in capsys.readouterr().err

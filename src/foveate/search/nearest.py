@@ -332,7 +332,7 @@ def library() -> Any:
     return faiss
 
 
-def nearest_by_faiss(
+def nearest_among(
     parts: Sequence[NDArray[np.floating]],
     query_E: NDArray[np.float64],
     *,
@@ -340,8 +340,12 @@ def nearest_by_faiss(
     excluded: NDArray[np.int64],
     index: Any,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the `count` rows nearest to a unit-length query by faiss; scores and order as in `nearest`."""
-    # faiss does not know which rows are excluded, so that many more are requested.
+    """Return the `count` rows nearest to a unit-length query by an index; scores and order as in `nearest`.
+
+    Args:
+        index: of faiss, or another that gives candidates (`foveate.search.databases.Candidates`).
+    """
+    # An index does not know which rows are excluded, so that many more are requested.
     request = min(_REFINED * count + len(excluded), index.ntotal)
     _, rows_1K = index.search(query_E[None].astype(np.float32), request)
     # faiss pads the result with -1 where the lists that it searched hold fewer rows.
@@ -438,7 +442,7 @@ def _choose_effort(index: Any, parts: Sequence[NDArray[np.floating]]) -> None:
         if name is not None:
             _set(space, index, name, effort)
         found = (
-            nearest_by_faiss(parts, query_E, count=_NEAREST, excluded=none, index=index)[1]
+            nearest_among(parts, query_E, count=_NEAREST, excluded=none, index=index)[1]
             for query_E in queries_QE.astype(np.float64)
         )
         counts.append(sum(len(np.intersect1d(*pair)) for pair in zip(found, exact_QK, strict=True)))

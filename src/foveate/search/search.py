@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +33,7 @@ from foveate.search.calibration import (
     mean_direction,
     split_query,
 )
+from foveate.search.databases import Candidates, Vectors, open_database
 from foveate.search.index import unit
 from foveate.search.index_folder import (
     DESCRIPTION,
@@ -45,7 +45,7 @@ from foveate.search.index_folder import (
     read_rows,
     read_vectors,
 )
-from foveate.search.nearest import nearest, nearest_by_faiss, open_faiss, rank_rows
+from foveate.search.nearest import nearest, nearest_among, open_faiss, rank_rows
 from foveate.search.query import Query, embed_query
 from foveate.search.settings import FAISS, TEXT_WEIGHT, HitSettings
 from foveate.vision.localizer.model import LocalizingModel
@@ -188,7 +188,8 @@ class Index:
 
         Args:
             kind: "images", "regions" or "both". per_image: maximum of hits from one image.
-            backend: "exact", "faiss" (approximate from `nearest.LISTS_FROM` rows on), or "faiss:FACTORY".
+            backend: "exact", "faiss" (approximate from `nearest.LISTS_FROM` rows on), "faiss:FACTORY", or a database;
+                see `HitSettings`.
             terms: parts that the vector is the sum of, see `EmbeddedQuery`. With them scores are calibrated: hits are
                 ordered by z, not by the cosine.
             text: words to look for in captions and file names. text_weight: z of a complete match.
@@ -389,7 +390,7 @@ class KindRows:
     def __init__(self, folder: Path, segments: list[Segment], collection: Collection) -> None:
         self.folder, self.segments, self.collection = folder, segments, collection
         self.vectors = [segment.embeddings(folder) for segment in segments]
-        self._faiss: tuple[str, Any] | None = None  # the factory and its index
+        self._opened: tuple[str, Candidates] | None = None  # a backend and what it opened
 
     @cached_property
     def rows(self) -> pa.Table:
@@ -409,11 +410,17 @@ class KindRows:
     def available(self) -> int:
         return sum(segment.rows for segment in self.segments) - (len(self.removed) if self.segments else 0)
 
-    def _open_faiss(self, factory: str) -> Any:
+    def _open(self, backend: str) -> Candidates:
         # One at a time: the indexes of several factories would fill the memory.
-        if self._faiss is None or self._faiss[0] != factory:
-            self._faiss = factory, open_faiss(self.vectors, self.segments, self.folder, factory=factory)
-        return self._faiss[1]
+        if self._opened is None or self._opened[0] != backend:
+            name, _, argument = backend.partition(":")
+            if name == FAISS:
+                opened = open_faiss(self.vectors, self.segments, self.folder, factory=argument)
+            else:
+                vectors = Vectors(self.vectors, self.segments, self.rows)
+                opened = open_database(name, argument, vectors, self.folder)
+            self._opened = backend, opened
+        return self._opened[1]
 
     def score(self, query_E: NDArray[np.float64], rows: NDArray[np.int64]) -> list[tuple[float, int]]:
         """Return (cosine, row) of rows that the collection has not removed."""
@@ -432,12 +439,9 @@ class KindRows:
         is_region = any(segment.kind == REGION for segment in self.segments)
         request = min(_MORE * count, self.available) if is_region else count
         while True:
-            name, _, factory = backend.partition(":")
-            if name == FAISS:
-                index = self._open_faiss(factory)
-                scores, rows = nearest_by_faiss(
-                    self.vectors, query_E, count=request, excluded=self.removed, index=index
-                )
+            if backend != "exact":
+                index = self._open(backend)
+                scores, rows = nearest_among(self.vectors, query_E, count=request, excluded=self.removed, index=index)
             else:
                 scores, rows = (
                     result[0] for result in nearest(self.vectors, query_E[None], count=request, excluded=self.removed)

@@ -17,6 +17,7 @@ RegionRule = Literal["auto", "boxes", "grid", "both", "none"]
 Precision = Literal["float32", "float16"]
 LocateRule = Literal["head", "candidates"]
 FAISS = "faiss"
+BACKENDS = ("exact", FAISS, "lancedb", "qdrant")
 LOCATE_RULES: tuple[str, ...] = get_args(LocateRule)
 
 
@@ -59,14 +60,19 @@ class HitSettings(Settings):
     backend: str = Field(
         "exact",
         description="exact; or faiss (extra), which is approximate for large indexes; or faiss:FACTORY, an index of "
-        "faiss's index_factory, such as faiss:IVF4096,PQ64",
+        "faiss's index_factory, such as faiss:IVF4096,PQ64; or a database (extras): lancedb, qdrant, lancedb:FOLDER, "
+        "qdrant:FOLDER or qdrant:http://HOST:6333",
     )
 
     @field_validator("backend")
     @classmethod
     def _known_backend(cls, value: str) -> str:
-        if value != "exact" and value.partition(":")[0] != FAISS:
-            raise ValueError(f"allowed are exact, faiss and faiss:FACTORY{nearest(value, ('exact', FAISS))}")
+        name, colon, argument = value.partition(":")
+        if name not in BACKENDS or (colon and not argument) or (colon and name == "exact"):
+            raise ValueError(
+                "allowed are exact, faiss, faiss:FACTORY, lancedb, lancedb:FOLDER, qdrant, qdrant:FOLDER and "
+                f"qdrant:URL{nearest(name, BACKENDS)}"
+            )
         return value
 
 
