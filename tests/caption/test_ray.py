@@ -19,6 +19,7 @@ from foveate.caption.run import CaptionRun, caption
 from foveate.chat.client import ChatSettings
 from foveate.core.errors import UserError
 from foveate.core.runs import RunFolder
+from foveate.records import ray_work
 from foveate.records.ray_work import import_ray
 from naming import raises_naming
 
@@ -94,6 +95,8 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
     cluster: dict[str, Any] = {}
 
     class Ray:
+        data = None
+
         def is_initialized(self) -> bool:
             return False
 
@@ -102,7 +105,8 @@ def test_a_cluster_that_is_there_is_joined(address: str, tmp_path: Path, monkeyp
             raise UserError("far enough")
 
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(execution, "import_ray", Ray)
+    for module in (execution, ray_work):
+        monkeypatch.setattr(module, "import_ray", Ray)
     with ChatServer() as server:
         done = ask(make(tmp_path / "c", 2), server.url, "ray")
     assert str(done.failure) == "far enough"

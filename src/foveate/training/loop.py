@@ -50,10 +50,10 @@ from foveate.training.task import Report, Task
 
 # Both decide which samples a step sees.
 _MUST_NOT_CHANGE = ("seed", "batch_size")
-# Settings that change neither weights nor metrics; a run may be resumed with other ones, silently.
+# Settings that change neither weights nor metrics, the last two but for rounding; a run may be resumed with other ones.
 WITHOUT_INFLUENCE = (
     "log_every", "checkpoint_every", "keep_checkpoints", "checkpoints", "parallel", "shard_size", "offload",
-    "activation_checkpointing", "workers",
+    "activation_checkpointing", "workers", "gathered_precision", "compile",
 )  # fmt: skip
 _MAX_KEYS = 64  # named in an error
 
