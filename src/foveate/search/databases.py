@@ -101,7 +101,7 @@ class _Lance:
 
 
 def _open_lancedb(argument: str, vectors: Vectors, folder: Path) -> _Lance:
-    import lancedb
+    import lancedb  # pyrefly: ignore[missing-import]
 
     database = lancedb.connect(argument or str(folder / "lancedb"))
     with FolderLock(folder, purpose="LanceDB"):
@@ -147,7 +147,7 @@ class _Qdrant:
 
 
 def _open_qdrant(argument: str, vectors: Vectors, folder: Path) -> _Qdrant:
-    from qdrant_client import QdrantClient, models
+    from qdrant_client import QdrantClient, models  # pyrefly: ignore[missing-import]
 
     is_server = "://" in argument
     # One that is embedded locks its folder while it is open, so that each kind has its own.
