@@ -40,7 +40,7 @@ def read_requirements(*extras: str) -> list[Requirement]:
 def test_the_extra_all_has_every_extra_that_any_machine_can_use() -> None:
     libraries = {name: set(map(str, read_extra(name))) for name in PROJECT["optional-dependencies"]}
     left_out = {name for name, listed in libraries.items() if not listed <= libraries["all"]}
-    trackers = {"lancedb", "mlflow", "qdrant", "tensorboard", "trackio", "wandb"}
+    one_of = {"lancedb", "mlflow", "qdrant", "tensorboard", "trackio", "wandb"}
     assert left_out == {"dev", "docs", "flower", "gpu", "qlora", "test", *one_of}
     assert libraries["all"] | libraries["test"] < libraries["dev"]
 
